@@ -1,0 +1,69 @@
+"""drojko: distributionally robust optimisation with scikit-learn's manners.
+
+    min over theta of  sup { E_P loss(theta; z) : D(P, P0) <= r }
+
+Models are trained for the worst distribution P near a reference P0 that was fitted to the data;
+each result carries a certificate, a lower and an upper bound on the worst-case risk.
+
+Public names load on first use, so that ``import drojko`` costs next to nothing:
+
+>>> import drojko
+>>> drojko.ambiguity.Wasserstein(radius=0.1)
+Wasserstein(radius=0.1)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public objects, each with the module that defines it.
+_OBJECTS = {
+    "Certificate": "drojko.certificates",
+    "DROClassifier": "drojko.estimators",
+    "DRORegressor": "drojko.estimators",
+    "WorstCase": "drojko.inner",
+    "load": "drojko._persist",
+    "make_robust_scorer": "drojko.estimators",
+    "radius_path": "drojko.estimators",
+}
+
+#: Public rooms, reached as attributes: ``drojko.ambiguity.Wasserstein``.
+_ROOMS = (
+    "ambiguity",
+    "displays",
+    "estimators",
+    "exceptions",
+    "inner",
+    "losses",
+    "measures",
+    "minimax",
+    "transport",
+)
+
+__all__ = ["__version__", *_OBJECTS, *_ROOMS]
+
+if TYPE_CHECKING:
+    from drojko._persist import load as load
+    from drojko.certificates import Certificate as Certificate
+    from drojko.estimators import DROClassifier as DROClassifier
+    from drojko.estimators import DRORegressor as DRORegressor
+    from drojko.estimators import make_robust_scorer as make_robust_scorer
+    from drojko.estimators import radius_path as radius_path
+    from drojko.inner import WorstCase as WorstCase
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OBJECTS:
+        value = getattr(import_module(_OBJECTS[name]), name)
+        globals()[name] = value  # the next access does not come here
+        return value
+    if name in _ROOMS:
+        return import_module(f"drojko.{name}")
+    raise AttributeError(f"module 'drojko' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

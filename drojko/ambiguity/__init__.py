@@ -1,0 +1,1 @@
+"""Ambiguity sets: which distributions count as near the reference."""
