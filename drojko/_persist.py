@@ -1,0 +1,219 @@
+"""Model files: `save` and `load` without running any code on load.
+
+A file is a skops archive (a zip of JSON and plain arrays) with one more member, ``drojko.json``
+(format number, versions), closed by the SHA-256 digest of all bytes before it. `load` refuses, in
+this order and before it imports anything that the file names: a file whose digest does not fit, a
+file of another kind or of a newer format, and types other than drojko's own and the plain
+scikit-learn and numpy types that skops trusts. The digest detects damage and careless edits; that
+nothing foreign runs, whoever wrote the file, rests on the list of types.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import io
+import json
+import os
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from drojko.exceptions import InvalidDataError, UnsupportedError
+
+__all__ = ["FORMAT", "load", "save", "trusted_types"]
+
+#: Raised when the layout of the file or the meaning of a stored attribute changes.
+FORMAT = 1
+
+_MANIFEST = "drojko.json"
+_MARK = b"drojko-sha256:"
+_FOOTER = len(_MARK) + 64
+
+
+@lru_cache(maxsize=1)
+def trusted_types() -> tuple[str, ...]:
+    """Return the exact names of all classes that drojko defines, read off its source.
+
+    Nothing is imported, so that the list costs nothing until a file is loaded and holds no class
+    that somebody else could have registered.
+
+    Examples
+    --------
+    >>> from drojko._persist import trusted_types
+    >>> "drojko.ambiguity.wasserstein.Wasserstein" in trusted_types()
+    True
+    """
+    root = Path(__file__).parent
+    names = []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        names += [f"{module}.{node.name}" for node in body if isinstance(node, ast.ClassDef)]
+    return tuple(names)
+
+
+def save(estimator: Any, path: str | os.PathLike[str]) -> None:
+    """Write a fitted estimator, a pipeline of such, or a settings object to a file.
+
+    The file is written beside its destination and then renamed: whoever reads ``path`` finds the
+    old file or the new one, never half of it. Callbacks are not part of a model and stay out.
+
+    Parameters
+    ----------
+    estimator : object
+        Its state must be numpy arrays, plain Python and drojko or scikit-learn objects.
+    path : str or path-like
+        Where to; an existing file is replaced.
+
+    Raises
+    ------
+    UnsupportedError
+        When the object holds code, such as a callable model or loss: a file that runs no code
+        cannot hold it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from drojko import load
+    >>> from drojko._persist import save
+    >>> from drojko.ambiguity import Wasserstein
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Wasserstein(radius=0.3), f"{folder}/ball.drojko")
+    ...     load(f"{folder}/ball.drojko")
+    Wasserstein(radius=0.3)
+    """
+    data = _pack(estimator)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read what `save` wrote; nothing in the file is executed.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file written by ``estimator.save(path)``.
+
+    Returns
+    -------
+    object
+        The estimator, ready to predict.
+
+    Raises
+    ------
+    InvalidDataError
+        When the file is truncated, altered, of another kind, of a newer format, or names a type
+        that drojko does not know.
+    """
+    data = Path(path).read_bytes()
+    _check_digest(data, path)
+    try:
+        return _unpack(data, path)
+    except InvalidDataError:
+        raise
+    except Exception as error:  # whatever a malformed archive provokes in zipfile, json or skops
+        raise InvalidDataError(f"{path} cannot be read as a drojko model: {error}") from error
+
+
+def _pack(estimator: Any) -> bytes:
+    import skops.io
+
+    _refuse_code(estimator)
+    estimator = copy.copy(estimator)
+    vars(estimator).pop("_skl_callbacks", None)
+    try:
+        archive = skops.io.dumps(estimator, compression=zipfile.ZIP_DEFLATED)
+        foreign = _foreign_types(archive)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(estimator).__name__} holds something that a model file cannot: {error}"
+        ) from error
+    if foreign:
+        raise UnsupportedError(
+            f"{type(estimator).__name__} holds objects of types that a model file cannot: "
+            f"{', '.join(foreign)}; pickle or joblib can store them"
+        )
+    buffer = io.BytesIO(archive)
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr(_MANIFEST, json.dumps(_manifest(estimator), indent=2))
+        file.comment = _MARK + b"0" * 64
+    content = buffer.getvalue()[:-64]
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def _manifest(estimator: Any) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from drojko import __version__
+
+    kind = type(estimator)
+    versions = {name: version(name) for name in ("numpy", "scikit-learn", "skops", "torch")}
+    return {
+        "format": FORMAT,
+        "type": f"{kind.__module__}.{kind.__qualname__}",
+        "versions": {"drojko": __version__, **versions},
+    }
+
+
+def _refuse_code(estimator: Any) -> None:
+    """Name the parameter that holds a callable: skops would only name its type."""
+    if not hasattr(estimator, "get_params"):
+        return
+    for name, value in estimator.get_params(deep=True).items():
+        ours = f"{type(value).__module__}.{type(value).__qualname__}" in trusted_types()
+        if callable(value) and not ours:
+            raise UnsupportedError(
+                f"{name}={value!r} is code, and a model file holds none. Use pickle or joblib, "
+                "which need the same code to be importable when they load"
+            )
+
+
+def _check_digest(data: bytes, path: Any) -> None:
+    mark, digest = data[-_FOOTER:-64], data[-64:]
+    if not data.startswith(b"PK") or mark != _MARK:
+        raise InvalidDataError(
+            f"{path} is no drojko model, or it is truncated: expected a file written by "
+            "estimator.save(path)"
+        )
+    if hashlib.sha256(data[:-64]).hexdigest().encode() != digest:
+        raise InvalidDataError(
+            f"{path} was altered after it was saved: its digest does not fit its content"
+        )
+
+
+def _unpack(data: bytes, path: Any) -> Any:
+    import skops.io
+
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        manifest = json.loads(file.read(_MANIFEST))
+    if not isinstance(manifest["format"], int) or not 1 <= manifest["format"] <= FORMAT:
+        raise InvalidDataError(
+            f"{path} has format {manifest['format']}, written by drojko "
+            f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
+            "upgrade drojko"
+        )
+    if foreign := _foreign_types(data):
+        raise InvalidDataError(
+            f"{path} names types that drojko does not load: {', '.join(foreign)}"
+        )
+    return skops.io.loads(data, trusted=trusted_types())
+
+
+def _foreign_types(data: bytes) -> list[str]:
+    """Return the types an archive asks for beyond drojko's and skops' own; imports none of them."""
+    import skops.io
+
+    return sorted(set(skops.io.get_untrusted_types(data=data)) - set(trusted_types()))

@@ -1,0 +1,116 @@
+"""The Wasserstein ball of order 2 with a weighted Euclidean ground cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drojko.ambiguity._columns import Columns, resolve_bounds, resolve_weights
+from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.ground_cost import GroundCost
+from drojko.exceptions import InvalidDataError, UnsupportedError
+
+__all__ = ["Wasserstein"]
+
+#: What the solvers offer; orders outside of it, but in {1, 2}, raise `UnsupportedError`.
+_ORDERS = (2,)
+
+
+class Wasserstein(AmbiguitySet):
+    r"""Distributions that transport of the reference can reach at a limited cost.
+
+    .. math:: \{P : W_2(P, P_0) \le \mathrm{radius}\}, \quad
+        W_2^2(P, P_0) = \min_{\pi} E_\pi c(x, z), \quad c(x, z) = \sum_j w_j (x_j - z_j)^2
+
+    or, in the penalised form, the worst case of E loss - penalty * W_2^2. Distances are in the
+    units of the data: the radius is the root mean square displacement.
+
+    Parameters
+    ----------
+    radius : float, default=None
+        W_2 <= radius, in the units of X; 0 is the reference alone. Exactly one of radius and
+        penalty must be given.
+    penalty : float, default=None
+        Price of one unit of W_2^2: loss per squared unit of X.
+    order : {2, 1}, default=2
+        2: as above. 1 is not supported yet.
+    weights : sequence of shape (d,), dict or float, default=None
+        Weights w_j of the columns, positive; infinity makes a column immutable. A dict maps
+        feature names or indices to weights, the others have weight 1.
+    immutable : sequence of feature names or indices, or mask of shape (d,), default=None
+        Columns that never move.
+    bounds : (lower, upper), dict or array of shape (d, 2), default=None
+        Where columns may move to: one pair for all of them, or a dict from feature names or
+        indices to pairs. None within a pair means unbounded.
+    label_cost : float, default=inf
+        Cost of changing a label. Infinity, labels stay, is the only value supported so far.
+
+    Raises
+    ------
+    InvalidDataError
+        From `validate`, at fit time, naming the parameter. The constructor only stores.
+    UnsupportedError
+        For ``order=1`` and for a finite ``label_cost``.
+
+    References
+    ----------
+    J. Blanchet, K. Murthy, 2019, Quantifying Distributional Model Risk via Optimal Transport,
+    arXiv 1604.01446.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import Wasserstein
+    >>> ball = Wasserstein(0.5, weights={"age": 4}, immutable=["sex"], bounds={"age": (0, None)})
+    >>> ball.validate(3, ["age", "sex", "income"])
+    GroundCost(d=3, weights in [1, 4], immutable: 'sex', bounded: 'age')
+    >>> ball.set_params(radius=None, penalty=2.0).budget is None
+    True
+    """
+
+    def __init__(
+        self,
+        radius: float | None = None,
+        *,
+        penalty: float | None = None,
+        order: int = 2,
+        weights: Any = None,
+        immutable: Any = None,
+        bounds: Any = None,
+        label_cost: float = np.inf,
+    ):
+        self.radius = radius
+        self.penalty = penalty
+        self.order = order
+        self.weights = weights
+        self.immutable = immutable
+        self.bounds = bounds
+        self.label_cost = label_cost
+
+    @property
+    def budget(self) -> float | None:
+        """The radius in the units of the discrepancy: E c(x, T(x)) <= radius**order."""
+        return None if self.radius is None else self.radius**self.order
+
+    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> GroundCost:
+        """Return the ground cost for data with these columns; see `AmbiguitySet.resolve`."""
+        columns = Columns(n_features, feature_names)
+        weights = resolve_weights(self.weights, columns)
+        if self.immutable is not None:
+            weights[columns.selection("immutable", self.immutable)] = np.inf
+        lower, upper = resolve_bounds(self.bounds, columns)
+        return GroundCost(weights, lower, upper, columns.names)
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        if self.order not in (1, 2):
+            raise InvalidDataError(f"Wasserstein got order={self.order!r}; it must be 1 or 2")
+        if self.order not in _ORDERS:
+            raise UnsupportedError("Wasserstein: order=1 is not supported yet; use order=2")
+        self._check_number("label_cost", self.label_cost, zero="refused", infinite=True)
+        if np.isfinite(self.label_cost):
+            raise UnsupportedError(
+                f"Wasserstein: label_cost={self.label_cost} is not supported yet; labels stay, "
+                "use label_cost=inf"
+            )
