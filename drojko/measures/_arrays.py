@@ -1,0 +1,156 @@
+"""From whatever holds numbers to checked arrays: the one door into the measures."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError
+
+
+def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
+    """Return X (array, list, frame or tensor) as a finite float64 array of shape (n, dim)."""
+    if isinstance(X, Tensor):
+        X = X.detach().cpu().numpy()
+    try:
+        rows = np.asarray(X, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(
+            f"{name} cannot be read as a table of numbers ({error}); encode text and categories "
+            "as numbers and use a dense table"
+        ) from error
+    _check_shape(rows.shape, dim, name)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=0))
+    if bad.size:
+        labels = getattr(X, "columns", range(rows.shape[1]))
+        raise InvalidDataError(
+            f"{name} contains NaN or infinity in column {labels[bad[0]]!r}; impute or drop it"
+        )
+    return rows
+
+
+def queries(x: Any, dim: int, name: str = "x") -> Tensor:
+    """Return points of shape (n, dim) as a tensor, float32 or float64, gradients kept."""
+    if not isinstance(x, Tensor):
+        single = getattr(x, "dtype", None) == np.float32
+        return torch.tensor(matrix(x, dim, name), dtype=torch.float32 if single else torch.float64)
+    _check_shape(tuple(x.shape), dim, name)
+    if not bool(torch.isfinite(x).all()):
+        raise InvalidDataError(f"{name} contains NaN or infinity; look at the step that made it")
+    return x if x.dtype in (torch.float32, torch.float64) else x.double()
+
+
+def vector(y: Any, n: int, name: str = "y") -> Tensor:
+    """Return one finite number per row as a tensor of shape (n,); a scalar is repeated."""
+    y = y if isinstance(y, Tensor) else torch.tensor(np.asarray(y))
+    if y.ndim == 0:
+        y = y.expand(n)
+    if y.shape != (n,) or y.dtype.is_complex:
+        raise InvalidDataError(f"{name} has shape {tuple(y.shape)}; expected ({n},)")
+    if not bool(torch.isfinite(y).all()):
+        raise InvalidDataError(f"{name} contains NaN or infinity; impute or drop those rows")
+    return y
+
+
+def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarray:
+    """Return n nonnegative weights, not all zero; ones for None."""
+    if sample_weight is None:
+        return np.ones(n)
+    if isinstance(sample_weight, Tensor):
+        sample_weight = sample_weight.detach().cpu().numpy()
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n,):
+        raise InvalidDataError(f"{name} has shape {weights.shape}; expected ({n},)")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise InvalidDataError(f"{name} must be finite and >= 0, and positive somewhere")
+    return weights
+
+
+def weighted_rows(X: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of positive weight and their weights, not normalised."""
+    rows = matrix(X)
+    weights = masses(sample_weight, len(rows))
+    kept = weights > 0
+    return rows[kept], weights[kept]
+
+
+def distinct(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge equal rows, in the order of first appearance; the weights returned sum to 1.
+
+    A fit that sees its data only through this cannot tell weight k from k copies.
+    """
+    _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    mass = np.bincount(group.ravel(), weights=weights)[order]
+    return rows[first[order]], mass / mass.sum()
+
+
+def moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the population covariance under weights that sum to 1."""
+    mean = weights @ rows
+    centred = rows - mean
+    covariance = (weights[:, None] * centred).T @ centred
+    return mean, (covariance + covariance.T) / 2
+
+
+def spread(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return each column's population standard deviation; exactly 0 for a constant column."""
+    deviation = np.sqrt(weights @ (rows - weights @ rows) ** 2)
+    return np.where(np.ptp(rows, axis=0) > 0, deviation, 0.0)
+
+
+def positive(scale: np.ndarray) -> np.ndarray:
+    """Replace zeros by the root mean square of the positive entries (by 1 if there are none)."""
+    used = scale[scale > 0]
+    return np.where(scale > 0, scale, np.sqrt(np.mean(used**2)) if used.size else 1.0)
+
+
+def scott(weights: np.ndarray, dim: int) -> float:
+    """Return Scott's factor n_eff^(-1/(dim+4)), n_eff = 1 / sum of squared normalised weights."""
+    return float((1 / np.sum(weights**2)) ** (-1 / (dim + 4)))
+
+
+def indices(columns: Any, dim: int, name: str = "columns") -> np.ndarray:
+    """Return column indices (negative ones count from the end, a mask is fine) in 0..dim-1."""
+    chosen = np.atleast_1d(np.asarray([] if columns is None else columns))
+    if chosen.dtype == bool and chosen.shape == (dim,):
+        return np.flatnonzero(chosen)
+    if chosen.size == 0:
+        return np.empty(0, dtype=int)
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+        raise InvalidDataError(f"{name} is {columns!r}; expected column indices")
+    if chosen.min() < -dim or chosen.max() >= dim:
+        raise InvalidDataError(f"{name} is {columns!r}, but there are {dim} columns")
+    return chosen % dim
+
+
+def count(n: Any) -> int:
+    """Return a number of draws, at least 1."""
+    try:
+        number = operator.index(n)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InvalidDataError(f"n is {n!r}; expected an integer >= 1")
+    return number
+
+
+def double(values: Any, like: Tensor | None = None) -> Tensor:
+    """Copy an array (a read-only memory map, too) into a float64 tensor on `like`'s device."""
+    return torch.tensor(values, dtype=torch.float64, device=None if like is None else like.device)
+
+
+def _check_shape(shape: tuple[int, ...], dim: int | None, name: str) -> None:
+    if len(shape) != 2:
+        raise InvalidDataError(
+            f"{name} has shape {shape}; expected (n, {'d' if dim is None else dim}): "
+            f"a single column is {name}.reshape(-1, 1)"
+        )
+    if dim is not None and shape[1] != dim:
+        raise InvalidDataError(f"{name} has {shape[1]} columns; this measure lives on {dim}")
+    if dim is None and 0 in shape:
+        raise InvalidDataError(f"{name} has {shape[0]} samples and {shape[1]} columns; it is empty")

@@ -1,0 +1,172 @@
+"""What every measure offers: draws, weighted points, moments, a density where there is one."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from torch import Tensor
+
+from drojko import _random
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.measures._arrays import count, distinct, spread, weighted_rows
+
+__all__ = ["LabelledMeasure", "Measure"]
+
+
+class _Settings(BaseEstimator):
+    """The bookkeeping that measures of both kinds share."""
+
+    _state = ""  # the fitted attribute whose presence means "ready to use"
+    _remedy = "call fit first"
+
+    def _construct(self) -> None:
+        """Set the fitted attributes from the settings alone, if those suffice."""
+
+    def __sklearn_is_fitted__(self) -> bool:
+        if not hasattr(self, self._state):
+            self._construct()
+        return hasattr(self, self._state)
+
+    def _ready(self) -> Self:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} is not fitted: {self._remedy}")
+        return self
+
+    def _lacks(self, what: str, instead: str) -> UnsupportedError:
+        return UnsupportedError(f"{type(self).__name__} has no {what}; {instead}")
+
+
+class Measure(_Settings):
+    """A probability measure on R^d.
+
+    Settings are plain values, fitted attributes are numpy arrays: `clone`, `get_params`, pickle
+    and skops work. Input may be an array, a list, a frame or a tensor; output is float64 tensors.
+    `log_prob` of a tensor can be differentiated.
+
+    In every `fit`, weight k means k copies and weight 0 means absence: equal rows are merged, so
+    a fit cannot tell these apart, and the overall scale of the weights does not matter.
+
+    A subclass sets `_state` and defines `dim`, `sample` and what else it has in closed form; it
+    is fitted by `_fit(rows, weights, scale)` on distinct rows with weights that sum to 1, or has
+    a `fit` of its own. `scale` are the standard deviations of the columns, for regularisation.
+    """
+
+    def fit(self, X: Any, sample_weight: Any = None) -> Self:
+        """Fit to rows X of shape (n, d), with weights of shape (n,); returns self.
+
+        Raises InvalidDataError for fewer than 2 distinct rows of positive weight, NaN, infinity,
+        text, or weights that are negative or all zero.
+        """
+        rows, weights = distinct(*weighted_rows(X, sample_weight))
+        if len(rows) < 2:
+            raise InvalidDataError(
+                f"{type(self).__name__} got 1 sample, counting distinct rows of positive weight; "
+                "it needs 2 or more to have a scale (Empirical takes 1)"
+            )
+        return self._fit(rows, weights, spread(rows, weights))
+
+    def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
+        raise self._lacks("fit", "build it from its parts")
+
+    def _fit_class(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
+        """Fit to one class of a table; `scale` regularises, so that a single row will do."""
+        if type(self)._fit is Measure._fit:
+            return self.fit(rows, weights)
+        return self._fit(*distinct(rows, weights), scale)
+
+    def _with_label(self, dim: int) -> Measure:
+        """Return an unfitted copy for rows (x, y), x having `dim` columns."""
+        from sklearn.base import clone
+
+        return clone(self)
+
+    @property
+    def dim(self) -> int:
+        """Number of columns d."""
+        raise self._lacks("known dimension", "look at a sample")
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, a tensor of shape (d,)."""
+        raise self._lacks("closed-form mean", "average a sample")
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance, a tensor of shape (d, d)."""
+        raise self._lacks("closed-form covariance", "use that of a sample")
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points, shape (n, d); None seeds a generator from the operating system."""
+        raise self._lacks("sampler", "use another measure")
+
+    def log_prob(self, x: Any) -> Tensor:
+        """Log density at the rows of x, shape (n, d) -> (n,)."""
+        raise self._lacks("density", "use a continuous measure, for instance KDE")
+
+    def marginal(self, columns: Any) -> Measure:
+        """Return the measure of some columns, given by indices."""
+        raise self._lacks("closed-form marginal", "draw a sample and keep its columns")
+
+    def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return about n points (m, d) with weights (m,) that sum to 1, of low variance.
+
+        Averages sum(w * g(x)) are unbiased. Every atom or component is represented, so m may
+        exceed n; a measure without such structure gives n draws of weight 1/n.
+        """
+        x = self.sample(n, generator)
+        return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+
+
+class LabelledMeasure(_Settings):
+    """A probability measure of pairs (x, y): what solvers take as the reference."""
+
+    @property
+    def dim(self) -> int:
+        """Number of columns of x."""
+        raise self._lacks("known dimension", "look at a sample")
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit to rows X of shape (n, d) and labels y of shape (n,); returns self."""
+        raise self._lacks("fit", "build it from its parts")
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n pairs: x of shape (n, d), y of shape (n,)."""
+        raise self._lacks("sampler", "use another measure")
+
+    def points(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return about n stratified pairs and their weights, (x, y, w), sum(w) = 1."""
+        x, y = self.sample(n, generator)
+        return x, y, torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+
+    def log_prob(self, x: Any, y: Any) -> Tensor:
+        """Log density of x given y, shape (n,)."""
+        raise self._lacks("density", "use a continuous measure, for instance KDE")
+
+
+def draws(n: int, generator: Any) -> tuple[int, torch.Generator]:
+    """Check the two arguments that every sampler takes."""
+    return count(n), _random.generator(generator)
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal float64 draws."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return k standard normal arrays (k, *shape) in pairs z, -z (one unpaired if k is odd)."""
+    half = normal(((k + 1) // 2, *shape), generator)
+    return torch.cat([half, -half])[:k]
+
+
+def choose(weights: np.ndarray, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n indices with probabilities `weights`, by inverting the distribution function."""
+    edges = torch.cumsum(torch.tensor(weights, dtype=torch.float64), 0)
+    u = torch.rand(n, generator=generator, dtype=torch.float64) * edges[-1]
+    return torch.searchsorted(edges, u, right=True).clamp_max_(len(edges) - 1)

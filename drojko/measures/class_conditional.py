@@ -1,0 +1,172 @@
+"""One measure for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError
+from drojko.measures._arrays import distinct, masses, matrix, queries, spread, vector
+from drojko.measures.base import LabelledMeasure, Measure, choose, draws
+from drojko.measures.kde import KDE
+
+__all__ = ["ClassConditional"]
+
+
+class ClassConditional(LabelledMeasure):
+    """P(dx, y = k) = pi_k P_k(dx): class weights and a measure for each class.
+
+    Parameters
+    ----------
+    measure : Measure, default=None
+        Template, cloned and fitted to the rows of each class; None: `KDE()`.
+    measures : sequence of Measure, default=None
+        The P_k themselves, for use without `fit`.
+    weights : array-like of shape (K,), default=None
+        With `measures`: pi, normalised; None: equal.
+
+    Attributes
+    ----------
+    measures_ : list of Measure
+    weights_ : ndarray of shape (K,)
+
+    Notes
+    -----
+    Labels are class indices 0..K-1 (torch.long in what is drawn); each needs positive weight.
+    A class may consist of one row: what needs a scale takes the standard deviations within
+    classes, pooled (of the whole table where those vanish).
+
+    Examples
+    --------
+    >>> from drojko.measures import ClassConditional, Gaussian
+    >>> X, y = [[0.0], [2.0], [10.0], [14.0]], [0, 0, 1, 1]
+    >>> P = ClassConditional(Gaussian()).fit(X, y, sample_weight=[1, 1, 3, 3])
+    >>> P.weights_.tolist(), P.measures_[1].mean.tolist()
+    ([0.25, 0.75], [12.0])
+    >>> x, y, w = P.points(100)
+    >>> x.shape, y.bincount().tolist(), round(float(w[y == 1].sum()), 9)
+    (torch.Size([100, 1]), [25, 75], 0.75)
+    """
+
+    _state = "measures_"
+    _remedy = "call fit(X, y) first, or use ClassConditional.from_measures"
+
+    def __init__(
+        self,
+        measure: Measure | None = None,
+        *,
+        measures: Sequence[Measure] | None = None,
+        weights: Any = None,
+    ):
+        self.measure = measure
+        self.measures = measures
+        self.weights = weights
+
+    @classmethod
+    def from_measures(cls, measures: Sequence[Measure], weights: Any = None) -> ClassConditional:
+        """Combine fitted measures, one a class, with class weights (None: equal)."""
+        return cls(measures=list(measures), weights=weights)._ready()
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit a clone of the template per class.
+
+        Parameters
+        ----------
+        X : (n, d)
+        y : (n,), class indices 0..K-1.
+        sample_weight : (n,), default=None
+        """
+        rows = matrix(X)
+        labels = class_indices(y, len(rows)).numpy()
+        weights = masses(sample_weight, len(rows))
+        mass = np.bincount(labels, weights=weights)
+        if not mass.all():
+            raise InvalidDataError(
+                f"class {mass.argmin()} has no row of positive weight; number the classes 0..K-1"
+            )
+        kept = weights > 0
+        rows, labels, weights = rows[kept], labels[kept], weights[kept]
+        parts = [(rows[labels == k], weights[labels == k]) for k in range(len(mass))]
+        scale = pooled_scale(parts, mass / mass.sum())
+        template = KDE() if self.measure is None else self.measure
+        self.measures_ = [clone(template)._fit_class(*part, scale) for part in parts]
+        self.weights_ = mass / mass.sum()
+        return self
+
+    def _construct(self) -> None:
+        if self.measures is None:
+            return
+        dims = [measure.dim for measure in self.measures]
+        if len(set(dims)) != 1:
+            raise InvalidDataError(f"measures live on {dims} columns; expected the same number")
+        weights = masses(self.weights, len(dims), "weights")
+        self.measures_, self.weights_ = list(self.measures), weights / weights.sum()
+
+    @property
+    def dim(self) -> int:
+        """Number of columns of x."""
+        return self._ready().measures_[0].dim
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n pairs: y by class weight, then x from its class."""
+        self._ready()
+        n, generator = draws(n, generator)
+        y = choose(self.weights_, n, generator)
+        x = torch.empty((n, self.dim), dtype=torch.float64)
+        for k, measure in enumerate(self.measures_):
+            if members := int((y == k).sum()):
+                x[y == k] = measure.sample(members, generator)
+        return x, y
+
+    def points(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the classes' points, class after class, ceil(pi_k n) requested of each."""
+        self._ready()
+        n, generator = draws(n, generator)
+        parts = []
+        for k, (measure, share) in enumerate(zip(self.measures_, self.weights_, strict=True)):
+            if share > 0:
+                x, w = measure.points(max(1, int(np.ceil(share * n))), generator)
+                parts.append((x, torch.full((len(x),), k), w * float(share)))
+        x, y, w = zip(*parts, strict=True)
+        return torch.cat(x), torch.cat(y), torch.cat(w)
+
+    def log_prob(self, x: Any, y: Any) -> Tensor:
+        """Log density of x given y, shape (n,): log p_y(x)."""
+        x = queries(x, self.dim)
+        y = class_indices(y, len(x), len(self.measures_)).to(x.device)
+        out = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        for k, measure in enumerate(self.measures_):
+            if (y == k).any():
+                out[y == k] = measure.log_prob(x[y == k])
+        return out
+
+
+def class_indices(y: Any, n: int, n_classes: int | None = None) -> Tensor:
+    """Return labels as torch.long class indices of shape (n,)."""
+    y = vector(y, n)
+    whole = y.long()
+    top = n_classes or n
+    if not (bool((whole == y).all()) and bool(((whole >= 0) & (whole < top)).all())):
+        raise InvalidDataError(
+            "y must hold class indices 0..K-1"
+            + (f" with K = {n_classes}" if n_classes else "")
+            + "; numpy.unique(y, return_inverse=True) makes them"
+        )
+    return whole
+
+
+def pooled_scale(parts: list[tuple[np.ndarray, np.ndarray]], shares: np.ndarray) -> np.ndarray:
+    """Return each column's standard deviation within classes, or overall where that is 0."""
+    merged = [distinct(*part) for part in parts]
+    within = np.sqrt(sum(share * spread(*part) ** 2 for share, part in zip(shares, merged)))
+    rows = np.concatenate([rows for rows, _ in merged])
+    weights = np.concatenate([share * w for share, (_, w) in zip(shares, merged)])
+    overall = spread(rows, weights)
+    return np.where(within > 0, within, overall)
