@@ -19,8 +19,28 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-#: Public objects, each with the module that defines it.
-_OBJECTS = {
+__all__ = [
+    "Certificate",
+    "DROClassifier",
+    "DRORegressor",
+    "WorstCase",
+    "__version__",
+    "ambiguity",
+    "displays",
+    "estimators",
+    "exceptions",
+    "inner",
+    "load",
+    "losses",
+    "make_robust_scorer",
+    "measures",
+    "minimax",
+    "radius_path",
+    "transport",
+]
+
+#: Where the public objects are defined; every other public name is a room, a module of its own.
+_HOME = {
     "Certificate": "drojko.certificates",
     "DROClassifier": "drojko.estimators",
     "DRORegressor": "drojko.estimators",
@@ -29,21 +49,6 @@ _OBJECTS = {
     "make_robust_scorer": "drojko.estimators",
     "radius_path": "drojko.estimators",
 }
-
-#: Public rooms, reached as attributes: ``drojko.ambiguity.Wasserstein``.
-_ROOMS = (
-    "ambiguity",
-    "displays",
-    "estimators",
-    "exceptions",
-    "inner",
-    "losses",
-    "measures",
-    "minimax",
-    "transport",
-)
-
-__all__ = ["__version__", *_OBJECTS, *_ROOMS]
 
 if TYPE_CHECKING:
     from drojko._persist import load as load
@@ -56,11 +61,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OBJECTS:
-        value = getattr(import_module(_OBJECTS[name]), name)
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value  # the next access does not come here
         return value
-    if name in _ROOMS:
+    if name in __all__:
         return import_module(f"drojko.{name}")
     raise AttributeError(f"module 'drojko' has no attribute {name!r}")
 
