@@ -1,0 +1,1 @@
+"""Outer solvers: the minimum over parameters of the worst-case risk."""

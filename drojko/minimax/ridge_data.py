@@ -1,0 +1,167 @@
+"""Data of a ridge problem, and its rows in standardised coordinates, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
+
+__all__ = ["RidgeData", "Rows"]
+
+_EXACT = (Logistic, Hinge, Quantile, Huber, Squared)
+
+
+@dataclass(frozen=True)
+class RidgeData:
+    r"""Weighted points, a transport cost and a scalar loss :math:`\ell(\theta'x + b, y)`.
+
+    Ground cost: :math:`c(x, x') = \sum_j (x_j - x'_j)^2 / a_j`, plus ``label_cost`` times
+    ``[y != y']`` (classification) or ``(y - y')^2`` (regression).
+
+    Parameters
+    ----------
+    X : array of shape (n, d), float64 or float32; never copied as a whole.
+    y : array of shape (n,): 0 or 1 for classification, numbers for regression.
+    weight : array of shape (n,), nonnegative; None: equal weights. Only proportions matter.
+    inverse_cost : array of shape (d,), the a_j; 0 means that the column cannot move. None: ones.
+    label_cost : float, ``inf`` keeps labels fixed.
+    loss : a scalar `Loss` with an exact worst case.
+
+    Raises
+    ------
+    InvalidDataError, UnsupportedError
+
+    Examples
+    --------
+    >>> from drojko.losses import get_loss
+    >>> data = RidgeData(np.eye(2), np.array([0, 1]), loss=get_loss("logistic"))
+    >>> data.weight
+    array([0.5, 0.5])
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    _: KW_ONLY
+    weight: np.ndarray = None  # type: ignore[assignment]
+    inverse_cost: np.ndarray = None  # type: ignore[assignment]
+    label_cost: float = math.inf
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        X, put = self.X, lambda name, value: object.__setattr__(self, name, value)
+        if not isinstance(self.loss, _EXACT):
+            raise UnsupportedError(
+                f"the exact linear solver knows logistic, hinge, squared, absolute, huber and "
+                f"quantile, not {self.loss!r}"
+            )
+        if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
+            raise InvalidDataError("X: expected a two-dimensional float32 or float64 array")
+        n, d = X.shape
+        y = np.asarray(self.y, dtype=np.float64)
+        if y.shape != (n,) or n == 0:
+            raise InvalidDataError(f"y has shape {y.shape}, expected ({n},), at least one row")
+        if self.loss.task == "classification" and not ((y == 0) | (y == 1)).all():
+            raise InvalidDataError("y: expected class indices 0 and 1")
+        weight = np.full(n, 1.0 / n) if self.weight is None else np.asarray(self.weight, float)
+        if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.sum() < math.inf:
+            raise InvalidDataError(
+                f"weight: expected {n} nonnegative finite numbers, not all of them zero"
+            )
+        cost = np.ones(d) if self.inverse_cost is None else np.asarray(self.inverse_cost, float)
+        if cost.shape != (d,) or not ((cost >= 0) & np.isfinite(cost)).all():
+            raise InvalidDataError(f"inverse_cost: expected {d} nonnegative finite numbers")
+        if not self.label_cost > 0:
+            raise InvalidDataError(f"label_cost = {self.label_cost!r}, expected a positive number")
+        put("y", y)
+        put("weight", weight / weight.sum())
+        put("inverse_cost", cost)
+        put("label_cost", float(self.label_cost))
+
+    @property
+    def flips(self) -> bool:
+        """Whether the adversary may change class labels."""
+        return self.loss.task == "classification" and math.isfinite(self.label_cost)
+
+    @property
+    def label_norm(self) -> float:
+        """What moving the label adds to the squared ridge norm (regression): 1 / label_cost."""
+        return 1.0 / self.label_cost if self.loss.task == "regression" else 0.0
+
+    def squared_norm(self, coef: np.ndarray) -> float:
+        """n² = sum_j a_j coef_j² (+ 1/label_cost): κ = penalty / n²."""
+        return float(self.inverse_cost @ (coef * coef)) + self.label_norm
+
+    def predictions(self, coef: np.ndarray, intercept: float) -> np.ndarray:
+        """u = X coef + intercept in float64, shape (n,)."""
+        u = np.empty(self.X.shape[0])
+        for rows in blocks(*self.X.shape):
+            u[rows] = self.X[rows].astype(np.float64, copy=False) @ coef
+        u += intercept
+        return u
+
+
+def blocks(n: int, d: int) -> Iterator[slice]:
+    """Slices of rows small enough that a block and its copies stay in cache."""
+    size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+class Rows:
+    """X in the coordinates ``(x - mean) / scale``, made on the fly.
+
+    An internal change of variables that keeps Newton systems well conditioned at any scale of the
+    columns; the transport cost is transformed along with it, so the problem is the same. Columns
+    that are constant carry no information and are zeroed (``dead``).
+    """
+
+    def __init__(self, data: RidgeData, centred: bool) -> None:
+        self.data, X, w = data, data.X, data.weight
+        n, d = X.shape
+        self.mean = np.zeros(d)
+        square, top = np.zeros(d), np.zeros(d)
+        if centred:
+            for rows in blocks(n, d):
+                self.mean += w[rows] @ X[rows].astype(np.float64, copy=False)
+        for rows in blocks(n, d):
+            gap = X[rows] - self.mean
+            np.maximum(top, np.abs(gap[w[rows] > 0]).max(axis=0, initial=0.0), out=top)
+        size = np.where(top > 0, top, 1.0)
+        for rows in blocks(n, d):
+            square += w[rows] @ ((X[rows] - self.mean) / size) ** 2
+        scale = size * np.sqrt(square)
+        eps = np.finfo(X.dtype).eps
+        self.dead = top <= 8 * eps * np.abs(self.mean)
+        self.inverse_scale = np.where(self.dead, 0.0, 1.0 / np.where(scale > 0, scale, 1.0))
+        # Ridge norm in these coordinates: θ = z * inverse_scale.
+        self.cost = np.where(self.dead, 1.0, data.inverse_cost * self.inverse_scale**2)
+
+    def block(self, rows: slice) -> np.ndarray:
+        out = self.data.X[rows] - self.mean  # float64: mean is
+        out *= self.inverse_scale
+        return out
+
+    def blocks(self) -> Iterator[slice]:
+        return blocks(*self.data.X.shape)
+
+    def predict(self, z: np.ndarray, b: float) -> np.ndarray:
+        """Predictions of internal parameters (z, b), shape (n,)."""
+        u = np.empty(self.data.X.shape[0])
+        for rows in self.blocks():
+            u[rows] = self.block(rows) @ z
+        u += b
+        return u
+
+    def inward(self, coef: np.ndarray, intercept: float) -> tuple[np.ndarray, float]:
+        alive = ~self.dead
+        z = np.divide(coef, self.inverse_scale, out=np.zeros_like(self.mean), where=alive)
+        return z, float(intercept + self.mean @ coef)
+
+    def outward(self, z: np.ndarray, b: float) -> tuple[np.ndarray, float]:
+        coef = z * self.inverse_scale
+        return coef, float(b - self.mean @ coef)
