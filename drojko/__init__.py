@@ -51,6 +51,15 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from drojko import ambiguity as ambiguity
+    from drojko import displays as displays
+    from drojko import estimators as estimators
+    from drojko import exceptions as exceptions
+    from drojko import inner as inner
+    from drojko import losses as losses
+    from drojko import measures as measures
+    from drojko import minimax as minimax
+    from drojko import transport as transport
     from drojko._persist import load as load
     from drojko.certificates import Certificate as Certificate
     from drojko.estimators import DROClassifier as DROClassifier
