@@ -38,7 +38,7 @@ def generator(random_state: Any = None) -> torch.Generator:
     fresh = torch.Generator()
     if random_state is None:
         fresh.seed()
-    elif isinstance(random_state, Integral) and random_state >= 0:
+    elif isinstance(random_state, Integral) and int(random_state) >= 0:
         fresh.manual_seed(int(random_state))
     elif isinstance(random_state, np.random.RandomState):
         fresh.manual_seed(int(random_state.randint(2**31 - 1)))

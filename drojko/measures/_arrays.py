@@ -16,13 +16,7 @@ def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
     """Return X (array, list, frame or tensor) as a finite float64 array of shape (n, dim)."""
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    try:
-        rows = np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidDataError(
-            f"{name} cannot be read as a table of numbers ({error}); encode text and categories "
-            "as numbers and use a dense table"
-        ) from error
+    rows = np.ascontiguousarray(_floats(X, name))
     _check_shape(rows.shape, dim, name)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=0))
     if bad.size:
@@ -46,10 +40,16 @@ def queries(x: Any, dim: int, name: str = "x") -> Tensor:
 
 def vector(y: Any, n: int, name: str = "y") -> Tensor:
     """Return one finite number per row as a tensor of shape (n,); a scalar is repeated."""
-    y = y if isinstance(y, Tensor) else torch.tensor(np.asarray(y))
+    if not isinstance(y, Tensor):
+        y = np.asarray(y)
+        if y.dtype.kind == "O":  # for instance a nullable integer column
+            y = _floats(y, name)
+        if y.dtype.kind not in "fiub":
+            raise InvalidDataError(f"{name} holds {y.dtype.name}; expected numbers")
+        y = torch.tensor(np.array(y, dtype=y.dtype.newbyteorder("="), order="C"))
     if y.ndim == 0:
         y = y.expand(n)
-    if y.shape != (n,) or y.dtype.is_complex:
+    if y.shape != (n,):
         raise InvalidDataError(f"{name} has shape {tuple(y.shape)}; expected ({n},)")
     if not bool(torch.isfinite(y).all()):
         raise InvalidDataError(f"{name} contains NaN or infinity; impute or drop those rows")
@@ -62,7 +62,7 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
         return np.ones(n)
     if isinstance(sample_weight, Tensor):
         sample_weight = sample_weight.detach().cpu().numpy()
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    weights = _floats(sample_weight, name)
     if weights.shape != (n,):
         raise InvalidDataError(f"{name} has shape {weights.shape}; expected ({n},)")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
@@ -142,6 +142,16 @@ def count(n: Any) -> int:
 def double(values: Any, like: Tensor | None = None) -> Tensor:
     """Copy an array (a read-only memory map, too) into a float64 tensor on `like`'s device."""
     return torch.tensor(values, dtype=torch.float64, device=None if like is None else like.device)
+
+
+def _floats(values: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(
+            f"{name} cannot be read as numbers ({error}); encode text and categories as numbers "
+            "and use a dense table"
+        ) from error
 
 
 def _check_shape(shape: tuple[int, ...], dim: int | None, name: str) -> None:

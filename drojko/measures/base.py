@@ -82,7 +82,8 @@ class Measure(_Settings):
         """Return an unfitted copy for rows (x, y), x having `dim` columns."""
         from sklearn.base import clone
 
-        return clone(self)
+        copy: Any = clone(self)
+        return copy
 
     @property
     def dim(self) -> int:

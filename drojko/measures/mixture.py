@@ -25,7 +25,7 @@ from drojko.measures.gaussian import cholesky, normal_log_prob
 
 __all__ = ["GaussianMixture"]
 
-_ENTRIES = 2**21  # numbers held at once by log_prob
+_ENTRIES = 2**19  # numbers held at once by log_prob
 
 
 class GaussianMixture(Measure):
