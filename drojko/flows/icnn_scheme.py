@@ -1,0 +1,122 @@
+"""The ICNN scheme: one proximal step over maps, solved in the class of gradients of ICNNs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from drojko._adam import Adam
+from drojko.models import flatten_parameters, views_like
+from drojko.transport.icnn import ICNN
+from drojko.transport.maps import BrenierMap
+
+__all__ = ["ICNNScheme", "MapState", "TargetFunctional"]
+
+
+class TargetFunctional(Protocol):
+    """A functional of a map that acts sample by sample.
+
+    ``proximal(batch, anchor)`` returns, for each sample, (nearly) the minimiser over points of
+    ``G(point) + |point - anchor|^2 / 2 tau``: where one proximal step would send the sample if
+    the map were free.
+    """
+
+    def proximal(self, batch: Any, anchor: Tensor) -> Tensor: ...
+
+
+@dataclass
+class MapState:
+    """State of the flow: the potential, its flat parameters and the optimiser's moments."""
+
+    potential: ICNN
+    flat: Tensor
+    adam: Adam
+    centre: Tensor
+    scale: float
+    step: int = 0
+    residual: float = float("inf")
+
+    def brenier(self) -> BrenierMap:
+        """The current map, detached from the state (later steps do not change it)."""
+        potential = copy.deepcopy(self.potential)
+        for p in potential.parameters():
+            p.data = p.data.clone()
+            p.requires_grad_(False)
+        return BrenierMap(potential, self.centre.clone(), self.scale)
+
+
+@dataclass(frozen=True)
+class ICNNScheme:
+    r"""One step :math:`T_{k+1} = \arg\min_T G(T) + \frac{1}{2\tau} E\|T - T_k\|^2` over ICNN maps.
+
+    For a functional that acts sample by sample the step has a closed structure: the proximal
+    targets of T_k(x) are found point by point, and the map is their projection in L2(P0) onto
+    gradients of convex functions, by a few Adam iterations on
+    :math:`E\|\nabla\psi(x) - \mathrm{target}(x)\|^2`.
+
+    Parameters
+    ----------
+    hidden : sequence of int
+        Widths of the potential.
+    fits : int
+        Adam iterations per proximal step, each on the step's own draws.
+    learning_rate : float
+        Start of Adam's rate; it falls to a twentieth over the flow (cosine).
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    fits: int = 4
+    learning_rate: float = 1e-2
+
+    def init(
+        self,
+        points: Tensor,
+        context: int,
+        generator: torch.Generator,
+        potential: ICNN | None = None,
+    ) -> MapState:
+        """State at the identity map (or at a given potential), conditioned by ``points``."""
+        centre = points.mean(0)
+        scale = float((points - centre).square().mean().sqrt()) or 1.0
+        if potential is None:
+            potential = ICNN(
+                points.shape[1],
+                hidden=self.hidden,
+                context=context,
+                generator=generator,
+                dtype=points.dtype,
+                device=points.device,
+            )
+        flat = flatten_parameters(potential)
+        return MapState(potential, flat, Adam.like(flat), centre, scale)
+
+    def step(
+        self,
+        state: MapState,
+        points: Tensor,
+        context: Tensor | None,
+        target: Callable[[Tensor], Tensor],
+        rate: float,
+    ) -> MapState:
+        """One proximal step on the draws ``points``; ``target`` maps T_k(x) to its targets."""
+        x = (points - state.centre) / state.scale
+        views = views_like(state.adam.gradient, list(state.potential.parameters()))
+        goal: Tensor | None = None
+        residual = 0.0
+        for _ in range(self.fits):
+            out, backward = state.potential.linearise(x, context)
+            if goal is None:
+                goal = (target(out * state.scale + state.centre) - state.centre) / state.scale
+            miss = out - goal
+            residual = float(miss.square().sum(1).mean()) * state.scale**2
+            for view, gradient in zip(views, backward(miss / len(x)), strict=True):
+                view.copy_(gradient)
+            state.adam.step(state.flat, rate)
+        state.step += 1
+        state.residual = residual
+        return state

@@ -1,0 +1,97 @@
+"""Proximal corrections: per-sample ascent on the inner objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drojko.inner.objective import Batch, Objective
+
+__all__ = ["Ascent", "proximal_ascent"]
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Points q reached, their values J, and the gradients there."""
+
+    q: Tensor
+    value: Tensor
+    gradient: Tensor
+
+    def residual(self, strength: float) -> Tensor:
+        """||grad J||^2 / (4 strength): the gap if the loss were linear around the point."""
+        return self.gradient.square().sum(1) / (4.0 * strength)
+
+
+def proximal_ascent(
+    objective: Objective,
+    batch: Batch,
+    start: Tensor,
+    steps: int,
+    *,
+    tol: float = 0.0,
+) -> Ascent:
+    r"""Proximal steps :math:`q \leftarrow \arg\max_p \langle\nabla\ell(q), p\rangle
+    - \lambda\|p - q_0\|^2 - \|p - q\|^2 / 2\tau`.
+
+    Each is the step ``q + a grad J(q)`` with ``a = tau / (1 + 2 lambda tau)``. The first takes
+    tau = infinity (the exact maximiser for a loss that is linear between the points); later ones
+    take the spectral step of Barzilai and Borwein (1988), sample by sample. A step that lowers J
+    is undone and shortened, so every value is attained and none decreases.
+
+    ``tol``: samples whose residual is below ``tol * (1 + |J|)`` are left alone.
+    """
+    strength = objective.strength
+    longest = 0.5 / strength
+    q = objective.coordinates.project(start)
+    value, grad = objective.value_and_gradient(batch, q)
+    # A start where the loss overflows is worth nothing: fall back to the sample itself.
+    bad = ~(torch.isfinite(value) & torch.isfinite(grad).all(1))
+    if bad.any():
+        q = torch.where(bad.unsqueeze(1), batch.q0, q)
+        value, grad = objective.value_and_gradient(batch, q)
+    length = torch.full_like(value, longest)
+    full = None  # bookkeeping of samples that are done
+    current = batch
+    for step in range(steps):
+        if tol > 0.0 and step % 5 == 4:
+            residual = grad.square().sum(1) * (0.5 * longest)
+            open_ = residual > tol * (1.0 + value.abs())
+            count = int(open_.sum())
+            if count == 0:
+                break
+            if count < 0.7 * len(q):
+                keep = open_.nonzero().squeeze(1)
+                if full is None:
+                    full = (q, value, grad, torch.arange(len(q), device=q.device))
+                else:
+                    _write(full, q, value, grad)
+                full = (full[0], full[1], full[2], full[3][keep])
+                current, q, value, grad = current.take(keep), q[keep], value[keep], grad[keep]
+                length = length[keep]
+        trial = objective.coordinates.project(torch.addcmul(q, grad, length.unsqueeze(1)))
+        trial_value, trial_grad = objective.value_and_gradient(current, trial)
+        better = trial_value >= value  # False for NaN as well
+        move = trial - q
+        bend = -(move * (trial_grad - grad)).sum(1)
+        square = move.square().sum(1)
+        spectral = torch.where(
+            bend > 1e-12 * square / longest, square / bend, torch.full_like(bend, 4 * longest)
+        ).clamp_(1e-6 * longest, 16 * longest)
+        length = torch.where(better, spectral, 0.25 * length)
+        pick = better.unsqueeze(1)
+        q = torch.where(pick, trial, q)
+        grad = torch.where(pick, trial_grad, grad)
+        value = torch.where(better, trial_value, value)
+    if full is not None:
+        _write(full, q, value, grad)
+        q, value, grad = full[:3]
+    return Ascent(q, value, grad)
+
+
+def _write(full, q: Tensor, value: Tensor, grad: Tensor) -> None:
+    index = full[3]
+    for whole, part in zip(full[:3], (q, value, grad), strict=True):
+        whole[index] = part

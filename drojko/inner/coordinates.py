@@ -1,0 +1,96 @@
+"""Coordinates of the inner problem: the part of x that can move and that the loss can see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drojko.ambiguity.ground_cost import GroundCost
+
+__all__ = ["Coordinates"]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    r"""Isometric coordinates :math:`q = V^\top C^{1/2} x / \sigma` of the movable part of x.
+
+    C = diag(weights) of the ground cost on mutable columns, V an orthonormal basis of the
+    directions that the loss depends on. A displacement q - q0 costs
+    :math:`\sigma^2 \|q - q_0\|^2` exactly, and no displacement outside these coordinates can
+    change the loss, so nothing is lost by moving q only. Immutable columns have no coordinate.
+
+    ``encoder`` and ``lift`` have shape (d, r); q = x @ encoder, x' = x + (q' - q) @ lift.T.
+    ``None`` for both means q = x / sigma.
+    """
+
+    scale: float
+    encoder: Tensor | None = None
+    lift: Tensor | None = None
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    n_features: int = 0
+
+    @property
+    def dim(self) -> int:
+        return self.n_features if self.lift is None else self.lift.shape[1]
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x / self.scale if self.encoder is None else x @ self.encoder
+
+    def decode(self, x: Tensor, q0: Tensor, q: Tensor) -> Tensor:
+        """Feature vector reached from x when its coordinates move from q0 to q."""
+        if self.lift is None:
+            return x + (q - q0) * self.scale
+        return torch.addmm(x, q - q0, self.lift.T)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Gradient in q from the gradient in x."""
+        return gradient * self.scale if self.lift is None else gradient @ self.lift
+
+    def project(self, q: Tensor) -> Tensor:
+        return q if self.lower is None else q.clamp(self.lower, self.upper)
+
+    @staticmethod
+    def build(
+        cost: GroundCost, x: Tensor, first_layer: Tensor | None = None, reduce: bool = True
+    ) -> Coordinates:
+        """Coordinates for a ground cost, scaled by the spread of the points ``x``.
+
+        ``first_layer`` is a matrix W such that the loss depends on x through Wx only; its row
+        space (in the metric of the cost) is used when it is smaller and there are no bounds.
+        """
+        like = {"dtype": x.dtype, "device": x.device}
+        weights = torch.as_tensor(cost.weights, **like)
+        mutable = torch.isfinite(weights)
+        root = torch.where(mutable, weights, torch.ones_like(weights)).sqrt()
+        columns = mutable.nonzero().squeeze(1)
+        spread = ((x[:, columns] - x[:, columns].mean(0)) * root[columns]).square().mean(0)
+        largest = spread.max().clamp_min(0).sqrt().item() if len(columns) else 0.0
+        scale = (spread.mean().sqrt().item() or largest or 1.0) if len(columns) else 1.0
+        bounded = cost.lower is not None or cost.upper is not None
+        basis = None
+        if reduce and first_layer is not None and not bounded and len(columns):
+            rows = (first_layer[:, columns] / root[columns]).to(**like)
+            if len(rows) < len(columns):
+                _, s, vh = torch.linalg.svd(rows, full_matrices=False)
+                rank = max(1, int((s > 1e-12 * s[0].clamp_min(1e-300)).sum()))
+                basis = vh[:rank].T
+        whole = len(columns) == x.shape[1]
+        if basis is None and whole and bool((weights == 1).all()):
+            encoder = lift = None
+        else:
+            eye = torch.zeros(x.shape[1], len(columns), **like)
+            eye[columns, torch.arange(len(columns), device=x.device)] = 1.0
+            basis = eye if basis is None else eye @ basis
+            encoder = basis * root.unsqueeze(1) / scale
+            lift = basis / root.unsqueeze(1) * scale
+        lower = upper = None
+        if bounded:
+            factor = root[columns] / scale
+            inf = torch.full((x.shape[1],), torch.inf, **like)
+            lo = -inf if cost.lower is None else torch.as_tensor(cost.lower, **like)
+            hi = inf if cost.upper is None else torch.as_tensor(cost.upper, **like)
+            lower, upper = lo[columns] * factor, hi[columns] * factor
+        return Coordinates(scale, encoder, lift, lower, upper, x.shape[1])

@@ -1,0 +1,103 @@
+"""The inner problem, sample by sample: J(q) = loss(x') - penalty * cost(x, x')."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drojko.inner.coordinates import Coordinates
+from drojko.losses import Loss
+from drojko.models import TabularModel
+
+__all__ = ["Batch", "Objective"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Reference draws x, y with their coordinates q0."""
+
+    x: Tensor
+    y: Tensor
+    q0: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor) -> Batch:
+        return Batch(self.x[index], self.y[index], self.q0[index])
+
+    def repeat(self, times: int) -> Batch:
+        return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
+
+
+@dataclass(frozen=True)
+class Objective:
+    r"""Per-sample objective :math:`J(q) = \ell(f(x'), y) - \lambda c(x, x')`, x' = decode(q).
+
+    In the scaled coordinates the cost is ``strength * ||q - q0||^2`` with
+    ``strength = penalty * scale^2``. Values are in units of the loss.
+    """
+
+    model: TabularModel
+    loss: Loss
+    coordinates: Coordinates
+    penalty: float
+
+    @property
+    def strength(self) -> float:
+        return self.penalty * self.coordinates.scale**2
+
+    def with_penalty(self, penalty: float) -> Objective:
+        return replace(self, penalty=penalty)
+
+    def batch(self, x: Tensor, y: Tensor) -> Batch:
+        return Batch(x, y, self.coordinates.encode(x))
+
+    def decode(self, batch: Batch, q: Tensor) -> Tensor:
+        return self.coordinates.decode(batch.x, batch.q0, q)
+
+    def cost(self, batch: Batch, q: Tensor) -> Tensor:
+        """Ground cost of moving each sample, in the units of X squared."""
+        return (q - batch.q0).square().sum(1) * self.coordinates.scale**2
+
+    def risk(self, batch: Batch, q: Tensor) -> Tensor:
+        """Loss at the moved samples, shape (n,)."""
+        return self.loss.value(self.model.linearise(self.decode(batch, q))[0], batch.y)
+
+    def value(self, batch: Batch, q: Tensor) -> Tensor:
+        return self.risk(batch, q) - self.penalty * self.cost(batch, q)
+
+    def value_and_gradient(self, batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
+        """J(q) of shape (n,) and its gradient in q of shape (n, r)."""
+        f, backward = self.model.linearise(self.decode(batch, q))
+        value = self.loss.value(f, batch.y)
+        gradient = self.coordinates.pull(backward(self.loss.gradient(f, batch.y)))
+        move = q - batch.q0
+        strength = self.strength
+        value = torch.addcmul(value, move.square().sum(1), value.new_tensor(-strength))
+        return value, gradient.sub_(move, alpha=2.0 * strength)
+
+    def loss_hessian(self, batch: Batch, q: Tensor) -> Tensor:
+        """Hessian of the loss (without the cost) in q, shape (n, r, r)."""
+        with torch.enable_grad():
+            leaf = q.detach().requires_grad_(True)
+            value = self.loss.value(self.model(self.decode(batch, leaf)), batch.y)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+            columns = []
+            for j in range(q.shape[1]):
+                if not gradient.requires_grad:
+                    columns.append(torch.zeros_like(q))
+                    continue
+                (column,) = torch.autograd.grad(
+                    gradient[:, j].sum(), leaf, retain_graph=True, allow_unused=True
+                )
+                columns.append(torch.zeros_like(q) if column is None else column)
+        return torch.stack(columns, 2).detach()
+
+    def model_like(self) -> dict[str, Any]:
+        """Device and dtype of the model, as keyword arguments."""
+        p = next(self.model.parameters())
+        return {"dtype": p.dtype, "device": p.device}

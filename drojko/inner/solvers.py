@@ -1,0 +1,347 @@
+"""Inner solvers: settings objects that turn an objective and draws into an `Adversary`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from drojko._driver import Status, run
+from drojko.exceptions import InvalidDataError
+from drojko.flows.icnn_scheme import ICNNScheme, MapState
+from drojko.inner.adversary import Adversary
+from drojko.inner.ascent import proximal_ascent
+from drojko.inner.bounds import is_ridge, structure
+from drojko.inner.candidates import (
+    BoxPath,
+    Candidate,
+    LearnedMap,
+    OtherLabel,
+    Stay,
+    label_context,
+)
+from drojko.inner.objective import Batch, Objective
+
+__all__ = ["ICNNJKO", "InnerSolver", "Pointwise", "get_inner"]
+
+
+class InnerSolver(BaseEstimator):
+    """Settings of an inner solver. ``fit`` is deterministic given the generator."""
+
+    corrections: int
+    training_corrections: int
+
+    def validate(self) -> None:
+        """Raise `InvalidDataError` for a setting out of range."""
+        for name, value in self.get_params(deep=False).items():
+            values = value if isinstance(value, tuple | list) else [value]
+            for number in values:
+                real = isinstance(number, Real) and not isinstance(number, bool)
+                if not real or not math.isfinite(number) or number < 0:
+                    raise InvalidDataError(
+                        f"{type(self).__name__}: {name}={value!r}; expected non-negative numbers"
+                    )
+                floating = name in ("tol", "learning_rate")
+                if not floating and not isinstance(number, Integral):
+                    raise InvalidDataError(f"{type(self).__name__}: {name}={value!r}; expected int")
+
+    def fit(
+        self,
+        objective: Objective,
+        batch: Batch,
+        generator: torch.Generator,
+        *,
+        n_labels: int = 0,
+        label_cost: float = math.inf,
+        max_time: float | None = None,
+    ) -> Adversary:
+        """Learn the worst-case map of ``objective`` from the draws ``batch``."""
+        raise NotImplementedError
+
+    def _starts(self, objective: Objective) -> tuple[Candidate, ...]:
+        if not (is_ridge(objective) and objective.coordinates.lower is not None):
+            return (Stay(),)
+        return Stay(), _box_path(objective)
+
+
+class Pointwise(InnerSolver):
+    r"""Per-sample proximal ascent from the sample itself; exact for ridge losses.
+
+    .. math:: z \leftarrow \arg\max_z \langle \nabla\ell(z_k), z\rangle - \lambda c(z, x)
+              - \|z - z_k\|^2 / 2\tau
+
+    Parameters
+    ----------
+    corrections : int
+        Proximal steps per sample in a full solve (a certificate, a worst case).
+    training_corrections : int
+        Proximal steps per outer step, warm-started where the sample was last left.
+    tol : float
+        Samples stop once their residual is below ``tol`` relative to their value.
+
+    Examples
+    --------
+    >>> Pointwise(corrections=100)
+    Pointwise(corrections=100)
+    """
+
+    def __init__(self, *, corrections=200, training_corrections=2, tol=1e-12):
+        self.corrections = corrections
+        self.training_corrections = training_corrections
+        self.tol = tol
+
+    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
+        return Adversary(
+            objective,
+            self._starts(objective),
+            screening=min(12, self.corrections),
+            corrections=self.corrections,
+            tol=self.tol,
+            n_labels=n_labels,
+            label_cost=label_cost,
+        )
+
+
+class ICNNJKO(InnerSolver):
+    r"""Modified JKO steps with an ICNN map, then proximal corrections.
+
+    .. math:: T_{k+1} = \arg\max_T\; E[\ell(T(x)) - \lambda c(T(x), x)]
+              - \tfrac{1}{2\tau} E\|T - T_k\|^2, \qquad T = \nabla\psi
+
+    Each step finds the proximal targets of T_k(x) sample by sample and projects them onto
+    gradients of convex functions. The map finds basins that no ascent from a single sample
+    finds; the corrections make it exact; a max-affine potential on the corrected points shares
+    every basin with all samples; starts towards close points of another label are tried as well.
+    Each sample keeps its best, which is still a feasible transport.
+
+    Parameters
+    ----------
+    steps : int
+        Most modified JKO steps; they stop early on the measured gap.
+    maps : int
+        Independent maps.
+    hidden : tuple of int
+        Widths of the potential.
+    proximal_steps, fits : int
+        Ascent steps towards each step's target; optimiser iterations of its projection.
+    learning_rate : float
+        Of those iterations.
+    batch_size : int
+        Reference draws per step.
+    corrections, screening : int
+        Proximal corrections of the best candidate, and of every candidate before comparing.
+    training_corrections : int
+        Corrections per outer step, warm-started where the sample was last left.
+    anchors : int
+        Reference points of other labels that starts are taken from; 0: none.
+    support : int
+        Most points of the max-affine potential; 0: none.
+    rounds : int
+        Rounds of sharing basins through it.
+    tol : float
+        Stop the map when its gain is within ``tol`` of the corrected gain.
+
+    Notes
+    -----
+    After the modified JKO scheme of Zhu and Xie (2024, arXiv 2412.20556); potential after Amos,
+    Xu and Kolter (2017, arXiv 1609.07152).
+
+    Examples
+    --------
+    >>> ICNNJKO(steps=50, maps=2)
+    ICNNJKO(maps=2, steps=50)
+    """
+
+    def __init__(
+        self,
+        *,
+        steps=120,
+        maps=1,
+        hidden=(64, 64),
+        proximal_steps=5,
+        fits=4,
+        learning_rate=1e-2,
+        batch_size=128,
+        corrections=50,
+        screening=12,
+        training_corrections=2,
+        anchors=64,
+        support=1000,
+        rounds=3,
+        tol=1e-3,
+    ):
+        self.steps = steps
+        self.maps = maps
+        self.hidden = hidden
+        self.proximal_steps = proximal_steps
+        self.fits = fits
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.corrections = corrections
+        self.screening = screening
+        self.training_corrections = training_corrections
+        self.anchors = anchors
+        self.support = support
+        self.rounds = rounds
+        self.tol = tol
+
+    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
+        adversary = Adversary(
+            objective,
+            self._starts(objective),
+            screening=self.screening,
+            corrections=self.corrections,
+            n_labels=n_labels,
+            label_cost=label_cost,
+        )
+        if adversary.exact:
+            return adversary
+        if 2.0 * objective.strength > structure(objective).curvature:
+            # Proven strongly concave: the ascent from each sample is the global maximiser.
+            return replace(adversary, corrections=max(200, self.corrections), tol=1e-12)
+        candidates: list[Candidate] = list(adversary.candidates)
+        if self.anchors and n_labels:
+            pick = torch.randperm(len(batch), generator=generator, device="cpu")[: self.anchors]
+            pick = _cover_labels(batch.y, pick.to(batch.y.device), n_labels)
+            candidates.append(OtherLabel(batch.q0[pick], batch.y[pick]))
+        for _ in range(self.maps):
+            candidates.append(self.learn_map(objective, batch, generator, n_labels, max_time))
+        adversary = replace(adversary, candidates=tuple(candidates))
+        if self.support == 0:
+            return adversary
+        return adversary.share_basins(batch, self.rounds, self.support)[0]
+
+    def learn_map(
+        self,
+        objective: Objective,
+        batch: Batch,
+        generator: torch.Generator,
+        n_labels: int,
+        max_time: float | None = None,
+    ) -> LearnedMap:
+        """The ICNN map alone, by modified JKO steps on mini-batches of ``batch``."""
+        solver = ModifiedJKO(self, objective, batch, generator, n_labels)
+        outcome = run(solver, solver.init(None), max_iter=self.steps, max_time=max_time)
+        if outcome.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt(outcome.message)
+        return LearnedMap(outcome.state.flow.brenier(), n_labels)
+
+
+@dataclass(frozen=True)
+class JKOState:
+    """Map state with the measured value of the map and of its targets (exponential means)."""
+
+    flow: MapState
+    gain: float = 0.0
+    corrected: float = 0.0
+    step: int = 0
+
+    @property
+    def gap(self) -> float:
+        """Share of the corrected gain that the map misses."""
+        return (self.corrected - self.gain) / max(abs(self.corrected), 1e-300)
+
+
+@dataclass(frozen=True)
+class ModifiedJKO:
+    """The modified JKO scheme as a solver: anchor T_k, base measure the reference throughout."""
+
+    settings: ICNNJKO
+    objective: Objective
+    batch: Batch
+    generator: torch.Generator
+    n_labels: int
+
+    def init(self, problem: None) -> JKOState:
+        s = self.settings
+        scheme = ICNNScheme(s.hidden, s.fits, s.learning_rate)
+        return JKOState(scheme.init(self.batch.q0, self.n_labels, self.generator))
+
+    def finite(self, state: JKOState) -> bool:
+        return bool(torch.isfinite(state.flow.flat).all())
+
+    def step(self, state: JKOState) -> JKOState:
+        s = self.settings
+        scheme = ICNNScheme(s.hidden, s.fits, s.learning_rate)
+        size = (min(s.batch_size, len(self.batch)),)
+        rows = torch.randint(len(self.batch), size, generator=self.generator)
+        part = self.batch.take(rows.to(self.batch.x.device))
+        measured: list[Tensor] = []
+
+        def target(points: Tensor) -> Tensor:
+            # The step size tau is chosen sample by sample by the ascent's spectral rule.
+            found = proximal_ascent(self.objective, part, points, s.proximal_steps)
+            measured.append(self.objective.value(part, points))
+            measured.append(found.value)
+            return found.q
+
+        phase = state.step / max(1, s.steps)
+        rate = s.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * phase)))
+        context = label_context(part.y, self.n_labels, part.q0.dtype)
+        with torch.no_grad():
+            flow = scheme.step(state.flow, part.q0, context, target, rate)
+            base = self.objective.value(part, part.q0)
+            gain = float((torch.maximum(measured[0], base) - base).mean())
+            corrected = float((torch.maximum(measured[1], base) - base).mean())
+        keep = 0.8 if state.step else 0.0
+        return JKOState(
+            flow,
+            keep * state.gain + (1 - keep) * gain,
+            keep * state.corrected + (1 - keep) * corrected,
+            state.step + 1,
+        )
+
+    def terminate(self, state: JKOState) -> Status | None:
+        if state.step >= 10 and state.gap <= self.settings.tol:
+            return Status.CONVERGED
+        return None
+
+    def record(self, state: JKOState) -> dict[str, float]:
+        return {"gain": state.gain, "corrected": state.corrected, "gap": state.gap}
+
+
+def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:
+    """Add a row of every label that the picked rows miss."""
+    missing = sorted(set(y.unique().tolist()) - set(y[pick].tolist()))
+    extra = [int((y == label).nonzero()[0]) for label in missing]
+    return torch.cat([pick, torch.tensor(extra, dtype=pick.dtype, device=pick.device)])
+
+
+def _box_path(objective: Objective) -> BoxPath:
+    weights = objective.model.first_layer()
+    direction = objective.coordinates.pull(weights)[0]
+    norm = direction.norm()
+    if norm > 0:
+        direction = direction / norm
+    width = (objective.coordinates.upper - objective.coordinates.lower).nan_to_num(posinf=0.0)
+    reach = float(torch.where(torch.isfinite(width), width, torch.zeros_like(width)).norm())
+    slope = objective.loss.lipschitz
+    far = float(norm) * slope / (2 * objective.strength) if slope and math.isfinite(slope) else 0.0
+    smallest = float(direction.abs()[direction != 0].min()) if norm > 0 else 1.0
+    top = max(far, min(reach / smallest, 1e6), 1.0)
+    half = torch.logspace(-4, 0, 40, dtype=direction.dtype, device=direction.device) * top
+    return BoxPath(direction, torch.cat([-half.flip(0), half]))
+
+
+_NAMES = {"icnn": ICNNJKO, "pointwise": Pointwise}
+
+
+def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
+    """The settings object of a name; settings pass through after validation."""
+    if inner is None:
+        inner = "icnn"
+    if isinstance(inner, str):
+        if inner not in _NAMES:
+            raise InvalidDataError(f"inner={inner!r} is unknown; choose one of {sorted(_NAMES)}")
+        inner = _NAMES[inner]()
+    if not isinstance(inner, InnerSolver):
+        raise InvalidDataError(
+            f"inner={inner!r}: expected one of {sorted(_NAMES)} or a settings object"
+        )
+    inner.validate()
+    return inner

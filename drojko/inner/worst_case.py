@@ -1,0 +1,257 @@
+"""The worst case as a measure: sample it, evaluate its density, see what it moves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._random import generator as make_generator
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.inner.adversary import Adversary, Moved
+from drojko.inner.objective import Batch
+from drojko.measures.base import LabelledMeasure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["WorstCase"]
+
+
+@dataclass(frozen=True, repr=False)
+class WorstCase:
+    r"""A worst-case distribution: the image of the reference under a transport plan.
+
+    In penalty form the plan is the map x -> argmax_z loss(z) - penalty * c(z, x). In radius form
+    it is a mixture of two such maps, at penalties just below and above the multiplier of the
+    radius, which spends the budget exactly.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from drojko import DROClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = DROClassifier(random_state=0).fit(X[:100], y[:100])
+    >>> Z, labels = clf.worst_case_.sample(5, random_state=0)
+    >>> Z.shape, labels.shape
+    ((5, 4), (5,))
+    """
+
+    adversary: Adversary
+    reference: LabelledMeasure
+    low_penalty: float
+    high_penalty: float
+    share: float
+    attained_risk: float
+    evaluation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    classes: np.ndarray | None = None
+    feature_names: tuple[str, ...] | None = None
+    cost_weights: np.ndarray | None = None
+    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    # -- conversions -------------------------------------------------------------------------
+
+    def _batch(self, X: Any, y: Any) -> Batch:
+        like = self.adversary.objective.model_like()
+        x = torch.as_tensor(np.array(X, dtype=np.float64), **like)
+        if x.ndim != 2 or x.shape[1] != self.adversary.objective.coordinates.n_features:
+            raise InvalidDataError(
+                f"X has shape {tuple(x.shape)}; expected "
+                f"(n, {self.adversary.objective.coordinates.n_features})"
+            )
+        labels = self._encode(y, x)
+        if len(labels) != len(x):
+            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
+        return self.adversary.objective.batch(x, labels)
+
+    def _encode(self, y: Any, x: Tensor) -> Tensor:
+        if self.classes is None:
+            return torch.as_tensor(np.asarray(y, dtype=np.float64), dtype=x.dtype, device=x.device)
+        y = np.asarray(y)
+        index = np.searchsorted(self.classes, y)
+        index = np.clip(index, 0, len(self.classes) - 1)
+        if not np.array_equal(self.classes[index], y):
+            unknown = sorted(set(y.tolist()) - set(self.classes.tolist()), key=str)
+            raise InvalidDataError(f"y holds labels {unknown}; known: {self.classes.tolist()}")
+        return torch.as_tensor(index, device=x.device)
+
+    def _decode(self, y: Tensor) -> np.ndarray:
+        y_array = y.cpu().numpy()
+        return y_array if self.classes is None else self.classes[y_array]
+
+    def _at(self, penalty: float, batch: Batch) -> Moved:
+        if math.isinf(penalty):
+            penalty = 1e12 * max(1.0, self.adversary.objective.penalty)
+        return self.adversary.with_penalty(penalty).solve(batch)
+
+    def _points(self, batch: Batch, moved: Moved) -> Tensor:
+        return self.adversary.objective.decode(batch, moved.q)
+
+    # -- the measure -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
+        before, after, labels, _ = self._draw(n, random_state)
+        return after.cpu().numpy(), self._decode(labels)
+
+    def _draw(self, n: int, random_state: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gen = make_generator(random_state)
+        x, y = self.reference.sample(n, gen)
+        like = self.adversary.objective.model_like()
+        x = x.to(**like)
+        y = y.to(like["device"]) if self.classes is not None else y.to(**like)
+        batch = self.adversary.objective.batch(x, y)
+        moved = self._at(self.high_penalty, batch)
+        if self.share > 0.0:
+            low = self._at(self.low_penalty, batch)
+            coin = torch.rand(n, generator=gen, dtype=torch.float64).to(x.device) < self.share
+            q = torch.where(coin.unsqueeze(1), low.q, moved.q)
+            labels = torch.where(coin, low.labels, moved.labels)
+        else:
+            q, labels = moved.q, moved.labels
+        return x, self.adversary.objective.decode(batch, q), labels, y
+
+    @torch.no_grad()
+    def transport(self, X: Any, y: Any) -> np.ndarray:
+        """Where rows X with labels y are moved, shape (n, d).
+
+        Where the plan is a mixture, this is the map of the larger penalty, which stays within the
+        budget.
+        """
+        batch = self._batch(X, y)
+        return self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
+
+    def log_prob(self, X: Any, y: Any) -> np.ndarray:
+        r"""Log density of X given y, shape (n,).
+
+        The maximiser z at x satisfies x = S(z) = z - C^{-1} grad loss(z) / (2 penalty), so
+
+        .. math:: \log p(z) = \log p_0(S(z)) + \log|\det(I - C^{-1}\nabla^2\ell(z) / 2\lambda)|
+
+        where z is the maximiser at S(z), and minus infinity elsewhere: no sample ends there.
+
+        Raises
+        ------
+        UnsupportedError
+            For a reference without density, bounds (mass piles up on them) or movable labels.
+        """
+        if self.adversary.objective.coordinates.lower is not None:
+            raise UnsupportedError("log_prob: with bounds mass piles up on them; use sample")
+        if self.adversary.flips:
+            raise UnsupportedError("log_prob: labels move under this label_cost; use sample")
+        batch = self._batch(X, y)
+        high = self._log_density(self.high_penalty, batch)
+        if self.share > 0.0:
+            low = self._log_density(self.low_penalty, batch)
+            high = torch.logaddexp(low + math.log(self.share), high + math.log1p(-self.share))
+        return high.cpu().numpy()
+
+    def _log_density(self, penalty: float, batch: Batch) -> Tensor:
+        if math.isinf(penalty):
+            return self.reference.log_prob(batch.x, batch.y)
+        adversary = self.adversary.with_penalty(penalty)
+        objective = adversary.objective
+        _, gradient = objective.value_and_gradient(batch, batch.q0)  # at z: no cost yet
+        q = batch.q0 - gradient / (2.0 * objective.strength)
+        source = objective.decode(batch, q)
+        origin = Batch(source, batch.y, q)
+        value, _ = objective.value_and_gradient(origin, batch.q0)
+        with torch.no_grad():
+            best = adversary.solve(origin, extra=[batch.q0]).value
+        reached = value >= best - 1e-7 * (1.0 + best.abs())
+        hessian = objective.loss_hessian(batch, batch.q0)
+        eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+        _, logdet = torch.linalg.slogdet(eye - hessian / (2.0 * objective.strength))
+        density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
+        return torch.where(reached, density, torch.full_like(density, -torch.inf))
+
+    def risk(self) -> float:
+        """Mean loss under this measure, on the draws of the certificate."""
+        return self.attained_risk
+
+    # -- what it does ------------------------------------------------------------------------
+
+    def _evaluated(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Reference draws, their images, labels and masses; computed once."""
+        if "evaluated" not in self._cache:
+            if self.evaluation is None:
+                gen = make_generator(0)
+                x, y, w = self.reference.points(2000, gen)
+                x, y, w = x.numpy(), self._decode(y), w.numpy()
+            else:
+                x, y, w = self.evaluation
+            batch = self._batch(x, y)
+            with torch.no_grad():
+                image = self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
+                if self.share > 0.0:
+                    low = self._points(batch, self._at(self.low_penalty, batch)).cpu().numpy()
+                    x = np.concatenate([x, x])
+                    y = np.concatenate([y, y])
+                    image = np.concatenate([image, low])
+                    w = np.concatenate([w * (1 - self.share), w * self.share])
+            self._cache["evaluated"] = (x, image, y, w)
+        return self._cache["evaluated"]
+
+    def displacement(self) -> pd.DataFrame:
+        """What moves: a row per class and feature.
+
+        Columns: ``class`` (absent for regression), ``feature``, ``mean``, ``q05``, ``median``,
+        ``q95`` of the displacement in the units of X, ``rms``, and ``share`` of the whole
+        transport budget; the shares sum to one when anything moves.
+        """
+        import pandas as pd
+
+        x, image, y, w = self._evaluated()
+        move = image - x
+        spent = w[:, None] * move**2
+        if self.cost_weights is not None:
+            spent = spent * np.where(np.isfinite(self.cost_weights), self.cost_weights, 0.0)
+        total = spent.sum() or 1.0
+        groups = [None] if self.classes is None else list(self.classes)
+        rows = []
+        for group in groups:
+            mask = np.ones(len(y), bool) if group is None else y == group
+            if not mask.any():
+                continue
+            mass = w[mask] / w[mask].sum()
+            order = np.argsort(move[mask], axis=0)
+            for j, name in enumerate(self._names()):
+                values = move[mask][order[:, j], j]
+                cumulated = np.cumsum(mass[order[:, j]])
+                quantile = [values[min(np.searchsorted(cumulated, p), len(values) - 1)]
+                            for p in (0.05, 0.5, 0.95)]
+                row = {} if group is None else {"class": group}
+                row.update(
+                    feature=name,
+                    mean=float(mass @ move[mask][:, j]),
+                    q05=quantile[0],
+                    median=quantile[1],
+                    q95=quantile[2],
+                    rms=float(np.sqrt(mass @ move[mask][:, j] ** 2)),
+                    share=float(spent[mask][:, j].sum() / total),
+                )
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def to_frame(self, n: int = 1000, random_state: Any = 0) -> pd.DataFrame:
+        """``n`` worst-case samples with named columns, the label in ``target``."""
+        import pandas as pd
+
+        X, y = self.sample(n, random_state)
+        frame = pd.DataFrame(X, columns=list(self._names()))
+        frame["target"] = y
+        return frame
+
+    def _names(self) -> tuple[str, ...]:
+        if self.feature_names is not None:
+            return self.feature_names
+        return tuple(f"x{j}" for j in range(self.adversary.objective.coordinates.n_features))
+
+    def __repr__(self) -> str:
+        plan = "map" if self.share == 0 else f"mixture of two maps ({self.share:.3f})"
+        return f"WorstCase(risk={self.attained_risk:.6g}, plan={plan})"

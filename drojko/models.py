@@ -1,0 +1,239 @@
+"""Prediction models with hand-written derivatives.
+
+A model maps rows to predictions: logits of shape (n, n_classes), or shape (n,) for binary
+classification and regression. The derivatives in the input (inner problem) and in the
+parameters (outer problem) are written out, because small networks spend most of their time in
+the bookkeeping of automatic differentiation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drojko.exceptions import InvalidDataError, UnsupportedError
+
+__all__ = ["MLP", "Linear", "ModuleModel", "TabularModel", "flatten_parameters"]
+
+
+def flatten_parameters(module: nn.Module) -> Tensor:
+    """Move all parameters of ``module`` into one flat tensor and return it.
+
+    The parameters become views, so an optimiser step on the flat tensor is one vector
+    operation however many layers there are.
+    """
+    parameters = list(module.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+    offset = 0
+    for p in parameters:
+        p.data = flat[offset : offset + p.numel()].view(p.shape)
+        offset += p.numel()
+    return flat
+
+
+def views_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Views of ``flat`` with the shapes of ``parameters``, in order."""
+    views, offset = [], 0
+    for p in parameters:
+        views.append(flat[offset : offset + p.numel()].view(p.shape))
+        offset += p.numel()
+    return views
+
+
+def _softplus(a: Tensor) -> tuple[Tensor, Tensor]:
+    return nn.functional.softplus(a), torch.sigmoid(a)
+
+
+def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:
+    t = torch.tanh(a)
+    return t, 1.0 - t * t
+
+
+def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.sigmoid(a)
+    h = a * s
+    return h, s * (1.0 + a - h)
+
+
+def _relu(a: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.relu(a)
+    return h, (a > 0).to(a.dtype)
+
+
+# value and derivative, sup |phi'|, (inf phi'', sup phi'')
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], float, tuple[float, float]]]
+ACTIVATIONS = {
+    "softplus": (_softplus, 1.0, (0.0, 0.25)),
+    "tanh": (_tanh, 1.0, (-0.7698003589195011, 0.7698003589195011)),
+    "silu": (_silu, 1.0998393, (-0.0963, 0.5)),
+    "relu": (_relu, 1.0, (-math.inf, math.inf)),
+}
+
+
+class TabularModel(nn.Module):
+    """A model with explicit derivatives.
+
+    ``linearise(x)`` returns the prediction and a closure ``backward(g, parameters=False)`` that
+    maps a cotangent ``g`` (shape of the prediction) to the gradient in ``x`` of
+    ``sum(g * prediction)`` or, with ``parameters=True``, to a list of gradients in the order of
+    ``self.parameters()``.
+    """
+
+    n_outputs: int
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        raise NotImplementedError
+
+    def first_layer(self) -> Tensor | None:
+        """Matrix W such that the prediction depends on x only through Wx, if there is one."""
+        return None
+
+    def penalised(self) -> list[bool]:
+        """Which parameters the L2 penalty applies to: weights, never intercepts."""
+        return [p.ndim > 1 for p in self.parameters()]
+
+
+class MLP(TabularModel):
+    r"""Multilayer perceptron :math:`f(x) = A\,\phi(W_L \cdots \phi(W_1 x + b_1) \cdots) + c`.
+
+    Parameters
+    ----------
+    n_inputs, n_outputs : int
+        ``n_outputs=1`` gives predictions of shape (n,), more gives (n, n_outputs).
+    hidden : sequence of int
+        Widths; an empty one gives a linear model.
+    activation : {"softplus", "tanh", "silu", "relu"}
+        Smooth ones have a finite curvature, and with it a proven dual above a threshold.
+    generator : torch.Generator
+        Source of the initial weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = MLP(3, 2, hidden=(4,), generator=torch.Generator().manual_seed(0))
+    >>> net(torch.zeros(5, 3, dtype=torch.float64)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_outputs: int = 1,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "softplus",
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise InvalidDataError(
+                f"activation={activation!r} is unknown; choose one of {sorted(ACTIVATIONS)}"
+            )
+        self.n_outputs = n_outputs
+        self.activation = activation
+        self.bias = bias
+        sizes = [n_inputs, *hidden, n_outputs]
+        weights, biases = [], []
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            draw = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
+            weights.append(nn.Parameter((draw / math.sqrt(fan_in)).to(device, dtype)))
+            zero = torch.zeros(fan_out, dtype=dtype, device=device)
+            biases.append(nn.Parameter(zero, requires_grad=bias))
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList(biases)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        act = ACTIVATIONS[self.activation][0]
+        weights = [w.detach() for w in self.weights]
+        biases = [b.detach() for b in self.biases]
+        inputs, slopes, h = [x], [], x
+        for w, b in zip(weights[:-1], biases[:-1], strict=True):
+            h, slope = act(torch.addmm(b, h, w.T))
+            inputs.append(h)
+            slopes.append(slope)
+        f = torch.addmm(biases[-1], h, weights[-1].T)
+        scalar = self.n_outputs == 1
+
+        def backward(g: Tensor, parameters: bool = False) -> Any:
+            g = g.unsqueeze(1) if scalar else g
+            grads: list[tuple[Tensor, Tensor]] = []
+            for layer in range(len(weights) - 1, -1, -1):
+                if parameters:
+                    grads.append((g.T @ inputs[layer], g.sum(0)))
+                    if layer == 0:
+                        break
+                g = g @ weights[layer]
+                if layer:
+                    g = g * slopes[layer - 1]
+            if not parameters:
+                return g
+            grads.reverse()
+            return [gw for gw, _ in grads] + [gb for _, gb in grads]
+
+        return (f.squeeze(1) if scalar else f), backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions that autograd can follow."""
+        act = ACTIVATIONS[self.activation][0]
+        for w, b in zip(list(self.weights)[:-1], list(self.biases)[:-1], strict=True):
+            x, _ = act(torch.addmm(b, x, w.T))
+        f = torch.addmm(self.biases[-1], x, self.weights[-1].T)
+        return f.squeeze(1) if self.n_outputs == 1 else f
+
+    def first_layer(self) -> Tensor:
+        return self.weights[0].detach()
+
+
+def Linear(n_inputs: int, n_outputs: int = 1, **kwargs: Any) -> MLP:
+    """Linear model ``Wx + b``: a perceptron without hidden layer, started at zero."""
+    model = MLP(n_inputs, n_outputs, hidden=(), **kwargs)
+    model.weights[0].data.zero_()
+    return model
+
+
+class ModuleModel(TabularModel):
+    """Any ``torch.nn.Module`` whose rows do not interact, differentiated by autograd."""
+
+    def __init__(self, module: nn.Module, n_outputs: int) -> None:
+        super().__init__()
+        self.module = module
+        self.n_outputs = n_outputs
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            f = self.module(leaf)
+            if self.n_outputs == 1 and f.ndim == 2 and f.shape[1] == 1:
+                f = f.squeeze(1)
+        expected = (len(x),) if self.n_outputs == 1 else (len(x), self.n_outputs)
+        if tuple(f.shape) != expected:
+            raise UnsupportedError(
+                f"the model returned shape {tuple(f.shape)} for {len(x)} rows; expected {expected}"
+            )
+        trainable = list(self.module.parameters())
+
+        def backward(g: Tensor, parameters: bool = False) -> Any:
+            # One forward pass may serve both derivatives, so the graph is kept until f is freed.
+            if not parameters:
+                (out,) = torch.autograd.grad(f, leaf, g, retain_graph=True)
+                return out
+            active = [p for p in trainable if p.requires_grad]
+            grads = iter(torch.autograd.grad(f, active, g, retain_graph=True, allow_unused=True))
+            out = []
+            for p in trainable:
+                grad = next(grads) if p.requires_grad else None
+                out.append(torch.zeros_like(p) if grad is None else grad)
+            return out
+
+        return f.detach(), backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.module(x)
+        return f.squeeze(1) if self.n_outputs == 1 and f.ndim == 2 else f

@@ -1,0 +1,15 @@
+"""Transport maps: input-convex potentials, their gradients, and compositions."""
+
+from drojko.transport.icnn import ICNN
+from drojko.transport.initialise import bures_map
+from drojko.transport.maps import AffineMap, BrenierMap, Composition, IdentityMap, TransportMap
+
+__all__ = [
+    "ICNN",
+    "AffineMap",
+    "BrenierMap",
+    "Composition",
+    "IdentityMap",
+    "TransportMap",
+    "bures_map",
+]
