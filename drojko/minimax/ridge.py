@@ -19,13 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses import Squared
 from drojko.minimax.ridge_bound import lower_bound
 from drojko.minimax.ridge_data import RidgeData, Rows
-from drojko.minimax.ridge_jets import kink_free
 from drojko.minimax.ridge_newton import Newton, State
 from drojko.minimax.ridge_risk import RidgeRisk, ridge_robust_risk
 from drojko.minimax.ridge_squared import solve_squared
@@ -81,6 +81,10 @@ class _Settings:
     max_iter: int
     deadline: float
     callback: Callable[[int, dict[str, float]], bool | None] | None
+
+    @property
+    def goal(self) -> float:
+        return 0.05 * self.tol
 
     @property
     def form(self) -> dict[str, float | None]:
@@ -142,18 +146,14 @@ def solve_ridge(
     rows = Rows(data, centred=fit_intercept)
     if isinstance(data.loss, Squared):
         return _solve_squares(rows, data, settings)
-    vertex, vertex_b, scale = _vertex(rows, data, settings)
-    if scale == 0.0 or _vertex_is_optimal(rows, data, settings, vertex, vertex_b):
-        outcome, state = None, None
-        coef, intercept = rows.outward(vertex, vertex_b)
-    else:
-        start = _start(rows, warm_start, vertex, vertex_b)
+    start = _vertex(rows, data, settings)
+    outcome, state = None, start
+    if settings.form["radius"] is None or _excess(rows, data, settings, start) > settings.goal:
         solver = _newton(rows, data, settings)
-        outcome = _run(solver, (*start, scale), settings)
+        size = max(start.value, 1e-6 * solver.rms_slope(start))
+        outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
         state = outcome.best_state
-        coef, intercept = rows.outward(state.z, state.b)
-    return _finish(rows, data, settings, solver_state=state, outcome=outcome, coef=coef,
-                   intercept=intercept, vertex=(vertex, vertex_b))
+    return _finish(rows, data, settings, start, outcome, state)
 
 
 def _check(radius, penalty, alpha, fit_intercept, tol, max_iter, max_time, callback) -> _Settings:
@@ -183,7 +183,7 @@ def _newton(rows: Rows, data: RidgeData, settings: _Settings) -> Newton:
         **settings.form,
         alpha=settings.alpha,
         fit_intercept=settings.fit_intercept,
-        goal=0.05 * settings.tol,
+        goal=settings.goal,
     )
 
 
@@ -207,8 +207,8 @@ def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
     )
 
 
-def _vertex(rows: Rows, data: RidgeData, settings: _Settings) -> tuple[np.ndarray, float, float]:
-    """The best model that the adversary cannot touch (θ = 0 on movable columns), and its risk."""
+def _vertex(rows: Rows, data: RidgeData, settings: _Settings) -> State:
+    """The best model that the adversary cannot touch: θ = 0 on movable columns."""
     solver = Newton(
         rows,
         data,
@@ -216,85 +216,76 @@ def _vertex(rows: Rows, data: RidgeData, settings: _Settings) -> tuple[np.ndarra
         penalty=None,
         alpha=settings.alpha,
         fit_intercept=settings.fit_intercept,
-        goal=1e-3 * settings.tol,
+        goal=settings.goal,
         free=rows.cost == 0.0 if settings.form["radius"] else np.zeros(rows.cost.size, bool),
     )
     b = 0.0
     if settings.fit_intercept and data.loss.task == "regression":
         b = float(np.median(data.y))
     z = np.zeros(rows.cost.size)
-    w = data.weight
-    f = rows.predict(z, b)
-    import torch
-
-    scale = float(w @ data.loss.value(torch.from_numpy(f), torch.from_numpy(data.y)).numpy())
+    f = torch.from_numpy(rows.predict(z, b))
+    scale = float(data.weight @ data.loss.value(f, torch.from_numpy(data.y)).numpy())
+    state = solver.init((z, b, None, scale))
     if scale == 0.0 or not (solver.columns.size or settings.fit_intercept):
-        return z, b, scale
-    outcome = run(solver, solver.init((z, b, None, scale)), max_iter=200)
-    s = outcome.state
-    return s.z, s.b, max(s.value, 1e-3 * scale) if s.value > 1e-14 * scale else scale
+        return state
+    return run(solver, state, max_iter=200).state
 
 
-def _vertex_is_optimal(rows, data, settings, z, b) -> bool:
-    """Exact test for differentiable losses: |E p x|_* <= radius * sqrt(E p²) at the vertex."""
-    radius = settings.form["radius"]
-    if radius is None or data.flips or data.label_norm or not kink_free(data.loss, math.inf):
-        return False
-    import torch
-
-    u = rows.predict(z, b)
-    p = data.loss.gradient(torch.from_numpy(u), torch.from_numpy(data.y)).numpy()
-    pull = data.weight * p
-    c = np.zeros(z.size)
-    for part in rows.blocks():
-        c += pull[part] @ rows.block(part)
-    movable = rows.cost > 0
-    dual = math.sqrt(float((c[movable] ** 2 / rows.cost[movable]).sum()))
-    return dual <= radius * math.sqrt(float(pull @ p))
+def _excess(rows: Rows, data: RidgeData, settings: _Settings, vertex: State) -> float:
+    """Relative gap of the vertex: about 0 when the radius is so large that it is optimal."""
+    coef, intercept = rows.outward(vertex.z, vertex.b)
+    objective = _risk(data, settings, coef, intercept)[1]
+    if objective == 0.0:
+        return 0.0
+    if data.flips or data.label_norm:
+        return math.inf
+    lower = _bound(rows, data, settings, vertex, vertex.z, vertex.u, math.inf)
+    return (objective - lower) / objective
 
 
-def _start(rows, warm_start, z, b) -> tuple[np.ndarray, float, float | None]:
+def _first(rows, warm_start, vertex: State) -> tuple[np.ndarray, float, float | None]:
     if warm_start is None:
-        return z, b, None
+        return vertex.z, vertex.b, None
     if isinstance(warm_start, RidgeSolution):
         coef, intercept, lam = warm_start.coef, warm_start.intercept, warm_start.penalty
     else:
         (coef, intercept), lam = warm_start, None
     coef = np.asarray(coef, dtype=np.float64)
-    if coef.shape != z.shape or not (np.isfinite(coef).all() and math.isfinite(intercept)):
-        raise InvalidDataError(f"warm_start: expected {z.size} finite coefficients")
+    if coef.shape != vertex.z.shape or not np.isfinite([*coef, intercept]).all():
+        raise InvalidDataError(f"warm_start: expected {vertex.z.size} finite coefficients")
     usable = lam is not None and 0 < lam < math.inf
     return (*rows.inward(coef, float(intercept)), lam if usable else None)
 
 
-def _evaluate(data, settings, coef, intercept, guess=None) -> tuple[RidgeRisk, float]:
-    radius = settings.radius if settings.penalty is None else None
+def _risk(data, settings, coef, intercept, guess=None) -> tuple[RidgeRisk, float]:
     risk = ridge_robust_risk(
-        data, coef, intercept, radius=radius, penalty=settings.penalty, guess=guess
+        data, coef, intercept, radius=settings.radius, penalty=settings.penalty, guess=guess
     )
     return risk, risk.value + 0.5 * settings.alpha * float(coef @ coef)
 
 
-def _finish(rows, data, settings, *, solver_state, outcome, coef, intercept, vertex):
-    guess = solver_state.lam if solver_state is not None else None
-    risk, objective = _evaluate(data, settings, coef, intercept, guess)
-    if solver_state is not None:
+def _finish(rows, data, settings, vertex, outcome, state) -> RidgeSolution:
+    coef, intercept = rows.outward(state.z, state.b)
+    solved = outcome is not None
+    risk, objective = _risk(data, settings, coef, intercept, state.lam if solved else None)
+    norm = math.inf
+    if solved:
+        norm = float(rows.cost @ (state.z * state.z)) + data.label_norm + state.eps**2
         # Near θ = 0 Newton's method only approaches the vertex; take it where it is no worse.
-        for z, b in (vertex, (np.where(rows.cost > 0, 0.0, solver_state.z), solver_state.b)):
+        still = np.where(rows.cost > 0, 0.0, state.z)
+        for z, b in ((vertex.z, vertex.b), (still, state.b)):
             other = rows.outward(z, b)
-            risk0, objective0 = _evaluate(data, settings, *other)
+            risk0, objective0 = _risk(data, settings, *other)
             if objective0 <= objective * (1 + 0.1 * settings.tol):
                 (coef, intercept), risk, objective = other, risk0, objective0
-    bound = _bound(rows, data, settings, solver_state, coef, intercept, risk)
-    if outcome is None:
-        status, message, n_iter, history = Status.CONVERGED, Status.CONVERGED.advice, 0, []
-        stationarity = 0.0
-    else:
-        status, message, n_iter, history = (
-            str(outcome.status), outcome.message, outcome.n_iter, outcome.history,
-        )
-        stationarity = solver_state.stationarity
-        if solver_state.diverged:
+    moving = settings.form["radius"] is not None or settings.penalty is not None
+    kappa = state.lam / norm if moving and solved and norm > 0 else math.inf
+    bound = _bound(rows, data, settings, state, state.z, state.u, kappa)
+    status, message, n_iter, history = Status.CONVERGED, Status.CONVERGED.advice, 0, []
+    if solved:
+        status, message = outcome.status, outcome.message
+        n_iter, history = outcome.n_iter, outcome.history
+        if state.diverged:
             status, message = "unbounded", _SEPARABLE
     return RidgeSolution(
         coef=coef,
@@ -305,7 +296,7 @@ def _finish(rows, data, settings, *, solver_state, outcome, coef, intercept, ver
         robust_risk=risk.value,
         nominal_risk=risk.nominal,
         transport_cost=risk.transport_cost,
-        stationarity=stationarity,
+        stationarity=state.stationarity if solved else 0.0,
         n_iter=n_iter,
         status=str(status),
         message=message,
@@ -314,22 +305,20 @@ def _finish(rows, data, settings, *, solver_state, outcome, coef, intercept, ver
     )
 
 
-def _bound(rows, data, settings, state, coef, intercept, risk) -> float:
-    z, b = rows.inward(coef, intercept)
-    u = rows.predict(z, b)
-    lam, mu = risk.penalty, 0.0
-    norm = data.squared_norm(coef)
-    if state is not None:
-        # The smoothed plan: it knows how ties are to be split.
-        lam, mu, norm = state.lam, state.mu, norm + state.eps**2
-        u = state.u
-    if settings.form["radius"] is None and settings.penalty is None:
-        kappa = math.inf
-    else:
-        kappa = lam / norm if norm > 0 else math.inf
+def _bound(rows, data, settings, state, z, u, kappa) -> float:
+    """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
     return lower_bound(
-        rows, data, z, u, lam, kappa, mu, **settings.form,
-        alpha=settings.alpha, fit_intercept=settings.fit_intercept,
+        rows,
+        data,
+        z,
+        u,
+        state.lam,
+        kappa,
+        state.mu,
+        state.duals if state.mu > 0 else None,
+        **settings.form,
+        alpha=settings.alpha,
+        fit_intercept=settings.fit_intercept,
     )
 
 
@@ -338,7 +327,7 @@ def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSol
         rows, data, **settings.form, alpha=settings.alpha, fit_intercept=settings.fit_intercept
     )
     coef, intercept = rows.outward(z, b)
-    risk, objective = _evaluate(data, settings, coef, intercept)
+    risk, objective = _risk(data, settings, coef, intercept)
     return RidgeSolution(
         coef=coef,
         intercept=intercept,

@@ -31,6 +31,7 @@ def lower_bound(
     lam: float,
     kappa: float,
     mu: float,
+    duals: np.ndarray | None = None,
     *,
     radius: float | None,
     penalty: float | None,
@@ -39,17 +40,16 @@ def lower_bound(
 ) -> float:
     """Lower bound on the minimum of the robust objective; -inf where none could be proven.
 
-    (z, u, λ, κ, mu) describe a nearly optimal point in the coordinates of `rows`; they only
+    (z, u, λ, κ, mu, duals) describe a nearly optimal point in the coordinates of `rows`; they only
     suggest the plan, and need not be accurate for the bound to hold.
     """
     robust = radius is not None or penalty is not None
     price = (lam, data.label_cost) if data.flips and robust else None
-    mass, slope, flips = _plan(data, u, kappa, mu, price)
+    mass, slope, flips = _plan(data, u, kappa, mu, price, duals)
     ridge = alpha * rows.inverse_scale**2
     pinned = (ridge == 0.0) & ~rows.dead  # columns in which c must vanish exactly
-    if radius is None or radius > 0:
-        if robust:
-            pinned &= rows.cost == 0.0
+    if robust:
+        pinned &= rows.cost == 0.0
     cols = np.flatnonzero(pinned)
     if cols.size or fit_intercept:
         mass = _balance(rows, mass, slope, cols, fit_intercept)
@@ -75,9 +75,9 @@ def lower_bound(
     return _radius_term(rows, data, z, c, gain, math.sqrt(budget * square), ridge)
 
 
-def _plan(data, u, kappa, mu, price):
+def _plan(data, u, kappa, mu, price, duals):
     """Masses and slopes, each of shape (k, n), and which of the k parts flip labels."""
-    j = jet(data.loss, u, data.y, kappa, mu, price)
+    j = jet(data.loss, u, data.y, kappa, mu, price, None if duals is None else duals.copy())
     shape = u.shape
     mass = np.stack([data.weight * np.broadcast_to(a.weight, shape) for a in j.atoms])
     slope = np.stack([np.broadcast_to(np.asarray(a.slope, float), shape) for a in j.atoms])

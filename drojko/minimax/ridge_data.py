@@ -97,7 +97,7 @@ class RidgeData:
         return float(self.inverse_cost @ (coef * coef)) + self.label_norm
 
     def predictions(self, coef: np.ndarray, intercept: float) -> np.ndarray:
-        """u = X coef + intercept in float64, shape (n,)."""
+        """Return u = X coef + intercept in float64, shape (n,)."""
         u = np.empty(self.X.shape[0])
         for rows in blocks(*self.X.shape):
             u[rows] = self.X[rows].astype(np.float64, copy=False) @ coef

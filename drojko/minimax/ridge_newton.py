@@ -19,7 +19,7 @@ import scipy.linalg
 from drojko._driver import Status
 from drojko.losses import Logistic
 from drojko.minimax.ridge_data import RidgeData, Rows
-from drojko.minimax.ridge_jets import Jet, jet, kink_free
+from drojko.minimax.ridge_jets import Jet, jet, kink_free, kinks
 
 __all__ = ["Newton", "State"]
 
@@ -46,6 +46,14 @@ class State:
     stuck: int = 0
     kinked: bool = False
     diverged: bool = False
+    duals: np.ndarray | None = None
+
+
+def _moved(s: State, t: float) -> State:
+    """Tell the duals that a step of length `t` was taken."""
+    if s.duals is not None:
+        s.duals[:, 2] *= t
+    return s
 
 
 @dataclass
@@ -106,9 +114,18 @@ class Newton:
         norm = max(self._norm(z, eps), _TINY * lam)
         return lam / norm, norm
 
-    def _jet(self, rows: slice, u: np.ndarray, kappa: float, lam: float, mu: float) -> Jet:
+    def _jet(
+        self,
+        rows: slice,
+        u: np.ndarray,
+        kappa: float,
+        lam: float,
+        mu: float,
+        duals: np.ndarray | None = None,
+    ) -> Jet:
         price = (lam, self.data.label_cost) if self.data.flips and self.robust else None
-        return jet(self.data.loss, u[rows], self.data.y[rows], kappa, mu, price)
+        part = None if duals is None else duals[:, :, rows]
+        return jet(self.data.loss, u[rows], self.data.y[rows], kappa, mu, price, part)
 
     def _sums(self, u: np.ndarray, kappa: float, lam: float, mu: float) -> _Sums:
         out = _Sums()
@@ -122,25 +139,36 @@ class Newton:
 
     def _evaluate(self, s: State, polish: bool) -> State:
         """Fill in value, bias and cost; with `polish`, bring λ near its optimum first."""
-        lam = s.lam
-        for attempt in range(12):
+        lam, low, high = s.lam, 0.0, math.inf
+        for attempt in range(30):
             kappa, norm = self._kappa(s.z, lam, s.eps)
             sums = self._sums(s.u, kappa, lam, s.mu)
             cost = -(sums.k / norm + sums.l) if self.robust else 0.0
-            if self.radius is None or not polish or attempt == 11:
+            if self.radius is None or not polish:
                 break
-            target = self.radius**2
-            off = math.log(cost / target) if cost > 0 else -50.0
-            if abs(off) <= 0.05:
+            off = math.log(max(cost, 1e-300) / self.radius**2)
+            if abs(off) <= 0.05 or attempt == 29 or high - low <= 1e-9 * high:
                 break
-            # cost is close to a power law in λ: Newton's method on logarithms.
+            low, high = (lam, high) if off > 0 else (low, lam)
+            # cost is close to a power law in λ: Newton's method on logarithms, in a bracket.
             bend = sums.kk / norm**2 + 2.0 * sums.kl / norm + sums.ll
-            power = max(lam * bend / cost, 0.5) if cost > 0 else 2.0
+            power = max(lam * bend / max(cost, 1e-300), 0.5)
             lam *= math.exp(min(max(off / power, -6.0), 6.0))
+            outside = not low < lam < high or attempt % 4 == 3
+            if outside and low > 0.0 and high < math.inf:
+                lam = math.sqrt(low * high)
         bias = sums.bias
         if self.robust:
             bias += max(-sums.k, 0.0) * kappa * s.eps**2 / norm
         return replace(s, lam=lam, value=self._total(sums, s.z, lam), bias=bias, cost=cost)
+
+    def rms_slope(self, s: State) -> float:
+        """Root mean square slope of the loss at a state: a size that does not vanish with it."""
+        total = 0.0
+        for rows in self.rows.blocks():
+            slope = self._jet(rows, s.u, math.inf, s.lam, s.mu).u
+            total += float(self.data.weight[rows] @ (slope * slope))
+        return math.sqrt(total)
 
     # -- the driver's interface -----------------------------------------------------------------
 
@@ -180,16 +208,22 @@ class Newton:
         if s.mu == 0.0 and not self._smooth(s):
             # The iterates have come to where the loss has kinks: smooth them from here on.
             s = self._evaluate(replace(s, mu=1e-3 * self.scale, kinked=True), polish=True)
-        gradient, slope_lam, hessian, cross, bend, size = self._second_order(s)
+        duals = None
+        if s.mu > 0:
+            if s.duals is None:
+                duals = np.full((kinks(self.data.flips and self.robust), 4, s.u.size), np.nan)
+            else:
+                duals = s.duals.copy()
+        gradient, slope_lam, hessian, cross, bend, size = self._second_order(s, duals)
         direction, step_lam = self._solve(gradient, slope_lam, hessian, cross, bend, s.lam)
         slope = float(gradient @ direction) + slope_lam * step_lam
         decrement = max(-0.5 * slope, 0.0)
         k = self.columns.size
         stationarity = float(np.abs(gradient).max(initial=0.0)) / max(size, 1e-300)
-        s = replace(s, decrement=decrement, stationarity=stationarity)
+        s = replace(s, decrement=decrement, stationarity=stationarity, duals=duals)
         small = decrement <= 1e-13 * abs(s.value) + 1e-15 * self.scale
         if small:
-            return self._advance(s, exact=True)
+            return self._advance(_moved(s, 0.0), exact=True)
         dz = np.zeros_like(s.z)
         dz[self.columns] = direction[:k]
         db = float(direction[k]) if self.fit_intercept else 0.0
@@ -209,8 +243,8 @@ class Newton:
             t *= 0.5 if t > 1e-2 else 0.1
         if new is s:
             # No progress in float arithmetic: the stage is as exact as it gets.
-            return self._advance(replace(s, stuck=s.stuck + 1), exact=True)
-        new = replace(new, full_step=t == 1.0, diverged=self._separated(new))
+            return self._advance(_moved(replace(s, stuck=s.stuck + 1), 0.0), exact=True)
+        new = replace(_moved(new, t), full_step=t == 1.0, diverged=self._separated(new))
         return self._advance(new, exact=False)
 
     def _separated(self, s: State) -> bool:
@@ -229,14 +263,14 @@ class Newton:
         size = abs(s.value) + 1e-12 * self.scale
         final = s.mu == 0.0 and s.eps == 0.0
         enough = s.bias <= self.goal * size
-        if exact or (s.full_step and s.decrement <= (1e-9 if final else 1e-2 * self.goal) * size):
+        if exact or (s.full_step and s.decrement <= (1e-11 if final else 1e-5 * self.goal) * size):
             if final or enough or s.stuck > 8 or s.mu < 1e-13 * self.scale:
                 return replace(s, done=True)
         elif not (s.full_step and s.decrement <= 0.5 * max(s.bias, self.goal * size)):
             return s
         if final or enough:
             return s
-        return self._evaluate(self._next_stage(s), polish=False)
+        return self._evaluate(self._next_stage(s), polish=True)
 
     def _smooth(self, s: State) -> bool:
         kappa, _ = self._kappa(s.z, s.lam, s.eps)
@@ -246,11 +280,12 @@ class Newton:
         mu = 0.0 if self._smooth(s) else 0.1 * s.mu
         # Away from the vertex, where n >> eps, eps has nothing left to smooth.
         near = s.eps > 1e-3 * math.sqrt(self._norm(s.z, 0.0))
-        return replace(s, mu=mu, eps=0.1 * s.eps if near else 0.0)
+        eps = 0.1 * s.eps if near else 0.0
+        return replace(s, mu=mu, eps=eps, decrement=math.inf, full_step=False)
 
     # -- second-order model -----------------------------------------------------------------------
 
-    def _second_order(self, s: State):
+    def _second_order(self, s: State, duals: np.ndarray | None):
         cols, k = self.columns, self.columns.size
         size = k + int(self.fit_intercept)
         kappa, norm = self._kappa(s.z, s.lam, s.eps)
@@ -259,7 +294,7 @@ class Newton:
         slope_square, sums = 0.0, _Sums()
         for rows in self.rows.blocks():
             w = self.data.weight[rows]
-            j = self._jet(rows, s.u, kappa, s.lam, s.mu)
+            j = self._jet(rows, s.u, kappa, s.lam, s.mu, duals)
             sums.add(w, j)
             slope_square += float(w @ (j.u * j.u))
             B = np.empty((w.size, size))
@@ -325,5 +360,7 @@ class Newton:
                 break
         else:
             direction = gradient
-        step_lam = -(slope_lam + float(cross @ direction)) / bend if self.radius is not None else 0.0
+        step_lam = (
+            -(slope_lam + float(cross @ direction)) / bend if self.radius is not None else 0.0
+        )
         return direction, step_lam
