@@ -307,8 +307,8 @@ def test_density_integrates_to_one_in_the_plane(name, rng):
 
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_density_integrates_to_one_on_the_line(name, rng):
-    measure = clone(TEMPLATES[name]).fit(rng.normal(size=(30, 1)) ** 3)
-    grid = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
+    measure = clone(TEMPLATES[name]).fit(rng.normal(size=(30, 1)) + np.arange(30)[:, None] % 3)
+    grid = torch.linspace(-20, 22, 42_001, dtype=torch.float64)
     total = torch.trapezoid(measure.log_prob(grid[:, None]).exp(), grid).item()
     assert total == pytest.approx(1, abs=0.01 if name == "flow" else 1e-6)
 
