@@ -23,7 +23,16 @@ from drojko.minimax.ridge_jets import conjugate, jet
 __all__ = ["lower_bound"]
 
 
-def lower_bound(
+def lower_bound(*plan, **problem) -> float:
+    """Lower bound on the minimum of the robust objective; 0, as for any loss, if nothing better.
+
+    (z, u, λ, κ, mu, duals) describe a nearly optimal point in the coordinates of `rows`; they only
+    suggest the plan, and need not be accurate for the bound to hold.
+    """
+    return max(_lower_bound(*plan, **problem), 0.0)
+
+
+def _lower_bound(
     rows: Rows,
     data: RidgeData,
     z: np.ndarray,
@@ -38,11 +47,6 @@ def lower_bound(
     alpha: float,
     fit_intercept: bool,
 ) -> float:
-    """Lower bound on the minimum of the robust objective; -inf where none could be proven.
-
-    (z, u, λ, κ, mu, duals) describe a nearly optimal point in the coordinates of `rows`; they only
-    suggest the plan, and need not be accurate for the bound to hold.
-    """
     robust = radius is not None or penalty is not None
     price = (lam, data.label_cost) if data.flips and robust else None
     mass, slope, flips = _plan(data, u, kappa, mu, price, duals)
@@ -129,12 +133,10 @@ def _radius_term(rows, data, z, c, gain, strength, ridge) -> float:
         return s * gain + math.sqrt(offset * left)
     # c = c1 + c2: c1 is carried by the ball (dual norm at most its strength), c2 by the ridge.
     norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
-    c1 = -strength * rows.cost * z / norm if norm > 0 else -c
-    c1 = np.where(movable, c1, 0.0)
-    if norm == 0.0 and dual > 0:
-        c1 = np.where(movable, c, 0.0) * min(1.0, strength / dual)
+    if norm > 0:
+        c1 = np.where(movable, -strength * rows.cost * z / norm, 0.0)
     else:
-        c1 = -c1
+        c1 = np.where(movable, c, 0.0) * (min(1.0, strength / dual) if dual > 0 else 0.0)
     rest = c - c1
     spare = strength**2 - float((c1[movable] ** 2 / rows.cost[movable]).sum())
     positive = ridge > 0

@@ -124,20 +124,22 @@ class Rows:
         self.data, X, w = data, data.X, data.weight
         n, d = X.shape
         self.mean = np.zeros(d)
-        square, top = np.zeros(d), np.zeros(d)
-        if centred:
-            for rows in blocks(n, d):
-                self.mean += w[rows] @ X[rows].astype(np.float64, copy=False)
+        square, low, high = np.zeros(d), np.full(d, np.inf), np.full(d, -np.inf)
         for rows in blocks(n, d):
-            gap = X[rows] - self.mean
-            np.maximum(top, np.abs(gap[w[rows] > 0]).max(axis=0, initial=0.0), out=top)
-        size = np.where(top > 0, top, 1.0)
+            block = X[rows][w[rows] > 0].astype(np.float64, copy=False)
+            if centred:
+                self.mean += w[rows][w[rows] > 0] @ block
+            np.minimum(low, block.min(axis=0, initial=np.inf), out=low)
+            np.maximum(high, block.max(axis=0, initial=-np.inf), out=high)
+        size = np.maximum(np.abs(low), np.abs(high))
+        # Columns that vary by no more than rounding are constant.
+        spread = high - low if centred else size
+        self.dead = spread <= 8 * np.finfo(X.dtype).eps * size
+        spread = np.where(self.dead, 1.0, spread)
         for rows in blocks(n, d):
-            square += w[rows] @ ((X[rows] - self.mean) / size) ** 2
-        scale = size * np.sqrt(square)
-        eps = np.finfo(X.dtype).eps
-        self.dead = top <= 8 * eps * np.abs(self.mean)
-        self.inverse_scale = np.where(self.dead, 0.0, 1.0 / np.where(scale > 0, scale, 1.0))
+            square += w[rows] @ ((X[rows] - self.mean) / spread) ** 2
+        scale = np.where(self.dead, 1.0, spread * np.sqrt(square))
+        self.inverse_scale = np.where(self.dead, 0.0, 1.0 / scale)
         # Ridge norm in these coordinates: θ = z * inverse_scale.
         self.cost = np.where(self.dead, 1.0, data.inverse_cost * self.inverse_scale**2)
 

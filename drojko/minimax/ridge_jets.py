@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, even_logistic_root
+from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared, even_logistic_root
 
 __all__ = ["Atom", "Jet", "conjugate", "jet", "kink_free", "kinks"]
 
@@ -98,6 +98,10 @@ def _own_label(
         return _smooth_max(_line(low * r, low, kappa), _line(high * r, high, kappa), mu, dual)
     if isinstance(loss, Huber):
         return _huber(u - y, loss.delta, kappa, mu, dual)
+    if isinstance(loss, Squared):
+        grown = 1.0 if np.isinf(kappa) else kappa / (kappa - 1.0)
+        slope = 2.0 * grown * (u - y)
+        return Jet(0.5 * slope * (u - y), slope, 0.0, atoms=[Atom(1.0, slope)])
     raise TypeError(f"no jet for {loss!r}")
 
 
@@ -131,6 +135,13 @@ def _bend(dual: np.ndarray, c: np.ndarray, e: np.ndarray, q: np.ndarray) -> np.n
     bend = 1.0 - w * rho
     dual[0], dual[1], dual[2], dual[3] = c, bend / e, rho - w, w
     return bend
+
+
+def _width(mu: float, needed: bool, dual: np.ndarray) -> float:
+    """`mu` where a kink is possible; otherwise 0, and the duals start afresh."""
+    if not needed:
+        dual[...] = np.nan
+    return mu if needed else 0.0
 
 
 def _share(dual: np.ndarray, primal: Number) -> Number:
@@ -184,6 +195,7 @@ def _logistic(u: np.ndarray, y: np.ndarray, kappa: float, mu: float, dual: np.nd
         p = 1.0 / (1.0 + np.exp(np.minimum(m, 700.0)))
         value = np.maximum(-m, 0.0) + np.log1p(np.exp(-np.abs(m)))
         return Jet(value, -s * p, 0.0, uu=p * (1.0 - p), atoms=[Atom(1.0, -s * p)])
+    mu = _width(mu, kappa <= 0.5, dual)
     c = 0.5 - 2.0 * kappa * m
     width = 2.0 * kappa * mu
     e = np.sqrt(c * c + width * width) if mu > 0 else np.abs(c)
@@ -242,6 +254,7 @@ def _logistic(u: np.ndarray, y: np.ndarray, kappa: float, mu: float, dual: np.nd
 
 def _huber(r: np.ndarray, delta: float, kappa: float, mu: float, dual: np.ndarray) -> Jet:
     # G = δ H(|r|) + const with H quadratic up to ρ = δ(2κ-1)/(2κ), then linear (see Huber).
+    mu = _width(mu, kappa <= 2.0, dual)
     knot = delta * max(1.0 - 0.5 / kappa, 0.0)
     width = mu / delta
     e = np.sqrt(r * r + width * width) if mu > 0 else np.abs(r)

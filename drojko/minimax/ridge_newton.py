@@ -207,7 +207,7 @@ class Newton:
     def step(self, s: State) -> State:
         if s.mu == 0.0 and not self._smooth(s):
             # The iterates have come to where the loss has kinks: smooth them from here on.
-            s = self._evaluate(replace(s, mu=1e-3 * self.scale, kinked=True), polish=True)
+            s = self._evaluate(replace(s, mu=0.1 * self.scale, kinked=True), polish=True)
         duals = None
         if s.mu > 0:
             if s.duals is None:
@@ -236,8 +236,11 @@ class Newton:
             trial = replace(
                 s, z=s.z + t * dz, b=s.b + t * db, u=s.u + t * du, lam=s.lam + t * step_lam
             )
-            trial = self._evaluate(trial, polish=True)
-            if trial.value <= s.value + 1e-4 * t * slope + 1e-14 * abs(s.value):
+            trial = self._evaluate(trial, polish=False)
+            enough = s.value + 1e-4 * t * slope + 1e-14 * abs(s.value)
+            if trial.value > enough:
+                trial = self._evaluate(trial, polish=True)
+            if trial.value <= enough:
                 new = trial
                 break
             t *= 0.5 if t > 1e-2 else 0.1
@@ -270,7 +273,7 @@ class Newton:
             return s
         if final or enough:
             return s
-        return self._evaluate(self._next_stage(s), polish=True)
+        return self._evaluate(self._next_stage(s), polish=False)
 
     def _smooth(self, s: State) -> bool:
         kappa, _ = self._kappa(s.z, s.lam, s.eps)
