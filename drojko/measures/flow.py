@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from drojko import _random
+from drojko._adam import Adam
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -158,8 +159,7 @@ class FlowMeasure(Measure):
 
 def adam(loss: Any, parameters: list[Tensor], max_iter: int, learning_rate: float) -> list[float]:
     """Minimise a stochastic loss in place by Adam with a cosine rate; returns the losses."""
-    first = [torch.zeros_like(p) for p in parameters]
-    second = [torch.zeros_like(p) for p in parameters]
+    states = [Adam.like(p.detach()) for p in parameters]
     losses = []
     for step in range(1, count(max_iter) + 1):
         value = loss()
@@ -172,10 +172,9 @@ def adam(loss: Any, parameters: list[Tensor], max_iter: int, learning_rate: floa
         rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / max_iter))
         gradients = torch.autograd.grad(value, parameters)
         with torch.no_grad():
-            for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-                m.lerp_(g, 0.1)
-                v.lerp_(g * g, 0.001)
-                p -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+            for p, state, gradient in zip(parameters, states, gradients, strict=True):
+                state.gradient = gradient
+                state.step(p, rate)
     return losses
 
 
