@@ -17,7 +17,22 @@ __all__ = ["Adam"]
 
 @dataclass
 class Adam:
-    """Moments of Adam (Kingma, Ba, 2015, arXiv 1412.6980); ``step`` updates ``flat`` in place."""
+    r"""Adam, :math:`\theta \leftarrow \theta - \eta\,\hat m / (\sqrt{\hat v} + \epsilon_t)`.
+
+    m and v are exponential means of the gradient and its square, hats remove their start at
+    zero, and epsilon_t is 1e-8 divided by the root of v's correction. Write the gradient into
+    ``gradient``, then call ``step``. Source: Kingma, Ba (2015, arXiv 1412.6980), in the form at
+    the end of their section 2.
+
+    Examples
+    --------
+    >>> theta = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    >>> adam = Adam.like(theta)
+    >>> _ = adam.gradient.copy_(torch.tensor([5.0, -0.1]))
+    >>> adam.step(theta, rate=0.1)
+    >>> [round(t, 6) for t in theta.tolist()]  # the first step has the length of the rate
+    [0.9, -1.9]
+    """
 
     gradient: Tensor
     first: Tensor
@@ -27,6 +42,7 @@ class Adam:
 
     @staticmethod
     def like(flat: Tensor) -> Adam:
+        """Zero moments for a parameter vector."""
         return Adam(torch.zeros_like(flat), torch.zeros_like(flat), torch.zeros_like(flat))
 
     def step(self, flat: Tensor, rate: float) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.bounds import Structure, lipschitz_bound, structure
-from drojko.inner.objective import Batch
-from drojko.inner.radius import BallSolution, solve_ball
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.radius import BallSolution, mean, solve_ball
 
 __all__ = ["Certificate", "Evaluation", "certify"]
 
@@ -47,8 +47,9 @@ class Certificate:
 
     Examples
     --------
-    >>> Certificate(0.5, 0.7, 0.7, 0.7, 0.1, 2.0, 0.01).relative_gap
-    0.0
+    >>> certificate = Certificate(0.5, 0.6, 0.75, 0.6, 0.1, 2.0, 0.01, proof="lipschitz")
+    >>> round(certificate.gap, 12), round(certificate.relative_gap, 12)
+    (0.15, 0.2)
     """
 
     nominal_risk: float
@@ -64,12 +65,14 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """upper - lower."""
+        """Difference of ``upper`` and ``lower``."""
         return self.upper - self.lower
 
     @property
     def relative_gap(self) -> float:
-        """gap / |upper|."""
+        """The gap divided by |upper|."""
+        if not math.isfinite(self.upper):
+            return math.inf
         return self.gap / max(abs(self.upper), 1e-300)
 
     def rows(self) -> list[tuple[str, str]]:
@@ -120,7 +123,12 @@ def certify(
     sampled: bool = True,
     stationarity: float = math.nan,
 ) -> Evaluation:
-    """Certificate of an adversary on reference draws that were not used to build it.
+    r"""Certificate of an adversary on reference draws that were not used to build it.
+
+    .. math:: \lambda r + \sum_i w_i \overline J_\lambda(x_i) \ge V(r)
+              \ge \sum_i w_i \ell(T(x_i))
+
+    with proven bounds J of the inner problem, at the penalties that bracket the multiplier.
 
     Parameters
     ----------
@@ -130,23 +138,32 @@ def certify(
         Draws and their masses, which sum to one.
     radius : float, optional
         Radius form; None: penalty form at the adversary's penalty.
+    start : float, optional
+        First guess of the penalty of the radius.
     sampled : bool
         Whether the draws stand for a continuous reference: gives the standard error.
+    stationarity : float
+        Passed on to the certificate.
+
+    Raises
+    ------
+    UnboundedRiskError
+        When the worst case is infinite.
     """
     objective = adversary.objective
     known = structure(objective)
     base = objective.risk(batch, batch.q0)
-    nominal = _mean(base, weights)
+    nominal = mean(base, weights)
     if radius is None:
         moved = adversary.solve(batch)
         bound, proof = adversary.upper(moved, known)
-        lower, upper = _mean(moved.value, weights), _mean(bound, weights)
+        lower, upper = mean(moved.value, weights), mean(bound, weights)
         risk, cost, penalty = moved.risk, moved.cost, objective.penalty
         spread, worst = moved.value, moved
     else:
         ball = solve_ball(adversary, batch, weights, radius, start=start)
         risk, cost, penalty = ball.risk, ball.cost, ball.penalty
-        lower = _mean(risk, weights)
+        lower = mean(risk, weights)
         if math.isinf(penalty):
             upper, proof, spread = nominal, "dual", base
         else:
@@ -155,25 +172,21 @@ def certify(
         worst = ball
     error = 0.0
     if sampled:
-        centred = spread - _mean(spread, weights)
+        centred = spread - mean(spread, weights)
         error = math.sqrt(float((weights.square() * centred.square()).sum()))
     certificate = Certificate(
         nominal_risk=nominal,
         lower=max(lower, nominal) if radius is None else lower,
         upper=max(upper, lower),
-        worst_case_risk=_mean(risk, weights),
+        worst_case_risk=mean(risk, weights),
         radius=radius,
         penalty=penalty,
-        transport_cost=_mean(cost, weights),
+        transport_cost=mean(cost, weights),
         standard_error=error,
         stationarity=stationarity,
         proof=proof,
     )
     return Evaluation(certificate, worst)
-
-
-def _mean(values: Tensor, weights: Tensor) -> float:
-    return float(values.double() @ weights.double())
 
 
 def _ball_upper(
@@ -184,32 +197,44 @@ def _ball_upper(
     ball: BallSolution,
     known: Structure,
 ) -> tuple[float, str]:
-    """Smallest of the dual values at hand: every penalty gives a valid one."""
+    """Smallest dual value that is proven: every penalty gives a valid one."""
     budget = radius * radius
     options: list[tuple[float, str]] = []
     pairs = {ball.low_penalty: ball.low, ball.high_penalty: ball.high}
     for penalty, moved in pairs.items():
         bound, proof = adversary.with_penalty(penalty).upper(moved, known)
-        options.append((penalty * budget + _mean(bound, weights), proof))
-    best = min(options)
-    if best[1] != "lipschitz" or adversary.flips or known.norms is None:
-        return best
-    norms = known.norms
+        options.append((penalty * budget + mean(bound, weights), proof))
+    proofs = {proof for _, proof in options}
+    if known.norms is not None and not adversary.flips and proofs & {"lipschitz", "local-estimate"}:
+        options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
+    proven = [option for option in options if option[1] != "local-estimate"]
+    return min(proven or options)
 
-    def value(log_penalty: float) -> float:
-        objective = adversary.objective.with_penalty(math.exp(log_penalty))
-        bound = lipschitz_bound(objective, batch, norms)
+
+def _lipschitz_ball(
+    objective: Objective, batch: Batch, weights: Tensor, radius: float, norms: Tensor
+) -> tuple[float, str]:
+    """The Lipschitz dual at its own best penalty; it is convex in the penalty."""
+    norm = float(norms.max()) / objective.coordinates.scale
+    least = objective.loss.growth * norm**2
+
+    def value(shift: float) -> float:
+        penalty = least + math.exp(shift)
+        bound = lipschitz_bound(objective.with_penalty(penalty), batch, norms)
         if bound is None or not bool(torch.isfinite(bound).all()):
             return math.inf
-        return math.exp(log_penalty) * budget + _mean(bound, weights)
+        return penalty * radius**2 + mean(bound, weights)
 
-    # The Lipschitz dual has its own best penalty, near Lipschitz constant / (2 radius).
-    steep = float(norms.max()) / adversary.objective.coordinates.scale
-    centre = math.log(max(steep, 1e-300) * (adversary.objective.loss.lipschitz or 1.0) + 1e-300)
-    centre -= math.log(2.0 * radius)
-    if not math.isfinite(centre):
-        return best
-    grid = [(value(centre + shift), centre + shift) for shift in range(-8, 5)]
-    start = min(grid)[1]
+    # For a loss that is linear in the output the best penalty is norm * slope / (2 radius).
+    f = objective.model.linearise(batch.x)[0]
+    slopes = objective.loss.gradient(f, batch.y).reshape(len(f), -1).square().sum(1)
+    slope = norm * math.sqrt(mean(slopes, weights))
+    lipschitz = objective.loss.lipschitz
+    if lipschitz is not None and math.isfinite(lipschitz):
+        slope = norm * lipschitz
+    if slope <= 0.0:
+        return math.inf, "lipschitz"
+    centre = math.log(slope) - math.log(2.0 * radius)
+    start = min((value(centre + step), centre + step) for step in range(-8, 5))[1]
     found = minimize_scalar(value, bounds=(start - 1, start + 1), method="bounded")
-    return min(best, (float(found.fun), "lipschitz"))
+    return float(found.fun), "lipschitz"

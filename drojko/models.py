@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["MLP", "Linear", "ModuleModel", "TabularModel", "flatten_parameters"]
+__all__ = ["MLP", "Linear", "ModuleModel", "TabularModel", "flatten_parameters", "views_like"]
 
 
 def flatten_parameters(module: nn.Module) -> Tensor:
@@ -25,6 +27,12 @@ def flatten_parameters(module: nn.Module) -> Tensor:
 
     The parameters become views, so an optimiser step on the flat tensor is one vector
     operation however many layers there are.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> flatten_parameters(layer).zero_().shape, layer.bias.item()
+    (torch.Size([3]), 0.0)
     """
     parameters = list(module.parameters())
     flat = torch.cat([p.detach().reshape(-1) for p in parameters])
@@ -36,7 +44,13 @@ def flatten_parameters(module: nn.Module) -> Tensor:
 
 
 def views_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Views of ``flat`` with the shapes of ``parameters``, in order."""
+    """Views of ``flat`` with the shapes of ``parameters``, in order.
+
+    Examples
+    --------
+    >>> [v.tolist() for v in views_like(torch.arange(3), [torch.zeros(1, 2), torch.zeros(1)])]
+    [[[0, 1]], [2]]
+    """
     views, offset = [], 0
     for p in parameters:
         views.append(flat[offset : offset + p.numel()].view(p.shape))
@@ -69,7 +83,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], float, t
 ACTIVATIONS = {
     "softplus": (_softplus, 1.0, (0.0, 0.25)),
     "tanh": (_tanh, 1.0, (-0.7698003589195011, 0.7698003589195011)),
-    "silu": (_silu, 1.0998393, (-0.0963, 0.5)),
+    "silu": (_silu, 1.09983933, (-0.0963, 0.5)),  # outwards in the last digit
     "relu": (_relu, 1.0, (-math.inf, math.inf)),
 }
 
@@ -86,6 +100,7 @@ class TabularModel(nn.Module):
     n_outputs: int
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        """Prediction at the rows of x and ``backward(g, parameters=False)``; see the class."""
         raise NotImplementedError
 
     def first_layer(self) -> Tensor | None:
@@ -108,8 +123,17 @@ class MLP(TabularModel):
         Widths; an empty one gives a linear model.
     activation : {"softplus", "tanh", "silu", "relu"}
         Smooth ones have a finite curvature, and with it a proven dual above a threshold.
-    generator : torch.Generator
-        Source of the initial weights.
+    bias : bool
+        Whether there are intercepts; without, they stay zero and take no gradient steps.
+    generator : torch.Generator, optional
+        Source of the initial weights; None: seeded from the operating system.
+    dtype : torch.dtype
+    device : torch.device or str
+
+    Raises
+    ------
+    InvalidDataError
+        For an unknown activation.
 
     Examples
     --------
@@ -136,12 +160,14 @@ class MLP(TabularModel):
             raise InvalidDataError(
                 f"activation={activation!r} is unknown; choose one of {sorted(ACTIVATIONS)}"
             )
+        generator = make_generator(generator)
         self.n_outputs = n_outputs
         self.activation = activation
         self.bias = bias
+        self.warm = False  # whether the parameters were loaded and training continues
         sizes = [n_inputs, *hidden, n_outputs]
         weights, biases = [], []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             draw = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
             weights.append(nn.Parameter((draw / math.sqrt(fan_in)).to(device, dtype)))
             zero = torch.zeros(fan_out, dtype=dtype, device=device)
@@ -150,6 +176,7 @@ class MLP(TabularModel):
         self.biases = nn.ParameterList(biases)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        """Prediction and ``backward``, by hand."""
         act = ACTIVATIONS[self.activation][0]
         weights = [w.detach() for w in self.weights]
         biases = [b.detach() for b in self.biases]
@@ -188,18 +215,44 @@ class MLP(TabularModel):
         return f.squeeze(1) if self.n_outputs == 1 else f
 
     def first_layer(self) -> Tensor:
+        """W_1, of shape (width, n_inputs)."""
         return self.weights[0].detach()
 
 
 def Linear(n_inputs: int, n_outputs: int = 1, **kwargs: Any) -> MLP:
-    """Linear model ``Wx + b``: a perceptron without hidden layer, started at zero."""
+    """Linear model ``Wx + b``: a perceptron without hidden layer, started at zero.
+
+    Examples
+    --------
+    >>> Linear(3)(torch.ones(2, 3, dtype=torch.float64)).tolist()
+    [0.0, 0.0]
+    """
     model = MLP(n_inputs, n_outputs, hidden=(), **kwargs)
     model.weights[0].data.zero_()
     return model
 
 
 class ModuleModel(TabularModel):
-    """Any ``torch.nn.Module`` whose rows do not interact, differentiated by autograd."""
+    """Any ``torch.nn.Module`` whose rows do not interact, differentiated by autograd.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Maps (n, d) to (n, n_outputs), or to (n,) or (n, 1) for one output.
+    n_outputs : int
+
+    Raises
+    ------
+    UnsupportedError
+        When a prediction has another shape.
+
+    Examples
+    --------
+    >>> model = ModuleModel(nn.Linear(3, 1), 1)
+    >>> f, backward = model.linearise(torch.zeros(5, 3))
+    >>> f.shape, backward(torch.ones(5)).shape
+    (torch.Size([5]), torch.Size([5, 3]))
+    """
 
     def __init__(self, module: nn.Module, n_outputs: int) -> None:
         super().__init__()
@@ -207,33 +260,36 @@ class ModuleModel(TabularModel):
         self.n_outputs = n_outputs
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        """Prediction and ``backward``, by autograd."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            f = self.module(leaf)
-            if self.n_outputs == 1 and f.ndim == 2 and f.shape[1] == 1:
-                f = f.squeeze(1)
+            f = self.forward(leaf)
+        trainable = list(self.module.parameters())
+
+        def gradients(inputs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
+            # One forward pass may serve both derivatives, so the graph is kept until f is freed.
+            # A prediction that does not depend on an input has gradient zero there.
+            active = [p for p in inputs if p.requires_grad]
+            found: Any = [None] * len(active)
+            if f.requires_grad and active:
+                found = torch.autograd.grad(f, active, g, retain_graph=True, allow_unused=True)
+            grads = iter(found)
+            out = [next(grads) if p.requires_grad else None for p in inputs]
+            return [torch.zeros_like(p) if d is None else d for p, d in zip(inputs, out)]
+
+        def backward(g: Tensor, parameters: bool = False) -> Any:
+            return gradients(trainable, g) if parameters else gradients([leaf], g)[0]
+
+        return f.detach(), backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions that autograd can follow."""
+        f = self.module(x)
+        if self.n_outputs == 1 and f.ndim == 2 and f.shape[1] == 1:
+            f = f.squeeze(1)
         expected = (len(x),) if self.n_outputs == 1 else (len(x), self.n_outputs)
         if tuple(f.shape) != expected:
             raise UnsupportedError(
                 f"the model returned shape {tuple(f.shape)} for {len(x)} rows; expected {expected}"
             )
-        trainable = list(self.module.parameters())
-
-        def backward(g: Tensor, parameters: bool = False) -> Any:
-            # One forward pass may serve both derivatives, so the graph is kept until f is freed.
-            if not parameters:
-                (out,) = torch.autograd.grad(f, leaf, g, retain_graph=True)
-                return out
-            active = [p for p in trainable if p.requires_grad]
-            grads = iter(torch.autograd.grad(f, active, g, retain_graph=True, allow_unused=True))
-            out = []
-            for p in trainable:
-                grad = next(grads) if p.requires_grad else None
-                out.append(torch.zeros_like(p) if grad is None else grad)
-            return out
-
-        return f.detach(), backward
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = self.module(x)
-        return f.squeeze(1) if self.n_outputs == 1 and f.ndim == 2 else f
+        return f

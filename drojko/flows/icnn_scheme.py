@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,18 +14,7 @@ from drojko.models import flatten_parameters, views_like
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import BrenierMap
 
-__all__ = ["ICNNScheme", "MapState", "TargetFunctional"]
-
-
-class TargetFunctional(Protocol):
-    """A functional of a map that acts sample by sample.
-
-    ``proximal(batch, anchor)`` returns, for each sample, (nearly) the minimiser over points of
-    ``G(point) + |point - anchor|^2 / 2 tau``: where one proximal step would send the sample if
-    the map were free.
-    """
-
-    def proximal(self, batch: Any, anchor: Tensor) -> Tensor: ...
+__all__ = ["ICNNScheme", "MapState"]
 
 
 @dataclass

@@ -14,13 +14,14 @@ from drojko.inner.ascent import Ascent
 from drojko.inner.bounds import Structure, is_ridge, structure, upper_bound
 from drojko.inner.candidates import Candidate, Stay, Support, best_of
 from drojko.inner.objective import Batch, Objective
+from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
 
 _FAR = 1e7  # mean displacement, in spreads of the data, that only an unbounded problem reaches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Moved:
     """Worst-case positions of a batch: coordinates, labels, and what they attain.
 
@@ -96,6 +97,14 @@ class Adversary:
         return is_ridge(self.objective) and self.objective.coordinates.lower is None
 
     @property
+    def smooth(self) -> bool:
+        """Whether the model has no kinks, as far as one can tell from outside."""
+        model = self.objective.model
+        return not (
+            isinstance(model, MLP) and model.activation == "relu" and len(model.weights) > 1
+        )
+
+    @property
     def flips(self) -> list[int]:
         """Labels that a sample may take beside its own."""
         movable = math.isfinite(self.label_cost)
@@ -109,13 +118,20 @@ class Adversary:
             flipped = replace(batch, y=torch.full_like(batch.y, label))
             best = best.better(self._moved(batch, flipped, extra))
         mean = float((best.q - batch.q0).square().sum(1).mean())
-        if not mean < _FAR**2:
+        if not mean < _FAR**2 and self._may_be_infinite():
             raise UnboundedRiskError(self._unbounded_message())
         return best
 
     def _moved(self, batch: Batch, labelled: Batch, extra: Sequence[Tensor]) -> Moved:
         found = self._ascend(labelled, extra)
         return Moved.of(self.objective, batch, labelled.y, found, self.label_cost)
+
+    def _may_be_infinite(self) -> bool:
+        """Whether nothing proves the worst case finite at this penalty."""
+        norms = structure(self.objective).norms
+        if norms is None:
+            return True
+        return self.objective.strength <= self.objective.loss.growth * float(norms.max()) ** 2
 
     def _unbounded_message(self) -> str:
         known = structure(self.objective)
@@ -155,6 +171,13 @@ class Adversary:
             q = q + shift.unsqueeze(1) * (direction / square)
         value, gradient = objective.value_and_gradient(batch, q)
         return Ascent(q, value, gradient)
+
+    @torch.no_grad()
+    def stay(self, batch: Batch) -> Moved:
+        """Nothing moves: the worst case at an infinite penalty, or in a ball of radius 0."""
+        objective = self.objective.with_penalty(1.0)  # any: infinity times no cost is NaN
+        value, gradient = objective.value_and_gradient(batch, batch.q0)
+        return Moved.of(objective, batch, batch.y, Ascent(batch.q0, value, gradient), math.inf)
 
     @torch.no_grad()
     def share_basins(self, batch: Batch, rounds: int, size: int) -> tuple[Adversary, Moved]:

@@ -14,15 +14,11 @@ __all__ = ["Ascent", "proximal_ascent"]
 
 @dataclass(frozen=True)
 class Ascent:
-    """Points q reached, their values J, and the gradients there."""
+    """Points q reached (n, r), their values J (n,), and the gradients there (n, r)."""
 
     q: Tensor
     value: Tensor
     gradient: Tensor
-
-    def residual(self, strength: float) -> Tensor:
-        """||grad J||^2 / (4 strength): the gap if the loss were linear around the point."""
-        return self.gradient.square().sum(1) / (4.0 * strength)
 
 
 def proximal_ascent(
@@ -41,7 +37,15 @@ def proximal_ascent(
     take the spectral step of Barzilai and Borwein (1988), sample by sample. A step that lowers J
     is undone and shortened, so every value is attained and none decreases.
 
-    ``tol``: samples whose residual is below ``tol * (1 + |J|)`` are left alone.
+    Parameters
+    ----------
+    objective, batch : Objective, Batch
+    start : Tensor of shape (n, r)
+        First points; projected into the bounds, and replaced by q_0 where J is not finite.
+    steps : int
+    tol : float
+        Samples that would gain less than ``tol * (1 + |J|)`` if the loss were linear around
+        them are left alone; 0: none are.
     """
     strength = objective.strength
     longest = 0.5 / strength
@@ -57,7 +61,9 @@ def proximal_ascent(
     current = batch
     for step in range(steps):
         if tol > 0.0 and step % 5 == 4:
-            residual = grad.square().sum(1) * (0.5 * longest)
+            # With bounds the part of the gradient that points out of the box does not count.
+            best = objective.coordinates.project(torch.add(q, grad, alpha=longest)) - q
+            residual = (best * grad).sum(1) - strength * best.square().sum(1)
             open_ = residual > tol * (1.0 + value.abs())
             count = int(open_.sum())
             if count == 0:

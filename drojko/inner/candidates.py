@@ -6,6 +6,7 @@ is attained and stays a lower bound whatever the quality of the candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,16 +15,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from drojko.exceptions import UnsupportedError
 from drojko.inner.ascent import Ascent, proximal_ascent
 from drojko.inner.objective import Batch, Objective
+from drojko.models import MLP
 from drojko.transport.maps import BrenierMap
 
-__all__ = ["BoxPath", "Candidate", "LearnedMap", "OtherLabel", "Stay", "Support", "best_of"]
+__all__ = [
+    "BoxPath",
+    "Candidate",
+    "LearnedMap",
+    "OtherLabel",
+    "PairMoves",
+    "Stay",
+    "Support",
+    "best_of",
+    "first_candidates",
+]
 
 _BLOCK = 4096  # rows per block of pairwise distances
 
 
 class Candidate(Protocol):
+    """A transport map to start from."""
+
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
         """Starting points in coordinates, each of shape (n, r)."""
         ...
@@ -34,6 +49,7 @@ class Stay:
     """The sample itself: its ascent is what an attack on one sample would find."""
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The sample."""
         return [batch.q0]
 
 
@@ -45,9 +61,11 @@ class LearnedMap:
     n_labels: int
 
     def context(self, batch: Batch) -> Tensor | None:
+        """What the map is conditioned on."""
         return label_context(batch.y, self.n_labels, batch.q0.dtype)
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The image under the map."""
         return [self.brenier.map(batch.q0, self.context(batch))]
 
 
@@ -69,6 +87,7 @@ class OtherLabel:
     shares: Sequence[float] = (0.5, 0.75, 1.0, 1.25)
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """One start per share."""
         distance = torch.cdist(batch.q0, self.anchors)
         if self.labels is not None:
             distance = distance.masked_fill(batch.y[:, None] == self.labels[None, :], torch.inf)
@@ -120,6 +139,7 @@ class Support:
         return torch.cat(index), torch.cat(value)
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The best support point of each sample; the sample itself where there is none."""
         index, value = self.assign(objective, batch)
         known = torch.isfinite(value).unsqueeze(1)
         return [torch.where(known, self.points[index], batch.q0)]
@@ -127,13 +147,36 @@ class Support:
 
 @dataclass(frozen=True)
 class BoxPath:
-    """Points x + clip(mu * direction) for a grid of mu: the one-dimensional family that holds the
-    worst case of a ridge loss on a box."""
+    """Points x + clip(mu * direction) for a grid of mu.
+
+    The one-dimensional family that holds the worst case of a ridge loss on a box: the cheapest
+    way to change the output by a given amount is of this form (its KKT conditions).
+    """
 
     direction: Tensor
     grid: Tensor
 
+    @staticmethod
+    def of(objective: Objective) -> BoxPath:
+        """The path of a linear model: along its weights in the coordinates of the cost."""
+        weights, coordinates = objective.model.first_layer(), objective.coordinates
+        if weights is None or coordinates.lower is None or coordinates.upper is None:
+            raise UnsupportedError("a box path is for linear models with bounds")
+        direction = coordinates.pull(weights)[0]
+        norm = float(direction.norm())
+        if norm > 0:
+            direction = direction / norm
+        width = coordinates.upper - coordinates.lower
+        reach = float(torch.where(torch.isfinite(width), width, torch.zeros_like(width)).norm())
+        slope = objective.loss.lipschitz or 0.0
+        far = norm * slope / (2.0 * objective.strength) if math.isfinite(slope) else 0.0
+        smallest = float(direction.abs()[direction != 0].min()) if norm > 0 else 1.0
+        top = max(far, min(reach / smallest, 1e6), 1.0)
+        half = torch.logspace(-4, 0, 40, dtype=direction.dtype, device=direction.device) * top
+        return BoxPath(direction, torch.cat([-half.flip(0), half]))
+
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The best point of the path."""
         best_q = batch.q0
         best = objective.value(batch, best_q)
         for mu in self.grid:
@@ -143,6 +186,48 @@ class BoxPath:
             best = torch.where(better, value, best)
             best_q = torch.where(better.unsqueeze(1), q, best_q)
         return [best_q]
+
+
+@dataclass(frozen=True)
+class PairMoves:
+    r"""For a linear multi-class model the moves :math:`(w_j - w_y) / 2\lambda`, the best j.
+
+    A loss that is the maximum of affine functions of the logits (the multi-class hinge) has its
+    worst case among them; the cross-entropy has one basin near each.
+    """
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The best of the moves."""
+        weights = objective.model.first_layer()
+        if weights is None:
+            return [batch.q0]
+        f = objective.model.linearise(batch.x)[0]
+        rows = objective.coordinates.pull(weights)
+        gram = rows @ rows.T
+        half = 0.5 / objective.strength
+        own = gram[batch.y]
+        best = objective.loss.value(f, batch.y)
+        choice = batch.y
+        for j in range(len(rows)):
+            square = gram[j, j] - 2.0 * own[:, j] + gram.diagonal()[batch.y]
+            value = objective.loss.value(f + half * (gram[j] - own), batch.y)
+            value = value - 0.5 * half * square
+            better = value > best
+            best = torch.where(better, value, best)
+            choice = torch.where(better, torch.full_like(choice, j), choice)
+        return [batch.q0 + half * (rows[choice] - rows[batch.y])]
+
+
+def first_candidates(objective: Objective) -> tuple[Candidate, ...]:
+    """What every solver starts from: the sample, and closed-form moves of linear models."""
+    model = objective.model
+    linear = isinstance(model, MLP) and len(model.weights) == 1
+    if not linear:
+        return (Stay(),)
+    bounded = objective.coordinates.lower is not None
+    if model.n_outputs > 1:
+        return (Stay(), PairMoves())
+    return (Stay(), BoxPath.of(objective)) if bounded else (Stay(),)
 
 
 def best_of(
@@ -163,8 +248,9 @@ def best_of(
         best = found if best is None else better_of(best, found)
     if best is None:
         best = proximal_ascent(objective, batch, batch.q0, screening)
-    found = proximal_ascent(objective, batch, best.q, corrections, tol=tol)
-    return better_of(best, found)
+    if corrections == 0:
+        return best
+    return better_of(best, proximal_ascent(objective, batch, best.q, corrections, tol=tol))
 
 
 def better_of(first: Ascent, second: Ascent) -> Ascent:

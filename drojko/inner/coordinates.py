@@ -22,7 +22,18 @@ class Coordinates:
     change the loss, so nothing is lost by moving q only. Immutable columns have no coordinate.
 
     ``encoder`` and ``lift`` have shape (d, r); q = x @ encoder, x' = x + (q' - q) @ lift.T.
-    ``None`` for both means q = x / sigma.
+    ``None`` for both means q = x / sigma. ``lower`` and ``upper`` of shape (r,) are the bounds
+    in coordinates, both None where there are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = torch.tensor([[0.0, 0.0, 5.0], [2.0, 1.0, 9.0]], dtype=torch.float64)
+    >>> coordinates = Coordinates.build(GroundCost(np.array([1.0, 4.0, np.inf])), x)
+    >>> q = coordinates.encode(x)
+    >>> cost = coordinates.scale**2 * (q[0] - q[1]).square().sum()
+    >>> q.shape, round(cost.item(), 9)  # 1 * 2^2 + 4 * 1^2
+    (torch.Size([2, 2]), 8.0)
     """
 
     scale: float
@@ -34,9 +45,11 @@ class Coordinates:
 
     @property
     def dim(self) -> int:
+        """Number of coordinates r."""
         return self.n_features if self.lift is None else self.lift.shape[1]
 
     def encode(self, x: Tensor) -> Tensor:
+        """Coordinates of x, shape (n, r)."""
         return x / self.scale if self.encoder is None else x @ self.encoder
 
     def decode(self, x: Tensor, q0: Tensor, q: Tensor) -> Tensor:
@@ -50,6 +63,7 @@ class Coordinates:
         return gradient * self.scale if self.lift is None else gradient @ self.lift
 
     def project(self, q: Tensor) -> Tensor:
+        """Nearest coordinates within the bounds."""
         return q if self.lower is None else q.clamp(self.lower, self.upper)
 
     @staticmethod

@@ -27,10 +27,8 @@ class Batch:
         return len(self.x)
 
     def take(self, index: Tensor) -> Batch:
+        """Some of the rows."""
         return Batch(self.x[index], self.y[index], self.q0[index])
-
-    def repeat(self, times: int) -> Batch:
-        return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,19 @@ class Objective:
 
     @property
     def strength(self) -> float:
+        """The penalty in the scaled coordinates, in units of the loss."""
         return self.penalty * self.coordinates.scale**2
 
     def with_penalty(self, penalty: float) -> Objective:
+        """The same objective at another penalty."""
         return replace(self, penalty=penalty)
 
     def batch(self, x: Tensor, y: Tensor) -> Batch:
+        """Draws x of shape (n, d), y of shape (n,) with their coordinates."""
         return Batch(x, y, self.coordinates.encode(x))
 
     def decode(self, batch: Batch, q: Tensor) -> Tensor:
+        """Feature vectors of the samples when their coordinates are q, shape (n, d)."""
         return self.coordinates.decode(batch.x, batch.q0, q)
 
     def cost(self, batch: Batch, q: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ class Objective:
         return self.loss.value(self.model.linearise(self.decode(batch, q))[0], batch.y)
 
     def value(self, batch: Batch, q: Tensor) -> Tensor:
+        """J(q), shape (n,)."""
         return self.risk(batch, q) - self.penalty * self.cost(batch, q)
 
     def value_and_gradient(self, batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,5 +102,6 @@ class Objective:
 
     def model_like(self) -> dict[str, Any]:
         """Device and dtype of the model, as keyword arguments."""
-        p = next(self.model.parameters())
-        return {"dtype": p.dtype, "device": p.device}
+        for p in self.model.parameters():
+            return {"dtype": p.dtype, "device": p.device}
+        return {"dtype": torch.float64, "device": torch.device("cpu")}

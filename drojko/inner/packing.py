@@ -15,6 +15,7 @@ from drojko.inner.candidates import (
     Candidate,
     LearnedMap,
     OtherLabel,
+    PairMoves,
     Stay,
     Support,
 )
@@ -27,7 +28,7 @@ from drojko.transport.maps import BrenierMap
 
 __all__ = ["pack", "pack_module", "unpack", "unpack_module"]
 
-_KINDS: dict[str, type] = {c.__name__: c for c in (Stay, OtherLabel, Support, BoxPath)}
+_KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, OtherLabel, Support, BoxPath)}
 
 
 def _plain(value: Any) -> Any:
@@ -68,9 +69,7 @@ def _unpack_candidate(state: dict[str, Any], like: dict[str, Any]) -> Candidate:
     state = dict(state)
     kind = state.pop("kind")
     if kind == "LearnedMap":
-        potential = ICNN(
-            state["dim"], hidden=state["hidden"], context=state["context"], **like
-        )
+        potential = ICNN(state["dim"], hidden=state["hidden"], context=state["context"], **like)
         unpack_module(potential, state["weights"])
         centre = torch.tensor(state["centre"], **like)
         return LearnedMap(BrenierMap(potential, centre, state["scale"]), state["n_labels"])

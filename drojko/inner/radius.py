@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drojko.exceptions import UnboundedRiskError
+from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner.adversary import Adversary, Moved
-from drojko.inner.ascent import Ascent
-from drojko.inner.candidates import Support
+from drojko.inner.candidates import Support, first_candidates
 from drojko.inner.objective import Batch
 
 __all__ = ["BallSolution", "solve_ball"]
@@ -20,7 +19,7 @@ __all__ = ["BallSolution", "solve_ball"]
 _MAX_SOLVES = 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BallSolution:
     r"""Worst case in a ball as a mixture of two penalised worst cases.
 
@@ -38,6 +37,7 @@ class BallSolution:
     share: float
 
     def mix(self, low: Tensor, high: Tensor) -> Tensor:
+        """Mean of two quantities of the maps under the mixture."""
         return high if self.share == 0.0 else self.share * low + (1.0 - self.share) * high
 
     @property
@@ -52,15 +52,24 @@ class BallSolution:
 
 
 def mean(values: Tensor, weights: Tensor) -> float:
+    """Weighted mean in float64; the weights sum to one."""
     return float(values.double() @ weights.double())
 
 
-def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: float) -> float:
-    # For a linear loss the displacement is gradient / (2 penalty): spend the radius exactly.
-    _, gradient = adversary.objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
-    slope = math.sqrt(mean(gradient.square().sum(1), weights))
-    slope = slope / adversary.objective.coordinates.scale
-    return max(slope / (2.0 * radius), 1e-300)
+@dataclass(frozen=True)
+class _Trial:
+    """Worst case at a penalty and the mean cost it spends; None and infinity: unbounded."""
+
+    penalty: float
+    moved: Moved | None
+    cost: float
+
+    def alone(self) -> BallSolution:
+        if self.moved is None:
+            raise UnboundedRiskError(
+                f"the worst-case risk is infinite at every penalty up to {self.penalty:g}"
+            )
+        return BallSolution(self.penalty, self.moved, self.moved, self.penalty, self.penalty, 0.0)
 
 
 @torch.no_grad()
@@ -73,153 +82,151 @@ def solve_ball(
     start: float | None = None,
     tol: float = 1e-7,
 ) -> BallSolution:
-    """Penalties on either side of the budget, and the mixture that spends it.
+    r"""Penalties on either side of the budget, and the mixture that spends it.
 
-    ``weights`` of shape (n,) sum to one; ``start`` is a first guess of the penalty; ``tol`` bounds
-    both the relative distance of the two penalties and the relative miss of the budget.
+    .. math:: V(r) = \min_{\lambda \ge 0} \lambda r + V_\lambda, \qquad r = \mathrm{radius}^2,
+
+    where the derivative of V_lambda is minus the mean cost of its worst case: the multiplier is
+    where that cost crosses r.
+
+    Parameters
+    ----------
+    adversary : Adversary
+    batch, weights : Batch, Tensor of shape (n,)
+        Reference draws and their masses, which sum to one.
+    radius : float
+        In the units of X (weighted by the ground cost); 0: nothing moves.
+    start : float, optional
+        First guess of the penalty.
+    tol : float
+        Bounds the relative distance of the two penalties or the relative miss of the budget.
+
+    Returns
+    -------
+    BallSolution
+        Its mixture spends the budget; where no finite worst case does (bounds, a loss that
+        saturates), it is the worst case at a penalty too small to matter.
+
+    Raises
+    ------
+    UnboundedRiskError
+        When the worst case is infinite at every penalty.
     """
     budget = radius * radius
     if budget == 0.0:
         return _nothing(adversary, batch)
     starts: list[Tensor] = []
 
-    def solve(penalty: float) -> Moved | None:
-        """Worst case at a penalty; None where it is infinite."""
+    def trial(penalty: float) -> _Trial:
         try:
-            return adversary.with_penalty(penalty).solve(batch, starts)
+            moved = adversary.with_penalty(penalty).solve(batch, starts)
         except UnboundedRiskError:
-            return None
+            return _Trial(penalty, None, math.inf)
+        return _Trial(penalty, moved, mean(moved.cost, weights))
 
-    def spent(moved: Moved | None) -> float:
-        return math.inf if moved is None else mean(moved.cost, weights)
-
-    penalty = start or _first_penalty(adversary, batch, weights, radius)
-    first = solve(penalty)
-    if first is not None and not adversary.exact:
+    first = trial(start or _first_penalty(adversary, batch, weights, radius))
+    if first.moved is not None and not adversary.exact:
         # Later penalties start from what this one found.
-        labelled = replace(batch, y=first.labels)
+        labelled = replace(batch, y=first.moved.labels)
         classes = adversary.n_labels > 0
-        support = Support.build(adversary.objective, labelled, first.q, classes, 1000)
-        adversary = replace(adversary, candidates=(adversary.candidates[0], support))
-        starts.append(first.q)
-    low, high, low_penalty, high_penalty, solves = _bracket(
-        solve, spent, first, penalty, budget, starts
-    )
-    if low is None or high is None:
-        # Even a vanishing penalty does not spend the budget: the supremum itself is attained.
-        moved = high if low is None else low
-        attained_at = high_penalty if low is None else low_penalty
-        if moved is None:
-            raise UnboundedRiskError(
-                f"the worst-case risk at radius={radius:g} is infinite at every penalty tried"
+        support = Support.build(adversary.objective, labelled, first.moved.q, classes, 1000)
+        adversary = replace(adversary, candidates=(*first_candidates(adversary.objective), support))
+        starts.append(first.moved.q)
+
+    def negligible(at: _Trial) -> bool:
+        """Whether what is left of the budget is worth nothing at this penalty."""
+        if at.moved is None:
+            return False
+        worth = abs(mean(at.moved.risk, weights))
+        return at.penalty * (budget - at.cost) <= 1e-10 * worth or at.penalty < 1e-250
+
+    low, high, solves = _bracket(trial, first, budget, starts, negligible)
+    if high is None:
+        if low is not None and low.moved is not None:
+            raise InvalidDataError(
+                f"moving the reference inside the bounds costs {low.cost:g}, more than "
+                f"radius={radius:g} squared; widen the bounds or the radius"
             )
-        return BallSolution(attained_at, moved, moved, attained_at, attained_at, 0.0)
-
-    low_miss, high_miss = spent(low) - budget, spent(high) - budget
+        return first.alone()
+    if low is None:
+        return high.alone()
     while solves < _MAX_SOLVES:
-        if high_penalty - low_penalty <= tol * high_penalty:
+        # Next to an infinite worst case there is no mixture: close in as far as numbers go.
+        if high.penalty - low.penalty <= (1e-14 if low.moved is None else tol) * high.penalty:
             break
-        if min(low_miss, -high_miss) <= tol * budget:
+        if min(low.cost - budget, budget - high.cost) <= tol * budget:
             break
-        penalty = _between(low_penalty, high_penalty, low_miss + budget, high_miss + budget, budget)
+        penalty = _between(low, high, budget)
         if solves % 3 == 2:
-            penalty = math.sqrt(low_penalty * high_penalty)
-        starts[:] = [low.q, high.q]
-        moved = solve(penalty)
+            penalty = math.sqrt(low.penalty * high.penalty)
+        starts[:] = [side.moved.q for side in (low, high) if side.moved is not None]
+        middle = trial(penalty)
         solves += 1
-        miss = spent(moved) - budget
-        if miss >= 0 and moved is not None:
-            low, low_penalty, low_miss = moved, penalty, miss
-        elif moved is None:
-            low_penalty = penalty
+        if middle.cost >= budget:
+            low = middle
         else:
-            high, high_penalty, high_miss = moved, penalty, miss
-    gap = low_miss - high_miss
-    share = 0.0 if gap <= 0 or not math.isfinite(gap) else -high_miss / gap
-    return BallSolution(high_penalty, low, high, low_penalty, high_penalty, share)
+            high = middle
+    if low.moved is None or high.moved is None:
+        return high.alone()
+    gap = low.cost - high.cost
+    share = 0.0 if gap <= 0.0 else (budget - high.cost) / gap
+    return BallSolution(high.penalty, low.moved, high.moved, low.penalty, high.penalty, share)
 
 
-def _between(low: float, high: float, cost_low: float, cost_high: float, budget: float) -> float:
+def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: float) -> float:
+    # For a linear loss the displacement is gradient / (2 penalty): spend the radius exactly.
+    objective = adversary.objective.with_penalty(1.0)
+    value, gradient = objective.value_and_gradient(batch, batch.q0)
+    slope = math.sqrt(mean(gradient.square().sum(1), weights)) / objective.coordinates.scale
+    # Where the loss is flat at the samples, the penalty at which all of it is worth the budget.
+    least = 1e-6 * abs(mean(value, weights)) / radius**2
+    return max(slope / (2.0 * radius), least) or 1.0 / radius**2
+
+
+def _between(low: _Trial, high: _Trial, budget: float) -> float:
     """Secant in log-log coordinates, kept inside the bracket; the middle where it says nothing."""
-    middle = math.sqrt(low * high)
-    if not (math.isfinite(cost_low) and cost_high > 0):
+    middle = math.sqrt(low.penalty * high.penalty)
+    if not (math.isfinite(low.cost) and high.cost > 0):
         return middle
-    slope = math.log(cost_low / cost_high)
+    slope = math.log(low.cost / high.cost)
     if slope <= 0:
         return middle
-    part = math.log(cost_low / budget) / slope
+    part = math.log(low.cost / budget) / slope
     part = min(max(part, 1e-3), 1.0 - 1e-3)
-    return math.exp(math.log(low) + part * math.log(high / low))
+    return math.exp(math.log(low.penalty) + part * math.log(high.penalty / low.penalty))
 
 
 def _bracket(
-    solve: Callable[[float], Moved | None],
-    spent: Callable[[Moved | None], float],
-    first: Moved | None,
-    penalty: float,
+    trial: Callable[[float], _Trial],
+    first: _Trial,
     budget: float,
     starts: list[Tensor],
-) -> tuple[Moved | None, Moved | None, float, float, int]:
-    """Penalties on either side of the budget, found by growing factors."""
+    negligible: Callable[[_Trial], bool],
+) -> tuple[_Trial | None, _Trial | None, int]:
+    """Trials that spend more and less than the budget, by growing factors of the penalty.
+
+    The first is None where the budget cannot be spent, the second where it is always exceeded.
+    """
     low = high = None
-    low_penalty = high_penalty = penalty
-    moved, factor, solves = first, 1.3, 1
-    if spent(first) >= budget:
-        low = first
-        while solves < _MAX_SOLVES:
-            high_penalty *= factor
-            moved = solve(high_penalty)
-            solves += 1
-            if spent(moved) < budget:
-                high = moved
-                break
-            low, low_penalty = moved, high_penalty
-            factor = min(factor * factor, 1e3)
-        return low, high, low_penalty, high_penalty, solves
-    high = first
-    last = spent(first)
-    flat = 0
-    while solves < _MAX_SOLVES:
-        low_penalty /= factor
-        moved = solve(low_penalty)
-        solves += 1
-        cost = spent(moved)
-        if cost >= budget:
-            # An infinite worst case brackets the penalty as well, without a map of its own.
-            low = moved
-            if moved is None:
-                return _finite_low(solve, spent, high, low_penalty, high_penalty, budget, solves)
-            break
-        flat = flat + 1 if cost <= last * (1 + 1e-9) else 0
-        if flat >= 4 and factor >= 1e3:
-            return None, moved, low_penalty, low_penalty, solves
-        if moved is not None:
-            high, high_penalty, last = moved, low_penalty, cost
-            starts[:] = [moved.q]
-        factor = min(factor * factor, 1e3)
-    return low, high, low_penalty, high_penalty, solves
-
-
-def _finite_low(solve, spent, high, low_penalty, high_penalty, budget, solves):
-    """Close in from an infinite worst case until one side of the budget has a finite map."""
-    while solves < _MAX_SOLVES:
-        penalty = math.sqrt(low_penalty * high_penalty)
-        moved = solve(penalty)
-        solves += 1
-        cost = spent(moved)
-        if moved is None:
-            low_penalty = penalty
-        elif cost >= budget:
-            return moved, high, penalty, high_penalty, solves
+    at, factor, solves = first, 1.3, 1
+    while (low is None or high is None) and solves < _MAX_SOLVES:
+        if at.cost >= budget:
+            low = at
         else:
-            high, high_penalty = moved, penalty
-    return None, high, high_penalty, high_penalty, solves
+            high = at
+            if low is None and negligible(at):
+                break
+        if low is not None and high is not None:
+            break
+        if at.moved is not None:
+            starts[:] = [at.moved.q]
+        at = trial(at.penalty * factor if high is None else at.penalty / factor)
+        factor = min(factor * factor, 1e3)
+        solves += 1
+    return low, high, solves
 
 
 def _nothing(adversary: Adversary, batch: Batch) -> BallSolution:
     """Radius 0: nothing moves."""
-    objective = adversary.objective
-    value, gradient = objective.value_and_gradient(batch, batch.q0)
-    found = Ascent(batch.q0, value, gradient)
-    moved = Moved.of(objective, batch, batch.y, found, math.inf)
+    moved = adversary.stay(batch)
     return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0)

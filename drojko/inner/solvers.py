@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
 
 import torch
@@ -13,18 +12,10 @@ from torch import Tensor
 
 from drojko._driver import Status, run
 from drojko.exceptions import InvalidDataError
-from drojko.flows.icnn_scheme import ICNNScheme, MapState
 from drojko.inner.adversary import Adversary
-from drojko.inner.ascent import proximal_ascent
-from drojko.inner.bounds import is_ridge, structure
-from drojko.inner.candidates import (
-    BoxPath,
-    Candidate,
-    LearnedMap,
-    OtherLabel,
-    Stay,
-    label_context,
-)
+from drojko.inner.bounds import structure
+from drojko.inner.candidates import Candidate, LearnedMap, OtherLabel, first_candidates
+from drojko.inner.modified_jko import ModifiedJKO
 from drojko.inner.objective import Batch, Objective
 
 __all__ = ["ICNNJKO", "InnerSolver", "Pointwise", "get_inner"]
@@ -49,6 +40,10 @@ class InnerSolver(BaseEstimator):
                 floating = name in ("tol", "learning_rate")
                 if not floating and not isinstance(number, Integral):
                     raise InvalidDataError(f"{type(self).__name__}: {name}={value!r}; expected int")
+                if number < 1 and name in ("hidden", "fits", "batch_size"):
+                    raise InvalidDataError(
+                        f"{type(self).__name__}: {name}={value!r}; expected at least 1"
+                    )
 
     def fit(
         self,
@@ -62,11 +57,6 @@ class InnerSolver(BaseEstimator):
     ) -> Adversary:
         """Learn the worst-case map of ``objective`` from the draws ``batch``."""
         raise NotImplementedError
-
-    def _starts(self, objective: Objective) -> tuple[Candidate, ...]:
-        if not (is_ridge(objective) and objective.coordinates.lower is not None):
-            return (Stay(),)
-        return Stay(), _box_path(objective)
 
 
 class Pointwise(InnerSolver):
@@ -98,7 +88,7 @@ class Pointwise(InnerSolver):
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
         return Adversary(
             objective,
-            self._starts(objective),
+            first_candidates(objective),
             screening=min(12, self.corrections),
             corrections=self.corrections,
             tol=self.tol,
@@ -193,7 +183,7 @@ class ICNNJKO(InnerSolver):
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
         adversary = Adversary(
             objective,
-            self._starts(objective),
+            first_candidates(objective),
             screening=self.screening,
             corrections=self.corrections,
             n_labels=n_labels,
@@ -232,79 +222,6 @@ class ICNNJKO(InnerSolver):
         return LearnedMap(outcome.state.flow.brenier(), n_labels)
 
 
-@dataclass(frozen=True)
-class JKOState:
-    """Map state with the measured value of the map and of its targets (exponential means)."""
-
-    flow: MapState
-    gain: float = 0.0
-    corrected: float = 0.0
-    step: int = 0
-
-    @property
-    def gap(self) -> float:
-        """Share of the corrected gain that the map misses."""
-        return (self.corrected - self.gain) / max(abs(self.corrected), 1e-300)
-
-
-@dataclass(frozen=True)
-class ModifiedJKO:
-    """The modified JKO scheme as a solver: anchor T_k, base measure the reference throughout."""
-
-    settings: ICNNJKO
-    objective: Objective
-    batch: Batch
-    generator: torch.Generator
-    n_labels: int
-
-    def init(self, problem: None) -> JKOState:
-        s = self.settings
-        scheme = ICNNScheme(s.hidden, s.fits, s.learning_rate)
-        return JKOState(scheme.init(self.batch.q0, self.n_labels, self.generator))
-
-    def finite(self, state: JKOState) -> bool:
-        return bool(torch.isfinite(state.flow.flat).all())
-
-    def step(self, state: JKOState) -> JKOState:
-        s = self.settings
-        scheme = ICNNScheme(s.hidden, s.fits, s.learning_rate)
-        size = (min(s.batch_size, len(self.batch)),)
-        rows = torch.randint(len(self.batch), size, generator=self.generator)
-        part = self.batch.take(rows.to(self.batch.x.device))
-        measured: list[Tensor] = []
-
-        def target(points: Tensor) -> Tensor:
-            # The step size tau is chosen sample by sample by the ascent's spectral rule.
-            found = proximal_ascent(self.objective, part, points, s.proximal_steps)
-            measured.append(self.objective.value(part, points))
-            measured.append(found.value)
-            return found.q
-
-        phase = state.step / max(1, s.steps)
-        rate = s.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * phase)))
-        context = label_context(part.y, self.n_labels, part.q0.dtype)
-        with torch.no_grad():
-            flow = scheme.step(state.flow, part.q0, context, target, rate)
-            base = self.objective.value(part, part.q0)
-            gain = float((torch.maximum(measured[0], base) - base).mean())
-            corrected = float((torch.maximum(measured[1], base) - base).mean())
-        keep = 0.8 if state.step else 0.0
-        return JKOState(
-            flow,
-            keep * state.gain + (1 - keep) * gain,
-            keep * state.corrected + (1 - keep) * corrected,
-            state.step + 1,
-        )
-
-    def terminate(self, state: JKOState) -> Status | None:
-        if state.step >= 10 and state.gap <= self.settings.tol:
-            return Status.CONVERGED
-        return None
-
-    def record(self, state: JKOState) -> dict[str, float]:
-        return {"gain": state.gain, "corrected": state.corrected, "gap": state.gap}
-
-
 def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:
     """Add a row of every label that the picked rows miss."""
     missing = sorted(set(y.unique().tolist()) - set(y[pick].tolist()))
@@ -312,27 +229,19 @@ def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:
     return torch.cat([pick, torch.tensor(extra, dtype=pick.dtype, device=pick.device)])
 
 
-def _box_path(objective: Objective) -> BoxPath:
-    weights = objective.model.first_layer()
-    direction = objective.coordinates.pull(weights)[0]
-    norm = direction.norm()
-    if norm > 0:
-        direction = direction / norm
-    width = (objective.coordinates.upper - objective.coordinates.lower).nan_to_num(posinf=0.0)
-    reach = float(torch.where(torch.isfinite(width), width, torch.zeros_like(width)).norm())
-    slope = objective.loss.lipschitz
-    far = float(norm) * slope / (2 * objective.strength) if slope and math.isfinite(slope) else 0.0
-    smallest = float(direction.abs()[direction != 0].min()) if norm > 0 else 1.0
-    top = max(far, min(reach / smallest, 1e6), 1.0)
-    half = torch.logspace(-4, 0, 40, dtype=direction.dtype, device=direction.device) * top
-    return BoxPath(direction, torch.cat([-half.flip(0), half]))
-
-
 _NAMES = {"icnn": ICNNJKO, "pointwise": Pointwise}
 
 
 def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
-    """The settings object of a name; settings pass through after validation."""
+    """The settings object of a name; settings pass through after validation.
+
+    Raises `InvalidDataError` for an unknown name, another object, or a setting out of range.
+
+    Examples
+    --------
+    >>> get_inner("pointwise")
+    Pointwise()
+    """
     if inner is None:
         inner = "icnn"
     if isinstance(inner, str):

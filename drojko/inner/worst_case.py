@@ -68,6 +68,17 @@ class WorstCase:
             raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
         return self.adversary.objective.batch(x, labels)
 
+    def _reference_batch(self, x: Tensor, y: Tensor) -> Batch:
+        """Draws of the reference; those beyond the bounds count as lying on them."""
+        objective = self.adversary.objective
+        like = objective.model_like()
+        y = y.to(like["device"]) if self.classes is not None else y.to(**like)
+        batch = objective.batch(x.to(**like), y)
+        if objective.coordinates.lower is None:
+            return batch
+        inside = objective.decode(batch, objective.coordinates.project(batch.q0))
+        return objective.batch(inside, y)
+
     def _encode(self, y: Any, x: Tensor) -> Tensor:
         if self.classes is None:
             return torch.as_tensor(np.asarray(y, dtype=np.float64), dtype=x.dtype, device=x.device)
@@ -85,7 +96,7 @@ class WorstCase:
 
     def _at(self, penalty: float, batch: Batch) -> Moved:
         if math.isinf(penalty):
-            penalty = 1e12 * max(1.0, self.adversary.objective.penalty)
+            return self.adversary.stay(batch)
         return self.adversary.with_penalty(penalty).solve(batch)
 
     def _points(self, batch: Batch, moved: Moved) -> Tensor:
@@ -95,26 +106,21 @@ class WorstCase:
 
     @torch.no_grad()
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
-        before, after, labels, _ = self._draw(n, random_state)
-        return after.cpu().numpy(), self._decode(labels)
+        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,).
 
-    def _draw(self, n: int, random_state: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ``random_state`` is None, an integer or a generator.
+        """
         gen = make_generator(random_state)
-        x, y = self.reference.sample(n, gen)
-        like = self.adversary.objective.model_like()
-        x = x.to(**like)
-        y = y.to(like["device"]) if self.classes is not None else y.to(**like)
-        batch = self.adversary.objective.batch(x, y)
+        batch = self._reference_batch(*self.reference.sample(n, gen))
         moved = self._at(self.high_penalty, batch)
         if self.share > 0.0:
             low = self._at(self.low_penalty, batch)
-            coin = torch.rand(n, generator=gen, dtype=torch.float64).to(x.device) < self.share
+            coin = torch.rand(n, generator=gen, dtype=torch.float64).to(low.q.device) < self.share
             q = torch.where(coin.unsqueeze(1), low.q, moved.q)
             labels = torch.where(coin, low.labels, moved.labels)
         else:
             q, labels = moved.q, moved.labels
-        return x, self.adversary.objective.decode(batch, q), labels, y
+        return self.adversary.objective.decode(batch, q).cpu().numpy(), self._decode(labels)
 
     @torch.no_grad()
     def transport(self, X: Any, y: Any) -> np.ndarray:
@@ -138,17 +144,24 @@ class WorstCase:
         Raises
         ------
         UnsupportedError
-            For a reference without density, bounds (mass piles up on them) or movable labels.
+            For a reference without density, bounds and relu networks (mass piles up on the
+            bounds and on concave kinks), or movable labels.
         """
         if self.adversary.objective.coordinates.lower is not None:
             raise UnsupportedError("log_prob: with bounds mass piles up on them; use sample")
+        if not self.adversary.smooth:
+            raise UnsupportedError(
+                "log_prob: a relu network piles mass up where its concave kinks are; use sample, "
+                "or a smooth activation"
+            )
         if self.adversary.flips:
             raise UnsupportedError("log_prob: labels move under this label_cost; use sample")
         batch = self._batch(X, y)
         high = self._log_density(self.high_penalty, batch)
         if self.share > 0.0:
             low = self._log_density(self.low_penalty, batch)
-            high = torch.logaddexp(low + math.log(self.share), high + math.log1p(-self.share))
+            rest = math.log1p(-self.share) if self.share < 1.0 else -math.inf
+            high = torch.logaddexp(low + math.log(self.share), high + rest)
         return high.cpu().numpy()
 
     def _log_density(self, penalty: float, batch: Batch) -> Tensor:
@@ -182,10 +195,11 @@ class WorstCase:
             if self.evaluation is None:
                 gen = make_generator(0)
                 x, y, w = self.reference.points(2000, gen)
-                x, y, w = x.numpy(), self._decode(y), w.numpy()
+                batch = self._reference_batch(x, y)
+                x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
             else:
                 x, y, w = self.evaluation
-            batch = self._batch(x, y)
+                batch = self._batch(x, y)
             with torch.no_grad():
                 image = self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
                 if self.share > 0.0:
@@ -223,8 +237,10 @@ class WorstCase:
             for j, name in enumerate(self._names()):
                 values = move[mask][order[:, j], j]
                 cumulated = np.cumsum(mass[order[:, j]])
-                quantile = [values[min(np.searchsorted(cumulated, p), len(values) - 1)]
-                            for p in (0.05, 0.5, 0.95)]
+                quantile = [
+                    values[min(np.searchsorted(cumulated, p), len(values) - 1)]
+                    for p in (0.05, 0.5, 0.95)
+                ]
                 row = {} if group is None else {"class": group}
                 row.update(
                     feature=name,

@@ -1,7 +1,7 @@
 """Transport maps: input-convex potentials, their gradients, and compositions."""
 
 from drojko.transport.icnn import ICNN
-from drojko.transport.initialise import bures_map
+from drojko.transport.initialise import bures_map, set_affine
 from drojko.transport.maps import AffineMap, BrenierMap, Composition, IdentityMap, TransportMap
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "IdentityMap",
     "TransportMap",
     "bures_map",
+    "set_affine",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["ICNN"]
@@ -57,13 +59,22 @@ class ICNN(nn.Module):
     context : int
         Dimension of c; 0 for none.
     generator : torch.Generator, optional
-        Source of the initial weights. The start is close to the identity map.
+        Source of the initial weights; None: seeded from the operating system. The start is
+        close to the identity map.
+    dtype : torch.dtype
+    device : torch.device or str
+
+    Raises
+    ------
+    InvalidDataError
+        For a dimension or a width below one, and where a context is missing.
 
     Notes
     -----
     Explicit formulas (s = sigmoid of the pre-activations, pi_L = w, pi_{l-1} = U_l'(pi_l s_l)):
-    gradient ``Mx + b + sum_l V_l'(pi_l s_l)``; Hessian ``M + sum_l J_l' diag(pi_l s_l (1-s_l)) J_l``
-    with J_1 = V_1, J_l = U_l diag(s_{l-1}) J_{l-1} + V_l. Every term is positive semidefinite.
+    gradient ``Mx + b + sum_l V_l'(pi_l s_l)``; Hessian
+    ``M + sum_l J_l' diag(pi_l s_l (1-s_l)) J_l`` with J_1 = V_1,
+    J_l = U_l diag(s_{l-1}) J_{l-1} + V_l. Every term is positive semidefinite.
     After Amos, Xu, Kolter (2017, arXiv 1609.07152).
 
     Examples
@@ -91,9 +102,7 @@ class ICNN(nn.Module):
                 f"an ICNN needs dim >= 1 and positive widths, got {dim}, {hidden}"
             )
         self.dim, self.hidden, self.context = dim, tuple(hidden), context
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = make_generator(generator)
 
         def normal(*shape: int, scale: float) -> nn.Parameter:
             draw = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
@@ -109,10 +118,7 @@ class ICNN(nn.Module):
         self.d = nn.ParameterList([normal(h, scale=0.5) for h in hidden])
         # Small positive weights: fan-in scaled so that the start stays near the identity.
         self.U = nn.ParameterList(
-            [
-                full(h, g, value=_inverse_softplus(0.3 / g))
-                for g, h in zip(hidden[:-1], hidden[1:], strict=True)
-            ]
+            [full(h, g, value=_inverse_softplus(0.3 / g)) for g, h in pairwise(hidden)]
         )
         self.w = full(hidden[-1], value=_inverse_softplus(0.02 / hidden[-1]))
         if context:
@@ -197,7 +203,9 @@ class ICNN(nn.Module):
         return total
 
     @torch.no_grad()
-    def linearise(self, x: Tensor, context: Tensor | None = None):
+    def linearise(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
         """Gradient map at x, and the closure ``backward(g)``.
 
         ``backward(g)`` returns the gradients of ``sum(g * gradient(x))`` in the parameters, in

@@ -15,7 +15,9 @@ def _spd_sqrt(matrix: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp_min(0.0)
     root = values.sqrt()
-    keep = root > 1e-12 * root.max().clamp_min(torch.finfo(root.dtype).tiny)
+    # Rounding leaves eigenvalues of eps * max where the true ones are zero.
+    info = torch.finfo(root.dtype)
+    keep = root > (len(root) * info.eps) ** 0.5 * root.max().clamp_min(info.tiny)
     inverse = torch.where(keep, 1.0 / torch.where(keep, root, torch.ones_like(root)), 0.0 * root)
     return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
 
@@ -30,7 +32,10 @@ def bures_map(
     Parameters
     ----------
     source_mean, target_mean : Tensor of shape (d,)
+        m_S and m_R.
     source_cov, target_cov : Tensor of shape (d, d)
+        S and R, symmetric positive semidefinite. Where S is singular, S^{-1/2} is the
+        pseudo-inverse and the map is constant along its null space.
 
     Returns
     -------
@@ -48,6 +53,7 @@ def bures_map(
     >>> P.diagonal().tolist(), b.tolist()
     ([2.0, 2.0], [1.0, 1.0])
     """
+    source_cov, target_cov = (0.5 * (c + c.T) for c in (source_cov, target_cov))
     root, inverse_root = _spd_sqrt(source_cov)
     middle, _ = _spd_sqrt(root @ target_cov @ root)
     matrix = inverse_root @ middle @ inverse_root
@@ -58,9 +64,28 @@ def bures_map(
 def set_affine(potential: ICNN, matrix: Tensor, shift: Tensor) -> None:
     """Set the quadratic part of ``potential`` so that its gradient is x -> matrix x + shift.
 
-    The softplus layers are left as they are (near zero at initialisation). Eigenvalues of
-    ``matrix`` below the potential's strong convexity are raised to it.
+    The softplus layers are left as they are: at initialisation they add a bounded gradient of a
+    few hundredths. Eigenvalues of ``matrix`` below the potential's strong convexity are raised
+    to it.
+
+    Parameters
+    ----------
+    potential : ICNN
+        Changed in place.
+    matrix : Tensor of shape (d, d)
+        Symmetric.
+    shift : Tensor of shape (d,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> psi = ICNN(2, hidden=(4,), generator=torch.Generator().manual_seed(0))
+    >>> set_affine(psi, 4 * torch.eye(2, dtype=torch.float64), torch.ones(2))
+    >>> x = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    >>> [round(v) for v in psi.gradient(x)[0].tolist()]  # 4 x + 1
+    [5, -3]
     """
+    matrix = matrix.to(potential.factor)
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     factor, _ = _spd_sqrt(matrix - _EPSILON * eye)
     potential.factor.copy_(factor)
