@@ -34,7 +34,11 @@ class Atom:
 
 @dataclass
 class Jet:
-    """Value, first and second derivatives in (u, κ, λ); ``l`` terms only where labels flip."""
+    """Value, first and second derivatives in (u, κ, λ); ``l`` terms only where labels flip.
+
+    ``curve_k`` is ∂G/∂κ as it enters second derivatives of the whole problem through those of κ:
+    where there are duals it belongs to their mixture, like the other second derivatives.
+    """
 
     value: np.ndarray
     u: Number
@@ -47,7 +51,12 @@ class Jet:
     ul: Number = 0.0
     kl: Number = 0.0
     ll: Number = 0.0
+    curve_k: Number | None = None
     atoms: list[Atom] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.curve_k is None:
+            self.curve_k = self.k
 
 
 def jet(
@@ -163,7 +172,7 @@ def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
         extra = 2.0 * ratio * mu
     else:
         share, bend, extra = (z > 0).astype(np.float64), 0.0, 0.0
-    rest = 1.0 - share
+    rest, mix = 1.0 - share, _share(dual, share) if mu > 0 else share
     dz = {name: getattr(b, name) - getattr(a, name) for name in "ukl"}
 
     def first(name: str) -> Number:
@@ -171,7 +180,7 @@ def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
 
     def second(name: str) -> Number:
         p, q = getattr(a, name), getattr(b, name)
-        flat = rest * p + share * q if np.any(p) or np.any(q) else 0.0
+        flat = p + mix * (q - p) if np.any(p) or np.any(q) else 0.0
         return flat + bend * dz[name[0]] * dz[name[1]]
 
     out = Jet(a.value + share * z + extra, first("u"), first("k"))
@@ -180,9 +189,9 @@ def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
         out.l = first("l")
         out.ul, out.kl, out.ll = second("ul"), second("kl"), second("ll")
     out.bias = extra + rest * a.bias + share * b.bias
-    share = _share(dual, share)
-    out.atoms = [Atom((1.0 - share) * p.weight, p.slope, p.flip) for p in a.atoms]
-    out.atoms += [Atom(share * p.weight, p.slope, p.flip) for p in b.atoms]
+    out.curve_k = a.curve_k + mix * (b.curve_k - a.curve_k)
+    out.atoms = [Atom((1.0 - mix) * p.weight, p.slope, p.flip) for p in a.atoms]
+    out.atoms += [Atom(mix * p.weight, p.slope, p.flip) for p in b.atoms]
     return out
 
 
@@ -224,31 +233,25 @@ def _logistic(u: np.ndarray, y: np.ndarray, kappa: float, mu: float, dual: np.nd
     over = np.where(c > 0, c + e, gap / (e - np.minimum(c, 0.0)))  # e + c without cancellation
     under = np.where(c > 0, gap / (e + np.maximum(c, 0.0)), e - c)  # e - c
     share = 0.5 * over / e
-    rho, q = c / e, (width / e) ** 2
-    v_high = (p_high + under) / (2.0 * kappa)
-    v_low = (p_low - over) / (2.0 * kappa)
-    mean_p = share * p_high + (1.0 - share) * p_low
-    w = mean_p / (2.0 * kappa)
+    v_high, v_low = (p_high + under) / (2.0 * kappa), (p_low - over) / (2.0 * kappa)
     cost = share * v_high * v_high + (1.0 - share) * v_low * v_low
-    mixed = share * tau + soft_low - kappa * cost
     bias = tau * gap / e
-    ratio = bend / stiff
-    slack = tau / e - 1.0 / stiff
-    extra = tau * (_bend(dual, c, e, q) - q) / e  # times the gradient of c, twice
+    # Second derivatives, with the dual mixture where there is one (then ρ² becomes w ρ).
+    q = _bend(dual, c, e, (width / e) ** 2)
+    mix = _share(dual, share)
+    v = mix * v_high + (1.0 - mix) * v_low
+    spread = 4.0 * mix * (1.0 - mix)
+    ratio, slack = bend / stiff, q * (tau / e - 1.0 / stiff)
     return Jet(
-        mixed + bias,
-        -s * mean_p,
+        share * tau + soft_low - kappa * cost + bias,
+        -s * (share * p_high + (1.0 - share) * p_low),
         -cost,
-        uu=rho * rho * 2.0 * kappa * ratio
-        + q * kappa * (p_high - p_low) / e
-        + 4.0 * kappa * kappa * extra,
-        uk=s * (2.0 * w * ratio + 4.0 * kappa * m * (q * slack + extra)),
-        kk=4.0 * w * w / stiff + 4.0 * (q * (tau * tau / stiff + m * m * slack) + m * m * extra),
+        uu=(1.0 - q) * 2.0 * kappa * ratio + q * kappa * (p_high - p_low) / e,
+        uk=s * (2.0 * v * ratio + 4.0 * kappa * m * slack),
+        kk=4.0 * (v * v + tau * tau * spread) / stiff + 4.0 * m * m * slack,
         bias=bias,
-        atoms=[
-            Atom(_share(dual, share), -s * p_high),
-            Atom(1.0 - _share(dual, share), -s * p_low),
-        ],
+        curve_k=-(mix * v_high * v_high + (1.0 - mix) * v_low * v_low),
+        atoms=[Atom(mix, -s * p_high), Atom(1.0 - mix, -s * p_low)],
     )
 
 
@@ -266,25 +269,28 @@ def _huber(r: np.ndarray, delta: float, kappa: float, mu: float, dual: np.ndarra
     if mu > 0:
         rho, q = r / e, (width / e) ** 2
         bias = slope * width * width / e
+        q = _bend(dual, r, e, q)
+        sign = 2.0 * _share(dual, 0.5 + 0.5 * rho) - 1.0
     else:
         rho, q, bias = np.sign(r), 0.0, 0.0
+        sign = rho
     bend = np.where(inside, delta / max(knot, 1e-300), 0.0)
-    tie = _bend(dual, r, e, q) * slope / e if mu > 0 else 0.0
+    tie = q * slope / e if mu > 0 else 0.0
     # At κ = inf every term in κ vanishes; numpy would make inf * 0 of some.
     finite = np.isfinite(kappa)
-    uk = np.where(inside, -2.0 * shift / stiff, 0.0) * rho if finite else 0.0
+    uk = np.where(inside, -2.0 * shift / stiff, 0.0) * sign if finite else 0.0
     kk = 4.0 * shift * shift / np.where(inside, stiff, 2.0 * kappa) if finite else 0.0
     return Jet(
         value,
         slope * rho,
         -shift * shift,
-        uu=rho * rho * bend + tie,
+        uu=(1.0 - q) * bend + tie,
         uk=uk,
         kk=kk,
         bias=bias,
         atoms=[
-            Atom(_share(dual, 0.5 + 0.5 * rho), slope),
-            Atom(1.0 - _share(dual, 0.5 + 0.5 * rho), -slope),
+            Atom(0.5 + 0.5 * sign, slope),
+            Atom(0.5 - 0.5 * sign, -slope),
         ],
     )
 

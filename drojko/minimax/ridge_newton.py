@@ -62,13 +62,14 @@ class _Sums:
     bias: float = 0.0
     k: float = 0.0
     kk: float = 0.0
+    curve_k: float = 0.0
     l: float = 0.0  # noqa: E741
     kl: float = 0.0
     ll: float = 0.0
     slope_square: float = 0.0
 
     def add(self, w: np.ndarray, j: Jet) -> None:
-        for name in ("value", "bias", "k", "kk", "l", "kl", "ll"):
+        for name in ("value", "bias", "k", "kk", "curve_k", "l", "kl", "ll"):
             x = getattr(j, name)
             if isinstance(x, np.ndarray):
                 setattr(self, name, getattr(self, name) + float(w @ x))
@@ -208,14 +209,11 @@ class Newton:
         if s.mu == 0.0 and not self._smooth(s):
             # The iterates have come to where the loss has kinks: smooth them from here on.
             s = self._evaluate(replace(s, mu=0.1 * self.scale, kinked=True), polish=True)
-        duals = None
-        if s.mu > 0:
-            if s.duals is None:
-                duals = np.full((kinks(self.data.flips and self.robust), 4, s.u.size), np.nan)
-            else:
-                duals = s.duals.copy()
-        gradient, slope_lam, hessian, cross, bend, size = self._second_order(s, duals)
-        direction, step_lam = self._solve(gradient, slope_lam, hessian, cross, bend, s.lam)
+        direction, step_lam, gradient, slope_lam, size, duals = self._newton_step(s)
+        if step_lam < -0.9 * s.lam:
+            # Far off in λ, where a quadratic model overshoots: take its best value first.
+            s = self._evaluate(s, polish=True)
+            direction, step_lam, gradient, slope_lam, size, duals = self._newton_step(s)
         slope = float(gradient @ direction) + slope_lam * step_lam
         decrement = max(-0.5 * slope, 0.0)
         k = self.columns.size
@@ -228,9 +226,7 @@ class Newton:
         dz[self.columns] = direction[:k]
         db = float(direction[k]) if self.fit_intercept else 0.0
         du = self.rows.predict(dz, db)
-        t = 1.0
-        if step_lam < 0 and s.lam + t * step_lam < 0.1 * s.lam:
-            step_lam = max(step_lam, -0.9 * s.lam)  # λ is refined by itself in _evaluate
+        t = min(1.0, 0.9 * s.lam / -step_lam) if step_lam < 0 else 1.0
         new = s
         for _ in range(40):
             trial = replace(
@@ -249,6 +245,17 @@ class Newton:
             return self._advance(_moved(replace(s, stuck=s.stuck + 1), 0.0), exact=True)
         new = replace(_moved(new, t), full_step=t == 1.0, diverged=self._separated(new))
         return self._advance(new, exact=False)
+
+    def _newton_step(self, s: State):
+        duals = None
+        if s.mu > 0:
+            if s.duals is None:
+                duals = np.full((kinks(self.data.flips and self.robust), 4, s.u.size), np.nan)
+            else:
+                duals = s.duals.copy()
+        gradient, slope_lam, hessian, cross, bend, size = self._second_order(s, duals)
+        direction, step_lam = self._solve(gradient, slope_lam, hessian, cross, bend, s.lam)
+        return direction, step_lam, gradient, slope_lam, size, duals
 
     def _separated(self, s: State) -> bool:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
@@ -329,11 +336,11 @@ class Newton:
             v = (-2.0 * kappa / norm) * az  # dκ/dθ
             gradient += sums.k * v
             hessian += np.outer(mixed, v) + np.outer(v, mixed)
-            hessian += (sums.kk + 2.0 * sums.k / kappa) * np.outer(v, v)
-            hessian[np.arange(k), np.arange(k)] -= 2.0 * kappa * sums.k / norm * a
+            hessian += (sums.kk + 2.0 * sums.curve_k / kappa) * np.outer(v, v)
+            hessian[np.arange(k), np.arange(k)] -= 2.0 * kappa * sums.curve_k / norm * a
         if self.radius is not None:
             slope_lam = self.radius**2 + sums.k / norm + sums.l
-            cross = mixed / norm + (sums.kk / norm + sums.k / (kappa * norm)) * v
+            cross = mixed / norm + (sums.kk / norm + sums.curve_k / (kappa * norm)) * v
             cross += label + sums.kl * v
             bend = sums.kk / norm**2 + 2.0 * sums.kl / norm + sums.ll
         return gradient, slope_lam, hessian, cross, bend, math.sqrt(slope_square)
