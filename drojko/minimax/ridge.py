@@ -147,13 +147,12 @@ def solve_ridge(
     if isinstance(data.loss, Squared):
         return _solve_squares(rows, data, settings)
     start = _vertex(rows, data, settings)
-    outcome, state = None, start
+    outcome, state, solver = None, start, _newton(rows, data, settings)
     if settings.form["radius"] is None or _excess(rows, data, settings, start) > settings.goal:
-        solver = _newton(rows, data, settings)
         size = max(start.value, 1e-6 * solver.rms_slope(start))
         outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
         state = outcome.best_state
-    return _finish(rows, data, settings, start, outcome, state)
+    return _finish(rows, data, settings, solver, start, outcome, state)
 
 
 def _check(radius, penalty, alpha, fit_intercept, tol, max_iter, max_time, callback) -> _Settings:
@@ -239,7 +238,7 @@ def _excess(rows: Rows, data: RidgeData, settings: _Settings, vertex: State) -> 
         return 0.0
     if data.flips or data.label_norm:
         return math.inf
-    lower = _bound(rows, data, settings, vertex, vertex.z, vertex.u, math.inf)
+    lower = _bound(rows, data, settings, vertex, math.inf, 0.0)
     return (objective - lower) / objective
 
 
@@ -264,13 +263,11 @@ def _risk(data, settings, coef, intercept, guess=None) -> tuple[RidgeRisk, float
     return risk, risk.value + 0.5 * settings.alpha * float(coef @ coef)
 
 
-def _finish(rows, data, settings, vertex, outcome, state) -> RidgeSolution:
+def _finish(rows, data, settings, solver, vertex, outcome, state) -> RidgeSolution:
     coef, intercept = rows.outward(state.z, state.b)
     solved = outcome is not None
-    risk, objective = _risk(data, settings, coef, intercept, state.lam if solved else None)
-    norm = math.inf
+    risk, objective = _risk(data, settings, coef, intercept, solver.lam(state) if solved else None)
     if solved:
-        norm = float(rows.cost @ (state.z * state.z)) + data.label_norm + state.eps**2
         # Near θ = 0 Newton's method only approaches the vertex; take it where it is no worse.
         still = np.where(rows.cost > 0, 0.0, state.z)
         for z, b in ((vertex.z, vertex.b), (still, state.b)):
@@ -278,9 +275,8 @@ def _finish(rows, data, settings, vertex, outcome, state) -> RidgeSolution:
             risk0, objective0 = _risk(data, settings, *other)
             if objective0 <= objective * (1 + 0.1 * settings.tol):
                 (coef, intercept), risk, objective = other, risk0, objective0
-    moving = settings.form["radius"] is not None or settings.penalty is not None
-    kappa = state.lam / norm if moving and solved and norm > 0 else math.inf
-    bound = _bound(rows, data, settings, state, state.z, state.u, kappa)
+    lam, sigma = (solver.lam(state), solver.sigma(state)) if solved else (math.inf, 0.0)
+    bound = _bound(rows, data, settings, state, lam, sigma)
     status, message, n_iter, history = Status.CONVERGED, Status.CONVERGED.advice, 0, []
     if solved:
         status, message = outcome.status, outcome.message
@@ -305,15 +301,15 @@ def _finish(rows, data, settings, vertex, outcome, state) -> RidgeSolution:
     )
 
 
-def _bound(rows, data, settings, state, z, u, kappa) -> float:
+def _bound(rows, data, settings, state, lam, sigma) -> float:
     """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
     return lower_bound(
         rows,
         data,
-        z,
-        u,
-        state.lam,
-        kappa,
+        state.z,
+        state.u,
+        lam,
+        sigma,
         state.mu,
         state.duals if state.mu > 0 else None,
         **settings.form,
@@ -329,10 +325,11 @@ def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSol
     coef, intercept = rows.outward(z, b)
     risk, objective = _risk(data, settings, coef, intercept)
     norm = data.squared_norm(coef)
-    # The adversary's plan spends the budget on residuals as they are; κ enters by 1/(κ - 1).
-    kappa = risk.penalty / norm if norm > 0 else math.inf
-    state = State(z, b, risk.penalty, rows.predict(z, b), 0.0, 0.0)
-    bound = _bound(rows, data, settings, state, z, state.u, kappa) if kappa > 1 else -math.inf
+    sigma = 0.25 * norm / risk.penalty if norm > 0 else 0.0
+    state = State(z, b, 1.0, rows.predict(z, b), 0.0, 0.0)
+    bound = -math.inf
+    if sigma < 0.25:
+        bound = _bound(rows, data, settings, state, risk.penalty, sigma)
     return RidgeSolution(
         coef=coef,
         intercept=intercept,

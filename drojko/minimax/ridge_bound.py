@@ -26,7 +26,7 @@ __all__ = ["lower_bound"]
 def lower_bound(*plan, **problem) -> float:
     """Lower bound on the minimum of the robust objective; 0, as for any loss, if nothing better.
 
-    (z, u, λ, κ, mu, duals) describe a nearly optimal point in the coordinates of `rows`; they only
+    (z, u, λ, σ, mu, duals) describe a nearly optimal point in the coordinates of `rows`; they only
     suggest the plan, and need not be accurate for the bound to hold.
     """
     return max(_lower_bound(*plan, **problem), 0.0)
@@ -38,7 +38,7 @@ def _lower_bound(
     z: np.ndarray,
     u: np.ndarray,
     lam: float,
-    kappa: float,
+    sigma: float,
     mu: float,
     duals: np.ndarray | None = None,
     *,
@@ -49,7 +49,7 @@ def _lower_bound(
 ) -> float:
     robust = radius is not None or penalty is not None
     price = (lam, data.label_cost) if data.flips and robust else None
-    mass, slope, flips = _plan(data, u, kappa, mu, price, duals)
+    mass, slope, flips = _plan(data, u, sigma, mu, price, duals)
     ridge = alpha * rows.inverse_scale**2
     pinned = (ridge == 0.0) & ~rows.dead  # columns in which c must vanish exactly
     if robust:
@@ -79,9 +79,9 @@ def _lower_bound(
     return _radius_term(rows, data, z, c, gain, math.sqrt(budget * square), ridge)
 
 
-def _plan(data, u, kappa, mu, price, duals):
+def _plan(data, u, sigma, mu, price, duals):
     """Masses and slopes, each of shape (k, n), and which of the k parts flip labels."""
-    j = jet(data.loss, u, data.y, kappa, mu, price, None if duals is None else duals.copy())
+    j = jet(data.loss, u, data.y, sigma, mu, price, None if duals is None else duals.copy())
     shape = u.shape
     mass = np.stack([data.weight * np.broadcast_to(a.weight, shape) for a in j.atoms])
     slope = np.stack([np.broadcast_to(np.asarray(a.slope, float), shape) for a in j.atoms])

@@ -1,11 +1,18 @@
 r"""Worst-case losses of single points with their derivatives, kinks smoothed on request.
 
-.. math:: G(u, \kappa) = \max_t \ell(u + t, y) - \kappa t^2, \qquad \kappa = \lambda / n^2
+.. math:: G(u, \sigma) = \max_t \ell(u + t, y) - t^2 / (4\sigma)
+                       = \max_p \; p u + p^2 \sigma - \ell^*(p), \qquad \sigma = n^2 / (4\lambda)
 
-By the envelope theorem ∂G/∂u = 2κt = ℓ'(u + t) and ∂G/∂κ = -t². G is convex in u with at most one
-kink, where two maximisers tie. A smoothing of width mu mixes the two instead of choosing: the
-mixture is a transport plan, so a point at which the smoothed gradient vanishes still certifies
-itself by duality (`ridge_bound`), and ``bias`` says by how much smoothing raised the value.
+As a maximum of linear functions G is jointly convex in (u, σ), with ∂G/∂u = p and ∂G/∂σ = p² for
+the maximising slope p = t/(2σ). For every loss here it has the form
+
+.. math:: G = \text{linear}(u, \sigma) + B(|x|, \sigma), \qquad B(e, \sigma) = \max_{d \ge 0}
+              \{ e d + \sigma d^2 - \text{even}(d) \}, \qquad x = \text{linear}(u, \sigma),
+
+so its only kink is x = 0, where the slopes with d and -d tie. Smoothing replaces |x| by
+sqrt(x² + width²), which mixes the two: the mixture is a transport plan, so a point at which the
+smoothed gradient vanishes certifies itself by duality (`ridge_bound`), and ``bias`` says by how
+much the smoothed value exceeds that of its plan.
 """
 
 from __future__ import annotations
@@ -34,52 +41,48 @@ class Atom:
 
 @dataclass
 class Jet:
-    """Value, first and second derivatives in (u, κ, λ); ``l`` terms only where labels flip.
+    """Value, first and second derivatives in (u, σ, λ); ``l`` terms only where labels flip.
 
-    ``curve_k`` is ∂G/∂κ as it enters second derivatives of the whole problem through those of κ:
-    where there are duals it belongs to their mixture, like the other second derivatives.
+    ``curve_s`` is ∂G/∂σ as it multiplies second derivatives of σ: where there are duals it belongs
+    to their mixture, like all second derivatives.
     """
 
     value: np.ndarray
     u: Number
-    k: Number
+    s: Number
     uu: Number = 0.0
-    uk: Number = 0.0
-    kk: Number = 0.0
+    us: Number = 0.0
+    ss: Number = 0.0
     bias: Number = 0.0
     l: Number = 0.0  # noqa: E741
     ul: Number = 0.0
-    kl: Number = 0.0
+    sl: Number = 0.0
     ll: Number = 0.0
-    curve_k: Number | None = None
+    curve_s: Number = 0.0
     atoms: list[Atom] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.curve_k is None:
-            self.curve_k = self.k
 
 
 def jet(
     loss: Loss,
     u: np.ndarray,
     y: np.ndarray,
-    kappa: float,
+    sigma: float,
     mu: float,
     flip_price: tuple[float, float] | None = None,
     duals: np.ndarray | None = None,
 ) -> Jet:
-    """Jet of every point, smoothed by `mu` in units of the loss.
+    """Jet of every point, smoothed by `mu` in units of the loss; `sigma` = 0 is the plain loss.
 
     `flip_price` = (λ, label cost) lets the adversary change a class label at λ * label cost.
     `duals` (kinks, 4, n) makes second derivatives those of the primal-dual system; see `_bend`.
     """
     if duals is None:
         duals = np.empty((3, 0, 0))
-    own = _own_label(loss, u, y, kappa, mu, duals[0])
+    own = _own_label(loss, u, y, sigma, mu, duals[0])
     if flip_price is None:
         return own
     lam, cost = flip_price
-    other = _own_label(loss, u, 1.0 - y, kappa, mu, duals[1])
+    other = _own_label(loss, u, 1.0 - y, sigma, mu, duals[1])
     other.value = other.value - lam * cost
     other.l = -cost
     for atom in other.atoms:
@@ -92,65 +95,110 @@ def kinks(flips: bool) -> int:
     return 3 if flips else 1
 
 
+def kink_free(loss: Loss, sigma: float) -> bool:
+    """Whether G is differentiable in u at this σ, with a margin for later changes of σ."""
+    if isinstance(loss, Logistic):
+        return sigma < 1.96  # kinks from σ = 2 on
+    return isinstance(loss, Huber) and sigma < 0.49  # from 1/2 on
+
+
 def _own_label(
-    loss: Loss, u: np.ndarray, y: np.ndarray, kappa: float, mu: float, dual: np.ndarray
+    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
 ) -> Jet:
     if isinstance(loss, Logistic):
-        return _logistic(u, y, kappa, mu, dual)
+        return _logistic(u, y, sigma, mu, dual)
     if isinstance(loss, Hinge):
         s = 2.0 * y - 1.0
-        zero, line = _line(np.zeros_like(u), 0.0, kappa), _line(1.0 - s * u, -s, kappa)
-        return _smooth_max(zero, line, mu, dual)
+        x = 1.0 + sigma - s * u
+        return _even(x, (-s, 1.0), 0.5 * x, (-0.5 * s, 0.5), _constant(0.5), mu, dual)
     if isinstance(loss, Quantile):
         low, high = loss.slopes
-        r = u - y
-        return _smooth_max(_line(low * r, low, kappa), _line(high * r, high, kappa), mu, dual)
+        gap, mean, r = high - low, 0.5 * (high + low), u - y
+        # Half the difference of the two lines is d x with d = gap/2.
+        x = r + 2.0 * mean * sigma
+        square = 0.5 * (high**2 + low**2)
+        linear = mean * r + square * sigma
+        return _even(x, (1.0, 2.0 * mean), linear, (mean, square), _constant(0.5 * gap), mu, dual)
     if isinstance(loss, Huber):
-        return _huber(u - y, loss.delta, kappa, mu, dual)
+        return _huber(u - y, loss.delta, sigma, mu, dual)
     if isinstance(loss, Squared):
-        grown = 1.0 if np.isinf(kappa) else kappa / (kappa - 1.0)
-        slope = 2.0 * grown * (u - y)
-        return Jet(0.5 * slope * (u - y), slope, 0.0, atoms=[Atom(1.0, slope)])
+        slope = 2.0 * (u - y) / (1.0 - 4.0 * sigma)
+        return Jet(0.5 * slope * (u - y), slope, slope * slope, atoms=[Atom(1.0, slope)])
     raise TypeError(f"no jet for {loss!r}")
 
 
-def kink_free(loss: Loss, kappa: float) -> bool:
-    """Whether G is differentiable in u at this κ, with a margin for later changes of κ."""
-    if isinstance(loss, Logistic):
-        return kappa > 0.1275
-    return isinstance(loss, Huber) and kappa > 0.51
+@dataclass
+class _Branch:
+    """B(e, σ) on its smooth side: value, d = ∂B/∂e, rate = ∂d/∂e, and whether d² = ∂B/∂σ."""
+
+    value: np.ndarray
+    d: Number
+    rate: Number
+    squares: bool = True
 
 
-def _line(value: np.ndarray, slope: Number, kappa: float) -> Jet:
-    gain = 0.25 * slope * slope / kappa
-    return Jet(
-        value + gain, slope, -gain / kappa, kk=2.0 * gain / kappa**2, atoms=[Atom(1.0, slope)]
-    )
+def _constant(d: float):
+    def branch(e: np.ndarray) -> _Branch:
+        return _Branch(d * e, d, 0.0, squares=False)
+
+    return branch
 
 
-def _bend(dual: np.ndarray, c: np.ndarray, e: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """1 - w ρ in place of q = 1 - ρ², the curvature of e = sqrt(c² + width²) times e; ρ = c/e.
+def _even(
+    x: np.ndarray,
+    x_slopes: tuple[Number, float],
+    linear: np.ndarray,
+    slopes: tuple[Number, float],
+    branch,
+    mu: float,
+    dual: np.ndarray,
+) -> Jet:
+    """Jet of linear + B(|x|, σ): slopes of `x` and of `linear` are in (u, σ)."""
+    if mu > 0:
+        e = np.sqrt(x * x + mu * mu)
+        rho, q = x / e, (mu / e) ** 2
+        share = np.where(x > 0, 0.5 + 0.5 * rho, 0.5 * q / (1.0 + np.abs(rho)))
+        b = branch(e)
+        bias = b.d * mu * mu / e
+        q = _bend(dual, x, e, q)
+        mix = _share(dual, share)
+    else:
+        rho, q = np.where(x >= 0, 1.0, -1.0), 0.0
+        share = mix = 0.5 + 0.5 * rho
+        e = np.abs(x)
+        b = branch(e)
+        bias = 0.0
+    w = 2.0 * mix - 1.0
+    square, double = (b.d * b.d, 2.0 * b.d * b.rate) if b.squares else (0.0, 0.0)
+    xx = b.rate * (1.0 - q) + (q * b.d / np.maximum(e, 1e-300) if mu > 0 else 0.0)
+    xs, ss = double * w, 4.0 * square * b.rate
+    (xu, xt), (lu, lt) = x_slopes, slopes
+    out = Jet(linear + b.value, lu + b.d * rho * xu, lt + b.d * rho * xt + square, bias=bias)
+    out.uu = xx * xu * xu
+    out.us = (xx * xt + xs) * xu
+    out.ss = xx * xt * xt + 2.0 * xs * xt + ss
+    out.curve_s = lt + b.d * w * xt + square
+    out.atoms = [Atom(mix, lu + b.d * xu), Atom(1.0 - mix, lu - b.d * xu)]
+    return out
 
-    Newton's method on the pair {gradient with w for ρ, w e = c} instead of on the gradient alone
+
+def _bend(dual: np.ndarray, x: np.ndarray, e: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """1 - w ρ in place of q = 1 - ρ², the curvature of e = sqrt(x² + width²) times e; ρ = x/e.
+
+    Newton's method on the pair {gradient with w for ρ, w e = x} instead of on the gradient alone
     has this curvature (T. Chan, G. Golub, P. Mulet 1999, "A nonlinear primal-dual method for total
-    variation-based image restoration"); it keeps converging fast as the width goes to zero. `dual`
-    holds c, e, ρ and w of the last call, and w follows the linearised second equation.
+    variation-based image restoration"); it keeps converging fast as the width goes to zero.
+    `dual` holds x, (1 - w ρ)/e, ρ - w and w of the last call; w follows the linearised second
+    equation. After a step of length t the caller multiplies the third row by t.
     """
     if dual.size == 0:
         return q
-    rho = c / e
-    old_c, gain, offset, w = dual
-    w = rho if np.isnan(w[0]) else np.clip(w + offset + gain * (c - old_c), -1.0, 1.0)
+    rho = x / e
+    old_x, gain, offset, w = dual
+    w = rho if np.isnan(w[0]) else np.clip(w + offset + gain * (x - old_x), -1.0, 1.0)
     bend = 1.0 - w * rho
-    dual[0], dual[1], dual[2], dual[3] = c, bend / e, rho - w, w
+    dual[0], dual[1], dual[2], dual[3] = x, bend / e, rho - w, w
     return bend
-
-
-def _width(mu: float, needed: bool, dual: np.ndarray) -> float:
-    """`mu` where a kink is possible; otherwise 0, and the duals start afresh."""
-    if not needed:
-        dual[...] = np.nan
-    return mu if needed else 0.0
 
 
 def _share(dual: np.ndarray, primal: Number) -> Number:
@@ -161,149 +209,104 @@ def _share(dual: np.ndarray, primal: Number) -> Number:
     return 0.5 + 0.5 * dual[3] if dual.size else primal
 
 
+def _width(mu: float, needed: bool, dual: np.ndarray) -> float:
+    """`mu` where a kink is possible; otherwise 0, and the duals start afresh."""
+    if not needed:
+        dual[...] = np.nan
+    return mu if needed else 0.0
+
+
 def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
     """max(a, b) = a + max(z, 0) with z = b - a, where max(z, 0) ~ (z + sqrt(z² + 4 mu²)) / 2."""
     z = b.value - a.value
-    if mu > 0:
-        root = np.sqrt(z * z + 4.0 * mu * mu)
-        ratio = mu / root
-        share = np.where(z > 0, 0.5 + 0.5 * z / root, 2.0 * ratio * mu / (root + np.abs(z)))
-        bend = 0.5 * _bend(dual, z, root, 4.0 * ratio * ratio) / root
-        extra = 2.0 * ratio * mu
-    else:
-        share, bend, extra = (z > 0).astype(np.float64), 0.0, 0.0
-    rest, mix = 1.0 - share, _share(dual, share) if mu > 0 else share
-    dz = {name: getattr(b, name) - getattr(a, name) for name in "ukl"}
+    root = np.sqrt(z * z + 4.0 * mu * mu)
+    ratio = mu / root
+    share = np.where(z > 0, 0.5 + 0.5 * z / root, 2.0 * ratio * mu / (root + np.abs(z)))
+    bend = 0.5 * _bend(dual, z, root, 4.0 * ratio * ratio) / root
+    extra, rest, mix = 2.0 * ratio * mu, 1.0 - share, _share(dual, share)
+    dz = {name: getattr(b, name) - getattr(a, name) for name in "usl"}
 
     def first(name: str) -> Number:
         return getattr(a, name) + share * dz[name]
 
     def second(name: str) -> Number:
         p, q = getattr(a, name), getattr(b, name)
-        flat = p + mix * (q - p) if np.any(p) or np.any(q) else 0.0
-        return flat + bend * dz[name[0]] * dz[name[1]]
+        return p + mix * (q - p) + bend * dz[name[0]] * dz[name[1]]
 
-    out = Jet(a.value + share * z + extra, first("u"), first("k"))
-    out.uu, out.uk, out.kk = second("uu"), second("uk"), second("kk")
-    if np.any(dz["l"]):
-        out.l = first("l")
-        out.ul, out.kl, out.ll = second("ul"), second("kl"), second("ll")
+    out = Jet(a.value + share * z + extra, first("u"), first("s"))
+    out.uu, out.us, out.ss = second("uu"), second("us"), second("ss")
+    out.l, out.ul, out.sl, out.ll = first("l"), second("ul"), second("sl"), second("ll")
     out.bias = extra + rest * a.bias + share * b.bias
-    out.curve_k = a.curve_k + mix * (b.curve_k - a.curve_k)
+    out.curve_s = a.curve_s + mix * (b.curve_s - a.curve_s)
     out.atoms = [Atom((1.0 - mix) * p.weight, p.slope, p.flip) for p in a.atoms]
     out.atoms += [Atom(mix * p.weight, p.slope, p.flip) for p in b.atoms]
     return out
 
 
-def _logistic(u: np.ndarray, y: np.ndarray, kappa: float, mu: float, dual: np.ndarray) -> Jet:
-    # Notation of drojko.losses.Logistic: G = max_t log 2cosh(t/2) - κt² + ct - κm², c = ½ - 2κm,
-    # even in c with a kink at 0 for κ < 1/8; smoothing replaces |c| by e = sqrt(c² + (2κ mu)²).
+def _logistic(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray) -> Jet:
+    # In the margin m: max_p -pm + p²σ + H(p); p = 1/2 ± d gives x = σ - m and the linear part
+    # σ/4 - m/2. Written with τ = logit(1/2 + d), so that tails keep their relative accuracy.
     s = 2.0 * y - 1.0
     m = s * u
-    if np.isinf(kappa):
+    if sigma == 0.0:
         p = 1.0 / (1.0 + np.exp(np.minimum(m, 700.0)))
         value = np.maximum(-m, 0.0) + np.log1p(np.exp(-np.abs(m)))
-        return Jet(value, -s * p, 0.0, uu=p * (1.0 - p), atoms=[Atom(1.0, -s * p)])
-    mu = _width(mu, kappa <= 0.5, dual)
-    c = 0.5 - 2.0 * kappa * m
-    width = 2.0 * kappa * mu
-    e = np.sqrt(c * c + width * width) if mu > 0 else np.abs(c)
-    tau = even_logistic_root(torch.from_numpy(e), torch.tensor(kappa, dtype=torch.float64)).numpy()
+        curve = p * (1.0 - p)
+        out = Jet(value, -s * p, p * p, uu=curve, us=-s * 2.0 * p * curve)
+        out.ss, out.curve_s, out.atoms = 4.0 * p * p * curve, p * p, [Atom(1.0, -s * p)]
+        return out
+    mu = _width(mu, sigma > 0.5, dual)
+    kappa = 0.25 / sigma
+    x = sigma - m
+    e = np.sqrt(x * x + mu * mu) if mu > 0 else np.abs(x)
+    c = torch.from_numpy(2.0 * kappa * e)
+    tau = even_logistic_root(c, torch.tensor(kappa, dtype=torch.float64)).numpy()
     fall = np.exp(-tau)
-    p_low, p_high = fall / (1.0 + fall), 1.0 / (1.0 + fall)  # sigmoid(-τ), sigmoid(τ)
-    bend = p_low * p_high
-    stiff = np.maximum(2.0 * kappa - bend, 1e-12 * kappa)
-    soft_low = np.log1p(fall)  # softplus(-τ)
-    if mu == 0.0:
-        up = c >= 0
-        p = np.where(up, p_high, p_low)
-        v = p / (2.0 * kappa)
-        value = np.where(up, tau, 0.0) + soft_low - kappa * v * v
-        ratio = bend / stiff
-        return Jet(
-            value,
-            -s * p,
-            -v * v,
-            uu=2.0 * kappa * ratio,
-            uk=s * 2.0 * v * ratio,
-            kk=4.0 * v * v / stiff,
-            atoms=[Atom(1.0, -s * p)],
-        )
-    gap = width * width
-    over = np.where(c > 0, c + e, gap / (e - np.minimum(c, 0.0)))  # e + c without cancellation
-    under = np.where(c > 0, gap / (e + np.maximum(c, 0.0)), e - c)  # e - c
-    share = 0.5 * over / e
-    v_high, v_low = (p_high + under) / (2.0 * kappa), (p_low - over) / (2.0 * kappa)
-    cost = share * v_high * v_high + (1.0 - share) * v_low * v_low
-    bias = tau * gap / e
-    # Second derivatives, with the dual mixture where there is one (then ρ² becomes w ρ).
-    q = _bend(dual, c, e, (width / e) ** 2)
-    mix = _share(dual, share)
-    v = mix * v_high + (1.0 - mix) * v_low
-    spread = 4.0 * mix * (1.0 - mix)
-    ratio, slack = bend / stiff, q * (tau / e - 1.0 / stiff)
-    return Jet(
-        share * tau + soft_low - kappa * cost + bias,
-        -s * (share * p_high + (1.0 - share) * p_low),
-        -cost,
-        uu=(1.0 - q) * 2.0 * kappa * ratio + q * kappa * (p_high - p_low) / e,
-        uk=s * (2.0 * v * ratio + 4.0 * kappa * m * slack),
-        kk=4.0 * (v * v + tau * tau * spread) / stiff + 4.0 * m * m * slack,
-        bias=bias,
-        curve_k=-(mix * v_high * v_high + (1.0 - mix) * v_low * v_low),
-        atoms=[Atom(mix, -s * p_high), Atom(1.0 - mix, -s * p_low)],
-    )
+    low, high = fall / (1.0 + fall), 1.0 / (1.0 + fall)
+    d, curve = 0.5 * (high - low), low * high
+    rate = curve / np.maximum(1.0 - 2.0 * sigma * curve, 1e-12)
 
+    def branch(_: np.ndarray) -> _Branch:
+        return _Branch(e * d, d, rate)  # its value is replaced below
 
-def _huber(r: np.ndarray, delta: float, kappa: float, mu: float, dual: np.ndarray) -> Jet:
-    # G = δ H(|r|) + const with H quadratic up to ρ = δ(2κ-1)/(2κ), then linear (see Huber).
-    mu = _width(mu, kappa <= 2.0, dual)
-    knot = delta * max(1.0 - 0.5 / kappa, 0.0)
-    width = mu / delta
-    e = np.sqrt(r * r + width * width) if mu > 0 else np.abs(r)
-    inside = e < knot
-    slope = np.where(inside, e * (delta / max(knot, 1e-300)), delta)
-    value = np.where(inside, 0.5 * slope * e, delta * e + 0.25 * delta**2 / kappa - 0.5 * delta**2)
-    shift = slope / (2.0 * kappa)
-    stiff = 2.0 * kappa - 1.0
+    out = _even(x, (-s, 1.0), 0.0 * x, (-0.5 * s, 0.25), branch, mu, dual)
+    rho = x / e if mu > 0 else np.where(x >= 0, 1.0, -1.0)
+    share = 0.5 + 0.5 * rho
     if mu > 0:
-        rho, q = r / e, (width / e) ** 2
-        bias = slope * width * width / e
-        q = _bend(dual, r, e, q)
-        sign = 2.0 * _share(dual, 0.5 + 0.5 * rho) - 1.0
-    else:
-        rho, q, bias = np.sign(r), 0.0, 0.0
-        sign = rho
-    bend = np.where(inside, delta / max(knot, 1e-300), 0.0)
-    tie = q * slope / e if mu > 0 else 0.0
-    # At κ = inf every term in κ vanishes; numpy would make inf * 0 of some.
-    finite = np.isfinite(kappa)
-    uk = np.where(inside, -2.0 * shift / stiff, 0.0) * sign if finite else 0.0
-    kk = 4.0 * shift * shift / np.where(inside, stiff, 2.0 * kappa) if finite else 0.0
-    return Jet(
-        value,
-        slope * rho,
-        -shift * shift,
-        uu=(1.0 - q) * bend + tie,
-        uk=uk,
-        kk=kk,
-        bias=bias,
-        atoms=[
-            Atom(0.5 + 0.5 * sign, slope),
-            Atom(0.5 - 0.5 * sign, -slope),
-        ],
-    )
+        share = np.where(x > 0, share, 0.5 * (mu / e) ** 2 / (1.0 + np.abs(rho)))
+    mean = share * high + (1.0 - share) * low
+    square = share * high * high + (1.0 - share) * low * low
+    entropy = np.log1p(fall) + tau * low
+    out.value = sigma * square - m * mean + entropy + out.bias
+    out.u, out.s = -s * mean, square
+    shares = [atom.weight for atom in out.atoms]
+    out.curve_s = shares[0] * high * high + shares[1] * low * low
+    out.atoms = [Atom(shares[0], -s * high), Atom(shares[1], -s * low)]
+    return out
+
+
+def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarray) -> Jet:
+    # max_|p|<=δ p r + p² (σ - 1/2): interior for σ < 1/2, otherwise p = ±δ.
+    mu = _width(mu, sigma > 0.12, dual)
+    room = 1.0 - 2.0 * sigma
+
+    def branch(e: np.ndarray) -> _Branch:
+        inside = e < delta * room
+        d = np.where(inside, e / (room if room > 0 else 1.0), delta)
+        rate = np.where(inside, 1.0 / (room if room > 0 else 1.0), 0.0)
+        return _Branch(d * (e - 0.5 * room * d), d, rate)
+
+    # The width is in units of r: the loss has slope δ there.
+    return _even(r, (1.0, 0.0), 0.0 * r, (0.0, 0.0), branch, mu / delta, dual)
 
 
 def conjugate(loss: Loss, slope: ArrayLike, y: np.ndarray) -> np.ndarray:
     """``-sup_f (slope f - loss(f, y)) = inf_f loss(f, y) - slope f``, for slopes that occur."""
     p = np.asarray(slope, dtype=np.float64)
     if isinstance(loss, Logistic):
-        share = np.clip((1.0 - 2.0 * y) * p, 0.0, 1.0)
-        rest = 1.0 - share
-        return -(
-            share * np.log(np.maximum(share, 1e-300)) + rest * np.log(np.maximum(rest, 1e-300))
-        )
+        own = np.clip((1.0 - 2.0 * y) * p, 0.0, 1.0)
+        other = 1.0 - own
+        return -(own * np.log(np.maximum(own, 1e-300)) + other * np.log(np.maximum(other, 1e-300)))
     if isinstance(loss, Hinge):
         return (1.0 - 2.0 * y) * p
     if isinstance(loss, Quantile):

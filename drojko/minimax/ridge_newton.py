@@ -1,11 +1,14 @@
 r"""Newton's method for the exact robust risk of a linear model.
 
-.. math:: F(z, b, \lambda) = \lambda r^2 + E\,G(u, \lambda / n^2) + \tfrac{\alpha}{2}\|\theta\|^2
+With σ = n²/(4λ) the radius form is jointly convex in (z, b, σ),
 
-F is jointly convex, as a supremum over transport maps of functions convex in θ and affine in λ.
-Steps solve the full Newton system (λ by elimination). Kinks are smoothed by ``mu`` and the vertex
-θ = 0 by ``eps``, as n² + eps², both lowered by a factor per stage while one or two Newton steps per
-stage keep up (path following); both are exact zeros at the end where the loss allows it.
+.. math:: F(z, b, \sigma) = \frac{r^2 n^2}{4\sigma} + E\,G(u, \sigma)
+          + \tfrac{\alpha}{2}\|\theta\|^2,
+
+and its kinks lie on hyperplanes. In the penalty form σ = n²/(4λ) is a function of z; where labels
+may flip, λ is the extra variable instead of σ. Kinks are smoothed by ``mu`` and the vertex θ = 0 by
+``eps``, as n² + eps², both lowered by a factor per stage while a few Newton steps per stage keep up
+(path following); both are exact zeros at the end where the loss allows it.
 """
 
 from __future__ import annotations
@@ -23,8 +26,6 @@ from drojko.minimax.ridge_jets import Jet, jet, kink_free, kinks
 
 __all__ = ["Newton", "State"]
 
-_TINY = 1e-28  # floor of n² relative to the penalty: keeps κ finite at θ = 0
-
 
 @dataclass(frozen=True)
 class State:
@@ -32,7 +33,7 @@ class State:
 
     z: np.ndarray
     b: float
-    lam: float
+    h: float  # the extra variable: σ, or λ where labels flip; λ in the penalty form
     u: np.ndarray
     mu: float
     eps: float
@@ -60,16 +61,15 @@ def _moved(s: State, t: float) -> State:
 class _Sums:
     value: float = 0.0
     bias: float = 0.0
-    k: float = 0.0
-    kk: float = 0.0
-    curve_k: float = 0.0
+    s: float = 0.0
+    ss: float = 0.0
+    curve_s: float = 0.0
     l: float = 0.0  # noqa: E741
-    kl: float = 0.0
+    sl: float = 0.0
     ll: float = 0.0
-    slope_square: float = 0.0
 
     def add(self, w: np.ndarray, j: Jet) -> None:
-        for name in ("value", "bias", "k", "kk", "curve_k", "l", "kl", "ll"):
+        for name in ("value", "bias", "s", "ss", "curve_s", "l", "sl", "ll"):
             x = getattr(j, name)
             if isinstance(x, np.ndarray):
                 setattr(self, name, getattr(self, name) + float(w @ x))
@@ -100,74 +100,86 @@ class Newton:
         self.robust = radius is not None or penalty is not None
         self.alpha = alpha * rows.inverse_scale**2
         self.fit_intercept, self.goal = fit_intercept, goal
+        self.by_sigma = radius is not None and not data.flips  # what State.h is
         self.free = ~rows.dead if free is None else free & ~rows.dead
         self.columns = np.flatnonzero(self.free)
         self.scale = 0.0  # a typical size of the loss; set by init
 
     # -- the function ---------------------------------------------------------------------------
 
-    def _norm(self, z: np.ndarray, eps: float) -> float:
-        return float(self.rows.cost @ (z * z)) + self.data.label_norm + eps * eps
+    def norm(self, s: State) -> float:
+        """Return n² of a state, smoothed."""
+        square = float(self.rows.cost @ (s.z * s.z))
+        return square + self.data.label_norm + s.eps * s.eps
 
-    def _kappa(self, z: np.ndarray, lam: float, eps: float) -> tuple[float, float]:
+    def sigma(self, s: State) -> float:
+        """Return σ = n² / (4 λ) of a state; 0 for the plain risk."""
         if not self.robust:
-            return math.inf, 1.0
-        norm = max(self._norm(z, eps), _TINY * lam)
-        return lam / norm, norm
+            return 0.0
+        return s.h if self.by_sigma else 0.25 * self.norm(s) / s.h
 
-    def _jet(
-        self,
-        rows: slice,
-        u: np.ndarray,
-        kappa: float,
-        lam: float,
-        mu: float,
-        duals: np.ndarray | None = None,
-    ) -> Jet:
-        price = (lam, self.data.label_cost) if self.data.flips and self.robust else None
+    def lam(self, s: State) -> float:
+        """Return the penalty λ of a state."""
+        if not self.robust:
+            return math.inf
+        return 0.25 * self.norm(s) / s.h if self.by_sigma else s.h
+
+    def _jet(self, rows: slice, s: State, duals: np.ndarray | None = None) -> Jet:
+        price = (s.h, self.data.label_cost) if self.data.flips and self.robust else None
         part = None if duals is None else duals[:, :, rows]
-        return jet(self.data.loss, u[rows], self.data.y[rows], kappa, mu, price, part)
+        data = self.data
+        return jet(data.loss, s.u[rows], data.y[rows], self.sigma(s), s.mu, price, part)
 
-    def _sums(self, u: np.ndarray, kappa: float, lam: float, mu: float) -> _Sums:
+    def _sums(self, s: State) -> _Sums:
         out = _Sums()
         for rows in self.rows.blocks():
-            out.add(self.data.weight[rows], self._jet(rows, u, kappa, lam, mu))
+            out.add(self.data.weight[rows], self._jet(rows, s))
         return out
 
-    def _total(self, sums: _Sums, z: np.ndarray, lam: float) -> float:
-        ball = lam * self.radius**2 if self.radius is not None else 0.0
-        return sums.value + ball + 0.5 * float(self.alpha @ (z * z))
+    def _cost(self, s: State, sums: _Sums) -> float:
+        """Transport cost over radius²: the derivative in `h` vanishes when it is 1."""
+        if self.by_sigma:
+            return 4.0 * s.h * s.h * sums.s / (self.radius**2 * self.norm(s))
+        budget = 1.0 if self.radius is None else self.radius**2
+        return (sums.s * self.sigma(s) / s.h - sums.l) / budget if self.robust else 0.0
 
     def _evaluate(self, s: State, polish: bool) -> State:
-        """Fill in value, bias and cost; with `polish`, bring λ near its optimum first."""
-        lam, low, high = s.lam, 0.0, math.inf
+        """Fill in value, bias and cost; with `polish`, bring `h` near its optimum first."""
+        low, high = 0.0, math.inf
+        rising = 1.0 if self.by_sigma else -1.0
         for attempt in range(30):
-            kappa, norm = self._kappa(s.z, lam, s.eps)
-            sums = self._sums(s.u, kappa, lam, s.mu)
-            cost = -(sums.k / norm + sums.l) if self.robust else 0.0
+            sums = self._sums(s)
+            cost = self._cost(s, sums)
             if self.radius is None or not polish:
                 break
-            off = math.log(max(cost, 1e-300) / self.radius**2)
+            off = rising * math.log(max(cost, 1e-300))
             if abs(off) <= 0.05 or attempt == 29 or high - low <= 1e-9 * high:
                 break
-            low, high = (lam, high) if off > 0 else (low, lam)
-            # cost is close to a power law in λ: Newton's method on logarithms, in a bracket.
-            bend = sums.kk / norm**2 + 2.0 * sums.kl / norm + sums.ll
-            power = max(lam * bend / max(cost, 1e-300), 0.5)
-            lam *= math.exp(min(max(off / power, -6.0), 6.0))
-            outside = not low < lam < high or attempt % 4 == 3
+            low, high = (low, s.h) if off > 0 else (s.h, high)
+            # cost is close to a power law in h: Newton's method on logarithms, in a bracket.
+            power = 2.0
+            if self.by_sigma:
+                power += s.h * sums.ss / max(sums.s, 1e-300)
+            h = s.h * math.exp(min(max(-off / power, -6.0), 6.0))
+            outside = not low < h < high or attempt % 4 == 3
             if outside and low > 0.0 and high < math.inf:
-                lam = math.sqrt(low * high)
+                h = math.sqrt(low * high)
+            s = replace(s, h=h)
+        value = sums.value + 0.5 * float(self.alpha @ (s.z * s.z))
         bias = sums.bias
-        if self.robust:
-            bias += max(-sums.k, 0.0) * kappa * s.eps**2 / norm
-        return replace(s, lam=lam, value=self._total(sums, s.z, lam), bias=bias, cost=cost)
+        if self.by_sigma:
+            value += 0.25 * self.radius**2 * self.norm(s) / s.h
+            bias += 0.25 * self.radius**2 * s.eps**2 / s.h
+        elif self.radius is not None:
+            value += s.h * self.radius**2
+            bias += 0.25 * sums.s * s.eps**2 / s.h
+        return replace(s, value=value, bias=bias, cost=cost)
 
     def rms_slope(self, s: State) -> float:
         """Root mean square slope of the loss at a state: a size that does not vanish with it."""
         total = 0.0
         for rows in self.rows.blocks():
-            slope = self._jet(rows, s.u, math.inf, s.lam, s.mu).u
+            slope = self._jet(rows, s).u
             total += float(self.data.weight[rows] @ (slope * slope))
         return math.sqrt(total)
 
@@ -176,15 +188,16 @@ class Newton:
     def init(self, problem: tuple[np.ndarray, float, float | None, float]) -> State:
         """First state from (z, b, λ or None, typical size of the loss)."""
         z, b, lam, self.scale = problem
-        u = self.rows.predict(z, b)
         lip = self.data.loss.lipschitz or 1.0
-        lam0, eps = 1.0, 0.0
+        s = State(z, b, 1.0, self.rows.predict(z, b), 0.1 * self.scale, 0.0)
         if self.penalty is not None:
-            lam0 = self.penalty
+            s = replace(s, h=self.penalty)
         elif self.radius is not None:
-            eps = 0.3 * self.scale / (self.radius * lip)
-            lam0 = 0.5 * math.sqrt(self._norm(z, eps)) * lip / self.radius if lam is None else lam
-        s = self._evaluate(State(z, b, lam0, u, 0.1 * self.scale, eps), polish=True)
+            s = replace(s, eps=0.3 * self.scale / (self.radius * lip))
+            if lam is None:
+                lam = 0.5 * math.sqrt(self.norm(s)) * lip / self.radius
+            s = replace(s, h=0.25 * self.norm(s) / lam if self.by_sigma else lam)
+        s = self._evaluate(s, polish=True)
         if self._smooth(s):
             s = self._evaluate(replace(s, mu=0.0), polish=True)
         return s
@@ -195,8 +208,8 @@ class Newton:
     def record(self, s: State) -> dict[str, float]:
         return {
             "robust_risk": s.value - 0.5 * float(self.alpha @ (s.z * s.z)),
-            "penalty": s.lam if self.robust else math.inf,
-            "transport_cost": s.cost,
+            "penalty": self.lam(s),
+            "transport_cost": s.cost * (1.0 if self.radius is None else self.radius**2),
             "stationarity": s.stationarity,
         }
 
@@ -209,12 +222,12 @@ class Newton:
         if s.mu == 0.0 and not self._smooth(s):
             # The iterates have come to where the loss has kinks: smooth them from here on.
             s = self._evaluate(replace(s, mu=0.1 * self.scale, kinked=True), polish=True)
-        direction, step_lam, gradient, slope_lam, size, duals = self._newton_step(s)
-        if step_lam < -0.9 * s.lam:
-            # Far off in λ, where a quadratic model overshoots: take its best value first.
+        direction, step_h, gradient, slope_h, size, duals = self._newton_step(s)
+        if step_h < -0.9 * s.h:
+            # Far off in h, where a quadratic model overshoots: take its best value first.
             s = self._evaluate(s, polish=True)
-            direction, step_lam, gradient, slope_lam, size, duals = self._newton_step(s)
-        slope = float(gradient @ direction) + slope_lam * step_lam
+            direction, step_h, gradient, slope_h, size, duals = self._newton_step(s)
+        slope = float(gradient @ direction) + slope_h * step_h
         decrement = max(-0.5 * slope, 0.0)
         k = self.columns.size
         stationarity = float(np.abs(gradient).max(initial=0.0)) / max(size, 1e-300)
@@ -226,12 +239,10 @@ class Newton:
         dz[self.columns] = direction[:k]
         db = float(direction[k]) if self.fit_intercept else 0.0
         du = self.rows.predict(dz, db)
-        t = min(1.0, 0.9 * s.lam / -step_lam) if step_lam < 0 else 1.0
+        t = min(1.0, 0.9 * s.h / -step_h) if step_h < 0 else 1.0
         new = s
         for _ in range(40):
-            trial = replace(
-                s, z=s.z + t * dz, b=s.b + t * db, u=s.u + t * du, lam=s.lam + t * step_lam
-            )
+            trial = replace(s, z=s.z + t * dz, b=s.b + t * db, u=s.u + t * du, h=s.h + t * step_h)
             trial = self._evaluate(trial, polish=False)
             enough = s.value + 1e-4 * t * slope + 1e-14 * abs(s.value)
             if trial.value > enough:
@@ -253,9 +264,9 @@ class Newton:
                 duals = np.full((kinks(self.data.flips and self.robust), 4, s.u.size), np.nan)
             else:
                 duals = s.duals.copy()
-        gradient, slope_lam, hessian, cross, bend, size = self._second_order(s, duals)
-        direction, step_lam = self._solve(gradient, slope_lam, hessian, cross, bend, s.lam)
-        return direction, step_lam, gradient, slope_lam, size, duals
+        gradient, slope_h, hessian, cross, bend, size = self._second_order(s, duals)
+        direction, step_h = self._solve(gradient, slope_h, hessian, cross, bend)
+        return direction, step_h, gradient, slope_h, size, duals
 
     def _separated(self, s: State) -> bool:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
@@ -283,13 +294,13 @@ class Newton:
         return self._evaluate(self._next_stage(s), polish=False)
 
     def _smooth(self, s: State) -> bool:
-        kappa, _ = self._kappa(s.z, s.lam, s.eps)
-        return not s.kinked and not self.data.flips and kink_free(self.data.loss, kappa)
+        flips = self.data.flips and self.robust
+        return not s.kinked and not flips and kink_free(self.data.loss, self.sigma(s))
 
     def _next_stage(self, s: State) -> State:
         mu = 0.0 if self._smooth(s) else 0.1 * s.mu
         # Away from the vertex, where n >> eps, eps has nothing left to smooth.
-        near = s.eps > 1e-3 * math.sqrt(self._norm(s.z, 0.0))
+        near = s.eps > 1e-3 * math.sqrt(self.norm(replace(s, eps=0.0)))
         eps = 0.1 * s.eps if near else 0.0
         return replace(s, mu=mu, eps=eps, decrement=math.inf, full_step=False)
 
@@ -298,13 +309,12 @@ class Newton:
     def _second_order(self, s: State, duals: np.ndarray | None):
         cols, k = self.columns, self.columns.size
         size = k + int(self.fit_intercept)
-        kappa, norm = self._kappa(s.z, s.lam, s.eps)
         gradient, mixed, label = np.zeros(size), np.zeros(size), np.zeros(size)
         hessian = np.zeros((size, size))
         slope_square, sums = 0.0, _Sums()
         for rows in self.rows.blocks():
             w = self.data.weight[rows]
-            j = self._jet(rows, s.u, kappa, s.lam, s.mu, duals)
+            j = self._jet(rows, s, duals)
             sums.add(w, j)
             slope_square += float(w @ (j.u * j.u))
             B = np.empty((w.size, size))
@@ -313,8 +323,8 @@ class Newton:
                 block = self.rows.block(rows)
                 B[:, :k] = block if k == block.shape[1] else block[:, cols]
             gradient += (w * j.u) @ B
-            if np.any(j.uk):
-                mixed += (w * j.uk) @ B
+            if self.robust:
+                mixed += (w * j.us) @ B
             if np.any(j.ul):
                 label += (w * j.ul) @ B
             weight = np.maximum(w * j.uu, 0.0)
@@ -328,29 +338,36 @@ class Newton:
         ridge = self.alpha[cols]
         gradient[:k] += ridge * z
         hessian[np.arange(k), np.arange(k)] += ridge
-        slope_lam, cross, bend = 0.0, np.zeros(size), 0.0
-        if self.robust:
-            a = self.rows.cost[cols]
-            az = np.zeros(size)
-            az[:k] = a * z
-            v = (-2.0 * kappa / norm) * az  # dκ/dθ
-            gradient += sums.k * v
-            hessian += np.outer(mixed, v) + np.outer(v, mixed)
-            hessian += (sums.kk + 2.0 * sums.curve_k / kappa) * np.outer(v, v)
-            hessian[np.arange(k), np.arange(k)] -= 2.0 * kappa * sums.curve_k / norm * a
-        if self.radius is not None:
-            slope_lam = self.radius**2 + sums.k / norm + sums.l
-            cross = mixed / norm + (sums.kk / norm + sums.curve_k / (kappa * norm)) * v
-            cross += label + sums.kl * v
-            bend = sums.kk / norm**2 + 2.0 * sums.kl / norm + sums.ll
-        return gradient, slope_lam, hessian, cross, bend, math.sqrt(slope_square)
+        az = np.zeros(size)
+        az[:k] = self.rows.cost[cols] * z
+        diagonal = np.arange(k)
+        slope_h, cross, bend = 0.0, np.zeros(size), 0.0
+        if self.by_sigma:
+            ball, norm = self.radius**2, self.norm(s)
+            gradient += ball / (2.0 * s.h) * az
+            hessian[diagonal, diagonal] += ball / (2.0 * s.h) * self.rows.cost[cols]
+            slope_h = sums.s - 0.25 * ball * norm / s.h**2
+            cross = mixed - ball / (2.0 * s.h**2) * az
+            bend = sums.ss + 0.5 * ball * norm / s.h**3
+        elif self.robust:
+            sigma, v = self.sigma(s), az / (2.0 * s.h)  # v = dσ/dz
+            gradient += sums.s * v
+            hessian += np.outer(mixed, v) + np.outer(v, mixed) + sums.ss * np.outer(v, v)
+            hessian[diagonal, diagonal] += sums.curve_s / (2.0 * s.h) * self.rows.cost[cols]
+            if self.radius is not None:
+                slope_h = self.radius**2 - sums.s * sigma / s.h + sums.l
+                cross = label + sums.sl * v
+                cross -= (mixed * sigma + (sums.ss * sigma + sums.curve_s) * v) / s.h
+                bend = (sums.ss * sigma + 2.0 * sums.curve_s) * sigma / s.h**2
+                bend += sums.ll - 2.0 * sums.sl * sigma / s.h
+                # Rounding may eat the curvature in λ; the power law λ^-2 gives its usual size.
+                bend = max(bend, 0.1 * self.radius**2 / s.h)
+        return gradient, slope_h, hessian, cross, bend, math.sqrt(slope_square)
 
-    def _solve(self, gradient, slope_lam, hessian, cross, bend, lam):
-        """Newton direction in (z, b) and λ, regularised until the system is positive definite."""
+    def _solve(self, gradient, slope_h, hessian, cross, bend):
+        """Newton direction in (z, b) and h, regularised until the system is positive definite."""
         if self.radius is not None:
-            # Rounding may eat the curvature in λ; the power law λ^-2 gives its usual size.
-            bend = max(bend, 0.1 * self.radius**2 / lam)
-            gradient = gradient - cross * (slope_lam / bend)
+            gradient = gradient - cross * (slope_h / bend)
             hessian = hessian - np.outer(cross, cross) / bend
         if gradient.size:
             diagonal = np.maximum(np.diag(hessian), 0.0)
@@ -370,7 +387,7 @@ class Newton:
                 break
         else:
             direction = gradient
-        step_lam = (
-            -(slope_lam + float(cross @ direction)) / bend if self.radius is not None else 0.0
-        )
-        return direction, step_lam
+        step_h = 0.0
+        if self.radius is not None:
+            step_h = -(slope_h + float(cross @ direction)) / bend
+        return direction, step_h
