@@ -59,7 +59,8 @@ def views_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _softplus(a: Tensor) -> tuple[Tensor, Tensor]:
-    return nn.functional.softplus(a), torch.sigmoid(a)
+    # The default threshold of 20 would put a step of 2e-9 into the loss.
+    return nn.functional.softplus(a, threshold=40.0), torch.sigmoid(a)
 
 
 def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:

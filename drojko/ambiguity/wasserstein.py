@@ -52,7 +52,7 @@ class Wasserstein(AmbiguitySet):
     InvalidDataError
         From `validate`, at fit time, naming the parameter. The constructor only stores.
     UnsupportedError
-        For ``order=1`` and for a finite ``label_cost``.
+        For ``order=1``.
 
     References
     ----------
@@ -109,8 +109,3 @@ class Wasserstein(AmbiguitySet):
         if self.order not in _ORDERS:
             raise UnsupportedError("Wasserstein: order=1 is not supported yet; use order=2")
         self._check_number("label_cost", self.label_cost, zero="refused", infinite=True)
-        if np.isfinite(self.label_cost):
-            raise UnsupportedError(
-                f"Wasserstein: label_cost={self.label_cost} is not supported yet; labels stay, "
-                "use label_cost=inf"
-            )

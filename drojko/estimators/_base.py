@@ -1,0 +1,351 @@
+"""What both estimators share: from arrays to a trained model, a certificate and a worst case."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+
+from drojko._callbacks import CallbackSupportMixin, FitProgress
+from drojko._random import spawn
+from drojko._sklearn import (
+    HasMethods,
+    Interval,
+    NestedDefaults,
+    StrOptions,
+    _check_sample_weight,
+    check_is_fitted,
+)
+from drojko._threads import SMALL, one_torch_thread
+from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
+from drojko.certificates import Certificate
+from drojko.estimators._evaluation import Assessment, assess, certify_points, count_atoms
+from drojko.estimators._reference import NAMES, build_reference, is_sampled
+from drojko.estimators._training import Plan, build_model, reject, train
+from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.inner.packing import pack, pack_module, unpack, unpack_module
+from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
+from drojko.inner.worst_case import WorstCase
+from drojko.losses import Loss
+from drojko.measures import LabelledMeasure, Measure
+from drojko.minimax.problem import TrainResult
+from drojko.minimax.subgradient import Subgradient
+from drojko.models import ACTIVATIONS, MLP, TabularModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
+    """Shared machinery; see `DROClassifier` and `DRORegressor`."""
+
+    _nested_defaults = {
+        "ambiguity": lambda: Wasserstein(radius=0.1),
+        "inner": {None: ICNNJKO, "icnn": ICNNJKO, "pointwise": Pointwise},
+    }
+    _classification = False
+
+    _parameter_constraints: dict = {
+        "ambiguity": [AmbiguitySet, None],
+        "model": [StrOptions({"linear", "mlp"}), callable, torch.nn.Module],
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "reference": [StrOptions(set(NAMES)), Measure, LabelledMeasure],
+        "inner": [StrOptions({"icnn", "pointwise"}), InnerSolver, None],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "fit_intercept": ["boolean"],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
+        "n_draws": [Interval(Integral, 1, None, closed="left"), None],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "device": [str, HasMethods(["type"])],
+        "dtype": [StrOptions(set(_DTYPES))],
+        "verbose": ["verbose"],
+    }
+
+    # -- fitting -----------------------------------------------------------------------------
+
+    def _get_loss(self, n_outputs: int) -> Loss:
+        raise NotImplementedError
+
+    def _fit(self, X: np.ndarray, y: np.ndarray, target: np.ndarray, sample_weight: Any):
+        """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
+        ambiguity = self._nested("ambiguity")
+        names = getattr(self, "feature_names_in_", None)
+        cost: GroundCost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+        cost.check_inside(X)
+        inner = get_inner(self._nested("inner"))
+        weight = _check_sample_weight(
+            sample_weight, X, dtype=np.float64, ensure_non_negative=True
+        )
+        if not weight.sum() > 0:
+            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        n_classes = len(self.classes_) if self._classification else 0
+        if self._classification:
+            self._check_classes(y, weight)
+        n_outputs = n_classes if n_classes > 2 else 1
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(seed)
+
+        with one_torch_thread(X.size < SMALL):
+            reference = build_reference(
+                self.reference, cost, ambiguity.radius, self._classification, seed
+            )
+            if not reference.__sklearn_is_fitted__():
+                reference = reference.fit(X, y, sample_weight=weight)
+            atoms = count_atoms(reference, len(X))
+            sampled = is_sampled(reference)
+            plan = replace(
+                self._plan(reference, cost, ambiguity, n_outputs, generator),
+                n_draws=self.n_draws or self._default_draws(atoms, sampled),
+                inner=inner,
+            )
+            model = self._build_model(n_outputs, spawn(generator))
+            reject(plan, model)
+            start = self._warm(model) if self.warm_start else None
+            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+            with FitProgress(self, self.max_iter, X=X, y=target, metadata=metadata) as progress:
+
+                def report(iteration: int, info: dict[str, Any]) -> bool:
+                    return progress.step(lambda: self._attributes(model))
+
+                result = train(replace(plan, callback=report), model, start)
+            self._store(model, plan, result)
+            if result.status == "interrupted":
+                raise KeyboardInterrupt(result.message)
+            self._keep(assess(plan, model, result, sampled, atoms), sampled, cost)
+        self._warn(result)
+        return self
+
+    def _plan(self, reference, cost, ambiguity, n_outputs, generator) -> Plan:
+        return Plan(
+            reference=reference,
+            cost=cost,
+            loss=self._get_loss(n_outputs),
+            inner=get_inner(self._nested("inner")),
+            radius=None if ambiguity.radius is None else float(ambiguity.radius),
+            penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
+            label_cost=float(ambiguity.label_cost),
+            n_labels=len(self.classes_) if self._classification else 0,
+            dtype=_DTYPES[self.dtype],
+            device=str(self.device),
+            generator=generator,
+            alpha=float(self.alpha),
+            fit_intercept=self.fit_intercept,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            max_time=self.max_time,
+            outer=Subgradient(learning_rate=self.learning_rate, batch_size=self.batch_size),
+        )
+
+    def _build_model(self, n_outputs: int, generator: torch.Generator) -> TabularModel:
+        return build_model(
+            self.model,
+            self.n_features_in_,
+            n_outputs,
+            hidden=self.hidden_layer_sizes,
+            activation=self.activation,
+            bias=self.fit_intercept,
+            generator=generator,
+            dtype=_DTYPES[self.dtype],
+            device=str(self.device),
+        )
+
+    def _check_classes(self, y: np.ndarray, weight: np.ndarray) -> None:
+        if len(self.classes_) < 2:
+            raise InvalidDataError(
+                f"{type(self).__name__} got 1 class, {self.classes_[0]!r}; it needs 2 or more"
+            )
+        mass = np.bincount(y, weights=weight, minlength=len(self.classes_))
+        if not mass.all():
+            empty = self.classes_[int(mass.argmin())]
+            raise InvalidDataError(
+                f"class {empty!r} has zero total sample_weight: drop its rows or give it weight"
+            )
+
+    def _default_draws(self, atoms: int, sampled: bool) -> int:
+        if not sampled:
+            return atoms
+        linear = self.model == "linear"
+        return max(atoms, min(4 * atoms, 20_000), 5_000 if linear else 2_000)
+
+    def _warm(self, model: TabularModel) -> float | None:
+        if not hasattr(self, "parameters_"):
+            return None
+        shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+        if shapes != {k: tuple(v.shape) for k, v in self.parameters_.items()}:
+            return None
+        model.load_state_dict({k: torch.tensor(v) for k, v in self.parameters_.items()})
+        if isinstance(model, MLP):
+            model.warm = True
+        return self.certificate_.penalty if self.certificate_ is not None else None
+
+    def _attributes(self, model: TabularModel) -> dict[str, Any]:
+        """Attributes that suffice to predict with the current parameters."""
+        attributes: dict[str, Any] = {"parameters_": pack_module(model)}
+        if isinstance(model, MLP) and len(model.weights) == 1:
+            coef = model.weights[0].detach().double().cpu().numpy().copy()
+            intercept = model.biases[0].detach().double().cpu().numpy().copy()
+            attributes.update(self._linear_attributes(coef, intercept))
+        return attributes
+
+    def _linear_attributes(self, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
+        return {"coef_": coef, "intercept_": intercept}
+
+    def _store(self, model: TabularModel, plan: Plan, result: TrainResult) -> None:
+        attributes = self._attributes(model)
+        if not all(np.isfinite(v).all() for v in attributes["parameters_"].values()):
+            raise NonFiniteError("training left no finite model; lower learning_rate")
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        self._n_outputs = model.n_outputs
+        self.n_iter_ = max(1, result.n_iter)
+        self.status_ = result.status
+        self.message_ = result.message
+        self._history = {k: np.asarray(v, dtype=np.float64) for k, v in result.history.items()}
+        self.reference_ = plan.reference
+        self.certificate_ = None
+        self._worst = None
+        for cached in ("_model_cache", "_worst_cache"):
+            self.__dict__.pop(cached, None)
+
+    def _keep(self, found: Assessment, sampled: bool, cost: GroundCost) -> None:
+        """Store a certificate and its worst case as arrays and plain values."""
+        self.certificate_ = found.certificate
+        self._worst = {
+            "adversary": pack(found.adversary),
+            "low_penalty": found.low_penalty,
+            "high_penalty": found.high_penalty,
+            "share": found.share,
+            # Draws of a continuous reference can be drawn again; atoms are kept.
+            "evaluation": None if sampled else found.points,
+            "cost_weights": cost.weights,
+        }
+
+    def _warn(self, result: TrainResult) -> None:
+        if result.status in ("max_iter", "unbounded"):
+            warnings.warn(
+                f"{type(self).__name__}: {result.status}: {result.message}",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    # -- the fitted model --------------------------------------------------------------------
+
+    def _fitted_model(self) -> TabularModel:
+        """The model as a module, rebuilt from its arrays on demand."""
+        if "_model_cache" not in self.__dict__:
+            model = self._build_model(self._n_outputs, torch.Generator().manual_seed(0))
+            self.__dict__["_model_cache"] = unpack_module(model, self.parameters_)
+        return self.__dict__["_model_cache"]
+
+    def _predictions(self, X: np.ndarray) -> np.ndarray:
+        """Outputs of the model: numpy where the model is a formula."""
+        if self.model == "linear":
+            out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
+            return out[:, 0] if self._n_outputs == 1 else out
+        with torch.no_grad(), one_torch_thread(X.size < SMALL):
+            model = self._fitted_model()
+            x = torch.as_tensor(np.array(X), dtype=_DTYPES[self.dtype], device=str(self.device))
+            parts = [model(part) for part in x.split(65_536)]
+            return torch.cat(parts).cpu().numpy()
+
+    @property
+    def history_(self) -> pd.DataFrame:
+        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds."""
+        import pandas as pd
+
+        check_is_fitted(self, "n_iter_")
+        columns = (
+            "iteration",
+            "robust_risk",
+            "penalty",
+            "transport_cost",
+            "stationarity",
+            "seconds",
+        )
+        empty = np.empty(0)
+        return pd.DataFrame({name: self._history.get(name, empty) for name in columns})
+
+    @property
+    def worst_case_(self) -> WorstCase:
+        """The worst-case distribution of the fitted model."""
+        check_is_fitted(self, "n_iter_")
+        if self._worst is None:
+            raise AttributeError(
+                "no worst case was computed: the fit was interrupted; fit again to get one"
+            )
+        if "_worst_cache" not in self.__dict__:
+            self.__dict__["_worst_cache"] = self._build_worst_case()
+        return self.__dict__["_worst_cache"]
+
+    def _build_worst_case(self) -> WorstCase:
+        state = self._worst
+        adversary = unpack(
+            state["adversary"],
+            self._fitted_model(),
+            self._get_loss(self._n_outputs),
+            dtype=_DTYPES[self.dtype],
+            device=str(self.device),
+        )
+        classes = self.classes_ if self._classification else None
+        evaluation = state["evaluation"]
+        if evaluation is not None and classes is not None:
+            evaluation = (evaluation[0], classes[evaluation[1]], evaluation[2])
+        names = getattr(self, "feature_names_in_", None)
+        return WorstCase(
+            adversary,
+            self.reference_,
+            state["low_penalty"],
+            state["high_penalty"],
+            state["share"],
+            self.certificate_.worst_case_risk,
+            evaluation,
+            classes,
+            None if names is None else tuple(names),
+            state["cost_weights"],
+        )
+
+    def _robust_certificate(self, X, y, ambiguity, sample_weight) -> Certificate:
+        """Certificate of the fitted model on new data (the empirical measure of X, y)."""
+        ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
+        names = getattr(self, "feature_names_in_", None)
+        cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        n_labels = len(self.classes_) if self._classification else 0
+        generator = torch.Generator().manual_seed(0)
+        plan = self._plan(self.reference_, cost, ambiguity, self._n_outputs, generator)
+        with one_torch_thread(X.size < SMALL), torch.no_grad():
+            x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
+            target = torch.as_tensor(np.array(y), device=plan.device)
+            target = target if n_labels else target.to(plan.dtype)
+            w = torch.as_tensor(weight / weight.sum(), device=plan.device)
+            return certify_points(plan, self._fitted_model(), x, target, w, generator)
+
+    # -- persistence -------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_model_cache", "_worst_cache")}
+
+    def save(self, path: Any) -> None:
+        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code."""
+        from drojko._persist import save
+
+        save(self, path)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "n_iter_")

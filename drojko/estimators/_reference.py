@@ -1,0 +1,72 @@
+"""Reference measures by name, set up so that they stay well inside the ambiguity set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from drojko.ambiguity import GroundCost
+from drojko.exceptions import InvalidDataError
+from drojko.measures import (
+    KDE,
+    ClassConditional,
+    Empirical,
+    FlowMeasure,
+    Gaussian,
+    GaussianMixture,
+    Joint,
+    LabelledMeasure,
+    Measure,
+)
+
+__all__ = ["NAMES", "build_reference", "is_sampled"]
+
+NAMES = ("empirical", "gaussian", "kde", "mixture", "flow")
+
+#: Share of the radius that smoothing may spend: the reference is not the worst case already.
+INSIDE = 0.1
+
+
+def build_reference(
+    reference: Any, cost: GroundCost, radius: float | None, classification: bool, seed: int
+) -> LabelledMeasure:
+    """Unfitted labelled measure for a name or a measure; fitted ones pass through."""
+    if isinstance(reference, LabelledMeasure):
+        return reference if reference.__sklearn_is_fitted__() else clone(reference)
+    if isinstance(reference, str):
+        template = _template(reference, cost, radius, seed)
+    elif isinstance(reference, Measure):
+        template = clone(reference)
+    else:
+        raise InvalidDataError(
+            f"reference={reference!r}; expected one of {', '.join(NAMES)} or a measure from "
+            "drojko.measures"
+        )
+    return ClassConditional(template) if classification else Joint(template)
+
+
+def _template(name: str, cost: GroundCost, radius: float | None, seed: int) -> Measure:
+    if name == "empirical":
+        return Empirical()
+    if name == "gaussian":
+        return Gaussian()
+    if name == "mixture":
+        return GaussianMixture(random_state=seed)
+    if name == "flow":
+        return FlowMeasure(random_state=seed)
+    if name == "kde":
+        shift = None if radius is None else INSIDE * radius
+        return KDE(
+            max_shift=shift,
+            shift_weights=np.where(cost.mutable, cost.weights, 0.0).tolist(),
+            fixed=np.flatnonzero(~cost.mutable).tolist(),
+        )
+    raise InvalidDataError(f"reference={name!r}; expected one of {', '.join(NAMES)} or a measure")
+
+
+def is_sampled(reference: LabelledMeasure) -> bool:
+    """Whether expectations under the reference are Monte-Carlo averages."""
+    parts = getattr(reference, "measures_", None) or [getattr(reference, "measure_", reference)]
+    return not all(isinstance(part, Empirical) for part in parts)

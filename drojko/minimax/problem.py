@@ -1,0 +1,132 @@
+"""The min-max problem as a value: what is fixed while the model is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko.ambiguity.ground_cost import GroundCost
+from drojko.inner.adversary import Adversary, Moved
+from drojko.inner.ascent import Ascent, proximal_ascent
+from drojko.inner.candidates import first_candidates
+from drojko.inner.coordinates import Coordinates
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.solvers import InnerSolver
+from drojko.losses import Loss
+from drojko.measures.base import LabelledMeasure
+from drojko.models import TabularModel
+
+__all__ = ["RobustProblem", "TrainResult"]
+
+Callback = Callable[[int, dict[str, Any]], bool]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training run ended; the parameters themselves are in the model."""
+
+    status: str
+    message: str
+    n_iter: int
+    penalty: float
+    stationarity: float
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RobustProblem:
+    r"""Minimise :math:`\sup_P \{E_P\ell(\theta) : D(P, P_0) \le r\} + \tfrac\alpha2\|\theta\|^2`.
+
+    or its penalised form; exactly one of ``radius`` and ``penalty`` is given. With ``centre`` and
+    ``scale`` the draws are (x - centre) / scale, and cost, radius and penalty are in those units.
+    """
+
+    reference: LabelledMeasure
+    model: TabularModel
+    loss: Loss
+    cost: GroundCost
+    inner: InnerSolver
+    radius: float | None = None
+    penalty: float | None = None
+    alpha: float = 0.0
+    label_cost: float = math.inf
+    n_labels: int = 0
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"
+    first_alpha: float | None = None
+    centre: Tensor | None = None
+    scale: float = 1.0
+
+    def decay(self) -> list[float]:
+        """L2 penalty of each parameter; the first layer's own where units were changed."""
+        alphas = [self.alpha if on else 0.0 for on in self.model.penalised()]
+        if self.first_alpha is not None:
+            alphas[0] = self.first_alpha
+        return alphas
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Low-variance weighted reference points, inside the bounds, on the problem's device."""
+        x, y, w = self.reference.points(n, generator)
+        x = x.to(self.device)
+        if self.centre is not None:
+            x = (x - self.centre.to(x)) / self.scale
+        x = self.cost.project(x.to(self.dtype))
+        y = y.to(self.device) if self.n_labels else y.to(self.device, self.dtype)
+        return x, y, w.to(self.device, torch.float64)
+
+    def objective(self, points: Tensor, penalty: float, *, reduce: bool = True) -> Objective:
+        """Inner objective of the current parameters, conditioned by the spread of ``points``."""
+        first = self.model.first_layer() if reduce else None
+        coordinates = Coordinates.build(self.cost, points, first, reduce)
+        return Objective(self.model, self.loss, coordinates, penalty)
+
+    def adversary(self, objective: Objective, corrections: int) -> Adversary:
+        """The cheap adversary of training: from where a sample is, a few corrections."""
+        return Adversary(
+            objective,
+            first_candidates(objective),
+            screening=0,
+            corrections=corrections,
+            n_labels=self.n_labels,
+            label_cost=self.label_cost,
+        )
+
+    def first_penalty(self, objective: Objective, batch: Batch, weights: Tensor) -> float:
+        """The penalty, or for a radius the one that a locally linear loss would need."""
+        if self.penalty is not None:
+            return self.penalty
+        if not self.radius:
+            return math.inf
+        _, gradient = objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
+        slope = float(gradient.square().sum(1).double() @ weights) ** 0.5
+        slope /= objective.coordinates.scale
+        return max(slope, 1e-12) / (2.0 * self.radius)
+
+    def move(
+        self, adversary: Adversary, batch: Batch, start: Tensor, corrections: int
+    ) -> Moved:
+        """Worst-case positions from a warm start: a formula where there is one."""
+        objective = adversary.objective
+        if math.isinf(objective.penalty):
+            value, gradient = objective.with_penalty(0.0).value_and_gradient(batch, batch.q0)
+            zero = torch.zeros_like(value)
+            return Moved(batch, batch.y, Ascent(batch.q0, value, gradient), value, zero, value)
+        if adversary.exact or adversary.flips or len(adversary.candidates) > 1:
+            return adversary.solve(batch, [start])
+        found = proximal_ascent(objective, batch, start, corrections)
+        return Moved.of(objective, batch, batch.y, found, math.inf)
+
+    def parameter_gradient(self, objective: Objective, moved: Moved, weights: Tensor):
+        """Danskin: gradient of the weighted mean loss at the moved samples."""
+        x = objective.decode(moved.batch, moved.q)
+        f, backward = self.model.linearise(x)
+        slope = self.loss.gradient(f, moved.labels)
+        scale = weights.to(slope.dtype)
+        slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
+        return backward(slope, parameters=True)

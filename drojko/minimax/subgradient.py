@@ -1,0 +1,289 @@
+"""Stochastic subgradient method: one pass over the reference draws per outer iteration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._adam import Adam
+from drojko._driver import Status, run
+from drojko.inner.objective import Objective
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.models import flatten_parameters, views_like
+
+__all__ = ["Subgradient"]
+
+_PATIENCE = 20  # passes without progress that end a run
+
+
+@dataclass
+class PassState:
+    """Parameters, optimiser moments, particles and multiplier after some passes.
+
+    ``displacement`` is the current worst-case map on the training draws, the anchor T_k of the
+    modified JKO steps: each pass moves it by a few proximal corrections and never starts anew.
+    """
+
+    flat: Tensor
+    average: Tensor
+    adam: Adam
+    displacement: Tensor
+    log_penalty: float
+    iteration: int = 0
+    risk: float = math.inf
+    cost: float = 0.0
+    slope: float = math.inf
+    best: float = math.inf
+    stale: int = 0
+
+
+@dataclass(frozen=True)
+class Subgradient:
+    r"""Settings of :math:`\theta \leftarrow \theta - \eta_t g_t`, g_t the gradient at moved draws.
+
+    Parameters
+    ----------
+    learning_rate : float
+        First rate eta.
+    step : {"adam", "constant", "diminishing"}
+        Adam with a cosine schedule; a constant rate (for a weakly convex robust risk the choice
+        eta = sqrt(Delta / (rho G^2 N))); or eta / sqrt(t).
+    averaging : bool
+        Return the average of the last fifth of the passes' parameters where it is better.
+    batch_size : int or None
+        Draws per step; None: 64, growing with the number of draws.
+    """
+
+    learning_rate: float = 5e-3
+    step: str = "adam"
+    averaging: bool = True
+    batch_size: int | None = None
+
+    def solve(
+        self,
+        problem: RobustProblem,
+        generator: torch.Generator,
+        *,
+        max_iter: int,
+        tol: float,
+        max_time: float | None = None,
+        callback: Callback | None = None,
+        n_draws: int = 2000,
+        penalty: float | None = None,
+    ) -> TrainResult:
+        """Train ``problem.model`` in place; its best parameters are left in it."""
+        solver = _Pass(self, problem, generator, max_iter, tol, n_draws, penalty)
+        state = solver.init()
+
+        def report(current: PassState) -> bool:
+            if callback is None:
+                return False
+            solver.load(current.flat)
+            return callback(current.iteration, solver.record(current))
+
+        outcome = run(
+            solver,
+            state,
+            max_iter=max_iter,
+            max_time=max_time,
+            callback=report,
+            best=lambda s: s.risk,
+        )
+        best, last = outcome.best_state, outcome.state
+        chosen = solver.choose(best, last)
+        status = outcome.status
+        if status is Status.MAX_ITER and last.stale >= _PATIENCE:
+            status = Status.CONVERGED
+        columns = outcome.columns()
+        return TrainResult(
+            str(status),
+            outcome.message,
+            outcome.n_iter,
+            math.exp(last.log_penalty),
+            solver.stationarity(chosen, last),
+            columns,
+        )
+
+
+class _Pass:
+    """The solver of the driver: ``step`` is one pass over the draws."""
+
+    def __init__(self, settings, problem, generator, max_iter, tol, n_draws, penalty) -> None:
+        self.settings: Subgradient = settings
+        self.problem: RobustProblem = problem
+        self.generator: torch.Generator = generator
+        self.max_iter, self.tol, self.n_draws = max_iter, tol, n_draws
+        self.penalty0 = penalty
+
+    def init(self) -> PassState:
+        p = self.problem
+        self.flat = flatten_parameters(p.model)
+        parameters = list(p.model.parameters())
+        mask = torch.zeros_like(self.flat)
+        frozen = torch.ones_like(self.flat)
+        for view, alpha in zip(
+            views_like(mask, parameters), p.decay(), strict=True
+        ):
+            view.fill_(alpha)
+        for view, parameter in zip(views_like(frozen, parameters), parameters, strict=True):
+            view.fill_(1.0 if parameter.requires_grad else 0.0)
+        self.decay, self.frozen = mask, frozen
+        self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+        # Draws that keep their order when drawn again (atoms) are refreshed every pass.
+        again = p.draw(self.n_draws, self.generator)
+        self.refresh = len(again[0]) == len(self.x) and bool((again[1] == self.y).all())
+        size = self.settings.batch_size or min(512, max(64, len(self.x) // 200))
+        self.batch_size = min(size, len(self.x))
+        self.coordinates = self._objective(1.0).coordinates
+        objective = self._objective(1.0)
+        batch = objective.batch(self.x, self.y)
+        start = self.penalty0 or p.first_penalty(objective, batch, self.w)
+        return PassState(
+            self.flat.clone(),
+            torch.zeros_like(self.flat),
+            Adam.like(self.flat),
+            torch.zeros_like(batch.q0),
+            math.log(start) if start < math.inf else math.inf,
+        )
+
+    def _objective(self, penalty: float) -> Objective:
+        if not hasattr(self, "coordinates"):
+            return self.problem.objective(self.x, penalty, reduce=False)
+        return Objective(self.problem.model, self.problem.loss, self.coordinates, penalty)
+
+    def load(self, flat: Tensor) -> None:
+        self.flat.copy_(flat)
+
+    def finite(self, state: PassState) -> bool:
+        return bool(torch.isfinite(state.flat).all()) and not math.isnan(state.risk)
+
+    def rate(self, progress: float, count: int) -> float:
+        eta = self.settings.learning_rate
+        if self.settings.step == "adam":
+            return eta * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+        return eta / math.sqrt(count) if self.settings.step == "diminishing" else eta
+
+    def step(self, state: PassState) -> PassState:
+        p, settings = self.problem, self.settings
+        if self.refresh and state.iteration:
+            self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+        self.load(state.flat)
+        adam = replace(
+            state.adam, first=state.adam.first.clone(), second=state.adam.second.clone()
+        )
+        displacement = state.displacement.clone()
+        views = views_like(adam.gradient, list(p.model.parameters()))
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        batches = order.split(self.batch_size)
+        corrections = p.inner.training_corrections
+        log_penalty = state.log_penalty
+        budget = None if p.radius is None else p.radius**2
+        totals = np.zeros(3)
+        squared_slope = 0.0
+        for k, rows in enumerate(batches):
+            progress = (state.iteration + k / len(batches)) / self.max_iter
+            penalty = math.exp(log_penalty) if log_penalty < 700 else math.inf
+            objective = self._objective(penalty)
+            batch = objective.batch(self.x[rows], self.y[rows])
+            weights = self.w[rows] * (len(self.x) / len(rows))
+            adversary = p.adversary(objective, corrections)
+            # The first visits of a sample have no position to start from: more corrections.
+            extra = 4 if state.iteration == 0 else 0
+            moved = p.move(adversary, batch, batch.q0 + displacement[rows], corrections + extra)
+            displacement[rows] = moved.q - batch.q0
+            gradient = p.parameter_gradient(objective, moved, weights)
+            for view, g in zip(views, gradient, strict=True):
+                view.copy_(g)
+            adam.gradient.addcmul_(self.decay, self.flat).mul_(self.frozen)
+            eta = self.rate(progress, adam.count + 1)
+            squared_slope += float(adam.gradient.square().sum())
+            if settings.step == "adam":
+                adam.step(self.flat, eta)
+            else:
+                adam.count += 1
+                self.flat.add_(adam.gradient, alpha=-eta)
+            mass = self.w[rows]
+            cost = float(moved.cost.double() @ mass)
+            share = float(mass.sum())
+            totals += [float(moved.risk.double() @ mass), cost, share]
+            if budget:
+                # Multiplicative step on the multiplier: the cost falls like penalty^-2.
+                excess = math.log(max(cost / share, 1e-300) / budget)
+                log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
+        risk, cost = totals[0], totals[1]
+        penalty = math.exp(log_penalty) if log_penalty < 700 else math.inf
+        value = self._value(risk, cost, penalty)
+        best, stale = state.best, state.stale + 1
+        if not math.isfinite(best) or value < best - self.tol * abs(best):
+            best, stale = value, 0
+        tail = state.iteration + 1 - int(0.8 * self.max_iter)
+        average = state.average
+        if tail > 0:
+            average = average + (self.flat - average) / tail
+        return PassState(
+            self.flat.clone(),
+            average,
+            adam,
+            displacement,
+            log_penalty,
+            state.iteration + 1,
+            value,
+            cost,
+            math.sqrt(squared_slope / len(batches)),
+            best,
+            stale,
+        )
+
+    def _value(self, risk: float, cost: float, penalty: float) -> float:
+        """Dual value: penalty * radius^2 + mean J, plus the L2 term."""
+        ridge = 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
+        if math.isinf(penalty):
+            return risk + ridge
+        budget = 0.0 if self.problem.radius is None else self.problem.radius**2
+        return penalty * (budget - cost) + risk + ridge
+
+    def terminate(self, state: PassState) -> Status | None:
+        done = state.stale >= 2 * _PATIENCE and state.iteration > 0.5 * self.max_iter
+        return Status.CONVERGED if done else None
+
+    def record(self, state: PassState) -> dict[str, float]:
+        penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
+        return {
+            "robust_risk": state.risk,
+            "penalty": penalty,
+            "transport_cost": state.cost,
+            "stationarity": state.slope / (1.0 + abs(state.risk)),
+        }
+
+    def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
+        """Robust risk on all draws from the state's particles, and its gradient's norm."""
+        p = self.problem
+        self.load(flat)
+        penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
+        objective = self._objective(penalty)
+        batch = objective.batch(self.x, self.y)
+        adversary = p.adversary(objective, 10)
+        moved = p.move(adversary, batch, batch.q0 + state.displacement, 10)
+        gradient = p.parameter_gradient(objective, moved, self.w)
+        whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
+        risk = float(moved.risk.double() @ self.w)
+        cost = float(moved.cost.double() @ self.w)
+        return self._value(risk, cost, penalty), float((whole * self.frozen).norm())
+
+    def choose(self, best: PassState, last: PassState) -> Tensor:
+        """Best of the last, the best and the averaged parameters on all draws; loaded."""
+        options = [last.flat, best.flat]
+        if self.settings.averaging and last.iteration > int(0.8 * self.max_iter) + 1:
+            options.append(last.average)
+        values = [self.evaluate(flat, last)[0] for flat in options]
+        chosen = options[int(np.nanargmin(values))]
+        self.load(chosen)
+        return chosen
+
+    def stationarity(self, flat: Tensor, state: PassState) -> float:
+        value, slope = self.evaluate(flat, state)
+        return slope / (1.0 + abs(value))
