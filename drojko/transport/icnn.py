@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn import functional
 
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError
@@ -17,6 +17,11 @@ from drojko.exceptions import InvalidDataError
 __all__ = ["ICNN"]
 
 _EPSILON = 1e-4  # strong convexity that no parameter value can remove
+
+
+def softplus(a: Tensor) -> Tensor:
+    """Compute log(1 + e^a) to rounding; torch's default is the identity from 20 on, 2e-9 off."""
+    return functional.softplus(a, threshold=40.0)
 
 
 def _inverse_softplus(value: float) -> float:
