@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ import torch
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses import Squared
-from drojko.minimax.ridge_bound import lower_bound
+from drojko.minimax.ridge_bound import Plan, lower_bound, plan_of
 from drojko.minimax.ridge_data import RidgeData, Rows
 from drojko.minimax.ridge_newton import Newton, State
 from drojko.minimax.ridge_risk import RidgeRisk, ridge_robust_risk
@@ -43,11 +44,12 @@ class RidgeSolution:
     """A model and what is known about it.
 
     ``objective`` is the robust objective at (coef, intercept), exact: ``robust_risk`` plus
-    alpha/2 |coef|². ``lower_bound`` is proven for every linear model (-inf: none proven), so
-    ``objective - lower_bound`` bounds what a perfect solver could still gain. ``stationarity`` is
-    the largest entry of the gradient over standardised columns, relative to the root mean square
-    slope of the loss. ``risk`` holds the worst-case plan. ``status`` is one of "converged",
-    "max_iter", "max_time", "callback", "interrupted", "unbounded"; ``message`` says what to do.
+    alpha/2 |coef|². ``lower_bound`` is proven for every linear model (0: nothing better was
+    proven), so ``objective - lower_bound`` bounds what a perfect solver could still gain.
+    ``stationarity`` is the largest entry of the gradient over standardised columns, relative to
+    the root mean square slope of the loss. ``risk`` holds the worst-case plan. ``status`` is one of
+    "converged", "max_iter", "max_time", "callback", "interrupted", "unbounded"; ``message`` says
+    what to do.
     """
 
     coef: np.ndarray
@@ -89,6 +91,10 @@ class _Settings:
     @property
     def form(self) -> dict[str, float | None]:
         return {"radius": self.radius or None, "penalty": self.penalty}
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        return {**self.form, "alpha": self.alpha, "fit_intercept": self.fit_intercept}
 
 
 def solve_ridge(
@@ -146,9 +152,13 @@ def solve_ridge(
     rows = Rows(data, centred=fit_intercept)
     if isinstance(data.loss, Squared):
         return _solve_squares(rows, data, settings)
-    start = _vertex(rows, data, settings)
-    outcome, state, solver = None, start, _newton(rows, data, settings)
-    if settings.form["radius"] is None or _excess(rows, data, settings, start) > settings.goal:
+    outcome, start = _vertex(rows, data, settings)
+    state, solver = start, _newton(rows, data, settings)
+    if outcome is not None and outcome.status == Status.INTERRUPTED:
+        pass
+    elif _is_optimal(rows, data, settings, start):
+        outcome = None
+    else:
         size = max(start.value, 1e-6 * solver.rms_slope(start))
         outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
         state = outcome.best_state
@@ -179,9 +189,7 @@ def _newton(rows: Rows, data: RidgeData, settings: _Settings) -> Newton:
     return Newton(
         rows,
         data,
-        **settings.form,
-        alpha=settings.alpha,
-        fit_intercept=settings.fit_intercept,
+        **settings.bound,
         goal=settings.goal,
     )
 
@@ -206,7 +214,9 @@ def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
     )
 
 
-def _vertex(rows: Rows, data: RidgeData, settings: _Settings) -> State:
+def _vertex(
+    rows: Rows, data: RidgeData, settings: _Settings
+) -> tuple[Outcome[State] | None, State]:
     """The best model that the adversary cannot touch: θ = 0 on movable columns."""
     solver = Newton(
         rows,
@@ -226,20 +236,21 @@ def _vertex(rows: Rows, data: RidgeData, settings: _Settings) -> State:
     scale = float(data.weight @ data.loss.value(f, torch.from_numpy(data.y)).numpy())
     state = solver.init((z, b, None, scale))
     if scale == 0.0 or not (solver.columns.size or settings.fit_intercept):
-        return state
-    return run(solver, state, max_iter=200).state
+        return None, state
+    outcome = run(solver, state, max_iter=200)
+    return outcome, outcome.state
 
 
-def _excess(rows: Rows, data: RidgeData, settings: _Settings, vertex: State) -> float:
-    """Relative gap of the vertex: about 0 when the radius is so large that it is optimal."""
+def _is_optimal(rows: Rows, data: RidgeData, settings: _Settings, vertex: State) -> bool:
+    """Whether the vertex is proven optimal, as it is when the radius is large."""
     coef, intercept = rows.outward(vertex.z, vertex.b)
     objective = _risk(data, settings, coef, intercept)[1]
     if objective == 0.0:
-        return 0.0
-    if data.flips or data.label_norm:
-        return math.inf
+        return True
+    if settings.form["radius"] is None or data.flips or data.label_norm:
+        return False  # there the plan of an immovable model says nothing about labels
     lower = _bound(rows, data, settings, vertex, math.inf, 0.0)
-    return (objective - lower) / objective
+    return objective - lower <= settings.goal * objective
 
 
 def _first(rows, warm_start, vertex: State) -> tuple[np.ndarray, float, float | None]:
@@ -303,33 +314,29 @@ def _finish(rows, data, settings, solver, vertex, outcome, state) -> RidgeSoluti
 
 def _bound(rows, data, settings, state, lam, sigma) -> float:
     """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
-    return lower_bound(
-        rows,
-        data,
-        state.z,
-        state.u,
-        lam,
-        sigma,
-        state.mu,
-        state.duals if state.mu > 0 else None,
-        **settings.form,
-        alpha=settings.alpha,
-        fit_intercept=settings.fit_intercept,
-    )
+    robust = settings.form["radius"] is not None or settings.penalty is not None
+    price = (lam, data.label_cost) if data.flips and robust else None
+    duals = state.duals if state.mu > 0 else None
+    plan = plan_of(data, state.u, sigma, state.mu, price, duals)
+    return lower_bound(rows, data, plan, state.z, **settings.bound)
 
 
 def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSolution:
-    z, b, count = solve_squared(
-        rows, data, **settings.form, alpha=settings.alpha, fit_intercept=settings.fit_intercept
-    )
+    z, b, count, dual = solve_squared(rows, data, **settings.bound)
     coef, intercept = rows.outward(z, b)
     risk, objective = _risk(data, settings, coef, intercept)
     norm = data.squared_norm(coef)
-    sigma = 0.25 * norm / risk.penalty if norm > 0 else 0.0
-    state = State(z, b, 1.0, rows.predict(z, b), 0.0, 0.0)
-    bound = -math.inf
-    if sigma < 0.25:
-        bound = _bound(rows, data, settings, state, risk.penalty, sigma)
+    if dual is None:
+        sigma = 0.25 * norm / risk.penalty if norm > 0 else 0.0
+        plan = plan_of(data, rows.predict(z, b), min(sigma, 0.25 - 1e-12), 0.0, None, None)
+    else:
+        # A perfect fit: slopes with the mean of the dual solution, spread to use the budget.
+        mean = -2.0 * rows.predict(dual, 0.0)
+        budget = 4.0 * settings.radius**2 * norm
+        spread = math.sqrt(max(budget - float(data.weight @ (mean * mean)), 0.0))
+        mass = 0.5 * np.stack([data.weight, data.weight])
+        plan = Plan(mass, np.stack([mean + spread, mean - spread]), [False, False])
+    bound = lower_bound(rows, data, plan, z, **settings.bound)
     return RidgeSolution(
         coef=coef,
         intercept=intercept,

@@ -14,45 +14,65 @@ R, so the plan is first repaired: some of its mass is given the slope 0, where t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from drojko.minimax.ridge_data import RidgeData, Rows
 from drojko.minimax.ridge_jets import conjugate, jet
 
-__all__ = ["lower_bound"]
+__all__ = ["Plan", "lower_bound", "plan_of"]
 
 
-def lower_bound(*plan, **problem) -> float:
-    """Lower bound on the minimum of the robust objective; 0, as for any loss, if nothing better.
+@dataclass
+class Plan:
+    """Masses and slopes, both of shape (k, n), and which of the k parts flip labels."""
 
-    (z, u, λ, σ, mu, duals) describe a nearly optimal point in the coordinates of `rows`; they only
-    suggest the plan, and need not be accurate for the bound to hold.
-    """
-    return max(_lower_bound(*plan, **problem), 0.0)
+    mass: np.ndarray
+    slope: np.ndarray
+    flips: list[bool]
 
 
-def _lower_bound(
-    rows: Rows,
+def plan_of(
     data: RidgeData,
-    z: np.ndarray,
     u: np.ndarray,
-    lam: float,
     sigma: float,
     mu: float,
-    duals: np.ndarray | None = None,
+    price: tuple[float, float] | None,
+    duals: np.ndarray | None,
+) -> Plan:
+    """The smoothed worst case at predictions `u`; the arguments are those of `ridge_jets.jet`."""
+    j = jet(data.loss, u, data.y, sigma, mu, price, None if duals is None else duals.copy())
+    mass = [data.weight * np.broadcast_to(a.weight, u.shape) for a in j.atoms]
+    slope = [np.broadcast_to(np.asarray(a.slope, dtype=np.float64), u.shape) for a in j.atoms]
+    return Plan(np.stack(mass), np.stack(slope), [a.flip for a in j.atoms])
+
+
+def lower_bound(
+    rows: Rows,
+    data: RidgeData,
+    plan: Plan,
+    z: np.ndarray,
     *,
     radius: float | None,
     penalty: float | None,
     alpha: float,
     fit_intercept: bool,
 ) -> float:
-    robust = radius is not None or penalty is not None
-    price = (lam, data.label_cost) if data.flips and robust else None
-    mass, slope, flips = _plan(data, u, sigma, mu, price, duals)
+    """Lower bound on the minimum of the robust objective; 0, as for any loss, if nothing better.
+
+    `plan` and the coefficients `z` (in the coordinates of `rows`) only suggest an adversary: the
+    bound holds whatever they are, and is tight when they are nearly optimal.
+    """
+    form = {"radius": radius, "penalty": penalty, "alpha": alpha}
+    return max(_lower_bound(rows, data, plan, z, **form, fit_intercept=fit_intercept), 0.0)
+
+
+def _lower_bound(rows, data, plan, z, *, radius, penalty, alpha, fit_intercept) -> float:
+    mass, slope, flips = plan.mass, plan.slope, plan.flips
     ridge = alpha * rows.inverse_scale**2
     pinned = (ridge == 0.0) & ~rows.dead  # columns in which c must vanish exactly
-    if robust:
+    if radius is not None or penalty is not None:
         pinned &= rows.cost == 0.0
     cols = np.flatnonzero(pinned)
     if cols.size or fit_intercept:
@@ -77,15 +97,6 @@ def _lower_bound(
     if budget < 0:
         return -math.inf
     return _radius_term(rows, data, z, c, gain, math.sqrt(budget * square), ridge)
-
-
-def _plan(data, u, sigma, mu, price, duals):
-    """Masses and slopes, each of shape (k, n), and which of the k parts flip labels."""
-    j = jet(data.loss, u, data.y, sigma, mu, price, None if duals is None else duals.copy())
-    shape = u.shape
-    mass = np.stack([data.weight * np.broadcast_to(a.weight, shape) for a in j.atoms])
-    slope = np.stack([np.broadcast_to(np.asarray(a.slope, float), shape) for a in j.atoms])
-    return mass, slope, [a.flip for a in j.atoms]
 
 
 def _balance(rows, mass, slope, cols, fit_intercept):

@@ -62,7 +62,7 @@ class RidgeData:
         if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
             raise InvalidDataError("X: expected a two-dimensional float32 or float64 array")
         n, d = X.shape
-        y = np.asarray(self.y, dtype=np.float64)
+        y = np.array(self.y, dtype=np.float64)  # a copy: torch shares memory with writable arrays
         if y.shape != (n,) or n == 0:
             raise InvalidDataError(f"y has shape {y.shape}, expected ({n},), at least one row")
         if self.loss.task == "classification" and not ((y == 0) | (y == 1)).all():

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared, even_logistic_root
+from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
+from drojko.losses.binary import even_logistic_root
 
 __all__ = ["Atom", "Jet", "conjugate", "jet", "kink_free", "kinks"]
 

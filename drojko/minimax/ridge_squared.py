@@ -47,7 +47,7 @@ def factorise(rows: Rows, data: RidgeData, fit_intercept: bool) -> Squares:
         root = np.sqrt(w[part])
         new = np.concatenate([rows.block(part), (data.y[part] - b)[:, None]], axis=1)
         new *= root[:, None]
-        stack = np.linalg.qr(np.concatenate([stack, new]), mode="r")
+        stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
     if stack.shape[0] < d + 1:
         stack = np.concatenate([stack, np.zeros((d + 1 - stack.shape[0], d + 1))])
     return Squares(stack[:d, :d], stack[:d, d], abs(float(stack[d, d])), b)
@@ -57,7 +57,12 @@ def _ridge(s: Squares, diagonal: np.ndarray) -> np.ndarray:
     """Minimiser of |T z - t|² + z' diag(diagonal) z, the shortest one if there are several."""
     A = np.concatenate([s.T, np.diag(np.sqrt(diagonal))])
     rhs = np.concatenate([s.t, np.zeros(s.t.size)])
-    return scipy.linalg.lstsq(A, rhs, cond=1e-15, lapack_driver="gelsd", check_finite=False)[0]
+    return _lstsq(A, rhs, 1e-15)
+
+
+def _lstsq(A: np.ndarray, rhs: np.ndarray, cond: float) -> np.ndarray:
+    """Least-squares solution of smallest norm; singular values below `cond` count as zero."""
+    return np.asarray(scipy.linalg.lstsq(A, rhs, cond=cond, check_finite=False)[0])
 
 
 def solve_squared(
@@ -68,17 +73,45 @@ def solve_squared(
     penalty: float | None,
     alpha: float,
     fit_intercept: bool,
-) -> tuple[np.ndarray, float, int]:
-    """Internal coefficients, intercept and number of ridge regressions."""
+) -> tuple[np.ndarray, float, int, np.ndarray | None]:
+    """Internal coefficients, intercept, number of ridge regressions, and for an interpolation the
+    vector g that gives the mean slopes -2 x'g of the worst case (None otherwise).
+    """
     s = factorise(rows, data, fit_intercept)
     ridge = 0.5 * alpha * rows.inverse_scale**2
+    dual = None
     if penalty is not None:
         z, count = _penalised(s, rows.cost, data.label_norm, penalty, ridge)
     elif radius:
-        z, count = _ball(s, rows, data.label_norm, radius, ridge)
+        z, dual = _interpolation(s, rows, data.label_norm, radius, ridge)
+        count = 1
+        if dual is None:
+            z, count = _ball(s, rows, data.label_norm, radius, ridge)
     else:
         z, count = _ridge(s, ridge), 1
-    return np.where(rows.dead, 0.0, z), s.b, count
+    return np.where(rows.dead, 0.0, z), s.b, count, dual
+
+
+def _interpolation(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray):
+    """The limit ρ = 0: a perfect fit, which is optimal when the radius is small; else (_, None).
+
+    With W = r² cost + ridge the fits z_ρ = W⁻¹T'v have residual ρ v, and ρ = 0 is optimal if
+    |v| <= r n.
+    """
+    weight = radius**2 * rows.cost + ridge
+    if not (weight > 0).all():
+        return None, None
+    inverse = np.sqrt(weight.min() / weight)
+    scaled = s.T * inverse
+    z = _lstsq(scaled, s.t, 1e-12) * inverse
+    size = float(np.linalg.norm(s.t))
+    if s.risk(z) > (1e-12 * size) ** 2:
+        return None, None
+    v = _lstsq(scaled.T, inverse * weight * z, 1e-12)
+    norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
+    if float(np.linalg.norm(v)) > radius * norm:
+        return None, None
+    return z, _lstsq(s.T, v, 1e-12)
 
 
 def _ball(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray):
@@ -97,7 +130,7 @@ def _ball(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarra
     low, high = -34.0, 34.0
     flow, z_low = at(low)
     if flow >= 0:
-        return z_low, count  # ρ -> 0: the smallest-norm interpolation
+        return z_low, count
     fhigh, _ = at(high)
     if fhigh <= 0:
         # ρ -> inf: every movable coefficient is zero.
@@ -143,7 +176,7 @@ def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridg
         cross = np.outer(dR, q)
         H = 2.0 * gram / gap + (cross + cross.T + 2.0 * R * np.diag(cost)) / gap**2
         H = penalty * (H + 2.0 * R * np.outer(q, q) / gap**3) + 2.0 * np.diag(ridge)
-        step = -scipy.linalg.lstsq(H, g, cond=1e-15, check_finite=False)[0]
+        step = -_lstsq(H, g, 1e-15)
         slope, t = float(g @ step), 1.0
         if -slope <= 1e-15 * abs(now):
             return z, count

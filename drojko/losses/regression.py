@@ -1,0 +1,150 @@
+"""Losses of regression: squared, absolute, quantile and Huber."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError
+from drojko.losses.base import Loss, either
+
+__all__ = ["Absolute", "Huber", "Quantile", "Squared"]
+
+
+class Squared(Loss):
+    r"""Squared error :math:`(f - y)^2`; worst case ``κ (f-y)² / (κ-1)``, finite for κ > 1.
+
+    Examples
+    --------
+    >>> Squared().robust_value(torch.tensor([3.0]), torch.tensor([1.0]), 2.0)
+    tensor([8.])
+    """
+
+    name = "squared"
+    task = "regression"
+    lipschitz = math.inf
+    curvature = 2.0
+    growth = 1.0
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        return (f - y).square()
+
+    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        return 2.0 * (f - y)
+
+    def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.full_like(f, 2.0)
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        return (f - y) / (kappa - 1.0)
+
+
+class Quantile(Loss):
+    r"""Pinball loss :math:`\max(q (y-f), (1-q)(f-y))`, whose minimiser is the `q` quantile.
+
+    Worst case: the larger of the two lines, each raised by slope²/(4κ).
+
+    Examples
+    --------
+    >>> Quantile(q=0.9).value(torch.tensor([0.0, 0.0]), torch.tensor([1.0, -1.0]))
+    tensor([0.9000, 0.1000])
+    """
+
+    name = "quantile"
+    task = "regression"
+    curvature = math.inf
+    kinks = (0.0,)
+
+    def __init__(self, q: float = 0.5) -> None:
+        if not 0.0 < q < 1.0:
+            raise InvalidDataError(f"quantile loss: q = {q!r}, expected 0 < q < 1")
+        self.q = float(q)
+        self.slopes = (-self.q, 1.0 - self.q)
+        self.lipschitz = max(self.q, 1.0 - self.q)
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        r = f - y
+        return torch.maximum(self.slopes[0] * r, self.slopes[1] * r)
+
+    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        low, high = self.slopes
+        r = f - y
+        return either(r > 0, high, low, f) * (r != 0)
+
+    def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(f)
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        low, high = self.slopes
+        # high² - low² = (high - low)(high + low); divided by high - low > 0.
+        up = f - y + (high + low) / (4.0 * kappa) >= 0
+        return either(up, high, low, f) / (2.0 * kappa)
+
+    def __repr__(self) -> str:
+        return f"Quantile(q={self.q!r})"
+
+
+class Absolute(Quantile):
+    r"""Absolute error :math:`|f - y|`; worst case ``|f-y| + 1/(4κ)``.
+
+    Examples
+    --------
+    >>> Absolute().robust_value(torch.tensor([3.0]), torch.tensor([1.0]), 0.5)
+    tensor([2.5000])
+    """
+
+    name = "absolute"
+
+    def __init__(self) -> None:
+        self.slopes = (-1.0, 1.0)
+        self.lipschitz = 1.0
+
+    def __repr__(self) -> str:
+        return "Absolute()"
+
+
+class Huber(Loss):
+    r"""Huber loss: ``r²/2`` for ``|r| <= delta``, else ``delta |r| - delta²/2``, r = f - y.
+
+    Worst case: moving outwards by r/(2κ-1) while that stays inside delta, otherwise by delta/(2κ).
+    For κ ≤ 1/2 every residual is moved past delta.
+
+    Examples
+    --------
+    >>> Huber(delta=1.0).value(torch.tensor([0.5, 3.0]), torch.tensor([0.0, 0.0]))
+    tensor([0.1250, 2.5000])
+    """
+
+    name = "huber"
+    task = "regression"
+    curvature = 1.0
+
+    def __init__(self, delta: float = 1.35) -> None:
+        if not (delta > 0 and math.isfinite(delta)):
+            raise InvalidDataError(f"huber loss: delta = {delta!r}, expected a positive number")
+        self.delta = float(delta)
+        self.lipschitz = self.delta
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        a = (f - y).abs()
+        inside = a.clamp_max(self.delta)
+        return inside * (a - 0.5 * inside)
+
+    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        return (f - y).clamp(-self.delta, self.delta)
+
+    def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
+        return ((f - y).abs() <= self.delta).to(f.dtype)
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        r = f - y
+        slack = (2.0 * kappa - 1.0).clamp_min(0.0)
+        inside = r.abs() < self.delta * slack / (2.0 * kappa)
+        near = r / torch.where(slack > 0, slack, torch.ones_like(slack))
+        far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
+        return torch.where(inside, near, far)
+
+    def __repr__(self) -> str:
+        return f"Huber(delta={self.delta!r})"
