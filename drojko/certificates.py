@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -13,6 +13,7 @@ from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, mean, solve_ball
+from drojko.models import MLP
 
 __all__ = ["Certificate", "Evaluation", "certify"]
 
@@ -207,8 +208,45 @@ def _ball_upper(
     proofs = {proof for _, proof in options}
     if known.norms is not None and not adversary.flips and proofs & {"lipschitz", "local-estimate"}:
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
+        options.extend(_local_ball(adversary, batch, weights, radius, ball, known))
     proven = [option for option in options if option[1] != "local-estimate"]
     return min(proven or options)
+
+
+def _local_ball(
+    adversary: Adversary,
+    batch: Batch,
+    weights: Tensor,
+    radius: float,
+    ball: BallSolution,
+    known: Structure,
+) -> list[tuple[float, str]]:
+    """Dual values at larger penalties, where bounds near the samples become strong concavity.
+
+    A perceptron's bounds tighten quickly as the penalty shrinks the balls that can hold a
+    maximiser, while the dual value itself rises slowly: the best proven value lies above the
+    multiplier.
+    """
+    model = adversary.objective.model
+    if not isinstance(model, MLP) or len(model.weights) < 2 or adversary.flips:
+        return []
+    quick = replace(adversary, candidates=())
+    options: dict[float, tuple[float, str]] = {}
+
+    def value(factor: float) -> float:
+        if factor not in options:
+            penalty = ball.high_penalty * factor
+            at = quick.with_penalty(penalty)
+            bound, proof = at.upper(at.solve(batch, [ball.high.q]), known)
+            options[factor] = (penalty * radius**2 + mean(bound, weights), proof)
+        return options[factor][0]
+
+    factor = 2.0
+    while factor < 200.0 and value(2.0 * factor) < value(factor):
+        factor *= 2.0
+    for step in (2.0**0.5, 2.0**0.25):
+        factor = min((factor / step, factor, factor * step), key=value)
+    return list(options.values())
 
 
 def _lipschitz_ball(

@@ -179,8 +179,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _default_draws(self, atoms: int, sampled: bool) -> int:
         if not sampled:
             return atoms
-        linear = self.model == "linear"
-        return max(atoms, min(4 * atoms, 20_000), 5_000 if linear else 2_000)
+        if self.model == "linear":
+            return max(atoms, min(4 * atoms, 20_000), 5_000)
+        return max(atoms, 2_000)  # drawn anew every pass
 
     def _warm(self, model: TabularModel) -> float | None:
         if not hasattr(self, "parameters_"):

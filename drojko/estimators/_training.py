@@ -16,6 +16,7 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.solvers import InnerSolver
 from drojko.losses import CallableLoss, Loss
 from drojko.measures import LabelledMeasure
+from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.minimax.quasi_newton import QuasiNewton
 from drojko.minimax.ridge import solve_ridge
@@ -126,7 +127,7 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     if is_exact(plan, model):
         return _ridge(plan, model, start)
     settings = QuasiNewton() if is_linear(model) else plan.outer
-    run = _Conditioned.of(plan, model)
+    run = Conditioned.of(plan.problem(model), plan.fit_intercept, plan.n_draws, plan.generator)
     result = settings.solve(
         run.problem,
         spawn(plan.generator),
@@ -135,14 +136,16 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         max_time=plan.max_time,
         callback=run.wrap(plan.callback),
         n_draws=plan.n_draws,
-        penalty=None if start is None else start * run.scale**2,
+        penalty=None if start is None else start * run.penalty_unit,
     )
     run.undo()
-    history = dict(result.history)
-    for name, power in (("penalty", -2), ("transport_cost", 2)):
-        if name in history:
-            history[name] = history[name] * run.scale**power
-    return replace(result, penalty=result.penalty / run.scale**2, history=history)
+    units = {
+        "penalty": 1.0 / run.penalty_unit,
+        "transport_cost": run.problem.scale**2,
+        "robust_risk": run.loss_unit,
+    }
+    history = {k: v * units.get(k, 1.0) for k, v in result.history.items()}
+    return replace(result, penalty=result.penalty / run.penalty_unit, history=history)
 
 
 def is_linear(model: TabularModel) -> bool:
@@ -208,76 +211,6 @@ def ridge_data(plan: Plan, x: Tensor, y: Tensor, w: Tensor) -> RidgeData:
         label_cost=plan.label_cost,
         loss=plan.loss,
     )
-
-
-@dataclass(frozen=True)
-class _Conditioned:
-    """The problem in x' = (x - centre) / scale, one scalar, undone exactly in the first layer.
-
-    Distances only change by the scalar, so the ambiguity set is the same set.
-    """
-
-    problem: RobustProblem
-    centre: Tensor
-    scale: float
-
-    @staticmethod
-    def of(plan: Plan, model: TabularModel) -> _Conditioned:
-        problem = plan.problem(model)
-        if not isinstance(model, MLP):
-            return _Conditioned(problem, torch.zeros(()), 1.0)
-        x, _, w = problem.draw(min(plan.n_draws, 2000), spawn(plan.generator))
-        mean = (w.to(x.dtype)[:, None] * x).sum(0)
-        spread = float((w.to(x.dtype)[:, None] * (x - mean).square()).sum(0).mean().sqrt())
-        scale = spread if math.isfinite(spread) and spread > 0 else 1.0
-        centre = mean if plan.fit_intercept else torch.zeros_like(mean)
-        if model.warm:
-            _to_scaled(model, centre, scale)
-        shift = centre.double().cpu().numpy()
-        lower = None if plan.cost.lower is None else (plan.cost.lower - shift) / scale
-        upper = None if plan.cost.upper is None else (plan.cost.upper - shift) / scale
-        first = plan.alpha / scale**2
-        problem = replace(
-            problem,
-            cost=replace(plan.cost, lower=lower, upper=upper),
-            radius=None if plan.radius is None else plan.radius / scale,
-            penalty=None if plan.penalty is None else plan.penalty * scale**2,
-            label_cost=plan.label_cost / scale**2,
-            first_alpha=first,
-            centre=centre,
-            scale=scale,
-        )
-        return _Conditioned(problem, centre, scale)
-
-    def wrap(self, callback: Callback | None) -> Callback | None:
-        """A callback sees the model in the units of the data."""
-        model = self.problem.model
-        if callback is None or not isinstance(model, MLP):
-            return callback
-
-        def wrapped(iteration: int, info: dict[str, Any]) -> bool:
-            before = [p.detach().clone() for p in (model.weights[0], model.biases[0])]
-            self.undo()
-            stop = callback(iteration, info)
-            model.weights[0].data.copy_(before[0])
-            model.biases[0].data.copy_(before[1])
-            return stop
-
-        return wrapped
-
-    def undo(self) -> None:
-        """Fold the conditioning into the first layer: f'((x - m) / s) = f(x)."""
-        model = self.problem.model
-        if isinstance(model, MLP):
-            weight, bias = model.weights[0].data, model.biases[0].data
-            weight.div_(self.scale)
-            bias.sub_(weight @ self.centre.to(weight))
-
-
-def _to_scaled(model: MLP, centre: Tensor, scale: float) -> None:
-    weight, bias = model.weights[0].data, model.biases[0].data
-    bias.add_(weight @ centre.to(weight))
-    weight.mul_(scale)
 
 
 def reject(plan: Plan, model: TabularModel) -> None:

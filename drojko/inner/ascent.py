@@ -79,7 +79,7 @@ def proximal_ascent(
                 length = length[keep]
         trial = objective.coordinates.project(torch.addcmul(q, grad, length.unsqueeze(1)))
         trial_value, trial_grad = objective.value_and_gradient(current, trial)
-        better = trial_value >= value  # False for NaN as well
+        better = (trial_value >= value) & (trial_value < torch.inf)  # False for NaN as well
         move = trial - q
         bend = -(move * (trial_grad - grad)).sum(1)
         square = move.square().sum(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drojko.inner.ascent import Ascent
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.local_bounds import local_upper_bound, strong_gap
 from drojko.losses import CallableLoss, Softmax
 from drojko.models import ACTIVATIONS, MLP
 
@@ -141,22 +142,22 @@ def upper_bound(
     options: list[tuple[Tensor, str]] = []
     if known.norms is not None:
         bound = lipschitz_bound(objective, batch, known.norms)
-        if bound is not None and bool(torch.isfinite(bound).all()):
+        if bound is not None:
             proof = "ridge-1d" if known.ridge else "lipschitz"
             options.append((torch.maximum(bound, found.value), proof))
     if known.ridge and options and objective.coordinates.lower is None:
         return options[0]
     modulus = 2.0 * objective.strength - known.curvature
     if modulus > 0:
-        gap = _strong_gap(objective, found, modulus)
+        gap = strong_gap(objective, found, torch.full_like(found.value, modulus))
         options.append((found.value + gap, "strong-concavity"))
+    elif (local := local_upper_bound(objective, batch, found)) is not None:
+        proof = "strong-concavity" if bool(local.concave.all()) else "lipschitz"
+        options.append((local.value, proof))
+    options = [option for option in options if bool(torch.isfinite(option[0]).all())]
     if not options:
-        gap = _strong_gap(objective, found, 2.0 * objective.strength)
+        gap = strong_gap(objective, found, torch.full_like(found.value, 2.0 * objective.strength))
         return found.value + gap, "local-estimate"
-    return min(options, key=lambda option: float(option[0].mean()))
-
-
-def _strong_gap(objective: Objective, found: Ascent, modulus: float) -> Tensor:
-    """Largest <g, p - q> - modulus/2 |p - q|^2 over the box: the gap of a strongly concave J."""
-    step = objective.coordinates.project(found.q + found.gradient / modulus) - found.q
-    return (found.gradient * step).sum(1) - 0.5 * modulus * step.square().sum(1)
+    # Each option is a bound sample by sample, so their minimum is one; it is named after the best.
+    bound = torch.stack([option[0] for option in options]).amin(0)
+    return bound, min(options, key=lambda option: float(option[0].mean()))[1]

@@ -58,11 +58,12 @@ def mean(values: Tensor, weights: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Worst case at a penalty and the mean cost it spends; None and infinity: unbounded."""
+    """Worst case at a penalty, its mean cost and risk; None and infinities: unbounded."""
 
     penalty: float
     moved: Moved | None
     cost: float
+    risk: float
 
     def alone(self) -> BallSolution:
         if self.moved is None:
@@ -80,7 +81,7 @@ def solve_ball(
     radius: float,
     *,
     start: float | None = None,
-    tol: float = 1e-7,
+    tol: float | None = None,
 ) -> BallSolution:
     r"""Penalties on either side of the budget, and the mixture that spends it.
 
@@ -98,8 +99,9 @@ def solve_ball(
         In the units of X (weighted by the ground cost); 0: nothing moves.
     start : float, optional
         First guess of the penalty.
-    tol : float
-        Bounds the relative distance of the two penalties or the relative miss of the budget.
+    tol : float, optional
+        Bounds the gap between the mixture's risk and the dual value at the better of the two
+        penalties, relative to the risk; None: 1e-11 where the worst cases are exact, else 1e-6.
 
     Returns
     -------
@@ -115,14 +117,16 @@ def solve_ball(
     budget = radius * radius
     if budget == 0.0:
         return _nothing(adversary, batch)
+    if tol is None:
+        tol = 1e-11 if adversary.exact else 1e-6
     starts: list[Tensor] = []
 
     def trial(penalty: float) -> _Trial:
         try:
             moved = adversary.with_penalty(penalty).solve(batch, starts)
         except UnboundedRiskError:
-            return _Trial(penalty, None, math.inf)
-        return _Trial(penalty, moved, mean(moved.cost, weights))
+            return _Trial(penalty, None, math.inf, math.inf)
+        return _Trial(penalty, moved, mean(moved.cost, weights), mean(moved.risk, weights))
 
     first = trial(start or _first_penalty(adversary, batch, weights, radius))
     if first.moved is not None and not adversary.exact:
@@ -130,15 +134,16 @@ def solve_ball(
         labelled = replace(batch, y=first.moved.labels)
         classes = adversary.n_labels > 0
         support = Support.build(adversary.objective, labelled, first.moved.q, classes, 1000)
-        adversary = replace(adversary, candidates=(*first_candidates(adversary.objective), support))
+        candidates = (*first_candidates(adversary.objective), support)
+        screening = min(4, adversary.screening)
+        adversary = replace(adversary, candidates=candidates, screening=screening)
         starts.append(first.moved.q)
 
     def negligible(at: _Trial) -> bool:
         """Whether what is left of the budget is worth nothing at this penalty."""
         if at.moved is None:
             return False
-        worth = abs(mean(at.moved.risk, weights))
-        return at.penalty * (budget - at.cost) <= 1e-10 * worth or at.penalty < 1e-250
+        return at.penalty * (budget - at.cost) <= tol * abs(at.risk) or at.penalty < 1e-250
 
     low, high, solves = _bracket(trial, first, budget, starts, negligible)
     if high is None:
@@ -151,14 +156,11 @@ def solve_ball(
     if low is None:
         return high.alone()
     while solves < _MAX_SOLVES:
-        # Next to an infinite worst case there is no mixture: close in as far as numbers go.
-        if high.penalty - low.penalty <= (1e-14 if low.moved is None else tol) * high.penalty:
+        if _gap(low, high, budget) <= tol * abs(high.risk):
             break
-        if min(low.cost - budget, budget - high.cost) <= tol * budget:
+        if high.penalty - low.penalty <= 1e-14 * high.penalty:
             break
-        penalty = _between(low, high, budget)
-        if solves % 3 == 2:
-            penalty = math.sqrt(low.penalty * high.penalty)
+        penalty = _between(low, high, budget, solves % 3)
         starts[:] = [side.moved.q for side in (low, high) if side.moved is not None]
         middle = trial(penalty)
         solves += 1
@@ -168,9 +170,22 @@ def solve_ball(
             high = middle
     if low.moved is None or high.moved is None:
         return high.alone()
-    gap = low.cost - high.cost
-    share = 0.0 if gap <= 0.0 else (budget - high.cost) / gap
+    share = _share(low, high, budget)
     return BallSolution(high.penalty, low.moved, high.moved, low.penalty, high.penalty, share)
+
+
+def _share(low: _Trial, high: _Trial, budget: float) -> float:
+    spread = low.cost - high.cost
+    return 0.0 if spread <= 0.0 else (budget - high.cost) / spread
+
+
+def _gap(low: _Trial, high: _Trial, budget: float) -> float:
+    """Smaller dual value of the two penalties, minus the risk of the mixture."""
+    if low.moved is None:
+        return math.inf
+    share = _share(low, high, budget)
+    attained = share * low.risk + (1.0 - share) * high.risk
+    return min(t.risk + t.penalty * (budget - t.cost) for t in (low, high)) - attained
 
 
 def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: float) -> float:
@@ -183,15 +198,21 @@ def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: 
     return max(slope / (2.0 * radius), least) or 1.0 / radius**2
 
 
-def _between(low: _Trial, high: _Trial, budget: float) -> float:
-    """Secant in log-log coordinates, kept inside the bracket; the middle where it says nothing."""
+def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:
+    """A penalty inside the bracket, by three rules in turn.
+
+    The secant of the costs in log-log coordinates is fast where the cost is smooth; the dual's
+    two tangents cross at a jump of the cost, wherever it is; the middle is slow and sure.
+    """
     middle = math.sqrt(low.penalty * high.penalty)
-    if not (math.isfinite(low.cost) and high.cost > 0):
+    if not math.isfinite(low.cost) or low.cost <= high.cost or turn == 2:
         return middle
-    slope = math.log(low.cost / high.cost)
-    if slope <= 0:
+    if turn == 1:
+        crossing = (low.risk - high.risk) / (low.cost - high.cost)
+        return crossing if low.penalty < crossing < high.penalty else middle
+    if high.cost <= 0.0:
         return middle
-    part = math.log(low.cost / budget) / slope
+    part = math.log(low.cost / budget) / math.log(low.cost / high.cost)
     part = min(max(part, 1e-3), 1.0 - 1e-3)
     return math.exp(math.log(low.penalty) + part * math.log(high.penalty / low.penalty))
 

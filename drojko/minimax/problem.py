@@ -44,7 +44,8 @@ class RobustProblem:
     r"""Minimise :math:`\sup_P \{E_P\ell(\theta) : D(P, P_0) \le r\} + \tfrac\alpha2\|\theta\|^2`.
 
     or its penalised form; exactly one of ``radius`` and ``penalty`` is given. With ``centre`` and
-    ``scale`` the draws are (x - centre) / scale, and cost, radius and penalty are in those units.
+    ``scale`` the draws are (x - centre) / scale, with ``target_centre`` and ``target_scale`` the
+    targets of a regression likewise; cost, radius, penalty and alphas are in those units.
     """
 
     reference: LabelledMeasure
@@ -59,16 +60,17 @@ class RobustProblem:
     n_labels: int = 0
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
-    first_alpha: float | None = None
+    alphas: tuple[float, ...] | None = None
     centre: Tensor | None = None
     scale: float = 1.0
+    target_centre: float = 0.0
+    target_scale: float = 1.0
 
     def decay(self) -> list[float]:
-        """L2 penalty of each parameter; the first layer's own where units were changed."""
-        alphas = [self.alpha if on else 0.0 for on in self.model.penalised()]
-        if self.first_alpha is not None:
-            alphas[0] = self.first_alpha
-        return alphas
+        """L2 penalty of each parameter: ``alphas`` where the units were changed."""
+        if self.alphas is not None:
+            return list(self.alphas)
+        return [self.alpha if on else 0.0 for on in self.model.penalised()]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
@@ -77,7 +79,9 @@ class RobustProblem:
         if self.centre is not None:
             x = (x - self.centre.to(x)) / self.scale
         x = self.cost.project(x.to(self.dtype))
-        y = y.to(self.device) if self.n_labels else y.to(self.device, self.dtype)
+        if not self.n_labels:
+            y = ((y - self.target_centre) / self.target_scale).to(self.dtype)
+        y = y.to(self.device)
         return x, y, w.to(self.device, torch.float64)
 
     def objective(self, points: Tensor, penalty: float, *, reduce: bool = True) -> Objective:
