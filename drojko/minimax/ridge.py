@@ -202,7 +202,9 @@ def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
         count += 1
         if settings.callback is None:
             return False
-        return bool(settings.callback(count, solver.record(state)))
+        coef, intercept = solver.rows.outward(state.z, state.b)
+        model = {"coef": coef, "intercept": intercept}
+        return bool(settings.callback(count, {**solver.record(state), **model}))
 
     left = settings.deadline - time.perf_counter()
     return run(
@@ -332,7 +334,7 @@ def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSol
     else:
         # A perfect fit: slopes with the mean of the dual solution, spread to use the budget.
         mean = -2.0 * rows.predict(dual, 0.0)
-        budget = 4.0 * settings.radius**2 * norm
+        budget = 4.0 * (settings.radius or 0.0) ** 2 * norm
         spread = math.sqrt(max(budget - float(data.weight @ (mean * mean)), 0.0))
         mass = 0.5 * np.stack([data.weight, data.weight])
         plan = Plan(mass, np.stack([mean + spread, mean - spread]), [False, False])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drojko.minimax.ridge_data import RidgeData, Rows
+from drojko.minimax.ridge_data import RidgeData, Rows, blocks
 from drojko.minimax.ridge_jets import conjugate, jet
 
 __all__ = ["Plan", "lower_bound", "plan_of"]
@@ -42,10 +42,15 @@ def plan_of(
     duals: np.ndarray | None,
 ) -> Plan:
     """The smoothed worst case at predictions `u`; the arguments are those of `ridge_jets.jet`."""
-    j = jet(data.loss, u, data.y, sigma, mu, price, None if duals is None else duals.copy())
-    mass = [data.weight * np.broadcast_to(a.weight, u.shape) for a in j.atoms]
-    slope = [np.broadcast_to(np.asarray(a.slope, dtype=np.float64), u.shape) for a in j.atoms]
-    return Plan(np.stack(mass), np.stack(slope), [a.flip for a in j.atoms])
+    masses, slopes, flips = [], [], []
+    for rows in blocks(u.size, 16):
+        part = None if duals is None else duals[:, :, rows].copy()
+        atoms = jet(data.loss, u[rows], data.y[rows], sigma, mu, price, part).atoms
+        shape, w = u[rows].shape, data.weight[rows]
+        masses.append(np.stack([w * np.broadcast_to(a.weight, shape) for a in atoms]))
+        slopes.append(np.stack([np.broadcast_to(np.float64(a.slope), shape) for a in atoms]))
+        flips = [a.flip for a in atoms]
+    return Plan(np.concatenate(masses, axis=1), np.concatenate(slopes, axis=1), flips)
 
 
 def lower_bound(
@@ -79,16 +84,15 @@ def _lower_bound(rows, data, plan, z, *, radius, penalty, alpha, fit_intercept) 
         mass = _balance(rows, mass, slope, cols, fit_intercept)
         if mass is None:
             return -math.inf
-    push = (mass * slope).sum(axis=0)
-    c = np.zeros(z.size)
+    c, square, gain = np.zeros(z.size), 0.0, 0.0
     for part in rows.blocks():
-        c += push[part] @ rows.block(part)
+        m, p = mass[:, part], slope[:, part]
+        c += (m * p).sum(axis=0) @ rows.block(part)
+        square += float((m * p * p).sum())
+        for k, flip in enumerate(flips):
+            y = 1.0 - data.y[part] if flip else data.y[part]
+            gain += float(m[k] @ conjugate(data.loss, p[k], y))
     c[pinned] = 0.0  # by construction, up to rounding
-    square = float((mass * slope * slope).sum())
-    gain = 0.0
-    for k, flip in enumerate(flips):
-        y = 1.0 - data.y if flip else data.y
-        gain += float(mass[k] @ conjugate(data.loss, slope[k], y))
     flipped = float(sum(mass[k].sum() for k, flip in enumerate(flips) if flip))
     label = data.label_cost * flipped if flipped else 0.0
     if penalty is not None:
@@ -100,34 +104,41 @@ def _lower_bound(rows, data, plan, z, *, radius, penalty, alpha, fit_intercept) 
 
 
 def _balance(rows, mass, slope, cols, fit_intercept):
-    """Thin out the masses so that the slopes balance on the intercept and on `cols`."""
+    """Thin out the masses so that the slopes balance on the intercept and on `cols`.
+
+    Masses are multiplied by 1 ± x'g, the sign being that of the slope, and then by a constant
+    that makes all factors at most 1; None where no such factors in [0, 1] balance.
+    """
     k = cols.size + int(fit_intercept)
-    force, size = (mass * slope).sum(axis=0), (mass * np.abs(slope)).sum(axis=0)
+
+    def features(part: slice) -> np.ndarray:
+        B = np.ones((part.stop - part.start, k))
+        if cols.size:
+            B[:, : cols.size] = rows.block(part)[:, cols]
+        return B
+
     moment, residual = np.zeros((k, k)), np.zeros(k)
-    features = []
     for part in rows.blocks():
-        B = np.ones((part.stop - part.start, k))
-        if cols.size:
-            B[:, : cols.size] = rows.block(part)[:, cols]
-        moment += (B * size[part][:, None]).T @ B
-        residual += force[part] @ B
-        features.append(part)
+        B, force = features(part), mass[:, part] * slope[:, part]
+        moment += (B * np.abs(force).sum(axis=0)[:, None]).T @ B
+        residual += force.sum(axis=0) @ B
     direction = np.linalg.lstsq(moment, -residual, rcond=1e-14)[0]
-    tilt = np.empty(force.size)
-    for part in features:
-        B = np.ones((part.stop - part.start, k))
-        if cols.size:
-            B[:, : cols.size] = rows.block(part)[:, cols]
-        tilt[part] = B @ direction
-    factor = 1.0 + np.sign(slope) * tilt
-    used = factor[(mass > 0) & (slope != 0)]
-    if used.size and (used.min() < 0 or not np.isfinite(used).all()):
+    out, top = np.empty_like(mass), 1.0
+    left, size = np.zeros(k), np.zeros(k)
+    for part in rows.blocks():
+        B, p = features(part), slope[:, part]
+        factor = 1.0 + np.sign(p) * (B @ direction)
+        if not (factor >= 0).all():
+            return None
+        top = max(top, float(factor.max(initial=1.0)))
+        out[:, part] = mass[:, part] * factor
+        force = out[:, part] * p
+        left += force.sum(axis=0) @ B
+        size += np.abs(force).sum(axis=0) @ np.abs(B)
+    # An unsolvable balance (say, collinear columns) must not pass for a solved one.
+    if not (np.abs(left) <= 1e-9 * size + 1e-300).all():
         return None
-    factor /= max(used.max(initial=1.0), 1.0)
-    out = np.where(slope != 0, mass * factor, mass)
-    left = np.abs((out * slope).sum())
-    # An unsolvable balance (collinear columns) must not pass for a solved one.
-    return out if left <= 1e-9 * (out * np.abs(slope)).sum() or not fit_intercept else None
+    return np.where(slope != 0, out / top, mass)
 
 
 def _radius_term(rows, data, z, c, gain, strength, ridge) -> float:

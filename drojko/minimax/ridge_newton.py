@@ -97,6 +97,7 @@ class Newton:
     ) -> None:
         self.rows, self.data = rows, data
         self.radius, self.penalty = radius, penalty
+        self.budget = 1.0 if radius is None else radius * radius
         self.robust = radius is not None or penalty is not None
         self.alpha = alpha * rows.inverse_scale**2
         self.fit_intercept, self.goal = fit_intercept, goal
@@ -139,9 +140,8 @@ class Newton:
     def _cost(self, s: State, sums: _Sums) -> float:
         """Transport cost over radius²: the derivative in `h` vanishes when it is 1."""
         if self.by_sigma:
-            return 4.0 * s.h * s.h * sums.s / (self.radius**2 * self.norm(s))
-        budget = 1.0 if self.radius is None else self.radius**2
-        return (sums.s * self.sigma(s) / s.h - sums.l) / budget if self.robust else 0.0
+            return 4.0 * s.h * s.h * sums.s / (self.budget * self.norm(s))
+        return (sums.s * self.sigma(s) / s.h - sums.l) / self.budget if self.robust else 0.0
 
     def _evaluate(self, s: State, polish: bool) -> State:
         """Fill in value, bias and cost; with `polish`, bring `h` near its optimum first."""
@@ -168,10 +168,10 @@ class Newton:
         value = sums.value + 0.5 * float(self.alpha @ (s.z * s.z))
         bias = sums.bias
         if self.by_sigma:
-            value += 0.25 * self.radius**2 * self.norm(s) / s.h
-            bias += 0.25 * self.radius**2 * s.eps**2 / s.h
+            value += 0.25 * self.budget * self.norm(s) / s.h
+            bias += 0.25 * self.budget * s.eps**2 / s.h
         elif self.radius is not None:
-            value += s.h * self.radius**2
+            value += s.h * self.budget
             bias += 0.25 * sums.s * s.eps**2 / s.h
         return replace(s, value=value, bias=bias, cost=cost)
 
@@ -209,16 +209,17 @@ class Newton:
         return {
             "robust_risk": s.value - 0.5 * float(self.alpha @ (s.z * s.z)),
             "penalty": self.lam(s),
-            "transport_cost": s.cost * (1.0 if self.radius is None else self.radius**2),
+            "transport_cost": s.cost * self.budget,
             "stationarity": s.stationarity,
         }
 
-    def terminate(self, s: State) -> Status | None:
-        if s.diverged:
-            return Status.MAX_ITER
-        return Status.CONVERGED if s.done else None
+    def terminate(self, state: State) -> Status | None:
+        if state.diverged:
+            return Status.MAX_ITER  # the caller says why
+        return Status.CONVERGED if state.done else None
 
-    def step(self, s: State) -> State:
+    def step(self, state: State) -> State:
+        s = state
         if s.mu == 0.0 and not self._smooth(s):
             # The iterates have come to where the loss has kinks: smooth them from here on.
             s = self._evaluate(replace(s, mu=0.1 * self.scale, kinked=True), polish=True)
@@ -343,7 +344,7 @@ class Newton:
         diagonal = np.arange(k)
         slope_h, cross, bend = 0.0, np.zeros(size), 0.0
         if self.by_sigma:
-            ball, norm = self.radius**2, self.norm(s)
+            ball, norm = self.budget, self.norm(s)
             gradient += ball / (2.0 * s.h) * az
             hessian[diagonal, diagonal] += ball / (2.0 * s.h) * self.rows.cost[cols]
             slope_h = sums.s - 0.25 * ball * norm / s.h**2
@@ -355,13 +356,13 @@ class Newton:
             hessian += np.outer(mixed, v) + np.outer(v, mixed) + sums.ss * np.outer(v, v)
             hessian[diagonal, diagonal] += sums.curve_s / (2.0 * s.h) * self.rows.cost[cols]
             if self.radius is not None:
-                slope_h = self.radius**2 - sums.s * sigma / s.h + sums.l
+                slope_h = self.budget - sums.s * sigma / s.h + sums.l
                 cross = label + sums.sl * v
                 cross -= (mixed * sigma + (sums.ss * sigma + sums.curve_s) * v) / s.h
                 bend = (sums.ss * sigma + 2.0 * sums.curve_s) * sigma / s.h**2
                 bend += sums.ll - 2.0 * sums.sl * sigma / s.h
                 # Rounding may eat the curvature in λ; the power law λ^-2 gives its usual size.
-                bend = max(bend, 0.1 * self.radius**2 / s.h)
+                bend = max(bend, 0.1 * self.budget / s.h)
         return gradient, slope_h, hessian, cross, bend, math.sqrt(slope_square)
 
     def _solve(self, gradient, slope_h, hessian, cross, bend):

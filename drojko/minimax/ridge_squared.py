@@ -62,7 +62,8 @@ def _ridge(s: Squares, diagonal: np.ndarray) -> np.ndarray:
 
 def _lstsq(A: np.ndarray, rhs: np.ndarray, cond: float) -> np.ndarray:
     """Least-squares solution of smallest norm; singular values below `cond` count as zero."""
-    return np.asarray(scipy.linalg.lstsq(A, rhs, cond=cond, check_finite=False)[0])
+    solution, *_ = scipy.linalg.lstsq(A, rhs, cond=cond, check_finite=False)  # type: ignore[misc]
+    return np.asarray(solution)
 
 
 def solve_squared(
@@ -83,34 +84,37 @@ def solve_squared(
     if penalty is not None:
         z, count = _penalised(s, rows.cost, data.label_norm, penalty, ridge)
     elif radius:
-        z, dual = _interpolation(s, rows, data.label_norm, radius, ridge)
-        count = 1
-        if dual is None:
+        found = _interpolation(s, rows, data.label_norm, radius, ridge)
+        if found is not None:
+            (z, dual), count = found, 1
+        else:
             z, count = _ball(s, rows, data.label_norm, radius, ridge)
     else:
         z, count = _ridge(s, ridge), 1
     return np.where(rows.dead, 0.0, z), s.b, count, dual
 
 
-def _interpolation(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray):
-    """The limit ρ = 0: a perfect fit, which is optimal when the radius is small; else (_, None).
+def _interpolation(
+    s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The limit ρ = 0: a perfect fit, which is optimal when the radius is small; else None.
 
     With W = r² cost + ridge the fits z_ρ = W⁻¹T'v have residual ρ v, and ρ = 0 is optimal if
     |v| <= r n.
     """
     weight = radius**2 * rows.cost + ridge
     if not (weight > 0).all():
-        return None, None
+        return None
     inverse = np.sqrt(weight.min() / weight)
     scaled = s.T * inverse
     z = _lstsq(scaled, s.t, 1e-12) * inverse
     size = float(np.linalg.norm(s.t))
     if s.risk(z) > (1e-12 * size) ** 2:
-        return None, None
+        return None
     v = _lstsq(scaled.T, inverse * weight * z, 1e-12)
     norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
     if float(np.linalg.norm(v)) > radius * norm:
-        return None, None
+        return None
     return z, _lstsq(s.T, v, 1e-12)
 
 
