@@ -70,16 +70,20 @@ def test_against_conic_programming(name, radius):
     assert ours.objective == pytest.approx(best, rel=2e-7)
 
 
-@pytest.mark.parametrize("radius", [0.01, 0.2, 1.0])
-def test_huber_against_conic_programming(radius):
+@pytest.mark.parametrize(
+    ("radius", "units", "kinked"), [(0.01, 1, False), (0.2, 1, False), (0.2, 50, True)]
+)
+def test_huber_against_conic_programming(radius, units, kinked):
     # With s = sigma held fixed the inner maximum is a rescaled Huber loss (s < 1/2) or delta |r|
     # plus a constant (beyond): the value at our s must be ours, and no other s may be better.
     import cvxpy as cp
 
-    data = problem("huber", n=50)
+    X, y = arrays("huber", n=50)
+    data = RidgeData(X, units * y, loss=LOSSES["huber"])
     delta = data.loss.delta
     ours = solve_ridge(data, radius=radius)
     sigma = 0.25 * (ours.coef @ ours.coef) / ours.penalty
+    assert (sigma > 0.5) == kinked
 
     def value(s):
         theta, b = cp.Variable(4), cp.Variable()
