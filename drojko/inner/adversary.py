@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError
+from drojko.inner import linear_classes
 from drojko.inner.ascent import Ascent
 from drojko.inner.bounds import Structure, is_ridge, structure, upper_bound
 from drojko.inner.candidates import Candidate, Stay, Support, best_of
@@ -147,6 +148,8 @@ class Adversary:
     def _ascend(self, batch: Batch, extra: Sequence[Tensor]) -> Ascent:
         if self.exact:
             return self._ridge(batch)
+        if linear_classes.applies(self.objective):
+            return linear_classes.solve_linear_classes(self.objective, batch)
         return best_of(
             self.objective,
             batch,

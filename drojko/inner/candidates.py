@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 
 from drojko.exceptions import UnsupportedError
 from drojko.inner.ascent import Ascent, proximal_ascent
+from drojko.inner.linear_classes import best_class_move
 from drojko.inner.objective import Batch, Objective
 from drojko.models import MLP
 from drojko.transport.maps import BrenierMap
@@ -203,19 +204,8 @@ class PairMoves:
             return [batch.q0]
         f = objective.model.linearise(batch.x)[0]
         rows = objective.coordinates.pull(weights)
-        gram = rows @ rows.T
-        half = 0.5 / objective.strength
-        own = gram[batch.y]
-        best = objective.loss.value(f, batch.y)
-        choice = batch.y
-        for j in range(len(rows)):
-            square = gram[j, j] - 2.0 * own[:, j] + gram.diagonal()[batch.y]
-            value = objective.loss.value(f + half * (gram[j] - own), batch.y)
-            value = value - 0.5 * half * square
-            better = value > best
-            best = torch.where(better, value, best)
-            choice = torch.where(better, torch.full_like(choice, j), choice)
-        return [batch.q0 + half * (rows[choice] - rows[batch.y])]
+        choice = best_class_move(objective, f, batch.y, rows @ rows.T)
+        return [batch.q0 + (rows[choice] - rows[batch.y]) * (0.5 / objective.strength)]
 
 
 def first_candidates(objective: Objective) -> tuple[Candidate, ...]:

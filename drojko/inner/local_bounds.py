@@ -97,7 +97,9 @@ def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent)
     lipschitz = scores.supremum(norms, strength)
     curvature = network.curvature(ball, *scores.slopes(norms, radius))
     modulus = 2.0 * strength - curvature
-    usable = (modulus > 0) & torch.isfinite(radius)
+    # Concavity is known on the ball only: the segment from q to a maximiser must lie in it.
+    near = (found.q - batch.q0).square().sum(1) <= (radius * (1 + 1e-9)).square()
+    usable = (modulus > 0) & torch.isfinite(radius) & near
     gap = strong_gap(objective, found, torch.where(usable, modulus, 1.0))
     concave = torch.where(usable, found.value + gap, torch.inf)
     value = torch.maximum(torch.minimum(lipschitz, concave), found.value)
@@ -333,8 +335,8 @@ def _silu_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # phi' rises between its extremes at -+2.3994 (values -0.0998 and 1.0998) and falls outside.
     turn = 2.3993572805154675
     ends = [_silu_slope(low), _silu_slope(high)]
-    smallest = torch.where((low <= -turn) & (high >= -turn), -0.09983932, torch.minimum(*ends))
-    largest = torch.where((low <= turn) & (high >= turn), 1.09983932, torch.maximum(*ends))
+    smallest = torch.where((low <= -turn) & (high >= -turn), -0.09983933, torch.minimum(*ends))
+    largest = torch.where((low <= turn) & (high >= turn), 1.09983933, torch.maximum(*ends))
     # phi'' falls from 1/2 at 0 to its minimum at 2.4 + ... and then rises to 0 from below.
     near = _nearest_to(low, high, 0.0).abs()
     s = torch.sigmoid(near)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from torch import Tensor
 
 from drojko._driver import Status
 from drojko.inner.objective import Objective
@@ -65,10 +66,10 @@ class QuasiNewton:
                     callback=run.iteration,
                     options={
                         "maxiter": max_iter,
-                        "maxfun": 4 * max_iter + 20,
+                        "maxfun": 3 * max_iter + 20,
                         "maxcor": self.memory,
-                        "ftol": 1e-14,
-                        "gtol": 1e-12,
+                        "ftol": 0.0,
+                        "gtol": 0.0,
                     },
                 )
                 if result.status != 1 or run.slope <= tol:
@@ -112,7 +113,7 @@ class _Run:
         p = self.problem
         self.began = time.perf_counter()
         self.flat = flatten_parameters(p.model)
-        self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+        self.x, self.y, self.w = _merged(*p.draw(self.n_draws, self.generator))
         self.coordinates = p.objective(self.x, 1.0, reduce=False).coordinates
         parameters = list(p.model.parameters())
         self.decay = torch.zeros_like(self.flat)
@@ -200,11 +201,27 @@ class _Run:
             self.load(self.best_point)
             if self.callback(len(self.history), self.last):
                 raise _Stop(Status.CALLBACK)
-        if self.slope <= self.tol * 1e-2:
+        if self.slope <= self.tol * 1e-5 or self._settled():
             raise _Stop(Status.CONVERGED)
         if self.max_time is not None and seconds >= self.max_time:
             raise _Stop(Status.MAX_TIME)
 
+    def _settled(self) -> bool:
+        """Whether ten iterations together gained next to nothing, as at a kink."""
+        if len(self.history) < 11:
+            return False
+        before = self.history[-11]["robust_risk"]
+        gained = before - min(row["robust_risk"] for row in self.history[-10:])
+        return gained <= 1e-6 * self.tol * abs(before)
+
     def columns(self) -> dict[str, np.ndarray]:
         names = self.history[0] if self.history else {}
         return {name: np.array([row[name] for row in self.history]) for name in names}
+
+
+def _merged(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Equal rows as one row with their total mass, in a fixed order: copies are weights."""
+    rows = torch.cat([x, y.to(x.dtype)[:, None]], 1)
+    unique, index = torch.unique(rows, dim=0, return_inverse=True)
+    mass = torch.zeros(len(unique), dtype=w.dtype, device=w.device).index_add_(0, index, w)
+    return unique[:, :-1].contiguous(), unique[:, -1].to(y.dtype), mass
