@@ -1,0 +1,374 @@
+"""The command line: thin commands that parse, call the public interface and print.
+
+Exit codes: 0 fine, 1 failure, 2 usage. Everything but click is imported inside of the commands,
+so that ``drojko --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from drojko import __version__
+
+if TYPE_CHECKING:
+    from drojko.certificates import Certificate
+
+_LOSSES = {
+    "classification": ("logistic", "hinge"),
+    "regression": ("squared", "absolute", "huber", "quantile"),
+}
+_MOST_CLASSES = 20  # integers with more distinct values are numbers, not labels
+_SPREAD = 100.0  # ratio of standard deviations that deserves a remark
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="drojko")
+def main() -> None:
+    """Distributionally robust models with certified worst cases."""
+
+
+# -- demo ----------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option(
+    "--radius", default=0.3, show_default=True, type=click.FloatRange(min=0, min_open=True),
+    help="Radius the robust model is trained for, in standard deviations.",
+)  # fmt: skip
+@click.option(
+    "--out", default="drojko-demo.png", show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path), help="Where the picture goes.",
+)  # fmt: skip
+def demo(radius: float, out: Path) -> None:
+    """Plain against robust on real data, in seconds."""
+    _check_folder(out)
+    from drojko._demo import run_demo
+
+    with _failures():
+        found = run_demo(radius)
+        found.save(out)
+    console = _console()
+    console.print(
+        f"Breast cancer data: {found.rows[0]} rows to train on, {found.rows[1]} held out, "
+        "30 standardised features.\n"
+        "plain:  logistic regression with scikit-learn's default L2 penalty (radius 0)\n"
+        f"robust: logistic regression for every shift of W2 distance up to {radius:g}\n",
+        highlight=False,
+    )
+    console.print("Certificate of the robust model, around its training data", style="bold")
+    _print_certificate(console, found.robust.certificate_)
+    console.print("\nRisk on the held-out rows in the worst case of each radius", style="bold")
+    console.print(_comparison(found.plain_certificates, found.robust_certificates))
+    accuracy = [model.score(found.X, found.y) for model in (found.plain, found.robust)]
+    console.print(
+        f"Held-out accuracy: plain {accuracy[0]:.3f}, robust {accuracy[1]:.3f}. Picture: {out}",
+        highlight=False,
+    )
+
+
+def _comparison(plain: Any, robust: Any) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("radius", "plain: attained", "bound", "robust: attained", "bound", "proof"):
+        table.add_column(name, justify="left" if name == "proof" else "right")
+    for one, two in zip(plain, robust):
+        table.add_row(
+            f"{one.radius:g}",
+            *(f"{value:.4f}" for value in (one.lower, one.upper, two.lower, two.upper)),
+            ", ".join(sorted({one.proof, two.proof})),
+        )
+    return table
+
+
+# -- fit -----------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--target", required=True, help="Column to predict.")
+@click.option(
+    "--radius", type=click.FloatRange(min=0),
+    help="Radius of the Wasserstein ball, in the units of the columns (0.1 unless --penalty).",
+)  # fmt: skip
+@click.option(
+    "--penalty", type=click.FloatRange(min=0, min_open=True),
+    help="Price of transport instead of a radius.",
+)  # fmt: skip
+@click.option("--model", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
+@click.option(
+    "--loss", type=click.Choice(sorted({name for names in _LOSSES.values() for name in names})),
+    help="Default: logistic for classification, squared for regression.",
+)  # fmt: skip
+@click.option(
+    "--reference", type=click.Choice(["empirical", "gaussian", "kde", "mixture", "flow"]),
+    default="kde", show_default=True, help="Measure at the centre of the ball.",
+)  # fmt: skip
+@click.option(
+    "--alpha", type=click.FloatRange(min=0), default=0.0, show_default=True, help="L2 penalty."
+)
+@click.option("--immutable", multiple=True, help="Column that never moves; may be repeated.")
+@click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
+@click.option(
+    "--standardize", is_flag=True,
+    help="Scale the columns to unit variance first; the radius is then in standard deviations.",
+)  # fmt: skip
+@click.option(
+    "--task", type=click.Choice(["auto", "classification", "regression"]), default="auto",
+    show_default=True,
+    help=f"auto: text, or at most {_MOST_CLASSES} different integers, are classes.",
+)  # fmt: skip
+@click.option("--max-iter", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--random-state", type=int, default=0, show_default=True)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Model file; drojko.load reads it.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Fit, certify and save a model of a table.
+
+    DATA is a CSV or Parquet file of numbers, one column of which is the target.
+    """
+    if options["radius"] is not None and options["penalty"] is not None:
+        raise click.UsageError("give --radius or --penalty, not both")
+    _check_folder(output)
+    with _failures():
+        X, y = _read(data, target, options["drop"])
+        task = _task(y) if options["task"] == "auto" else options["task"]
+        y = _labels(y, task)
+        _check_columns("immutable", options["immutable"], X.columns)
+        model, estimator = _build(task, options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, y)
+        from drojko._persist import save
+
+        save(model, output)
+    from drojko.exceptions import ConvergenceWarning
+
+    for warning in caught:
+        told = issubclass(warning.category, ConvergenceWarning) and not as_json
+        if issubclass(warning.category, UserWarning) and not told:
+            click.echo(f"warning: {warning.message}", err=True)
+    if as_json:
+        click.echo(json.dumps(_summary(task, estimator, X, output), indent=2, allow_nan=False))
+        return
+    _report(task, estimator, X, y, options, output)
+
+
+def _build(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The model to fit, and the drojko estimator inside of it."""
+    loss = options["loss"] or _LOSSES[task][0]
+    if loss not in _LOSSES[task]:
+        raise click.UsageError(
+            f"--loss {loss} is not for {task}; choose one of {', '.join(_LOSSES[task])}"
+        )
+    from drojko import DROClassifier, DRORegressor
+    from drojko.ambiguity import Wasserstein
+
+    radius, penalty = options["radius"], options["penalty"]
+    ambiguity = Wasserstein(
+        radius=0.1 if radius is None and penalty is None else radius,
+        penalty=penalty,
+        immutable=list(options["immutable"]) or None,
+    )
+    names = ("model", "reference", "alpha", "max_iter", "random_state")
+    kind = DROClassifier if task == "classification" else DRORegressor
+    estimator = kind(ambiguity, loss=loss, **{name: options[name] for name in names})
+    if not options["standardize"]:
+        return estimator, estimator
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().set_output(transform="pandas")  # keeps the columns' names
+    return make_pipeline(scaler, estimator), estimator
+
+
+def _report(
+    task: str, estimator: Any, X: Any, y: Any, options: dict[str, Any], output: Path
+) -> None:
+    console = _console()
+    kind = task
+    if task == "classification":
+        classes = [str(label) for label in estimator.classes_]
+        shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+        kind = f"classification into {len(classes)} classes ({shown})"
+    console.print(
+        f"{X.shape[0]} rows, {X.shape[1]} features; {kind}"
+        + ("" if options["task"] != "auto" else "; --task says otherwise where this is wrong"),
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"{estimator.status_}: {estimator.message_}", highlight=False, soft_wrap=True)
+    spread = X.std().replace(0.0, math.nan).dropna()
+    if len(spread) and spread.max() > _SPREAD * spread.min() and not options["standardize"]:
+        console.print(
+            f"note: {spread.idxmax()!r} spreads {spread.max() / spread.min():.0f} times as wide as "
+            f"{spread.idxmin()!r}, and the radius is in the units of the columns: consider "
+            "--standardize",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _print_certificate(console, estimator.certificate_)
+    console.print(f"saved: {output}", highlight=False, soft_wrap=True)
+
+
+def _summary(task: str, estimator: Any, X: Any, output: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    certificate = estimator.certificate_
+    numbers = asdict(certificate) | {"gap": certificate.gap}
+    numbers["relative_gap"] = certificate.relative_gap
+    return {
+        "task": task,
+        "rows": int(X.shape[0]),
+        "features": [str(name) for name in X.columns],
+        "status": estimator.status_,
+        "n_iter": int(estimator.n_iter_),
+        "certificate": {name: _plain(value) for name, value in numbers.items()},
+        "model": str(output),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: null stands for both."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+def _read(path: Path, target: str, drop: tuple[str, ...]) -> tuple[Any, Any]:
+    """Features and target of a table; every column must be a number without gaps."""
+    import pandas as pd
+
+    frame: Any
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".pq"):
+        frame = pd.read_parquet(path)
+    elif suffix in (".csv", ".gz", ".txt", ".tsv"):
+        frame = pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
+    else:
+        raise click.UsageError(f"{path.name}: expected a .csv, .tsv or .parquet file")
+    frame.columns = [str(name) for name in frame.columns]
+    _check_columns("target", (target,), frame.columns)
+    _check_columns("drop", drop, frame.columns)
+    y = frame[target]
+    if y.isna().any():
+        raise click.ClickException(
+            f"target {target!r} is missing in {int(y.isna().sum())} rows: remove them"
+        )
+    X: Any = frame.drop(columns=[target, *drop])
+    if X.shape[1] == 0:
+        raise click.ClickException(f"{path.name} has no column besides the target {target!r}")
+    for name in X.columns:
+        column = X[name]
+        if column.isna().any():
+            raise click.ClickException(
+                f"column {name!r} is missing in {int(column.isna().sum())} of {len(X)} rows: "
+                f"impute it, or leave it out with --drop {name}"
+            )
+        if not pd.api.types.is_numeric_dtype(column):
+            example = column.iloc[0]
+            raise click.ClickException(
+                f"column {name!r} holds {type(example).__name__} values such as {example!r}, and "
+                "transport needs numbers: encode it (pandas.get_dummies does) and keep the new "
+                f"columns from moving with --immutable, or leave it out with --drop {name}"
+            )
+    return X.astype(float), y
+
+
+def _task(y: Any) -> str:
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(y) or pd.api.types.is_bool_dtype(y):
+        return "classification"
+    few = y.nunique() <= _MOST_CLASSES and y.nunique() < len(y)
+    return "classification" if few and bool((y % 1 == 0).all()) else "regression"
+
+
+def _labels(y: Any, task: str) -> Any:
+    """The target as a plain array: labels with whole values as integers, text as str."""
+    import pandas as pd
+
+    numeric = pd.api.types.is_numeric_dtype(y)
+    if task == "regression":
+        if not numeric:
+            raise click.ClickException(
+                f"target {y.name!r} is not a number: use --task classification"
+            )
+        return y.to_numpy(dtype=float)
+    if not numeric:
+        y = y.astype(str)
+        if y.nunique() > max(_MOST_CLASSES, len(y) // 2):
+            raise click.ClickException(
+                f"target {y.name!r} has {y.nunique()} different values in {len(y)} rows: it looks "
+                "like an identifier, not like classes"
+            )
+        return y.to_numpy(dtype=str)
+    if not bool((y % 1 == 0).all()):
+        raise click.ClickException(f"target {y.name!r} is not discrete: use --task regression")
+    return y.to_numpy(dtype=int)
+
+
+def _check_columns(option: str, wanted: Any, known: Any) -> None:
+    for name in wanted:
+        if name not in known:
+            import difflib
+
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"columns: {', '.join(known[:12])}"
+            raise click.BadParameter(
+                f"there is no column {name!r}; {hint}", param_hint=f"--{option}"
+            )
+
+
+# -- plumbing ------------------------------------------------------------------------------------
+
+
+def _check_folder(path: Path) -> None:
+    """A missing folder is found out before the work, not after it."""
+    if not path.resolve().parent.is_dir():
+        raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What goes wrong on the way is a message and exit code 1, not a traceback."""
+    from drojko.exceptions import DrojkoError
+
+    try:
+        yield
+    except (DrojkoError, OSError, ValueError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_certificate(console: Any, certificate: Certificate | None) -> None:
+    if certificate is None:
+        console.print("no certificate: the fit was interrupted")
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(justify="left")
+    table.add_column(justify="left")
+    for name, value in certificate.rows():
+        table.add_row(name.replace("[", r"\["), value)
+    console.print(table)

@@ -1,0 +1,143 @@
+"""Which features the worst case moves: the share of the transport budget that each one takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from drojko.displays._style import COLOURS, INK, MUTED, get_axes, label_of, tidy, unwrap
+from drojko.exceptions import InvalidDataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["DisplacementDisplay"]
+
+
+class DisplacementDisplay:
+    r"""Bars: the share of the transport budget by feature, split by class.
+
+    .. math:: \text{share}_{jk} = w_j E[(T(x)_j - x_j)^2\, 1\{y = k\}] \,/\, E\,c(x, T(x))
+
+    Parameters
+    ----------
+    displacement : DataFrame
+        As `WorstCase.displacement` returns it: columns ``feature``, ``share``, ``mean`` and, for
+        classification, ``class``.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from drojko import DROClassifier
+    >>> from drojko.displays import DisplacementDisplay
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = DROClassifier(random_state=0).fit(X[:100], y[:100])
+    >>> display = DisplacementDisplay.from_estimator(clf)
+    >>> display.ranking()[0]
+    'x2'
+    """
+
+    ax_: Axes
+    figure_: Figure
+
+    def __init__(self, displacement: Any):
+        self.displacement = displacement
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, ax: Axes | None = None, **settings: Any) -> Self:
+        """Measure the worst case of a fitted estimator and plot it.
+
+        Parameters
+        ----------
+        estimator : object
+            A fitted drojko estimator, or a pipeline or search that ends in one; features are then
+            those that the last step sees.
+        ax : matplotlib Axes, default=None
+        **settings
+            For `plot`.
+        """
+        estimator, _ = unwrap(estimator)
+        return cls(estimator.worst_case_.displacement()).plot(ax, **settings)
+
+    @classmethod
+    def from_report(
+        cls, report: Any, *, radius: float | None = None, ax: Axes | None = None, **settings: Any
+    ) -> Self:
+        """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
+        return cls(report.worst_case(radius).displacement()).plot(ax, **settings)
+
+    def ranking(self) -> list[str]:
+        """Features, the largest share of the budget first."""
+        shares = self.displacement.groupby("feature", sort=False)["share"].sum()
+        return shares.sort_values(ascending=False, kind="stable").index.tolist()
+
+    def plot(self, ax: Axes | None = None, *, max_features: int = 10) -> Self:
+        """Draw the bars of the ``max_features`` largest shares; the axis label names the rest."""
+        if max_features < 1:
+            raise InvalidDataError(f"max_features={max_features}; it must be at least 1")
+        ranking = self.ranking()
+        top, rest = ranking[:max_features], ranking[max_features:]
+        frame = self.displacement
+        self.ax_ = ax = get_axes(ax, figsize=(6.4, 1.6 + 0.34 * len(top)))
+        self.figure_ = ax.figure  # pyright: ignore
+        place = np.arange(len(top))
+        left = np.zeros(len(top))
+        several = "class" in frame.columns
+        groups = list(frame["class"].unique()) if several else [None]
+        for k, group in enumerate(groups):
+            part = frame[frame["class"] == group] if several else frame
+            share = part.set_index("feature")["share"].reindex(top).fillna(0.0).to_numpy()
+            ax.barh(
+                place,
+                share,
+                left=left,
+                height=0.7,
+                color=COLOURS[k % len(COLOURS)],
+                edgecolor="white",
+                linewidth=0.8,
+                label=label_of(group) if several else None,
+            )
+            left = left + share
+        for row, value in enumerate(left):
+            ax.annotate(
+                f"{value:.0%}" if value >= 0.005 or value == 0 else "<1%",
+                (value, row),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                color=INK,
+            )
+        ax.set_yticks(place, [str(name) for name in top])
+        ax.set_ylim(len(top) - 0.4, -0.6)
+        ax.set_xlim(0, max(1e-9, 1.12 * left.max()))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        note = ""
+        if rest:
+            pooled = float(frame[frame["feature"].isin(rest)]["share"].sum())
+            note = f" ({len(rest)} other feature{'s' if len(rest) > 1 else ''}: {pooled:.0%})"
+        ax.set_xlabel(f"share of the transport budget{note}")
+        tidy(ax, grid="x")
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_color(MUTED)
+        if several and len(groups) > 1:
+            handles, labels = ax.get_legend_handles_labels()
+            ax.legend(
+                handles,
+                [f"class {label}" for label in labels],
+                frameon=False,
+                loc="lower left",
+                bbox_to_anchor=(0.0, 1.0),
+                borderaxespad=0.2,
+                ncols=min(4, len(groups)),
+            )
+        if not left.any():
+            ax.text(0.5, 0.5, "nothing moves", transform=ax.transAxes, ha="center", color=INK)
+        return self

@@ -1,0 +1,252 @@
+"""The risk of a fixed model over the radius: nominal, attained in the worst case, and bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import clone
+
+from drojko.displays._style import COLOURS, get_axes, tidy, unwrap
+from drojko.exceptions import InvalidDataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["RobustnessCurveDisplay"]
+
+_EXACT = 1e-3  # relative gap below which the two sides of a certificate are one line
+_LOG = 30.0  # ratio of risks above which the axis is logarithmic
+_UNPROVEN = "local-estimate"
+
+
+class RobustnessCurveDisplay:
+    r"""Worst-case risk of a fixed model on given data, over the radius of the ambiguity set.
+
+    .. math:: r \mapsto \sup\{E_P\,\ell : D(P, P_0) \le r\}, \quad
+              P_0 \text{ the empirical measure of } (X, y)
+
+    Parameters
+    ----------
+    radii : ndarray of shape (m,)
+    nominal_risk : float
+        The risk on the data themselves.
+    worst_case_risk, upper_bound : ndarray of shape (m,)
+        Attained by a measure within the radius, and the dual bound.
+    proof : sequence of str
+        What proves each bound, as in `Certificate`.
+    name : str, default=None
+        Of the model, for the legend.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from drojko import DROClassifier
+    >>> from drojko.displays import RobustnessCurveDisplay
+    >>> X, y = load_iris(return_X_y=True)
+    >>> X, y = X[:100], y[:100]
+    >>> small = DROClassifier(random_state=0).set_params(ambiguity__radius=0.1).fit(X, y)
+    >>> large = DROClassifier(random_state=0).set_params(ambiguity__radius=0.5).fit(X, y)
+    >>> one = RobustnessCurveDisplay.from_estimator(small, X, y, radii=[0, 0.5, 1], name="0.1")
+    >>> two = RobustnessCurveDisplay.from_estimator(
+    ...     large, X, y, radii=[0, 0.5, 1], name="0.5", ax=one.ax_
+    ... )
+    >>> bool(two.upper_bound[-1] < one.upper_bound[-1])
+    True
+    """
+
+    ax_: Axes
+    figure_: Figure
+
+    def __init__(
+        self,
+        *,
+        radii: Any,
+        nominal_risk: float,
+        worst_case_risk: Any,
+        upper_bound: Any,
+        proof: Sequence[str],
+        name: str | None = None,
+    ):
+        self.radii = radii
+        self.nominal_risk = nominal_risk
+        self.worst_case_risk = worst_case_risk
+        self.upper_bound = upper_bound
+        self.proof = proof
+        self.name = name
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        radii: Any = None,
+        ambiguity: Any = None,
+        sample_weight: Any = None,
+        name: str | None = None,
+        ax: Axes | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Certify a fitted estimator on (X, y) at every radius, and plot.
+
+        Parameters
+        ----------
+        estimator : object
+            A fitted drojko estimator, or a pipeline or search that ends in one; radii are then in
+            the units of what the last step sees.
+        X, y : array-like of shapes (n, d) and (n,)
+            Best data that the fit has not seen.
+        radii : array-like, default=None
+            None: nine from 0 to twice the radius of the fit.
+        ambiguity : AmbiguitySet, default=None
+            Its radius is replaced; None: that of the estimator, with its weights and bounds.
+        sample_weight : array-like of shape (n,), default=None
+        name : str, default=None
+            None: the name of the class.
+        ax : matplotlib Axes, default=None
+            Axes of another such display put both models into one picture.
+        **settings
+            For `plot`.
+        """
+        model, X = unwrap(estimator, X)
+        balls: Any = clone(model._nested("ambiguity") if ambiguity is None else ambiguity)
+        if radii is None:
+            radii = np.linspace(0.0, 2.0 * _radius_of(model), 9)
+        radii = np.asarray(radii, dtype=float)
+        if radii.ndim != 1 or not radii.size:
+            raise InvalidDataError(f"radii has shape {radii.shape}; expected a list of numbers")
+        certificates = [
+            model.robust_certificate(
+                X,
+                y,
+                balls.set_params(radius=float(radius), penalty=None),
+                sample_weight=sample_weight,
+            )
+            for radius in radii
+        ]
+        display = cls(
+            radii=radii,
+            nominal_risk=certificates[0].nominal_risk,
+            worst_case_risk=np.array([c.worst_case_risk for c in certificates]),
+            upper_bound=np.array([c.upper for c in certificates]),
+            proof=tuple(c.proof for c in certificates),
+            name=type(model).__name__ if name is None else name,
+        )
+        return display.plot(ax, **settings)
+
+    @classmethod
+    def from_report(
+        cls, report: Any, *, name: str | None = None, ax: Axes | None = None, **settings: Any
+    ) -> Self:
+        """Plot the table of an audit over radii."""
+        table = report.table
+        if "radius" not in table.columns:
+            raise InvalidDataError("the report has no radii: it was made with a penalty")
+        table = table.sort_values("radius")
+        display = cls(
+            radii=table["radius"].to_numpy(dtype=float),
+            nominal_risk=float(table["nominal_risk"].iloc[0]),
+            worst_case_risk=table["worst_case_risk"].to_numpy(dtype=float),
+            upper_bound=table["upper_bound"].to_numpy(dtype=float),
+            proof=tuple(table["proof"]),
+            name=name,
+        )
+        return display.plot(ax, **settings)
+
+    @property
+    def exact(self) -> bool:
+        """Whether attained risk and proven bound agree to a thousandth at every radius."""
+        gap = np.asarray(self.upper_bound) - np.asarray(self.worst_case_risk)
+        return _UNPROVEN not in self.proof and bool(
+            (gap <= _EXACT * np.abs(self.upper_bound)).all()
+        )
+
+    def plot(self, ax: Axes | None = None, *, upper: bool = True, nominal: bool = True) -> Self:
+        """Draw the curve; a further model in the same axes gets the next colour.
+
+        Where the bound meets the attained risk, one line stands for both. Otherwise the bound is
+        dashed, dotted where nothing proves it, and the gap between the two is shaded.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+        upper : bool, default=True
+            Whether to draw the bound: that of a network can be far above what is attained.
+        nominal : bool, default=True
+            Whether to draw the nominal risk.
+        """
+        self.ax_ = ax = get_axes(ax, figsize=(6.4, 4.2))
+        self.figure_ = ax.figure  # pyright: ignore
+        known: Any = ax
+        count = getattr(known, "_drojko_curves", 0)
+        known._drojko_curves = count + 1
+        colour = COLOURS[count % len(COLOURS)]
+        prefix = "" if self.name is None else f"{self.name}: "
+        radii = np.asarray(self.radii)
+        exact = upper and self.exact
+        label = "worst case (exact)" if exact else "worst case found (lower bound)"
+        ax.plot(
+            radii, self.worst_case_risk, color=colour, marker="o", markersize=4,
+            label=prefix + label,
+        )  # fmt: skip
+        if upper and not exact:
+            self._plot_upper(ax, colour, prefix)
+        if nominal:
+            ax.axhline(
+                self.nominal_risk, color=colour, linestyle=(0, (1, 2)), linewidth=1.2, alpha=0.8,
+                label=prefix + "nominal risk",
+            )  # fmt: skip
+        _scale(ax)
+        ax.set_xlabel("radius (units of X)")
+        ax.set_ylabel("risk")
+        tidy(ax)
+        ax.legend(frameon=False, fontsize="small")
+        return self
+
+    def _plot_upper(self, ax: Axes, colour: str, prefix: str) -> None:
+        radii, bound = np.asarray(self.radii), np.asarray(self.upper_bound)
+        proven = _UNPROVEN not in self.proof
+        proofs = sorted({p for p, r in zip(self.proof, radii) if r > 0} or set(self.proof))
+        kind = "upper bound" if proven else "upper estimate, no proof"
+        ax.plot(
+            radii, bound, color=colour, linestyle="--" if proven else ":", linewidth=1.4,
+            label=f"{prefix}{kind} ({', '.join(proofs)})",
+        )  # fmt: skip
+        finite = np.isfinite(bound)
+        ax.fill_between(
+            radii[finite],
+            np.asarray(self.worst_case_risk)[finite],
+            bound[finite],
+            color=colour,
+            alpha=0.10,
+            linewidth=0,
+        )
+
+
+def _radius_of(model: Any) -> float:
+    """The radius of the fit; in penalty form the one that its worst case spends."""
+    radius = model._nested("ambiguity").radius
+    if radius is None and model.certificate_ is not None:
+        radius = float(np.sqrt(model.certificate_.transport_cost))
+    return radius or 0.1
+
+
+def _scale(ax: Axes) -> None:
+    """Logarithmic where risks of very different size meet, from zero otherwise."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() / values.min() > _LOG:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter(lambda value, _: "")
+    elif values.size and values.min() >= 0:
+        ax.set_ylim(bottom=0)

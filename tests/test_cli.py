@@ -1,0 +1,265 @@
+"""The command line: what it prints, what it writes, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from sklearn.datasets import load_diabetes, load_iris
+
+import drojko
+from drojko._cli import main
+
+ROOT = Path(drojko.__file__).parent.parent
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def iris():
+    data = load_iris(as_frame=True)
+    return data.data.assign(species=data.target_names[data.target])
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory, iris):
+    """A folder with the same table in several forms, and some that cannot be used."""
+    folder = tmp_path_factory.mktemp("tables")
+    iris.to_csv(folder / "iris.csv", index=False)
+    iris.to_csv(folder / "iris.xyz", index=False)
+    two = iris.iloc[50:]
+    two.to_csv(folder / "two.csv", index=False)
+    two.to_csv(folder / "two.tsv", index=False, sep="\t")
+    two.to_parquet(folder / "two.parquet")
+    iris.assign(colour="red").to_csv(folder / "text.csv", index=False)
+    holes = iris.copy()
+    holes.iloc[3, 0] = np.nan
+    holes.to_csv(folder / "holes.csv", index=False)
+    load_diabetes(as_frame=True, scaled=False).frame.to_csv(folder / "diabetes.csv", index=False)
+    return folder
+
+
+def run_python(*arguments, cwd):
+    environment = {"PYTHONPATH": ":".join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+# Help and usage ---------------------------------------------------------------------------------
+
+
+def test_help_loads_neither_torch_nor_the_rest(tmp_path):
+    script = (
+        "import sys\n"
+        "from drojko._cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'sklearn', 'numpy', 'pandas', 'matplotlib', 'rich', 'cvxpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    result = run_python("-c", script, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "demo" in result.stdout
+    assert "fit" in result.stdout
+
+
+def test_version(invoke):
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert drojko.__version__ in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "No such command"),
+        (["fit", "missing.csv", "--target", "y", "-o", "m"], "does not exist"),
+        (["fit", "{}/iris.csv", "-o", "m"], "--target"),
+        (["fit", "{}/iris.csv", "--target", "species"], "--output"),
+        (["fit", "{}/iris.csv", "--target", "specis", "-o", "m"], "did you mean 'species'"),
+        (["fit", "{}/iris.csv", "--target", "y", "-o", "m"], "columns: sepal length"),
+        (["fit", "{}/iris.csv", "--target", "species", "-o", "no/m"], "no does not exist"),
+        (
+            ["fit", "{}/iris.csv", "--target=species", "-o", "m", "--radius=1", "--penalty=1"],
+            "not both",
+        ),
+        (
+            ["fit", "{}/iris.csv", "--target", "species", "-o", "m", "--radius", "-1"],
+            "not in the range",
+        ),
+        (
+            ["fit", "{}/iris.csv", "--target", "species", "-o", "m", "--immutable", "age"],
+            "no column 'age'",
+        ),
+        (
+            ["fit", "{}/iris.csv", "--target", "species", "-o", "m", "--loss", "huber"],
+            "not for classification",
+        ),
+        (["fit", "{}/iris.xyz", "--target", "species", "-o", "m"], ".csv, .tsv or .parquet"),
+        (["demo", "--out", "no/picture.png"], "no does not exist"),
+    ],
+)
+def test_usage_errors_exit_with_2(invoke, tables, arguments, message):
+    result = invoke(*(argument.format(tables) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text.csv", "--target", "species"], "column 'colour' holds str"),
+        (["text.csv", "--target", "species"], "--drop colour"),
+        (["holes.csv", "--target", "species"], "column 'sepal length (cm)' is missing in 1 of 150"),
+        (["iris.csv", "--target", "species", "--task", "regression"], "use --task classification"),
+        (["diabetes.csv", "--target", "bmi", "--task", "classification"], "--task regression"),
+    ],
+)
+def test_failures_exit_with_1_and_say_what_to_do(invoke, tables, tmp_path, arguments, message):
+    result = invoke("fit", tables / arguments[0], *arguments[1:], "-o", "m.drojko")
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert not (tmp_path / "m.drojko").exists()
+
+
+def test_errors_of_the_library_exit_with_1(invoke, tables):
+    table = pd.read_csv(tables / "two.csv").query("species == 'virginica'")
+    table.to_csv("one.csv", index=False)
+    result = invoke("fit", "one.csv", "--target", "species", "-o", "m")
+    assert result.exit_code == 1
+    assert "1 class" in result.output
+
+
+# fit --------------------------------------------------------------------------------------------
+
+
+def fit_json(invoke, *arguments):
+    result = invoke("fit", *arguments, "-o", "m.drojko", "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["two.csv", "two.tsv", "two.parquet"])
+def test_every_format_gives_the_model_of_the_library(invoke, tables, iris, name):
+    summary = fit_json(invoke, tables / name, "--target", "species", "--reference", "empirical")
+    assert summary["task"] == "classification"
+    assert summary["rows"] == 100
+    model = drojko.load("m.drojko")
+    expected = drojko.DROClassifier(reference="empirical", random_state=0)
+    X, y = iris[50:].drop(columns="species"), iris[50:]["species"].to_numpy(dtype=str)
+    expected.fit(X, y)
+    np.testing.assert_array_equal(model.predict(X), expected.predict(X))
+    assert summary["certificate"]["upper"] == pytest.approx(expected.certificate_.upper, rel=1e-9)
+    assert summary["certificate"]["radius"] == 0.1
+
+
+def test_the_certificate_is_printed(invoke, tables):
+    result = invoke("fit", tables / "two.csv", "--target", "species", "-o", "m.drojko")
+    assert result.exit_code == 0, result.output
+    assert "classification into 2 classes (versicolor, virginica)" in result.output
+    assert "upper bound [ridge-1d]" in result.output
+    assert "saved: m.drojko" in result.output
+    certificate = drojko.load("m.drojko").certificate_
+    assert f"{certificate.upper:.6g}" in result.output
+
+
+def test_regression_with_options(invoke, tables):
+    summary = fit_json(
+        invoke, tables / "diabetes.csv", "--target", "target", "--loss", "absolute",
+        "--penalty", "100", "--immutable", "sex", "--drop", "s1", "--standardize",
+    )  # fmt: skip
+    assert summary["task"] == "regression"
+    assert "s1" not in summary["features"]
+    assert summary["certificate"]["radius"] is None  # JSON has no NaN, and there is no radius
+    assert summary["certificate"]["penalty"] == 100
+    pipeline = drojko.load("m.drojko")
+    moved = pipeline[-1].worst_case_.displacement().set_index("feature")["share"]
+    assert moved["sex"] == 0.0
+    assert moved.sum() == pytest.approx(1.0)
+
+
+def test_scales_that_differ_are_remarked_on(invoke, tables):
+    table = pd.read_csv(tables / "two.csv")
+    table["petal width (cm)"] *= 1000
+    table.to_csv("wide.csv", index=False)
+    result = invoke("fit", "wide.csv", "--target", "species", "-o", "m")
+    assert "'petal width (cm)' spreads" in result.output
+    assert "--standardize" in result.output
+    result = invoke("fit", "wide.csv", "--target", "species", "-o", "m", "--standardize")
+    assert "spreads" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (["a", "b"] * 20, "classification"),
+        ([True, False] * 20, "classification"),
+        ([0, 1] * 20, "classification"),
+        ([0.0, 1.0] * 20, "classification"),
+        ([0.5, 1.0] * 20, "regression"),
+        (range(40), "regression"),
+        (range(5), "regression"),
+    ],
+)
+def test_the_task_is_read_off_the_target(values, task):
+    from drojko._cli import _task
+
+    assert _task(pd.Series(values)) == task
+
+
+def test_an_identifier_is_no_class(invoke, tables):
+    table = pd.read_csv(tables / "two.csv")
+    table["species"] = [f"flower {i}" for i in range(len(table))]
+    table.to_csv("ids.csv", index=False)
+    result = invoke("fit", "ids.csv", "--target", "species", "-o", "m")
+    assert result.exit_code == 1
+    assert "identifier" in result.output
+
+
+# demo and the real process ----------------------------------------------------------------------
+
+
+def test_demo_prints_both_models_and_saves_a_picture(invoke, tmp_path):
+    from drojko._demo import RADII
+
+    result = invoke("demo", "--out", "picture.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert "upper bound [ridge-1d]" in result.output
+    lines = result.output.splitlines()
+    rows = [line.split() for line in lines if line.rstrip().endswith("ridge-1d")]
+    assert [float(row[0]) for row in rows] == list(RADII)
+    for row in rows:
+        attained_plain, bound_plain, attained_robust, bound_robust = map(float, row[1:5])
+        assert attained_plain <= bound_plain
+        assert attained_robust <= bound_robust
+    # The trade: better far away, worse at home.
+    assert float(rows[-1][4]) < float(rows[-1][2])
+    assert float(rows[0][2]) < float(rows[0][4])
+
+
+@pytest.mark.slow
+def test_python_m_drojko_is_the_same(tables, tmp_path):
+    arguments = ["fit", str(tables / "two.csv"), "--target", "species", "-o", "m.drojko", "--json"]
+    result = run_python("-m", "drojko", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert drojko.load(tmp_path / "m.drojko").certificate_.upper == pytest.approx(
+        summary["certificate"]["upper"]
+    )
+    assert run_python("-m", "drojko", "nothing", cwd=tmp_path).returncode == 2
