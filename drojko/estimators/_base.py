@@ -120,7 +120,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             with FitProgress(self, self.max_iter, X=X, y=target, metadata=metadata) as progress:
 
                 def report(iteration: int, info: dict[str, Any]) -> bool:
-                    return progress.step(lambda: self._attributes(model))
+                    fitted = {"n_iter_": iteration, "_n_outputs": model.n_outputs}
+                    return progress.step(lambda: {**self._attributes(model), **fitted})
 
                 result = train(replace(plan, callback=report), model, start)
             self._store(model, plan, result)

@@ -44,6 +44,9 @@ class _RobustScorer:
         self.ambiguity = ambiguity
 
     def __call__(self, estimator: Any, X: Any, y: Any, **kwargs: Any) -> float:
+        if hasattr(estimator, "steps"):  # a pipeline: distances are in the units of its last step
+            X = estimator[:-1].transform(X) if len(estimator.steps) > 1 else X
+            estimator = estimator.steps[-1][1]
         return float(estimator.robust_score(X, y, ambiguity=self.ambiguity, **kwargs))
 
     def __repr__(self) -> str:
