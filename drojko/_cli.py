@@ -25,7 +25,6 @@ _LOSSES = {
     "classification": ("logistic", "hinge"),
     "regression": ("squared", "absolute", "huber", "quantile"),
 }
-_MOST_CLASSES = 20  # integers with more distinct values are numbers, not labels
 _SPREAD = 100.0  # ratio of standard deviations that deserves a remark
 
 
@@ -125,7 +124,7 @@ def _comparison(plain: Any, robust: Any) -> Any:
 @click.option(
     "--task", type=click.Choice(["auto", "classification", "regression"]), default="auto",
     show_default=True,
-    help=f"auto: text, or at most {_MOST_CLASSES} different integers, are classes.",
+    help="auto: text, or at most 20 different integers, are classes.",
 )  # fmt: skip
 @click.option("--max-iter", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--random-state", type=int, default=0, show_default=True)
@@ -143,10 +142,15 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
         raise click.UsageError("give --radius or --penalty, not both")
     _check_folder(output)
     with _failures():
-        X, y = _read(data, target, options["drop"])
-        task = _task(y) if options["task"] == "auto" else options["task"]
-        y = _labels(y, task)
+        from drojko._tables import labels, read_table, split_target, task_of
+
+        frame = read_table(data)
+        _check_columns("target", (target,), frame.columns)
+        _check_columns("drop", options["drop"], frame.columns)
+        X, y = split_target(frame, target, options["drop"])
         _check_columns("immutable", options["immutable"], X.columns)
+        task = task_of(y) if options["task"] == "auto" else options["task"]
+        y = labels(y, task)
         model, estimator = _build(task, options)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -245,80 +249,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -- tables --------------------------------------------------------------------------------------
-
-
-def _read(path: Path, target: str, drop: tuple[str, ...]) -> tuple[Any, Any]:
-    """Features and target of a table; every column must be a number without gaps."""
-    import pandas as pd
-
-    frame: Any
-    suffix = path.suffix.lower()
-    if suffix in (".parquet", ".pq"):
-        frame = pd.read_parquet(path)
-    elif suffix in (".csv", ".gz", ".txt", ".tsv"):
-        frame = pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
-    else:
-        raise click.UsageError(f"{path.name}: expected a .csv, .tsv or .parquet file")
-    frame.columns = [str(name) for name in frame.columns]
-    _check_columns("target", (target,), frame.columns)
-    _check_columns("drop", drop, frame.columns)
-    y = frame[target]
-    if y.isna().any():
-        raise click.ClickException(
-            f"target {target!r} is missing in {int(y.isna().sum())} rows: remove them"
-        )
-    X: Any = frame.drop(columns=[target, *drop])
-    if X.shape[1] == 0:
-        raise click.ClickException(f"{path.name} has no column besides the target {target!r}")
-    for name in X.columns:
-        column = X[name]
-        if column.isna().any():
-            raise click.ClickException(
-                f"column {name!r} is missing in {int(column.isna().sum())} of {len(X)} rows: "
-                f"impute it, or leave it out with --drop {name}"
-            )
-        if not pd.api.types.is_numeric_dtype(column):
-            example = column.iloc[0]
-            raise click.ClickException(
-                f"column {name!r} holds {type(example).__name__} values such as {example!r}, and "
-                "transport needs numbers: encode it (pandas.get_dummies does) and keep the new "
-                f"columns from moving with --immutable, or leave it out with --drop {name}"
-            )
-    return X.astype(float), y
-
-
-def _task(y: Any) -> str:
-    import pandas as pd
-
-    if not pd.api.types.is_numeric_dtype(y) or pd.api.types.is_bool_dtype(y):
-        return "classification"
-    few = y.nunique() <= _MOST_CLASSES and y.nunique() < len(y)
-    return "classification" if few and bool((y % 1 == 0).all()) else "regression"
-
-
-def _labels(y: Any, task: str) -> Any:
-    """The target as a plain array: labels with whole values as integers, text as str."""
-    import pandas as pd
-
-    numeric = pd.api.types.is_numeric_dtype(y)
-    if task == "regression":
-        if not numeric:
-            raise click.ClickException(
-                f"target {y.name!r} is not a number: use --task classification"
-            )
-        return y.to_numpy(dtype=float)
-    if not numeric:
-        y = y.astype(str)
-        if y.nunique() > max(_MOST_CLASSES, len(y) // 2):
-            raise click.ClickException(
-                f"target {y.name!r} has {y.nunique()} different values in {len(y)} rows: it looks "
-                "like an identifier, not like classes"
-            )
-        return y.to_numpy(dtype=str)
-    if not bool((y % 1 == 0).all()):
-        raise click.ClickException(f"target {y.name!r} is not discrete: use --task regression")
-    return y.to_numpy(dtype=int)
+# -- plumbing ------------------------------------------------------------------------------------
 
 
 def _check_columns(option: str, wanted: Any, known: Any) -> None:
@@ -331,9 +262,6 @@ def _check_columns(option: str, wanted: Any, known: Any) -> None:
             raise click.BadParameter(
                 f"there is no column {name!r}; {hint}", param_hint=f"--{option}"
             )
-
-
-# -- plumbing ------------------------------------------------------------------------------------
 
 
 def _check_folder(path: Path) -> None:

@@ -110,7 +110,6 @@ def test_version(invoke):
             ["fit", "{}/iris.csv", "--target", "species", "-o", "m", "--loss", "huber"],
             "not for classification",
         ),
-        (["fit", "{}/iris.xyz", "--target", "species", "-o", "m"], ".csv, .tsv or .parquet"),
         (["demo", "--out", "no/picture.png"], "no does not exist"),
     ],
 )
@@ -124,7 +123,8 @@ def test_usage_errors_exit_with_2(invoke, tables, arguments, message):
     ("arguments", "message"),
     [
         (["text.csv", "--target", "species"], "column 'colour' holds str"),
-        (["text.csv", "--target", "species"], "--drop colour"),
+        (["text.csv", "--target", "species"], "--drop 'colour'"),
+        (["iris.xyz", "--target", "species"], ".csv, .tsv or .parquet"),
         (["holes.csv", "--target", "species"], "column 'sepal length (cm)' is missing in 1 of 150"),
         (["iris.csv", "--target", "species", "--task", "regression"], "use --task classification"),
         (["diabetes.csv", "--target", "bmi", "--task", "classification"], "--task regression"),
@@ -217,9 +217,9 @@ def test_scales_that_differ_are_remarked_on(invoke, tables):
     ],
 )
 def test_the_task_is_read_off_the_target(values, task):
-    from drojko._cli import _task
+    from drojko._tables import task_of
 
-    assert _task(pd.Series(values)) == task
+    assert task_of(pd.Series(values)) == task
 
 
 def test_an_identifier_is_no_class(invoke, tables):

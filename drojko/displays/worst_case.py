@@ -183,7 +183,7 @@ class WorstCaseDisplay:
             self._plot_classes(ax, source, target)
         ax.set_xlabel(self.features[0])
         ax.set_ylabel(self.features[1])
-        if self.share is not None and self.share < 0.995:
+        if self.share is not None and 0.0 < self.share < 0.995:
             ax.set_title(
                 f"these two features take {self.share:.0%} of the budget",
                 loc="left", fontsize="small", color=INK,
