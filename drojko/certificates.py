@@ -107,11 +107,13 @@ class Certificate:
 class Evaluation:
     """A certificate with the worst case behind it.
 
-    ``worst`` is the worst case at the requested penalty, or the mixture that fills the ball.
+    ``worst`` is the worst case at the requested penalty, or the mixture that fills the ball;
+    ``adversary`` moves any other draws in the same way.
     """
 
     certificate: Certificate
     worst: Moved | BallSolution
+    adversary: Adversary
 
 
 def certify(
@@ -187,7 +189,8 @@ def certify(
         stationarity=stationarity,
         proof=proof,
     )
-    return Evaluation(certificate, worst)
+    used = worst.adversary if isinstance(worst, BallSolution) else adversary
+    return Evaluation(certificate, worst, used)
 
 
 def _ball_upper(

@@ -204,8 +204,9 @@ class PairMoves:
             return [batch.q0]
         f = objective.model.linearise(batch.x)[0]
         rows = objective.coordinates.pull(weights)
-        choice = best_class_move(objective, f, batch.y, rows @ rows.T)
-        return [batch.q0 + (rows[choice] - rows[batch.y]) * (0.5 / objective.strength)]
+        half = 0.5 / objective.strength
+        choice = best_class_move(objective.loss, f, batch.y, rows @ rows.T, half)
+        return [batch.q0 + half * (rows[choice] - rows[batch.y])]
 
 
 def first_candidates(objective: Objective) -> tuple[Candidate, ...]:

@@ -30,6 +30,10 @@ class Batch:
         """Some of the rows."""
         return Batch(self.x[index], self.y[index], self.q0[index])
 
+    def repeat(self, times: int) -> Batch:
+        """All rows, ``times`` over."""
+        return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
+
 
 @dataclass(frozen=True)
 class Objective:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from drojko.inner.objective import Batch
 __all__ = ["BallSolution", "solve_ball"]
 
 _MAX_SOLVES = 40
+_SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,7 +26,8 @@ class BallSolution:
     The cost spent falls as the penalty rises, with jumps where the maximiser of a sample jumps.
     The mixture ``share * low + (1 - share) * high`` of the worst cases at two penalties on either
     side of the jump spends exactly the budget, so it attains the dual value: there is no gap left
-    by the radius itself. ``share`` is 0 where one map suffices.
+    by the radius itself. ``share`` is 0 where one map suffices. ``adversary`` gives both maps, on
+    these draws and on any other.
     """
 
     penalty: float
@@ -35,6 +36,7 @@ class BallSolution:
     low_penalty: float
     high_penalty: float
     share: float
+    adversary: Adversary
 
     def mix(self, low: Tensor, high: Tensor) -> Tensor:
         """Mean of two quantities of the maps under the mixture."""
@@ -65,12 +67,120 @@ class _Trial:
     cost: float
     risk: float
 
-    def alone(self) -> BallSolution:
-        if self.moved is None:
-            raise UnboundedRiskError(
-                f"the worst-case risk is infinite at every penalty up to {self.penalty:g}"
+
+@dataclass
+class _Search:
+    """Penalties on either side of a budget, for one adversary and its reference draws.
+
+    ``warm``: start each solve from the positions of its neighbours as well.
+    """
+
+    adversary: Adversary
+    batch: Batch
+    weights: Tensor
+    budget: float
+    tol: float
+    warm: bool = True
+    solves: int = 0
+    starts: list[Tensor] = field(default_factory=list)
+    nominal: float = 0.0
+
+    def run(self, penalty: float, factor: float = 1.3) -> tuple[_Trial | None, _Trial]:
+        """Trials that spend more and less than the budget, closed in on the multiplier.
+
+        The first is None where the budget cannot be spent.
+        """
+        objective = self.adversary.objective
+        self.nominal = mean(objective.risk(self.batch, self.batch.q0), self.weights)
+        first = self.trial(penalty)
+        if self.warm and first.moved is not None and not self.adversary.exact:
+            # Later penalties start from what this one found, instead of from every candidate.
+            quick = replace(
+                self.adversary,
+                candidates=first_candidates(objective),
+                screening=min(4, self.adversary.screening),
             )
-        return BallSolution(self.penalty, self.moved, self.moved, self.penalty, self.penalty, 0.0)
+            self.adversary = _with_support(quick, self.batch, [first.moved])
+            self.starts.append(first.moved.q)
+        low, high = self.bracket(first, factor)
+        if high is None:
+            self.refuse(low)
+            raise UnboundedRiskError(
+                f"the worst-case risk is infinite at every penalty up to {low.penalty:g}"
+                if low is not None
+                else "the worst-case risk is infinite"
+            )
+        while low is not None and self.solves < _MAX_SOLVES:
+            if _gap(low, high, self.budget) <= self.tolerance(high):
+                break
+            if high.penalty - low.penalty <= 1e-14 * high.penalty:
+                break
+            middle = _between(low, high, self.budget, self.solves % 3)
+            self.start_from(low, high)
+            at = self.trial(middle)
+            if at.cost >= self.budget:
+                low = at
+            else:
+                high = at
+        return (None if low is None or low.moved is None else low), high
+
+    def trial(self, penalty: float) -> _Trial:
+        self.solves += 1
+        try:
+            moved = self.adversary.with_penalty(penalty).solve(self.batch, self.starts)
+        except UnboundedRiskError:
+            return _Trial(penalty, None, math.inf, math.inf)
+        cost, risk = (mean(part, self.weights) for part in (moved.cost, moved.risk))
+        return _Trial(penalty, moved, cost, risk)
+
+    def start_from(self, *trials: _Trial) -> None:
+        if self.warm:
+            self.starts[:] = [t.moved.q for t in trials if t.moved is not None]
+
+    def bracket(self, first: _Trial, factor: float) -> tuple[_Trial | None, _Trial | None]:
+        """Grow or shrink the penalty by growing factors until the budget lies between."""
+        low = high = None
+        at = first
+        while self.solves <= _MAX_SOLVES:
+            if at.cost >= self.budget:
+                low = at
+            else:
+                high = at
+                if low is None and self.negligible(at):
+                    break
+            if low is not None and high is not None:
+                break
+            self.start_from(at)
+            at = self.trial(at.penalty * factor if high is None else at.penalty / factor)
+            factor = min(factor * factor, 1e3)
+        return low, high
+
+    def negligible(self, at: _Trial) -> bool:
+        """Whether what is left of the budget is worth nothing at this penalty."""
+        left = at.penalty * (self.budget - at.cost)
+        return left <= self.tolerance(at) or at.penalty < 1e-250
+
+    def tolerance(self, at: _Trial) -> float:
+        """Relative to what moving gains, however small beside the risk; rounding aside."""
+        return self.tol * abs(at.risk - self.nominal) + 1e-15 * abs(self.nominal)
+
+    def refuse(self, low: _Trial | None) -> None:
+        """Say so where even a huge penalty spends more than the budget."""
+        if low is not None and low.moved is not None:
+            raise InvalidDataError(
+                f"moving the reference inside the bounds costs {low.cost:g}, more than the "
+                f"radius squared, {self.budget:g}; widen the bounds or the radius"
+            )
+
+
+def _with_support(adversary: Adversary, batch: Batch, found: list[Moved]) -> Adversary:
+    """The adversary with a max-affine potential on what was found, to reach it from any draw."""
+    every = batch.repeat(len(found))
+    labels = torch.cat([moved.labels for moved in found])
+    q = torch.cat([moved.q for moved in found])
+    classes = adversary.n_labels > 0
+    support = Support.build(adversary.objective, replace(every, y=labels), q, classes, _SUPPORT)
+    return replace(adversary, candidates=(*adversary.candidates, support))
 
 
 @torch.no_grad()
@@ -101,7 +211,8 @@ def solve_ball(
         First guess of the penalty.
     tol : float, optional
         Bounds the gap between the mixture's risk and the dual value at the better of the two
-        penalties, relative to the risk; None: 1e-11 where the worst cases are exact, else 1e-6.
+        penalties, relative to the gain over the nominal risk; None: 1e-11 where worst cases are
+        exact, else 1e-5.
 
     Returns
     -------
@@ -117,61 +228,31 @@ def solve_ball(
     budget = radius * radius
     if budget == 0.0:
         return _nothing(adversary, batch)
-    if tol is None:
-        tol = 1e-11 if adversary.exact else 1e-6
-    starts: list[Tensor] = []
+    penalty = start or _first_penalty(adversary, batch, weights, radius)
+    if adversary.exact:
+        low, high = _Search(adversary, batch, weights, budget, tol or 1e-11).run(penalty)
+        return _mixture(adversary, low, high, budget)
+    low, high = _Search(adversary, batch, weights, budget, tol or 1e-6).run(penalty)
+    # Warm starts belong to these draws. A plan for any draw has its starts from candidates
+    # alone: what was found becomes one of them, and the budget is met again with it.
+    found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
+    adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
+    again = _Search(adversary, batch, weights, budget, tol or 1e-5, warm=False)
+    low, high = again.run(high.penalty, factor=1.01)
+    return _mixture(adversary, low, high, budget)
 
-    def trial(penalty: float) -> _Trial:
-        try:
-            moved = adversary.with_penalty(penalty).solve(batch, starts)
-        except UnboundedRiskError:
-            return _Trial(penalty, None, math.inf, math.inf)
-        return _Trial(penalty, moved, mean(moved.cost, weights), mean(moved.risk, weights))
 
-    first = trial(start or _first_penalty(adversary, batch, weights, radius))
-    if first.moved is not None and not adversary.exact:
-        # Later penalties start from what this one found.
-        labelled = replace(batch, y=first.moved.labels)
-        classes = adversary.n_labels > 0
-        support = Support.build(adversary.objective, labelled, first.moved.q, classes, 1000)
-        candidates = (*first_candidates(adversary.objective), support)
-        screening = min(4, adversary.screening)
-        adversary = replace(adversary, candidates=candidates, screening=screening)
-        starts.append(first.moved.q)
-
-    def negligible(at: _Trial) -> bool:
-        """Whether what is left of the budget is worth nothing at this penalty."""
-        if at.moved is None:
-            return False
-        return at.penalty * (budget - at.cost) <= tol * abs(at.risk) or at.penalty < 1e-250
-
-    low, high, solves = _bracket(trial, first, budget, starts, negligible)
-    if high is None:
-        if low is not None and low.moved is not None:
-            raise InvalidDataError(
-                f"moving the reference inside the bounds costs {low.cost:g}, more than "
-                f"radius={radius:g} squared; widen the bounds or the radius"
-            )
-        return first.alone()
-    if low is None:
-        return high.alone()
-    while solves < _MAX_SOLVES:
-        if _gap(low, high, budget) <= tol * abs(high.risk):
-            break
-        if high.penalty - low.penalty <= 1e-14 * high.penalty:
-            break
-        penalty = _between(low, high, budget, solves % 3)
-        starts[:] = [side.moved.q for side in (low, high) if side.moved is not None]
-        middle = trial(penalty)
-        solves += 1
-        if middle.cost >= budget:
-            low = middle
-        else:
-            high = middle
-    if low.moved is None or high.moved is None:
-        return high.alone()
+def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:
+    if high.moved is None:
+        raise UnboundedRiskError("the worst-case risk is infinite at every penalty")
+    adversary = adversary.with_penalty(high.penalty)
+    if low is None or low.moved is None:
+        penalty = high.penalty
+        return BallSolution(penalty, high.moved, high.moved, penalty, penalty, 0.0, adversary)
     share = _share(low, high, budget)
-    return BallSolution(high.penalty, low.moved, high.moved, low.penalty, high.penalty, share)
+    return BallSolution(
+        high.penalty, low.moved, high.moved, low.penalty, high.penalty, share, adversary
+    )
 
 
 def _share(low: _Trial, high: _Trial, budget: float) -> float:
@@ -217,37 +298,7 @@ def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:
     return math.exp(math.log(low.penalty) + part * math.log(high.penalty / low.penalty))
 
 
-def _bracket(
-    trial: Callable[[float], _Trial],
-    first: _Trial,
-    budget: float,
-    starts: list[Tensor],
-    negligible: Callable[[_Trial], bool],
-) -> tuple[_Trial | None, _Trial | None, int]:
-    """Trials that spend more and less than the budget, by growing factors of the penalty.
-
-    The first is None where the budget cannot be spent, the second where it is always exceeded.
-    """
-    low = high = None
-    at, factor, solves = first, 1.3, 1
-    while (low is None or high is None) and solves < _MAX_SOLVES:
-        if at.cost >= budget:
-            low = at
-        else:
-            high = at
-            if low is None and negligible(at):
-                break
-        if low is not None and high is not None:
-            break
-        if at.moved is not None:
-            starts[:] = [at.moved.q]
-        at = trial(at.penalty * factor if high is None else at.penalty / factor)
-        factor = min(factor * factor, 1e3)
-        solves += 1
-    return low, high, solves
-
-
 def _nothing(adversary: Adversary, batch: Batch) -> BallSolution:
     """Radius 0: nothing moves."""
     moved = adversary.stay(batch)
-    return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0)
+    return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
