@@ -14,9 +14,10 @@ from drojko._random import spawn
 from drojko.ambiguity import GroundCost
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.solvers import InnerSolver
-from drojko.losses import CallableLoss, Loss
+from drojko.losses import CallableLoss, CrammerSinger, Loss, Softmax
 from drojko.measures import LabelledMeasure
 from drojko.minimax.conditioning import Conditioned
+from drojko.minimax.linear_classes import LinearClasses
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.minimax.quasi_newton import QuasiNewton
 from drojko.minimax.ridge import solve_ridge
@@ -56,6 +57,12 @@ class Plan:
         """Whether the exact linear solver applies (for a linear model)."""
         named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
         return named and not self.cost.bounded
+
+    @property
+    def classes(self) -> bool:
+        """Whether the exact multi-class solver applies (for a linear model)."""
+        named = isinstance(self.loss, Softmax | CrammerSinger)
+        return named and not self.cost.bounded and math.isinf(self.label_cost)
 
     def problem(self, model: TabularModel) -> RobustProblem:
         return RobustProblem(
@@ -126,6 +133,17 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     """Train ``model`` in place with the outer solver that suits it."""
     if is_exact(plan, model):
         return _ridge(plan, model, start)
+    if is_linear(model) and plan.classes:
+        return LinearClasses().solve(
+            plan.problem(model),
+            spawn(plan.generator),
+            max_iter=plan.max_iter,
+            tol=plan.tol,
+            max_time=plan.max_time,
+            callback=plan.callback,
+            n_draws=plan.n_draws,
+            penalty=start,
+        )
     settings = QuasiNewton() if is_linear(model) else plan.outer
     run = Conditioned.of(plan.problem(model), plan.fit_intercept, plan.n_draws, plan.generator)
     result = settings.solve(

@@ -106,8 +106,7 @@ def lipschitz_bound(objective: Objective, batch: Batch, norms: Tensor) -> Tensor
     """sup_q J(q) when outputs move by at most ``norms`` times the displacement.
 
     One output: the worst case of the loss in the output itself, a one-dimensional problem with
-    an exact solution. Several: logsumexp_j(f_j - f_y + norms_jy^2 / 4 strength) for the
-    cross-entropy, max_j likewise for the multi-class hinge.
+    an exact solution. Several: the loss's bound by the rates of all output differences.
     """
     loss, strength = objective.loss, objective.strength
     if isinstance(loss, CallableLoss):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from drojko.inner.ascent import Ascent
 from drojko.inner.objective import Batch, Objective
-from drojko.losses import CrammerSinger, Softmax
+from drojko.losses import CrammerSinger, Loss, Softmax
 from drojko.models import MLP
 
-__all__ = ["applies", "best_class_move", "solve_linear_classes"]
+__all__ = ["applies", "best_class_move", "fixed_points", "solve_linear_classes"]
 
 _ASCENTS, _NEWTONS = 30, 12
 
@@ -46,35 +46,57 @@ def solve_linear_classes(objective: Objective, batch: Batch) -> Ascent:
     rows = objective.coordinates.pull(weights)
     gram = rows @ rows.T
     half = 0.5 / objective.strength
-    choice = best_class_move(objective, f, batch.y, gram)
-    vertex = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
-    own = torch.nn.functional.one_hot(batch.y, f.shape[1]).to(f.dtype)
-    p = vertex
     if isinstance(objective.loss, Softmax):
-        p, value = _fixed_point(vertex, f, own, gram, half)
-        other = (choice != batch.y).nonzero()[:, 0]  # elsewhere both starts are in one basin
-        if len(other):
-            f_other, own_other = f[other], own[other]
-            stay, at_stay = _fixed_point(
-                torch.softmax(f_other, 1), f_other, own_other, gram, half
-            )
-            wins = (at_stay > value[other]).unsqueeze(1)
-            p[other] = torch.where(wins, stay, p[other])
+        (p, value), (other, at_other) = fixed_points(objective.loss, f, batch.y, gram, half)
+        p = torch.where((at_other > value).unsqueeze(1), other, p)
+    else:
+        choice = best_class_move(objective.loss, f, batch.y, gram, half)
+        p = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
+    own = torch.nn.functional.one_hot(batch.y, f.shape[1]).to(f.dtype)
     q = batch.q0 + half * (p - own) @ rows
     value, gradient = objective.value_and_gradient(batch, q)
     return Ascent(q, value, gradient)
 
 
-def best_class_move(objective: Objective, f: Tensor, y: Tensor, gram: Tensor) -> Tensor:
-    """The class j whose move (w_j - w_y) / 2 lambda attains most; y itself: no move."""
-    half = 0.5 / objective.strength
+def fixed_points(
+    loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float
+) -> list[tuple[Tensor, Tensor]]:
+    """The two candidates for a global maximiser, as (p, J): from the sample, from a vertex.
+
+    Where both starts lie in one basin, the second has J = -inf.
+    """
+    own = torch.nn.functional.one_hot(y, f.shape[1]).to(f.dtype)
+    stay, value = _fixed_point(torch.softmax(f, 1), f, own, gram, half)
+    other, at_other = stay.clone(), torch.full_like(value, -torch.inf)
+    diagonal = gram.diagonal()
+    squares = diagonal + diagonal[:, None] - 2.0 * gram
+    if half * float(squares.max()) < 4.0:  # 2 lambda > curvature: one basin
+        return [(stay, value), (other, at_other)]
+    # By Jensen no basin holds more than this bound: most samples have nowhere else to look.
+    scores = f - f.gather(1, y[:, None]) + 0.5 * half * squares[y]
+    rows = (torch.logsumexp(scores, 1) > value + 1e-12).nonzero()[:, 0]
+    f_rows, own_rows = f[rows], own[rows]
+    choice = best_class_move(loss, f_rows, y[rows], gram, half, away=True)
+    vertex = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
+    moved, at_moved = _fixed_point(vertex, f_rows, own_rows, gram, half)
+    apart = (moved - stay[rows]).abs().amax(1) > 1e-6
+    other[rows[apart]], at_other[rows[apart]] = moved[apart], at_moved[apart]
+    return [(stay, value), (other, at_other)]
+
+
+def best_class_move(
+    loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float, away: bool = False
+) -> Tensor:
+    """The class j whose move (w_j - w_y) / 2 lambda attains most; y: none does (``away``: not y)."""
     own = gram[y]
     diagonal = gram.diagonal()
-    best, choice = objective.loss.value(f, y), y
+    best, choice = loss.value(f, y), y
+    if away:
+        best = torch.full_like(best, -torch.inf)
     for j in range(f.shape[1]):
         square = diagonal[j] - 2.0 * own[:, j] + diagonal[y]
-        value = objective.loss.value(f + half * (gram[j] - own), y) - 0.5 * half * square
-        better = value > best
+        value = loss.value(f + half * (gram[j] - own), y) - 0.5 * half * square
+        better = (value > best) & ~(away & (y == j))
         best = torch.where(better, value, best)
         choice = torch.where(better, torch.full_like(choice, j), choice)
     return choice
@@ -97,7 +119,7 @@ def _fixed_point(
     value, image = _value(p, f, own, gram, half)
     active = torch.arange(len(p), device=p.device)
     for _ in range(_ASCENTS):
-        active = active[(image - p)[active].abs().amax(1) > 1e-3]
+        active = active[(image - p)[active].abs().amax(1) > 1e-2]
         if len(active) == 0:
             break
         p[active] = image[active]
@@ -105,7 +127,7 @@ def _fixed_point(
     eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     active = torch.arange(len(p), device=p.device)
     for _ in range(_NEWTONS):
-        active = active[(image - p)[active].abs().amax(1) > 1e-15]
+        active = active[(image - p)[active].abs().amax(1) > 1e-11]
         if len(active) == 0:
             break
         here, there = p[active], image[active]

@@ -17,6 +17,7 @@ from torch import Tensor
 from drojko.inner.ascent import Ascent
 from drojko.inner.objective import Batch, Objective
 from drojko.losses import Huber, Logistic, Softmax, Squared
+from drojko.losses.radial import radial_supremum
 from drojko.models import ACTIVATIONS, MLP
 
 __all__ = ["LocalBound", "local_upper_bound", "strong_gap"]
@@ -37,7 +38,7 @@ def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> Loca
     r"""Bounds of :math:`\sup_q J(q)` for a perceptron with at least one hidden layer.
 
     With Lipschitz constants :math:`L_{jy}` of f_j - f_y on the ball,
-    :math:`\sup J \le \mathrm{logsumexp}_j(f_j - f_y + L_{jy}^2 / 4\lambda)`; with an upper
+    :math:`\sup J \le \sup_t \mathrm{logsumexp}_j(f_j - f_y + L_{jy} t) - \lambda t^2`; with an upper
     curvature C < 2 lambda on the ball, :math:`\sup J \le J(q) + \|\nabla J(q)\|^2 / 2(2\lambda - C)`.
 
     Parameters
@@ -276,7 +277,7 @@ class _Scores:
     def supremum(self, norms: Tensor, strength: float) -> Tensor:
         """Largest loss - strength t^2 over t >= 0 with outputs moving at these rates."""
         if self.several:
-            return torch.logsumexp(self._differences() + norms.square() / (4.0 * strength), dim=1)
+            return radial_supremum(self._differences(), norms, strength)
         loss = self.objective.loss
         square = norms[:, 0].square()
         kappa = strength / square.clamp_min(1e-300)
@@ -299,9 +300,7 @@ class _Scores:
             return top, pull
         loss, f, y = self.objective.loss, self.outputs, self.labels
         reach, square = shift[:, 0], norms[:, 0].square()
-        steep = torch.maximum(
-            loss.gradient(f + reach, y).abs(), loss.gradient(f - reach, y).abs()
-        )
+        steep = torch.maximum(loss.gradient(f + reach, y).abs(), loss.gradient(f - reach, y).abs())
         if isinstance(loss, Logistic):
             nearest = (f.abs() - reach).clamp_min(0.0)
             top = torch.sigmoid(nearest) * torch.sigmoid(-nearest) * square

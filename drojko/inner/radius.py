@@ -111,7 +111,7 @@ class _Search:
                 else "the worst-case risk is infinite"
             )
         while low is not None and self.solves < _MAX_SOLVES:
-            if _gap(low, high, self.budget) <= self.tolerance(high):
+            if _gap(low, high, self.budget) <= self.worth(high, self.tol):
                 break
             if high.penalty - low.penalty <= 1e-14 * high.penalty:
                 break
@@ -158,11 +158,11 @@ class _Search:
     def negligible(self, at: _Trial) -> bool:
         """Whether what is left of the budget is worth nothing at this penalty."""
         left = at.penalty * (self.budget - at.cost)
-        return left <= self.tolerance(at) or at.penalty < 1e-250
+        return left <= self.worth(at, min(self.tol, 1e-9)) or at.penalty < 1e-250
 
-    def tolerance(self, at: _Trial) -> float:
-        """Relative to what moving gains, however small beside the risk; rounding aside."""
-        return self.tol * abs(at.risk - self.nominal) + 1e-15 * abs(self.nominal)
+    def worth(self, at: _Trial, share: float) -> float:
+        """A share of what moving gains, however small beside the risk; at least rounding."""
+        return share * abs(at.risk - self.nominal) + 1e-15 * abs(self.nominal)
 
     def refuse(self, low: _Trial | None) -> None:
         """Say so where even a huge penalty spends more than the budget."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses.base import Loss
+from drojko.losses.radial import radial_supremum
 
 __all__ = ["CrammerSinger", "Softmax"]
 
@@ -40,15 +41,17 @@ class Softmax(Loss):
     ) -> Tensor:
         r"""Upper bound of :math:`\sup_{z'} \ell(Wz'+b, y) - \lambda c(z', z)`, shape (n,).
 
-        .. math:: \mathrm{logsumexp}_j (f_j - f_y + \|w_j - w_y\|^2_{C^{-1}} / (4\lambda))
+        .. math:: \sup_{t \ge 0} \mathrm{logsumexp}_j (f_j - f_y + t \|w_j - w_y\|_{C^{-1}})
+                  - \lambda t^2
 
-        Proof: logsumexp(a) = max_p p'a + H(p) over the simplex; for fixed p the best move gains
-        ‖Σ p_j (w_j - w_y)‖² / (4λ), at most Σ p_j ‖w_j - w_y‖² / (4λ) by Jensen's inequality.
+        because a displacement of cost t² moves f_j - f_y by at most t ‖w_j - w_y‖. Exact for two
+        classes, and tight where one competitor of y matters; see `radial_supremum`.
 
         `f` (n, K) logits of the unmoved points; `pair_norms_squared` (K, K), entry (j, k) the
         squared norm of w_j - w_k with each column j weighted by its inverse cost.
         """
-        return torch.logsumexp(_pair_scores(f, y, pair_norms_squared, lam), dim=-1)
+        scores, squares = _pairs(f, y, pair_norms_squared, lam)
+        return radial_supremum(scores, squares.sqrt(), lam)
 
     @staticmethod
     def input_curvature(pair_norms_squared: Tensor) -> Tensor:
@@ -93,8 +96,8 @@ class CrammerSinger(Loss):
 
         The loss is a maximum of affine functions, and suprema commute. Shapes as in `Softmax`.
         """
-        scores = _pair_scores(f, y, pair_norms_squared, lam)
-        return _minus_one(scores + 1.0, y).amax(dim=-1)
+        scores, squares = _pairs(f, y, pair_norms_squared, lam)
+        return _minus_one(scores + squares / (4.0 * lam) + 1.0, y).amax(dim=-1)
 
 
 def _own(f: Tensor, y: Tensor) -> Tensor:
@@ -106,7 +109,8 @@ def _minus_one(a: Tensor, y: Tensor) -> Tensor:
     return a.scatter_add(-1, y[:, None], a.new_full((a.shape[0], 1), -1.0))
 
 
-def _pair_scores(f: Tensor, y: Tensor, pair_norms_squared: Tensor, lam: float) -> Tensor:
+def _pairs(f: Tensor, y: Tensor, pair_norms_squared: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    """Differences f_j - f_y and squared norms of w_j - w_y, both of shape (n, K)."""
     classes = (f.shape[-1], f.shape[-1])
     if tuple(pair_norms_squared.shape) != classes:
         raise InvalidDataError(
@@ -114,4 +118,4 @@ def _pair_scores(f: Tensor, y: Tensor, pair_norms_squared: Tensor, lam: float) -
         )
     if not lam > 0:
         raise UnboundedRiskError(f"the penalty is {lam!r}; the worst case is finite for any > 0")
-    return f - _own(f, y)[:, None] + pair_norms_squared.to(f.dtype)[:, y].T / (4.0 * lam)
+    return f - _own(f, y)[:, None], pair_norms_squared.to(f.dtype)[:, y].T

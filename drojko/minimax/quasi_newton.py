@@ -20,7 +20,9 @@ from drojko.models import flatten_parameters, views_like
 __all__ = ["QuasiNewton"]
 
 
-class _Stop(Exception):
+class Stop(Exception):
+    """Ends SciPy's loop from within its callback."""
+
     def __init__(self, status: Status) -> None:
         self.status = status
 
@@ -76,7 +78,7 @@ class QuasiNewton:
                     # A line search that finds no further descent ends at a kink: a minimum of a
                     # nonsmooth function as far as first-order information can tell.
                     status, message = Status.CONVERGED, Status.CONVERGED.advice
-        except _Stop as stop:
+        except Stop as stop:
             status, message = stop.status, stop.status.advice
         except KeyboardInterrupt:
             status, message = Status.INTERRUPTED, Status.INTERRUPTED.advice
@@ -87,7 +89,7 @@ class QuasiNewton:
             len(run.history),
             run.penalty_of(run.best_point),
             run.best_slope,
-            run.columns(),
+            history_columns(run.history),
         )
 
 
@@ -113,7 +115,7 @@ class _Run:
         p = self.problem
         self.began = time.perf_counter()
         self.flat = flatten_parameters(p.model)
-        self.x, self.y, self.w = _merged(*p.draw(self.n_draws, self.generator))
+        self.x, self.y, self.w = merged_rows(*p.draw(self.n_draws, self.generator))
         self.coordinates = p.objective(self.x, 1.0, reduce=False).coordinates
         parameters = list(p.model.parameters())
         self.decay = torch.zeros_like(self.flat)
@@ -200,26 +202,29 @@ class _Run:
         if self.callback is not None:
             self.load(self.best_point)
             if self.callback(len(self.history), self.last):
-                raise _Stop(Status.CALLBACK)
-        if self.slope <= self.tol * 1e-5 or self._settled():
-            raise _Stop(Status.CONVERGED)
+                raise Stop(Status.CALLBACK)
+        if self.slope <= self.tol * 1e-5 or settled(self.history, 1e-6 * self.tol):
+            raise Stop(Status.CONVERGED)
         if self.max_time is not None and seconds >= self.max_time:
-            raise _Stop(Status.MAX_TIME)
-
-    def _settled(self) -> bool:
-        """Whether ten iterations together gained next to nothing, as at a kink."""
-        if len(self.history) < 11:
-            return False
-        before = self.history[-11]["robust_risk"]
-        gained = before - min(row["robust_risk"] for row in self.history[-10:])
-        return gained <= 1e-6 * self.tol * abs(before)
-
-    def columns(self) -> dict[str, np.ndarray]:
-        names = self.history[0] if self.history else {}
-        return {name: np.array([row[name] for row in self.history]) for name in names}
+            raise Stop(Status.MAX_TIME)
 
 
-def _merged(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def settled(history: list[dict[str, float]], accuracy: float) -> bool:
+    """Whether ten iterations together gained next to nothing, as at a kink."""
+    if len(history) < 11:
+        return False
+    before = history[-11]["robust_risk"]
+    gained = before - min(row["robust_risk"] for row in history[-10:])
+    return gained <= accuracy * abs(before)
+
+
+def history_columns(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """The history as arrays, one per column."""
+    names = history[0] if history else {}
+    return {name: np.array([row[name] for row in history]) for name in names}
+
+
+def merged_rows(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Equal rows as one row with their total mass, in a fixed order: copies are weights."""
     rows = torch.cat([x, y.to(x.dtype)[:, None]], 1)
     unique, index = torch.unique(rows, dim=0, return_inverse=True)

@@ -1,0 +1,258 @@
+"""Linear multi-class models: quasi-Newton on the exact robust risk, kinks smoothed away slowly."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from drojko._driver import Status
+from drojko.inner.linear_classes import fixed_points
+from drojko.losses import Softmax
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.minimax.quasi_newton import Stop, history_columns, merged_rows, settled
+from drojko.models import MLP
+
+__all__ = ["LinearClasses"]
+
+
+@dataclass(frozen=True)
+class LinearClasses:
+    r"""L-BFGS on (W, b, lambda) of :math:`\lambda r^2 + E\max_p\{p^\top a + h(p)
+    + \|W^\top(p - e_y)\|^2_{C^{-1}} / 4\lambda\}`.
+
+    a_j = f_j - f_y, and h is the entropy for the cross-entropy, or the margin 1[j != y] at the
+    vertices for the multi-class hinge: the worst case of a linear model in the space of class
+    probabilities, jointly convex in (W, b, lambda). Where two maximisers p compete there is a
+    kink; there both count, with weights softmax(J / mu), and mu falls stage by stage, so that the
+    error is at most mu log 2 on the few samples at a kink.
+
+    Parameters
+    ----------
+    smoothings : tuple of float
+        The mu of the stages, relative to the risk at the start.
+    memory : int
+        Corrections of L-BFGS (Byrd, Lu, Nocedal, Zhu, 1995).
+    """
+
+    smoothings: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+    memory: int = 30
+
+    def solve(
+        self,
+        problem: RobustProblem,
+        generator: torch.Generator,
+        *,
+        max_iter: int,
+        tol: float,
+        max_time: float | None = None,
+        callback: Callback | None = None,
+        n_draws: int = 2000,
+        penalty: float | None = None,
+    ) -> TrainResult:
+        """Train ``problem.model`` in place; its best parameters are left in it."""
+        run = _Run(problem, generator, n_draws, penalty, max_time, callback, tol, max_iter)
+        point = run.start()
+        status = Status.MAX_ITER
+        try:
+            for stage, mu in enumerate(self.smoothings):
+                run.mu, run.stage_start = mu * run.unit_risk, len(run.history)
+                run.last_stage = stage == len(self.smoothings) - 1
+                run.best_value = math.inf
+                left = max_iter - len(run.history)
+                if left <= 0:
+                    break
+                options = {"maxiter": left, "maxcor": self.memory, "ftol": 0.0, "gtol": 0.0}
+                try:
+                    result = minimize(
+                        run.evaluate,
+                        point,
+                        jac=True,
+                        method="L-BFGS-B",
+                        bounds=run.bounds(),
+                        callback=run.iteration,
+                        options=options,
+                    )
+                    done = result.status != 1
+                except Stop as stop:
+                    if stop.status is not Status.CONVERGED:
+                        raise
+                    done = True
+                point = run.best_point.copy()
+                if run.last_stage and done:
+                    status = Status.CONVERGED
+        except Stop as stop:
+            status = stop.status
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+        run.load(run.best_point)
+        return TrainResult(
+            str(status),
+            f"Stopped after {len(run.history)} iterations. {status.advice}",
+            len(run.history),
+            run.penalty_of(run.best_point),
+            run.best_slope,
+            history_columns(run.history),
+        )
+
+
+@dataclass
+class _Run:
+    """One optimisation over standardised columns; ``load`` undoes the standardisation."""
+
+    problem: RobustProblem
+    generator: torch.Generator
+    n_draws: int
+    penalty0: float | None
+    max_time: float | None
+    callback: Callback | None
+    tol: float
+    max_iter: int
+    mu: float = 0.1
+    last_stage: bool = False
+    stage_start: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_value: float = math.inf
+    best_slope: float = math.inf
+    slope: float = math.inf
+    last: dict[str, float] = field(default_factory=dict)
+
+    def start(self) -> np.ndarray:
+        p = self.problem
+        self.began = time.perf_counter()
+        model = p.model
+        if not isinstance(model, MLP):
+            raise TypeError("a linear model is needed")
+        self.weight, self.bias = model.weights[0].data, model.biases[0].data
+        self.intercept = model.bias
+        x, self.y, self.w = merged_rows(*p.draw(self.n_draws, self.generator))
+        x = x.double()
+        mean = self.w @ x
+        spread = (self.w @ (x - mean).square()).sqrt()
+        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        self.mean = mean if self.intercept else torch.zeros_like(mean)
+        self.x = (x - self.mean) / self.spread
+        like = {"dtype": torch.float64, "device": x.device}
+        inverse = torch.as_tensor(p.cost.inverse_weights, **like)
+        self.inverse_cost = inverse / self.spread.square()
+        self.decay = p.alpha / self.spread.square()
+        self.own = torch.nn.functional.one_hot(self.y, model.n_outputs).double()
+        w = self.weight.double() * self.spread
+        b = self.bias.double() + self.weight.double() @ self.mean
+        self.shape = w.shape
+        f = torch.addmm(b, self.x, w.T)
+        self.unit_risk = max(float(p.loss.value(f, self.y) @ self.w), 1e-3)
+        point = torch.cat([w.reshape(-1), b])
+        if p.radius:
+            # At W = 0 nothing is spent: start where a model of unit slope would spend the radius.
+            size = float(self.inverse_cost.mean().sqrt())
+            self.unit = self.penalty0 or max(size, 1e-300) / p.radius
+            point = torch.cat([point, torch.ones(1, **like)])
+        self.best_point = point.cpu().numpy()
+        return self.best_point
+
+    def bounds(self) -> list[tuple[float | None, float | None]]:
+        """Fixed intercepts stay at zero; the multiplier stays positive."""
+        k, d = self.shape
+        free: list[tuple[float | None, float | None]] = [(None, None)] * (k * d)
+        free += [(None, None) if self.intercept else (0.0, 0.0)] * k
+        return [*free, (1e-6, None)] if self.problem.radius else free
+
+    def penalty_of(self, point: np.ndarray) -> float:
+        if self.problem.penalty is not None:
+            return self.problem.penalty
+        return self.unit * float(point[-1]) if self.problem.radius else math.inf
+
+    def _split(self, point: np.ndarray) -> tuple[Tensor, Tensor]:
+        k, d = self.shape
+        values = torch.as_tensor(point, device=self.x.device)
+        return values[: k * d].reshape(k, d), values[k * d : k * d + k]
+
+    def load(self, point: np.ndarray) -> None:
+        w, b = self._split(point)
+        weight = w / self.spread
+        self.weight.copy_(weight)
+        self.bias.copy_(b - weight @ self.mean)
+
+    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Smoothed robust risk and its gradient."""
+        p = self.problem
+        w, b = self._split(point)
+        penalty = self.penalty_of(point)
+        half = 0.5 / penalty
+        gram = (w * self.inverse_cost) @ w.T
+        f = torch.addmm(b, self.x, w.T)
+        if isinstance(p.loss, Softmax):
+            values, pull, second = self._softmax(f, gram, half)
+        else:
+            values, pull, second = self._hinge(f, gram, half)
+        risk = float(values @ self.w)
+        moved = half * (second @ w) * self.inverse_cost
+        grad_w = pull.T @ self.x + moved + self.decay * w
+        grads = [grad_w.reshape(-1), pull.sum(0)]
+        cost = float((second * gram).sum()) * half * half
+        value = risk + 0.5 * float((self.decay * w.square()).sum())
+        if p.radius:
+            value += penalty * p.radius**2
+            grads.append(torch.full((1,), self.unit * (p.radius**2 - cost), dtype=torch.float64))
+        gradient = torch.cat(grads).cpu().numpy()
+        if not math.isfinite(value):
+            return 1e300, np.zeros_like(point)  # the line search backs off
+        self.slope = float(np.linalg.norm(gradient)) / (1.0 + abs(value))
+        self.last = {
+            "robust_risk": value,
+            "penalty": penalty,
+            "transport_cost": cost,
+            "stationarity": self.slope,
+        }
+        if value < self.best_value:
+            self.best_value, self.best_slope = value, self.slope
+            self.best_point = np.array(point)
+        return value, gradient
+
+    def _softmax(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, E-weighted p - e_y, and sum_i w_i (p - e_y)(p - e_y)' of the maximisers."""
+        found = fixed_points(self.problem.loss, f, self.y, gram, half)
+        stacked = torch.stack([value for _, value in found], 1)
+        share = torch.softmax(stacked / self.mu, 1)
+        values = self.mu * torch.logsumexp(stacked / self.mu, 1)
+        pull, second = torch.zeros_like(f), torch.zeros_like(gram)
+        for (probabilities, _), weight in zip(found, share.T, strict=True):
+            c = probabilities - self.own
+            mass = (weight * self.w).unsqueeze(1)
+            pull += mass * c
+            second += c.T @ (mass * c)
+        return values, pull, second
+
+    def _hinge(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The same at the vertices p = e_j, where the hinge has its maximisers."""
+        diagonal = gram.diagonal()
+        squares = diagonal + diagonal[:, None] - 2.0 * gram
+        scores = f - f.gather(1, self.y[:, None]) + 1.0 - self.own + 0.5 * half * squares[self.y]
+        share = torch.softmax(scores / self.mu, 1)
+        values = self.mu * torch.logsumexp(scores / self.mu, 1)
+        mass = self.w[:, None] * share
+        pairs = mass.T @ self.own  # (j, y): mass that moves from class y towards j
+        second = torch.diag(pairs.sum(0) + pairs.sum(1)) - pairs - pairs.T
+        return values, mass - self.w[:, None] * self.own, second
+
+    def iteration(self, intermediate_result: Any) -> None:
+        """Called by SciPy after each accepted iterate."""
+        seconds = time.perf_counter() - self.began
+        self.history.append({"iteration": len(self.history) + 1, "seconds": seconds, **self.last})
+        if self.callback is not None:
+            self.load(self.best_point)
+            if self.callback(len(self.history), self.last):
+                raise Stop(Status.CALLBACK)
+        if self.max_time is not None and seconds >= self.max_time:
+            raise Stop(Status.MAX_TIME)
+        accuracy = 1e-5 * self.tol if self.last_stage else 1e-2 * self.mu / self.unit_risk
+        small = 1e-6 * self.tol if self.last_stage else 1e-2 * self.mu
+        if self.slope <= small or settled(self.history[self.stage_start :], accuracy):
+            raise Stop(Status.CONVERGED)
