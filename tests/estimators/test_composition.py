@@ -34,8 +34,8 @@ def test_the_robust_scorer_looks_into_pipelines():
 def test_a_monitor_scores_every_iteration(settings):
     monitor = ScoringMonitor(scoring="neg_log_loss")
     model = DROClassifier(
-        Wasserstein(radius=0.3), reference="empirical", inner="pointwise", random_state=0, **settings
-    ).set_callbacks(monitor)  # fmt: skip
+        Wasserstein(0.3), reference="empirical", inner="pointwise", random_state=0, **settings
+    ).set_callbacks(monitor)
     model.fit(scale(X[:200]), Y[:200])
     log = monitor.get_logs().data_as_pandas
     assert len(log) == model.n_iter_
