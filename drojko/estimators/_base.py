@@ -88,9 +88,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         cost: GroundCost = ambiguity.validate(X.shape[1], None if names is None else list(names))
         cost.check_inside(X)
         inner = get_inner(self._nested("inner"))
-        weight = _check_sample_weight(
-            sample_weight, X, dtype=np.float64, ensure_non_negative=True
-        )
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
         n_classes = len(self.classes_) if self._classification else 0

@@ -176,7 +176,7 @@ def _ridge(
 
 
 def _spread(data: Any, coef: np.ndarray, intercept: float, found: Any, penalty: float) -> Any:
-    """loss - penalty * cost per point: what the Monte-Carlo error is about."""
+    """Loss - penalty * cost per point: what the Monte-Carlo error is about."""
     norm = data.squared_norm(coef)
     u = data.predictions(coef, intercept) + found.shift
     y = np.where(found.flip, 1.0 - data.y, data.y) if data.flips else data.y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,9 @@ from drojko.minimax.subgradient import Subgradient
 from drojko.models import MLP, Linear, ModuleModel, TabularModel
 
 __all__ = ["Plan", "build_model", "is_exact", "reject", "ridge_data", "train"]
+
+
+_FACTORY = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ def build_model(
         raise InvalidDataError(
             f"model={model!r}; expected 'linear', 'mlp' or a callable that returns a torch module"
         )
-    with torch.random.fork_rng(devices=[]):  # a user's module draws its weights globally
+    # A user's module draws its weights from the global generator: seed it for a moment, one fit
+    # at a time, and give the caller's state back.
+    with _FACTORY, torch.random.fork_rng(devices=[]):  # noqa: TID251
         seed = torch.randint(2**31 - 1, (1,), generator=gen)
         torch.default_generator.manual_seed(int(seed))
         module = model()

@@ -43,8 +43,8 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     model : {"linear", "mlp"} or callable, default="linear"
         A callable returns a new torch module with logits of shape (n, n_classes), or (n,) or
         (n, 1) for two classes.
-    hidden_layer_sizes : sequence of int, default=(64, 64)
-        Of the "mlp".
+    hidden_layer_sizes : sequence of int, default=(64,)
+        Of the "mlp". Certificates are tightest with one hidden layer.
     activation : {"softplus", "tanh", "silu", "relu"}, default="softplus"
         Of the "mlp"; smooth ones allow proven bounds.
     loss : {"logistic", "hinge"} or callable, default="logistic"
@@ -123,7 +123,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         ambiguity=None,
         *,
         model="linear",
-        hidden_layer_sizes=(64, 64),
+        hidden_layer_sizes=(64,),
         activation="softplus",
         loss="logistic",
         reference="kde",
@@ -191,7 +191,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         """Logits: shape (n,) for two classes (positive: ``classes_[1]``), else (n, n_classes)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
-        return self._predictions(X)
+        return self._predictions(np.asarray(X))
 
     def predict(self, X):
         """Most probable class of each row, shape (n,)."""

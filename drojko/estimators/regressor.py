@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 from sklearn.base import RegressorMixin
-
-from numbers import Real
 
 from drojko._sklearn import Interval, StrOptions, _fit_context, check_is_fitted, validate_data
 from drojko.estimators._base import BaseDRO
@@ -77,7 +77,7 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         ambiguity=None,
         *,
         model="linear",
-        hidden_layer_sizes=(64, 64),
+        hidden_layer_sizes=(64,),
         activation="softplus",
         loss="squared",
         quantile=0.5,
@@ -159,7 +159,7 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         """Predicted values, shape (n,)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
-        return self._predictions(X)
+        return self._predictions(np.asarray(X))
 
     def robust_certificate(self, X, y, ambiguity=None, sample_weight=None):
         """Certificate of the fitted model on new data, around their empirical measure."""

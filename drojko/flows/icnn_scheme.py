@@ -12,6 +12,7 @@ from torch import Tensor
 from drojko._adam import Adam
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.icnn import ICNN
+from drojko.transport.initialise import bures_map, set_affine
 from drojko.transport.maps import BrenierMap
 
 __all__ = ["ICNNScheme", "MapState"]
@@ -28,6 +29,11 @@ class MapState:
     scale: float
     step: int = 0
     residual: float = float("inf")
+
+    @torch.no_grad()
+    def image(self, points: Tensor, context: Tensor | None) -> Tensor:
+        """Image of points under the current map."""
+        return BrenierMap(self.potential, self.centre, self.scale).map(points, context)
 
     def brenier(self) -> BrenierMap:
         """The current map, detached from the state (later steps do not change it)."""
@@ -82,6 +88,16 @@ class ICNNScheme:
             )
         flat = flatten_parameters(potential)
         return MapState(potential, flat, Adam.like(flat), centre, scale)
+
+    @torch.no_grad()
+    def start_affine(self, state: MapState, points: Tensor, images: Tensor) -> None:
+        """Start at the optimal affine map between the Gaussian fits of points and images."""
+        x = ((points - state.centre) / state.scale).double()
+        z = ((images - state.centre) / state.scale).double()
+        ridge = 1e-6 * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        covariances = [torch.cov(v.T, correction=0).reshape(ridge.shape) + ridge for v in (x, z)]
+        matrix, shift = bures_map(x.mean(0), covariances[0], z.mean(0), covariances[1])
+        set_affine(state.potential, matrix, shift)
 
     def step(
         self,

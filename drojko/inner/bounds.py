@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from drojko.inner.ascent import Ascent
-from drojko.inner.objective import Batch, Objective
 from drojko.inner.local_bounds import local_upper_bound, strong_gap
+from drojko.inner.objective import Batch, Objective
 from drojko.losses import CallableLoss, Softmax
 from drojko.models import ACTIVATIONS, MLP
 

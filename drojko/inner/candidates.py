@@ -25,6 +25,7 @@ from drojko.transport.maps import BrenierMap
 __all__ = [
     "BoxPath",
     "Candidate",
+    "Condition",
     "LearnedMap",
     "OtherLabel",
     "PairMoves",
@@ -55,24 +56,53 @@ class Stay:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a map is conditioned on: the label, and the columns that cannot move.
+
+    One-hot classes, or the standardised target of a regression (``n_labels`` 0), then the
+    standardised immutable columns: the worst case of a sample depends on all of them.
+    """
+
+    n_labels: int
+    centre: Tensor
+    scale: Tensor
+    columns: Tensor | None = None
+
+    @staticmethod
+    def of(batch: Batch, n_labels: int, columns: Tensor | None) -> Condition:
+        """Standardisation from the moments of a batch."""
+        whole = Condition(n_labels, batch.q0.new_zeros(()), batch.q0.new_ones(()), columns)
+        values = whole.context(batch)
+        centre, spread = values.mean(0), values.std(0, unbiased=False)
+        centre[:n_labels], spread[:n_labels] = 0.0, 1.0
+        return Condition(n_labels, centre, torch.where(spread > 0, spread, 1.0), columns)
+
+    @property
+    def dim(self) -> int:
+        """Number of context columns."""
+        return (self.n_labels or 1) + (0 if self.columns is None else len(self.columns))
+
+    def context(self, batch: Batch) -> Tensor:
+        """Context of shape (n, dim)."""
+        if self.n_labels:
+            parts = [one_hot(batch.y, self.n_labels).to(batch.q0.dtype)]
+        else:
+            parts = [batch.y.to(batch.q0.dtype).unsqueeze(1)]
+        if self.columns is not None:
+            parts.append(batch.x[:, self.columns])
+        return (torch.cat(parts, 1) - self.centre) / self.scale
+
+
+@dataclass(frozen=True)
 class LearnedMap:
-    """A Brenier map learned by modified JKO steps, conditioned on the label."""
+    """A Brenier map learned by modified JKO steps, conditioned on label and fixed columns."""
 
     brenier: BrenierMap
-    n_labels: int
-
-    def context(self, batch: Batch) -> Tensor | None:
-        """What the map is conditioned on."""
-        return label_context(batch.y, self.n_labels, batch.q0.dtype)
+    condition: Condition
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
         """The image under the map."""
-        return [self.brenier.map(batch.q0, self.context(batch))]
-
-
-def label_context(y: Tensor, n_labels: int, dtype: torch.dtype) -> Tensor | None:
-    """One-hot labels for a class-conditional potential; None for regression."""
-    return one_hot(y, n_labels).to(dtype) if n_labels else None
+        return [self.brenier.map(batch.q0, self.condition.context(batch))]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Coordinates:
     lower: Tensor | None = None
     upper: Tensor | None = None
     n_features: int = 0
+    immutable: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -107,4 +108,5 @@ class Coordinates:
             lo = -inf if cost.lower is None else torch.as_tensor(cost.lower, **like)
             hi = inf if cost.upper is None else torch.as_tensor(cost.upper, **like)
             lower, upper = lo[columns] * factor, hi[columns] * factor
-        return Coordinates(scale, encoder, lift, lower, upper, x.shape[1])
+        immutable = (~mutable).nonzero().squeeze(1) if not whole else None
+        return Coordinates(scale, encoder, lift, lower, upper, x.shape[1], immutable)

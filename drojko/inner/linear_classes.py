@@ -43,6 +43,8 @@ def solve_linear_classes(objective: Objective, batch: Batch) -> Ascent:
     """
     f = objective.model.linearise(batch.x)[0]
     weights = objective.model.first_layer()
+    if weights is None:
+        raise TypeError("a linear model is needed")
     rows = objective.coordinates.pull(weights)
     gram = rows @ rows.T
     half = 0.5 / objective.strength
@@ -87,7 +89,7 @@ def fixed_points(
 def best_class_move(
     loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float, away: bool = False
 ) -> Tensor:
-    """The class j whose move (w_j - w_y) / 2 lambda attains most; y: none does (``away``: not y)."""
+    """The class j whose move (w_j - w_y) / 2 lambda attains most, y for none; ``away``: not y."""
     own = gram[y]
     diagonal = gram.diagonal()
     best, choice = loss.value(f, y), y

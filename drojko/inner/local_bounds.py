@@ -37,9 +37,12 @@ class LocalBound:
 def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> LocalBound | None:
     r"""Bounds of :math:`\sup_q J(q)` for a perceptron with at least one hidden layer.
 
-    With Lipschitz constants :math:`L_{jy}` of f_j - f_y on the ball,
-    :math:`\sup J \le \sup_t \mathrm{logsumexp}_j(f_j - f_y + L_{jy} t) - \lambda t^2`; with an upper
-    curvature C < 2 lambda on the ball, :math:`\sup J \le J(q) + \|\nabla J(q)\|^2 / 2(2\lambda - C)`.
+    With Lipschitz constants :math:`L_{jy}` of f_j - f_y and an upper curvature C on the ball,
+
+    .. math:: \sup J \le \sup_t\; \mathrm{logsumexp}_j(f_j - f_y + L_{jy} t) - \lambda t^2,
+              \qquad \sup J \le J(q) + \|\nabla J(q)\|^2 / 2(2\lambda - C),
+
+    the second where C < 2 lambda.
 
     Parameters
     ----------
@@ -190,13 +193,11 @@ class _Network:
         for layer in range(len(self.weights) - 1, 0, -1):
             below = (upstream[0] * ball.top[layer]) @ self.weights[layer].abs()
             upstream.insert(0, below)
-        product, error, norm = None, None, None
+        product = self.weights[0].expand(len(top), -1, -1)
+        error = torch.zeros_like(top)
+        norm = torch.full_like(top, self.norms[0])
         for layer, w in enumerate(self.weights):
-            if product is None:
-                product = w.expand(len(top), -1, -1)
-                error = torch.zeros_like(top)
-                norm = torch.full_like(top, self.norms[0])
-            else:
+            if layer:
                 middle, half = ball.middle[layer - 1], ball.half[layer - 1]
                 largest = ball.top[layer - 1].amax(1)
                 error = self.norms[layer] * (half.amax(1) * norm + largest * error)

@@ -12,7 +12,7 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko.flows.icnn_scheme import ICNNScheme, MapState
 from drojko.inner.ascent import proximal_ascent
-from drojko.inner.candidates import label_context
+from drojko.inner.candidates import Condition
 from drojko.inner.objective import Batch, Objective
 
 if TYPE_CHECKING:
@@ -48,13 +48,23 @@ class ModifiedJKO:
     objective: Objective
     batch: Batch
     generator: torch.Generator
-    n_labels: int
+    condition: Condition
 
     def init(self, problem: None) -> JKOState:
-        """Near the identity map."""
+        """Near the identity map, or near the affine map that fits the first proximal targets."""
         s = self.settings
         scheme = ICNNScheme(s.hidden, s.fits, s.learning_rate)
-        return JKOState(scheme.init(self.batch.q0, self.n_labels, self.generator))
+        flow = scheme.init(self.batch.q0, self.condition.dim, self.generator)
+        if s.initialisation == "bures":
+            part = self._draw()
+            found = proximal_ascent(self.objective, part, part.q0, s.proximal_steps)
+            scheme.start_affine(flow, part.q0, found.q)
+        return JKOState(flow)
+
+    def _draw(self) -> Batch:
+        size = (min(self.settings.batch_size, len(self.batch)),)
+        rows = torch.randint(len(self.batch), size, generator=self.generator)
+        return self.batch.take(rows.to(self.batch.x.device))
 
     def finite(self, state: JKOState) -> bool:
         """Whether the potential is finite."""
@@ -64,9 +74,7 @@ class ModifiedJKO:
         """One modified JKO step on a mini-batch; the potential is updated in place."""
         s = self.settings
         scheme = ICNNScheme(s.hidden, s.fits, s.learning_rate)
-        size = (min(s.batch_size, len(self.batch)),)
-        rows = torch.randint(len(self.batch), size, generator=self.generator)
-        part = self.batch.take(rows.to(self.batch.x.device))
+        part = self._draw()
         measured: list[Tensor] = []
 
         def target(points: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ class ModifiedJKO:
 
         phase = state.step / max(1, s.steps)
         rate = s.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * phase)))
-        context = label_context(part.y, self.n_labels, part.q0.dtype)
+        context = self.condition.context(part)
         with torch.no_grad():
             flow = scheme.step(state.flow, part.q0, context, target, rate)
             base = self.objective.value(part, part.q0)

@@ -13,6 +13,7 @@ from drojko.inner.adversary import Adversary
 from drojko.inner.candidates import (
     BoxPath,
     Candidate,
+    Condition,
     LearnedMap,
     OtherLabel,
     PairMoves,
@@ -53,7 +54,9 @@ def _pack_candidate(candidate: Candidate) -> dict[str, Any]:
         potential = brenier.potential
         return {
             "kind": "LearnedMap",
-            "n_labels": candidate.n_labels,
+            "condition": {
+                f.name: _plain(getattr(candidate.condition, f.name)) for f in fields(Condition)
+            },
             "dim": potential.dim,
             "hidden": list(potential.hidden),
             "context": potential.context,
@@ -72,7 +75,8 @@ def _unpack_candidate(state: dict[str, Any], like: dict[str, Any]) -> Candidate:
         potential = ICNN(state["dim"], hidden=state["hidden"], context=state["context"], **like)
         unpack_module(potential, state["weights"])
         centre = torch.tensor(state["centre"], **like)
-        return LearnedMap(BrenierMap(potential, centre, state["scale"]), state["n_labels"])
+        condition = Condition(**{k: _tensor(v, like) for k, v in state["condition"].items()})
+        return LearnedMap(BrenierMap(potential, centre, state["scale"]), condition)
     return _KINDS[kind](**{k: _tensor(v, like) for k, v in state.items()})
 
 

@@ -14,7 +14,13 @@ from drojko._driver import Status, run
 from drojko.exceptions import InvalidDataError
 from drojko.inner.adversary import Adversary
 from drojko.inner.bounds import structure
-from drojko.inner.candidates import Candidate, LearnedMap, OtherLabel, first_candidates
+from drojko.inner.candidates import (
+    Candidate,
+    Condition,
+    LearnedMap,
+    OtherLabel,
+    first_candidates,
+)
 from drojko.inner.modified_jko import ModifiedJKO
 from drojko.inner.objective import Batch, Objective
 
@@ -30,6 +36,13 @@ class InnerSolver(BaseEstimator):
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
         for name, value in self.get_params(deep=False).items():
+            if name == "initialisation":
+                if value not in ("identity", "bures"):
+                    raise InvalidDataError(
+                        f"{type(self).__name__}: initialisation={value!r}; expected 'identity' or "
+                        "'bures'"
+                    )
+                continue
             values = value if isinstance(value, tuple | list) else [value]
             for number in values:
                 real = isinstance(number, Real) and not isinstance(number, bool)
@@ -133,6 +146,9 @@ class ICNNJKO(InnerSolver):
         Most points of the max-affine potential; 0: none.
     rounds : int
         Rounds of sharing basins through it.
+    initialisation : {"identity", "bures"}
+        Where the map starts: at the identity, or at the optimal affine map between Gaussian fits
+        of the reference and of its first proximal targets.
     tol : float
         Stop the map when its gain is within ``tol`` of the corrected gain.
 
@@ -163,6 +179,7 @@ class ICNNJKO(InnerSolver):
         anchors=64,
         support=1000,
         rounds=3,
+        initialisation="identity",
         tol=1e-3,
     ):
         self.steps = steps
@@ -178,6 +195,7 @@ class ICNNJKO(InnerSolver):
         self.anchors = anchors
         self.support = support
         self.rounds = rounds
+        self.initialisation = initialisation
         self.tol = tol
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
@@ -215,11 +233,12 @@ class ICNNJKO(InnerSolver):
         max_time: float | None = None,
     ) -> LearnedMap:
         """The ICNN map alone, by modified JKO steps on mini-batches of ``batch``."""
-        solver = ModifiedJKO(self, objective, batch, generator, n_labels)
+        condition = Condition.of(batch, n_labels, objective.coordinates.immutable)
+        solver = ModifiedJKO(self, objective, batch, generator, condition)
         outcome = run(solver, solver.init(None), max_iter=self.steps, max_time=max_time)
         if outcome.status is Status.INTERRUPTED:
             raise KeyboardInterrupt(outcome.message)
-        return LearnedMap(outcome.state.flow.brenier(), n_labels)
+        return LearnedMap(outcome.state.flow.brenier(), condition)
 
 
 def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:

@@ -4,7 +4,7 @@
 points; `ClassConditional` (classification) and `Joint` (regression) are measures of pairs (x, y).
 """
 
-from drojko.measures.base import LabelledMeasure, Measure
+from drojko.measures.base import LabelledMeasure, Measure, has_atoms
 from drojko.measures.class_conditional import ClassConditional
 from drojko.measures.empirical import Empirical
 from drojko.measures.flow import FlowMeasure
@@ -25,4 +25,5 @@ __all__ = [
     "LabelledMeasure",
     "Measure",
     "Pushforward",
+    "has_atoms",
 ]

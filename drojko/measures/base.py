@@ -171,3 +171,9 @@ def choose(weights: np.ndarray, n: int, generator: torch.Generator) -> Tensor:
     edges = torch.cumsum(torch.tensor(weights, dtype=torch.float64), 0)
     u = torch.rand(n, generator=generator, dtype=torch.float64) * edges[-1]
     return torch.searchsorted(edges, u, right=True).clamp_max_(len(edges) - 1)
+
+
+def has_atoms(reference: LabelledMeasure) -> bool:
+    """Whether `points` come around fixed atoms, in the same order at every call."""
+    parts = getattr(reference, "measures_", None) or [getattr(reference, "measure_", reference)]
+    return all(hasattr(part, "atoms_") for part in parts)

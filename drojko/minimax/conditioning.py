@@ -18,7 +18,7 @@ __all__ = ["Conditioned"]
 
 
 def _loss_power(loss: Loss) -> int | None:
-    """k such that loss(s f, s y) = s^k loss(f, y), up to the loss's own scale; None: unknown."""
+    """K such that loss(s f, s y) = s^k loss(f, y), up to the loss's own scale; None: unknown."""
     if isinstance(loss, Squared | Huber):
         return 2
     return 1 if isinstance(loss, Quantile) else None

@@ -112,9 +112,7 @@ class RobustProblem:
         slope /= objective.coordinates.scale
         return max(slope, 1e-12) / (2.0 * self.radius)
 
-    def move(
-        self, adversary: Adversary, batch: Batch, start: Tensor, corrections: int
-    ) -> Moved:
+    def move(self, adversary: Adversary, batch: Batch, start: Tensor, corrections: int) -> Moved:
         """Worst-case positions from a warm start: a formula where there is one."""
         objective = adversary.objective
         if math.isinf(objective.penalty):

@@ -32,8 +32,9 @@ class QuasiNewton:
     r"""L-BFGS on (theta, lambda) of :math:`\lambda r^2 + E\sup_z\{\ell - \lambda c\}`.
 
     By Danskin's theorem the gradient is the model's gradient at the moved samples, and
-    :math:`r^2 - E c` in lambda: for a linear model a jointly convex problem. The particles (the worst-case position of every
-    draw) are carried from one evaluation to the next and corrected ``corrections`` times.
+    :math:`r^2 - E c` in lambda: for a linear model a jointly convex problem. The particles (the
+    worst-case position of every draw) are carried from one evaluation to the next and corrected
+    ``corrections`` times.
 
     After Byrd, Lu, Nocedal and Zhu (1995), as implemented in SciPy.
     """

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from drojko._adam import Adam
 from drojko._driver import Status, run
-from drojko.inner.objective import Objective
+from drojko.flows.icnn_scheme import ICNNScheme
+from drojko.inner.adversary import Moved
+from drojko.inner.candidates import Condition
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.solvers import ICNNJKO
+from drojko.measures import has_atoms
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.models import flatten_parameters, views_like
 
@@ -26,6 +31,7 @@ class PassState:
 
     ``displacement`` is the current worst-case map on the training draws, the anchor T_k of the
     modified JKO steps: each pass moves it by a few proximal corrections and never starts anew.
+    References without atoms are drawn anew every pass; there an ICNN map is that anchor.
     """
 
     flat: Tensor
@@ -77,7 +83,7 @@ class Subgradient:
     ) -> TrainResult:
         """Train ``problem.model`` in place; its best parameters are left in it."""
         solver = _Pass(self, problem, generator, max_iter, tol, n_draws, penalty)
-        state = solver.init()
+        state = solver.init(None)
 
         def report(current: PassState) -> bool:
             if callback is None:
@@ -119,29 +125,32 @@ class _Pass:
         self.max_iter, self.tol, self.n_draws = max_iter, tol, n_draws
         self.penalty0 = penalty
 
-    def init(self) -> PassState:
+    def init(self, problem: None = None) -> PassState:
         p = self.problem
         self.flat = flatten_parameters(p.model)
         parameters = list(p.model.parameters())
         mask = torch.zeros_like(self.flat)
         frozen = torch.ones_like(self.flat)
-        for view, alpha in zip(
-            views_like(mask, parameters), p.decay(), strict=True
-        ):
+        for view, alpha in zip(views_like(mask, parameters), p.decay(), strict=True):
             view.fill_(alpha)
         for view, parameter in zip(views_like(frozen, parameters), parameters, strict=True):
             view.fill_(1.0 if parameter.requires_grad else 0.0)
         self.decay, self.frozen = mask, frozen
         self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
-        # Draws that keep their order when drawn again (atoms) are refreshed every pass.
-        again = p.draw(self.n_draws, self.generator)
-        self.refresh = len(again[0]) == len(self.x) and bool((again[1] == self.y).all())
+        # Around atoms, draws keep their order, and with it the particles' positions.
+        self.atomic = has_atoms(p.reference)
         size = self.settings.batch_size or min(512, max(64, len(self.x) // 200))
         self.batch_size = min(size, len(self.x))
         self.coordinates = self._objective(1.0).coordinates
         objective = self._objective(1.0)
         batch = objective.batch(self.x, self.y)
         start = self.penalty0 or p.first_penalty(objective, batch, self.w)
+        self.flow = None
+        if not self.atomic and isinstance(p.inner, ICNNJKO):
+            # Fresh draws every pass: the map itself is what one pass hands to the next.
+            self.condition = Condition.of(batch, p.n_labels, self.coordinates.immutable)
+            self.scheme = ICNNScheme(p.inner.hidden, 1, p.inner.learning_rate)
+            self.flow = self.scheme.init(batch.q0, self.condition.dim, self.generator)
         return PassState(
             self.flat.clone(),
             torch.zeros_like(self.flat),
@@ -169,12 +178,10 @@ class _Pass:
 
     def step(self, state: PassState) -> PassState:
         p, settings = self.problem, self.settings
-        if self.refresh and state.iteration:
+        if state.iteration:
             self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         self.load(state.flat)
-        adam = replace(
-            state.adam, first=state.adam.first.clone(), second=state.adam.second.clone()
-        )
+        adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
         displacement = state.displacement.clone()
         views = views_like(adam.gradient, list(p.model.parameters()))
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
@@ -193,8 +200,10 @@ class _Pass:
             adversary = p.adversary(objective, corrections)
             # The first visits of a sample have no position to start from: more corrections.
             extra = 4 if state.iteration == 0 else 0
-            moved = p.move(adversary, batch, batch.q0 + displacement[rows], corrections + extra)
+            start = self._start(objective, batch, displacement[rows])
+            moved = p.move(adversary, batch, start, corrections + extra)
             displacement[rows] = moved.q - batch.q0
+            self._learn(batch, moved, progress)
             gradient = p.parameter_gradient(objective, moved, weights)
             for view, g in zip(views, gradient, strict=True):
                 view.copy_(g)
@@ -238,6 +247,24 @@ class _Pass:
             stale,
         )
 
+    def _start(self, objective: Objective, batch: Batch, displacement: Tensor) -> Tensor:
+        """Where the corrections start: the particle's last position, or the image under T_k."""
+        if self.atomic:
+            return batch.q0 + displacement
+        if self.flow is None:
+            return batch.q0
+        image = self.flow.image(batch.q0, self.condition.context(batch))
+        better = objective.value(batch, image) > objective.value(batch, batch.q0)
+        return torch.where(better.unsqueeze(1), image, batch.q0)
+
+    def _learn(self, batch: Batch, moved: Moved, progress: float) -> None:
+        """One modified JKO step of the map towards the corrected positions."""
+        if self.flow is None:
+            return
+        rate = self.scheme.learning_rate * (1.0 - 0.9 * progress)
+        context = self.condition.context(batch)
+        self.flow = self.scheme.step(self.flow, batch.q0, context, lambda _: moved.q, rate)
+
     def _value(self, risk: float, cost: float, penalty: float) -> float:
         """Dual value: penalty * radius^2 + mean J, plus the L2 term."""
         ridge = 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
@@ -267,7 +294,7 @@ class _Pass:
         objective = self._objective(penalty)
         batch = objective.batch(self.x, self.y)
         adversary = p.adversary(objective, 10)
-        moved = p.move(adversary, batch, batch.q0 + state.displacement, 10)
+        moved = p.move(adversary, batch, self._start(objective, batch, state.displacement), 10)
         gradient = p.parameter_gradient(objective, moved, self.w)
         whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
         risk = float(moved.risk.double() @ self.w)
