@@ -57,6 +57,22 @@ def test_the_state_is_conditioned_by_the_points(seed):
     assert single.scale == 1.0
 
 
+def test_an_affine_start_carries_mean_and_covariance(seed):
+    """The Bures map between the Gaussian fits, up to the softplus layers of the start."""
+    gen = torch.Generator().manual_seed(seed)
+    x = 3.0 * draws(2000, 2, gen) + 10.0
+    stretch = torch.tensor([[1.5, 0.3], [0.3, 0.8]], dtype=torch.float64)
+    images = (x - 10.0) @ stretch + torch.tensor([12.0, 7.0], dtype=torch.float64)
+    scheme = ICNNScheme(hidden=(8,))
+    state = scheme.init(x, 0, gen)
+    scheme.start_affine(state, x, images)
+    # A symmetric positive map is the optimal one; the layers add a few hundredths of the spread.
+    assert float((state.image(x, None) - images).norm(dim=1).max()) < 0.1 * state.scale
+    assert torch.equal(state.image(x, None), state.brenier().map(x))
+    flat_view = state.potential.factor.data_ptr()
+    assert flat_view == state.flat.data_ptr()  # still one flat vector: later steps move it
+
+
 def test_a_map_taken_from_the_state_does_not_change_later(seed):
     gen = torch.Generator().manual_seed(seed)
     scheme = ICNNScheme(hidden=(8,))

@@ -9,6 +9,7 @@ from drojko.exceptions import UnsupportedError
 from drojko.inner import proximal_ascent
 from drojko.inner.candidates import (
     BoxPath,
+    Condition,
     LearnedMap,
     OtherLabel,
     PairMoves,
@@ -17,7 +18,6 @@ from drojko.inner.candidates import (
     best_of,
     better_of,
     first_candidates,
-    label_context,
 )
 from drojko.losses import get_loss
 from drojko.models import MLP
@@ -35,7 +35,8 @@ def random_map(generator):
     psi = ICNN(2, hidden=(8,), context=2, generator=generator)
     for p in psi.parameters():
         p.data += torch.randn(p.shape, generator=generator, dtype=torch.float64)
-    return LearnedMap(BrenierMap(psi, torch.ones(2, dtype=torch.float64), 2.0), 2)
+    condition = Condition(2, torch.zeros(2).double(), torch.ones(2).double())
+    return LearnedMap(BrenierMap(psi, torch.ones(2, dtype=torch.float64), 2.0), condition)
 
 
 def all_candidates(objective, batch, generator):
@@ -119,7 +120,36 @@ def test_learned_map_is_conditioned_on_the_label(problem, generator):
         context = torch.eye(2, dtype=torch.float64)[label].expand(len(rows), 2)
         expected = candidate.brenier.map(batch.q0[rows], context)
         torch.testing.assert_close(start[rows], expected, rtol=1e-12, atol=1e-12)
-    assert label_context(batch.y, 0, torch.float64) is None
+
+
+def test_condition_holds_label_and_immutable_columns(build, linear, generator):
+    x = torch.randn(50, 3, generator=generator, dtype=torch.float64) * 7 + 2
+    cost = GroundCost(np.array([1.0, np.inf, 1.0]))
+    y = torch.arange(50) % 3
+    adversary, batch = build(linear(torch.ones(3, 3)), "logistic", x, y, cost=cost)
+    columns = adversary.objective.coordinates.immutable
+    assert columns.tolist() == [1]
+    condition = Condition.of(batch, 3, columns)
+    context = condition.context(batch)
+    assert condition.dim == 4
+    assert torch.equal(context[:, :3], torch.eye(3, dtype=torch.float64)[y])
+    standard = (x[:, 1] - x[:, 1].mean()) / x[:, 1].std(unbiased=False)
+    torch.testing.assert_close(context[:, 3], standard)
+    # A batch of its own is measured by the same moments.
+    part = batch.take(torch.arange(7))
+    torch.testing.assert_close(condition.context(part), context[:7])
+
+
+def test_condition_of_a_regression_is_the_standardised_target(build, linear, generator):
+    x = torch.randn(50, 2, generator=generator, dtype=torch.float64)
+    _, batch = build(linear([1.0, 2.0]), "huber", x, 100 * x[:, 0] + 3)
+    condition = Condition.of(batch, 0, None)
+    assert condition.dim == 1
+    context = condition.context(batch)
+    assert float(context.mean()) == pytest.approx(0.0, abs=1e-12)
+    assert float(context.std(unbiased=False)) == pytest.approx(1.0)
+    constant = batch.__class__(batch.x, torch.ones_like(batch.y), batch.q0)
+    assert not Condition.of(constant, 0, None).context(constant).any()
 
 
 def test_support_is_the_best_of_its_points(problem, generator):

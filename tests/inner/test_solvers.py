@@ -137,13 +137,31 @@ def test_jko_steps_raise_the_value_of_the_map(build, generator):
     gain = float((objective.value(batch, start) - base).mean())
     best = mean_gain(Pointwise().fit(objective, batch, generator), batch)
     assert 0.8 * best < gain <= best
-    solver = ModifiedJKO(settings, objective, batch, generator, 3)
+    solver = ModifiedJKO(settings, objective, batch, generator, candidate.condition)
     state = solver.init(None)
     first = solver.step(state)
     assert first.step == 1
     assert solver.finite(first)
     assert set(solver.record(first)) == {"gain", "corrected", "gap"}
     assert first.corrected >= first.gain >= 0.0
+
+
+def test_the_bures_start_is_the_affine_map_of_a_quadratic_problem(build, generator):
+    """Linear softmax, small moves: the first targets are nearly an affine image."""
+    model = MLP(2, 3, hidden=(), generator=generator)
+    x = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (400,), generator=generator)
+    adversary, batch = build(model, "logistic", x, y, 0.5)
+    objective = adversary.objective
+    gains = {}
+    for start in ("identity", "bures"):
+        settings = ICNNJKO(steps=0, hidden=(8,), initialisation=start, batch_size=400)
+        candidate = settings.learn_map(objective, batch, torch.Generator().manual_seed(0), 3)
+        (points,) = candidate.starts(objective, batch)
+        gains[start] = float((objective.value(batch, points)).mean())
+    assert gains["bures"] > gains["identity"]
+    with pytest.raises(InvalidDataError, match="initialisation='zero'"):
+        get_inner(ICNNJKO(initialisation="zero"))
 
 
 def test_a_map_stops_at_its_tolerance_and_at_its_time(build, moons, generator, monkeypatch):
