@@ -36,6 +36,7 @@ __all__ = [
     "measures",
     "minimax",
     "radius_path",
+    "save",
     "transport",
 ]
 
@@ -46,6 +47,7 @@ _HOME = {
     "DRORegressor": "drojko.estimators",
     "WorstCase": "drojko.inner",
     "load": "drojko._persist",
+    "save": "drojko._persist",
     "make_robust_scorer": "drojko.estimators",
     "radius_path": "drojko.estimators",
 }
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from drojko import minimax as minimax
     from drojko import transport as transport
     from drojko._persist import load as load
+    from drojko._persist import save as save
     from drojko.certificates import Certificate as Certificate
     from drojko.estimators import DROClassifier as DROClassifier
     from drojko.estimators import DRORegressor as DRORegressor

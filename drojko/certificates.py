@@ -80,11 +80,13 @@ class Certificate:
         """Names and values as text, for tables."""
         form = "risk" if self.radius is not None else "risk - penalty * cost"
         bound = "upper bound" if self.proof != "local-estimate" else "upper ESTIMATE"
+        # Below this it is rounding.
+        gap = self.gap if self.gap > 1e-12 * abs(self.upper) else 0.0
         rows = [
             ("nominal risk", f"{self.nominal_risk:.6g}"),
             (f"attained {form} (lower bound)", f"{self.lower:.6g}"),
             (f"{bound} [{self.proof}]", f"{self.upper:.6g}"),
-            ("gap (relative)", f"{self.gap:.3g} ({self.relative_gap:.2%})"),
+            ("gap (relative)", f"{gap:.3g} ({gap and self.relative_gap:.2%})"),
             ("worst-case risk", f"{self.worst_case_risk:.6g}"),
             ("radius", "-" if self.radius is None else f"{self.radius:g}"),
             ("penalty", f"{self.penalty:.6g}"),

@@ -45,7 +45,8 @@ class Wasserstein(AmbiguitySet):
         Where columns may move to: one pair for all of them, or a dict from feature names or
         indices to pairs. None within a pair means unbounded.
     label_cost : float, default=inf
-        Cost of changing a label. Infinity, labels stay, is the only value supported so far.
+        Cost of changing a class label, in the units of the ground cost; in regression y moves at
+        ``label_cost * (y - y')**2``. Infinity: labels stay.
 
     Raises
     ------

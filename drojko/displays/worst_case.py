@@ -133,8 +133,8 @@ class WorstCaseDisplay:
     def _from_worst_case(cls, worst: Any, features: Any, n_samples: int, seed: Any) -> Self:
         if n_samples < 1:
             raise InvalidDataError(f"n_samples={n_samples}; it must be at least 1")
-        x, image, y, w = worst._evaluated()
-        names = worst._names()
+        x, image, y, w = worst.pairs()
+        names = worst.names
         if len(names) < 2:
             raise InvalidDataError("a picture of the worst case needs 2 features; there is 1")
         spent = worst.displacement().groupby("feature", sort=False)["share"].sum()

@@ -27,9 +27,10 @@ from drojko._threads import SMALL, one_torch_thread
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.certificates import Certificate
 from drojko.estimators._evaluation import Assessment, assess, certify_points, count_atoms
+from drojko.estimators._input import check_device, plain, resolve_cost
 from drojko.estimators._reference import NAMES, build_reference, is_sampled
 from drojko.estimators._training import Plan, build_model, reject, train
-from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner.packing import pack, pack_module, unpack, unpack_module
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
 from drojko.inner.worst_case import WorstCase
@@ -84,9 +85,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _fit(self, X: np.ndarray, y: np.ndarray, target: np.ndarray, sample_weight: Any):
         """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
         ambiguity = self._nested("ambiguity")
-        names = getattr(self, "feature_names_in_", None)
-        cost: GroundCost = ambiguity.validate(X.shape[1], None if names is None else list(names))
-        cost.check_inside(X)
+        cost = resolve_cost(ambiguity, X, getattr(self, "feature_names_in_", None))
+        check_device(self.device)
         inner = get_inner(self._nested("inner"))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
@@ -125,7 +125,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             self._store(model, plan, result)
             if result.status == "interrupted":
                 raise KeyboardInterrupt(result.message)
-            self._keep(assess(plan, model, result, sampled, atoms), sampled, cost)
+            try:
+                found = assess(plan, model, result, sampled, atoms)
+            except KeyboardInterrupt:
+                # The model is trained; what is missing is its certificate.
+                self.status_ = "interrupted"
+                self.message_ = f"Interrupted while the certificate was computed. {result.message}"
+                raise
+            self._keep(found, sampled, cost)
         self._warn(result)
         return self
 
@@ -166,11 +173,12 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _check_classes(self, y: np.ndarray, weight: np.ndarray) -> None:
         if len(self.classes_) < 2:
             raise InvalidDataError(
-                f"{type(self).__name__} got 1 class, {self.classes_[0]!r}; it needs 2 or more"
+                f"{type(self).__name__} got 1 class, {plain(self.classes_[0])!r}, in y; it needs 2 "
+                "or more"
             )
         mass = np.bincount(y, weights=weight, minlength=len(self.classes_))
         if not mass.all():
-            empty = self.classes_[int(mass.argmin())]
+            empty = plain(self.classes_[int(mass.argmin())])
             raise InvalidDataError(
                 f"class {empty!r} has zero total sample_weight: drop its rows or give it weight"
             )
@@ -224,6 +232,13 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
     def _keep(self, found: Assessment, sampled: bool, cost: GroundCost) -> None:
         """Store a certificate and its worst case as arrays and plain values."""
+        c = found.certificate
+        if not np.isfinite([c.nominal_risk, c.lower, c.upper, c.transport_cost]).all():
+            raise NonFiniteError(
+                f"the certificate is not finite:\n{c}\nThe model itself is kept and predicts; look "
+                "for extreme values in the data, or a loss or model that returns NaN",
+                last_state=self.parameters_,
+            )
         self.certificate_ = found.certificate
         self._worst = {
             "adversary": pack(found.adversary),
@@ -286,7 +301,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         check_is_fitted(self, "n_iter_")
         if self._worst is None:
             raise AttributeError(
-                "no worst case was computed: the fit was interrupted; fit again to get one"
+                "no worst case was computed: the fit was interrupted or failed before; fit again, "
+                "perhaps with warm_start=True, to get one"
             )
         if "_worst_cache" not in self.__dict__:
             self.__dict__["_worst_cache"] = self._build_worst_case()
@@ -306,6 +322,11 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         if evaluation is not None and classes is not None:
             evaluation = (evaluation[0], classes[evaluation[1]], evaluation[2])
         names = getattr(self, "feature_names_in_", None)
+        if not self._classification and np.isfinite(adversary.label_cost):
+            raise UnsupportedError(
+                "worst_case_: targets move under this label_cost, and a map of X alone does not "
+                "say how; certificate_ is exact. Use label_cost=inf to see a worst case"
+            )
         return WorstCase(
             adversary,
             self.reference_,
@@ -322,9 +343,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _robust_certificate(self, X, y, ambiguity, sample_weight) -> Certificate:
         """Certificate of the fitted model on new data (the empirical measure of X, y)."""
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
-        names = getattr(self, "feature_names_in_", None)
-        cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        cost = resolve_cost(ambiguity, X, getattr(self, "feature_names_in_", None))
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)
         plan = self._plan(self.reference_, cost, ambiguity, self._n_outputs, generator)

@@ -132,7 +132,58 @@ def build_model(
         raise InvalidDataError(
             f"model() returned {type(module).__name__}; expected a torch.nn.Module"
         )
-    return ModuleModel(module.to(**like), n_outputs)
+    return _module_model(module.to(**like).eval(), n_features, n_outputs, like)
+
+
+class _LogitDifference(nn.Module):
+    """Two logits as one: what a binary loss takes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.module(x)
+        return f[:, 1] - f[:, 0]
+
+
+def _module_model(
+    module: nn.Module, n_features: int, n_outputs: int, like: dict[str, Any]
+) -> ModuleModel:
+    """A user's module after a trial: shapes, and a forward pass that is a function of its row."""
+    trial = torch.linspace(-1.0, 1.0, 3 * n_features, **like).reshape(3, n_features)
+    try:
+        with torch.no_grad():
+            outputs = [module(trial), module(trial), module(trial[1:])]
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InvalidDataError(
+            f"the module that model() returned fails on X of shape (3, {n_features}) and dtype "
+            f"{like['dtype']}: {error}"
+        ) from error
+    first, again, part = outputs
+    if not isinstance(first, Tensor):
+        raise InvalidDataError(
+            f"the module that model() returned gives {type(first).__name__}; expected a tensor"
+        )
+    allowed = {(3,), (3, 1)} if n_outputs == 1 else {(3, n_outputs)}
+    shapes = allowed | ({(3, 2)} if binary else set())
+    if tuple(first.shape) not in shapes:
+        raise InvalidDataError(
+            f"the module that model() returned gives shape {tuple(first.shape)} for 3 rows; "
+            f"expected {' or '.join(map(str, sorted(shapes, key=len)))}"
+        )
+    finite = bool(torch.isfinite(first).all())
+    if finite and not torch.equal(first, again):
+        raise InvalidDataError(
+            "the module that model() returned gives other values when it is called again on the "
+            "same X: robust training needs a deterministic forward pass"
+        )
+    if finite and not torch.allclose(first[1:], part, rtol=1e-4, atol=1e-6):
+        raise InvalidDataError(
+            "the module that model() returned mixes rows: its output for a row depends on the "
+            "other rows of the batch. Replace batch statistics by LayerNorm or fixed statistics"
+        )
+    return ModuleModel(_LogitDifference(module) if first.shape[1:] == (2,) else module, n_outputs)
 
 
 def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:

@@ -14,9 +14,9 @@ from drojko._sklearn import (
     _fit_context,
     check_classification_targets,
     check_is_fitted,
-    validate_data,
 )
 from drojko.estimators._base import BaseDRO
+from drojko.estimators._input import checked_data, plain
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss, get_loss
 
@@ -27,6 +27,17 @@ def _has_probabilities(estimator: Any) -> bool:
     if estimator.loss == "hinge":
         raise AttributeError("predict_proba needs loss='logistic': the hinge is not calibrated")
     return True
+
+
+def _encoded(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return np.unique(y, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(plain(label)).__name__ for label in y})
+        raise InvalidDataError(
+            f"y mixes labels of types that have no order ({', '.join(kinds)}): make them all "
+            "numbers or all strings"
+        ) from error
 
 
 class DROClassifier(ClassifierMixin, BaseDRO):
@@ -42,7 +53,8 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         a Pipeline) or give weights where their units differ.
     model : {"linear", "mlp"} or callable, default="linear"
         A callable returns a new torch module with logits of shape (n, n_classes), or (n,) or
-        (n, 1) for two classes.
+        (n, 1) for two classes. It runs in evaluation mode, in training too: no dropout, and batch
+        normalisation with its stored statistics, so that rows do not depend on each other.
     hidden_layer_sizes : sequence of int, default=(64,)
         Of the "mlp". Certificates are tightest with one hidden layer.
     activation : {"softplus", "tanh", "silu", "relu"}, default="softplus"
@@ -180,17 +192,15 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         -------
         self : DROClassifier
         """
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], order="C", ensure_min_samples=2
-        )
+        X, y = checked_data(self, X, y, ensure_min_samples=2)
         check_classification_targets(y)
-        self.classes_, index = np.unique(y, return_inverse=True)
+        self.classes_, index = _encoded(y)
         return self._fit(X, index, y, sample_weight)
 
     def decision_function(self, X):
         """Logits: shape (n,) for two classes (positive: ``classes_[1]``), else (n, n_classes)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
+        X = checked_data(self, X, reset=False)
         return self._predictions(np.asarray(X))
 
     def predict(self, X):
@@ -211,7 +221,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     def robust_certificate(self, X, y, ambiguity=None, sample_weight=None):
         """Certificate of the fitted model on new data, around their empirical measure."""
         check_is_fitted(self)
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C", reset=False)
+        X, y = checked_data(self, X, y, reset=False)
         index = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
         if not np.array_equal(self.classes_[index], y):
             raise InvalidDataError(f"y holds labels that are not in {self.classes_.tolist()}")

@@ -7,8 +7,9 @@ from numbers import Real
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from drojko._sklearn import Interval, StrOptions, _fit_context, check_is_fitted, validate_data
+from drojko._sklearn import Interval, StrOptions, _fit_context, check_is_fitted
 from drojko.estimators._base import BaseDRO
+from drojko.estimators._input import checked_data
 from drojko.losses import Loss, get_loss
 
 __all__ = ["DRORegressor"]
@@ -143,30 +144,20 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         -------
         self : DRORegressor
         """
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=[np.float64, np.float32],
-            order="C",
-            ensure_min_samples=2,
-            y_numeric=True,
-        )
+        X, y = checked_data(self, X, y, ensure_min_samples=2, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
         return self._fit(X, y, y, sample_weight)
 
     def predict(self, X):
         """Predicted values, shape (n,)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
+        X = checked_data(self, X, reset=False)
         return self._predictions(np.asarray(X))
 
     def robust_certificate(self, X, y, ambiguity=None, sample_weight=None):
         """Certificate of the fitted model on new data, around their empirical measure."""
         check_is_fitted(self)
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], order="C", reset=False, y_numeric=True
-        )
+        X, y = checked_data(self, X, y, reset=False, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
         return self._robust_certificate(X, y, ambiguity, sample_weight)
 

@@ -189,7 +189,7 @@ class WorstCase:
 
     # -- what it does ------------------------------------------------------------------------
 
-    def _evaluated(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
         if "evaluated" not in self._cache:
             if self.evaluation is None:
@@ -220,7 +220,7 @@ class WorstCase:
         """
         import pandas as pd
 
-        x, image, y, w = self._evaluated()
+        x, image, y, w = self.pairs()
         move = image - x
         spent = w[:, None] * move**2
         if self.cost_weights is not None:
@@ -234,7 +234,7 @@ class WorstCase:
                 continue
             mass = w[mask] / w[mask].sum()
             order = np.argsort(move[mask], axis=0)
-            for j, name in enumerate(self._names()):
+            for j, name in enumerate(self.names):
                 values = move[mask][order[:, j], j]
                 cumulated = np.cumsum(mass[order[:, j]])
                 quantile = [
@@ -259,15 +259,18 @@ class WorstCase:
         import pandas as pd
 
         X, y = self.sample(n, random_state)
-        frame = pd.DataFrame(X, columns=list(self._names()))
+        frame = pd.DataFrame(X, columns=list(self.names))
         frame["target"] = y
         return frame
 
-    def _names(self) -> tuple[str, ...]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Feature names, x0, x1, ... where the data had none."""
         if self.feature_names is not None:
             return self.feature_names
         return tuple(f"x{j}" for j in range(self.adversary.objective.coordinates.n_features))
 
     def __repr__(self) -> str:
-        plan = "map" if self.share == 0 else f"mixture of two maps ({self.share:.3f})"
+        single = not 1e-3 < self.share < 1 - 1e-3
+        plan = "map" if single else f"mixture of two maps ({self.share:.3f})"
         return f"WorstCase(risk={self.attained_risk:.6g}, plan={plan})"

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from drojko._driver import Status
 from drojko.inner.linear_classes import fixed_points
 from drojko.losses import Softmax
+from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
-from drojko.minimax.quasi_newton import Stop, history_columns, merged_rows, settled
 from drojko.models import MLP
 
 __all__ = ["LinearClasses"]
@@ -38,7 +35,7 @@ class LinearClasses:
     smoothings : tuple of float
         The mu of the stages, relative to the risk at the start.
     memory : int
-        Corrections of L-BFGS (Byrd, Lu, Nocedal, Zhu, 1995).
+        Corrections of L-BFGS. The iteration limit holds for each stage.
     """
 
     smoothings: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -57,75 +54,41 @@ class LinearClasses:
         penalty: float | None = None,
     ) -> TrainResult:
         """Train ``problem.model`` in place; its best parameters are left in it."""
-        run = _Run(problem, generator, n_draws, penalty, max_time, callback, tol, max_iter)
-        point = run.start()
-        status = Status.MAX_ITER
+        run = _Run(problem, generator, n_draws, penalty, tol, max_time, callback)
+        point, status = run.start(), Status.MAX_ITER
         try:
-            for stage, mu in enumerate(self.smoothings):
-                run.mu, run.stage_start = mu * run.unit_risk, len(run.history)
-                run.last_stage = stage == len(self.smoothings) - 1
-                run.best_value = math.inf
-                left = max_iter - len(run.history)
-                if left <= 0:
-                    break
-                options = {"maxiter": left, "maxcor": self.memory, "ftol": 0.0, "gtol": 0.0}
-                try:
-                    result = minimize(
-                        run.evaluate,
-                        point,
-                        jac=True,
-                        method="L-BFGS-B",
-                        bounds=run.bounds(),
-                        callback=run.iteration,
-                        options=options,
-                    )
-                    done = result.status != 1
-                except Stop as stop:
-                    if stop.status is not Status.CONVERGED:
-                        raise
-                    done = True
+            for mu in self.smoothings:
+                run.enter(mu, last=mu == self.smoothings[-1])
+                status = run.minimise(point, max_iter, self.memory)
                 point = run.best_point.copy()
-                if run.last_stage and done:
-                    status = Status.CONVERGED
         except Stop as stop:
             status = stop.status
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
-        run.load(run.best_point)
-        return TrainResult(
-            str(status),
-            f"Stopped after {len(run.history)} iterations. {status.advice}",
-            len(run.history),
-            run.penalty_of(run.best_point),
-            run.best_slope,
-            history_columns(run.history),
-        )
+        return run.result(status)
 
 
 @dataclass
-class _Run:
-    """One optimisation over standardised columns; ``load`` undoes the standardisation."""
+class _Run(LBFGSRun):
+    """Standardised columns, smoothed kinks; ``load`` undoes the standardisation."""
 
-    problem: RobustProblem
-    generator: torch.Generator
-    n_draws: int
-    penalty0: float | None
-    max_time: float | None
-    callback: Callback | None
-    tol: float
-    max_iter: int
     mu: float = 0.1
     last_stage: bool = False
     stage_start: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_value: float = math.inf
-    best_slope: float = math.inf
-    slope: float = math.inf
-    last: dict[str, float] = field(default_factory=dict)
+
+    def enter(self, mu: float, last: bool) -> None:
+        """Begin a stage: values at another smoothing do not compare."""
+        self.mu, self.last_stage = mu * self.unit_risk, last
+        self.stage_start, self.best_value = len(self.history), math.inf
+
+    def finished(self) -> bool:
+        if self.last_stage:
+            return self.slope <= 1e-6 * self.tol or self.settled(1e-3 * self.tol, self.stage_start)
+        rough = 1e-2 * self.mu
+        return self.slope <= rough or self.settled(rough / self.unit_risk, self.stage_start)
 
     def start(self) -> np.ndarray:
         p = self.problem
-        self.began = time.perf_counter()
         model = p.model
         if not isinstance(model, MLP):
             raise TypeError("a linear model is needed")
@@ -157,17 +120,10 @@ class _Run:
         self.best_point = point.cpu().numpy()
         return self.best_point
 
-    def bounds(self) -> list[tuple[float | None, float | None]]:
-        """Fixed intercepts stay at zero; the multiplier stays positive."""
+    def free(self) -> list[tuple[float | None, float | None]]:
         k, d = self.shape
-        free: list[tuple[float | None, float | None]] = [(None, None)] * (k * d)
-        free += [(None, None) if self.intercept else (0.0, 0.0)] * k
-        return [*free, (1e-6, None)] if self.problem.radius else free
-
-    def penalty_of(self, point: np.ndarray) -> float:
-        if self.problem.penalty is not None:
-            return self.problem.penalty
-        return self.unit * float(point[-1]) if self.problem.radius else math.inf
+        fixed = (None, None) if self.intercept else (0.0, 0.0)
+        return [(None, None)] * (k * d) + [fixed] * k
 
     def _split(self, point: np.ndarray) -> tuple[Tensor, Tensor]:
         k, d = self.shape
@@ -204,16 +160,7 @@ class _Run:
         gradient = torch.cat(grads).cpu().numpy()
         if not math.isfinite(value):
             return 1e300, np.zeros_like(point)  # the line search backs off
-        self.slope = float(np.linalg.norm(gradient)) / (1.0 + abs(value))
-        self.last = {
-            "robust_risk": value,
-            "penalty": penalty,
-            "transport_cost": cost,
-            "stationarity": self.slope,
-        }
-        if value < self.best_value:
-            self.best_value, self.best_slope = value, self.slope
-            self.best_point = np.array(point)
+        self.record(point, value, gradient, penalty, cost)
         return value, gradient
 
     def _softmax(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,18 +188,3 @@ class _Run:
         pairs = mass.T @ self.own  # (j, y): mass that moves from class y towards j
         second = torch.diag(pairs.sum(0) + pairs.sum(1)) - pairs - pairs.T
         return values, mass - self.w[:, None] * self.own, second
-
-    def iteration(self, intermediate_result: Any) -> None:
-        """Called by SciPy after each accepted iterate."""
-        seconds = time.perf_counter() - self.began
-        self.history.append({"iteration": len(self.history) + 1, "seconds": seconds, **self.last})
-        if self.callback is not None:
-            self.load(self.best_point)
-            if self.callback(len(self.history), self.last):
-                raise Stop(Status.CALLBACK)
-        if self.max_time is not None and seconds >= self.max_time:
-            raise Stop(Status.MAX_TIME)
-        accuracy = 1e-5 * self.tol if self.last_stage else 1e-2 * self.mu / self.unit_risk
-        small = 1e-6 * self.tol if self.last_stage else 1e-2 * self.mu
-        if self.slope <= small or settled(self.history[self.stage_start :], accuracy):
-            raise Stop(Status.CONVERGED)

@@ -324,7 +324,8 @@ def _bound(rows, data, settings, state, lam, sigma) -> float:
 
 
 def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSolution:
-    z, b, count, dual = solve_squared(rows, data, **settings.bound)
+    start = time.perf_counter()
+    z, b, _, dual = solve_squared(rows, data, **settings.bound)
     coef, intercept = rows.outward(z, b)
     risk, objective = _risk(data, settings, coef, intercept)
     norm = data.squared_norm(coef)
@@ -339,6 +340,18 @@ def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSol
         mass = 0.5 * np.stack([data.weight, data.weight])
         plan = Plan(mass, np.stack([mean + spread, mean - spread]), [False, False])
     bound = lower_bound(rows, data, plan, z, **settings.bound)
+    # A closed form up to a one-dimensional search: reported as a single iteration.
+    row = {
+        "iteration": 1,
+        "seconds": time.perf_counter() - start,
+        "robust_risk": risk.value,
+        "penalty": risk.penalty,
+        "transport_cost": risk.transport_cost,
+        "stationarity": 0.0,
+    }
+    status = Status.CONVERGED
+    if settings.callback is not None:
+        settings.callback(1, {**row, "coef": coef, "intercept": intercept})
     return RidgeSolution(
         coef=coef,
         intercept=intercept,
@@ -349,9 +362,9 @@ def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSol
         nominal_risk=risk.nominal,
         transport_cost=risk.transport_cost,
         stationarity=0.0,
-        n_iter=count,
-        status="converged",
-        message=Status.CONVERGED.advice,
-        history=[],
+        n_iter=1,
+        status=str(status),
+        message=status.advice,
+        history=[row],
         risk=risk,
     )

@@ -102,7 +102,7 @@ class Subgradient:
         best, last = outcome.best_state, outcome.state
         chosen = solver.choose(best, last)
         status = outcome.status
-        if status is Status.MAX_ITER and last.stale >= _PATIENCE:
+        if status is Status.MAX_ITER and _levelled(outcome.columns()["robust_risk"], tol):
             status = Status.CONVERGED
         columns = outcome.columns()
         return TrainResult(
@@ -113,6 +113,15 @@ class Subgradient:
             solver.stationarity(chosen, last),
             columns,
         )
+
+
+def _levelled(risks: np.ndarray, tol: float) -> bool:
+    """Whether the last tenth of the passes gained less than ``tol`` a pass on the one before."""
+    size = max(1, len(risks) // 10)
+    if len(risks) < 3 * size or size < 3:
+        return False
+    before, after = np.median(risks[-2 * size : -size]), np.median(risks[-size:])
+    return bool(before - after <= tol * size * abs(after))
 
 
 class _Pass:

@@ -252,3 +252,42 @@ def test_an_unbounded_ridge_on_a_box_is_no_proven_bound(build, linear, generator
     loss = (corners @ torch.tensor([2.0, 1.0], dtype=torch.float64) - x[:, :1]).square()
     best = (loss - torch.cdist(x, corners).square()).max(1).values
     assert bool((moved.value >= best - 1e-9).all())  # convex along the line: corners are best
+
+
+PEAK = math.atanh(1 / math.sqrt(3))  # where |tanh''| is largest, 0.77
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_the_bend_of_a_unit_is_bounded_tightly(build, n_outputs):
+    """A unit at the peak of its bend, a loss of slope one: the bound is nearly attained."""
+    model = MLP(1, n_outputs, hidden=(1,), activation="tanh")
+    out = [[-0.01]] if n_outputs == 1 else [[-0.005], [0.005]]
+    offset = [-50.0] if n_outputs == 1 else [-50.0, 50.0]
+    for p, value in zip(model.parameters(), ([[3.0]], out, [-PEAK], offset), strict=True):
+        p.data.copy_(torch.tensor(value))
+    y = torch.full((1,), 1 if n_outputs == 1 else 0)
+    adversary, batch = build(model, "logistic", torch.zeros(1, 1).double(), y, reduce=False)
+    adversary.objective.model.biases[0].data.neg_()
+    values = []
+    for sign in (1.0, -1.0):
+        model.biases[0].data.fill_(sign * PEAK)
+        hessian = adversary.objective.loss_hessian(batch, batch.q0)
+        values.append(float(hessian.max()))
+    bound = structure(adversary.objective).curvature
+    assert 0.98 * bound < max(values) <= bound
+
+
+def test_the_bend_behind_another_layer_is_bounded_tightly(build):
+    """The second unit bends; the first contributes its squared slope, 0.1^2."""
+    model = MLP(1, 1, hidden=(1, 1), activation="tanh")
+    weights = ([[0.1]], [[100.0]], [[1e-4]], [0.0], [-PEAK], [-50.0])
+    for p, value in zip(model.parameters(), weights, strict=True):
+        p.data.copy_(torch.tensor(value))
+    adversary, batch = build(model, "logistic", torch.zeros(1, 1).double(), torch.zeros(1).long())
+    model.biases[2].data.fill_(50.0)
+    values = []
+    for sign in (1.0, -1.0):
+        model.biases[1].data.fill_(sign * PEAK)
+        values.append(float(adversary.objective.loss_hessian(batch, batch.q0).max()))
+    bound = structure(adversary.objective).curvature
+    assert 0.97 * bound < max(values) <= bound

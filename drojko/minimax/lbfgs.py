@@ -1,0 +1,164 @@
+"""What the quasi-Newton solvers share: best point, history, limits, SciPy's L-BFGS-B."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from drojko._driver import Status
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+
+__all__ = ["LBFGSRun", "Stop", "merged_rows"]
+
+
+class Stop(Exception):
+    """Ends SciPy's loop from within its callback."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+
+@dataclass
+class LBFGSRun(ABC):
+    """One optimisation of a robust objective over (parameters, multiplier).
+
+    In radius form the last entry of a point is the multiplier over ``unit``. Every evaluation
+    reports through `record`; the best point so far is kept, also when the run is cut short.
+    """
+
+    problem: RobustProblem
+    generator: torch.Generator
+    n_draws: int
+    penalty0: float | None
+    tol: float
+    max_time: float | None
+    callback: Callback | None
+    unit: float = 1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_point: np.ndarray = field(default_factory=lambda: np.empty(0))
+    best_value: float = math.inf
+    best_slope: float = math.inf
+    slope: float = math.inf
+    last: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    @abstractmethod
+    def start(self) -> np.ndarray:
+        """Draw the reference points and return the first point."""
+
+    @abstractmethod
+    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Robust objective and its gradient."""
+
+    @abstractmethod
+    def load(self, point: np.ndarray) -> None:
+        """Put a point's parameters into the model."""
+
+    @abstractmethod
+    def free(self) -> list[tuple[float | None, float | None]]:
+        """Bounds of the parameters, without the multiplier."""
+
+    def bounds(self) -> list[tuple[float | None, float | None]]:
+        """Bounds of a point: a multiplier stays positive."""
+        return [*self.free(), (1e-6, None)] if self.problem.radius else self.free()
+
+    def penalty_of(self, point: np.ndarray) -> float:
+        """The penalty, or the multiplier of the radius at a point."""
+        if self.problem.penalty is not None:
+            return self.problem.penalty
+        return self.unit * float(point[-1]) if self.problem.radius else math.inf
+
+    def finished(self) -> bool:
+        """Whether an accepted iterate is good enough."""
+        return self.slope <= 1e-5 * self.tol or self.settled(1e-6 * self.tol)
+
+    def settled(self, accuracy: float, since: int = 0) -> bool:
+        """Whether ten iterations together gained next to nothing, as at a kink."""
+        history = self.history[since:]
+        if len(history) < 11:
+            return False
+        before = history[-11]["robust_risk"]
+        gained = before - min(row["robust_risk"] for row in history[-10:])
+        return gained <= accuracy * abs(before)
+
+    def record(
+        self, point: np.ndarray, value: float, gradient: np.ndarray, penalty: float, cost: float
+    ) -> bool:
+        """Note an evaluation; whether it is the best so far."""
+        self.slope = float(np.linalg.norm(gradient)) / (1.0 + abs(value))
+        self.last = {
+            "robust_risk": value,
+            "penalty": penalty,
+            "transport_cost": cost,
+            "stationarity": self.slope,
+        }
+        if not value < self.best_value:
+            return False
+        self.best_value, self.best_slope = value, self.slope
+        self.best_point = np.array(point)
+        return True
+
+    def iteration(self, intermediate_result: Any) -> None:
+        """Called by SciPy after each accepted iterate."""
+        seconds = time.perf_counter() - self.began
+        self.history.append({"iteration": len(self.history) + 1, "seconds": seconds, **self.last})
+        if self.callback is not None:
+            self.load(self.best_point)
+            if self.callback(len(self.history), self.last):
+                raise Stop(Status.CALLBACK)
+        if self.finished():
+            raise Stop(Status.CONVERGED)
+        if self.max_time is not None and seconds >= self.max_time:
+            raise Stop(Status.MAX_TIME)
+
+    def minimise(self, point: np.ndarray, max_iter: int, memory: int) -> Status:
+        """L-BFGS-B from ``point`` (Byrd, Lu, Nocedal, Zhu, 1995); CONVERGED or MAX_ITER.
+
+        A line search that finds no further descent ends at a kink: a minimum of a nonsmooth
+        function as far as first-order information can tell. Other ways to end raise `Stop`.
+        """
+        options = {"maxiter": max_iter, "maxfun": 10 * max_iter + 50, "maxcor": memory}
+        try:
+            result = minimize(
+                self.evaluate,
+                point,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=self.bounds(),
+                callback=self.iteration,
+                options={**options, "ftol": 0.0, "gtol": 0.0},
+            )
+        except Stop as stop:
+            if stop.status is Status.CONVERGED:
+                return stop.status
+            raise
+        return Status.MAX_ITER if result.status == 1 else Status.CONVERGED
+
+    def result(self, status: Status) -> TrainResult:
+        """Load the best point and say how the run ended."""
+        self.load(self.best_point)
+        names = self.history[0] if self.history else {}
+        return TrainResult(
+            str(status),
+            f"Stopped after {len(self.history)} iterations. {status.advice}",
+            len(self.history),
+            self.penalty_of(self.best_point),
+            self.best_slope,
+            {name: np.array([row[name] for row in self.history]) for name in names},
+        )
+
+
+def merged_rows(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Equal rows as one row with their total mass, in a fixed order: copies are weights."""
+    rows = torch.cat([x, y.to(x.dtype)[:, None]], 1)
+    unique, index = torch.unique(rows, dim=0, return_inverse=True)
+    mass = torch.zeros(len(unique), dtype=w.dtype, device=w.device).index_add_(0, index, w)
+    return unique[:, :-1].contiguous(), unique[:, -1].to(y.dtype), mass
