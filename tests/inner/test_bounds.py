@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from drojko.ambiguity import GroundCost
 from drojko.inner import Pointwise, proximal_ascent
 from drojko.inner.bounds import is_ridge, lipschitz_bound, structure, upper_bound
-from drojko.losses import CallableLoss, get_loss
+from drojko.losses import CallableLoss, Softmax, get_loss
 from drojko.models import MLP, ModuleModel
 
 SMOOTH = ["softplus", "tanh", "silu"]
@@ -266,8 +266,8 @@ def test_the_bend_of_a_unit_is_bounded_tightly(build, n_outputs):
     for p, value in zip(model.parameters(), ([[3.0]], out, [-PEAK], offset), strict=True):
         p.data.copy_(torch.tensor(value))
     y = torch.full((1,), 1 if n_outputs == 1 else 0)
-    adversary, batch = build(model, "logistic", torch.zeros(1, 1).double(), y, reduce=False)
-    adversary.objective.model.biases[0].data.neg_()
+    loss = get_loss("logistic") if n_outputs == 1 else Softmax()
+    adversary, batch = build(model, loss, torch.zeros(1, 1).double(), y)
     values = []
     for sign in (1.0, -1.0):
         model.biases[0].data.fill_(sign * PEAK)
