@@ -302,3 +302,16 @@ def test_a_perceptron_below_growth_is_unbounded_too(build, generator):
     named = float(str(caught.value).split("penalty above ")[1].split(";")[0])
     moved = Pointwise().fit(adversary.objective, batch, generator).with_penalty(named).solve(batch)
     assert bool(torch.isfinite(moved.value).all())
+
+
+def test_the_plan_shares_what_was_found_with_any_draw(build, uniform, moons):
+    """An ascent from the sample alone is weak here; its radius plan carries the basins found."""
+    model, x, y = moons
+    adversary, batch = build(model, "logistic", x, y, 20.0, n_labels=2)
+    adversary = Pointwise().fit(adversary.objective, batch, None, n_labels=2)
+    ball = solve_ball(adversary, batch, uniform(batch), 0.3)
+    assert len(ball.adversary.candidates) == 2
+    fresh = adversary.objective.batch(x + 0.02, y)
+    alone = adversary.with_penalty(ball.high_penalty).solve(fresh)
+    shared = ball.adversary.with_penalty(ball.high_penalty).solve(fresh)
+    assert float(shared.value.mean()) > 1.1 * float(alone.value.mean())
