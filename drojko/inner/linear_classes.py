@@ -12,7 +12,8 @@ from drojko.models import MLP
 
 __all__ = ["applies", "best_class_move", "fixed_points", "solve_linear_classes"]
 
-_ASCENTS, _NEWTONS = 30, 12
+_ASCENTS, _NEWTONS = 6, 7
+_ROUGH_NEWTONS = 1
 
 
 def applies(objective: Objective) -> bool:
@@ -61,14 +62,15 @@ def solve_linear_classes(objective: Objective, batch: Batch) -> Ascent:
 
 
 def fixed_points(
-    loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float
+    loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float, rough: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
     """The two candidates for a global maximiser, as (p, J): from the sample, from a vertex.
 
-    Where both starts lie in one basin, the second has J = -inf.
+    Where both starts lie in one basin, the second has J = -inf. ``rough``: fewer Newton steps.
     """
+    newtons = _ROUGH_NEWTONS if rough else _NEWTONS
     own = torch.nn.functional.one_hot(y, f.shape[1]).to(f.dtype)
-    stay, value = _fixed_point(torch.softmax(f, 1), f, own, gram, half)
+    stay, value = _fixed_point(torch.softmax(f, 1), f, own, gram, half, newtons)
     other, at_other = stay.clone(), torch.full_like(value, -torch.inf)
     diagonal = gram.diagonal()
     squares = diagonal + diagonal[:, None] - 2.0 * gram
@@ -80,7 +82,7 @@ def fixed_points(
     f_rows, own_rows = f[rows], own[rows]
     choice = best_class_move(loss, f_rows, y[rows], gram, half, away=True)
     vertex = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
-    moved, at_moved = _fixed_point(vertex, f_rows, own_rows, gram, half)
+    moved, at_moved = _fixed_point(vertex, f_rows, own_rows, gram, half, newtons)
     apart = (moved - stay[rows]).abs().amax(1) > 1e-6
     other[rows[apart]], at_other[rows[apart]] = moved[apart], at_moved[apart]
     return [(stay, value), (other, at_other)]
@@ -114,7 +116,7 @@ def _value(p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float) -> tupl
 
 
 def _fixed_point(
-    p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float
+    p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float, newtons: int
 ) -> tuple[Tensor, Tensor]:
     """Solution of p = image(p) near a start, and J there; finished samples are left alone."""
     p = p.clone()
@@ -128,7 +130,7 @@ def _fixed_point(
         value[active], image[active] = _value(p[active], f[active], own[active], gram, half)
     eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     active = torch.arange(len(p), device=p.device)
-    for _ in range(_NEWTONS):
+    for _ in range(newtons):
         active = active[(image - p)[active].abs().amax(1) > 1e-11]
         if len(active) == 0:
             break
@@ -141,7 +143,8 @@ def _fixed_point(
         trial = here + step
         trial_value, trial_image = _value(trial, *fixed)
         # Where Newton does not raise J, the fixed-point step does.
-        good = (trial_value >= value[active]) & torch.isfinite(trial_value) & (info == 0)
+        enough = value[active] - 1e-13 * (1.0 + value[active].abs())  # rounding is no decrease
+        good = (trial_value >= enough) & torch.isfinite(trial_value) & (info == 0)
         plain_value, plain_image = _value(there, *fixed)
         pick = good.unsqueeze(1)
         p[active] = torch.where(pick, trial, there)

@@ -165,7 +165,8 @@ class _Run(LBFGSRun):
 
     def _softmax(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
         """Values, E-weighted p - e_y, and sum_i w_i (p - e_y)(p - e_y)' of the maximisers."""
-        found = fixed_points(self.problem.loss, f, self.y, gram, half)
+        rough = not self.last_stage
+        found = fixed_points(self.problem.loss, f, self.y, gram, half, rough)
         stacked = torch.stack([value for _, value in found], 1)
         share = torch.softmax(stacked / self.mu, 1)
         values = self.mu * torch.logsumexp(stacked / self.mu, 1)
