@@ -132,8 +132,11 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self.status_ = "interrupted"
                 self.message_ = f"Interrupted while the certificate was computed. {result.message}"
                 raise
+            if found.constant is not None:  # the model was changed after all
+                self._store(model, plan, result)
+                self.message_ = f"{result.message} {found.constant}"
             self._keep(found, sampled, cost)
-        self._warn(result)
+        self._warn(result, found.advice)
         return self
 
     def _plan(self, reference, cost, ambiguity, n_outputs, generator) -> Plan:
@@ -166,6 +169,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             activation=self.activation,
             bias=self.fit_intercept,
             generator=generator,
+            binary=self._classification and n_outputs == 1,
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
         )
@@ -186,9 +190,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _default_draws(self, atoms: int, sampled: bool) -> int:
         if not sampled:
             return atoms
-        if self.model == "linear":
+        if self.model == "linear" and len(getattr(self, "classes_", ())) <= 2:
             return max(atoms, min(4 * atoms, 20_000), 5_000)
-        return max(atoms, 2_000)  # drawn anew every pass
+        return max(atoms, 2_000)  # a dearer pass, or draws that are made anew every pass
 
     def _warm(self, model: TabularModel) -> float | None:
         if not hasattr(self, "parameters_"):
@@ -250,13 +254,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             "cost_weights": cost.weights,
         }
 
-    def _warn(self, result: TrainResult) -> None:
+    def _warn(self, result: TrainResult, advice: str | None) -> None:
+        reasons = []
         if result.status in ("max_iter", "unbounded"):
-            warnings.warn(
-                f"{type(self).__name__}: {result.status}: {result.message}",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+            reasons.append(f"{result.status}: {result.message}")
+        if advice is not None:
+            reasons.append(advice)
+        for reason in reasons:
+            warnings.warn(f"{type(self).__name__}: {reason}", ConvergenceWarning, stacklevel=4)
 
     # -- the fitted model --------------------------------------------------------------------
 

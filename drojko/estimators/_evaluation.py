@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Status
 from drojko._random import spawn
 from drojko.certificates import Certificate, certify
-from drojko.estimators._training import Plan, is_exact, ridge_data
+from drojko.estimators._training import Plan, is_exact, is_linear, ridge_data
+from drojko.exceptions import UnboundedRiskError
 from drojko.inner.adversary import Adversary
+from drojko.inner.bounds import is_ridge
 from drojko.inner.radius import BallSolution
 from drojko.measures import LabelledMeasure
 from drojko.minimax.problem import TrainResult
@@ -35,6 +38,8 @@ class Assessment:
     high_penalty: float
     share: float
     points: tuple[np.ndarray, np.ndarray, np.ndarray]
+    constant: str | None = None
+    advice: str | None = None
 
 
 def count_atoms(reference: LabelledMeasure, n: int) -> int:
@@ -56,7 +61,80 @@ def assess(
     subset = not exact and len(x) > MOST_ATOMS
     if subset:
         x, y, w = _subset((x, y, w), MOST_ATOMS, spawn(plan.generator))
-    return _measure(plan, model, adversary, (x, y, w), sampled or subset, result.stationarity)
+    found = _measure(plan, model, adversary, (x, y, w), sampled or subset, result.stationarity)
+    if exact:
+        return found
+    return _against_constant(plan, model, found, penalty, result.status != Status.MAX_ITER)
+
+
+def _against_constant(
+    plan: Plan, model: TabularModel, found: Assessment, penalty: float, ended: bool
+) -> Assessment:
+    """Compare with the best constant prediction, which no adversary can touch.
+
+    A linear model whose attained worst case is above it is replaced by it; a model with more to
+    learn is left as it is, with a word about it.
+    """
+    output, risk = best_constant(plan, model, *found.points[1:])
+    if not found.certificate.lower > risk:
+        return found
+    if not is_linear(model):
+        if found.certificate.nominal_risk >= risk and not ended:
+            return found  # it has learned little so far, and the status says so
+        advice = (
+            f"the worst-case risk of the trained model, {found.certificate.lower:.4g}, is above "
+            f"that of the best constant prediction, {risk:.4g}: take a smaller radius or a larger "
+            "penalty, or raise max_iter"
+        )
+        return replace(found, advice=advice)
+    with torch.no_grad():
+        weight, bias = model.parameters()
+        weight.zero_()
+        bias.copy_(output)
+    note = (
+        "The best constant prediction has a smaller worst-case risk and is returned: the radius "
+        "is large, or the penalty small, for these data."
+    )
+    like = {"dtype": plan.dtype, "device": plan.device}
+    x, y, w = found.points
+    labels = torch.as_tensor(y, device=plan.device)
+    points = (torch.as_tensor(x, **like), labels, torch.as_tensor(w, device=plan.device))
+    adversary = learn(plan, model, points, penalty)
+    sampled = found.certificate.standard_error > 0
+    return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=note)
+
+
+def best_constant(
+    plan: Plan, model: TabularModel, y: np.ndarray, w: np.ndarray
+) -> tuple[Tensor, float]:
+    """Output of the best of a few constant predictions, shape (n_outputs,), and its risk."""
+    like = {"dtype": torch.float64}
+    labels, mass = torch.as_tensor(y), torch.as_tensor(w)
+    size = model.n_outputs
+    zero = torch.zeros(size, **like)
+    options = [zero]
+    if plan.fit_intercept and plan.n_labels:
+        shares = np.bincount(y, weights=w, minlength=max(2, size))
+        logs = np.log(np.maximum(shares, 1e-300))
+        major = np.eye(len(shares))[shares.argmax()]
+        for scores in (logs, major, 2.0 * major):
+            one = scores[1:] - scores[:1] if size == 1 else scores
+            options.append(torch.as_tensor(one, **like))
+    elif plan.fit_intercept:
+        order = np.argsort(y)
+        for level in (0.5, getattr(plan.loss, "q", 0.5)):
+            at = np.searchsorted(np.cumsum(w[order]), level).clip(0, len(y) - 1)
+            options.append(torch.as_tensor(y[order][at : at + 1], **like))
+        options.append(torch.as_tensor([w @ y], **like))
+
+    def risk(output: Tensor) -> float:
+        f = output.expand(len(labels), size)
+        f = f[:, 0] if size == 1 else f
+        return float(plan.loss.value(f.contiguous(), labels) @ mass)
+
+    risks = np.nan_to_num([risk(option) for option in options], nan=math.inf)
+    best = int(risks.argmin())
+    return options[best], float(risks[best])
 
 
 def certify_points(
@@ -78,14 +156,21 @@ def learn(
     if len(draws[0]) > LEARNED_DRAWS:
         draws = _subset(draws, LEARNED_DRAWS, spawn(plan.generator))
     x, y, _ = draws
-    objective = plan.problem(model).objective(x, penalty)
-    return plan.inner.fit(
-        objective,
-        objective.batch(x, y),
-        spawn(plan.generator),
-        n_labels=plan.n_labels,
-        label_cost=plan.label_cost,
-    )
+    while True:
+        objective = plan.problem(model).objective(x, penalty)
+        try:
+            return plan.inner.fit(
+                objective,
+                objective.batch(x, y),
+                spawn(plan.generator),
+                n_labels=plan.n_labels,
+                label_cost=plan.label_cost,
+            )
+        except UnboundedRiskError:
+            # Of a ball only the multiplier is asked for, and that lies above the loss's growth.
+            if plan.radius is None or penalty > 1e250:
+                raise
+            penalty *= 4.0
 
 
 def _subset(draws: tuple[Tensor, Tensor, Tensor], size: int, generator: torch.Generator) -> Any:
@@ -118,12 +203,28 @@ def _measure(
         sampled=sampled,
         stationarity=stationarity,
     )
+    certificate = evaluation.certificate
+    if plan.cost.bounded and is_ridge(adversary.objective) and plan.radius != 0.0:
+        certificate = _relaxed(plan, model, points, certificate)
     worst = evaluation.worst
     if isinstance(worst, BallSolution):
         plan_of = (worst.low_penalty, worst.high_penalty, worst.share)
     else:
         plan_of = (adversary.objective.penalty, adversary.objective.penalty, 0.0)
-    return Assessment(evaluation.certificate, adversary, *plan_of, arrays)
+    return Assessment(certificate, evaluation.adversary, *plan_of, arrays)
+
+
+def _relaxed(plan: Plan, model: TabularModel, points: Any, found: Certificate) -> Certificate:
+    """The smaller upper bound of the one with and the exact one without bounds on the columns."""
+    if math.isfinite(plan.label_cost) and not plan.n_labels:
+        return found
+    try:
+        free, _ = _ridge(plan, model, points, False, math.nan)
+    except UnboundedRiskError:
+        return found
+    if free.upper >= found.upper:
+        return found
+    return replace(found, upper=max(found.lower, free.upper), proof=free.proof)
 
 
 def _ridge(

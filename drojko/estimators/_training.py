@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drojko._driver import Status
 from drojko._random import spawn
 from drojko.ambiguity import GroundCost
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.solvers import InnerSolver
-from drojko.losses import CallableLoss, CrammerSinger, Loss, Softmax
+from drojko.losses import CallableLoss, CrammerSinger, Logistic, Loss, Softmax
 from drojko.measures import LabelledMeasure
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.linear_classes import LinearClasses
@@ -30,6 +31,11 @@ __all__ = ["Plan", "build_model", "is_exact", "reject", "ridge_data", "train"]
 
 
 _FACTORY = threading.Lock()
+
+_SEPARABLE = (
+    "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
+    "coefficients grow and no minimum exists: add alpha > 0 or a radius > 0."
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,13 @@ def build_model(
     activation: str,
     bias: bool,
     generator: torch.Generator,
+    binary: bool = False,
     **like: Any,
 ) -> TabularModel:
-    """The model of a name or a factory, at its initial parameters."""
+    """The model of a name or a factory, at its initial parameters.
+
+    ``binary``: one output stands for two classes, and a module may give both logits.
+    """
     gen = spawn(generator)
     if model == "linear":
         return Linear(n_features, n_outputs, bias=bias, generator=gen, **like)
@@ -132,7 +142,7 @@ def build_model(
         raise InvalidDataError(
             f"model() returned {type(module).__name__}; expected a torch.nn.Module"
         )
-    return _module_model(module.to(**like).eval(), n_features, n_outputs, like)
+    return _module_model(module.to(**like).eval(), n_features, n_outputs, binary, like)
 
 
 class _LogitDifference(nn.Module):
@@ -148,7 +158,7 @@ class _LogitDifference(nn.Module):
 
 
 def _module_model(
-    module: nn.Module, n_features: int, n_outputs: int, like: dict[str, Any]
+    module: nn.Module, n_features: int, n_outputs: int, binary: bool, like: dict[str, Any]
 ) -> ModuleModel:
     """A user's module after a trial: shapes, and a forward pass that is a function of its row."""
     trial = torch.linspace(-1.0, 1.0, 3 * n_features, **like).reshape(3, n_features)
@@ -190,6 +200,29 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     """Train ``model`` in place with the outer solver that suits it."""
     if is_exact(plan, model):
         return _ridge(plan, model, start)
+    result = _iterate(plan, model, start)
+    if result.status == Status.CONVERGED and _separated(plan, model):
+        return replace(result, status="unbounded", message=_SEPARABLE)
+    return result
+
+
+def _separated(plan: Plan, model: TabularModel) -> bool:
+    """Whether scaling a linear model up drives its cross-entropy to zero: there is no minimum."""
+    still = plan.radius == 0.0 and plan.alpha == 0.0
+    if not (still and is_linear(model) and isinstance(plan.loss, Logistic | Softmax)):
+        return False
+    x, y, w = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
+    with torch.no_grad():
+        f = model(x)
+    if f.ndim == 1:
+        margin = f * (2.0 * y.to(f.dtype) - 1.0)
+    else:
+        own = f.gather(1, y[:, None])
+        margin = own[:, 0] - f.scatter(1, y[:, None], -math.inf).amax(1)
+    return bool((margin[w > 0] > 0).all())
+
+
+def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     if is_linear(model) and plan.classes:
         return LinearClasses().solve(
             plan.problem(model),

@@ -110,7 +110,16 @@ class RobustProblem:
         _, gradient = objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
         slope = float(gradient.square().sum(1).double() @ weights) ** 0.5
         slope /= objective.coordinates.scale
-        return max(slope, 1e-12) / (2.0 * self.radius)
+        return max(slope, 1e-12) / (2.0 * self.radius) + self._growth(objective, batch, weights)
+
+    def _growth(self, objective: Objective, batch: Batch, weights: Tensor) -> float:
+        """Penalty below which the loss of the locally linear model grows faster than the cost."""
+        growth = self.loss.growth
+        if not (0.0 < growth < math.inf and self.model.n_outputs == 1):
+            return 0.0
+        f, backward = self.model.linearise(batch.x)
+        steepness = objective.coordinates.pull(backward(torch.ones_like(f))).square().sum(1)
+        return growth * float(steepness.double() @ weights) / objective.coordinates.scale**2
 
     def move(self, adversary: Adversary, batch: Batch, start: Tensor, corrections: int) -> Moved:
         """Worst-case positions from a warm start: a formula where there is one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from drojko._adam import Adam
 from drojko._driver import Status, run
 from drojko.flows.icnn_scheme import ICNNScheme
-from drojko.inner.adversary import Moved
+from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.candidates import Condition
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solvers import ICNNJKO
@@ -198,7 +198,7 @@ class _Pass:
         corrections = p.inner.training_corrections
         log_penalty = state.log_penalty
         budget = None if p.radius is None else p.radius**2
-        totals = np.zeros(3)
+        totals = np.zeros(2)
         squared_slope = 0.0
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
@@ -211,6 +211,7 @@ class _Pass:
             extra = 4 if state.iteration == 0 else 0
             start = self._start(objective, batch, displacement[rows])
             moved = p.move(adversary, batch, start, corrections + extra)
+            moved = self._at_least_still(adversary, batch, moved)
             displacement[rows] = moved.q - batch.q0
             self._learn(batch, moved, progress)
             gradient = p.parameter_gradient(objective, moved, weights)
@@ -227,14 +228,15 @@ class _Pass:
             mass = self.w[rows]
             cost = float(moved.cost.double() @ mass)
             share = float(mass.sum())
-            totals += [float(moved.risk.double() @ mass), cost, share]
+            risk = float(moved.risk.double() @ mass)
+            # Each batch at its own multiplier: a later one would price these costs wrongly, and
+            # the dual value could fall below any risk there is.
+            totals += [cost, risk + self._priced(penalty, share, cost)]
             if budget:
                 # Multiplicative step on the multiplier: the cost falls like penalty^-2.
                 excess = math.log(max(cost / share, 1e-300) / budget)
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
-        risk, cost = totals[0], totals[1]
-        penalty = math.exp(log_penalty) if log_penalty < 700 else math.inf
-        value = self._value(risk, cost, penalty)
+        cost, value = float(totals[0]), float(totals[1]) + self._ridge()
         best, stale = state.best, state.stale + 1
         if not math.isfinite(best) or value < best - self.tol * abs(best):
             best, stale = value, 0
@@ -274,13 +276,24 @@ class _Pass:
         context = self.condition.context(batch)
         self.flow = self.scheme.step(self.flow, batch.q0, context, lambda _: moved.q, rate)
 
-    def _value(self, risk: float, cost: float, penalty: float) -> float:
-        """Dual value: penalty * radius^2 + mean J, plus the L2 term."""
-        ridge = 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
+    def _at_least_still(self, adversary: Adversary, batch: Batch, moved: Moved) -> Moved:
+        """Samples that a risen penalty has left worse off than where they came from go back."""
+        if math.isinf(adversary.objective.penalty):
+            return moved
+        still = adversary.objective.risk(batch, batch.q0)
+        if bool((moved.value >= still).all()):
+            return moved
+        return moved.better(adversary.stay(batch))
+
+    def _ridge(self) -> float:
+        return 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
+
+    def _priced(self, penalty: float, mass: float, cost: float) -> float:
+        """What the dual value adds to the risk: penalty * (radius^2 * mass - cost)."""
         if math.isinf(penalty):
-            return risk + ridge
+            return 0.0
         budget = 0.0 if self.problem.radius is None else self.problem.radius**2
-        return penalty * (budget - cost) + risk + ridge
+        return penalty * (budget * mass - cost)
 
     def terminate(self, state: PassState) -> Status | None:
         done = state.stale >= 2 * _PATIENCE and state.iteration > 0.5 * self.max_iter
@@ -303,12 +316,14 @@ class _Pass:
         objective = self._objective(penalty)
         batch = objective.batch(self.x, self.y)
         adversary = p.adversary(objective, 10)
-        moved = p.move(adversary, batch, self._start(objective, batch, state.displacement), 10)
+        start = self._start(objective, batch, state.displacement)
+        moved = self._at_least_still(adversary, batch, p.move(adversary, batch, start, 10))
         gradient = p.parameter_gradient(objective, moved, self.w)
         whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
         risk = float(moved.risk.double() @ self.w)
         cost = float(moved.cost.double() @ self.w)
-        return self._value(risk, cost, penalty), float((whole * self.frozen).norm())
+        value = risk + self._priced(penalty, 1.0, cost) + self._ridge()
+        return value, float((whole * self.frozen).norm())
 
     def choose(self, best: PassState, last: PassState) -> Tensor:
         """Best of the last, the best and the averaged parameters on all draws; loaded."""
