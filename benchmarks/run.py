@@ -1,0 +1,84 @@
+"""Run benchmark suites:  python benchmarks/run.py [SUITE ...] [--smoke] [--out DIR].
+
+Without a suite all of them run. Each writes ``results/<suite>.csv``, and ``RESULTS.md`` is made
+anew from all CSV files there. ``--smoke`` runs the smallest cases of everything in a minute, into
+a temporary folder unless ``--out`` names one. ``--full`` adds the cases of many minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+# Before numpy and torch start their thread pools: one thread for everything.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import harness  # noqa: E402
+
+SUITES = ("linear", "inner", "threshold", "training", "density", "scaling", "imports")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suites; the exit code is 1 if a row failed (not if a target is missed)."""
+    parser = argparse.ArgumentParser(description="Benchmarks of drojko.")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}")
+    parser.add_argument("--smoke", action="store_true", help="smallest cases only")
+    parser.add_argument("--full", action="store_true", help="also the cases that take minutes")
+    parser.add_argument("--out", type=Path, help="folder of results/ and RESULTS.md")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.suites if name not in SUITES]
+    if unknown:
+        parser.error(f"unknown suites {unknown}; choose from {', '.join(SUITES)}")
+
+    import torch
+    from rich.console import Console
+
+    torch.set_num_threads(1)  # noqa: TID251  this process is the benchmark's own
+    if given.full:
+        os.environ["DROJKO_BENCH_FULL"] = "1"
+    out = given.out or (Path(tempfile.mkdtemp(prefix="drojko-bench-")) if given.smoke else HERE)
+    console = Console(stderr=True)
+    context = harness.Context(given.smoke, given.seed)
+    modules = {name: import_module(f"suites.{name}") for name in SUITES}
+    failed = 0
+    for name in given.suites or SUITES:
+        suite = harness.Suite(name, modules[name])
+        with console.status(name) as status, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they would say is in the rows: status, gap
+            harness.run_suite(suite, context, status.update)
+        harness.write_csv(suite.rows, out / "results" / f"{name}.csv")
+        failures = [row for row in suite.rows if row["status"] != harness.OK]
+        failed += len(failures)
+        console.print(_table(suite))
+    report = harness.markdown(modules, out / "results", "python benchmarks/run.py", given.smoke)
+    (out / "RESULTS.md").write_text(report, encoding="utf-8")
+    console.print(f"{out / 'RESULTS.md'}: {failed} failed rows")
+    return 1 if failed else 0
+
+
+def _table(suite: harness.Suite):
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=suite.module.TITLE)
+    columns = ["case", "method", *suite.module.COLUMNS, "met", "status"]
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in suite.rows:
+        table.add_row(*(escape(harness.show(row.get(c)).replace("**", "")) for c in columns))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
