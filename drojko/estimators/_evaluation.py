@@ -72,17 +72,17 @@ def _against_constant(
 ) -> Assessment:
     """Compare with the best constant prediction, which no adversary can touch.
 
-    A linear model whose attained worst case is above it is replaced by it; a model with more to
-    learn is left as it is, with a word about it.
+    A linear model whose attained worst case is no smaller is replaced by it; a model with more
+    to learn is left as it is, with a word about it.
     """
     output, risk = best_constant(plan, model, *found.points[1:])
-    if not found.certificate.lower > risk:
+    if found.certificate.lower < risk * (1.0 - 1e-12):
         return found
     if not is_linear(model):
         if found.certificate.nominal_risk >= risk and not ended:
             return found  # it has learned little so far, and the status says so
         advice = (
-            f"the worst-case risk of the trained model, {found.certificate.lower:.4g}, is above "
+            f"the worst-case risk of the trained model, {found.certificate.lower:.4g}, is not below "
             f"that of the best constant prediction, {risk:.4g}: take a smaller radius or a larger "
             "penalty, or raise max_iter"
         )
@@ -92,8 +92,8 @@ def _against_constant(
         weight.zero_()
         bias.copy_(output)
     note = (
-        "The best constant prediction has a smaller worst-case risk and is returned: the radius "
-        "is large, or the penalty small, for these data."
+        "No smaller worst-case risk than that of the best constant prediction was found, which is "
+        "returned: the radius is large, or the penalty small, for these data."
     )
     like = {"dtype": plan.dtype, "device": plan.device}
     x, y, w = found.points
