@@ -43,6 +43,13 @@ from drojko.models import ACTIVATIONS, MLP, TabularModel
 if TYPE_CHECKING:
     import pandas as pd
 
+def _seed(random_state: Any) -> int:
+    """An integer seed; None takes it from the system, not from numpy's global generator."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**31 - 1))
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -95,7 +102,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         if self._classification:
             self._check_classes(y, weight)
         n_outputs = n_classes if n_classes > 2 else 1
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = _seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
 
         with one_torch_thread(X.size < SMALL):
@@ -324,6 +331,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         )
         classes = self.classes_ if self._classification else None
         evaluation = state["evaluation"]
+        if evaluation is not None:
+            # Copies: arrays of a memory-mapped model file are read-only.
+            evaluation = tuple(np.array(part) for part in evaluation)
         if evaluation is not None and classes is not None:
             evaluation = (evaluation[0], classes[evaluation[1]], evaluation[2])
         names = getattr(self, "feature_names_in_", None)

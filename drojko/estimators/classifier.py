@@ -29,9 +29,13 @@ def _has_probabilities(estimator: Any) -> bool:
     return True
 
 
-def _encoded(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels as plain numbers where an object array holds such, their classes and indices."""
+    if y.dtype == object and len({type(label) for label in y} - {str}) == 1:
+        values = np.array(y.tolist())
+        y = values if values.dtype.kind in "biuf" else y
     try:
-        return np.unique(y, return_inverse=True)
+        return y, *np.unique(y, return_inverse=True)
     except TypeError as error:
         kinds = sorted({type(plain(label)).__name__ for label in y})
         raise InvalidDataError(
@@ -193,8 +197,9 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         self : DROClassifier
         """
         X, y = checked_data(self, X, y, ensure_min_samples=2)
+        y, classes, index = _encoded(y)
         check_classification_targets(y)
-        self.classes_, index = _encoded(y)
+        self.classes_ = classes
         return self._fit(X, index, y, sample_weight)
 
     def decision_function(self, X):
