@@ -281,7 +281,7 @@ def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
 
     warm = None
     if start is not None:
-        warm = (weight.data[0].double().cpu().numpy().copy(), float(bias))
+        warm = (weight.data[0].double().cpu().numpy().copy(), bias.detach().item())
     solution = solve_ridge(
         data,
         radius=plan.radius,
