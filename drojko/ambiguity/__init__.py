@@ -3,11 +3,29 @@
     { P : D(P, P0) <= radius }     or     the penalty  penalty * D(P, P0)
 
 Each set is one file: its discrepancy D, what `radius` means, its geometry. A set is a plain
-settings object with `get_params` and `set_params`, so it can be searched over.
+settings object with `get_params` and `set_params`, so it can be searched over. Sets that reweight
+the reference (KL, chi-square, Cressie-Read, total variation, CVaR) have an exact `dual`.
 """
 
 from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.chi_square import ChiSquare
+from drojko.ambiguity.cressie_read import CressieRead
+from drojko.ambiguity.cvar import CVaR
+from drojko.ambiguity.dual import DensityRatioSet, Dual
 from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.kl import KL
+from drojko.ambiguity.total_variation import TotalVariation
 from drojko.ambiguity.wasserstein import Wasserstein
 
-__all__ = ["AmbiguitySet", "GroundCost", "Wasserstein"]
+__all__ = [
+    "AmbiguitySet",
+    "CVaR",
+    "ChiSquare",
+    "CressieRead",
+    "DensityRatioSet",
+    "Dual",
+    "GroundCost",
+    "KL",
+    "TotalVariation",
+    "Wasserstein",
+]

@@ -1,0 +1,115 @@
+"""The conditional value at risk as an ambiguity set."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drojko.ambiguity._ratio import Sample, Worst, cumulate
+from drojko.ambiguity.dual import DensityRatioSet
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["CVaR"]
+
+
+class CVaR(DensityRatioSet):
+    r"""Distributions whose density ratio is at most 1 / alpha: the worst subpopulations.
+
+    .. math:: \frac{dP}{dP_0} \le \frac1\alpha, \qquad
+        \sup_P E_P \ell = \min_t\; t + \frac{1}{\alpha} E_0 (\ell - t)_+
+
+    the mean of the largest losses of total mass alpha. As a ball it is
+    ess sup dP/dP0 - 1 <= 1/alpha - 1, which is what `budget` and a `Dual`'s ``radius`` say;
+    ``penalty`` is the derivative in that radius, E0 (loss - t*)_+, and ``shift`` is t*, the value
+    at risk.
+
+    Parameters
+    ----------
+    alpha : float
+        Tail mass, in (0, 1]: 1 is the mean, up to the mass of the largest loss it is the largest
+        loss. It is the only size: there is neither a radius nor a penalty to set.
+
+    Raises
+    ------
+    InvalidDataError
+        From `validate` and `dual`, naming the parameter. The constructor only stores.
+
+    Notes
+    -----
+    Sorted losses and cumulative sums; no iteration. `dual_path` takes values of alpha in the place
+    of radii. `resolve` and `validate` return None: there is no ground cost.
+
+    References
+    ----------
+    R. T. Rockafellar, S. Uryasev, 2000, Optimization of Conditional Value-at-Risk.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import CVaR
+    >>> dual = CVaR(alpha=0.4).dual([0.0, 1.0, 2.0, 5.0])
+    >>> dual
+    Dual(value=3.875, penalty=0.75, shift=2, attained=3.875, radius=1.5, n=4, proof='dual')
+    >>> dual.ratio
+    array([0. , 0. , 1.5, 2.5])
+    >>> CVaR(alpha=0.4).dual_path([0.0, 1.0, 2.0, 5.0], [0.1, 0.4, 1.0])
+    array([5.   , 3.875, 2.   ])
+    """
+
+    radius = None
+    penalty = None
+
+    def __init__(self, alpha: float):
+        self.alpha = alpha
+
+    @property
+    def budget(self) -> float:
+        """Bound of ess sup dP/dP0 - 1: the radius in the units of the discrepancy."""
+        return 1.0 / self.alpha - 1.0
+
+    def _validate_params(self) -> None:
+        self._check_number("alpha", self.alpha, zero="refused")
+        self._check_radii(np.asarray([self.alpha], dtype=np.float64))
+
+    def _check_radii(self, radii: np.ndarray) -> None:
+        wrong = ~((radii > 0) & (radii <= 1))
+        if wrong.any():
+            raise InvalidDataError(
+                f"CVaR got alpha={float(radii[wrong][0])!r}; the tail mass must be in (0, 1], "
+                "for instance 0.05 for the worst twentieth"
+            )
+
+    def _worst(self, sample: Sample) -> Worst:
+        return self._ball(sample, float(self.alpha))
+
+    def _radius_of_maximum(self, mass: float) -> float:
+        return max(1.0 / mass - 1.0, 0.0)
+
+    def _ball(self, sample: Sample, radius: float) -> Worst:
+        alpha = radius
+        starts, weight = sample.distinct
+        mass = cumulate(weight)
+        i = min(int(np.searchsorted(mass, alpha)), mass.size - 1)
+        if i == 0:
+            return sample.maximum(0.0, self._radius_of_maximum(sample.top_mass))
+        # The run of equal losses in which the tail begins shares what is left of its mass.
+        ratio = np.zeros(sample.size)
+        ratio[: starts[i]] = 1.0 / alpha
+        end = starts[i + 1] if i + 1 < starts.size else sample.size
+        left = max(alpha - float(mass[i - 1]), 0.0)
+        ratio[starts[i] : end] = min(left / float(weight[i]), 1.0) / alpha
+        shift = float(sample.y[starts[i]])
+        above = slice(0, starts[i])
+        excess = float((sample.w[above] * (sample.y[above] - shift)).sum())
+        value = float(self._path(sample, np.array([alpha]))[0])
+        return Worst(value, excess, shift, ratio, 1.0 / alpha - 1.0)
+
+    def _penalised(self, sample: Sample, penalty: float) -> Worst:
+        return self._ball(sample, float(self.alpha))  # an indicator is the same at any price
+
+    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
+        starts, weight = sample.distinct
+        y, mass = sample.y[starts], cumulate(weight)
+        total = cumulate(weight * y)
+        i = np.minimum(np.searchsorted(mass, radii), mass.size - 1)
+        before, sums = np.append(0.0, mass)[i], np.append(0.0, total)[i]
+        values = (sums + np.maximum(radii - before, 0.0) * y[i]) / radii
+        return np.where(i == 0, sample.top, values)

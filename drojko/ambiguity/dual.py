@@ -1,0 +1,204 @@
+"""Exact duals of the sets that reweight the reference: what they return, and what they share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drojko.ambiguity._ratio import Sample, Worst, floats
+from drojko.ambiguity.base import AmbiguitySet
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["DensityRatioSet", "Dual"]
+
+#: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
+#: the worst case is the mean to rounding, or the maximum.
+_LARGEST_PENALTY, _SMALLEST_PENALTY = 1e150, 1e-150
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    r"""The worst case of a mean over reweighted samples, and the dual point that proves it.
+
+    Radius form: ``value`` is the least upper bound of E_P loss over the set; penalty form: of
+    E_P loss - penalty * D(P, P0). All in the units of the losses.
+
+    Attributes
+    ----------
+    value : float
+        The dual value: no distribution of the set does worse.
+    penalty : float
+        lambda*, the derivative of the value in the radius (infinite at radius 0 where the
+        discrepancy is quadratic, 0 once the worst case is the maximum); in penalty form, the
+        penalty asked for.
+    shift : float
+        eta*, the multiplier of the total mass: the ratio is f*'((loss - shift) / penalty).
+    ratio : ndarray of shape (n,)
+        dP*/dP0 of each sample: nonnegative, mean one under the weights; 0 where the weight is 0.
+    attained : float
+        Mean loss under that ratio: in radius form equal to ``value`` up to rounding, in penalty
+        form larger than it by penalty * radius.
+    radius : float
+        D(P*, P0): the radius asked for or, where the worst case does not need it all, less.
+    proof : str
+        Always "dual": an upper bound for every distribution of the set.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import ChiSquare
+    >>> dual = ChiSquare(radius=0.25).dual([0.0, 1.0, 2.0, 5.0])
+    >>> dual
+    Dual(value=2.93541, penalty=1.87083, shift=2, attained=2.93541, radius=0.25, n=4, proof='dual')
+    >>> dual.ratio.round(3)
+    array([0.465, 0.733, 1.   , 1.802])
+    """
+
+    value: float
+    penalty: float
+    shift: float
+    ratio: np.ndarray
+    attained: float
+    radius: float
+    proof: str = "dual"
+
+    def __repr__(self) -> str:
+        names = ("value", "penalty", "shift", "attained", "radius")
+        numbers = ", ".join(f"{name}={getattr(self, name):.6g}" for name in names)
+        return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
+
+
+class DensityRatioSet(AmbiguitySet):
+    """Base class of the sets that reweight samples: D(P, P0) depends on dP/dP0 only.
+
+    A subclass implements `_ball`, `_penalised` and `_path` on a `Sample`, losses in units of their
+    spread. Points do not move, so that P is absolutely continuous: the worst it can be is the
+    largest loss of positive weight.
+    """
+
+    #: The radius from which on D says nothing, where larger ones are a mistake.
+    _largest_radius = np.inf
+
+    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
+        """Return None: reweighting moves no point, so that there is no ground cost."""
+
+    def dual(self, losses: Any, weights: Any = None) -> Dual:
+        """Return the exact worst case of the mean of ``losses``.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+            Finite; larger is worse.
+        weights : array or tensor of shape (n,), default=None
+            The reference P0: nonnegative, not all zero, normalised here; None: all equal. Weight
+            k is the same as k copies, weight 0 the same as absence.
+
+        Returns
+        -------
+        Dual
+            Numbers and a numpy array, whatever came in.
+
+        Raises
+        ------
+        InvalidDataError
+            For settings without meaning, losses that are not finite, negative weights.
+        """
+        self._validate_params()
+        sample = Sample(losses, weights)
+        if sample.constant:
+            given = self.penalty
+            worst = Worst(0.0, 0.0 if given is None else sample.reduce(given), 0.0, None, 0.0)
+        else:
+            worst = self._worst(sample)
+        ratio = np.ones(sample.size) if worst.ratio is None else worst.ratio
+        attained = float((sample.w * ratio * sample.y).sum())
+        penalty = sample.enlarge(worst.penalty) if self.penalty is None else float(self.penalty)
+        return Dual(
+            value=sample.restore(worst.excess),
+            penalty=penalty,
+            shift=sample.restore(worst.shift),
+            ratio=sample.scatter(ratio),
+            attained=sample.restore(attained),
+            radius=worst.radius,
+        )
+
+    def dual_path(self, losses: Any, radii: Any, weights: Any = None) -> np.ndarray:
+        """Return the values of `dual` for many radii, whatever the set's own size is.
+
+        Parameters
+        ----------
+        losses, weights : array or tensor of shape (n,)
+            As in `dual`. They are sorted and summed up once.
+        radii : array of shape (m,)
+            In any order.
+
+        Returns
+        -------
+        ndarray of shape (m,)
+            Upper bounds of the worst case, exact to rounding: nondecreasing, concave in the radius.
+        """
+        self._check_family()
+        radii = floats(radii, "radii")
+        self._check_radii(radii)
+        sample = Sample(losses, weights)
+        if sample.constant:
+            return np.full(radii.shape, sample.restore(0.0))
+        return sample.restore(np.clip(self._path(sample, radii.ravel()), 0.0, sample.top)).reshape(
+            radii.shape
+        )
+
+    def _worst(self, sample: Sample) -> Worst:
+        if self.penalty is None:
+            radius = self._size()
+            return self._ball(sample, radius) if radius > 0 else self._nominal(sample)
+        penalty = sample.reduce(self.penalty)
+        if penalty > _LARGEST_PENALTY:
+            return Worst(0.0, penalty, 0.0, None, 0.0)
+        if penalty < _SMALLEST_PENALTY:
+            return sample.maximum(0.0, radius=self._radius_of_maximum(sample.top_mass))
+        return self._penalised(sample, penalty)
+
+    def _size(self) -> float:
+        return float(self.radius) if self.radius is not None else np.nan
+
+    def _nominal(self, sample: Sample) -> Worst:
+        """Return the solution at radius 0: smooth discrepancies begin with an infinite slope."""
+        return Worst(0.0, np.inf, 0.0, None, 0.0)
+
+    @abstractmethod
+    def _ball(self, sample: Sample, radius: float) -> Worst: ...
+
+    @abstractmethod
+    def _penalised(self, sample: Sample, penalty: float) -> Worst: ...
+
+    @abstractmethod
+    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _radius_of_maximum(self, mass: float) -> float:
+        """Return the discrepancy of P0 given an event of this mass: from there on, the maximum."""
+
+    def _check_family(self) -> None:
+        """Check the parameters that are no size."""
+
+    def _check_radii(self, radii: np.ndarray) -> None:
+        wrong = ~(np.isfinite(radii) & (radii >= 0) & (radii <= self._largest_radius))
+        if wrong.any():
+            raise InvalidDataError(
+                f"{type(self).__name__} got radius={float(radii[wrong][0])!r}; it must be a finite "
+                f"non-negative number{self._limit()}"
+            )
+
+    def _limit(self) -> str:
+        if np.isinf(self._largest_radius):
+            return ""
+        return f" and at most {self._largest_radius:g}, where every distribution is inside"
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        self._check_family()
+        if self.radius is not None:
+            self._check_radii(np.asarray([self.radius], dtype=np.float64))

@@ -1,0 +1,106 @@
+"""The total variation ball."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drojko.ambiguity._ratio import Sample, Worst, cumulate
+from drojko.ambiguity.dual import DensityRatioSet
+
+__all__ = ["TotalVariation"]
+
+
+class TotalVariation(DensityRatioSet):
+    r"""Distributions that differ from the reference by a limited mass.
+
+    .. math:: D(P, P_0) = \tfrac12 \int |dP - dP_0| \le \mathrm{radius}, \quad P \ll P_0, \qquad
+        \sup_P E_P \ell = \mathrm{radius} \cdot \max \ell
+        + (1 - \mathrm{radius})\, \mathrm{CVaR}_{1 - \mathrm{radius}}(\ell)
+
+    The worst case takes the mass of the smallest losses and puts it on the largest one; in the
+    penalised form all losses below max - penalty, with value E0 max(loss, max - penalty).
+
+    Parameters
+    ----------
+    radius : float, default=None
+        Mass that may move, in [0, 1]; from 1 - P0(largest loss) on, the worst case is the largest
+        loss. Exactly one of radius and penalty must be given.
+    penalty : float, default=None
+        Price of moving all mass, in the units of the loss.
+
+    Raises
+    ------
+    InvalidDataError
+        From `validate` and `dual`, naming the parameter. The constructor only stores.
+
+    Notes
+    -----
+    Sorted losses and cumulative sums; no iteration. `resolve` and `validate` return None: there is
+    no ground cost.
+
+    References
+    ----------
+    R. Jiang, Y. Guan, 2018, Risk-Averse Two-Stage Stochastic Program with Distributional Ambiguity.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import TotalVariation
+    >>> dual = TotalVariation(radius=0.3).dual([0.0, 1.0, 2.0, 5.0])
+    >>> dual
+    Dual(value=3.45, penalty=4, shift=3, attained=3.45, radius=0.3, n=4, proof='dual')
+    >>> dual.ratio
+    array([0. , 0.8, 1. , 2.2])
+    """
+
+    _largest_radius = 1.0
+
+    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
+        self.radius = radius
+        self.penalty = penalty
+
+    def _radius_of_maximum(self, mass: float) -> float:
+        return max(1.0 - mass, 0.0)
+
+    def _nominal(self, sample: Sample) -> Worst:
+        slope = float(sample.h[-1])
+        return Worst(0.0, slope, sample.top - slope / 2.0, None, 0.0)
+
+    def _ball(self, sample: Sample, radius: float) -> Worst:
+        ends, _ = _removal(sample)
+        if radius >= ends[-1]:
+            return sample.maximum(0.0, self._radius_of_maximum(sample.top_mass))
+        # The run of equal losses in which the mass runs out keeps the same part of each.
+        starts, weight = sample.distinct
+        i = int(np.searchsorted(ends, radius))
+        run = starts.size - 1 - i
+        kept = min(max((float(ends[i]) - radius) / float(weight[run]), 0.0), 1.0)
+        ratio = np.ones(sample.size)
+        ratio[starts[run] :] = kept
+        if run + 1 < starts.size:
+            ratio[starts[run + 1] :] = 0.0
+        slope = float(sample.h[starts[run]])
+        ratio[: sample.n_top] += radius / sample.top_mass
+        value = float(self._path(sample, np.array([radius]))[0])
+        return Worst(value, slope, sample.top - slope / 2.0, ratio, radius)
+
+    def _penalised(self, sample: Sample, penalty: float) -> Worst:
+        ratio = np.where(sample.h > penalty, 0.0, 1.0)
+        radius = float(sample.w[sample.h > penalty].sum())
+        ratio[: sample.n_top] += radius / sample.top_mass
+        value = float((sample.w * np.maximum(sample.h - penalty, 0.0)).sum())
+        return Worst(value, penalty, sample.top - penalty / 2.0, ratio, radius)
+
+    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
+        ends, gains = _removal(sample)
+        starts, _ = sample.distinct
+        h = sample.h[starts][:0:-1]
+        i = np.minimum(np.searchsorted(ends, radii), ends.size - 1)
+        values = gains[i] - np.maximum(ends[i] - radii, 0.0) * h[i]
+        return np.where(radii >= ends[-1], sample.top, values)
+
+
+def _removal(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Return mass taken and value gained once each distinct loss is gone, smallest first."""
+    starts, weight = sample.distinct
+    weight, h = weight[:0:-1], sample.h[starts][:0:-1]
+    return cumulate(weight), cumulate(weight * h)
