@@ -29,7 +29,7 @@ from drojko.certificates import Certificate
 from drojko.estimators._evaluation import Assessment, assess, certify_points, count_atoms
 from drojko.estimators._input import check_device, plain, resolve_cost
 from drojko.estimators._reference import NAMES, build_reference, is_sampled
-from drojko.estimators._training import Plan, build_model, reject, train
+from drojko.estimators._training import Plan, build_model, most_iterations, reject, train
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner.packing import pack, pack_module, unpack, unpack_module
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
@@ -43,6 +43,7 @@ from drojko.models import ACTIVATIONS, MLP, TabularModel
 if TYPE_CHECKING:
     import pandas as pd
 
+
 def _seed(random_state: Any) -> int:
     """An integer seed; None takes it from the system, not from numpy's global generator."""
     if random_state is None:
@@ -51,6 +52,10 @@ def _seed(random_state: Any) -> int:
 
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class _NoWorstCase(UnsupportedError, AttributeError):
+    """An attribute that these settings do not have: ``hasattr`` and ``dir`` take it as absent."""
 
 
 class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
@@ -122,7 +127,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             reject(plan, model)
             start = self._warm(model) if self.warm_start else None
             metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-            with FitProgress(self, self.max_iter, X=X, y=target, metadata=metadata) as progress:
+            most = most_iterations(plan, model)
+            with FitProgress(self, most, X=X, y=target, metadata=metadata) as progress:
 
                 def report(iteration: int, info: dict[str, Any]) -> bool:
                     fitted = {"n_iter_": iteration, "_n_outputs": model.n_outputs}
@@ -142,7 +148,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             if found.constant is not None:  # the model was changed after all
                 self._store(model, plan, result)
                 self.message_ = f"{result.message} {found.constant}"
-            self._keep(found, sampled, cost)
+            self._keep(found, cost)
         self._warn(result, found.advice)
         return self
 
@@ -241,7 +247,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         for cached in ("_model_cache", "_worst_cache"):
             self.__dict__.pop(cached, None)
 
-    def _keep(self, found: Assessment, sampled: bool, cost: GroundCost) -> None:
+    def _keep(self, found: Assessment, cost: GroundCost) -> None:
         """Store a certificate and its worst case as arrays and plain values."""
         c = found.certificate
         if not np.isfinite([c.nominal_risk, c.lower, c.upper, c.transport_cost]).all():
@@ -256,8 +262,6 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             "low_penalty": found.low_penalty,
             "high_penalty": found.high_penalty,
             "share": found.share,
-            # Draws of a continuous reference can be drawn again; atoms are kept.
-            "evaluation": None if sampled else found.points,
             "cost_weights": cost.weights,
         }
 
@@ -330,15 +334,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             device=str(self.device),
         )
         classes = self.classes_ if self._classification else None
-        evaluation = state["evaluation"]
-        if evaluation is not None:
-            # Copies: arrays of a memory-mapped model file are read-only.
-            evaluation = tuple(np.array(part) for part in evaluation)
-        if evaluation is not None and classes is not None:
-            evaluation = (evaluation[0], classes[evaluation[1]], evaluation[2])
         names = getattr(self, "feature_names_in_", None)
         if not self._classification and np.isfinite(adversary.label_cost):
-            raise UnsupportedError(
+            raise _NoWorstCase(
                 "worst_case_: targets move under this label_cost, and a map of X alone does not "
                 "say how; certificate_ is exact. Use label_cost=inf to see a worst case"
             )
@@ -349,7 +347,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             state["high_penalty"],
             state["share"],
             self.certificate_.worst_case_risk,
-            evaluation,
+            None,
             classes,
             None if names is None else tuple(names),
             state["cost_weights"],

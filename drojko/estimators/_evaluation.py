@@ -56,8 +56,11 @@ def assess(
     exact = is_exact(plan, model)
     penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
     count = (EXACT_DRAWS if exact else LEARNED_DRAWS) if sampled else atoms
-    adversary = learn(plan, model, plan.problem(model).draw(count, spawn(plan.generator)), penalty)
-    x, y, w = plan.problem(model).draw(count, spawn(plan.generator))
+    draws = plan.problem(model).draw(count, spawn(plan.generator))
+    adversary = learn(plan, model, draws, penalty)
+    if sampled:  # atoms are what they are
+        draws = plan.problem(model).draw(count, spawn(plan.generator))
+    x, y, w = draws
     subset = not exact and len(x) > MOST_ATOMS
     if subset:
         x, y, w = _subset((x, y, w), MOST_ATOMS, spawn(plan.generator))
@@ -82,9 +85,9 @@ def _against_constant(
         if found.certificate.nominal_risk >= risk and not ended:
             return found  # it has learned little so far, and the status says so
         advice = (
-            f"the worst-case risk of the trained model, {found.certificate.lower:.4g}, is not below "
-            f"that of the best constant prediction, {risk:.4g}: take a smaller radius or a larger "
-            "penalty, or raise max_iter"
+            f"the worst-case risk of the trained model, {found.certificate.lower:.4g}, is not "
+            f"below that of the best constant prediction, {risk:.4g}: take a smaller radius or a "
+            "larger penalty, or raise max_iter"
         )
         return replace(found, advice=advice)
     with torch.no_grad():

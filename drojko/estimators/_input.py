@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from drojko._sklearn import validate_data
-from drojko.ambiguity import AmbiguitySet, GroundCost
-from drojko.exceptions import InvalidDataError
+from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
+from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["check_device", "checked_data", "plain", "resolve_cost"]
 
@@ -73,6 +73,11 @@ def resolve_cost(ambiguity: Any, X: np.ndarray, names: Any) -> GroundCost:
     if not isinstance(ambiguity, AmbiguitySet):
         raise InvalidDataError(
             f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein(radius=0.1)"
+        )
+    if not isinstance(ambiguity, Wasserstein):
+        raise UnsupportedError(
+            f"training and certificates for {type(ambiguity).__name__} are not available yet: use "
+            "Wasserstein, or the set's own dual(losses) on the losses of a fitted model"
         )
     cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
     _check_range("radius", ambiguity.radius, _RADII, "use radius=0 for no movement at all")

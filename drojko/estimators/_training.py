@@ -27,7 +27,16 @@ from drojko.minimax.ridge_data import RidgeData
 from drojko.minimax.subgradient import Subgradient
 from drojko.models import MLP, Linear, ModuleModel, TabularModel
 
-__all__ = ["Plan", "build_model", "is_exact", "reject", "ridge_data", "train"]
+__all__ = [
+    "Plan",
+    "build_model",
+    "is_exact",
+    "is_linear",
+    "most_iterations",
+    "reject",
+    "ridge_data",
+    "train",
+]
 
 
 _FACTORY = threading.Lock()
@@ -204,6 +213,12 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     if result.status == Status.CONVERGED and _separated(plan, model):
         return replace(result, status="unbounded", message=_SEPARABLE)
     return result
+
+
+def most_iterations(plan: Plan, model: TabularModel) -> int:
+    """How many iterations a callback may see; the limit of a staged solver is one per stage."""
+    staged = is_linear(model) and model.n_outputs > 1 and plan.classes
+    return plan.max_iter * len(LinearClasses().smoothings) if staged else plan.max_iter
 
 
 def _separated(plan: Plan, model: TabularModel) -> bool:

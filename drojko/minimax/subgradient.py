@@ -22,6 +22,7 @@ from drojko.models import flatten_parameters, views_like
 
 __all__ = ["Subgradient"]
 
+_STILL = 4  # passes between looks whether samples would rather stay where they came from
 _PATIENCE = 20  # passes without progress that end a run
 
 
@@ -211,7 +212,9 @@ class _Pass:
             extra = 4 if state.iteration == 0 else 0
             start = self._start(objective, batch, displacement[rows])
             moved = p.move(adversary, batch, start, corrections + extra)
-            moved = self._at_least_still(adversary, batch, moved)
+            # No loss is negative: a sample below zero has run away, and goes back at once.
+            if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
+                moved = self._at_least_still(adversary, batch, moved)
             displacement[rows] = moved.q - batch.q0
             self._learn(batch, moved, progress)
             gradient = p.parameter_gradient(objective, moved, weights)

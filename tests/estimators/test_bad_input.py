@@ -66,7 +66,7 @@ def degenerate(rng):
 def test_degenerate_data_give_a_result(cls, model, reference, rng):
     for name, X, y in degenerate(rng):
         make = linear if model == "linear" else mlp
-        settings = {"n_draws": None if reference == "empirical" else 40, "random_state": 0}
+        settings = {"n_draws": None if reference == "empirical" else 30, "random_state": 0}
         estimator = make(cls, 0.1, reference=reference, **settings)
         if model == "mlp":
             estimator.set_params(max_iter=2)
@@ -98,6 +98,8 @@ def test_two_hundred_classes(model, rng):
     X = np.column_stack([y / 20.0, rng.normal(size=400)])
     estimator = linear(max_iter=1, loss="hinge") if model == "linear" else None
     estimator = estimator or mlp(max_iter=1, inner="pointwise")
+    if model == "mlp":  # one bound, where a ball takes a hundred
+        estimator.set_params(ambiguity=Wasserstein(penalty=1.0))
     estimator.fit(X, y)
     assert estimator.decision_function(X).shape == (400, 200)
     assert len(estimator.classes_) == 200
@@ -188,7 +190,7 @@ def test_classes_that_are_missing():
         DROClassifier().fit(X, np.full(len(X), "only"))
     with pytest.raises(InvalidDataError, match="class 1 has zero total sample_weight: drop its"):
         DROClassifier().fit(X, y, sample_weight=(y == 0).astype(float))
-    with pytest.raises(InvalidDataError, match="no order.*int, str.*all strings"):
+    with pytest.raises(InvalidDataError, match=r"no order.*int, str.*all strings"):
         DROClassifier().fit(X[:4], np.array([1, "a", 2, "b"], dtype=object))
     with pytest.raises(ValueError, match="Unknown label type"):
         DROClassifier().fit(X, X[:, 0])
@@ -300,7 +302,7 @@ def test_modules_that_are_no_models(model, text):
 
 def test_a_regression_has_no_pair_of_logits():
     X, y = regression()
-    with pytest.raises(InvalidDataError, match=r"gives shape \(3, 2\).*expected \(3,\) or \(3, 1\)"):
+    with pytest.raises(InvalidDataError, match=r"gives shape \(3, 2\).* \(3,\) or \(3, 1\)"):
         DRORegressor(model=lambda: small_net(10, 2)).fit(X, y)
 
 
@@ -333,6 +335,7 @@ def test_what_is_not_offered_says_what_is():
     model = linear(DRORegressor).set_params(ambiguity=movable).fit(X, y)
     with pytest.raises(UnsupportedError, match="Use label_cost=inf to see a worst case"):
         model.worst_case_
+    assert "worst_case_" not in dir(model)
     assert not hasattr(linear(loss="hinge").fit(*binary()), "predict_proba")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +95,9 @@ def test_squared_certificate_is_the_closed_form(radius):
     model, X, y = linear(DRORegressor, radius), *regression()
     model.fit(X, y)
     c = model.certificate_
-    exact = (np.sqrt(np.mean((model.predict(X) - y) ** 2)) + radius * np.linalg.norm(model.coef_)) ** 2
+    exact = (
+        np.sqrt(np.mean((model.predict(X) - y) ** 2)) + radius * np.linalg.norm(model.coef_)
+    ) ** 2
     assert c.upper == pytest.approx(exact, rel=1e-9)
     assert c.lower == pytest.approx(exact, rel=1e-9)
     # The penalty form at the multiplier: penalty * MSE / (penalty - |theta|^2).
@@ -176,14 +179,14 @@ def test_radius_zero_is_least_squares_and_quantile_regression():
 
 @pytest.mark.promise(2)
 @pytest.mark.parametrize("name", ["linear", "linear-classes-hinge", "squared", "mlp"])
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(radii=st.lists(st.integers(-30, 10), min_size=3, max_size=3, unique=True))
 def test_certificates_grow_with_the_radius_and_are_concave_in_its_square(name, radii):
     model, X, y = fitted(name)
     squares = np.sort(10.0 ** (np.array(radii) / 10)) * X.var()
     found = [model.robust_certificate(X, y, ball(math.sqrt(s))) for s in squares]
     # Upper against lower bounds, so that a loose bound of a perceptron cannot fail by itself.
-    for a, b in zip(found, found[1:], strict=False):
+    for a, b in pairwise(found):
         assert a.lower <= b.upper * (1 + 1e-9)
         assert a.nominal_risk == pytest.approx(b.nominal_risk)
     share = (squares[2] - squares[1]) / (squares[2] - squares[0])

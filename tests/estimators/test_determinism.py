@@ -15,7 +15,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
 ]
 
-RANDOM = ["linear-kde", "linear-mixture", "linear-classes", "mlp", "mlp-kde", "mlp-squared", "module"]
+RANDOM = [
+    "linear-kde",
+    "linear-mixture",
+    "linear-classes",
+    "mlp-kde",
+    "mlp-squared",
+    "module",
+]
 
 
 def bits(model):
@@ -51,11 +58,11 @@ def test_a_random_state_object_moves_on():
 @pytest.mark.parametrize("name", [*FEW, "linear-mixture", "mlp-classes", "module"])
 def test_global_generators_are_left_alone(name):
     estimator, X, y = unfitted(name)
-    ours, theirs = np.random.get_state(), torch.get_rng_state()
+    ours, theirs = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     model = estimator.fit(X, y)
     model.worst_case_.sample(5)
     model.robust_score(X[::9], y[::9])
-    now = np.random.get_state()
+    now = np.random.get_state()  # noqa: NPY002
     assert now[0] == ours[0]
     np.testing.assert_array_equal(now[1], ours[1])
     assert now[2:] == ours[2:]
@@ -66,7 +73,8 @@ def test_global_generators_are_left_alone(name):
 def test_four_threads_give_the_same_model_five_times(name):
     estimator, X, y = unfitted(name)
     estimator.set_params(random_state=0, max_iter=2, inner="pointwise")
-    estimator.set_params(n_draws=40 if name == "mlp-kde" else None)
+    if name == "mlp-kde":
+        estimator.set_params(n_draws=30, hidden_layer_sizes=(2,), reference="mixture")
     found, errors = [], []
 
     def work():
@@ -97,7 +105,7 @@ def test_the_number_of_threads_is_given_back(name):
         model.predict(X)
         model.robust_score(X, y)
         assert torch.get_num_threads() == 2
-        with pytest.raises(ValueError, match="unknown feature|feature names"):
+        with pytest.raises(ValueError, match="feature names"):
             clone(estimator).set_params(ambiguity__immutable=["none"]).fit(X, y)
         assert torch.get_num_threads() == 2
     finally:
@@ -116,7 +124,9 @@ def test_threads_change_nothing_to_one_part_in_a_million():
     assert b == pytest.approx(a, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear", "linear-classes", "linear-bounds", "mlp", "mlp-squared"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear-classes", "linear-bounds", "mlp", "mlp-squared"]
+)
 def test_single_precision_is_close_to_double(name):
     estimator, X, y = unfitted(name)
     double = clone(estimator).fit(X, y)

@@ -64,7 +64,7 @@ PAIRS += [(name, way) for name in FEW for way in ("joblib", "memory map")]
 def test_round_trip(name, way, tmp_path):
     model, X, y = fitted(name)
     if way == "file" and name in CODE:
-        with pytest.raises(UnsupportedError, match="is code.*pickle or joblib"):
+        with pytest.raises(UnsupportedError, match=r"is code.*pickle or joblib"):
             by_file(model, tmp_path)
         assert list(tmp_path.iterdir()) == []
         return

@@ -98,7 +98,11 @@ def test_a_perceptron_in_other_units_is_the_same_perceptron(kind, scale):
     changed = ball(scale * estimator.ambiguity.radius)
     b = fit(estimator, scale * X, unit * y, ambiguity=changed)
     assert b.certificate_.upper == pytest.approx(unit**2 * a.certificate_.upper, rel=1e-4)
-    f = (lambda m, Z: m.predict(Z)) if kind == "regression" else (lambda m, Z: m.decision_function(Z))
+    f = (
+        (lambda m, Z: m.predict(Z))
+        if kind == "regression"
+        else (lambda m, Z: m.decision_function(Z))
+    )
     np.testing.assert_allclose(f(b, scale * X), unit * f(a, X), rtol=1e-6, atol=1e-8)
 
 

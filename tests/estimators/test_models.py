@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("callable-loss",)])
 def test_shapes_of_outputs(name):
-    model, X, y = fitted(name)
+    model, X, _ = fitted(name)
     n, d = X.shape
     assert model.predict(X).shape == (n,)
     if name.startswith(("linear", "squared", "absolute", "huber", "quantile")):
@@ -357,9 +357,13 @@ def test_a_kde_spends_at_most_a_tenth_of_the_radius():
     # W2(kde, data) <= 0.02, so each worst case is one of a slightly larger ball around the other.
     c = smooth.certificate_
     assert c.upper <= wide + 4 * c.standard_error
-    assert data <= linear(radius=0.22, reference="kde", n_draws=4000, random_state=0).fit(
-        X, y
-    ).certificate_.upper + 4 * c.standard_error
+    assert (
+        data
+        <= linear(radius=0.22, reference="kde", n_draws=4000, random_state=0)
+        .fit(X, y)
+        .certificate_.upper
+        + 4 * c.standard_error
+    )
 
 
 def test_more_draws_are_closer_to_the_reference():

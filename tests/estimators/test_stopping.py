@@ -19,7 +19,15 @@ pytestmark = [
 ]
 
 #: One per solver: Newton, smoothed quasi-Newton, quasi-Newton with particles, subgradient (two).
-ITERATIVE = ["linear", "absolute", "linear-classes", "linear-bounds", "mlp", "mlp-kde", "mlp-squared"]
+ITERATIVE = [
+    "linear",
+    "absolute",
+    "linear-classes",
+    "linear-bounds",
+    "mlp",
+    "mlp-kde",
+    "mlp-squared",
+]
 
 
 class At:
@@ -71,14 +79,12 @@ def test_ctrl_c_keeps_a_model_and_propagates(name, tmp_path):
     assert len(estimator.history_) == 3
     assert np.isfinite(estimator.score(X, y))
     assert estimator.certificate_ is None
-    with pytest.raises(AttributeError, match="interrupted.*fit again"):
+    with pytest.raises(AttributeError, match=r"interrupted.*fit again"):
         estimator.worst_case_
     assert np.isfinite(estimator.robust_score(X, y))  # of what there is
     estimator.set_callbacks()
     estimator.save(tmp_path / "model")
-    np.testing.assert_array_equal(
-        drojko.load(tmp_path / "model").predict(X), estimator.predict(X)
-    )
+    np.testing.assert_array_equal(drojko.load(tmp_path / "model").predict(X), estimator.predict(X))
     estimator.set_params(warm_start=True, max_iter=5).fit(X, y)
     assert estimator.status_ != "interrupted"
     assert estimator.worst_case_.risk() > 0

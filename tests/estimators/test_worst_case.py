@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 @pytest.mark.parametrize("name", KINDS)
 def test_samples_attain_the_certified_risk(name):
     """Mean loss of a large sample, by public predictions, against worst_case_risk."""
-    model, X, y = fitted(name)
+    model, _, _ = fitted(name)
     c = model.certificate_
     Z, labels = model.worst_case_.sample(2000, random_state=0)
     values = losses(model, Z, labels)
@@ -36,7 +36,7 @@ def test_samples_attain_the_certified_risk(name):
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("name", [name for name in KINDS if "flips" not in name])
 def test_the_plan_stays_within_its_budget(name):
-    model, X, y = fitted(name)
+    model, _, _ = fitted(name)
     c = model.certificate_
     x, image, _, w = model.worst_case_.pairs()
     spent = w @ ((image - x) ** 2).sum(1)
@@ -83,7 +83,7 @@ def test_transport_raises_the_loss_of_new_rows(name, rng):
 
 @pytest.mark.parametrize("name", ["linear", "linear-classes", "mlp-kde", "squared"])
 def test_displacement_adds_up(name):
-    model, X, y = fitted(name)
+    model, X, _ = fitted(name)
     table = model.worst_case_.displacement()
     regression_ = name == "squared"
     groups = 1 if regression_ else len(model.classes_)
@@ -111,7 +111,7 @@ def test_to_frame_is_a_sample():
 @pytest.mark.parametrize("name", ["linear-gaussian", "linear-kde", "linear-mixture", "squared-kde"])
 def test_densities_are_those_of_the_image(name):
     """A linear model moves all of space: every point is reached, none is -inf."""
-    model, X, y = fitted(name)
+    model, _, _ = fitted(name)
     Z, labels = model.worst_case_.sample(50, random_state=0)
     assert np.isfinite(model.worst_case_.log_prob(Z, labels)).all()
 
