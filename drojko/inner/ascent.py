@@ -80,13 +80,9 @@ def proximal_ascent(
         trial = objective.coordinates.project(torch.addcmul(q, grad, length.unsqueeze(1)))
         trial_value, trial_grad = objective.value_and_gradient(current, trial)
         better = (trial_value >= value) & (trial_value < torch.inf)  # False for NaN as well
-        move = trial - q
-        bend = -(move * (trial_grad - grad)).sum(1)
-        square = move.square().sum(1)
-        spectral = torch.where(
-            bend > 1e-12 * square / longest, square / bend, torch.full_like(bend, 4 * longest)
-        ).clamp_(1e-6 * longest, 16 * longest)
-        length = torch.where(better, spectral, 0.25 * length)
+        if step + 1 < steps:
+            spectral = _spectral(trial - q, trial_grad - grad, longest)
+            length = torch.where(better, spectral, 0.25 * length)
         pick = better.unsqueeze(1)
         q = torch.where(pick, trial, q)
         grad = torch.where(pick, trial_grad, grad)
@@ -95,6 +91,15 @@ def proximal_ascent(
         _write(full, q, value, grad)
         q, value, grad = full[:3]
     return Ascent(q, value, grad)
+
+
+def _spectral(move: Tensor, change: Tensor, longest: float) -> Tensor:
+    """Step of Barzilai and Borwein from a move and the change of the gradient along it."""
+    square = move.square().sum(1)
+    bend = move.mul_(change).sum(1).neg_()
+    bent = bend > square * (1e-12 / longest)
+    length = torch.where(bent, square / bend, 4 * longest)
+    return length.clamp_(1e-6 * longest, 16 * longest)
 
 
 def _write(full, q: Tensor, value: Tensor, grad: Tensor) -> None:

@@ -84,7 +84,7 @@ class Objective:
         gradient = self.coordinates.pull(backward(self.loss.gradient(f, batch.y)))
         move = q - batch.q0
         strength = self.strength
-        value = torch.addcmul(value, move.square().sum(1), value.new_tensor(-strength))
+        value = torch.sub(value, move.square().sum(1), alpha=strength)
         return value, gradient.sub_(move, alpha=2.0 * strength)
 
     def loss_hessian(self, batch: Batch, q: Tensor) -> Tensor:
