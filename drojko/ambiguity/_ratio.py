@@ -307,7 +307,7 @@ def root(function: Callable[[float], float], start: float, slope: float = 1.5) -
     t, previous, step = start, None, 1.0
     for iteration in range(200):
         value = function(t)
-        if abs(value) <= 1e-14:
+        if abs(value) <= 1e-13:
             break
         low, high = (t, high) if value < 0 else (low, t)
         if previous is not None and t != previous[0]:
@@ -321,11 +321,10 @@ def root(function: Callable[[float], float], start: float, slope: float = 1.5) -
             after = t + move
         else:
             after = t + move
-            if not low < after < high or (iteration % 8 == 7 and abs(value) > 1e-3):
+            # Halving as well, once the secant does not settle: jumps, or rounding.
+            if not low < after < high or (iteration >= 8 and iteration % 2 == 1):
                 after = 0.5 * (low + high)
-        close = abs(after - t) <= 1e-12 * max(1.0, abs(t))
-        if (close and abs(value) <= 1e-9) or high - low <= 4e-16 * max(1.0, abs(t)):
-            t = after
+        if min(abs(after - t), high - low) <= 4e-16 * max(1.0, abs(t)):
             break
         t = after
     return t
