@@ -89,11 +89,12 @@ class ClassConditional(LabelledMeasure):
             raise InvalidDataError(
                 f"class {mass.argmin()} has no row of positive weight; number the classes 0..K-1"
             )
-        kept = weights > 0
-        rows, labels, weights = rows[kept], labels[kept], weights[kept]
-        parts = [(rows[labels == k], weights[labels == k]) for k in range(len(mass))]
-        scale = pooled_scale(parts, mass / mass.sum())
+        classes = [(labels == k) & (weights > 0) for k in range(len(mass))]
+        parts = [(rows[members], weights[members]) for members in classes]
         template = KDE() if self.measure is None else self.measure
+        # Measures with a fit of their own take no scale; on large tables it would be the dear part.
+        scaled = type(template)._fit is not Measure._fit
+        scale = pooled_scale(parts, mass / mass.sum()) if scaled else np.ones(rows.shape[1])
         self.measures_ = [clone(template)._fit_class(*part, scale) for part in parts]
         self.weights_ = mass / mass.sum()
         return self
@@ -133,9 +134,16 @@ class ClassConditional(LabelledMeasure):
         for k, (measure, share) in enumerate(zip(self.measures_, self.weights_, strict=True)):
             if share > 0:
                 x, w = measure.points(max(1, int(np.ceil(share * n))), generator)
-                parts.append((x, torch.full((len(x),), k), w * float(share)))
-        x, y, w = zip(*parts, strict=True)
-        return torch.cat(x), torch.cat(y), torch.cat(w)
+                parts.append([x, torch.full((len(x),), k), w * float(share)])
+        y, w = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+        # Class by class, each freed once it is in place: at no time are there two whole copies.
+        x = torch.empty((len(y), self.dim), dtype=torch.float64)
+        start = 0
+        for part in parts:
+            x[start : start + len(part[1])] = part[0]
+            start += len(part[1])
+            part[0] = None
+        return x, y, w
 
     def log_prob(self, x: Any, y: Any) -> Tensor:
         """Log density of x given y, shape (n,): log p_y(x)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,11 @@ class Empirical(Measure):
         self.weights_ = weights / weights.sum()
         return self
 
+    def _fit_class(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
+        # The rows of one class are a copy already, and of positive weight.
+        self.atoms_, self.weights_ = rows, weights / weights.sum()
+        return self
+
     def _construct(self) -> None:
         if self.atoms is not None:
             self.fit(self.atoms, self.weights)
@@ -83,9 +89,14 @@ class Empirical(Measure):
     def points(
         self, n: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the atoms and their weights exactly, whatever n."""
+        """Return the atoms and their weights exactly, whatever n.
+
+        The points share memory with ``atoms_`` (tables can be large): do not write into them.
+        """
         self._ready()
-        return double(self.atoms_), double(self.weights_)
+        shared = self.atoms_.flags.writeable  # a memory-mapped model file is not
+        atoms = torch.from_numpy(self.atoms_) if shared else double(self.atoms_)
+        return atoms, double(self.weights_)
 
     def marginal(self, columns: Any) -> Empirical:
         """Return the atoms' given columns with the same weights."""
