@@ -262,6 +262,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             "low_penalty": found.low_penalty,
             "high_penalty": found.high_penalty,
             "share": found.share,
+            "attained_risk": found.certificate.worst_case_risk,
             "cost_weights": cost.weights,
         }
 
@@ -280,7 +281,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         """The model as a module, rebuilt from its arrays on demand."""
         if "_model_cache" not in self.__dict__:
             model = self._build_model(self._n_outputs, torch.Generator().manual_seed(0))
-            self.__dict__["_model_cache"] = unpack_module(model, self.parameters_)
+            unpack_module(model, self.parameters_)
+            self.__dict__["_model_cache"] = model
         return self.__dict__["_model_cache"]
 
     def _predictions(self, X: np.ndarray) -> np.ndarray:
@@ -325,7 +327,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         return self.__dict__["_worst_cache"]
 
     def _build_worst_case(self) -> WorstCase:
-        state = self._worst
+        state: dict[str, Any] = self._worst or {}
         adversary = unpack(
             state["adversary"],
             self._fitted_model(),
@@ -346,7 +348,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             state["low_penalty"],
             state["high_penalty"],
             state["share"],
-            self.certificate_.worst_case_risk,
+            state["attained_risk"],
             None,
             classes,
             None if names is None else tuple(names),

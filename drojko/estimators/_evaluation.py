@@ -44,7 +44,8 @@ class Assessment:
 
 def count_atoms(reference: LabelledMeasure, n: int) -> int:
     """How many points an empirical reference has; ``n`` for other ones."""
-    parts = getattr(reference, "measures_", None) or [getattr(reference, "measure_", None)]
+    parts: list[Any] = getattr(reference, "measures_", [])
+    parts = parts or [getattr(reference, "measure_", None)]
     sizes = [len(part.atoms_) for part in parts if hasattr(part, "atoms_")]
     return sum(sizes) if len(sizes) == len(parts) else n
 
@@ -111,7 +112,7 @@ def best_constant(
     plan: Plan, model: TabularModel, y: np.ndarray, w: np.ndarray
 ) -> tuple[Tensor, float]:
     """Output of the best of a few constant predictions, shape (n_outputs,), and its risk."""
-    like = {"dtype": torch.float64}
+    like: dict[str, Any] = {"dtype": torch.float64}
     labels, mass = torch.as_tensor(y), torch.as_tensor(w)
     size = model.n_outputs
     zero = torch.zeros(size, **like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.base import clone
@@ -34,11 +34,12 @@ def build_reference(
 ) -> LabelledMeasure:
     """Unfitted labelled measure for a name or a measure; fitted ones pass through."""
     if isinstance(reference, LabelledMeasure):
-        return reference if reference.__sklearn_is_fitted__() else clone(reference)
+        fitted = reference.__sklearn_is_fitted__()
+        return reference if fitted else cast(LabelledMeasure, clone(reference))
     if isinstance(reference, str):
         template = _template(reference, cost, radius, seed)
     elif isinstance(reference, Measure):
-        template = clone(reference)
+        template = cast(Measure, clone(reference))
     else:
         raise InvalidDataError(
             f"reference={reference!r}; expected one of {', '.join(NAMES)} or a measure from "

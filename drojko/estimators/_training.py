@@ -120,7 +120,9 @@ def build_model(
     if model == "linear":
         return Linear(n_features, n_outputs, bias=bias, generator=gen, **like)
     if model == "mlp":
-        sizes = (hidden,) if isinstance(hidden, int | np.integer) else tuple(hidden)
+        sizes: tuple[Any, ...] = (
+            (hidden,) if isinstance(hidden, int | np.integer) else tuple(hidden)
+        )
         if not all(isinstance(h, int | np.integer) and h > 0 for h in sizes):
             raise InvalidDataError(f"hidden_layer_sizes={hidden!r}; expected positive integers")
         return MLP(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
@@ -123,7 +124,10 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         self.verbose = verbose
 
     def _get_loss(self, n_outputs: int) -> Loss:
-        params = {"huber": {"delta": self.delta}, "quantile": {"q": self.quantile}}
+        params: dict[Any, dict[str, Any]] = {
+            "huber": {"delta": self.delta},
+            "quantile": {"q": self.quantile},
+        }
         extra = params.get(self.loss, {}) if isinstance(self.loss, str) else {}
         return get_loss(self.loss, "regression", **extra)
 

@@ -82,7 +82,7 @@ class _Settings:
     tol: float
     max_iter: int
     deadline: float
-    callback: Callable[[int, dict[str, float]], bool | None] | None
+    callback: Callable[[int, dict[str, Any]], bool | None] | None
 
     @property
     def goal(self) -> float:
@@ -108,7 +108,7 @@ def solve_ridge(
     max_iter: int = 500,
     max_time: float | None = None,
     warm_start: RidgeSolution | tuple[np.ndarray, float] | None = None,
-    callback: Callable[[int, dict[str, float]], bool | None] | None = None,
+    callback: Callable[[int, dict[str, Any]], bool | None] | None = None,
 ) -> RidgeSolution:
     r"""Minimise the worst-case risk of a linear model, exactly.
 
