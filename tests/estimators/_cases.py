@@ -14,7 +14,7 @@ from drojko.ambiguity import Wasserstein
 from drojko.inner import ICNNJKO
 
 #: Few steps of a small map: the tests are about what holds after any number of them.
-CHEAP = ICNNJKO(steps=15, hidden=(8,), corrections=20, anchors=8, support=50, rounds=1)
+CHEAP = ICNNJKO(steps=5, hidden=(4,), corrections=20, anchors=4, support=30, rounds=1)
 
 
 def binary():

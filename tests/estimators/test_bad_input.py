@@ -60,11 +60,13 @@ def degenerate(rng):
 
 @pytest.mark.parametrize(
     ("model", "reference"),
-    [*[("linear", name) for name in REFERENCES], ("mlp", "empirical"), ("mlp", "gaussian")],
+    [*[("linear", name) for name in REFERENCES], ("mlp", "empirical"), ("mlp", "kde")],
 )
 @pytest.mark.parametrize("cls", [DROClassifier, DRORegressor])
 def test_degenerate_data_give_a_result(cls, model, reference, rng):
-    for name, X, y in degenerate(rng):
+    # The hardest five where every reference is to be fitted as well.
+    cases = list(degenerate(rng))[: None if reference == "empirical" else 5]
+    for name, X, y in cases:
         make = linear if model == "linear" else mlp
         settings = {"n_draws": None if reference == "empirical" else 30, "random_state": 0}
         estimator = make(cls, 0.1, reference=reference, **settings)
@@ -346,7 +348,7 @@ def test_bounds_far_below_the_data_are_not_applied_silently():
     tight = Wasserstein(0.1, bounds=(0.0, X.max() - 0.1))
     with pytest.raises(InvalidDataError, match="widen the bounds or clip the data"):
         model.robust_certificate(X, y, tight)
-    assert CHEAP.get_params()["steps"] == 15
+    assert CHEAP.get_params()["steps"] == 5
 
 
 def test_errors_are_errors_and_warnings_are_about_convergence():

@@ -284,4 +284,4 @@ def test_the_certificate_is_a_plain_frozen_value():
     assert c.gap == c.upper - c.lower
     assert c.standard_error == 0.0
     assert fitted("linear-kde")[0].certificate_.standard_error > 0
-    assert CHEAP.steps == 15  # settings are not changed by fits
+    assert CHEAP.steps == 5  # settings are not changed by fits

@@ -56,8 +56,9 @@ CODE = [name for name in KINDS if name.startswith(("module", "callable"))]
 WAYS = {"pickle": by_pickle, "joblib": by_joblib, "memory map": by_memory_map, "file": by_file}
 
 
-PAIRS = [(name, way) for name in KINDS for way in ("pickle", "file")]
-PAIRS += [(name, way) for name in FEW for way in ("joblib", "memory map")]
+PAIRS = [(name, "file") for name in KINDS]
+PAIRS += [(name, way) for name in FEW for way in ("pickle", "joblib", "memory map")]
+PAIRS += [(name, "pickle") for name in (*CODE, "mlp-flips", "linear-bounds")]
 
 
 @pytest.mark.parametrize(("name", "way"), PAIRS)

@@ -17,7 +17,6 @@ ESTIMATORS = {
     "linear": (linear(), *binary()),
     "mlp": (mlp(max_iter=2, inner="pointwise"), *binary()),
     "squared": (linear(DRORegressor, 0.02), *regression()),
-    "mlp-squared": (mlp(DRORegressor, 0.02, max_iter=2, inner="pointwise"), *regression()),
 }
 
 
@@ -104,7 +103,7 @@ def assert_same(model, reference):
 
 
 @pytest.mark.parametrize("kind", X_ZOO)
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ["linear", "squared", "mlp"])
 def test_every_container_of_x(name, kind, tmp_path):
     estimator, X, y = prepared(name)
     reference = plain_fit(name)

@@ -402,4 +402,4 @@ def test_frames_give_names_to_everything():
     assert model.feature_names_in_.tolist() == names
     assert model.worst_case_.displacement()["feature"].unique().tolist() == names
     assert model.worst_case_.to_frame(3).columns.tolist() == [*names, "target"]
-    assert CHEAP.steps == 15
+    assert CHEAP.steps == 5
