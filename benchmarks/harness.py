@@ -263,10 +263,11 @@ def script(code: str, *arguments: str, timeout: float = 600.0) -> str:
     """Standard output of Python code in a fresh process with this checkout first on its path."""
     import os
 
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     path = os.pathsep.join([str(ROOT), *(p for p in [os.environ.get("PYTHONPATH")] if p)])
     found = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**variables, "PYTHONPATH": path},
         cwd=ROOT,
         capture_output=True,
         text=True,
