@@ -78,6 +78,12 @@ class Plan:
         return named and not self.cost.bounded
 
     @property
+    def relaxes(self) -> bool:
+        """Whether the exact linear solver applies once the bounds are left out."""
+        named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
+        return named and self.cost.bounded
+
+    @property
     def classes(self) -> bool:
         """Whether the exact multi-class solver applies (for a linear model)."""
         named = isinstance(self.loss, Softmax | CrammerSinger)
@@ -251,6 +257,8 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
             n_draws=plan.n_draws,
             penalty=start,
         )
+    if is_linear(model) and start is None and plan.relaxes:
+        start = _relaxed_start(plan, model)
     settings = QuasiNewton() if is_linear(model) else plan.outer
     run = Conditioned.of(plan.problem(model), plan.fit_intercept, plan.n_draws, plan.generator)
     result = settings.solve(
@@ -271,6 +279,15 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
     }
     history = {k: v * units.get(k, 1.0) for k, v in result.history.items()}
     return replace(result, penalty=result.penalty / run.penalty_unit, history=history)
+
+
+def _relaxed_start(plan: Plan, model: Any) -> float | None:
+    """Start from the exact answer without the bounds: near the answer, also at its kinks."""
+    result = _ridge(replace(plan, callback=None), model, None)
+    if result.status == Status.INTERRUPTED:
+        raise KeyboardInterrupt(result.message)
+    model.warm = True
+    return result.penalty if 0.0 < result.penalty < math.inf else None
 
 
 def is_linear(model: TabularModel) -> bool:

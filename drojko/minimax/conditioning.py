@@ -96,10 +96,11 @@ class Conditioned:
         def wrapped(iteration: int, info: dict[str, Any]) -> bool:
             before = [p.detach().clone() for p in model.parameters()]
             self.undo()
-            stop = callback(iteration, info)
-            for parameter, value in zip(model.parameters(), before, strict=True):
-                parameter.data.copy_(value)
-            return stop
+            try:
+                return callback(iteration, info)
+            finally:  # Ctrl-C may strike in there
+                for parameter, value in zip(model.parameters(), before, strict=True):
+                    parameter.data.copy_(value)
 
         return wrapped
 

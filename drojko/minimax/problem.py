@@ -101,16 +101,24 @@ class RobustProblem:
             label_cost=self.label_cost,
         )
 
-    def first_penalty(self, objective: Objective, batch: Batch, weights: Tensor) -> float:
-        """The penalty, or for a radius the one that a locally linear loss would need."""
+    def first_penalty(
+        self, objective: Objective, batch: Batch, weights: Tensor, least: float = 1e-12
+    ) -> float:
+        """The penalty, or for a radius the one that a locally linear loss would need.
+
+        ``least``: slope that is assumed of flat models, as a share of the mean loss per spread of
+        the draws. Training that starts at a flat model needs one: a penalty near zero would let
+        the adversary keep it there.
+        """
         if self.penalty is not None:
             return self.penalty
         if not self.radius:
             return math.inf
-        _, gradient = objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
+        value, gradient = objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
         slope = float(gradient.square().sum(1).double() @ weights) ** 0.5
-        slope /= objective.coordinates.scale
-        return max(slope, 1e-12) / (2.0 * self.radius) + self._growth(objective, batch, weights)
+        flat = least * float(value.double().abs() @ weights)
+        slope = max(slope, flat, 1e-200) / objective.coordinates.scale
+        return slope / (2.0 * self.radius) + self._growth(objective, batch, weights)
 
     def _growth(self, objective: Objective, batch: Batch, weights: Tensor) -> float:
         """Penalty below which the loss of the locally linear model grows faster than the cost."""

@@ -154,7 +154,7 @@ class _Pass:
         self.coordinates = self._objective(1.0).coordinates
         objective = self._objective(1.0)
         batch = objective.batch(self.x, self.y)
-        start = self.penalty0 or p.first_penalty(objective, batch, self.w)
+        start = self.penalty0 or p.first_penalty(objective, batch, self.w, least=0.5)
         self.flow = None
         if not self.atomic and isinstance(p.inner, ICNNJKO):
             # Fresh draws every pass: the map itself is what one pass hands to the next.

@@ -106,6 +106,7 @@ KINDS = {
     "mlp-absolute": (mlp(DRORegressor, 0.02, loss="absolute"), *regression()),
     "module": (mlp(model=one_logit), *binary()),
     "module-classes": (mlp(model=three_logits), *classes()),
+    "callable-linear": (linear(loss=softplus_loss), *binary()),
     "callable-loss": (mlp(loss=softplus_loss), *binary()),
 }
 

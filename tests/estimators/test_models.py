@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 # -- outputs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("callable-loss",)])
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith("callable")])
 def test_shapes_of_outputs(name):
     model, X, _ = fitted(name)
     n, d = X.shape
@@ -295,7 +295,7 @@ def test_a_finite_label_cost_in_regression_is_a_longer_vector():
 # -- starts and references -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["linear", "linear-classes", "linear-bounds", "absolute"])
+@pytest.mark.parametrize("name", ["linear", "linear-classes", "callable-linear", "absolute"])
 def test_a_warm_start_from_the_answer_ends_at_once(name):
     estimator, X, y = unfitted(name)
     model = estimator.set_params(max_iter=2000).fit(X, y)

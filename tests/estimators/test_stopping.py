@@ -23,7 +23,7 @@ ITERATIVE = [
     "linear",
     "absolute",
     "linear-classes",
-    "linear-bounds",
+    "callable-linear",
     "mlp",
     "mlp-kde",
     "mlp-squared",
@@ -83,8 +83,10 @@ def test_ctrl_c_keeps_a_model_and_propagates(name, tmp_path):
         estimator.worst_case_
     assert np.isfinite(estimator.robust_score(X, y))  # of what there is
     estimator.set_callbacks()
-    estimator.save(tmp_path / "model")
-    np.testing.assert_array_equal(drojko.load(tmp_path / "model").predict(X), estimator.predict(X))
+    if not callable(estimator.loss):
+        estimator.save(tmp_path / "model")
+        copy = drojko.load(tmp_path / "model")
+        np.testing.assert_array_equal(copy.predict(X), estimator.predict(X))
     estimator.set_params(warm_start=True, max_iter=5).fit(X, y)
     assert estimator.status_ != "interrupted"
     assert estimator.worst_case_.risk() > 0
