@@ -61,6 +61,8 @@ class LinearClasses:
                 run.enter(mu, last=mu == self.smoothings[-1])
                 status = run.minimise(point, max_iter, self.memory)
                 point = run.best_point.copy()
+            if status is Status.MAX_ITER and run.settled(0.1 * tol, run.stage_start):
+                status = Status.CONVERGED  # within tol, if not to rounding
         except Stop as stop:
             status = stop.status
         except KeyboardInterrupt:
