@@ -99,6 +99,7 @@ def test_clone_and_nested_parameters():
         copy.set_params(ambiguity__radios=1.0)
 
 
+@pytest.mark.slow
 def test_grid_search_over_the_radius_in_two_processes():
     X, y = binary()
     scorer = make_robust_scorer(Wasserstein(0.3))

@@ -88,6 +88,8 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     warm_start : bool, default=False
         Start from the previous fit's parameters.
     random_state : int, RandomState or None, default=None
+        None: a seed from the operating system; numpy's and torch's global generators stay as they
+        are.
     device : str, default="cpu"
     dtype : {"float64", "float32"}, default="float64"
     verbose : bool, default=False

@@ -69,6 +69,7 @@ def test_global_generators_are_left_alone(name):
     assert torch.equal(torch.get_rng_state(), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear-kde", "mlp-kde", "module"])
 def test_four_threads_give_the_same_model_five_times(name):
     estimator, X, y = unfitted(name)
