@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from drojko.exceptions import UnboundedRiskError
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.objective import Batch, Objective
@@ -242,8 +243,12 @@ def _local_ball(
         if factor not in options:
             penalty = ball.high_penalty * factor
             at = quick.with_penalty(penalty)
-            bound, proof = at.upper(at.solve(batch, [ball.high.q]), known)
-            options[factor] = (penalty * radius**2 + mean(bound, weights), proof)
+            try:
+                bound, proof = at.upper(at.solve(batch, [ball.high.q]), known)
+            except UnboundedRiskError:
+                options[factor] = (math.inf, "lipschitz")
+            else:
+                options[factor] = (penalty * radius**2 + mean(bound, weights), proof)
         return options[factor][0]
 
     factor = 2.0

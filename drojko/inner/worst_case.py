@@ -81,7 +81,7 @@ class WorstCase:
 
     def _encode(self, y: Any, x: Tensor) -> Tensor:
         if self.classes is None:
-            return torch.as_tensor(np.asarray(y, dtype=np.float64), dtype=x.dtype, device=x.device)
+            return torch.as_tensor(np.array(y, dtype=np.float64), dtype=x.dtype, device=x.device)
         y = np.asarray(y)
         index = np.searchsorted(self.classes, y)
         index = np.clip(index, 0, len(self.classes) - 1)
