@@ -19,6 +19,7 @@ from drojko.inner.adversary import Adversary
 from drojko.inner.bounds import is_ridge
 from drojko.inner.radius import BallSolution
 from drojko.measures import LabelledMeasure
+from drojko.measures.base import components
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.ridge_risk import ridge_robust_risk
 from drojko.models import MLP, TabularModel
@@ -44,8 +45,7 @@ class Assessment:
 
 def count_atoms(reference: LabelledMeasure, n: int) -> int:
     """How many points an empirical reference has; ``n`` for other ones."""
-    parts: list[Any] = getattr(reference, "measures_", [])
-    parts = parts or [getattr(reference, "measure_", None)]
+    parts = components(reference)
     sizes = [len(part.atoms_) for part in parts if hasattr(part, "atoms_")]
     return sum(sizes) if len(sizes) == len(parts) else n
 

@@ -20,6 +20,7 @@ from drojko.measures import (
     LabelledMeasure,
     Measure,
 )
+from drojko.measures.base import components
 
 __all__ = ["NAMES", "build_reference", "is_sampled"]
 
@@ -69,5 +70,4 @@ def _template(name: str, cost: GroundCost, radius: float | None, seed: int) -> M
 
 def is_sampled(reference: LabelledMeasure) -> bool:
     """Whether expectations under the reference are Monte-Carlo averages."""
-    parts = getattr(reference, "measures_", None) or [getattr(reference, "measure_", reference)]
-    return not all(isinstance(part, Empirical) for part in parts)
+    return not all(isinstance(part, Empirical) for part in components(reference))

@@ -173,7 +173,11 @@ def choose(weights: np.ndarray, n: int, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(edges, u, right=True).clamp_max_(len(edges) - 1)
 
 
+def components(reference: LabelledMeasure) -> list[Any]:
+    """The fitted measures that a labelled one is made of; itself, if it is of another kind."""
+    return getattr(reference, "measures_", None) or [getattr(reference, "measure_", reference)]
+
+
 def has_atoms(reference: LabelledMeasure) -> bool:
     """Whether `points` come around fixed atoms, in the same order at every call."""
-    parts = getattr(reference, "measures_", None) or [getattr(reference, "measure_", reference)]
-    return all(hasattr(part, "atoms_") for part in parts)
+    return all(hasattr(part, "atoms_") for part in components(reference))

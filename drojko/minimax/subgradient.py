@@ -102,13 +102,12 @@ class Subgradient:
         )
         best, last = outcome.best_state, outcome.state
         chosen = solver.choose(best, last)
-        status = outcome.status
-        if status is Status.MAX_ITER and _levelled(outcome.columns()["robust_risk"], tol):
+        status, columns = outcome.status, outcome.columns()
+        if status is Status.MAX_ITER and _levelled(columns["robust_risk"], tol):
             status = Status.CONVERGED
-        columns = outcome.columns()
         return TrainResult(
             str(status),
-            outcome.message,
+            f"Stopped after {outcome.n_iter} passes. {status.advice}",
             outcome.n_iter,
             math.exp(last.log_penalty),
             solver.stationarity(chosen, last),
