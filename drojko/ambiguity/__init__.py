@@ -7,6 +7,7 @@ settings object with `get_params` and `set_params`, so it can be searched over. 
 the reference (KL, chi-square, Cressie-Read, total variation, CVaR) have an exact `dual`.
 """
 
+from drojko.ambiguity._categorical import one_hot_groups
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
@@ -28,4 +29,5 @@ __all__ = [
     "KL",
     "TotalVariation",
     "Wasserstein",
+    "one_hot_groups",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from drojko.ambiguity._categorical import Categories
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["GroundCost"]
@@ -33,6 +34,8 @@ class GroundCost:
         Bounds of the columns, with infinities where there is none; None: no bounds at all.
     feature_names : tuple of str or None
         Only for messages.
+    categories : Categories or None
+        Groups of columns of infinite weight that change by swaps, at a cost of their own.
 
     Examples
     --------
@@ -50,6 +53,7 @@ class GroundCost:
     lower: np.ndarray | None = None
     upper: np.ndarray | None = None
     feature_names: tuple[str, ...] | None = None
+    categories: Categories | None = None
 
     @property
     def n_features(self) -> int:
@@ -79,7 +83,13 @@ class GroundCost:
         total = (_like(difference, finite) * difference**2).sum(-1)
         if self.mutable.all():
             return total
-        moved = (difference[..., _index(difference, ~self.mutable)] != 0).any(-1)
+        stays = ~self.mutable
+        if self.categories is not None:
+            stays[self.categories.every_column] = False
+            for columns, price in zip(self.categories.columns, self.categories.costs, strict=True):
+                swapped = (difference[..., columns] != 0).any(-1)
+                total = total + _where(swapped, float(price), total)
+        moved = (difference[..., _index(difference, stays)] != 0).any(-1)
         if isinstance(total, torch.Tensor):
             return torch.where(moved, torch.inf, total)
         return np.where(moved, np.inf, total)
@@ -104,8 +114,25 @@ class GroundCost:
             return torch.clamp(z, lower, upper)
         return np.clip(z, lower, upper)
 
+    @property
+    def swaps(self) -> bool:
+        """Whether any category may be swapped for another."""
+        return self.categories is not None and self.categories.swappable
+
+    def observed(self, X: Any, before: Categories | None = None) -> GroundCost:
+        """The cost whose categories are those of the rows X (n, d), and of ``before``."""
+        if self.categories is None:
+            return self
+        return replace(self, categories=self.categories.observed(np.asarray(X), before))
+
     def check_inside(self, X: Any) -> None:
-        """Raise `InvalidDataError` naming the first column of X (n, d) beyond its bounds."""
+        """Raise `InvalidDataError` naming the first column of X (n, d) beyond its bounds.
+
+        Also for a one-hot group that is none.
+        """
+        if self.categories is not None:
+            X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+            self.categories.check(X)
         if self.lower is None or self.upper is None:
             return
         X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
@@ -129,11 +156,15 @@ class GroundCost:
         if finite.size and (finite != 1).any():
             parts.append(f"weights in [{finite.min():g}, {finite.max():g}]")
         immutable = np.flatnonzero(~self.mutable)
+        if self.categories is not None:
+            immutable = np.setdiff1d(immutable, self.categories.every_column)
         if immutable.size:
             parts.append(f"immutable: {_listed([self.column_name(int(j)) for j in immutable])}")
         if self.lower is not None and self.upper is not None:
             bounded = np.flatnonzero(np.isfinite(self.lower) | np.isfinite(self.upper))
             parts.append(f"bounded: {_listed([self.column_name(int(j)) for j in bounded])}")
+        if self.categories is not None:
+            parts.append(f"categorical: {_listed(self.categories.names)}")
         return f"GroundCost({', '.join(parts)})"
 
 
@@ -147,6 +178,13 @@ def _like(array: Array, values: np.ndarray) -> Array:
 
 def _index(array: Array, mask: np.ndarray) -> Any:
     return torch.as_tensor(mask, device=array.device) if isinstance(array, torch.Tensor) else mask
+
+
+def _where(mask: Array, value: float, like: Array) -> Array:
+    """``value`` where the mask holds, 0 elsewhere; infinity times zero is avoided."""
+    if isinstance(like, torch.Tensor):
+        return torch.zeros_like(like).masked_fill(mask, value)
+    return np.where(mask, value, 0.0)
 
 
 def _listed(names: Sequence[str], limit: int = 6) -> str:

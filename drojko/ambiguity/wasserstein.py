@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from drojko.ambiguity._categorical import resolve_categories
 from drojko.ambiguity._columns import Columns, resolve_bounds, resolve_weights
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground_cost import GroundCost
@@ -47,6 +48,15 @@ class Wasserstein(AmbiguitySet):
     label_cost : float, default=inf
         Cost of changing a class label, in the units of the ground cost; in regression y moves at
         ``label_cost * (y - y')**2``. Infinity: labels stay.
+    categorical_features : list or mask of shape (d,), default=None
+        Columns that hold categories, which never move but may be swapped: names or indices of
+        columns that are codes (their categories are the values in the training data), and
+        sequences of those, each a one-hot group (at most one 1 in a row; rows without a 1 are a
+        category where the training data have them). `one_hot_groups` finds them. Order 2 only.
+    swap_cost : float or dict, default=inf
+        Cost of swapping the category of a group, in the units of the ground cost: a number, or a
+        dict from a group or one of its columns to a number; groups not in it stay. Infinity: no
+        swaps. A group with an immutable column stays.
 
     Raises
     ------
@@ -80,6 +90,8 @@ class Wasserstein(AmbiguitySet):
         immutable: Any = None,
         bounds: Any = None,
         label_cost: float = np.inf,
+        categorical_features: Any = None,
+        swap_cost: Any = np.inf,
     ):
         self.radius = radius
         self.penalty = penalty
@@ -88,6 +100,8 @@ class Wasserstein(AmbiguitySet):
         self.immutable = immutable
         self.bounds = bounds
         self.label_cost = label_cost
+        self.categorical_features = categorical_features
+        self.swap_cost = swap_cost
 
     @property
     def budget(self) -> float | None:
@@ -98,10 +112,15 @@ class Wasserstein(AmbiguitySet):
         """Return the ground cost for data with these columns; see `AmbiguitySet.resolve`."""
         columns = Columns(n_features, feature_names)
         weights = resolve_weights(self.weights, columns)
+        fixed: list[int] = []
         if self.immutable is not None:
-            weights[columns.selection("immutable", self.immutable)] = np.inf
+            fixed = columns.selection("immutable", self.immutable)
+            weights[fixed] = np.inf
+        categories = resolve_categories(self.categorical_features, self.swap_cost, fixed, columns)
+        if categories is not None:
+            weights[categories.every_column] = np.inf
         lower, upper = resolve_bounds(self.bounds, columns)
-        return GroundCost(weights, lower, upper, columns.names)
+        return GroundCost(weights, lower, upper, columns.names, categories)
 
     def _validate_params(self) -> None:
         super()._validate_params()
