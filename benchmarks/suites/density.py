@@ -13,7 +13,7 @@ from sklearn.neighbors import KernelDensity
 
 from drojko import DROClassifier, WorstCase
 from drojko.ambiguity import GroundCost, Wasserstein
-from drojko.inner import ICNNJKO, Coordinates, Objective, proximal_ascent
+from drojko.inner import ICNNJKO, Coordinates, Objective, TransportedWorstCase, proximal_ascent
 from drojko.losses import Loss, get_loss
 from drojko.measures import Gaussian, Pushforward
 from drojko.models import MLP
@@ -182,7 +182,9 @@ def plain_mass(context: Context, share: float) -> Iterator[dict]:
     adversary = ICNNJKO().fit(objective, batch, generator(context.seed + 20), n_labels=2)
     risk = float(adversary.solve(batch).risk.mean())
     classes = np.array([0, 1])
-    worst = WorstCase(adversary, fixed.reference, penalty, penalty, 0.0, risk, classes=classes)
+    worst = TransportedWorstCase(
+        adversary, fixed.reference, penalty, penalty, 0.0, risk, classes=classes
+    )
     yield from _masses(worst, penalty)
 
 

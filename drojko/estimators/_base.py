@@ -24,14 +24,16 @@ from drojko._sklearn import (
     check_is_fitted,
 )
 from drojko._threads import SMALL, one_torch_thread
-from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
+from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.certificates import Certificate
-from drojko.estimators._evaluation import Assessment, assess, certify_points, count_atoms
-from drojko.estimators._input import check_device, plain, resolve_cost
-from drojko.estimators._reference import NAMES, build_reference, is_sampled
-from drojko.estimators._training import Plan, build_model, most_iterations, reject, train
-from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
-from drojko.inner.packing import pack, pack_module, unpack, unpack_module
+from drojko.estimators._approach import Assessment, FittedModel
+from drojko.estimators._approaches import approach_named, approach_to
+from drojko.estimators._input import check_device, plain
+from drojko.estimators._models import build_model
+from drojko.estimators._plan import Plan
+from drojko.estimators._reference import NAMES, build_reference, count_atoms, is_sampled
+from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.inner.packing import pack_module, unpack_module
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
@@ -52,10 +54,6 @@ def _seed(random_state: Any) -> int:
 
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-
-class _NoWorstCase(UnsupportedError, AttributeError):
-    """An attribute that these settings do not have: ``hasattr`` and ``dir`` take it as absent."""
 
 
 class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
@@ -97,7 +95,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _fit(self, X: np.ndarray, y: np.ndarray, target: np.ndarray, sample_weight: Any):
         """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
         ambiguity = self._nested("ambiguity")
-        cost = resolve_cost(ambiguity, X, getattr(self, "feature_names_in_", None))
+        approach = approach_to(ambiguity)
+        cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         check_device(self.device)
         inner = get_inner(self._nested("inner"))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -111,9 +110,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         generator = torch.Generator().manual_seed(seed)
 
         with one_torch_thread(X.size < SMALL):
-            reference = build_reference(
-                self.reference, cost, ambiguity.radius, self._classification, seed
-            )
+            smoothing = approach.smoothing(ambiguity)
+            reference = build_reference(self.reference, cost, smoothing, self._classification, seed)
             if not reference.__sklearn_is_fitted__():
                 reference = reference.fit(X, y, sample_weight=weight)
             atoms = count_atoms(reference, len(X))
@@ -124,22 +122,22 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 inner=inner,
             )
             model = self._build_model(n_outputs, spawn(generator))
-            reject(plan, model)
+            approach.reject(plan, model)
             start = self._warm(model) if self.warm_start else None
             metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-            most = most_iterations(plan, model)
+            most = approach.most_iterations(plan, model)
             with FitProgress(self, most, X=X, y=target, metadata=metadata) as progress:
 
                 def report(iteration: int, info: dict[str, Any]) -> bool:
                     fitted = {"n_iter_": iteration, "_n_outputs": model.n_outputs}
                     return progress.step(lambda: {**self._attributes(model), **fitted})
 
-                result = train(replace(plan, callback=report), model, start)
+                result = approach.train(replace(plan, callback=report), model, start)
             self._store(model, plan, result)
             if result.status == "interrupted":
                 raise KeyboardInterrupt(result.message)
             try:
-                found = assess(plan, model, result, sampled, atoms)
+                found = approach.assess(plan, model, result, sampled, atoms)
             except KeyboardInterrupt:
                 # The model is trained; what is missing is its certificate.
                 self.status_ = "interrupted"
@@ -148,19 +146,20 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             if found.constant is not None:  # the model was changed after all
                 self._store(model, plan, result)
                 self.message_ = f"{result.message} {found.constant}"
-            self._keep(found, cost)
+            self._keep(found, approach.name)
         self._warn(result, found.advice)
         return self
 
     def _plan(self, reference, cost, ambiguity, n_outputs, generator) -> Plan:
         return Plan(
             reference=reference,
+            ambiguity=ambiguity,
             cost=cost,
             loss=self._get_loss(n_outputs),
             inner=get_inner(self._nested("inner")),
             radius=None if ambiguity.radius is None else float(ambiguity.radius),
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-            label_cost=float(ambiguity.label_cost),
+            label_cost=float(getattr(ambiguity, "label_cost", np.inf)),
             n_labels=len(self.classes_) if self._classification else 0,
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
@@ -247,7 +246,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         for cached in ("_model_cache", "_worst_cache"):
             self.__dict__.pop(cached, None)
 
-    def _keep(self, found: Assessment, cost: GroundCost) -> None:
+    def _keep(self, found: Assessment, approach: str) -> None:
         """Store a certificate and its worst case as arrays and plain values."""
         c = found.certificate
         if not np.isfinite([c.nominal_risk, c.lower, c.upper, c.transport_cost]).all():
@@ -257,14 +256,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 last_state=self.parameters_,
             )
         self.certificate_ = found.certificate
-        self._worst = {
-            "adversary": pack(found.adversary),
-            "low_penalty": found.low_penalty,
-            "high_penalty": found.high_penalty,
-            "share": found.share,
-            "attained_risk": found.certificate.worst_case_risk,
-            "cost_weights": cost.weights,
-        }
+        self._worst = {"approach": approach, **found.state}
 
     def _warn(self, result: TrainResult, advice: str | None) -> None:
         reasons = []
@@ -328,37 +320,23 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
     def _build_worst_case(self) -> WorstCase:
         state: dict[str, Any] = self._worst or {}
-        adversary = unpack(
-            state["adversary"],
+        names = getattr(self, "feature_names_in_", None)
+        fitted = FittedModel(
             self._fitted_model(),
             self._get_loss(self._n_outputs),
-            dtype=_DTYPES[self.dtype],
-            device=str(self.device),
-        )
-        classes = self.classes_ if self._classification else None
-        names = getattr(self, "feature_names_in_", None)
-        if not self._classification and np.isfinite(adversary.label_cost):
-            raise _NoWorstCase(
-                "worst_case_: targets move under this label_cost, and a map of X alone does not "
-                "say how; certificate_ is exact. Use label_cost=inf to see a worst case"
-            )
-        return WorstCase(
-            adversary,
             self.reference_,
-            state["low_penalty"],
-            state["high_penalty"],
-            state["share"],
-            state["attained_risk"],
-            None,
-            classes,
+            self.classes_ if self._classification else None,
             None if names is None else tuple(names),
-            state["cost_weights"],
+            _DTYPES[self.dtype],
+            str(self.device),
         )
+        return approach_named(state["approach"]).worst_case(fitted, state)
 
     def _robust_certificate(self, X, y, ambiguity, sample_weight) -> Certificate:
         """Certificate of the fitted model on new data (the empirical measure of X, y)."""
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
-        cost = resolve_cost(ambiguity, X, getattr(self, "feature_names_in_", None))
+        approach = approach_to(ambiguity)
+        cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)
@@ -368,7 +346,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)
             w = torch.as_tensor(weight / weight.sum(), device=plan.device)
-            return certify_points(plan, self._fitted_model(), x, target, w, generator)
+            return approach.certify(plan, self._fitted_model(), (x, target, w), generator)
 
     # -- persistence -------------------------------------------------------------------------
 

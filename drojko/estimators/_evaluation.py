@@ -1,4 +1,4 @@
-"""Certificates of a trained model: learn the worst case, measure it on draws it has not seen."""
+"""Certificates of a transport set: learn the worst case, measure it on draws it has not seen."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko._random import spawn
 from drojko.certificates import Certificate, certify
-from drojko.estimators._training import Plan, is_exact, is_linear, ridge_data
+from drojko.estimators._models import is_linear
+from drojko.estimators._plan import Plan
+from drojko.estimators._training import is_exact, ridge_data
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.adversary import Adversary
 from drojko.inner.bounds import is_ridge
 from drojko.inner.radius import BallSolution
-from drojko.measures import LabelledMeasure
-from drojko.measures.base import components
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.ridge_risk import ridge_robust_risk
 from drojko.models import MLP, TabularModel
 
-__all__ = ["Assessment", "assess", "certify_points", "count_atoms"]
+__all__ = ["Measured", "assess", "certify_points"]
 
 EXACT_DRAWS, LEARNED_DRAWS, MOST_ATOMS = 10_000, 1_000, 20_000
 
 
 @dataclass(frozen=True)
-class Assessment:
+class Measured:
     """A certificate, and the adversary with the penalties and share of its worst-case plan."""
 
     certificate: Certificate
@@ -43,16 +43,9 @@ class Assessment:
     advice: str | None = None
 
 
-def count_atoms(reference: LabelledMeasure, n: int) -> int:
-    """How many points an empirical reference has; ``n`` for other ones."""
-    parts = components(reference)
-    sizes = [len(part.atoms_) for part in parts if hasattr(part, "atoms_")]
-    return sum(sizes) if len(sizes) == len(parts) else n
-
-
 def assess(
     plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-) -> Assessment:
+) -> Measured:
     """Learn the worst-case map on some draws and certify it on fresh ones."""
     exact = is_exact(plan, model)
     penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
@@ -72,8 +65,8 @@ def assess(
 
 
 def _against_constant(
-    plan: Plan, model: TabularModel, found: Assessment, penalty: float, ended: bool
-) -> Assessment:
+    plan: Plan, model: TabularModel, found: Measured, penalty: float, ended: bool
+) -> Measured:
     """Compare with the best constant prediction, which no adversary can touch.
 
     A linear model whose attained worst case is no smaller is replaced by it; a model with more
@@ -192,12 +185,12 @@ def _measure(
     points: tuple[Tensor, Tensor, Tensor],
     sampled: bool,
     stationarity: float,
-) -> Assessment:
+) -> Measured:
     x, y, w = points
     arrays = (x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy())
     if is_exact(plan, model):
         certificate, worst = _ridge(plan, model, points, sampled, stationarity)
-        return Assessment(certificate, adversary, *worst, arrays)
+        return Measured(certificate, adversary, *worst, arrays)
     evaluation = certify(
         adversary,
         adversary.objective.batch(x, y),
@@ -215,7 +208,7 @@ def _measure(
         plan_of = (worst.low_penalty, worst.high_penalty, worst.share)
     else:
         plan_of = (adversary.objective.penalty, adversary.objective.penalty, 0.0)
-    return Assessment(certificate, evaluation.adversary, *plan_of, arrays)
+    return Measured(certificate, evaluation.adversary, *plan_of, arrays)
 
 
 def _relaxed(plan: Plan, model: TabularModel, points: Any, found: Certificate) -> Certificate:

@@ -1,4 +1,4 @@
-"""Checks of what comes in: arrays whose columns can be named, ambiguity sets, devices."""
+"""Checks of what comes in: arrays whose columns can be named, devices."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import numpy as np
 import torch
 
 from drojko._sklearn import validate_data
-from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.exceptions import InvalidDataError
 
-__all__ = ["check_device", "checked_data", "plain", "resolve_cost"]
-
-#: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
-_RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
+__all__ = ["check_device", "checked_data", "plain"]
 
 
 def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any) -> Any:
@@ -60,38 +56,6 @@ def _bad_column(X: Any) -> str | None:
 def plain(value: Any) -> Any:
     """A numpy scalar as the Python value that messages should show."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def resolve_cost(ambiguity: Any, X: np.ndarray, names: Any) -> GroundCost:
-    """The ground cost of an ambiguity set for these data, which must lie within its bounds.
-
-    Raises
-    ------
-    InvalidDataError
-        Naming the parameter and the remedy.
-    """
-    if not isinstance(ambiguity, AmbiguitySet):
-        raise InvalidDataError(
-            f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein(radius=0.1)"
-        )
-    if not isinstance(ambiguity, Wasserstein):
-        raise UnsupportedError(
-            f"training and certificates for {type(ambiguity).__name__} are not available yet: use "
-            "Wasserstein, or the set's own dual(losses) on the losses of a fitted model"
-        )
-    cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
-    _check_range("radius", ambiguity.radius, _RADII, "use radius=0 for no movement at all")
-    _check_range("penalty", ambiguity.penalty, _PENALTIES, "use radius=0 for no movement at all")
-    cost.check_inside(X)
-    return cost
-
-
-def _check_range(name: str, value: float | None, limits: tuple[float, float], hint: str) -> None:
-    if value and not limits[0] <= value <= limits[1]:
-        raise InvalidDataError(
-            f"{name}={value!r} is beyond what floating-point numbers can square: expected "
-            f"{limits[0]:g} to {limits[1]:g}; {hint}, or rescale X"
-        )
 
 
 def check_device(device: Any) -> None:

@@ -22,23 +22,23 @@ from drojko.measures import (
 )
 from drojko.measures.base import components
 
-__all__ = ["NAMES", "build_reference", "is_sampled"]
+__all__ = ["NAMES", "build_reference", "count_atoms", "is_sampled"]
 
 NAMES = ("empirical", "gaussian", "kde", "mixture", "flow")
 
-#: Share of the radius that smoothing may spend: the reference is not the worst case already.
-INSIDE = 0.1
-
 
 def build_reference(
-    reference: Any, cost: GroundCost, radius: float | None, classification: bool, seed: int
+    reference: Any, cost: GroundCost, smoothing: float | None, classification: bool, seed: int
 ) -> LabelledMeasure:
-    """Unfitted labelled measure for a name or a measure; fitted ones pass through."""
+    """Unfitted labelled measure for a name or a measure; fitted ones pass through.
+
+    ``smoothing``: how far (root mean square) a kernel density may move its samples.
+    """
     if isinstance(reference, LabelledMeasure):
         fitted = reference.__sklearn_is_fitted__()
         return reference if fitted else cast(LabelledMeasure, clone(reference))
     if isinstance(reference, str):
-        template = _template(reference, cost, radius, seed)
+        template = _template(reference, cost, smoothing, seed)
     elif isinstance(reference, Measure):
         template = cast(Measure, clone(reference))
     else:
@@ -49,7 +49,7 @@ def build_reference(
     return ClassConditional(template) if classification else Joint(template)
 
 
-def _template(name: str, cost: GroundCost, radius: float | None, seed: int) -> Measure:
+def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -> Measure:
     if name == "empirical":
         return Empirical()
     if name == "gaussian":
@@ -59,9 +59,8 @@ def _template(name: str, cost: GroundCost, radius: float | None, seed: int) -> M
     if name == "flow":
         return FlowMeasure(random_state=seed)
     if name == "kde":
-        shift = None if radius is None else INSIDE * radius
         return KDE(
-            max_shift=shift,
+            max_shift=smoothing,
             shift_weights=np.where(cost.mutable, cost.weights, 0.0).tolist(),
             fixed=np.flatnonzero(~cost.mutable).tolist(),
         )
@@ -71,3 +70,10 @@ def _template(name: str, cost: GroundCost, radius: float | None, seed: int) -> M
 def is_sampled(reference: LabelledMeasure) -> bool:
     """Whether expectations under the reference are Monte-Carlo averages."""
     return not all(isinstance(part, Empirical) for part in components(reference))
+
+
+def count_atoms(reference: LabelledMeasure, n: int) -> int:
+    """How many points an empirical reference has; ``n`` for other ones."""
+    parts = components(reference)
+    sizes = [len(part.atoms_) for part in parts if hasattr(part, "atoms_")]
+    return sum(sizes) if len(sizes) == len(parts) else n

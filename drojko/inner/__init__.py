@@ -6,6 +6,7 @@ from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, solve_ball
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
+from drojko.inner.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Moved",
     "Objective",
     "Pointwise",
+    "TransportedWorstCase",
     "WorstCase",
     "get_inner",
     "proximal_ascent",

@@ -1,20 +1,15 @@
-"""The worst case as a measure: sample it, evaluate its density, see what it moves."""
+"""What every worst case offers: it is a measure, and it says what it moved."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._random import generator as make_generator
-from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.inner.adversary import Adversary, Moved
-from drojko.inner.objective import Batch
-from drojko.measures.base import LabelledMeasure
+from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["WorstCase"]
 
 
-@dataclass(frozen=True, repr=False)
-class WorstCase:
-    r"""A worst-case distribution: the image of the reference under a transport plan.
+class WorstCase(ABC):
+    r"""A worst-case distribution, as a fitted estimator or an audit returns it.
 
-    In penalty form the plan is the map x -> argmax_z loss(z) - penalty * c(z, x). In radius form
-    it is a mixture of two such maps, at penalties just below and above the multiplier of the
-    radius, which spends the budget exactly.
+    Of a transport set it is the image of the reference under a map (`TransportedWorstCase`); other
+    kinds of sets have subclasses of their own.
 
     Examples
     --------
@@ -41,180 +34,35 @@ class WorstCase:
     ((5, 4), (5,))
     """
 
-    adversary: Adversary
-    reference: LabelledMeasure
-    low_penalty: float
-    high_penalty: float
-    share: float
-    attained_risk: float
-    evaluation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-    classes: np.ndarray | None = None
-    feature_names: tuple[str, ...] | None = None
-    cost_weights: np.ndarray | None = None
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
+    #: Class labels, or None for regression; names and cost weights of the columns, if any.
+    classes: np.ndarray | None
+    feature_names: tuple[str, ...] | None
+    cost_weights: np.ndarray | None
 
-    # -- conversions -------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """Number of columns of X."""
 
-    def _batch(self, X: Any, y: Any) -> Batch:
-        like = self.adversary.objective.model_like()
-        x = torch.as_tensor(np.array(X, dtype=np.float64), **like)
-        if x.ndim != 2 or x.shape[1] != self.adversary.objective.coordinates.n_features:
-            raise InvalidDataError(
-                f"X has shape {tuple(x.shape)}; expected "
-                f"(n, {self.adversary.objective.coordinates.n_features})"
-            )
-        labels = self._encode(y, x)
-        if len(labels) != len(x):
-            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
-        return self.adversary.objective.batch(x, labels)
-
-    def _reference_batch(self, x: Tensor, y: Tensor) -> Batch:
-        """Draws of the reference; those beyond the bounds count as lying on them."""
-        objective = self.adversary.objective
-        like = objective.model_like()
-        y = y.to(like["device"]) if self.classes is not None else y.to(**like)
-        batch = objective.batch(x.to(**like), y)
-        if objective.coordinates.lower is None:
-            return batch
-        inside = objective.decode(batch, objective.coordinates.project(batch.q0))
-        return objective.batch(inside, y)
-
-    def _encode(self, y: Any, x: Tensor) -> Tensor:
-        if self.classes is None:
-            return torch.as_tensor(np.array(y, dtype=np.float64), dtype=x.dtype, device=x.device)
-        y = np.asarray(y)
-        index = np.searchsorted(self.classes, y)
-        index = np.clip(index, 0, len(self.classes) - 1)
-        if not np.array_equal(self.classes[index], y):
-            unknown = sorted(set(y.tolist()) - set(self.classes.tolist()), key=str)
-            raise InvalidDataError(f"y holds labels {unknown}; known: {self.classes.tolist()}")
-        return torch.as_tensor(index, device=x.device)
-
-    def _decode(self, y: Tensor) -> np.ndarray:
-        y_array = y.cpu().numpy()
-        return y_array if self.classes is None else self.classes[y_array]
-
-    def _at(self, penalty: float, batch: Batch) -> Moved:
-        if math.isinf(penalty):
-            return self.adversary.stay(batch)
-        return self.adversary.with_penalty(penalty).solve(batch)
-
-    def _points(self, batch: Batch, moved: Moved) -> Tensor:
-        return self.adversary.objective.decode(batch, moved.q)
-
-    # -- the measure -------------------------------------------------------------------------
-
-    @torch.no_grad()
+    @abstractmethod
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,).
+        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
 
-        ``random_state`` is None, an integer or a generator.
-        """
-        gen = make_generator(random_state)
-        batch = self._reference_batch(*self.reference.sample(n, gen))
-        moved = self._at(self.high_penalty, batch)
-        if self.share > 0.0:
-            low = self._at(self.low_penalty, batch)
-            coin = torch.rand(n, generator=gen, dtype=torch.float64).to(low.q.device) < self.share
-            q = torch.where(coin.unsqueeze(1), low.q, moved.q)
-            labels = torch.where(coin, low.labels, moved.labels)
-        else:
-            q, labels = moved.q, moved.labels
-        return self.adversary.objective.decode(batch, q).cpu().numpy(), self._decode(labels)
-
-    @torch.no_grad()
+    @abstractmethod
     def transport(self, X: Any, y: Any) -> np.ndarray:
-        """Where rows X with labels y are moved, shape (n, d).
+        """Where rows X with labels y are moved, shape (n, d)."""
 
-        Where the plan is a mixture, this is the map of the larger penalty, which stays within the
-        budget.
-        """
-        batch = self._batch(X, y)
-        return self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
-
+    @abstractmethod
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
-        r"""Log density of X given y, shape (n,).
+        """Log density of X given y, shape (n,)."""
 
-        The maximiser z at x satisfies x = S(z) = z - C^{-1} grad loss(z) / (2 penalty), so
-
-        .. math:: \log p(z) = \log p_0(S(z)) + \log|\det(I - C^{-1}\nabla^2\ell(z) / 2\lambda)|
-
-        where z is the maximiser at S(z), and minus infinity elsewhere: no sample ends there.
-
-        Raises
-        ------
-        UnsupportedError
-            For a reference without density, bounds and relu networks (mass piles up on the
-            bounds and on concave kinks), or movable labels.
-        """
-        if self.adversary.objective.coordinates.lower is not None:
-            raise UnsupportedError("log_prob: with bounds mass piles up on them; use sample")
-        if not self.adversary.smooth:
-            raise UnsupportedError(
-                "log_prob: a relu network piles mass up where its concave kinks are; use sample, "
-                "or a smooth activation"
-            )
-        if self.adversary.flips:
-            raise UnsupportedError("log_prob: labels move under this label_cost; use sample")
-        batch = self._batch(X, y)
-        high = self._log_density(self.high_penalty, batch)
-        if self.share > 0.0:
-            low = self._log_density(self.low_penalty, batch)
-            rest = math.log1p(-self.share) if self.share < 1.0 else -math.inf
-            high = torch.logaddexp(low + math.log(self.share), high + rest)
-        return high.cpu().numpy()
-
-    def _log_density(self, penalty: float, batch: Batch) -> Tensor:
-        if math.isinf(penalty):
-            return self.reference.log_prob(batch.x, batch.y)
-        adversary = self.adversary.with_penalty(penalty)
-        objective = adversary.objective
-        _, gradient = objective.value_and_gradient(batch, batch.q0)  # at z: no cost yet
-        q = batch.q0 - gradient / (2.0 * objective.strength)
-        source = objective.decode(batch, q)
-        origin = Batch(source, batch.y, q)
-        value, _ = objective.value_and_gradient(origin, batch.q0)
-        with torch.no_grad():
-            moved = adversary.solve(origin)
-        # z counts where the plan sends its origin there: to as good a point, and no worse one far
-        # away, as a search that misses z would find.
-        slack = 1e-7 * (1.0 + moved.value.abs())
-        length = (batch.q0 - q).norm(dim=1)
-        near = (moved.q - batch.q0).norm(dim=1) <= 1e-2 * (1e-3 + length)
-        reached = (value >= moved.value - slack) & (near | (value <= moved.value + slack))
-        hessian = objective.loss_hessian(batch, batch.q0)
-        eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-        _, logdet = torch.linalg.slogdet(eye - hessian / (2.0 * objective.strength))
-        density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
-        return torch.where(reached, density, torch.full_like(density, -torch.inf))
-
+    @abstractmethod
     def risk(self) -> float:
         """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
 
-    # -- what it does ------------------------------------------------------------------------
-
+    @abstractmethod
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
-        if "evaluated" not in self._cache:
-            if self.evaluation is None:
-                gen = make_generator(0)
-                x, y, w = self.reference.points(2000, gen)
-                batch = self._reference_batch(x, y)
-                x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
-            else:
-                x, y, w = self.evaluation
-                batch = self._batch(x, y)
-            with torch.no_grad():
-                image = self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
-                if self.share > 0.0:
-                    low = self._points(batch, self._at(self.low_penalty, batch)).cpu().numpy()
-                    x = np.concatenate([x, x])
-                    y = np.concatenate([y, y])
-                    image = np.concatenate([image, low])
-                    w = np.concatenate([w * (1 - self.share), w * self.share])
-            self._cache["evaluated"] = (x, image, y, w)
-        return self._cache["evaluated"]
 
     def displacement(self) -> pd.DataFrame:
         """What moves: a row per class and feature.
@@ -273,9 +121,21 @@ class WorstCase:
         """Feature names, x0, x1, ... where the data had none."""
         if self.feature_names is not None:
             return self.feature_names
-        return tuple(f"x{j}" for j in range(self.adversary.objective.coordinates.n_features))
+        return tuple(f"x{j}" for j in range(self.n_features))
 
-    def __repr__(self) -> str:
-        single = not 1e-3 < self.share < 1 - 1e-3
-        plan = "map" if single else f"mixture of two maps ({self.share:.3f})"
-        return f"WorstCase(risk={self.attained_risk:.6g}, plan={plan})"
+    # -- labels as they came in -------------------------------------------------------------
+
+    def _encode(self, y: Any, x: Tensor) -> Tensor:
+        if self.classes is None:
+            return torch.as_tensor(np.array(y, dtype=np.float64), dtype=x.dtype, device=x.device)
+        y = np.asarray(y)
+        index = np.searchsorted(self.classes, y)
+        index = np.clip(index, 0, len(self.classes) - 1)
+        if not np.array_equal(self.classes[index], y):
+            unknown = sorted(set(y.tolist()) - set(self.classes.tolist()), key=str)
+            raise InvalidDataError(f"y holds labels {unknown}; known: {self.classes.tolist()}")
+        return torch.as_tensor(index, device=x.device)
+
+    def _decode(self, y: Tensor) -> np.ndarray:
+        y_array = y.cpu().numpy()
+        return y_array if self.classes is None else self.classes[y_array]

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import drojko
-from drojko.estimators import _base
+from drojko.estimators import _transport
 from tests.estimators._cases import binary, mlp, unfitted
 
 pytestmark = [
@@ -142,7 +142,7 @@ def test_ctrl_c_while_the_certificate_is_computed(name, monkeypatch):
 
     estimator, X, y = unfitted(name)
     expected = clone(estimator).fit(X, y).predict(X)
-    monkeypatch.setattr(_base, "assess", interrupted)
+    monkeypatch.setattr(_transport, "assess", interrupted)
     with pytest.raises(KeyboardInterrupt):
         estimator.fit(X, y)
     assert estimator.status_ == "interrupted"

@@ -7,7 +7,7 @@ import torch
 from drojko.ambiguity import GroundCost
 from drojko.certificates import certify
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.inner import BallSolution, Pointwise, WorstCase
+from drojko.inner import BallSolution, Pointwise, TransportedWorstCase
 from drojko.losses import get_loss
 from drojko.measures import ClassConditional, Empirical, Gaussian, Joint
 from drojko.models import MLP
@@ -50,7 +50,7 @@ def make(build):
             plan = (worst.low_penalty, worst.high_penalty, worst.share)
         classes = named.get("classes", np.arange(n_labels) if n_labels else None)
         decoded = y.numpy() if classes is None else classes[y.numpy()]
-        return result.certificate, WorstCase(
+        return result.certificate, TransportedWorstCase(
             result.adversary,
             reference,
             *plan,
@@ -120,7 +120,7 @@ def test_a_mixture_is_sampled_with_its_share(build, linear):
     result = certify(adversary, batch, w, radius=0.5, sampled=False)
     ball = result.worst
     assert 0.0 < ball.share < 1.0
-    worst = WorstCase(
+    worst = TransportedWorstCase(
         adversary, reference, ball.low_penalty, ball.high_penalty, ball.share,
         result.certificate.lower, (x.numpy(), y.numpy(), w.numpy()), np.arange(2),
     )  # fmt: skip
@@ -309,7 +309,7 @@ def test_displacement_of_nothing_has_no_shares(make, network):
 
 def test_without_stored_draws_the_reference_is_drawn_again(make, network):
     _, worst = make(network, "logistic", two_gaussians(), penalty=4.0)
-    bare = WorstCase(
+    bare = TransportedWorstCase(
         worst.adversary, worst.reference, 4.0, 4.0, 0.0, worst.risk(), None, np.arange(2)
     )
     stored, drawn = worst.displacement(), bare.displacement()

@@ -1,0 +1,33 @@
+"""Which approach belongs to which ambiguity set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.estimators._approach import Approach
+from drojko.estimators._transport import Transport
+from drojko.exceptions import InvalidDataError, UnsupportedError
+
+__all__ = ["approach_named", "approach_to"]
+
+_APPROACHES: dict[str, Approach] = {approach.name: approach for approach in (Transport(),)}
+
+
+def approach_to(ambiguity: Any) -> Approach:
+    """The approach to an ambiguity set; a clear error for what is none."""
+    if not isinstance(ambiguity, AmbiguitySet):
+        raise InvalidDataError(
+            f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein(radius=0.1)"
+        )
+    if isinstance(ambiguity, Wasserstein):
+        return _APPROACHES["transport"]
+    raise UnsupportedError(
+        f"training and certificates for {type(ambiguity).__name__} are not available yet: use "
+        "Wasserstein, or the set's own dual(losses) on the losses of a fitted model"
+    )
+
+
+def approach_named(name: str) -> Approach:
+    """The approach that a stored state belongs to."""
+    return _APPROACHES[name]

@@ -1,0 +1,129 @@
+"""Models by name or from a user's factory, at their initial parameters."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drojko._random import spawn
+from drojko.exceptions import InvalidDataError
+from drojko.models import MLP, Linear, ModuleModel, TabularModel
+
+__all__ = ["build_model", "is_linear"]
+
+_FACTORY = threading.Lock()
+
+
+def is_linear(model: TabularModel) -> bool:
+    return isinstance(model, MLP) and len(model.weights) == 1
+
+
+def build_model(
+    model: Any,
+    n_features: int,
+    n_outputs: int,
+    *,
+    hidden: Any,
+    activation: str,
+    bias: bool,
+    generator: torch.Generator,
+    binary: bool = False,
+    **like: Any,
+) -> TabularModel:
+    """The model of a name or a factory, at its initial parameters.
+
+    ``binary``: one output stands for two classes, and a module may give both logits.
+    """
+    gen = spawn(generator)
+    if model == "linear":
+        return Linear(n_features, n_outputs, bias=bias, generator=gen, **like)
+    if model == "mlp":
+        sizes: tuple[Any, ...] = (
+            (hidden,) if isinstance(hidden, int | np.integer) else tuple(hidden)
+        )
+        if not all(isinstance(h, int | np.integer) and h > 0 for h in sizes):
+            raise InvalidDataError(f"hidden_layer_sizes={hidden!r}; expected positive integers")
+        return MLP(
+            n_features,
+            n_outputs,
+            hidden=sizes,
+            activation=activation,
+            bias=bias,
+            generator=gen,
+            **like,
+        )
+    if isinstance(model, nn.Module):
+        raise InvalidDataError(
+            "model is a module; give a callable that returns a new one, such as "
+            "model=lambda: MyNet(), so that a fit does not change your object"
+        )
+    if not callable(model):
+        raise InvalidDataError(
+            f"model={model!r}; expected 'linear', 'mlp' or a callable that returns a torch module"
+        )
+    # A user's module draws its weights from the global generator: seed it for a moment, one fit
+    # at a time, and give the caller's state back.
+    with _FACTORY, torch.random.fork_rng(devices=[]):  # noqa: TID251
+        seed = torch.randint(2**31 - 1, (1,), generator=gen)
+        torch.default_generator.manual_seed(int(seed))
+        module = model()
+    if not isinstance(module, nn.Module):
+        raise InvalidDataError(
+            f"model() returned {type(module).__name__}; expected a torch.nn.Module"
+        )
+    return _module_model(module.to(**like).eval(), n_features, n_outputs, binary, like)
+
+
+class _LogitDifference(nn.Module):
+    """Two logits as one: what a binary loss takes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.module(x)
+        return f[:, 1] - f[:, 0]
+
+
+def _module_model(
+    module: nn.Module, n_features: int, n_outputs: int, binary: bool, like: dict[str, Any]
+) -> ModuleModel:
+    """A user's module after a trial: shapes, and a forward pass that is a function of its row."""
+    trial = torch.linspace(-1.0, 1.0, 3 * n_features, **like).reshape(3, n_features)
+    try:
+        with torch.no_grad():
+            outputs = [module(trial), module(trial), module(trial[1:])]
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InvalidDataError(
+            f"the module that model() returned fails on X of shape (3, {n_features}) and dtype "
+            f"{like['dtype']}: {error}"
+        ) from error
+    first, again, part = outputs
+    if not isinstance(first, Tensor):
+        raise InvalidDataError(
+            f"the module that model() returned gives {type(first).__name__}; expected a tensor"
+        )
+    allowed = {(3,), (3, 1)} if n_outputs == 1 else {(3, n_outputs)}
+    shapes = allowed | ({(3, 2)} if binary else set())
+    if tuple(first.shape) not in shapes:
+        raise InvalidDataError(
+            f"the module that model() returned gives shape {tuple(first.shape)} for 3 rows; "
+            f"expected {' or '.join(map(str, sorted(shapes, key=len)))}"
+        )
+    finite = bool(torch.isfinite(first).all())
+    if finite and not torch.equal(first, again):
+        raise InvalidDataError(
+            "the module that model() returned gives other values when it is called again on the "
+            "same X: robust training needs a deterministic forward pass"
+        )
+    if finite and not torch.allclose(first[1:], part, rtol=1e-4, atol=1e-6):
+        raise InvalidDataError(
+            "the module that model() returned mixes rows: its output for a row depends on the "
+            "other rows of the batch. Replace batch statistics by LayerNorm or fixed statistics"
+        )
+    return ModuleModel(_LogitDifference(module) if first.shape[1:] == (2,) else module, n_outputs)
