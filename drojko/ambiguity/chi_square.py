@@ -65,6 +65,16 @@ class ChiSquare(DensityRatioSet):
     def _radius_of_maximum(self, mass: float) -> float:
         return max(1.0 / mass - 1.0, 0.0)
 
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        return np.log1p(np.maximum(0.5 * t, -1.0))
+
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        t = np.maximum(t, -2.0)
+        return t + 0.25 * t * t
+
+    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+        return np.where(ratio > 0, 0.5, 0.0)
+
     def _ball(self, sample: Sample, radius: float) -> Worst:
         largest = self._radius_of_maximum(sample.top_mass)
         prefixes = _Prefixes.of(sample)

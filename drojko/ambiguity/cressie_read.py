@@ -99,6 +99,20 @@ class CressieRead(DensityRatioSet):
     def _radius_of_maximum(self, mass: float) -> float:
         return _largest(float(self.k), mass)
 
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        k = float(self.k)
+        return np.log1p(np.maximum((k - 1.0) * t, -1.0)) / (k - 1.0)
+
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        k = float(self.k)
+        inside = 1.0 + (k - 1.0) * t
+        power = np.maximum(inside, 0.0) ** (k / (k - 1.0))
+        return np.where((inside > 0) | (k > 1), (power - 1.0) / k, np.inf)
+
+    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+        # Infinite at 0 for k > 2: ratios next to it count as a small positive one.
+        return np.where(ratio > 0, np.maximum(ratio, 1e-3) ** (2.0 - float(self.k)), 0.0)
+
     def _ball(self, sample: Sample, radius: float) -> Worst:
         largest = self._radius_of_maximum(sample.top_mass)
         if radius >= largest:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from drojko.ambiguity._ratio import Sample, Worst, cumulate
+from drojko.ambiguity._ratio import Sample, Worst, cumulate, floats
 from drojko.ambiguity.dual import DensityRatioSet
 from drojko.exceptions import InvalidDataError
+
+if TYPE_CHECKING:
+    from drojko.ambiguity.reweighting import Curve, Reweighting
 
 __all__ = ["CVaR"]
 
@@ -82,6 +87,26 @@ class CVaR(DensityRatioSet):
 
     def _radius_of_maximum(self, mass: float) -> float:
         return max(1.0 / mass - 1.0, 0.0)
+
+    @property
+    def ratio_bound(self) -> float:
+        """1 / alpha."""
+        return 1.0 / float(self.alpha)
+
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        return np.where(t >= 0.0, -np.log(float(self.alpha)), -np.inf)
+
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        return np.maximum(t, 0.0) / float(self.alpha)
+
+    def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        """t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
+        return shift + self._conjugate(floats(losses, "losses") - shift)
+
+    def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+        from drojko.ambiguity.reweighting import capped
+
+        return capped(bound, losses, float(self.alpha), smoothing)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         alpha = radius

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from drojko.ambiguity._ratio import Sample, Worst, floats
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.exceptions import InvalidDataError
+
+if TYPE_CHECKING:
+    from drojko.ambiguity.reweighting import Curve, Reweighting
 
 __all__ = ["DensityRatioSet", "Dual"]
 
@@ -150,12 +153,127 @@ class DensityRatioSet(AmbiguitySet):
             radii.shape
         )
 
+    def log_ratio_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        r"""Return the logarithm of the ratio that a dual point gives to any losses.
+
+        .. math:: \log \frac{dP_*}{dP_0} = \log (f^*)'\left(\frac{\ell - \mathrm{shift}}
+            {\mathrm{penalty}}\right)
+
+        which on the losses that `dual` was solved for is log(ratio), apart from what lies on a
+        single loss (`jumps`). On others its mean is one only as well as those losses stand for
+        the reference.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+        penalty, shift : float
+            As in a `Dual`. Penalty 0 means that all mass is on the largest loss, infinity that
+            nothing changes: ratio 1.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            -inf where the ratio is 0; +inf beyond the losses that the dual point allows
+            (Cressie-Read with k < 1).
+
+        Examples
+        --------
+        >>> from drojko.ambiguity import ChiSquare
+        >>> dual = ChiSquare(radius=0.25).dual([0.0, 1.0, 2.0, 5.0])
+        >>> ratio = np.exp(ChiSquare(0.25).log_ratio_at([5.0, 6.0], dual.penalty, dual.shift))
+        >>> ratio.round(3)
+        array([1.802, 2.069])
+        """
+        values = floats(losses, "losses")
+        if np.isinf(penalty):
+            return np.zeros(values.shape)
+        if penalty <= 0:  # all mass on the largest loss, of which it is the shift
+            return np.full(values.shape, -np.inf)
+        with np.errstate(divide="ignore", over="ignore"):
+            return self._log_ratio((values - shift) / penalty)
+
+    #: Whether a part of the worst case's mass sits on the largest loss alone.
+    jumps = False
+
+    @property
+    def ratio_bound(self) -> float:
+        """Largest value of dP/dP0 that the set allows; infinite where there is no limit."""
+        return np.inf
+
+    @abstractmethod
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        """Return log f*'(t), t = (loss - shift) / penalty."""
+
+    def on(self, x: Any, weights: Any, groups: Any = None) -> Reweighting:
+        """Return the set on given support points, ready for many `dual` calls in training.
+
+        Parameters
+        ----------
+        x, groups : object
+            Ignored: density ratios know neither where points are nor what they belong to.
+        weights : array or tensor of shape (n,)
+            The reference P0.
+        """
+        from drojko.ambiguity.reweighting import Reweighting
+
+        return Reweighting(self, weights)
+
+    def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        r"""Return what each loss contributes to the dual bound of a dual point.
+
+        .. math:: \eta + \lambda r + \lambda f^*\left(\frac{\ell - \eta}{\lambda}\right)
+
+        (without lambda r in penalty form). Whatever the dual point, the mean of it under P0 is an
+        upper bound of the worst case: so is, on average, its mean over independent draws.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+        penalty, shift : float
+            lambda and eta, as in a `Dual` of other losses. At penalty 0 the bound is the shift up
+            to there, and infinite beyond; at an infinite penalty it is the loss itself.
+
+        Examples
+        --------
+        >>> from drojko.ambiguity import ChiSquare
+        >>> ball, losses = ChiSquare(radius=0.25), [0.0, 1.0, 2.0, 5.0]
+        >>> dual = ball.dual(losses)
+        >>> abs(ball.bounds_at(losses, dual.penalty, dual.shift).mean() - dual.value) < 1e-12
+        True
+        """
+        values = floats(losses, "losses")
+        if np.isinf(penalty):
+            return values.copy()
+        if penalty <= 0:
+            return np.where(values <= shift, shift, np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            price = 0.0 if self.penalty is not None else penalty * self._size()
+            return shift + price + penalty * self._conjugate((values - shift) / penalty)
+
+    @abstractmethod
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        """Return f*(t)."""
+
+    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+        """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0."""
+        return np.zeros_like(ratio)
+
+    def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+        """Return the smoothed dual with its second derivative."""
+        from drojko.ambiguity.reweighting import divergence
+
+        return divergence(bound, losses, smoothing)
+
     def _worst(self, sample: Sample) -> Worst:
         if self.penalty is None:
             radius = self._size()
             return self._ball(sample, radius) if radius > 0 else self._nominal(sample)
-        penalty = sample.reduce(self.penalty)
-        if penalty > _LARGEST_PENALTY:
+        return self._priced(sample, self.penalty)
+
+    def _priced(self, sample: Sample, price: float) -> Worst:
+        """Return the solution of the penalised form at a price in the units of the losses."""
+        penalty = sample.reduce(price)
+        if sample.constant or penalty > _LARGEST_PENALTY:
             return Worst(0.0, penalty, 0.0, None, 0.0)
         if penalty < _SMALLEST_PENALTY:
             return sample.maximum(0.0, radius=self._radius_of_maximum(sample.top_mass))

@@ -73,6 +73,15 @@ class KL(DensityRatioSet):
     def _radius_of_maximum(self, mass: float) -> float:
         return max(-math.log(mass), 0.0)
 
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        return t
+
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        return np.expm1(t)
+
+    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+        return ratio
+
     def _ball(self, sample: Sample, radius: float) -> Worst:
         largest = self._radius_of_maximum(sample.top_mass)
         if radius >= largest:

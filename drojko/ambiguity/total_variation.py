@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
+from scipy.special import expit
 
 from drojko.ambiguity._ratio import Sample, Worst, cumulate
 from drojko.ambiguity.dual import DensityRatioSet
+
+if TYPE_CHECKING:
+    from drojko.ambiguity.reweighting import Curve, Reweighting
 
 __all__ = ["TotalVariation"]
 
@@ -53,6 +60,7 @@ class TotalVariation(DensityRatioSet):
     """
 
     _largest_radius = 1.0
+    jumps = True
 
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius
@@ -64,6 +72,18 @@ class TotalVariation(DensityRatioSet):
     def _nominal(self, sample: Sample) -> Worst:
         slope = float(sample.h[-1])
         return Worst(0.0, slope, sample.top - slope / 2.0, None, 0.0)
+
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        return np.where(t >= -0.5, 0.0, -np.inf)  # and what is missing is on the largest loss
+
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        # The dual point has the largest loss at t = 1/2, up to the rounding of t.
+        return np.where(t <= 0.5 + 1e-9, np.maximum(t, -0.5), np.inf)
+
+    def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+        if self.penalty is not None:
+            return _priced_curve(bound, losses, float(self.penalty), smoothing)
+        return _ball_curve(bound, losses, self._size(), smoothing)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         ends, _ = _removal(sample)
@@ -104,3 +124,62 @@ def _removal(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     starts, weight = sample.distinct
     weight, h = weight[:0:-1], sample.h[starts][:0:-1]
     return cumulate(weight), cumulate(weight * h)
+
+
+def _ball_curve(bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float) -> Curve:
+    """radius * maximum + (1 - radius) * CVaR, each smoothed."""
+    from drojko.ambiguity.reweighting import Curve, capped, flat, soft_maximum
+
+    if radius == 0.0:
+        return flat(bound, losses)
+    high = soft_maximum(bound, losses, smoothing)
+    if radius == 1.0:
+        return high
+    rest = capped(bound, losses, 1.0 - radius, smoothing)
+    ratio = radius * high.ratio + (1.0 - radius) * rest.ratio
+    core = np.zeros((high.core.shape[0] + rest.core.shape[0],) * 2)
+    m = high.core.shape[0]
+    core[:m, :m], core[m:, m:] = radius * high.core, (1.0 - radius) * rest.core
+    return Curve(
+        radius * high.value + (1.0 - radius) * rest.value,
+        max(high.shift - rest.shift, 0.0),
+        0.5 * (high.shift + rest.shift),
+        ratio,
+        float((bound.weights * ratio) @ losses),
+        0.5 * float(bound.weights @ np.abs(ratio - 1.0)),
+        diagonal=radius * high.diagonal + (1.0 - radius) * rest.diagonal,
+        columns=np.hstack([high.columns, rest.columns]),
+        core=core,
+    )
+
+
+def _priced_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
+    """E max(loss, M - penalty), M the maximum, each smoothed by half."""
+    from drojko.ambiguity.reweighting import Curve, soft_maximum
+
+    w = bound.weights
+    high = soft_maximum(bound, losses, 0.5 * smoothing)
+    kappa = 0.5 * smoothing / math.log(2.0)
+    t = (losses - high.value + penalty) / kappa
+    share = expit(t)
+    left = 1.0 - float(w @ share)
+    ratio = share + left * high.ratio
+    base = high.value - penalty
+    value = base + kappa * float(w @ np.logaddexp(0.0, t)) - 0.5 * smoothing
+    # The second derivative of M enters where losses are pushed up to M - penalty.
+    steep = w * share * expit(-t) / kappa
+    m = high.core.shape[0]
+    core = np.zeros((m + 2, m + 2))
+    core[:m, :m] = left * high.core
+    core[m:, m:] = [[0.0, -1.0], [-1.0, float(steep.sum())]]
+    return Curve(
+        value,
+        penalty,
+        high.value - 0.5 * penalty,
+        ratio,
+        float((w * ratio) @ losses),
+        0.5 * float(w @ np.abs(ratio - 1.0)),
+        diagonal=steep + left * high.diagonal,
+        columns=np.column_stack([high.columns, steep, w * high.ratio]),
+        core=core,
+    )
