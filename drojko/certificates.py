@@ -212,7 +212,7 @@ def _ball_upper(
         bound, proof = adversary.with_penalty(penalty).upper(moved, known)
         options.append((penalty * budget + mean(bound, weights), proof))
     proofs = {proof for _, proof in options}
-    if known.norms is not None and not adversary.flips and proofs & {"lipschitz", "local-estimate"}:
+    if known.norms is not None and not adversary.discrete and proofs & {"lipschitz", "local-estimate"}:
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
         options.extend(_local_ball(adversary, batch, weights, radius, ball, known))
     proven = [option for option in options if option[1] != "local-estimate"]
@@ -234,7 +234,7 @@ def _local_ball(
     multiplier.
     """
     model = adversary.objective.model
-    if not isinstance(model, MLP) or len(model.weights) < 2 or adversary.flips:
+    if not isinstance(model, MLP) or len(model.weights) < 2 or adversary.discrete:
         return []
     quick = replace(adversary, candidates=())
     options: dict[float, tuple[float, str]] = {}

@@ -10,28 +10,31 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.inner import linear_classes
+from drojko.inner import linear_classes, swapping
 from drojko.inner.ascent import Ascent
 from drojko.inner.bounds import Structure, is_ridge, structure, upper_bound
 from drojko.inner.candidates import Candidate, Stay, Support, best_of
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
 from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
 
+_WEAKNESS = ("ridge-1d", "strong-concavity", "lipschitz", "local-estimate")
 _FAR = 1e7  # mean displacement, in spreads of the data, that only an unbounded problem reaches
 
 
 @dataclass(frozen=True, repr=False)
 class Moved:
-    """Worst-case positions of a batch: coordinates, labels, and what they attain.
+    """Worst-case positions of a batch: coordinates, labels, categories, and what they attain.
 
-    ``value`` is J, ``risk`` the loss there, ``cost`` the ground cost (label moves included), each
-    of shape (n,); ``found`` holds the ascent that ended there, at the moved labels.
+    ``at`` are the samples at the labels and categories they take, from where they moved to ``q``.
+    ``value`` is J, ``risk`` the loss there, ``cost`` the ground cost (label moves and swaps
+    included), each of shape (n,); ``found`` holds the ascent that ended there.
     """
 
     batch: Batch
-    labels: Tensor
+    at: Batch
     found: Ascent
     value: Tensor
     cost: Tensor
@@ -41,15 +44,19 @@ class Moved:
     def q(self) -> Tensor:
         return self.found.q
 
+    @property
+    def labels(self) -> Tensor:
+        return self.at.y
+
     @staticmethod
-    def of(objective: Objective, batch: Batch, labels: Tensor, found: Ascent, fee: float) -> Moved:
-        """Positions reached by an ascent at the labels ``labels``, each flip costing ``fee``."""
+    def of(
+        objective: Objective, batch: Batch, at: Batch, found: Ascent, fee: Tensor | None = None
+    ) -> Moved:
+        """Positions reached by an ascent from ``at``, which costs ``fee`` of shape (n,)."""
         cost = objective.cost(batch, found.q)
         risk = found.value + objective.penalty * cost
-        flipped = labels != batch.y
-        if fee < math.inf and bool(flipped.any()):
-            cost = cost + fee * flipped.to(cost.dtype)
-        return Moved(batch, labels, found, risk - objective.penalty * cost, cost, risk)
+        cost = cost if fee is None else cost + fee
+        return Moved(batch, at, found, risk - objective.penalty * cost, cost, risk)
 
     def better(self, other: Moved) -> Moved:
         """Sample by sample the one of larger value."""
@@ -65,7 +72,7 @@ class Moved:
         )
         return Moved(
             self.batch,
-            pick(self.labels, other.labels),
+            Batch(pick(self.at.x, other.at.x), pick(self.at.y, other.at.y), self.batch.q0),
             found,
             pick(self.value, other.value),
             pick(self.cost, other.cost),
@@ -111,21 +118,74 @@ class Adversary:
         movable = math.isfinite(self.label_cost)
         return list(range(self.n_labels)) if movable else []
 
+    @property
+    def swaps(self) -> Swaps | None:
+        """Categories that a sample may take beside its own; None: there are none."""
+        return self.objective.coordinates.swaps
+
+    @property
+    def discrete(self) -> bool:
+        """Whether worst cases may jump to another label or category."""
+        return bool(self.flips) or self.swaps is not None
+
     @torch.no_grad()
     def solve(self, batch: Batch, extra: Sequence[Tensor] = ()) -> Moved:
         """Worst-case position of each sample of ``batch``; ``extra`` are further starts."""
-        best = self._moved(batch, batch, extra)
-        for label in self.flips:
-            flipped = replace(batch, y=torch.full_like(batch.y, label))
-            best = best.better(self._moved(batch, flipped, extra))
+        best: Moved | None = None
+        for labelled, fee in self._labelled(batch):
+            moved = self._swapped(batch, labelled, fee, extra)
+            best = moved if best is None else best.better(moved)
+        if best is None:
+            raise RuntimeError("a batch has at least its own labels")
         mean = float((best.q - batch.q0).square().sum(1).mean())
         if not mean < _FAR**2 and self._may_be_infinite():
             raise UnboundedRiskError(self._unbounded_message())
         return best
 
-    def _moved(self, batch: Batch, labelled: Batch, extra: Sequence[Tensor]) -> Moved:
-        found = self._ascend(labelled, extra)
-        return Moved.of(self.objective, batch, labelled.y, found, self.label_cost)
+    def _labelled(self, batch: Batch) -> list[tuple[Batch, Tensor | None]]:
+        """The batch at its own labels, and at each label it may take with the cost of that."""
+        options: list[tuple[Batch, Tensor | None]] = [(batch, None)]
+        for label in self.flips:
+            flipped = replace(batch, y=torch.full_like(batch.y, label))
+            fee = self.label_cost * (batch.y != label).to(batch.q0.dtype)
+            options.append((flipped, fee))
+        return options
+
+    def _swapped(
+        self, batch: Batch, labelled: Batch, fee: Tensor | None, extra: Sequence[Tensor]
+    ) -> Moved:
+        """Worst cases at fixed labels, over the categories."""
+        swaps = self.swaps
+        if swaps is None:
+            return Moved.of(self.objective, batch, labelled, self._ascend(labelled, extra), fee)
+        if self.exact:
+            at, paid = self._ridge_swaps(labelled, swaps)
+            paid = paid if fee is None else paid + fee
+            return Moved.of(self.objective, batch, at, self._ridge(at), paid)
+        search = swapping.search if swaps.n_combinations <= MOST_COMBINATIONS else swapping.greedy
+        best: Moved | None = None
+        for at, paid, starts in search(self, swaps, labelled, extra):
+            paid = paid if fee is None else paid + fee
+            moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), paid)
+            best = moved if best is None else best.better(moved)
+        if best is None:
+            raise RuntimeError("a search of swaps yields at least the samples themselves")
+        return best
+
+    def _ridge_swaps(self, batch: Batch, swaps: Swaps) -> tuple[Batch, Tensor]:
+        """The best categories for a ridge loss, and the cost of taking them."""
+        objective = self.objective
+        f, backward = objective.model.linearise(batch.x)
+        whole = backward(torch.ones_like(f))[:1]
+        square = float(objective.coordinates.pull(whole).square().sum())
+        kappa = objective.strength / square if square > 0 else math.inf
+        if not kappa > objective.loss.growth:
+            raise UnboundedRiskError(self._unbounded_message())
+        choice = best_prefix(
+            swaps, whole[0], objective.loss, f, batch, objective.penalty, kappa
+        )
+        at = replace(batch, x=swaps.apply(batch.x, choice))
+        return at, swaps.fee(swaps.state(batch.x), choice)
 
     def _may_be_infinite(self) -> bool:
         """Whether nothing proves the worst case finite at this penalty."""
@@ -180,7 +240,7 @@ class Adversary:
         """Nothing moves: the worst case at an infinite penalty, or in a ball of radius 0."""
         objective = self.objective.with_penalty(1.0)  # any: infinity times no cost is NaN
         value, gradient = objective.value_and_gradient(batch, batch.q0)
-        return Moved.of(objective, batch, batch.y, Ascent(batch.q0, value, gradient), math.inf)
+        return Moved.of(objective, batch, batch, Ascent(batch.q0, value, gradient))
 
     @torch.no_grad()
     def share_basins(self, batch: Batch, rounds: int, size: int) -> tuple[Adversary, Moved]:
@@ -190,29 +250,49 @@ class Adversary:
             return self, moved
         classes = self.n_labels > 0
         best = moved
-        labelled = replace(batch, y=best.labels)
         for _ in range(rounds):
-            support = Support.build(self.objective, labelled, best.q, classes, len(batch))
+            support = Support.build(self.objective, best.at, best.q, classes, len(batch))
             shared = replace(self, candidates=(support,), corrections=0)
             found = best.better(shared.solve(batch))
             gained = float((found.value - best.value).mean())
-            best, labelled = found, replace(batch, y=found.labels)
+            best = found
             if gained <= 1e-6 * (1.0 + float(best.value.mean().abs())):
                 break
-        support = Support.build(self.objective, labelled, best.q, classes, size)
+        support = Support.build(self.objective, best.at, best.q, classes, size)
         return replace(self, candidates=(*self.candidates, support)), best
 
     def upper(self, moved: Moved, known: Structure | None = None) -> tuple[Tensor, str]:
-        """Upper bound of sup J per sample, and its proof; over all labels where they may move."""
+        """Upper bound of sup J per sample, and its proof; over all labels and categories."""
         known = structure(self.objective) if known is None else known
-        batch = moved.batch
-        at_labels = replace(batch, y=moved.labels)
-        bound, proof = upper_bound(self.objective, at_labels, moved.found, known)
-        fee = self.objective.penalty * self.label_cost
-        if self.flips:
-            bound = bound - fee * (moved.labels != batch.y).to(bound.dtype)
-        for label in self.flips:
-            flipped = replace(batch, y=torch.full_like(batch.y, label))
-            other, _ = upper_bound(self.objective, flipped, self._ascend(flipped, [moved.q]), known)
-            bound = torch.maximum(bound, other - fee * (batch.y != label).to(other.dtype))
+        batch, penalty = moved.batch, self.objective.penalty
+        bound, proof = upper_bound(self.objective, moved.at, moved.found, known)
+        jumps = moved.cost - self.objective.cost(batch, moved.q)
+        bound = bound - penalty * jumps if self.discrete else bound
+        if not self.discrete:
+            return bound, proof
+        for labelled, fee in self._labelled(batch):
+            for other, weaker in self._upper_swapped(labelled, moved.q, known):
+                paid = 0.0 if fee is None else penalty * fee
+                bound = torch.maximum(bound, other - paid)
+                proof = max(proof, weaker, key=_WEAKNESS.index)
         return bound, proof
+
+    def _upper_swapped(
+        self, labelled: Batch, start: Tensor, known: Structure
+    ) -> list[tuple[Tensor, str]]:
+        """Upper bounds of sup J - penalty * swap cost at fixed labels, which cover all swaps."""
+        swaps, objective = self.swaps, self.objective
+        if swaps is None:
+            return [upper_bound(objective, labelled, self._ascend(labelled, [start]), known)]
+        if self.exact:
+            at, paid = self._ridge_swaps(labelled, swaps)
+            bound, proof = upper_bound(objective, at, self._ridge(at), known)
+            return [(bound - objective.penalty * paid, proof)]
+        if swaps.n_combinations > MOST_COMBINATIONS:
+            return [swapping.lipschitz_upper(objective, swaps, labelled, known)]
+        options = []
+        quick = replace(self, candidates=(Stay(),), screening=0)
+        for at, paid in swapping.every_combination(swaps, labelled):
+            bound, proof = upper_bound(objective, at, quick._ascend(at, [start]), known)
+            options.append((bound - objective.penalty * paid, proof))
+        return options

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from drojko.ambiguity.ground_cost import GroundCost
+from drojko.inner.swaps import Swaps
 
 __all__ = ["Coordinates"]
 
@@ -23,7 +24,8 @@ class Coordinates:
 
     ``encoder`` and ``lift`` have shape (d, r); q = x @ encoder, x' = x + (q' - q) @ lift.T.
     ``None`` for both means q = x / sigma. ``lower`` and ``upper`` of shape (r,) are the bounds
-    in coordinates, both None where there are none.
+    in coordinates, both None where there are none. ``swaps`` are the immutable columns that may
+    take another category: coordinates do not depend on those columns.
 
     Examples
     --------
@@ -43,6 +45,7 @@ class Coordinates:
     upper: Tensor | None = None
     n_features: int = 0
     immutable: Tensor | None = None
+    swaps: Swaps | None = None
 
     @property
     def dim(self) -> int:
@@ -109,4 +112,5 @@ class Coordinates:
             hi = inf if cost.upper is None else torch.as_tensor(cost.upper, **like)
             lower, upper = lo[columns] * factor, hi[columns] * factor
         immutable = (~mutable).nonzero().squeeze(1) if not whole else None
-        return Coordinates(scale, encoder, lift, lower, upper, x.shape[1], immutable)
+        swaps = Swaps.of(cost, like)
+        return Coordinates(scale, encoder, lift, lower, upper, x.shape[1], immutable, swaps)

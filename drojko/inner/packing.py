@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from drojko.inner.candidates import (
 )
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
+from drojko.inner.swaps import Swaps
 from drojko.losses import Loss
 from drojko.models import TabularModel
 from drojko.transport.icnn import ICNN
@@ -33,6 +34,10 @@ _KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, OtherLabel, 
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Swaps):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
+        return [_plain(part) for part in value]
     return value.detach().cpu().numpy().copy() if isinstance(value, Tensor) else value
 
 
@@ -88,6 +93,11 @@ def _tensor(value: Any, like: dict[str, Any]) -> Any:
     return torch.tensor(value, **like)
 
 
+def _unpack_swaps(state: dict[str, Any], like: dict[str, Any]) -> Swaps:
+    columns, values = ([_tensor(part, like) for part in state[k]] for k in ("columns", "values"))
+    return Swaps(tuple(columns), tuple(values), _tensor(state["costs"], like))
+
+
 def pack(adversary: Adversary) -> dict[str, Any]:
     """Everything but the model and the loss, which the estimator stores itself."""
     coordinates = adversary.objective.coordinates
@@ -114,6 +124,8 @@ def unpack(
     """The adversary of a packed state, on a device."""
     like = {"dtype": dtype, "device": device}
     coordinates = Coordinates(**{k: _tensor(v, like) for k, v in state["coordinates"].items()})
+    if isinstance(coordinates.swaps, dict):
+        coordinates = replace(coordinates, swaps=_unpack_swaps(coordinates.swaps, like))
     return Adversary(
         Objective(model, loss, coordinates, state["penalty"]),
         tuple(_unpack_candidate(c, like) for c in state["candidates"]),

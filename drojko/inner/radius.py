@@ -176,10 +176,11 @@ class _Search:
 def _with_support(adversary: Adversary, batch: Batch, found: list[Moved]) -> Adversary:
     """The adversary with a max-affine potential on what was found, to reach it from any draw."""
     every = batch.repeat(len(found))
-    labels = torch.cat([moved.labels for moved in found])
+    at = [moved.at for moved in found]
+    landed = replace(every, x=torch.cat([b.x for b in at]), y=torch.cat([b.y for b in at]))
     q = torch.cat([moved.q for moved in found])
     classes = adversary.n_labels > 0
-    support = Support.build(adversary.objective, replace(every, y=labels), q, classes, _SUPPORT)
+    support = Support.build(adversary.objective, landed, q, classes, _SUPPORT)
     return replace(adversary, candidates=(*adversary.candidates, support))
 
 

@@ -67,7 +67,7 @@ class Conditioned:
         if model.warm:
             _enter(model, centre, scale, target_centre, target_scale)
         lower, upper = problem.cost.lower, problem.cost.upper
-        moved = centre.double().cpu().numpy()
+        moved, categories = centre.double().cpu().numpy(), problem.cost.categories
         conditioned = replace(
             problem,
             loss=loss,
@@ -75,6 +75,7 @@ class Conditioned:
                 problem.cost,
                 lower=None if lower is None else (lower - moved) / scale,
                 upper=None if upper is None else (upper - moved) / scale,
+                categories=categories and categories.rescaled(moved, scale),
             ),
             radius=None if problem.radius is None else problem.radius / scale,
             penalty=None if problem.penalty is None else problem.penalty * scale**2 / unit,

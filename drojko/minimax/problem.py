@@ -135,15 +135,15 @@ class RobustProblem:
         if math.isinf(objective.penalty):
             value, gradient = objective.with_penalty(0.0).value_and_gradient(batch, batch.q0)
             zero = torch.zeros_like(value)
-            return Moved(batch, batch.y, Ascent(batch.q0, value, gradient), value, zero, value)
-        if adversary.exact or adversary.flips or len(adversary.candidates) > 1:
+            return Moved(batch, batch, Ascent(batch.q0, value, gradient), value, zero, value)
+        if adversary.exact or adversary.discrete or len(adversary.candidates) > 1:
             return adversary.solve(batch, [start])
         found = proximal_ascent(objective, batch, start, corrections)
-        return Moved.of(objective, batch, batch.y, found, math.inf)
+        return Moved.of(objective, batch, batch, found)
 
     def parameter_gradient(self, objective: Objective, moved: Moved, weights: Tensor):
         """Danskin: gradient of the weighted mean loss at the moved samples."""
-        x = objective.decode(moved.batch, moved.q)
+        x = objective.decode(moved.at, moved.q)
         f, backward = self.model.linearise(x)
         slope = self.loss.gradient(f, moved.labels)
         scale = weights.to(slope.dtype)
