@@ -15,6 +15,7 @@ from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.dual import DensityRatioSet, Dual
 from drojko.ambiguity.ground_cost import GroundCost
 from drojko.ambiguity.kl import KL
+from drojko.ambiguity.reweighting import Curve, Reweighting
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.ambiguity.wasserstein import Wasserstein
 
@@ -22,11 +23,13 @@ __all__ = [
     "AmbiguitySet",
     "CVaR",
     "ChiSquare",
+    "Curve",
     "CressieRead",
     "DensityRatioSet",
     "Dual",
     "GroundCost",
     "KL",
+    "Reweighting",
     "TotalVariation",
     "Wasserstein",
     "one_hot_groups",

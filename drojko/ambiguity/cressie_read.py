@@ -111,7 +111,9 @@ class CressieRead(DensityRatioSet):
 
     def _steepness(self, ratio: np.ndarray) -> np.ndarray:
         # Infinite at 0 for k > 2: ratios next to it count as a small positive one.
-        return np.where(ratio > 0, np.maximum(ratio, 1e-3) ** (2.0 - float(self.k)), 0.0)
+        least = 1e-3 if self.k > 2 else 0.0
+        positive = np.where(ratio > 0, np.maximum(ratio, least), 1.0)
+        return np.where(ratio > 0, positive ** (2.0 - float(self.k)), 0.0)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         largest = self._radius_of_maximum(sample.top_mass)

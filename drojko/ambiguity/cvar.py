@@ -100,7 +100,7 @@ class CVaR(DensityRatioSet):
         return np.maximum(t, 0.0) / float(self.alpha)
 
     def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
-        """t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
+        """Return t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
         return shift + self._conjugate(floats(losses, "losses") - shift)
 
     def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:

@@ -238,14 +238,15 @@ class DensityRatioSet(AmbiguitySet):
         >>> from drojko.ambiguity import ChiSquare
         >>> ball, losses = ChiSquare(radius=0.25), [0.0, 1.0, 2.0, 5.0]
         >>> dual = ball.dual(losses)
-        >>> abs(ball.bounds_at(losses, dual.penalty, dual.shift).mean() - dual.value) < 1e-12
+        >>> bool(abs(ball.bounds_at(losses, dual.penalty, dual.shift).mean() - dual.value) < 1e-12)
         True
         """
         values = floats(losses, "losses")
         if np.isinf(penalty):
             return values.copy()
         if penalty <= 0:
-            return np.where(values <= shift, shift, np.inf)
+            rounding = 1e-12 * max(1.0, abs(shift))
+            return np.where(values <= shift + rounding, np.maximum(values, shift), np.inf)
         with np.errstate(over="ignore", invalid="ignore"):
             price = 0.0 if self.penalty is not None else penalty * self._size()
             return shift + price + penalty * self._conjugate((values - shift) / penalty)

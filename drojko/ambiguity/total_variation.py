@@ -127,15 +127,15 @@ def _removal(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ball_curve(bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float) -> Curve:
-    """radius * maximum + (1 - radius) * CVaR, each smoothed."""
+    """Mix the maximum and the CVaR, each smoothed, with shares radius and 1 - radius."""
     from drojko.ambiguity.reweighting import Curve, capped, flat, soft_maximum
 
     if radius == 0.0:
         return flat(bound, losses)
     high = soft_maximum(bound, losses, smoothing)
-    if radius == 1.0:
-        return high
-    rest = capped(bound, losses, 1.0 - radius, smoothing)
+    rest = flat(bound, losses)
+    if radius < 1.0:
+        rest = capped(bound, losses, 1.0 - radius, smoothing)
     ratio = radius * high.ratio + (1.0 - radius) * rest.ratio
     core = np.zeros((high.core.shape[0] + rest.core.shape[0],) * 2)
     m = high.core.shape[0]
@@ -154,7 +154,7 @@ def _ball_curve(bound: Reweighting, losses: np.ndarray, radius: float, smoothing
 
 
 def _priced_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
-    """E max(loss, M - penalty), M the maximum, each smoothed by half."""
+    """Return E max(loss, M - penalty), M the maximum, each smoothed by half."""
     from drojko.ambiguity.reweighting import Curve, soft_maximum
 
     w = bound.weights

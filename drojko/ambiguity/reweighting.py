@@ -1,0 +1,255 @@
+"""Reweighting sets on given support points: their exact duals, and smoothed ones with curvature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.special import entr, expit, logit
+
+from drojko.ambiguity._ratio import Sample, floats
+from drojko.ambiguity.dual import DensityRatioSet, Dual
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["BoundSet", "Curve", "Reweighting", "capped", "divergence", "soft_maximum"]
+
+
+class BoundSet(Protocol):
+    """What training needs of a set on its support points; `Reweighting` is one.
+
+    A set whose value has second derivatives offers ``curve(losses, smoothing) -> Curve`` as well,
+    and is then trained by Newton's method where the model is linear.
+    """
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
+        """Value and ratios at losses of shape (n,); value <= exact value <= value + smoothing."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(Dual):
+    r"""A smoothed `Dual` with the second derivative of its value in the losses.
+
+    .. math:: \nabla^2 V = \mathrm{diag}(\mathrm{diagonal})
+              + \mathrm{columns}\; \mathrm{core}\; \mathrm{columns}^\top
+
+    positive semidefinite, of shapes (n,), (n, m) and (m, m); the gradient is weights * ratio.
+    """
+
+    diagonal: np.ndarray = field(default_factory=lambda: np.empty(0))
+    columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    core: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+
+class Reweighting:
+    r"""A set of density ratios on n weighted points: what `DensityRatioSet.on` returns.
+
+    Parameters
+    ----------
+    ambiguity : DensityRatioSet
+    weights : array of shape (n,)
+        The reference P0: nonnegative, normalised here.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import CVaR
+    >>> bound = CVaR(alpha=0.5).on(None, [0.25, 0.25, 0.25, 0.25])
+    >>> bound.dual([0.0, 1.0, 2.0, 5.0]).value
+    3.5
+    >>> smooth = bound.dual([0.0, 1.0, 2.0, 5.0], smoothing=0.5)
+    >>> smooth.value <= 3.5 <= smooth.value + 0.5
+    True
+    """
+
+    def __init__(self, ambiguity: DensityRatioSet, weights: Any):
+        ambiguity._validate_params()
+        mass = floats(weights, "weights")
+        if mass.ndim != 1 or not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
+            raise InvalidDataError("weights must be finite, >= 0, and positive somewhere")
+        self.ambiguity = ambiguity
+        self.weights = mass / mass.sum()
+        self.least = float(self.weights[self.weights > 0].min())
+        #: Where the last search of a threshold ended; the next one, on losses nearby, starts there.
+        self.start: float | None = None
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
+        """Return the exact `Dual`, or one whose ratio is continuous in the losses.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+        smoothing : float
+            In the units of the losses. The smoothed value is at most that much below the exact one
+            and never above it. Divergences keep their multiplier above ``smoothing / radius``;
+            total variation and CVaR get an entropy.
+        """
+        if smoothing <= 0.0:
+            return self.ambiguity.dual(losses, self.weights)
+        return self.curve(losses, smoothing)
+
+    def curve(self, losses: Any, smoothing: float) -> Curve:
+        """Return the smoothed dual together with its second derivative; smoothing > 0."""
+        values = floats(losses, "losses")
+        if values.shape != self.weights.shape or not np.isfinite(values).all():
+            raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
+        return self.ambiguity._curve(self, values, float(smoothing))
+
+
+def flat(bound: Reweighting, losses: np.ndarray) -> Curve:
+    """The mean: nothing is reweighted."""
+    mean = float(bound.weights @ losses)
+    empty = np.zeros((losses.size, 0))
+    return Curve(
+        mean,
+        math.inf,
+        mean,
+        np.ones(losses.size),
+        mean,
+        0.0,
+        diagonal=np.zeros(losses.size),
+        columns=empty,
+        core=np.zeros((0, 0)),
+    )
+
+
+def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+    r"""Smoothed dual of an f-divergence: its multiplier stays above a least one.
+
+    .. math:: V_\delta = \max_{D(q) \le r} E_0 q \ell - \underline\lambda D(q)
+              = \min_{\lambda \ge \underline\lambda} \Phi(\lambda) - \underline\lambda r, \qquad
+              \underline\lambda = \delta / \min(r, D_{\max})
+
+    so that the ratio stays continuous where the worst case would jump to the largest loss.
+    """
+    family = bound.ambiguity
+    reach = family._radius_of_maximum(bound.least)
+    given, radius = family.penalty, family.radius
+    if radius == 0.0 or reach <= 0.0:
+        return flat(bound, losses)
+    sample = Sample(losses, bound.weights)
+    ball = None
+    if given is None:
+        least = smoothing / min(float(radius or 0.0), reach)
+        ball = None if sample.constant else family._ball(sample, float(radius or 0.0))
+        penalty = 0.0 if ball is None else sample.enlarge(ball.penalty)
+    else:
+        least = smoothing / reach
+        penalty = float(given)
+    if ball is not None and penalty >= least:
+        worst, value = ball, sample.restore(ball.excess) - least * ball.radius
+    else:
+        ball, penalty = None, max(penalty, least)
+        worst = family._priced(sample, penalty)
+        value = sample.restore(worst.excess)
+    ratio = np.ones(losses.size)
+    if worst.ratio is not None:
+        ratio = sample.scatter(worst.ratio)
+    w = bound.weights
+    steep = w * family._steepness(ratio)
+    total = max(float(steep.sum()), 1e-300)
+    deviation = losses - float(steep @ losses) / total
+    columns, core = [steep], [-1.0 / total]
+    square = float(steep @ deviation**2)
+    if ball is not None and square > 0.0:
+        columns.append(steep * deviation)
+        core.append(-1.0 / square)
+    return Curve(
+        value,
+        penalty,
+        sample.restore(worst.shift),
+        ratio,
+        float((w * ratio) @ losses),
+        worst.radius,
+        diagonal=steep / penalty,
+        columns=np.column_stack(columns),
+        core=np.diag(core) / penalty,
+    )
+
+
+def capped(bound: Reweighting, losses: np.ndarray, alpha: float, smoothing: float) -> Curve:
+    r"""Smoothed CVaR: ratios below 1 / alpha with an entropy in the place of the two bounds.
+
+    .. math:: V_\delta = \min_\eta\; \eta
+              + \frac{\kappa}{\alpha} E_0 \log(1 + e^{(\ell - \eta) / \kappa}) - \delta,
+              \qquad \kappa = \delta \alpha / h(\alpha)
+
+    with the entropy h of a coin: h(alpha q) lies between 0 and, on average, h(alpha).
+    """
+    if alpha >= 1.0:
+        return flat(bound, losses)
+    w = bound.weights
+    entropy = float(entr(alpha) + entr(1.0 - alpha))
+    kappa = smoothing * alpha / entropy
+    eta = _threshold(losses, w, alpha, kappa, bound.start)
+    bound.start = eta
+    t = (losses - eta) / kappa
+    share = expit(t)
+    ratio = share / alpha
+    value = eta + kappa / alpha * float(w @ np.logaddexp(0.0, t)) - smoothing
+    steep = w * share * expit(-t)
+    total = max(float(steep.sum()), 1e-300)
+    return Curve(
+        value,
+        kappa,
+        eta,
+        ratio,
+        float((w * ratio) @ losses),
+        max(float(ratio.max()) - 1.0, 0.0),
+        diagonal=steep / (alpha * kappa),
+        columns=steep[:, None],
+        core=np.array([[-1.0 / (total * alpha * kappa)]]),
+    )
+
+
+def _threshold(
+    losses: np.ndarray, w: np.ndarray, alpha: float, kappa: float, start: float | None
+) -> float:
+    """Return eta with E expit((losses - eta) / kappa) = alpha: Newton steps inside a bracket."""
+    offset = kappa * float(logit(alpha))
+    low, high = float(losses.min()) - offset, float(losses.max()) - offset
+    if start is None or not low < start < high:
+        order = np.argsort(losses)
+        cut = int(np.searchsorted(np.cumsum(w[order]), 1.0 - alpha))
+        start = float(losses[order[min(cut, losses.size - 1)]])
+    eta = min(max(start, low), high)
+    for iteration in range(100):
+        share = expit((losses - eta) / kappa)
+        missing = float(w @ share) - alpha
+        low, high = (eta, high) if missing > 0 else (low, eta)
+        slope = float(w @ (share * (1.0 - share))) / kappa
+        move = missing / slope if slope > 0 else math.inf
+        after = eta + move
+        if not low < after < high or iteration % 8 == 7:
+            after = 0.5 * (low + high)
+        if abs(missing) <= 1e-15 or abs(after - eta) <= 1e-16 * (abs(eta) + kappa):
+            break
+        eta = after
+    return eta
+
+
+def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+    r"""Smoothed maximum :math:`\kappa \log E_0 e^{\ell/\kappa}`: kappa log(1/min w) = smoothing."""
+    if bound.least >= 1.0:
+        return flat(bound, losses)
+    w = bound.weights
+    kappa = smoothing / -math.log(bound.least)
+    live = w > 0
+    top = float(losses[live].max())
+    ratio = np.where(live, np.exp(np.minimum((losses - top) / kappa, 0.0)), 0.0)
+    total = float(w @ ratio)
+    ratio /= total
+    mass = w * ratio
+    value = top + kappa * math.log(total)
+    return Curve(
+        value,
+        kappa,
+        value,
+        ratio,
+        float(mass @ losses),
+        -math.log(total) if total < 1.0 else 0.0,
+        diagonal=mass / kappa,
+        columns=mass[:, None],
+        core=np.array([[-1.0 / kappa]]),
+    )
