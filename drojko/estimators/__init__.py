@@ -1,7 +1,15 @@
 """Estimators in scikit-learn's manner: validate, call the min-max solver, store arrays."""
 
 from drojko.estimators.classifier import DROClassifier
+from drojko.estimators.radius import RadiusSelection, select_radius
 from drojko.estimators.regressor import DRORegressor
 from drojko.estimators.scoring import make_robust_scorer, radius_path
 
-__all__ = ["DROClassifier", "DRORegressor", "make_robust_scorer", "radius_path"]
+__all__ = [
+    "DROClassifier",
+    "DRORegressor",
+    "RadiusSelection",
+    "make_robust_scorer",
+    "radius_path",
+    "select_radius",
+]

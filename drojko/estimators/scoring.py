@@ -1,4 +1,4 @@
-"""Choosing among robust models: scorers at one fixed ambiguity set, paths over the radius."""
+"""Comparing robust models: scorers at one fixed ambiguity set, paths over the radius."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Any
 
 from sklearn.base import clone
 
-from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity import AmbiguitySet, CVaR
+from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["make_robust_scorer", "radius_path"]
+__all__ = ["make_robust_scorer", "radius_path", "resized", "size_name", "split_last"]
 
 
 def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
     """Scorer ``(estimator, X, y) -> -upper bound`` of the worst-case risk in one fixed set.
 
     Accuracy on the held-out fold picks the radius by nominal risk, which defeats the purpose; the
-    estimator's own set differs from candidate to candidate. A fixed set compares like with like.
+    estimator's own set differs from candidate to candidate. A fixed set compares like with like,
+    whatever set each candidate was trained for. `drojko.select_radius` does the search at less
+    cost.
 
     Examples
     --------
@@ -44,10 +47,9 @@ class _RobustScorer:
         self.ambiguity = ambiguity
 
     def __call__(self, estimator: Any, X: Any, y: Any, **kwargs: Any) -> float:
-        if hasattr(estimator, "steps"):  # a pipeline: distances are in the units of its last step
-            X = estimator[:-1].transform(X) if len(estimator.steps) > 1 else X
-            estimator = estimator.steps[-1][1]
-        return float(estimator.robust_score(X, y, ambiguity=self.ambiguity, **kwargs))
+        steps, last = split_last(estimator)  # distances are in the units of the last step
+        X = X if steps is None else steps.transform(X)
+        return float(last.robust_score(X, y, ambiguity=self.ambiguity, **kwargs))
 
     def __repr__(self) -> str:
         return f"make_robust_scorer({self.ambiguity!r})"
@@ -56,7 +58,17 @@ class _RobustScorer:
 def radius_path(
     estimator: Any, X: Any, y: Any, radii: Sequence[float], **fit_params: Any
 ) -> list[Any]:
-    """Fitted copies of ``estimator``, one per radius, each started from the one before.
+    """Fitted copies of ``estimator``, one per radius, each started from the next smaller one.
+
+    Parameters
+    ----------
+    estimator : DROClassifier, DRORegressor, or a pipeline that ends in one
+        The steps before the last are fitted once; radii are in the units of the last.
+    X, y : array-like of shapes (n, d) and (n,)
+    radii : sequence of float
+        In any order; tail masses for `CVaR`.
+    **fit_params
+        For ``fit`` of the last step, such as ``sample_weight``.
 
     Returns
     -------
@@ -71,14 +83,66 @@ def radius_path(
     >>> [model.certificate_.radius for model in path]
     [0.1, 0.2]
     """
-    fitted: list[Any] = []
-    for radius in radii:
-        model = clone(estimator).set_params(ambiguity__radius=radius, warm_start=True)
-        if fitted:
-            previous = fitted[-1]
+    steps, last = split_last(estimator)
+    if steps is not None:
+        steps: Any = clone(steps)
+        X = steps.fit_transform(X, y)
+    ambiguity = last._nested("ambiguity")
+    name = size_name(ambiguity)
+    # The smaller the tail mass of CVaR, the larger the set.
+    order = sorted(range(len(radii)), key=lambda i: -radii[i] if name == "alpha" else radii[i])
+    fitted: dict[int, Any] = {}
+    previous: Any = None
+    for i in order:
+        model: Any = clone(last)
+        model.set_params(ambiguity=resized(ambiguity, radii[i]), warm_start=True)
+        if previous is not None:
             model.parameters_ = previous.parameters_
             model.certificate_ = previous.certificate_
         model.fit(X, y, **fit_params)
-        model.set_params(warm_start=estimator.warm_start)
-        fitted.append(model)
-    return fitted
+        model.set_params(warm_start=last.warm_start)
+        # Without a minimum the coefficients are large for no reason: no place to start from.
+        previous = None if model.status_ == "unbounded" else model
+        fitted[i] = model if steps is None else _joined(estimator, steps, model)
+    return [fitted[i] for i in range(len(radii))]
+
+
+def split_last(estimator: Any) -> tuple[Any, Any]:
+    """The pipeline before the last step, or None, and the drojko estimator in the last step."""
+    steps, last = None, estimator
+    if hasattr(estimator, "steps"):
+        last = estimator.steps[-1][1]
+        steps = estimator[:-1] if len(estimator.steps) > 1 else None
+    if not hasattr(last, "robust_score"):
+        raise InvalidDataError(
+            f"{type(last).__name__} is no drojko estimator: give a DROClassifier, a DRORegressor "
+            "or a pipeline that ends in one"
+        )
+    return steps, last
+
+
+def _joined(pipeline: Any, steps: Any, model: Any) -> Any:
+    """A pipeline of fitted steps."""
+    joined: Any = clone(pipeline)
+    joined.steps = [*steps.steps, (pipeline.steps[-1][0], model)]
+    return joined
+
+
+def size_name(ambiguity: AmbiguitySet) -> str:
+    """The parameter that makes a set larger or smaller: "radius", or "alpha" for `CVaR`."""
+    name = "alpha" if isinstance(ambiguity, CVaR) else "radius"
+    if name not in ambiguity.get_params(deep=False):
+        raise UnsupportedError(
+            f"{type(ambiguity).__name__} has no radius to choose: use a set such as Wasserstein, "
+            "KL, ChiSquare or CVaR"
+        )
+    return name
+
+
+def resized(ambiguity: AmbiguitySet, size: float) -> AmbiguitySet:
+    """A copy of a set with another radius (another alpha for `CVaR`), in radius form."""
+    params: dict[str, Any] = {size_name(ambiguity): float(size)}
+    if "penalty" in ambiguity.get_params(deep=False):
+        params["penalty"] = None
+    copy: Any = clone(ambiguity)
+    return copy.set_params(**params)

@@ -1,0 +1,131 @@
+"""The profile law of an estimator: its nominal fit, and whether the theory applies to it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import ConvergenceWarning
+
+from drojko._random import spawn
+from drojko._sklearn import _check_sample_weight
+from drojko.ambiguity import Wasserstein
+from drojko.estimators._calibration import LEVELS
+from drojko.estimators._input import checked_data
+from drojko.estimators._profile import ProfileLaw, profile_law
+from drojko.estimators.scoring import resized
+from drojko.exceptions import InvalidDataError, UnsupportedError
+
+__all__ = ["by_profile", "law_of_fit"]
+
+_OFFERED = (
+    'method="rwpi" is for model="linear" with the logistic loss (two classes), the squared or the '
+    'huber loss, in a Wasserstein ball of order 2 without bounds; got {}. Use method="cv"'
+)
+
+
+def by_profile(
+    steps: Any,
+    last: Any,
+    X: Any,
+    y: Any,
+    weight: np.ndarray | None,
+    count: float,
+    level: float,
+    n_draws: int,
+    rng: torch.Generator,
+) -> dict[str, Any]:
+    """Fields of a `RadiusSelection`; the arguments are those of `select_radius`, checked."""
+    import pandas as pd
+
+    Z = X if steps is None else clone(steps).fit_transform(X, y)
+    draws = law_of_fit(last, Z, y, weight).sample(n_draws, spawn(rng))
+    levels = np.array(sorted({*LEVELS, float(level)}, reverse=True))
+    quantiles = np.quantile(draws, 1.0 - levels)
+    # Binomial counts: a quantile's rank is known up to that many draws.
+    width = np.sqrt(levels * (1.0 - levels) / n_draws)
+    low, high = (np.quantile(draws, np.clip(1.0 - levels + s * width, 0, 1)) for s in (-1, 1))
+    table = pd.DataFrame(
+        {
+            "level": levels,
+            "quantile": quantiles,
+            "quantile_se": (high - low) / 2.0,
+            "radius": np.sqrt(quantiles / count),
+        }
+    )
+    radius = float(table["radius"][levels == level].iloc[0])
+    message = (
+        f"With probability {1 - level:g} the ball of this radius around {count:.6g} samples holds "
+        "a distribution for which the true coefficients are optimal (asymptotically)."
+    )
+    return {"radius": radius, "table": table, "message": message}
+
+
+def law_of_fit(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None) -> ProfileLaw:
+    """The limit law at the nominal fit of an estimator, which is not changed.
+
+    Raises
+    ------
+    UnsupportedError
+        For a set, a loss or a model that the theory is not offered for.
+    InvalidDataError
+        Where there is no nominal fit: separable classes, more columns than rows.
+    """
+    ambiguity = estimator._nested("ambiguity")
+    losses = ("logistic",) if is_classifier(estimator) else ("squared", "huber")
+    if not isinstance(ambiguity, Wasserstein):
+        raise UnsupportedError(_OFFERED.format(type(ambiguity).__name__))
+    if ambiguity.order != 2:
+        raise UnsupportedError(_OFFERED.format(f"order={ambiguity.order!r}"))
+    if ambiguity.bounds is not None:
+        raise UnsupportedError(_OFFERED.format("bounds"))
+    if estimator.model != "linear":
+        raise UnsupportedError(_OFFERED.format(f"model={estimator.model!r}"))
+    if not isinstance(estimator.loss, str) or estimator.loss not in losses:
+        raise UnsupportedError(_OFFERED.format(f"loss={estimator.loss!r}"))
+    if is_classifier(estimator) and len(np.unique(y)) > 2:
+        raise UnsupportedError(_OFFERED.format(f"{len(np.unique(y))} classes"))
+
+    pilot: Any = clone(estimator)
+    pilot.set_params(
+        ambiguity=resized(ambiguity, 0.0), reference="empirical", warm_start=False, tol=1e-8
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told below, with what to do
+        pilot.fit(X, y, sample_weight=sample_weight)
+    if pilot.status_ == "unbounded":
+        raise InvalidDataError(
+            'method="rwpi": the classes can be separated, so that there is no nominal fit to start '
+            'from: give the estimator alpha > 0, or use method="cv"'
+        )
+    X = np.asarray(checked_data(pilot, X, reset=False), dtype=np.float64)
+    target = np.asarray(y)
+    if is_classifier(estimator):
+        target = np.searchsorted(pilot.classes_, target)
+    else:
+        target = target.astype(np.float64)
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    keep = weight > 0
+    free = int(keep.sum()) - X.shape[1] - int(estimator.fit_intercept)
+    if free < 1 and estimator.alpha == 0:
+        raise InvalidDataError(
+            f'method="rwpi" got {int(keep.sum())} rows for {X.shape[1]} columns, too few for a '
+            'nominal fit: give the estimator alpha > 0, or use method="cv"'
+        )
+    names = getattr(pilot, "feature_names_in_", None)
+    cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+    regression = not is_classifier(estimator)
+    return profile_law(
+        X[keep],
+        target[keep],
+        weight[keep] / weight.sum(),
+        np.ravel(pilot.coef_).astype(np.float64),
+        float(np.ravel(pilot.intercept_)[0]) if estimator.fit_intercept else None,
+        pilot._get_loss(1),
+        cost.inverse_weights,
+        # Label flips are too dear to be of use at radii of order n^(-1/2); targets move smoothly.
+        float(ambiguity.label_cost) if regression else np.inf,
+    )

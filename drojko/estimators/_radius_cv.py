@@ -1,0 +1,191 @@
+"""Cross-validation of the radius: certified held-out risk at one fixed ambiguity set."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import KFold, StratifiedKFold, check_cv
+from sklearn.utils import _safe_indexing
+from sklearn.utils.parallel import Parallel, delayed
+
+from drojko._random import spawn
+from drojko.ambiguity import AmbiguitySet
+from drojko.estimators._calibration import curvature
+from drojko.estimators.scoring import radius_path, resized, size_name
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["by_cv"]
+
+
+def by_cv(
+    steps: Any,
+    last: Any,
+    X: Any,
+    y: Any,
+    weight: np.ndarray | None,
+    radii: Sequence[float] | None,
+    at: Any,
+    cv: Any,
+    rule: str,
+    groups: Any,
+    n_jobs: int | None,
+    rng: torch.Generator,
+) -> dict[str, Any]:
+    """Fields of a `RadiusSelection`; the arguments are those of `select_radius`, checked."""
+    import pandas as pd
+
+    ambiguity = last._nested("ambiguity")
+    name = size_name(ambiguity)
+    if radii is None:
+        Z = X if steps is None else clone(steps).fit_transform(X, y)
+        names = getattr(Z, "columns", None)
+        share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
+        names = None if names is None else [str(column) for column in names]
+        radii = _candidates(ambiguity, np.asarray(Z, dtype=np.float64), names, share)
+    radii = sorted({float(radius) for radius in radii})
+    if not radii:
+        raise InvalidDataError("radii is empty: give one candidate or more")
+    for radius in radii:
+        resized(ambiguity, radius)._validate_params()
+    fixed = _evaluation_set(at, last.ambiguity, ambiguity, radii)
+    fixed._validate_params()
+    if isinstance(cv, int):
+        seed = int(torch.randint(2**31 - 1, (1,), generator=spawn(rng)))
+        kind = StratifiedKFold if is_classifier(last) else KFold
+        cv = kind(cv, shuffle=True, random_state=seed)
+    folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, groups))
+    runs = _held_out(steps, last, X, y, weight, radii, fixed, folds, n_jobs)
+
+    mean = runs.mean(0)
+    spread = runs.std(0, ddof=1) if len(runs) > 1 else np.full_like(mean, np.nan)
+    error = spread / np.sqrt(len(runs))
+    table = pd.DataFrame(
+        {
+            name: radii,
+            "upper_bound": mean[:, 0],
+            "upper_bound_se": error[:, 0],
+            "nominal_risk": mean[:, 1],
+            "nominal_risk_se": error[:, 1],
+            "proven": mean[:, 2],
+            "converged": mean[:, 3],
+        }
+    )
+    best = int(np.argmin(mean[:, 0]))
+    chosen = best
+    if rule == "1se" and np.isfinite(error[best, 0]):
+        within = np.flatnonzero(mean[:, 0] <= mean[best, 0] + error[best, 0])
+        chosen = int(within.min() if name == "alpha" else within.max())  # the largest set
+    words = "the least" if rule == "min" else "the largest set within one standard error of it"
+    message = (
+        f"Certified risk at {fixed!r} on {len(runs)} held-out folds, {words}: "
+        f"{mean[chosen, 0]:.6g} +- {error[chosen, 0]:.2g}."
+    )
+    if len(radii) > 1 and chosen == best and chosen in (0, len(radii) - 1):
+        message += f" It lies at the end of the candidates: try others beyond {radii[chosen]:g}."
+    return {"radius": radii[chosen], "table": table, "message": message, "at": fixed}
+
+
+def _candidates(ambiguity: Any, X: np.ndarray, names: Any, weight: np.ndarray) -> list[float]:
+    """Radii to try, from the scale of the data or their number, with the nominal problem first."""
+    size_name(ambiguity)
+    n = 1.0 / float(weight @ weight)
+    kind = type(ambiguity).__name__
+    if curvature(ambiguity) is not None:  # worst case = mean + z standard errors, z^2 as here
+        steps = np.geomspace(0.3, 300.0, 8) * float(curvature(ambiguity) or 0.0) / (2.0 * n)
+    elif kind in ("Wasserstein", "Sinkhorn"):
+        cost = ambiguity.validate(X.shape[1], names)
+        variance = weight @ (X - weight @ X) ** 2
+        free = np.isfinite(cost.weights) & (variance > 0)
+        if not free.any():
+            raise InvalidDataError("no column varies and may move: give radii=")
+        # Shares of a standard deviation: 0.01 is a rounding error, 1 mixes everything up.
+        spread = float(np.sqrt(np.mean(cost.weights[free] * variance[free])))
+        steps = spread * np.geomspace(0.01, 1.0, 8)
+        steps = steps**2 if kind == "Sinkhorn" else steps
+    elif kind == "CVaR":
+        return [1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05]
+    elif kind == "TotalVariation":
+        steps = np.geomspace(0.005, 0.5, 8)
+    elif kind == "MMD":  # of n samples to their law: about 1 / sqrt(n) for a kernel below 1
+        steps = np.geomspace(0.1, 10.0, 8) / np.sqrt(n)
+    else:
+        raise InvalidDataError(f"{kind} has no default candidates: give radii=")
+    return [0.0, *(float(f"{step:.3g}") for step in steps)]
+
+
+def _evaluation_set(at: Any, given: Any, ambiguity: Any, radii: Sequence[float]) -> AmbiguitySet:
+    """The set at which all candidates are compared; see `select_radius`."""
+    if isinstance(at, AmbiguitySet):
+        return at
+    if at is not None:
+        return resized(ambiguity, at)
+    name = size_name(ambiguity)
+    own = getattr(given, name, None)
+    if own is not None and own != (1.0 if name == "alpha" else 0.0):
+        return ambiguity
+    none = 1.0 if name == "alpha" else 0.0
+    positive = [radius for radius in radii if radius != none]
+    if not positive:
+        raise InvalidDataError("radii holds no ambiguity at all: add a positive radius or give at=")
+    return resized(ambiguity, sorted(positive)[len(positive) // 2])
+
+
+def _held_out(
+    steps: Any,
+    last: Any,
+    X: Any,
+    y: Any,
+    weight: np.ndarray | None,
+    radii: Sequence[float],
+    at: AmbiguitySet,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    n_jobs: int | None,
+) -> np.ndarray:
+    """Array (folds, radii, 4): certified risk, plain risk, whether proven, whether converged."""
+    runs = Parallel(n_jobs=n_jobs)(
+        delayed(_fold)(steps, last, X, y, weight, radii, at, train, test) for train, test in folds
+    )
+    return np.array(runs)
+
+
+def _fold(
+    steps: Any,
+    last: Any,
+    X: Any,
+    y: Any,
+    weight: np.ndarray | None,
+    radii: Sequence[float],
+    at: AmbiguitySet,
+    train: np.ndarray,
+    test: np.ndarray,
+) -> list[list[float]]:
+    inside, outside = (_safe_indexing(X, rows) for rows in (train, test))
+    y_inside, y_outside = (_safe_indexing(y, rows) for rows in (train, test))
+    if steps is not None:
+        steps = clone(steps)
+        inside = steps.fit_transform(inside, y_inside)
+        outside = steps.transform(outside)
+    fit_params = {} if weight is None else {"sample_weight": weight[train]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in the table instead
+        models = radius_path(last, inside, y_inside, radii, **fit_params)
+    rows = []
+    for model in models:
+        certificate = model.robust_certificate(
+            outside, y_outside, at, sample_weight=None if weight is None else weight[test]
+        )
+        rows.append(
+            [
+                certificate.upper,
+                certificate.nominal_risk,
+                float(certificate.proof != "local-estimate"),
+                float(model.status_ == "converged"),
+            ]
+        )
+    return rows

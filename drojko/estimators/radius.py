@@ -1,0 +1,205 @@
+"""How large the ambiguity set should be: by cross-validation, or by statistical inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import check_consistent_length
+
+from drojko._random import generator
+from drojko._sklearn import _check_sample_weight
+from drojko.estimators._calibration import by_calibration
+from drojko.estimators._profile_radius import by_profile
+from drojko.estimators._radius_cv import by_cv
+from drojko.estimators.scoring import size_name, split_last
+from drojko.exceptions import InvalidDataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RadiusSelection", "select_radius"]
+
+_METHODS = ("cv", "rwpi", "calibration")
+
+
+@dataclass(frozen=True, eq=False)
+class RadiusSelection:
+    """A radius, how it was found, and what else was considered.
+
+    Attributes
+    ----------
+    radius : float
+        In the conventions of the ambiguity set; for `CVaR` the tail mass alpha.
+    method : {"cv", "rwpi", "calibration"}
+    table : DataFrame
+        "cv": a row per candidate, with means over the folds and their standard errors: the
+        certified ``upper_bound`` at the set ``at``, the plain ``nominal_risk``, and the shares of
+        folds in which the bound is ``proven`` and the fit ``converged``. The other methods: a row
+        per level.
+    message : str
+        One sentence on what was done.
+    params : dict
+        For ``estimator.set_params(**params)``.
+    at : AmbiguitySet or None
+        The set at which "cv" compared the candidates.
+    """
+
+    radius: float
+    method: str
+    table: pd.DataFrame
+    message: str
+    params: dict[str, Any] = field(default_factory=dict)
+    at: Any = None
+
+    def __repr__(self) -> str:
+        text = self.table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        head = f"RadiusSelection(radius={self.radius:.6g}, method={self.method!r})"
+        return f"{head}\n  {self.message}\n" + "\n".join(f"  {line}" for line in text.split("\n"))
+
+
+def select_radius(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    method: str = "cv",
+    radii: Sequence[float] | None = None,
+    at: Any = None,
+    cv: Any = 5,
+    rule: str = "min",
+    level: float = 0.05,
+    two_sided: bool = False,
+    n_draws: int = 200_000,
+    sample_weight: Any = None,
+    groups: Any = None,
+    n_jobs: int | None = None,
+    random_state: Any = None,
+) -> RadiusSelection:
+    r"""Choose the radius of an estimator's ambiguity set.
+
+    .. math:: \text{cv:} \quad \min_r \sum_k \sup\{E_P\,\ell(\hat\theta_r^{(-k)}) :
+                  P \in \text{at, around fold } k\}
+
+    .. math:: \text{rwpi:} \quad r^2 = q_{1-\mathrm{level}}(H^\top G^{-1} H) / n, \qquad
+                  H \sim N(0, \mathrm{Cov}\, h),\; G = E\, D_x h\, W^{-1} D_x h^\top,\;
+                  h = \nabla_\beta \ell
+
+    .. math:: \text{calibration:} \quad r = \phi''(1)\, z_{1-\mathrm{level}}^2 / (2 n)
+
+    "cv" trains at every candidate, warm-started from small to large, and compares the certified
+    worst-case risk on the held-out folds at one fixed set: any estimator, any set with a radius.
+
+    "rwpi", robust Wasserstein profile inference, is the smallest radius at which the ball around
+    the data holds, with probability 1 - level, a distribution for which the true coefficients are
+    optimal (with whatever intercept). It is for linear models with the logistic (two classes),
+    squared or huber loss in a Wasserstein ball of order 2, with weights and immutable columns.
+    The radius falls as n^(-1/2), whatever the dimension.
+
+    "calibration" is the radius at which the minimal worst-case risk is an upper confidence bound
+    of the minimal true risk, of level 1 - level, asymptotically: KL, chi-square, Cressie-Read.
+
+    Parameters
+    ----------
+    estimator : DROClassifier, DRORegressor, or a pipeline that ends in one
+        Not changed. A pipeline's other steps are fitted anew in each fold; radii are in the
+        units of what the last step sees.
+    X, y : array-like of shapes (n, d) and (n,)
+    method : {"cv", "rwpi", "calibration"}, default="cv"
+    radii : sequence of float, default=None
+        Candidates of "cv"; tail masses for `CVaR`. None: 0 and eight more; for transport from
+        1 % to 100 % of a standard deviation of the columns (weighted as the cost is), for
+        divergences such that the worst case is 0.5 to 17 standard errors above the mean.
+    at : AmbiguitySet or float, default=None
+        The set at which "cv" compares, or the radius of the estimator's own kind of set: the shift
+        that one wants to be safe against. None: the estimator's own set; if it has none, or no
+        positive radius, the middle one of the positive candidates. The unshifted risk would
+        prefer radius 0, and each candidate's own set the smallest.
+    cv : int, splitter or iterable, default=5
+        An int: that many shuffled folds, stratified for classifiers.
+    rule : {"min", "1se"}, default="min"
+        The minimiser of the held-out bound, or the largest set within one standard error of it.
+    level : float, default=0.05
+        Probability of error of "rwpi" and "calibration".
+    two_sided : bool, default=False
+        "calibration": half of ``level`` for a lower bound as well.
+    n_draws : int, default=200000
+        Monte-Carlo draws of the limit law of "rwpi".
+    sample_weight : array-like of shape (n,), default=None
+        Each row counts as one observation: n is (sum w)^2 / sum w^2.
+    groups : array-like of shape (n,), default=None
+        For splitters that keep groups of rows together.
+    n_jobs : int, default=None
+        Folds at once.
+    random_state : None, int or generator, default=None
+        Of the shuffled folds and the draws of "rwpi"; estimators have their own.
+
+    Raises
+    ------
+    UnsupportedError
+        For a method that does not apply to the estimator's set, loss or model; it names what does.
+    InvalidDataError
+        For arguments without meaning; for "rwpi" also for classes that can be separated.
+
+    Notes
+    -----
+    "rwpi" and "calibration" are about balls around the data: use ``reference="empirical"``. A
+    continuous reference adds its own bandwidth. With ``alpha > 0`` the true coefficients of "rwpi"
+    are those of the penalised problem.
+
+    References
+    ----------
+    J. Blanchet, Y. Kang, K. Murthy (2016), Robust Wasserstein profile inference and applications
+    to machine learning, arXiv 1610.05627. J. Duchi, P. Glynn, H. Namkoong (2016), Statistics of
+    robust optimization: a generalized empirical likelihood approach, arXiv 1610.03425.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from drojko.estimators import DRORegressor, select_radius
+    >>> from drojko.ambiguity import Wasserstein
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = DRORegressor(Wasserstein(radius=0.01), reference="empirical")
+    >>> chosen = select_radius(model, X, y, method="rwpi", random_state=0)
+    >>> print(f"{chosen.radius:.3f}")
+    0.005
+    >>> model.set_params(**chosen.params).fit(X, y).status_
+    'converged'
+    >>> folds = select_radius(model, X, y, radii=[0, 0.005, 0.0125, 0.05], at=0.01, random_state=0)
+    >>> folds.radius, list(folds.table.columns[:2])
+    (0.0125, ['radius', 'upper_bound'])
+    """
+    if method not in _METHODS:
+        raise InvalidDataError(f"method={method!r}; expected one of {', '.join(_METHODS)}")
+    if rule not in ("min", "1se"):
+        raise InvalidDataError(f"rule={rule!r}; expected 'min' or '1se'")
+    if not 0.0 < level < 1.0:
+        raise InvalidDataError(f"level={level!r}; expected a number between 0 and 1, such as 0.05")
+    if n_draws < 1000:
+        raise InvalidDataError(f"n_draws={n_draws!r}; expected 1000 or more")
+    steps, last = split_last(estimator)
+    ambiguity = last._nested("ambiguity")
+    name = size_name(ambiguity)
+    check_consistent_length(X, y)
+    rng = generator(random_state)
+    weight = None
+    if sample_weight is not None:
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    count = (
+        float(np.shape(y)[0]) if weight is None else float(weight.sum() ** 2 / (weight**2).sum())
+    )
+
+    found: dict[str, Any]
+    if method == "cv":
+        found = by_cv(steps, last, X, y, weight, radii, at, cv, rule, groups, n_jobs, rng)
+    elif method == "rwpi":
+        found = by_profile(steps, last, X, y, weight, count, level, n_draws, rng)
+    else:
+        found = by_calibration(ambiguity, count, level, two_sided)
+    prefix = "ambiguity__" if last is estimator else f"{estimator.steps[-1][0]}__ambiguity__"
+    params = {prefix + name: found["radius"]}
+    if "penalty" in ambiguity.get_params(deep=False):
+        params[prefix + "penalty"] = None
+    return RadiusSelection(method=method, params=params, **found)
