@@ -14,6 +14,9 @@ from drojko.exceptions import InvalidDataError
 
 __all__ = ["Categories", "one_hot_groups", "resolve_categories"]
 
+#: Columns and categories of groups.
+Known = list[tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True, eq=False)
 class Categories:
@@ -55,27 +58,27 @@ class Categories:
         """Whether any group can change."""
         return bool(np.isfinite(self.costs).any())
 
-    def observed(self, X: np.ndarray, before: Categories | None = None) -> Categories:
-        """The categories that rows X of shape (n, d) show, and those known from ``before``.
+    def observed(self, X: np.ndarray, before: Known | None = None) -> Categories:
+        """The categories that rows X of shape (n, d) show, and those of `known` in ``before``.
 
         Raises `InvalidDataError` for a group that is not one-hot.
         """
         self.check(X)
-        known = {} if before is None or before.values is None else before._known()
+        more = {tuple(c.tolist()): v for c, v in before or ()}
         values = []
         for columns, hot in zip(self.columns, self.one_hot, strict=True):
             rows = np.unique(np.asarray(X)[:, columns].astype(np.float64), axis=0)
             if hot:  # every column is a category; so are the rows without a 1, where there are any
                 rows = np.concatenate([rows, np.eye(len(columns))])
-            more = known.get(tuple(columns.tolist()))
-            if more is not None:
-                rows = np.concatenate([rows, more])
+            if tuple(columns.tolist()) in more:
+                rows = np.concatenate([rows, more[tuple(columns.tolist())]])
             values.append(np.unique(rows, axis=0))
         return replace(self, values=tuple(values))
 
-    def _known(self) -> dict[tuple[int, ...], np.ndarray]:
-        found = self.values or ()
-        return {tuple(c.tolist()): v for c, v in zip(self.columns, found, strict=True)}
+    @property
+    def known(self) -> Known:
+        """Columns and categories of each group, as plain arrays."""
+        return list(zip(self.columns, self.values or (), strict=self.values is not None))
 
     def check(self, X: np.ndarray) -> None:
         """Raise `InvalidDataError` naming the first one-hot group that X does not keep."""

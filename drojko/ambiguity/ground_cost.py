@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity._categorical import Categories
+from drojko.ambiguity._categorical import Categories, Known
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["GroundCost"]
@@ -119,8 +119,8 @@ class GroundCost:
         """Whether any category may be swapped for another."""
         return self.categories is not None and self.categories.swappable
 
-    def observed(self, X: Any, before: Categories | None = None) -> GroundCost:
-        """The cost whose categories are those of the rows X (n, d), and of ``before``."""
+    def observed(self, X: Any, before: Known | None = None) -> GroundCost:
+        """The cost whose categories are those of the rows X (n, d), and those ``before``."""
         if self.categories is None:
             return self
         return replace(self, categories=self.categories.observed(np.asarray(X), before))

@@ -129,3 +129,5 @@ class Wasserstein(AmbiguitySet):
         if self.order not in _ORDERS:
             raise UnsupportedError("Wasserstein: order=1 is not supported yet; use order=2")
         self._check_number("label_cost", self.label_cost, zero="refused", infinite=True)
+        if self.order == 1 and self.categorical_features is not None:
+            raise UnsupportedError("Wasserstein: categorical_features need order=2")

@@ -97,6 +97,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         ambiguity = self._nested("ambiguity")
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
+        self._categories = None if cost.categories is None else cost.categories.known
         check_device(self.device)
         inner = get_inner(self._nested("inner"))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -337,6 +338,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
+        cost = cost.observed(X, getattr(self, "_categories", None))
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)

@@ -201,7 +201,7 @@ def _measure(
         stationarity=stationarity,
     )
     certificate = evaluation.certificate
-    if plan.cost.bounded and is_ridge(adversary.objective) and plan.radius != 0.0:
+    if plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective) and plan.radius != 0.0:
         certificate = _relaxed(plan, model, points, certificate)
     worst = evaluation.worst
     if isinstance(worst, BallSolution):

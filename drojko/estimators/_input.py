@@ -41,7 +41,8 @@ def _bad_column(X: Any) -> str | None:
             dtype = getattr(column, "dtype", "mixed")
             return (
                 f"column {name} of X has dtype {dtype} and holds no numbers: encode it first, for "
-                "instance with a OneHotEncoder in a ColumnTransformer"
+                "instance with a OneHotEncoder in a ColumnTransformer; an ambiguity set takes "
+                "one-hot groups as categorical_features"
             )
         bad = ~np.isfinite(values)
         if bad.any():

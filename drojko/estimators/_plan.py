@@ -47,19 +47,20 @@ class Plan:
     def ridge(self) -> bool:
         """Whether the exact linear solver applies (for a linear model)."""
         named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
-        return named and not self.cost.bounded
+        return named and not self.cost.bounded and not self.cost.swaps
 
     @property
     def relaxes(self) -> bool:
         """Whether the exact linear solver applies once the bounds are left out."""
         named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
-        return named and self.cost.bounded
+        return named and self.cost.bounded and not self.cost.swaps
 
     @property
     def classes(self) -> bool:
         """Whether the exact multi-class solver applies (for a linear model)."""
         named = isinstance(self.loss, Softmax | CrammerSinger)
-        return named and not self.cost.bounded and math.isinf(self.label_cost)
+        free = not self.cost.bounded and not self.cost.swaps
+        return named and free and math.isinf(self.label_cost)
 
     def problem(self, model: TabularModel) -> RobustProblem:
         return RobustProblem(

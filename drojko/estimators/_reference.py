@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import clone
 
 from drojko.ambiguity import GroundCost
+from drojko.ambiguity._categorical import Categories
 from drojko.exceptions import InvalidDataError
 from drojko.measures import (
     KDE,
@@ -34,6 +35,8 @@ def build_reference(
 
     ``smoothing``: how far (root mean square) a kernel density may move its samples.
     """
+    if cost.categories is not None:
+        reference = _without_noise(reference, cost.categories)
     if isinstance(reference, LabelledMeasure):
         fitted = reference.__sklearn_is_fitted__()
         return reference if fitted else cast(LabelledMeasure, clone(reference))
@@ -47,6 +50,28 @@ def build_reference(
             "drojko.measures"
         )
     return ClassConditional(template) if classification else Joint(template)
+
+
+def _without_noise(reference: Any, categories: Categories) -> Any:
+    """The reference, if it leaves categories as they are; a KDE is told to."""
+    columns = categories.every_column
+    if isinstance(reference, KDE):
+        fixed = [] if reference.fixed is None else np.atleast_1d(reference.fixed).tolist()
+        return clone(reference).set_params(fixed=[*fixed, *columns.tolist()])
+    smooths = reference in ("gaussian", "mixture", "flow") if isinstance(reference, str) else False
+    if isinstance(reference, Measure):
+        smooths = not isinstance(reference, Empirical)
+    elif isinstance(reference, LabelledMeasure) and reference.__sklearn_is_fitted__():
+        for part in components(reference):
+            width = getattr(part, "bandwidth_", None)
+            smooths |= width is not None and bool(np.asarray(width)[columns].any())
+            smooths |= width is None and not isinstance(part, Empirical)
+    if smooths:
+        raise InvalidDataError(
+            f"reference={reference!r} would smooth the categorical columns, whose values are "
+            "categories: use 'kde', which leaves them as they are, or 'empirical'"
+        )
+    return reference
 
 
 def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -> Measure:

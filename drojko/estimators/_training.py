@@ -45,7 +45,9 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
 def most_iterations(plan: Plan, model: TabularModel) -> int:
     """How many iterations a callback may see; the limit of a staged solver is one per stage."""
     staged = is_linear(model) and model.n_outputs > 1 and plan.classes
-    return plan.max_iter * len(LinearClasses().smoothings) if staged else plan.max_iter
+    if staged:
+        return plan.max_iter * len(LinearClasses().smoothings)
+    return 2 * plan.max_iter if is_linear(model) and plan.cost.swaps else plan.max_iter
 
 
 def _separated(plan: Plan, model: TabularModel) -> bool:
@@ -175,6 +177,7 @@ def reject(plan: Plan, model: TabularModel) -> None:
     regression = plan.n_labels == 0
     if regression and math.isfinite(plan.label_cost) and not is_exact(plan, model):
         raise UnsupportedError(
-            "a finite label_cost in regression needs a linear model without bounds: "
+            "a finite label_cost in regression needs a linear model without bounds "
+            "and swaps: "
             "set label_cost=inf"
         )

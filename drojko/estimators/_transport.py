@@ -31,10 +31,10 @@ class Transport(Approach):
     name = "transport"
 
     def resolve(self, ambiguity: AmbiguitySet, X: np.ndarray, names: Any) -> GroundCost:
-        """The ground cost, within whose bounds the data must lie."""
+        """The ground cost, within whose bounds the data must lie, with the data's categories."""
         cost = super().resolve(ambiguity, X, names)
         cost.check_inside(X)
-        return cost
+        return cost.observed(X)
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """A tenth of the radius."""

@@ -181,11 +181,9 @@ class Adversary:
         kappa = objective.strength / square if square > 0 else math.inf
         if not kappa > objective.loss.growth:
             raise UnboundedRiskError(self._unbounded_message())
-        choice = best_prefix(
-            swaps, whole[0], objective.loss, f, batch, objective.penalty, kappa
-        )
-        at = replace(batch, x=swaps.apply(batch.x, choice))
-        return at, swaps.fee(swaps.state(batch.x), choice)
+        own, price = swaps.state(batch.x), objective.penalty
+        choice = best_prefix(swaps, own, whole[0], objective.loss, f, batch.y, price, kappa)
+        return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
 
     def _may_be_infinite(self) -> bool:
         """Whether nothing proves the worst case finite at this penalty."""

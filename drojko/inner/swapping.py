@@ -37,7 +37,7 @@ def every_combination(swaps: Swaps, batch: Batch) -> Iterator[tuple[Batch, Tenso
     own = swaps.state(batch.x)
     for combination in swaps.combinations():
         choice = combination.expand_as(own)
-        yield replace(batch, x=swaps.apply(batch.x, choice)), swaps.fee(own, choice)
+        yield replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
 
 
 def search(
@@ -53,7 +53,7 @@ def search(
     scores = _scores(adversary, swaps, batch, combinations, own, extra)
     for best in scores.topk(_KEPT, dim=0).indices:
         choice = combinations[best]
-        yield replace(batch, x=swaps.apply(batch.x, choice)), swaps.fee(own, choice), extra
+        yield replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice), extra
 
 
 def _scores(
@@ -72,7 +72,8 @@ def _scores(
     for part in combinations.split(size):
         choice = part.repeat_interleave(n, 0)
         many = batch.repeat(len(part))
-        many = replace(many, x=swaps.apply(many.x, choice))
+        owns = own.repeat(len(part), 1)
+        many = replace(many, x=swaps.apply(many.x, owns, choice))
         options = []
         for start in starts:
             found = proximal_ascent(
@@ -80,7 +81,7 @@ def _scores(
             )
             options.append(found.value)
         value = torch.stack(options).amax(0)
-        paid = swaps.fee(own.repeat(len(part), 1), choice)
+        paid = swaps.fee(owns, choice)
         scores.append((value - objective.penalty * paid).reshape(len(part), n))
     return torch.cat(scores)
 
@@ -101,7 +102,7 @@ def greedy(
         (g, k) for g, values in enumerate(swaps.values) for k in range(len(values))
     ]
     for step in range(min(_ROUNDS, swaps.n_groups)):
-        at = replace(batch, x=swaps.apply(batch.x, choice))
+        at = replace(batch, x=swaps.apply(batch.x, own, choice))
         steps = max(1, adversary.screening)
         found = proximal_ascent(objective, at, q, steps)
         q = found.q
@@ -114,7 +115,7 @@ def greedy(
             trial = choice.clone()
             for g, k in move:
                 trial[:, g] = k
-            moved = replace(batch, x=swaps.apply(batch.x, trial))
+            moved = replace(batch, x=swaps.apply(batch.x, own, trial))
             value = objective.value(moved, q) - objective.penalty * swaps.fee(own, trial)
             wins = value > best
             best = torch.where(wins, value, best)
@@ -122,7 +123,7 @@ def greedy(
         if torch.equal(chosen, choice):
             break
         choice = chosen
-        at = replace(batch, x=swaps.apply(batch.x, choice))
+        at = replace(batch, x=swaps.apply(batch.x, own, choice))
         yield at, swaps.fee(own, choice), [q, *extra]
 
 
@@ -150,7 +151,7 @@ def lipschitz_upper(
     for g, images in enumerate(swaps.steps(first)):
         reach.append(torch.cdist(images, images).amax(1)[own[:, g]] * inner)
     reach = torch.stack(reach, 1)
-    order = (reach / swaps.costs).argsort(1, descending=True, stable=True)
+    order = (reach / swaps.costs).argsort(dim=1, descending=True, stable=True)
     moved, paid = reach.gather(1, order).cumsum(1), swaps.costs[order].cumsum(1)
     f = model.linearise(batch.x)[0]
     square = float(known.norms) ** 2

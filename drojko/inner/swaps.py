@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from torch import Tensor
 from drojko.ambiguity.ground_cost import GroundCost
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss
-
-if TYPE_CHECKING:
-    from drojko.inner.objective import Batch
 
 __all__ = ["MOST_COMBINATIONS", "Swaps", "best_prefix"]
 
@@ -72,10 +69,9 @@ class Swaps:
         parts = zip(self.columns, self.values, strict=True)
         return torch.stack([torch.cdist(x[:, c], v).argmin(1) for c, v in parts], 1)
 
-    def apply(self, x: Tensor, choice: Tensor) -> Tensor:
-        """Rows x (n, d) with the categories ``choice`` (n, G); a row's own are left as they are."""
+    def apply(self, x: Tensor, own: Tensor, choice: Tensor) -> Tensor:
+        """Rows x (n, d) with the categories ``choice`` in place of ``own``, both (n, G)."""
         x = x.clone()
-        own = self.state(x)
         for g, (columns, values) in enumerate(zip(self.columns, self.values, strict=True)):
             changed = (choice[:, g] != own[:, g]).unsqueeze(1)
             x[:, columns] = torch.where(changed, values[choice[:, g]], x[:, columns])
@@ -93,7 +89,14 @@ class Swaps:
 
 
 def best_prefix(
-    swaps: Swaps, theta: Tensor, loss: Loss, f: Tensor, batch: Batch, penalty: float, kappa: float
+    swaps: Swaps,
+    own: Tensor,
+    theta: Tensor,
+    loss: Loss,
+    f: Tensor,
+    y: Tensor,
+    penalty: float,
+    kappa: float,
 ) -> Tensor:
     r"""Best categories of each sample for a convex loss of :math:`f = \theta^\top x + b`.
 
@@ -105,14 +108,21 @@ def best_prefix(
     where f rises, below one where it falls. Of the subsets of groups only 2 G + 1 are left, the
     prefixes in the order of those ratios, whatever the costs.
 
+    Parameters
+    ----------
+    own : Tensor of shape (n, G)
+        Categories of the samples.
+    theta, f, y : Tensor of shape (d,), (n,) and (n,)
+    penalty, kappa : float
+        Price of the swaps, and of a squared change of f by continuous moves.
+
     Returns
     -------
     Tensor of shape (n, G)
         Categories.
     """
-    own = swaps.state(batch.x)
     scores = [step[:, 0] for step in swaps.steps(theta.unsqueeze(0))]
-    best, choice = loss.robust_value(f, batch.y, kappa), own
+    best, choice = loss.robust_value(f, y, kappa), own
     for sign in (1.0, -1.0):
         targets, gains = [], []
         for g, score in enumerate(scores):
@@ -120,7 +130,7 @@ def best_prefix(
             gains.append(top - sign * score[own[:, g]])
             targets.append(at)
         gain = torch.stack(gains, 1)
-        order = (gain / swaps.costs).argsort(1, descending=True, stable=True)
+        order = (gain / swaps.costs).argsort(dim=1, descending=True, stable=True)
         steps, prices = gain.gather(1, order), swaps.costs[order]
         useful = steps > 0
         if loss.lipschitz is not None:  # V is no steeper than the loss
@@ -133,7 +143,7 @@ def best_prefix(
         for k in range(depth):
             moved, paid = moved + steps[:, k], paid + prices[:, k]
             taken = taken.scatter(1, order[:, k : k + 1], True)
-            value = loss.robust_value(f + sign * moved, batch.y, kappa) - penalty * paid
+            value = loss.robust_value(f + sign * moved, y, kappa) - penalty * paid
             wins = (value > best) & useful[:, k]
             best = torch.where(wins, value, best)
             choice = torch.where(wins.unsqueeze(1) & taken, target, _kept(choice, own, wins))

@@ -73,7 +73,7 @@ class TransportedWorstCase(WorstCase):
         return self.adversary.with_penalty(penalty).solve(batch)
 
     def _points(self, batch: Batch, moved: Moved) -> Tensor:
-        return self.adversary.objective.decode(batch, moved.q)
+        return self.adversary.objective.decode(moved.at, moved.q)
 
     # -- the measure -------------------------------------------------------------------------
 
@@ -89,11 +89,13 @@ class TransportedWorstCase(WorstCase):
         if self.share > 0.0:
             low = self._at(self.low_penalty, batch)
             coin = torch.rand(n, generator=gen, dtype=torch.float64).to(low.q.device) < self.share
-            q = torch.where(coin.unsqueeze(1), low.q, moved.q)
+            x = torch.where(
+                coin.unsqueeze(1), self._points(batch, low), self._points(batch, moved)
+            )
             labels = torch.where(coin, low.labels, moved.labels)
         else:
-            q, labels = moved.q, moved.labels
-        return self.adversary.objective.decode(batch, q).cpu().numpy(), self._decode(labels)
+            x, labels = self._points(batch, moved), moved.labels
+        return x.cpu().numpy(), self._decode(labels)
 
     @torch.no_grad()
     def transport(self, X: Any, y: Any) -> np.ndarray:
@@ -118,7 +120,7 @@ class TransportedWorstCase(WorstCase):
         ------
         UnsupportedError
             For a reference without density, bounds and relu networks (mass piles up on the
-            bounds and on concave kinks), or movable labels.
+            bounds and on concave kinks), movable labels or categories.
         """
         if self.adversary.objective.coordinates.lower is not None:
             raise UnsupportedError("log_prob: with bounds mass piles up on them; use sample")
@@ -129,6 +131,8 @@ class TransportedWorstCase(WorstCase):
             )
         if self.adversary.flips:
             raise UnsupportedError("log_prob: labels move under this label_cost; use sample")
+        if self.adversary.swaps is not None:
+            raise UnsupportedError("log_prob: categories move under this swap_cost; use sample")
         batch = self._batch(X, y)
         high = self._log_density(self.high_penalty, batch)
         if self.share > 0.0:
@@ -186,6 +190,17 @@ class TransportedWorstCase(WorstCase):
                     w = np.concatenate([w * (1 - self.share), w * self.share])
             self._cache["evaluated"] = (x, image, y, w)
         return self._cache["evaluated"]
+
+    def _costs(self, x: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Moves by their weights; what a swap costs is shared by the columns that it changes."""
+        costs = super()._costs(x, image)
+        swaps = self.adversary.swaps
+        for columns, price in [] if swaps is None else zip(swaps.columns, swaps.costs, strict=True):
+            index = columns.cpu().numpy()
+            changed = np.abs(image[:, index] - x[:, index]) > 0
+            count = np.maximum(changed.sum(1, keepdims=True), 1)
+            costs[:, index] = changed * (float(price) / count)
+        return costs
 
     @property
     def n_features(self) -> int:

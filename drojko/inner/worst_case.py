@@ -75,9 +75,7 @@ class WorstCase(ABC):
 
         x, image, y, w = self.pairs()
         move = image - x
-        spent = w[:, None] * move**2
-        if self.cost_weights is not None:
-            spent = spent * np.where(np.isfinite(self.cost_weights), self.cost_weights, 0.0)
+        spent = w[:, None] * self._costs(x, image)
         total = spent.sum() or 1.0
         groups = [None] if self.classes is None else list(self.classes)
         rows = []
@@ -106,6 +104,13 @@ class WorstCase(ABC):
                 )
                 rows.append(row)
         return pd.DataFrame(rows)
+
+    def _costs(self, x: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Ground cost of each row's move, by columns, shape (n, d)."""
+        costs = (image - x) ** 2
+        if self.cost_weights is not None:
+            costs = costs * np.where(np.isfinite(self.cost_weights), self.cost_weights, 0.0)
+        return costs
 
     def to_frame(self, n: int = 1000, random_state: Any = 0) -> pd.DataFrame:
         """``n`` worst-case samples with named columns, the label in ``target``."""

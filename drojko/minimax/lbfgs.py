@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko.minimax.kinked import MOST_PARAMETERS, minimise_kinked
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 
 __all__ = ["LBFGSRun", "Stop", "merged_rows"]
@@ -49,6 +50,8 @@ class LBFGSRun(ABC):
     slope: float = math.inf
     last: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    stage: int = 0
+    polishing: bool = False
 
     @abstractmethod
     def start(self) -> np.ndarray:
@@ -78,7 +81,8 @@ class LBFGSRun(ABC):
 
     def finished(self) -> bool:
         """Whether an accepted iterate is good enough."""
-        return self.slope <= 1e-5 * self.tol or self.settled(1e-6 * self.tol)
+        accuracy = (1e-4 if self.polishing else 1e-6) * self.tol
+        return self.slope <= 1e-5 * self.tol or self.settled(accuracy, self.stage)
 
     def settled(self, accuracy: float, since: int = 0) -> bool:
         """Whether ten iterations together gained next to nothing, as at a kink."""
@@ -141,6 +145,29 @@ class LBFGSRun(ABC):
                 return stop.status
             raise
         return Status.MAX_ITER if result.status == 1 else Status.CONVERGED
+
+    def polish(self, max_iter: int) -> Status:
+        """From the best point along kinks, where there are not too many parameters for that."""
+        if len(self.best_point) > MOST_PARAMETERS:
+            return Status.CONVERGED
+        least = np.array([-math.inf if low is None else low for low, _ in self.bounds()])
+        self.stage, self.polishing = len(self.history), True
+
+        def function(point: np.ndarray) -> tuple[float, np.ndarray]:
+            if (point < least).any():
+                return math.inf, np.zeros_like(point)
+            return self.evaluate(point)
+
+        def report() -> None:
+            self.iteration(None)
+
+        try:
+            ended = minimise_kinked(function, self.best_point, max_iter, report)
+        except Stop as stop:
+            if stop.status is Status.CONVERGED:
+                return stop.status
+            raise
+        return Status.CONVERGED if ended else Status.MAX_ITER
 
     def result(self, status: Status) -> TrainResult:
         """Load the best point and say how the run ended."""

@@ -26,7 +26,8 @@ class QuasiNewton:
     worst-case position of every draw) are carried from one evaluation to the next and corrected
     ``corrections`` times.
 
-    After Byrd, Lu, Nocedal and Zhu (1995), as implemented in SciPy.
+    After Byrd, Lu, Nocedal and Zhu (1995), as implemented in SciPy. Where categories may be
+    swapped, `minimise_kinked` follows; the iteration limit then holds for each of the two.
     """
 
     corrections: int = 6
@@ -50,6 +51,9 @@ class QuasiNewton:
         point = run.start()
         try:
             status = run.minimise(point, max_iter, self.memory)
+            if problem.cost.swaps:
+                # Where swaps tie there are kinks, and minima of robust problems like to lie there.
+                status = run.polish(max_iter)
         except Stop as stop:
             status = stop.status
         except KeyboardInterrupt:
