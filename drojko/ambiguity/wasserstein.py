@@ -1,4 +1,4 @@
-"""The Wasserstein ball of order 2 with a weighted Euclidean ground cost."""
+"""Wasserstein balls: order 2 with a weighted Euclidean cost, order 1 with a weighted norm."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["Wasserstein"]
 
-#: What the solvers offer; orders outside of it, but in {1, 2}, raise `UnsupportedError`.
-_ORDERS = (2,)
-
 
 class Wasserstein(AmbiguitySet):
     r"""Distributions that transport of the reference can reach at a limited cost.
@@ -28,6 +25,14 @@ class Wasserstein(AmbiguitySet):
     or, in the penalised form, the worst case of E loss - penalty * W_2^2. Distances are in the
     units of the data: the radius is the root mean square displacement.
 
+    Order 1 bounds the mean displacement instead, :math:`W_1(P, P_0) \le \mathrm{radius}` with
+
+    .. math:: c(x, z) = \|\sqrt{w} \circ (x - z)\|_p, \quad p = \mathrm{norm}
+
+    For linear models and Lipschitz losses its worst case is E loss + radius * (Lipschitz constant
+    of the loss) * (dual norm of theta), in closed form; it is approached, not attained, by moving
+    ever less mass ever further. Where the picture of the worst case matters, use order 2.
+
     Parameters
     ----------
     radius : float, default=None
@@ -36,7 +41,11 @@ class Wasserstein(AmbiguitySet):
     penalty : float, default=None
         Price of one unit of W_2^2: loss per squared unit of X.
     order : {2, 1}, default=2
-        2: as above. 1 is not supported yet.
+        Which moment of the displacement is bounded, as above. Order 1 needs a linear model
+        and a Lipschitz loss: not the squared one, whose worst case is infinite.
+    norm : {2, 1, inf}, default=2
+        Norm of the ground cost of order 1; order 2 has 2 only. Its dual acts on theta: with inf,
+        training is l1-regularised, with exact zeros.
     weights : sequence of shape (d,), dict or float, default=None
         Weights w_j of the columns, positive; infinity makes a column immutable. A dict maps
         feature names or indices to weights, the others have weight 1.
@@ -46,8 +55,9 @@ class Wasserstein(AmbiguitySet):
         Where columns may move to: one pair for all of them, or a dict from feature names or
         indices to pairs. None within a pair means unbounded.
     label_cost : float, default=inf
-        Cost of changing a class label, in the units of the ground cost; in regression y moves at
-        ``label_cost * (y - y')**2``. Infinity: labels stay.
+        Cost of changing a class label, in the units of the ground cost (order 1: a distance); in
+        regression y moves at ``label_cost * (y - y')**2`` (order 1: ``label_cost * |y - y'|``).
+        Infinity: labels stay.
     categorical_features : list or mask of shape (d,), default=None
         Columns that hold categories, which never move but may be swapped: names or indices of
         columns that are codes (their categories are the values in the training data), and
@@ -63,12 +73,13 @@ class Wasserstein(AmbiguitySet):
     InvalidDataError
         From `validate`, at fit time, naming the parameter. The constructor only stores.
     UnsupportedError
-        For ``order=1``.
+        For ``order=1`` with bounds or categories.
 
     References
     ----------
     J. Blanchet, K. Murthy, 2019, Quantifying Distributional Model Risk via Optimal Transport,
-    arXiv 1604.01446.
+    arXiv 1604.01446. S. Shafieezadeh-Abadeh, D. Kuhn, P. Mohajerin Esfahani, 2019, Regularization
+    via Mass Transportation, arXiv 1710.10016 (order 1).
 
     Examples
     --------
@@ -86,6 +97,7 @@ class Wasserstein(AmbiguitySet):
         *,
         penalty: float | None = None,
         order: int = 2,
+        norm: float = 2,
         weights: Any = None,
         immutable: Any = None,
         bounds: Any = None,
@@ -96,6 +108,7 @@ class Wasserstein(AmbiguitySet):
         self.radius = radius
         self.penalty = penalty
         self.order = order
+        self.norm = norm
         self.weights = weights
         self.immutable = immutable
         self.bounds = bounds
@@ -126,8 +139,18 @@ class Wasserstein(AmbiguitySet):
         super()._validate_params()
         if self.order not in (1, 2):
             raise InvalidDataError(f"Wasserstein got order={self.order!r}; it must be 1 or 2")
-        if self.order not in _ORDERS:
-            raise UnsupportedError("Wasserstein: order=1 is not supported yet; use order=2")
+        if self.norm not in (1, 2, np.inf):
+            raise InvalidDataError(f"Wasserstein got norm={self.norm!r}; it must be 1, 2 or inf")
+        if self.order == 2 and self.norm != 2:
+            raise InvalidDataError(
+                f"Wasserstein got norm={self.norm!r} with order=2, whose ground cost is the squared "
+                "Euclidean one: use norm=2, or order=1"
+            )
         self._check_number("label_cost", self.label_cost, zero="refused", infinite=True)
+        if self.order == 1 and self.bounds is not None:
+            raise UnsupportedError(
+                "Wasserstein: bounds need order=2: the closed form of order 1 lets columns move "
+                "without limit. Use order=2, or leave the bounds out for an upper bound"
+            )
         if self.order == 1 and self.categorical_features is not None:
             raise UnsupportedError("Wasserstein: categorical_features need order=2")

@@ -6,12 +6,13 @@ from typing import Any
 
 from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.estimators._approach import Approach
+from drojko.estimators._order_one import OrderOne
 from drojko.estimators._transport import Transport
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["approach_named", "approach_to"]
 
-_APPROACHES: dict[str, Approach] = {approach.name: approach for approach in (Transport(),)}
+_APPROACHES: dict[str, Approach] = {approach.name: approach for approach in (Transport(), OrderOne())}
 
 
 def approach_to(ambiguity: Any) -> Approach:
@@ -21,7 +22,9 @@ def approach_to(ambiguity: Any) -> Approach:
             f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein(radius=0.1)"
         )
     if isinstance(ambiguity, Wasserstein):
-        return _APPROACHES["transport"]
+        # Of radius 0 both orders are the reference alone.
+        exact = ambiguity.order == 1 and ambiguity.radius != 0
+        return _APPROACHES["order-one" if exact else "transport"]
     raise UnsupportedError(
         f"training and certificates for {type(ambiguity).__name__} are not available yet: use "
         "Wasserstein, or the set's own dual(losses) on the losses of a fitted model"
