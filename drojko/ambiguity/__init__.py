@@ -16,6 +16,7 @@ from drojko.ambiguity.dual import DensityRatioSet, Dual
 from drojko.ambiguity.ground_cost import GroundCost
 from drojko.ambiguity.kl import KL
 from drojko.ambiguity.reweighting import Curve, Reweighting
+from drojko.ambiguity.sinkhorn import Sinkhorn
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.ambiguity.wasserstein import Wasserstein
 
@@ -30,6 +31,7 @@ __all__ = [
     "GroundCost",
     "KL",
     "Reweighting",
+    "Sinkhorn",
     "TotalVariation",
     "Wasserstein",
     "one_hot_groups",
