@@ -363,7 +363,7 @@ def test_default_candidates_scale_with_the_data():
 
 def test_one_standard_error_takes_the_largest_set_that_is_as_good():
     X, y = binary()
-    settings = {"radii": [0.0, 0.1, 0.2, 0.4], "at": 0.1, "cv": 3, "random_state": 0}
+    settings = {"radii": [0.1, 0.11, 0.12, 0.3], "at": 0.1, "cv": 3, "random_state": 0}
     least = select_radius(linear(alpha=1e-3), X, y, **settings)
     largest = select_radius(linear(alpha=1e-3), X, y, rule="1se", **settings)
     table = least.table
