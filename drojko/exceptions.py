@@ -21,6 +21,7 @@ __all__ = [
     "DrojkoError",
     "InvalidDataError",
     "NonFiniteError",
+    "SolverError",
     "UnboundedRiskError",
     "UnsupportedError",
 ]
@@ -73,6 +74,10 @@ class UnboundedRiskError(DrojkoError, ValueError):
     For instance sup_z (y - t'z)^2 - penalty |z - x|^2 is infinite whenever penalty < |t|^2.
     The message names the smallest penalty for which the worst case is finite.
     """
+
+
+class SolverError(DrojkoError, RuntimeError):
+    """A convex solver failed, or ended with anything but an optimal status, which is named."""
 
 
 class UnsupportedError(DrojkoError, NotImplementedError):

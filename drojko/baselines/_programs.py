@@ -1,0 +1,159 @@
+"""What all convex programs share: a parametrised objective, one solve, the solver's own word."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from drojko.ambiguity import GroundCost
+from drojko.baselines._losses import ConvexLoss
+from drojko.exceptions import InvalidDataError, SolverError
+
+__all__ = ["Form", "Program", "Table"]
+
+#: Solvers that are free to use, by what they are best at.
+SOLVERS = ("CLARABEL", "SCS", "HIGHS", "OSQP")
+#: Settings that are tried in turn until one ends as optimal: tight ones first.
+SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "CLARABEL": tuple(
+        {"tol_gap_abs": tol, "tol_gap_rel": tol, "tol_feas": tol} for tol in (1e-9, 1e-8, 1e-7)
+    ),
+    "SCS": ({"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iters": 200_000},),
+    "OSQP": ({"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iter": 200_000},),
+    "HIGHS": ({},),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows x of shape (n, d), targets, masses that sum to one, and the model's variables.
+
+    Classification of two classes: ``sign`` is +-1; of more: ``target`` holds class indices and
+    ``theta`` is (d, K).
+    """
+
+    x: np.ndarray
+    target: np.ndarray
+    mass: np.ndarray
+    theta: Any
+    intercept: Any
+    outputs: Any
+    sign: np.ndarray | None = None
+    n_classes: int = 0
+
+    @property
+    def link(self) -> Any:
+        """The constraint outputs = x theta + intercept.
+
+        The outputs are a variable, of shape (n,) or (n, K): cvxpy 1.9 propagates the bounds of
+        matrix products as NaN (zero times infinity), which makes linear programs infeasible.
+        """
+        import cvxpy as cp
+
+        if self.n_classes > 2:
+            row = cp.reshape(self.intercept, (1, self.n_classes), order="C")
+            return self.outputs == self.x @ self.theta + np.ones((len(self.x), 1)) @ row
+        return self.outputs == self.x @ self.theta + self.intercept
+
+    @property
+    def u(self) -> Any:
+        """Margins or residuals, of shape (n,)."""
+        if self.sign is not None:
+            import cvxpy as cp
+
+            return cp.multiply(self.sign, self.outputs)
+        return self.outputs - self.target
+
+    def losses(self, loss: ConvexLoss) -> Any:
+        """Loss of each row, a convex expression of shape (n,)."""
+        import cvxpy as cp
+
+        if self.n_classes <= 2:
+            return loss.value(self.u)
+        f = self.outputs
+        own = np.zeros((len(self.x), self.n_classes))
+        own[np.arange(len(self.x)), self.target] = 1.0
+        score = cp.sum(cp.multiply(own, f), axis=1)
+        if loss.name == "logistic":
+            return cp.log_sum_exp(f, axis=1) - score
+        return cp.max(f + (1.0 - own), axis=1) - score
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A robust risk as a convex expression, its constraints, and its size as parameters.
+
+    ``sizes`` maps parameters of the program to functions of the radius or penalty, so that a
+    program that was compiled once is solved for any of them. ``epigraph`` is the constraint whose
+    dual values are the worst-case masses, where there is one.
+    """
+
+    risk: Any
+    constraints: list[Any]
+    sizes: list[tuple[Any, Callable[[float], float]]]
+    epigraph: Any = None
+    multiplier: Any = None
+    cost: GroundCost | None = None
+
+
+@dataclass(eq=False)
+class Program:
+    """A compiled problem: `solve` for a size, as often as wanted."""
+
+    form: Form
+    problem: Any
+    solver: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def solve(self, size: float) -> float:
+        """Optimal value; raises `SolverError` with the solver's word for anything but optimal."""
+        import cvxpy as cp
+
+        for parameter, of in self.form.sizes:
+            parameter.value = of(size)
+        name = self.solver or self._default()
+        for settings in SETTINGS[name] if not self.options else ({},):
+            self._call(name, {**settings, **self.options})
+            if self.problem.status != cp.OPTIMAL_INACCURATE:
+                break
+        status = self.problem.status
+        if status == cp.OPTIMAL:
+            return float(self.problem.value)
+        others = f"one of {', '.join(SOLVERS)}"
+        reason = f"its answer is not accurate: try another solver ({others}), or scale the features"
+        if "infeasible" in status or "unbounded" in status:
+            reason = "the worst-case risk is infinite for every model, or has no lower bound"
+        raise SolverError(f"{name} ended with status {status!r}; {reason}")
+
+    def _call(self, name: str, options: dict[str, Any]) -> None:
+        import cvxpy as cp
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what it warns of is raised by the caller
+                self.problem.solve(solver=name, **options)
+        except cp.error.SolverError as error:
+            raise SolverError(
+                f"{name} failed: {error}. Choose another solver of {', '.join(SOLVERS)}, scale the "
+                "features, or use drojko's own estimators, which need none"
+            ) from error
+
+    def _default(self) -> str:
+        """HiGHS for linear programs, Clarabel for all cones."""
+        return "HIGHS" if self.problem.is_lp() else "CLARABEL"
+
+
+def check_solver(solver: Any) -> str | None:
+    """The solver's name in capitals; None: chosen by the class of the problem."""
+    if solver is None:
+        return None
+    if not isinstance(solver, str) or solver.upper() not in SOLVERS:
+        raise InvalidDataError(
+            f"solver={solver!r}; expected None (chosen by problem class) or one of "
+            f"{', '.join(SOLVERS)}"
+        )
+    return solver.upper()

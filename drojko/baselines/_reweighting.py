@@ -1,0 +1,115 @@
+"""Worst cases over reweightings of the atoms, as conic programs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, CressieRead, CVaR, TotalVariation
+from drojko.baselines._losses import ConvexLoss
+from drojko.baselines._programs import Form, Table
+
+__all__ = ["reweighting_form"]
+
+
+def reweighting_form(ambiguity: AmbiguitySet, loss: ConvexLoss, table: Table) -> Form:
+    r"""Inf over dual variables of a function that is nondecreasing in the losses t_i >= loss_i.
+
+    The multiplier of t_i >= loss_i is the worst-case mass of atom i.
+    """
+    import cvxpy as cp
+
+    n = len(table.x)
+    t = cp.Variable(n)
+    epigraph = table.losses(loss) <= t
+    risk, constraints, sizes = _dual(ambiguity, t, table.mass)
+    return Form(risk, [epigraph, *constraints], sizes, epigraph)
+
+
+def _dual(ambiguity: AmbiguitySet, t: Any, mass: np.ndarray) -> tuple[Any, list[Any], list[Any]]:
+    if isinstance(ambiguity, CVaR):
+        return _cvar(t, mass)
+    ball = ambiguity.penalty is None
+    if isinstance(ambiguity, TotalVariation):
+        return _total_variation(t, mass, ball)
+    if isinstance(ambiguity, KL):
+        return _kl(t, mass, ball)
+    if isinstance(ambiguity, ChiSquare):
+        return _chi_square(t, mass, ball)
+    if isinstance(ambiguity, CressieRead):
+        return _cressie_read(t, mass, ball, float(ambiguity.k))
+    raise TypeError(f"{type(ambiguity).__name__} does not reweight")
+
+
+def _cvar(t: Any, mass: np.ndarray) -> tuple[Any, list[Any], list[Any]]:
+    import cvxpy as cp
+
+    eta, inverse = cp.Variable(), cp.Parameter(nonneg=True)
+    return eta + inverse * (mass @ cp.pos(t - eta)), [], [(inverse, lambda alpha: 1.0 / alpha)]
+
+
+def _total_variation(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]]:
+    """Ball: r max + (1 - r) CVaR; penalised: eta + E max(loss - eta, -c/2), loss - eta <= c/2."""
+    import cvxpy as cp
+
+    eta, size = cp.Variable(), cp.Parameter(nonneg=True)
+    if ball:
+        rest = cp.Parameter(nonneg=True)
+        risk = size * cp.max(t) + rest * eta + mass @ cp.pos(t - eta)
+        return risk, [], [(size, float), (rest, lambda radius: 1.0 - radius)]
+    risk = eta + mass @ cp.maximum(t - eta, -0.5 * size)
+    return risk, [t - eta <= 0.5 * size], [(size, float)]
+
+
+def _kl(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]]:
+    """Eta + lambda r, with the mean of lambda exp((loss - eta) / lambda) at most lambda."""
+    import cvxpy as cp
+
+    eta, size, u = cp.Variable(), cp.Parameter(nonneg=True), cp.Variable(t.shape[0])
+    lam = cp.Variable(nonneg=True) if ball else size
+    cone = cp.constraints.ExpCone(t - eta, lam * np.ones(t.shape[0]), u)
+    risk = eta + size * lam if ball else eta
+    return risk, [cone, mass @ u <= lam], [(size, float)]
+
+
+def _chi_square(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]]:
+    """Ball: eta + sqrt(1 + r) ||(loss - eta)_+||; penalised: eta + c + E (loss - eta)_+^2 / 4c."""
+    import cvxpy as cp
+
+    eta, size = cp.Variable(), cp.Parameter(nonneg=True)
+    if ball:
+        risk = eta + size * cp.norm2(cp.multiply(np.sqrt(mass), cp.pos(t - eta)))
+        return risk, [], [(size, lambda radius: math.sqrt(1.0 + radius))]
+    inverse = cp.Parameter(nonneg=True)
+    risk = eta + size + inverse * (mass @ cp.square(cp.pos(t - eta)))
+    return risk, [], [(size, float), (inverse, lambda penalty: 0.25 / penalty)]
+
+
+def _cressie_read(
+    t: Any, mass: np.ndarray, ball: bool, k: float
+) -> tuple[Any, list[Any], list[Any]]:
+    r"""Eta + lambda r + (E u - lambda) / k in power cones.
+
+    lambda f*((l - eta) / lambda) + lambda / k = u / k with, for k > 1 and m >= lambda + (k - 1)
+    (l - eta), m >= 0: m <= u^{1/k*} lambda^{1/k}; for k < 1 and m <= lambda - (1 - k)(l - eta):
+    lambda <= u^{1-k} m^k.
+    """
+    import cvxpy as cp
+
+    n = t.shape[0]
+    eta, size = cp.Variable(), cp.Parameter(nonneg=True)
+    u, m = cp.Variable(n), cp.Variable(n, nonneg=True)
+    lam = cp.Variable(nonneg=True) if ball else size
+    spread = lam * np.ones(n)
+    if k > 1:
+        tie = m >= spread + (k - 1.0) * (t - eta)
+        cone = cp.constraints.PowCone3D(u, spread, m, np.full(n, (k - 1.0) / k))
+    else:
+        tie = m <= spread - (1.0 - k) * (t - eta)
+        cone = cp.constraints.PowCone3D(u, m, spread, np.full(n, 1.0 - k))
+    risk = eta + (mass @ u - lam) / k
+    if ball:
+        risk = risk + size * lam
+    return risk, [tie, cone], [(size, float)]

@@ -1,0 +1,482 @@
+"""Robust linear models by conic programming: slow, general, and independent of our solvers."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+
+from drojko._sklearn import (
+    Interval,
+    NestedDefaults,
+    StrOptions,
+    _check_sample_weight,
+    _fit_context,
+    check_classification_targets,
+    check_is_fitted,
+    validate_data,
+)
+from drojko.ambiguity import (
+    AmbiguitySet,
+    DensityRatioSet,
+    GroundCost,
+    Wasserstein,
+)
+from drojko.baselines._losses import ConvexLoss, convex_loss
+from drojko.baselines._programs import Form, Program, Table, check_solver
+from drojko.baselines._reweighting import reweighting_form
+from drojko.baselines._transport import order_one_form, order_two_form
+from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+
+__all__ = ["ConvexDROClassifier", "ConvexDRORegressor", "SUPPORTED"]
+
+#: Which losses have a convex reformulation in which set.
+SUPPORTED: dict[str, tuple[str, ...]] = {
+    "Wasserstein(order=1)": ("logistic", "hinge", "absolute", "huber", "quantile"),
+    "Wasserstein(order=2)": ("hinge (two classes)", "squared", "absolute", "quantile"),
+    "KL, ChiSquare, CressieRead, TotalVariation, CVaR": ("all",),
+}
+
+
+def _unsupported(what: str) -> UnsupportedError:
+    pairs = "; ".join(f"{name}: {', '.join(losses)}" for name, losses in SUPPORTED.items())
+    return UnsupportedError(f"{what} has no convex reformulation here. Supported: {pairs}")
+
+
+class _ConvexDRO(NestedDefaults, BaseEstimator):
+    """What both estimators share."""
+
+    _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1, order=1)}
+    _parameter_constraints: dict = {
+        "ambiguity": [AmbiguitySet, None],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "fit_intercept": ["boolean"],
+        "solver": [str, None],
+        "solver_options": [dict, None],
+    }
+
+    def _loss(self) -> ConvexLoss:
+        raise NotImplementedError
+
+    def _solve(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
+        """Build, compile and solve; y holds class indices or floats."""
+        import cvxpy as cp
+
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weight.sum() > 0:
+            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        self._rows = rows = _Rows(X, y, weight / weight.sum())
+        X, y, mass = rows.x, rows.y, rows.mass
+        ambiguity = self._nested("ambiguity")
+        names = getattr(self, "feature_names_in_", None)
+        resolved = ambiguity.validate(X.shape[1], None if names is None else list(names))
+        classes = len(getattr(self, "classes_", ()))
+        loss = self._loss()
+        shape = (X.shape[1], classes) if classes > 2 else X.shape[1]
+        theta = cp.Variable(shape)
+        size = classes if classes > 2 else 1
+        intercept = cp.Variable(size) if self.fit_intercept else np.zeros(size)
+        sign = 2.0 * y - 1.0 if classes == 2 else None
+        outputs = cp.Variable((len(X), classes) if classes > 2 else len(X))
+        table = Table(X, y, mass, theta, intercept, outputs, sign, classes)
+        form = self._form(ambiguity, resolved, loss, table)
+        objective = form.risk
+        if self.alpha > 0:
+            objective = objective + 0.5 * self.alpha * cp.sum_squares(theta)
+        problem = cp.Problem(cp.Minimize(objective), [table.link, *form.constraints])
+        solver = check_solver(self.solver)
+        self._program = Program(form, problem, solver, dict(self.solver_options or {}))
+        self._table = table
+        self._finish(_size(ambiguity))
+
+    def _form(self, ambiguity: Any, resolved: Any, loss: ConvexLoss, table: Table) -> Form:
+        name = type(ambiguity).__name__
+        if ambiguity.radius == 0:
+            return Form(table.mass @ table.losses(loss), [], [])
+        if isinstance(ambiguity, DensityRatioSet):
+            return reweighting_form(ambiguity, loss, table)
+        if not isinstance(ambiguity, Wasserstein) or not isinstance(resolved, GroundCost):
+            raise _unsupported(name)
+        if resolved.bounded or getattr(ambiguity, "categorical_features", None) is not None:
+            raise _unsupported(f"{name} with bounds or categorical features")
+        if ambiguity.order == 1:
+            if loss.name == "squared":
+                raise UnboundedRiskError(
+                    "the squared loss grows faster than an order-1 cost: the worst case is "
+                    "infinite for every radius > 0 and every penalty. Use order=2"
+                )
+            if table.n_classes > 2 and math.isfinite(ambiguity.label_cost):
+                raise _unsupported(f"{name}(order=1) with label_cost and several classes")
+            return order_one_form(ambiguity, resolved, loss, table)
+        if loss.name in ("logistic", "huber") or table.n_classes > 2:
+            what = "several classes" if table.n_classes > 2 else f"loss={loss.name!r}"
+            raise _unsupported(f"{name}(order=2) with {what}")
+        return order_two_form(ambiguity, resolved, loss, table)
+
+    def refit(self, size: float):
+        """Solve again for another radius (or penalty, or alpha of a CVaR) on the same data.
+
+        The program is not compiled again. ``ambiguity`` itself stays as it is.
+
+        Parameters
+        ----------
+        size : float
+            In the place of the size that the set was given by; positive.
+
+        Returns
+        -------
+        self : object
+        """
+        check_is_fitted(self)
+        if self.__dict__.get("_program") is None:
+            raise InvalidDataError("refit needs the program of a fit in this process: call fit")
+        ambiguity = self._nested("ambiguity")
+        name = "alpha" if hasattr(ambiguity, "alpha") else None
+        name = name or ("radius" if ambiguity.penalty is None else "penalty")
+        type(ambiguity)(**{**ambiguity.get_params(deep=False), name: size}).validate(
+            self.n_features_in_, None
+        )
+        if not size > 0 or not self._program.form.sizes:
+            raise InvalidDataError(f"refit got {size!r}: for radius 0 and back, call fit")
+        self._finish(float(size))
+        return self
+
+    def _finish(self, size: float) -> None:
+        program, table = self._program, self._table
+        self.objective_ = program.solve(size)
+        self.size_ = size
+        theta = np.asarray(table.theta.value, dtype=np.float64)
+        b = getattr(table.intercept, "value", table.intercept)
+        intercept = np.atleast_1d(np.asarray(b, dtype=np.float64))
+        self._keep(theta, intercept)
+        form = program.form
+        self.multiplier_ = None if form.multiplier is None else float(form.multiplier.value)
+        for name in ("worst_case_weights_", "worst_case_atoms_"):
+            self.__dict__.pop(name, None)
+        if form.epigraph is not None:
+            dual = np.maximum(np.asarray(form.epigraph.dual_value), 0.0)
+            self.worst_case_weights_ = self._rows.masses(dual)
+        elif form.cost is not None and form.multiplier is None:
+            self.worst_case_atoms_ = self._rows.atoms(self._squared_atoms(theta, intercept, size))
+        elif form.cost is not None and self._nested("ambiguity").order == 2:
+            self.worst_case_atoms_ = self._rows.atoms(self._affine_atoms(theta, intercept))
+
+    def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _errors(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """Margins or residuals at the atoms."""
+        f = self._table.x @ theta + intercept
+        return f * self._table.sign if self._table.sign is not None else f - self._table.target
+
+    def _inverse_weights(self) -> np.ndarray:
+        cost = self._program.form.cost
+        return np.ones(self.n_features_in_) if cost is None else cost.inverse_weights
+
+    def _squared_atoms(self, theta: np.ndarray, intercept: np.ndarray, size: float) -> np.ndarray:
+        """Each residual is stretched by the same factor."""
+        ambiguity, inverse = self._nested("ambiguity"), self._inverse_weights()
+        e = self._errors(theta, intercept)
+        square = float(theta @ (inverse * theta))
+        if math.isfinite(ambiguity.label_cost):
+            square += 1.0 / ambiguity.label_cost
+        risk = float(self._table.mass @ e**2)
+        if square == 0 or risk == 0:
+            return self._table.x.copy()
+        penalty = size
+        if ambiguity.penalty is None:
+            penalty = math.sqrt(square) * (math.sqrt(risk) / size + math.sqrt(square))
+        step = e / (penalty - square)
+        return self._table.x + np.outer(step, inverse * theta)
+
+    def _affine_atoms(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """Each atom moves by slope * theta / (2 penalty) for the piece that is active for it."""
+        inverse, pieces = self._inverse_weights(), self._loss().pieces
+        u = self._errors(theta, intercept)
+        penalty = max(self.multiplier_ or 0.0, 1e-300)
+        sigma = float(theta @ (inverse * theta)) / (4.0 * penalty)
+        values = np.array([s * u + o + s**2 * sigma for s, o in pieces])
+        slope = np.array([s for s, _ in pieces])[values.argmax(axis=0)]
+        sign = 1.0 if self._table.sign is None else self._table.sign
+        return self._table.x + np.outer(sign * slope / (2.0 * penalty), inverse * theta)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_program", "_table", "_rows")}
+
+
+class _Rows:
+    """Distinct rows (x, y) of positive mass, and the way back: copies are weights."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray, mass: np.ndarray) -> None:
+        self.given, self.given_mass, self.kept = X, mass, mass > 0
+        rows = np.column_stack([X, y])[self.kept]
+        distinct, index = np.unique(rows, axis=0, return_inverse=True)
+        self.index = index.ravel()
+        self.x, self.y = distinct[:, :-1], distinct[:, -1].astype(y.dtype)
+        self.mass = np.bincount(self.index, weights=mass[self.kept])
+
+    def masses(self, distinct: np.ndarray) -> np.ndarray:
+        """Masses of the given rows: copies share in proportion to their weights."""
+        result = np.zeros(len(self.given))
+        ratio = distinct / self.mass
+        result[self.kept] = ratio[self.index] * self.given_mass[self.kept]
+        return result / result.sum()
+
+    def atoms(self, distinct: np.ndarray) -> np.ndarray:
+        """Positions of the given rows; those without weight stay."""
+        result = self.given.copy()
+        result[self.kept] = distinct[self.index]
+        return result
+
+
+def _size(ambiguity: Any) -> float:
+    """The number that a set is sized by."""
+    if hasattr(ambiguity, "alpha"):
+        return float(ambiguity.alpha)
+    return float(ambiguity.radius if ambiguity.penalty is None else ambiguity.penalty)
+
+
+class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
+    r"""Robust linear classifier on the empirical measure, by conic programming.
+
+    .. math:: \min_\theta\; \sup\{E_P\,\ell(\theta; x, y) : D(P, \hat P_n) \le r\}
+              + \tfrac{\alpha}{2}\|\theta\|^2
+
+    The same losses, sets and conventions as `drojko.DROClassifier` with
+    ``reference="empirical"``, solved by cvxpy with an open solver: an independent check, and the
+    baseline of the benchmarks. It is slower by orders of magnitude.
+
+    Parameters
+    ----------
+    ambiguity : AmbiguitySet, default=None
+        None: ``Wasserstein(radius=0.1, order=1)``. Order 1: logistic and hinge, norms 1, 2 and
+        inf, with label cost for two classes. Order 2: hinge of two classes. KL, chi-square,
+        Cressie-Read, total variation, CVaR: every loss, several classes too.
+    loss : {"logistic", "hinge"}, default="logistic"
+    alpha : float, default=0.0
+        L2 penalty on the coefficients.
+    fit_intercept : bool, default=True
+    solver : {"CLARABEL", "SCS", "HIGHS", "OSQP"}, default=None
+        None: HiGHS for linear programs, Clarabel otherwise.
+    solver_options : dict, default=None
+        Passed to the solver.
+
+    Attributes
+    ----------
+    objective_ : float
+        Optimal value, the L2 term included.
+    coef_, intercept_, classes_
+        In scikit-learn's shapes.
+    worst_case_weights_ : ndarray of shape (n,)
+        Worst-case masses of the samples, from the solver's dual values (sets that reweight).
+    worst_case_atoms_ : ndarray of shape (n, d)
+        Where the samples move (order 2). In order 1 the supremum is attained only in a limit.
+    multiplier_ : float or None
+        Penalty that belongs to the radius (transport sets).
+
+    Raises
+    ------
+    UnsupportedError
+        For a pair of loss and set without convex reformulation; lists those that have one.
+    SolverError
+        When the solver does not end with an optimal status; carries its word.
+
+    References
+    ----------
+    S. Shafieezadeh-Abadeh, D. Kuhn, P. Mohajerin Esfahani (2017), arXiv 1710.10016. A. Ben-Tal,
+    D. den Hertog, A. De Waegenaere, B. Melenberg, G. Rennen (2013), Robust solutions of
+    optimization problems affected by uncertain probabilities.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from drojko.ambiguity import CVaR
+    >>> from drojko.baselines import ConvexDROClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = ConvexDROClassifier(CVaR(alpha=0.5), alpha=0.01).fit(X[50:], y[50:])
+    >>> round(clf.objective_, 3), clf.worst_case_weights_.shape
+    (0.367, (100,))
+    """
+
+    _parameter_constraints: dict = {
+        **_ConvexDRO._parameter_constraints,
+        "loss": [StrOptions({"logistic", "hinge"})],
+    }
+
+    def __init__(
+        self,
+        ambiguity=None,
+        *,
+        loss="logistic",
+        alpha=0.0,
+        fit_intercept=True,
+        solver=None,
+        solver_options=None,
+    ):
+        self.ambiguity = ambiguity
+        self.loss = loss
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.solver = solver
+        self.solver_options = solver_options
+
+    def _loss(self) -> ConvexLoss:
+        return convex_loss(self.loss)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Build the program and solve it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+        y : array-like of shape (n,)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        self : ConvexDROClassifier
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        check_classification_targets(y)
+        self.classes_, index = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InvalidDataError(f"{type(self).__name__} got 1 class in y; it needs 2 or more")
+        self._solve(np.asarray(X), index, sample_weight)
+        return self
+
+    def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
+        self.coef_ = np.atleast_2d(theta.T)
+        self.intercept_ = intercept
+
+    def decision_function(self, X):
+        """Logits: shape (n,) for two classes, else (n, n_classes)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        scores = X @ self.coef_.T + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X):
+        """Most probable class of each row, shape (n,)."""
+        scores = self.decision_function(X)
+        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return self.classes_[index]
+
+    def predict_proba(self, X):
+        """Class probabilities of a logistic model, shape (n, n_classes)."""
+        if self.loss == "hinge":
+            raise UnsupportedError("predict_proba needs loss='logistic': the hinge is no density")
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            return np.column_stack([expit(-scores), expit(scores)])
+        return softmax(scores, axis=1)
+
+
+class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
+    r"""Robust linear regression on the empirical measure, by conic programming.
+
+    .. math:: \min_\theta\; \sup\{E_P\,\ell(\theta; x, y) : D(P, \hat P_n) \le r\}
+              + \tfrac{\alpha}{2}\|\theta\|^2
+
+    Parameters
+    ----------
+    ambiguity : AmbiguitySet, default=None
+        None: ``Wasserstein(radius=0.1, order=2)``. Order 1: absolute, huber, quantile. Order 2:
+        squared (the square-root form), absolute, quantile. A finite ``label_cost`` lets targets
+        move. Sets that reweight: every loss.
+    loss : {"squared", "absolute", "huber", "quantile"}, default="squared"
+    quantile : float, default=0.5
+    delta : float, default=1.35
+    alpha, fit_intercept, solver, solver_options
+        As in `ConvexDROClassifier`.
+
+    Attributes
+    ----------
+    objective_, coef_, intercept_, worst_case_weights_, worst_case_atoms_, multiplier_
+        As in `ConvexDROClassifier`; ``coef_`` of shape (d,), ``intercept_`` a float.
+
+    Raises
+    ------
+    UnboundedRiskError
+        For the squared loss in order 1.
+    UnsupportedError, SolverError
+        As in `ConvexDROClassifier`.
+
+    References
+    ----------
+    J. Blanchet, Y. Kang, K. Murthy (2016), arXiv 1610.05627, for the square-root form.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from drojko.ambiguity import Wasserstein
+    >>> from drojko.baselines import ConvexDRORegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> model = ConvexDRORegressor(Wasserstein(radius=0.01)).fit(X, y / y.std())
+    >>> round(model.objective_, 3), round(model.refit(0.02).objective_, 3)
+    (0.634, 0.763)
+    """
+
+    _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1)}
+    _parameter_constraints: dict = {
+        **_ConvexDRO._parameter_constraints,
+        "loss": [StrOptions({"squared", "absolute", "huber", "quantile"})],
+        "quantile": [Interval(Real, 0, 1, closed="neither")],
+        "delta": [Interval(Real, 0, None, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        ambiguity=None,
+        *,
+        loss="squared",
+        quantile=0.5,
+        delta=1.35,
+        alpha=0.0,
+        fit_intercept=True,
+        solver=None,
+        solver_options=None,
+    ):
+        self.ambiguity = ambiguity
+        self.loss = loss
+        self.quantile = quantile
+        self.delta = delta
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.solver = solver
+        self.solver_options = solver_options
+
+    def _loss(self) -> ConvexLoss:
+        return convex_loss(self.loss, delta=self.delta, quantile=self.quantile)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Build the program and solve it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+        y : array-like of shape (n,)
+        sample_weight : array-like of shape (n,), default=None
+
+        Returns
+        -------
+        self : ConvexDRORegressor
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        self._solve(np.asarray(X), np.asarray(y, dtype=np.float64), sample_weight)
+        return self
+
+    def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
+        self.coef_ = theta
+        self.intercept_ = float(intercept[0])
+
+    def predict(self, X):
+        """Predictions, shape (n,)."""
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_

@@ -1,0 +1,206 @@
+"""Convex programs against the exact duals, against our own solvers, and against each other."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import scale
+
+from drojko import DROClassifier, DRORegressor
+from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
+from drojko.baselines import ConvexDROClassifier, ConvexDRORegressor
+from drojko.exceptions import InvalidDataError, SolverError, UnboundedRiskError, UnsupportedError
+
+RATIO = [
+    KL(radius=0.1),
+    KL(penalty=0.7),
+    ChiSquare(radius=0.5),
+    ChiSquare(penalty=0.7),
+    CressieRead(3.0, radius=0.2),
+    CressieRead(1.5, radius=0.2),
+    CressieRead(1.5, penalty=0.7),
+    CressieRead(0.5, radius=0.1),
+    CressieRead(0.5, penalty=0.7),
+    TotalVariation(radius=0.1),
+    TotalVariation(penalty=0.7),
+    CVaR(alpha=0.4),
+]
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = (X @ [1.0, -0.5, 0.2] + rng.logistic(size=60) > 0).astype(int)
+    target = X @ [1.0, -0.5, 0.2] + rng.standard_t(3, size=60)
+    weight = rng.integers(0, 4, size=60).astype(float)
+    return X, y, target, weight
+
+
+def losses_of(model, X, y):
+    if isinstance(model, ConvexDRORegressor):
+        return model._loss().numeric(model.predict(X) - y)
+    f = model.decision_function(X)
+    if f.ndim == 2:
+        own = f[np.arange(len(y)), y]
+        if model.loss == "logistic":
+            return np.log(np.exp(f).sum(1)) - own
+        margins = f + 1.0
+        margins[np.arange(len(y)), y] -= 1.0
+        return margins.max(1) - own
+    return model._loss().numeric(f * (2 * y - 1))
+
+
+@pytest.mark.parametrize("ambiguity", RATIO, ids=repr)
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "squared", "absolute"])
+def test_the_objective_is_the_exact_dual_at_the_solution_and_no_neighbour_is_better(
+    table, ambiguity, loss
+):
+    X, y, target, weight = table
+    if loss in ("logistic", "hinge"):
+        model = ConvexDROClassifier(ambiguity, loss=loss, alpha=0.01).fit(X, y, weight)
+        goal = y
+    else:
+        goal = target
+        model = ConvexDRORegressor(ambiguity, loss=loss, alpha=0.01).fit(X, goal, weight)
+    assert model._program.problem.is_dpp()
+
+    def objective():
+        coef = np.ravel(model.coef_)
+        value = ambiguity.dual(losses_of(model, X, goal), weight).value
+        return value + 0.005 * float(coef @ coef)
+
+    best = objective()
+    assert model.objective_ == pytest.approx(best, rel=1e-5, abs=1e-7)
+    masses = model.worst_case_weights_
+    assert masses.sum() == pytest.approx(1.0)
+    coef = np.ravel(model.coef_)
+    attained = masses @ losses_of(model, X, goal) + 0.005 * coef @ coef
+    if ambiguity.penalty is None:  # the solver's multipliers are a worst case
+        assert attained == pytest.approx(best, rel=1e-3)
+    rng = np.random.default_rng(1)
+    kept = model.coef_.copy()
+    for _ in range(5):
+        model.coef_ = kept + 0.05 * rng.normal(size=kept.shape)
+        assert objective() >= best - 1e-6
+    model.coef_ = kept
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+def test_several_classes(loss):
+    X, y = load_iris(return_X_y=True)
+    X = scale(X)
+    model = ConvexDROClassifier(KL(radius=0.1), loss=loss, alpha=0.05).fit(X, y)
+    dual = KL(radius=0.1).dual(losses_of(model, X, y)).value
+    assert model.objective_ == pytest.approx(dual + 0.025 * np.sum(model.coef_**2), rel=1e-5)
+    assert model.score(X, y) > 0.9
+
+
+def test_a_large_penalty_is_plain_regularised_training(table):
+    X, y, *_ = table
+    plain = LogisticRegression(C=1 / (0.1 * len(X)), tol=1e-10).fit(X, y)
+    model = ConvexDROClassifier(KL(penalty=1e5), alpha=0.1).fit(X, y)
+    assert model.coef_ == pytest.approx(plain.coef_, abs=1e-3)
+
+
+def test_refit_solves_the_compiled_program_for_another_size(table):
+    X, _, target, weight = table
+    model = ConvexDRORegressor(CVaR(alpha=0.5), loss="absolute").fit(X, target, weight)
+    program = model._program.problem
+    moved = model.refit(0.2).objective_
+    assert model._program.problem is program
+    fresh = ConvexDRORegressor(CVaR(alpha=0.2), loss="absolute").fit(X, target, weight)
+    assert moved == pytest.approx(fresh.objective_, rel=1e-6)
+    with pytest.raises(InvalidDataError, match="alpha"):
+        model.refit(1.5)
+    with pytest.raises(InvalidDataError, match="call fit"):
+        pickle.loads(pickle.dumps(model)).refit(0.3)
+
+
+@pytest.mark.parametrize("size", [{"radius": 0.3}, {"penalty": 20.0}])
+@pytest.mark.parametrize("loss", ["squared", "absolute", "quantile"])
+@pytest.mark.parametrize("label_cost", [math.inf, 2.0])
+def test_order_two_regression_agrees_with_our_solver(loss, size, label_cost):
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X)[:150], scale(y)[:150]
+    ball = Wasserstein(**size, label_cost=label_cost, weights=[2.0] + [1.0] * 9, immutable=[3])
+    theirs = ConvexDRORegressor(ball, loss=loss, quantile=0.3).fit(X, y)
+    ours = DRORegressor(ball, loss=loss, quantile=0.3, reference="empirical").fit(X, y)
+    assert ours.certificate_.upper == pytest.approx(theirs.objective_, rel=1e-4)
+    assert ours.coef_ == pytest.approx(theirs.coef_, abs=2e-2)
+
+
+@pytest.mark.parametrize("size", [{"radius": 0.2}, {"penalty": 2.0}])
+@pytest.mark.parametrize("label_cost", [math.inf, 0.5])
+def test_order_two_hinge_agrees_with_our_solver(size, label_cost):
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = scale(X[:, :8])[:200], y[:200]
+    ball = Wasserstein(**size, label_cost=label_cost)
+    theirs = ConvexDROClassifier(ball, loss="hinge").fit(X, y)
+    ours = DROClassifier(ball, loss="hinge", reference="empirical").fit(X, y)
+    assert ours.certificate_.upper == pytest.approx(theirs.objective_, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["squared", "absolute"])
+def test_atoms_of_order_two_attain_the_worst_case_within_the_budget(loss):
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X)[:100], scale(y)[:100]
+    model = ConvexDRORegressor(Wasserstein(radius=0.2), loss=loss).fit(X, y)
+    moved = model.worst_case_atoms_
+    assert ((moved - X) ** 2).sum(1).mean() <= 0.04 * (1 + 1e-3)
+    attained = model._loss().numeric(model.predict(moved) - y).mean()
+    assert attained == pytest.approx(model.objective_, rel=2e-3)
+
+
+def test_order_two_hinge_atoms_attain_the_penalised_worst_case():
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = scale(X[:, :5])[:120], y[:120]
+    model = ConvexDROClassifier(Wasserstein(penalty=1.0), loss="hinge").fit(X, y)
+    moved = model.worst_case_atoms_
+    attained = losses_of(model, moved, y).mean() - ((moved - X) ** 2).sum(1).mean()
+    assert attained == pytest.approx(model.objective_, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+def test_order_one_is_the_nominal_risk_plus_the_dual_norm(table, loss):
+    X, y, *_ = table
+    model = ConvexDROClassifier(Wasserstein(radius=0.1, order=1), loss=loss).fit(X, y)
+    expected = losses_of(model, X, y).mean() + 0.1 * np.linalg.norm(model.coef_)
+    assert model.objective_ == pytest.approx(expected, rel=1e-6)
+    flipping = Wasserstein(radius=0.1, order=1, label_cost=0.5)
+    assert ConvexDROClassifier(flipping, loss=loss).fit(X, y).objective_ > model.objective_
+
+
+def test_order_one_penalty_bounds_the_norm(table):
+    X, _, target, _ = table
+    ball = Wasserstein(penalty=0.3, order=1)
+    model = ConvexDRORegressor(ball, loss="huber").fit(X, target)
+    assert 1.35 * np.linalg.norm(model.coef_) <= 0.3 * (1 + 1e-6)
+
+
+def test_radius_zero_is_the_plain_fit(table):
+    X, _, target, weight = table
+    model = ConvexDRORegressor(KL(radius=0.0)).fit(X, target, weight)
+    A = np.column_stack([X, np.ones(60)]) * np.sqrt(weight)[:, None]
+    theta = np.linalg.lstsq(A, target * np.sqrt(weight), rcond=None)[0]
+    assert np.append(model.coef_, model.intercept_) == pytest.approx(theta, abs=1e-5)
+
+
+def test_bad_input_is_named(table):
+    X, y, target, _ = table
+    with pytest.raises(UnboundedRiskError, match="order=2"):
+        ConvexDRORegressor(Wasserstein(radius=0.1, order=1)).fit(X, target)
+    with pytest.raises(UnsupportedError, match="Supported: Wasserstein"):
+        ConvexDROClassifier(Wasserstein(radius=0.1)).fit(X, y)
+    with pytest.raises(InvalidDataError, match="solver='MOSEK'"):
+        ConvexDROClassifier(KL(radius=0.1), solver="MOSEK").fit(X, y)
+    with pytest.raises(InvalidDataError, match="1 class"):
+        ConvexDROClassifier(KL(radius=0.1)).fit(X, np.ones(60))
+    with pytest.raises(SolverError, match="HIGHS"):
+        ConvexDROClassifier(KL(radius=0.1), solver="highs").fit(X, y)
+    hurried = ConvexDRORegressor(Wasserstein(penalty=9.0), solver_options={"max_iter": 2})
+    with pytest.raises(SolverError, match="CLARABEL"):
+        hurried.fit(X, target)
