@@ -34,7 +34,7 @@ class ConvexLoss:
         if self.name == "squared":
             return cp.square(u)
         if self.name == "huber":
-            return 0.5 * cp.huber(u, self.delta)
+            return 0.5 * cp.huber(u, self.delta)  # pyright: ignore[reportArgumentType]
         return self.raised(u, 0.0)
 
     def raised(self, u: Any, sigma: Any) -> Any:
