@@ -51,9 +51,9 @@ class Plan:
 
     @property
     def relaxes(self) -> bool:
-        """Whether the exact linear solver applies once the bounds are left out."""
+        """Whether the exact linear solver applies once bounds and swaps are left out."""
         named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
-        return named and self.cost.bounded and not self.cost.swaps
+        return named and (self.cost.bounded or self.cost.swaps)
 
     @property
     def classes(self) -> bool:

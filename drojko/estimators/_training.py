@@ -17,6 +17,7 @@ from drojko.estimators._plan import Plan
 from drojko.exceptions import UnsupportedError
 from drojko.losses import Logistic, Softmax
 from drojko.minimax.conditioning import Conditioned
+from drojko.minimax.kinked import DETOURS
 from drojko.minimax.linear_classes import LinearClasses
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.quasi_newton import QuasiNewton
@@ -47,7 +48,8 @@ def most_iterations(plan: Plan, model: TabularModel) -> int:
     staged = is_linear(model) and model.n_outputs > 1 and plan.classes
     if staged:
         return plan.max_iter * len(LinearClasses().smoothings)
-    return 2 * plan.max_iter if is_linear(model) and plan.cost.swaps else plan.max_iter
+    kinked = is_linear(model) and plan.cost.swaps
+    return plan.max_iter * (1 + len(DETOURS)) if kinked else plan.max_iter
 
 
 def _separated(plan: Plan, model: TabularModel) -> bool:
@@ -103,7 +105,7 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
 
 
 def _relaxed_start(plan: Plan, model: Any) -> float | None:
-    """Start from the exact answer without the bounds: near the answer, also at its kinks."""
+    """Start from the exact answer without bounds and swaps: near the answer, also at its kinks."""
     result = _ridge(replace(plan, callback=None), model, None)
     if result.status == Status.INTERRUPTED:
         raise KeyboardInterrupt(result.message)

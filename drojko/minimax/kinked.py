@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["MOST_PARAMETERS", "minimise_kinked"]
+__all__ = ["DETOURS", "MOST_PARAMETERS", "minimise_kinked"]
 
 #: Beyond, the dense inverse Hessian is not worth its memory.
 MOST_PARAMETERS = 2000
+
+#: Distances, relative to the parameters, at which searches start beside the best point so far.
+DETOURS = (1e-1, 1e-2, 1e-3)
 
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 

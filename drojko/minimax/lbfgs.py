@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko.minimax.kinked import MOST_PARAMETERS, minimise_kinked
+from drojko.minimax.kinked import DETOURS, MOST_PARAMETERS, minimise_kinked
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 
 __all__ = ["LBFGSRun", "Stop", "merged_rows"]
@@ -151,7 +151,7 @@ class LBFGSRun(ABC):
         if len(self.best_point) > MOST_PARAMETERS:
             return Status.CONVERGED
         least = np.array([-math.inf if low is None else low for low, _ in self.bounds()])
-        self.stage, self.polishing = len(self.history), True
+        self.polishing = True
 
         def function(point: np.ndarray) -> tuple[float, np.ndarray]:
             if (point < least).any():
@@ -161,12 +161,23 @@ class LBFGSRun(ABC):
         def report() -> None:
             self.iteration(None)
 
-        try:
-            ended = minimise_kinked(function, self.best_point, max_iter, report)
-        except Stop as stop:
-            if stop.status is Status.CONVERGED:
-                return stop.status
-            raise
+        noise = np.random.default_rng(0)  # the same detours in every run
+        ended, least_gain = True, 1e-4 * self.tol
+        for k, size in enumerate(DETOURS):
+            self.stage, before = len(self.history), self.best_value
+            # On a kink no subgradient need descend: BFGS starts beside it.
+            scale = size * (1.0 + np.abs(self.best_point))
+            start = np.maximum(self.best_point + scale * noise.standard_normal(len(scale)), least)
+            try:
+                ended = minimise_kinked(function, start, max_iter, report)
+            except Stop as stop:
+                if stop.status is not Status.CONVERGED:
+                    raise
+                ended = True
+            if before - self.best_value <= least_gain * abs(before):
+                ended = True
+                if k > 0:
+                    break
         return Status.CONVERGED if ended else Status.MAX_ITER
 
     def result(self, status: Status) -> TrainResult:

@@ -174,9 +174,7 @@ class Cones:
         """The state after a step, v and lambda given."""
         u = self.u + step * du if self.q == 1 else self.u
         y_floor = self.y_floor + step * dy_floor
-        return Cones(
-            self.q, self.fixed, self.floor, v, lam, u, self.y + step * dy, y_floor
-        )
+        return Cones(self.q, self.fixed, self.floor, v, lam, u, self.y + step * dy, y_floor)
 
     @property
     def inside(self) -> bool:

@@ -316,9 +316,7 @@ class InteriorPoint:
         lam = state.lam + alpha * step["dlam"]
         cones = state.cones
         if cones is not None:
-            cones = cones.moved(
-                sys.vectors(W), lam, alpha, step["du"], step["dy"], step["dyf"]
-            )
+            cones = cones.moved(sys.vectors(W), lam, alpha, step["du"], step["dy"], step["dyf"])
             if not cones.inside:
                 return None
         u = state.u + alpha * step["dresponse"]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from drojko._driver import Status
+from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Objective
 from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
@@ -27,7 +28,7 @@ class QuasiNewton:
     ``corrections`` times.
 
     After Byrd, Lu, Nocedal and Zhu (1995), as implemented in SciPy. Where categories may be
-    swapped, `minimise_kinked` follows; the iteration limit then holds for each of the two.
+    swapped, `minimise_kinked` follows; the iteration limit then holds for each of its detours.
     """
 
     corrections: int = 6
@@ -113,7 +114,10 @@ class _Run(LBFGSRun):
         batch = objective.batch(self.x, self.y)
         steps = self.corrections if self.history else 3 * self.corrections
         adversary = p.adversary(objective, steps)
-        moved = p.move(adversary, batch, batch.q0 + self.displacement, steps)
+        try:
+            moved = p.move(adversary, batch, batch.q0 + self.displacement, steps)
+        except UnboundedRiskError:
+            return 1e300, np.zeros_like(point)  # the line search backs off
         gradient = p.parameter_gradient(objective, moved, self.w)
         whole = torch.cat([g.reshape(-1) for g in gradient]).double()
         flat = self.flat.double()
@@ -127,7 +131,7 @@ class _Run(LBFGSRun):
             value += penalty * (p.radius**2 - cost)
             whole = np.append(whole, self.unit * (p.radius**2 - cost))
         if not math.isfinite(value):
-            return 1e300, np.zeros_like(point)  # the line search backs off
+            return 1e300, np.zeros_like(point)
         if self.record(point, value, whole, penalty, cost):
             self.displacement = moved.q - batch.q0
         return value, whole

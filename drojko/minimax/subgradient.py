@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from drojko._adam import Adam
-from drojko._driver import Status, run
 from drojko.flows.icnn_scheme import ICNNScheme
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.candidates import Condition
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solvers import ICNNJKO
 from drojko.measures import has_atoms
+from drojko.minimax.passes import Passes
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
-from drojko.models import flatten_parameters, views_like
+from drojko.models import views_like
 
 __all__ = ["Subgradient"]
 
 _STILL = 4  # passes between looks whether samples would rather stay where they came from
-_PATIENCE = 20  # passes without progress that end a run
 
 
 @dataclass
@@ -83,73 +82,23 @@ class Subgradient:
         penalty: float | None = None,
     ) -> TrainResult:
         """Train ``problem.model`` in place; its best parameters are left in it."""
-        solver = _Pass(self, problem, generator, max_iter, tol, n_draws, penalty)
-        state = solver.init(None)
-
-        def report(current: PassState) -> bool:
-            if callback is None:
-                return False
-            solver.load(current.flat)
-            return callback(current.iteration, solver.record(current))
-
-        outcome = run(
-            solver,
-            state,
-            max_iter=max_iter,
-            max_time=max_time,
-            callback=report,
-            best=lambda s: s.risk,
-        )
-        best, last = outcome.best_state, outcome.state
-        chosen = solver.choose(best, last)
-        status, columns = outcome.status, outcome.columns()
-        if status is Status.MAX_ITER and _levelled(columns["robust_risk"], tol):
-            status = Status.CONVERGED
-        return TrainResult(
-            str(status),
-            f"Stopped after {outcome.n_iter} passes. {status.advice}",
-            outcome.n_iter,
-            math.exp(last.log_penalty),
-            solver.stationarity(chosen, last),
-            columns,
-        )
+        solver = _Pass(self, problem, generator, max_iter, tol, n_draws)
+        solver.penalty0 = penalty
+        return solver.train(max_time, callback)
 
 
-def _levelled(risks: np.ndarray, tol: float) -> bool:
-    """Whether the last tenth of the passes gained less than ``tol`` a pass on the one before."""
-    size = max(1, len(risks) // 10)
-    if len(risks) < 3 * size or size < 3:
-        return False
-    before, after = np.median(risks[-2 * size : -size]), np.median(risks[-size:])
-    return bool(before - after <= tol * size * abs(after))
-
-
-class _Pass:
+class _Pass(Passes):
     """The solver of the driver: ``step`` is one pass over the draws."""
 
-    def __init__(self, settings, problem, generator, max_iter, tol, n_draws, penalty) -> None:
-        self.settings: Subgradient = settings
-        self.problem: RobustProblem = problem
-        self.generator: torch.Generator = generator
-        self.max_iter, self.tol, self.n_draws = max_iter, tol, n_draws
-        self.penalty0 = penalty
+    penalty0: float | None = None
 
     def init(self, problem: None = None) -> PassState:
         p = self.problem
-        self.flat = flatten_parameters(p.model)
-        parameters = list(p.model.parameters())
-        mask = torch.zeros_like(self.flat)
-        frozen = torch.ones_like(self.flat)
-        for view, alpha in zip(views_like(mask, parameters), p.decay(), strict=True):
-            view.fill_(alpha)
-        for view, parameter in zip(views_like(frozen, parameters), parameters, strict=True):
-            view.fill_(1.0 if parameter.requires_grad else 0.0)
-        self.decay, self.frozen = mask, frozen
+        self.prepare()
         self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         # Around atoms, draws keep their order, and with it the particles' positions.
         self.atomic = has_atoms(p.reference)
-        size = self.settings.batch_size or min(512, max(64, len(self.x) // 200))
-        self.batch_size = min(size, len(self.x))
+        self.batch_size = self.batch_size_of(len(self.x))
         self.coordinates = self._objective(1.0).coordinates
         objective = self._objective(1.0)
         batch = objective.batch(self.x, self.y)
@@ -173,20 +122,8 @@ class _Pass:
             return self.problem.objective(self.x, penalty, reduce=False)
         return Objective(self.problem.model, self.problem.loss, self.coordinates, penalty)
 
-    def load(self, flat: Tensor) -> None:
-        self.flat.copy_(flat)
-
-    def finite(self, state: PassState) -> bool:
-        return bool(torch.isfinite(state.flat).all()) and not math.isnan(state.risk)
-
-    def rate(self, progress: float, count: int) -> float:
-        eta = self.settings.learning_rate
-        if self.settings.step == "adam":
-            return eta * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
-        return eta / math.sqrt(count) if self.settings.step == "diminishing" else eta
-
     def step(self, state: PassState) -> PassState:
-        p, settings = self.problem, self.settings
+        p = self.problem
         if state.iteration:
             self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         self.load(state.flat)
@@ -217,16 +154,7 @@ class _Pass:
             displacement[rows] = moved.q - batch.q0
             self._learn(batch, moved, progress)
             gradient = p.parameter_gradient(objective, moved, weights)
-            for view, g in zip(views, gradient, strict=True):
-                view.copy_(g)
-            adam.gradient.addcmul_(self.decay, self.flat).mul_(self.frozen)
-            eta = self.rate(progress, adam.count + 1)
-            squared_slope += float(adam.gradient.square().sum())
-            if settings.step == "adam":
-                adam.step(self.flat, eta)
-            else:
-                adam.count += 1
-                self.flat.add_(adam.gradient, alpha=-eta)
+            squared_slope += self.descend(adam, views, gradient, progress)
             mass = self.w[rows]
             cost = float(moved.cost.double() @ mass)
             share = float(mass.sum())
@@ -238,17 +166,11 @@ class _Pass:
                 # Multiplicative step on the multiplier: the cost falls like penalty^-2.
                 excess = math.log(max(cost / share, 1e-300) / budget)
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
-        cost, value = float(totals[0]), float(totals[1]) + self._ridge()
-        best, stale = state.best, state.stale + 1
-        if not math.isfinite(best) or value < best - self.tol * abs(best):
-            best, stale = value, 0
-        tail = state.iteration + 1 - int(0.8 * self.max_iter)
-        average = state.average
-        if tail > 0:
-            average = average + (self.flat - average) / tail
+        cost, value = float(totals[0]), float(totals[1]) + self.ridge()
+        best, stale = self.progress_of(state, value)
         return PassState(
             self.flat.clone(),
-            average,
+            self.averaged(state),
             adam,
             displacement,
             log_penalty,
@@ -287,9 +209,6 @@ class _Pass:
             return moved
         return moved.better(adversary.stay(batch))
 
-    def _ridge(self) -> float:
-        return 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
-
     def _priced(self, penalty: float, mass: float, cost: float) -> float:
         """What the dual value adds to the risk: penalty * (radius^2 * mass - cost)."""
         if math.isinf(penalty):
@@ -297,9 +216,8 @@ class _Pass:
         budget = 0.0 if self.problem.radius is None else self.problem.radius**2
         return penalty * (budget * mass - cost)
 
-    def terminate(self, state: PassState) -> Status | None:
-        done = state.stale >= 2 * _PATIENCE and state.iteration > 0.5 * self.max_iter
-        return Status.CONVERGED if done else None
+    def multiplier(self, state: PassState) -> float:
+        return math.exp(state.log_penalty)
 
     def record(self, state: PassState) -> dict[str, float]:
         penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
@@ -324,19 +242,5 @@ class _Pass:
         whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
         risk = float(moved.risk.double() @ self.w)
         cost = float(moved.cost.double() @ self.w)
-        value = risk + self._priced(penalty, 1.0, cost) + self._ridge()
+        value = risk + self._priced(penalty, 1.0, cost) + self.ridge()
         return value, float((whole * self.frozen).norm())
-
-    def choose(self, best: PassState, last: PassState) -> Tensor:
-        """Best of the last, the best and the averaged parameters on all draws; loaded."""
-        options = [last.flat, best.flat]
-        if self.settings.averaging and last.iteration > int(0.8 * self.max_iter) + 1:
-            options.append(last.average)
-        values = [self.evaluate(flat, last)[0] for flat in options]
-        chosen = options[int(np.nanargmin(values))]
-        self.load(chosen)
-        return chosen
-
-    def stationarity(self, flat: Tensor, state: PassState) -> float:
-        value, slope = self.evaluate(flat, state)
-        return slope / (1.0 + abs(value))
