@@ -1,0 +1,187 @@
+"""What the stochastic solvers share: parameters as one vector, rates, limits, the best of a run."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._adam import Adam
+from drojko._driver import Status, run
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.models import flatten_parameters, views_like
+
+__all__ = ["Passes", "levelled"]
+
+_PATIENCE = 20  # passes without progress that end a run
+
+
+def levelled(risks: np.ndarray, tol: float) -> bool:
+    """Whether the last tenth of the passes gained less than ``tol`` a pass on the one before."""
+    size = max(1, len(risks) // 10)
+    if len(risks) < 3 * size or size < 3:
+        return False
+    before, after = np.median(risks[-2 * size : -size]), np.median(risks[-size:])
+    return bool(before - after <= tol * size * abs(after))
+
+
+class Passes(ABC):
+    """A solver of the driver whose ``step`` is one pass over the draws.
+
+    States have ``flat`` (parameters), ``average``, ``iteration``, ``risk`` and ``stale`` (passes
+    since the best risk last improved by tol).
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        problem: RobustProblem,
+        generator: torch.Generator,
+        max_iter: int,
+        tol: float,
+        n_draws: int,
+    ) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.generator = generator
+        self.max_iter, self.tol, self.n_draws = max_iter, tol, n_draws
+
+    @abstractmethod
+    def init(self, problem: None = None) -> Any:
+        """Return the first state."""
+
+    @abstractmethod
+    def step(self, state: Any) -> Any:
+        """Return the state after one more pass."""
+
+    @abstractmethod
+    def record(self, state: Any) -> dict[str, float]:
+        """A row of the history."""
+
+    @abstractmethod
+    def evaluate(self, flat: Tensor, state: Any) -> tuple[float, float]:
+        """Robust risk of parameters on all draws, and the norm of its gradient."""
+
+    @abstractmethod
+    def multiplier(self, state: Any) -> float:
+        """The penalty, or the multiplier of the radius, of a state."""
+
+    def prepare(self) -> None:
+        """Flatten the model; the decay of each parameter and which ones are trained."""
+        p = self.problem
+        self.flat = flatten_parameters(p.model)
+        parameters = list(p.model.parameters())
+        self.decay = torch.zeros_like(self.flat)
+        self.frozen = torch.ones_like(self.flat)
+        for view, alpha in zip(views_like(self.decay, parameters), p.decay(), strict=True):
+            view.fill_(alpha)
+        for view, parameter in zip(views_like(self.frozen, parameters), parameters, strict=True):
+            view.fill_(1.0 if parameter.requires_grad else 0.0)
+
+    def batch_size_of(self, n: int) -> int:
+        """Draws per step: those asked for, or 64 growing with the number of draws."""
+        return min(self.settings.batch_size or min(512, max(64, n // 200)), n)
+
+    def load(self, flat: Tensor) -> None:
+        """Put parameters into the model."""
+        self.flat.copy_(flat)
+
+    def finite(self, state: Any) -> bool:
+        """Whether a state is finite; an infinite risk is legal before the first pass."""
+        return bool(torch.isfinite(state.flat).all()) and not math.isnan(state.risk)
+
+    def rate(self, progress: float, count: int) -> float:
+        """Learning rate of a step; ``progress`` in [0, 1]."""
+        eta = self.settings.learning_rate
+        if self.settings.step == "adam":
+            return eta * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+        return eta / math.sqrt(count) if self.settings.step == "diminishing" else eta
+
+    def descend(
+        self, adam: Adam, views: list[Tensor], gradient: list[Tensor], progress: float
+    ) -> float:
+        """One step along a stochastic gradient of the risk; returns its squared norm."""
+        for view, g in zip(views, gradient, strict=True):
+            view.copy_(g)
+        adam.gradient.addcmul_(self.decay, self.flat).mul_(self.frozen)
+        eta = self.rate(progress, adam.count + 1)
+        if self.settings.step == "adam":
+            adam.step(self.flat, eta)
+        else:
+            adam.count += 1
+            self.flat.add_(adam.gradient, alpha=-eta)
+        return float(adam.gradient.square().sum())
+
+    def averaged(self, state: Any) -> Tensor:
+        """The mean of the parameters of the last fifth of the passes, this one included."""
+        tail = state.iteration + 1 - int(0.8 * self.max_iter)
+        if tail <= 0:
+            return state.average
+        return state.average + (self.flat - state.average) / tail
+
+    def progress_of(self, state: Any, value: float) -> tuple[float, int]:
+        """The best value so far and how many passes ago it was reached."""
+        best, stale = state.best, state.stale + 1
+        if not math.isfinite(best) or value < best - self.tol * abs(best):
+            return value, 0
+        return best, stale
+
+    def ridge(self) -> float:
+        """Return alpha / 2 times the squared norm of the penalised parameters."""
+        return 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
+
+    def terminate(self, state: Any) -> Status | None:
+        """Converged after long without progress, in the second half of the schedule."""
+        done = state.stale >= 2 * _PATIENCE and state.iteration > 0.5 * self.max_iter
+        return Status.CONVERGED if done else None
+
+    def choose(self, best: Any, last: Any) -> Tensor:
+        """Best of the last, the best and the averaged parameters on all draws; loaded."""
+        options = [last.flat, best.flat]
+        if self.settings.averaging and last.iteration > int(0.8 * self.max_iter) + 1:
+            options.append(last.average)
+        values = [self.evaluate(flat, last)[0] for flat in options]
+        chosen = options[int(np.nanargmin(values))]
+        self.load(chosen)
+        return chosen
+
+    def stationarity(self, flat: Tensor, state: Any) -> float:
+        """Norm of the gradient relative to 1 + the risk."""
+        value, slope = self.evaluate(flat, state)
+        return slope / (1.0 + abs(value))
+
+    def train(self, max_time: float | None, callback: Callback | None) -> TrainResult:
+        """Run; the best parameters are left in the model."""
+        state = self.init(None)
+
+        def report(current: Any) -> bool:
+            if callback is None:
+                return False
+            self.load(current.flat)
+            return callback(current.iteration, self.record(current))
+
+        outcome = run(
+            self,
+            state,
+            max_iter=self.max_iter,
+            max_time=max_time,
+            callback=report,
+            best=lambda s: s.risk,
+        )
+        best, last = outcome.best_state, outcome.state
+        chosen = self.choose(best, last)
+        status, columns = outcome.status, outcome.columns()
+        if status is Status.MAX_ITER and levelled(columns["robust_risk"], self.tol):
+            status = Status.CONVERGED
+        return TrainResult(
+            str(status),
+            f"Stopped after {outcome.n_iter} passes. {status.advice}",
+            outcome.n_iter,
+            self.multiplier(last),
+            self.stationarity(chosen, last),
+            columns,
+        )
