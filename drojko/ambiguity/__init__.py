@@ -15,6 +15,7 @@ from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.dual import DensityRatioSet, Dual
 from drojko.ambiguity.ground_cost import GroundCost
 from drojko.ambiguity.kl import KL
+from drojko.ambiguity.mmd import MMD, BoundMMD, MMDDual
 from drojko.ambiguity.reweighting import Curve, Reweighting
 from drojko.ambiguity.sinkhorn import Sinkhorn
 from drojko.ambiguity.total_variation import TotalVariation
@@ -22,6 +23,7 @@ from drojko.ambiguity.wasserstein import Wasserstein
 
 __all__ = [
     "AmbiguitySet",
+    "BoundMMD",
     "CVaR",
     "ChiSquare",
     "Curve",
@@ -30,6 +32,8 @@ __all__ = [
     "Dual",
     "GroundCost",
     "KL",
+    "MMD",
+    "MMDDual",
     "Reweighting",
     "Sinkhorn",
     "TotalVariation",

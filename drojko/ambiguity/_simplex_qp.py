@@ -1,0 +1,268 @@
+"""Quadratic programs over the probability simplex, by a primal-dual interior-point method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+__all__ = ["Iterate", "solve"]
+
+_STEPS = 80
+_BACK = 0.995  # share of the way to the boundary that a step may go
+_NEGLIGIBLE = 1e-13  # rows whose squared couplings in the Newton matrix are smaller are left out
+_ROUGH = 1e-4  # complementarity down to which a factor of small rank serves for the direction
+_DIRECT = 4000  # largest Newton matrix in the points themselves
+_ROUNDING = 1e-13  # complementarity below which more steps hardly help
+
+
+@dataclass(eq=False)
+class Iterate:
+    """A point of the interior: p > 0, s > 0 (multipliers of p >= 0), nu, kappa > 0, t > 0."""
+
+    p: np.ndarray
+    s: np.ndarray
+    nu: float
+    kappa: float
+    t: float
+    gap: float = np.inf
+
+    def copy(self) -> Iterate:
+        """Return an independent copy."""
+        return Iterate(self.p.copy(), self.s.copy(), self.nu, self.kappa, self.t, self.gap)
+
+
+class _Newton:
+    """Solves with kappa K + diag(s / p), K = L L', by Cholesky of I + a matrix of small rank.
+
+    With P = diag(sqrt(p / s)) that is P^-1 (I + kappa P K P) P^-1, whose eigenvalues are at least
+    1: nothing breaks down as p and s go to zero. Rows where kappa p k / s is negligible (points
+    that leave the support) are those of the identity and drop out.
+    """
+
+    def __init__(self, gram: np.ndarray | None, factor: np.ndarray, it: Iterate, rough: bool):
+        self.scale = np.sqrt(it.p / it.s)
+        diagonal = (factor**2).sum(1) if gram is None else gram.diagonal()
+        large = it.kappa * diagonal * self.scale**2
+        self.kept = np.flatnonzero(large * max(1.0, float(large.max())) > _NEGLIGIBLE)
+        self.low = np.empty((0, 0))
+        scale = self.scale[self.kept]
+        m = factor.shape[1]
+        # Where ranks are small the inverse of M is the difference of large numbers: not at the end.
+        direct = self.kept.size <= 3 * m or (not rough and self.kept.size <= _DIRECT)
+        if direct and gram is not None:
+            whole = self.kept.size == self.scale.size
+            matrix = gram if whole else gram[np.ix_(self.kept, self.kept)]
+            matrix = (it.kappa * scale)[:, None] * matrix * scale
+        elif direct:
+            low = (np.sqrt(it.kappa) * scale)[:, None] * factor[self.kept]
+            matrix = low @ low.T
+        else:
+            self.low = (np.sqrt(it.kappa) * scale)[:, None] * factor[self.kept]
+            matrix = self.low.T @ self.low
+        matrix[np.diag_indices_from(matrix)] += 1.0
+        self.cholesky = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+
+    def __call__(self, right: np.ndarray) -> np.ndarray:
+        """Return the solution for each column of ``right``."""
+        scaled = self.scale[:, None] * right
+        part = scaled[self.kept]
+        if self.low.size == 0:
+            solved = cho_solve(self.cholesky, part, check_finite=False)
+        else:
+            solved = self._woodbury(part)
+            for _ in range(2):  # the difference of large numbers: refine it
+                left = part - solved - self.low @ (self.low.T @ solved)
+                solved += self._woodbury(left)
+        scaled[self.kept] = solved
+        return self.scale[:, None] * scaled
+
+    def _woodbury(self, right: np.ndarray) -> np.ndarray:
+        inner = cho_solve(self.cholesky, self.low.T @ right, check_finite=False)
+        return right - self.low @ inner
+
+
+def solve(
+    losses: np.ndarray,
+    weights: np.ndarray,
+    factor: np.ndarray,
+    gram: np.ndarray | None,
+    *,
+    radius: float | None = None,
+    penalty: float | None = None,
+    start: Iterate | None = None,
+    tol: float = 1e-11,
+) -> tuple[Iterate, Iterate, int]:
+    r"""Maximise l'p over p >= 0, 1'p = 1 with |L'(p - w)| <= radius, or a price for it.
+
+    .. math:: \max_p\; l^\top p - \mathrm{penalty} \cdot (p - w)^\top K (p - w)
+              \quad\text{or s.t.}\quad (p - w)^\top K (p - w) \le \mathrm{radius}^2
+
+    Mehrotra's predictor and corrector on the optimality conditions
+
+        -l + kappa K (p - w) - s + nu 1 = 0,  p s = mu,  kappa t = mu,
+        1'p = 1,  (p - w)'K(p - w) / 2 + t = radius^2 / 2,
+
+    with kappa = 2 penalty fixed in the penalised form. A solution is approximate: who needs
+    bounds makes them from p (primal) and kappa (p - w) (dual), see `drojko.ambiguity.MMD`.
+
+    Parameters
+    ----------
+    losses, weights : ndarray of shape (n,)
+        Losses of order 1; positive weights that sum to 1.
+    factor : ndarray of shape (n, m)
+        L with K = L L'.
+    gram : ndarray of shape (n, n) or None
+        K, where it is at hand.
+    radius, penalty : float
+        Exactly one, positive.
+    start : Iterate, default=None
+        An iterate of a problem with similar losses.
+    tol : float
+        On the duality gap and the residuals.
+
+    Returns
+    -------
+    Iterate, Iterate, int
+        The solution, an iterate from the middle of the path to start from next time, and the
+        number of steps.
+
+    References
+    ----------
+    S. Mehrotra (1992), On the implementation of a primal-dual interior point method.
+    """
+    ball = radius is not None
+    half = 0.5 * radius**2 if radius is not None else 0.0
+    apply = (lambda v: factor @ (factor.T @ v)) if gram is None else (lambda v: gram @ v)
+    it = _first(losses, weights, half, penalty) if start is None else start.copy()
+    n = losses.size
+    middle, best = it.copy(), it.copy()
+    pairs = n + ball
+    stalled = 0
+    for step in range(_STEPS):
+        u = it.p - weights
+        h = apply(u)
+        quadratic = float(u @ h)
+        dual = -losses + it.kappa * h - it.s + it.nu
+        mass = float(it.p.sum()) - 1.0
+        ring = 0.5 * quadratic + it.t - half if ball else 0.0
+        comp = float(it.p @ it.s) + (it.kappa * it.t if ball else 0.0)
+        # What the bounds made from this iterate would differ by.
+        gap = comp + float(np.abs(dual).max()) + it.kappa * abs(ring) + abs(mass)
+        if gap < best.gap:
+            stalled = 0
+            best = it.copy()
+            best.gap = gap
+        else:
+            stalled += 1
+        if comp > 1e-2:
+            middle = it.copy()
+        patience = 12 if best.gap > 1e-8 else 3 if comp > _ROUNDING else 1
+        if gap <= tol or stalled >= patience:
+            return best, middle, step
+        try:
+            newton = _Newton(gram, factor, it, rough=comp > _ROUGH)
+        except LinAlgError:
+            break
+        system = _System(it, newton, h, dual, ring, mass, ball)
+        dp, ds, dnu, dk, dt = system.direction(0.0)
+        primal, dual_step = _lengths(it, dp, ds, dk, dt, ball, 1.0)
+        after = float((it.p + primal * dp) @ (it.s + dual_step * ds))
+        if ball:
+            after += (it.kappa + dual_step * dk) * (it.t + primal * dt)
+        sigma = min(max(after / max(comp, 1e-300), 0.0), 1.0) ** 3
+        mu = sigma * comp / pairs
+        if ball:  # the ball is curved and couples both sides: one length for all, and its curvature
+            share = min(primal, dual_step) ** 2
+            moved = apply(dp)
+            dp, ds, dnu, dk, dt = system.direction(
+                mu,
+                share * dp * ds,
+                share * dk * dt,
+                share * 0.5 * float(dp @ moved),
+                share * dk * moved,
+            )
+        else:
+            dp, ds, dnu, dk, dt = system.direction(mu, dp * ds)
+        primal, dual_step = _lengths(it, dp, ds, dk, dt, ball, _BACK)
+        if not np.isfinite(primal + dual_step + dnu):
+            break
+        length = min(primal, dual_step)
+        it.p += length * dp
+        it.s += length * ds
+        it.nu += length * dnu
+        it.kappa += length * dk
+        it.t += length * dt
+    return best, middle, _STEPS
+
+
+class _System:
+    """The linearised conditions at an iterate, solved for several right-hand sides."""
+
+    def __init__(
+        self,
+        it: Iterate,
+        newton: _Newton,
+        slope: np.ndarray,
+        dual: np.ndarray,
+        ring: float,
+        mass: float,
+        ball: bool,
+    ):
+        self.it, self.newton, self.ball = it, newton, ball
+        self.dual, self.ring, self.mass = dual, ring, mass
+        self.right = np.column_stack([slope, np.ones(slope.size)])
+        self.border = newton(self.right)
+        self.corner = self.right.T @ self.border
+        self.corner[0, 0] += it.t / it.kappa
+
+    def direction(
+        self,
+        target: float,
+        pairs: np.ndarray | float = 0.0,
+        last: float = 0.0,
+        curve: float = 0.0,
+        bend: np.ndarray | float = 0.0,
+    ) -> tuple[np.ndarray, np.ndarray, float, float, float]:
+        """Step (p, s, nu, kappa, t) to complementarity ``target``; the rest: second-order terms."""
+        it = self.it
+        complement = (target - pairs) / it.p - it.s
+        b = self.newton((-self.dual - bend + complement)[:, None])[:, 0]
+        if self.ball:
+            c = -self.ring - curve - ((target - last) / it.kappa - it.t)
+            ends = np.array([self.right[:, 0] @ b - c, self.right[:, 1] @ b + self.mass])
+            try:
+                dk, dnu = np.linalg.solve(self.corner, ends)
+            except np.linalg.LinAlgError:
+                dk, dnu = np.linalg.lstsq(self.corner, ends, rcond=None)[0]
+            dp = b - self.border @ np.array([dk, dnu])
+            dt = (target - last - it.kappa * it.t - it.t * dk) / it.kappa
+        else:
+            dk = dt = 0.0
+            dnu = (self.right[:, 1] @ b + self.mass) / self.corner[1, 1]
+            dp = b - self.border[:, 1] * dnu
+        return dp, complement - it.s * dp / it.p, float(dnu), float(dk), float(dt)
+
+
+def _first(losses: np.ndarray, weights: np.ndarray, half: float, penalty: float | None) -> Iterate:
+    """Return the centre of the ball, with multipliers that balance."""
+    spread = float(np.ptp(losses)) or 1.0
+    nu = float(losses.max()) + spread
+    kappa = 2.0 * penalty if penalty is not None else spread / half
+    return Iterate(weights.copy(), nu - losses, nu, kappa, half)
+
+
+def _lengths(it, dp, ds, dk, dt, ball, share):
+    """Return the longest steps that keep p, t and s, kappa positive."""
+    primal, dual = _reach(it.p, dp), _reach(it.s, ds)
+    if ball:
+        primal = min(primal, -it.t / dt if dt < 0 else np.inf)
+        dual = min(dual, -it.kappa / dk if dk < 0 else np.inf)
+    return min(1.0, share * primal), min(1.0, share * dual)
+
+
+def _reach(x: np.ndarray, dx: np.ndarray) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(dx < 0, -x / dx, np.inf)
+    return float(ratio.min())
