@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -72,7 +73,8 @@ class _Trial:
 class _Search:
     """Penalties on either side of a budget, for one adversary and its reference draws.
 
-    ``warm``: start each solve from the positions of its neighbours as well.
+    ``warm``: start each solve from the positions of its neighbours as well. ``share``: let every
+    sample try what the first solve found for the others.
     """
 
     adversary: Adversary
@@ -81,6 +83,7 @@ class _Search:
     budget: float
     tol: float
     warm: bool = True
+    share: bool = True
     solves: int = 0
     starts: list[Tensor] = field(default_factory=list)
     nominal: float = 0.0
@@ -93,7 +96,8 @@ class _Search:
         objective = self.adversary.objective
         self.nominal = mean(objective.risk(self.batch, self.batch.q0), self.weights)
         first = self.trial(penalty)
-        if self.warm and first.moved is not None and not self.adversary.exact:
+        shared = self.warm and self.share and not self.adversary.exact
+        if shared and first.moved is not None:
             # Later penalties start from what this one found, instead of from every candidate.
             quick = replace(
                 self.adversary,
@@ -193,6 +197,7 @@ def solve_ball(
     *,
     start: float | None = None,
     tol: float | None = None,
+    starts: Sequence[Tensor] | None = None,
 ) -> BallSolution:
     r"""Penalties on either side of the budget, and the mixture that spends it.
 
@@ -214,6 +219,9 @@ def solve_ball(
         Bounds the gap between the mixture's risk and the dual value at the better of the two
         penalties, relative to the gain over the nominal risk; None: 1e-11 where worst cases are
         exact, else 1e-5.
+    starts : sequence of Tensor of shape (n, r), optional
+        Positions near the worst case, as from a neighbouring model: one quick search from there
+        alone, whose maps are good on these draws only.
 
     Returns
     -------
@@ -232,6 +240,12 @@ def solve_ball(
     penalty = start or _first_penalty(adversary, batch, weights, radius)
     if adversary.exact:
         low, high = _Search(adversary, batch, weights, budget, tol or 1e-11).run(penalty)
+        return _mixture(adversary, low, high, budget)
+    if starts is not None:
+        quick = _Search(
+            adversary, batch, weights, budget, tol or 1e-6, share=False, starts=list(starts)
+        )
+        low, high = quick.run(penalty)
         return _mixture(adversary, low, high, budget)
     low, high = _Search(adversary, batch, weights, budget, tol or 1e-6).run(penalty)
     # Warm starts belong to these draws. A plan for any draw has its starts from candidates

@@ -1,0 +1,224 @@
+"""Sets that a decision must lie in: a projection each, and the linear rows that describe it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError
+from drojko.problems.parameters import Layout
+
+__all__ = ["Ball", "Box", "Constraint", "Nonnegative", "Region", "Simplex", "build_region"]
+
+
+class Constraint:
+    """A convex set of decisions: ``project`` returns its nearest point, in any shape."""
+
+    def project(self, params: Tensor) -> Tensor:
+        """Nearest point of the set."""
+        raise NotImplementedError
+
+
+def _range(name: str, lower: Any, upper: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    sides = []
+    for side, value, missing in (("lower", lower, -math.inf), ("upper", upper, math.inf)):
+        array = np.asarray(missing if value is None else value, dtype=np.float64).ravel()
+        if array.size not in (1, n):
+            raise InvalidDataError(f"{name}: {side} has {array.size} entries; expected 1 or {n}")
+        sides.append(np.broadcast_to(array, (n,)))
+    low, high = sides
+    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
+        raise InvalidDataError(f"{name}: lower exceeds upper, or one of them is NaN")
+    return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class Box(Constraint):
+    r"""Decisions with :math:`l \le \theta \le u`; None or infinity: no bound.
+
+    Examples
+    --------
+    >>> Box(0.0, 1.0).project(torch.tensor([-1.0, 0.5, 2.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    lower: Any = None
+    upper: Any = None
+
+    def project(self, params: Tensor) -> Tensor:
+        """Clip to the bounds."""
+        low, high = _range("Box", self.lower, self.upper, params.numel())
+        flat = params.reshape(-1)
+        return torch.clamp(flat, torch.tensor(low).to(flat), torch.tensor(high).to(flat)).view_as(
+            params
+        )
+
+
+@dataclass(frozen=True)
+class Nonnegative(Constraint):
+    r"""Decisions with :math:`\theta \ge 0`."""
+
+    def project(self, params: Tensor) -> Tensor:
+        """Clip at zero."""
+        return params.clamp_min(0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Simplex(Constraint):
+    r"""Decisions with :math:`\sum_j \theta_j = \mathrm{total}` and :math:`l \le \theta \le u`.
+
+    Parameters
+    ----------
+    total : float, default=1.0
+    lower, upper : float or array, default 0 and None
+        Bounds of each entry. ``lower=-inf`` allows short positions.
+
+    Examples
+    --------
+    >>> Simplex().project(torch.tensor([0.9, 0.5, -1.0]))
+    tensor([0.7000, 0.3000, 0.0000])
+    """
+
+    total: float = 1.0
+    lower: Any = 0.0
+    upper: Any = None
+
+    def limits(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds as arrays; raises `InvalidDataError` where no decision meets them."""
+        low, high = _range("Simplex", self.lower, self.upper, n)
+        slack = 1e-12 * max(1.0, abs(self.total))
+        if not (low.sum() - slack <= self.total <= high.sum() + slack):
+            raise InvalidDataError(
+                f"Simplex: {n} entries between {low.min():g} and {high.max():g} cannot sum to "
+                f"{self.total:g}"
+            )
+        return low, high
+
+    def project(self, params: Tensor) -> Tensor:
+        """clip(theta - tau, l, u) with the tau that gives the total: a root of a monotone sum."""
+        low, high = self.limits(params.numel())
+        v = params.detach().reshape(-1).double().cpu().numpy()
+        if not np.isfinite(low).any() and not np.isfinite(high).any():
+            return params + (self.total - params.sum()) / params.numel()
+        # The sum is piecewise linear in tau with kinks where an entry meets a bound.
+        kinks = np.concatenate([v - low, v - high])
+        kinks = np.unique(kinks[np.isfinite(kinks)])
+        sums = np.clip(v[None] - kinks[:, None], low, high).sum(1)  # falls along the kinks
+        above = int(np.searchsorted(-sums, -self.total))
+        left = kinks[above - 1] if above > 0 else kinks[0] - 1.0
+        right = kinks[above] if above < len(kinks) else kinks[-1] + 1.0
+        at = [float(np.clip(v - tau, low, high).sum()) for tau in (left, right)]
+        slope = (at[1] - at[0]) / (right - left) if right > left else 0.0
+        tau = left + (self.total - at[0]) / slope if slope else left
+        return torch.tensor(np.clip(v - tau, low, high)).to(params).view_as(params)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball(Constraint):
+    r"""Decisions with :math:`\|\theta - c\|_2 \le \mathrm{radius}`; c is 0 by default.
+
+    Examples
+    --------
+    >>> Ball(1.0).project(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+
+    radius: float
+    centre: Any = 0.0
+
+    def project(self, params: Tensor) -> Tensor:
+        """Shrink towards the centre."""
+        if not (self.radius > 0 and math.isfinite(self.radius)):
+            raise InvalidDataError(f"Ball: radius={self.radius!r}; expected a positive number")
+        centre = torch.as_tensor(self.centre, dtype=params.dtype).to(params.device)
+        move = params - centre
+        return centre + move * (self.radius / move.norm().clamp_min(self.radius))
+
+
+@dataclass(frozen=True)
+class Region:
+    """All constraints on the flat vector: a projection, and rows for cutting planes.
+
+    ``rows`` is False when a projection has no description by rows and cones.
+    """
+
+    size: int
+    parts: tuple[tuple[slice, tuple[int, ...], Callable[[Tensor], Tensor]], ...] = ()
+    lower: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    upper: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    sums: tuple[tuple[slice, float], ...] = ()
+    balls: tuple[tuple[slice, np.ndarray, float], ...] = ()
+    rows: bool = True
+
+    def project(self, flat: Tensor) -> Tensor:
+        """Nearest decision that meets every constraint."""
+        flat = flat.clone()
+        for where, shape, project in self.parts:
+            flat[where] = project(flat[where].view(shape)).reshape(-1)
+        return flat
+
+
+_NAMES = {"simplex": Simplex, "nonnegative": Nonnegative}
+
+
+def _constraint(given: Any) -> Constraint | Callable[[Tensor], Tensor]:
+    if isinstance(given, str) and given in _NAMES:
+        return _NAMES[given]()
+    if isinstance(given, tuple) and len(given) == 3 and given[0] == "box":
+        return Box(given[1], given[2])
+    if isinstance(given, Constraint) or callable(given):
+        return given
+    raise InvalidDataError(
+        f"constraint={given!r}; expected 'simplex', 'nonnegative', ('box', lower, upper), an object "
+        "of drojko.problems (Box, Nonnegative, Simplex, Ball), a function that projects, or a dict "
+        "of these from the names of params"
+    )
+
+
+def build_region(constraint: Any, layout: Layout) -> Region:
+    """Constraints of all variables; a dict gives one per name, a list one per position."""
+    where = layout.slices
+    size = max(part.stop for part in where.values())
+    if constraint is None:
+        given: dict[str, Any] = {}
+    elif isinstance(constraint, dict):
+        given = {str(name): value for name, value in constraint.items() if value is not None}
+    elif isinstance(constraint, list):
+        given = {str(i): value for i, value in enumerate(constraint) if value is not None}
+    elif len(where) == 1:
+        given = {layout.names[0]: constraint}
+    else:
+        raise InvalidDataError(
+            f"constraint={constraint!r} and params hold {list(where)}: give a dict from these "
+            "names to constraints"
+        )
+    unknown = sorted(set(given) - set(where))
+    if unknown:
+        raise InvalidDataError(f"constraint names {unknown}; params are {list(where)}")
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    low, high = np.full(size, -math.inf), np.full(size, math.inf)
+    parts, sums, balls, rows = [], [], [], True
+    for name, value in given.items():
+        part, n = where[name], where[name].stop - where[name].start
+        item = _constraint(value)
+        project = item.project if isinstance(item, Constraint) else item
+        parts.append((part, shapes[name], project))
+        if isinstance(item, Box):
+            low[part], high[part] = _range("Box", item.lower, item.upper, n)
+        elif isinstance(item, Nonnegative):
+            low[part] = 0.0
+        elif isinstance(item, Simplex):
+            low[part], high[part] = item.limits(n)
+            sums.append((part, float(item.total)))
+        elif isinstance(item, Ball):
+            centre = np.broadcast_to(np.asarray(item.centre, dtype=np.float64).ravel(), (n,))
+            balls.append((part, centre, float(item.radius)))
+        else:
+            rows = False
+    return Region(size, tuple(parts), low, high, tuple(sums), tuple(balls), rows)

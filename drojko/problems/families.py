@@ -1,0 +1,233 @@
+"""What each kind of ambiguity set needs: an oracle to optimise with, and a certificate."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
+from drojko.ambiguity.ground_cost import GroundCost
+from drojko.certificates import Certificate, certify
+from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.inner.adversary import Adversary
+from drojko.inner.radius import BallSolution, mean
+from drojko.inner.reweighted import ReweightedWorstCase
+from drojko.inner.solvers import InnerSolver
+from drojko.inner.transported import TransportedWorstCase
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import Measure
+from drojko.models import ModuleModel
+from drojko.problems.adversary import StructuredAdversary, Unlabelled
+from drojko.problems.oracle import BallOracle, Draws, Oracle, RatioOracle
+from drojko.problems.structured import StructuredLoss
+
+__all__ = ["Family", "family_of"]
+
+#: The one label that there is.
+_LABEL = np.zeros(1, dtype=np.int64)
+
+
+class Family(ABC):
+    """One kind of ambiguity set, resolved for the columns of z."""
+
+    #: Whether worst cases are formulas, so that bounds are proven and many draws are cheap.
+    exact: bool
+
+    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
+        """Reference points that the set can use."""
+        return Draws(x.double(), w.double())
+
+    @abstractmethod
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        """Robust values and cuts on these draws."""
+
+    @abstractmethod
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        """Certificate and worst case of the model's decision."""
+
+
+@dataclass(frozen=True)
+class _Transport(Family):
+    """Order-2 transport."""
+
+    ambiguity: Wasserstein
+    cost: GroundCost
+    structured: bool
+    exact: bool
+    inner: InnerSolver
+    names: tuple[str, ...] | None
+
+    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
+        if not sampled:
+            self.cost.check_inside(x)
+        return Draws(self.cost.project(x.double()), w.double())
+
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
+        if radius == 0.0:
+            return RatioOracle(model, draws, None)
+        return BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+
+    def _adversary(
+        self, model: ModuleModel, draws: Draws, generator: torch.Generator
+    ) -> tuple[Adversary, BallOracle]:
+        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
+        tool = BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+        penalty = tool.first_penalty()
+        if self.exact:
+            return tool.adversary(penalty), tool
+        while True:
+            try:
+                found = self.inner.fit(tool.objective(penalty), tool.batch, generator)
+                break
+            except UnboundedRiskError:
+                # Of a ball only the multiplier is asked for, and that is large enough.
+                if self.ambiguity.radius is None or penalty > 1e250:
+                    raise
+                penalty *= 4.0
+        if not self.structured:
+            return found, tool
+        known = {name: getattr(found, name) for name in found.__dataclass_fields__}
+        return StructuredAdversary(**known), tool
+
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        adversary, tool = self._adversary(model, draws, generator)
+        found = certify(
+            adversary,
+            tool.batch,
+            draws.w,
+            radius=self.ambiguity.radius,
+            start=adversary.objective.penalty,
+            sampled=sampled,
+            stationarity=stationarity,
+        )
+        worst = found.worst
+        plan = (found.certificate.penalty, found.certificate.penalty, 0.0)
+        if isinstance(worst, BallSolution):
+            plan = (worst.low_penalty, worst.high_penalty, worst.share)
+        arrays = (draws.x.numpy(), np.zeros(len(draws.x), dtype=np.int64), draws.w.numpy())
+        measure = TransportedWorstCase(
+            found.adversary,
+            Unlabelled(reference),
+            *plan,
+            found.certificate.worst_case_risk,
+            arrays,
+            _LABEL,
+            self.names,
+            self.cost.weights,
+        )
+        return found.certificate, measure
+
+
+@dataclass(frozen=True)
+class _Ratio(Family):
+    """Sets that limit the density ratio."""
+
+    ambiguity: DensityRatioSet
+    names: tuple[str, ...] | None
+    exact: bool = True
+
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        return RatioOracle(model, draws, self.ambiguity)
+
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        with torch.no_grad():
+            losses = model.linearise(draws.x)[0].double()
+        dual = self.ambiguity.dual(losses.numpy(), draws.w.numpy())
+        priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
+        ratio = torch.from_numpy(dual.ratio)
+        error = 0.0
+        if sampled:
+            # The dual point is stationary: to first order the value moves like this mean.
+            spread = ratio * (losses - dual.shift)
+            centred = spread - mean(spread, draws.w)
+            error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
+        certificate = Certificate(
+            nominal_risk=mean(losses, draws.w),
+            lower=min(dual.attained - priced, dual.value),
+            upper=dual.value,
+            worst_case_risk=dual.attained,
+            radius=self.ambiguity.radius,
+            penalty=dual.penalty,
+            transport_cost=dual.radius,
+            standard_error=error,
+            stationarity=stationarity,
+            proof=dual.proof,
+        )
+        module = model.module
+
+        def loss_function(x: Tensor, y: Tensor) -> Tensor:
+            return module(x)
+
+        measure = ReweightedWorstCase(
+            self.ambiguity,
+            dual.penalty,
+            dual.shift,
+            loss_function,
+            Unlabelled(reference),
+            classes=_LABEL,
+            feature_names=self.names,
+            attained_risk=dual.attained,
+        )
+        return certificate, measure
+
+
+def family_of(
+    ambiguity: AmbiguitySet, loss: Any, inner: InnerSolver, dim: int, names: Sequence[str] | None
+) -> Family:
+    """The family of a set, checked against the columns of z.
+
+    Raises `UnsupportedError` for sets that decisions do not have yet.
+    """
+    resolved = ambiguity.validate(dim, names)
+    columns = None if names is None else tuple(names)
+    if isinstance(ambiguity, DensityRatioSet):
+        return _Ratio(ambiguity, columns)
+    if isinstance(ambiguity, Wasserstein) and ambiguity.order == 2:
+        if not math.isinf(ambiguity.label_cost):
+            raise InvalidDataError(
+                f"label_cost={ambiguity.label_cost:g}: a decision's z has no label that could "
+                "move; leave it infinite, and weigh columns with weights="
+            )
+        if getattr(resolved, "categories", None) is not None:
+            raise UnsupportedError(
+                "categorical_features are not offered for decisions; leave those columns immutable"
+            )
+        structured = isinstance(loss, StructuredLoss)
+        exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
+        return _Transport(ambiguity, resolved, structured, exact, inner, columns)
+    raise UnsupportedError(
+        f"{ambiguity!r} is not offered for decisions; use Wasserstein(order=2), KL, ChiSquare, "
+        "CressieRead, TotalVariation or CVaR"
+    )

@@ -1,0 +1,135 @@
+"""How much to stock before demand is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._random import generator
+from drojko.ambiguity import AmbiguitySet
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.measures import Measure
+from drojko.problems.constraints import Box
+from drojko.problems.problem import MinimaxProblem
+from drojko.problems.reference import reference_of
+from drojko.problems.structured import MaxAffine, SeparableMaxAffine, StructuredLoss
+
+__all__ = ["newsvendor"]
+
+
+def newsvendor(
+    demand: Any,
+    ambiguity: AmbiguitySet,
+    *,
+    holding: Any = 1.0,
+    shortage: Any = 1.0,
+    lower: Any = 0.0,
+    upper: Any = None,
+) -> MinimaxProblem:
+    r"""The newsvendor's problem: stock q against the worst distribution of the demand z.
+
+    .. math:: \min_q \sup_P E_P \sum_j \max(h_j (q_j - z_j),\; b_j (z_j - q_j))
+
+    Under a Wasserstein ball of order 2 the worst case at penalty lambda is
+    :math:`E_0 \max(h(q - z) + h^2/4\lambda,\; b(z - q) + b^2/4\lambda)`, exact also with bounds on
+    the demand.
+
+    Parameters
+    ----------
+    demand : array of shape (n,) or (n, d), frame, or fitted Measure
+        Past demand of one product or several, in any unit; or a measure of it.
+    ambiguity : AmbiguitySet
+    holding, shortage : float or array of shape (d,)
+        Cost of each unit left over, and of each unit missing; positive.
+    lower, upper : float or array of shape (d,), default 0 and None
+        Limits of the stock.
+
+    Returns
+    -------
+    MinimaxProblem
+        Its decision is a number for one product, an array of shape (d,) for several.
+
+    Raises
+    ------
+    InvalidDataError
+        For costs that are not positive, or demand that is no table of numbers.
+
+    Notes
+    -----
+    H. Scarf, 1958, A min-max solution of an inventory problem; P. Mohajerin Esfahani, D. Kuhn,
+    2018, Data-driven distributionally robust optimization using the Wasserstein metric, arXiv
+    1505.05116.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import KL
+    >>> solution = newsvendor([8.0, 10, 12, 30], KL(radius=0.05), shortage=2.0).solve()
+    >>> round(solution.params, 3), round(solution.objective, 2)
+    (22.541, 13.67)
+    """
+    if not isinstance(demand, Measure) and np.ndim(demand) == 1:
+        name = getattr(demand, "name", None)
+        values = demand.detach() if isinstance(demand, Tensor) else demand
+        demand = np.asarray(values).reshape(-1, 1)
+        if isinstance(name, str):
+            import pandas as pd
+
+            demand = pd.DataFrame(demand, columns=[name])
+    measure, _ = reference_of(demand)
+    columns = measure.dim
+    h, b = (_costs(n, v, columns) for n, v in (("holding", holding), ("shortage", shortage)))
+    loss: StructuredLoss
+    if columns == 1:
+        loss = MaxAffine(_Single(float(h[0]), float(b[0])))
+    else:
+        loss = SeparableMaxAffine(_Several(h, b))
+    start = Box(lower, upper).project(_centre(measure))
+    return MinimaxProblem(
+        loss,
+        float(start[0]) if columns == 1 else start.numpy(),
+        demand,
+        ambiguity,
+        constraint=Box(lower, upper),
+        convex=True,
+    )
+
+
+def _centre(measure: Measure) -> Tensor:
+    try:
+        return measure.mean.clone()
+    except UnsupportedError:
+        return measure.sample(1000, generator(0)).mean(0)
+
+
+class _Single:
+    """Pieces of one product, params a number."""
+
+    def __init__(self, h: float, b: float) -> None:
+        self.h, self.b = h, b
+
+    def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        slopes = q.new_tensor([[-self.h], [self.b]])
+        return slopes, torch.stack([self.h * q, -self.b * q])
+
+
+class _Several:
+    """Pieces of several products, params of shape (d,)."""
+
+    def __init__(self, h: np.ndarray, b: np.ndarray) -> None:
+        self.h, self.b = torch.tensor(h), torch.tensor(b)
+
+    def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.stack([-self.h, self.b]), torch.stack([self.h * q, -self.b * q])
+
+
+def _costs(name: str, value: Any, columns: int) -> np.ndarray:
+    array = np.asarray(value, dtype=np.float64).ravel()
+    if array.size not in (1, columns) or not (np.isfinite(array).all() and (array > 0).all()):
+        raise InvalidDataError(
+            f"newsvendor: {name}={value!r}; expected a positive number, or one per column of demand "
+            f"({columns})"
+        )
+    return np.array(np.broadcast_to(array, (columns,)))

@@ -1,0 +1,351 @@
+"""Decisions against the worst case: minimise a loss of (params, z) over an ambiguity set for z."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._driver import Outcome, run
+from drojko._random import generator as make_generator
+from drojko._random import spawn
+from drojko._threads import one_torch_thread
+from drojko.ambiguity import AmbiguitySet
+from drojko.certificates import Certificate
+from drojko.exceptions import InvalidDataError
+from drojko.inner.solvers import InnerSolver, get_inner
+from drojko.measures import Empirical
+from drojko.problems.adversary import decision_model
+from drojko.problems.constraints import Region, build_region
+from drojko.problems.families import Family, family_of
+from drojko.problems.level import LevelBundle
+from drojko.problems.oracle import Draws
+from drojko.problems.parameters import Layout
+from drojko.problems.reference import reference_of
+from drojko.problems.spectral import SpectralGradient
+from drojko.problems.worst_case import DecisionWorstCase
+
+__all__ = ["MinimaxProblem", "Solution"]
+
+#: Draws of a continuous reference: for losses with a formula or a reweighting set, and for others.
+_EXACT_DRAWS, _SEARCH_DRAWS = 20_000, 2_000
+#: Number of entries of the draws from which torch's threads are worth their start.
+_SMALL = 2_000_000
+
+Loss = Callable[[Any, Tensor], Tensor]
+Callback = Callable[[int, dict[str, float]], bool | None]
+
+
+@dataclass(frozen=True, repr=False)
+class Solution:
+    """What `MinimaxProblem.solve` returns.
+
+    Attributes
+    ----------
+    params
+        The decision, of the kind and shape of the first one.
+    certificate : Certificate
+        Bounds of the worst case of this decision, on draws of their own where the reference is
+        continuous.
+    worst_case : DecisionWorstCase
+        The worst distribution of z for this decision.
+    objective : float
+        The certificate's upper bound: the worst-case risk, in penalty form minus the penalty's
+        share.
+    optimality_gap : float
+        Proven: no decision is better by more than that on the draws that were optimised on, which
+        for an empirical reference are all there is. inf where nothing is proven: losses that were
+        not declared convex, worst cases that are estimates.
+    history : dict of ndarray
+        A column per quantity, a row per iteration.
+    status, message : str
+        Why the solver stopped, and what can be done about it.
+    """
+
+    params: Any
+    certificate: Certificate
+    worst_case: DecisionWorstCase
+    objective: float
+    optimality_gap: float
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    status: str = "converged"
+    message: str = ""
+
+    @property
+    def lower_bound(self) -> float:
+        """What no decision can go below (up to Monte-Carlo error): objective - optimality_gap."""
+        return self.objective - self.optimality_gap
+
+    def __repr__(self) -> str:
+        with np.printoptions(precision=5, threshold=12, edgeitems=4):
+            lines = [f"Solution: {self.status}", f"  params = {self.params}"]
+        lines.append(f"  objective = {self.objective:.6g}  [{self.certificate.proof}]")
+        if math.isfinite(self.optimality_gap):
+            lines.append(f"  no decision is better by more than {self.optimality_gap:.2g}")
+        error = self.certificate.standard_error
+        if error > 0:
+            lines.append(f"  Monte-Carlo standard error of the objective {error:.2g}")
+        lines.append(f"  {self.worst_case!r}")
+        return "\n".join(lines)
+
+
+class MinimaxProblem:
+    r"""Minimise the worst case of any loss over a set of distributions near a reference.
+
+    .. math:: \min_{\theta \in \Theta}\; \sup \{ E_P \ell(\theta, z) : D(P, P_0) \le r \}
+
+    or its penalised form: decisions (stock, portfolios, plans) instead of predictions, so that
+    there are no labels.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(params, z) -> (n,)`` in torch, for rows z of shape (n, d), float64. One of
+        `MaxAffine`, `SeparableMaxAffine` and `Quadratic` where the loss is of that kind: their
+        worst cases, and certificates, are exact.
+    params : number, array, tensor, or dict or list of these
+        The first decision. ``loss`` gets tensors in the same container.
+    reference : Measure or array of shape (n, d)
+        P0: a fitted measure of `drojko.measures`, or data, whose empirical measure it is. Frames
+        give their columns' names to the ambiguity set.
+    ambiguity : AmbiguitySet
+        `drojko.ambiguity.Wasserstein` of order 2 with its costs and bounds, or a set that
+        reweights: KL, ChiSquare, CressieRead, TotalVariation, CVaR.
+    inner : {"icnn", "pointwise"} or InnerSolver, default="icnn"
+        Finds worst cases of losses without known structure under transport sets.
+    constraint : optional
+        "simplex", "nonnegative", ``("box", lower, upper)``, a `Box`, `Nonnegative`, `Simplex` or
+        `Ball`, or a function that projects a tensor; for several variables a dict from their
+        names.
+    convex : bool, default=None
+        Whether the loss is convex in params for every z. True: a bundle method, for kinks too,
+        with a proven bound on the optimum. None and False: a projected gradient method.
+    n_draws : int, default=None
+        Draws of a continuous reference to optimise on, and as many fresh ones for the certificate.
+
+    Examples
+    --------
+    The worst case of :math:`\frac12\|t\|^2 - t^\top z` at penalty 2 is decided by
+    t = E z / (1 + 1/4):
+
+    >>> import torch
+    >>> from drojko.ambiguity import Wasserstein
+    >>> from drojko.problems import MinimaxProblem
+    >>> problem = MinimaxProblem(
+    ...     lambda t, z: 0.5 * t @ t - z @ t, torch.zeros(2), [[0.0, 1.0], [2.0, 4.0]],
+    ...     Wasserstein(penalty=2.0), inner="pointwise",
+    ... )
+    >>> problem.solve(tol=1e-9).params
+    tensor([0.8000, 2.0000], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        params: Any,
+        reference: Any,
+        ambiguity: AmbiguitySet,
+        *,
+        inner: str | InnerSolver | None = None,
+        constraint: Any = None,
+        convex: bool | None = None,
+        n_draws: int | None = None,
+    ) -> None:
+        if not callable(loss):
+            raise InvalidDataError(
+                f"loss={loss!r}; expected a function loss(params, z) -> (n,) or an object of "
+                "drojko.problems (MaxAffine, SeparableMaxAffine, Quadratic)"
+            )
+        if not isinstance(ambiguity, AmbiguitySet):
+            raise InvalidDataError(
+                f"ambiguity={ambiguity!r}; expected a set from drojko.ambiguity, for instance "
+                "Wasserstein(radius=0.1)"
+            )
+        if n_draws is not None and not (isinstance(n_draws, int) and n_draws >= 2):
+            raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")
+        self.loss = loss
+        self.layout, self.first = Layout.of(params)
+        self.reference, self.names = reference_of(reference)
+        self.ambiguity = ambiguity
+        self.inner = get_inner(inner)
+        self.constraint = constraint
+        self.region: Region = build_region(constraint, self.layout)
+        self.convex = convex
+        self.n_draws = n_draws
+        self.family: Family = family_of(ambiguity, loss, self.inner, self.reference.dim, self.names)
+
+    def _draws(self, generator: torch.Generator) -> Draws:
+        n = self.n_draws or (_EXACT_DRAWS if self.family.exact else _SEARCH_DRAWS)
+        return self.family.inside(*self.reference.points(n, generator), self.sampled)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether expectations under the reference are Monte-Carlo averages."""
+        return not isinstance(self.reference, Empirical)
+
+    def evaluate(
+        self, params: Any = None, *, random_state: Any = None
+    ) -> tuple[Certificate, DecisionWorstCase]:
+        """Worst case of a fixed decision, and its certificate.
+
+        Parameters
+        ----------
+        params : as in the constructor, default=None
+            The decision; None: the first one.
+        random_state : None, int or generator
+            Of the draws of a continuous reference, and of the search for worst cases.
+
+        Raises
+        ------
+        UnboundedRiskError
+            When the worst case is infinite; the message names a penalty for which it is not.
+        """
+        flat = self.first if params is None else self.layout.read(params)
+        return self._certify(flat, make_generator(random_state), math.nan)
+
+    def _certify(
+        self, flat: Tensor, generator: torch.Generator, stationarity: float
+    ) -> tuple[Certificate, DecisionWorstCase]:
+        draws = self._draws(spawn(generator))
+        with one_torch_thread(draws.x.numel() < _SMALL):
+            model = decision_model(self.loss, self.layout, flat)
+            self._check(model, draws)
+            found = self.family.certify(
+                model, draws, self.reference, self.sampled, spawn(generator), stationarity
+            )
+        return found[0], DecisionWorstCase(found[1])
+
+    @staticmethod
+    def _check(model: Any, draws: Draws) -> None:
+        values = model.linearise(draws.x[:64])[0]
+        if not bool(torch.isfinite(values).all()):
+            raise InvalidDataError(
+                "loss(params, z) is NaN or infinite at rows of the reference; start at params "
+                "where it is finite, or look at the scale of the data"
+            )
+
+    def solve(
+        self,
+        *,
+        max_iter: int = 1000,
+        tol: float = 1e-5,
+        random_state: Any = None,
+        max_time: float | None = None,
+        callback: Callback | None = None,
+        verbose: bool = False,
+    ) -> Solution:
+        """Minimise the worst case.
+
+        Parameters
+        ----------
+        max_iter : int
+            Steps of the outer method.
+        tol : float
+            Convex losses: largest gap between the objective and the proven bound of the optimum,
+            relative to the objective. Others: norm of the projected gradient, relative to
+            1 + the objective.
+        random_state : None, int or generator
+            Of the draws of a continuous reference, and of the search for worst cases.
+        max_time : float, default=None
+            Seconds after which no further step starts.
+        callback : callable, default=None
+            ``callback(iteration, record)`` after each step; True stops.
+        verbose : bool
+            Show the progress.
+
+        Raises
+        ------
+        UnboundedRiskError
+            When the worst case of the first decision is infinite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When a limit comes before the tolerance.
+        """
+        if not (isinstance(max_iter, int) and max_iter >= 1 and 0.0 <= tol < math.inf):
+            raise InvalidDataError(
+                f"solve got max_iter={max_iter!r} and tol={tol!r}; expected an integer of at least "
+                "1 and a number of at least 0"
+            )
+        generator = make_generator(random_state)
+        draws = self._draws(spawn(generator))
+        model = decision_model(self.loss, self.layout, self.region.project(self.first))
+        self._check(model, draws)
+        with one_torch_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
+            oracle = self.family.oracle(model, draws)
+            level = bool(self.convex) and self.region.rows
+            kind: Any = LevelBundle if level else SpectralGradient
+            solver = kind(oracle, self.region, tol)
+            outcome: Outcome[Any] = run(
+                solver,
+                solver.init(None),
+                max_iter=max_iter,
+                max_time=max_time,
+                callback=lambda state: report(solver.record(state)),
+                best=lambda state: state.upper if level else state.answer.value,
+            )
+        state = outcome.best_state
+        point = state.best if level else state.point
+        flat = torch.from_numpy(np.array(point))
+        stationarity = math.nan if level else state.residual
+        certificate, worst = self._certify(flat, generator, stationarity)
+        if outcome.status in ("max_iter", "max_time"):
+            from drojko.exceptions import ConvergenceWarning
+
+            warnings.warn(
+                f"MinimaxProblem: {outcome.status}: {outcome.message}",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return Solution(
+            params=self.layout.restore(flat),
+            certificate=certificate,
+            worst_case=worst,
+            objective=certificate.upper,
+            optimality_gap=state.gap if level and self.family.exact else math.inf,
+            history=outcome.columns(),
+            status=str(outcome.status),
+            message=outcome.message,
+        )
+
+    def __repr__(self) -> str:
+        name = getattr(self.loss, "__name__", type(self.loss).__name__)
+        variables = ", ".join(
+            f"{name}{list(shape)}"
+            for name, shape in zip(self.layout.names, self.layout.shapes, strict=True)
+        )
+        return (
+            f"MinimaxProblem(loss={name}, {variables}, reference={type(self.reference).__name__} "
+            f"on R^{self.reference.dim}, {self.ambiguity!r})"
+        )
+
+
+@contextmanager
+def _shown(verbose: bool, callback: Callback | None):
+    """A reporter of records: counts, shows them while they come, asks the callback."""
+    count = 0
+    status = None
+
+    def report(record: dict[str, float]) -> bool:
+        nonlocal count
+        count += 1
+        if status is not None:
+            numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.items())
+            status.update(f"iteration {count}: {numbers}")
+        return bool(callback(count, record)) if callback is not None else False
+
+    if not verbose:
+        yield report
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("MinimaxProblem") as status:
+        yield report
