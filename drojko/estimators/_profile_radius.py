@@ -15,15 +15,16 @@ from drojko._sklearn import _check_sample_weight
 from drojko.ambiguity import Wasserstein
 from drojko.estimators._calibration import LEVELS
 from drojko.estimators._input import checked_data
-from drojko.estimators._profile import ProfileLaw, profile_law
+from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
 from drojko.estimators.scoring import resized
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["by_profile", "law_of_fit"]
 
 _OFFERED = (
-    'method="rwpi" is for model="linear" with the logistic loss (two classes), the squared or the '
-    'huber loss, in a Wasserstein ball of order 2 without bounds; got {}. Use method="cv"'
+    'method="rwpi" is for model="linear" in a Wasserstein ball without bounds: of order 2 with the '
+    "logistic loss (two classes), the squared or the huber loss; of order 1 with the logistic loss "
+    'and no immutable columns. Got {}; use method="cv"'
 )
 
 
@@ -42,7 +43,8 @@ def by_profile(
     import pandas as pd
 
     Z = X if steps is None else clone(steps).fit_transform(X, y)
-    draws = law_of_fit(last, Z, y, weight).sample(n_draws, spawn(rng))
+    law = law_of_fit(last, Z, y, weight)
+    draws = law.sample(n_draws, spawn(rng))
     levels = np.array(sorted({*LEVELS, float(level)}, reverse=True))
     quantiles = np.quantile(draws, 1.0 - levels)
     # Binomial counts: a quantile's rank is known up to that many draws.
@@ -53,18 +55,21 @@ def by_profile(
             "level": levels,
             "quantile": quantiles,
             "quantile_se": (high - low) / 2.0,
-            "radius": np.sqrt(quantiles / count),
+            "radius": quantiles ** (1.0 / law.order) / np.sqrt(count),
         }
     )
     radius = float(table["radius"][levels == level].iloc[0])
+    least = "at least " if law.order == 1 else ""
     message = (
-        f"With probability {1 - level:g} the ball of this radius around {count:.6g} samples holds "
-        "a distribution for which the true coefficients are optimal (asymptotically)."
+        f"With probability {least}{1 - level:g} the ball of this radius around {count:.6g} samples "
+        "holds a distribution for which the true coefficients are optimal (asymptotically)."
     )
     return {"radius": radius, "table": table, "message": message}
 
 
-def law_of_fit(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None) -> ProfileLaw:
+def law_of_fit(
+    estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None
+) -> ProfileLaw | NormLaw:
     """The limit law at the nominal fit of an estimator, which is not changed.
 
     Raises
@@ -75,11 +80,11 @@ def law_of_fit(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None)
         Where there is no nominal fit: separable classes, more columns than rows.
     """
     ambiguity = estimator._nested("ambiguity")
-    losses = ("logistic",) if is_classifier(estimator) else ("squared", "huber")
     if not isinstance(ambiguity, Wasserstein):
         raise UnsupportedError(_OFFERED.format(type(ambiguity).__name__))
-    if ambiguity.order != 2:
-        raise UnsupportedError(_OFFERED.format(f"order={ambiguity.order!r}"))
+    losses = ("logistic",) if is_classifier(estimator) else ("squared", "huber")
+    if ambiguity.order == 1 and not is_classifier(estimator):
+        raise UnsupportedError(_OFFERED.format("order=1 in regression"))
     if ambiguity.bounds is not None:
         raise UnsupportedError(_OFFERED.format("bounds"))
     if estimator.model != "linear":
@@ -89,6 +94,8 @@ def law_of_fit(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None)
     if is_classifier(estimator) and len(np.unique(y)) > 2:
         raise UnsupportedError(_OFFERED.format(f"{len(np.unique(y))} classes"))
 
+    if ambiguity.order == 1:
+        return _order_one(estimator, X, y, sample_weight)
     pilot: Any = clone(estimator)
     pilot.set_params(
         ambiguity=resized(ambiguity, 0.0), reference="empirical", warm_start=False, tol=1e-8
@@ -129,3 +136,19 @@ def law_of_fit(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None)
         # Label flips are too dear to be of use at radii of order n^(-1/2); targets move smoothly.
         float(ambiguity.label_cost) if regression else np.inf,
     )
+
+
+def _order_one(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None) -> NormLaw:
+    """The bound of order 1, which needs no fit: only the covariance of the columns."""
+    blank: Any = clone(estimator)
+    X, _ = checked_data(blank, X, y, ensure_min_samples=2)
+    X = np.asarray(X, dtype=np.float64)
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weight = weight / weight.sum()
+    ambiguity = blank._nested("ambiguity")
+    names = getattr(blank, "feature_names_in_", None)
+    cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+    if not cost.mutable.all():
+        raise UnsupportedError(_OFFERED.format("immutable columns"))
+    centred = X - weight @ X if estimator.fit_intercept else X
+    return NormLaw(centred.T @ (weight[:, None] * centred), cost.weights, float(ambiguity.norm))

@@ -96,7 +96,8 @@ def select_radius(
     the data holds, with probability 1 - level, a distribution for which the true coefficients are
     optimal (with whatever intercept). It is for linear models with the logistic (two classes),
     squared or huber loss in a Wasserstein ball of order 2, with weights and immutable columns.
-    The radius falls as n^(-1/2), whatever the dimension.
+    For the logistic loss also of order 1, where it is the paper's upper bound: the quantile of the
+    norm of N(0, Cov x), over n^(1/2). The radius falls as n^(-1/2), whatever the dimension.
 
     "calibration" is the radius at which the minimal worst-case risk is an upper confidence bound
     of the minimal true risk, of level 1 - level, asymptotically: KL, chi-square, Cressie-Read.
