@@ -34,7 +34,9 @@ def primal_norm(move: np.ndarray, weights: np.ndarray, norm: float = 2) -> np.nd
 
 
 def dual_norm(theta: np.ndarray, inverse_weights: np.ndarray, norm: float = 2) -> np.ndarray:
-    r""":math:`\max_v \{\theta^\top v : \|\sqrt{w} \circ v\|_p \le 1\}`, a q-norm with 1/p + 1/q = 1.
+    r"""The largest :math:`\theta^\top v` over :math:`\|\sqrt{w} \circ v\|_p \le 1`: a q-norm.
+
+    1/p + 1/q = 1, and theta is divided by sqrt(w).
 
     Parameters
     ----------

@@ -143,8 +143,8 @@ class Wasserstein(AmbiguitySet):
             raise InvalidDataError(f"Wasserstein got norm={self.norm!r}; it must be 1, 2 or inf")
         if self.order == 2 and self.norm != 2:
             raise InvalidDataError(
-                f"Wasserstein got norm={self.norm!r} with order=2, whose ground cost is the squared "
-                "Euclidean one: use norm=2, or order=1"
+                f"Wasserstein got norm={self.norm!r} with order=2, whose ground cost is the "
+                "squared Euclidean one: use norm=2, or order=1"
             )
         self._check_number("label_cost", self.label_cost, zero="refused", infinite=True)
         if self.order == 1 and self.bounds is not None:

@@ -24,7 +24,7 @@ import numpy as np
 from drojko._driver import Outcome, Status, run
 from drojko.ambiguity.norms import dual_norm
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
-from drojko.losses import Huber, Loss, Quantile, Softmax
+from drojko.losses import Huber, Loss, Softmax
 from drojko.minimax.lipschitz_newton import InteriorPoint, State, System
 from drojko.minimax.lipschitz_pieces import response
 
@@ -280,7 +280,7 @@ def _system(
     mutable = np.flatnonzero(factor > 0)
     pieces = response(loss, target, n_outputs, math.inf if still else cost)
     flips = pieces.prices.any()
-    bounded = not still and (mutable.size > 0 or flips or floor > 0)
+    bounded = bool(not still and (mutable.size > 0 or flips or floor > 0))
     lam = None if penalty is None else penalty / units.loss_unit
     if lam is not None and bounded and floor > lam:
         raise UnboundedRiskError(
@@ -306,7 +306,7 @@ def _system(
         floor=floor,
         fixed_lam=lam if bounded else None,
         slope=slope,
-        cones=bounded and not (lam is not None and mutable.size == 0),
+        cones=bool(bounded and not (lam is not None and mutable.size == 0)),
         lam_free=bounded and lam is None,
     )
 
@@ -388,18 +388,16 @@ def _finish(system, units, outcome: Outcome[State], norm, inverse, loss, radius,
 
 def _rounded(system, W, b, objective, lam):
     """Coefficients that an exact solution has at zero, where that costs nothing."""
+    if len(W) > 1:  # only differences of rows matter
+        W, b = W - W.mean(axis=0), b - b.mean()
     scaled = np.zeros_like(W)
     scaled[:, system.mutable] = np.abs(W[:, system.mutable]) * system.scale
-    # Only differences of rows matter with several classes: zero is where all rows agree.
-    base = W.mean(axis=0, keepdims=True) if len(W) > 1 else np.zeros((1, W.shape[1]))
-    if len(W) > 1:
-        scaled[:, system.mutable] = np.abs(W - base)[:, system.mutable] * system.scale
     size = scaled.max(initial=0.0)
     movable = np.zeros(W.shape, bool)
     movable[:, system.mutable] = True
     for share in (math.inf, 1e-3, 1e-5, 1e-7):
         small = movable & (scaled <= share * size)
-        trial = np.where(small, base, W)
+        trial = np.where(small, 0.0, W)
         value, at = _objective(system, trial, b, lam)
         if value <= objective + 2e-9 * abs(objective):
             return trial, b, value, at

@@ -11,9 +11,9 @@ __all__ = ["Cones"]
 
 @dataclass
 class Cones:
-    r"""Slacks and multipliers of :math:`\lambda \ge \|v_e\|_q` for E vectors, and of lambda >= floor.
+    r"""Slacks and multipliers of :math:`\lambda \ge \|v_e\|_q` and of lambda >= floor.
 
-    v has shape (E, m). The norms are written with smooth convex inequalities g <= 0:
+    E vectors: v has shape (E, m). The norms are written with smooth convex inequalities g <= 0:
     q = 2: :math:`\|v\|^2/\lambda - \lambda`; q = inf: :math:`\pm v_j - \lambda`; q = 1:
     :math:`\pm v_j - u_j` and :math:`\sum_j u_j - \lambda`, whose variables u are eliminated here
     in closed form, so that a Newton system has an (m + 1)-square block per vector.
@@ -63,6 +63,15 @@ class Cones:
         """Sum of y s: what the constraints add to the duality gap."""
         extra = 0.0 if self.fixed else self.y_floor * (self.lam - self.floor)
         return float((self.y * self.slack()).sum()) + extra
+
+    def lowest(self) -> float:
+        """The smallest product y s."""
+        return float((self.y * self.slack()).min(initial=np.inf))
+
+    def bend(self, dv: np.ndarray, dlam: float) -> np.ndarray:
+        """How much slack a step loses beyond first order (q = 2), shape (E, 1)."""
+        curved = dv - self.v * (dlam / self.lam)
+        return ((curved * curved).sum(axis=1) / max(self.lam + dlam, 0.1 * self.lam))[:, None]
 
     def force(self) -> tuple[np.ndarray, float, float]:
         """Gradient of sum y g in v (E, m), in lambda, and the largest residual in u."""
@@ -121,7 +130,7 @@ class Cones:
 
     def pull(self, target: np.ndarray, floor_target: float) -> tuple[np.ndarray, float]:
         """Gradient in (v_e, lambda) at multipliers target / s, the u eliminated; after `blocks`."""
-        v, m = self.v, self.v.shape[1]
+        m = self.v.shape[1]
         h = target / self._memo[0]
         bottom = 0.0 if self.fixed else floor_target / (self.lam - self.floor)
         if self.q == 2:

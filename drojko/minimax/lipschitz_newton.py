@@ -15,6 +15,9 @@ from drojko.minimax.lipschitz_pieces import Response
 
 __all__ = ["InteriorPoint", "State", "System"]
 
+#: Smallest product of a curved constraint, relative to the average of all products.
+CENTRAL = 1e-3
+
 
 @dataclass(frozen=True)
 class System:
@@ -107,6 +110,11 @@ class InteriorPoint:
         if not self.system.loss.n_pieces:
             return 1.0
         return float(np.square(self.system.weight).sum() ** 0.75)
+
+    def _count(self, state: State) -> float:
+        """Products of the gap, weighted."""
+        cones = state.cones
+        return self.system.loss.n_pieces + (self.share * cones.count if cones is not None else 0.0)
 
     # -- the loop's interface ----------------------------------------------------------------
 
@@ -226,7 +234,7 @@ class InteriorPoint:
         smooth, hessian = loss.smooth.derivatives(state.u)
         cones = state.cones
         share = self.share
-        count = J + (share * cones.count if cones is not None else 0.0)
+        count = self._count(state)
         mu = state.gap / count if count else 0.0
         s = self._slack(state) if J else np.zeros((n, 0))
         factor, D = self._factor(state, hessian, s)
@@ -245,6 +253,9 @@ class InteriorPoint:
         tc, tf = None, 0.0
         if cones is not None:
             tc = share * sigma * mu - affine["dy"] * affine["dcs"]
+            if sys.q == 2:  # what the slack loses to curvature along the same step
+                bend = cones.bend(sys.vectors(affine["dW"]), affine["dlam"])
+                tc = tc + np.maximum(cones.y + affine["dy"], 0.0) * bend
             tf = share * sigma * mu - affine["dyf"] * affine["dlam"]
         step = solve(t, tc, tf)
         if self._room(state, step, s, 0.995) < 0.1:  # the correction may point outwards
@@ -319,6 +330,11 @@ class InteriorPoint:
             cones = cones.moved(sys.vectors(W), lam, alpha, step["du"], step["dy"], step["dyf"])
             if not cones.inside:
                 return None
+            if sys.q == 2:
+                # The slack is no linear function of the step: keep off the boundary by hand.
+                low, now = cones.lowest(), state.cones.lowest()
+                if low < min(0.9 * now, CENTRAL * self.share * state.gap / self._count(state)):
+                    return None
         u = state.u + alpha * step["dresponse"]
         p = state.p + alpha * step["dp"]
         if p.size:

@@ -130,10 +130,15 @@ def test_names_need_named_columns():
         resolved(names=None, weights={1: 0})
 
 
-def test_what_is_not_offered_yet_says_so():
-    with pytest.raises(UnsupportedError, match="order=1 is not supported yet; use order=2"):
-        resolved(order=1)
-    assert resolved(label_cost=2.0).n_features == resolved().n_features
+def test_order_one_has_norms_and_what_it_does_not_offer_says_so():
+    assert Wasserstein(0.5, order=1, norm=np.inf).budget == 0.5
+    resolved(order=1, norm=1)
+    with pytest.raises(UnsupportedError, match="bounds need order=2"):
+        resolved(order=1, bounds=(0, 1))
+    with pytest.raises(InvalidDataError, match="use norm=2, or order=1"):
+        resolved(norm=1)
+    with pytest.raises(InvalidDataError, match="it must be 1, 2 or inf"):
+        resolved(order=1, norm=3)
 
 
 def test_settings_survive_clone_untouched():
