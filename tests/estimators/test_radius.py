@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2, norm
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, KFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -261,3 +261,36 @@ def test_a_path_does_not_start_from_a_model_without_a_minimum():
     path = radius_path(linear(), X, y, [0.0, 1.0])
     alone = linear(radius=1.0).fit(X, y)
     np.testing.assert_array_equal(path[1].coef_, alone.coef_)
+
+
+# Other sets --------------------------------------------------------------------------------------
+
+
+def test_sets_of_other_orders_are_compared_at_one_set():
+    """Candidates of two geometries in one search, and one geometry judged by another's set."""
+    X, y = binary()
+    at = Wasserstein(0.2, order=1)
+    folds = KFold(2, shuffle=True, random_state=0)
+    search = GridSearchCV(
+        linear(alpha=1e-3),
+        {"ambiguity__radius": [0.05, 0.2], "ambiguity__order": [1, 2]},
+        scoring=make_robust_scorer(at),
+        cv=folds,
+    ).fit(X, y)
+    # Whoever is judged by order 1 is best trained for it.
+    assert search.best_params_ == {"ambiguity__radius": 0.2, "ambiguity__order": 1}
+    for order in (1, 2):
+        model = linear(alpha=1e-3).set_params(ambiguity__order=order)
+        found = select_radius(model, X, y, radii=[0.05, 0.2], at=at, cv=folds)
+        scores = search.cv_results_["mean_test_score"][
+            search.cv_results_["param_ambiguity__order"] == order
+        ]
+        np.testing.assert_allclose(found.table["upper_bound"], -scores, rtol=1e-5)
+
+
+def test_a_path_of_order_one_is_that_of_single_fits():
+    X, y = binary()
+    model = linear().set_params(ambiguity=Wasserstein(0.1, order=1, norm=np.inf))
+    for radius, fitted in zip([0.3, 0.05], radius_path(model, X, y, [0.3, 0.05]), strict=True):
+        alone = clone(model).set_params(ambiguity__radius=radius).fit(X, y)
+        assert fitted.certificate_.upper == pytest.approx(alone.certificate_.upper, rel=1e-7)
