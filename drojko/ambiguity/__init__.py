@@ -14,6 +14,7 @@ from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.dual import DensityRatioSet, Dual
 from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.group import BoundGroup, Group, GroupDual
 from drojko.ambiguity.kl import KL
 from drojko.ambiguity.mmd import MMD, BoundMMD, MMDDual
 from drojko.ambiguity.reweighting import Curve, Reweighting
@@ -23,6 +24,7 @@ from drojko.ambiguity.wasserstein import Wasserstein
 
 __all__ = [
     "AmbiguitySet",
+    "BoundGroup",
     "BoundMMD",
     "CVaR",
     "ChiSquare",
@@ -31,6 +33,8 @@ __all__ = [
     "DensityRatioSet",
     "Dual",
     "GroundCost",
+    "Group",
+    "GroupDual",
     "KL",
     "MMD",
     "MMDDual",

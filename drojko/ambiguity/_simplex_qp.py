@@ -13,7 +13,7 @@ _STEPS = 80
 _BACK = 0.995  # share of the way to the boundary that a step may go
 _NEGLIGIBLE = 1e-13  # rows whose squared couplings in the Newton matrix are smaller are left out
 _ROUGH = 1e-4  # complementarity down to which a factor of small rank serves for the direction
-_DIRECT = 4000  # largest Newton matrix in the points themselves
+_DIRECT = 2500  # largest Newton matrix in the points themselves
 _ROUNDING = 1e-13  # complementarity below which more steps hardly help
 
 

@@ -9,6 +9,7 @@ from drojko.measures.class_conditional import ClassConditional
 from drojko.measures.empirical import Empirical
 from drojko.measures.flow import FlowMeasure
 from drojko.measures.gaussian import Gaussian
+from drojko.measures.grouped import Grouped
 from drojko.measures.joint import Joint
 from drojko.measures.kde import KDE
 from drojko.measures.mixture import GaussianMixture
@@ -20,6 +21,7 @@ __all__ = [
     "FlowMeasure",
     "Gaussian",
     "GaussianMixture",
+    "Grouped",
     "Joint",
     "KDE",
     "LabelledMeasure",

@@ -1,0 +1,363 @@
+"""Mixtures of groups: the worst shares of known subpopulations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko.ambiguity._ratio import floats
+from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.dual import Dual
+from drojko.ambiguity.reweighting import Curve
+from drojko.ambiguity.total_variation import TotalVariation
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["BoundGroup", "Group", "GroupDual", "membership"]
+
+
+class Group(AmbiguitySet):
+    r"""Mixtures of groups whose shares differ from those in the data.
+
+    .. math:: P = \sum_g q_g P_g, \qquad
+        D(P, P_0) = \tfrac12 \sum_g |q_g - q^0_g| \le \mathrm{radius}, \qquad
+        \sup_P E_P \ell = \max_q \sum_g q_g E_{P_g} \ell
+
+    P_g is the data of group g by weight, and q^0_g its mass over the sum of the groups' masses.
+    Groups may overlap (an age group and a region): the centre, sum_g q^0_g P_g, then counts a row
+    once for each of its groups. Without radius and penalty, q is any mixture: the worst group.
+
+    Parameters
+    ----------
+    radius : float, default=None
+        Mass that may move between groups, in [0, 1]; from 1 minus the share of the worst group on,
+        the worst case is that group.
+    penalty : float, default=None
+        Price of moving all mass, in the units of the loss. At most one of radius and penalty.
+
+    Raises
+    ------
+    InvalidDataError
+        From `validate` and `on`, naming the parameter, the row or the group. The constructor only
+        stores.
+
+    Notes
+    -----
+    Training needs the groups of the rows: ``fit(X, y, groups=...)``. A worst group is the one
+    whose risk is largest, which label noise can make it: compare with the group's own best risk.
+
+    References
+    ----------
+    S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang (2020), Distributionally robust neural networks
+    for group shifts, arXiv 1911.08731. Y. Oren, S. Sagawa, T. B. Hashimoto, P. Liang (2019),
+    Distributionally robust language modeling, arXiv 1909.02060.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import Group
+    >>> groups = ["a", "a", "a", "b"]
+    >>> dual = Group().on(None, [0.25, 0.25, 0.25, 0.25], groups).dual([0.0, 1.0, 2.0, 5.0])
+    >>> dual.value, dual.group_risks.tolist(), dual.group_weights.tolist()
+    (5.0, [1.0, 5.0], [0.0, 1.0])
+    >>> near = Group(radius=0.25).on(None, None, groups).dual([0.0, 1.0, 2.0, 5.0])
+    >>> near.value, near.group_weights.tolist(), near.ratio.round(3).tolist()
+    (3.0, [0.5, 0.5], [0.667, 0.667, 0.667, 2.0])
+    """
+
+    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
+        self.radius = radius
+        self.penalty = penalty
+
+    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
+        """Return None: no point moves, so that there is no ground cost."""
+
+    @property
+    def budget(self) -> float | None:
+        """Bound of the total variation of shares; 1 for any mixture. None in penalty form."""
+        if self.radius is None and self.penalty is None:
+            return 1.0
+        return self.radius
+
+    def on(self, x: Any = None, weights: Any = None, groups: Any = None) -> BoundGroup:
+        """Return the set for rows with given groups.
+
+        Parameters
+        ----------
+        x : ignored
+        weights : array or tensor of shape (n,), default=None
+            The reference: nonnegative, normalised here; None: all equal.
+        groups : array-like of shape (n,) or (n, G)
+            A label per row, or columns of 0 and 1 (a frame or an array), one per group.
+
+        Returns
+        -------
+        BoundGroup
+        """
+        self._validate_params()
+        return BoundGroup(self, weights, groups)
+
+    def _validate_params(self) -> None:
+        if self.radius is None and self.penalty is None:
+            return
+        super()._validate_params()
+        if self.radius is not None and self.radius > 1:
+            raise InvalidDataError(
+                f"Group got radius={self.radius!r}; it is a share of mass, at most 1, where every "
+                "mixture is inside: Group() is the worst group"
+            )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupDual(Dual):
+    """A `Dual` with the worst mixture.
+
+    ``radius`` is the total variation between worst and given shares, ``shift`` and ``penalty`` are
+    its multipliers.
+
+    Attributes
+    ----------
+    group_weights : ndarray of shape (G,)
+        q*, the shares of the groups in the worst case.
+    group_risks : ndarray of shape (G,)
+        Mean loss of each group.
+    """
+
+    group_weights: np.ndarray = field(default_factory=lambda: np.empty(0))
+    group_risks: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+class BoundGroup:
+    """A group set on n weighted rows: what `Group.on` returns.
+
+    Attributes
+    ----------
+    names : list
+        Labels of the groups, sorted, or the names or indices of the indicator columns.
+    members : ndarray of shape (n, G)
+        Whether a row is in a group.
+    shares : ndarray of shape (G,)
+        q^0.
+    """
+
+    def __init__(self, ambiguity: Group, weights: Any, groups: Any):
+        if groups is None:
+            raise InvalidDataError(
+                "Group needs the groups of the rows: give groups=, a label per row or columns of 0 "
+                "and 1"
+            )
+        self.ambiguity = ambiguity
+        self.members, self.names = membership(groups)
+        n = len(self.members)
+        mass = np.ones(n) if weights is None else floats(weights, "weights")
+        if mass.shape != (n,):
+            raise InvalidDataError(
+                f"groups has {n} rows and weights has shape {mass.shape}; expected one of each per "
+                "row"
+            )
+        if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
+            raise InvalidDataError("weights must be finite and >= 0, and positive somewhere")
+        mass = mass / mass.max()  # first: the sum of huge weights overflows
+        self.weights = mass / mass.sum()
+        masses = self.weights @ self.members
+        if not (masses > 0).all():
+            empty = self.names[int(masses.argmin())]
+            raise InvalidDataError(
+                f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
+            )
+        self._density = self.members / masses  # dP_g/dP0 of the rows
+        self.shares = masses / masses.sum()
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> GroupDual:
+        r"""Return the worst mixture of the groups' mean losses.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+            Finite; larger is worse. Rows of weight 0 count nothing.
+        smoothing : float
+            delta > 0 subtracts ``delta / 2 * |q - q0|^2``, so that q is continuous in the losses:
+            ``value <= exact value <= value + delta * radius^2`` (1 where there is no radius).
+
+        Returns
+        -------
+        GroupDual
+            Exact to rounding: sorting, and for delta > 0 a piecewise linear equation.
+        """
+        risks = self._risks(losses)
+        if smoothing > 0:
+            return self._smooth(risks, float(smoothing))[0]
+        ambiguity = self.ambiguity
+        radius = 1.0 if ambiguity.radius is None else float(ambiguity.radius)
+        if ambiguity.penalty is None:
+            found = TotalVariation(radius=radius).dual(risks, self.shares)
+        else:
+            found = TotalVariation(penalty=ambiguity.penalty).dual(risks, self.shares)
+        q = self.shares * found.ratio
+        return GroupDual(
+            found.value,
+            found.penalty,
+            found.shift,
+            self._density @ q,
+            found.attained,
+            found.radius,
+            group_weights=q,
+            group_risks=risks,
+        )
+
+    def curve(self, losses: Any, smoothing: float) -> Curve:
+        """Return the smoothed dual with its second derivative in the losses; smoothing > 0."""
+        found, core = self._smooth(self._risks(losses), float(smoothing))
+        return Curve(
+            found.value,
+            found.penalty,
+            found.shift,
+            found.ratio,
+            found.attained,
+            found.radius,
+            diagonal=np.zeros(self.weights.size),
+            columns=self.weights[:, None] * self._density,
+            core=core,
+        )
+
+    def _risks(self, losses: Any) -> np.ndarray:
+        values = floats(losses, "losses")
+        if values.shape != self.weights.shape or not np.isfinite(values).all():
+            raise InvalidDataError(
+                f"losses must be {self.weights.size} finite numbers, one per row; got shape "
+                f"{values.shape}"
+            )
+        return (self.weights * values) @ self._density
+
+    def _smooth(self, risks: np.ndarray, delta: float) -> tuple[GroupDual, np.ndarray]:
+        """Water-filling: q = q0 + (risk - high)_+ / delta - min(q0, (low - risk)_+ / delta)."""
+        shares, ambiguity = self.shares, self.ambiguity
+
+        def up(level: np.ndarray) -> np.ndarray:
+            return np.maximum(risks - level[:, None], 0.0).sum(1) / delta
+
+        def down(level: np.ndarray) -> np.ndarray:
+            return np.minimum(shares, np.maximum(level[:, None] - risks, 0.0) / delta).sum(1)
+
+        full = risks + delta * shares  # from this level on, all of a group's mass is gone
+        price = 0.0 if ambiguity.penalty is None else float(ambiguity.penalty)
+        edges = np.concatenate([risks, risks + price, full + price])
+        high = _decreasing_root(lambda level: up(level) - down(level - price), edges)
+        low = high - price
+        moved = float(up(np.array([high]))[0])
+        bound = ambiguity.radius is not None and moved > ambiguity.radius
+        if bound:
+            radius = float(ambiguity.radius or 0.0)
+            high = _decreasing_root(
+                lambda level: up(level) - radius, np.append(risks, risks.max() - delta)
+            )
+            low = -_decreasing_root(
+                lambda level: down(-level) - radius, -np.concatenate([risks, full])
+            )
+        rise = np.maximum(risks - high, 0.0) / delta
+        fall = np.minimum(shares, np.maximum(low - risks, 0.0) / delta)
+        q = np.maximum(shares + rise - fall, 0.0)
+        q /= q.sum()
+        radius = 0.5 * float(np.abs(q - shares).sum())
+        attained = float(q @ risks)
+        value = attained - 0.5 * delta * float(((q - shares) ** 2).sum()) - price * radius
+        # dq/drisk: groups whose shares move exchange mass among themselves.
+        rising, falling = rise > 0, (fall > 0) & (fall < shares)
+        core = np.zeros((shares.size, shares.size))
+        for part in (rising, falling) if bound else (rising | falling,):
+            if part.any():
+                core += (np.diag(part * 1.0) - np.outer(part, part) / part.sum()) / delta
+        found = GroupDual(
+            value,
+            high - low if ambiguity.penalty is None else price,
+            0.5 * (high + low),
+            self._density @ q,
+            attained,
+            radius,
+            group_weights=q,
+            group_risks=risks,
+        )
+        return found, core
+
+
+def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
+    """Return the indicator matrix (n, G) of groups given in any form, and their names.
+
+    Parameters
+    ----------
+    groups : array-like of shape (n,) or (n, G)
+        Labels (numbers, strings, categories; none missing), or columns of 0 and 1.
+
+    Raises
+    ------
+    InvalidDataError
+        For missing labels, other numbers than 0 and 1, rows without a group.
+    """
+    if isinstance(groups, torch.Tensor):
+        groups = groups.detach().cpu().numpy()
+    columns = getattr(groups, "columns", None)
+    table = np.asarray(groups)
+    if table.ndim == 1 and table.size:
+        missing = np.flatnonzero(_missing(table))
+        if missing.size:
+            raise InvalidDataError(
+                f"groups[{missing[0]}] is missing: name a group of its own for such rows, or drop "
+                "them"
+            )
+        try:
+            names, index = np.unique(table, return_inverse=True)
+        except TypeError:
+            raise InvalidDataError(
+                "groups mixes labels that have no order: make them all numbers or all strings"
+            ) from None
+        return np.eye(names.size)[index], names.tolist()
+    if table.ndim != 2 or 0 in table.shape:
+        raise InvalidDataError(
+            f"groups has shape {table.shape}; expected labels of shape (n,), or one column of 0 "
+            "and 1 per group"
+        )
+    try:
+        members = table.astype(np.float64)
+    except (TypeError, ValueError):
+        members = np.full(table.shape, np.nan)
+    if not ((members == 0) | (members == 1)).all():
+        raise InvalidDataError(
+            "groups with several columns must hold 0 and 1 (a row may be in several groups); one "
+            "column of labels has shape (n,)"
+        )
+    outside = np.flatnonzero(members.sum(1) == 0)
+    if outside.size:
+        raise InvalidDataError(
+            f"row {int(outside[0])} of groups is in no group ({outside.size} such rows): add a "
+            "column for the rest, or drop these rows"
+        )
+    names = list(range(table.shape[1])) if columns is None else list(columns)
+    return members, names
+
+
+def _missing(labels: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind != "O":
+        return labels != labels  # NaN alone differs from itself
+    import pandas as pd
+
+    return np.asarray(pd.isna(labels))
+
+
+def _decreasing_root(function: Any, edges: np.ndarray) -> float:
+    """Return the zero of a nonincreasing function that is linear between the edges."""
+    edges = np.unique(edges)
+    values = function(edges)
+    after = int(np.searchsorted(-values, 0.0, side="left"))  # the first with value <= 0
+    if after == 0:  # beyond the first edge the slope is that of the first piece
+        after = 1
+    if after >= edges.size:
+        after = edges.size - 1
+    if edges.size == 1:
+        return float(edges[0])
+    left, right = values[after - 1], values[after]
+    if left == right:
+        return float(edges[after])
+    share = left / (left - right)
+    return float(edges[after - 1] + share * (edges[after] - edges[after - 1]))
