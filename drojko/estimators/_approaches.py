@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.ambiguity import AmbiguitySet, Sinkhorn, Wasserstein
 from drojko.estimators._approach import Approach
 from drojko.estimators._order_one import OrderOne
+from drojko.estimators._reweighting import Reweighting
+from drojko.estimators._sinkhorn import SinkhornApproach
 from drojko.estimators._transport import Transport
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["approach_named", "approach_to"]
 
-_APPROACHES: dict[str, Approach] = {approach.name: approach for approach in (Transport(), OrderOne())}
+_ALL: tuple[Approach, ...] = (Transport(), OrderOne(), SinkhornApproach())
+_APPROACHES: dict[str, Approach] = {approach.name: approach for approach in _ALL}
 
 
 def approach_to(ambiguity: Any) -> Approach:
@@ -25,6 +28,10 @@ def approach_to(ambiguity: Any) -> Approach:
         # Of radius 0 both orders are the reference alone.
         exact = ambiguity.order == 1 and ambiguity.radius != 0
         return _APPROACHES["order-one" if exact else "transport"]
+    if isinstance(ambiguity, Sinkhorn):
+        return _APPROACHES["sinkhorn"]
+    if hasattr(ambiguity, "on"):
+        return _APPROACHES["reweighting"]
     raise UnsupportedError(
         f"training and certificates for {type(ambiguity).__name__} are not available yet: use "
         "Wasserstein, or the set's own dual(losses) on the losses of a fitted model"

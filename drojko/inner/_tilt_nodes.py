@@ -18,7 +18,17 @@ import torch
 
 from drojko.losses import Logistic
 
-__all__ = ["logistic_moments", "logistic_step", "logistic_windows"]
+__all__ = [
+    "FAR",
+    "huber_inside",
+    "logistic_middle",
+    "logistic_moments",
+    "logistic_step",
+    "logistic_windows",
+]
+
+#: Beyond this margin softplus is a straight line to rounding.
+FAR = 38.0
 
 _TAIL = 8.3  # deviations; the mass beyond is 1e-16
 _DROP = 40.0  # logarithm of what may be left out
@@ -28,6 +38,7 @@ _BLOCK = 1 << 16  # nodes at once: work arrays stay in cache
 _ROUND = 16  # numbers of nodes come in multiples of this
 _CELLS = 64
 _GAUSS = np.polynomial.legendre.leggauss(24)
+_PANELS, _POINTS = 19, np.polynomial.legendre.leggauss(16)
 
 
 def logistic_step(s: float) -> float:
@@ -155,6 +166,35 @@ def _moments(weight, slope, g, loss, second, eta, gentle, centre=None):
 
 def _dot(a, b):
     return a @ b if b.ndim == 1 else np.einsum("ij,ij->i", a, b)
+
+
+def logistic_middle(f: np.ndarray, s: float, eta: float):
+    """The part of softplus(f + s g) between -FAR and FAR, for wide noise.
+
+    Panels of length 4 with 16 Gauss-Legendre points: poles lie pi away from the real line, so the
+    error falls like 3.4^-32. Where eta s is so large that a panel is too long for the tilt, the
+    two straight parts outweigh this one beyond rounding.
+    """
+    half = FAR / _PANELS
+    centres = -FAR + half * (2.0 * np.arange(_PANELS) + 1.0)
+    x = (centres[:, None] + half * _POINTS[0]).ravel()
+    log_width = np.log(half * np.tile(_POINTS[1], _PANELS) / (s * math.sqrt(2.0 * math.pi)))
+    small = np.exp(-np.abs(x))
+    loss = np.maximum(x, 0.0) + np.log1p(small)
+    slope = np.where(x >= 0.0, 1.0, small) / (1.0 + small)
+    second = small / (1.0 + small) ** 2
+    n = len(f)
+    out = np.empty(n), np.empty((3, n)), np.empty((6, n)), np.empty((3, n))
+    for part in np.array_split(np.arange(n), -(-n * len(x) // _BLOCK)):
+        g = (x - f[part, None]) / s
+        shape = g.shape
+        found = _moments(
+            log_width - 0.5 * g * g, np.broadcast_to(slope, shape), g,
+            np.broadcast_to(loss, shape), np.broadcast_to(second, shape), eta, False,
+        )  # fmt: skip
+        for whole, piece in zip(out, found):
+            whole[..., part] = piece
+    return out
 
 
 def huber_inside(r: np.ndarray, s: float, eta: float, delta: float):

@@ -22,12 +22,13 @@ import torch
 from scipy.special import erfcx, log_ndtr
 
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
-from drojko.inner._tilt_nodes import huber_inside, logistic_moments
+from drojko.inner._tilt_nodes import FAR, huber_inside, logistic_middle, logistic_moments
 from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
 
 __all__ = ["Tilted", "is_tiltable", "tilted"]
 
 _ROOT = math.sqrt(2.0 / math.pi)
+_WIDE = 8.0  # deviations of logits from which on the logistic loss is mostly straight
 _HALF_LOG = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -95,7 +96,8 @@ def tilted(loss: Loss, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Ti
         return _squared(f - y, s, eta)
     if isinstance(loss, Logistic):
         sign = 1.0 - 2.0 * y
-        return _flip(_value(*logistic_moments(sign * f, s, eta), eta), sign)
+        moments = _wide_logistic if s > _WIDE else logistic_moments
+        return _flip(_value(*moments(sign * f, s, eta), eta), sign)
     if isinstance(loss, Hinge):
         sign = 1.0 - 2.0 * y
         return _flip(_kinked(1.0 + sign * f, s, eta, 0.0, 1.0), sign)
@@ -206,6 +208,15 @@ def _kinked(r, s, eta, low, high) -> Tilted:
     at = np.exp(-0.5 * t * t - _HALF_LOG - log_mass) * ((high - low) / s)
     bend = np.stack([at, at * t, at * t * t])
     return _value(log_mass, mean, cov, np.where(at > 0, bend, 0.0), eta)
+
+
+def _wide_logistic(f, s, eta):
+    parts = [
+        _line(f, s, eta, 0.0, 0.0, (-FAR - f) / s, False),
+        logistic_middle(f, s, eta),
+        _line(f, s, eta, 1.0, 0.0, (FAR - f) / s, True),
+    ]
+    return _mixture(parts)
 
 
 def _huber(r, s, eta, delta) -> Tilted:

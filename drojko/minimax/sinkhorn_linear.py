@@ -253,7 +253,7 @@ def solve_sinkhorn(
     rows = Rows(data, centred=fit_intercept)
     form = {"radius": radius, "penalty": penalty}
     vertex = _vertex(rows, data, alpha, fit_intercept) if radius else None
-    first = warm_start or _first(data, form, alpha, fit_intercept)
+    first = warm_start or _first(data, epsilon, form, alpha, fit_intercept)
     coef, intercept, lam = first
     solver = _Newton(rows, data, epsilon, radius, penalty, alpha, fit_intercept, tol)
     square = data.squared_norm(coef)
@@ -321,21 +321,24 @@ def solve_sinkhorn(
     )
 
 
-def _first(data, form, alpha, fit_intercept) -> tuple[np.ndarray, float, float | None]:
-    """The Wasserstein solution; where that is constant, the one of a smaller radius."""
+def _first(data, epsilon, form, alpha, fit_intercept) -> tuple[np.ndarray, float, float | None]:
+    """The Wasserstein solution; where that is constant, the one of a smaller radius.
+
+    Of radius 0 the noise is what keeps coefficients small: a ball of its size does so, too.
+    """
     radius, penalty = form["radius"], form["penalty"]
-    size = None if radius is None else math.sqrt(radius)
+    size = None if radius is None else math.sqrt(radius or 0.25 * epsilon)
     for shrink in (1.0, 0.5, 0.1, 0.01):
         found = solve_ridge(
             data,
             radius=None if size is None else size * shrink,
             penalty=penalty,
-            alpha=max(alpha, 1e-10) if not size and penalty is None else alpha,
+            alpha=alpha,
             fit_intercept=fit_intercept,
             tol=1e-4,
             max_iter=100,
         )
-        if not radius or data.squared_norm(found.coef) > 0:
+        if size is None or data.squared_norm(found.coef) > 0:
             break
     usable = found.penalty if 0 < found.penalty < math.inf else None
     return found.coef, found.intercept, usable
