@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,10 @@ from drojko.models import ModuleModel
 from drojko.problems.parameters import Layout
 from drojko.problems.structured import StructuredLoss
 
-__all__ = ["DecisionModule", "Identity", "StructuredAdversary", "Unlabelled", "decision_model"]
+__all__ = ["LABEL", "DecisionModule", "Identity", "StructuredAdversary", "Unlabelled", "decision_model"]
+
+#: The one label that there is.
+LABEL = np.zeros(1, dtype=np.int64)
 
 
 class Identity(Loss):

@@ -1,9 +1,8 @@
-"""What each kind of ambiguity set needs: an oracle to optimise with, and a certificate."""
+"""Which family a set belongs to: transport of order 2 or 1, or reweighting."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,42 +23,13 @@ from drojko.inner.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import Measure
 from drojko.models import ModuleModel
-from drojko.problems.adversary import StructuredAdversary, Unlabelled
+from drojko.problems.adversary import LABEL, StructuredAdversary, Unlabelled
+from drojko.problems.family import Family
+from drojko.problems.order_one import order_one
 from drojko.problems.oracle import BallOracle, Draws, Oracle, RatioOracle
 from drojko.problems.structured import StructuredLoss
 
-__all__ = ["Family", "family_of"]
-
-#: The one label that there is.
-_LABEL = np.zeros(1, dtype=np.int64)
-
-
-class Family(ABC):
-    """One kind of ambiguity set, resolved for the columns of z."""
-
-    #: Whether worst cases are formulas, so that bounds are proven and many draws are cheap.
-    exact: bool
-
-    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
-        """Reference points that the set can use."""
-        return Draws(x.double(), w.double())
-
-    @abstractmethod
-    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
-        """Robust values and cuts on these draws."""
-
-    @abstractmethod
-    def certify(
-        self,
-        model: ModuleModel,
-        draws: Draws,
-        reference: Measure,
-        sampled: bool,
-        generator: torch.Generator,
-        stationarity: float,
-    ) -> tuple[Certificate, WorstCase]:
-        """Certificate and worst case of the model's decision."""
-
+__all__ = ["family_of"]
 
 @dataclass(frozen=True)
 class _Transport(Family):
@@ -135,7 +105,7 @@ class _Transport(Family):
             *plan,
             found.certificate.worst_case_risk,
             arrays,
-            _LABEL,
+            LABEL,
             self.names,
             self.cost.weights,
         )
@@ -196,7 +166,7 @@ class _Ratio(Family):
             dual.shift,
             loss_function,
             Unlabelled(reference),
-            classes=_LABEL,
+            classes=LABEL,
             feature_names=self.names,
             attained_risk=dual.attained,
         )
@@ -214,7 +184,7 @@ def family_of(
     columns = None if names is None else tuple(names)
     if isinstance(ambiguity, DensityRatioSet):
         return _Ratio(ambiguity, columns)
-    if isinstance(ambiguity, Wasserstein) and ambiguity.order == 2:
+    if isinstance(ambiguity, Wasserstein):
         if not math.isinf(ambiguity.label_cost):
             raise InvalidDataError(
                 f"label_cost={ambiguity.label_cost:g}: a decision's z has no label that could "
@@ -224,10 +194,12 @@ def family_of(
             raise UnsupportedError(
                 "categorical_features are not offered for decisions; leave those columns immutable"
             )
+        if ambiguity.order == 1:
+            return order_one(ambiguity, resolved, loss, names)
         structured = isinstance(loss, StructuredLoss)
         exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
         return _Transport(ambiguity, resolved, structured, exact, inner, columns)
     raise UnsupportedError(
-        f"{ambiguity!r} is not offered for decisions; use Wasserstein(order=2), KL, ChiSquare, "
+        f"{ambiguity!r} is not offered for decisions; use Wasserstein, KL, ChiSquare, "
         "CressieRead, TotalVariation or CVaR"
     )

@@ -12,7 +12,7 @@ import torch
 from drojko._driver import Status
 from drojko.exceptions import UnboundedRiskError
 from drojko.problems.constraints import Region
-from drojko.problems.oracle import Oracle
+from drojko.problems.oracle import Answer, Oracle, Wall
 
 __all__ = ["LevelBundle", "LevelState"]
 
@@ -25,7 +25,8 @@ class LevelState:
     """Cuts f >= slopes @ x + offsets, the best point, and bounds of the optimum on both sides.
 
     ``span`` is the half-width of the box (in units of 1 / slope) that keeps the relaxation bounded
-    until the cuts do; ``relative`` the scale that the tolerance refers to.
+    until the cuts do; ``relative`` the scale that the tolerance refers to; ``walls`` rows and
+    right-hand sides that every decision with a finite worst case meets.
     """
 
     slopes: np.ndarray
@@ -36,6 +37,7 @@ class LevelState:
     span: float
     relative: float
     stalled: int = 0
+    walls: tuple[tuple[np.ndarray, float], ...] = ()
 
     @property
     def gap(self) -> float:
@@ -64,7 +66,7 @@ class LevelBundle:
         """The first point and its cut."""
         point = self.region.project(torch.from_numpy(self.oracle.start())).numpy()
         answer = self.oracle(point)
-        if answer is None:
+        if not isinstance(answer, Answer):
             raise UnboundedRiskError(
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
@@ -104,6 +106,9 @@ class LevelBundle:
         candidate = self.region.project(torch.from_numpy(candidate)).numpy()
         for _ in range(_HALVINGS):
             answer = self.oracle(candidate)
+            if isinstance(answer, Wall):
+                wall = (answer.gradient, answer.gradient @ candidate - answer.excess)
+                return replace(state, walls=(*state.walls, wall))
             if answer is not None:
                 break
             candidate = 0.5 * (candidate + state.best)  # infinite there: nearer to what is finite
@@ -148,6 +153,7 @@ class LevelBundle:
         matrix = np.column_stack([state.slopes * scale / unit, -np.ones(m)])
         bound = -(state.slopes @ state.best + state.offsets - state.upper) / unit
         program = _Program.of(self.region, state.best, scale, 1)
+        _wall_in(program, state, scale)
         program.rows(matrix, bound)
         eye = np.column_stack([np.eye(n), np.zeros(n)])
         program.rows(np.vstack([eye, -eye]), np.full(2 * n, state.span))
@@ -166,6 +172,7 @@ class LevelBundle:
         unit = _unit(state)
         values = state.slopes @ state.best + state.offsets
         program = _Program.of(self.region, state.best, scale, 0)
+        _wall_in(program, state, scale)
         program.rows(state.slopes * scale / unit, (target - values) / unit)
         found, _ = program.solve(np.ones(len(scale)), np.zeros(len(scale)))
         if found is None:
@@ -181,6 +188,14 @@ def _scales(state: LevelState) -> np.ndarray:
     floor = 1e-6 * steep.max() if steep.max() > 0 else 1.0
     value = max(abs(state.upper), state.relative, 1e-300)
     return value / np.maximum(steep, floor)
+
+
+def _wall_in(program: _Program, state: LevelState, scale: np.ndarray) -> None:
+    if state.walls:
+        slopes = np.vstack([slope for slope, _ in state.walls])
+        bounds = np.array([bound for _, bound in state.walls]) - slopes @ state.best
+        extra = np.zeros((len(slopes), program.size - len(scale)))
+        program.rows(np.column_stack([slopes * scale, extra]), bounds)
 
 
 def _unit(state: LevelState) -> float:

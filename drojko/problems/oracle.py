@@ -29,7 +29,7 @@ from drojko.inner.radius import BallSolution, mean, solve_ball
 from drojko.models import ModuleModel
 from drojko.problems.adversary import DecisionModule, Identity, StructuredAdversary
 
-__all__ = ["Answer", "BallOracle", "Draws", "Oracle", "RatioOracle"]
+__all__ = ["Answer", "BallOracle", "Draws", "Oracle", "RatioOracle", "Wall"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,17 @@ class Answer:
     gradient: np.ndarray
 
 
+@dataclass(frozen=True)
+class Wall:
+    """A convex condition that a point fails by ``excess``: its worst case is infinite.
+
+    ``excess + gradient @ (other - point) <= 0`` holds wherever the worst case is finite.
+    """
+
+    excess: float
+    gradient: np.ndarray
+
+
 class Oracle(ABC):
     """Robust values on fixed draws, at points of one flat vector."""
 
@@ -80,8 +91,8 @@ class Oracle(ABC):
         self.module.flat.data.copy_(torch.as_tensor(point))
 
     @abstractmethod
-    def __call__(self, point: np.ndarray) -> Answer | None:
-        """The answer at a point; None where the worst case is infinite."""
+    def __call__(self, point: np.ndarray) -> Answer | Wall | None:
+        """The answer at a point; a wall, or None, where the worst case is infinite."""
 
     def slope(self, x: Tensor, weights: Tensor) -> np.ndarray:
         """Gradient in the decision of the weighted loss at rows x."""

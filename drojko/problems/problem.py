@@ -24,7 +24,8 @@ from drojko.inner.solvers import InnerSolver, get_inner
 from drojko.measures import Empirical
 from drojko.problems.adversary import decision_model
 from drojko.problems.constraints import Region, build_region
-from drojko.problems.families import Family, family_of
+from drojko.problems.families import family_of
+from drojko.problems.family import Family
 from drojko.problems.level import LevelBundle
 from drojko.problems.oracle import Draws
 from drojko.problems.parameters import Layout
@@ -116,8 +117,9 @@ class MinimaxProblem:
         P0: a fitted measure of `drojko.measures`, or data, whose empirical measure it is. Frames
         give their columns' names to the ambiguity set.
     ambiguity : AmbiguitySet
-        `drojko.ambiguity.Wasserstein` of order 2 with its costs and bounds, or a set that
-        reweights: KL, ChiSquare, CressieRead, TotalVariation, CVaR.
+        `drojko.ambiguity.Wasserstein` of order 2 with its costs and bounds, of order 1 for
+        `MaxAffine` and `SeparableMaxAffine`, or a set that reweights: KL, ChiSquare, CressieRead,
+        TotalVariation, CVaR.
     inner : {"icnn", "pointwise"} or InnerSolver, default="icnn"
         Finds worst cases of losses without known structure under transport sets.
     constraint : optional

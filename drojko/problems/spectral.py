@@ -53,7 +53,7 @@ class SpectralGradient:
         """The first point, with a step that moves it by about its own size."""
         point = self._projected(self.oracle.start())
         answer = self.oracle(point)
-        if answer is None:
+        if not isinstance(answer, Answer):
             raise UnboundedRiskError(
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
@@ -80,9 +80,9 @@ class SpectralGradient:
         for _ in range(_BACKTRACKS):
             point = state.point + share * direction
             answer = self.oracle(point)
-            if answer is not None and answer.value <= highest + _ARMIJO * share * slope:
+            if isinstance(answer, Answer) and answer.value <= highest + _ARMIJO * share * slope:
                 break
-            share *= 0.3 if answer is None else 0.5
+            share *= 0.5 if isinstance(answer, Answer) else 0.3
         else:
             self.oracle.load(state.point)
             return replace(state, stalled=True)

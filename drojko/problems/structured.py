@@ -16,14 +16,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.exceptions import InvalidDataError, UnboundedRiskError
+from drojko.ambiguity.norms import steepest_direction
+from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["MaxAffine", "Quadratic", "SeparableMaxAffine", "StructuredLoss"]
+__all__ = ["Geometry", "MaxAffine", "Quadratic", "SeparableMaxAffine", "StructuredLoss"]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    r"""The ground cost of order 1, :math:`\|\sqrt w \circ (x - z)\|_p`: 1 / w and p."""
+
+    inverse_weights: np.ndarray
+    norm: float = 2.0
+
+    def dual_norm(self, rows: Tensor) -> Tensor:
+        """Dual norm of each row, which autograd follows."""
+        order = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[self.norm]
+        scaled = rows * torch.from_numpy(np.sqrt(self.inverse_weights)).to(rows)
+        return torch.linalg.vector_norm(scaled, ord=order, dim=-1)
+
+    def steepest(self, row: np.ndarray) -> np.ndarray:
+        """A move of unit cost that gains the dual norm."""
+        return steepest_direction(row, self.inverse_weights, self.norm)
 
 
 class StructuredLoss(ABC):
@@ -39,6 +59,8 @@ class StructuredLoss(ABC):
 
     #: Whether `maximise` holds within bounds on the columns, too.
     within_bounds = True
+    #: Whether `slope` and `steepest` are known: for order-1 transport.
+    has_slope = False
 
     def applies(self, bounded: bool) -> bool:
         """Whether `maximise` holds where columns have bounds, or have none."""
@@ -51,6 +73,14 @@ class StructuredLoss(ABC):
     def curvature(self, params: Any, coordinates: Coordinates) -> float:
         """Largest eigenvalue of the Hessian in q, infinite for kinks."""
         return math.inf
+
+    def slope(self, params: Any, geometry: Geometry) -> Tensor:
+        """How fast the loss grows in z, far away, along its steepest direction; a number."""
+        raise UnsupportedError(f"{type(self).__name__} has no known slope")
+
+    def steepest(self, params: Any, geometry: Geometry) -> np.ndarray:
+        """That direction, at unit cost, shape (d,)."""
+        raise UnsupportedError(f"{type(self).__name__} has no known slope")
 
 
 def _matrix(name: str, value: Any, like: Tensor, columns: int) -> Tensor:
@@ -99,6 +129,20 @@ class MaxAffine(StructuredLoss):
                 f"({len(slopes)},), one per row of the slopes"
             )
         return slopes, offsets
+
+    has_slope = True
+
+    def _slopes(self, params: Any, geometry: Geometry) -> Tensor:
+        return self._data(params, torch.zeros(1, len(geometry.inverse_weights)).double())[0]
+
+    def slope(self, params: Any, geometry: Geometry) -> Tensor:
+        """The largest dual norm of a piece."""
+        return geometry.dual_norm(self._slopes(params, geometry)).amax()
+
+    def steepest(self, params: Any, geometry: Geometry) -> np.ndarray:
+        """The direction of that piece."""
+        slopes = self._slopes(params, geometry).detach()
+        return geometry.steepest(slopes[int(geometry.dual_norm(slopes).argmax())].numpy())
 
     def __call__(self, params: Any, z: Tensor) -> Tensor:
         """The largest piece at each row."""
@@ -153,6 +197,21 @@ class SeparableMaxAffine(StructuredLoss):
         slopes = _matrix("the slopes of SeparableMaxAffine", slopes, like, like.shape[1])
         offsets = _matrix("the offsets of SeparableMaxAffine", offsets, like, like.shape[1])
         return slopes, offsets
+
+    has_slope = True
+
+    def _slopes(self, params: Any, geometry: Geometry) -> Tensor:
+        return self._data(params, torch.zeros(1, len(geometry.inverse_weights)).double())[0]
+
+    def slope(self, params: Any, geometry: Geometry) -> Tensor:
+        """Dual norm of the columns' steepest pieces."""
+        return geometry.dual_norm(self._slopes(params, geometry).abs().amax(0))
+
+    def steepest(self, params: Any, geometry: Geometry) -> np.ndarray:
+        """Every column along its steepest piece."""
+        slopes = self._slopes(params, geometry).detach()
+        top = slopes.gather(0, slopes.abs().argmax(0, keepdim=True))[0]
+        return geometry.steepest(top.numpy())
 
     def __call__(self, params: Any, z: Tensor) -> Tensor:
         """Sum over the columns of the largest piece."""

@@ -93,7 +93,7 @@ def test_bounds_keep_the_worst_case_inside(demand):
     free = newsvendor(demand, Wasserstein(radius=30.0), shortage=3.0).solve()
     z = solution.worst_case.sample(2000, random_state=0)
     assert z.min() >= -1e-9 and z.max() <= demand.max() + 1e-9  # rounding
-    assert solution.objective < 0.9 * free.objective
+    assert solution.objective < 0.99 * free.objective
     assert solution.certificate.proof == "dual"
     assert solution.certificate.relative_gap < 1e-6
 
