@@ -88,6 +88,11 @@ def by_cv(
     )
     if len(radii) > 1 and chosen == best and chosen in (0, len(radii) - 1):
         message += f" It lies at the end of the candidates: try others beyond {radii[chosen]:g}."
+    if mean[chosen, 3] < 1.0:
+        message += (
+            f" Its fits converged in {mean[chosen, 3]:.0%} of the folds only, so that the choice "
+            "is not to be trusted: add alpha > 0, or raise max_iter."
+        )
     return {"radius": radii[chosen], "table": table, "message": message, "at": fixed}
 
 

@@ -182,6 +182,9 @@ def test_fits_that_do_not_converge_are_counted_not_warned_about():
     found = select_radius(linear(), X, y, radii=[0.0, 1.0], at=1.0, cv=2, random_state=0)
     assert found.table["converged"].tolist() == [0.0, 1.0]
     assert found.radius == 1.0
+    assert "converged in" not in found.message
+    found = select_radius(linear(), X, y, radii=[0.0], at=1.0, cv=2, random_state=0)
+    assert "converged in 0% of the folds only" in found.message
 
 
 def test_cross_validation_of_a_perceptron_on_several_classes():
