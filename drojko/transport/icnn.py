@@ -42,6 +42,17 @@ class _Pass:
     w: Tensor
 
 
+@dataclass
+class _Extra:
+    """What a function of the Hessian adds on the way back: the derivatives in M, V, U, pi, s."""
+
+    quadratic: Tensor
+    v: list[Tensor]
+    u: list[Tensor]
+    pi: list[Tensor]
+    s: list[Tensor]
+
+
 class ICNN(nn.Module):
     r"""Convex potential with a learnable quadratic and softplus layers.
 
@@ -225,11 +236,15 @@ class ICNN(nn.Module):
 
         return out, backward
 
-    def _parameter_gradient(self, p: _Pass, g: Tensor) -> list[Tensor]:
+    def _parameter_gradient(self, p: _Pass, g: Tensor, extra: _Extra | None = None) -> list[Tensor]:
         last = len(p.s) - 1
         moment = p.x.T @ g
+        if extra is not None:
+            moment = moment + extra.quadratic
         d_factor = (moment + moment.T) @ self.factor
         d_v = [t.T @ g for t in p.t]
+        if extra is not None:
+            d_v = [a.add_(b) for a, b in zip(d_v, extra.v, strict=True)]
         d_u_raw = [torch.empty(0)] * last
         d_s: list[Tensor] = []
         # Up through t_1, ..., t_L: the order opposite to their computation.
@@ -237,10 +252,18 @@ class ICNN(nn.Module):
         for layer in range(last):
             d_pi = tau * p.s[layer]
             d_s.append(tau * p.pi[layer])
+            if extra is not None:
+                d_pi = d_pi.add_(extra.pi[layer])
             d_u_raw[layer] = p.t[layer + 1].T @ d_pi
+            if extra is not None:
+                d_u_raw[layer].add_(extra.u[layer])
             tau = torch.addmm(d_pi @ p.u[layer].T, g, self.V[layer + 1].T)
         d_s.append(tau * p.w)
-        d_w_raw = tau * p.s[last] * -torch.expm1(-p.w)  # softplus'(raw) = 1 - exp(-softplus)
+        d_w = tau * p.s[last]
+        if extra is not None:
+            d_w = d_w.add_(extra.pi[last])
+            d_s = [a.add_(b) for a, b in zip(d_s, extra.s, strict=True)]
+        d_w_raw = d_w * -torch.expm1(-p.w)  # softplus'(raw) = 1 - exp(-softplus)
         # Down through the pre-activations.
         d_d: list[Tensor] = [torch.empty(0)] * (last + 1)
         d_c: list[Tensor] = [torch.empty(0)] * (last + 1)
