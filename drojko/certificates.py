@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from drojko.ambiguity import Dual
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.bounds import Structure, lipschitz_bound, structure
@@ -16,7 +19,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, mean, solve_ball
 from drojko.models import MLP
 
-__all__ = ["Certificate", "Evaluation", "certify"]
+__all__ = ["Certificate", "Evaluation", "certify", "reweighted_certificate"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,11 @@ def _ball_upper(
         bound, proof = adversary.with_penalty(penalty).upper(moved, known)
         options.append((penalty * budget + mean(bound, weights), proof))
     proofs = {proof for _, proof in options}
-    if known.norms is not None and not adversary.discrete and proofs & {"lipschitz", "local-estimate"}:
+    if (
+        known.norms is not None
+        and not adversary.discrete
+        and proofs & {"lipschitz", "local-estimate"}
+    ):
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
         options.extend(_local_ball(adversary, batch, weights, radius, ball, known))
     proven = [option for option in options if option[1] != "local-estimate"]
@@ -286,3 +293,86 @@ def _lipschitz_ball(
     start = min((value(centre + step), centre + step) for step in range(-8, 5))[1]
     found = minimize_scalar(value, bounds=(start - 1, start + 1), method="bounded")
     return float(found.fun), "lipschitz"
+
+
+def reweighted_certificate(
+    ambiguity: Any,
+    bound: Any,
+    losses: np.ndarray,
+    weights: np.ndarray,
+    *,
+    fitted: tuple[np.ndarray, np.ndarray] | None = None,
+    stationarity: float = math.nan,
+) -> tuple[Certificate, Dual]:
+    r"""Certificate of a set that reweights, from the losses of a model on reference draws.
+
+    .. math:: E_w\left[\eta + \lambda r
+              + \lambda f^*\left(\frac{\ell - \eta}{\lambda}\right)\right] \ge V \ge E_w\,q\,\ell
+
+    On atoms both sides are the exact dual. Draws of a continuous reference give an upper bound
+    whose mean is one for the reference itself, when the dual point comes from other, independent
+    draws; the lower side is the worst reweighting of the draws themselves.
+
+    Parameters
+    ----------
+    ambiguity : AmbiguitySet
+    bound : object
+        ``ambiguity.on(x, weights)``.
+    losses, weights : ndarray of shape (n,)
+        The weights sum to one.
+    fitted : (losses, weights), optional
+        Independent draws that the dual point is solved for; None: the draws are the atoms.
+    stationarity : float
+        Passed on.
+
+    Returns
+    -------
+    Certificate
+        ``transport_cost`` is D(P*, P0) of the attained reweighting.
+    Dual
+        The dual point of the upper bound.
+
+    Notes
+    -----
+    Total variation, Cressie-Read with k < 1, and balls so large that the worst case is the largest
+    loss ask for a bound of all losses: there, the largest of both samples stands for it.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import KL
+    >>> ball, losses, weights = KL(0.1), np.array([0.0, 1.0, 2.0]), np.full(3, 1 / 3)
+    >>> certificate, _ = reweighted_certificate(ball, ball.on(None, weights), losses, weights)
+    >>> certificate.proof, certificate.gap < 1e-12
+    ('dual', True)
+    """
+    exact = bound.dual(losses)
+    point, contributions = exact, losses
+    upper, error = exact.value, 0.0
+    if fitted is not None:
+        if hasattr(ambiguity, "bounds_at"):
+            point = ambiguity.dual(*fitted)
+            contributions = ambiguity.bounds_at(losses, point.penalty, point.shift)
+            if not np.isfinite(contributions).all():
+                together = np.concatenate([losses, fitted[0]])
+                point = ambiguity.dual(together, np.concatenate([weights, fitted[1]]))
+                contributions = ambiguity.bounds_at(losses, point.penalty, point.shift)
+            upper = float(weights @ contributions)
+        else:  # the linear part of the value at these draws
+            contributions = exact.ratio * losses
+        error = math.sqrt(float(weights**2 @ (contributions - weights @ contributions) ** 2))
+    price = ambiguity.penalty or 0.0
+    nominal = float(weights @ losses)
+    lower = max(exact.attained - price * exact.radius, nominal)
+    certificate = Certificate(
+        nominal_risk=nominal,
+        lower=lower,
+        upper=max(upper, lower),
+        worst_case_risk=exact.attained,
+        radius=None if ambiguity.penalty is not None else float(ambiguity.budget),
+        penalty=point.penalty,
+        transport_cost=exact.radius,
+        standard_error=error,
+        stationarity=stationarity,
+        proof="dual",
+    )
+    return certificate, point

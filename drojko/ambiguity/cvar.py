@@ -103,7 +103,9 @@ class CVaR(DensityRatioSet):
         """Return t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
         return shift + self._conjugate(floats(losses, "losses") - shift)
 
-    def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+    def _curve(
+        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
+    ) -> Curve:
         from drojko.ambiguity.reweighting import capped
 
         return capped(bound, losses, float(self.alpha), smoothing)

@@ -259,11 +259,13 @@ class DensityRatioSet(AmbiguitySet):
         """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0."""
         return np.zeros_like(ratio)
 
-    def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+    def _curve(
+        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
+    ) -> Curve:
         """Return the smoothed dual with its second derivative."""
         from drojko.ambiguity.reweighting import divergence
 
-        return divergence(bound, losses, smoothing)
+        return divergence(bound, losses, smoothing, barrier)
 
     def _worst(self, sample: Sample) -> Worst:
         if self.penalty is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from drojko.ambiguity._ratio import Sample, floats
 from drojko.ambiguity.dual import DensityRatioSet, Dual
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["BoundSet", "Curve", "Reweighting", "capped", "divergence", "soft_maximum"]
+__all__ = ["BoundSet", "Curve", "Reweighting", "capped", "divergence", "maximum", "root"]
 
 
 class BoundSet(Protocol):
@@ -36,11 +37,13 @@ class Curve(Dual):
               + \mathrm{columns}\; \mathrm{core}\; \mathrm{columns}^\top
 
     positive semidefinite, of shapes (n,), (n, m) and (m, m); the gradient is weights * ratio.
+    ``exact`` is the value without smoothing where it came out on the way, NaN otherwise.
     """
 
     diagonal: np.ndarray = field(default_factory=lambda: np.empty(0))
     columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     core: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    exact: float = math.nan
 
 
 class Reweighting:
@@ -87,14 +90,19 @@ class Reweighting:
         """
         if smoothing <= 0.0:
             return self.ambiguity.dual(losses, self.weights)
-        return self.curve(losses, smoothing)
+        return self.curve(losses, smoothing, barrier=False)
 
-    def curve(self, losses: Any, smoothing: float) -> Curve:
-        """Return the smoothed dual together with its second derivative; smoothing > 0."""
+    def curve(self, losses: Any, smoothing: float, barrier: bool = True) -> Curve:
+        """Return the smoothed dual together with its second derivative; smoothing > 0.
+
+        ``barrier``: largest losses are smoothed by a logarithmic barrier, along which Newton's
+        method takes long steps. Then it is ``attained`` that is within the smoothing of the exact
+        value, and ``value`` may be lower.
+        """
         values = floats(losses, "losses")
         if values.shape != self.weights.shape or not np.isfinite(values).all():
             raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
-        return self.ambiguity._curve(self, values, float(smoothing))
+        return self.ambiguity._curve(self, values, float(smoothing), barrier)
 
 
 def flat(bound: Reweighting, losses: np.ndarray) -> Curve:
@@ -111,10 +119,11 @@ def flat(bound: Reweighting, losses: np.ndarray) -> Curve:
         diagonal=np.zeros(losses.size),
         columns=empty,
         core=np.zeros((0, 0)),
+        exact=mean,
     )
 
 
-def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool) -> Curve:
     r"""Smoothed dual of an f-divergence: its multiplier stays above a least one.
 
     .. math:: V_\delta = \max_{D(q) \le r} E_0 q \ell - \underline\lambda D(q)
@@ -128,12 +137,15 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curv
     given, radius = family.penalty, family.radius
     if radius == 0.0 or reach <= 0.0:
         return flat(bound, losses)
+    if barrier and given is None and float(radius or 0.0) >= reach:
+        return maximum(bound, losses, smoothing)
     sample = Sample(losses, bound.weights)
-    ball = None
+    ball, exact = None, math.nan
     if given is None:
         least = smoothing / min(float(radius or 0.0), reach)
         ball = None if sample.constant else family._ball(sample, float(radius or 0.0))
         penalty = 0.0 if ball is None else sample.enlarge(ball.penalty)
+        exact = sample.restore(0.0 if ball is None else ball.excess)
     else:
         least = smoothing / reach
         penalty = float(given)
@@ -143,6 +155,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curv
         ball, penalty = None, max(penalty, least)
         worst = family._priced(sample, penalty)
         value = sample.restore(worst.excess)
+        exact = value if penalty == given else exact
     ratio = np.ones(losses.size)
     if worst.ratio is not None:
         ratio = sample.scatter(worst.ratio)
@@ -165,6 +178,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curv
         diagonal=steep / penalty,
         columns=np.column_stack(columns),
         core=np.diag(core) / penalty,
+        exact=exact,
     )
 
 
@@ -206,27 +220,40 @@ def capped(bound: Reweighting, losses: np.ndarray, alpha: float, smoothing: floa
 def _threshold(
     losses: np.ndarray, w: np.ndarray, alpha: float, kappa: float, start: float | None
 ) -> float:
-    """Return eta with E expit((losses - eta) / kappa) = alpha: Newton steps inside a bracket."""
+    """Return eta with E expit((losses - eta) / kappa) = alpha."""
     offset = kappa * float(logit(alpha))
     low, high = float(losses.min()) - offset, float(losses.max()) - offset
     if start is None or not low < start < high:
         order = np.argsort(losses)
         cut = int(np.searchsorted(np.cumsum(w[order]), 1.0 - alpha))
         start = float(losses[order[min(cut, losses.size - 1)]])
-    eta = min(max(start, low), high)
-    for iteration in range(100):
+
+    def missing(eta: float) -> tuple[float, float]:
         share = expit((losses - eta) / kappa)
-        missing = float(w @ share) - alpha
-        low, high = (eta, high) if missing > 0 else (low, eta)
-        slope = float(w @ (share * (1.0 - share))) / kappa
-        move = missing / slope if slope > 0 else math.inf
-        after = eta + move
+        return float(w @ share) - alpha, -float(w @ (share * (1.0 - share))) / kappa
+
+    return root(missing, low, high, start, kappa)
+
+
+def root(
+    function: Callable[[float], tuple[float, float]],
+    low: float,
+    high: float,
+    start: float,
+    scale: float,
+) -> float:
+    """Return the zero of a decreasing function (value, slope): Newton steps inside a bracket."""
+    x = min(max(start, low), high)
+    for iteration in range(100):
+        value, slope = function(x)
+        low, high = (x, high) if value > 0 else (low, x)
+        after = x - value / slope if slope < 0 else math.inf
         if not low < after < high or iteration % 8 == 7:
             after = 0.5 * (low + high)
-        if abs(missing) <= 1e-15 or abs(after - eta) <= 1e-16 * (abs(eta) + kappa):
+        if abs(value) <= 1e-14 or abs(after - x) <= 1e-15 * (abs(x) + scale):
             break
-        eta = after
-    return eta
+        x = after
+    return x
 
 
 def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
@@ -252,4 +279,44 @@ def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Cu
         diagonal=mass / kappa,
         columns=mass[:, None],
         core=np.array([[-1.0 / kappa]]),
+    )
+
+
+def maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+    r"""The maximum behind a logarithmic barrier.
+
+    .. math:: \min_M\; M - \kappa E_0 \log\frac{M - \ell}{\kappa}, \qquad
+              q = \frac{\kappa}{M - \ell}, \qquad M - E_0 q \ell = \kappa
+
+    with kappa = smoothing: the attained mean is within kappa of M, which is above all losses.
+    """
+    if bound.least >= 1.0:
+        return flat(bound, losses)
+    w, kappa = bound.weights, smoothing
+    top = float(losses[w > 0].max())
+    distance = np.where(w > 0, top - losses, 0.0)
+    # The harmonic mean of M - loss is concave in M: from below, Newton's method is monotone.
+    x = kappa * float(w[(distance == 0.0) & (w > 0)].sum())
+    for _ in range(60):
+        inverse = 1.0 / (x + distance)
+        first = float(w @ inverse)
+        slope = float(w @ inverse**2) / first**2
+        move = (kappa - 1.0 / first) / slope
+        x += max(move, 0.0)
+        if move <= 1e-15 * x:
+            break
+    ratio = np.where(w > 0, kappa / (x + distance), 0.0)
+    ratio /= float(w @ ratio)
+    steep = w * ratio**2 / kappa
+    return Curve(
+        top + x - kappa + kappa * float(w @ np.log(np.where(w > 0, ratio, 1.0))),
+        kappa,
+        top + x,
+        ratio,
+        float((w * ratio) @ losses),
+        float(bound.ambiguity._radius_of_maximum(min(1.0 / float(ratio.max()), 1.0))),
+        diagonal=steep,
+        columns=steep[:, None],
+        core=np.array([[-1.0 / float(steep.sum())]]),
+        exact=top,
     )

@@ -80,10 +80,14 @@ class TotalVariation(DensityRatioSet):
         # The dual point has the largest loss at t = 1/2, up to the rounding of t.
         return np.where(t <= 0.5 + 1e-9, np.maximum(t, -0.5), np.inf)
 
-    def _curve(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
-        if self.penalty is not None:
-            return _priced_curve(bound, losses, float(self.penalty), smoothing)
-        return _ball_curve(bound, losses, self._size(), smoothing)
+    def _curve(
+        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
+    ) -> Curve:
+        if self.penalty is None:
+            return _ball_curve(bound, losses, self._size(), smoothing, barrier)
+        if barrier:
+            return _barred_curve(bound, losses, float(self.penalty), smoothing)
+        return _priced_curve(bound, losses, float(self.penalty), smoothing)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         ends, _ = _removal(sample)
@@ -126,13 +130,15 @@ def _removal(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return cumulate(weight), cumulate(weight * h)
 
 
-def _ball_curve(bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float) -> Curve:
+def _ball_curve(
+    bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float, barrier: bool
+) -> Curve:
     """Mix the maximum and the CVaR, each smoothed, with shares radius and 1 - radius."""
-    from drojko.ambiguity.reweighting import Curve, capped, flat, soft_maximum
+    from drojko.ambiguity.reweighting import Curve, capped, flat, maximum, soft_maximum
 
     if radius == 0.0:
         return flat(bound, losses)
-    high = soft_maximum(bound, losses, smoothing)
+    high = (maximum if barrier else soft_maximum)(bound, losses, smoothing)
     rest = flat(bound, losses)
     if radius < 1.0:
         rest = capped(bound, losses, 1.0 - radius, smoothing)
@@ -182,4 +188,43 @@ def _priced_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smooth
         diagonal=steep + left * high.diagonal,
         columns=np.column_stack([high.columns, steep, w * high.ratio]),
         core=core,
+    )
+
+
+def _barred_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
+    """The same as one minimum over M, with a logarithmic barrier that keeps it above all losses."""
+    from drojko.ambiguity.reweighting import Curve, root
+
+    w, kappa = bound.weights, 0.5 * smoothing
+    top = float(losses[w > 0].max())
+    distance = np.where(w > 0, top - losses, 0.0)
+
+    def excess(log_x: float) -> tuple[float, float]:
+        x = math.exp(log_x)
+        share, inverse = expit((penalty - distance - x) / kappa), 1.0 / (x + distance)
+        slope = float(w @ (share * (1.0 - share))) / kappa + kappa * float(w @ inverse**2)
+        return float(w @ share) + kappa * float(w @ inverse) - 1.0, -x * slope
+
+    # All terms 1 / x or one share short of 1: brackets of the distance of M above the largest.
+    low = math.log(kappa * bound.least)
+    high = math.log(penalty + kappa * (2.0 - math.log(min(0.5 * bound.least, kappa / penalty))))
+    x = math.exp(root(excess, low, high, min(max(math.log(kappa), low), high), 1.0))
+    t = (penalty - distance - x) / kappa
+    share = expit(t)
+    wall = np.where(w > 0, kappa / (x + distance), 0.0)
+    ratio = share + wall
+    ratio /= float(w @ ratio)
+    steep = w * (share * expit(-t) + wall**2) / kappa
+    entropy = np.logaddexp(0.0, t) + np.log(np.maximum(wall, 1e-300))
+    value = top + x - penalty + kappa * float(w @ entropy) - kappa * (1.0 + math.log(2.0))
+    return Curve(
+        value,
+        penalty,
+        top + x - 0.5 * penalty,
+        ratio,
+        float((w * ratio) @ losses),
+        0.5 * float(w @ np.abs(ratio - 1.0)),
+        diagonal=steep,
+        columns=steep[:, None],
+        core=np.array([[-1.0 / float(steep.sum())]]),
     )

@@ -76,10 +76,23 @@ def test_first_and_second_derivatives(ambiguity, seed, smoothing):
 
 
 @sets
+@given(seed=st.integers(0, 10_000), smoothing=st.floats(1e-6, 2.0))
+def test_what_newton_attains_is_within_the_smoothing(ambiguity, seed, smoothing):
+    losses, weights, _ = problem(seed)
+    bound = ambiguity.on(None, weights)
+    exact, curve = bound.dual(losses).value, bound.curve(losses, smoothing)
+    attained = curve.attained - (ambiguity.penalty or 0.0) * curve.radius
+    assert curve.value <= exact + 1e-9
+    assert exact - smoothing - 1e-9 <= attained <= exact + 1e-9
+    assert float(weights @ curve.ratio) == pytest.approx(1.0, abs=1e-9)
+    assert np.isnan(curve.exact) or curve.exact == pytest.approx(exact, abs=1e-9)
+
+
+@sets
 def test_constant_losses_and_shifts(ambiguity):
     losses, weights, _ = problem(3)
     bound = ambiguity.on(None, weights)
-    constant = bound.curve(np.full(12, 0.7), 0.1)
+    constant = bound.dual(np.full(12, 0.7), 0.1)
     assert 0.6 <= constant.value <= 0.7 + 1e-12
     assert constant.ratio == pytest.approx(np.ones(12), abs=1e-9)
     moved = bound.dual(losses + 5.0, 0.1)

@@ -1,0 +1,152 @@
+"""Networks against reweightings: stochastic steps with ratios from stale losses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drojko._adam import Adam
+from drojko.ambiguity import AmbiguitySet
+from drojko.measures.base import components
+from drojko.measures.empirical import Empirical
+from drojko.minimax.passes import Passes
+from drojko.models import views_like
+
+__all__ = ["ReweightedPasses"]
+
+_SOLVES = 4  # duals per pass: between them ratios stay
+_FRESH = 5  # passes between new draws of a continuous reference
+_CHUNK = 8192  # rows of a forward pass over all draws
+_FIRST, _LAST = 0.05, 0.002  # smoothing of the dual, relative to the risk, from first to last pass
+
+
+@dataclass
+class PassState:
+    """Parameters, optimiser moments and the last known loss of every draw."""
+
+    flat: Tensor
+    average: Tensor
+    adam: Adam
+    losses: Tensor
+    iteration: int = 0
+    risk: float = math.inf
+    penalty: float = math.inf
+    cost: float = 0.0
+    slope: float = math.inf
+    best: float = math.inf
+    stale: int = 0
+
+
+class ReweightedPasses(Passes):
+    r"""Adam on :math:`E\,q\,\ell(\theta)`, q the ratios of the dual on stored losses.
+
+    Each batch refreshes its own losses in the store; the dual is solved on the whole store a few
+    times a pass, which costs little beside the passes themselves. Atoms stay; a continuous
+    reference is drawn anew every few passes, with one forward pass to fill the store.
+    """
+
+    ambiguity: AmbiguitySet
+    groups: Any = None
+
+    def init(self, problem: None = None) -> PassState:
+        self.prepare()
+        parts = components(self.problem.reference)
+        self.atoms = all(isinstance(part, Empirical) for part in parts)
+        self._draw()
+        return PassState(
+            self.flat.clone(), torch.zeros_like(self.flat), Adam.like(self.flat), self._losses()
+        )
+
+    def _draw(self) -> None:
+        drawn = self.problem.support(self.ambiguity, self.n_draws, self.generator, self.groups)
+        self.x, self.y, self.w, self.bound = drawn
+        self.batch_size = self.batch_size_of(len(self.x))
+
+    def _losses(self) -> Tensor:
+        """The current loss of every draw, shape (n,), float64 on the CPU."""
+        parts = []
+        for x, y in zip(self.x.split(_CHUNK), self.y.split(_CHUNK), strict=True):
+            parts.append(self.problem.loss.value(self.problem.model.linearise(x)[0], y))
+        return torch.cat(parts).detach().double().cpu()
+
+    def _ratio(self, losses: Tensor, progress: float) -> Tensor:
+        size = float(losses.abs().double() @ self.w.cpu())
+        smoothing = max(size * (_LAST + (_FIRST - _LAST) * (1.0 - progress)), 1e-290)
+        dual = self.bound.dual(losses, smoothing)
+        return torch.from_numpy(dual.ratio).to(self.w)
+
+    def step(self, state: PassState) -> PassState:
+        p = self.problem
+        self.load(state.flat)
+        adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
+        if not self.atoms and state.iteration and state.iteration % _FRESH == 0:
+            self._draw()
+            losses = self._losses()
+        else:
+            losses = state.losses.clone()
+        views = views_like(adam.gradient, list(p.model.parameters()))
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        batches = order.split(self.batch_size)
+        every = max(1, len(batches) // _SOLVES)
+        mass = self.w
+        squared = 0.0
+        for k, rows in enumerate(batches):
+            progress = (state.iteration + k / len(batches)) / self.max_iter
+            if k % every == 0:
+                mass = self.w * self._ratio(losses, min(progress, 1.0))
+            f, backward = p.model.linearise(self.x[rows])
+            labels = self.y[rows]
+            value, slope = p.loss.value(f, labels), p.loss.gradient(f, labels)
+            losses[rows.cpu()] = value.detach().double().cpu()
+            scale = (mass[rows] * (len(self.x) / len(rows))).to(slope.dtype)
+            slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
+            squared += self.descend(adam, views, backward(slope, parameters=True), progress)
+        dual = self.bound.dual(losses)
+        value = dual.value + self.ridge()
+        best, stale = self.progress_of(state, value)
+        return PassState(
+            self.flat.clone(),
+            self.averaged(state),
+            adam,
+            losses,
+            state.iteration + 1,
+            value,
+            dual.penalty,
+            dual.radius,
+            math.sqrt(squared / len(batches)),
+            best,
+            stale,
+        )
+
+    def multiplier(self, state: PassState) -> float:
+        return state.penalty
+
+    def record(self, state: PassState) -> dict[str, float]:
+        return {
+            "robust_risk": state.risk,
+            "penalty": state.penalty,
+            "transport_cost": state.cost,
+            "stationarity": state.slope / (1.0 + abs(state.risk)),
+        }
+
+    def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
+        """Exact dual of all draws, and the norm of the gradient at its ratios."""
+        p = self.problem
+        self.load(flat)
+        dual = self.bound.dual(self._losses())
+        mass = self.w * torch.from_numpy(dual.ratio).to(self.w)
+        whole = self.decay * self.flat
+        for x, y, m in zip(
+            self.x.split(_CHUNK), self.y.split(_CHUNK), mass.split(_CHUNK), strict=True
+        ):
+            f, backward = p.model.linearise(x)
+            slope = p.loss.gradient(f, y)
+            scale = m.to(slope.dtype)
+            slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
+            parts = backward(slope, parameters=True)
+            whole = whole + torch.cat([g.reshape(-1) for g in parts])
+        return dual.value + self.ridge(), float((whole * self.frozen).norm())
