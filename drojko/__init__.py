@@ -23,20 +23,26 @@ __all__ = [
     "Certificate",
     "DROClassifier",
     "DRORegressor",
+    "MinimaxProblem",
+    "RadiusSelection",
     "WorstCase",
     "__version__",
     "ambiguity",
+    "baselines",
     "displays",
     "estimators",
     "exceptions",
+    "flows",
     "inner",
     "load",
     "losses",
     "make_robust_scorer",
     "measures",
     "minimax",
+    "problems",
     "radius_path",
     "save",
+    "select_radius",
     "transport",
 ]
 
@@ -45,31 +51,40 @@ _HOME = {
     "Certificate": "drojko.certificates",
     "DROClassifier": "drojko.estimators",
     "DRORegressor": "drojko.estimators",
+    "MinimaxProblem": "drojko.problems",
+    "RadiusSelection": "drojko.estimators",
     "WorstCase": "drojko.inner",
     "load": "drojko._persist",
     "save": "drojko._persist",
     "make_robust_scorer": "drojko.estimators",
     "radius_path": "drojko.estimators",
+    "select_radius": "drojko.estimators",
 }
 
 if TYPE_CHECKING:
     from drojko import ambiguity as ambiguity
+    from drojko import baselines as baselines
     from drojko import displays as displays
     from drojko import estimators as estimators
     from drojko import exceptions as exceptions
+    from drojko import flows as flows
     from drojko import inner as inner
     from drojko import losses as losses
     from drojko import measures as measures
     from drojko import minimax as minimax
+    from drojko import problems as problems
     from drojko import transport as transport
     from drojko._persist import load as load
     from drojko._persist import save as save
     from drojko.certificates import Certificate as Certificate
     from drojko.estimators import DROClassifier as DROClassifier
     from drojko.estimators import DRORegressor as DRORegressor
+    from drojko.estimators import RadiusSelection as RadiusSelection
     from drojko.estimators import make_robust_scorer as make_robust_scorer
     from drojko.estimators import radius_path as radius_path
+    from drojko.estimators import select_radius as select_radius
     from drojko.inner import WorstCase as WorstCase
+    from drojko.problems import MinimaxProblem as MinimaxProblem
 
 
 def __getattr__(name: str) -> Any:

@@ -79,6 +79,11 @@ def _relu(a: Tensor) -> tuple[Tensor, Tensor]:
     return h, (a > 0).to(a.dtype)
 
 
+def _sigmoid(a: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.sigmoid(a)
+    return h, h * (1.0 - h)
+
+
 # value and derivative, sup |phi'|, (inf phi'', sup phi'')
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], float, tuple[float, float]]]
 ACTIVATIONS = {
@@ -86,6 +91,7 @@ ACTIVATIONS = {
     "tanh": (_tanh, 1.0, (-0.7698003589195011, 0.7698003589195011)),
     "silu": (_silu, 1.09983933, (-0.0963, 0.5)),  # outwards in the last digit
     "relu": (_relu, 1.0, (-math.inf, math.inf)),
+    "sigmoid": (_sigmoid, 0.25, (-0.09622504486493764, 0.09622504486493764)),
 }
 
 
@@ -122,7 +128,7 @@ class MLP(TabularModel):
         ``n_outputs=1`` gives predictions of shape (n,), more gives (n, n_outputs).
     hidden : sequence of int
         Widths; an empty one gives a linear model.
-    activation : {"softplus", "tanh", "silu", "relu"}
+    activation : {"softplus", "tanh", "silu", "relu", "sigmoid"}
         Smooth ones have a finite curvature, and with it a proven dual above a threshold.
     bias : bool
         Whether there are intercepts; without, they stay zero and take no gradient steps.
