@@ -14,7 +14,7 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["approach_named", "approach_to"]
 
-_ALL: tuple[Approach, ...] = (Transport(), OrderOne(), SinkhornApproach())
+_ALL: tuple[Approach, ...] = (Transport(), OrderOne(), SinkhornApproach(), Reweighting())
 _APPROACHES: dict[str, Approach] = {approach.name: approach for approach in _ALL}
 
 
