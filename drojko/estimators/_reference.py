@@ -57,7 +57,7 @@ def _without_noise(reference: Any, categories: Categories) -> Any:
     columns = categories.every_column
     if isinstance(reference, KDE):
         fixed = [] if reference.fixed is None else np.atleast_1d(reference.fixed).tolist()
-        return clone(reference).set_params(fixed=[*fixed, *columns.tolist()])
+        return cast(Any, clone(reference)).set_params(fixed=[*fixed, *columns.tolist()])
     smooths = reference in ("gaussian", "mixture", "flow") if isinstance(reference, str) else False
     if isinstance(reference, Measure):
         smooths = not isinstance(reference, Empirical)

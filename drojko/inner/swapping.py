@@ -98,9 +98,7 @@ def greedy(
     choice, q = own, batch.q0
     zero = torch.zeros_like(batch.q0[:, 0]) if batch.q0.shape[1] else batch.q0.new_zeros(len(batch))
     yield batch, zero, extra
-    singles = [
-        (g, k) for g, values in enumerate(swaps.values) for k in range(len(values))
-    ]
+    singles = [(g, k) for g, values in enumerate(swaps.values) for k in range(len(values))]
     for step in range(min(_ROUNDS, swaps.n_groups)):
         at = replace(batch, x=swaps.apply(batch.x, own, choice))
         steps = max(1, adversary.screening)
@@ -109,7 +107,9 @@ def greedy(
         best = found.value - objective.penalty * swaps.fee(own, choice)
         moves = [(single,) for single in singles]
         if step == 0 and len(singles) ** 2 <= 2 * _PAIRS:
-            moves += [(a, b) for i, a in enumerate(singles) for b in singles[i + 1 :] if a[0] != b[0]]
+            moves += [
+                (a, b) for i, a in enumerate(singles) for b in singles[i + 1 :] if a[0] != b[0]
+            ]
         chosen = choice
         for move in moves:
             trial = choice.clone()
@@ -137,8 +137,8 @@ def lipschitz_upper(
     the G + 1 prefixes in the order of s_g / c_g.
     """
     model, loss = objective.model, objective.loss
-    unknown = known.norms is None or isinstance(loss, CallableLoss)
-    if unknown or not isinstance(model, MLP) or model.n_outputs > 1:
+    norms = None if isinstance(loss, CallableLoss) else known.norms
+    if norms is None or not isinstance(model, MLP) or model.n_outputs > 1:
         value = objective.risk(batch, batch.q0)
         return torch.full_like(value, -math.inf), "local-estimate"
     first, *others = [w.detach() for w in model.weights]
@@ -154,11 +154,11 @@ def lipschitz_upper(
     order = (reach / swaps.costs).argsort(dim=1, descending=True, stable=True)
     moved, paid = reach.gather(1, order).cumsum(1), swaps.costs[order].cumsum(1)
     f = model.linearise(batch.x)[0]
-    square = float(known.norms) ** 2
+    square = float(norms) ** 2
     kappa = objective.strength / square if square > 0 else math.inf
     if not kappa > loss.growth:
         return torch.full_like(f, math.inf), "lipschitz"
-    best = lipschitz_bound(objective, batch, known.norms)
+    best = lipschitz_bound(objective, batch, norms)
     best = loss.robust_value(f, batch.y, kappa) if best is None else best
     for k in range(swaps.n_groups):
         for sign in (1.0, -1.0):

@@ -89,9 +89,7 @@ class TransportedWorstCase(WorstCase):
         if self.share > 0.0:
             low = self._at(self.low_penalty, batch)
             coin = torch.rand(n, generator=gen, dtype=torch.float64).to(low.q.device) < self.share
-            x = torch.where(
-                coin.unsqueeze(1), self._points(batch, low), self._points(batch, moved)
-            )
+            x = torch.where(coin.unsqueeze(1), self._points(batch, low), self._points(batch, moved))
             labels = torch.where(coin, low.labels, moved.labels)
         else:
             x, labels = self._points(batch, moved), moved.labels
