@@ -34,7 +34,7 @@ __all__ = ["SinkhornApproach"]
 
 #: Share of the set's own smoothing and radius that a kernel density reference may spend.
 _INSIDE = 0.1
-_MOST_ATOMS, _PARTICLES, _EVALUATIONS = 5_000, (64, 512), 400_000
+_TRAINING, _MOST_ATOMS, _PARTICLES, _EVALUATIONS = 256, 5_000, (64, 512), 400_000
 _COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
@@ -68,7 +68,7 @@ class _SampledPlan(Plan):
             epsilon=_epsilon(self),
             seed=seed if is_linear(model) else None,
             stream=torch.Generator().manual_seed(seed),
-            m=64 if is_linear(model) else 32,
+            m=_TRAINING if is_linear(model) else 32,
         )
 
 

@@ -233,6 +233,4 @@ def huber_inside(r: np.ndarray, s: float, eta: float, delta: float):
     x = np.concatenate(nodes, axis=1)
     weight = np.concatenate(logs, axis=1) - math.log(s * math.sqrt(2.0 * math.pi))
     g = (x - r[:, None]) / s
-    return _moments(
-        weight - 0.5 * g * g, x, g, 0.5 * x * x, np.ones_like(x), eta, False
-    )
+    return _moments(weight - 0.5 * g * g, x, g, 0.5 * x * x, np.ones_like(x), eta, False)

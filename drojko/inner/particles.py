@@ -15,6 +15,7 @@ it is a lower bound in the mean; `Particles.debiased` takes that term off (the j
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["Particles", "draw_particles"]
+__all__ = ["Particles", "blocks", "draw_particles"]
+
+_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -116,5 +119,12 @@ def draw_particles(
     far = (q - modes).square().sum(2)
     exponent = (near - far) * (scale**2 / epsilon)
     ratio = math.log(2.0) - torch.logaddexp(torch.zeros_like(exponent), exponent)
-    losses = torch.stack([objective.risk(batch, part) for part in q])
-    return Particles(q, losses, ratio, epsilon)
+    losses = [objective.risk(rows, part).view(-1, n) for rows, part in blocks(batch, q)]
+    return Particles(q, torch.cat(losses), ratio, epsilon)
+
+
+def blocks(batch: Batch, q: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+    """Particles q (m, n, r) as rows (k n, r) with the samples that they belong to, in order."""
+    n = len(batch)
+    for part in q.split(max(1, _ROWS // max(1, n))):
+        yield batch.repeat(len(part)) if len(part) > 1 else batch, part.flatten(0, 1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.ascent import Ascent
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.particles import Particles, draw_particles
+from drojko.inner.particles import Particles, blocks, draw_particles
 from drojko.minimax.problem import RobustProblem
 
 __all__ = ["SinkhornProblem", "TiltedMoved"]
@@ -49,7 +49,8 @@ class SinkhornProblem(RobustProblem):
 
     As `RobustProblem`, where ``radius`` is the root of the set's radius, so that its square is the
     budget as for other sets. ``epsilon`` is in the units of the data. ``seed``: common random
-    numbers, the same at every evaluation; None: fresh ones from ``stream``.
+    numbers at every evaluation; None: fresh ones from ``stream``. Draws follow the modes of the
+    model at hand: around fixed ones, training finds models whose losses explode between them.
     """
 
     epsilon: float = 0.1
@@ -92,8 +93,10 @@ class SinkhornProblem(RobustProblem):
             return super().parameter_gradient(objective, moved, weights)
         share = particles.weights(objective.penalty) * weights.to(particles.losses.dtype)
         total: list[Tensor] = []
-        for q, mass in zip(particles.q, share):
-            at = Moved(moved.batch, moved.at, replace(moved.found, q=q), mass, mass, mass)
+        masses = share.flatten()
+        for rows, q in blocks(moved.batch, particles.q):
+            mass, masses = masses[: len(q)], masses[len(q) :]
+            at = Moved(rows, rows, replace(moved.found, q=q), mass, mass, mass)
             part = super().parameter_gradient(objective, at, mass)
             total = [a + b for a, b in zip(total, part)] if total else list(part)
         return total

@@ -10,7 +10,13 @@ loss that is convex in the output,
 
 the formula of a linear model. For several outputs and a loss with Lipschitz constant L in the root
 of c the concentration inequality E e^{tF} <= e^{t EF + t^2 L^2 epsilon / 4} gives
-E_{Q_x} l + L^2 / (4 lambda), in the ball E l + L sqrt(radius).
+E_{Q_x} l + L^2 / (4 lambda), in the ball E l + L sqrt(radius). Of the cross-entropy, the sum of
+e^{f_j - f_y}, its norm of order beta = 1 / (lambda epsilon) >= 1 is at most the sum of theirs
+(Minkowski), and each is sub-Gaussian: log sum_j e^{E f_j - E f_y + beta s_jy^2 / 2}; for beta < 1
+Jensen's inequality gives the same with 1 for beta. Of the multi-class hinge, e^{beta max} is at
+most the sum of its parts. A loss whose Hessian is at most L in
+the metric of c lies below a quadratic, whose tilt is Gaussian: with k = 1 - L / (2 lambda) > 0,
+l(x) + |grad l(x)|^2 / (4 lambda k) - (r / 2) lambda epsilon log k on r coordinates.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.bounds import structure
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.particles import Particles, draw_particles
+from drojko.inner.particles import Particles, blocks, draw_particles
 from drojko.inner.tilted import is_tiltable
 from drojko.losses import CrammerSinger, Softmax
 from drojko.minimax.ridge_data import RidgeData
@@ -130,7 +136,9 @@ def certify_sampled(
     rounds = 3 if radius else 1
     pool = None
     for _ in range(rounds):
-        pool = _draw(problem, objective.with_penalty(lam), batch, epsilon, m, corrections, generator)
+        pool = _draw(
+            problem, objective.with_penalty(lam), batch, epsilon, m, corrections, generator
+        )
         if radius:
             lam = _best_penalty(pool, w, radius, lam)
     if pool is None:
@@ -176,11 +184,11 @@ def _draw(problem, objective, batch: Batch, epsilon, m, corrections, generator) 
             adversary = problem.adversary(objective, corrections)
             modes = adversary.solve(some).q
         found = draw_particles(objective, some, modes, epsilon, m, generator)
-        outputs = 0.0
-        half = found.q[: len(found.q) // 2]
-        for q in half:
-            outputs = outputs + objective.model.linearise(objective.decode(some, q))[0]
-        means.append((outputs / len(half)).double().cpu())
+        outputs = [
+            objective.model.linearise(objective.decode(of, q))[0].unflatten(0, (-1, len(some)))
+            for of, q in blocks(some, found.q[: len(found.q) // 2])
+        ]
+        means.append(torch.cat(outputs).double().mean(0).cpu())
         empty = found.q[:0]
         parts.append(Particles(empty, found.losses.cpu(), found.ratio.cpu(), epsilon))
     return _Pool(parts, torch.cat(means))
@@ -208,6 +216,47 @@ def _upper(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty, la
     known = structure(objective)
     if known.norms is None:
         return nothing
+    options = [_by_norms(problem, objective, pool, batch, w, radius, penalty, lam, known)]
+    options.append(_by_curvature(problem, objective, batch, w, radius, lam, known.curvature))
+    return min((o for o in options if o is not None), key=lambda o: o[0], default=nothing)
+
+
+def _by_curvature(problem, objective, batch: Batch, w, radius, lam, curvature):
+    """Below a quadratic of curvature L: its tilt is Gaussian, finite for lambda > L / 2."""
+    scale = objective.coordinates.scale
+    bend = curvature / scale**2
+    if not math.isfinite(bend):
+        return None
+    value, gradient = objective.with_penalty(0.0).value_and_gradient(batch, batch.q0)
+    mean = float(value.double().cpu() @ w)
+    steep = float(gradient.double().square().sum(1).cpu() @ w) / scale**2
+    dim = batch.q0.shape[1]
+
+    def bound(penalty: float) -> float:
+        k = 1.0 - bend / (2.0 * penalty)
+        if not k > 0.0:
+            return math.inf
+        tilt = mean + steep / (4.0 * penalty * k)
+        tilt -= 0.5 * penalty * problem.epsilon * dim * math.log(k)
+        return tilt + (penalty * radius if radius else 0.0)
+
+    best = bound(lam)
+    if radius:
+        # On log(lambda - L / 2): the bound is convex in lambda.
+        centre = math.log(lam)
+        found = minimize_scalar(
+            lambda t: bound(0.5 * bend + math.exp(t)),
+            bounds=(centre - 12.0, centre + 12.0),
+            method="bounded",
+        )
+        best = min(best, float(found.fun))
+    if not math.isfinite(best):
+        return None
+    return best, "strong-concavity", torch.zeros(len(w), dtype=torch.float64)
+
+
+def _by_norms(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty, lam, known):
+    nothing = None
     scale = objective.coordinates.scale
     loss, norms = objective.loss, known.norms.double().cpu() / scale
     if objective.model.n_outputs == 1 and is_tiltable(loss):
@@ -227,9 +276,37 @@ def _upper(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty, la
             return nothing
         return found.value, "lipschitz", pool.plain_variance
     if isinstance(loss, Softmax | CrammerSinger):
-        steep = norms[batch.y.cpu()].amax(1).square()
-        mean = float(steep @ w)
-        plain = float(pool.plain @ w)
-        value = plain + (math.sqrt(radius * mean) if radius else 0.25 * mean / lam)
-        return value, "lipschitz", pool.plain_variance
+        return _by_pairs(loss, norms, pool, batch, w, problem.epsilon, radius, lam)
     return nothing
+
+
+def _by_pairs(loss, norms: Tensor, pool: _Pool, batch: Batch, w, epsilon, radius, lam):
+    """The better of the concentration bound and the sum over output differences."""
+    y = batch.y.cpu()
+    square = norms[y].square()
+    steep = float(square.amax(1) @ w)
+    best = float(pool.plain @ w) + (
+        math.sqrt(radius * steep) if radius else 0.25 * steep / lam
+    )  # fmt: skip
+    own = torch.zeros_like(square).scatter_(1, y[:, None], 1.0)
+    away = pool.means - pool.means.gather(1, y[:, None])
+    hinge = isinstance(loss, CrammerSinger)
+    away = away + (1.0 - own) if hinge else away
+
+    def bound(penalty: float) -> float:
+        beta = 1.0 / (penalty * epsilon)
+        if hinge:
+            value = torch.logsumexp(beta * away + 0.25 * epsilon * beta**2 * square, 1) / beta
+        else:
+            value = torch.logsumexp(away + 0.25 * epsilon * max(1.0, beta) * square, 1)
+        return float(value @ w) + (penalty * radius if radius else 0.0)
+
+    if radius:
+        centre = math.log(lam)
+        found = minimize_scalar(
+            lambda t: bound(math.exp(t)), bounds=(centre - 12.0, centre + 12.0), method="bounded"
+        )
+        best = min(best, float(found.fun))
+    else:
+        best = min(best, bound(lam))
+    return best, "lipschitz", pool.plain_variance
