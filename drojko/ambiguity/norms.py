@@ -72,7 +72,7 @@ def steepest_direction(
     Examples
     --------
     >>> import numpy as np
-    >>> steepest_direction(np.array([3.0, -4.0]), np.array([1.0, 0.0]), 2)
+    >>> steepest_direction(np.array([3.0, 4.0]), np.array([1.0, 0.0]), 2)
     array([1., 0.])
     """
     root = np.sqrt(inverse_weights)

@@ -206,4 +206,6 @@ class FarWorstCase(WorstCase):
             if plan.distance > 0
             else "nothing moves"
         )
+        if self.adversary.flips and math.isfinite(plan.price):
+            moves = f"labels change where that gains most, {moves}"
         return f"FarWorstCase(risk={self.attained_risk:.6g}, {moves})"

@@ -25,8 +25,10 @@ from drojko._driver import Outcome, Status, run
 from drojko.ambiguity.norms import dual_norm
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Huber, Loss, Softmax
-from drojko.minimax.lipschitz_newton import InteriorPoint, State, System
+from drojko.minimax.lipschitz_newton import InteriorPoint
 from drojko.minimax.lipschitz_pieces import response
+from drojko.minimax.lipschitz_system import State, System
+from drojko.minimax.lipschitz_units import Units
 
 __all__ = ["LipschitzSolution", "lipschitz_norm", "slope_bound", "solve_lipschitz"]
 
@@ -165,7 +167,7 @@ def solve_lipschitz(
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
     began = time.perf_counter()
-    units = _Units.of(X, y, loss, weight, fit_intercept, alpha)
+    units = Units.of(X, y, loss, weight, fit_intercept, alpha)
     inverse = np.ones(X.shape[1]) if inverse_weights is None else np.asarray(inverse_weights)
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None
@@ -179,7 +181,9 @@ def solve_lipschitz(
             f"order=1 solves Newton systems of {unknowns} unknowns here, more than "
             f"{MOST_UNKNOWNS}: reduce the number of columns, or use order=2"
         )
-    solver = InteriorPoint(system, 0.01 * min(tol, 1e-6))
+    zero = np.zeros((n_outputs, X.shape[1]))
+    plain = system.loss.value(system.responses(zero, np.zeros(n_outputs)), system.fixed_lam or 0.0)
+    solver = InteriorPoint(system, 0.01 * min(tol, 1e-6), float(system.weight @ plain))
     first = units.inward(*_first(units, y, loss, n_outputs, warm_start, fit_intercept))
     count = 0
 
@@ -208,57 +212,6 @@ def solve_lipschitz(
         callback=report,
     )
     return _finish(system, units, outcome, norm, inverse, loss, radius, still)
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Standardised columns and targets; only the scale of the loss and of lambda changes."""
-
-    X: np.ndarray
-    weight: np.ndarray
-    mean: np.ndarray
-    inverse_scale: np.ndarray
-    decay: np.ndarray
-    middle: float
-    target_unit: float
-    loss_unit: float
-
-    @staticmethod
-    def of(X, y, loss, weight, centred, alpha) -> _Units:
-        n, d = X.shape
-        w = np.full(n, 1.0 / n) if weight is None else np.asarray(weight, dtype=float)
-        w = w / w.sum()
-        kept = w > 0
-        mean = w @ X if centred else np.zeros(d)
-        low, high = X[kept].min(axis=0), X[kept].max(axis=0)
-        size = np.maximum(np.abs(low), np.abs(high))
-        spread = high - low if centred else size
-        dead = spread <= 8 * np.finfo(X.dtype).eps * size
-        spread = np.where(dead, 1.0, spread)
-        Z = (X - mean) / spread
-        root = np.sqrt(w @ (Z * Z))
-        inverse = np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, spread * root))
-        Z *= inverse * spread
-        middle, unit, power = 0.0, 1.0, 0
-        if loss.task == "regression":
-            power = 2 if isinstance(loss, Huber) else 1
-            order = np.argsort(y[kept])
-            if centred:
-                at = np.searchsorted(np.cumsum(w[kept][order]), 0.5).clip(0, len(order) - 1)
-                middle = float(y[kept][order][at])
-            unit = float(w @ np.abs(y - middle)) or 1.0
-        decay = np.where(dead, 1.0, alpha * inverse**2 * unit**2 / unit**power)
-        return _Units(Z, w, mean, inverse, decay, middle, unit, unit**power)
-
-    def inward(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        alive = self.inverse_scale > 0
-        W = np.divide(coef, self.inverse_scale, out=np.zeros_like(coef), where=alive[None])
-        b = (intercept + coef @ self.mean - self.middle) / self.target_unit
-        return W / self.target_unit, b
-
-    def outward(self, W: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        coef = W * self.inverse_scale * self.target_unit
-        return coef, b * self.target_unit + self.middle - coef @ self.mean
 
 
 def _system(

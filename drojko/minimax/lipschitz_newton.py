@@ -7,80 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import blas, cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
 from drojko._driver import Status
 from drojko.minimax.lipschitz_cones import Cones
-from drojko.minimax.lipschitz_pieces import Response
+from drojko.minimax.lipschitz_factor import factorise
+from drojko.minimax.lipschitz_system import State, System
 
-__all__ = ["InteriorPoint", "State", "System"]
-
-#: Smallest product of a curved constraint, relative to the average of all products.
-CENTRAL = 1e-3
-
-
-@dataclass(frozen=True)
-class System:
-    """Data of a problem in standardised columns.
-
-    ``X`` (n, d), ``weight`` (n,), ``loss`` the pieces, ``scale`` (m,) the factors and ``mutable``
-    (m,) the indices of the columns whose coefficients enter the norms, ``decay`` (d,) the L2
-    penalties, ``radius`` the price of lambda; ``fixed_lam`` in penalty form.
-    """
-
-    X: np.ndarray
-    weight: np.ndarray
-    loss: Response
-    n_outputs: int
-    scale: np.ndarray
-    mutable: np.ndarray
-    q: float
-    decay: np.ndarray
-    intercept: bool
-    radius: float
-    floor: float
-    fixed_lam: float | None
-    slope: float
-    cones: bool
-    lam_free: bool
-
-    def pairs(self) -> list[tuple[int, int | None]]:
-        """Rows of coefficients whose differences are bounded by lambda."""
-        if self.n_outputs == 1:
-            return [(0, None)]
-        return [(j, k) for j in range(self.n_outputs) for k in range(j)]
-
-    def vectors(self, W: np.ndarray) -> np.ndarray:
-        """The bounded vectors v_e, shape (E, m)."""
-        part = W[:, self.mutable] * (self.scale * self.slope)
-        rows = [part[j] if k is None else part[j] - part[k] for j, k in self.pairs()]
-        return np.array(rows).reshape(len(rows), len(self.mutable))
-
-    def responses(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """u = sign * (W x + b) + offset, shape (n, K)."""
-        u = self.X @ W.T
-        u += b
-        u *= self.loss.sign
-        u += self.loss.offset
-        return u
-
-
-@dataclass(frozen=True)
-class State:
-    """An iterate: coefficients W (K, d), intercepts b (K,), lambda, and the dual variables."""
-
-    W: np.ndarray
-    b: np.ndarray
-    lam: float
-    u: np.ndarray
-    p: np.ndarray
-    top: np.ndarray
-    cones: Cones | None
-    gap: float
-    residual: float
-    objective: float
-    status: Status | None = None
-    worse: int = 0
+__all__ = ["InteriorPoint"]
 
 
 @dataclass
@@ -99,6 +33,8 @@ class InteriorPoint:
 
     system: System
     goal: float
+    #: Loss of the first model: below a small share of it, objectives count as zero.
+    unit: float = 0.0
 
     @property
     def share(self) -> float:
@@ -163,6 +99,10 @@ class InteriorPoint:
             u = u - state.p @ loss.slopes
         return state.top[:, None] - loss.affine(u, state.lam)
 
+    def _size(self, objective: float) -> float:
+        """What gaps are relative to."""
+        return max(abs(objective), 1e-4 * self.unit, 1e-300)
+
     # -- residuals ---------------------------------------------------------------------------
 
     def exact_objective(self, state: State) -> float:
@@ -221,7 +161,7 @@ class InteriorPoint:
         residual = self._norm(state, smooth)
         objective = self.exact_objective(state)
         state = replace(state, gap=gap, residual=residual, objective=objective)
-        size = max(abs(objective), 1e-12)
+        size = self._size(objective)
         done = gap <= self.goal * size and residual <= 10.0 * self.goal * max(size, 1e-3)
         return replace(state, status=Status.CONVERGED) if done else state
 
@@ -237,7 +177,11 @@ class InteriorPoint:
         count = self._count(state)
         mu = state.gap / count if count else 0.0
         s = self._slack(state) if J else np.zeros((n, 0))
-        factor, D = self._factor(state, hessian, s)
+        try:
+            with np.errstate(all="ignore"):  # at the boundary rounding leaves no system to solve
+                factor, D = factorise(sys, state, hessian, s)
+        except (np.linalg.LinAlgError, ValueError):
+            return self._ended(state)
 
         def solve(t: Any, tc: Any, tf: float) -> dict[str, Any]:
             return self._solve(state, factor, smooth, s, D, t, tc, tf)
@@ -252,15 +196,14 @@ class InteriorPoint:
         t = sigma * mu - affine["dp"] * affine["ds"]
         tc, tf = None, 0.0
         if cones is not None:
-            tc = share * sigma * mu - affine["dy"] * affine["dcs"]
-            if sys.q == 2:  # what the slack loses to curvature along the same step
-                bend = cones.bend(sys.vectors(affine["dW"]), affine["dlam"])
-                tc = tc + np.maximum(cones.y + affine["dy"], 0.0) * bend
+            tc = cones.target(share * sigma * mu, affine["dcs"], affine["dy"])
             tf = share * sigma * mu - affine["dyf"] * affine["dlam"]
         step = solve(t, tc, tf)
         if self._room(state, step, s, 0.995) < 0.1:  # the correction may point outwards
             safe = max(sigma, 0.3) * mu
-            plain = None if cones is None else np.full_like(cones.y, share * safe)
+            plain = None
+            if cones is not None:
+                plain = cones.target(share * safe, np.zeros_like(cones.y), np.zeros_like(cones.y))
             step = solve(np.full((n, J), safe), plain, share * safe)
         return self._advance(state, step, smooth, self._room(state, step, s, 0.995), s)
 
@@ -269,9 +212,7 @@ class InteriorPoint:
         alpha = 1.0 / share
         pairs = [(state.p, step["dp"]), (s, step["ds"])]
         if state.cones is not None:
-            pairs.append((state.cones.y, step["dy"]))
-            if self.system.q != 2:
-                pairs.append((state.cones.slack(), step["dcs"]))
+            alpha = min(alpha, state.cones.room(step["dcs"], step["dy"]))
             if self.system.lam_free:
                 room = np.array([state.lam - self.system.floor, state.cones.y_floor])
                 pairs.append((room, np.array([step["dlam"], step["dyf"]])))
@@ -303,23 +244,35 @@ class InteriorPoint:
             new = self._moved(state, step, alpha)
             if new is not None:
                 new = self._measured(new)
-                curved = not self.system.loss.smooth.exact_zero or self.system.q == 2
+                curved = not self.system.loss.smooth.exact_zero
                 falls = new.residual <= max((1.0 - 0.05 * alpha) * before, 10.0 * slack)
                 if not curved or falls or not math.isfinite(before):
                     break
             alpha *= 0.5
         else:
-            return replace(state, status=state.status or Status.CONVERGED, worse=99)
+            return self._ended(state)
         return self._judged(state, new)
 
     def _judged(self, state: State, new: State) -> State:
         """Rounding ends progress at some point: a gap that is small enough by then will do."""
-        stuck = new.gap >= 0.9 * state.gap and new.residual >= 0.9 * state.residual
+        size = self._size(new.objective)
+        rounding = 1e-12 * size
+        stuck = abs(new.gap) >= 0.9 * abs(state.gap) or abs(new.gap) <= rounding
+        stuck = stuck and new.residual >= 0.9 * state.residual
         worse = state.worse + 1 if stuck else 0
-        size = max(abs(new.objective), 1e-12)
-        if new.status is None and worse >= 3 and new.gap <= 1e3 * self.goal * size:
-            return replace(new, status=Status.CONVERGED, worse=worse)
-        return replace(new, worse=worse)
+        new = replace(new, worse=worse)
+        return replace(new, status=Status.CONVERGED) if worse >= 3 and self._near(new) else new
+
+    def _near(self, state: State) -> bool:
+        """Whether a state from which rounding allows no further step is good enough."""
+        size = max(abs(state.objective), 1e-2 * self.unit)
+        small = state.residual <= 1e3 * self.goal * max(self.unit, size)
+        return abs(state.gap) <= 1e3 * self.goal * size and small
+
+    def _ended(self, state: State) -> State:
+        """A state that has no further step."""
+        status = Status.CONVERGED if self._near(state) else Status.MAX_ITER
+        return replace(state, status=status)
 
     def _moved(self, state: State, step: dict, alpha: float) -> State | None:
         sys = self.system
@@ -330,141 +283,15 @@ class InteriorPoint:
             cones = cones.moved(sys.vectors(W), lam, alpha, step["du"], step["dy"], step["dyf"])
             if not cones.inside:
                 return None
-            if sys.q == 2:
-                # The slack is no linear function of the step: keep off the boundary by hand.
-                low, now = cones.lowest(), state.cones.lowest()
-                if low < min(0.9 * now, CENTRAL * self.share * state.gap / self._count(state)):
-                    return None
         u = state.u + alpha * step["dresponse"]
         p = state.p + alpha * step["dp"]
-        if p.size:
+        if p.size and not sys.loss.curved:  # there the slacks depend on p
             p = p / p.sum(axis=1, keepdims=True)
         return replace(
             state, W=W, b=b, lam=lam, u=u, p=p, top=state.top + alpha * step["dtop"], cones=cones
         )
 
     # -- linear algebra ----------------------------------------------------------------------
-
-    def _factor(self, state: State, hessian: np.ndarray, s: np.ndarray):
-        sys, loss = self.system, self.system.loss
-        d, K, J = sys.X.shape[1], sys.n_outputs, loss.n_pieces
-        one = 1 if sys.intercept else 0
-        size = K * (d + one)
-        H = np.zeros((size + 1, size + 1))
-        D = mean = total = None
-        cross = np.zeros((len(s), K))
-        price = 0.0
-        if J:
-            D = state.p / s
-            total = D.sum(axis=1)
-            mean = (D @ loss.slopes) / total[:, None]
-            if J == 2 and K == 1:
-                a = float(loss.slopes[1, 0] - loss.slopes[0, 0])
-                joint = D[:, 0] * D[:, 1] / total
-                if loss.curved:
-                    joint = joint / (1.0 + joint * a * a)
-                hessian = hessian + (joint * a * a)[:, None, None]
-                e = loss.prices[:, 1] - loss.prices[:, 0]
-                cross = (joint * a * e)[:, None]
-                price = float(sys.weight @ (joint * e * e))
-            else:
-                weighted = D[:, :, None] * (loss.slopes[None] - mean[:, None, :])
-                hessian = hessian + np.einsum("njk,jl->nkl", weighted, loss.slopes)
-                if sys.lam_free and loss.prices.any():
-                    mean_e = (D * loss.prices).sum(axis=1) / total
-                    off = D * (loss.prices - mean_e[:, None])
-                    cross = off @ loss.slopes
-                    price = float(sys.weight @ (off * loss.prices).sum(axis=1))
-        view = H[:size, :size].reshape(K, d + one, K, d + one)
-        sign = loss.sign[:, 0]
-        for k in range(K):
-            for j in range(k + 1):
-                block = self._gram(sys.weight * hessian[:, k, j])
-                view[k, :, j, :] = block
-                view[j, :, k, :] = block.T
-        H[np.arange(size), np.arange(size)] += self._decay_vector(K, one)
-        if sys.lam_free:
-            column = (cross * (sys.weight * sign)[:, None]).T
-            part = [column @ sys.X] + ([column.sum(axis=1, keepdims=True)] if one else [])
-            H[size, :size] = H[:size, size] = np.concatenate(part, axis=1).ravel()
-            H[size, size] = price
-        if state.cones is not None:
-            self._add_cones(H, state.cones, d + one, size)
-        if not sys.lam_free:
-            H = H[:size, :size]
-        self._regularise(H, K, d + one)
-        diagonal = np.sqrt(np.maximum(np.diag(H), 1e-300))
-        scaled = H / diagonal[:, None] / diagonal[None]
-        for shift in (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6):
-            try:
-                scaled[np.diag_indices_from(scaled)] = 1.0 + shift
-                return (cho_factor(scaled, lower=True), diagonal, scaled), (D, mean, total)
-            except np.linalg.LinAlgError:
-                continue
-        raise FloatingPointError("the Newton system is not positive definite")
-
-    def _decay_vector(self, K: int, one: int) -> np.ndarray:
-        decay = np.broadcast_to(self.system.decay, (K, self.system.X.shape[1]))
-        return np.concatenate([decay, np.zeros((K, one))], axis=1).ravel()
-
-    def _regularise(self, H: np.ndarray, K: int, width: int) -> None:
-        # A vector added to all rows of W changes nothing: give that direction some curvature.
-        if K > 1:
-            view = H[: K * width, : K * width].reshape(K, width, K, width)
-            size = np.einsum("kiki->i", view) / K**2 + 1e-30
-            index = np.arange(width)
-            for k in range(K):
-                for j in range(K):
-                    view[k, index, j, index] += size
-
-    def _gram(self, h: np.ndarray) -> np.ndarray:
-        """[X, 1]' diag(h) [X, 1], in blocks of rows."""
-        sys = self.system
-        n, d = sys.X.shape
-        one = 1 if sys.intercept else 0
-        out = np.zeros((d + one, d + one))
-        size = max(256, (1 << 17) // max(d, 1))
-        positive = bool((h >= 0).all())
-        for first in range(0, n, size):
-            rows = slice(first, min(first + size, n))
-            block, part = sys.X[rows], h[rows]
-            if positive:
-                root = np.sqrt(part)
-                half = block * root[:, None]
-                inner = blas.dsyrk(1.0, half.T, lower=0)  # upper triangle of half' half
-                out[:d, :d] += inner
-                if one:
-                    out[:d, d] += root @ half
-            else:
-                out[:d, :d] += np.triu(block.T @ (block * part[:, None]))
-                if one:
-                    out[:d, d] += part @ block
-            if one:
-                out[d, d] += part.sum()
-        upper = np.triu(out)
-        return upper + np.triu(upper, 1).T
-
-    def _add_cones(self, H: np.ndarray, cones: Cones, width: int, size: int) -> None:
-        sys = self.system
-        m = len(sys.mutable)
-        factor = sys.scale * sys.slope
-        blocks = cones.blocks()
-        square = blocks[:, :m, :m] * factor[:, None] * factor[None]
-        line = blocks[:, :m, m] * factor
-        for e, (j, k) in enumerate(sys.pairs()):
-            at = j * width + sys.mutable
-            H[np.ix_(at, at)] += square[e]
-            H[at, size] += line[e]
-            H[size, at] += line[e]
-            if k is None:
-                continue
-            to = k * width + sys.mutable
-            H[np.ix_(to, to)] += square[e]
-            H[np.ix_(at, to)] -= square[e]
-            H[np.ix_(to, at)] -= square[e].T
-            H[to, size] -= line[e]
-            H[size, to] -= line[e]
-        H[size, size] += blocks[:, m, m].sum() + cones.floor_curvature
 
     def _bend(self, D: np.ndarray, total: np.ndarray) -> np.ndarray:
         slopes = self.system.loss.slopes[:, 0]
@@ -478,7 +305,11 @@ class InteriorPoint:
         if loss.linear is not None:
             g += loss.linear
         glam = sys.radius
-        h = excess = pull = now = bend = None
+        h: Any = None
+        excess: Any = None
+        pull: Any = None
+        now: Any = None
+        bend: Any = None
         if J:
             h = t / s
             excess = h.sum(axis=1) - 1.0

@@ -114,9 +114,7 @@ def test_samples_have_the_attained_risk_and_spend_the_radius():
     y = (x[:, 0] + rng.normal(size=100) > 0).astype(int)
     reference = ClassConditional(Empirical()).fit(x, y)
     adversary = LinearAdversary(np.array([[1.0, -0.5]]), np.zeros(1), Hinge(), np.ones(2), 2)
-    found, worst = worst_case(
-        reference, x, y, np.full(100, 0.01), adversary, 0.3, np.array([0, 1])
-    )
+    found, worst = worst_case(reference, x, y, np.full(100, 0.01), adversary, 0.3, np.array([0, 1]))
     before, after, labels, mass = worst.pairs()
     cost = float(mass @ np.linalg.norm(after - before, axis=1))
     assert cost == pytest.approx(0.3, rel=1e-9)
