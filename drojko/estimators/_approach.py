@@ -75,6 +75,20 @@ class Approach(ABC):
         """How far (root mean square) a kernel density reference may move its samples."""
         return None
 
+    def measure(
+        self,
+        ambiguity: AmbiguitySet,
+        reference: LabelledMeasure,
+        X: Any,
+        y: Any,
+        weight: Any,
+        groups: Any,
+    ) -> LabelledMeasure:
+        """Fit the reference, unless it is fitted; ``groups`` are for sets that know of them."""
+        if reference.__sklearn_is_fitted__():
+            return reference
+        return reference.fit(X, y, sample_weight=weight)
+
     def reject(self, plan: Plan, model: TabularModel) -> None:  # noqa: B027
         """Raise for combinations without a meaning or not supported."""
 

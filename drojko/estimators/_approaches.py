@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from drojko.ambiguity import AmbiguitySet, Sinkhorn, Wasserstein
+from drojko.ambiguity import MMD, AmbiguitySet, Group, Sinkhorn, Wasserstein
 from drojko.estimators._approach import Approach
 from drojko.estimators._order_one import OrderOne
 from drojko.estimators._reweighting import Reweighting
 from drojko.estimators._sinkhorn import SinkhornApproach
+from drojko.estimators._support import OnSupport
 from drojko.estimators._transport import Transport
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["approach_named", "approach_to"]
 
-_ALL: tuple[Approach, ...] = (Transport(), OrderOne(), SinkhornApproach(), Reweighting())
+_ALL: tuple[Approach, ...] = (
+    Transport(),
+    OrderOne(),
+    SinkhornApproach(),
+    Reweighting(),
+    OnSupport(),
+)
 _APPROACHES: dict[str, Approach] = {approach.name: approach for approach in _ALL}
 
 
@@ -30,6 +37,8 @@ def approach_to(ambiguity: Any) -> Approach:
         return _APPROACHES["order-one" if exact else "transport"]
     if isinstance(ambiguity, Sinkhorn):
         return _APPROACHES["sinkhorn"]
+    if isinstance(ambiguity, Group | MMD):
+        return _APPROACHES["support"]
     if hasattr(ambiguity, "on"):
         return _APPROACHES["reweighting"]
     raise UnsupportedError(

@@ -92,7 +92,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _get_loss(self, n_outputs: int) -> Loss:
         raise NotImplementedError
 
-    def _fit(self, X: np.ndarray, y: np.ndarray, target: np.ndarray, sample_weight: Any):
+    def _fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        target: np.ndarray,
+        sample_weight: Any,
+        groups: Any = None,
+    ):
         """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
         ambiguity = self._nested("ambiguity")
         approach = approach_to(ambiguity)
@@ -113,8 +120,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         with one_torch_thread(X.size < SMALL):
             smoothing = approach.smoothing(ambiguity)
             reference = build_reference(self.reference, cost, smoothing, self._classification, seed)
-            if not reference.__sklearn_is_fitted__():
-                reference = reference.fit(X, y, sample_weight=weight)
+            reference = approach.measure(ambiguity, reference, X, y, weight, groups)
             atoms = count_atoms(reference, len(X))
             sampled = is_sampled(reference)
             plan = replace(
@@ -333,7 +339,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         )
         return approach_named(state["approach"]).worst_case(fitted, state)
 
-    def _robust_certificate(self, X, y, ambiguity, sample_weight) -> Certificate:
+    def _robust_certificate(self, X, y, ambiguity, sample_weight, groups=None) -> Certificate:
         """Certificate of the fitted model on new data (the empirical measure of X, y)."""
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
         approach = approach_to(ambiguity)
@@ -343,6 +349,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)
         plan = self._plan(self.reference_, cost, ambiguity, self._n_outputs, generator)
+        plan = replace(plan, groups=groups)
         with one_torch_thread(X.size < SMALL), torch.no_grad():
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -42,6 +43,7 @@ class Plan:
     n_draws: int = 2000
     outer: Subgradient = field(default_factory=Subgradient)
     callback: Callback | None = None
+    groups: Any = None
 
     @property
     def ridge(self) -> bool:

@@ -185,7 +185,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         return get_loss(self.loss, "classification", max(2, n_outputs))
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Fit the robust classifier.
 
         Parameters
@@ -193,6 +193,9 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         X : array-like of shape (n, d)
         y : array-like of shape (n,)
         sample_weight : array-like of shape (n,), default=None
+        groups : array-like of shape (n,) or (n, n_groups), default=None
+            What rows belong to: labels, or columns of 0 and 1. A `Group` set needs them, other
+            sets leave them aside.
 
         Returns
         -------
@@ -202,7 +205,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         y, classes, index = _encoded(y)
         check_classification_targets(y)
         self.classes_ = classes
-        return self._fit(X, index, y, sample_weight)
+        return self._fit(X, index, y, sample_weight, groups)
 
     def decision_function(self, X):
         """Logits: shape (n,) for two classes (positive: ``classes_[1]``), else (n, n_classes)."""
@@ -225,19 +228,22 @@ class DROClassifier(ClassifierMixin, BaseDRO):
             return np.column_stack([1.0 - positive, positive])
         return softmax(scores, axis=1)
 
-    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None):
-        """Certificate of the fitted model on new data, around their empirical measure."""
+    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None, groups=None):
+        """Certificate of the fitted model on new data, around their empirical measure.
+
+        ``groups`` as in `fit`: a `Group` set needs them.
+        """
         check_is_fitted(self)
         X, y = checked_data(self, X, y, reset=False)
         index = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
         if not np.array_equal(self.classes_[index], y):
             raise InvalidDataError(f"y holds labels that are not in {self.classes_.tolist()}")
-        return self._robust_certificate(X, index, ambiguity, sample_weight)
+        return self._robust_certificate(X, index, ambiguity, sample_weight, groups)
 
-    def robust_score(self, X, y, ambiguity=None, sample_weight=None):
+    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
         """Minus the certified upper bound of the worst-case risk on new data; larger is better.
 
         ``ambiguity=None`` takes the estimator's own set. To compare estimators, fix one set: see
         `drojko.make_robust_scorer`.
         """
-        return -self.robust_certificate(X, y, ambiguity, sample_weight).upper
+        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper

@@ -135,7 +135,7 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         return {"coef_": coef[0], "intercept_": float(intercept[0])}
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Fit the robust regressor.
 
         Parameters
@@ -143,6 +143,9 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         X : array-like of shape (n, d)
         y : array-like of shape (n,)
         sample_weight : array-like of shape (n,), default=None
+        groups : array-like of shape (n,) or (n, n_groups), default=None
+            What rows belong to: labels, or columns of 0 and 1. A `Group` set needs them, other
+            sets leave them aside.
 
         Returns
         -------
@@ -150,7 +153,7 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         """
         X, y = checked_data(self, X, y, ensure_min_samples=2, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
-        return self._fit(X, y, y, sample_weight)
+        return self._fit(X, y, y, sample_weight, groups)
 
     def predict(self, X):
         """Predicted values, shape (n,)."""
@@ -158,13 +161,16 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         X = checked_data(self, X, reset=False)
         return self._predictions(np.asarray(X))
 
-    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None):
-        """Certificate of the fitted model on new data, around their empirical measure."""
+    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None, groups=None):
+        """Certificate of the fitted model on new data, around their empirical measure.
+
+        ``groups`` as in `fit`: a `Group` set needs them.
+        """
         check_is_fitted(self)
         X, y = checked_data(self, X, y, reset=False, y_numeric=True)
         y = np.asarray(y, dtype=np.float64)
-        return self._robust_certificate(X, y, ambiguity, sample_weight)
+        return self._robust_certificate(X, y, ambiguity, sample_weight, groups)
 
-    def robust_score(self, X, y, ambiguity=None, sample_weight=None):
+    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
         """Minus the certified upper bound of the worst-case risk on new data; larger is better."""
-        return -self.robust_certificate(X, y, ambiguity, sample_weight).upper
+        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper

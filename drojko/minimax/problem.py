@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.mmd import MMD
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.ascent import Ascent, proximal_ascent
 from drojko.inner.candidates import first_candidates
@@ -20,9 +22,10 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.solvers import InnerSolver
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
+from drojko.measures.grouped import Grouped
 from drojko.models import TabularModel
 
-__all__ = ["RobustProblem", "TrainResult"]
+__all__ = ["RobustProblem", "TrainResult", "bind"]
 
 Callback = Callable[[int, dict[str, Any]], bool]
 
@@ -37,6 +40,13 @@ class TrainResult:
     penalty: float
     stationarity: float
     history: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def bind(ambiguity: Any, x: Tensor, y: Tensor, w: Tensor, groups: Any = None) -> Any:
+    """A reweighting set on weighted points: kernels see labels, group sets the groups."""
+    if isinstance(ambiguity, MMD):
+        return ambiguity.on(x, w, labels=y)
+    return ambiguity.on(x, w.cpu(), groups)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,32 @@ class RobustProblem:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
-        x, y, w = self.reference.points(n, generator)
+        return self._place(*self.reference.points(n, generator))
+
+    def support(
+        self, ambiguity: AmbiguitySet, n: int, generator: torch.Generator, groups: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Reference points of positive weight, and a reweighting set on them.
+
+        The set sees the points in the units of the data. ``groups``: of the points of an
+        empirical reference; a `Grouped` one brings its own.
+        """
+        reference = self.reference
+        if isinstance(reference, Grouped):
+            *drawn, index = reference.grouped_points(n, generator)
+            groups = index.numpy()
+        else:
+            drawn = reference.points(n, generator)
+        x, y, w = self._place(*drawn)
+        kept = w > 0
+        if not bool(kept.all()):
+            x, y, w = x[kept], y[kept], w[kept]
+            groups = None if groups is None else np.asarray(groups)[kept.cpu().numpy()]
+        outer = x if self.centre is None else x * self.scale + self.centre.to(x)
+        return x, y, w, bind(ambiguity, outer, y, w, groups)
+
+    def _place(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reference points on the device, in this problem's units."""
         x = x.to(self.device)
         if self.centre is not None:
             x = (x - self.centre.to(x)) / self.scale
