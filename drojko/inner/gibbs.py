@@ -16,8 +16,8 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.adversary import Adversary
 from drojko.inner.bounds import is_ridge
 from drojko.inner.candidates import first_candidates
-from drojko.inner.objective import Batch, Objective
-from drojko.inner.particles import Particles, draw_particles
+from drojko.inner.objective import Objective
+from drojko.inner.particles import draw_particles
 from drojko.inner.tilted import is_tiltable, tilted
 from drojko.inner.tilted_draws import draw_tilted
 from drojko.inner.worst_case import WorstCase
@@ -210,7 +210,7 @@ class GibbsWorstCase(WorstCase):
         return np.concatenate(parts) if parts else x
 
     def _log_normaliser(self, x: Tensor, y: Tensor) -> np.ndarray:
-        """log E_{Q_x} e^{l / (lambda epsilon)} of reference points, shape (n,)."""
+        """Log E_{Q_x} e^{l / (lambda epsilon)} of reference points, shape (n,)."""
         penalty = self.objective.penalty
         if self.exact:
             _, s = self._direction
@@ -237,8 +237,9 @@ class GibbsWorstCase(WorstCase):
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
 
-        .. math:: \log \sum_i \frac{w_i}{\sum_{y_j = y} w_j} 1[y_i = y]\,
-            \frac{e^{\ell(z, y)/(\lambda\varepsilon)} Q_{x_i}(z)}{E_{Q_{x_i}} e^{\ell/(\lambda\varepsilon)}}
+        .. math:: \log \sum_{i: y_i = y} \frac{w_i}{\sum_{y_j = y} w_j}\,
+            \frac{e^{\ell(z, y)/T} Q_{x_i}(z)}{E_{Q_{x_i}} e^{\ell/T}}, \qquad
+            T = \lambda\varepsilon
 
         over the atoms of the reference, or 2000 weighted draws of a continuous one.
 

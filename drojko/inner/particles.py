@@ -82,7 +82,7 @@ class Particles:
         return (self.weights(penalty) * self.losses).sum(0)
 
     def divergence(self, penalty: float) -> Tensor:
-        """epsilon * KL(gamma_x || Q_x), shape (n,)."""
+        """Cost epsilon * KL(gamma_x || Q_x), shape (n,)."""
         if math.isinf(penalty):
             return torch.zeros_like(self.losses[0])
         return (self.risk(penalty) - self.value(penalty)) / penalty

@@ -28,6 +28,7 @@ from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
 __all__ = ["Tilted", "is_tiltable", "tilted"]
 
 _ROOT = math.sqrt(2.0 / math.pi)
+_SMALL = 1e-6  # tilts below are linear to rounding
 _WIDE = 8.0  # deviations of logits from which on the logistic loss is mostly straight
 _HALF_LOG = 0.5 * math.log(2.0 * math.pi)
 
@@ -98,6 +99,8 @@ def tilted(loss: Loss, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Ti
         sign = 1.0 - 2.0 * y
         moments = _wide_logistic if s > _WIDE else logistic_moments
         return _flip(_value(*moments(sign * f, s, eta), eta), sign)
+    if 0.0 < eta * s * float(loss.lipschitz or 0.0) < _SMALL:
+        return _nearly_plain(tilted(loss, f, y, s, 0.0), eta)
     if isinstance(loss, Hinge):
         sign = 1.0 - 2.0 * y
         return _flip(_kinked(1.0 + sign * f, s, eta, 0.0, 1.0), sign)
@@ -116,6 +119,13 @@ def _still(loss: Loss, f: np.ndarray, y: np.ndarray) -> Tilted:
         value, zero, np.stack([slope, zero, value]), np.zeros((6, len(f))),
         np.stack([second, zero, second]),
     )  # fmt: skip
+
+
+def _nearly_plain(plain: Tilted, eta: float) -> Tilted:
+    """First order in eta: exact to rounding, where the logarithm of a mean near 1 is not."""
+    tilt = eta * plain.cov[[2, 4, 5]]
+    value = plain.value + 0.5 * tilt[2]
+    return Tilted(value, 0.5 * eta * tilt[2], plain.mean + tilt, plain.cov, plain.bend)
 
 
 def _value(log_mass, mean, cov, bend, eta: float) -> Tilted:

@@ -2,8 +2,8 @@ r"""Sinkhorn minimax by sampling: for the models that have no one-dimensional ti
 
 The outer solvers ask a problem for moved samples, their risk and cost, and for the gradient of the
 parameters there. Here a sample moves to all of its tilted particles at once, its risk is the mean
-loss under gamma_x and its cost epsilon KL(gamma_x \|\| Q_x), so quasi-Newton and subgradient methods
-apply as they are: by Danskin's theorem the gradient is
+loss under gamma_x and its cost epsilon KL(gamma_x \|\| Q_x), so quasi-Newton and subgradient
+methods apply as they are: by Danskin's theorem the gradient is
 
 .. math:: \nabla_\theta = E_x \sum_k \hat w_k \nabla_\theta \ell(\theta; z_k), \qquad
           \partial_\lambda = \rho - \varepsilon E_x \mathrm{KL}(\gamma_x \| Q_x)

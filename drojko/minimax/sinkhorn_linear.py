@@ -1,7 +1,7 @@
 r"""Exact Sinkhorn minimax for linear models with scalar losses.
 
-.. math:: \min_{\theta, b, \lambda \ge 0} \; \lambda\rho + E\, G(\theta'x + b, s, \lambda\varepsilon)
-          + \tfrac\alpha2 \|\theta\|^2, \qquad
+.. math:: \min_{\theta, b, \lambda \ge 0} \; \lambda\rho
+          + E\, G(\theta'x + b, s, \lambda\varepsilon) + \tfrac\alpha2 \|\theta\|^2, \qquad
           s^2 = \tfrac\varepsilon2\, \theta' W^{-1} \theta, \quad
           G(f, s, T) = T \log E_g\, e^{\ell(f + s g, y) / T}
 
@@ -91,7 +91,7 @@ def sinkhorn_risk(
     s = math.sqrt(0.5 * epsilon * square)
     w = data.weight
     nominal = float(w @ tilted(data.loss, f, data.y, 0.0, 0.0).value)
-    if penalty is None and not radius or s == 0.0:
+    if (penalty is None and not radius) or s == 0.0:
         plain = tilted(data.loss, f, data.y, s, 0.0)
         value = float(w @ plain.value)
         lam = penalty if penalty is not None else (0.0 if radius else math.inf)
