@@ -70,9 +70,9 @@ def _cvxpy(name: str, count: int):
         yield {
             "method": name,
             "instances": count,
-            "max relative error": worst,
+            "max relative error": float(worst),
             "target": f"error <= {ERROR:g}",
-            "met": worst <= ERROR,
+            "met": bool(worst <= ERROR),
         }
 
     return case

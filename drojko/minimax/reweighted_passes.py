@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._adam import Adam
-from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity import AmbiguitySet, Dual
 from drojko.measures.base import components
 from drojko.measures.empirical import Empirical
 from drojko.minimax.passes import Passes
@@ -18,7 +18,7 @@ from drojko.models import views_like
 
 __all__ = ["ReweightedPasses"]
 
-_SOLVES = 4  # duals per pass: between them ratios stay
+_SOLVES, _STEPS = 4, 16  # duals within a pass at most, and steps between them at least
 _FRESH = 5  # passes between new draws of a continuous reference
 _CHUNK = 8192  # rows of a forward pass over all draws
 _FIRST, _LAST = 0.05, 0.002  # smoothing of the dual, relative to the risk, from first to last pass
@@ -32,6 +32,7 @@ class PassState:
     average: Tensor
     adam: Adam
     losses: Tensor
+    ratio: Tensor
     iteration: int = 0
     risk: float = math.inf
     penalty: float = math.inf
@@ -57,8 +58,10 @@ class ReweightedPasses(Passes):
         parts = components(self.problem.reference)
         self.atoms = all(isinstance(part, Empirical) for part in parts)
         self._draw()
+        losses = self._losses()
+        ratio = self._ratios(self._solve(losses, 0.0))
         return PassState(
-            self.flat.clone(), torch.zeros_like(self.flat), Adam.like(self.flat), self._losses()
+            self.flat.clone(), torch.zeros_like(self.flat), Adam.like(self.flat), losses, ratio
         )
 
     def _draw(self) -> None:
@@ -73,10 +76,13 @@ class ReweightedPasses(Passes):
             parts.append(self.problem.loss.value(self.problem.model.linearise(x)[0], y))
         return torch.cat(parts).detach().double().cpu()
 
-    def _ratio(self, losses: Tensor, progress: float) -> Tensor:
-        size = float(losses.abs().double() @ self.w.cpu())
-        smoothing = max(size * (_LAST + (_FIRST - _LAST) * (1.0 - progress)), 1e-290)
-        dual = self.bound.dual(losses, smoothing)
+    def _solve(self, losses: Tensor, progress: float) -> Dual:
+        """The dual of stored losses, smoothed less and less."""
+        size = float(losses.abs() @ self.w.cpu().double())
+        share = _LAST + (_FIRST - _LAST) * max(1.0 - progress, 0.0)
+        return self.bound.dual(losses, max(size * share, 1e-290))
+
+    def _ratios(self, dual: Dual) -> Tensor:
         return torch.from_numpy(dual.ratio).to(self.w)
 
     def step(self, state: PassState) -> PassState:
@@ -86,18 +92,19 @@ class ReweightedPasses(Passes):
         if not self.atoms and state.iteration and state.iteration % _FRESH == 0:
             self._draw()
             losses = self._losses()
+            ratio = self._ratios(self._solve(losses, state.iteration / self.max_iter))
         else:
-            losses = state.losses.clone()
+            losses, ratio = state.losses.clone(), state.ratio
         views = views_like(adam.gradient, list(p.model.parameters()))
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
         batches = order.split(self.batch_size)
-        every = max(1, len(batches) // _SOLVES)
-        mass = self.w
+        every = max(_STEPS, len(batches) // _SOLVES)
+        mass = self.w * ratio
         squared = 0.0
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
-            if k % every == 0:
-                mass = self.w * self._ratio(losses, min(progress, 1.0))
+            if k and k % every == 0:
+                mass = self.w * self._ratios(self._solve(losses, progress))
             f, backward = p.model.linearise(self.x[rows])
             labels = self.y[rows]
             value, slope = p.loss.value(f, labels), p.loss.gradient(f, labels)
@@ -105,14 +112,18 @@ class ReweightedPasses(Passes):
             scale = (mass[rows] * (len(self.x) / len(rows))).to(slope.dtype)
             slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
             squared += self.descend(adam, views, backward(slope, parameters=True), progress)
-        dual = self.bound.dual(losses)
-        value = dual.value + self.ridge()
+        # Of the stored losses, for the record and the ratios of the next pass: what is returned in
+        # the end is judged by exact duals.
+        dual = self._solve(losses, (state.iteration + 1) / self.max_iter)
+        price = float(getattr(self.ambiguity, "penalty", None) or 0.0)
+        value = dual.attained - price * dual.radius + self.ridge()
         best, stale = self.progress_of(state, value)
         return PassState(
             self.flat.clone(),
             self.averaged(state),
             adam,
             losses,
+            self._ratios(dual),
             state.iteration + 1,
             value,
             dual.penalty,
