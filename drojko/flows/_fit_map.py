@@ -16,6 +16,8 @@ from drojko.transport.maps import AffineMap, BrenierMap, TransportMap
 
 __all__ = ["FittedMap", "fit_map"]
 
+_EXACT = 1e-6  # share of the variance of dF/drho at which an affine map counts as the optimum
+
 
 @dataclass(frozen=True, eq=False)
 class FittedMap:
@@ -57,6 +59,8 @@ def fit_map(
     held_at = held.evaluate(held_image, held_log_det)
     still = held.evaluate(x, zeros.expand(len(x)))
     if iterations == 0 or not train.particles.x.shape[1]:
+        return FittedMap(affine, start, at, held_at, False)
+    if train.affine_gap(at, affine) <= _EXACT:
         return FittedMap(affine, start, at, held_at, False)
     least = tol * max(still.value - held_at.value, 0.0)
     potential = fresh(base_train, hidden, matrix, shift, generator)

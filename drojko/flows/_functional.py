@@ -59,6 +59,10 @@ class Functional(ABC):
         """The functional for some of the particles, where it holds something about each."""
         return self
 
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
+        """dF/drho at the particles, (n,), up to a constant; None where it is not known."""
+        return None
+
     def value(self, z: Tensor, log_density: Tensor, weights: Tensor | None = None) -> float:
         """F on particles; equal weights by default."""
         if weights is None:
@@ -109,6 +113,15 @@ class Sum(Functional):
     def take(self, rows: Tensor) -> Functional:
         return Sum(tuple(term.take(rows) for term in self.terms))
 
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
+        total = torch.zeros_like(log_density)
+        for term in self.terms:
+            part = term.first_variation(z, log_density)
+            if part is None:
+                return None
+            total = total + part
+        return total
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))
 
@@ -130,6 +143,10 @@ class Scaled(Functional):
 
     def take(self, rows: Tensor) -> Functional:
         return Scaled(self.functional.take(rows), self.factor)
+
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
+        part = self.functional.first_variation(z, log_density)
+        return None if part is None else self.factor * part
 
     def __repr__(self) -> str:
         inner = repr(self.functional)

@@ -77,6 +77,10 @@ class PotentialEnergy(Functional):
         value = float((weights * values).sum())
         return Energy(value, weights.unsqueeze(1) * slope, torch.zeros_like(weights))
 
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.potential(z)
+
     def __repr__(self) -> str:
         return "PotentialEnergy(...)"
 
@@ -94,6 +98,9 @@ class Entropy(Functional):
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         return Energy(float((weights * log_density).sum()), torch.zeros_like(z), weights)
+
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
+        return log_density
 
 
 class KLDivergence(Functional):
@@ -121,6 +128,10 @@ class KLDivergence(Functional):
         values, slope = _gradient(self.log_prob, z, "log_prob")
         value = float((weights * (log_density - values)).sum())
         return Energy(value, -weights.unsqueeze(1) * slope, weights)
+
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
+        with torch.no_grad():
+            return log_density - self.log_prob(z)
 
     def __repr__(self) -> str:
         return "KLDivergence(...)"
@@ -171,6 +182,14 @@ class FDivergence(Functional):
         rate = weights * change
         return Energy(float((weights * g).sum()), -rate.unsqueeze(1) * slope, rate)
 
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
+        with torch.no_grad():
+            u = log_density - self.log_prob(z)
+        if self.kind == "kl":
+            return u
+        k, scale = (2.0, 2.0) if self.kind == "chi-square" else (self.k, 1.0)
+        return scale * ((k - 1.0) * u).clamp_max(_LARGEST).exp() / (k - 1.0)
+
     def __repr__(self) -> str:
         order = f", k={self.k:g}" if self.kind == "cressie-read" else ""
         return f"FDivergence(..., {self.kind!r}{order})"
@@ -202,6 +221,10 @@ class InternalEnergy(Functional):
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         power = weights * ((self.m - 1.0) * log_density).clamp_max(_LARGEST).exp()
         return Energy(float(power.sum()) / (self.m - 1.0), torch.zeros_like(z), power)
+
+    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
+        power = ((self.m - 1.0) * log_density).clamp_max(_LARGEST).exp()
+        return self.m / (self.m - 1.0) * power
 
     def __repr__(self) -> str:
         return f"InternalEnergy({self.m:g})"

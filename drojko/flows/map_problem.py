@@ -11,6 +11,7 @@ from torch import Tensor
 from drojko.flows._functional import Functional
 from drojko.transport.icnn import ICNN
 from drojko.transport.jet import forward, jet, log_det
+from drojko.transport.maps import AffineMap
 
 __all__ = ["Evaluated", "MapProblem", "Particles"]
 
@@ -133,6 +134,28 @@ class MapProblem:
         found = jet(potential, part.inner)
         result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
         return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
+
+    def affine_gap(self, at: Evaluated, affine: AffineMap) -> float:
+        r"""Share of the variance of dF/drho that an affine map leaves: 0 where it is optimal.
+
+        T is optimal among all maps where dF/drho(z) + phi(z) is constant, grad phi(z) =
+        (z - T^-1 z) / tau; of an affine T, phi is a quadratic. 1 where dF/drho is not known, and
+        for other anchors than the particles.
+        """
+        p = self.particles
+        change = self.functional.first_variation(at.image, p.log_density - at.log_det)
+        first = self.functional.first_variation(p.x, p.log_density)
+        if change is None or first is None or (math.isfinite(self.tau) and p.anchor is not None):
+            return 1.0
+        if math.isfinite(self.tau):
+            mean = p.w @ at.image
+            back = affine.inverse(mean.unsqueeze(0))
+            centred = at.image - mean
+            slope = centred - (p.x - back)  # z - mean - T^-1 z + T^-1 mean, linear in z
+            phi = 0.5 * (centred * slope).sum(1) + centred @ (mean - back[0])
+            change = change + phi / self.tau
+        spread = [float((p.w * (v - p.w @ v).square()).sum()) for v in (change, first)]
+        return spread[0] / max(spread[1], 1e-300) if math.isfinite(spread[0]) else 1.0
 
     def residual(self, at: Evaluated) -> tuple[float, float]:
         r"""Miss of the translation and of the linear identity, per step size.

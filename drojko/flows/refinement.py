@@ -20,7 +20,7 @@ from drojko.transport.jet import forward
 
 __all__ = ["RefineState", "Refinement", "affine_part", "hidden_part", "polish"]
 
-_STAGES = 5  # looks at the particles kept apart
+_STAGES = 8  # looks at the particles kept apart
 _START = 0.2  # sum of the output weights of a fresh network: Hessian about a tenth of the identity
 
 
