@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 import drojko
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import Wasserstein
-from drojko.exceptions import DrojkoError, InvalidDataError, UnsupportedError
+from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.inner import ICNNJKO, Pointwise
 from tests.estimators._cases import (
     FEW,
@@ -130,13 +130,14 @@ def test_5_inputs_far_from_the_unit_box_are_taken_as_they_are():
     assert Z.min() < -100
 
 
-# 6. A worst case of order 1 that moves one atom by 1000 units: refused, with the order-2 answer.
+# 6. A worst case of order 1 that moves one atom by 1000 units, without a word about it.
 
 
-def test_6_order_one_is_refused_with_the_alternative():
+def test_6_order_one_says_that_little_mass_moves_far():
     X, y = binary()
-    with pytest.raises(UnsupportedError, match="use order=2"):
-        DROClassifier(Wasserstein(0.1, order=1)).fit(X, y)
+    model = DROClassifier(Wasserstein(0.1, order=1), reference="empirical").fit(X, y)
+    assert "order=2" in repr(model.worst_case_)
+    assert "order=2" in type(model.worst_case_).__doc__
 
 
 @pytest.mark.parametrize("name", ["linear", "squared"])

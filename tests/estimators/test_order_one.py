@@ -19,9 +19,8 @@ def order_one(radius=0.1, **settings):
     return Wasserstein(radius, order=1, **settings)
 
 
-def test_a_published_value_is_reproduced():
-    # Three convex solvers agree on .24414 (80 % of the rows, stratified, standardised; labels
-    # fixed, Euclidean norm).
+def test_a_value_that_convex_solvers_agree_on_is_reproduced():
+    # .24414 on 80 % of the rows (stratified, standardised), labels fixed, Euclidean norm.
     X, y = load_breast_cancer(return_X_y=True)
     X, _, y, _ = train_test_split(X, y, test_size=0.2, random_state=0, stratify=y)
     X = StandardScaler().fit_transform(X)
