@@ -229,7 +229,6 @@ def _certify(
     guess: float | None,
     stationarity: float,
 ) -> Certificate:
-    form = {"radius": plan.radius, "penalty": plan.penalty}
     with torch.no_grad():
         if _is_exact(plan, model):
             coef = model.weights[0].detach().double().cpu().numpy()[0]
@@ -241,7 +240,8 @@ def _certify(
                 guess=guess,
                 sampled=sampled,
                 stationarity=stationarity,
-                **form,
+                radius=plan.radius,
+                penalty=plan.penalty,
             )[0]
         x, y, w = points
         if len(x) > _MOST_ATOMS:
@@ -261,5 +261,6 @@ def _certify(
             m=4 * (max(low, min(high, _EVALUATIONS // len(x))) // 4),
             sampled=sampled,
             stationarity=stationarity,
-            **form,
+            radius=plan.radius,
+            penalty=plan.penalty,
         )[0]

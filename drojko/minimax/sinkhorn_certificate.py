@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,8 +217,10 @@ def _upper(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty, la
     known = structure(objective)
     if known.norms is None:
         return nothing
-    options = [_by_norms(problem, objective, pool, batch, w, radius, penalty, lam, known)]
-    options.append(_by_curvature(problem, objective, batch, w, radius, lam, known.curvature))
+    options: list[tuple[float, str, Tensor] | None] = [
+        _by_norms(problem, objective, pool, batch, w, radius, penalty, lam, known),
+        _by_curvature(problem, objective, batch, w, radius, lam, known.curvature),
+    ]
     return min((o for o in options if o is not None), key=lambda o: o[0], default=nothing)
 
 
@@ -244,7 +247,7 @@ def _by_curvature(problem, objective, batch: Batch, w, radius, lam, curvature):
     if radius:
         # On log(lambda - L / 2): the bound is convex in lambda.
         centre = math.log(lam)
-        found = minimize_scalar(
+        found: Any = minimize_scalar(
             lambda t: bound(0.5 * bend + math.exp(t)),
             bounds=(centre - 12.0, centre + 12.0),
             method="bounded",
@@ -303,7 +306,7 @@ def _by_pairs(loss, norms: Tensor, pool: _Pool, batch: Batch, w, epsilon, radius
 
     if radius:
         centre = math.log(lam)
-        found = minimize_scalar(
+        found: Any = minimize_scalar(
             lambda t: bound(math.exp(t)), bounds=(centre - 12.0, centre + 12.0), method="bounded"
         )
         best = min(best, float(found.fun))

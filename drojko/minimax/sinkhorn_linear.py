@@ -301,7 +301,7 @@ def solve_sinkhorn(
     if objectives[0] < objectives[chosen] * (1.0 - 1e-9):
         chosen = 0
     coef, intercept, risk = options[chosen]
-    moved = outcome is not None and chosen == 0
+    last = outcome.best_state if outcome is not None and chosen == 0 else None
     status = outcome.status if outcome is not None else Status.CONVERGED
     if outcome is not None and chosen and status is Status.MAX_ITER:
         status = Status.CONVERGED
@@ -311,8 +311,8 @@ def solve_sinkhorn(
         intercept=float(intercept),
         penalty=risk.penalty,
         objective=objectives[chosen],
-        decrement=outcome.best_state.decrement if moved else 0.0,
-        stationarity=outcome.best_state.slope if moved else 0.0,
+        decrement=last.decrement if last is not None else 0.0,
+        stationarity=last.slope if last is not None else 0.0,
         n_iter=n_iter,
         status=str(status),
         message=f"Stopped after {n_iter} iterations. {status.advice}",
@@ -370,8 +370,8 @@ class _Newton:
         self.decay = alpha * rows.inverse_scale**2
         self.growing = math.inf
 
-    def init(self, start) -> _State:
-        z, b, lam = start
+    def init(self, problem: Any) -> _State:
+        z, b, lam = problem
         return self._at(np.where(self.alive, z, 0.0), b, self._lam(lam))
 
     def _lam(self, lam: float) -> float:
