@@ -25,7 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import harness  # noqa: E402
 
-SUITES = ("linear", "inner", "threshold", "training", "density", "scaling", "imports")
+SUITES = ("linear", "inner", "threshold", "training", "density", "scaling", "sinkhorn", "imports")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -203,7 +203,7 @@ def _best_penalty(pool: _Pool, w: Tensor, radius: float, start: float) -> float:
         return penalty * radius + float(pool.map("value", penalty) @ w)
 
     centre = math.log(start)
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         dual, bounds=(centre - 12.0, centre + 12.0), method="bounded", options={"xatol": 1e-6}
     )
     return math.exp(float(found.x))
