@@ -66,7 +66,8 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     loss : {"logistic", "hinge"} or callable, default="logistic"
         A callable is ``loss(prediction, y) -> (n,)`` on tensors, y class indices.
     reference : {"empirical", "gaussian", "kde", "mixture", "flow"} or measure, default="kde"
-        The measure P0 at the centre, one per class. "kde" smooths by at most a tenth of the radius.
+        The measure P0 at the centre, one per class. "kde" smooths by at most a tenth of the radius
+        (without radius: a tenth of a standard deviation).
     inner : {"icnn", "pointwise"} or settings from `drojko.inner`, default="icnn"
         How worst cases are found.
     alpha : float, default=0.0
