@@ -83,7 +83,7 @@ def sinkhorn_risk(
     >>> from drojko.losses import get_loss
     >>> data = RidgeData(np.array([[1.0], [3.0]]), np.array([0.0, 0.0]), loss=get_loss("squared"))
     >>> found = sinkhorn_risk(data, np.array([1.0]), 0.0, epsilon=0.5, penalty=2.0)
-    >>> round(found.value, 9), round(2 / (2 - 1) * 5 - 2 * 0.5 / 2 * np.log(1 - 1 / 2), 9)
+    >>> round(found.value, 9), round(2 / (2 - 1) * 5 - 2 * 0.5 / 2 * math.log(1 - 1 / 2), 9)
     (10.34657359, 10.34657359)
     """
     f = data.predictions(coef, intercept)
