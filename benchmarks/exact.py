@@ -249,3 +249,57 @@ def logistic_descent(X, y, radius=None, penalty=None) -> tuple[np.ndarray, float
 
 def _entropy(p: np.ndarray) -> np.ndarray:
     return xlogy(p, p) + xlogy(1.0 - p, 1.0 - p)
+
+
+def exact_risk(
+    name: str, size: float, loss: str, X: np.ndarray, y: np.ndarray, coef: np.ndarray, b: float
+) -> float:
+    """Exact robust risk of a linear model in the set called ``name``: one evaluator for everybody.
+
+    W2 as above. W1 with labels that stay: mean + radius * Lipschitz constant * |theta|, for losses
+    that are Lipschitz (their supremum over x is not attained). Sinkhorn: the one-dimensional dual
+    of `drojko`. Sets that reweight: their exact duals in `drojko.ambiguity`, on these losses.
+    """
+    if name == "W2":
+        return robust_risk(loss, X, y, coef, b, radius=size)
+    f = X @ coef + b
+    losses = _plain(loss, f - y if loss == "squared" else (2.0 * y - 1.0) * f)
+    if name == "W1":
+        return float(losses.mean() + size * np.linalg.norm(coef))
+    from worker import ambiguity
+
+    return float(ambiguity(name, size).dual(losses).value)
+
+
+def dual_descent(
+    name: str, size: float, loss: str, X: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, float, float, str]:
+    """SciPy's L-BFGS on the robust risk with its inner problem eliminated (logistic loss)."""
+    if loss != "logistic":
+        raise NotImplementedError(loss)
+    if name == "W2":
+        theta, b, _ = logistic_descent(X, y, radius=size)
+        return theta, b, exact_risk(name, size, loss, X, y, theta, b), "L-BFGS"
+    from worker import ambiguity
+
+    n, d = X.shape
+    sign = 2.0 * y - 1.0
+    given = None if name == "W1" else ambiguity(name, size)
+
+    def risk(z):
+        s = sign * (X @ z[:d] + z[d])
+        losses = np.logaddexp(0.0, -s)
+        ratio, value, pull = 1.0, float(losses.mean()), 0.0
+        if given is None:
+            norm = math.sqrt(float(z[:d] @ z[:d]) + 1e-24)
+            value, pull = value + size * norm, size / norm
+        else:
+            dual = given.dual(losses)
+            ratio, value = dual.ratio, dual.value
+        slope = -expit(-s) * sign * ratio / n
+        return value, np.concatenate([X.T @ slope + pull * z[:d], [slope.sum()]])
+
+    start = np.concatenate([0.1 * (sign @ X) / n, [0.0]])
+    options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000, "maxfun": 3000}
+    found = minimize(risk, start, jac=True, method="L-BFGS-B", options=options)
+    return found.x[:d], float(found.x[d]), float(found.fun), str(found.message)

@@ -4,7 +4,12 @@ A suite is a module with
 
 - ``TITLE``, ``ABOUT`` (what is compared, by which evaluator), ``COLUMNS`` (shown in the report),
 - ``cases(smoke)``: pairs (name, function); the function takes a `Context` and yields rows,
-- ``summary(rows)``: `Check` objects, one per target, computed from the rows alone.
+- ``summary(rows)``: `Check` objects, one per target, computed from the rows alone,
+- if it likes, ``plots(rows)``: pairs (caption, function of a matplotlib figure), and
+  ``tables(rows)``: Markdown in the place of the table of all rows, which is in the CSV anyway.
+
+A row's ``status`` is "ok", "skipped: why", or what went wrong. Rows of other people's packages
+carry ``peer=True``: what they fail at stays in the table, and is no failure of the run.
 """
 
 from __future__ import annotations
@@ -28,10 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Columns that every row has, in this order; a suite's own columns stand between them.
 FIRST = ("suite", "case", "method")
 LAST = (
-    "target", "met", "status", "seed", "threads", "cpu", "commit",
+    "target", "met", "status", "peak MiB", "took", "form", "seed", "threads", "cpu", "commit",
     "drojko", "torch", "numpy", "scikit-learn", "python",
 )  # fmt: skip
-OK = "ok"
+NUMBERS = ("peak MiB", "took")
+OK, SKIPPED = "ok", "skipped"
 
 
 @dataclass
@@ -60,6 +66,38 @@ class Context:
 
     smoke: bool
     seed: int
+    full: bool = False
+
+    @property
+    def form(self) -> str:
+        """Which form of the suites this is."""
+        return "smoke" if self.smoke else "full" if self.full else "default"
+
+
+class Memory:
+    """Peak of the resident memory of this process, which the kernel can forget (Linux)."""
+
+    def __init__(self) -> None:
+        self.start = math.nan
+
+    def reset(self) -> None:
+        """Begin anew; without a kernel that can, nothing is measured (rather than guessed)."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            self.start = self._field("VmRSS")
+        except (OSError, StopIteration):
+            self.start = math.nan
+
+    def peak(self) -> float | None:
+        """MiB above what was held at `reset`."""
+        if math.isnan(self.start):
+            return None
+        return max(self._field("VmHWM") - self.start, 0.0) / 1024.0
+
+    @staticmethod
+    def _field(name: str) -> float:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(name + ":")))
 
 
 @dataclass(frozen=True)
@@ -125,22 +163,46 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def run_suite(suite: Suite, context: Context, report: Callable[[str], None]) -> None:
-    """Run all cases; a case that raises becomes a row with the error as its status."""
-    fixed = environment(context.seed)
+def run_suite(
+    suite: Suite, context: Context, report: Callable[[str, int, int], None] = lambda *_: None
+) -> None:
+    """Run all cases; a case that raises becomes a row with the error as its status.
+
+    ``report(text, done, total)`` is called before each case and after the last one.
+    """
+    fixed = {**environment(context.seed), "form": context.form}
+    start, memory = time.perf_counter(), Memory()
+
+    def add(values: dict[str, Any]) -> None:
+        measured = {"peak MiB": memory.peak(), "took": time.perf_counter() - start}
+        suite.rows.append(_row(suite.name, {**fixed, **measured}, values))
+        memory.reset()
+
+    memory.reset()
     try:
         cases = list(suite.module.cases(context.smoke))
     except Exception as error:
         cases = []
-        suite.rows.append(_row(suite.name, fixed, {"case": "-", "status": describe(error)}))
-    for name, function in cases:
-        report(f"{suite.name}: {name}")
+        add({"case": "-", "status": describe(error)})
+    for done, (name, function) in enumerate(cases):
+        report(f"{suite.name}: {name}", done, len(cases))
         try:
             for row in function(context):
-                suite.rows.append(_row(suite.name, fixed, {"case": name, **row}))
+                add({"case": name, **row})
         except Exception as error:
-            failed = {"case": name, "status": describe(error), "met": False}
-            suite.rows.append(_row(suite.name, fixed, failed))
+            add({"case": name, "status": describe(error), "met": False})
+    report(suite.name, len(cases), len(cases))
+
+
+def failures(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that ended badly: neither those of other packages nor what was skipped for a reason."""
+    return [
+        row
+        for row in rows
+        if row["status"] != OK
+        and not str(row["status"]).startswith(SKIPPED)
+        and row.get("peer") is not True
+    ]
 
 
 def describe(error: Exception) -> str:
@@ -174,7 +236,7 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 def _parse(name: str, text: str) -> Any:
     if text in ("", "True", "False"):
         return {"": None, "True": True, "False": False}[text]
-    if name in FIRST + LAST:
+    if name in FIRST + LAST and name not in NUMBERS:
         return text
     try:
         return float(text)
@@ -223,40 +285,81 @@ def _cell(value: Any) -> str:
 
 
 def markdown(suites: dict[str, Any], folder: Path, command: str, smoke: bool) -> str:
-    """The report on all CSV files in ``folder``."""
+    """The report on all CSV files in ``folder``; draws the suites' pictures beside them."""
     summary = ["| suite | target | measured | met |", "|---|---|---|---|"]
-    tables: list[str] = []
+    sections: list[str] = []
     for name, module in suites.items():
         path = folder / f"{name}.csv"
         if not path.exists():
             continue
         rows = read_csv(path)
-        failures = [row for row in rows if row["status"] != OK]
+        failed = failures(rows)
         for check in module.summary(rows):
             cells = (name, check.target, check.measured, show(check.met))
             summary.append("| " + " | ".join(map(_cell, cells)) + " |")
-        if failures:
-            summary.append(f"| {name} | every row ends well | {len(failures)} failed | **no** |")
-        tables += [f"\n## {module.TITLE}\n", module.ABOUT.strip(), f"\n    {command} {name}\n"]
-        where = {
-            k: rows[0][k] for k in ("commit", "cpu", "torch", "scikit-learn", "numpy", "python")
-        }
-        tables.append(", ".join(f"{k} {v}" for k, v in where.items()) + "\n")
-        columns = ["case", "method", *module.COLUMNS, "met", "status"]
-        tables.append("| " + " | ".join(columns) + " |")
-        tables.append("|" + "---|" * len(columns))
-        tables += ["| " + " | ".join(show(row.get(c)) for c in columns) + " |" for row in rows]
+        if failed:
+            summary.append(f"| {name} | every row ends well | {len(failed)} failed | **no** |")
+        sections += [f"\n## {module.TITLE}\n", module.ABOUT.strip(), f"\n    {command} {name}\n"]
+        sections.append(_origin(rows) + "\n")
+        sections += [
+            f"![{caption}]({folder.name}/{file})\n"
+            for caption, file in pictures(name, module, rows, folder)
+        ]
+        if hasattr(module, "tables"):
+            sections.append(module.tables(rows))
+        else:
+            columns = ["case", "method", *module.COLUMNS, "peak MiB", "met", "status"]
+            sections.append(table(columns, [[row.get(c) for c in columns] for row in rows]))
     kind = " (smoke run: small cases, numbers mean nothing)" if smoke else ""
     head = [
         f"# Benchmarks{kind}",
         "",
-        "Generated by `python benchmarks/run.py`; never edited by hand. All rows are in the CSV",
-        "files beside it, with versions, commit, seed and threads. `seconds` is CPU time of the",
-        "process, `wall` the time on the clock. The machine is shared: read ratios, not seconds.",
-        "torch, BLAS and OpenMP run on one thread. Failures stay in the tables.",
+        f"Generated by `{command}` or `drojko bench`; never edited by hand. All rows are in the",
+        "CSV files beside it, with versions, commit, seed and threads. `seconds` is CPU time of",
+        "the process, `wall` the time on the clock. The machine is shared: read ratios, not",
+        "seconds. torch, BLAS and OpenMP run on one thread. Failures stay in the tables. `peak",
+        "MiB` is the peak of resident memory while a row was made (reference solutions included)",
+        "above what the process held before, as the Linux kernel counts it.",
         "",
     ]
-    return "\n".join([*head, *summary, *tables]) + "\n"
+    return "\n".join([*head, *summary, *sections]) + "\n"
+
+
+def _origin(rows: list[dict[str, Any]]) -> str:
+    """Where the rows come from, and how long making them took."""
+    names = ("commit", "cpu", "torch", "scikit-learn", "numpy", "python")
+    text = ", ".join(f"{name} {rows[0].get(name)}" for name in names)
+    took = max((row.get("took") or 0.0 for row in rows), default=0.0)
+    if not took:
+        return text
+    duration = f"{took:.0f} s" if took < 120 else f"{took / 60:.0f} min"
+    return f"{text}. Form `{rows[0].get('form')}`: {duration} on the clock."
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table."""
+    columns = list(columns)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(map(show, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def pictures(
+    name: str, module: Any, rows: list[dict[str, Any]], folder: Path
+) -> list[tuple[str, str]]:
+    """Draw what a suite has to show; captions and file names."""
+    found: list[tuple[str, str]] = []
+    if not hasattr(module, "plots"):
+        return found
+    from matplotlib.figure import Figure
+
+    for k, (caption, draw) in enumerate(module.plots(rows)):
+        figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+        draw(figure)
+        file = f"{name}.png" if k == 0 else f"{name}-{k + 1}.png"
+        figure.savefig(folder / file, dpi=110, metadata={"Software": None})
+        found.append((caption, file))
+    return found
 
 
 def script(code: str, *arguments: str, timeout: float = 600.0) -> str:

@@ -1,8 +1,10 @@
-"""Run benchmark suites:  python benchmarks/run.py [SUITE ...] [--smoke] [--out DIR].
+"""Run benchmark suites:  python benchmarks/run.py [SUITE ...] [--smoke] [--full] [--out DIR].
 
-Without a suite all of them run. Each writes ``results/<suite>.csv``, and ``RESULTS.md`` is made
-anew from all CSV files there. ``--smoke`` runs the smallest cases of everything in a minute, into
-a temporary folder unless ``--out`` names one. ``--full`` adds the cases of many minutes.
+`drojko bench` is the same from a checkout. Without a suite all of them run. Each writes
+``results/<suite>.csv``, and ``RESULTS.md`` is made anew from all CSV files there. ``--smoke`` runs
+the smallest cases of everything in a minute, into a temporary folder unless ``--out`` names one.
+``--full`` adds the cases of many minutes, and makes the environments of other packages.
+``--report`` only makes RESULTS.md anew.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before numpy and torch start their thread pools: one thread for everything.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -25,7 +30,23 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import harness  # noqa: E402
 
-SUITES = ("linear", "inner", "threshold", "training", "density", "scaling", "sinkhorn", "imports")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SUITES = (
+    "linear",
+    "inner",
+    "threshold",
+    "training",
+    "density",
+    "scaling",
+    "decisions",
+    "sinkhorn",
+    "imports",
+    "peers",
+    "duals",
+    "reweighting",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="smallest cases only")
     parser.add_argument("--full", action="store_true", help="also the cases that take minutes")
     parser.add_argument("--out", type=Path, help="folder of results/ and RESULTS.md")
+    parser.add_argument("--report", action="store_true", help="only make RESULTS.md anew")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     unknown = [name for name in given.suites if name not in SUITES]
@@ -48,18 +70,17 @@ def main(arguments: list[str] | None = None) -> int:
     if given.full:
         os.environ["DROJKO_BENCH_FULL"] = "1"
     out = given.out or (Path(tempfile.mkdtemp(prefix="drojko-bench-")) if given.smoke else HERE)
-    console = Console(stderr=True)
-    context = harness.Context(given.smoke, given.seed)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    context = harness.Context(given.smoke, given.seed, given.full)
     modules = {name: import_module(f"suites.{name}") for name in SUITES}
     failed = 0
-    for name in given.suites or SUITES:
+    for name in () if given.report else given.suites or SUITES:
         suite = harness.Suite(name, modules[name])
-        with console.status(name) as status, warnings.catch_warnings():
+        with _bar(console) as report, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they would say is in the rows: status, gap
-            harness.run_suite(suite, context, status.update)
+            harness.run_suite(suite, context, report)
         harness.write_csv(suite.rows, out / "results" / f"{name}.csv")
-        failures = [row for row in suite.rows if row["status"] != harness.OK]
-        failed += len(failures)
+        failed += len(harness.failures(suite.rows))
         console.print(_table(suite))
     report = harness.markdown(modules, out / "results", "python benchmarks/run.py", given.smoke)
     (out / "RESULTS.md").write_text(report, encoding="utf-8")
@@ -67,12 +88,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar over the cases of a suite (invisible where there is no screen)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(text: str, done: int, total: int) -> None:
+            progress.update(task, description=text, completed=done, total=total)
+
+        yield report
+
+
 def _table(suite: harness.Suite):
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=suite.module.TITLE)
-    columns = ["case", "method", *suite.module.COLUMNS, "met", "status"]
+    columns = ["case", "method", *suite.module.COLUMNS, "peak MiB", "met", "status"]
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in suite.rows:

@@ -69,7 +69,9 @@ def test_failures_stay_in_the_table(harness, tmp_path):
         summary=lambda rows: [harness.Check("aim", "1 | 2", False)],
     )  # fmt: skip
     suite = harness.Suite("made", module)
-    harness.run_suite(suite, harness.Context(True, 0), lambda text: None)
+    calls = []
+    harness.run_suite(suite, harness.Context(True, 0), lambda *call: calls.append(call))
+    assert calls == [("made: case", 0, 2), ("made: other", 1, 2), ("made", 2, 2)]
     harness.write_csv(suite.rows, tmp_path / "made.csv")
     rows = harness.read_csv(tmp_path / "made.csv")
     assert [row["status"] for row in rows] == ["ok", "ValueError: no such solution", "ok"]
@@ -85,7 +87,7 @@ def test_a_suite_that_cannot_start_is_a_row(harness):
         raise RuntimeError("no data")
 
     suite = harness.Suite("made", SimpleNamespace(cases=cases))
-    harness.run_suite(suite, harness.Context(True, 0), lambda text: None)
+    harness.run_suite(suite, harness.Context(True, 0))
     assert [row["status"] for row in suite.rows] == ["RuntimeError: no data"]
 
 
