@@ -29,7 +29,7 @@ from drojko.minimax.problem import RobustProblem
 
 __all__ = ["SinkhornProblem", "TiltedMoved"]
 
-_MOST = 1 << 24  # numbers in the particles of one evaluation
+_MOST = 1 << 22  # numbers in the particles of one evaluation
 
 
 @dataclass(frozen=True, repr=False)
