@@ -47,6 +47,8 @@ class InteractionEnergy(Functional):
         steps = torch.arange(1, shifts + 1, device=z.device).repeat_interleave(n)
         second = (first + steps) % n
         mass = weights[first] * weights[second]
+        if 2 * shifts == n:  # half-way round, each pair comes up twice
+            mass[-n:] *= 0.5
         mass = mass / mass.sum()
         with torch.enable_grad():
             leaf = z.detach().requires_grad_(True)

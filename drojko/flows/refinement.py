@@ -20,6 +20,7 @@ from drojko.transport.jet import forward
 
 __all__ = ["RefineState", "Refinement", "affine_part", "hidden_part", "polish"]
 
+_PATIENCE = 3
 _STAGES = 8  # looks at the particles kept apart
 _START = 0.2  # sum of the output weights of a fresh network: Hessian about a tenth of the identity
 
@@ -148,8 +149,8 @@ class Refinement:
         return replace(state, stage=stage, stale=state.stale + 1)
 
     def terminate(self, state: RefineState) -> Status | None:
-        """Stop after all stages, or two in a row that gained next to nothing."""
-        if state.stage >= _STAGES or state.stale >= 2:
+        """Stop after all stages, or three in a row that gained next to nothing."""
+        if state.stage >= _STAGES or state.stale >= _PATIENCE:
             return Status.CONVERGED
         return None
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from drojko._random import generator as make_generator
 from drojko.ambiguity.dual import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.inner.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase
 from drojko.measures.base import LabelledMeasure, choose, components
 from drojko.measures.empirical import Empirical
@@ -28,6 +29,7 @@ _SLICE = 0.01
 _ACCEPTANCE = 0.02
 #: Draws at once, and pairs of draws matched at most (the matching is cubic).
 _DRAWS, _PAIRED = 50_000, 400
+_COLUMNS = 50  # of a learned map
 _LEVELS = (0.05, 0.5, 0.95)
 
 
@@ -129,7 +131,7 @@ class ReweightedWorstCase(WorstCase):
     n_pool: int = 20_000
     seed: int = 0
     cost_weights: np.ndarray | None = None
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     @property
     def n_features(self) -> int:
@@ -317,14 +319,47 @@ class ReweightedWorstCase(WorstCase):
     # -- what it does ------------------------------------------------------------------------
 
     def transport(self, X: Any, y: Any) -> np.ndarray:
-        """Where rows X with labels y are moved, shape (n, d).
+        """Where rows X with labels y are moved, shape (n, d), by a learned map of each class.
 
-        Reweighting has no map of its own.
+        Reweighting has no map of its own: this is the gradient of a convex potential that carries
+        the class's reference to its worst case (`DensityFlow`), learned on first use.
+
+        Raises
+        ------
+        UnsupportedError
+            For total variation and CVaR (densities with jumps), a reference without density,
+            regression, and more than 50 columns.
         """
-        raise UnsupportedError(
-            f"transport: {type(self.ambiguity).__name__} reweights points and moves none; use "
-            "sample, or displacement for the change of each column"
-        )
+        x, labels = self._queries(X, y)
+        images = x.clone()
+        for k in labels.unique().tolist():
+            rows = labels == k
+            images[rows] = self.flow(int(k)).map.map(x[rows])
+        return images.numpy()
+
+    def flow(self, k: int = 0) -> ClassFlow:
+        """The learned map of class index ``k`` with what it attains; computed once."""
+        if self.classes is None:
+            raise UnsupportedError(
+                "transport: a map of a joint measure would move the targets too; use sample"
+            )
+        if self.n_features > _COLUMNS:
+            raise UnsupportedError(
+                f"transport: {self.n_features} columns; exact log-determinants are offered up to "
+                f"{_COLUMNS}. Use sample, which needs none"
+            )
+        if ("flow", k) not in self._cache:
+            share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+            self._cache["flow", k] = DensityFlow().fit(
+                self.ambiguity,
+                self.penalty,
+                self.shift,
+                lambda z: self.loss_function(z, torch.full((len(z),), k)),
+                components(self.reference)[k],
+                self.seed,
+                share,
+            )
+        return self._cache["flow", k]
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, images, labels and masses under P*; computed once.

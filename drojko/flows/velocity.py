@@ -1,0 +1,239 @@
+"""Velocity fields of neural JKO steps: their exact divergence, and the flow of the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["Velocity", "VelocityFlow"]
+
+_FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "A", "c")
+_BLOCK = 4096  # points integrated at once: their hidden layers stay in the cache
+
+
+class _Field(torch.autograd.Function):
+    """Value and divergence of the field at one time, with their derivatives written out.
+
+    M holds the second layer times what joins it to input and output; see `Velocity`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z, W1, e1, W2, e2, W3, M, A, c):
+        a1 = torch.addmm(e1, z, W1.T)
+        s1 = torch.sigmoid(a1)
+        r1 = 1.0 - s1
+        h1 = a1 * s1
+        g1 = s1 + h1 * r1
+        a2 = torch.addmm(e2, h1, W2.T)
+        s2 = torch.sigmoid(a2)
+        r2 = 1.0 - s2
+        h2 = a2 * s2
+        g2 = s2 + h2 * r2
+        q = g2 @ M
+        value = torch.addmm(c, z, A.T).addmm_(h2, W3.T)
+        divergence = (q * g1).sum(1).add_(A.diagonal().sum())
+        ctx.save_for_backward(z, W1, W2, W3, M, A, a1, s1, h1, g1, a2, s2, h2, g2, q)
+        return value, divergence
+
+    @staticmethod
+    def backward(ctx: Any, dv, dd):  # type: ignore[override]
+        z, W1, W2, W3, M, A, a1, s1, h1, g1, a2, s2, h2, g2, q = ctx.saved_tensors
+        dd = dd.unsqueeze(1)
+        # Second derivative of the activation a s(a): s r (2 + a (1 - 2 s)), r = 1 - s.
+        bend1 = (s1 * (1.0 - s1)).mul_(2.0 + a1 - 2.0 * h1)
+        bend2 = (s2 * (1.0 - s2)).mul_(2.0 + a2 - 2.0 * h2)
+        da2 = (dv @ W3).mul_(g2).addcmul_(bend2.mul_(dd), g1 @ M.T)
+        da1 = (da2 @ W2).mul_(g1).addcmul_(bend1.mul_(dd), q)
+        weighted = g2 * dd
+        dA = dv.T @ z
+        dA.diagonal().add_(dd.sum())
+        return (
+            torch.addmm(dv @ A, da1, W1),
+            da1.T @ z,
+            da1.sum(0),
+            da2.T @ h1,
+            da2.sum(0),
+            dv.T @ h2,
+            weighted.T @ g1,
+            dA,
+            dv.sum(0),
+        )
+
+
+@dataclass(eq=False)
+class Velocity:
+    r"""A field with two hidden layers, whose divergence costs one more product in any dimension.
+
+    .. math:: v(z, t) = W_3\,\phi(W_2\,\phi(W_1 z + t k_1 + b_1) + t k_2 + b_2) + A z + c, \qquad
+        \operatorname{div} v = \phi'(a_2)^\top [W_2 \circ (W_1 W_3)^\top]\, \phi'(a_1)
+        + \operatorname{tr} A
+
+    in coordinates z = (x - centre) / scale, with phi(a) = a / (1 + exp(-a)). The trace of the
+    product of the three layers is a bilinear form of the slopes: no tangent vector is carried
+    and no probe drawn, and derivatives in the parameters are written out. `field` is zero at
+    the start: the flow is the identity.
+
+    Parameters
+    ----------
+    flat : Tensor
+        All parameters, one after the other.
+    dim, width : int
+    centre, scale : Tensor of shape (d,)
+
+    Examples
+    --------
+    >>> v = Velocity.identity(torch.zeros(2), torch.ones(2), 8, torch.Generator().manual_seed(0))
+    >>> value, divergence = v.field(torch.ones(3, 2), 0.5)
+    >>> float(value.abs().max()), float(divergence.abs().max())
+    (0.0, 0.0)
+    """
+
+    flat: Tensor
+    dim: int
+    width: int
+    centre: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def identity(centre: Tensor, scale: Tensor, width: int, generator: torch.Generator) -> Velocity:
+        """A field that is zero: random hidden layers, no output."""
+        d = len(centre)
+        flat = torch.zeros(sum(_sizes(d, width)), dtype=centre.dtype)
+        new = Velocity(flat, d, width, centre, scale)
+        parts = new.parts(flat)
+
+        def normal(like: Tensor, deviation: float) -> Tensor:
+            drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+            return (deviation * drawn).to(like.dtype)
+
+        parts["W1"].copy_(normal(parts["W1"], 1.5 / d**0.5))
+        parts["b1"].copy_(normal(parts["b1"], 1.0))
+        parts["W2"].copy_(normal(parts["W2"], 1.5 / width**0.5))
+        parts["k1"].copy_(normal(parts["k1"], 0.5))
+        return new
+
+    def parts(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, as views of a flat vector."""
+        shapes = _shapes(self.dim, self.width)
+        pieces = flat.split(_sizes(self.dim, self.width))
+        return {k: p.view(s) for k, p, s in zip(_FIELDS, pieces, shapes, strict=True)}
+
+    def to(self, dtype: torch.dtype) -> Velocity:
+        """A copy in another precision."""
+        return Velocity(
+            self.flat.detach().to(dtype, copy=True),
+            self.dim,
+            self.width,
+            self.centre.to(dtype),
+            self.scale.to(dtype),
+        )
+
+    def field(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Velocity (n, d) and divergence (n,) at points x (n, d), time t."""
+        value, divergence = self.prepare(self.flat)((x - self.centre) / self.scale, t)
+        return value * self.scale, divergence
+
+    def prepare(self, flat: Tensor) -> Any:
+        """The field in scaled coordinates, (z, t) -> (value, divergence)."""
+        p = self.parts(flat)
+        joined = p["W2"] * (p["W1"] @ p["W3"]).T
+
+        def field(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            e1, e2 = p["b1"] + t * p["k1"], p["b2"] + t * p["k2"]
+            return _Field.apply(z, p["W1"], e1, p["W2"], e2, p["W3"], joined, p["A"], p["c"])
+
+        return field
+
+    def integrate(
+        self, flat: Tensor, z: Tensor, steps: int, backward: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Runge-Kutta steps of order 4 in scaled coordinates, differentiable in ``flat``.
+
+        Returns the image (n, d), the integral of the divergence (n,) and that of |v|^2 in the
+        units of x (n,); ``backward`` runs time from 1 to 0, and the divergence is still that of
+        the forward flow.
+        """
+        field = self.prepare(flat)
+        h = (-1.0 if backward else 1.0) / steps
+        t = 1.0 if backward else 0.0
+        grown = torch.zeros(len(z), dtype=z.dtype)
+        length = torch.zeros(len(z), dtype=z.dtype)
+        metric = self.scale.square()
+        for _ in range(steps):
+            v1, d1 = field(z, t)
+            v2, d2 = field(torch.add(z, v1, alpha=0.5 * h), t + 0.5 * h)
+            v3, d3 = field(torch.add(z, v2, alpha=0.5 * h), t + 0.5 * h)
+            v4, d4 = field(torch.add(z, v3, alpha=h), t + h)
+            middle = v2 + v3
+            z = z + (h / 6.0) * (v1 + v4 + 2.0 * middle)
+            grown = grown + (abs(h) / 6.0) * (d1 + 2.0 * (d2 + d3) + d4)
+            energy = v1.square() + v2.square() * 2.0 + v3.square() * 2.0 + v4.square()
+            length = length + (abs(h) / 6.0) * (energy @ metric)
+            t += h
+        return z, grown, length
+
+
+def _shapes(d: int, width: int) -> list[tuple[int, ...]]:
+    return [(width, d), (width,), (width,), (width, width), (width,), (width,), (d, width), (d, d),
+            (d,)]  # fmt: skip
+
+
+def _sizes(d: int, width: int) -> list[int]:
+    return [int(torch.Size(shape).numel()) for shape in _shapes(d, width)]
+
+
+class VelocityFlow:
+    r"""T(x) = z(1) where dz/dt = v(z, t), z(0) = x: a diffeomorphism with known log det DT.
+
+    .. math:: \log\det DT(x) = \int_0^1 \operatorname{div} v(z(t), t)\, dt
+
+    Integrated by ``steps`` Runge-Kutta steps of order 4, forwards and, for the inverse,
+    backwards; both integrate the same equation, so that they agree up to the integration error.
+
+    Examples
+    --------
+    The field v = -z contracts by exp(-1):
+
+    >>> v = Velocity.identity(torch.zeros(1).double(), torch.ones(1).double(), 4,
+    ...                       torch.Generator().manual_seed(0))
+    >>> _ = v.parts(v.flat)["A"].fill_(-1.0)
+    >>> flow = VelocityFlow(v, steps=16)
+    >>> z, log_det = flow.push(torch.ones(1, 1).double())
+    >>> round(float(z), 6), round(float(log_det), 6)
+    (0.367879, -1.0)
+    """
+
+    def __init__(self, velocity: Velocity, steps: int = 8) -> None:
+        if steps < 1:
+            raise InvalidDataError(f"steps={steps!r}; an integrator takes at least 1 step")
+        self.velocity, self.steps = velocity, steps
+
+    @torch.no_grad()
+    def push(self, x: Tensor, backward: bool = False) -> tuple[Tensor, Tensor]:
+        """Images (n, d) and the integral of the divergence along each path (n,)."""
+        v = self.velocity
+        images, grown = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
+        for start in range(0, len(x), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            z = (x[rows].to(v.flat.dtype) - v.centre) / v.scale
+            z, g, _ = v.integrate(v.flat, z, self.steps, backward)
+            images[rows] = (z * v.scale + v.centre).to(x.dtype)
+            grown[rows] = g.to(x.dtype)
+        return images, grown
+
+    def map(self, x: Tensor) -> Tensor:
+        """T(x)."""
+        return self.push(x)[0]
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """T^-1(y), by running time backwards."""
+        return self.push(y, backward=True)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor) -> Tensor:
+        """Log |det DT(x)|."""
+        return self.push(x)[1]
