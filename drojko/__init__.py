@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditReport",
     "Certificate",
     "DROClassifier",
     "DRORegressor",
@@ -28,6 +29,8 @@ __all__ = [
     "WorstCase",
     "__version__",
     "ambiguity",
+    "audit",
+    "auditing",
     "baselines",
     "displays",
     "estimators",
@@ -48,12 +51,14 @@ __all__ = [
 
 #: Where the public objects are defined; every other public name is a room, a module of its own.
 _HOME = {
+    "AuditReport": "drojko.auditing",
     "Certificate": "drojko.certificates",
     "DROClassifier": "drojko.estimators",
     "DRORegressor": "drojko.estimators",
     "MinimaxProblem": "drojko.problems",
     "RadiusSelection": "drojko.estimators",
     "WorstCase": "drojko.inner",
+    "audit": "drojko.auditing",
     "load": "drojko._persist",
     "save": "drojko._persist",
     "make_robust_scorer": "drojko.estimators",
@@ -63,6 +68,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from drojko import ambiguity as ambiguity
+    from drojko import auditing as auditing
     from drojko import baselines as baselines
     from drojko import displays as displays
     from drojko import estimators as estimators
@@ -76,6 +82,8 @@ if TYPE_CHECKING:
     from drojko import transport as transport
     from drojko._persist import load as load
     from drojko._persist import save as save
+    from drojko.auditing import AuditReport as AuditReport
+    from drojko.auditing import audit as audit
     from drojko.certificates import Certificate as Certificate
     from drojko.estimators import DROClassifier as DROClassifier
     from drojko.estimators import DRORegressor as DRORegressor

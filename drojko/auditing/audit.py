@@ -1,0 +1,230 @@
+"""`audit`: how bad the worst shift of each size is for a model, and what it looks like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from drojko._random import generator as make_generator
+from drojko._threads import SMALL, one_torch_thread
+from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.auditing._case import Case
+from drojko.auditing._found import Found, table_row
+from drojko.auditing._models import audited_model
+from drojko.auditing._other import certify_other
+from drojko.auditing._ratio import reweight
+from drojko.auditing._setup import build_case, is_reweighting, sets_of, size_name
+from drojko.auditing._transport import transport
+from drojko.auditing.checks import health, unusable
+from drojko.auditing.report import COLUMNS, AuditReport
+from drojko.exceptions import InvalidDataError
+from drojko.inner.solvers import get_inner
+
+__all__ = ["audit"]
+
+
+def audit(
+    model: Any,
+    X: Any,
+    y: Any,
+    ambiguity: AmbiguitySet,
+    *,
+    radii: Any = None,
+    loss: Any = None,
+    reference: Any = "kde",
+    random_state: Any = None,
+    sample_weight: Any = None,
+    scale: str | None = None,
+    inner: Any = None,
+    groups: Any = None,
+    max_evaluations: int = 400_000,
+    images: tuple[int, int] | None = None,
+    name: str | None = None,
+    verbose: bool = False,
+) -> AuditReport:
+    r"""Audit a fitted model against the worst distribution near the data.
+
+    .. math:: \sup\{E_P\,\ell(\text{model}; z) : D(P, P_0) \le r\}
+              \quad\text{for every } r \text{ of } \mathrm{radii}
+
+    from below (attained by rows that the report shows) and from above (proven where possible),
+    beside noise, gradient ascent with restarts and a search without gradients at the same budget.
+
+    Parameters
+    ----------
+    model : object
+        A torch module, a fitted drojko estimator, or a fitted scikit-learn classifier or regressor
+        (pipelines and searches too). It is not changed.
+    X, y : array-like or DataFrame of shape (n, d), array-like of shape (n,)
+        Rows as the model takes them, best ones that its training has not seen.
+    ambiguity : AmbiguitySet
+        Distances are in the units of X; categories stay unless they have a ``swap_cost``.
+    radii : array-like, default=None
+        Sizes of the set (of `CVaR` alphas); None: the set's own radius or penalty.
+    loss : str or callable, default=None
+        As in the estimators. None: "logistic" (cross-entropy) for models with probabilities,
+        "hinge" for decision functions, "squared" for regression.
+    reference : str or measure, default="kde"
+        P0. "kde" and "empirical": the rows themselves, so that numbers have no Monte-Carlo error;
+        with "kde", samples of the worst case are smoothed by at most a tenth of the radius. Others
+        are fitted to the rows and stand for fixed draws, the same for all radii.
+    random_state : int, generator or None
+    sample_weight : array-like of shape (n,), default=None
+    scale : "standard" or None
+        "standard": distances in standard deviations of the columns; ``weights`` multiply.
+    inner : str or settings object, default=None
+        Solver of the worst case (`drojko.inner`); None: "icnn".
+    groups : array-like, default=None
+        For `Group` sets: the group of each row.
+    max_evaluations : int, default=400000
+        Rows that a model without gradients is asked about, at most.
+    images : (height, width), default=None
+        Rows of X as pictures, for the report.
+    name : str, default=None
+        Of the model, for the report; None: the name of its class.
+    verbose : bool, default=False
+        Print a line per radius.
+
+    Returns
+    -------
+    AuditReport
+
+    Raises
+    ------
+    InvalidDataError
+        For what is no fitted model, data that do not fit it, and sizes that are none.
+    UnsupportedError
+        For sets that need gradients of a model without; the message lists what is offered.
+
+    Notes
+    -----
+    Of order-2 Wasserstein balls, rows are moved by the learned map, proximal corrections and
+    searches of every baseline; the best mixture of all positions within the budget is the worst
+    case, so that numbers are monotone in the radius. Where a baseline finds more than the inner
+    solver, the finding says "weak inner solver" and the better one is used.
+
+    Models without gradients are searched (a lower bound); density-ratio sets are exact for any
+    model. Probabilities are read between 1e-6 and 1 where there are no gradients.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from drojko import audit
+    >>> from drojko.ambiguity import KL
+    >>> X, y = load_iris(return_X_y=True)
+    >>> forest = RandomForestClassifier(20, random_state=0).fit(X, y)
+    >>> report = audit(forest, X, y, KL(), radii=[0, 0.1], random_state=0)
+    >>> table = report.table
+    >>> bool(table.worst_case_risk[1] > table.worst_case_risk[0] == table.nominal_risk[0])
+    True
+    """
+    if not isinstance(ambiguity, AmbiguitySet):
+        raise InvalidDataError(
+            f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein()"
+        )
+    generator = make_generator(random_state)
+    sets = sets_of(ambiguity, radii)
+    settings = get_inner(inner)
+    read = audited_model(model, X, y)
+    case = build_case(
+        read,
+        X,
+        y,
+        sets[-1][1],
+        loss=loss,
+        reference=reference,
+        scale=scale,
+        sample_weight=sample_weight,
+        groups=groups,
+        generator=generator,
+    )
+    if images is not None and int(np.prod(images)) != len(read.space.raw_names):
+        raise InvalidDataError(
+            f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
+        )
+    sizes = [(size, _in_units(own, case)) for size, own in sets]
+    with one_torch_thread(case.x.numel() < SMALL):
+        general = health(case)
+        if general.unusable:
+            found = unusable(case, sizes, general)
+        elif is_reweighting(case.ambiguity):
+            found = reweight(case, sizes)
+        elif isinstance(case.ambiguity, Wasserstein) and case.ambiguity.order == 2:
+            found = transport(case, sizes, settings, general, max_evaluations)
+        else:
+            found = certify_other(case, sizes, settings)
+        for row in found:
+            row.checks = [*general.checks, *row.checks]
+            row.findings = [*general.findings, *row.findings]
+        return _report(
+            case,
+            found,
+            general.nominal,
+            size_name(ambiguity, radii),
+            name or _name(model),
+            images,
+            verbose,
+            {"ambiguity": repr(ambiguity), "reference": str(reference), "scale": scale},
+        )
+
+
+def _in_units(own: Any, case: Case) -> Any:
+    """A set of the path with the columns of the case's own."""
+    parameters = case.ambiguity.get_params(deep=False)
+    sizes = {
+        k: v for k, v in own.get_params(deep=False).items() if k in ("radius", "penalty", "alpha")
+    }
+    return type(case.ambiguity)(**{**parameters, **sizes})
+
+
+def _name(model: Any) -> str:
+    steps = getattr(model, "steps", None)
+    return type(steps[-1][1] if steps else model).__name__
+
+
+def _report(
+    case: Case,
+    found: list[Found],
+    nominal: dict[str, float],
+    size: str,
+    name: str,
+    images: tuple[int, int] | None,
+    verbose: bool,
+    about: dict[str, Any],
+) -> AuditReport:
+    import pandas as pd
+
+    rows, checks = [], []
+    for one in found:
+        row = table_row(size, case, one, nominal)
+        rows.append(row)
+        checks += [{size: one.size, **line} for line in one.checks]
+        if verbose:
+            print(
+                f"{size}={one.size:g}: risk {row['worst_case_risk']:.6g} <= {row['upper_bound']:.6g}"
+            )
+    about = {
+        **about,
+        "note": case.model.note,
+        "loss": case.loss.name or "callable",
+        "task": "regression" if case.classes is None else "classification",
+        "rows": len(case.x),
+        "features": len(case.model.space.raw_names),
+        "gradients": case.model.tabular is not None,
+        "evaluations": case.calls[0],
+        "units": "standard deviations" if about["scale"] else "units of X",
+    }
+    return AuditReport(
+        table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
+        checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
+        certificates=tuple(one.certificate for one in found),
+        worst_cases=tuple(one.worst for one in found),
+        name=name,
+        about=about,
+        space=case.model.space,
+        classes=case.classes,
+        case=case,
+        image_shape=None if images is None else (int(images[0]), int(images[1])),
+    )
