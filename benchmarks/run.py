@@ -44,7 +44,9 @@ SUITES = (
     "sinkhorn",
     "imports",
     "peers",
+    "shift",
     "duals",
+    "gaussian",
     "reweighting",
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from drojko.measures.base import Measure
 from drojko.measures.pushforward import Pushforward
 from drojko.transport.maps import Composition, TransportMap
 
-__all__ = ["FlowStep", "draw_particles"]
+__all__ = ["FlowStep", "draw_particles", "match_moments"]
 
 
 def draw_particles(measure: Measure, n: int, generator: Any = None) -> Particles:
@@ -30,21 +29,32 @@ def draw_particles(measure: Measure, n: int, generator: Any = None) -> Particles
     if not 0.5 * n <= len(x) <= 2 * n:  # atoms, or as many points as components
         x = measure.sample(n, gen)
         w = torch.full((n,), 1.0 / n, dtype=torch.float64)
-    with suppress(UnsupportedError):
-        x = _matched(Particles(x, w, w), measure.mean, measure.covariance)
+    x = match_moments(measure, x, w)
     try:
         return Particles(x, w, measure.log_prob(x))
     except UnsupportedError:
         return Particles(x, w, torch.zeros_like(w), known=False)
 
 
-def _matched(p: Particles, mean: Tensor, covariance: Tensor) -> Tensor:
-    found_mean, found = p.mean_and_covariance()
+def match_moments(measure: Measure, x: Tensor, w: Tensor) -> Tensor:
+    """Move and stretch weighted draws to have the measure's own mean and covariance.
+
+    A control variate for whatever depends on the first two moments: unchanged draws where the
+    measure does not know them, where they determine too few draws, and where it has atoms
+    (columns without noise must keep their values).
+    """
+    if hasattr(measure, "atoms_"):
+        return x
+    try:
+        mean, covariance = measure.mean, measure.covariance
+    except UnsupportedError:
+        return x
+    found_mean, found = Particles(x, w, w).mean_and_covariance()
     factor, info = torch.linalg.cholesky_ex(found)
     goal, bad = torch.linalg.cholesky_ex(covariance)
-    if int(info) or int(bad):
-        return p.x
-    white = torch.linalg.solve_triangular(factor, (p.x - found_mean).T, upper=False)
+    if int(info) or int(bad) or len(x) <= 2 * x.shape[1]:
+        return x
+    white = torch.linalg.solve_triangular(factor, (x - found_mean).T, upper=False)
     return mean + (goal @ white).T
 
 

@@ -3,8 +3,10 @@
 from drojko.inner.adversary import Adversary, Moved
 from drojko.inner.ascent import proximal_ascent
 from drojko.inner.coordinates import Coordinates
+from drojko.inner.density_flow import ClassFlow, DensityFlow
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, solve_ball
+from drojko.inner.reweighted import ReweightedWorstCase
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
 from drojko.inner.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
@@ -13,12 +15,15 @@ __all__ = [
     "Adversary",
     "BallSolution",
     "Batch",
+    "ClassFlow",
     "Coordinates",
+    "DensityFlow",
     "ICNNJKO",
     "InnerSolver",
     "Moved",
     "Objective",
     "Pointwise",
+    "ReweightedWorstCase",
     "TransportedWorstCase",
     "WorstCase",
     "get_inner",

@@ -13,9 +13,10 @@ from torch import Tensor
 from drojko._random import generator as make_generator
 from drojko.ambiguity.dual import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.flows.flow_measures import match_moments
 from drojko.inner.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase
-from drojko.measures.base import LabelledMeasure, choose, components
+from drojko.measures.base import LabelledMeasure, Measure, choose, components
 from drojko.measures.empirical import Empirical
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class ReweightedWorstCase(WorstCase):
     point. Weighting reaches labels, too: label shares change with the losses of the labels.
 
     An empirical reference is reweighted exactly, by the dual on its own atoms. Of a continuous one
-    ``n_pool`` weighted draws are kept, and the ratio is normalised on them.
+    ``n_pool`` weighted draws are kept, with the classes' exact means and covariances where the
+    reference knows them, and the ratio is normalised on them.
 
     Parameters
     ----------
@@ -158,6 +160,14 @@ class ReweightedWorstCase(WorstCase):
 
     def _make_pool(self) -> Pool:
         x, y, w = self.reference.points(self.n_pool, make_generator(self.seed))
+        parts = components(self.reference)
+        if self.classes is not None and not self.exact and len(parts) == len(self.classes):
+            x = x.clone()
+            for k, part in enumerate(parts):
+                rows = y == k
+                if bool(rows.any()) and isinstance(part, Measure):
+                    mass = w[rows] / w[rows].sum()
+                    x[rows] = match_moments(part, x[rows], mass)
         losses = self._losses(x, y)
         if self.exact:
             dual = self.ambiguity.dual(losses, w)
