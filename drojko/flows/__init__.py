@@ -3,6 +3,10 @@
 from drojko.flows import functionals
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.icnn_scheme import ICNNScheme, MapState
+from drojko.flows.importance import ImportanceCorrectedScheme
+from drojko.flows.importance_measure import Evidence, ImportanceMeasure
 from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.semidual_measure import SemiDualStep
+from drojko.flows.semidual_scheme import SemiDualScheme
 
-__all__ = ["FlowResult", "FlowStep", "ICNNScheme", "JKOFlow", "MapState", "functionals"]
+__all__ = ["Evidence", "FlowResult", "FlowStep", "ICNNScheme", "ImportanceCorrectedScheme", "ImportanceMeasure", "JKOFlow", "MapState", "SemiDualScheme", "SemiDualStep", "functionals"]

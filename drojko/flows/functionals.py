@@ -14,8 +14,10 @@ from torch import Tensor
 from drojko.exceptions import InvalidDataError
 from drojko.flows._functional import Energy, Functional
 from drojko.flows._nonlocal import InteractionEnergy, MMDTo, WassersteinTo
+from drojko.flows.divergence_to import DivergenceTo
 
 __all__ = [
+    "DivergenceTo",
     "Energy",
     "Entropy",
     "FDivergence",

@@ -116,7 +116,8 @@ class JKOFlow:
     functional : Functional
         F; see `drojko.flows.functionals`.
     scheme : object, default=None
-        How a step is solved; None: ``ICNNScheme()``.
+        How a step is solved: `ICNNScheme` (None: with its defaults), or `SemiDualScheme`, for
+        a functional `DivergenceTo` samples.
     step_size : float or sequence of float
         h, or one for each step (small ones first: the beginning is the stiff part).
 
@@ -152,7 +153,7 @@ class JKOFlow:
     def __init__(
         self,
         functional: Functional,
-        scheme: ICNNScheme | None = None,
+        scheme: ICNNScheme | Any | None = None,
         *,
         step_size: float | Sequence[float],
     ) -> None:
@@ -260,6 +261,10 @@ class JKOFlow:
         wrong = [h for h in map(self._size, range(n_steps)) if not 0.0 < h < math.inf]
         if wrong:
             raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")
+        if hasattr(self.scheme, "run_flow"):  # a scheme with a state of its own
+            steps = [self._size(k) for k in range(n_steps)]
+            gen = make_generator(random_state)
+            return self.scheme.run_flow(self.functional, initial, steps, gen, callback)
         start = self.init((initial, make_generator(random_state)))
         outcome: Outcome[FlowState] = run(self, start, max_iter=n_steps, callback=callback)
         if outcome.status is Status.INTERRUPTED:

@@ -1,0 +1,179 @@
+"""The two networks of a semi-dual flow, with derivatives by hand: one whole map and a critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from drojko._adam import Adam
+from drojko.models import MLP, flatten_parameters, views_like
+from drojko.transport.maps import TransportMap
+
+__all__ = ["Critic", "Learner", "WholeMap", "gaussian_log_ratio"]
+
+
+class Learner:
+    """A module's parameters as one flat vector, with Adam's moments, kept across phases."""
+
+    def __init__(self, module: nn.Module, decay: tuple[float, float]) -> None:
+        self.flat = flatten_parameters(module)
+        self.adam = Adam.like(self.flat)
+        self.adam.decay = decay
+        self.views = views_like(self.adam.gradient, list(module.parameters()))
+
+    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
+        """One step of Adam along minus the gradients, in the order of the parameters."""
+        for view, gradient in zip(self.views, gradients, strict=True):
+            view.copy_(gradient.view_as(view))
+        self.adam.step(self.flat, rate)
+
+
+def _network(n_in: int, n_out: int, hidden: Sequence[int], generator: torch.Generator) -> MLP:
+    net = MLP(
+        n_in, n_out, hidden=hidden, activation="silu", generator=generator, dtype=torch.float32
+    )
+    for bias in list(net.biases)[:-1]:  # kinks all over the data, not through its mean only
+        bias.data.copy_(0.5 * torch.randn(bias.shape, generator=generator))
+    net.weights[-1].data.zero_()
+    return net
+
+
+class WholeMap(nn.Module, TransportMap):
+    r"""T(x) = c + s (b + L x' + net(x')), x' = (x - centre) / spread: all of the flow so far.
+
+    Starts at the identity: the network's last layer is zero.
+    """
+
+    def __init__(
+        self,
+        centre: Tensor,
+        spread: Tensor,
+        origin: Tensor,
+        scale: float,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        dim = len(centre)
+        self.centre, self.spread, self.origin, self.scale = centre, spread, origin, scale
+        self.net = _network(dim, dim, hidden, generator)
+        self.matrix = nn.Parameter(torch.diag(spread / scale).float())
+        self.shift = nn.Parameter(((centre - origin) / scale).float())
+
+    def inner(self, x: Tensor) -> Tensor:
+        """The network's input."""
+        return ((x.double() - self.centre) / self.spread).float()
+
+    def linearise(self, inner: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """T at network inputs (n, d), float32, and parameter gradients of sum(g * T)."""
+        out, back = self.net.linearise(inner)
+        out = out.view(len(inner), -1) + torch.addmm(self.shift.detach(), inner, self.matrix.mT)
+        one = self.net.n_outputs == 1
+
+        def backward(g: Tensor) -> list[Tensor]:
+            g = g * self.scale
+            deep = back(g.squeeze(1) if one else g, parameters=True)
+            own = {id(self.matrix): g.T @ inner, id(self.shift): g.sum(0)}
+            found = {id(p): d for p, d in zip(self.net.parameters(), deep, strict=True)} | own
+            return [found[id(p)] for p in self.parameters()]
+
+        return (out * self.scale + self.origin.float()).detach(), backward
+
+    @torch.no_grad()
+    def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """T(x), shape (n, d), float64."""
+        parts = [self.linearise(self.inner(part))[0] for part in x.split(20_000)]
+        return torch.cat(parts).double()
+
+    @torch.no_grad()
+    def compose(self, matrix: Tensor, shift: Tensor) -> None:
+        """T <- matrix T + shift, exactly: the last layer is linear."""
+        origin = (matrix @ self.origin + shift - self.origin) / self.scale
+        matrix = matrix.float()
+        for last in (self.matrix, self.net.weights[-1]):
+            last.copy_(matrix @ last)
+        self.net.biases[-1].copy_(matrix @ self.net.biases[-1])
+        self.shift.copy_(matrix @ self.shift + origin.float())
+
+
+class Critic(nn.Module):
+    r"""w(y) = q0(y') + q(y') + net(y'), y' = (y - centre) / spread.
+
+    q0 is a quadratic held fixed in a phase (the log ratio of two Gaussian fits), q a trained one.
+    """
+
+    def __init__(
+        self, centre: Tensor, spread: Tensor, hidden: Sequence[int], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        dim = len(centre)
+        self.centre, self.spread = centre, spread
+        self.net = _network(dim, 1, hidden, generator)
+        self.matrix = nn.Parameter(torch.zeros(dim, dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
+        self.fixed = (torch.zeros(dim, dim), torch.zeros(dim), 0.0)
+
+    def fix(self, matrix: Tensor, shift: Tensor, constant: float) -> None:
+        """Set q0(y) = y'My/2 + s'y + c, given in the coordinates of the data."""
+        s, c = self.spread, self.centre
+        value = constant + float(shift @ c + 0.5 * c @ matrix @ c)
+        slope = s * (shift + matrix @ c)
+        self.fixed = ((s.unsqueeze(1) * matrix * s).float(), slope.float(), value)
+
+    def inner(self, y: Tensor) -> Tensor:
+        """The network's input."""
+        return (y - self.centre.to(y)) / self.spread.to(y)
+
+    def linearise(self, y: Tensor) -> tuple[Tensor, Callable[..., list[Tensor] | Tensor]]:
+        """w at points (n, d), float32, and gradients of sum(g * w): in y, or in parameters."""
+        y = self.inner(y)
+        deep, back = self.net.linearise(y)
+        matrix = self.fixed[0] + 0.5 * (self.matrix + self.matrix.T).detach()
+        shift = self.fixed[1] + self.shift.detach()
+        product = y @ matrix
+        out = deep + (y * (0.5 * product + shift)).sum(1) + self.fixed[2]
+
+        def backward(g: Tensor, parameters: bool = False) -> list[Tensor] | Tensor:
+            if not parameters:
+                inner = back(g) + g.unsqueeze(1) * (product + shift)
+                return inner / self.spread.to(y)
+            own = {
+                id(self.matrix): 0.5 * (y * g.unsqueeze(1)).T @ y,
+                id(self.shift): g @ y,
+            }
+            deep = back(g, parameters=True)
+            found = {id(p): d for p, d in zip(self.net.parameters(), deep, strict=True)} | own
+            return [found[id(p)] for p in self.parameters()]
+
+        return out, backward
+
+    def fixed_value(self, y: Tensor) -> Tensor:
+        """q0(y), shape (n,), float64."""
+        y = self.inner(y)
+        matrix, shift, constant = self.fixed
+        return (y * (0.5 * y @ matrix.to(y) + shift.to(y))).sum(1) + constant
+
+    @torch.no_grad()
+    def value(self, y: Tensor) -> Tensor:
+        """w(y), shape (n,), float64."""
+        return torch.cat([self.linearise(p.float())[0] for p in y.split(20_000)]).double()
+
+
+def gaussian_log_ratio(
+    mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """log N(y; m, S) - log N(y; m', S') as y'My/2 + s'y + c; covariances are definite."""
+    total = torch.zeros_like(covariance), torch.zeros_like(mean), 0.0
+    for sign, m, s in ((1.0, mean, covariance), (-1.0, other_mean, other)):
+        factor = torch.linalg.cholesky(s)
+        precision = torch.cholesky_inverse(factor)
+        constant = -0.5 * float(m @ precision @ m) - float(factor.diagonal().log().sum())
+        total = (
+            total[0] - sign * precision,
+            total[1] + sign * precision @ m,
+            total[2] + sign * constant,
+        )
+    return total if math.isfinite(total[2]) else (total[0], total[1], 0.0)
