@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from harness import ROOT, SKIPPED
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 TORCH = "torch==2.13.0"  # first and pinned: what a package asks for by itself may be gigabytes
+PATIENCE = 6.0
 _COMMON = ("numpy", "scipy", "pandas", "scikit-learn", "cvxpy")
 
 #: Package: version, what it needs, in the order of installation (its own dependencies are not
@@ -93,7 +95,11 @@ def fits(
     limit: float,
     create: bool = False,
 ) -> list[dict[str, Any]]:
-    """Results of `worker.run` for each job; what was not reached has the reason as its status."""
+    """Results of `worker.run` for each job; what was not reached has the reason as its status.
+
+    ``limit`` is in CPU seconds of the process, all jobs together, so that a busy machine takes
+    nothing away; after `PATIENCE` times that on the clock it is over in any case.
+    """
     try:
         python = interpreter(package, create=create)
     except Unavailable as error:
@@ -109,17 +115,19 @@ def fits(
         job.write_text(json.dumps(jobs), encoding="utf-8")
         np.savez(data, X=X, y=y)
         process = subprocess.Popen(
-            [str(python), str(WORKER), str(job), str(data)],
+            [str(python), str(WORKER), str(job), str(data), str(math.ceil(limit))],
             env=variables, cwd=folder, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            out, err = process.communicate(timeout=limit)
+            out, err = process.communicate(timeout=PATIENCE * limit)
             word = _died(process.returncode, err)
+            if process.returncode == -signal.SIGXCPU:
+                word = f"time-out: {limit:.0f} s of CPU"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             out, _ = process.communicate()
-            word = f"time-out: {limit:.0f} s"
+            word = f"time-out: {PATIENCE * limit:.0f} s on the clock"
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

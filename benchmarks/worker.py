@@ -1,6 +1,6 @@
 """Trains one linear model per line of a job, in whatever environment it is run: a file by itself.
 
-    python worker.py JOB.json DATA.npz
+    python worker.py JOB.json DATA.npz CPU_SECONDS
 
 DATA holds X and y (0 and 1, or numbers). JOB is a list of fits: ``package``, ``set``, ``size``,
 ``loss``, and perhaps ``rows`` (indices into X), ``options``, ``repeat``, ``warm``. One line of JSON
@@ -161,6 +161,8 @@ def main():
     warnings.simplefilter("ignore")
     job, data = json.loads(Path(sys.argv[1]).read_text()), np.load(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    seconds = int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     out = sys.stdout
     sys.stdout = sys.stderr  # what packages print is not part of the answer
     for fit in job:
