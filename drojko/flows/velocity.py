@@ -12,18 +12,18 @@ from drojko.exceptions import InvalidDataError
 
 __all__ = ["Velocity", "VelocityFlow"]
 
-_FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "A", "c")
+_FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "G", "A", "c")
 _BLOCK = 4096  # points integrated at once: their hidden layers stay in the cache
 
 
 class _Field(torch.autograd.Function):
     """Value and divergence of the field at one time, with their derivatives written out.
 
-    M holds the second layer times what joins it to input and output; see `Velocity`.
+    M holds the second layer times what joins it to input and output, B the gate's; see `Velocity`.
     """
 
     @staticmethod
-    def forward(ctx: Any, z, W1, e1, W2, e2, W3, M, A, c):
+    def forward(ctx: Any, z, W1, e1, W2, e2, W3, M, G, B, A, c):
         a1 = torch.addmm(e1, z, W1.T)
         s1 = torch.sigmoid(a1)
         r1 = 1.0 - s1
@@ -35,31 +35,36 @@ class _Field(torch.autograd.Function):
         h2 = a2 * s2
         g2 = s2 + h2 * r2
         q = g2 @ M
-        value = torch.addmm(c, z, A.T).addmm_(h2, W3.T)
-        divergence = (q * g1).sum(1).add_(A.diagonal().sum())
-        ctx.save_for_backward(z, W1, W2, W3, M, A, a1, s1, h1, g1, a2, s2, h2, g2, q)
+        q.addmm_(z, B)
+        gate = h1 @ G.T
+        value = torch.addmm(c, z, A.T).addmm_(h2, W3.T).addcmul_(z, gate)
+        divergence = (q * g1).sum(1).add_(gate.sum(1)).add_(A.diagonal().sum())
+        ctx.save_for_backward(z, W1, W2, W3, M, G, B, A, a1, s1, h1, g1, a2, s2, h2, g2, q, gate)
         return value, divergence
 
     @staticmethod
     def backward(ctx: Any, dv, dd):  # type: ignore[override]
-        z, W1, W2, W3, M, A, a1, s1, h1, g1, a2, s2, h2, g2, q = ctx.saved_tensors
+        z, W1, W2, W3, M, G, B, A, a1, s1, h1, g1, a2, s2, h2, g2, q, gate = ctx.saved_tensors
         dd = dd.unsqueeze(1)
+        dgate = torch.addcmul(dd, dv, z)
         # Second derivative of the activation a s(a): s r (2 + a (1 - 2 s)), r = 1 - s.
         bend1 = (s1 * (1.0 - s1)).mul_(2.0 + a1 - 2.0 * h1)
         bend2 = (s2 * (1.0 - s2)).mul_(2.0 + a2 - 2.0 * h2)
         da2 = (dv @ W3).mul_(g2).addcmul_(bend2.mul_(dd), g1 @ M.T)
-        da1 = (da2 @ W2).mul_(g1).addcmul_(bend1.mul_(dd), q)
-        weighted = g2 * dd
+        da1 = torch.addmm(dgate @ G, da2, W2).mul_(g1).addcmul_(bend1.mul_(dd), q)
+        weighted, slope = g2 * dd, g1 * dd
         dA = dv.T @ z
         dA.diagonal().add_(dd.sum())
         return (
-            torch.addmm(dv @ A, da1, W1),
+            torch.addmm(dv @ A, da1, W1).addmm_(slope, B.T).addcmul_(dv, gate),
             da1.T @ z,
             da1.sum(0),
             da2.T @ h1,
             da2.sum(0),
             dv.T @ h2,
             weighted.T @ g1,
+            dgate.T @ h1,
+            z.T @ slope,
             dA,
             dv.sum(0),
         )
@@ -69,14 +74,15 @@ class _Field(torch.autograd.Function):
 class Velocity:
     r"""A field with two hidden layers, whose divergence costs one more product in any dimension.
 
-    .. math:: v(z, t) = W_3\,\phi(W_2\,\phi(W_1 z + t k_1 + b_1) + t k_2 + b_2) + A z + c, \qquad
-        \operatorname{div} v = \phi'(a_2)^\top [W_2 \circ (W_1 W_3)^\top]\, \phi'(a_1)
-        + \operatorname{tr} A
+    .. math:: v(z, t) = W_3\,\phi(W_2\,\phi(W_1 z + t k_1 + b_1) + t k_2 + b_2)
+        + z \circ G\,\phi(a_1) + A z + c
+    .. math:: \operatorname{div} v = \phi'(a_2)^\top [W_2 \circ (W_1 W_3)^\top]\, \phi'(a_1)
+        + z^\top [G \circ W_1^\top]\, \phi'(a_1) + 1^\top G\, \phi(a_1) + \operatorname{tr} A
 
-    in coordinates z = (x - centre) / scale, with phi(a) = a / (1 + exp(-a)). The trace of the
+    (a_1, a_2: what the layers phi are applied to) in coordinates z = (x - centre) / scale, with phi(a) = a / (1 + exp(-a)). The trace of the
     product of the three layers is a bilinear form of the slopes: no tangent vector is carried
-    and no probe drawn, and derivatives in the parameters are written out. `field` is zero at
-    the start: the flow is the identity.
+    and no probe drawn. The gate G stretches columns by functions of others, as a funnel needs; and its derivatives in the parameters are written
+    out. `identity` gives the field zero.
 
     Parameters
     ----------
@@ -141,11 +147,13 @@ class Velocity:
     def prepare(self, flat: Tensor) -> Any:
         """The field in scaled coordinates, (z, t) -> (value, divergence)."""
         p = self.parts(flat)
-        joined = p["W2"] * (p["W1"] @ p["W3"]).T
+        joined, gated = p["W2"] * (p["W1"] @ p["W3"]).T, p["G"] * p["W1"].T
 
         def field(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            e1, e2 = p["b1"] + t * p["k1"], p["b2"] + t * p["k2"]
-            return _Field.apply(z, p["W1"], e1, p["W2"], e2, p["W3"], joined, p["A"], p["c"])
+            first = p["W1"], p["b1"] + t * p["k1"]
+            second = p["W2"], p["b2"] + t * p["k2"]
+            out = p["W3"], joined, p["G"], gated, p["A"], p["c"]
+            return _Field.apply(z, *first, *second, *out)
 
         return field
 
@@ -179,8 +187,8 @@ class Velocity:
 
 
 def _shapes(d: int, width: int) -> list[tuple[int, ...]]:
-    return [(width, d), (width,), (width,), (width, width), (width,), (width,), (d, width), (d, d),
-            (d,)]  # fmt: skip
+    first, second = [(width, d), (width,), (width,)], [(width, width), (width,), (width,)]
+    return [*first, *second, (d, width), (d, width), (d, d), (d,)]
 
 
 def _sizes(d: int, width: int) -> list[int]:
@@ -212,6 +220,10 @@ class VelocityFlow:
         if steps < 1:
             raise InvalidDataError(f"steps={steps!r}; an integrator takes at least 1 step")
         self.velocity, self.steps = velocity, steps
+
+    def single(self) -> VelocityFlow:
+        """The same flow in single precision."""
+        return VelocityFlow(self.velocity.to(torch.float32), self.steps)
 
     @torch.no_grad()
     def push(self, x: Tensor, backward: bool = False) -> tuple[Tensor, Tensor]:
