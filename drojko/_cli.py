@@ -249,6 +249,54 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# -- bench ---------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("suites", nargs=-1, metavar="[SUITE]...")
+@click.option("--smoke", is_flag=True, help="The smallest cases only: a minute, no numbers.")
+@click.option(
+    "--full", is_flag=True,
+    help="Also the cases of many minutes, and environments for the packages compared with.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for RESULTS.md and results/  [default: benchmarks/ of the checkout; with "
+    "--smoke a temporary one]",
+)  # fmt: skip
+@click.option("--report", is_flag=True, help="Run nothing, only make RESULTS.md anew.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.pass_context
+def bench(context: click.Context, suites: tuple[str, ...], out: Path | None, **given: Any) -> None:
+    """Run benchmarks: tables, pictures and a report, from a checkout of the source.
+
+    Without SUITE all suites run. The same as `python benchmarks/run.py`, in a process of its own
+    with one thread. Exit code 1 if a row failed; a missed target is a result, no failure.
+    """
+    import subprocess
+    import sys
+
+    if given["smoke"] and given["full"]:
+        raise click.UsageError("--smoke and --full exclude each other")
+    command = [sys.executable, str(_benchmarks()), *suites, "--seed", str(given["seed"])]
+    command += [f"--{name}" for name in ("smoke", "full", "report") if given[name]]
+    command += ["--out", str(out.resolve())] if out else []
+    context.exit(subprocess.run(command, check=False).returncode)
+
+
+def _benchmarks() -> Path:
+    """The harness: benchmarks are no part of the installed package."""
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise click.ClickException(
+            f"there is no {script}: benchmarks come with the source, not with the installed "
+            "package. Get the source of the same version (the source archive or a clone), then "
+            'run "pip install -e ." in it and "drojko bench" again, or in it '
+            '"python benchmarks/run.py"'
+        )
+    return script
+
+
 # -- plumbing ------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and its exit codes."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -229,6 +230,43 @@ def test_an_identifier_is_no_class(invoke, tables):
     result = invoke("fit", "ids.csv", "--target", "species", "-o", "m")
     assert result.exit_code == 1
     assert "identifier" in result.output
+
+
+# bench ------------------------------------------------------------------------------------------
+
+checkout = pytest.mark.skipif(
+    not (ROOT / "benchmarks" / "run.py").exists(), reason="an installed package has no benchmarks"
+)
+
+
+@checkout
+@pytest.mark.slow
+@pytest.mark.promise(16)
+def test_bench_runs_the_harness(invoke, tmp_path):
+    result = invoke("bench", "linear", "--smoke", "--out", "tables")
+    assert result.exit_code == 0
+    with (tmp_path / "tables" / "results" / "linear.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["form"] for row in rows} == {"smoke"}
+    assert "smoke run" in (tmp_path / "tables" / "RESULTS.md").read_text(encoding="utf-8")
+
+
+@checkout
+def test_bench_hands_the_exit_code_on(invoke):
+    assert invoke("bench", "nothing", "--smoke").exit_code == 2
+    result = invoke("bench", "--smoke", "--full")
+    assert result.exit_code == 2
+    assert "exclude each other" in result.output
+
+
+def test_bench_without_a_checkout_says_where_benchmarks_are(invoke, monkeypatch, tmp_path):
+    monkeypatch.setattr("drojko._cli.__file__", str(tmp_path / "site" / "drojko" / "_cli.py"))
+    result = invoke("bench", "linear")
+    assert result.exit_code == 1
+    assert "come with the source" in result.output
+    assert "pip install -e ." in " ".join(result.output.split())
 
 
 # demo and the real process ----------------------------------------------------------------------

@@ -145,6 +145,8 @@ def _results(
         first = done.get(label.removesuffix(RETRY))
         if label.endswith(RETRY) and (first["status"] == OK or _skipped(first)):
             continue
+        if context.smoke and package in PACKAGES:
+            done[label] = {"status": f"{SKIPPED}: not in the smoke form"}
         if label not in done:
             create = context.full and package in PACKAGES
             done[label] = fits(package, [job(package, options)], X, y, limit=LIMIT, create=create)[

@@ -129,6 +129,7 @@ def _case(n: int):
             "excess": excess,
             "gap": gap,
             "memory": memory,
+            "peak MiB": memory * n * 50 * 8 / 2**20,  # of the process that does the work
             "fit status": status,
             "target": ", ".join(goals),
             "met": all(goals.values()) if goals else None,
