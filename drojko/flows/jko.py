@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowResult", "FlowState", "JKOFlow"]
 
+_TRIALS = 8  # step sizes tried for one adaptive step
+
 
 @dataclass(frozen=True, eq=False)
 class FlowState:
@@ -41,6 +43,8 @@ class FlowState:
     images: tuple[Particles, ...] = ()
     time: float = 0.0
     last: dict[str, float] = field(default_factory=dict)
+    until: float = math.inf
+    proposed: float | None = None
 
     @property
     def step(self) -> int:
@@ -87,7 +91,7 @@ class FlowResult:
         this step, ``translation`` and ``linear`` (what the optimality conditions along constant
         and linear fields miss on the training particles, relative to sqrt(E|T - x|^2)/h and to
         E|T - x|^2/h + d * the entropy's share), ``refined`` (1 where a network beat the affine
-        map), ``seconds``.
+        map), ``seconds``; with adaptive steps also ``error``, what halving the step changed.
         """
         import pandas as pd
 
@@ -120,6 +124,10 @@ class JKOFlow:
         a functional `DivergenceTo` samples.
     step_size : float or sequence of float
         h, or one for each step (small ones first: the beginning is the stiff part).
+    adaptive : float, default=None
+        Choose h by comparing one step with two of half its size: the particles' root mean square
+        difference is at most this share of their standard deviation. The halves are kept;
+        ``step_size`` (a number) is the first h tried. Three maps are fitted for each step.
 
     Raises
     ------
@@ -156,10 +164,19 @@ class JKOFlow:
         scheme: ICNNScheme | Any | None = None,
         *,
         step_size: float | Sequence[float],
+        adaptive: float | None = None,
     ) -> None:
+        if adaptive is not None and not (
+            0.0 < adaptive < math.inf and isinstance(step_size, int | float)
+        ):
+            raise InvalidDataError(
+                f"adaptive={adaptive!r} with step_size={step_size!r}; give a positive share and "
+                "one number to start from"
+            )
         self.functional = functional
         self.scheme = ICNNScheme() if scheme is None else scheme
         self.step_size = step_size
+        self.adaptive = adaptive
 
     def _size(self, k: int) -> float:
         if isinstance(self.step_size, Sequence | np.ndarray):
@@ -182,7 +199,34 @@ class JKOFlow:
 
     def step(self, state: FlowState) -> FlowState:
         """One JKO step; the state given stays as it is."""
-        h = self._size(state.step)
+        if self.adaptive is None:
+            return self._once(state, min(self._size(state.step), state.until - state.time))
+        h = state.proposed or self._size(0)
+        for _ in range(_TRIALS):
+            h = min(h, state.until - state.time)
+            whole = self._once(state, h)
+            half = self._once(state, 0.5 * h)
+            both = self._once(half, 0.5 * h)
+            moved = whole.train.x - both.train.x
+            spread = state.train.mean_and_covariance()[1].trace()
+            error = math.sqrt(float(state.train.w @ moved.square().sum(1)) / max(spread, 1e-300))
+            # The error of a step is of order h^2.
+            factor = 0.9 * math.sqrt(self.adaptive / max(error, 1e-300))
+            change = min(2.0, max(0.25, factor))
+            if error <= self.adaptive:
+                break
+            h = h * change
+        last = {**both.last, "step": state.step + 1, "error": error}
+        for name in ("movement", "decrease", "step_seconds"):
+            last[name] = half.last[name] + both.last[name]
+        last["step_seconds"] += whole.last["step_seconds"]
+        for name in ("translation", "linear", "refined"):
+            last[name] = max(half.last[name], both.last[name])
+        maps = (*state.maps, Composition(both.maps[-2:]))
+        images = (*state.images, both.train)
+        return replace(both, maps=maps, images=images, last=last, proposed=h * change)
+
+    def _once(self, state: FlowState, h: float) -> FlowState:
         train = MapProblem.of(self.functional, state.train, h)
         held = train.on(state.held)
         began = time.perf_counter()
@@ -217,8 +261,8 @@ class JKOFlow:
         )
 
     def terminate(self, state: FlowState) -> Status | None:
-        """A flow goes on for as many steps as asked for."""
-        return None
+        """A flow goes on for as many steps as asked for, or until its last time."""
+        return Status.CONVERGED if state.time >= state.until * (1.0 - 1e-12) else None
 
     def finite(self, state: FlowState) -> bool:
         """Whether the particles are finite."""
@@ -236,6 +280,8 @@ class JKOFlow:
         n_steps: int,
         random_state: Any = None,
         callback: Callable[[FlowState], bool | None] | None = None,
+        *,
+        until: float = math.inf,
     ) -> FlowResult:
         """Run the flow from a measure.
 
@@ -244,10 +290,13 @@ class JKOFlow:
         initial : Measure
             rho_0, ready to use.
         n_steps : int
+            At most.
         random_state : None, int or generator
             Of the particles, of new networks and of their mini-batches.
         callback : callable, default=None
             Called with the `FlowState` after each step; True ends the flow.
+        until : float
+            Time at which the flow ends; the last step is shortened to meet it.
 
         Returns
         -------
@@ -262,10 +311,17 @@ class JKOFlow:
         if wrong:
             raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")
         if hasattr(self.scheme, "run_flow"):  # a scheme with a state of its own
+            if self.adaptive is not None or until != math.inf:
+                raise UnsupportedError(
+                    f"{type(self.scheme).__name__} takes the step sizes given: leave out adaptive "
+                    "and until"
+                )
             steps = [self._size(k) for k in range(n_steps)]
             gen = make_generator(random_state)
             return self.scheme.run_flow(self.functional, initial, steps, gen, callback)
-        start = self.init((initial, make_generator(random_state)))
+        if not until > 0.0:
+            raise InvalidDataError(f"until={until!r}; it must be a positive time")
+        start = replace(self.init((initial, make_generator(random_state))), until=until)
         outcome: Outcome[FlowState] = run(self, start, max_iter=n_steps, callback=callback)
         if outcome.status is Status.INTERRUPTED:
             raise KeyboardInterrupt(outcome.message)
@@ -274,7 +330,10 @@ class JKOFlow:
         for k in range(state.step):
             steps = Composition(state.maps[: k + 1])
             measures.append(FlowStep(initial, steps, state.images[k + 1]))
-        ended = outcome.status is Status.MAX_ITER  # all steps that were asked for
+        # All steps that were asked for, or the whole time.
+        ended = outcome.status in (Status.MAX_ITER, Status.CONVERGED)
+        if math.isfinite(until) and outcome.status is Status.MAX_ITER:
+            ended = False
         columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
         columns["seconds"] = columns.pop("step_seconds", np.empty(0))
         return FlowResult(
