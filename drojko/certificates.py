@@ -38,17 +38,21 @@ class Certificate:
     worst_case_risk : float
         Mean loss under the attained measure, in either form.
     transport_cost : float
-        Mean ground cost it spends; at most ``radius**2`` in radius form.
+        D(P, P0) of the attained measure: the mean ground cost it spends, at most ``radius**2``
+        in radius form; of sets without transport their own discrepancy, in its units.
     radius, penalty : float or None
         Requested radius (None in penalty form) and the penalty (the dual multiplier).
     standard_error : float
         Monte-Carlo standard error of the bounds; 0 for the empirical reference.
     stationarity : float
         Norm of the gradient of the robust objective in the model's parameters, relative to
-        1 + the objective; NaN for a model that was not trained here.
+        1 + the objective; NaN for a model that was not trained here. Where the objective has
+        kinks it is that of a smoothed one and need not be small at a minimum.
     proof : str
         What proves ``upper``: "ridge-1d", "strong-concavity", "lipschitz", "dual", or
         "local-estimate", which is no proof.
+    discrepancy : str
+        What ``transport_cost`` is called when the certificate is printed.
 
     Examples
     --------
@@ -67,6 +71,7 @@ class Certificate:
     standard_error: float = 0.0
     stationarity: float = math.nan
     proof: str = "dual"
+    discrepancy: str = "transport cost"
 
     @property
     def gap(self) -> float:
@@ -82,7 +87,9 @@ class Certificate:
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values as text, for tables."""
-        form = "risk" if self.radius is not None else "risk - penalty * cost"
+        moved = self.discrepancy == "transport cost"
+        form = f"risk - penalty * {'cost' if moved else 'discrepancy'}"
+        form = "risk" if self.radius is not None else form
         bound = "upper bound" if self.proof != "local-estimate" else "upper ESTIMATE"
         # Below this it is rounding.
         gap = self.gap if self.gap > 1e-12 * abs(self.upper) else 0.0
@@ -94,7 +101,7 @@ class Certificate:
             ("worst-case risk", f"{self.worst_case_risk:.6g}"),
             ("radius", "-" if self.radius is None else f"{self.radius:g}"),
             ("penalty", f"{self.penalty:.6g}"),
-            ("transport cost", f"{self.transport_cost:.6g}"),
+            (self.discrepancy, f"{self.transport_cost:.6g}"),
             ("standard error", f"{self.standard_error:.2g}"),
             ("stationarity", f"{self.stationarity:.2g}"),
         ]
@@ -335,7 +342,9 @@ def reweighted_certificate(
     Notes
     -----
     Total variation, Cressie-Read with k < 1, and balls so large that the worst case is the largest
-    loss ask for a bound of all losses: there, the largest of both samples stands for it.
+    loss ask for a bound of all losses (`AmbiguitySet.needs_largest`): on draws, the largest of
+    both samples stands for it, and the upper side is a "local-estimate". So it is for MMD sets,
+    which are about reweightings of given points.
 
     Examples
     --------
@@ -347,9 +356,11 @@ def reweighted_certificate(
     """
     exact = bound.dual(losses)
     point, contributions = exact, losses
-    upper, error = exact.value, 0.0
+    upper, error, proof = exact.value, 0.0, "dual"
     if fitted is not None:
-        if hasattr(ambiguity, "bounds_at"):
+        if ambiguity.budget == 0.0:
+            upper = float(weights @ losses)
+        elif hasattr(ambiguity, "bounds_at"):
             point = ambiguity.dual(*fitted)
             contributions = ambiguity.bounds_at(losses, point.penalty, point.shift)
             if not np.isfinite(contributions).all():
@@ -357,8 +368,10 @@ def reweighted_certificate(
                 point = ambiguity.dual(together, np.concatenate([weights, fitted[1]]))
                 contributions = ambiguity.bounds_at(losses, point.penalty, point.shift)
             upper = float(weights @ contributions)
-        else:  # the linear part of the value at these draws
-            contributions = exact.ratio * losses
+            proof = "local-estimate" if ambiguity.needs_largest(point.penalty) else "dual"
+        else:
+            contributions = bound.influence(exact, losses)
+            proof = "local-estimate" if ambiguity.needs_largest(exact.penalty) else "dual"
         error = math.sqrt(float(weights**2 @ (contributions - weights @ contributions) ** 2))
     price = ambiguity.penalty or 0.0
     nominal = float(weights @ losses)
@@ -373,6 +386,7 @@ def reweighted_certificate(
         transport_cost=exact.radius,
         standard_error=error,
         stationarity=stationarity,
-        proof="dual",
+        proof=proof,
+        discrepancy="discrepancy spent",
     )
     return certificate, point

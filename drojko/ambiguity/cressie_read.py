@@ -37,6 +37,11 @@ class CressieRead(DensityRatioSet):
     c - (1 - k (1 - k) radius)^(1/k) (E0 (c - loss)^(k*))^(1/k*), at dP*/dP0 proportional to
     (c - loss)^(-1 / (1 - k)). Every distribution is within 1 / (k (1 - k)) then.
 
+    Orders k < 1 let mass go to the largest loss at a bounded price: around a continuous reference
+    a loss without a bound has an infinite supremum. Estimators take the largest loss among their
+    draws for it and call the upper side of the certificate a "local-estimate"; k > 1 and
+    ``reference="empirical"`` are exact.
+
     Parameters
     ----------
     k : float
@@ -96,6 +101,10 @@ class CressieRead(DensityRatioSet):
                 f"CressieRead got k={self.k!r}; it must be a finite number, k > 1 or 0 < k < 1"
             )
 
+    def needs_largest(self, penalty: float) -> bool:
+        """For k < 1, and where the worst case is the largest loss."""
+        return self.radius != 0 and (float(self.k) < 1 or penalty <= 0)
+
     def _radius_of_maximum(self, mass: float) -> float:
         return _largest(float(self.k), mass)
 
@@ -106,7 +115,8 @@ class CressieRead(DensityRatioSet):
     def _conjugate(self, t: np.ndarray) -> np.ndarray:
         k = float(self.k)
         inside = 1.0 + (k - 1.0) * t
-        power = np.maximum(inside, 0.0) ** (k / (k - 1.0))
+        with np.errstate(divide="ignore"):
+            power = np.maximum(inside, 0.0) ** (k / (k - 1.0))
         return np.where((inside > 0) | (k > 1), (power - 1.0) / k, np.inf)
 
     def _steepness(self, ratio: np.ndarray) -> np.ndarray:

@@ -99,6 +99,10 @@ class CVaR(DensityRatioSet):
     def _conjugate(self, t: np.ndarray) -> np.ndarray:
         return np.maximum(t, 0.0) / float(self.alpha)
 
+    def needs_largest(self, penalty: float) -> bool:
+        """Never: the bound t + E(loss - t)_+ / alpha holds for losses of any size."""
+        return False
+
     def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
         """Return t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
         return shift + self._conjugate(floats(losses, "losses") - shift)

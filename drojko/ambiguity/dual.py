@@ -195,6 +195,13 @@ class DensityRatioSet(AmbiguitySet):
     #: Whether a part of the worst case's mass sits on the largest loss alone.
     jumps = False
 
+    def needs_largest(self, penalty: float) -> bool:
+        """Whether the dual bound at a multiplier asks for the largest loss that can occur.
+
+        Then it proves nothing about a reference with draws beyond those that it was solved for.
+        """
+        return penalty <= 0
+
     @property
     def ratio_bound(self) -> float:
         """Largest value of dP/dP0 that the set allows; infinite where there is no limit."""

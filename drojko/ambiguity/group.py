@@ -99,6 +99,10 @@ class Group(AmbiguitySet):
         self._validate_params()
         return BoundGroup(self, weights, groups)
 
+    def needs_largest(self, penalty: float) -> bool:
+        """Never: the worst case is a mixture of means."""
+        return False
+
     def _validate_params(self) -> None:
         if self.radius is None and self.penalty is None:
             return
@@ -221,6 +225,15 @@ class BoundGroup:
             columns=self.weights[:, None] * self._density,
             core=core,
         )
+
+    def influence(self, dual: GroupDual, losses: Any) -> np.ndarray:
+        """What each loss adds to the value when the rows of each group are a sample of it.
+
+        The shares of the groups are known: only losses differ from the mean of their group.
+        """
+        values = floats(losses, "losses")
+        q = dual.group_weights
+        return dual.ratio * values - self._density @ (q * dual.group_risks)
 
     def _risks(self, losses: Any) -> np.ndarray:
         values = floats(losses, "losses")

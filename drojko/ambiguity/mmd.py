@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,10 @@ class MMD(AmbiguitySet):
 
     def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
         """Return None: reweighting moves no point, so that there is no ground cost."""
+
+    def needs_largest(self, penalty: float) -> bool:
+        """Always, but without any room to move: elsewhere losses may be larger (see Notes)."""
+        return self.radius != 0
 
     def on(self, x: Any, weights: Any = None, groups: Any = None, *, labels: Any = None):
         """Return the set on given points: kernel, bandwidth and factor, for many losses.
@@ -265,7 +269,9 @@ class BoundMMD:
         losses : array or tensor of shape (n,)
             Finite; larger is worse.
         smoothing : float
-            Not needed: the worst case is continuous in the losses for a positive definite kernel.
+            The worst case jumps where all losses are equal. In radius form delta > 0 keeps the
+            multiplier above ``delta / radius^2``: ``value <= exact value <= value + delta``, and
+            the ratio is continuous in the losses.
 
         Returns
         -------
@@ -275,10 +281,26 @@ class BoundMMD:
         key = values.tobytes()
         if self._last is None or self._last[0] != key:  # solvers ask twice in a row
             self._last = (key, self._dual(values, points, centre, unit))
-        return self._last[1]
+        exact, radius = self._last[1], self.ambiguity.radius
+        if smoothing <= 0.0 or not radius:
+            return exact
+        least = smoothing / float(radius) ** 2
+        if unit > 0.0 and exact.penalty < least:
+            exact = self._dual(values, points, centre, unit, least)
+        return replace(exact, value=exact.attained - least * exact.radius)
 
-    def _dual(self, values: np.ndarray, points: np.ndarray, centre: float, unit: float) -> MMDDual:
+    def _dual(
+        self,
+        values: np.ndarray,
+        points: np.ndarray,
+        centre: float,
+        unit: float,
+        price: float | None = None,
+    ) -> MMDDual:
+        """The worst case of the set, or at a price that stands in for its radius."""
         radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
+        if price is not None:
+            radius, penalty = None, price
         if unit == 0.0:
             price = math.inf if radius == 0 else 0.0
             flat = np.zeros(len(values))
@@ -310,6 +332,10 @@ class BoundMMD:
             witness=unit * self._at_rows(found.f),
             norm=unit * found.norm,
         )
+
+    def influence(self, dual: MMDDual, losses: Any) -> np.ndarray:
+        """What each point adds to the value: E0 of the witness is its part linear in P0."""
+        return np.where(self.weights > 0, dual.witness, 0.0)
 
     def upper_bound(self, losses: Any, margin: float = 0.0, lipschitz: float = 0.0) -> float:
         r"""Bound the worst case over all distributions within a distance of the points.

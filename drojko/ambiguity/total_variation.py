@@ -27,6 +27,11 @@ class TotalVariation(DensityRatioSet):
     The worst case takes the mass of the smallest losses and puts it on the largest one; in the
     penalised form all losses below max - penalty, with value E0 max(loss, max - penalty).
 
+    Around a continuous reference a loss without a bound has no largest value, and the supremum is
+    infinite. Estimators take the largest loss among their draws for it, so that the value grows
+    with the number of draws, and call the upper side of the certificate a "local-estimate". With
+    ``reference="empirical"`` everything is exact.
+
     Parameters
     ----------
     radius : float, default=None
@@ -61,6 +66,10 @@ class TotalVariation(DensityRatioSet):
 
     _largest_radius = 1.0
     jumps = True
+
+    def needs_largest(self, penalty: float) -> bool:
+        """Always, but without any room to move."""
+        return self.radius != 0
 
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius

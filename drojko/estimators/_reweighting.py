@@ -69,6 +69,9 @@ class Reweighting(Approach):
             other = plan.problem(model).draw(DRAWS, spawn(plan.generator))
             fitted = (_losses(plan, model, other), other[2].cpu().numpy())
         certificate, point = _certificate(plan, model, draws, fitted, result.stationarity)
+        largest = math.inf
+        if fitted is not None and plan.ambiguity.needs_largest(point.penalty):  # type: ignore[attr-defined]
+            largest = max(float(_losses(plan, model, draws).max()), float(fitted[0].max()))
         if law is not None:
             certificate, point = _closed_form(plan, law, certificate, point)
         state = {
@@ -77,6 +80,7 @@ class Reweighting(Approach):
             "penalty": float(point.penalty),
             "shift": float(point.shift),
             "attained_risk": certificate.worst_case_risk,
+            "largest": largest,
         }
         return Assessment(certificate, state)
 
@@ -115,6 +119,7 @@ class Reweighting(Approach):
             fitted.classes,
             fitted.feature_names,
             state["attained_risk"],
+            largest=state.get("largest", math.inf),
         )
 
 

@@ -96,12 +96,15 @@ class ReweightedWorstCase(WorstCase):
         Draws of a continuous reference.
     seed : int, default=0
         Of those draws.
+    largest : float, default=inf
+        Losses beyond count as this one: the largest that the dual point was made for, where it
+        gives an infinite ratio to larger ones (Cressie-Read with k < 1).
 
     Raises
     ------
     UnboundedRiskError
         On first use, where the dual point gives an infinite ratio: Cressie-Read with k < 1 has no
-        worst case on losses without a bound.
+        worst case on losses without a bound, unless ``largest`` says what counts as one.
 
     Notes
     -----
@@ -133,6 +136,7 @@ class ReweightedWorstCase(WorstCase):
     n_pool: int = 20_000
     seed: int = 0
     cost_weights: np.ndarray | None = None
+    largest: float = np.inf
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -191,8 +195,9 @@ class ReweightedWorstCase(WorstCase):
         return Pool(x, y, w, losses, ratio / normaliser, normaliser, top, lift)
 
     def _plain_ratio(self, losses: Tensor) -> Tensor:
+        known = losses.clamp(max=self.largest)
         with np.errstate(over="ignore"):
-            ratio = np.exp(self.ambiguity.log_ratio_at(losses, self.penalty, self.shift))
+            ratio = np.exp(self.ambiguity.log_ratio_at(known, self.penalty, self.shift))
         if not np.isfinite(ratio).all():
             raise UnboundedRiskError(
                 f"{self.ambiguity!r}: a loss of {float(losses.max()):.6g} has an infinite ratio at "

@@ -208,4 +208,4 @@ class TransportedWorstCase(WorstCase):
     def __repr__(self) -> str:
         single = not 1e-3 < self.share < 1 - 1e-3
         plan = "map" if single else f"mixture of two maps ({self.share:.3f})"
-        return f"WorstCase(risk={self.attained_risk:.6g}, plan={plan})"
+        return f"{type(self).__name__}(risk={self.attained_risk:.6g}, plan={plan})"

@@ -155,8 +155,12 @@ def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) 
     if status is Status.MAX_ITER and left <= limits.tol * max(last.size, solver.floor):
         status = Status.CONVERGED
         message = f"Stopped after {outcome.n_iter} iterations. {status.advice}"
+    # The best iterate may be where all losses are equal, a kink: it is the last one, of the least
+    # smoothing, that is nearly stationary beside it.
+    slope = min(best.slope, last.slope)
+    slope = slope if math.isfinite(slope) else solver.slope(best)
     result = TrainResult(
-        str(status), message, outcome.n_iter, best.penalty, best.slope, outcome.columns()
+        str(status), message, outcome.n_iter, best.penalty, slope, outcome.columns()
     )
     if last.separated:
         return replace(result, status="unbounded", message=_SEPARABLE)

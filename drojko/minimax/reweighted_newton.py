@@ -199,6 +199,10 @@ class Newton:
         hessian[np.diag_indices_from(hessian)] += self.decay
         return gradient, hessian
 
+    def slope(self, s: State) -> float:
+        """Norm of the gradient of the smoothed objective, relative to 1 + its value."""
+        return float(np.linalg.norm(self._system(s)[0])) / (1.0 + abs(s.value))
+
     def step(self, state: State) -> State:
         """One damped Newton step, and a smaller mu once the steps have settled."""
         s = state
