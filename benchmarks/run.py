@@ -78,14 +78,23 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     for name in () if given.report else given.suites or SUITES:
         suite = harness.Suite(name, modules[name])
-        with _bar(console) as report, warnings.catch_warnings():
+        path = out / "results" / f"{name}.csv"
+        part = path.with_name(f"{name}.partial.csv")
+        with _bar(console) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they would say is in the rows: status, gap
+
+            def report(text: str, done: int, total: int, suite=suite, part=part, bar=bar) -> None:
+                bar(text, done, total)
+                if suite.rows:  # what an interrupted run has found so far
+                    harness.write_csv(suite.rows, part)
+
             harness.run_suite(suite, context, report)
-        harness.write_csv(suite.rows, out / "results" / f"{name}.csv")
+        harness.write_csv(suite.rows, path)
+        part.unlink(missing_ok=True)
         failed += len(harness.failures(suite.rows))
         console.print(_table(suite))
-    report = harness.markdown(modules, out / "results", "python benchmarks/run.py", given.smoke)
-    (out / "RESULTS.md").write_text(report, encoding="utf-8")
+    text = harness.markdown(modules, out / "results", "python benchmarks/run.py", given.smoke)
+    (out / "RESULTS.md").write_text(text, encoding="utf-8")
     console.print(f"{out / 'RESULTS.md'}: {failed} failed rows")
     return 1 if failed else 0
 

@@ -52,6 +52,7 @@ def harness(benchmark_modules):
 def test_smallest_suite_gives_a_complete_table(tmp_path):
     found = run("linear", "--smoke", "--out", tmp_path)
     assert found.returncode == 0, found.stderr
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["linear.csv"]
     rows = read(tmp_path / "results" / "linear.csv")
     assert {row["method"] for row in rows} == {"DROClassifier", "DRORegressor"}
     for row in rows:

@@ -112,3 +112,33 @@ def summary(rows: list[dict]) -> list[Check]:
             close == len(rows),
         ),
     ]
+
+
+def plots(rows: list[dict]):
+    if any(row["status"] == "ok" for row in rows):
+        yield "Seconds to a certified fit against the reference solver's", lambda f: _draw(f, rows)
+
+
+def _draw(figure, rows: list[dict]) -> None:
+    """Every fit: below the diagonals drojko is 1, 10, 100 times faster."""
+    axis = figure.subplots()
+    good = [row for row in rows if row["status"] == "ok"]
+    for loss, marker in (("logistic", "o"), ("hinge", "s"), ("squared", "^")):
+        mine = [row for row in good if f", {loss}, " in str(row["case"])]
+        if mine:
+            x, y = [r["reference seconds"] for r in mine], [r["seconds"] for r in mine]
+            axis.loglog(x, y, marker, alpha=0.7, markeredgecolor="white", label=loss)
+    times = [row["reference seconds"] for row in good]
+    ends = np.array([0.7 * min(times), 1.4 * max(times)])
+    for factor in (1.0, 10.0, 100.0):
+        axis.plot(ends, ends / factor, color="0.75", linewidth=0.8, zorder=0)
+        axis.annotate(
+            f"{factor:g} x", (ends[1], ends[1] / factor), textcoords="offset points",
+            xytext=(3, 0), va="center", fontsize=8, color="0.4",
+        )  # fmt: skip
+    axis.set(
+        xlabel="CPU seconds of the reference solver",
+        ylabel="CPU seconds of drojko",
+        title=f"{len(good)} fits, all within {max(r['excess'] for r in good):.1g} of the optimum",
+    )
+    axis.legend(frameon=False)

@@ -454,7 +454,7 @@ def _text(row: dict[str, Any], best: float) -> str:
 
 def plots(rows: list[dict]):
     if any(row["status"] == OK for row in rows):
-        caption = "Loss under shift relative to tuned L2, by data set and family"
+        caption = "Loss under shift relative to tuned L2 (white: does not apply)"
         yield caption, lambda figure: _draw(figure, rows)
 
 
@@ -481,8 +481,9 @@ def _draw(figure, rows: list[dict]) -> None:
         axis.set_title(case, fontsize=10)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_xticks(range(len(families)), families, rotation=60, ha="right", fontsize=8)
-    for axis in axes[len(cases) :]:
-        axis.set_visible(False)
+    for k in range(len(cases), len(axes)):
+        axes[k].set_visible(False)
+        axes[k - across].tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-1, -0.5, 0, 0.5, 1])
     bar.ax.set_yticklabels(["half", "", "equal", "", "double"])
     bar.set_label(f"loss relative to '{USUAL}' (blue: lower)")
