@@ -33,7 +33,7 @@ def cores() -> int:
 
 
 def in_blocks(function: Callable[[Tensor], Any], n: int) -> list[Any]:
-    """``function`` of the row indices of each block; blocks run on threads, rows do not interact."""
+    """``function`` of the row indices of each block, on threads: rows do not interact."""
     blocks = [torch.arange(a, min(a + _BLOCK, n)) for a in range(0, n, _BLOCK)]
     if len(blocks) == 1:
         return [function(blocks[0])]
@@ -82,13 +82,17 @@ def climb(
     steps: int,
     screening: int = 0,
     tol: float = 1e-9,
+    bare: bool = False,
 ) -> Moved:
-    """Ascend from the best of the starts, or from each for a few steps before; all rows."""
+    """Ascend from the best of the starts, or from each for a few steps before; all rows.
+
+    ``bare``: by gradients alone, whatever formula the adversary knows.
+    """
     objective = adversary.objective
 
     def block(rows: Tensor) -> Moved:
         part, own = batch.take(rows), [s[rows] for s in starts]
-        if not plain(adversary):
+        if not (bare or plain(adversary)):
             return adversary.solve(part, own)
         if screening:
             found = proximal_ascent(objective, part, part.q0, screening)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko.auditing._ascend import climb, plain
+from drojko.auditing._ascend import climb
 from drojko.auditing._case import Case
 from drojko.auditing._learned import Learned, put
 from drojko.auditing._noise import directions
@@ -20,7 +20,7 @@ from drojko.inner.candidates import Stay
 __all__ = ["Attack", "attack"]
 
 #: Restarts and steps of each; steps of all rows where restarts are for some of them.
-RESTARTS, STEPS, STEPS_ALL = 4, 40, 15
+RESTARTS, STEPS, STEPS_ALL = 4, 30, 12
 #: Share of the gain that counts as finding more.
 MORE = 1e-3
 
@@ -57,8 +57,6 @@ def attack(case: Case, pool: Pool, learned: Learned, sizes: list[float]) -> Atta
     for size in order:
         penalty = learned.penalties[size]
         at = bare.with_penalty(penalty)
-        if not plain(at):
-            continue
         length = _length(pool, case, penalty)
         starts = _restarts(case, at, few, length)
         best = _best(at, few, [few.q0, *starts, *start_few])
@@ -70,7 +68,7 @@ def attack(case: Case, pool: Pool, learned: Learned, sizes: list[float]) -> Atta
         if learned.all_rows:
             put(pool, at, best, "ascent")
         else:
-            moved = climb(at, batch, start_all, STEPS_ALL)
+            moved = climb(at, batch, start_all, STEPS_ALL, bare=True)
             start_all = [moved.q]
             put(pool, at, moved, "ascent")
             if theirs > own + MORE * abs(own) + 1e-12:
@@ -95,7 +93,7 @@ def _double(
     few = learned.batch.take(rows)
     q = at.objective.coordinates.encode(pool.take(known)[0][rows])
     steps = max(1, 2 * learned.adversary.corrections)
-    moved = climb(at, few, [q], steps)
+    moved = climb(at, few, [q], steps, bare=True)
     own = _value(pool, known, at.objective.penalty)[rows]
     gain = float(w @ (own - pool.risk[0][rows]))
     more = float(w @ (moved.value.double() - own).clamp_min(0.0))
@@ -136,7 +134,7 @@ def _restarts(case: Case, at: Adversary, batch: object, length: float) -> list[T
 def _best(at: Adversary, batch: object, starts: list[Tensor]) -> Moved:
     best: Moved | None = None
     for start in starts:
-        moved = climb(replace(at, candidates=(Stay(),)), batch, [start], STEPS)  # type: ignore
+        moved = climb(replace(at, candidates=(Stay(),)), batch, [start], STEPS, bare=True)  # type: ignore
         best = moved if best is None else best.better(moved)
     if best is None:
         raise RuntimeError("an ascent has at least one start")

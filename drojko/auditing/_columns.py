@@ -77,9 +77,9 @@ class _Lookup:
 
     def indices(self, entry: Any) -> list[int]:
         """All columns of the matrix that a raw column stands for; one may be named itself."""
-        if isinstance(entry, str) and entry not in self.space.raw_names:
-            if entry in self.space.names:
-                return [self.space.names.index(entry)]
+        raw, names = self.space.raw_names, self.space.names
+        if isinstance(entry, str) and entry not in raw and entry in names:
+            return [names.index(entry)]
         return self.places[self.column(entry)]
 
     def numbers(self, entry: Any) -> list[int]:

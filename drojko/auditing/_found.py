@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from drojko.auditing._case import Case
@@ -49,7 +48,7 @@ def table_row(name: str, case: Case, found: Found, nominal: dict[str, float]) ->
         upper = c.upper + c.penalty * c.transport_cost
     accuracy = auc = math.nan
     if found.after is not None:
-        x, y, mass = (torch.as_tensor(np.array(part)) for part in found.after)
+        x, y, mass = (torch.as_tensor(part) for part in found.after)
         f = case.outputs(x)
         accuracy, auc = case.accuracy(f, y, mass.double()), case.auc(f, y, mass.double())
     return {

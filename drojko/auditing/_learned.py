@@ -29,7 +29,7 @@ LEARNED = 600
 #: Corrections of all rows at a penalty that was searched on few.
 CORRECTIONS = 25
 #: Factors above the multiplier at which bounds are tried: larger penalties prove more.
-FACTORS = (1.0, 1.5, 2.25, 3.4, 5.0, 7.6, 11.4, 17.0, 26.0, 58.0, 130.0)
+FACTORS = (1.0, 1.6, 2.6, 4.2, 6.7, 10.7, 17.0, 27.0, 60.0, 130.0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class _Path:
     few: Batch
     w: Tensor
     pool: Pool = field(default_factory=Pool)
-    supports: dict[float, Support] = field(default_factory=dict)
+    level: float = 0.0
 
     def __post_init__(self) -> None:
         base = self.found.adversary.objective.risk(self.few, self.few.q0).double()
@@ -157,7 +157,7 @@ class _Path:
         value, gradient = objective.with_penalty(0.0).value_and_gradient(self.few, self.few.q0)
         slope = math.sqrt(float(self.w @ gradient.double().square().sum(1)))
         slope /= objective.coordinates.scale
-        level = float(self.w @ value.double().abs())
+        self.level = level = float(self.w @ value.double().abs())
         steps = min(40, self.inner.corrections)
         for size in given:
             self._try(size, starts, steps)
@@ -218,7 +218,7 @@ class _Path:
                 if size in given:
                     break
                 better = self.pool.plan(self.w, size**2).penalty
-                if better <= 0.0 or abs(math.log(better / penalty)) < 0.02:
+                if better <= 0.0 or abs(math.log(better / penalty)) < 0.03:
                     break
                 penalty = better
             self.found.penalties[size] = penalty
@@ -243,7 +243,7 @@ class _Path:
             if adversary is None:
                 adversary = own
             else:
-                more = tuple(c for c in own.candidates if not isinstance(c, Stay))
+                more = tuple(c for c in own.candidates if not isinstance(c, Stay | OtherLabel))
                 weak = adversary if adversary.corrections <= own.corrections else own
                 adversary = replace(weak, candidates=(*adversary.candidates, *more))
         if adversary is None:
@@ -255,7 +255,7 @@ class _Path:
 
     def spread(self, pool: Pool, radii: list[float], given: list[float]) -> None:
         """Solve all rows at the penalties found, and bound them."""
-        adversary, batch, case = self.found.adversary, self.found.batch, self.case
+        adversary, case = self.found.adversary, self.case
         known = structure(adversary.objective)
         if self.found.all_rows:
             for k in range(1, len(self.pool.x)):
@@ -267,11 +267,17 @@ class _Path:
         for size in sorted((*radii, *given), key=lambda s: self.found.penalties[s]):
             penalty = self.found.penalties[size]
             start = self._all(pool, penalty, start, steps)
-            if size in radii and not self.found.all_rows:
+            for _ in range(0 if size in given or self.found.all_rows else 4):
                 better = pool.plan(case.w, size**2, ("learned",)).penalty
-                if better > 0 and abs(math.log(better / penalty)) > 0.02:
-                    self.found.penalties[size] = better
-                    start = self._all(pool, better, start, max(1, steps // 2))
+                if better <= 0.0:  # not all of the budget is spent yet
+                    if penalty * size**2 <= 1e-6 * self.level:
+                        break
+                    better = penalty / 1.5
+                elif abs(math.log(better / penalty)) <= 0.1:
+                    break
+                penalty = better
+                start = self._all(pool, penalty, start, max(1, steps // 2))
+            self.found.penalties[size] = penalty
         if self.found.all_rows:
             for size in (*radii, *given):
                 if size in radii:
@@ -307,7 +313,7 @@ class _Path:
 
     def bound(self, pool: Pool, radii: list[float], given: list[float], known: Structure) -> None:
         """Dual points: penalties that are best on few rows, then evaluated on all of them."""
-        tried: dict[float, float] = {}
+        tried: dict[float, Dual] = {}
         wanted: list[float] = list(given)
         for radius in radii:
             best: tuple[float, float] | None = None
@@ -315,9 +321,9 @@ class _Path:
                 penalty = self.found.penalties[radius] * factor
                 near = [p for p in tried if abs(math.log(p / penalty)) < 0.1]
                 if not near:
-                    tried[penalty] = self._dual(self.pool, self.few, self.w, penalty, known).value
+                    tried[penalty] = self._dual(self.pool, self.few, self.w, penalty, known, 40)
                 penalty = near[0] if near else penalty
-                value = penalty * radius**2 + tried[penalty]
+                value = penalty * radius**2 + tried[penalty].value
                 if best is None or value < best[0]:
                     best = (value, penalty)
                 elif value > best[0] * 1.02 and math.isfinite(best[0]):
@@ -325,15 +331,22 @@ class _Path:
             if best is not None and best[1] not in wanted:
                 wanted.append(best[1])
         for penalty in wanted:
-            self.found.duals.append(self._dual(pool, self.found.batch, self.case.w, penalty, known))
+            # A Lipschitz bound hardly depends on how near the maximiser is; concavity does.
+            rough = penalty in tried and tried[penalty].proof == "lipschitz"
+            dual = self._dual(
+                pool, self.found.batch, self.case.w, penalty, known, 5 if rough else 60
+            )
+            self.found.duals.append(dual)
 
-    def _dual(self, pool: Pool, batch: Batch, w: Tensor, penalty: float, known: Structure) -> Dual:
+    def _dual(
+        self, pool: Pool, batch: Batch, w: Tensor, penalty: float, known: Structure, steps: int
+    ) -> Dual:
         adversary = self.found.adversary.with_penalty(penalty)
         choice = pool.at_penalty(w, penalty, ("learned",)).low
         start = adversary.objective.coordinates.encode(pool.take(choice)[0])
         quick = replace(adversary, candidates=())
         if plain(adversary):
-            moved = climb(quick, batch, [start], 60, tol=1e-10)
+            moved = climb(quick, batch, [start], steps, tol=1e-10)
         else:
             solved = solve(quick, batch, [start])
             if solved is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,19 +39,36 @@ class Pool:
     cost: list[Tensor] = field(default_factory=list)
     risk: list[Tensor] = field(default_factory=list)
     source: list[str] = field(default_factory=list)
+    stacks: dict[Any, tuple[int, Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def add(self, x: Tensor, y: Tensor, cost: Tensor, risk: Tensor, source: str) -> None:
         """Add a layer; candidates without a finite cost and loss are never chosen."""
         bad = ~(torch.isfinite(cost) & torch.isfinite(risk))
         self.x.append(x)
         self.y.append(y)
-        self.cost.append(torch.where(bad, torch.inf, cost.double()))
+        self.cost.append(torch.where(bad, 0.0, cost.double()))
         self.risk.append(torch.where(bad, -torch.inf, risk.double()))
         self.source.append(source)
 
     def layers(self, sources: tuple[str, ...] | None = None) -> list[int]:
         """Indices of the layers of some sources; the rows themselves always belong to them."""
         return [k for k, s in enumerate(self.source) if k == 0 or sources is None or s in sources]
+
+    def stacked(self, sources: tuple[str, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the layers of some sources, their costs and losses of shape (k, n)."""
+        known = self.stacks.get(sources)
+        if known is None or known[0] != len(self.x):
+            at = self.layers(sources)
+            cost = torch.stack([self.cost[k] for k in at])
+            known = (len(self.x), torch.tensor(at), cost, torch.stack([self.risk[k] for k in at]))
+            self.stacks[sources] = known
+        return known[1:]
+
+    def drop(self, first: int) -> None:
+        """Forget the layers from ``first`` on."""
+        for part in (self.x, self.y, self.cost, self.risk, self.source):
+            del part[first:]
+        self.stacks.clear()
 
     def plan(
         self, weights: Tensor, budget: float, sources: tuple[str, ...] | None = None
@@ -95,17 +113,11 @@ class Pool:
         return x, y, cost, risk
 
 
-def _value(cost: Tensor, risk: Tensor, penalty: float) -> Tensor:
-    # Infinity minus infinity would be NaN; what is never chosen has risk -inf already.
-    return risk - penalty * torch.where(torch.isfinite(cost), cost, torch.zeros_like(cost))
-
-
 def _select(
     cost: Tensor, risk: Tensor, weights: Tensor, penalty: float
 ) -> tuple[Tensor, float, float]:
     """The best layer of each row, the first (cheapest known) of equals; mean cost and risk."""
-    value = _value(cost, risk, penalty)
-    choice = value.argmax(0)
+    choice = torch.sub(risk, cost, alpha=penalty).argmax(0)
     pick = choice.unsqueeze(0)
     return (
         choice,

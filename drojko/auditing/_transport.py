@@ -244,14 +244,14 @@ class _Work:
             if theirs > own + slack:
                 kind = "weak inner solver (frozen)" if own <= 0.0 else "weak inner solver"
                 one.note(
-                    f"{kind}: {words} gains {theirs:.4g}, the inner solver {own:.4g}; the better "
+                    f"{kind}: {words} gains {theirs:.4g}, the inner solver {own:.4g}, the better "
                     "one is used"
                 )
         together = best > own + slack
         if together and not one.findings:
             one.note(
                 f"weak inner solver: row by row, baselines raise the gain from {own:.4g} to "
-                f"{best:.4g}; the better ones are used"
+                f"{best:.4g}, the better ones are used"
             )
         self._sampled(one, size)
         self._map(one)
@@ -266,7 +266,7 @@ class _Work:
             if not passed and not one.findings:
                 one.note(
                     f"weak inner solver: restarts gain {theirs:.4g} on a sample of rows, the inner "
-                    f"solver {own:.4g}; the better ones are used"
+                    f"solver {own:.4g}, the better ones are used"
                 )
             more = self.attack.doubled.get(size, 0.0)
             one.checks.append(
@@ -285,7 +285,7 @@ class _Work:
             if not passed:
                 one.note(
                     f"weak inner solver: a search without gradients gains {theirs:.4g} on a sample "
-                    f"of rows, the inner solver {own:.4g}; the better one is used"
+                    f"of rows, the inner solver {own:.4g}, the better one is used"
                 )
 
     def _map(self, one: Found) -> None:

@@ -52,13 +52,13 @@ def health(case: Case) -> Health:
     bad = int((~finite).sum())
     found.add(
         check("answers are finite", bad, bad == 0, "rows of X with NaN or infinite answers"),
-        f"NaN: the model answers NaN or infinity in {bad} of {len(f)} rows; nothing can be "
+        f"NaN: the model answers NaN or infinity in {bad} of {len(f)} rows, nothing can be "
         "measured",
     )
     found.unusable = bad > 0 or not math.isfinite(nominal["risk"])
     if found.unusable:
         if not bad:
-            found.findings.append("NaN: the loss is not finite on X; nothing can be measured")
+            found.findings.append("NaN: the loss is not finite on X, nothing can be measured")
         return found
     _chance(case, f, found)
     _spread(case, flat, found)
@@ -78,8 +78,8 @@ def _chance(case: Case, f: torch.Tensor, found: Health) -> None:
     found.random = not differ <= size
     found.add(
         check("deterministic answers", differ, not found.random, "largest change when asked again"),
-        f"random answers: the same rows get other answers when asked again (by up to {differ:.3g}); "
-        "all figures depend on chance",
+        f"random answers: the same rows get other answers when asked again (by up to {differ:.3g}),"
+        " all figures depend on chance",
     )
 
 
@@ -116,7 +116,7 @@ def _slopes(case: Case, found: Health) -> None:
     )
     found.add(
         check("rows with zero gradients", zero, zero - flat_loss <= 0.5, "share of rows"),
-        f"zero gradients: in {zero:.0%} of the rows, where ascent cannot start; the search without "
+        f"zero gradients: in {zero:.0%} of the rows, where ascent cannot start, the search without "
         "gradients stands in",
     )
     own = case.model.scores(x.numpy())

@@ -1,4 +1,4 @@
-"""The search without gradients: candidates by random moves, lines and coordinates; many per call."""
+"""The search without gradients: random moves, lines and coordinates, many rows per call."""
 
 from __future__ import annotations
 
@@ -213,7 +213,6 @@ class _Search:
         layers = []
         for penalty in sorted(set(grid)):
             layers.append(own.take(own.at_penalty(self.case.w, penalty).low))
-        for part in (pool.x, pool.y, pool.cost, pool.risk, pool.source):
-            del part[self.first :]
+        pool.drop(self.first)
         for layer in layers:
             pool.add(*layer, "search")

@@ -39,6 +39,11 @@ class RobustnessCurveDisplay:
         What proves each bound, as in `Certificate`.
     name : str, default=None
         Of the model, for the legend.
+    nominal_accuracy : float, default=None
+    worst_case_accuracy : ndarray of shape (m,), default=None
+        Under the data and the worst cases found, where known; ``plot(metric="accuracy")``.
+    unit : str, default="radius (units of X)"
+        What the horizontal axis shows.
 
     Attributes
     ----------
@@ -74,6 +79,9 @@ class RobustnessCurveDisplay:
         upper_bound: Any,
         proof: Sequence[str],
         name: str | None = None,
+        nominal_accuracy: float | None = None,
+        worst_case_accuracy: Any = None,
+        unit: str = "radius (units of X)",
     ):
         self.radii = radii
         self.nominal_risk = nominal_risk
@@ -81,6 +89,9 @@ class RobustnessCurveDisplay:
         self.upper_bound = upper_bound
         self.proof = proof
         self.name = name
+        self.nominal_accuracy = nominal_accuracy
+        self.worst_case_accuracy = worst_case_accuracy
+        self.unit = unit
 
     @classmethod
     def from_estimator(
@@ -147,7 +158,17 @@ class RobustnessCurveDisplay:
     def from_report(
         cls, report: Any, *, name: str | None = None, ax: Axes | None = None, **settings: Any
     ) -> Self:
-        """Plot the table of an audit over radii."""
+        """Plot the table of an audit over radii; axes of another display compare two models.
+
+        Parameters
+        ----------
+        report : AuditReport
+        name : str, default=None
+            None: the model's name in the report.
+        ax : matplotlib Axes, default=None
+        **settings
+            For `plot`: ``metric="accuracy"`` shows accuracies instead of risks.
+        """
         table = report.table
         if "radius" not in table.columns:
             raise InvalidDataError("the report has no radii: it was made with a penalty")
@@ -158,7 +179,10 @@ class RobustnessCurveDisplay:
             worst_case_risk=table["worst_case_risk"].to_numpy(dtype=float),
             upper_bound=table["upper_bound"].to_numpy(dtype=float),
             proof=tuple(table["proof"]),
-            name=name,
+            name=getattr(report, "name", None) if name is None else name,
+            nominal_accuracy=_column(table, "nominal_accuracy", first=True),
+            worst_case_accuracy=_column(table, "worst_case_accuracy"),
+            unit=_unit(getattr(report, "about", {})),
         )
         return display.plot(ax, **settings)
 
@@ -170,7 +194,14 @@ class RobustnessCurveDisplay:
             (gap <= _EXACT * np.abs(self.upper_bound)).all()
         )
 
-    def plot(self, ax: Axes | None = None, *, upper: bool = True, nominal: bool = True) -> Self:
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        upper: bool = True,
+        nominal: bool = True,
+        metric: str = "risk",
+    ) -> Self:
         """Draw the curve; a further model in the same axes gets the next colour.
 
         Where the bound meets the attained risk, one line stands for both. Otherwise the bound is
@@ -183,7 +214,11 @@ class RobustnessCurveDisplay:
             Whether to draw the bound: that of a network can be far above what is attained.
         nominal : bool, default=True
             Whether to draw the nominal risk.
+        metric : {"risk", "accuracy"}, default="risk"
+            Accuracies have no bound; they are those under the worst cases found.
         """
+        if metric not in ("risk", "accuracy"):
+            raise InvalidDataError(f"metric={metric!r}; expected 'risk' or 'accuracy'")
         self.ax_ = ax = get_axes(ax, figsize=(6.4, 4.2))
         self.figure_ = ax.figure  # pyright: ignore
         known: Any = ax
@@ -192,6 +227,8 @@ class RobustnessCurveDisplay:
         colour = COLOURS[count % len(COLOURS)]
         prefix = "" if self.name is None else f"{self.name}: "
         radii = np.asarray(self.radii)
+        if metric == "accuracy":
+            return self._plot_accuracy(ax, colour, prefix, nominal)
         exact = upper and self.exact
         label = "worst case (exact)" if exact else "worst case found (lower bound)"
         ax.plot(
@@ -206,8 +243,30 @@ class RobustnessCurveDisplay:
                 label=prefix + "nominal risk",
             )  # fmt: skip
         _scale(ax)
-        ax.set_xlabel("radius (units of X)")
+        ax.set_xlabel(self.unit)
         ax.set_ylabel("risk")
+        tidy(ax)
+        ax.legend(frameon=False, fontsize="small")
+        return self
+
+    def _plot_accuracy(self, ax: Axes, colour: str, prefix: str, nominal: bool) -> Self:
+        values = self.worst_case_accuracy
+        if values is None or not np.isfinite(np.asarray(values, dtype=float)).any():
+            raise InvalidDataError(
+                "no accuracies are known: they are those of audits of classifiers"
+            )
+        ax.plot(
+            self.radii, values, color=colour, marker="o", markersize=4,
+            label=f"{prefix}accuracy in the worst case found",
+        )  # fmt: skip
+        if nominal and self.nominal_accuracy is not None:
+            ax.axhline(
+                self.nominal_accuracy, color=colour, linestyle=(0, (1, 2)), linewidth=1.2,
+                alpha=0.8, label=f"{prefix}nominal accuracy",
+            )  # fmt: skip
+        ax.set_ylim(-0.02, 1.02)
+        ax.set_xlabel(self.unit)
+        ax.set_ylabel("accuracy")
         tidy(ax)
         ax.legend(frameon=False, fontsize="small")
         return self
@@ -238,6 +297,23 @@ def _radius_of(model: Any) -> float:
     if radius is None and model.certificate_ is not None:
         radius = float(np.sqrt(model.certificate_.transport_cost))
     return radius or 0.1
+
+
+def _column(table: Any, name: str, first: bool = False) -> Any:
+    if name not in table.columns:
+        return None
+    values = table[name].to_numpy(dtype=float)
+    return float(values[0]) if first else values
+
+
+def _unit(about: Any) -> str:
+    """What an audit's sizes are, in words."""
+    text = str(about.get("ambiguity", "Wasserstein"))
+    if text.startswith("CVaR"):
+        return "tail mass alpha"
+    if text.startswith("Wasserstein"):
+        return f"radius ({about.get('units', 'units of X')})"
+    return f"radius ({text.split('(')[0]})"
 
 
 def _scale(ax: Axes) -> None:

@@ -1,0 +1,151 @@
+"""Sabotage: whatever is broken in a model or in the solver is said, never passed over."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from drojko import audit
+from drojko.ambiguity import KL, Wasserstein
+from drojko.inner import Pointwise
+from drojko.inner.candidates import LearnedMap
+
+pytestmark = pytest.mark.promise(5)
+
+
+class Step(torch.nn.Module):
+    """A step function: right, and without any gradient."""
+
+    def forward(self, x):
+        return 4.0 * torch.sign(x[:, 0] - 0.5)
+
+
+class Nan(torch.nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        return torch.where(x[:, 0] > self.share, torch.nan, x[:, 0])
+
+
+class Coin(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        self.rng_ = np.random.default_rng(0)
+        return self
+
+    def predict_proba(self, X):
+        p = self.rng_.uniform(size=len(X))
+        return np.column_stack([1 - p, p])
+
+    def predict(self, X):
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+
+class Constant(torch.nn.Module):
+    def forward(self, x):
+        return torch.full((len(x),), 0.3, dtype=x.dtype)
+
+
+class Backdoor(torch.nn.Module):
+    """A narrow step far from all rows: no ascent from a row sees it."""
+
+    def forward(self, x):
+        return 0.1 * x[:, 0] - 2.0 + 20.0 * torch.sigmoid(60.0 * (x[:, 1] - 2.0))
+
+
+def found(report, *words):
+    text = " | ".join(report.findings)
+    assert all(word in text for word in words), text
+
+
+def test_a_frozen_solver_is_flagged_and_replaced(network, moons):
+    frozen = audit(
+        network, *moons, Wasserstein(), radii=[0.1], inner=Pointwise(corrections=0), random_state=0
+    )
+    found(frozen, "weak inner solver", "frozen")
+    sound = audit(network, *moons, Wasserstein(), radii=[0.1], random_state=0)
+    assert "frozen" not in " ".join(sound.findings)
+    gain = frozen.table.worst_case_risk[0] - frozen.table.nominal_risk[0]
+    assert gain >= 0.9 * (sound.table.worst_case_risk[0] - sound.table.nominal_risk[0])
+
+
+def test_a_frozen_map_is_flagged(network, moons, monkeypatch):
+    monkeypatch.setattr(LearnedMap, "starts", lambda self, objective, batch: [batch.q0])
+    report = audit(network, *moons, Wasserstein(), radii=[1.0], random_state=0)
+    found(report, "frozen map")
+
+
+def test_zero_gradients_are_flagged_and_searched(moons):
+    X, y = moons
+    report = audit(Step(), X, y, Wasserstein(), radii=[0.0, 0.3], random_state=0)
+    found(report, "zero gradients", "without gradients")
+    row = report.table.iloc[-1]
+    assert row.worst_case_risk > row.nominal_risk + 0.5
+    # The cheapest crossings first: a bound that no plan beats, as each costs its squared distance.
+    margin = np.sort((X[:, 0] - 0.5)[(X[:, 0] > 0.5) == (y == 1)] ** 2)
+    crossed = np.searchsorted(np.cumsum(margin) / len(y), 0.09) + 1
+    assert row.worst_case_risk <= row.nominal_risk + 4.0 * crossed / len(y)
+    assert row.worst_case_risk >= row.nominal_risk + 0.9 * 4.0 * (crossed - 1) / len(y)
+
+
+@pytest.mark.parametrize("share", [-np.inf, 0.5])
+def test_nan_answers_are_flagged(moons, share):
+    report = audit(Nan(share), *moons, Wasserstein(), radii=[0.0, 0.1], random_state=0)
+    found(report, "NaN", "nothing can be measured")
+    assert report.table.worst_case_risk.isna().all()
+    with pytest.raises(ValueError, match="NaN"):
+        report.worst_case()
+
+
+def test_nan_answers_away_from_the_rows_do_no_harm(moons):
+    X, y = moons
+    report = audit(Nan(X[:, 0].max() + 0.05), X, y, Wasserstein(), radii=[0.0, 0.5], random_state=0)
+    assert np.isfinite(report.table.worst_case_risk).all()
+    assert report.table.worst_case_risk.iloc[1] > report.table.nominal_risk.iloc[1]
+
+
+def test_answers_by_chance_are_flagged(moons):
+    found(audit(Coin().fit(*moons), *moons, KL(), radii=[0.1], random_state=0), "random answers")
+
+
+def test_constant_answers_are_flagged(moons):
+    report = audit(Constant(), *moons, Wasserstein(), radii=[0.1], random_state=0)
+    found(report, "constant predictions")
+    assert report.table.worst_case_risk[0] == pytest.approx(report.table.nominal_risk[0])
+
+
+def test_a_single_class_is_flagged(network, moons):
+    X, y = moons
+    report = audit(network, X[y == 1], y[y == 1], Wasserstein(), radii=[0.1], random_state=0)
+    found(report, "single class")
+    assert report.table.nominal_auc.isna().all()
+    assert report.table.worst_case_risk[0] > report.table.nominal_risk[0]
+
+
+@pytest.mark.promise(6)
+def test_a_basin_that_ascent_cannot_see_is_found_by_the_search(moons):
+    X, y = moons
+    keep = X[:, 1] < 1.0
+    X, y = X[keep], np.zeros(keep.sum(), dtype=int)
+    report = audit(Backdoor(), X, y, Wasserstein(), radii=[1.5], random_state=0)
+    found(report, "weak inner solver", "without gradients")
+    # All rows below cross at x1 = 2, where the loss is 18 more: at least half of that is found.
+    need = np.sort((2.05 - X[:, 1]) ** 2)
+    crossed = np.searchsorted(np.cumsum(need) / len(y), 1.5**2)
+    assert report.table.worst_case_risk[0] >= 0.5 * 18.0 * crossed / len(y)
+    assert report.table.ascent_risk[0] < 0.5 * report.table.worst_case_risk[0]
+
+
+@pytest.mark.promise(6)
+def test_the_checklist_is_complete(network, moons):
+    report = audit(network, *moons, Wasserstein(), radii=[0.0, 0.3], random_state=0)
+    names = set(report.checks[report.checks.radius == 0.3].check)
+    assert {
+        "answers are finite", "deterministic answers", "answers vary", "classes in y",
+        "rows with NaN gradients", "rows with zero gradients", "gain of the inner solver",
+        "gain of gradient ascent with restarts", "gain of the search without gradients",
+        "doubled iterations", "restarts on a sample",
+    } <= names  # fmt: skip
+    assert report.checks.passed.map(lambda p: p is None or isinstance(p, bool | np.bool_)).all()
