@@ -109,11 +109,12 @@ def test_cressie_read_of_order_two_is_chi_square(rng, seed):
     np.testing.assert_allclose(two.moments()[0], one.moments()[0], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_mixture_takes_a_network(seed):
     """KL tilts a mixture to another one: weights and means of the components change."""
     reference = GaussianMixture(means=[[-1.5], [1.5]], covariances=[[[0.5]], [[0.5]]])
     penalty = 2.0
-    flow = DensityFlow(ICNNScheme(n_particles=3000, iterations=600)).fit(
+    flow = DensityFlow(ICNNScheme(hidden=(32, 32), n_particles=3000, iterations=600)).fit(
         KL(penalty=penalty), penalty, 0.0, lambda x: x[:, 0], reference, seed
     )
     tilt = 1.0 / penalty
