@@ -242,6 +242,32 @@ def test_comparison_with_other_packages(benchmark_modules):
     assert not peers.is_peer(rows[0])
 
 
+def test_every_method_of_a_task_becomes_a_row(benchmark_modules, harness, monkeypatch):
+    peers = benchmark_modules("suites.peers")
+    answers = {"drojko": "ok", "cvxpy": "ok", "scipy": "ok", "dro": "failed: by default"}
+    asked = []
+
+    def fits(package, jobs, X, y, **settings):
+        asked.append((package, jobs[0]["options"].get("solver")))
+        status = answers[package] if not jobs[0]["options"] else "ok"
+        found = {"status": status, "seconds": 1.0}
+        return [found | {"coef": [0.1] * X.shape[1], "intercept": 0.0}]
+
+    monkeypatch.setattr(peers, "fits", fits)
+    case = peers._case("synthetic", 50, 3, "KL", "logistic")
+    rows = list(case(harness.Context(False, 0)))
+    assert all(row["status"] for row in rows)
+    # The other solver is tried where the default one fails, and only there.
+    assert [r["method"] for r in rows].count(peers.title("dro") + peers.RETRY) == 1
+    answers["dro"] = "ok"
+    rows = list(case(harness.Context(False, 0)))
+    assert peers.title("dro") + peers.RETRY not in [r["method"] for r in rows]
+    assert "cvxpy, SCS" in [r["method"] for r in rows]
+    large = peers._case("synthetic", 50, 3, "KL", "logistic", large=True)
+    (row,) = large(harness.Context(False, 0))
+    assert row["status"].startswith("skipped")
+
+
 # Shifts -----------------------------------------------------------------------------------------
 
 

@@ -142,9 +142,10 @@ def _results(
     together = fits("drojko", [job(p, o) for _, p, o in here], X, y, limit=LIMIT) if here else []
     done = {label: found for (label, _, _), found in zip(here, together, strict=True)}
     for label, package, options in todo:
-        first = done.get(label.removesuffix(RETRY))
-        if label.endswith(RETRY) and (first["status"] == OK or _skipped(first)):
-            continue
+        if label == title("dro") + RETRY:
+            first = done[title("dro")]
+            if first["status"] == OK or _skipped(first):
+                continue
         if context.smoke and package in PACKAGES:
             done[label] = {"status": f"{SKIPPED}: not in the smoke form"}
         if label not in done:
