@@ -249,6 +249,88 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# -- audit ---------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--target", required=True, help="Column with the labels.")
+@click.option(
+    "--radii", default="0.1,0.2,0.4", show_default=True,
+    help="Sizes of the shift, separated by commas.",
+)  # fmt: skip
+@click.option(
+    "--set", "kind", default="wasserstein", show_default=True,
+    type=click.Choice(["wasserstein", "kl", "chi-square", "cvar"]), help="Ambiguity set.",
+)  # fmt: skip
+@click.option("--standardize", is_flag=True, help="Distances in standard deviations of columns.")
+@click.option("--immutable", multiple=True, help="Column that never moves; may be repeated.")
+@click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
+@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write the table.")
+@click.option("--samples", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write 1000 draws of the worst case, .csv or .parquet.")  # fmt: skip
+@click.option("--trust", multiple=True,
+              help="Type that a skops file may hold, such as my.module.Class.")  # fmt: skip
+@click.option("--unsafe-pickle", is_flag=True,
+              help="Load a pickle or joblib file: it can run any code.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: Any) -> None:
+    """Find the worst shift of a model: how bad, how sure, which columns.
+
+    MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table.
+    """
+    sizes = _sizes(radii)
+    for name in ("html", "csv", "samples"):
+        if given[name] is not None:
+            _check_folder(given[name])
+    from drojko._persist import load_any
+    from drojko._tables import labels, read_table, split_target
+
+    console = _console()
+    with _failures(), console.status("audit"):
+        from drojko import ambiguity as sets
+        from drojko.auditing import audit as run
+
+        fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
+        frame = read_table(data)
+        _check_columns("target", (target,), frame.columns)
+        _check_columns("drop", given["drop"], frame.columns)
+        X, y = split_target(frame, target, given["drop"], numbers=False)
+        _check_columns("immutable", given["immutable"], X.columns)
+        y = labels(y, "classification" if hasattr(fitted, "classes_") else "regression")
+        chosen = {
+            "wasserstein": lambda: sets.Wasserstein(immutable=list(given["immutable"]) or None),
+            "kl": sets.KL, "chi-square": sets.ChiSquare,
+            "cvar": lambda: sets.CVaR(alpha=sizes[0]),
+        }[kind]()  # fmt: skip
+        report = run(
+            fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
+            scale="standard" if given["standardize"] else None,
+        )  # fmt: skip
+        for name, save in (
+            ("html", report.to_html),
+            ("csv", lambda path: report.table.to_csv(path, index=False)),
+            ("samples", report.export),
+        ):
+            if given[name] is not None:
+                save(given[name])
+    console.print(str(report), highlight=False, soft_wrap=True)
+    for name in ("html", "csv", "samples"):
+        if given[name] is not None:
+            console.print(f"{name}: {given[name]}", highlight=False)
+
+
+def _sizes(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(
+            f"--radii {text!r}: expected numbers separated by commas, such as 0.1,0.2"
+        ) from None
+
+
 # -- bench ---------------------------------------------------------------------------------------
 
 

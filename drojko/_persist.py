@@ -17,13 +17,14 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["FORMAT", "load", "save", "trusted_types"]
+__all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
 
 #: Raised when the layout of the file or the meaning of a stored attribute changes.
 FORMAT = 1
@@ -126,6 +127,54 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise
     except Exception as error:  # whatever a malformed archive provokes in zipfile, json or skops
         raise InvalidDataError(f"{path} cannot be read as a drojko model: {error}") from error
+
+
+def load_any(
+    path: str | os.PathLike[str], *, trusted: Sequence[str] = (), unsafe: bool = False
+) -> Any:
+    """Read a model file of drojko, a skops file of trusted types or, if told so, a pickle.
+
+    Parameters
+    ----------
+    path : str or path-like
+    trusted : sequence of str
+        Types beyond drojko's and skops' own that a skops file may hold.
+    unsafe : bool
+        Whether to load a pickle or joblib file, which can run any code.
+
+    Raises
+    ------
+    InvalidDataError
+        For types that nobody trusts, which it names, and for pickles without ``unsafe``.
+    """
+    data = Path(path).read_bytes()
+    if data.startswith(b"PK"):
+        if data[-_FOOTER:-64] == _MARK:
+            return load(path)
+        import skops.io
+
+        try:
+            known = {*trusted_types(), *trusted}
+            foreign = sorted(set(skops.io.get_untrusted_types(data=data)) - known)
+            if not foreign:
+                return skops.io.loads(data, trusted=sorted(known))
+        except Exception as error:  # whatever a malformed archive provokes
+            raise InvalidDataError(f"{path} cannot be read as a skops file: {error}") from error
+        raise InvalidDataError(
+            f"{path} holds types that are not trusted: {', '.join(foreign)}. If you know where it "
+            "comes from, name each with --trust"
+        )
+    if not unsafe:
+        raise InvalidDataError(
+            f"{path} is neither a file of drojko nor of skops. A pickle or joblib file can run any "
+            "code when it is loaded: only if you made it yourself, add --unsafe-pickle"
+        )
+    import joblib
+
+    try:
+        return joblib.load(path)
+    except Exception as error:  # whatever a broken pickle provokes
+        raise InvalidDataError(f"{path} cannot be read as a pickle: {error}") from error
 
 
 def _pack(estimator: Any) -> bytes:

@@ -30,8 +30,10 @@ def read_table(path: Path) -> Any:
     return frame
 
 
-def split_target(frame: Any, target: str, drop: tuple[str, ...] = ()) -> tuple[Any, Any]:
-    """Return features and target of a table: every feature a number, without gaps.
+def split_target(
+    frame: Any, target: str, drop: tuple[str, ...] = (), *, numbers: bool = True
+) -> tuple[Any, Any]:
+    """Return features and target of a table without gaps; ``numbers``: every feature is one.
 
     Messages name a remedy of the command line, ``--drop``.
     """
@@ -52,14 +54,14 @@ def split_target(frame: Any, target: str, drop: tuple[str, ...] = ()) -> tuple[A
                 f"column {name!r} is missing in {int(column.isna().sum())} of {len(X)} rows: "
                 f"impute it, or leave it out with --drop {name!r}"
             )
-        if not pd.api.types.is_numeric_dtype(column):
+        if numbers and not pd.api.types.is_numeric_dtype(column):
             example = column.iloc[0]
             raise InvalidDataError(
                 f"column {name!r} holds {type(example).__name__} values such as {example!r}, and "
                 "transport needs numbers: encode it (pandas.get_dummies does) and keep the new "
                 f"columns from moving with --immutable, or leave it out with --drop {name!r}"
             )
-    return X.astype(float), y
+    return (X.astype(float) if numbers else X), y
 
 
 def task_of(y: Any) -> str:
