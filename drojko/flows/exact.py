@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
-from drojko.measures._arrays import double
+from drojko.measures._arrays import queries
 from drojko.measures.base import Measure, draws, normal
 from drojko.measures.gaussian import Gaussian
 
@@ -175,7 +175,7 @@ class Barenblatt(Measure):
 
     def log_prob(self, x: Any) -> Tensor:
         """Log density at the rows of x, shape (n, d) -> (n,); -inf outside of the support."""
-        rows = double(x).reshape(-1, self._dim) / self.scale
+        rows = queries(x, self._dim) / self.scale
         rest = (self.constant_ - self.kappa_ * rows.square().sum(1)).clamp_min(0.0)
         return self.power_ * rest.log() - self._dim * math.log(self.scale)
 
