@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import norm
@@ -9,6 +9,7 @@ from drojko.ambiguity import CVaR
 from drojko.exceptions import InvalidDataError
 
 
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**31), alpha=st.floats(0.01, 1), n=st.integers(1, 15))
 def test_equals_the_linear_program(seed, alpha, n):
     rng = np.random.default_rng(seed)
@@ -27,6 +28,20 @@ def test_equals_the_linear_program(seed, alpha, n):
     assert t + over / alpha == pytest.approx(dual.value, abs=1e-12)
     assert dual.penalty == pytest.approx(over, abs=1e-12)
     assert dual.radius == pytest.approx(dual.ratio.max() - 1, abs=1e-9)
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 2**31), alpha=st.floats(0.05, 1), n=st.integers(1, 15))
+def test_bounds_every_reweighting_inside(seed, alpha, n):
+    rng = np.random.default_rng(seed)
+    losses, weights = rng.normal(size=n), rng.dirichlet(np.ones(n))
+    value = CVaR(alpha).dual(losses, weights).value
+    for p in rng.dirichlet(np.full(n, 0.3), size=8):
+        # Towards the reference until no ratio is above 1 / alpha.
+        most = (p / weights).max()
+        share = min(1.0, (1.0 / alpha - 1.0) / (most - 1.0)) if most > 1.0 else 1.0
+        inside = weights + share * (p - weights)
+        assert inside @ losses <= value + 1e-9
 
 
 def test_limits():

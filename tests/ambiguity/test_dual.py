@@ -80,6 +80,48 @@ def samples(draw, smallest=2, largest=7):
     return losses, weights / weights.sum()
 
 
+def many(seed, count=25, n=5):
+    """Losses and positive weights of many problems, some with ties."""
+    rng = np.random.default_rng(seed)
+    losses = np.round(rng.normal(size=(count, n)) * rng.uniform(0.3, 3, size=(count, 1)), 1)
+    weights = rng.dirichlet(np.ones(n), size=count) + 0.02
+    return rng, losses, weights / weights.sum(1, keepdims=True)
+
+
+@family
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**31))
+def test_two_hundred_problems_equal_their_primals(name, seed):
+    """Eight programs of 25 separate problems, each with a radius or a penalty of its own."""
+    import cvxpy as cp
+
+    make, _ = FAMILIES[name]
+    rng, losses, weights = many(seed)
+    size = rng.uniform(0.02, 0.8, size=len(losses))
+    price = 10.0 ** rng.uniform(-1, 1, size=len(losses))
+    balls = cp.Variable(losses.shape, nonneg=True)
+    priced = cp.Variable(losses.shape, nonneg=True)
+
+    def rows(matrix):
+        return cp.sum(cp.multiply(weights, matrix), axis=1)
+
+    constraints = [rows(balls) == 1, rows(priced) == 1, rows(convex(name, balls)) <= size]
+    gain = cp.sum(cp.multiply(weights * losses, balls + priced))
+    gain -= price @ rows(convex(name, priced))
+    problem = cp.Problem(cp.Maximize(gain), constraints)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        problem.solve(solver=cp.CLARABEL)
+    assume(problem.status == "optimal")
+    for i, (loss, w) in enumerate(zip(losses, weights, strict=True)):
+        attained = float((w * loss) @ balls.value[i])
+        assert make(float(size[i])).dual(loss, w).value == pytest.approx(attained, abs=5e-6)
+        q = np.maximum(priced.value[i], 0.0)
+        spent = float(w @ FAMILIES[name][1](q))
+        value = make(penalty=float(price[i])).dual(loss, w).value
+        assert value == pytest.approx(float((w * loss) @ q) - price[i] * spent, abs=5e-6)
+
+
 @family
 @settings(max_examples=12)
 @given(sample=samples(), radius=st.floats(0.01, 0.9))
@@ -126,12 +168,13 @@ def test_the_ratio_is_a_member_of_the_set_and_attains_the_value(name, sample, ra
 
 
 @family
+@settings(max_examples=200)
 @given(sample=samples(2, 12), radius=st.floats(0.01, 1), seed=st.integers(0, 2**31))
 def test_bounds_every_reweighting_inside(name, sample, radius, seed):
     losses, weights = sample
     make, f = FAMILIES[name]
     dual = make(radius).dual(losses, weights)
-    p = np.random.default_rng(seed).dirichlet(np.full(losses.size, 0.3), size=20)
+    p = np.random.default_rng(seed).dirichlet(np.full(losses.size, 0.3), size=8)
     used = weights > 0
     q = np.where(used, p, 0.0) / np.where(used, weights, 1.0)
     mass = q @ weights

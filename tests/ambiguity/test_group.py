@@ -101,6 +101,7 @@ def test_the_worst_case_is_a_mixture_in_the_set(seed, size, smoothing):
     assert dual.attained == pytest.approx((weights * dual.ratio) @ losses, abs=1e-12)
 
 
+@settings(max_examples=200)
 @given(SEEDS, st.floats(0, 1))
 def test_no_mixture_inside_does_worse(seed, radius):
     rng, losses, weights, members = instance(seed)

@@ -94,6 +94,7 @@ def test_both_sides_are_what_they_say(seed, kernel, radius):
     assert 0 <= dual.value - dual.attained <= 1e-9
 
 
+@settings(max_examples=200)
 @given(SEEDS, KERNELS, st.floats(0.01, 1))
 def test_no_reweighting_inside_does_worse(seed, kernel, radius):
     rng, x, weights, losses = instance(seed, 10)
