@@ -22,7 +22,7 @@ __all__ = ["Attack", "attack"]
 #: Restarts and steps of each; steps of all rows where restarts are for some of them.
 RESTARTS, STEPS, STEPS_ALL = 4, 30, 12
 #: Share of the gain that counts as finding more.
-MORE = 1e-3
+MORE = 3e-3
 
 
 @dataclass(eq=False)

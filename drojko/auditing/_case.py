@@ -90,7 +90,8 @@ class Case:
         if self.classes is None:
             return float("nan")
         index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
-        return float(mass @ (index == y).double())
+        right = (index == y).double()
+        return min(1.0, float(mass @ right / mass.sum()))  # rounding must not exceed one
 
     def auc(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
         """Weighted area under the ROC curve; of several classes the mean of one against rest."""
@@ -115,7 +116,7 @@ def _auc(score: np.ndarray, positive: np.ndarray, mass: np.ndarray) -> float:
     up = np.bincount(at, np.where(positive, mass, 0.0), len(values))
     down = np.bincount(at, np.where(positive, 0.0, mass), len(values))
     below = np.cumsum(down) - 0.5 * down
-    return float(up @ below / total)
+    return float(min(1.0, up @ below / total))
 
 
 class ScoresModel(TabularModel):

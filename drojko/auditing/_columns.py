@@ -29,11 +29,12 @@ def in_matrix(ambiguity: AmbiguitySet, space: Space) -> AmbiguitySet:
     changes: dict[str, Any] = {}
     if parameters.get("immutable") is not None:
         changes["immutable"] = lookup.every(parameters["immutable"])
-    if isinstance(parameters.get("weights"), dict):
-        pairs = parameters["weights"].items()
+    weights: Any = parameters.get("weights")
+    if isinstance(weights, dict):
+        pairs = weights.items()
         changes["weights"] = {i: v for c, v in pairs for i in lookup.indices(c)}
-    elif np.ndim(parameters.get("weights")) == 1:
-        changes["weights"] = lookup.spread("weights", parameters["weights"])
+    elif weights is not None and np.ndim(weights) == 1:
+        changes["weights"] = lookup.spread("weights", weights)
     bounds = parameters.get("bounds")
     if isinstance(bounds, dict):
         changes["bounds"] = {i: v for c, v in bounds.items() for i in lookup.numbers(c)}

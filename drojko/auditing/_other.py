@@ -21,7 +21,7 @@ from drojko.estimators._plan import Plan
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solvers import InnerSolver
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import LabelledMeasure
+from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
 from drojko.minimax.problem import TrainResult
 
 __all__ = ["certify_other", "plan_of"]
@@ -110,7 +110,7 @@ def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Certificate) ->
         if isinstance(plan.ambiguity, Group):
             reference = approach.measure(
                 plan.ambiguity,
-                copy.deepcopy(reference),
+                _unfitted(reference),
                 case.x.numpy(),
                 case.y.numpy(),
                 case.w.numpy(),
@@ -130,6 +130,12 @@ def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Certificate) ->
         "cpu",
     )
     return approach.worst_case(fitted, state)
+
+
+def _unfitted(reference: LabelledMeasure) -> LabelledMeasure:
+    """The same kind of measure, to be fitted to each group."""
+    classes = isinstance(reference, ClassConditional)
+    return ClassConditional(Empirical()) if classes else Joint(Empirical())
 
 
 def _after(worst: WorstCase, case: Case) -> tuple[Any, Any, Any]:

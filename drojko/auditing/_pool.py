@@ -64,6 +64,12 @@ class Pool:
             self.stacks[sources] = known
         return known[1:]
 
+    def since(self, first: int) -> Pool:
+        """The rows themselves and the layers from ``first`` on."""
+        parts = ([part[0], *part[first:]] for part in (self.x, self.y, self.cost, self.risk))
+        x, y, cost, risk = parts
+        return Pool(x, y, cost, risk, [self.source[0], *self.source[first:]])
+
     def drop(self, first: int) -> None:
         """Forget the layers from ``first`` on."""
         for part in (self.x, self.y, self.cost, self.risk, self.source):

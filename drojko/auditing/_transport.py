@@ -199,9 +199,9 @@ class _Work:
         parts = []
         split = mixture.low != mixture.high
         everything = torch.ones_like(split)
-        shares = [(mixture.high, everything, torch.where(split, 1.0 - mixture.share, 1.0))]
+        shares = [(mixture.high, everything, 1.0 - mixture.share * split.double())]
         if mixture.share > 0.0:
-            shares.append((mixture.low, split, torch.where(split, mixture.share, 0.0)))
+            shares.append((mixture.low, split, mixture.share * split.double()))
         for choice, rows, share in shares:
             x, y, cost, risk = pool.take(choice)
             part = (case.x, x, case.y, y, case.w * share, pool.risk[0], risk, cost)

@@ -182,7 +182,7 @@ class _Search:
         elif kind == 1:  # one column halfway back, or all the way
             score = self.uniform(n, d) * (move != 0)
             column = score.argmax(1, keepdim=True)
-            factor = torch.where(self.uniform(n, 1) < 0.5, 0.5, 0.0)
+            factor = 0.5 * (self.uniform(n, 1) < 0.5).double()
             trial = x.clone()
             back = (self.case.x + factor * move).gather(1, column)
             trial.scatter_(1, column, back)
@@ -206,13 +206,9 @@ class _Search:
         low, high = 0.2 * self.penalties[0], 5.0 * self.penalties[-1]
         count = max(4, _KEPT - len(self.penalties))
         grid = np.geomspace(low, high, count).tolist() + self.penalties
-        own = Pool(
-            *([part[0], *part[self.first :]] for part in (pool.x, pool.y, pool.cost, pool.risk)),
-            [pool.source[0], *pool.source[self.first :]],
-        )
-        layers = []
+        own, layers = pool.since(self.first), []
         for penalty in sorted(set(grid)):
             layers.append(own.take(own.at_penalty(self.case.w, penalty).low))
         pool.drop(self.first)
-        for layer in layers:
-            pool.add(*layer, "search")
+        for x, y, cost, risk in layers:
+            pool.add(x, y, cost, risk, "search")

@@ -24,9 +24,9 @@ def test_forests_are_exact(forest, moons, own, radius):
     worst = report.worst_case()
     assert worst.risk() == pytest.approx(exact, rel=1e-8)
     moved = report.moves(3)
-    assert (moved.harm > 0).all()
     before, after = (moved.xs(s, level="state") for s in ("before", "after"))
-    assert (after.mass > before.mass).all()
+    assert after.harm.iloc[0] > 0  # total variation raises the largest loss alone
+    assert after.mass.iloc[0] > before.mass.iloc[0]
     np.testing.assert_array_equal(after["x0"], before["x0"])
 
 

@@ -22,7 +22,8 @@ def test_a_report_is_frozen_and_prints(report):
     with pytest.raises(AttributeError):
         report.table = None
     assert "worst_case_risk" in str(report)
-    report.to_frame().iloc[0, 0] = 99.0
+    copied = report.to_frame()
+    copied.iloc[0, 0] = 99.0
     assert report.table.iloc[0, 0] == 0.0
 
 
