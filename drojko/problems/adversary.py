@@ -23,7 +23,14 @@ from drojko.models import ModuleModel
 from drojko.problems.parameters import Layout
 from drojko.problems.structured import StructuredLoss
 
-__all__ = ["LABEL", "DecisionModule", "Identity", "StructuredAdversary", "Unlabelled", "decision_model"]
+__all__ = [
+    "LABEL",
+    "DecisionModule",
+    "Identity",
+    "StructuredAdversary",
+    "Unlabelled",
+    "decision_model",
+]
 
 #: The one label that there is.
 LABEL = np.zeros(1, dtype=np.int64)
@@ -39,7 +46,7 @@ class Identity(Loss):
     growth = math.inf  # in z: nothing is known of it
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """f itself."""
+        """F itself."""
         return f
 
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
@@ -142,8 +149,10 @@ class StructuredAdversary(Adversary):
         if not self.exact:
             return super()._ascend(batch, extra)
         q = self._structured.maximise(self._params(), self.objective, batch)
-        value, gradient = self.objective.value_and_gradient(batch, q)
-        return Ascent(q, value, gradient)
+        loss: Any = self.objective.model
+        risk = loss.module(self.objective.decode(batch, q))
+        value = risk - self.objective.penalty * self.objective.cost(batch, q)
+        return Ascent(q, value, torch.zeros_like(q))  # a maximiser: nothing asks for more
 
     def upper(self, moved: Moved, known: Structure | None = None) -> tuple[Tensor, str]:
         """The value itself, or the bound by strong concavity."""

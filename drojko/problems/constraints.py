@@ -167,7 +167,7 @@ class Region:
 _NAMES = {"simplex": Simplex, "nonnegative": Nonnegative}
 
 
-def _constraint(given: Any) -> Constraint | Callable[[Tensor], Tensor]:
+def _constraint(given: Any) -> Any:
     if isinstance(given, str) and given in _NAMES:
         return _NAMES[given]()
     if isinstance(given, tuple) and len(given) == 3 and given[0] == "box":
@@ -175,9 +175,9 @@ def _constraint(given: Any) -> Constraint | Callable[[Tensor], Tensor]:
     if isinstance(given, Constraint) or callable(given):
         return given
     raise InvalidDataError(
-        f"constraint={given!r}; expected 'simplex', 'nonnegative', ('box', lower, upper), an object "
-        "of drojko.problems (Box, Nonnegative, Simplex, Ball), a function that projects, or a dict "
-        "of these from the names of params"
+        f"constraint={given!r}; expected 'simplex', 'nonnegative', ('box', lower, upper), an "
+        "object of drojko.problems (Box, Nonnegative, Simplex, Ball), a function that projects, or "
+        "a dict of these from the names of params"
     )
 
 

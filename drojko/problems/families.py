@@ -25,11 +25,12 @@ from drojko.measures import Measure
 from drojko.models import ModuleModel
 from drojko.problems.adversary import LABEL, StructuredAdversary, Unlabelled
 from drojko.problems.family import Family
-from drojko.problems.order_one import order_one
 from drojko.problems.oracle import BallOracle, Draws, Oracle, RatioOracle
+from drojko.problems.order_one import order_one
 from drojko.problems.structured import StructuredLoss
 
 __all__ = ["family_of"]
+
 
 @dataclass(frozen=True)
 class _Transport(Family):

@@ -129,7 +129,7 @@ def _costs(name: str, value: Any, columns: int) -> np.ndarray:
     array = np.asarray(value, dtype=np.float64).ravel()
     if array.size not in (1, columns) or not (np.isfinite(array).all() and (array > 0).all()):
         raise InvalidDataError(
-            f"newsvendor: {name}={value!r}; expected a positive number, or one per column of demand "
-            f"({columns})"
+            f"newsvendor: {name}={value!r}; expected a positive number, or one per column of "
+            f"demand ({columns})"
         )
     return np.array(np.broadcast_to(array, (columns,)))

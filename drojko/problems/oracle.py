@@ -2,8 +2,8 @@ r"""Robust value of a decision and a cut below it: what outer solvers ask for.
 
 Every measure P that the inner problem finds gives, for a loss that is convex in the decision,
 
-.. math:: V(\theta') \ge E_P \ell(\theta') \ge E_P \ell(\theta) + \langle g, \theta' - \theta\rangle,
-          \qquad g = E_P \nabla_\theta \ell(\theta)
+.. math:: V(\theta') \ge E_P \ell(\theta') \ge E_P \ell(\theta)
+          + \langle g, \theta' - \theta\rangle, \qquad g = E_P \nabla_\theta \ell(\theta)
 
 (Danskin), a proven lower bound of the robust risk of every other decision.
 """
@@ -27,7 +27,7 @@ from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, mean, solve_ball
 from drojko.models import ModuleModel
-from drojko.problems.adversary import DecisionModule, Identity, StructuredAdversary
+from drojko.problems.adversary import Identity, StructuredAdversary
 
 __all__ = ["Answer", "BallOracle", "Draws", "Oracle", "RatioOracle", "Wall"]
 
@@ -77,10 +77,9 @@ class Oracle(ABC):
         self.draws = draws
 
     @property
-    def module(self) -> DecisionModule:
-        """The loss and its parameters."""
-        module: Any = self.model.module
-        return module
+    def module(self) -> Any:
+        """The loss and its parameters, a `DecisionModule`."""
+        return self.model.module
 
     def start(self) -> np.ndarray:
         """The first point: the decision as given."""
@@ -176,23 +175,45 @@ class BallOracle(Oracle):
 
     def __call__(self, point: np.ndarray) -> Answer | None:
         self.load(point)
-        penalty = self.first_penalty()
-        if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
-            penalty = self.guess
-        adversary, w = self.adversary(penalty), self.draws.w
         starts = [self.batch.q0 + self.displacement]
         try:
             if self.radius is None:
-                moved = adversary.solve(self.batch, starts)
-                value = mean(moved.value, w)
-                gradient = self.slope(self._points(moved), w)
+                moved = self.adversary(self.first_penalty()).solve(self.batch, starts)
+                value = mean(moved.value, self.draws.w)
+                gradient = self.slope(self._points(moved), self.draws.w)
                 return self._answer(value, value, gradient, moved)
-            ball = solve_ball(
-                adversary, self.batch, w, self.radius, start=penalty, tol=1e-9, starts=starts
-            )
+            return self._of_ball(self._bracketed() or self._searched(self.radius, starts))
         except UnboundedRiskError:
             return None
-        return self._of_ball(ball)
+
+    def _searched(self, radius: float, starts: list[Tensor]) -> BallSolution:
+        penalty = self.first_penalty()
+        if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
+            penalty = self.guess
+        adversary = self.adversary(penalty)
+        return solve_ball(
+            adversary, self.batch, self.draws.w, radius, start=penalty, tol=1e-8, starts=starts
+        )
+
+    def _bracketed(self) -> BallSolution | None:
+        """The ball of a loss that knows its multiplier, from two solves."""
+        if not self.exact:
+            return None
+        budget, module = (self.radius or 0.0) ** 2, self.module
+        known = module.loss.bracket(
+            module.params, self.coordinates, self.batch.x, self.draws.w, budget
+        )
+        if known is None:
+            return None
+        below, above = known
+        low = self.adversary(below).solve(self.batch)
+        high = self.adversary(above).solve(self.batch)
+        spent = [mean(moved.cost, self.draws.w) for moved in (low, high)]
+        if not spent[0] >= budget >= spent[1]:
+            return None
+        spread = spent[0] - spent[1]
+        share = (budget - spent[1]) / spread if spread > 0 else 0.0
+        return BallSolution(above, low, high, below, above, share, self.adversary(above))
 
     def _of_ball(self, ball: BallSolution) -> Answer | None:
         self.guess = ball.penalty if 0.0 < ball.penalty < math.inf else None

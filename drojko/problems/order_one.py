@@ -56,7 +56,9 @@ class _SlopeOracle(Oracle):
                 (found,) = torch.autograd.grad(slope, module.flat, allow_unused=True)
                 steep = steep if found is None else found
         slope = slope.detach()
-        if self.ambiguity.penalty is not None and float(slope) > self.ambiguity.penalty * (1 + 1e-9):
+        if self.ambiguity.penalty is not None and float(slope) > self.ambiguity.penalty * (
+            1 + 1e-9
+        ):
             return Wall(float(slope) - self.ambiguity.penalty, steep.detach().numpy().copy())
         losses, backward = self.model.linearise(self.draws.x)
         (gradient,) = backward(self.draws.w, parameters=True)

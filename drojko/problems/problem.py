@@ -334,14 +334,14 @@ class MinimaxProblem:
 def _shown(verbose: bool, callback: Callback | None):
     """A reporter of records: counts, shows them while they come, asks the callback."""
     count = 0
-    status = None
+    shown: Any = None
 
     def report(record: dict[str, float]) -> bool:
         nonlocal count
         count += 1
-        if status is not None:
+        if shown is not None:
             numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.items())
-            status.update(f"iteration {count}: {numbers}")
+            shown.update(f"iteration {count}: {numbers}")
         return bool(callback(count, record)) if callback is not None else False
 
     if not verbose:
@@ -349,5 +349,6 @@ def _shown(verbose: bool, callback: Callback | None):
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("MinimaxProblem") as status:
+    with Console(stderr=True).status("MinimaxProblem") as opened:
+        shown = opened
         yield report

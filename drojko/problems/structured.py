@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from drojko.ambiguity.norms import steepest_direction
@@ -26,6 +27,9 @@ from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 
 __all__ = ["Geometry", "MaxAffine", "Quadratic", "SeparableMaxAffine", "StructuredLoss"]
+
+#: Scores of pieces from which a search by whole solves is faster than bisection.
+_MANY = 40_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,15 @@ class StructuredLoss(ABC):
     def solves(self, coordinates: Coordinates) -> bool:
         """Whether `maximise` holds in these coordinates."""
         return self.applies(coordinates.lower is not None)
+
+    def bracket(
+        self, params: Any, coordinates: Coordinates, x: Tensor, weights: Tensor, budget: float
+    ) -> tuple[float, float] | None:
+        """Penalties on either side of the one that spends a budget, very close to each other.
+
+        None: to be searched for.
+        """
+        return None
 
     def curvature(self, params: Any, coordinates: Coordinates) -> float:
         """Largest eigenvalue of the Hessian in q, infinite for kinks."""
@@ -148,6 +161,33 @@ class MaxAffine(StructuredLoss):
         """The largest piece at each row."""
         slopes, offsets = self._data(params, z)
         return torch.addmm(offsets, z, slopes.T).amax(1)
+
+    def bracket(
+        self, params: Any, coordinates: Coordinates, x: Tensor, weights: Tensor, budget: float
+    ) -> tuple[float, float] | None:
+        """Bisection on the pieces' scores: no point is moved."""
+        slopes, offsets = self._data(params, x)
+        scores = torch.addmm(offsets, x, slopes.T).detach().numpy()
+        square = coordinates.pull(slopes).square().sum(1).detach().numpy()
+        if coordinates.lower is not None or scores.size > _MANY or not square.max() > 0:
+            return None
+        unit = coordinates.scale**2  # of penalties: strength = penalty * unit
+        mass, rows = weights.numpy(), np.arange(len(scores))
+
+        def spends(strength: float) -> bool:
+            choice = (scores + square / (4.0 * strength)).argmax(1)
+            return bool(unit * (mass[rows] @ square[choice]) / (4.0 * strength**2) >= budget)
+
+        high = 0.5 * math.sqrt(unit * square.max() / budget) * (1.0 + 1e-9)
+        low = 1e-9 * high
+        if not spends(low):
+            return None
+        while high - low > 1e-13 * high:
+            middle = math.sqrt(low * high)
+            if not low < middle < high:
+                break
+            low, high = (middle, high) if spends(middle) else (low, middle)
+        return low / unit, high / unit
 
     def maximise(self, params: Any, objective: Objective, batch: Batch) -> Tensor:
         """The best piece's own maximiser."""
@@ -293,6 +333,33 @@ class Quadratic(StructuredLoss):
         if hessian.numel() == 0:
             return 0.0
         return float(torch.linalg.eigvalsh(hessian)[-1])
+
+    def bracket(
+        self, params: Any, coordinates: Coordinates, x: Tensor, weights: Tensor, budget: float
+    ) -> tuple[float, float] | None:
+        """A root in the eigenvectors of A, where the budget is a sum of poles."""
+        a, b, _ = (part.detach() for part in self._data(params, x))
+        hessian = self._hessian(a, coordinates)
+        if coordinates.lower is not None or hessian.numel() == 0:
+            return None
+        values, vectors = torch.linalg.eigh(hessian)
+        slopes = (coordinates.pull(x @ a + b) @ vectors).square()
+        square, below = (weights @ slopes).numpy(), (values[-1] - values).numpy()
+        unit, top = coordinates.scale**2, float(values[-1])
+
+        def excess(logarithm: float) -> float:
+            return unit * float((square / (math.exp(logarithm) + below) ** 2).sum()) / budget - 1.0
+
+        high = math.sqrt(unit * float(square.sum()) / budget)
+        if not high > 0:
+            return None
+        ends = [math.log(high) + 1e-9, math.log(max(1e-9 * high, -top * (1.0 + 1e-9)))]
+        if not (ends[1] < ends[0] and excess(ends[1]) > 0 > excess(ends[0])):
+            return None
+        found: Any = brentq(excess, *ends, xtol=1e-14)
+        root = math.exp(found)
+        low, high = (0.5 * (root * (1.0 + side) + top) / unit for side in (-1e-11, 1e-11))
+        return (low, high) if low > 0 else None
 
     def maximise(self, params: Any, objective: Objective, batch: Batch) -> Tensor:
         """One linear system for all samples."""

@@ -1,4 +1,4 @@
-"""Projections: nearest points, feasible, idempotent, non-expansive; regions for several variables."""
+"""Projections: nearest points, idempotent, non-expansive; regions of several variables."""
 
 import cvxpy as cp
 import numpy as np
@@ -15,7 +15,8 @@ from drojko.problems.parameters import Layout
 
 SETS = [
     Box(-1.0, [0.5, 1.0, 2.0, 3.0]), Nonnegative(), Simplex(), Simplex(2.0, -0.5, 1.5),
-    Simplex(1.0, -np.inf), Simplex(0.0, [-1.0, 0.0, -2.0, 0.0], 1.0), Ball(1.5, [1.0, 0.0, 0.0, 0.0]),
+    Simplex(1.0, -np.inf), Simplex(0.0, [-1.0, 0.0, -2.0, 0.0], 1.0),
+    Ball(1.5, [1.0, 0.0, 0.0, 0.0]),
 ]  # fmt: skip
 vectors = arrays(np.float64, 4, elements=st.floats(-100, 100))
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tests.problems._oracles import least_squares_optimum
 
 from drojko.ambiguity import KL, Wasserstein
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.measures import Gaussian
 from drojko.problems import least_squares
+from tests.problems._oracles import least_squares_optimum
 
 
 @pytest.fixture

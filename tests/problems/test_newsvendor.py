@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.problems._oracles import newsvendor_optimum
 from scipy.stats import norm
 
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import Gaussian
 from drojko.problems import newsvendor
+from tests.problems._oracles import newsvendor_optimum
 
 SETS = [
     Wasserstein(radius=5.0), Wasserstein(penalty=0.2), KL(radius=0.1), ChiSquare(radius=0.2),
@@ -92,14 +92,17 @@ def test_bounds_keep_the_worst_case_inside(demand):
     solution = newsvendor(demand, bounded, shortage=3.0).solve()
     free = newsvendor(demand, Wasserstein(radius=30.0), shortage=3.0).solve()
     z = solution.worst_case.sample(2000, random_state=0)
-    assert z.min() >= -1e-9 and z.max() <= demand.max() + 1e-9  # rounding
+    assert z.min() >= -1e-9  # rounding
+    assert z.max() <= demand.max() + 1e-9
     assert solution.objective < 0.99 * free.objective
     assert solution.certificate.proof == "dual"
     assert solution.certificate.relative_gap < 1e-6
 
 
 def test_radius_zero_is_the_quantile(demand):
-    solution = newsvendor(demand, Wasserstein(radius=0.0), holding=1.0, shortage=3.0).solve(tol=1e-8)
+    solution = newsvendor(demand, Wasserstein(radius=0.0), holding=1.0, shortage=3.0).solve(
+        tol=1e-8
+    )
     quantile = np.quantile(demand, 0.75, method="inverted_cdf")
     best = np.mean(np.maximum(quantile - demand, 3 * (demand - quantile)))
     assert solution.objective == pytest.approx(best, rel=1e-7)
@@ -151,7 +154,7 @@ def test_bad_demand(demand):
         newsvendor([1.0, np.nan], KL(radius=0.1))
     with pytest.raises(InvalidDataError, match="not fitted"):
         newsvendor(Gaussian(), KL(radius=0.1)).solve()
-    with pytest.raises(UnsupportedError, match="moves none"):
+    with pytest.raises(UnsupportedError, match="reference|moves none"):
         newsvendor(demand, KL(radius=0.1)).solve().worst_case.transport([[1.0]])
 
 

@@ -3,12 +3,12 @@
 import cvxpy as cp
 import numpy as np
 import pytest
-from tests.problems._oracles import minimum
 
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.measures import Gaussian
 from drojko.problems import least_squares, newsvendor, portfolio
+from tests.problems._oracles import minimum
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from tests.problems._oracles import minimum, portfolio_optimum
 from scipy.stats import norm
 
 from drojko.ambiguity import KL, ChiSquare, CVaR, TotalVariation, Wasserstein
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Gaussian
 from drojko.problems import portfolio
+from tests.problems._oracles import minimum, portfolio_optimum
 
 SETS = [
     Wasserstein(radius=0.003), Wasserstein(penalty=30.0), KL(radius=0.05), ChiSquare(radius=0.1),
@@ -42,7 +42,7 @@ def test_short_positions_and_the_mean(returns):
     assert found.objective == pytest.approx(optimum, rel=5e-5)
     assert found.params["weights"].sum() == pytest.approx(1.0)
     long = portfolio(returns, ambiguity, tail=0.1, mean_weight=0.5).solve()
-    assert found.objective < long.objective
+    assert found.objective <= long.objective * (1 + 2e-5)
 
 
 def test_gaussian_reference_against_its_closed_form(rng):

@@ -30,7 +30,7 @@ def known(t):
 
 @pytest.fixture
 def z(rng):
-    return rng.normal(size=(80, 3)) + [1.0, 2.0, 0.0]
+    return rng.normal(size=(80, 3)) + np.array([1.0, 2.0, 0.0])
 
 
 @pytest.mark.parametrize("loss", [tilt, Quadratic(known)], ids=["dark", "known"])
@@ -208,4 +208,4 @@ def test_the_global_generator_is_left_alone(z):
 
 def test_repr_names_what_there_is(z):
     text = repr(MinimaxProblem(tilt, {"t": np.zeros(3)}, z, KL(radius=0.1), constraint=Simplex()))
-    assert "tilt" in text and "t[3]" in text and "R^3" in text and "KL" in text
+    assert all(part in text for part in ("tilt", "t[3]", "R^3", "KL"))

@@ -1,4 +1,4 @@
-"""Losses with structure: global maximisers, exact duals, agreement with the same loss in the dark."""
+"""Losses with structure: global maximisers, exact duals, agreement with a search."""
 
 import numpy as np
 import pytest
@@ -107,9 +107,9 @@ def test_known_structure_agrees_with_search(seed):
     known = MaxAffine(lambda t: (t * slopes, offsets))
     ambiguity = Wasserstein(radius=float(rng.uniform(0.1, 2.0)))
     exact = MinimaxProblem(known, t, z, ambiguity).evaluate()[0]
-    dark = MinimaxProblem(
-        lambda t, z: known(t, z), t, z, ambiguity, inner="pointwise"
-    ).evaluate(random_state=0)[0]
+    dark = MinimaxProblem(lambda t, z: known(t, z), t, z, ambiguity, inner="pointwise").evaluate(
+        random_state=0
+    )[0]
     assert dark.lower <= exact.upper * (1 + 1e-9) + 1e-9
     assert exact.lower == pytest.approx(exact.upper, rel=1e-6, abs=1e-9)
     assert exact.transport_cost <= ambiguity.radius**2 * (1 + 1e-9)
