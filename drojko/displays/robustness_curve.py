@@ -264,7 +264,9 @@ class RobustnessCurveDisplay:
                 self.nominal_accuracy, color=colour, linestyle=(0, (1, 2)), linewidth=1.2,
                 alpha=0.8, label=f"{prefix}nominal accuracy",
             )  # fmt: skip
-        ax.set_ylim(-0.02, 1.02)
+        drawn = [np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()]
+        lowest = float(np.nanmin(np.concatenate(drawn)))
+        ax.set_ylim(max(-0.02, lowest - 0.1), 1.02)
         ax.set_xlabel(self.unit)
         ax.set_ylabel("accuracy")
         tidy(ax)
@@ -325,4 +327,4 @@ def _scale(ax: Axes) -> None:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.yaxis.set_minor_formatter(lambda value, _: "")
     elif values.size and values.min() >= 0:
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=0, auto=True)  # another model may be drawn on the same axes

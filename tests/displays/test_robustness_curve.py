@@ -134,3 +134,20 @@ def test_from_report_sorts_the_table():
     np.testing.assert_array_equal(display.upper_bound, [0.25, 0.4])
     with pytest.raises(InvalidDataError, match="penalty"):
         RobustnessCurveDisplay.from_report(SimpleNamespace(table=table.drop(columns="radius")))
+
+
+def test_a_second_model_on_the_same_axes_is_in_the_picture():
+    radii = np.array([0.0, 0.1, 0.2])
+    low, high = np.array([0.1, 0.2, 0.3]), np.array([0.2, 1.0, 4.0])
+
+    def display(nominal, risks, name):
+        return RobustnessCurveDisplay(
+            radii=radii, nominal_risk=nominal, worst_case_risk=risks, upper_bound=risks,
+            proof=("dual",) * 3, name=name,
+        )  # fmt: skip
+
+    first = display(0.1, low, "a").plot()
+    display(0.2, high, "b").plot(first.ax_)
+    bottom, top = first.ax_.get_ylim()
+    assert bottom == 0
+    assert top > 4.0
