@@ -76,7 +76,7 @@ for x, name, colour, style in (
     (plain, "least squares", "#0072B2", "--"), (solution.params, "robust", "#D55E00", "-"),
 ):  # fmt: skip
     left.plot(grid, powers(grid) @ x, color=colour, linestyle=style, label=name)
-left.set_ylim(-3, 3)
+left.set_ylim(-0.5, 2.5)
 left.set_xlabel("place")
 left.set_ylabel("value")
 left.set_title("one system, radius 0.1", fontsize=10)

@@ -4,8 +4,8 @@ A portfolio that does not believe its own history
 =====================================================
 
 Twelve assets, two and a half years of weekly returns to decide on and ten years to live with the
-decision. Minimising the mean loss of the worst tenth of the weeks (CVaR) on so few weeks picks
-what happened to go well. A portfolio for the worst distribution near the data believes less.
+decision. Minimising the mean loss of the worst tenth of the weeks (CVaR) on so few weeks promises
+more than it keeps. A portfolio for the worst distribution near the data believes less.
 
 The returns are simulated from a market and two sectors with heavy tails, so that the truth is
 known: sizes are those of weekly stock returns.
@@ -87,6 +87,7 @@ for history in range(n_histories):
 # -----------
 #
 # Left: weights of one history. Right: promises (dashed) below what came (solid) are broken ones.
+# Robust portfolios lose about as much as the others in a bad week, but say so beforehand.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 bottom = np.zeros(len(radii))
