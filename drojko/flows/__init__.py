@@ -1,6 +1,7 @@
 """Flows of maps: one proximal step over transport maps, for worst cases and gradient flows."""
 
 from drojko.flows import functionals
+from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.icnn_scheme import ICNNScheme, MapState
 from drojko.flows.importance import ImportanceCorrectedScheme
@@ -9,4 +10,17 @@ from drojko.flows.jko import FlowResult, JKOFlow
 from drojko.flows.semidual_measure import SemiDualStep
 from drojko.flows.semidual_scheme import SemiDualScheme
 
-__all__ = ["Evidence", "FlowResult", "FlowStep", "ICNNScheme", "ImportanceCorrectedScheme", "ImportanceMeasure", "JKOFlow", "MapState", "SemiDualScheme", "SemiDualStep", "functionals"]
+__all__ = [
+    "EnvelopeScheme",
+    "Evidence",
+    "FlowResult",
+    "FlowStep",
+    "ICNNScheme",
+    "ImportanceCorrectedScheme",
+    "ImportanceMeasure",
+    "JKOFlow",
+    "MapState",
+    "SemiDualScheme",
+    "SemiDualStep",
+    "functionals",
+]
