@@ -33,7 +33,10 @@ from drojko.estimators._models import build_model
 from drojko.estimators._plan import Plan
 from drojko.estimators._reference import NAMES, build_reference, count_atoms, is_sampled
 from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.inner.choice import Choice, choose_inner
+from drojko.inner.importance import Importance
 from drojko.inner.packing import pack_module, unpack_module
+from drojko.inner.semidual import SemiDual
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
@@ -61,7 +64,13 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
     _nested_defaults = {
         "ambiguity": lambda: Wasserstein(radius=0.1),
-        "inner": {None: ICNNJKO, "icnn": ICNNJKO, "pointwise": Pointwise},
+        "inner": {
+            None: ICNNJKO,
+            "icnn": ICNNJKO,
+            "importance": Importance,
+            "pointwise": Pointwise,
+            "semidual": SemiDual,
+        },
     }
     _classification = False
 
@@ -71,7 +80,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "reference": [StrOptions(set(NAMES)), Measure, LabelledMeasure],
-        "inner": [StrOptions({"icnn", "pointwise"}), InnerSolver, None],
+        "inner": [StrOptions({"auto", "icnn", "importance", "pointwise", "semidual"}), InnerSolver, None],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "fit_intercept": ["boolean"],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -106,14 +115,17 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
         check_device(self.device)
-        inner = get_inner(self._nested("inner"))
+        inner, chosen = self._inner(ambiguity, X, y), ""
+        if isinstance(inner, Choice):
+            inner, chosen = inner.inner, str(inner)
+        inner.check(ambiguity)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
         n_classes = len(self.classes_) if self._classification else 0
         if self._classification:
             self._check_classes(y, weight)
-        n_outputs = n_classes if n_classes > 2 else 1
+        n_outputs = self._outputs()
         seed = _seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
 
@@ -143,6 +155,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             self._store(model, plan, result)
             if result.status == "interrupted":
                 raise KeyboardInterrupt(result.message)
+            if chosen:
+                self.message_ = f"{result.message} {chosen}"
             try:
                 found = approach.assess(plan, model, result, sampled, atoms)
             except KeyboardInterrupt:
@@ -153,9 +167,34 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             if found.constant is not None:  # the model was changed after all
                 self._store(model, plan, result)
                 self.message_ = f"{result.message} {found.constant}"
+            if chosen:
+                kept = replace(found.certificate, inner=chosen)
+                found = replace(found, certificate=kept)
             self._keep(found, approach.name)
         self._warn(result, found.advice)
         return self
+
+    def _inner(self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray) -> Any:
+        """The inner solver, or for "auto" a `Choice` of one."""
+        if not (isinstance(self.inner, str) and self.inner == "auto"):
+            return get_inner(self._nested("inner"))
+        counts = np.bincount(y) if self._classification else [len(X)]
+        exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
+        return choose_inner(
+            ambiguity,
+            X.shape[1],
+            sampled=self.reference != "empirical",
+            n_samples=int(min(counts)),
+            exact_loss=exact,
+        )
+
+    def _plain_inner(self) -> InnerSolver:
+        auto = isinstance(self.inner, str) and self.inner == "auto"
+        return ICNNJKO() if auto else get_inner(self._nested("inner"))
+
+    def _outputs(self) -> int:
+        n_classes = len(self.classes_) if self._classification else 0
+        return n_classes if n_classes > 2 else 1
 
     def _plan(self, reference, cost, ambiguity, n_outputs, generator) -> Plan:
         return Plan(
@@ -163,7 +202,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             ambiguity=ambiguity,
             cost=cost,
             loss=self._get_loss(n_outputs),
-            inner=get_inner(self._nested("inner")),
+            inner=self._plain_inner(),
             radius=None if ambiguity.radius is None else float(ambiguity.radius),
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
             label_cost=float(getattr(ambiguity, "label_cost", np.inf)),

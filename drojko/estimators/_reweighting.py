@@ -16,9 +16,12 @@ from drojko.ambiguity import KL, DensityRatioSet
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.estimators._approach import Approach, Assessment, FittedModel, NoWorstCase
 from drojko.estimators._plan import Plan
-from drojko.exceptions import UnboundedRiskError
+from drojko.estimators._reference import is_sampled
+from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.gaussian_moments import ErrorLaw, error_law
+from drojko.inner.importance import Importance, ImportanceWorstCase, check_set
 from drojko.inner.reweighted import ReweightedWorstCase
+from drojko.inner.semidual import SemiDual, SemiDualWorstCase
 from drojko.losses import Squared
 from drojko.measures.base import components
 from drojko.minimax.problem import TrainResult
@@ -51,6 +54,17 @@ class Reweighting(Approach):
             limits=Limits(plan.max_iter, plan.tol, plan.max_time, plan.callback),
         )
 
+    def reject(self, plan: Plan, model: TabularModel) -> None:
+        """Flows of the reference need a density, and a ratio without jumps."""
+        if isinstance(plan.inner, Importance):
+            check_set(plan.ambiguity)
+            if not is_sampled(plan.reference):
+                raise UnsupportedError(
+                    "inner='importance' samples a worst case that has a density; the atoms of this "
+                    "reference are reweighted exactly without it: leave inner at its default, or "
+                    "give reference='mixture', 'kde' or 'gaussian'"
+                )
+
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
@@ -82,6 +96,11 @@ class Reweighting(Approach):
             "attained_risk": certificate.worst_case_risk,
             "largest": largest,
         }
+        if isinstance(plan.inner, Importance):
+            state["importance"] = plan.inner.get_params(deep=False)
+        if isinstance(plan.inner, SemiDual):
+            settings = plan.inner.get_params(deep=False)
+            state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
         return Assessment(certificate, state)
 
     def certify(
@@ -110,7 +129,13 @@ class Reweighting(Approach):
             y = y if fitted.classes is not None else y.to(fitted.dtype)
             return loss.value(model.linearise(x)[0], y)
 
-        return ReweightedWorstCase(
+        own: dict[str, Any] = {"largest": state.get("largest", math.inf)}
+        kind = ReweightedWorstCase
+        if "importance" in state:
+            kind, own["settings"] = ImportanceWorstCase, state["importance"]
+        if "semidual" in state:
+            kind, own["settings"] = SemiDualWorstCase, state["semidual"]
+        return kind(
             ambiguity,
             state["penalty"],
             state["shift"],
@@ -119,7 +144,7 @@ class Reweighting(Approach):
             fitted.classes,
             fitted.feature_names,
             state["attained_risk"],
-            largest=state.get("largest", math.inf),
+            **own,
         )
 
 

@@ -79,10 +79,11 @@ class Velocity:
     .. math:: \operatorname{div} v = \phi'(a_2)^\top [W_2 \circ (W_1 W_3)^\top]\, \phi'(a_1)
         + z^\top [G \circ W_1^\top]\, \phi'(a_1) + 1^\top G\, \phi(a_1) + \operatorname{tr} A
 
-    (a_1, a_2: what the layers phi are applied to) in coordinates z = (x - centre) / scale, with phi(a) = a / (1 + exp(-a)). The trace of the
-    product of the three layers is a bilinear form of the slopes: no tangent vector is carried
-    and no probe drawn. The gate G stretches columns by functions of others, as a funnel needs; and its derivatives in the parameters are written
-    out. `identity` gives the field zero.
+    (a_1, a_2: what the layers phi are applied to) in coordinates z = (x - centre) / scale, with
+    phi(a) = a / (1 + exp(-a)). The trace of the product of the three layers is a bilinear form of
+    the slopes: no tangent vector is carried and no probe drawn. The gate G stretches columns by
+    functions of others, as a funnel needs. Derivatives in the parameters are written out, and
+    `identity` gives the field zero.
 
     Parameters
     ----------

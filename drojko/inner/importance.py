@@ -400,12 +400,20 @@ class ImportanceWorstCase(ReweightedWorstCase):
             )
         return self._cache["importance", k]
 
+    @property
+    def _degenerate(self) -> bool:
+        return not 0.0 < self.penalty < math.inf
+
     def _joint_loss(self, z: Tensor) -> Tensor:
         return self.loss_function(z[:, :-1], z[:, -1])
 
     @property
     def choice(self) -> str:
         """Which way was taken, a line per class."""
+        if self._degenerate:
+            return (
+                f"the dual point has penalty {self.penalty:g}: draws of the reference are reweighted"
+            )
         if self.classes is None:
             return self.class_flow(0).choice
         shares = self.label_shares()
@@ -414,6 +422,8 @@ class ImportanceWorstCase(ReweightedWorstCase):
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw ``n`` independent samples: X of shape (n, d) and labels of shape (n,)."""
+        if self._degenerate:
+            return super().sample(n, random_state)
         gen = make_generator(random_state)
         if self.classes is None:
             z = self.class_flow(0).sample(n, gen)

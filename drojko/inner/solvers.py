@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
@@ -57,6 +58,9 @@ class InnerSolver(BaseEstimator):
                     raise InvalidDataError(
                         f"{type(self).__name__}: {name}={value!r}; expected at least 1"
                     )
+
+    def check(self, ambiguity: Any) -> None:
+        """Raise `UnsupportedError` for sets that the solver does not know."""
 
     def fit(
         self,
@@ -248,7 +252,17 @@ def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:
     return torch.cat([pick, torch.tensor(extra, dtype=pick.dtype, device=pick.device)])
 
 
-_NAMES = {"icnn": ICNNJKO, "pointwise": Pointwise}
+def _names() -> dict[str, type[InnerSolver]]:
+    # Here, as their rooms know this one.
+    from drojko.inner.importance import Importance
+    from drojko.inner.semidual import SemiDual
+
+    return {
+        "icnn": ICNNJKO,
+        "importance": Importance,
+        "pointwise": Pointwise,
+        "semidual": SemiDual,
+    }
 
 
 def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
@@ -264,12 +278,13 @@ def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
     if inner is None:
         inner = "icnn"
     if isinstance(inner, str):
-        if inner not in _NAMES:
-            raise InvalidDataError(f"inner={inner!r} is unknown; choose one of {sorted(_NAMES)}")
-        inner = _NAMES[inner]()
+        names = _names()
+        if inner not in names:
+            raise InvalidDataError(f"inner={inner!r} is unknown; choose one of {sorted(names)}")
+        inner = names[inner]()
     if not isinstance(inner, InnerSolver):
         raise InvalidDataError(
-            f"inner={inner!r}: expected one of {sorted(_NAMES)} or a settings object"
+            f"inner={inner!r}: expected one of {sorted(_names())} or a settings object"
         )
     inner.validate()
     return inner
