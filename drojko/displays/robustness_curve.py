@@ -327,4 +327,5 @@ def _scale(ax: Axes) -> None:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.yaxis.set_minor_formatter(lambda value, _: "")
     elif values.size and values.min() >= 0:
-        ax.set_ylim(bottom=0, auto=True)  # another model may be drawn on the same axes
+        ax.autoscale(axis="y")  # another model may have been drawn on the same axes before
+        ax.set_ylim(bottom=0)
