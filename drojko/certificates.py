@@ -53,6 +53,8 @@ class Certificate:
         "local-estimate", which is no proof.
     discrepancy : str
         What ``transport_cost`` is called when the certificate is printed.
+    inner : str
+        What ``inner="auto"`` chose and why; empty where nothing was left to choose.
 
     Examples
     --------
@@ -72,6 +74,7 @@ class Certificate:
     stationarity: float = math.nan
     proof: str = "dual"
     discrepancy: str = "transport cost"
+    inner: str = ""
 
     @property
     def gap(self) -> float:
@@ -105,6 +108,8 @@ class Certificate:
             ("standard error", f"{self.standard_error:.2g}"),
             ("stationarity", f"{self.stationarity:.2g}"),
         ]
+        if self.inner:
+            rows.append(("chosen", self.inner))
         return rows
 
     def __str__(self) -> str:

@@ -128,7 +128,7 @@ class Critic(nn.Module):
         return (y - self.centre.to(y)) / self.spread.to(y)
 
     def linearise(self, y: Tensor) -> tuple[Tensor, Callable[..., list[Tensor] | Tensor]]:
-        """w at points (n, d), float32, and gradients of sum(g * w): in y, or in parameters."""
+        """W at points (n, d), float32, and gradients of sum(g * w): in y, or in parameters."""
         y = self.inner(y)
         deep, back = self.net.linearise(y)
         matrix = self.fixed[0] + 0.5 * (self.matrix + self.matrix.T).detach()
@@ -165,7 +165,7 @@ class Critic(nn.Module):
 def gaussian_log_ratio(
     mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """log N(y; m, S) - log N(y; m', S') as y'My/2 + s'y + c; covariances are definite."""
+    """Log N(y; m, S) - log N(y; m', S') as y'My/2 + s'y + c; covariances are definite."""
     total = torch.zeros_like(covariance), torch.zeros_like(mean), 0.0
     for sign, m, s in ((1.0, mean, covariance), (-1.0, other_mean, other)):
         factor = torch.linalg.cholesky(s)

@@ -33,7 +33,7 @@ class Cloud:
         return Cloud(x, None if equal else torch.cumsum(w, 0))
 
     def rows(self, n: int, generator: torch.Generator) -> Tensor:
-        """n rows with their probabilities."""
+        """N rows with their probabilities."""
         if self.edges is None:
             return torch.randint(len(self.x), (n,), generator=generator)
         u = torch.rand(n, generator=generator, dtype=torch.float64) * self.edges[-1]
@@ -60,8 +60,9 @@ class Phase:
     anchor: Tensor
     target: Cloud
     generator: torch.Generator
-    penalty: float = 0.0
-    noise: float = 0.0
+    penalty: float
+    noise: float
+    loss: Conjugate
     rows: int = 0
 
     def train(
@@ -103,8 +104,9 @@ class Phase:
             points += [y + z, y - z]
         w, back = self.critic.linearise(torch.cat(points))
         g = torch.zeros_like(w)
-        g[:n] = -self.conjugate.potential(w[:n])[1] / n
-        g[n : n + larger] = self.conjugate.conjugate(w[n : n + larger])[1] / larger
+        loss = self.loss
+        g[:n] = -loss.potential(w[:n])[1] / n
+        g[n : n + larger] = loss.conjugate(w[n : n + larger])[1] / larger
         if self.penalty > 0.0:  # E (z'grad w)^2 = |spread grad w|^2 for standard normal z
             change = (w[n + larger : n + 2 * larger] - w[n + 2 * larger :]) / (2.0 * _OFFSET)
             part = self.penalty * change / (2.0 * _OFFSET * larger)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from drojko.exceptions import UnsupportedError
@@ -67,11 +66,11 @@ class SemiDualStep(Pushforward):
         return self.held
 
     def log_ratio(self, x: Any) -> Tensor:
-        """log d rho_k / d nu at the rows of x, shape (n,), as the critic learned it."""
+        """Log d rho_k / d nu at the rows of x, shape (n,), as the critic learned it."""
         return self.conjugate.ratio(self.critic.value(queries(x, self.dim).double())).log()
 
     def potential(self, x: Any) -> Tensor:
-        """u at the rows of x, shape (n,): the derivative of D_f in rho."""
+        """U at the rows of x, shape (n,): the derivative of D_f in rho."""
         return self.conjugate.potential(self.critic.value(queries(x, self.dim).double()))[0]
 
     def log_prob(self, x: Any) -> Tensor:

@@ -21,7 +21,7 @@ from drojko.exceptions import ConvergenceWarning, InvalidDataError
 from drojko.flows._functional import Functional
 from drojko.flows._semidual_nets import Critic, Learner, WholeMap
 from drojko.flows._semidual_phase import Cloud, Phase, gaussian_step
-from drojko.flows.conjugates import Conjugate, conjugate_named
+from drojko.flows.conjugates import conjugate_named
 from drojko.flows.divergence_to import split
 from drojko.flows.flow_measures import draw_particles
 from drojko.flows.map_problem import Particles
@@ -35,6 +35,7 @@ __all__ = ["SemiDualScheme", "SemiDualState"]
 
 #: Mean of the ratio over the target, which is 1 at the optimum: beyond these a flow warns.
 _NORMALISER = (0.8, 1.25)
+_LOGISTIC = conjugate_named("jensen-shannon")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,10 @@ class SemiDualScheme:
         Gaussian fits on points kept apart; 0: always.
     decay : (float, float)
         Of Adam's moments.
+    critic : {"semi-dual", "logistic"}
+        What the critic minimises: the game's own value, or, for divergences whose critic is the
+        log ratio, the logistic loss between both samples. Its optimum is the same and its
+        gradients are bounded, which helps where the flow is still far from the target.
 
     Notes
     -----
@@ -132,9 +137,14 @@ class SemiDualScheme:
     gaussian: bool = True
     tol: float = 0.01
     decay: tuple[float, float] = (0.9, 0.999)
+    critic: str = "semi-dual"
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
+        if self.critic not in ("semi-dual", "logistic"):
+            raise InvalidDataError(
+                f"SemiDualScheme: critic={self.critic!r}; choose 'semi-dual' or 'logistic'"
+            )
         least = {
             "iterations": 0, "batch_size": 2, "target_batch": 2, "map_steps": 1,
             "n_particles": 10, "first": 0,
@@ -155,7 +165,7 @@ class SemiDualScheme:
 
     @staticmethod
     def step_of_averaged(step: float, dim: int) -> float:
-        """h = step * dim: a step whose cost averages over columns, in the units used here.
+        """H = step * dim: a step whose cost averages over columns, in the units used here.
 
         >>> SemiDualScheme.step_of_averaged(0.1, 4)
         0.4
@@ -252,6 +262,7 @@ class _Solver:
             Cloud.of(state.map.inner(base.x), base.w), state.map.inner(base.x), x.float(),
             Cloud.of(target.x.float(), target.w), gen, s.gradient_penalty,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
+            _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
         )  # fmt: skip
         exact = s.gaussian and conjugate.name == "kl" and rest is None
         if exact:
@@ -297,7 +308,9 @@ class _Solver:
         iterations = s.iterations if state.step else s.first or 2 * s.iterations
         if exact and s.tol > 0.0 and not state.refined:
             before = [learner.flat.clone() for learner in state.learners]
-            phase.train(max(1, iterations // 4), s.batch_size, s.target_batch, 0, rates)
+            chosen, phase.loss = phase.loss, _LOGISTIC  # bounded: no ratio can mislead it
+            phase.train(max(100, s.iterations // 4), s.batch_size, s.target_batch, 0, rates)
+            phase.loss = chosen
             gain, error = _gain(phase, state.map.map(apart.x), apart.w, held)
             if gain <= s.tol + 2.0 * error:
                 for learner, flat in zip(state.learners, before, strict=True):
@@ -362,7 +375,7 @@ def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
 
 def _gain(phase: Phase, x: Tensor, w: Tensor, held: Particles) -> tuple[float, float]:
     """What the trained critic finds beyond its fixed part on points kept apart; its error."""
-    c, total, variance = phase.conjugate, 0.0, 0.0
+    c, total, variance = _LOGISTIC, 0.0, 0.0
     for points, mass, sign in ((x, w, 1.0), (held.x, held.w, -1.0)):
         full = phase.critic.value(points)
         part = phase.critic.fixed_value(points)

@@ -1,0 +1,80 @@
+"""inner="auto": which inner solver a set, a reference and a table ask for, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, CressieRead, Wasserstein
+from drojko.inner.importance import Importance
+from drojko.inner.semidual import SemiDual
+from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise
+
+__all__ = ["Choice", "choose_inner"]
+
+#: Columns up to which exact log-determinants of maps are offered, and samples a class needs for
+#: networks of its own.
+_COLUMNS, _SAMPLES = 50, 200
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An inner solver and the reason for it."""
+
+    inner: InnerSolver
+    reason: str
+
+    def __str__(self) -> str:
+        return f"inner='auto' chose {self.inner!r}: {self.reason}"
+
+
+def choose_inner(
+    ambiguity: AmbiguitySet,
+    n_features: int,
+    *,
+    sampled: bool,
+    n_samples: int,
+    exact_loss: bool = False,
+) -> Choice:
+    """Choose by set, dimension and reference.
+
+    Parameters
+    ----------
+    ambiguity : AmbiguitySet
+    n_features : int
+    sampled : bool
+        Whether the reference has a density (and draws), rather than atoms.
+    n_samples : int
+        Samples of the smallest class.
+    exact_loss : bool
+        Whether the ascent from each sample is exact (a linear model under a scalar loss).
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import KL
+    >>> print(choose_inner(KL(0.1), 5, sampled=False, n_samples=1000))
+    inner='auto' chose SemiDual(): the reference is known by samples only, and maps are learned...
+    """
+    if isinstance(ambiguity, Wasserstein):
+        if exact_loss:
+            return Choice(Pointwise(), "the ascent from each sample is exact for this loss")
+        if n_features > 4 * _COLUMNS:
+            return Choice(
+                Pointwise(), f"{n_features} columns are too many for a map that helps the ascent"
+            )
+        return Choice(ICNNJKO(), "maps share what one sample finds with all others")
+    if isinstance(ambiguity, KL | ChiSquare) and not sampled:
+        if n_samples >= _SAMPLES:
+            return Choice(
+                SemiDual(),
+                "the reference is known by samples only, and maps are learned without a density",
+            )
+        return Choice(
+            ICNNJKO(), f"{n_samples} samples of a class are too few for maps; weights are exact"
+        )
+    if isinstance(ambiguity, KL | ChiSquare | CressieRead) and sampled:
+        if n_features <= _COLUMNS:
+            return Choice(ICNNJKO(), "the reference has a density, and maps with exact ones exist")
+        return Choice(
+            Importance(), f"{n_features} columns: rejection steps need no log-determinant"
+        )
+    return Choice(ICNNJKO(), "the worst case of this set has its own exact construction")
