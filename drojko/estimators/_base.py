@@ -80,7 +80,11 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "reference": [StrOptions(set(NAMES)), Measure, LabelledMeasure],
-        "inner": [StrOptions({"auto", "icnn", "importance", "pointwise", "semidual"}), InnerSolver, None],
+        "inner": [
+            StrOptions({"auto", "icnn", "importance", "pointwise", "semidual"}),
+            InnerSolver,
+            None,
+        ],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "fit_intercept": ["boolean"],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -122,7 +126,6 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
-        n_classes = len(self.classes_) if self._classification else 0
         if self._classification:
             self._check_classes(y, weight)
         n_outputs = self._outputs()

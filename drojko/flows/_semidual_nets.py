@@ -128,7 +128,7 @@ class Critic(nn.Module):
         return (y - self.centre.to(y)) / self.spread.to(y)
 
     def linearise(self, y: Tensor) -> tuple[Tensor, Callable[..., list[Tensor] | Tensor]]:
-        """W at points (n, d), float32, and gradients of sum(g * w): in y, or in parameters."""
+        """Values w at points (n, d), float32, and gradients of sum(g * w) in y, or in parameters."""
         y = self.inner(y)
         deep, back = self.net.linearise(y)
         matrix = self.fixed[0] + 0.5 * (self.matrix + self.matrix.T).detach()

@@ -137,11 +137,11 @@ def gaussian_step(
     eye = torch.eye(len(mean), dtype=mean.dtype)
     precision = torch.cholesky_inverse(torch.linalg.cholesky(target))
     r = eye + h * precision
-    root, inverse = _spd_sqrt(r)
+    _, inverse = _spd_sqrt(r)
     values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse)
     g = values.clamp_min(0.0)
     z = 0.5 * (g + 2.0 * h + (g.square() + 4.0 * h * g).sqrt())
-    # R - h S'^-1 = R^{1/2} (I - h Z^-1) R^{1/2}
+    # R - h S'^-1 is R^(1/2) (I - h Z^-1) R^(1/2)
     shrink = 1.0 / (1.0 - h / z)
     matrix = inverse @ (vectors * shrink) @ vectors.T @ inverse
     matrix = 0.5 * (matrix + matrix.T)

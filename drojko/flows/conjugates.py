@@ -33,7 +33,7 @@ class Conjugate(ABC):
 
     @abstractmethod
     def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """U and du/dw, shapes (n,)."""
+        """The potential u and du/dw, shapes (n,)."""
 
     @abstractmethod
     def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class Conjugate(ABC):
 
     @abstractmethod
     def ratio(self, w: Tensor) -> Tensor:
-        """R = (f*)'(u(w)), shape (n,)."""
+        """The ratio r = (f*)'(u(w)), shape (n,)."""
 
     @abstractmethod
     def f(self, r: Tensor) -> Tensor:

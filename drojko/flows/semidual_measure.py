@@ -70,7 +70,7 @@ class SemiDualStep(Pushforward):
         return self.conjugate.ratio(self.critic.value(queries(x, self.dim).double())).log()
 
     def potential(self, x: Any) -> Tensor:
-        """U at the rows of x, shape (n,): the derivative of D_f in rho."""
+        """The critic u at the rows of x, shape (n,): the derivative of D_f in rho."""
         return self.conjugate.potential(self.critic.value(queries(x, self.dim).double()))[0]
 
     def log_prob(self, x: Any) -> Tensor:
