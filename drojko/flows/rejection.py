@@ -134,7 +134,7 @@ class RejectionBlock:
         if not 0.0 < rate < 1.0:
             raise InvalidDataError(f"rate={rate!r}; a share strictly between 0 and 1 is expected")
         carried = effective_sample_size(u) * len(u)
-        if carried < 10.0:
+        if carried < min(10.0, 0.5 * len(u)):
             raise SolverError(
                 f"a rejection step: of {len(u)} draws only {carried:.1f} carry the target "
                 "(effective sample size), too few to estimate its acceptance. Take more or longer "

@@ -35,24 +35,29 @@ class _Field(torch.autograd.Function):
         h2 = a2 * s2
         g2 = s2 + h2 * r2
         q = g2 @ M
-        q.addmm_(z, B)
-        gate = h1 @ G.T
+        p = z @ B
+        k1 = s1 * r1
+        gate = s1 @ G.T
         value = torch.addmm(c, z, A.T).addmm_(h2, W3.T).addcmul_(z, gate)
-        divergence = (q * g1).sum(1).add_(gate.sum(1)).add_(A.diagonal().sum())
-        ctx.save_for_backward(z, W1, W2, W3, M, G, B, A, a1, s1, h1, g1, a2, s2, h2, g2, q, gate)
+        divergence = (q * g1).addcmul_(p, k1).sum(1).add_(gate.sum(1)).add_(A.diagonal().sum())
+        saved = z, W1, W2, W3, M, G, B, A, a1, s1, h1, g1, k1, a2, s2, h2, g2, q, p, gate
+        ctx.save_for_backward(*saved)
         return value, divergence
 
     @staticmethod
     def backward(ctx: Any, dv, dd):  # type: ignore[override]
-        z, W1, W2, W3, M, G, B, A, a1, s1, h1, g1, a2, s2, h2, g2, q, gate = ctx.saved_tensors
+        z, W1, W2, W3, M, G, B, A, a1, s1, h1, g1, k1, a2, s2, h2, g2, q, p, gate = (
+            ctx.saved_tensors
+        )
         dd = dd.unsqueeze(1)
         dgate = torch.addcmul(dd, dv, z)
         # Second derivative of the activation a s(a): s r (2 + a (1 - 2 s)), r = 1 - s.
-        bend1 = (s1 * (1.0 - s1)).mul_(2.0 + a1 - 2.0 * h1)
+        bend1 = k1 * (2.0 + a1 - 2.0 * h1)
         bend2 = (s2 * (1.0 - s2)).mul_(2.0 + a2 - 2.0 * h2)
         da2 = (dv @ W3).mul_(g2).addcmul_(bend2.mul_(dd), g1 @ M.T)
-        da1 = torch.addmm(dgate @ G, da2, W2).mul_(g1).addcmul_(bend1.mul_(dd), q)
-        weighted, slope = g2 * dd, g1 * dd
+        da1 = (da2 @ W2).mul_(g1).addcmul_(bend1.mul_(dd), q)
+        da1.addcmul_(k1, torch.addcmul(dgate @ G, dd * (1.0 - 2.0 * s1), p))
+        weighted, slope = g2 * dd, k1 * dd
         dA = dv.T @ z
         dA.diagonal().add_(dd.sum())
         return (
@@ -63,7 +68,7 @@ class _Field(torch.autograd.Function):
             da2.sum(0),
             dv.T @ h2,
             weighted.T @ g1,
-            dgate.T @ h1,
+            dgate.T @ s1,
             z.T @ slope,
             dA,
             dv.sum(0),
@@ -75,15 +80,15 @@ class Velocity:
     r"""A field with two hidden layers, whose divergence costs one more product in any dimension.
 
     .. math:: v(z, t) = W_3\,\phi(W_2\,\phi(W_1 z + t k_1 + b_1) + t k_2 + b_2)
-        + z \circ G\,\phi(a_1) + A z + c
+        + z \circ G\,s(a_1) + A z + c
     .. math:: \operatorname{div} v = \phi'(a_2)^\top [W_2 \circ (W_1 W_3)^\top]\, \phi'(a_1)
-        + z^\top [G \circ W_1^\top]\, \phi'(a_1) + 1^\top G\, \phi(a_1) + \operatorname{tr} A
+        + z^\top [G \circ W_1^\top]\, s'(a_1) + 1^\top G\, s(a_1) + \operatorname{tr} A
 
-    (a_1, a_2: what the layers phi are applied to) in coordinates z = (x - centre) / scale, with
-    phi(a) = a / (1 + exp(-a)). The trace of the product of the three layers is a bilinear form of
-    the slopes: no tangent vector is carried and no probe drawn. The gate G stretches columns by
-    functions of others, as a funnel needs. Derivatives in the parameters are written out, and
-    `identity` gives the field zero.
+    (a_1, a_2: what the layers are applied to) in coordinates z = (x - centre) / scale, with
+    phi(a) = a s(a), s(a) = 1 / (1 + exp(-a)). The trace of the product of the three layers is a
+    bilinear form of the slopes: no tangent vector is carried and no probe drawn. The gate G
+    stretches columns by functions of others, as a funnel needs; all grows linearly, so that no
+    path explodes. Derivatives in the parameters are written out; `identity` gives the field zero.
 
     Parameters
     ----------
