@@ -368,9 +368,12 @@ def _filtering(context: Context) -> Iterator[dict]:
                 seen.append(x + rng.normal())
         grid, truth = chang_cooper(np.array(seen), times, 5.0, dx, dt)
         if context.smoke:
-            scheme, h = ICNNScheme(hidden=(16,), n_particles=400, iterations=16), 0.25
+            scheme, h = (
+                EnvelopeScheme(components=8, n_particles=400, iterations=16, batch_size=64),
+                0.25,
+            )
         else:
-            scheme, h = ICNNScheme(hidden=(32,), n_particles=1500, iterations=120), 0.05
+            scheme, h = None, 0.1
         with clock() as taken:
             found = filter_diffusion(
                 _bumpy, Gaussian([0.0], [[1.0]]), times, seen, 5.0, step_size=h, scheme=scheme,

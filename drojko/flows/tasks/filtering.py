@@ -15,8 +15,8 @@ from torch import Tensor
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError
 from drojko.flows.conditioned import Conditioned
+from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import Entropy, PotentialEnergy
-from drojko.flows.icnn_scheme import ICNNScheme
 from drojko.flows.jko import FlowResult, JKOFlow
 from drojko.measures.base import Measure
 
@@ -82,7 +82,7 @@ def filter_diffusion(
     step_size : float
         Largest h; each interval is cut into equal steps.
     scheme : object, default=None
-        ``ICNNScheme(hidden=(32,), n_particles=2000)`` by default; it must know densities.
+        `EnvelopeScheme` with 24 pieces and 1500 particles by default; it must know densities.
     random_state : None, int or generator
 
     Notes
@@ -111,7 +111,9 @@ def filter_diffusion(
     end = edges[-1] if final_time is None else float(final_time)
     if end < edges[-1]:
         raise InvalidDataError(f"final_time={end!r} is before the last observation")
-    scheme = scheme or ICNNScheme(hidden=(32,), n_particles=2000)
+    scheme = scheme or EnvelopeScheme(
+        components=24, n_particles=1500, iterations=150, batch_size=256
+    )
     functional = PotentialEnergy(potential) + temperature * Entropy()
     gen = make_generator(random_state)
 
