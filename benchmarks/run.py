@@ -49,6 +49,7 @@ SUITES = (
     "gaussian",
     "reweighting",
     "importance",
+    "semidual",
     "audit",
 )
 

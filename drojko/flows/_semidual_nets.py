@@ -31,12 +31,17 @@ class Learner:
         self.adam.step(self.flat, rate)
 
 
-def _network(n_in: int, n_out: int, hidden: Sequence[int], generator: torch.Generator) -> MLP:
+def _network(
+    n_in: int, n_out: int, hidden: Sequence[int], frequency: float, generator: torch.Generator
+) -> MLP:
     net = MLP(
         n_in, n_out, hidden=hidden, activation="silu", generator=generator, dtype=torch.float32
     )
     for bias in list(net.biases)[:-1]:  # kinks all over the data, not through its mean only
         bias.data.copy_(0.5 * torch.randn(bias.shape, generator=generator))
+    if len(net.weights) > 1:
+        net.weights[0].data.mul_(frequency)
+        net.biases[0].data.mul_(frequency)
     net.weights[-1].data.zero_()
     return net
 
@@ -54,12 +59,13 @@ class WholeMap(nn.Module, TransportMap):
         origin: Tensor,
         scale: float,
         hidden: Sequence[int],
+        frequency: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         dim = len(centre)
         self.centre, self.spread, self.origin, self.scale = centre, spread, origin, scale
-        self.net = _network(dim, dim, hidden, generator)
+        self.net = _network(dim, dim, hidden, frequency, generator)
         self.matrix = nn.Parameter(torch.diag(spread / scale).float())
         self.shift = nn.Parameter(((centre - origin) / scale).float())
 
@@ -106,12 +112,17 @@ class Critic(nn.Module):
     """
 
     def __init__(
-        self, centre: Tensor, spread: Tensor, hidden: Sequence[int], generator: torch.Generator
+        self,
+        centre: Tensor,
+        spread: Tensor,
+        hidden: Sequence[int],
+        frequency: float,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         dim = len(centre)
         self.centre, self.spread = centre, spread
-        self.net = _network(dim, 1, hidden, generator)
+        self.net = _network(dim, 1, hidden, frequency, generator)
         self.matrix = nn.Parameter(torch.zeros(dim, dim))
         self.shift = nn.Parameter(torch.zeros(dim))
         self.fixed = (torch.zeros(dim, dim), torch.zeros(dim), 0.0)
@@ -128,7 +139,7 @@ class Critic(nn.Module):
         return (y - self.centre.to(y)) / self.spread.to(y)
 
     def linearise(self, y: Tensor) -> tuple[Tensor, Callable[..., list[Tensor] | Tensor]]:
-        """Values w at points (n, d), float32, and gradients of sum(g * w) in y, or in parameters."""
+        """Values w at (n, d) points, float32, and gradients of sum(g * w): in y, or parameters."""
         y = self.inner(y)
         deep, back = self.net.linearise(y)
         matrix = self.fixed[0] + 0.5 * (self.matrix + self.matrix.T).detach()

@@ -99,6 +99,8 @@ class SemiDualScheme:
         What the critic minimises: the game's own value, or, for divergences whose critic is the
         log ratio, the logistic loss between both samples. Its optimum is the same and its
         gradients are bounded, which helps where the flow is still far from the target.
+    frequency : float
+        Scale of the first layers: about 3 for targets of many modes, small beside their distance.
 
     Notes
     -----
@@ -138,6 +140,7 @@ class SemiDualScheme:
     tol: float = 0.01
     decay: tuple[float, float] = (0.9, 0.999)
     critic: str = "semi-dual"
+    frequency: float = 1.0
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
@@ -155,7 +158,7 @@ class SemiDualScheme:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 raise InvalidDataError(f"SemiDualScheme: {name}={value!r}; expected int >= {low}")
-        for name in ("rate", "critic_rate", "gradient_penalty", "noise", "tol"):
+        for name in ("rate", "critic_rate", "gradient_penalty", "noise", "tol", "frequency"):
             value = getattr(self, name)
             real = isinstance(value, Real) and not isinstance(value, bool)
             if not real or not math.isfinite(value) or value < 0:
@@ -238,9 +241,9 @@ class _Solver:
         own_spread = own_covariance.diagonal().sqrt()
         own_spread = own_spread.clamp_min(1e-6 * float(spread.max()))
         scale = float(spread.square().mean().sqrt())
-        whole = WholeMap(own, own_spread, mean, scale, tuple(s.hidden), spawn(gen))
+        whole = WholeMap(own, own_spread, mean, scale, tuple(s.hidden), s.frequency, spawn(gen))
         widths = s.hidden if s.critic_hidden is None else s.critic_hidden
-        critic = Critic(mean, spread, tuple(widths), spawn(gen))
+        critic = Critic(mean, spread, tuple(widths), s.frequency, spawn(gen))
         learners = Learner(whole, s.decay), Learner(critic, s.decay)
         return SemiDualState(whole, critic, learners, target, held)
 
