@@ -84,7 +84,7 @@ def test_files_and_commands_that_it_names_exist():
             assert (ROOT / re.sub(r"\s", "", name)).exists(), name
     used = set(re.findall(r"^drojko (\w+)", "\n".join(blocks("bash")), re.MULTILINE))
     assert used <= set(main.commands)
-    for line in "\n".join(blocks("bash")[2:]).splitlines():
+    for line in re.findall(r"^drojko \w+ .*$", "\n".join(blocks("bash")), re.MULTILINE):
         command = main.commands[line.split()[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", line)) <= known
