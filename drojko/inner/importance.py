@@ -32,6 +32,8 @@ __all__ = ["Importance", "ImportanceWorstCase", "RatioFlow"]
 
 #: Ratios below it count as it while fields are trained: log 0 has no gradient.
 _FLOOR = 1e-3
+#: Effective sample size at which rejection steps alone do: draws are weighted on top of them.
+_ALONE = 0.9
 _FIRST, _GROWTH = 0.05, 4.0  # step sizes in units of the reference's variance
 
 
@@ -93,8 +95,8 @@ class Importance(InnerSolver):
 
     is known up to its constant for KL, chi-square and Cressie-Read sets on a continuous
     reference. Rejection steps carry mass between separate components of the reference, which no
-    single map of moderate size does. Where they alone reach ``enough`` of an effective sample
-    size with few draws, no field is trained; `RatioFlow.choice` says which way was taken.
+    single map of moderate size does. Where they alone reach an effective sample size of 0.9 with
+    few draws, no field is trained; `RatioFlow.choice` says which way was taken.
 
     Parameters
     ----------
@@ -291,7 +293,7 @@ class Importance(InnerSolver):
                 f"effective sample size {share:.4f}"
             )
             measure = ImportanceMeasure(reference, target, (block,))
-            if share >= min(self.enough, 0.99) or self.steps == 0:
+            if share >= min(self.enough, _ALONE) or self.steps == 0:
                 return measure, f"{words[0]} (taken)"
         except SolverError as error:
             if self.steps == 0:
@@ -411,9 +413,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
     def choice(self) -> str:
         """Which way was taken, a line per class."""
         if self._degenerate:
-            return (
-                f"the dual point has penalty {self.penalty:g}: draws of the reference are reweighted"
-            )
+            return f"the dual point has penalty {self.penalty:g}: draws of the reference are reweighted"
         if self.classes is None:
             return self.class_flow(0).choice
         shares = self.label_shares()
