@@ -32,11 +32,8 @@ PROMISES = {
 
 #: Promises, or parts of one, that are not made yet: nothing in the package claims them.
 NOT_YET_MADE = {
-    5: "there is no auditor yet",
-    6: "there is no audit report yet",
     12: "fits write no checkpoints yet; the part that is tested: a failed write keeps the old file",
     15: "the part about several processes: a two-process fit equal to the single-process one",
-    16: "the benchmark suites are not part of the tests yet",
 }
 
 
