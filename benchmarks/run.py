@@ -48,6 +48,7 @@ SUITES = (
     "duals",
     "gaussian",
     "reweighting",
+    "flows",
     "importance",
     "semidual",
     "audit",
