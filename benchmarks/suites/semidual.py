@@ -244,7 +244,8 @@ def _toy(name: str) -> Callable[[Context], Iterator[dict[str, Any]]]:
         }  # fmt: skip
         yield {
             "method": "the samples themselves", "D": 2,
-            "energy distance": energy_distance(data, truth), "floor": floor, "modes": int((_shares(name, data) > 0.25 / len(shares)).sum()),
+            "energy distance": energy_distance(data, truth), "floor": floor,
+            "modes": int((_shares(name, data) > 0.25 / len(shares)).sum()),
         }  # fmt: skip
 
     return case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ class Critic(nn.Module):
         """The network's input."""
         return (y - self.centre.to(y)) / self.spread.to(y)
 
-    def linearise(self, y: Tensor) -> tuple[Tensor, Callable[..., list[Tensor] | Tensor]]:
+    def linearise(self, y: Tensor) -> tuple[Tensor, Callable[..., Any]]:
         """Values w at (n, d) points, float32, and gradients of sum(g * w): in y, or parameters."""
         y = self.inner(y)
         deep, back = self.net.linearise(y)
@@ -147,7 +148,7 @@ class Critic(nn.Module):
         product = y @ matrix
         out = deep + (y * (0.5 * product + shift)).sum(1) + self.fixed[2]
 
-        def backward(g: Tensor, parameters: bool = False) -> list[Tensor] | Tensor:
+        def backward(g: Tensor, parameters: bool = False) -> Any:
             if not parameters:
                 inner = back(g) + g.unsqueeze(1) * (product + shift)
                 return inner / self.spread.to(y)

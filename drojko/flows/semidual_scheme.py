@@ -403,9 +403,7 @@ def _measure(
         energy += phase.rest.value(image, torch.zeros_like(apart.w), apart.w)
     move = float(apart.w @ (image - near).square().sum(1))
     w, slope = phase.critic.linearise(image.float())
-    force = slope(phase.factor * c.potential(w)[1])
-    assert isinstance(force, Tensor)
-    force = force.double()
+    force = slope(phase.factor * c.potential(w)[1]).double()
     if phase.rest is not None:
         point = phase.rest.evaluate(image, torch.zeros_like(apart.w), apart.w).point
         force = force + point / apart.w.unsqueeze(1)

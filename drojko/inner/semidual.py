@@ -156,7 +156,8 @@ class SemiDual(InnerSolver):
         for name, value in self.get_params(deep=False).items():
             floating = name in ("rate", "gradient_penalty")
             least = 0 if name == "gradient_penalty" else 1e-12 if floating else 1
-            for number in value if isinstance(value, tuple | list) else [value]:
+            values: Any = value if isinstance(value, tuple | list) else [value]
+            for number in values:
                 kind = Real if floating else Integral
                 wrong = isinstance(number, bool) or not isinstance(number, kind)
                 if wrong or not least <= number < math.inf:

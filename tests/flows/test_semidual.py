@@ -258,7 +258,7 @@ def test_same_seed_same_flow():
 
 def test_there_is_no_density_and_the_error_says_why():
     step = flow(draw(2, 300), 1, **QUICK).measures[-1]
-    with pytest.raises(UnsupportedError, match="known by samples.*log_ratio"):
+    with pytest.raises(UnsupportedError, match=r"known by samples.*log_ratio"):
         step.log_prob([[0.0, 0.0]])
     assert torch.isfinite(step.log_ratio([[0.0, 0.0]])).all()
     assert step.sample(5).shape == (5, 2)
@@ -348,7 +348,7 @@ def test_worst_cases_of_few_samples_and_other_sets_are_refused():
     from drojko.inner.semidual import SemiDual
 
     few = Empirical(draw(2, 20).numpy())
-    with pytest.raises(InvalidDataError, match="too small.*sample"):
+    with pytest.raises(InvalidDataError, match=r"too small.*sample"):
         SemiDual().fit_ratio(KL(penalty=1.0), 1.0, hill, few)
     with pytest.raises(UnsupportedError, match="CVaR"):
         SemiDual().fit_ratio(CVaR(alpha=0.5), 1.0, hill, few)
