@@ -215,6 +215,7 @@ class _Path:
                     penalty *= 2.0
                     continue
                 put(self.pool, at, moved, "learned")
+                self._overshoot(penalty, at)
                 if size in given:
                     break
                 better = self.pool.plan(self.w, size**2).penalty
@@ -222,6 +223,22 @@ class _Path:
                     break
                 penalty = better
             self.found.penalties[size] = penalty
+
+    def _overshoot(self, penalty: float, adversary: Adversary) -> None:
+        """Farther out at lower penalties, and back: basins that an ascent at one penalty misses."""
+        if not (plain(adversary) and adversary.corrections):
+            return
+        steps = min(60, adversary.corrections)
+        # Many radii see each other's penalties already.
+        for factor in (0.5, 0.2) if len(self.found.penalties) < 5 else (0.4,):
+            low = adversary.with_penalty(factor * penalty)
+            far = climb(low, self.few, [], steps)
+            put(self.pool, low, far, "learned")
+            labels = self.few.y if self.case.n_labels else None
+            support = Support(far.q, labels, far.risk)  # where one row went, others may go
+            starts = [far.q, *support.starts(adversary.objective, self.few)]
+            back = climb(adversary, self.few, starts, steps, screening=8)
+            put(self.pool, adversary, back, "learned")
 
     def _fit(self, penalties: list[float]) -> Adversary:
         """The inner solver at the middle of the path and at its end, all candidates together."""
@@ -262,7 +279,7 @@ class _Path:
                 layer = (self.pool.x[k], self.pool.y[k], self.pool.cost[k], self.pool.risk[k])
                 pool.add(*layer, "learned")
         steps = min(CORRECTIONS, adversary.corrections)
-        full = min(200, 4 * adversary.corrections)
+        full = min(400, 8 * adversary.corrections)
         start: Tensor | None = None
         for size in sorted((*radii, *given), key=lambda s: self.found.penalties[s]):
             penalty = self.found.penalties[size]

@@ -94,7 +94,7 @@ def _spread(case: Case, flat: torch.Tensor, found: Health) -> None:
     present = np.unique(case.y.numpy())
     found.add(
         check("classes in y", len(present), len(present) > 1, "classes with a row"),
-        f"single class: y holds {case.classes[present[0]]!r} only, so that the area under the ROC "
+        f"single class: y holds {case.classes[present[0]]} only, so that the area under the ROC "
         "curve is undefined",
     )
 
