@@ -26,6 +26,7 @@ class SemiDualStep(Pushforward):
 
     Examples
     --------
+    >>> import torch
     >>> from drojko.flows import JKOFlow, SemiDualScheme
     >>> from drojko.flows.functionals import DivergenceTo
     >>> from drojko.measures import Gaussian

@@ -160,7 +160,7 @@ class SemiDual(InnerSolver):
             for number in values:
                 kind = Real if floating else Integral
                 wrong = isinstance(number, bool) or not isinstance(number, kind)
-                if wrong or not least <= number < math.inf:
+                if wrong or not least <= float(number) < math.inf:
                     raise InvalidDataError(
                         f"SemiDual: {name}={value!r}; expected "
                         f"{'a number' if floating else 'integers'} of at least {least:g}"
