@@ -19,6 +19,7 @@ from drojko import DROClassifier
 from drojko.ambiguity import KL
 from drojko.flows import ImportanceCorrectedScheme, JKOFlow
 from drojko.flows.functionals import KLDivergence
+from drojko.inner import Importance
 from drojko.measures import Gaussian, GaussianMixture
 
 short = bool(os.environ.get("DROJKO_EXAMPLES_SHORT"))
@@ -35,11 +36,12 @@ target = GaussianMixture(means=means, covariances=[0.01 * np.eye(2)] * 8)
 
 scheme = ImportanceCorrectedScheme(
     width=48,
-    iterations=40 if short else 400,
+    iterations=25 if short else 400,
     batch_size=256 if short else 512,
     integration_steps=3,
-    n_particles=4000 if short else 50_000,
+    n_particles=2000 if short else 50_000,
     n_calibration=10_000 if short else 100_000,
+    most_draws=5.0 if short else 30.0,
     least_ess=0.0 if short else 0.5,
 )
 flow = JKOFlow(KLDivergence(target.log_prob), scheme, step_size=[0.1, 0.4])
@@ -72,8 +74,9 @@ rng = np.random.default_rng(0)
 centres = np.array([[-2.5, -1.0], [0.5, -2.5], [2.0, 1.0], [-0.5, 2.5]])
 X = np.concatenate([rng.normal(c, 0.9, size=(100, 2)) for c in centres])
 y = np.repeat([0, 1], 200)
+inner = Importance(n_calibration=8000, n_draws=1000) if short else "importance"
 classifier = DROClassifier(
-    ambiguity=KL(radius=0.05), reference="mixture", inner="importance", random_state=0
+    ambiguity=KL(radius=0.05), reference="mixture", inner=inner, random_state=0
 ).fit(X, y)
 worst = classifier.worst_case_
 print(classifier.certificate_)

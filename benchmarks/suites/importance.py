@@ -23,10 +23,10 @@ from drojko.measures import Gaussian, GaussianMixture
 TITLE = "Importance-corrected flows"
 ABOUT = """
 Targets with log Z = 0, from a standard Gaussian (Hertrich, Gruhlke 2025, arXiv 2407.20444). `ED` is
-half of 2 E|X-Y| - E|X-X'| - E|Y-Y'|, without the diagonal, of 20,000 draws over 100 directions; `floor` is what
-two samples of 50,000 of one law give with the diagonal, as the published numbers (`ED published`)
-do: the row is met where ED + floor is at most the published value, up to
-two standard errors. `log Z` is importance sampling's estimate, `ELBO` the lower bound, with their
+half of 2 E|X-Y| - E|X-X'| - E|Y-Y'|, without the diagonal, of 20,000 draws over 100 directions;
+`floor` is what two samples of 50,000 of one law give with the diagonal, as the published numbers
+(`ED published`) do: the row is met where ED + floor is at most the published value, up to two
+standard errors. `log Z` is importance sampling's estimate, `ELBO` the lower bound, with their
 standard errors; neither may exceed the truth by more than two. `mass` is the integral of the
 density over a grid (two columns). The original's training takes 8 to 10 core-hours and its sampling
 40 CPU-seconds per 10,000 draws for 8 modes, measured; those figures stand for all targets.

@@ -330,8 +330,8 @@ def target_of(functional: Functional) -> tuple[Callable[[Tensor], Tensor], float
     if isinstance(functional, KLDivergence):
         return functional.log_prob, 1.0
     if isinstance(functional, Scaled) and functional.factor > 0:
-        log_prob, kappa = target_of(functional.functional)
-        return log_prob, kappa * functional.factor
+        known, kappa = target_of(functional.functional)
+        return known, kappa * functional.factor
     if isinstance(functional, Sum):
         entropy = sum(_share(term, Entropy) for term in functional.terms)
         rest = [term for term in functional.terms if not _share(term, Entropy)]
@@ -339,7 +339,8 @@ def target_of(functional: Functional) -> tuple[Callable[[Tensor], Tensor], float
             parts = [(_share(term, PotentialEnergy), _inner(term)) for term in rest]
 
             def log_prob(z: Tensor) -> Tensor:
-                return -sum(factor * part.potential(z) for factor, part in parts) / entropy
+                energies = [factor * part.potential(z) for factor, part in parts]
+                return torch.stack(energies).sum(0) / -entropy
 
             return log_prob, entropy
     raise UnsupportedError(

@@ -162,7 +162,7 @@ class Importance(InnerSolver):
             floating = name in ("direct_draws", "most_draws", "enough")
             kind = Real if floating else Integral
             least = 0 if name in ("steps", "direct_draws", "enough") else 1
-            if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
+            if isinstance(value, bool) or not isinstance(value, kind) or not float(value) >= least:
                 raise InvalidDataError(
                     f"Importance: {name}={value!r}; expected "
                     f"{'a number' if floating else 'an integer'} of at least {least}"
