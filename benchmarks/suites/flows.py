@@ -437,10 +437,9 @@ def _logistic(name: str):
         mean, spread = X.mean(0), X.std(0)
         X, test = (X - mean) / spread, (test - mean) / spread
         posteriors = {"affine maps": None}
-        if name == "breast cancer":
-            iterations = 40 if context.smoke else 300
+        if name == "breast cancer" and context.full:
             posteriors["networks"] = ICNNScheme(
-                hidden=(32,), n_particles=2000, iterations=iterations, batch_size=128, rate=0.03
+                hidden=(32,), n_particles=2000, iterations=300, rate=0.03
             )
         with clock() as sampled:
             reference = _hmc(X, y, context, 100 if context.smoke else 600)
