@@ -71,7 +71,10 @@ class CVaR(DensityRatioSet):
         return 1.0 / self.alpha - 1.0
 
     def _validate_params(self) -> None:
-        self._check_number("alpha", self.alpha, zero="refused")
+        try:
+            self._check_number("alpha", self.alpha, zero="refused")
+        except InvalidDataError as error:
+            raise InvalidDataError(f"{error}, the tail mass in (0, 1]") from None
         self._check_radii(np.asarray([self.alpha], dtype=np.float64))
 
     def _check_radii(self, radii: np.ndarray) -> None:

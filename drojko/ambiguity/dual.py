@@ -325,6 +325,15 @@ class DensityRatioSet(AmbiguitySet):
             return ""
         return f" and at most {self._largest_radius:g}, where every distribution is inside"
 
+    def _check_number(
+        self, parameter: str, value: Any, *, zero: str, infinite: bool = False
+    ) -> None:
+        try:
+            super()._check_number(parameter, value, zero=zero, infinite=infinite)
+        except InvalidDataError as error:
+            limit = self._limit() if parameter == "radius" else ""
+            raise InvalidDataError(f"{error}{limit}") from None
+
     def _validate_params(self) -> None:
         super()._validate_params()
         self._check_family()

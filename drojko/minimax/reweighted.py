@@ -125,6 +125,8 @@ def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) 
     accuracy = min(limits.tol, ACCURACY)
     solver = Newton(points, problem.loss, bound, problem.alpha, accuracy)
     start = _parameters(model, points)[0]
+    # Losses of regressions have longer tails: a largest loss takes more smoothing to begin with.
+    share = 1.0 if problem.loss.task == "regression" else 0.1
     if problem.loss.task == "regression" and points.intercept and not model.warm:
         start[-1] = float(points.w @ points.y)
 
@@ -142,7 +144,7 @@ def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) 
 
     outcome = run(
         solver,
-        solver.init((start, 1e-3 if model.warm else 0.1)),
+        solver.init((start, 1e-3 if model.warm else share)),
         max_iter=limits.max_iter,
         max_time=limits.max_time,
         callback=call,

@@ -29,7 +29,7 @@ from drojko.losses import Hinge, Logistic, Loss, Quantile
 __all__ = ["Newton", "Points", "State"]
 
 _BLOCK = 4096  # rows of a block of the Gram matrix: a copy that stays in cache
-_FACTOR = 0.1  # of mu from one stage to the next
+_FACTOR = 0.5  # of mu from one stage to the next: barriers take many short steps otherwise
 _STAGE = 100  # steps after which a stage ends whether or not they have settled
 _SMOOTH = 1e-13  # relative gap at which nothing is smoothed: rounding
 
@@ -136,6 +136,7 @@ class State:
     full: bool = False
     stuck: int = 0
     separated: bool = False
+    lowered: bool = False
 
     @property
     def size(self) -> float:
@@ -230,7 +231,8 @@ class Newton:
                 break
             t *= 0.5 if t > 0.1 else 0.25
         if accepted is None:
-            return self._advance(replace(s, stuck=s.stuck + 1, decrement=decrement, slope=slope))
+            stuck = replace(s, stuck=s.stuck + 1, decrement=decrement, slope=slope, lowered=False)
+            return stuck if self.terminate(stuck) is not None else self._advance(stuck)
         new = replace(
             self._at(*accepted),
             decrement=decrement,
@@ -248,7 +250,7 @@ class Newton:
         if not settled or self._exact(s) or s.mu <= 1e-13 * max(s.size, self.floor):
             return s
         lowered = self._at(s.point, s.f, _FACTOR * s.mu)
-        return replace(lowered, decrement=s.decrement, slope=s.slope, ridge=s.ridge)
+        return replace(lowered, decrement=s.decrement, slope=s.slope, ridge=s.ridge, lowered=True)
 
     def _exact(self, s: State) -> bool:
         return s.gap <= _SMOOTH * max(s.size, self.floor)
@@ -258,6 +260,8 @@ class Newton:
         s, size = state, max(state.size, self.floor)
         if s.separated or s.size <= self.floor:
             return Status.CONVERGED
+        if s.lowered:  # the decrement is that of the mu before: no step has been made at this one
+            return None
         if self._exact(s):
             return Status.CONVERGED if s.decrement <= 1e-15 * size or s.stuck >= 3 else None
         if s.gap <= 0.5 * self.goal * size and s.decrement <= 0.5 * self.goal * size:

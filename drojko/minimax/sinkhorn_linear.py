@@ -434,6 +434,10 @@ class _Newton:
         g[d + 1] = (self.radius or 0.0) - spent
         free = np.append(self.alive, [self.fit_intercept, bool(self.radius)])
         g = np.where(free, g, 0.0)
+        if not (np.isfinite(g).all() and np.isfinite(H).all()):
+            # Where coefficients and multiplier vanish together: next to the constant model.
+            none = np.zeros(size)
+            return _State(z, b, lam, value, spent, none, none, 0.0, 99)
         step = np.zeros(size)
         step[free] = _solve(H[np.ix_(free, free)], -g[free])
         decrement = -float(g @ step)
@@ -473,6 +477,8 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve a scaled positive semidefinite system; a little of the identity where singular."""
     root = 1.0 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
     scaled = matrix * root[:, None] * root
+    if not np.isfinite(scaled).all():  # a flat direction with a slope: as far as numbers go
+        return np.zeros_like(right)
     for extra in (1e-14, 1e-11, 1e-8, 1e-5, 1e-2):
         try:
             factor = cho_factor(scaled + extra * np.eye(len(root)))

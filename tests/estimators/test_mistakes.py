@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import drojko
 from drojko import DROClassifier, DRORegressor
-from drojko.ambiguity import Wasserstein
+from drojko.ambiguity import KL, MMD, CVaR, Group, Sinkhorn, Wasserstein
 from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.inner import ICNNJKO, Pointwise
 from tests.estimators._cases import (
@@ -108,6 +108,41 @@ def test_4_a_radius_is_the_root_mean_square_displacement_and_the_risk_a_mean_los
     assert rms == pytest.approx(model.ambiguity.radius, rel=1e-4)
     assert c.nominal_risk == pytest.approx(losses(model, X, y).mean())
     assert losses(model, moved, y).mean() == pytest.approx(c.upper, rel=1e-4)
+
+
+OTHERS = {
+    "kl": KL(0.1),
+    "cvar": CVaR(0.3),
+    "mmd": MMD(radius=0.05),
+    "group": Group(0.2),
+    "order-one": Wasserstein(0.1, order=1),
+    "sinkhorn": Sinkhorn(0.1, radius=0.02),
+}
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("name", OTHERS)
+def test_1_to_4_other_families(name):
+    """A bound with its gap, nothing changed by asking, one meaning of the radius."""
+    X, y = binary()
+    ambiguity, groups = clone(OTHERS[name]), (X[:, 0] > 6.0).astype(int)
+    model = DROClassifier(ambiguity, reference="empirical", alpha=0.01).fit(X, y, groups=groups)
+    c = model.certificate_
+    assert c.penalty >= 0
+    assert c.nominal_risk <= c.lower <= c.upper
+    assert c.gap == c.upper - c.lower
+    # What is spent is the discrepancy of the conventions, and the risk a mean loss.
+    assert c.transport_cost <= ambiguity.budget * (1 + 1e-6)
+    assert c.transport_cost >= ambiguity.budget * (1 - 1e-6)
+    assert c.radius == (1 / 0.3 - 1 if name == "cvar" else ambiguity.radius)
+    Z, labels = model.worst_case_.sample(4000, random_state=0)
+    assert losses(model, Z, labels).mean() < 1.5 * c.upper
+    before, settings = repr(c), repr(ambiguity)
+    coef = model.coef_.copy()
+    model.worst_case_.displacement()
+    model.robust_score(X, y, ambiguity=ball(1.0))
+    assert (repr(model.certificate_), repr(ambiguity)) == (before, settings)
+    np.testing.assert_array_equal(model.coef_, coef)
 
 
 # 5. Silent clamping of inputs; label conventions that differ between losses.
