@@ -48,7 +48,8 @@ class Evidence:
         (E w)^2 / E w^2 in (0, 1]: 1 where the flow has reached its target.
 
     Both standard errors hold that of the density's own normaliser, which dominates where the
-    rejection steps work much.
+    rejection steps work much. Draws of the flow alone cannot show a part of the target that the
+    flow does not reach: log_z is then too small by the log of its share, by more than its error.
     """
 
     x: Tensor
@@ -210,7 +211,7 @@ class ImportanceMeasure(Measure):
             warnings.warn(
                 f"the effective sample size is {share:.3g} of {n} draws: the flow is far from its "
                 "target, and log_z with its error is not to be trusted. Take more JKO steps, "
-                "larger last ones, more iterations, or more_draws for the rejection steps",
+                "larger last ones, more iterations, or a larger most_draws for the rejections",
                 ConvergenceWarning,
                 stacklevel=2,
             )
