@@ -18,7 +18,7 @@ from drojko.models import views_like
 
 __all__ = ["ReweightedPasses"]
 
-_SOLVES, _STEPS = 4, 16  # duals within a pass at most, and steps between them at least
+_SOLVES, _STEPS = 4, 32  # duals within a pass at most, and steps between them at least
 _FRESH = 5  # passes between new draws of a continuous reference
 _CHUNK = 8192  # rows of a forward pass over all draws
 _FIRST, _LAST = 0.05, 0.002  # smoothing of the dual, relative to the risk, from first to last pass
@@ -45,8 +45,8 @@ class PassState:
 class ReweightedPasses(Passes):
     r"""Adam on :math:`E\,q\,\ell(\theta)`, q the ratios of the dual on stored losses.
 
-    Each batch refreshes its own losses in the store; the dual is solved on the whole store a few
-    times a pass, which costs little beside the passes themselves. Atoms stay; a continuous
+    Each batch refreshes its own losses in the store; the dual is solved on the whole store every
+    few dozen steps, which costs little beside the steps themselves. Atoms stay; a continuous
     reference is drawn anew every few passes, with one forward pass to fill the store.
     """
 
@@ -104,7 +104,8 @@ class ReweightedPasses(Passes):
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
             if k and k % every == 0:
-                mass = self.w * self._ratios(self._solve(losses, progress))
+                ratio = self._ratios(self._solve(losses, progress))
+                mass = self.w * ratio
             f, backward = p.model.linearise(self.x[rows])
             labels = self.y[rows]
             value, slope = p.loss.value(f, labels), p.loss.gradient(f, labels)
@@ -114,20 +115,24 @@ class ReweightedPasses(Passes):
             squared += self.descend(adam, views, backward(slope, parameters=True), progress)
         # Of the stored losses, for the record and the ratios of the next pass: what is returned in
         # the end is judged by exact duals.
-        dual = self._solve(losses, (state.iteration + 1) / self.max_iter)
+        penalty, cost = state.penalty, state.cost
+        if state.iteration % min(2, -(-_STEPS // len(batches))) == 0:  # small data: every other
+            dual = self._solve(losses, (state.iteration + 1) / self.max_iter)
+            ratio, penalty, cost = self._ratios(dual), dual.penalty, dual.radius
         price = float(getattr(self.ambiguity, "penalty", None) or 0.0)
-        value = dual.attained - price * dual.radius + self.ridge()
+        attained = float((self.w * ratio).double().cpu() @ losses)
+        value = attained - price * cost + self.ridge()
         best, stale = self.progress_of(state, value)
         return PassState(
             self.flat.clone(),
             self.averaged(state),
             adam,
             losses,
-            self._ratios(dual),
+            ratio,
             state.iteration + 1,
             value,
-            dual.penalty,
-            dual.radius,
+            penalty,
+            cost,
             math.sqrt(squared / len(batches)),
             best,
             stale,
