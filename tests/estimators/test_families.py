@@ -348,7 +348,7 @@ def test_rows_and_columns_may_be_permuted(name, rng):
 
 @pytest.mark.promise(10)
 @pytest.mark.parametrize(
-    "name", [n for n in ALL if not any(part in n for part in ("gaussian", "mmd", "swaps"))]
+    "name", [n for n in ALL if {"gaussian", "mmd", "swaps"}.isdisjoint(n.split("-"))]
 )
 def test_a_seed_gives_one_model_and_global_generators_are_left_alone(name):
     ours, theirs = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
@@ -637,7 +637,7 @@ def test_next_to_the_constant_model_numbers_stay_finite(seed):
         for ambiguity in (Sinkhorn(0.3, radius=0.5), MMD(radius=0.5), CVaR(0.4), Wasserstein(1.0)):
             model = DROClassifier(ambiguity, reference="empirical", alpha=0.05).fit(X, y)
             c = model.certificate_
-            assert c.upper <= np.log(2) * (1 + 1e-6)
+            assert c.upper <= np.log(2) * (1 + 1e-5)
             assert np.isfinite(c.stationarity)
             assert c.gap <= 1e-6
 
