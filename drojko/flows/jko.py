@@ -120,8 +120,8 @@ class JKOFlow:
     functional : Functional
         F; see `drojko.flows.functionals`.
     scheme : object, default=None
-        How a step is solved: `ICNNScheme` (None: with its defaults), or `SemiDualScheme`, for
-        a functional `DivergenceTo` samples.
+        How a step is solved: `ICNNScheme` (None: with its defaults), `SemiDualScheme` for
+        a functional `DivergenceTo` samples, or `ImportanceCorrectedScheme` for `KLDivergence`.
     step_size : float or sequence of float
         h, or one for each step (small ones first: the beginning is the stiff part).
     adaptive : float, default=None
