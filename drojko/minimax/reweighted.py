@@ -126,7 +126,7 @@ def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) 
     solver = Newton(points, problem.loss, bound, problem.alpha, accuracy)
     start = _parameters(model, points)[0]
     # Losses of regressions have longer tails: a largest loss takes more smoothing to begin with.
-    share = 1.0 if problem.loss.task == "regression" else 0.1
+    share = 1.0 if solver.barred and problem.loss.task == "regression" else 0.1
     if problem.loss.task == "regression" and points.intercept and not model.warm:
         start[-1] = float(points.w @ points.y)
 

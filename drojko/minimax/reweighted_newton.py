@@ -29,7 +29,7 @@ from drojko.losses import Hinge, Logistic, Loss, Quantile
 __all__ = ["Newton", "Points", "State"]
 
 _BLOCK = 4096  # rows of a block of the Gram matrix: a copy that stays in cache
-_FACTOR = 0.5  # of mu from one stage to the next: barriers take many short steps otherwise
+_FACTOR, _GENTLE = 0.1, 0.5  # of mu from one stage to the next; behind a barrier
 _STAGE = 100  # steps after which a stage ends whether or not they have settled
 _SMOOTH = 1e-13  # relative gap at which nothing is smoothed: rounding
 
@@ -152,6 +152,7 @@ class Newton:
         decay = alpha / points.scale**2
         self.decay = np.append(decay, 0.0) if points.intercept else decay
         self.price = bound.ambiguity.penalty or 0.0
+        self.barred = getattr(bound.ambiguity, "jumps", False)  # a largest loss is smoothed
         self.divergent = alpha == 0.0 and isinstance(loss, Logistic)
         self.floor = 0.0
 
@@ -249,7 +250,7 @@ class Newton:
         settled = (s.full and s.decrement <= 0.2 * s.gap) or s.stage >= _STAGE or s.stuck >= 2
         if not settled or self._exact(s) or s.mu <= 1e-13 * max(s.size, self.floor):
             return s
-        lowered = self._at(s.point, s.f, _FACTOR * s.mu)
+        lowered = self._at(s.point, s.f, (_GENTLE if self.barred else _FACTOR) * s.mu)
         return replace(lowered, decrement=s.decrement, slope=s.slope, ridge=s.ridge, lowered=True)
 
     def _exact(self, s: State) -> bool:
