@@ -201,7 +201,8 @@ def _measure(
         stationarity=stationarity,
     )
     certificate = evaluation.certificate
-    if plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective) and plan.radius != 0.0:
+    relaxes = plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective)
+    if relaxes and plan.radius != 0.0:
         certificate = _relaxed(plan, model, points, certificate)
     worst = evaluation.worst
     if isinstance(worst, BallSolution):

@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-from tests.estimators._cases import binary, classes, losses, regression
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -14,6 +13,7 @@ import drojko
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
 from drojko.exceptions import UnboundedRiskError
+from tests.estimators._cases import binary, classes, losses, regression
 
 SETS = [
     KL(0.1),

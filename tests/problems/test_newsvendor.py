@@ -154,7 +154,7 @@ def test_bad_demand(demand):
         newsvendor([1.0, np.nan], KL(radius=0.1))
     with pytest.raises(InvalidDataError, match="not fitted"):
         newsvendor(Gaussian(), KL(radius=0.1)).solve()
-    with pytest.raises(UnsupportedError, match="reference|moves none"):
+    with pytest.raises(UnsupportedError, match=r"reference|moves none"):
         newsvendor(demand, KL(radius=0.1)).solve().worst_case.transport([[1.0]])
 
 
