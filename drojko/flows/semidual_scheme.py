@@ -83,7 +83,8 @@ class SemiDualScheme:
         Weight of E_nu |grad w|^2 / 2 in the critic's loss, gradients per standard deviation.
     noise : float
         Standard deviation of noise on the target in the critic's loss, in units of the target's
-        spread; divided by the number of the step. For targets on lines or points.
+        spread; divided by the number of the step. For targets on lines or points, and of many small
+        modes, which are then found from coarse to fine.
     n_particles : int
         Base points drawn for each step, as many of a target that can be drawn from; half as many
         are kept apart to judge by.

@@ -1,0 +1,83 @@
+"""inner='auto' and inner='semidual' from the names that estimators take to their worst cases."""
+
+import numpy as np
+import pytest
+
+from drojko import DROClassifier
+from drojko.ambiguity import KL, ChiSquare, CVaR, Wasserstein
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.inner import ICNNJKO, Importance, Pointwise, SemiDual, SemiDualWorstCase, get_inner
+from drojko.inner.choice import choose_inner
+
+
+@pytest.mark.parametrize(
+    ("ambiguity", "d", "sampled", "n", "exact", "kind"),
+    [
+        (Wasserstein(0.1), 5, False, 100, True, Pointwise),
+        (Wasserstein(0.1), 5, True, 100, False, ICNNJKO),
+        (Wasserstein(0.1), 500, True, 100, False, Pointwise),
+        (KL(0.1), 5, False, 500, False, SemiDual),
+        (ChiSquare(0.1), 5, False, 20, False, ICNNJKO),
+        (KL(0.1), 5, True, 500, False, ICNNJKO),
+        (KL(0.1), 100, True, 500, False, Importance),
+        (CVaR(alpha=0.5), 5, False, 500, False, ICNNJKO),
+    ],
+)
+def test_choice_by_set_dimension_and_reference(ambiguity, d, sampled, n, exact, kind):
+    choice = choose_inner(ambiguity, d, sampled=sampled, n_samples=n, exact_loss=exact)
+    assert type(choice.inner) is kind
+    assert choice.reason in str(choice)
+
+
+def data(n=440):
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], n // 2)
+    return rng.normal(size=(n, 2)) + y[:, None], y
+
+
+def test_the_choice_is_reported_and_changes_no_certificate():
+    X, y = data()
+    settings = {"reference": "empirical", "random_state": 0}
+    auto = DROClassifier(KL(radius=0.1), inner="auto", **settings).fit(X, y)
+    plain = DROClassifier(KL(radius=0.1), **settings).fit(X, y)
+    assert "SemiDual" in auto.certificate_.inner
+    assert "auto" in str(auto.certificate_)
+    assert "SemiDual" in auto.message_
+    assert plain.certificate_.inner == ""
+    assert auto.certificate_.upper == plain.certificate_.upper
+    assert isinstance(auto.worst_case_, SemiDualWorstCase)
+    assert "semidual" in repr(auto.worst_case_)
+
+
+def test_worst_case_with_a_small_solver():
+    X, y = data()
+    inner = SemiDual(hidden=(16,), steps=3, iterations=40, batch_size=128)
+    model = DROClassifier(
+        ChiSquare(penalty=0.5), inner=inner, reference="empirical", random_state=0
+    ).fit(X, y)
+    worst = model.worst_case_
+    Z, labels = worst.generate(50, random_state=0)
+    assert Z.shape == (50, 2)
+    assert set(labels) <= {0, 1}
+    moved = worst.transport(X[:5], y[:5])
+    assert moved.shape == (5, 2)
+    assert np.isfinite(moved).all()
+    found = worst.potential_flow(0)
+    assert found.lower <= found.dual <= found.upper
+    with pytest.raises(UnsupportedError, match=r"samples only.*log_ratio"):
+        worst.log_prob(X[:2], y[:2])
+
+
+@pytest.mark.parametrize("ambiguity", [Wasserstein(0.1), CVaR(alpha=0.5)])
+def test_sets_that_it_does_not_know(ambiguity):
+    with pytest.raises(UnsupportedError, match="KL and ChiSquare"):
+        DROClassifier(ambiguity, inner="semidual").fit(*data(40))
+
+
+def test_names_and_settings():
+    assert isinstance(get_inner("semidual"), SemiDual)
+    with pytest.raises(InvalidDataError, match="semidual"):
+        get_inner("nothing")
+    for wrong in ({"steps": 0}, {"rate": 0.0}, {"hidden": (0,)}, {"batch_size": 1.5}):
+        with pytest.raises(InvalidDataError, match=next(iter(wrong))):
+            get_inner(SemiDual(**wrong))
