@@ -19,16 +19,16 @@ from drojko.measures.kde import KDE
 
 __all__ = ["Conditioned"]
 
-_LEAST = 0.05  # effective share of the particles below which new ones are drawn
-_GRID = 8.0  # standard deviations that a grid in one dimension covers on each side
+_LEAST = 0.08  # effective share of the particles below which new ones are drawn
+_GRID = 7.0  # standard deviations that a grid in one dimension covers on each side
 
 
 class Conditioned(Measure):
     r"""Bayes' rule: the law with density :math:`\rho(x) L(x) / Z`, Z = E_rho L.
 
     The particles of the prior stay and are reweighted, so that their densities stay known. Where
-    few of them carry the weight, new ones come from a kernel estimate and are weighted by the
-    exact density, which is found by inverting the prior's maps.
+    few of them carry the weight, new ones come from a kernel estimate (in one dimension: are a new
+    grid) and are weighted by the exact density, which is found by inverting the prior's maps.
 
     Parameters
     ----------
@@ -88,6 +88,12 @@ class Conditioned(Measure):
 
     def _refreshed(self, gen: torch.Generator) -> Particles:
         p = self.particles_
+        if p.x.shape[1] == 1:
+            mean, variance = p.mean_and_covariance()
+            x, step = _grid(float(mean), float(variance) ** 0.5, len(p.x))
+            joint = self.prior.log_prob(x) + self._likelihood(x)
+            self.log_evidence_ = float(torch.logsumexp(joint, 0)) + math.log(step)
+            return Particles(x, torch.softmax(joint, 0), joint - self.log_evidence_)
         near = KDE().fit(p.x.numpy(), p.w.numpy())
         x = near.sample(len(p.x), gen)
         joint = self.prior.log_prob(x) + self._likelihood(x)
@@ -140,7 +146,13 @@ def _particles(prior: Measure, n: int, gen: torch.Generator) -> Particles:
         centre, width = float(prior.mean), float(prior.covariance) ** 0.5
     except UnsupportedError:
         return draw_particles(prior, n, gen)
+    x, _ = _grid(centre, width, n)
+    log_density = prior.log_prob(x)
+    return Particles(x, torch.softmax(log_density, 0), log_density)
+
+
+def _grid(centre: float, width: float, n: int) -> tuple[Tensor, float]:
+    """Points (n, 1) around a centre, and their distance."""
     step = 2.0 * _GRID * width / n
     grid = centre - _GRID * width + step * (torch.arange(n, dtype=torch.float64) + 0.5)
-    log_density = prior.log_prob(grid.unsqueeze(1))
-    return Particles(grid.unsqueeze(1), torch.softmax(log_density, 0), log_density)
+    return grid.unsqueeze(1), step
