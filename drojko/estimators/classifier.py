@@ -68,8 +68,10 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     reference : {"empirical", "gaussian", "kde", "mixture", "flow"} or measure, default="kde"
         The measure P0 at the centre, one per class. "kde" smooths by at most a tenth of the radius
         (without radius: a tenth of a standard deviation).
-    inner : {"icnn", "pointwise"} or settings from `drojko.inner`, default="icnn"
-        How worst cases are found.
+    inner : str or settings from `drojko.inner`, default="icnn"
+        How worst cases are found: "icnn" or "pointwise"; "importance" or "semidual" for sets that
+        reweight, with or without a density of the reference; "auto" chooses, and says so in
+        ``certificate_``.
     alpha : float, default=0.0
         L2 penalty on the weights.
     fit_intercept : bool, default=True
