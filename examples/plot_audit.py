@@ -63,6 +63,7 @@ print(compare(reports)[columns].round(3).to_string(index=False))
 
 network = reports["network"]
 share = network.displacement().groupby("feature")["share"].sum()
+print(network.certificate())
 print(share.nlargest(5).round(3).to_string())
 print(network.moves(1)[["worst texture", "worst area", "target", "prediction", "loss"]])
 

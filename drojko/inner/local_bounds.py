@@ -355,6 +355,14 @@ def _relu_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (low > 0).to(low.dtype), (high > 0).to(low.dtype), bend
 
 
+def _sigmoid_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, a = _nearest_to(low, high, 0.0).abs(), torch.maximum(low.abs(), high.abs())
+    near, far = torch.sigmoid(b), torch.sigmoid(a)
+    # |phi''| = s (1 - s) |1 - 2s| peaks at |a| = log(2 + sqrt(3)).
+    top = torch.sigmoid(_nearest_to(b, a, math.log(2.0 + math.sqrt(3.0))))
+    return far * (1.0 - far), near * (1.0 - near), top * (1.0 - top) * (2.0 * top - 1.0)
+
+
 def _nearest_to(low: Tensor, high: Tensor, target: float) -> Tensor:
     """The point of [low, high] nearest to ``target``."""
     return torch.minimum(torch.maximum(low, torch.full_like(low, target)), high)
@@ -365,4 +373,5 @@ _RANGES = {
     "tanh": _tanh_range,
     "silu": _silu_range,
     "relu": _relu_range,
+    "sigmoid": _sigmoid_range,
 }

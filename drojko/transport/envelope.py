@@ -40,7 +40,7 @@ class QuadraticEnvelope(nn.Module):
     >>> x = torch.linspace(-1, 1, 5, dtype=torch.float64).unsqueeze(1)
     >>> eye, zero = torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     >>> psi = QuadraticEnvelope(x, eye, zero)
-    >>> [round(float(v), 2) for v in psi.gradient(x)]  # the identity, flatter at the ends
+    >>> [round(float(v), 2) for v in psi.gradient(x).detach()]  # the identity, flatter at the ends
     [-0.73, -0.37, 0.0, 0.37, 0.73]
     """
 

@@ -11,7 +11,12 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import Wasserstein
-from drojko.exceptions import DrojkoError, InvalidDataError, UnsupportedError
+from drojko.exceptions import (
+    DrojkoError,
+    InvalidDataError,
+    UnboundedRiskError,
+    UnsupportedError,
+)
 from drojko.inner import ICNNJKO
 from tests.estimators._cases import CHEAP, binary, fitted, frame, linear, mlp, regression, small_net
 
@@ -329,7 +334,7 @@ def test_nothing_is_asked_of_an_unfitted_estimator(kind):
 
 def test_what_is_not_offered_says_what_is():
     X, y = regression()
-    with pytest.raises(UnsupportedError, match="order=1 is not supported yet; use order=2"):
+    with pytest.raises(UnboundedRiskError, match="use order=2"):
         linear(DRORegressor).set_params(ambiguity=Wasserstein(1.0, order=1)).fit(X, y)
     movable = Wasserstein(0.1, label_cost=1.0)
     with pytest.raises(UnsupportedError, match="set label_cost=inf"):
