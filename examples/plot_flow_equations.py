@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.datasets import make_moons
 
-from drojko.flows import EnvelopeScheme, ICNNScheme
+from drojko.flows import ICNNScheme
 from drojko.flows.exact import Barenblatt
 from drojko.flows.tasks import aggregation, bayesian_logistic, filter_diffusion, porous_medium
 from drojko.measures import Gaussian
@@ -117,13 +117,9 @@ for k in range(1, round(times[-1] / 0.005) + 1):
     path.append(state)
     if k % 100 == 0:
         seen.append(state + rng.normal())
-scheme = EnvelopeScheme(
-    components=12 if short else 24, n_particles=500 if short else 1500,
-    iterations=40 if short else 150, batch_size=100 if short else 256,
-)  # fmt: skip
 found = filter_diffusion(
-    potential, Gaussian([0.0], [[1.0]]), times, seen, step_size=0.25 if short else 0.1,
-    scheme=scheme, random_state=0,
+    potential, Gaussian([0.0], [[1.0]]), times, seen, step_size=0.25 if short else 0.05,
+    random_state=0,
 )  # fmt: skip
 print(f"log evidence of the observations: {found.log_evidence:.3f}")
 axis = np.linspace(-4, 4, 200)

@@ -7,6 +7,7 @@ from drojko.flows.icnn_scheme import ICNNScheme, MapState
 from drojko.flows.importance import ImportanceCorrectedScheme
 from drojko.flows.importance_measure import Evidence, ImportanceMeasure
 from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.line_scheme import LineScheme
 from drojko.flows.semidual_measure import SemiDualStep
 from drojko.flows.semidual_scheme import SemiDualScheme
 
@@ -19,6 +20,7 @@ __all__ = [
     "ImportanceCorrectedScheme",
     "ImportanceMeasure",
     "JKOFlow",
+    "LineScheme",
     "MapState",
     "SemiDualScheme",
     "SemiDualStep",

@@ -18,6 +18,7 @@ from drojko.flows.conditioned import Conditioned
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import Entropy, PotentialEnergy
 from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.line_scheme import LineScheme
 from drojko.measures.base import Measure
 
 __all__ = ["FilterResult", "filter_diffusion"]
@@ -82,7 +83,7 @@ def filter_diffusion(
     step_size : float
         Largest h; each interval is cut into equal steps.
     scheme : object, default=None
-        `EnvelopeScheme` with 24 pieces and 1500 particles by default; it must know densities.
+        `LineScheme` in one dimension, `EnvelopeScheme` in more; it must know densities.
     random_state : None, int or generator
 
     Notes
@@ -111,9 +112,9 @@ def filter_diffusion(
     end = edges[-1] if final_time is None else float(final_time)
     if end < edges[-1]:
         raise InvalidDataError(f"final_time={end!r} is before the last observation")
-    scheme = scheme or EnvelopeScheme(
-        components=24, n_particles=1500, iterations=150, batch_size=256
-    )
+    if scheme is None:
+        line = initial.dim == 1
+        scheme = LineScheme(1500) if line else EnvelopeScheme(components=24, n_particles=5000)
     functional = PotentialEnergy(potential) + temperature * Entropy()
     gen = make_generator(random_state)
 
