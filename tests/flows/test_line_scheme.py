@@ -43,7 +43,7 @@ def test_the_chain_is_exact_far_into_the_tails():
         law = gaussian_step(law, target, 0.5)
     # Out to six standard deviations, where a trained map knows nothing.
     x = law.mean + law.covariance.sqrt() * torch.linspace(-6, 6, 61).double().unsqueeze(1)
-    # The error is that of the spacing squared, times the square of the distance; log p is -20 there.
+    # The error is of second order in the spacing; log p is -20 at the ends.
     torch.testing.assert_close(last.log_prob(x), law.log_prob(x), rtol=0, atol=1e-2)
 
 
