@@ -93,14 +93,19 @@ def _seconds(X, y, ambiguity, passes: int) -> float:
 def _overhead(data: str, name: str, passes: int):
     def case(context: Context) -> Iterator[dict]:
         X, y = classification(data)
-        base, robust = _seconds(X, y, _Plain(), passes), _seconds(X, y, SETS[name], passes)
+        # Pairs in turn, and their median: a run of a twentieth of a second is noisy by itself.
+        pairs = [
+            (_seconds(X, y, _Plain(), passes), _seconds(X, y, SETS[name], passes))
+            for _ in range(1 if context.smoke else 9)
+        ]
+        ratio = float(np.median([robust / base for base, robust in pairs]))
         yield {
             "method": name,
             "passes": passes,
-            "overhead": robust / base,
-            "seconds": robust,
+            "overhead": ratio,
+            "seconds": float(np.median([robust for _, robust in pairs])),
             "target": f"overhead <= {OVERHEAD:g}",
-            "met": robust / base <= OVERHEAD,
+            "met": ratio <= OVERHEAD,
         }
 
     return case

@@ -189,7 +189,7 @@ def _network(model: Any) -> TabularModel:
     if kind in ("MLPClassifier", "MLPRegressor"):
         weights = [np.asarray(w, dtype=np.float64).T for w in model.coefs_]
         biases = [np.asarray(b, dtype=np.float64) for b in model.intercepts_]
-        activation = {"logistic": "sigmoid"}.get(model.activation, model.activation)
+        activation = "sigmoid" if model.activation == "logistic" else str(model.activation)
         if activation == "identity":
             while len(weights) > 1:
                 biases[:2] = [weights[1] @ biases[0] + biases[1]]
@@ -226,6 +226,9 @@ def network(weights: list[np.ndarray], biases: list[np.ndarray], activation: str
 
 class _Affine(nn.Module):
     """module(A x + b)."""
+
+    matrix: Tensor
+    offset: Tensor
 
     def __init__(self, module: nn.Module, matrix: np.ndarray, offset: np.ndarray) -> None:
         super().__init__()
@@ -339,7 +342,8 @@ def _as_perceptron(module: nn.Module, d: int) -> MLP | None:
     layers = [m for m in layers if not isinstance(m, nn.Dropout | nn.Identity)]
     if layers and isinstance(layers[-1], nn.Flatten):
         layers = layers[:-1]
-    linear, between = layers[::2], layers[1::2]
+    between = layers[1::2]
+    linear: list[Any] = layers[::2]
     if len(linear) != len(between) + 1 or not all(type(m) is nn.Linear for m in linear):
         return None
     names = {_activation(m) for m in between}

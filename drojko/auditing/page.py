@@ -175,7 +175,7 @@ def _alt(report: AuditReport, column: str, word: str) -> str:
 
 
 def _table(report: AuditReport) -> str:
-    names = list(report.table.columns)
+    names = [str(name) for name in report.table.columns]
     heads = "".join(
         f'<th scope="col"{" class=text" if n in TEXT else ""}><button type="button">'
         f"{escape(HEADS.get(n, n))}</button></th>"
@@ -231,7 +231,7 @@ def _panel(report: AuditReport, k: int) -> str:
 
 
 def _displacement(report: AuditReport, size: float) -> str:
-    moved = report.displacement(size)
+    moved: Any = report.displacement(size)
     if "share" not in moved or not moved["share"].fillna(0).abs().sum() > 0:
         return '<p class="quiet">No feature moves at this size.</p>'
     total = moved.groupby("feature", sort=False)["share"].sum().sort_values(ascending=False)
