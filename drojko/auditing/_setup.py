@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from sklearn.base import clone
-from torch import Tensor
 
 from drojko._random import spawn
 from drojko.ambiguity import CVaR, DensityRatioSet, GroundCost, Wasserstein
@@ -225,8 +224,3 @@ def _fit(
 def is_reweighting(ambiguity: Any) -> bool:
     """Whether the set limits a density ratio: exact for any model."""
     return isinstance(ambiguity, DensityRatioSet)
-
-
-def tensor_targets(case: Case) -> Tensor:
-    """Targets as solvers take them."""
-    return case.y if case.n_labels else case.y.double()
