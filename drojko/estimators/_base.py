@@ -33,7 +33,7 @@ from drojko.estimators._models import build_model
 from drojko.estimators._plan import Plan
 from drojko.estimators._reference import NAMES, build_reference, count_atoms, is_sampled
 from drojko.exceptions import InvalidDataError, NonFiniteError
-from drojko.inner.choice import Choice, choose_inner
+from drojko.inner.choice import choose_inner
 from drojko.inner.importance import Importance
 from drojko.inner.packing import pack_module, unpack_module
 from drojko.inner.semidual import SemiDual
@@ -119,10 +119,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
         check_device(self.device)
-        inner, chosen = self._inner(ambiguity, X, y), ""
-        if isinstance(inner, Choice):
-            inner, chosen = inner.inner, str(inner)
-        inner.check(ambiguity)
+        self._plain_inner().check(ambiguity)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
@@ -138,6 +135,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             reference = approach.measure(ambiguity, reference, X, y, weight, groups)
             atoms = count_atoms(reference, len(X))
             sampled = is_sampled(reference)
+            inner, chosen = self._inner(ambiguity, X, y, sampled)
             plan = replace(
                 self._plan(reference, cost, ambiguity, n_outputs, generator),
                 n_draws=self.n_draws or self._default_draws(atoms, sampled),
@@ -169,7 +167,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 raise
             if found.constant is not None:  # the model was changed after all
                 self._store(model, plan, result)
-                self.message_ = f"{result.message} {found.constant}"
+                self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
             if chosen:
                 kept = replace(found.certificate, inner=chosen)
                 found = replace(found, certificate=kept)
@@ -177,19 +175,19 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self._warn(result, found.advice)
         return self
 
-    def _inner(self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray) -> Any:
-        """The inner solver, or for "auto" a `Choice` of one."""
+    def _inner(
+        self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray, sampled: bool
+    ) -> tuple[InnerSolver, str]:
+        """The inner solver, and in words why "auto" chose it."""
         if not (isinstance(self.inner, str) and self.inner == "auto"):
-            return get_inner(self._nested("inner"))
+            return get_inner(self._nested("inner")), ""
         counts = np.bincount(y) if self._classification else [len(X)]
         exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
-        return choose_inner(
-            ambiguity,
-            X.shape[1],
-            sampled=self.reference != "empirical",
-            n_samples=int(min(counts)),
-            exact_loss=exact,
+        choice = choose_inner(
+            ambiguity, X.shape[1], sampled=sampled, n_samples=int(min(counts)), exact_loss=exact
         )
+        choice.inner.check(ambiguity)
+        return choice.inner, str(choice)
 
     def _plain_inner(self) -> InnerSolver:
         auto = isinstance(self.inner, str) and self.inner == "auto"

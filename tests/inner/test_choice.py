@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from sklearn.datasets import make_blobs
 
 from drojko import DROClassifier
 from drojko.ambiguity import KL, ChiSquare, CVaR, Wasserstein
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner import ICNNJKO, Importance, Pointwise, SemiDual, SemiDualWorstCase, get_inner
 from drojko.inner.choice import choose_inner
+from drojko.measures import Empirical
 
 
 @pytest.mark.parametrize(
@@ -81,3 +83,12 @@ def test_names_and_settings():
     for wrong in ({"steps": 0}, {"rate": 0.0}, {"hidden": (0,)}, {"batch_size": 1.5}):
         with pytest.raises(InvalidDataError, match=next(iter(wrong))):
             get_inner(SemiDual(**wrong))
+
+
+def test_auto_knows_atoms_by_what_was_fitted():
+    X, y = make_blobs(500, centers=2, random_state=0)
+    settings = {"inner": "auto", "alpha": 0.1, "random_state": 0}
+    by_name = DROClassifier(KL(radius=0.1), reference="empirical", **settings).fit(X, y)
+    by_object = DROClassifier(KL(radius=0.1), reference=Empirical(), **settings).fit(X, y)
+    assert by_object.certificate_.inner == by_name.certificate_.inner
+    assert by_object.certificate_.inner.startswith("inner='auto' chose SemiDual")
