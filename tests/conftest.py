@@ -17,7 +17,10 @@ import torch
 
 torch.set_num_threads(1)  # noqa: TID251  the tests own their process
 
-hypothesis.settings.register_profile("drojko", deadline=None, max_examples=25, print_blob=True)
+# The same examples in every run, so that a change is judged by what it changed; ``--seed`` draws
+# others.
+hypothesis.settings.register_profile("drojko", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=25, print_blob=True)
 hypothesis.settings.load_profile("drojko")
 
 
@@ -30,6 +33,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     seed = config.getoption("--seed")
+    if seed:
+        hypothesis.settings.load_profile("search")
     if seed and config.getoption("--hypothesis-seed", None) is None:
         import hypothesis.core
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ _NEGLIGIBLE = 1e-13  # rows whose squared couplings in the Newton matrix are sma
 _ROUGH = 1e-4  # complementarity down to which a factor of small rank serves for the direction
 _DIRECT = 2500  # largest Newton matrix in the points themselves
 _ROUNDING = 1e-13  # complementarity below which more steps hardly help
+_CENTRED = 0.3  # least share of the complementarity that a careful step aims at
 
 
 @dataclass(eq=False)
@@ -93,6 +95,7 @@ def solve(
     penalty: float | None = None,
     start: Iterate | None = None,
     tol: float = 1e-11,
+    careful: bool = False,
 ) -> tuple[Iterate, Iterate, int]:
     r"""Maximise l'p over p >= 0, 1'p = 1 with |L'(p - w)| <= radius, or a price for it.
 
@@ -121,6 +124,8 @@ def solve(
         An iterate of a problem with similar losses.
     tol : float
         On the duality gap and the residuals.
+    careful : bool
+        Stay near the central path: more steps, for problems on which long ones end at the boundary.
 
     Returns
     -------
@@ -172,6 +177,8 @@ def solve(
         if ball:
             after += (it.kappa + dual_step * dk) * (it.t + primal * dt)
         sigma = min(max(after / max(comp, 1e-300), 0.0), 1.0) ** 3
+        if careful:
+            sigma = max(sigma, _CENTRED)
         mu = sigma * comp / pairs
         if ball:  # the ball is curved and couples both sides: one length for all, and its curvature
             share = min(primal, dual_step) ** 2
@@ -249,7 +256,9 @@ def _first(losses: np.ndarray, weights: np.ndarray, half: float, penalty: float 
     """Return the centre of the ball, with multipliers that balance."""
     spread = float(np.ptp(losses)) or 1.0
     nu = float(losses.max()) + spread
-    kappa = 2.0 * penalty if penalty is not None else spread / half
+    # In a ball kappa |L'(p - w)| is of the order of the losses: larger, and it falls faster than
+    # the residuals do.
+    kappa = 2.0 * penalty if penalty is not None else spread / math.sqrt(2.0 * half)
     return Iterate(weights.copy(), nu - losses, nu, kappa, half)
 
 

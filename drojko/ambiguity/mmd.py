@@ -26,6 +26,8 @@ _LEAST = 1e-8
 _GONE = 1e-12
 #: Losses that moved by more than this share of their spread do not start from the last solution.
 _MOVED = 0.2
+#: Gap, in units of the spread of the losses, above which the interior method tries another way.
+_SOLVED = 1e-8
 
 
 class MMD(AmbiguitySet):
@@ -447,14 +449,16 @@ class BoundMMD:
             last_key, last, middle = self._start
             if last_key == key and float(np.abs(points - last).max()) <= _MOVED:
                 start = middle
-        factor = self._factor
-        it, middle, _ = solve(
-            points, self._w, factor.low, factor.gram, radius=radius, penalty=penalty, start=start
-        )
-        if start is not None and it.gap > 1e-8:  # that start was a bad one
+        factor, tried = self._factor, []
+        warm = [] if start is None else [{"start": start}]
+        for how in [*warm, {}, {"careful": True}]:  # the next one where the last failed
             it, middle, _ = solve(
-                points, self._w, factor.low, factor.gram, radius=radius, penalty=penalty
+                points, self._w, factor.low, factor.gram, radius=radius, penalty=penalty, **how
             )
+            tried.append((it, middle))
+            if it.gap <= _SOLVED:
+                break
+        it, middle = min(tried, key=lambda pair: pair[0].gap)
         self._start = (key, points, middle)
         a = it.kappa * (it.p / it.p.sum() - self._w)
         p = np.where(it.p > _GONE * it.p.max(), it.p, 0.0)
