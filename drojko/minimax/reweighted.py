@@ -23,12 +23,13 @@ from torch import Tensor
 
 from drojko._driver import Status, run
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet
-from drojko.losses import CallableLoss, CrammerSinger, Logistic, Softmax
+from drojko.ambiguity import AmbiguitySet, TotalVariation
+from drojko.losses import CallableLoss, CrammerSinger, Logistic, Loss, Softmax
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
-from drojko.minimax.reweighted_newton import Newton, Points, State, loss_jet
+from drojko.minimax.reweighted_interior import TailInterior
+from drojko.minimax.reweighted_newton import Newton, Points, loss_jet
 from drojko.minimax.reweighted_passes import ReweightedPasses
 from drojko.minimax.subgradient import Subgradient
 from drojko.models import MLP
@@ -121,16 +122,38 @@ def _load(model: MLP, points: Points, rows: np.ndarray) -> None:
 
 
 def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) -> TrainResult:
+    """Newton's method; for total variation with a smooth loss the interior point before it."""
     model: Any = problem.model
     accuracy = min(limits.tol, ACCURACY)
-    solver = Newton(points, problem.loss, bound, problem.alpha, accuracy)
     start = _parameters(model, points)[0]
-    # Losses of regressions have longer tails: a largest loss takes more smoothing to begin with.
-    share = 1.0 if solver.barred and problem.loss.task == "regression" else 0.1
     if problem.loss.task == "regression" and points.intercept and not model.warm:
         start[-1] = float(points.w @ points.y)
+    settings = (points, problem.loss, bound, problem.alpha, accuracy)
+    if _tailed(bound.ambiguity, problem.loss):
+        share = 1e-3 if model.warm else 1.0
+        result = _solve(problem, points, TailInterior(*settings), (start, share), limits)
+        if result.status != Status.MAX_ITER or result.n_iter >= limits.max_iter:
+            return result
+        start = _parameters(model, points)[0]
+    newton = Newton(*settings)
+    # Losses of regressions have longer tails: a largest loss takes more smoothing to begin with.
+    share = 1.0 if newton.barred and problem.loss.task == "regression" else 0.1
+    return _solve(problem, points, newton, (start, 1e-3 if model.warm else share), limits)
 
-    def report(state: State) -> bool:
+
+def _tailed(ambiguity: AmbiguitySet, loss: Loss) -> bool:
+    """Whether the set is a largest loss and a tail mean, both of some mass, and the loss smooth."""
+    if not isinstance(ambiguity, TotalVariation) or not math.isfinite(loss.curvature or math.inf):
+        return False
+    return ambiguity.penalty is not None or 0.0 < float(ambiguity.radius or 0.0) < 1.0
+
+
+def _solve(
+    problem: RobustProblem, points: Points, solver: Any, start: Any, limits: Limits
+) -> TrainResult:
+    model: Any = problem.model
+
+    def report(state: Any) -> bool:
         if limits.callback is None:
             return False
         _load(model, points, state.point[None])
@@ -138,13 +161,13 @@ def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) 
 
     report.count = 0
 
-    def call(state: State) -> bool:
+    def call(state: Any) -> bool:
         report.count += 1
         return report(state)
 
     outcome = run(
         solver,
-        solver.init((start, 1e-3 if model.warm else share)),
+        solver.init(start),
         max_iter=limits.max_iter,
         max_time=limits.max_time,
         callback=call,
