@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
+import hypothesis.core
 import numpy as np
 import pytest
 import torch
@@ -36,8 +37,6 @@ def pytest_configure(config):
     if seed:
         hypothesis.settings.load_profile("search")
     if seed and config.getoption("--hypothesis-seed", None) is None:
-        import hypothesis.core
-
         hypothesis.core.global_force_seed = seed
 
 

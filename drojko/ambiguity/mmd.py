@@ -256,6 +256,15 @@ class BoundMMD:
         self._start: tuple[Any, np.ndarray, Iterate] | None = None
         self._last: tuple[bytes, MMDDual] | None = None
 
+    def factor(self) -> np.ndarray:
+        """Return L of shape (n, m) with L L' = K on the rows, up to rounding and up to 4000 points.
+
+        Rows of weight 0 are NaN: they are no points.
+        """
+        rows = np.full((self.weights.size, self._factor.low.shape[1]), np.nan)
+        rows[self._kept] = self._factor.low[self._point]
+        return rows
+
     def _choose_bandwidth(self, points: np.ndarray) -> float | None:
         if not isinstance(self.ambiguity.kernel, str):
             return None

@@ -33,7 +33,7 @@ class Table:
     """Rows x of shape (n, d), targets, masses that sum to one, and the model's variables.
 
     Classification of two classes: ``sign`` is +-1; of more: ``target`` holds class indices and
-    ``theta`` is (d, K).
+    ``theta`` is (d, K). ``members`` of shape (n, G) says who is in which group.
     """
 
     x: np.ndarray
@@ -44,6 +44,7 @@ class Table:
     outputs: Any
     sign: np.ndarray | None = None
     n_classes: int = 0
+    members: np.ndarray | None = None
 
     @property
     def link(self) -> Any:

@@ -7,11 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, CressieRead, CVaR, TotalVariation
+from drojko.ambiguity import (
+    KL,
+    MMD,
+    AmbiguitySet,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Group,
+    TotalVariation,
+)
 from drojko.baselines._losses import ConvexLoss
 from drojko.baselines._programs import Form, Table
+from drojko.exceptions import UnsupportedError
 
 __all__ = ["reweighting_form"]
+
+_MOST = 4000  # points up to which the kernel's factor is whole
 
 
 def reweighting_form(ambiguity: AmbiguitySet, loss: ConvexLoss, table: Table) -> Form:
@@ -24,7 +36,12 @@ def reweighting_form(ambiguity: AmbiguitySet, loss: ConvexLoss, table: Table) ->
     n = len(table.x)
     t = cp.Variable(n)
     epigraph = table.losses(loss) <= t
-    risk, constraints, sizes = _dual(ambiguity, t, table.mass)
+    if isinstance(ambiguity, MMD):
+        risk, constraints, sizes = _mmd(ambiguity, t, table)
+    elif isinstance(ambiguity, Group):
+        risk, constraints, sizes = _group(ambiguity, t, table)
+    else:
+        risk, constraints, sizes = _dual(ambiguity, t, table.mass)
     return Form(risk, [epigraph, *constraints], sizes, epigraph)
 
 
@@ -41,6 +58,40 @@ def _dual(ambiguity: AmbiguitySet, t: Any, mass: np.ndarray) -> tuple[Any, list[
     if isinstance(ambiguity, CressieRead):
         return _cressie_read(t, mass, ball, float(ambiguity.k))
     raise TypeError(f"{type(ambiguity).__name__} does not reweight")
+
+
+def _mmd(ambiguity: MMD, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+    """Ball: f0 + E f + r |f| with f0 + f >= loss; penalised: |f|^2 / 4c; f = L b has norm |b|."""
+    import cvxpy as cp
+
+    bound = ambiguity.on(table.x, table.mass, labels=table.target)
+    factor = bound.factor()
+    if len(factor) > _MOST:
+        raise UnsupportedError(
+            f"MMD as a conic program takes at most {_MOST} distinct rows, got {len(factor)}: use "
+            "drojko.DROClassifier or drojko.DRORegressor"
+        )
+    b, shift, size = cp.Variable(factor.shape[1]), cp.Variable(), cp.Parameter(nonneg=True)
+    risk = shift + (table.mass @ factor) @ b
+    above = t <= shift + factor @ b
+    if ambiguity.penalty is None:
+        return risk + size * cp.norm2(b), [above], [(size, float)]
+    return risk + size * cp.sum_squares(b), [above], [(size, lambda penalty: 0.25 / penalty)]
+
+
+def _group(ambiguity: Group, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+    """Total variation of the shares of groups, or any shares, with the groups' mean losses."""
+    import cvxpy as cp
+
+    members = np.asarray(table.members, dtype=np.float64)
+    mass = table.mass @ members
+    risks = cp.Variable(len(mass))
+    means = risks == ((table.mass[:, None] * members) / mass).T @ t
+    if ambiguity.radius is None and ambiguity.penalty is None:
+        return cp.max(risks), [means], []
+    shares = mass / mass.sum()
+    risk, constraints, sizes = _total_variation(risks, shares, ambiguity.penalty is None)
+    return risk, [means, *constraints], sizes
 
 
 def _cvar(t: Any, mass: np.ndarray) -> tuple[Any, list[Any], list[Any]]:

@@ -21,14 +21,17 @@ from drojko._sklearn import (
     validate_data,
 )
 from drojko.ambiguity import (
+    MMD,
     AmbiguitySet,
     DensityRatioSet,
     GroundCost,
+    Group,
     Wasserstein,
 )
 from drojko.baselines._losses import ConvexLoss, convex_loss
 from drojko.baselines._programs import Form, Program, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
+from drojko.baselines._rows import Rows, members_of, size_of
 from drojko.baselines._transport import order_one_form, order_two_form
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 
@@ -38,7 +41,7 @@ __all__ = ["ConvexDROClassifier", "ConvexDRORegressor", "SUPPORTED"]
 SUPPORTED: dict[str, tuple[str, ...]] = {
     "Wasserstein(order=1)": ("logistic", "hinge", "absolute", "huber", "quantile"),
     "Wasserstein(order=2)": ("hinge (two classes)", "squared", "absolute", "quantile"),
-    "KL, ChiSquare, CressieRead, TotalVariation, CVaR": ("all",),
+    "KL, ChiSquare, CressieRead, TotalVariation, CVaR, MMD, Group": ("all",),
 }
 
 
@@ -62,16 +65,17 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
     def _loss(self) -> ConvexLoss:
         raise NotImplementedError
 
-    def _solve(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> None:
+    def _solve(self, X: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any) -> None:
         """Build, compile and solve; y holds class indices or floats."""
         import cvxpy as cp
 
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
-        self._rows = rows = _Rows(X, y, weight / weight.sum())
-        X, y, mass = rows.x, rows.y, rows.mass
         ambiguity = self._nested("ambiguity")
+        members = members_of(ambiguity, groups, weight)
+        self._rows = rows = Rows(X, y, weight / weight.sum(), members)
+        X, y, mass = rows.x, rows.y, rows.mass
         names = getattr(self, "feature_names_in_", None)
         resolved = ambiguity.validate(X.shape[1], None if names is None else list(names))
         classes = len(getattr(self, "classes_", ()))
@@ -82,7 +86,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         intercept = cp.Variable(size) if self.fit_intercept else np.zeros(size)
         sign = 2.0 * y - 1.0 if classes == 2 else None
         outputs = cp.Variable((len(X), classes) if classes > 2 else len(X))
-        table = Table(X, y, mass, theta, intercept, outputs, sign, classes)
+        table = Table(X, y, mass, theta, intercept, outputs, sign, classes, rows.members)
         form = self._form(ambiguity, resolved, loss, table)
         objective = form.risk
         if self.alpha > 0:
@@ -91,13 +95,13 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         solver = check_solver(self.solver)
         self._program = Program(form, problem, solver, dict(self.solver_options or {}))
         self._table = table
-        self._finish(_size(ambiguity))
+        self._finish(size_of(ambiguity))
 
     def _form(self, ambiguity: Any, resolved: Any, loss: ConvexLoss, table: Table) -> Form:
         name = type(ambiguity).__name__
-        if ambiguity.radius == 0:
+        if ambiguity.radius == 0 and not isinstance(ambiguity, Group):
             return Form(table.mass @ table.losses(loss), [], [])
-        if isinstance(ambiguity, DensityRatioSet):
+        if isinstance(ambiguity, DensityRatioSet | MMD | Group):
             return reweighting_form(ambiguity, loss, table)
         if not isinstance(ambiguity, Wasserstein) or not isinstance(resolved, GroundCost):
             raise _unsupported(name)
@@ -141,7 +145,9 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
             self.n_features_in_, None
         )
         if not size > 0 or not self._program.form.sizes:
-            raise InvalidDataError(f"refit got {size!r}: for radius 0 and back, call fit")
+            raise InvalidDataError(
+                f"refit got {size!r}: for radius 0, sets without a size, and back, call fit"
+            )
         self._finish(float(size))
         return self
 
@@ -209,38 +215,6 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         return {k: v for k, v in state.items() if k not in ("_program", "_table", "_rows")}
 
 
-class _Rows:
-    """Distinct rows (x, y) of positive mass, and the way back: copies are weights."""
-
-    def __init__(self, X: np.ndarray, y: np.ndarray, mass: np.ndarray) -> None:
-        self.given, self.given_mass, self.kept = X, mass, mass > 0
-        rows = np.column_stack([X, y])[self.kept]
-        distinct, index = np.unique(rows, axis=0, return_inverse=True)
-        self.index = index.ravel()
-        self.x, self.y = distinct[:, :-1], distinct[:, -1].astype(y.dtype)
-        self.mass = np.bincount(self.index, weights=mass[self.kept])
-
-    def masses(self, distinct: np.ndarray) -> np.ndarray:
-        """Masses of the given rows: copies share in proportion to their weights."""
-        result = np.zeros(len(self.given))
-        ratio = distinct / self.mass
-        result[self.kept] = ratio[self.index] * self.given_mass[self.kept]
-        return result / result.sum()
-
-    def atoms(self, distinct: np.ndarray) -> np.ndarray:
-        """Positions of the given rows; those without weight stay."""
-        result = self.given.copy()
-        result[self.kept] = distinct[self.index]
-        return result
-
-
-def _size(ambiguity: Any) -> float:
-    """The number that a set is sized by."""
-    if hasattr(ambiguity, "alpha"):
-        return float(ambiguity.alpha)
-    return float(ambiguity.radius if ambiguity.penalty is None else ambiguity.penalty)
-
-
 class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
     r"""Robust linear classifier on the empirical measure, by conic programming.
 
@@ -256,7 +230,8 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
     ambiguity : AmbiguitySet, default=None
         None: ``Wasserstein(radius=0.1, order=1)``. Order 1: logistic and hinge, norms 1, 2 and
         inf, with label cost for two classes. Order 2: hinge of two classes. KL, chi-square,
-        Cressie-Read, total variation, CVaR: every loss, several classes too.
+        Cressie-Read, total variation, CVaR, groups and MMD on the support (up to 4000 rows): every
+        loss, several classes too.
     loss : {"logistic", "hinge"}, default="logistic"
     alpha : float, default=0.0
         L2 penalty on the coefficients.
@@ -329,7 +304,7 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
         return convex_loss(self.loss)
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Build the program and solve it.
 
         Parameters
@@ -337,6 +312,8 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
         X : array-like of shape (n, d)
         y : array-like of shape (n,)
         sample_weight : array-like of shape (n,), default=None
+        groups : array-like of shape (n,) or (n, G), default=None
+            For `Group` sets: a label per row, or columns of 0 and 1.
 
         Returns
         -------
@@ -347,7 +324,7 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise InvalidDataError(f"{type(self).__name__} got 1 class in y; it needs 2 or more")
-        self._solve(np.asarray(X), index, sample_weight)
+        self._solve(np.asarray(X), index, sample_weight, groups)
         return self
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
@@ -455,7 +432,7 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
         return convex_loss(self.loss, delta=self.delta, quantile=self.quantile)
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Build the program and solve it.
 
         Parameters
@@ -463,13 +440,15 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
         X : array-like of shape (n, d)
         y : array-like of shape (n,)
         sample_weight : array-like of shape (n,), default=None
+        groups : array-like of shape (n,) or (n, G), default=None
+            For `Group` sets: a label per row, or columns of 0 and 1.
 
         Returns
         -------
         self : ConvexDRORegressor
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        self._solve(np.asarray(X), np.asarray(y, dtype=np.float64), sample_weight)
+        self._solve(np.asarray(X), np.asarray(y, dtype=np.float64), sample_weight, groups)
         return self
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:

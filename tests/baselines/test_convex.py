@@ -10,7 +10,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
 
 from drojko import DROClassifier, DRORegressor
-from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
+from drojko.ambiguity import (
+    KL,
+    MMD,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Group,
+    TotalVariation,
+    Wasserstein,
+)
 from drojko.baselines import ConvexDROClassifier, ConvexDRORegressor
 from drojko.exceptions import InvalidDataError, SolverError, UnboundedRiskError, UnsupportedError
 
@@ -204,3 +213,80 @@ def test_bad_input_is_named(table):
     hurried = ConvexDRORegressor(Wasserstein(penalty=9.0), solver_options={"max_iter": 2})
     with pytest.raises(SolverError, match="CLARABEL"):
         hurried.fit(X, target)
+
+
+ON_SUPPORT = [
+    MMD(radius=0.2),
+    MMD(penalty=1.5),
+    MMD("energy", radius=0.3),
+    MMD("laplace", 1.0, radius=0.2),
+    Group(),
+    Group(radius=0.2),
+    Group(penalty=0.4),
+]
+
+
+@pytest.mark.parametrize("ambiguity", ON_SUPPORT, ids=repr)
+@pytest.mark.parametrize("loss", ["logistic", "squared", "absolute"])
+def test_sets_on_the_support_agree_with_their_duals_and_our_solver(table, ambiguity, loss):
+    X, y, target, weight = table
+    weight = np.maximum(weight, 0.5)
+    groups = np.where(X[:, 0] > 0.7, "high", np.where(X[:, 1] > 0, "mid", "low"))
+    given = {"groups": groups} if isinstance(ambiguity, Group) else {}
+    goal = y if loss == "logistic" else target
+    convex, ours = (ConvexDROClassifier, DROClassifier)
+    if loss != "logistic":
+        convex, ours = (ConvexDRORegressor, DRORegressor)
+    model = convex(ambiguity, loss=loss, alpha=0.01).fit(X, goal, weight, **given)
+    losses = losses_of(model, X, goal)
+    bound = ambiguity.on(X, weight, labels=goal) if not given else ambiguity.on(X, weight, groups)
+    ridge = 0.005 * float(np.sum(model.coef_**2))
+    dual = bound.dual(losses)
+    assert model.objective_ == pytest.approx(dual.value + ridge, rel=1e-5)
+    masses = model.worst_case_weights_
+    price = (ambiguity.penalty or 0.0) * dual.radius
+    assert masses @ losses - price == pytest.approx(dual.value, rel=1e-3)
+    fitted = ours(ambiguity, loss=loss, alpha=0.01, reference="empirical")
+    fitted.fit(X, goal, sample_weight=weight, **given)
+    ridge = 0.005 * float(np.sum(fitted.coef_**2))
+    assert fitted.certificate_.upper + ridge == pytest.approx(model.objective_, rel=1e-4)
+
+
+def test_overlapping_groups(table):
+    X, y, *_ = table
+    members = np.column_stack([X[:, 0] > 0, X[:, 1] > -1.0, np.ones(60, bool)])
+    model = ConvexDROClassifier(Group(), alpha=0.05).fit(X, y, groups=members)
+    losses = losses_of(model, X, y)
+    worst = max(losses[inside].mean() for inside in members.T)
+    assert model.objective_ == pytest.approx(worst + 0.025 * np.sum(model.coef_**2), rel=1e-6)
+    assert model.worst_case_weights_ @ losses == pytest.approx(worst, rel=1e-4)
+    with pytest.raises(InvalidDataError, match="groups="):
+        ConvexDROClassifier(Group()).fit(X, y)
+    with pytest.raises(InvalidDataError, match="call fit"):
+        model.refit(0.3)
+
+
+CROSS = [
+    *RATIO,
+    *(
+        Wasserstein(radius=0.1, order=1, norm=norm, label_cost=cost)
+        for norm in (1, 2, math.inf)
+        for cost in (math.inf, 0.8)
+    ),
+    Wasserstein(penalty=0.3, order=1),
+]
+
+
+@pytest.mark.parametrize("ambiguity", CROSS, ids=repr)
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "absolute", "huber", "quantile"])
+def test_our_solver_reaches_the_value_of_the_program(table, ambiguity, loss):
+    X, y, target, weight = table
+    kind = (ConvexDROClassifier, DROClassifier)
+    goal = y
+    if loss not in ("logistic", "hinge"):
+        kind, goal = (ConvexDRORegressor, DRORegressor), target
+    theirs = kind[0](ambiguity, loss=loss, alpha=0.01).fit(X, goal, weight)
+    ours = kind[1](ambiguity, loss=loss, alpha=0.01, reference="empirical")
+    ours.fit(X, goal, sample_weight=weight)
+    value = ours.certificate_.upper + 0.005 * float(np.sum(ours.coef_**2))
+    assert value == pytest.approx(theirs.objective_, rel=1e-4)

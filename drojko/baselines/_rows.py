@@ -1,0 +1,65 @@
+"""Rows of a table as conic programs want them: distinct, with masses and groups."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from drojko.ambiguity import Group
+from drojko.ambiguity.group import membership
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["Rows", "members_of", "size_of"]
+
+
+class Rows:
+    """Distinct rows (x, y, groups) of positive mass, and the way back: copies are weights."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray, mass: np.ndarray, members: Any) -> None:
+        self.given, self.given_mass, self.kept = X, mass, mass > 0
+        d = X.shape[1]
+        parts = [X, y] if members is None else [X, y, members]
+        rows = np.column_stack(parts)[self.kept]
+        distinct, index = np.unique(rows, axis=0, return_inverse=True)
+        self.index = index.ravel()
+        self.x, self.y = np.ascontiguousarray(distinct[:, :d]), distinct[:, d].astype(y.dtype)
+        self.members = None if members is None else distinct[:, d + 1 :] > 0
+        self.mass = np.bincount(self.index, weights=mass[self.kept])
+
+    def masses(self, distinct: np.ndarray) -> np.ndarray:
+        """Masses of the given rows: copies share in proportion to their weights."""
+        result = np.zeros(len(self.given))
+        ratio = distinct / self.mass
+        result[self.kept] = ratio[self.index] * self.given_mass[self.kept]
+        return result / result.sum()
+
+    def atoms(self, distinct: np.ndarray) -> np.ndarray:
+        """Positions of the given rows; those without weight stay."""
+        result = self.given.copy()
+        result[self.kept] = distinct[self.index]
+        return result
+
+
+def members_of(ambiguity: Any, groups: Any, weight: np.ndarray) -> np.ndarray | None:
+    """Who is in which group, of shape (n, G); None for sets without groups."""
+    if not isinstance(ambiguity, Group):
+        return None
+    if groups is None or len(members := membership(groups)[0]) != len(weight):
+        raise InvalidDataError(
+            "a Group set needs the groups of the rows: give fit a groups= with a label for each "
+            "row of X, or columns of 0 and 1"
+        )
+    if not (weight @ members > 0).all():
+        raise InvalidDataError("a group has no row of positive weight: drop it, or its rows")
+    return members
+
+
+def size_of(ambiguity: Any) -> float:
+    """The number that a set is sized by; NaN for any mixture of groups."""
+    if hasattr(ambiguity, "alpha"):
+        return float(ambiguity.alpha)
+    if ambiguity.radius is None and ambiguity.penalty is None:
+        return math.nan
+    return float(ambiguity.penalty if ambiguity.radius is None else ambiguity.radius)
