@@ -63,6 +63,17 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
     return StandardScaler().fit_transform(X), (y - y.mean()) / y.std()
 
 
+def logistic_model(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standard normal features, labels from a logistic model, 5 % of them flipped."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d))
+    theta = rng.standard_normal(d) / d**0.5
+    y = (rng.random(n) < 1 / (1 + np.exp(-3 * (X @ theta)))).astype(int)
+    flip = rng.random(n) < 0.05
+    y[flip] = 1 - y[flip]
+    return X, y
+
+
 def kde(X: np.ndarray, y: np.ndarray) -> ClassConditional:
     """A kernel estimate per class, its noise capped so that it stays close to the data."""
     spread = math.sqrt(float(X.var(0).sum()))

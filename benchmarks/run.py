@@ -53,6 +53,8 @@ SUITES = (
     "semidual",
     "audit",
 )
+#: Other names of suites.
+ALIASES = {"mlp": "training"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only make RESULTS.md anew")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    given.suites = [ALIASES.get(name, name) for name in given.suites]
     unknown = [name for name in given.suites if name not in SUITES]
     if unknown:
         parser.error(f"unknown suites {unknown}; choose from {', '.join(SUITES)}")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from exact import exact_risk
-from fixtures import classification, diabetes
+from fixtures import classification, diabetes, logistic_model
 from foreign import PACKAGES, fits, title
+from growth import SIZES
 from harness import OK, SKIPPED, Check, Context, numbers, table
 
 TITLE = "Other packages"
@@ -37,7 +38,6 @@ order 1 lets labels move at a price of 1000.
 COLUMNS = ("n", "d", "seconds", "robust risk", "excess", "reported", "times ours", "target")
 LIMIT, CLOSE = 300.0, 1e-3
 FASTER, MUCH_FASTER, ENTROPIC = 50.0, 100.0, 100.0
-SIZES = {"W1": 0.1, "W2": 0.1, "KL": 0.1, "chi-square": 0.5, "CVaR": 0.5, "TV": 0.1}
 OURS = "drojko"
 RETRY = ", SCS"  # where dro's default solver fails: what its user would try next
 
@@ -90,19 +90,13 @@ def methods(name: str, loss: str, *, small: bool, large: bool) -> Iterator[tuple
 
 
 def data(kind: str, n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """As in the suite of growing sizes: labels from a logistic model, 5 % of them flipped."""
+    """A real table, or synthetic rows from a logistic model."""
     if kind == "diabetes":
         return diabetes()
     if kind != "synthetic":
         X, y = classification(kind)
         return X[:, :d], y
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((n, d))
-    theta = rng.standard_normal(d) / d**0.5
-    y = (rng.random(n) < 1 / (1 + np.exp(-3 * (X @ theta)))).astype(int)
-    flip = rng.random(n) < 0.05
-    y[flip] = 1 - y[flip]
-    return X, y
+    return logistic_model(n, d, seed)
 
 
 def _case(kind: str, n: int, d: int, name: str, loss: str, *, small=False, large=False):
