@@ -17,12 +17,13 @@ from drojko.ambiguity import Wasserstein
 TITLE = "Linear models, empirical reference"
 ABOUT = """
 First table, order-2 Wasserstein on real data, standardised: `DROClassifier` and `DRORegressor` with
-`reference="empirical"` at default settings. `robust risk` is the exact robust risk of the returned coefficients by one evaluator
-(benchmarks/exact.py, one-dimensional duals, without drojko); `optimum` the same of the solution of
-cvxpy with Clarabel: a conic program (hinge, squared), or cutting planes, whose relaxation gives a
-lower bound of the true optimum (logistic). `excess` is drojko's robust risk over that lower bound
-(hinge, squared: over the program's value) minus 1; up to a relative 1e-5 of it is the relaxation's
-tolerance, and slightly negative values are Clarabel's own. A risk below 1e-6 counts as 1e-6 there.
+`reference="empirical"` at default settings. `robust risk` is the exact robust risk of the returned
+coefficients by one evaluator (benchmarks/exact.py, one-dimensional duals, without drojko);
+`optimum` the same of the solution of cvxpy with Clarabel: a conic program (hinge, squared), or
+cutting planes, whose relaxation gives a lower bound of the true optimum (logistic). `excess` is
+drojko's robust risk over that lower bound (hinge, squared: over the program's value) minus 1; up to
+a relative 1e-5 of it is the relaxation's tolerance, and slightly negative values are Clarabel's
+own. A risk below 1e-6 counts as 1e-6 there.
 `upper` is the certificate's bound and `gap` its relative gap. `seconds` is the whole fit with its
 certificate, `reference seconds` the other solver's.
 
