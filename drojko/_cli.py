@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -289,7 +290,7 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     from drojko._tables import labels, read_table, split_target
 
     console = _console()
-    with _failures(), console.status("audit"):
+    with _failures():
         from drojko import ambiguity as sets
         from drojko.auditing import audit as run
 
@@ -307,7 +308,7 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
         }[kind]()  # fmt: skip
         report = run(
             fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
-            scale="standard" if given["standardize"] else None,
+            scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
         )  # fmt: skip
         for name, save in (
             ("html", report.to_html),

@@ -54,7 +54,7 @@ def attack(case: Case, pool: Pool, learned: Learned, sizes: list[float]) -> Atta
     )
     start_all: list[Tensor] = []
     start_few: list[Tensor] = []
-    for size in order:
+    for size in case.progress.over(order, "ascent with restarts", 0.2):
         penalty = learned.penalties[size]
         at = bare.with_penalty(penalty)
         length = _length(pool, case, penalty)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.auditing._models import AuditedModel
+from drojko.auditing._progress import Progress
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.models import TabularModel
@@ -44,6 +45,7 @@ class Case:
     label_cost: float = np.inf
     groups: Any = None
     calls: list[int] = field(default_factory=lambda: [0])
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def classes(self) -> np.ndarray | None:

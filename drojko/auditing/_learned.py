@@ -109,7 +109,7 @@ def _exact(
     """Linear models with scalar losses: both sides from one root."""
     known = structure(found.adversary.objective)
     start = None
-    for radius in radii:
+    for radius in case.progress.over(radii, "exact worst cases", 0.6):
         ball = solve_ball(found.adversary, found.batch, case.w, radius, start=start)
         start = ball.penalty
         found.penalties[radius] = ball.penalty
@@ -163,7 +163,7 @@ class _Path:
             self._try(size, starts, steps)
             self.found.penalties[size] = size
         last: tuple[float, float] | None = None
-        for radius in radii:
+        for radius in self.case.progress.over(radii, "prices of the radii", 0.1):
             guess = max(slope / (2.0 * radius), 1e-3 * level / radius**2, 1e-12)
             if last is not None:  # the budget rises with the square of the radius
                 guess = last[1] * last[0] / radius
@@ -206,7 +206,7 @@ class _Path:
         if not penalties:
             return
         learned = self._fit(penalties)
-        for size in (*radii, *given):
+        for size in self.case.progress.over((*radii, *given), "learned maps", 0.2):
             penalty = self.found.penalties[size]
             for _ in range(3):
                 at = learned.with_penalty(penalty)
@@ -281,7 +281,8 @@ class _Path:
         steps = min(CORRECTIONS, adversary.corrections)
         full = min(400, 8 * adversary.corrections)
         start: Tensor | None = None
-        for size in sorted((*radii, *given), key=lambda s: self.found.penalties[s]):
+        order = sorted((*radii, *given), key=lambda s: self.found.penalties[s])
+        for size in case.progress.over(order, "all rows", 0.2):
             penalty = self.found.penalties[size]
             start = self._all(pool, penalty, start, steps)
             for _ in range(0 if size in given or self.found.all_rows else 4):
@@ -332,7 +333,7 @@ class _Path:
         """Dual points: penalties that are best on few rows, then evaluated on all of them."""
         tried: dict[float, Dual] = {}
         wanted: list[float] = list(given)
-        for radius in radii:
+        for radius in self.case.progress.over(radii, "bounds on some rows", 0.1):
             best: tuple[float, float] | None = None
             for factor in FACTORS:
                 penalty = self.found.penalties[radius] * factor
@@ -347,7 +348,7 @@ class _Path:
                     break
             if best is not None and best[1] not in wanted:
                 wanted.append(best[1])
-        for penalty in wanted:
+        for penalty in self.case.progress.over(wanted, "bounds", 0.1):
             # A Lipschitz bound hardly depends on how near the maximiser is; concavity does.
             rough = penalty in tried and tried[penalty].proof == "lipschitz"
             dual = self._dual(

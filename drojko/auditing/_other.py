@@ -62,7 +62,7 @@ def certify_other(case: Case, sizes: list[tuple[float, Any]], inner: InnerSolver
             f"{_SUPPORTED}"
         )
     found: list[Found] = []
-    for size, ambiguity in sizes:
+    for size, ambiguity in case.progress.over(sizes, "certificates", 1.0):
         plan = plan_of(case, ambiguity, inner)
         approach = approach_to(ambiguity)
         model = copy.deepcopy(case.tabular)

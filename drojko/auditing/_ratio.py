@@ -42,7 +42,7 @@ def reweight(case: Case, sets: list[tuple[float, Any]]) -> list[Found]:
     rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=case.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
     result = []
-    for size, ambiguity in sets:
+    for size, ambiguity in case.progress.over(sets, "exact duals", 1.0):
         bound = ambiguity.on(None, weights)
         certificate, point = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted

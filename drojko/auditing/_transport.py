@@ -17,6 +17,7 @@ from drojko.auditing._found import Found, check
 from drojko.auditing._learned import Dual, Learned, begin, learn
 from drojko.auditing._noise import noise_risk
 from drojko.auditing._pool import Mixture, Pool
+from drojko.auditing._progress import Progress
 from drojko.auditing._worst_case import MovedRows
 from drojko.auditing.checks import Health
 from drojko.auditing.search import search
@@ -56,7 +57,7 @@ def transport(
         search(case, pool, work.scales(), calls, spawn(case.generator))
     work.cap = largest_loss(case)
     found: list[Found] = []
-    for size, ambiguity in sizes:
+    for size, ambiguity in case.progress.over(sizes, "worst cases", 0.1):
         found.append(work.found(size, ambiguity, found[-1] if found else None))
     return found
 
@@ -96,7 +97,7 @@ class _Work:
             rows = torch.randperm(n, generator=spawn(case.generator))[:SPARE_ROWS].sort().values
         few = replace(
             case, x=case.x[rows], y=case.y[rows], w=case.w[rows] / case.w[rows].sum(),
-            rows=case.rows[rows.numpy()],
+            rows=case.rows[rows.numpy()], progress=Progress(),
         )  # fmt: skip
         own = begin(few)
         search(few, own, self.scales(), SPARE_CALLS, spawn(case.generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from drojko.auditing._case import Case
 from drojko.auditing._found import Found, table_row
 from drojko.auditing._models import audited_model
 from drojko.auditing._other import certify_other
+from drojko.auditing._progress import Progress, progress_bar
 from drojko.auditing._ratio import reweight
 from drojko.auditing._setup import build_case, is_reweighting, sets_of, size_name
 from drojko.auditing._transport import transport
@@ -87,7 +89,7 @@ def audit(
     name : str, default=None
         Of the model, for the report; None: the name of its class.
     verbose : bool, default=False
-        Print a line per radius.
+        Show a progress bar, on standard error.
 
     Returns
     -------
@@ -148,7 +150,8 @@ def audit(
             f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
         )
     sizes = [(size, _in_units(own, case)) for size, own in sets]
-    with one_torch_thread(case.x.numel() < SMALL):
+    with progress_bar(verbose) as progress, one_torch_thread(case.x.numel() < SMALL):
+        case = replace(case, progress=progress)
         general = health(case)
         if general.unusable:
             found = unusable(case, sizes, general)
@@ -162,13 +165,12 @@ def audit(
             row.checks = [*general.checks, *row.checks]
             row.findings = [*general.findings, *row.findings]
         return _report(
-            case,
+            replace(case, progress=Progress()),  # the report outlives the bar
             found,
             general.nominal,
             size_name(ambiguity, radii),
             name or _name(model),
             images,
-            verbose,
             {"ambiguity": repr(ambiguity), "reference": str(reference), "scale": scale},
         )
 
@@ -194,7 +196,6 @@ def _report(
     size: str,
     name: str,
     images: tuple[int, int] | None,
-    verbose: bool,
     about: dict[str, Any],
 ) -> AuditReport:
     import pandas as pd
@@ -204,9 +205,6 @@ def _report(
         row = table_row(size, case, one, nominal)
         rows.append(row)
         checks += [{size: one.size, **line} for line in one.checks]
-        if verbose:
-            risk, upper = row["worst_case_risk"], row["upper_bound"]
-            print(f"{size}={one.size:g}: risk {risk:.6g} <= {upper:.6g}")
     about = {
         **about,
         "note": case.model.note,

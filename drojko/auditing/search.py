@@ -41,7 +41,7 @@ def search(
     if lines > _BISECTIONS:
         for k in range(donors):
             used += state.line(k)
-    for step in range(calls - used):
+    for step in case.progress.over(range(calls - used), "search", 0.7):
         state.improve(step)
     state.prune()
 
