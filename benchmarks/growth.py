@@ -46,7 +46,7 @@ class _Trace:
 
     def on_fit_task_begin(self, estimator, context) -> None: ...
 
-    def on_fit_task_end(self, estimator, context, fitted_estimator=None) -> bool:
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None) -> bool:
         if context.task_name == "outer" and fitted_estimator is not None:
             model: Any = fitted_estimator
             seconds = time.process_time() - self.start
