@@ -9,10 +9,18 @@ from dataclasses import dataclass
 import torch
 
 from drojko.flows.map_problem import Evaluated, MapProblem
-from drojko.flows.refinement import Refinement, affine_part, fresh, hidden_part, polish
+from drojko.flows.refinement import (
+    Refinement,
+    affine_part,
+    fresh,
+    hidden_part,
+    polish,
+    thinned,
+)
 from drojko.transport.icnn import ICNN
 from drojko.transport.initialise import set_affine
 from drojko.transport.maps import AffineMap, BrenierMap, TransportMap
+from drojko.transport.stochastic_jet import Probes
 
 __all__ = ["FittedMap", "fit_map"]
 
@@ -41,6 +49,7 @@ def fit_map(
     rate: float,
     tol: float,
     start: ICNN | None = None,
+    probes: Probes | None = None,
 ) -> FittedMap:
     """Minimise J over gradients of ICNNs; ``start`` is the potential of the step before.
 
@@ -67,16 +76,18 @@ def fit_map(
     if start is not None:
         warm = _warm(base_train, start, matrix, shift)
         if warm is not None and (
-            held.at_potential(warm).value < held.at_potential(potential).value
+            held.at_potential(warm, probes).value < held.at_potential(potential, probes).value
         ):
             potential = warm
-    refinement = Refinement(base_train, held, generator, iterations, batch_size, rate, 0.1 * least)
+    least_stage = 0.1 * least
+    refinement = Refinement(
+        base_train, held, generator, iterations, batch_size, rate, least_stage, probes
+    )
     potential = refinement.result(potential)
-    polished = polish(base_train, potential)
-    found = held.at_potential(potential)
-    gain, own = held_at.value - found.value, at.value - polished.value
+    polish(base_train, potential)
+    found, final = held.at_potential(potential), base_train.at_potential(potential)
+    gain, own = held_at.value - found.value, at.value - final.value
     if found.finite and gain > least and gain > 0.1 * own:
-        final = base_train.at_potential(potential)
         brenier = BrenierMap(_frozen(potential), train.centre.clone(), train.scale)
         return FittedMap(brenier, potential, final, found, True)
     return FittedMap(affine, start, at, held_at, False)
@@ -90,15 +101,16 @@ def _affine_map(problem: MapProblem, matrix, shift) -> AffineMap:
 def _warm(problem: MapProblem, start: ICNN, matrix, shift) -> ICNN | None:
     """The last layers with the affine part refitted; None where they bend more than M allows."""
     potential = copy.deepcopy(start).requires_grad_(True)
-    gradient, hessian = hidden_part(potential, problem.inner)
-    mean = torch.einsum("n,nij->ij", problem.particles.w, hessian)
+    few = thinned(problem)
+    w = few.particles.w
+    gradient, hessian = hidden_part(potential, few.inner)
+    mean = torch.einsum("n,nij->ij", w, hessian)
     rest = matrix - mean
     if float(torch.linalg.eigvalsh(rest)[0]) < 0.02:
         rest = rest + (0.02 - float(torch.linalg.eigvalsh(rest)[0])) * torch.eye(len(rest)).to(rest)
-    w = problem.particles.w
-    set_affine(potential, rest, shift - w @ (gradient - problem.inner @ mean))
+    set_affine(potential, rest, shift - w @ (gradient - few.inner @ mean))
     at = polish(problem, potential)
-    return potential if at.finite else None
+    return potential if at is None or at.finite else None
 
 
 def _frozen(potential: ICNN) -> ICNN:

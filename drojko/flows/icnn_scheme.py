@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from drojko._adam import Adam
+from drojko.exceptions import InvalidDataError
 from drojko.flows._fit_map import FittedMap, fit_map
 from drojko.flows.map_problem import MapProblem
+from drojko.flows.refinement import DENSE
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.icnn import ICNN
 from drojko.transport.initialise import bures_map, set_affine
 from drojko.transport.maps import BrenierMap
+from drojko.transport.stochastic_jet import Probes
 
 __all__ = ["ICNNScheme", "MapState"]
 
@@ -71,6 +74,13 @@ class ICNNScheme:
         learning rate. 0 iterations: affine maps only.
     tol : float
         A network is kept where it gains more than this share of what the affine map gains.
+    log_det : {"auto", "exact", "stochastic"}
+        Of a gradient flow: how the Hessians' log-determinants enter the training of a map.
+        "stochastic": by products with random signs and Lanczos steps (`stochastic_jet`). "auto":
+        that above 32 columns. What counts in the end, whether a network is kept, the energy and
+        the densities of the particles, is exact.
+    probes : Probes
+        Of the stochastic form.
 
     Notes
     -----
@@ -87,6 +97,8 @@ class ICNNScheme:
     batch_size: int = 128
     rate: float = 0.1
     tol: float = 1e-3
+    log_det: str = "auto"
+    probes: Probes = field(default_factory=Probes)
 
     def fit_map(
         self,
@@ -96,6 +108,12 @@ class ICNNScheme:
         start: ICNN | None = None,
     ) -> FittedMap:
         """The map that minimises J on ``train``, judged on ``held``; see `fit_map`."""
+        if self.log_det not in ("auto", "exact", "stochastic"):
+            raise InvalidDataError(
+                f"ICNNScheme got log_det={self.log_det!r}; expected auto, exact or stochastic"
+            )
+        wide = train.particles.x.shape[1] > DENSE
+        rough = self.log_det == "stochastic" or (self.log_det == "auto" and wide)
         return fit_map(
             train,
             held,
@@ -106,6 +124,7 @@ class ICNNScheme:
             rate=self.rate,
             tol=self.tol,
             start=start,
+            probes=self.probes if rough and train.dense else None,
         )
 
     def init(

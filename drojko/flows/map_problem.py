@@ -12,8 +12,11 @@ from drojko.flows._functional import Functional
 from drojko.transport.icnn import ICNN
 from drojko.transport.jet import forward, jet, log_det
 from drojko.transport.maps import AffineMap
+from drojko.transport.stochastic_jet import Probes, stochastic_jet
 
 __all__ = ["Evaluated", "MapProblem", "Particles"]
+
+_ROWS = 1024  # points whose Hessians are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,14 @@ class MapProblem:
         """The particles in the potential's coordinates."""
         return (self.particles.x - self.centre) / self.scale
 
+    def few(self, count: int) -> MapProblem:
+        """The problem on the first of its particles; they are in no order."""
+        if len(self.particles.x) <= count:
+            return self
+        rows = torch.arange(count)
+        functional = self.functional.take(rows)
+        return replace(self, functional=functional, particles=_take(self.particles, rows))
+
     @property
     def dense(self) -> bool:
         """Whether the functional asks for log-determinants."""
@@ -115,13 +126,38 @@ class MapProblem:
             d_image = torch.addcmul(d_image, p.w.unsqueeze(1), miss, value=1.0 / self.tau)
         return Evaluated(value, energy.value, move, image, log_det, d_image, -energy.log_density)
 
-    def at_potential(self, potential: ICNN) -> Evaluated:
-        """J at the gradient of a potential."""
-        image, hessian = forward(potential, self.inner)
-        return self.evaluate(image * self.scale + self.centre, log_det(hessian)[0])
+    def at_potential(self, potential: ICNN, probes: Probes | None = None) -> Evaluated:
+        """J at the gradient of a potential; with ``probes`` estimated, always from the same ones.
 
-    def with_gradient(self, potential: ICNN, rows: Tensor | None = None) -> tuple[float, list]:
-        """J at a potential and its gradient in the parameters; on some of the rows only."""
+        Estimates of two potentials compare: they have their probes in common.
+        """
+        if probes is not None:
+            gen = torch.Generator().manual_seed(0)
+            parts = [
+                stochastic_jet(potential, part, gen, probes) for part in self.inner.split(_ROWS)
+            ]
+            image = torch.cat([part.image for part in parts])
+            found = torch.cat([part.log_det for part in parts])
+            return self.evaluate(image * self.scale + self.centre, found)
+        images, log_dets = [], []
+        for part in self.inner.split(_ROWS):
+            image, hessian = forward(potential, part)
+            images.append(image)
+            log_dets.append(log_det(hessian)[0])
+        found = torch.cat(log_dets)
+        return self.evaluate(torch.cat(images) * self.scale + self.centre, found)
+
+    def with_gradient(
+        self,
+        potential: ICNN,
+        rows: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        probes: Probes | None = None,
+    ) -> tuple[float, list]:
+        """J at a potential and its gradient in the parameters; on some of the rows only.
+
+        With ``probes`` both are unbiased estimates, from signs of the generator.
+        """
         part = self
         if rows is not None:
             chosen = _take(self.particles, rows)
@@ -131,7 +167,11 @@ class MapProblem:
             zeros = out.new_zeros(len(out))
             found = part.evaluate(out * self.scale + self.centre, zeros)
             return found.value, back(found.d_image * self.scale)
-        found = jet(potential, part.inner)
+        if probes is None:
+            found = jet(potential, part.inner)
+        else:
+            assert generator is not None
+            found = stochastic_jet(potential, part.inner, generator, probes)
         result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
         return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
 

@@ -17,9 +17,14 @@ from drojko.models import flatten_parameters, views_like
 from drojko.transport.icnn import ICNN
 from drojko.transport.initialise import set_affine
 from drojko.transport.jet import forward
+from drojko.transport.stochastic_jet import Probes
 
-__all__ = ["RefineState", "Refinement", "affine_part", "hidden_part", "polish"]
+__all__ = ["DENSE", "RefineState", "Refinement", "affine_part", "hidden_part", "polish", "thinned"]
 
+#: Columns up to which Hessians are formed and factorised at every step.
+DENSE = 32
+_NUMBERS = 4e7  # of the Hessians that are held at once
+_ENOUGH = 2.0  # particles over d^2 that a refit of the quadratic needs
 _PATIENCE = 3
 _STAGES = 8  # looks at the particles kept apart
 _START = 0.2  # sum of the output weights of a fresh network: Hessian about a tenth of the identity
@@ -30,6 +35,12 @@ def hidden_part(potential: ICNN, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         (image, hessian), quadratic = forward(potential, x), potential.quadratic()
         return image - x @ quadratic - potential.shift, hessian - quadratic
+
+
+def thinned(problem: MapProblem) -> MapProblem:
+    """The problem on as many particles as may have their Hessians in memory together."""
+    n, d = problem.particles.x.shape
+    return problem if n * d * d <= _NUMBERS else problem.few(max(int(_NUMBERS / d**2), 1))
 
 
 def affine_part(problem: MapProblem, max_iter: int = 100) -> tuple[Evaluated, Tensor, Tensor]:
@@ -54,6 +65,7 @@ def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator
     potential = potential.to(like)
     with torch.no_grad():
         potential.w.fill_(math.log(math.expm1(_START / hidden[-1])))
+        problem = thinned(problem)
         gradient, hessian = hidden_part(potential, problem.inner)
         w = problem.particles.w
         mean = torch.einsum("n,nij->ij", w, hessian)
@@ -62,8 +74,15 @@ def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator
     return potential
 
 
-def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluated:
-    """Refit the quadratic, the shift and the share of the layers; changes the potential."""
+def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluated | None:
+    """Refit the quadratic, the shift and the share of the layers; changes the potential.
+
+    None, and nothing is changed, where the particles are too few for that many numbers.
+    """
+    problem = thinned(problem)
+    n, d = problem.particles.x.shape
+    if n < _ENOUGH * d * d:  # they would be learned by heart
+        return None
     with torch.no_grad():
         residue = hidden_part(potential, problem.inner)
         fit = AffineFit.of(problem, residue)
@@ -105,11 +124,12 @@ class Refinement:
     batch_size: int
     rate: float
     least: float
+    probes: Probes | None = None
 
     def init(self, problem: ICNN) -> RefineState:
         """State at a potential whose parameters are one flat vector's views."""
         flat = flatten_parameters(problem)
-        value = self.held.at_potential(problem).value
+        value = self.held.at_potential(problem, self.probes).value
         return RefineState(problem, flat, Adam.like(flat), flat.clone(), value)
 
     def finite(self, state: RefineState) -> bool:
@@ -121,6 +141,15 @@ class Refinement:
         n = len(self.train.particles.x)
         size = min(self.batch_size, n)
         views = views_like(state.adam.gradient, list(state.potential.parameters()))
+        # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
+        # refitted afterwards.
+        wide = self.train.particles.x.shape[1] > DENSE
+        quadratic = (state.potential.factor, state.potential.shift)
+        held = [
+            view
+            for view, p in zip(views, state.potential.parameters(), strict=True)
+            if any(p is q for q in quadratic)
+        ]
         per_stage = max(1, self.iterations // _STAGES)
         order = torch.randperm(n, generator=self.generator)
         place = 0
@@ -129,16 +158,21 @@ class Refinement:
                 order, place = torch.randperm(n, generator=self.generator), 0
             rows = order[place : place + size].to(state.flat.device)
             place += size
-            _, gradient = self.train.with_gradient(state.potential, rows)
+            _, gradient = self.train.with_gradient(
+                state.potential, rows, self.generator, self.probes
+            )
             for view, part in zip(views, gradient, strict=True):
                 view.copy_(part)
+            if wide:
+                for view in held:
+                    view.zero_()
             norm = float(state.adam.gradient.norm())
             if not math.isfinite(norm):
                 continue  # a batch whose density left the floats: not worth a step
             phase = (state.stage * per_stage + k) / max(1, self.iterations)
             rate = self.rate * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(phase, 1.0))))
             state.adam.step(state.flat, rate)
-        value = self.held.at_potential(state.potential).value
+        value = self.held.at_potential(state.potential, self.probes).value
         stage = state.stage + 1
         if math.isfinite(value) and value < state.best_value:
             enough = value < state.best_value - self.least

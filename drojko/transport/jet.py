@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drojko.transport.icnn import ICNN, _Extra, _Pass
 
-__all__ = ["Jet", "forward", "jet", "log_det"]
+__all__ = ["Jet", "curvatures", "forward", "jet", "log_det", "parameter_gradient"]
 
 _ROWS = 256  # points at once: their tangents stay in the cache
 
@@ -37,14 +38,14 @@ def log_det(hessian: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Jet:
-    """The map at n points: images (n, d), Hessians (n, d, d), log-determinants (n,).
+    """The map at n points: images (n, d), Hessians (n, d, d) where known, log-determinants (n,).
 
     ``backward(g, c)`` returns the gradients of sum(g * image) + sum(c * log det), with g of shape
     (n, d) and c of shape (n,), in the order of ``potential.parameters()``.
     """
 
     image: Tensor
-    hessian: Tensor
+    hessian: Tensor | None
     log_det: Tensor
     backward: Callable[[Tensor, Tensor], list[Tensor]]
 
@@ -70,7 +71,7 @@ def jet(potential: ICNN, x: Tensor) -> Jet:
     """
     out, p = potential._forward(x, None)
     tangents = [potential.V[0].T.expand(len(x), -1, -1)]  # (n, d, h): J_l transposed
-    curvature = [pi * s * (1.0 - s) for pi, s in zip(p.pi, p.s, strict=True)]
+    curvature = curvatures(p)
     for layer in range(1, len(p.s)):
         pushed = (tangents[-1] * p.s[layer - 1].unsqueeze(1)) @ p.u[layer - 1].T
         tangents.append(pushed.add_(potential.V[layer].T))
@@ -81,26 +82,36 @@ def jet(potential: ICNN, x: Tensor) -> Jet:
 
     @torch.no_grad()
     def backward(g: Tensor, c: Tensor) -> list[Tensor]:
-        return _backward(potential, p, tangents, inverse, g, c)
+        return parameter_gradient(potential, p, [inverse @ t for t in tangents], inverse, g, c)
 
     return Jet(out, hessian, value, backward)
+
+
+def curvatures(p: _Pass) -> list[Tensor]:
+    """Second derivatives of the layers, q_l of shape (n, width): H = M + sum J' diag(q) J."""
+    return [pi * s * (1.0 - s) for pi, s in zip(p.pi, p.s, strict=True)]
 
 
 @torch.no_grad()
 def forward(potential: ICNN, x: Tensor) -> tuple[Tensor, Tensor]:
     """Images (n, d) and Hessians (n, d, d) at many points, a few of them at a time."""
-    parts = [jet(potential, part) for part in x.split(_ROWS)]
+    parts: list[Any] = [jet(potential, part) for part in x.split(_ROWS)]
     return torch.cat([p.image for p in parts]), torch.cat([p.hessian for p in parts])
 
 
-def _backward(
-    potential: ICNN, p: _Pass, tangents: list[Tensor], inverse: Tensor, g: Tensor, c: Tensor
+def parameter_gradient(
+    potential: ICNN, p: _Pass, ys: list[Tensor], inverse: Tensor, g: Tensor, c: Tensor
 ) -> list[Tensor]:
+    """Gradients of sum(g * image) + sum(c * log det) in the potential's parameters.
+
+    ``inverse`` (n, m, d) holds rows w with sum w w' = H^-1, at least on average, and ``ys`` the
+    tangents J_l w of the layers along them, (n, m, width) each.
+    """
     last = len(p.s) - 1
-    rows = (inverse * c.view(-1, 1, 1)).reshape(-1, g.shape[1])
-    quadratic = rows.T @ inverse.reshape(-1, g.shape[1])  # sum of c H^-1
-    # Tangents along the columns of C; c enters linearly, once.
-    ys = [inverse @ t for t in tangents]
+    m, d = inverse.shape[1:]
+    rows = (inverse * c.view(-1, 1, 1)).reshape(-1, d)
+    flat_inverse = inverse.reshape(-1, d)
+    quadratic = rows.T @ flat_inverse  # sum of c H^-1
     slopes = [s * (1.0 - s) for s in p.s]
     extra_pi, extra_s = [], []
     for y, s, pi, slope in zip(ys, p.s, p.pi, slopes, strict=True):
@@ -110,7 +121,6 @@ def _backward(
     extra_v: list[Tensor] = [torch.empty(0)] * (last + 1)
     extra_u: list[Tensor] = [torch.empty(0)] * last
     upper: Tensor | None = None
-    flat_inverse = inverse.reshape(-1, g.shape[1])
     for layer in range(last, -1, -1):
         d_y = ys[layer] * (2.0 * p.pi[layer] * slopes[layer] * c.unsqueeze(1)).unsqueeze(1)
         if upper is not None:
@@ -120,7 +130,7 @@ def _backward(
         if layer:
             pushed = ys[layer - 1] * p.s[layer - 1].unsqueeze(1)
             extra_u[layer - 1] = flat.T @ pushed.reshape(-1, pushed.shape[2])
-            back = (flat @ p.u[layer - 1]).view(len(g), g.shape[1], -1)
+            back = (flat @ p.u[layer - 1]).view(len(g), m, -1)
             extra_s[layer - 1] = extra_s[layer - 1] + (back * ys[layer - 1]).sum(1)
             upper = back * p.s[layer - 1].unsqueeze(1)
     extra = _Extra(quadratic, extra_v, extra_u, extra_pi, extra_s)
