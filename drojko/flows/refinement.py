@@ -126,6 +126,10 @@ class Refinement:
     least: float
     probes: Probes | None = None
 
+    @property
+    def _wide(self) -> bool:
+        return self.train.particles.x.shape[1] > DENSE
+
     def init(self, problem: ICNN) -> RefineState:
         """State at a potential whose parameters are one flat vector's views."""
         flat = flatten_parameters(problem)
@@ -143,7 +147,7 @@ class Refinement:
         views = views_like(state.adam.gradient, list(state.potential.parameters()))
         # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
         # refitted afterwards.
-        wide = self.train.particles.x.shape[1] > DENSE
+        wide = self._wide
         quadratic = (state.potential.factor, state.potential.shift)
         held = [
             view
@@ -183,8 +187,12 @@ class Refinement:
         return replace(state, stage=stage, stale=state.stale + 1)
 
     def terminate(self, state: RefineState) -> Status | None:
-        """Stop after all stages, or three in a row that gained next to nothing."""
-        if state.stage >= _STAGES or state.stale >= _PATIENCE:
+        """Stop after all stages, or three in a row that gained next to nothing.
+
+        In many columns layers find their directions late: there all stages are made.
+        """
+        wide = self._wide
+        if state.stage >= _STAGES or (state.stale >= _PATIENCE and not wide):
             return Status.CONVERGED
         return None
 

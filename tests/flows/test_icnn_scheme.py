@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from drojko.exceptions import InvalidDataError
-from drojko.flows import ICNNScheme, JKOFlow
+from drojko.flows import ICNNScheme, JKOFlow, map_problem
 from drojko.flows.functionals import KLDivergence
+from drojko.flows.map_problem import MapProblem, Particles
 from drojko.measures import Gaussian
+from drojko.transport import ICNN
+from drojko.transport.stochastic_jet import Probes, stochastic_jet
 
 
 def draws(n, d, gen):
@@ -101,28 +104,57 @@ def test_residual_is_in_the_units_of_the_points(scale, seed):
     assert state.residual == pytest.approx(2.0 * scale**2, rel=1e-9)
 
 
-@pytest.mark.parametrize("d", [3, 34])
-def test_stochastic_log_determinants_reach_the_energy_of_exact_ones(d):
-    def log_prob(z):  # flat in the middle and steep outside, in every column
-        return -z.square().square().sum(1)
+def two_modes(z):
+    return torch.logaddexp(2.0 * z[:, 0], -2.0 * z[:, 0]) - 0.5 * z.square().sum(1)
 
-    ends = {}
-    for how in ("exact", "stochastic"):
-        scheme = ICNNScheme(hidden=(16, 16), n_particles=1500, iterations=80, log_det=how)
-        flow = JKOFlow(KLDivergence(log_prob), scheme, step_size=0.5)
-        result = flow.run(Gaussian(np.zeros(d), np.eye(d)), 2, random_state=0)
-        ends[how] = result.history["energy"].to_numpy()
-        last = result.measures[-1]
-        x, log_rho = last.sample_with_density(10, torch.Generator().manual_seed(1))
-        torch.testing.assert_close(last.log_prob(x), log_rho, rtol=0, atol=1e-6)
-    plain = JKOFlow(
-        KLDivergence(log_prob), ICNNScheme(iterations=0, n_particles=1500), step_size=0.5
-    )
-    affine = plain.run(Gaussian(np.zeros(d), np.eye(d)), 2, random_state=0).history["energy"]
-    gain = float(affine.iloc[-1]) - ends["exact"][-1]
-    assert gain > 0.02 * d
-    assert float(affine.iloc[-1]) - ends["stochastic"][-1] > 0.8 * gain
+
+def test_stochastic_log_determinants_reach_what_exact_ones_do():
+    start, ends = Gaussian(np.zeros(3), np.eye(3)), {}
+    for how, iterations in (("exact", 0), ("exact", 160), ("stochastic", 160)):
+        scheme = ICNNScheme(hidden=(16,), n_particles=2000, iterations=iterations, log_det=how)
+        flow = JKOFlow(KLDivergence(two_modes), scheme, step_size=2.0)
+        result = flow.run(start, 1, random_state=0)
+        ends[how, iterations > 0] = float(result.history["energy"].iloc[-1])
+    last = result.measures[-1]
+    x, log_rho = last.sample_with_density(10, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(last.log_prob(x), log_rho, rtol=0, atol=1e-6)
+    gain = ends["exact", False] - ends["stochastic", True]
+    assert gain > 0.1  # of the 0.2 nats that the best map gains over the best affine one
+    assert gain > 0.9 * (ends["exact", False] - ends["exact", True])
+
+
+def test_gradients_with_random_signs_are_unbiased_in_many_columns():
+    d = 40
+    gen = torch.Generator().manual_seed(0)
+    x = draws(30, d, gen)
+    w = torch.full((30,), 1 / 30, dtype=torch.float64)
+    particles = Particles(x, w, -0.5 * x.square().sum(1))
+    problem = MapProblem.of(KLDivergence(two_modes), particles, 2.0)
+    potential = ICNN(d, hidden=(8, 8), generator=gen).double()
+    with torch.no_grad():
+        potential.w.add_(2.0)
+    value, exact = problem.with_gradient(potential)
+    rough = [problem.with_gradient(potential, None, gen, Probes()) for _ in range(400)]
+    assert np.mean([v for v, _ in rough]) == pytest.approx(value, abs=0.02)
+    for k, theirs in enumerate(exact):
+        draw = torch.stack([gradient[k] for _, gradient in rough])
+        error = (draw.std(0) / 20.0).clamp_min(1e-9)  # of the mean of 400
+        assert float(((draw.mean(0) - theirs) / error).square().mean()) < 2.0
+
+
+def test_many_columns_take_stochastic_log_determinants(monkeypatch):
+    asked = []
+
+    def spy(*arguments):
+        asked.append(arguments[1].shape[1])
+        return stochastic_jet(*arguments)
+
+    monkeypatch.setattr(map_problem, "stochastic_jet", spy)
+    for d in (3, 33):
+        scheme = ICNNScheme(hidden=(4,), n_particles=200, iterations=8)
+        flow = JKOFlow(KLDivergence(two_modes), scheme, step_size=2.0)
+        flow.run(Gaussian(np.zeros(d), np.eye(d)), 1, random_state=0)
+    assert set(asked) == {33}
+    flow = JKOFlow(KLDivergence(two_modes), ICNNScheme(log_det="rough"), step_size=2.0)
     with pytest.raises(InvalidDataError, match="log_det='rough'"):
-        JKOFlow(KLDivergence(log_prob), ICNNScheme(log_det="rough"), step_size=0.5).run(
-            Gaussian(np.zeros(d), np.eye(d)), 1
-        )
+        flow.run(Gaussian(np.zeros(2), np.eye(2)), 1)
