@@ -103,6 +103,8 @@ def _case(name: str, n: int, d: int, large: bool = False):
             "robust risk": value,
             "optimum": best,
             "excess": value / best - 1.0,
+            "lower": clf.certificate_.lower,
+            "upper": clf.certificate_.upper,
             "gap": clf.certificate_.relative_gap,
             "fit status": clf.status_,
             "target": "excess <= 1e-4",

@@ -164,9 +164,12 @@ def processor() -> str:
 
 
 def run_suite(
-    suite: Suite, context: Context, report: Callable[[str, int, int], None] = lambda *_: None
+    suite: Suite,
+    context: Context,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+    only: str = "",
 ) -> None:
-    """Run all cases; a case that raises becomes a row with the error as its status.
+    """Run all cases (with ``only`` in their names); one that raises becomes a row that says so.
 
     ``report(text, done, total)`` is called before each case and after the last one.
     """
@@ -180,7 +183,7 @@ def run_suite(
 
     memory.reset()
     try:
-        cases = list(suite.module.cases(context.smoke))
+        cases = [case for case in suite.module.cases(context.smoke) if only in case[0]]
     except Exception as error:
         cases = []
         add({"case": "-", "status": describe(error)})
@@ -192,6 +195,21 @@ def run_suite(
         except Exception as error:
             add({"case": name, "status": describe(error), "met": False})
     report(suite.name, len(cases), len(cases))
+
+
+def merge(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Rows of a file with those of the cases in ``rows`` replaced, at their place."""
+    old = read_csv(path) if path.exists() else []
+    new: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        new.setdefault(row["case"], []).append(row)
+    merged: list[dict[str, Any]] = []
+    for row in old:
+        if row["case"] in new:
+            merged += new.pop(row["case"])
+        elif not any(row["case"] == done["case"] for done in rows):
+            merged.append(row)
+    return merged + [row for part in new.values() for row in part]
 
 
 def failures(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="also the cases that take minutes")
     parser.add_argument("--out", type=Path, help="folder of results/ and RESULTS.md")
     parser.add_argument("--report", action="store_true", help="only make RESULTS.md anew")
+    parser.add_argument("--case", default="", metavar="TEXT",
+                        help="only cases with TEXT in their names; other rows stay")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     given.suites = [ALIASES.get(name, name) for name in given.suites]
@@ -95,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
                 if suite.rows:  # what an interrupted run has found so far
                     harness.write_csv(suite.rows, part)
 
-            harness.run_suite(suite, context, report)
+            harness.run_suite(suite, context, report, given.case)
+        if given.case:
+            suite.rows = harness.merge(suite.rows, path)
         harness.write_csv(suite.rows, path)
         part.unlink(missing_ok=True)
         failed += len(harness.failures(suite.rows))

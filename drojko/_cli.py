@@ -348,6 +348,8 @@ def _sizes(text: str) -> list[float]:
     "--smoke a temporary one]",
 )  # fmt: skip
 @click.option("--report", is_flag=True, help="Run nothing, only make RESULTS.md anew.")
+@click.option("--case", default="", metavar="TEXT",
+              help="Only cases with TEXT in their names; other rows stay.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.pass_context
 def bench(context: click.Context, suites: tuple[str, ...], out: Path | None, **given: Any) -> None:
@@ -357,13 +359,13 @@ def bench(context: click.Context, suites: tuple[str, ...], out: Path | None, **g
     with one thread. Exit code 1 if a row failed; a missed target is a result, no failure.
     """
     import subprocess
-    import sys
 
     if given["smoke"] and given["full"]:
         raise click.UsageError("--smoke and --full exclude each other")
     command = [sys.executable, str(_benchmarks()), *suites, "--seed", str(given["seed"])]
     command += [f"--{name}" for name in ("smoke", "full", "report") if given[name]]
     command += ["--out", str(out.resolve())] if out else []
+    command += ["--case", given["case"]] if given["case"] else []
     context.exit(subprocess.run(command, check=False).returncode)
 
 

@@ -69,6 +69,16 @@ def test_smallest_suite_gives_a_complete_table(tmp_path):
 
 
 @pytest.mark.promise(16)
+def test_cases_that_run_again_replace_their_rows_and_no_others(harness, tmp_path):
+    path = tmp_path / "aim.csv"
+    first = [{"case": c, "value": v} for c, v in (("a", 1.0), ("b", 2.0), ("b", 3.0), ("c", 4.0))]
+    assert harness.merge(first, path) == first
+    harness.write_csv(first, path)
+    again = [{"case": "b", "value": 9.0}, {"case": "d", "value": 5.0}]
+    found = [(row["case"], row["value"]) for row in harness.merge(again, path)]
+    assert found == [("a", 1.0), ("b", 9.0), ("c", 4.0), ("d", 5.0)]
+
+
 def test_failures_stay_in_the_table(harness, tmp_path):
     def breaks(context):
         yield {"method": "first", "value": 1.0, "target": "value <= 2", "met": True}

@@ -30,14 +30,16 @@ uniform, distances uniform up to twice the root mean square move) after 200 asce
 the audit's own penalty, with the better of two step sizes (only that one's run is timed). `ratio`
 is the audit's risk - penalty * cost above the nominal risk over the baseline's; `time ratio` the
 audit's CPU time (all baselines of its checklist included) over the baseline's; `equal time` is the
-ratio to as many restarts as fit into the audit's own time. `10,000 rows`: 30 features, a network of
-two layers of 64 units, ten radii, on the clock (two threads where there are two cores).
+ratio to as many restarts as fit into the audit's own time (values that agree to 1e-6 are tied).
+`10,000 rows`: 30 features, a network of two layers of 64 units, ten radii, on the clock (two
+threads where there are two cores).
 """
 COLUMNS = (
     "radius", "penalty", "share", "gain", "ratio", "equal time", "seconds", "wall", "time ratio",
     "target",
 )  # fmt: skip
 STARTS, STEPS, ROWS = 21, 200, 500
+TIED = 1.0 - 1e-6  # both at the same maximum, up to when they stop
 MODELS = ("moons", "breast cancer", "wine", "digits10", "breast cancer, pipeline")
 
 
@@ -82,7 +84,7 @@ def compare(context: Context, name: str) -> Iterator[dict]:
         yield {
             **row, "ratio": ratio, "equal time": equal,
             "time ratio": taken.seconds / base["seconds"],
-            "target": "value >= that of the restarts at equal time", "met": equal >= 1.0,
+            "target": "value >= that of the restarts at equal time", "met": equal >= TIED,
         }  # fmt: skip
         yield {
             **common, "method": f"best of {STARTS} starts x {STEPS} steps", "gain": base["value"],
@@ -197,9 +199,9 @@ def summary(rows: list[dict]) -> list[Check]:
         ),
         Check(
             "value below the threshold at least that of 20 restarts x 200 steps at equal time",
-            f"{sum(r >= 1.0 for r in equal)} of {len(equal)}; smallest ratio "
-            f"{min(equal, default=math.nan):.3f}",
-            bool(equal) and min(equal) >= 1.0,
+            f"{sum(r >= TIED for r in equal)} of {len(equal)}; smallest ratio "
+            f"{min(equal, default=math.nan):.7f}",
+            bool(equal) and min(equal) >= TIED,
         ),
         Check(
             "10,000 rows x 30 columns, 10 radii in 30 s on the clock of two idle cores",

@@ -17,12 +17,12 @@ TITLE = "Other packages"
 ABOUT = """
 Linear models on the empirical measure. Every fit runs in a process of its own with one thread and a
 limit of 300 s of CPU time, after a fit on 60 rows that loads everything; fits below 3 s are
-repeated up to three times (median). `seconds` is CPU time of the whole fit at the package's own
-settings, for drojko with its certificate. `robust risk` is what the returned coefficients are
-worth: their exact robust risk by one evaluator (order 2: benchmarks/exact.py, one-dimensional
-duals; order 1: mean loss + radius |theta|, proven for labels that stay; sets that reweight: the
-exact dual of the losses), `excess` that over the best of the task, `reported` what the method
-itself says it is. `times ours` is the ratio of seconds to drojko's in the same run.
+repeated, three times and for at least half a second (mean). `seconds` is CPU time of the whole fit
+at the package's own settings, for drojko with its certificate. `robust risk` is what the returned
+coefficients are worth: their exact robust risk by one evaluator (order 2: benchmarks/exact.py,
+one-dimensional duals; order 1: mean loss + radius |theta|, proven for labels that stay; sets that
+reweight: the exact dual of the losses), `excess` that over the best of the task, `reported` what
+the method itself says it is. `times ours` is the ratio of seconds to drojko's in the same run.
 
 All 30 columns of the breast cancer data separate its classes, so that sets which only reweight have
 no minimum there: these tasks use the first 10 columns.

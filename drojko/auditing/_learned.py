@@ -28,6 +28,7 @@ __all__ = ["Dual", "Learned", "learn"]
 LEARNED = 600
 #: Corrections of all rows at a penalty that was searched on few.
 CORRECTIONS = 25
+_PRICES = 8  # times that the penalty of a radius is put right
 #: Factors above the multiplier at which bounds are tried: larger penalties prove more.
 FACTORS = (1.0, 1.6, 2.6, 4.2, 6.7, 10.7, 17.0, 27.0, 60.0, 130.0)
 
@@ -298,10 +299,15 @@ class _Path:
             self.found.penalties[size] = penalty
         if self.found.all_rows:
             for size in (*radii, *given):
-                if size in radii:
-                    better = pool.plan(case.w, size**2, ("learned",)).penalty
-                    self.found.penalties[size] = better or self.found.penalties[size]
-                self._all(pool, self.found.penalties[size], None, full)
+                # A mixture of moves for two penalties is worse than moves for the one between.
+                for _ in range(_PRICES):
+                    before = self.found.penalties[size]
+                    if size in radii:
+                        better = pool.plan(case.w, size**2, ("learned",)).penalty
+                        self.found.penalties[size] = better or before
+                    self._all(pool, self.found.penalties[size], None, full)
+                    if abs(math.log(self.found.penalties[size] / before)) < 1e-6:
+                        break
         self.bound(pool, radii, given, known)
 
     def _all(self, pool: Pool, penalty: float, start: Tensor | None, steps: int) -> Tensor:
