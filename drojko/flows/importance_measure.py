@@ -75,6 +75,8 @@ class Evidence:
 class ImportanceMeasure(Measure):
     r"""Law of a chain of velocity flows and rejection blocks on an initial measure.
 
+    The initial measure may itself be a flow through maps (`FlowStep.corrected`).
+
     .. math:: \log \rho(y) = \log \rho_0(x_0) - \sum_{\text{flows}} \int \operatorname{div} v\,dt
         + \sum_{\text{blocks}} \log \mathrm{ratio}(u(x_k))
 
@@ -143,6 +145,9 @@ class ImportanceMeasure(Measure):
 
     def _draw(self, n: int, depth: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
         if depth == 0:
+            ready = getattr(self.base, "sample_with_density", None)
+            if ready is not None:  # known along the way: nothing has to be inverted
+                return ready(n, gen)
             x = self.base.sample(n, gen)
             return x, self.base.log_prob(x)
         stage = self.stages[depth - 1]

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from drojko.exceptions import InvalidDataError, NonFiniteError, SolverError, UnsupportedError
-from drojko.flows import ImportanceCorrectedScheme, ImportanceMeasure, JKOFlow
+from drojko.flows import FlowStep, ImportanceCorrectedScheme, ImportanceMeasure, JKOFlow
 from drojko.flows.functionals import Entropy, FDivergence, KLDivergence, PotentialEnergy
 from drojko.flows.importance import target_of
 from drojko.flows.rejection import RejectionBlock, effective_sample_size
 from drojko.flows.velocity import Velocity, VelocityFlow
 from drojko.measures import Empirical, Gaussian, GaussianMixture
+from drojko.transport import AffineMap, IdentityMap
 
 
 def random_field(dim, width, generator, size=0.3):
@@ -347,3 +348,40 @@ def test_few_effective_draws_warn():
 def test_settings_out_of_range(wrong):
     with pytest.raises(InvalidDataError, match=next(iter(wrong))):
         flow_to(lambda z: -(z[:, 0] ** 2), ImportanceCorrectedScheme(**wrong), steps=2)
+
+
+def test_rejections_carry_mass_between_modes_that_maps_cannot(seed):
+    """A mixture whose maps put the wrong share into each mode; the chain is exact by design."""
+    lopsided = GaussianMixture(
+        means=[[-4.0, 0.0], [4.0, 0.0]], covariances=[np.eye(2).tolist()] * 2, weights=[0.8, 0.2]
+    )
+    bend = AffineMap(
+        torch.tensor([[1.05, 0.05], [0.05, 1.0]], dtype=torch.float64),
+        torch.zeros(2, dtype=torch.float64),
+    )
+    flow = FlowStep(lopsided, bend)
+    even = GaussianMixture(
+        means=[[-4.0, 0.0], [4.0, 0.0]], covariances=[(0.7 * np.eye(2)).tolist()] * 2
+    )
+    measure = flow.corrected(even.log_prob, random_state=seed)
+    gen = torch.Generator().manual_seed(seed + 1)
+    x, log_rho = measure.sample_with_log_prob(20_000, gen)
+    assert float((x[:, 0] > 0).double().mean()) == pytest.approx(0.5, abs=0.015)
+    torch.testing.assert_close(measure.log_prob(x[:200]), log_rho[:200], rtol=0, atol=1e-6)
+    y = even.sample(20_000, gen)
+    forward = float((log_rho - even.log_prob(x)).mean())
+    backward = float((even.log_prob(y) - measure.log_prob(y)).mean())
+    assert abs(forward) < 0.01
+    assert abs(backward) < 0.01
+    found = measure.evidence(20_000, seed + 2)
+    assert found.effective_sample_size > 0.99
+    assert abs(found.log_z) < 4 * found.log_z_error
+    assert 1.0 < measure.draws_per_sample < 30.0
+    capped = flow.corrected(even.log_prob, most_draws=1.5, random_state=seed)
+    assert capped.draws_per_sample <= 1.5 + 1e-9
+
+
+def test_rejections_need_draws_that_carry_the_target():
+    far = FlowStep(Gaussian([0.0], [[1.0]]), IdentityMap())
+    with pytest.raises(SolverError, match="carry the target"):
+        far.corrected(lambda z: -0.5 * (z[:, 0] - 40.0).square(), random_state=0)
