@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from exact import dual_descent, exact_risk
 from fixtures import logistic_model
 from harness import SKIPPED, Context, clock
-from worker import ambiguity
+from worker import Trace, ambiguity, first_within
 
 from drojko import DROClassifier
 
@@ -33,27 +32,6 @@ def cases(smoke: bool):
     for n, d, large in shapes:
         for name in SIZES:
             yield f"n = {n:.0e}, d = {d}, {name}", _case(name, n, d, large)
-
-
-class _Trace:
-    """A scikit-learn callback: CPU seconds and parameters of every iterate."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[float, np.ndarray, float]] = []
-        self.start = time.process_time()
-
-    def setup(self, estimator, context) -> None: ...
-
-    def teardown(self, estimator, context) -> None: ...
-
-    def on_fit_task_begin(self, estimator, context) -> None: ...
-
-    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None) -> bool:
-        if context.task_name == "outer" and fitted_estimator is not None:
-            model: Any = fitted_estimator
-            seconds = time.process_time() - self.start
-            self.rows.append((seconds, model.coef_.ravel().copy(), float(model.intercept_[0])))
-        return False
 
 
 def _case(name: str, n: int, d: int, large: bool = False):
@@ -83,7 +61,7 @@ def _case(name: str, n: int, d: int, large: bool = False):
             return exact_risk(name, SIZES[name], "logistic", X, y, coef, b)
 
         value = best = risk(clf.coef_[0], float(clf.intercept_[0]))
-        trace = _Trace()
+        trace = Trace()
         close = new(1e-7).set_callbacks(trace)
         trace.start = time.process_time()
         close.fit(X, y)
@@ -91,7 +69,7 @@ def _case(name: str, n: int, d: int, large: bool = False):
         if n * d <= SEARCHED:
             best = min(best, risk(*dual_descent(name, SIZES[name], "logistic", X, y)[:2]))
         reach = {
-            f"to {goal:.0e}".replace("e-0", "e-"): _reach(trace.rows, best * (1 + goal), risk)
+            f"to {goal:.0e}".replace("e-0", "e-"): first_within(trace.rows, best * (1 + goal), risk)
             for goal in (1e-3, 1e-4)
         }
         yield {
@@ -112,17 +90,6 @@ def _case(name: str, n: int, d: int, large: bool = False):
         }
 
     return case
-
-
-def _reach(rows: list, goal: float, risk) -> float:
-    """Seconds of the first iterate below the goal; bisection, as risks fall along the way."""
-    low, high = -1, len(rows) - 1
-    if high < 0 or risk(*rows[high][1:]) > goal:
-        return math.nan
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if risk(*rows[middle][1:]) <= goal else (middle, high)
-    return rows[high][0]
 
 
 def draw(figure, rows: list[dict]) -> None:

@@ -46,15 +46,59 @@ def ambiguity(name, size):
     }[name]()
 
 
-def fit_drojko(fit, X, y):
+def new_drojko(fit):
     from drojko import DROClassifier, DRORegressor
 
     estimator = DRORegressor if fit["loss"] in ("squared", "absolute", "huber") else DROClassifier
-    model = estimator(
+    return estimator(
         ambiguity(fit["set"], fit["size"]), loss=fit["loss"], reference="empirical",
         random_state=0, **fit["options"],
-    ).fit(X, y)  # fmt: skip
+    )  # fmt: skip
+
+
+def fit_drojko(fit, X, y):
+    model = new_drojko(fit).fit(X, y)
     return model.coef_, model.intercept_, model.certificate_.upper, model.status_
+
+
+class Trace:
+    """A scikit-learn callback: CPU seconds and parameters of every iterate."""
+
+    def __init__(self):
+        self.rows, self.start = [], time.process_time()
+
+    def setup(self, estimator, context): ...
+
+    def teardown(self, estimator, context): ...
+
+    def on_fit_task_begin(self, estimator, context): ...
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        if context.task_name == "outer" and fitted_estimator is not None:
+            seconds = time.process_time() - self.start
+            coef, b = np.ravel(fitted_estimator.coef_), fitted_estimator.intercept_
+            self.rows.append((seconds, coef.copy(), float(np.ravel(b)[0])))
+        return False
+
+
+def first_within(rows, goal, risk):
+    """Seconds of the first iterate of a trace below the goal; risks fall along the way."""
+    low, high = -1, len(rows) - 1
+    if high < 0 or risk(*rows[high][1:]) > goal:
+        return math.nan
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if risk(*rows[middle][1:]) <= goal else (middle, high)
+    return rows[high][0]
+
+
+def trace_drojko(fit, X, y):
+    """The iterates of one more fit, for the time to a given accuracy."""
+    model, trace = new_drojko(fit), Trace()
+    model.set_callbacks(trace)
+    trace.start = time.process_time()
+    model.fit(X, y)
+    return [(seconds, coef.tolist(), b) for seconds, coef, b in trace.rows]
 
 
 def fit_cvxpy(fit, X, y):
@@ -150,7 +194,9 @@ def run(fit, X, y):
     coef = np.ravel(np.asarray(coef, dtype=np.float64))
     if coef.shape != (X.shape[1],) or not np.isfinite(coef).all():
         raise ArithmeticError(f"coefficients of shape {coef.shape}, not all finite")
+    trace = {"trace": trace_drojko(fit, X, y)} if fit.get("trace") else {}
     return {
+        **trace,
         "status": "ok",
         "coef": coef.tolist(),
         "intercept": number(intercept) or 0.0,
