@@ -105,7 +105,7 @@ SMALL_STEPS = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
 def problems() -> dict[str, Problem]:
     two = {"width": 48, "iterations": 400, "integration_steps": 3}
     mild = {"width": 64, "iterations": 4000, "rate": 5e-3, "integration_steps": 3}
-    mild |= {"most_draws": 12.0}
+    mild |= {"most_draws": 11.0}
     many = {"width": 48, "iterations": 1500, "integration_steps": 3, "rate": 1e-2}
     ten_, twenty = many | {"most_draws": 10.0}, many | {"most_draws": 6.0}
     twenty |= {"width": 64, "iterations": 2500}
