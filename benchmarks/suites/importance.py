@@ -104,6 +104,7 @@ SMALL_STEPS = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
 
 def problems() -> dict[str, Problem]:
     two = {"width": 48, "iterations": 400, "integration_steps": 3}
+    thin = {"width": 48, "iterations": 1000, "rate": 5e-3, "integration_steps": 3}
     mild = {"width": 64, "iterations": 4000, "rate": 5e-3, "integration_steps": 3}
     mild |= {"most_draws": 11.0}
     many = {"width": 48, "iterations": 1500, "integration_steps": 3, "rate": 1e-2}
@@ -113,7 +114,7 @@ def problems() -> dict[str, Problem]:
         "8 modes": Problem(ring(0.01), (0.1, 0.4), 1.2e-5, 5.1e-6, 0.98, two),
         "8 peaky modes": Problem(ring(0.005), (0.05, 0.2), 3.4e-5, 0.0021, 0.98, two),
         "Mustache": Problem(
-            Mustache(), (0.005, 0.02, 0.1, 0.5, 2.5, 10.0), 2.9e-3, 0.0073, 0, mild
+            Mustache(), (0.005, 0.02, 0.1, 0.5, 2.5, 10.0), 2.9e-3, 0.0073, 0, thin
         ),
         "Funnel": Problem(Funnel(), (2.5, 10.0, 40.0, 160.0, 160.0), 1.4e-2, 0.0071, 0, mild),
         "GMM-10": Problem(ten(10), SMALL_STEPS, 5.3e-5, 0.0035, 0, ten_),
