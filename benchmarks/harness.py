@@ -346,7 +346,9 @@ def markdown(suites: dict[str, Any], folder: Path, command: str, smoke: bool) ->
 def _origin(rows: list[dict[str, Any]]) -> str:
     """Where the rows come from, and how long making them took."""
     names = ("commit", "cpu", "torch", "scikit-learn", "numpy", "python")
-    text = ", ".join(f"{name} {rows[0].get(name)}" for name in names)
+    # Cases that were run again have a commit of their own.
+    found = {name: dict.fromkeys(str(row.get(name)) for row in rows) for name in names}
+    text = ", ".join(f"{name} {' and '.join(values)}" for name, values in found.items())
     took = max((row.get("took") or 0.0 for row in rows), default=0.0)
     if not took:
         return text

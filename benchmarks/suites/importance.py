@@ -108,8 +108,8 @@ def problems() -> dict[str, Problem]:
     mild = {"width": 64, "iterations": 4000, "rate": 5e-3, "integration_steps": 3}
     mild |= {"most_draws": 11.0}
     many = {"width": 48, "iterations": 1500, "integration_steps": 3, "rate": 1e-2}
-    ten_, twenty = many | {"most_draws": 10.0}, many | {"most_draws": 6.0}
-    twenty |= {"width": 64, "iterations": 2500}
+    gmm_10 = many | {"most_draws": 10.0}
+    gmm_20 = many | {"most_draws": 6.0, "width": 64, "iterations": 2500}
     return {
         "8 modes": Problem(ring(0.01), (0.1, 0.4), 1.2e-5, 5.1e-6, 0.98, two),
         "8 peaky modes": Problem(ring(0.005), (0.05, 0.2), 3.4e-5, 0.0021, 0.98, two),
@@ -117,8 +117,8 @@ def problems() -> dict[str, Problem]:
             Mustache(), (0.005, 0.02, 0.1, 0.5, 2.5, 10.0), 2.9e-3, 0.0073, 0, thin
         ),
         "Funnel": Problem(Funnel(), (2.5, 10.0, 40.0, 160.0, 160.0), 1.4e-2, 0.0071, 0, mild),
-        "GMM-10": Problem(ten(10), SMALL_STEPS, 5.3e-5, 0.0035, 0, ten_),
-        "GMM-20": Problem(ten(20), SMALL_STEPS, 1.1e-4, 0.0064, 0, twenty),
+        "GMM-10": Problem(ten(10), SMALL_STEPS, 5.3e-5, 0.0035, 0, gmm_10),
+        "GMM-20": Problem(ten(20), SMALL_STEPS, 1.1e-4, 0.0064, 0, gmm_20),
     }
 
 

@@ -32,7 +32,8 @@ All 30 columns of the breast cancer data separate its classes, so that sets whic
 no minimum there: these tasks use the first 10 columns.
 
 cvxpy: `drojko.baselines` with Clarabel, also at tolerances of 1e-4, which end sooner, and up to 1e3
-rows with SCS (at 1e4 it takes 40 s for KL, 90 s for chi-square, and no 300 s suffice for others);
+rows with SCS (at 1e4, in a run before, 7 s for W1, 40 s for KL, 90 s for chi-square, and 300 s did
+not suffice for CVaR and TV); rows without `to 1e-3` compare with the whole fit;
 for the targets the fastest of them counts that ends within 1e-3 of the best. `SciPy L-BFGS` is
 a quasi-Newton method on the same one-dimensional duals (no certificate, no guarantee at kinks):
 what one could write in an afternoon. The packages `dro` and `skwdro` have environments of their

@@ -102,10 +102,10 @@ class MapProblem:
         return (self.particles.x - self.centre) / self.scale
 
     def few(self, count: int) -> MapProblem:
-        """The problem on the first of its particles; they are in no order."""
+        """The problem on some of its particles, evenly spaced: they may come in strata."""
         if len(self.particles.x) <= count:
             return self
-        rows = torch.arange(count)
+        rows = torch.linspace(0, len(self.particles.x) - 1, count).long()
         functional = self.functional.take(rows)
         return replace(self, functional=functional, particles=_take(self.particles, rows))
 

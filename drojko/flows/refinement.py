@@ -146,7 +146,7 @@ class Refinement:
         size = min(self.batch_size, n)
         views = views_like(state.adam.gradient, list(state.potential.parameters()))
         # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
-        # refitted afterwards.
+        # refitted afterwards, where there are enough particles for that.
         wide = self._wide
         quadratic = (state.potential.factor, state.potential.shift)
         held = [
