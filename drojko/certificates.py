@@ -380,18 +380,47 @@ def reweighted_certificate(
         error = math.sqrt(float(weights**2 @ (contributions - weights @ contributions) ** 2))
     price = ambiguity.penalty or 0.0
     nominal = float(weights @ losses)
-    lower = max(exact.attained - price * exact.radius, nominal)
+    attained, spent = exact.attained, exact.radius
+    if fitted is not None and hasattr(ambiguity, "without_atoms") and ambiguity.budget != 0.0:
+        attained, spent = _attained_without_atoms(ambiguity, exact, fitted, losses, weights)
+    lower = max(attained - price * spent, nominal)
     certificate = Certificate(
         nominal_risk=nominal,
         lower=lower,
         upper=max(upper, lower),
-        worst_case_risk=exact.attained,
+        worst_case_risk=attained,
         radius=None if ambiguity.penalty is not None else float(ambiguity.budget),
         penalty=point.penalty,
-        transport_cost=exact.radius,
+        transport_cost=spent,
         standard_error=error,
         stationarity=stationarity,
         proof=proof,
         discrepancy="discrepancy spent",
     )
     return certificate, point
+
+
+def _attained_without_atoms(
+    ambiguity: Any,
+    exact: Dual,
+    fitted: tuple[np.ndarray, np.ndarray],
+    losses: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[float, float]:
+    """Mean loss and discrepancy of the worst case of a reference without a largest loss.
+
+    The draws' own worst case would put mass on the largest of them, which no fresh draw hits. The
+    dual point of other draws does not know them.
+    """
+    if not ambiguity.needs_largest(exact.penalty):
+        return exact.attained, exact.radius
+    point, largest = ambiguity.dual(*fitted), float(fitted[0].max())
+    ratio = ambiguity.without_atoms(losses, weights, point.penalty, point.shift, largest)[0]
+    ratio = ratio / float(weights @ ratio)
+    attained, nominal = float(weights @ (ratio * losses)), float(weights @ losses)
+    spent = ambiguity.discrepancy(ratio, weights)
+    if ambiguity.penalty is None and spent > exact.radius:
+        # D is convex and zero at 1: a mixture with the reference is back in the set.
+        attained = nominal + exact.radius / spent * (attained - nominal)
+        spent = exact.radius
+    return attained, spent

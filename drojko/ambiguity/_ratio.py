@@ -95,6 +95,7 @@ class Sample:
         self.order = order
         self.size = order.size
         values = values[order]
+        self.largest = float(values[0])
         self._outer = int(np.frexp(max(abs(values[0]), abs(values[-1])))[1])
         values = np.ldexp(values, -self._outer)
         # The median as the pivot: subtracting an outlier would round all others.
@@ -114,6 +115,12 @@ class Sample:
         self.top = float(self.y[0])
         self.n_top = int(np.searchsorted(self.h, 0.0, side="right"))
         self.top_mass = float(self.w[: self.n_top].sum())
+
+    def reach(self, y: Any) -> Any:
+        """Return centred means in the units of the losses: not above the largest, which is exact."""
+        result = np.where(np.asarray(y) >= self.top, self.largest, self.restore(y))
+        result = np.minimum(result, self.largest)
+        return result if result.ndim else float(result)
 
     def restore(self, y: Any) -> Any:
         """Return centred values in the units of the losses."""
@@ -302,21 +309,30 @@ def level(radius: float, largest: float) -> float:
 
 
 def root(function: Callable[[float], float], start: float, slope: float = 1.5) -> float:
-    """Return the zero of an increasing function: secant steps inside a shrinking bracket."""
+    """Return the zero of an increasing function: secant steps inside a shrinking bracket.
+
+    Losses of several scales make plateaus, on which a secant says nothing: without a bracket a
+    step that hardly changes the value is followed by a longer one, and inside a bracket every
+    other step halves it.
+    """
     low, high = -math.inf, math.inf
     t, previous, step = start, None, 1.0
-    for iteration in range(200):
+    for iteration in range(400):
         value = function(t)
         if abs(value) <= 1e-13:
             break
         low, high = (t, high) if value < 0 else (low, t)
+        flat = False
         if previous is not None and t != previous[0]:
             secant = (value - previous[1]) / (t - previous[0])
             slope = secant if 1e-3 < secant < 1e3 else slope
+            flat = abs(value) > 0.5 * abs(previous[1])
         previous = (t, value)
         move = -value / slope
         if math.isinf(high - low):  # no bracket yet: steps that may grow
-            move = math.copysign(min(abs(move), 4.0 * step), move)
+            size = min(abs(move), 4.0 * step)
+            size = max(size, step) if flat else size
+            move = math.copysign(size, move)
             step = 2.0 * max(abs(move), step)
             after = t + move
         else:

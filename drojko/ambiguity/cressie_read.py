@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
@@ -105,6 +105,11 @@ class CressieRead(DensityRatioSet):
         """For k < 1, and where the worst case is the largest loss."""
         return self.radius != 0 and (float(self.k) < 1 or penalty <= 0)
 
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """Mean of phi_k of the ratio, whose mean is one."""
+        k = float(self.k)
+        return max((float(weights @ ratio**k) - 1.0) / (k * (k - 1.0)), 0.0)
+
     def _radius_of_maximum(self, mass: float) -> float:
         return _largest(float(self.k), mass)
 
@@ -130,13 +135,13 @@ class CressieRead(DensityRatioSet):
         if radius >= largest:
             return sample.maximum(0.0, largest)
         family = _Family(sample, float(self.k))
-        distance = math.exp(-family.solve(radius, family.start(radius)))
+        distance = _distance(family.solve(radius, family.start(radius)))
         point = family.at(distance)
         ratio = point.ratio(sample)
         error = point.radius / radius - 1.0
-        # Orders k > 2 have ratios that jump, to rounding, where they become positive: two of
-        # them, as close as can be on either side of the radius, are mixed.
-        for step in _STEPS if self.k > 2 and abs(error) > 1e-12 else ():
+        # Ratios may jump, to rounding, where they become positive (k > 2), or where tiny weights
+        # carry the worst case: two of them, as close as can be around the radius, are mixed.
+        for step in _STEPS if self.k > 1 and abs(error) > 1e-12 else ():
             other = family.at(distance * (1.0 + math.copysign(step, error)))
             if (other.radius / radius - 1.0) * error < 0:
                 pair = (ratio, other.ratio(sample))
@@ -150,8 +155,11 @@ class CressieRead(DensityRatioSet):
         if penalty <= family.first_penalty:
             largest = self._radius_of_maximum(sample.top_mass)
             value = sample.top - penalty * largest
-            return sample.maximum(penalty, largest, value)
-        point = family.at(math.exp(-family.solve_penalty(penalty)))
+            # The shift at which the maximum has the ratio that carries all mass.
+            excess = math.expm1((1.0 - float(self.k)) * math.log(sample.top_mass))
+            shift = sample.top - penalty * excess / (float(self.k) - 1.0)
+            return replace(sample.maximum(penalty, largest, value), shift=shift)
+        point = family.at(_distance(family.solve_penalty(penalty)))
         # Exact at the multiplier of this c, and to second order at the one asked for.
         value = point.shift + point.penalty * (float(self.k) - 1.0) * point.radius
         value += (point.penalty - penalty) * point.radius
@@ -164,10 +172,15 @@ class CressieRead(DensityRatioSet):
         family = _Family(sample, float(self.k))
         solutions = path(family.solve, wanted, family.start)
         values = [
-            family.at(math.exp(-t)).bound(float(radius)) for t, radius in zip(solutions, wanted)
+            family.at(_distance(t)).bound(float(radius)) for t, radius in zip(solutions, wanted)
         ]
         result[inner] = np.asarray(values, dtype=np.float64)[back]
         return result
+
+
+def _distance(t: float) -> float:
+    """Return exp(-t) where it is neither 0 nor infinite."""
+    return math.exp(-min(max(t, -600.0), 600.0))
 
 
 def _largest(k: float, mass: float) -> float:
@@ -282,7 +295,7 @@ class _Family:
         target = level(radius, self.largest)
 
         def missing(t: float) -> float:
-            point = self.at(math.exp(-min(max(t, -600.0), 600.0)))
+            point = self.at(_distance(t))
             return level(point.radius, self.largest) - target
 
         return root(missing, start)
@@ -291,7 +304,7 @@ class _Family:
         """Return the t at which the multiplier is ``penalty``."""
 
         def missing(t: float) -> float:
-            point = self.at(math.exp(-min(max(t, -600.0), 600.0)))
+            point = self.at(_distance(t))
             return math.log(penalty) - point.log_penalty
 
         u = penalty / abs(self.k - 1.0)

@@ -21,6 +21,8 @@ __all__ = ["DensityRatioSet", "Dual"]
 #: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
 #: the worst case is the mean to rounding, or the maximum.
 _LARGEST_PENALTY, _SMALLEST_PENALTY = 1e150, 1e-150
+#: Mass of the largest losses that stands for the largest one, where a worst case puts mass there.
+_SLICE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +122,11 @@ class DensityRatioSet(AmbiguitySet):
         attained = float((sample.w * ratio * sample.y).sum())
         penalty = sample.enlarge(worst.penalty) if self.penalty is None else float(self.penalty)
         return Dual(
-            value=sample.restore(worst.excess),
+            value=sample.reach(worst.excess),
             penalty=penalty,
             shift=sample.restore(worst.shift),
             ratio=sample.scatter(ratio),
-            attained=sample.restore(attained),
+            attained=sample.reach(attained),
             radius=worst.radius,
         )
 
@@ -149,9 +151,7 @@ class DensityRatioSet(AmbiguitySet):
         sample = Sample(losses, weights)
         if sample.constant:
             return np.full(radii.shape, sample.restore(0.0))
-        return sample.restore(np.clip(self._path(sample, radii.ravel()), 0.0, sample.top)).reshape(
-            radii.shape
-        )
+        return sample.reach(np.maximum(self._path(sample, radii.ravel()), 0.0)).reshape(radii.shape)
 
     def log_ratio_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
         r"""Return the logarithm of the ratio that a dual point gives to any losses.
@@ -191,6 +191,47 @@ class DensityRatioSet(AmbiguitySet):
             return np.full(values.shape, -np.inf)
         with np.errstate(divide="ignore", over="ignore"):
             return self._log_ratio((values - shift) / penalty)
+
+    def without_atoms(
+        self, losses: Any, weights: Any, penalty: float, shift: float, largest: float = np.inf
+    ) -> tuple[np.ndarray, float, float]:
+        """Return the ratio of a dual point on draws of a reference that has no largest loss.
+
+        Mass that the dual point has on the largest loss alone (`needs_largest`) goes to the 1 % of
+        the reference with the largest losses: that stays in the set and falls short of the
+        supremum by the spread of the losses within that slice.
+
+        Parameters
+        ----------
+        losses, weights : array of shape (n,)
+            Of the draws; the weights sum to 1.
+        penalty, shift : float
+            The dual point, of these or of other draws.
+        largest : float
+            Losses beyond count as this one.
+
+        Returns
+        -------
+        ratio : ndarray of shape (n,)
+            Not normalised: its mean is 1 up to sampling error.
+        top, lift : float
+            What was added to the ratio where the loss is at least ``top``.
+        """
+        values, w = floats(losses, "losses"), floats(weights, "weights")
+        with np.errstate(over="ignore"):
+            ratio = np.exp(self.log_ratio_at(np.minimum(values, largest), penalty, shift))
+        missing = 1.0 - float(w @ ratio)
+        if not (missing > 0.0 and (penalty <= 0 or self.needs_largest(penalty))):
+            return ratio, np.inf, 0.0
+        order = np.argsort(-values)
+        count = min(int((np.cumsum(w[order]) < _SLICE).sum()), values.size - 1)
+        top = float(values[order[count]])
+        lift = missing / float(w[values >= top].sum())
+        return ratio + lift * (values >= top), top, lift
+
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """D of a ratio of mean one; 0 where the set does not tell."""
+        return 0.0
 
     #: Whether a part of the worst case's mass sits on the largest loss alone.
     jumps = False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit
 
-from drojko.ambiguity._ratio import Sample, Worst, cumulate
+from drojko.ambiguity._ratio import Sample, Worst, cumulate, floats
 from drojko.ambiguity.dual import DensityRatioSet
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class TotalVariation(DensityRatioSet):
         self.radius = radius
         self.penalty = penalty
 
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """Half the mean of |ratio - 1|."""
+        return 0.5 * float(weights @ np.abs(ratio - 1.0))
+
     def _radius_of_maximum(self, mass: float) -> float:
         return max(1.0 - mass, 0.0)
 
@@ -82,11 +86,27 @@ class TotalVariation(DensityRatioSet):
         slope = float(sample.h[-1])
         return Worst(0.0, slope, sample.top - slope / 2.0, None, 0.0)
 
+    def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        """Return what each loss contributes to the dual bound; see `DensityRatioSet.bounds_at`.
+
+        Infinite beyond the largest loss of the dual point, shift + penalty / 2, up to rounding.
+        """
+        values = floats(losses, "losses")
+        if 0 < penalty < np.inf:
+            largest = shift + 0.5 * penalty
+            rounding = 1e-9 * penalty + 8.0 * np.finfo(float).eps * abs(largest)
+            beyond = values > largest + rounding
+            # A little lower, so that rounding in (loss - shift) / penalty does not matter either.
+            inside = np.minimum(values, largest - rounding)
+            bounds = super().bounds_at(inside, penalty, shift) + (values - inside)
+            return np.where(beyond, np.inf, bounds)
+        return super().bounds_at(values, penalty, shift)
+
     def _log_ratio(self, t: np.ndarray) -> np.ndarray:
         return np.where(t >= -0.5, 0.0, -np.inf)  # and what is missing is on the largest loss
 
     def _conjugate(self, t: np.ndarray) -> np.ndarray:
-        # The dual point has the largest loss at t = 1/2, up to the rounding of t.
+        # The dual point has the largest loss at t = 1/2.
         return np.where(t <= 0.5 + 1e-9, np.maximum(t, -0.5), np.inf)
 
     def _curve(

@@ -395,7 +395,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
                 share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
 
                 def loss(z: Tensor) -> Tensor:
-                    return self.loss_function(z, torch.full((len(z),), k))
+                    return self.capped_loss(z, torch.full((len(z),), k))
 
             self._cache["importance", k] = Importance(**self.settings).fit_ratio(
                 self.ambiguity, self.penalty, self.shift, loss, reference, self.seed, share
@@ -407,7 +407,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
         return not 0.0 < self.penalty < math.inf
 
     def _joint_loss(self, z: Tensor) -> Tensor:
-        return self.loss_function(z[:, :-1], z[:, -1])
+        return self.capped_loss(z[:, :-1], z[:, -1])
 
     @property
     def choice(self) -> str:

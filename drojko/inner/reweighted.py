@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "ReweightedWorstCase"]
 
-#: Mass of the largest losses that stands for the largest one, where a worst case puts mass there.
-_SLICE = 0.01
 #: Rejection with a smaller share of draws kept gives way to importance resampling.
 _ACCEPTANCE = 0.02
 #: Draws at once, and pairs of draws matched at most (the matching is cubic).
@@ -108,10 +106,11 @@ class ReweightedWorstCase(WorstCase):
 
     Notes
     -----
-    Where the worst case puts mass on the largest loss alone (total variation, and any set from
-    the radius on where the largest loss is the answer), a continuous reference has no such point:
-    the 1 % of its mass with the largest losses stands for it. That keeps P* in the set and falls
-    short of the supremum by the spread of the losses within that slice.
+    Where the worst case puts mass on the largest loss alone (total variation, Cressie-Read with
+    k < 1, and any set from the radius on where the largest loss is the answer), a continuous
+    reference has no such point: the 1 % of its mass with the largest losses stands for it
+    (`DensityRatioSet.without_atoms`). That keeps P* in the set and falls short of the supremum by
+    the spread of the losses within that slice; the lower side of the certificate is that of P*.
 
     Examples
     --------
@@ -162,6 +161,11 @@ class ReweightedWorstCase(WorstCase):
         with torch.no_grad():
             return self.loss_function(x, y).detach().double().cpu()
 
+    def capped_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss, with values beyond ``largest`` counting as that one; differentiable."""
+        losses = self.loss_function(x, y)
+        return losses if self.largest == np.inf else losses.clamp(max=self.largest)
+
     def _make_pool(self) -> Pool:
         x, y, w = self.reference.points(self.n_pool, make_generator(self.seed))
         parts = components(self.reference)
@@ -176,16 +180,11 @@ class ReweightedWorstCase(WorstCase):
         if self.exact:
             dual = self.ambiguity.dual(losses, w)
             return Pool(x, y, w, losses, torch.from_numpy(dual.ratio), 1.0)
-        ratio = self._plain_ratio(losses)
-        top, lift = np.inf, 0.0
-        missing = 1.0 - float((w * ratio).sum())
-        atomic = self.ambiguity.jumps or self.penalty <= 0
-        if atomic and missing > 0:
-            order = torch.argsort(losses, descending=True)
-            count = int((torch.cumsum(w[order], 0) < _SLICE).sum())
-            top = float(losses[order[count]])
-            lift = missing / float(w[losses >= top].sum())
-            ratio = ratio + lift * (losses >= top)
+        self._plain_ratio(losses)
+        spread, top, lift = self.ambiguity.without_atoms(
+            losses, w, self.penalty, self.shift, self.largest
+        )
+        ratio = torch.from_numpy(spread)
         normaliser = float((w * ratio).sum())
         if not normaliser > 0:
             raise InvalidDataError(
@@ -369,7 +368,7 @@ class ReweightedWorstCase(WorstCase):
                 self.ambiguity,
                 self.penalty,
                 self.shift,
-                lambda z: self.loss_function(z, torch.full((len(z),), k)),
+                lambda z: self.capped_loss(z, torch.full((len(z),), k)),
                 components(self.reference)[k],
                 self.seed,
                 share,

@@ -308,7 +308,7 @@ class SemiDualWorstCase(ReweightedWorstCase):
             self._cache["semidual", k] = SemiDual(**self.settings).fit_ratio(
                 self.ambiguity,
                 self.penalty,
-                lambda z: self.loss_function(z, torch.full((len(z),), k)),
+                lambda z: self.capped_loss(z, torch.full((len(z),), k)),
                 components(self.reference)[k],
                 self.seed,
                 share,
