@@ -34,7 +34,16 @@ def median_distance(x: np.ndarray) -> float:
         return 1.0
     if len(x) > _SUBSET:
         x = x[np.linspace(0, len(x) - 1, _SUBSET).astype(int)]
-    return float(np.median(pdist(x)))
+    unit = _unit(x)
+    return unit * float(np.median(pdist(x / unit)))
+
+
+def _unit(*points: np.ndarray) -> float:
+    """A power of two near the largest entry where squares would leave the range, otherwise 1."""
+    largest = max(float(np.abs(x).max(initial=0.0)) for x in points)
+    if 1e-140 < largest < 1e140 or largest == 0.0:
+        return 1.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +74,16 @@ class PointKernel:
     def diagonal(self, z: np.ndarray, y: Any = None) -> np.ndarray:
         """Return k(z_i, z_i), shape (len(z),)."""
         if self.kernel == "energy":
-            raised = 0.0 if y is None else 1.0
-            return 2.0 * np.linalg.norm(z - self.centre, axis=1) / self.bandwidth + raised
+            raised, unit = 0.0 if y is None else 1.0, _unit(z)
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+                far = np.linalg.norm(z / unit - self.centre / unit, axis=1)
+                values = 2.0 * far / self.bandwidth * unit + raised
+            if not values.max(initial=0.0) < 1e150:
+                raise InvalidDataError(
+                    f"MMD got bandwidth={self.bandwidth:g}, so small beside the points that the "
+                    "energy kernel overflows: give one of the size of their distances, or None"
+                )
+            return values
         if isinstance(self.kernel, str):
             return np.ones(len(z))
         return np.concatenate([self._points(part, part).diagonal() for part in _parts(z, 500)])
@@ -74,7 +91,8 @@ class PointKernel:
     def modulus(self, distance: float) -> float:
         """Return the largest ``|k(x, .) - k(z, .)|`` for points of one label this far apart."""
         if self.kernel == "gaussian":
-            return math.sqrt(-2.0 * math.expm1(-0.5 * (distance / self.bandwidth) ** 2))
+            scaled = min(distance / self.bandwidth, 1e150)
+            return math.sqrt(-2.0 * math.expm1(-0.5 * scaled**2))
         if self.kernel == "laplace":
             return math.sqrt(-2.0 * math.expm1(-distance / self.bandwidth))
         if self.kernel == "energy":
@@ -87,6 +105,11 @@ class PointKernel:
         )
 
     def _points(self, z: np.ndarray, other: np.ndarray) -> np.ndarray:
+        if not isinstance(self.kernel, str):
+            return _called(self.kernel, z, other)
+        unit = _unit(z, other)
+        if unit != 1.0 or not 1e-140 < self.bandwidth < 1e140:
+            return self._far_out(z / unit, other / unit, unit)
         if self.kernel == "gaussian":
             values = cdist(z, other, "sqeuclidean")
             values *= -0.5 / self.bandwidth**2
@@ -95,12 +118,22 @@ class PointKernel:
             values = cdist(z, other)
             values *= -1.0 / self.bandwidth
             return np.exp(values, out=values)
-        if self.kernel == "energy":
-            values = -cdist(z, other)
-            values += np.linalg.norm(z - self.centre, axis=1)[:, None]
-            values += np.linalg.norm(other - self.centre, axis=1)
-            return values / self.bandwidth
-        return _called(self.kernel, z, other)
+        values = -cdist(z, other)
+        values += np.linalg.norm(z - self.centre, axis=1)[:, None]
+        values += np.linalg.norm(other - self.centre, axis=1)
+        return values / self.bandwidth
+
+    def _far_out(self, z: np.ndarray, other: np.ndarray, unit: float) -> np.ndarray:
+        """The kernel where squares of distances, in units of ``unit``, over- or underflow."""
+        distance = cdist(z, other)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            if self.kernel == "energy":
+                centre = self.centre / unit
+                values = np.linalg.norm(z - centre, axis=1)[:, None] - distance
+                values += np.linalg.norm(other - centre, axis=1)
+                return np.minimum(values / self.bandwidth * unit, 1e300)
+            scaled = np.where(distance > 0, distance / self.bandwidth * unit, 0.0)
+            return np.exp(-0.5 * scaled**2 if self.kernel == "gaussian" else -scaled)
 
 
 def _called(kernel: Any, z: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -68,7 +68,11 @@ class Sample:
         Centred losses, their distances from the largest one, weights that sum to 1.
     top, top_mass : float
         The largest y and its weight.
+    hint : float or None
+        Where an iteration may start; where it ended, afterwards. For losses that change little.
     """
+
+    hint: float | None = None
 
     def __init__(self, losses: Any, weights: Any = None):
         values = floats(losses, "losses")
@@ -117,7 +121,7 @@ class Sample:
         self.top_mass = float(self.w[: self.n_top].sum())
 
     def reach(self, y: Any) -> Any:
-        """Return centred means in the units of the losses: not above the largest, which is exact."""
+        """Return centred means in the units of the losses, not above the largest."""
         result = np.where(np.asarray(y) >= self.top, self.largest, self.restore(y))
         result = np.minimum(result, self.largest)
         return result if result.ndim else float(result)

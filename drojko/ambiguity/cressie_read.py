@@ -135,7 +135,9 @@ class CressieRead(DensityRatioSet):
         if radius >= largest:
             return sample.maximum(0.0, largest)
         family = _Family(sample, float(self.k))
-        distance = _distance(family.solve(radius, family.start(radius)))
+        start = family.start(radius) if sample.hint is None else sample.hint
+        sample.hint = family.solve(radius, start)
+        distance = _distance(sample.hint)
         point = family.at(distance)
         ratio = point.ratio(sample)
         error = point.radius / radius - 1.0

@@ -86,7 +86,9 @@ class KL(DensityRatioSet):
         largest = self._radius_of_maximum(sample.top_mass)
         if radius >= largest:
             return sample.maximum(0.0, largest)
-        slope = math.exp(_solve(sample, radius, _start(sample, radius)))
+        start = _start(sample, radius) if sample.hint is None else sample.hint
+        sample.hint = _solve(sample, radius, start)
+        slope = math.exp(sample.hint)
         log_mass, _, base = _evaluate(sample, slope)
         shift = base + log_mass / slope
         ratio = _TILT.ratio(sample, slope, base == 0.0)

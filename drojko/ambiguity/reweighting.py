@@ -140,6 +140,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     if barrier and given is None and float(radius or 0.0) >= reach:
         return maximum(bound, losses, smoothing)
     sample = Sample(losses, bound.weights)
+    sample.hint = bound.start
     ball, exact = None, math.nan
     if given is None:
         least = smoothing / min(float(radius or 0.0), reach)
@@ -159,7 +160,12 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     ratio = np.ones(losses.size)
     if worst.ratio is not None:
         ratio = sample.scatter(worst.ratio)
+    bound.start = sample.hint
     w = bound.weights
+    attained = float((w * ratio) @ losses)
+    if not barrier:
+        shift = sample.restore(worst.shift)
+        return Curve(value, penalty, shift, ratio, attained, worst.radius, exact=exact)
     steep = w * family._steepness(ratio)
     total = max(float(steep.sum()), 1e-300)
     deviation = losses - float(steep @ losses) / total
@@ -173,7 +179,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
         penalty,
         sample.restore(worst.shift),
         ratio,
-        float((w * ratio) @ losses),
+        attained,
         worst.radius,
         diagonal=steep / penalty,
         columns=np.column_stack(columns),

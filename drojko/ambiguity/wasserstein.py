@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ class Wasserstein(AmbiguitySet):
         super()._validate_params()
         if self.order not in (1, 2):
             raise InvalidDataError(f"Wasserstein got order={self.order!r}; it must be 1 or 2")
-        if self.norm not in (1, 2, np.inf):
+        if not isinstance(self.norm, Real) or self.norm not in (1, 2, np.inf):
             raise InvalidDataError(f"Wasserstein got norm={self.norm!r}; it must be 1, 2 or inf")
         if self.order == 2 and self.norm != 2:
             raise InvalidDataError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity import AmbiguitySet, Group
+from drojko.ambiguity._ratio import floats
 from drojko.estimators._calibration import curvature
 from drojko.estimators.scoring import radius_path, resized, size_name
 from drojko.exceptions import InvalidDataError
@@ -48,19 +50,27 @@ def by_cv(
         share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
         names = None if names is None else [str(column) for column in names]
         radii = _candidates(ambiguity, np.asarray(Z, dtype=np.float64), names, share)
-    radii = sorted({float(radius) for radius in radii})
+    radii = sorted(set(floats(list(radii), "radii").ravel().tolist()))
     if not radii:
         raise InvalidDataError("radii is empty: give one candidate or more")
     for radius in radii:
         resized(ambiguity, radius)._validate_params()
     fixed = _evaluation_set(at, last.ambiguity, ambiguity, radii)
     fixed._validate_params()
+    labels = groups if groups is None or np.ndim(groups) == 1 else None  # splitters want labels
     if isinstance(cv, int):
+        labels = None  # these folds know no groups
         seed = int(torch.randint(2**31 - 1, (1,), generator=spawn(rng)))
         kind = StratifiedKFold if is_classifier(last) else KFold
         cv = kind(cv, shuffle=True, random_state=seed)
-    folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, groups))
-    runs = _held_out(steps, last, X, y, weight, radii, fixed, folds, n_jobs)
+    folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, labels))
+    rows = _Rows(X, y, weight, groups)
+    runs = np.array(
+        Parallel(n_jobs=n_jobs)(
+            delayed(_fold)(steps, last, rows.at(train), rows.at(test), radii, fixed)
+            for train, test in folds
+        )
+    )
 
     mean = runs.mean(0)
     spread = runs.std(0, ddof=1) if len(runs) > 1 else np.full_like(mean, np.nan)
@@ -115,7 +125,7 @@ def _candidates(ambiguity: Any, X: np.ndarray, names: Any, weight: np.ndarray) -
         steps = steps**2 if kind == "Sinkhorn" else steps
     elif kind == "CVaR":
         return [1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05]
-    elif kind == "TotalVariation":
+    elif kind in ("TotalVariation", "Group"):
         steps = np.geomspace(0.005, 0.5, 8)
     elif kind == "MMD":  # of n samples to their law: about 1 / sqrt(n) for a kernel below 1
         steps = np.geomspace(0.1, 10.0, 8) / np.sqrt(n)
@@ -129,7 +139,9 @@ def _evaluation_set(at: Any, given: Any, ambiguity: Any, radii: Sequence[float])
     if isinstance(at, AmbiguitySet):
         return at
     if at is not None:
-        return resized(ambiguity, at)
+        if not isinstance(at, Real):
+            raise InvalidDataError(f"at={at!r}; expected an ambiguity set or a radius")
+        return resized(ambiguity, float(at))
     name = size_name(ambiguity)
     own = getattr(given, name, None)
     if own is not None and own != (1.0 if name == "alpha" else 0.0):
@@ -141,50 +153,42 @@ def _evaluation_set(at: Any, given: Any, ambiguity: Any, radii: Sequence[float])
     return resized(ambiguity, sorted(positive)[len(positive) // 2])
 
 
-def _held_out(
-    steps: Any,
-    last: Any,
-    X: Any,
-    y: Any,
-    weight: np.ndarray | None,
-    radii: Sequence[float],
-    at: AmbiguitySet,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    n_jobs: int | None,
-) -> np.ndarray:
-    """Array (folds, radii, 4): certified risk, plain risk, whether proven, whether converged."""
-    runs = Parallel(n_jobs=n_jobs)(
-        delayed(_fold)(steps, last, X, y, weight, radii, at, train, test) for train, test in folds
-    )
-    return np.array(runs)
+class _Rows(NamedTuple):
+    """Samples with what belongs to each."""
+
+    X: Any
+    y: Any
+    weight: Any
+    groups: Any
+
+    def at(self, rows: np.ndarray) -> _Rows:
+        """Some of them."""
+        return _Rows(*(None if part is None else _safe_indexing(part, rows) for part in self))
+
+    def known(self, ambiguity: Any) -> dict[str, Any]:
+        """Arguments for a fit or a certificate at a set."""
+        found = {"sample_weight": self.weight}
+        if isinstance(ambiguity, Group):
+            found["groups"] = self.groups
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _fold(
-    steps: Any,
-    last: Any,
-    X: Any,
-    y: Any,
-    weight: np.ndarray | None,
-    radii: Sequence[float],
-    at: AmbiguitySet,
-    train: np.ndarray,
-    test: np.ndarray,
+    steps: Any, last: Any, train: _Rows, test: _Rows, radii: Sequence[float], at: AmbiguitySet
 ) -> list[list[float]]:
-    inside, outside = (_safe_indexing(X, rows) for rows in (train, test))
-    y_inside, y_outside = (_safe_indexing(y, rows) for rows in (train, test))
+    """A row per radius: certified risk, plain risk, whether proven, whether converged."""
+    inside, outside = train.X, test.X
     if steps is not None:
         steps = clone(steps)
-        inside = steps.fit_transform(inside, y_inside)
+        inside = steps.fit_transform(inside, train.y)
         outside = steps.transform(outside)
-    fit_params = {} if weight is None else {"sample_weight": weight[train]}
+    fit_params = train.known(last._nested("ambiguity"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted in the table instead
-        models = radius_path(last, inside, y_inside, radii, **fit_params)
+        models = radius_path(last, inside, train.y, radii, **fit_params)
     rows = []
     for model in models:
-        certificate = model.robust_certificate(
-            outside, y_outside, at, sample_weight=None if weight is None else weight[test]
-        )
+        certificate = model.robust_certificate(outside, test.y, at, **test.known(at))
         rows.append(
             [
                 certificate.upper,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,8 +131,9 @@ def select_radius(
         Monte-Carlo draws of the limit law of "rwpi".
     sample_weight : array-like of shape (n,), default=None
         Each row counts as one observation: n is (sum w)^2 / sum w^2.
-    groups : array-like of shape (n,), default=None
-        For splitters that keep groups of rows together.
+    groups : array-like of shape (n,) or (n, n_groups), default=None
+        What rows belong to: a `Group` set needs it, as the estimator's or as ``at``. Labels also
+        go to splitters that keep groups of rows together.
     n_jobs : int, default=None
         Folds at once.
     random_state : None, int or generator, default=None
@@ -176,14 +178,14 @@ def select_radius(
         raise InvalidDataError(f"method={method!r}; expected one of {', '.join(_METHODS)}")
     if rule not in ("min", "1se"):
         raise InvalidDataError(f"rule={rule!r}; expected 'min' or '1se'")
-    if not 0.0 < level < 1.0:
+    if not (isinstance(level, Real) and 0.0 < level < 1.0):
         raise InvalidDataError(f"level={level!r}; expected a number between 0 and 1, such as 0.05")
-    if n_draws < 1000:
+    if not (isinstance(n_draws, Integral) and n_draws >= 1000):
         raise InvalidDataError(f"n_draws={n_draws!r}; expected 1000 or more")
     steps, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")
     name = size_name(ambiguity)
-    check_consistent_length(X, y)
+    check_consistent_length(X, y, groups)
     rng = generator(random_state)
     weight = None
     if sample_weight is not None:

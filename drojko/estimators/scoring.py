@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sklearn import get_config
 from sklearn.base import clone
+from sklearn.utils.metadata_routing import MetadataRequest
 
 from drojko.ambiguity import AmbiguitySet, CVaR
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -19,7 +21,7 @@ def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
     Accuracy on the held-out fold picks the radius by nominal risk, which defeats the purpose; the
     estimator's own set differs from candidate to candidate. A fixed set compares like with like,
     whatever set each candidate was trained for. `drojko.select_radius` does the search at less
-    cost.
+    cost. A `Group` set needs ``groups``: route them, with ``set_score_request(groups=True)``.
 
     Examples
     --------
@@ -37,6 +39,10 @@ def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
     >>> search.best_params_
     {'ambiguity__radius': 0.5}
     """
+    if not isinstance(ambiguity, AmbiguitySet):
+        raise InvalidDataError(
+            f"ambiguity={ambiguity!r}; expected an ambiguity set, such as Wasserstein(radius=0.1)"
+        )
     return _RobustScorer(ambiguity)
 
 
@@ -45,6 +51,27 @@ class _RobustScorer:
 
     def __init__(self, ambiguity: AmbiguitySet) -> None:
         self.ambiguity = ambiguity
+        self._request: Any = None
+
+    def set_score_request(self, **requests: bool | str | None) -> _RobustScorer:
+        """Ask for ``sample_weight`` or ``groups``, as scikit-learn's scorers do."""
+        if not get_config()["enable_metadata_routing"]:
+            raise RuntimeError(
+                "set_score_request needs sklearn.set_config(enable_metadata_routing=True)"
+            )
+        request = MetadataRequest(owner=self)
+        for name, alias in requests.items():
+            if name not in ("sample_weight", "groups"):
+                raise TypeError(
+                    f"set_score_request has no {name!r}; it takes sample_weight, groups"
+                )
+            request.score.add_request(param=name, alias=alias)
+        self._request = request
+        return self
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """What the scorer asks for: nothing before `set_score_request`."""
+        return self._request or MetadataRequest(owner=self)
 
     def __call__(self, estimator: Any, X: Any, y: Any, **kwargs: Any) -> float:
         steps, last = split_last(estimator)  # distances are in the units of the last step

@@ -60,6 +60,27 @@ def test_the_first_order_conditions(seed, k, radius):
     assert (rest[~used] <= 1e-6).all()
 
 
+@pytest.mark.parametrize("k", [1.5, 2.0, 3.0, 6.0])
+def test_a_small_penalty_has_the_dual_point_of_the_maximum(k):
+    losses = np.array([0.0, 1.0, 2.0, 5.0])
+    family = CressieRead(k, penalty=0.01)
+    dual = family.dual(losses)
+    np.testing.assert_allclose(dual.ratio, [0, 0, 0, 4])
+    np.testing.assert_allclose(
+        np.exp(family.log_ratio_at(losses, dual.penalty, dual.shift)), dual.ratio, atol=1e-12
+    )
+    bound = family.bounds_at(losses, dual.penalty, dual.shift).mean()
+    assert bound == pytest.approx(dual.value, abs=1e-12)
+
+
+def test_orders_near_zero_reach_almost_all_distributions():
+    losses = 1e8 + np.array([1.1639356, 0.89021625, -0.83225884])
+    weights = [0.16296804739698445, 0.92802994174066, 0.1980517728530642]
+    dual = CressieRead(0.01, 87.90866960840782).dual(losses, weights)
+    assert dual.value == losses[0]
+    assert np.isfinite(dual.penalty)
+
+
 def test_ratios_that_jump_are_resolved():
     # At order 6 a ratio is a fifth root: it reaches 6e-4 at a distance below rounding.
     losses = [81583644.49685127, 268625846.8743211, 412396.7263614553, -176950.42342170386,

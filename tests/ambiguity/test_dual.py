@@ -305,6 +305,79 @@ def test_offsets_scales_and_heavy_tails_keep_nine_digits(name, unit, rng):
     np.testing.assert_allclose(offset.ratio, make(0.2).dual(losses).ratio, rtol=1e-9, atol=1e-12)
 
 
+def tilted(name, losses, weights, t):
+    """Radius and mean of the tilt with parameter t, exact to 50 digits."""
+    import mpmath as mp
+
+    top, parameter = max(losses), mp.e**t
+    if name == "kl":
+        g = [mp.e ** (parameter * (a - top)) for a in losses]
+    else:
+        k = mp.mpf(name.split()[1])
+        c = top - 1 / parameter if k > 1 else top + 1 / parameter
+        g = [max((a - c) * (1 if k > 1 else -1), mp.mpf(0)) ** (1 / (k - 1)) for a in losses]
+    mass = sum(w * a for w, a in zip(weights, g))
+    q = [a / mass for a in g]
+    if name == "kl":
+        spent = sum(w * a * mp.log(a) for w, a in zip(weights, q) if a > 0)
+    else:
+        spent = (sum(w * a**k for w, a in zip(weights, q)) - 1) / (k * (k - 1))
+    return spent, sum(w * a * loss for w, a, loss in zip(weights, q, losses))
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if name.split()[0] in ("kl", "cressie-read")]
+)
+@pytest.mark.parametrize("seed", range(12))
+def test_losses_and_weights_of_many_scales(name, seed):
+    """Between two scales the radius hardly depends on the tilt: a plateau for root finders."""
+    import mpmath as mp
+
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 8))
+    losses = rng.normal(size=n) * 10.0 ** rng.uniform(-8, 6, size=n)
+    weights = 10.0 ** rng.uniform(-10, 2, size=n) if seed % 2 else np.ones(n)
+    make, _ = FAMILIES[name]
+    share = weights / weights.sum()
+    largest = make(1.0)._radius_of_maximum(float(share[losses.argmax()]))
+    with mp.workdps(50):
+        exact = [mp.mpf(float(a)) for a in losses]
+        total = sum(mp.mpf(float(a)) for a in weights)
+        masses = [mp.mpf(float(a)) / total for a in weights]
+        for part in (0.05, 0.5, 0.95, 0.999):
+            low, high = mp.mpf(-60), mp.mpf(60)
+            for _ in range(200):
+                middle = (low + high) / 2
+                inside = tilted(name, exact, masses, middle)[0] < part * largest
+                low, high = (middle, high) if inside else (low, middle)
+            value = tilted(name, exact, masses, low)[1]
+            dual = make(part * largest).dual(losses, weights)
+            spread = losses.max() - losses.min()
+            assert abs(float(dual.value - value)) <= 1e-12 * spread
+            assert abs(float(dual.attained - value)) <= 1e-8 * spread
+            assert dual.value <= losses.max()
+
+
+def test_two_nearly_equal_outliers_stay_inside_the_set(rng):
+    losses = np.r_[np.zeros(980), 1 + 1e-9 * rng.random(20)]
+    for radius in (3.91, 3.9120, 3.92, 4.0):  # log(50) = 3.91202...
+        dual = KL(radius).dual(losses)
+        spent = float(np.mean(dual.ratio * np.log(np.maximum(dual.ratio, 1e-300))))
+        assert spent == pytest.approx(radius, rel=1e-9)
+        assert dual.attained <= dual.value + 1e-15 <= losses.max() + 1e-15
+        assert KL(1.0).dual_path(losses, [radius])[0] == pytest.approx(dual.value, abs=1e-15)
+
+
+@family
+def test_the_largest_loss_is_returned_exactly(name):
+    losses = [-0.7527923967928581, -0.06303056908456049, -307717728.95]
+    make, _ = FAMILIES[name]
+    radius = 1.0 if name == "total variation" else 1e4
+    assert make(radius).dual(losses).value == losses[1]
+    assert make(0.1).dual_path(losses, [radius])[0] == losses[1]
+
+
 @family
 @pytest.mark.parametrize("kind", ["normal", "pareto", "minus pareto", "uniform", "ties"])
 def test_blocks_of_losses_do_not_change_the_value(name, kind, rng):

@@ -398,6 +398,23 @@ def test_the_gradient_in_the_losses_is_the_ratio(size):
 # Mistakes ---------------------------------------------------------------------------------------
 
 
+def test_bandwidths_and_points_of_any_size(rng):
+    points, losses = rng.normal(size=(12, 2)), rng.normal(size=12)
+    for kernel in ("gaussian", "laplace"):
+        near = MMD(kernel=kernel, bandwidth=1.0, radius=0.1).on(points).dual(losses).value
+        own = MMD(kernel=kernel, radius=0.1)
+        median = own.on(points).dual(losses).value
+        for unit in (1e-200, 1e180, 1e300):
+            scaled = MMD(kernel=kernel, bandwidth=unit, radius=0.1).on(points * unit)
+            assert scaled.dual(losses).value == pytest.approx(near, rel=1e-6)
+            assert own.on(points * unit).dual(losses).value == pytest.approx(median, rel=1e-6)
+        alone = MMD(kernel=kernel, bandwidth=1e-200, radius=0.1).on(points).dual(losses)
+        distinct = MMD(kernel=kernel, bandwidth=1e-4, radius=0.1).on(points).dual(losses)
+        assert alone.value == pytest.approx(distinct.value, rel=1e-6)
+    with pytest.raises(InvalidDataError, match="overflows"):
+        MMD(kernel="energy", bandwidth=1e-200, radius=0.1).on(points)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -38,6 +38,16 @@ def test_all_other_mass_gives_the_maximum():
         assert (dual.value, dual.penalty, dual.radius) == (5.0, 0.0, 0.75)
 
 
+def test_bounds_at_an_offset():
+    losses = np.array([100000001.15875874, 99999998.08872372])
+    weights = np.array([0.9, 0.1])
+    ball = TotalVariation(0.05)
+    dual = ball.dual(losses, weights)
+    bound = weights @ ball.bounds_at(losses, dual.penalty, dual.shift)
+    assert bound == pytest.approx(dual.value, abs=1e-6)
+    assert ball.bounds_at([losses[0] + 1.0], dual.penalty, dual.shift)[0] == np.inf
+
+
 def test_more_than_all_mass_is_a_mistake():
     with pytest.raises(InvalidDataError, match=r"radius=1.5.*at most 1, where every"):
         TotalVariation(1.5).validate(2)

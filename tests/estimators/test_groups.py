@@ -11,8 +11,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from drojko import DROClassifier, DRORegressor, load
-from drojko.ambiguity import MMD, Group
+from drojko import DROClassifier, DRORegressor, load, make_robust_scorer, select_radius
+from drojko.ambiguity import KL, MMD, Group
 from drojko.exceptions import InvalidDataError
 
 
@@ -154,6 +154,39 @@ def test_groups_travel_through_pipelines_and_searches(data):
         search = GridSearchCV(classifier, {"ambiguity__radius": [0.1, 0.3]}, cv=2)
         search.fit(x, y, groups=groups)
         assert search.best_estimator_.ambiguity.radius in (0.1, 0.3)
+
+
+def test_the_radius_of_groups_is_selected(data):
+    x, y, groups = data
+    model = DROClassifier(Group(0.1), reference="empirical", alpha=0.01)
+    found = select_radius(model, x, y, groups=groups, radii=[0.0, 0.3], cv=3, random_state=0)
+    assert set(found.table["radius"]) == {0.0, 0.3}
+    columns = np.c_[groups == "few", groups == "many", x[:, 1] > 0].astype(int)
+    overlapping = select_radius(model, x, y, groups=columns, cv=3, random_state=0)
+    assert len(overlapping.table) == 9
+    other = DROClassifier(KL(0.1), reference="empirical", alpha=0.01)
+    judged = select_radius(other, x, y, groups=groups, at=Group(0.8), radii=[0, 0.5], cv=3,
+                           random_state=0)  # fmt: skip
+    # The few are worse off than the many, and tilting helps them.
+    assert judged.radius == 0.5
+    with pytest.raises(InvalidDataError, match="groups"):
+        select_radius(model, x, y, radii=[0.1], cv=3)
+
+
+def test_scorers_ask_for_groups(data):
+    x, y, groups = data
+    model = DROClassifier(Group(0.1), reference="empirical", alpha=0.01)
+    with pytest.raises(RuntimeError, match="enable_metadata_routing"):
+        make_robust_scorer(Group(0.2)).set_score_request(groups=True)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = make_robust_scorer(Group(0.2)).set_score_request(groups=True)
+        search = GridSearchCV(
+            model.set_fit_request(groups=True), {"ambiguity__radius": [0.1, 0.4]}, scoring=scorer,
+            cv=3,
+        ).fit(x, y, groups=groups)  # fmt: skip
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+        with pytest.raises(TypeError, match="no 'weights'"):
+            scorer.set_score_request(weights=True)
 
 
 def test_model_files(data, tmp_path):

@@ -91,6 +91,31 @@ def test_inverse_and_log_det_of_a_nonlinear_flow(generator):
         assert float(found) == pytest.approx(float(jacobian.det().log()), abs=1e-5)
 
 
+def test_the_integrators_error_is_that_of_the_computed_map():
+    """Of v = -5 z the integral of the divergence is exact however few steps: the map is not."""
+    matrix = -5.0 * torch.eye(2, dtype=torch.float64)
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for steps in (2, 4, 16):
+        z = -5.0 / steps
+        factor = 1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24
+        expected = abs(-10.0 - 2 * steps * math.log(factor))
+        found = linear_flow(matrix, torch.zeros(2, dtype=torch.float64), steps).log_det_error(x)
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_stiff_fields_get_as_many_steps_as_their_density_needs():
+    narrow = Gaussian([0.0, 0.0], [[1e-4, 0.0], [0.0, 1e-4]])
+    scheme = ImportanceCorrectedScheme(
+        width=16, iterations=150, n_particles=4000, n_calibration=16_384, integration_steps=2
+    )
+    flow = JKOFlow(KLDivergence(narrow.log_prob), scheme, step_size=[10.0])
+    start = Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
+    result = flow.run(start, 1, random_state=0)
+    assert float(result.history["integration_error"].iloc[-1]) <= scheme.tol
+    found = result.measures[-1].evidence(4000, random_state=1)
+    assert abs(found.log_z) <= 5 * found.log_z_error + 1e-3
+
+
 def flow_of(v, x, steps):
     z = ((x - v.centre) / v.scale)[None]
     return v.integrate(v.flat, z, steps)[0][0] * v.scale + v.centre

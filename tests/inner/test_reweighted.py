@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from drojko import DROClassifier
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighted import ReweightedWorstCase
@@ -217,3 +218,52 @@ def test_mistakes_are_told():
         kl.log_prob([[0.0, 1.0]], [7])
     with pytest.raises(InvalidDataError, match="labels"):
         kl.log_prob([[0.0]], [8])
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize(
+    "ambiguity",
+    [TotalVariation(0.1), TotalVariation(penalty=2.0), CressieRead(0.5, 0.1),
+     CressieRead(0.5, penalty=1.0), ChiSquare(1e6), KL(0.1)],
+    ids=repr,
+)  # fmt: skip
+def test_the_attained_risk_is_that_of_fresh_draws(ambiguity):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2)) @ np.array([[1.0, 0.5], [0.0, 0.8]])
+    y = (X[:, 0] + 0.5 * rng.normal(size=300) > 0).astype(int)
+    model = DROClassifier(ambiguity, reference="gaussian", alpha=0.05, random_state=0).fit(X, y)
+    worst, certificate = model.worst_case_, model.certificate_
+    Z, labels = worst.sample(100_000, random_state=1)
+    margin = (2 * labels - 1) * model.decision_function(Z)
+    losses = np.logaddexp(0, -margin)
+    pool = worst.pool
+    # Few draws carry some of these: their share tells how far averages of the ratio scatter.
+    noise = losses.std() / np.sqrt(1e5) + float(pool.losses.std()) * np.sqrt(
+        1.0 / (len(pool.w) * worst.effective_sample_size)
+    )
+    assert worst.risk() == pytest.approx(losses.mean(), abs=5 * noise + 1e-12)
+    assert certificate.lower <= certificate.worst_case_risk + 1e-12
+    assert certificate.lower <= certificate.upper
+
+
+def test_orders_below_one_count_losses_beyond_the_largest_as_that_one():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    y = (X[:, 0] + 0.5 * rng.normal(size=200) > 0).astype(int)
+    for inner in ("icnn", "importance"):
+        worst = (
+            DROClassifier(
+                CressieRead(0.5, 0.05), reference="gaussian", inner=inner, alpha=0.05,
+                random_state=0,
+            )
+            .fit(X, y)
+            .worst_case_
+        )  # fmt: skip
+        assert np.isfinite(worst.largest)
+        Z, _ = worst.sample(2000, random_state=0)
+        assert np.abs(Z).max() < 10.0
+        if inner == "icnn":
+            flow = worst.flow(0)
+            assert 0.0 < flow.divergence < 1.0
+            assert flow.effective_sample_size > 0.5
+            assert np.abs(worst.transport(X[:5], y[:5]) - X[:5]).max() < 5.0
