@@ -18,6 +18,7 @@ from drojko.flows._fit_velocity import log_target
 from drojko.flows.rejection import RejectionBlock, effective_sample_size
 from drojko.flows.velocity import VelocityFlow
 from drojko.measures._arrays import queries
+from drojko.measures._nets import net
 from drojko.measures.base import Measure, draws
 from drojko.measures.gaussian import Gaussian
 from drojko.measures.mixture import GaussianMixture
@@ -250,27 +251,10 @@ def calibration_draws(
         x, log_density = measure.sample_with_log_prob(n, generator)
         return x, log_density, 1
     each = 2 ** max(int(math.log2(n / _GROUPS)), 4)
-    x = torch.cat([_net(base, each, spawn(generator)) for _ in range(_GROUPS)])
+    x = torch.cat([net(base, each, spawn(generator)) for _ in range(_GROUPS)])
     log_density = base.log_prob(x)
     for flow in measure.stages:
         if isinstance(flow, VelocityFlow):
             x, grown = flow.single().push(x)
             log_density = log_density - grown
     return x, log_density, _GROUPS
-
-
-def _net(base: Any, n: int, generator: torch.Generator) -> Tensor:
-    """A scrambled net of a Gaussian or a mixture, whose first coordinate picks the component."""
-    seed = generator.initial_seed() % 2**31
-    net = torch.quasirandom.SobolEngine(base.dim + 1, scramble=True, seed=seed)
-    uniform = net.draw(n, dtype=torch.float64).clamp(1e-12, 1.0 - 1e-12)
-    z = torch.special.ndtri(uniform[:, 1:])
-    if isinstance(base, Gaussian):
-        return base.mean + z @ torch.linalg.cholesky(base.covariance).T
-    edges = torch.cumsum(torch.as_tensor(base.weights_), 0)
-    pick = torch.searchsorted(edges, uniform[:, 0].contiguous()).clamp_max(len(edges) - 1)
-    x = torch.empty_like(z)
-    for k in pick.unique().tolist():
-        factor = torch.linalg.cholesky(torch.as_tensor(base.covariances_[k]))
-        x[pick == k] = torch.as_tensor(base.means_[k]) + z[pick == k] @ factor.T
-    return x

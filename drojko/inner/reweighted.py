@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
+from drojko._random import spawn
 from drojko.ambiguity.dual import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.flows.flow_measures import match_moments
 from drojko.inner.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase
+from drojko.measures._nets import net
 from drojko.measures.base import LabelledMeasure, Measure, choose, components
 from drojko.measures.empirical import Empirical
+from drojko.measures.gaussian import Gaussian
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,12 +170,15 @@ class ReweightedWorstCase(WorstCase):
         return losses if self.largest == np.inf else losses.clamp(max=self.largest)
 
     def _make_pool(self) -> Pool:
-        x, y, w = self.reference.points(self.n_pool, make_generator(self.seed))
+        gen = make_generator(self.seed)
+        x, y, w = self.reference.points(self.n_pool, gen)
         parts = components(self.reference)
         if self.classes is not None and not self.exact and len(parts) == len(self.classes):
             x = x.clone()
             for k, part in enumerate(parts):
                 rows = y == k
+                if isinstance(part, Gaussian) and self.n_features <= _COLUMNS and rows.sum() > 1:
+                    x[rows] = net(part, int(rows.sum()), spawn(gen))  # more even than its points
                 if bool(rows.any()) and isinstance(part, Measure):
                     mass = w[rows] / w[rows].sum()
                     x[rows] = match_moments(part, x[rows], mass)
