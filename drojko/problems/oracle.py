@@ -29,7 +29,9 @@ from drojko.inner.radius import BallSolution, mean, solve_ball
 from drojko.models import ModuleModel
 from drojko.problems.adversary import Identity, StructuredAdversary
 
-__all__ = ["Answer", "BallOracle", "Draws", "Oracle", "RatioOracle", "Wall"]
+__all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "Wall"]
+
+_PROBES = 8  # random signs that sizes of slopes are estimated from
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,29 @@ class Wall:
     gradient: np.ndarray
 
 
+@dataclass(frozen=True)
+class Gauge:
+    """Sizes at a decision: the mean of |loss|, and per variable the rows' root mean square slope.
+
+    The rows' slopes do not vanish at an optimum as their mean does: a move by ``size / slopes``
+    changes losses by about their size, in whatever unit losses and decisions are.
+    """
+
+    size: float
+    slopes: np.ndarray
+
+    def lengths(self, point: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Natural length of a move in each variable.
+
+        The decision's own size, or one, where losses are zero or do not depend on a variable.
+        """
+        steep = np.maximum(self.slopes, np.abs(gradient))
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            found = self.size / steep
+        unknown = ~(np.isfinite(found) & (found > 0))
+        return np.where(unknown, np.maximum(np.abs(point), 1.0), found)
+
+
 class Oracle(ABC):
     """Robust values on fixed draws, at points of one flat vector."""
 
@@ -92,6 +117,22 @@ class Oracle(ABC):
     @abstractmethod
     def __call__(self, point: np.ndarray) -> Answer | Wall | None:
         """The answer at a point; a wall, or None, where the worst case is infinite."""
+
+    def gauge(self, point: np.ndarray) -> Gauge:
+        """Sizes of the losses and of their rows' slopes at a point.
+
+        Random signs leave, of the sum over the rows, the root of the sum of squares.
+        """
+        self.load(point)
+        losses, backward = self.model.linearise(self.draws.x)
+        root = self.draws.w.sqrt()
+        generator = torch.Generator().manual_seed(0)
+        square = np.zeros(len(point))
+        for _ in range(_PROBES):
+            coin = torch.rand(len(root), generator=generator, dtype=root.dtype) < 0.5
+            (found,) = backward(torch.where(coin, root, -root).to(losses), parameters=True)
+            square += found.detach().double().numpy() ** 2 / _PROBES
+        return Gauge(mean(losses.double().abs(), self.draws.w), np.sqrt(square))
 
     def slope(self, x: Tensor, weights: Tensor) -> np.ndarray:
         """Gradient in the decision of the weighted loss at rows x."""

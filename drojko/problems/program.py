@@ -1,0 +1,93 @@
+"""Linear and quadratic programs over a region, for Clarabel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drojko.problems.constraints import Region
+
+__all__ = ["Program"]
+
+
+@dataclass
+class Program:
+    """A quadratic program in scaled moves y from a centre, for Clarabel."""
+
+    size: int
+    matrices: list[np.ndarray]
+    bounds: list[np.ndarray]
+    cones: list[tuple[str, int]]
+    sizes: list[np.ndarray]
+
+    @staticmethod
+    def of(region: Region, centre: np.ndarray, scale: np.ndarray, extra: int) -> Program:
+        """The constraints of the region on centre + scale * y."""
+        n = len(scale)
+        program = Program(n + extra, [], [], [], [])
+        pad = np.zeros((n, extra))
+        for where, total in region.sums:
+            row = np.zeros((1, n + extra))
+            row[0, where] = scale[where]
+            program.add("zero", row, np.array([total - centre[where].sum()]))
+        eye = np.column_stack([np.eye(n), pad])
+        high, low = np.isfinite(region.upper), np.isfinite(region.lower)
+        if high.any():
+            program.rows(eye[high], np.maximum((region.upper - centre) / scale, 0.0)[high])
+        if low.any():
+            program.rows(-eye[low], np.maximum((centre - region.lower) / scale, 0.0)[low])
+        for where, middle, radius in region.balls:
+            rows = np.zeros((where.stop - where.start + 1, n + extra))
+            rows[1:, where] = -np.diag(scale[where])
+            bound = np.append(radius, centre[where] - middle)
+            program.add("ball", rows, bound, radius)
+        return program
+
+    def add(
+        self, kind: str, matrix: np.ndarray, bound: np.ndarray, size: float | None = None
+    ) -> None:
+        """Rows bound - matrix @ y in a cone, each divided by its size."""
+        sizes = np.full(len(bound), size)
+        if size is None:
+            sizes = np.maximum(np.abs(matrix).max(1), 1e-300)
+        self.matrices.append(matrix / sizes[:, None])
+        self.bounds.append(bound / sizes)
+        self.cones.append((kind, len(bound)))
+        self.sizes.append(sizes)
+
+    def rows(self, matrix: np.ndarray, bound: np.ndarray) -> None:
+        """Rows with ``matrix @ y <= bound``."""
+        self.add("rows", matrix, bound)
+
+    def solve(
+        self, quadratic: np.ndarray, linear: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray | None, float]:
+        """Minimiser of y' diag(quadratic) y / 2 + linear'y, multipliers, dual; None: failed."""
+        import clarabel as clarabel_module
+        from scipy.sparse import csc_array, diags_array
+
+        clarabel: Any = clarabel_module
+        kinds = {
+            "zero": clarabel.ZeroConeT,
+            "rows": clarabel.NonnegativeConeT,
+            "ball": clarabel.SecondOrderConeT,
+        }
+        settings = clarabel.DefaultSettings()
+        settings.verbose = False
+        settings.max_threads = 1
+        solver = clarabel.DefaultSolver(
+            csc_array(diags_array(quadratic)),
+            linear,
+            csc_array(np.vstack(self.matrices)),
+            np.concatenate(self.bounds),
+            [kinds[kind](size) for kind, size in self.cones],
+            settings,
+        )
+        found = solver.solve()
+        if str(found.status) not in ("Solved", "AlmostSolved"):
+            return None, None, -math.inf
+        multipliers = np.array(found.z) / np.concatenate(self.sizes)
+        return np.array(found.x), multipliers, float(found.obj_val_dual)
