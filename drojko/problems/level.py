@@ -23,6 +23,8 @@ _ROUNDING = 1e-6  # a relative gap that such a run may end with
 _GROWTH = 8.0  # of the box, where it is in the way
 _FAR = 10.0  # a risk that rises by so many times what was hoped for says nothing of the optimum
 
+_STEPS_BACK = 40
+
 
 @dataclass(frozen=True)
 class LevelState:
@@ -169,10 +171,12 @@ class LevelBundle:
             if isinstance(answer, Answer):
                 most = _FAR * max(share * hoped, state.relative)
                 rise = answer.value - state.upper
-                if not rise > _FAR * most or shrunk >= 60:
-                    return candidate, answer, state
-                share, shrunk = share * max(math.sqrt(most / rise), 1e-12), shrunk + 1
-                continue
+                if rise > _FAR * most and shrunk < _STEPS_BACK:
+                    share, shrunk = share * max(math.sqrt(most / rise), 0.1), shrunk + 1
+                    continue
+                if _GROWTH * share < 1.0:  # and so was the box
+                    state = replace(state, width=_GROWTH * share * state.width)
+                return candidate, answer, state
             if isinstance(answer, Wall):
                 bound = float(answer.gradient @ candidate) - answer.excess
                 walls = (*state.cuts.walls, (answer.gradient, bound))
