@@ -145,7 +145,8 @@ class Ball(Constraint):
 class Region:
     """All constraints on the flat vector: a projection, and rows for cutting planes.
 
-    ``rows`` is False when a projection has no description by rows and cones.
+    ``rows`` is False when a projection has no description by rows and cones; ``joined`` are the
+    variables whose entries a projection ties together.
     """
 
     size: int
@@ -155,6 +156,7 @@ class Region:
     sums: tuple[tuple[slice, float], ...] = ()
     balls: tuple[tuple[slice, np.ndarray, float], ...] = ()
     rows: bool = True
+    joined: tuple[slice, ...] = ()
 
     def project(self, flat: Tensor) -> Tensor:
         """Nearest decision that meets every constraint."""
@@ -203,12 +205,14 @@ def build_region(constraint: Any, layout: Layout) -> Region:
         raise InvalidDataError(f"constraint names {unknown}; params are {list(where)}")
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     low, high = np.full(size, -math.inf), np.full(size, math.inf)
-    parts, sums, balls, rows = [], [], [], True
+    parts, sums, balls, joined, rows = [], [], [], [], True
     for name, value in given.items():
         part, n = where[name], where[name].stop - where[name].start
         item = _constraint(value)
         project = item.project if isinstance(item, Constraint) else item
         parts.append((part, shapes[name], project))
+        if not isinstance(item, Box | Nonnegative):
+            joined.append(part)
         if isinstance(item, Box):
             low[part], high[part] = _range("Box", item.lower, item.upper, n)
         elif isinstance(item, Nonnegative):
@@ -221,4 +225,6 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             balls.append((part, centre, float(item.radius)))
         else:
             rows = False
-    return Region(size, tuple(parts), low, high, tuple(sums), tuple(balls), rows)
+    return Region(
+        size, tuple(parts), low, high, tuple(sums), tuple(balls), rows, joined=tuple(joined)
+    )

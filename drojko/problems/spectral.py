@@ -8,38 +8,91 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from drojko._driver import Status
 from drojko.exceptions import UnboundedRiskError
 from drojko.problems.constraints import Region
-from drojko.problems.oracle import Answer, Oracle
+from drojko.problems.oracle import Answer, Gauge, Oracle
 
 __all__ = ["SpectralGradient", "SpectralState"]
 
 _MEMORY = 8
 _ARMIJO = 1e-4
 _BACKTRACKS = 40
+_SMALL = 1e-7  # sizes below this share of the first ones are rounding
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Natural length of a move and steepness of the rows, per variable; size of the losses.
+
+    One number each for variables that a projection ties together: it is a projection in units of
+    these lengths, too.
+    """
+
+    lengths: np.ndarray
+    slopes: np.ndarray
+    size: float
+
+    @staticmethod
+    def of(region: Region, gauge: Gauge, point: np.ndarray, gradient: np.ndarray) -> _Metric:
+        slopes = np.maximum(gauge.slopes, np.abs(gradient))
+        for where in region.joined:
+            slopes[where] = np.linalg.norm(slopes[where])
+        lengths = Gauge(gauge.size, slopes).lengths(point, gradient)
+        for where in region.joined:
+            lengths[where] = lengths[where].max()
+        return _Metric(lengths, slopes, gauge.size)
+
+    def step(self, gradient: np.ndarray) -> float:
+        """A step that moves by the natural lengths together, or less where slopes cancel."""
+        steep = float(np.linalg.norm(self.lengths * gradient))
+        return 1.0 / max(steep, self.size) if steep > 0 else 1.0
+
+    def steeper(self, region: Region, gradient: np.ndarray, point: np.ndarray) -> _Metric | None:
+        """With slopes that were met some steps away; None where these are of the known sizes."""
+        found = _Metric.of(region, Gauge(self.size, self.slopes), point, gradient)
+        grown = self.lengths / found.lengths
+        return found if grown.max() > 100.0 * max(grown.min(), 1.0) else None
+
+    def above(self, least: _Metric) -> _Metric:
+        """With sizes that are not lost in the rounding of earlier ones."""
+        return replace(
+            self,
+            slopes=np.maximum(self.slopes, _SMALL * least.slopes),
+            size=max(self.size, _SMALL * least.size),
+        )
 
 
 @dataclass(frozen=True)
 class SpectralState:
-    """A point, its answer, the next step length, and the last values."""
+    """A point, its answer, the last step lengths (the next one last), and the last values.
+
+    ``metric`` is what steps are measured in, ``judge`` what the residual is, ``first`` the sizes at
+    the first point.
+    """
 
     point: np.ndarray
     answer: Answer
-    length: float
+    lengths: tuple[float, ...]
     recent: tuple[float, ...]
-    residual: float
+    metric: _Metric
+    judge: _Metric
+    first: _Metric
+    residual: float = math.inf
     stalled: bool = False
 
 
 @dataclass(frozen=True)
 class SpectralGradient:
-    r""":math:`\theta \leftarrow \theta + t\,(P(\theta - \alpha g) - \theta)`, alpha after
+    r""":math:`\theta \leftarrow \theta + t\,(P(\theta - \alpha D g) - \theta)`, alpha after
     Barzilai and Borwein, t by a nonmonotone search.
 
-    (E. Birgin, J. Martinez, M. Raydan, 2000, Nonmonotone spectral projected gradient methods on
-    convex sets, SIAM Journal on Optimization 10.)
+    The diagonal D holds squared natural lengths: moves that change losses by about their size, so
+    that units of losses and of variables do not matter. (E. Birgin, J. Martinez, M. Raydan, 2000,
+    Nonmonotone spectral projected gradient methods on convex sets, SIAM Journal on Optimization
+    10.)
     """
 
     oracle: Oracle
@@ -50,7 +103,7 @@ class SpectralGradient:
         return self.region.project(torch.from_numpy(point)).numpy()
 
     def init(self, problem: Any = None) -> SpectralState:
-        """The first point, with a step that moves it by about its own size."""
+        """The first point, with a step of at most the natural lengths."""
         point = self._projected(self.oracle.start())
         answer = self.oracle(point)
         if not isinstance(answer, Answer):
@@ -58,41 +111,83 @@ class SpectralGradient:
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
             )
-        steep = float(np.abs(answer.gradient).max())
-        length = max(1.0, float(np.abs(point).max())) / steep if steep > 0 else 1.0
-        return SpectralState(
-            point, answer, 0.1 * length, (answer.value,), self.residual(point, answer)
-        )
+        metric = _Metric.of(self.region, self.oracle.gauge(point), point, answer.gradient)
+        length = metric.step(answer.gradient)
+        state = SpectralState(point, answer, (length,), (answer.value,), metric, metric, metric)
+        return self._judged(state)
 
-    def residual(self, point: np.ndarray, answer: Answer) -> float:
-        """Norm of the projected gradient, relative to 1 + |value|."""
-        size = max(1.0, float(np.abs(point).max()))
-        unit = size / max(float(np.abs(answer.gradient).max()), 1e-300)
-        move = self._projected(point - unit * answer.gradient) - point
-        return float(np.linalg.norm(move)) / unit / (1.0 + abs(answer.value))
+    def _judged(self, state: SpectralState) -> SpectralState:
+        """With its residual, which counts as small only in the sizes of where it is."""
+        residual = self._residual(state, state.answer.gradient)
+        if residual > self.tol:
+            return replace(state, residual=residual)
+        gauge = self.oracle.gauge(state.point)
+        judge = _Metric.of(self.region, gauge, state.point, state.answer.gradient)
+        state = replace(state, judge=judge.above(state.first))
+        return replace(state, residual=self._residual(state, state.answer.gradient))
+
+    def _residual(self, state: SpectralState, gradient: np.ndarray) -> float:
+        """Norm of the projected gradient, in units of the rows' slopes.
+
+        Where all rows pull alike, as they do when a variable meets no data or all losses can
+        vanish together, that does not get small: there it is the root of the decrease that the
+        longest of the last secant steps promises, in units of the losses.
+        """
+        lengths = state.judge.lengths
+        steep = np.where(state.judge.slopes > 0, state.judge.slopes, 1.0)
+        ratio = np.abs(self._projected(state.point - lengths * gradient / steep) - state.point)
+        ratio = ratio / lengths
+        if len(state.lengths) > 1 and state.judge.size > 0:
+            scaled = max(state.lengths) * state.metric.lengths**2
+            move = self._projected(state.point - scaled * gradient) - state.point
+            promised = np.sqrt(np.abs(move * gradient) / state.judge.size)
+            ratio = np.where(ratio < 0.5, ratio, np.minimum(ratio, promised))
+        return float(np.linalg.norm(ratio))
 
     def step(self, state: SpectralState) -> SpectralState:
         """One projected step."""
-        gradient = state.answer.gradient
-        direction = self._projected(state.point - state.length * gradient) - state.point
+        gradient, inverse = state.answer.gradient, state.metric.lengths**-2.0
+        length = state.lengths[-1]
+        direction = self._projected(state.point - length / inverse * gradient) - state.point
         slope = float(gradient @ direction)
         share, highest = 1.0, max(state.recent)
-        for _ in range(_BACKTRACKS):
+        near: list[np.ndarray] = [gradient]
+        for tries in range(_BACKTRACKS):
             point = state.point + share * direction
             answer = self.oracle(point)
-            if isinstance(answer, Answer) and answer.value <= highest + _ARMIJO * share * slope:
+            found = isinstance(answer, Answer)
+            if found and answer.value <= highest + _ARMIJO * share * slope:
                 break
-            share *= 0.5 if isinstance(answer, Answer) else 0.3
+            if found and tries == 8:
+                metric = state.metric.steeper(self.region, answer.gradient, state.point)
+                if metric is not None:  # variables that looked flat are not
+                    first = metric.step(gradient)
+                    return self._judged(replace(state, metric=metric, lengths=(first,)))
+            if found and 2 * tries > _BACKTRACKS:
+                near.append(answer.gradient)
+            share *= 0.5 if found else 0.3
         else:
-            self.oracle.load(state.point)
-            return replace(state, stalled=True)
+            return self._stopped(state, near)
         move, change = point - state.point, answer.gradient - gradient
         bend = float(move @ change)
-        square = float(move @ move)
-        length = square / bend if bend > 1e-14 * square / state.length else 4.0 * state.length
-        length = min(max(length, 1e-10 * state.length), 1e10 * state.length)
+        square = float(move @ (inverse * move))
+        following = square / bend if bend > 1e-14 * square / length else 4.0 * length
+        following = min(max(following, 1e-10 * length), 1e10 * length)
         recent = (*state.recent, answer.value)[-_MEMORY:]
-        return SpectralState(point, answer, length, recent, self.residual(point, answer))
+        lengths = (*state.lengths, following)[-_MEMORY:]
+        return self._judged(
+            replace(state, point=point, answer=answer, lengths=lengths, recent=recent)
+        )
+
+    def _stopped(self, state: SpectralState, near: list[np.ndarray]) -> SpectralState:
+        """No step gains: at a kink if a mixture of the gradients next to the point vanishes."""
+        self.oracle.load(state.point)
+        rows = np.stack(near) * state.judge.lengths
+        rows = np.column_stack([rows / (np.abs(rows).max() or 1.0), np.full(len(rows), 1e3)])
+        shares = nnls(rows.T, np.append(np.zeros(len(state.point)), 1e3))[0]
+        mixed = shares / (shares.sum() or 1.0) @ np.stack(near)
+        residual = min(state.residual, self._residual(state, mixed))
+        return replace(state, stalled=True, residual=residual)
 
     def finite(self, state: SpectralState) -> bool:
         """Whether the point and its value are."""
