@@ -142,9 +142,8 @@ class LevelBundle:
             state = replace(state, lower=max(state.lower, min(found.proven, state.upper)))
             touched = np.abs(found.point - state.best) > 0.99 * state.width
             room = state.upper - found.low > self._allowed(state)
-            if state.gap <= self._allowed(state) or room or not touched.any():
-                return found, state
-            if state.width.max() > 1e30 * scale.max():
+            closed = state.gap <= max(self.tol, _ROUNDING) * self._size(state)
+            if closed or room or not touched.any() or state.width.max() > 1e30 * scale.max():
                 return found, state
             state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
 

@@ -20,6 +20,7 @@ __all__ = ["SpectralGradient", "SpectralState"]
 _MEMORY = 8
 _ARMIJO = 1e-4
 _BACKTRACKS = 40
+_REGAUGED = 20  # times that variables may turn out steeper than they looked
 _SMALL = 1e-7  # sizes below this share of the first ones are rounding
 
 
@@ -50,11 +51,20 @@ class _Metric:
         steep = float(np.linalg.norm(self.lengths * gradient))
         return 1.0 / max(steep, self.size) if steep > 0 else 1.0
 
+    def coarse(self) -> _Metric:
+        """Lengths that differ from the usual one by powers of ten only.
+
+        Estimates from random signs are not worth more, and variables that are alike stay so.
+        """
+        usual = float(np.median(self.lengths))
+        lengths = usual * 10.0 ** np.round(np.log10(self.lengths / usual))
+        return replace(self, lengths=lengths)
+
     def steeper(self, region: Region, gradient: np.ndarray, point: np.ndarray) -> _Metric | None:
         """With slopes that were met some steps away; None where these are of the known sizes."""
         found = _Metric.of(region, Gauge(self.size, self.slopes), point, gradient)
         grown = self.lengths / found.lengths
-        return found if grown.max() > 100.0 * max(grown.min(), 1.0) else None
+        return found.coarse() if grown.max() > 100.0 * max(grown.min(), 1.0) else None
 
     def above(self, least: _Metric) -> _Metric:
         """With sizes that are not lost in the rounding of earlier ones."""
@@ -70,7 +80,7 @@ class SpectralState:
     """A point, its answer, the last step lengths (the next one last), and the last values.
 
     ``metric`` is what steps are measured in, ``judge`` what the residual is, ``first`` the sizes at
-    the first point.
+    the first point; ``trail`` holds the last points and gradients.
     """
 
     point: np.ndarray
@@ -80,6 +90,9 @@ class SpectralState:
     metric: _Metric
     judge: _Metric
     first: _Metric
+    trail: tuple[tuple[np.ndarray, np.ndarray], ...]
+    count: int = 0
+    regauged: int = 0
     residual: float = math.inf
     stalled: bool = False
 
@@ -112,19 +125,59 @@ class SpectralGradient:
                 "worst case is finite, raise the penalty, or give a radius"
             )
         metric = _Metric.of(self.region, self.oracle.gauge(point), point, answer.gradient)
-        length = metric.step(answer.gradient)
-        state = SpectralState(point, answer, (length,), (answer.value,), metric, metric, metric)
-        return self._judged(state)
+        length = metric.coarse().step(answer.gradient)
+        return self._judged(
+            SpectralState(
+                point,
+                answer,
+                (length,),
+                (answer.value,),
+                metric.coarse(),
+                metric,
+                metric,
+                ((point, answer.gradient),),
+            )
+        )
 
     def _judged(self, state: SpectralState) -> SpectralState:
         """With its residual, which counts as small only in the sizes of where it is."""
-        residual = self._residual(state, state.answer.gradient)
-        if residual > self.tol:
+        residual = self._stationarity(state)
+        # The sizes of the start may be far from those here: steps, too, follow now and then.
+        afresh = state.count >= 8 and state.count & (state.count - 1) == 0
+        if not (afresh or residual <= self.tol):
             return replace(state, residual=residual)
         gauge = self.oracle.gauge(state.point)
         judge = _Metric.of(self.region, gauge, state.point, state.answer.gradient)
-        state = replace(state, judge=judge.above(state.first))
-        return replace(state, residual=self._residual(state, state.answer.gradient))
+        judge = judge.above(state.first)
+        state = replace(state, judge=judge)
+        residual = self._stationarity(state)
+        change = judge.lengths / state.metric.lengths
+        if afresh and change.max() > 30.0 * change.min():
+            metric = judge.coarse()
+            state = replace(state, metric=metric, lengths=(metric.step(state.answer.gradient),))
+        return replace(state, residual=residual)
+
+    def _stationarity(self, state: SpectralState) -> float:
+        """The residual, at a kink that of a mixture of the gradients around.
+
+        Around is what lies within the tolerance, in natural lengths (A. Goldstein, 1977,
+        Optimization of Lipschitz continuous functions, Mathematical Programming 13).
+        """
+        plain = self._residual(state, state.answer.gradient)
+        lengths = state.judge.lengths
+        close = [
+            gradient
+            for point, gradient in state.trail
+            if float((np.abs(point - state.point) / lengths).max()) <= self.tol
+        ]
+        if plain <= self.tol or len(close) < 2:
+            return plain
+        rows = np.stack(close) * lengths
+        # Shares that sum to one, up to what a heavy row enforces.
+        rows = np.column_stack([rows / (np.abs(rows).max() or 1.0), np.full(len(rows), 1e3)])
+        shares = nnls(rows.T, np.append(np.zeros(len(lengths)), 1e3))[0]
+        mixed = shares / (shares.sum() or 1.0) @ np.stack(close)
+        return min(plain, self._residual(state, mixed))
 
     def _residual(self, state: SpectralState, gradient: np.ndarray) -> float:
         """Norm of the projected gradient, in units of the rows' slopes.
@@ -151,23 +204,26 @@ class SpectralGradient:
         direction = self._projected(state.point - length / inverse * gradient) - state.point
         slope = float(gradient @ direction)
         share, highest = 1.0, max(state.recent)
-        near: list[np.ndarray] = [gradient]
+        near: list[tuple[np.ndarray, np.ndarray]] = []
         for tries in range(_BACKTRACKS):
             point = state.point + share * direction
             answer = self.oracle(point)
             found = isinstance(answer, Answer)
             if found and answer.value <= highest + _ARMIJO * share * slope:
                 break
-            if found and tries == 8:
+            if found and tries == 8 and state.regauged < _REGAUGED:
                 metric = state.metric.steeper(self.region, answer.gradient, state.point)
                 if metric is not None:  # variables that looked flat are not
                     first = metric.step(gradient)
-                    return self._judged(replace(state, metric=metric, lengths=(first,)))
+                    again = state.regauged + 1
+                    return replace(state, metric=metric, lengths=(first,), regauged=again)
             if found and 2 * tries > _BACKTRACKS:
-                near.append(answer.gradient)
+                near.append((point, answer.gradient))
             share *= 0.5 if found else 0.3
         else:
-            return self._stopped(state, near)
+            self.oracle.load(state.point)
+            state = replace(state, trail=(*state.trail, *near))
+            return replace(state, stalled=True, residual=self._stationarity(state))
         move, change = point - state.point, answer.gradient - gradient
         bend = float(move @ change)
         square = float(move @ (inverse * move))
@@ -176,18 +232,16 @@ class SpectralGradient:
         recent = (*state.recent, answer.value)[-_MEMORY:]
         lengths = (*state.lengths, following)[-_MEMORY:]
         return self._judged(
-            replace(state, point=point, answer=answer, lengths=lengths, recent=recent)
+            replace(
+                state,
+                point=point,
+                answer=answer,
+                lengths=lengths,
+                recent=recent,
+                trail=(*state.trail, (point, answer.gradient))[-_MEMORY:],
+                count=state.count + 1,
+            )
         )
-
-    def _stopped(self, state: SpectralState, near: list[np.ndarray]) -> SpectralState:
-        """No step gains: at a kink if a mixture of the gradients next to the point vanishes."""
-        self.oracle.load(state.point)
-        rows = np.stack(near) * state.judge.lengths
-        rows = np.column_stack([rows / (np.abs(rows).max() or 1.0), np.full(len(rows), 1e3)])
-        shares = nnls(rows.T, np.append(np.zeros(len(state.point)), 1e3))[0]
-        mixed = shares / (shares.sum() or 1.0) @ np.stack(near)
-        residual = min(state.residual, self._residual(state, mixed))
-        return replace(state, stalled=True, residual=residual)
 
     def finite(self, state: SpectralState) -> bool:
         """Whether the point and its value are."""

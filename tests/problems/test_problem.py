@@ -147,7 +147,9 @@ def test_limits_and_callbacks_stop_early(z):
         warnings.simplefilter("error")
         full = problem.solve()
     assert np.all(np.diff(full.history["robust_risk"]) <= 0)
-    assert np.all(np.diff(full.history["lower_bound"][5:]) >= 0)
+    bounds = full.history["lower_bound"]  # -inf until something is proven
+    assert np.all(bounds[1:] >= bounds[:-1])
+    assert np.isfinite(bounds[-1])
     assert "no decision is better" in repr(full)
 
 
