@@ -24,6 +24,8 @@ _GROWTH = 8.0  # of the box, where it is in the way
 _FAR = 10.0  # a risk that rises by so many times what was hoped for says nothing of the optimum
 
 _STEPS_BACK = 40
+_LONG = 1e4  # a side of the box in units of moves that matter
+_COARSER, _RETRIES = 30.0, 3  # programs that fail are tried again in coarser units
 
 
 @dataclass(frozen=True)
@@ -133,26 +135,41 @@ class LevelBundle:
         self, state: LevelState, scale: np.ndarray, unit: float
     ) -> tuple[Relaxed, LevelState]:
         """The cuts' minimum, in a box that grows until it is not what closes the gap."""
+        # Sides longer than the moves that matter by many orders cost digits.
+        box, retries = np.minimum(state.width, _LONG * scale), 0
         while True:
             found = state.cuts.relax(
-                self.region, state.best, state.upper, state.width, scale, unit, state.gauge.slopes
+                self.region, state.best, state.upper, box, scale, unit, state.gauge.slopes
             )
             if found is None:
-                return Relaxed(state.lower, -math.inf, state.best), state
+                if retries == _RETRIES:
+                    return Relaxed(state.lower, -math.inf, state.best), state
+                scale, retries = _COARSER * scale, retries + 1
+                box = np.minimum(state.width, _LONG * scale)
+                continue
             state = replace(state, lower=max(state.lower, min(found.proven, state.upper)))
-            touched = np.abs(found.point - state.best) > 0.99 * state.width
+            touched = np.abs(found.point - state.best) > 0.99 * box
+            if (touched & (box < state.width)).any():
+                box = np.where(touched, np.minimum(_LONG * box, state.width), box)
+                continue
             room = state.upper - found.low > self._allowed(state)
             closed = state.gap <= max(self.tol, _ROUNDING) * self._size(state)
             if closed or room or not touched.any() or state.width.max() > 1e30 * scale.max():
                 return found, state
             state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
+            box = np.where(touched, state.width, box)
 
     def _project(
         self, state: LevelState, target: float, scale: np.ndarray, unit: float
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         if not math.isfinite(target):
             return None, None
-        return state.cuts.project(self.region, state.best, target, scale, unit)
+        for power in range(_RETRIES + 1):
+            length = _COARSER**power * scale
+            found = state.cuts.project(self.region, state.best, target, length, unit)
+            if found[0] is not None:
+                return found
+        return None, None
 
     def _ask(
         self, state: LevelState, aim: np.ndarray, hoped: float
@@ -242,10 +259,9 @@ def _unit(state: LevelState) -> float:
 
 
 def _scales(state: LevelState) -> np.ndarray:
-    """Size of a move in each variable that changes the value by about one unit of it."""
+    """Size of a move in each variable that changes the value by about what matters now."""
     # The median: cuts far away, where a dual variable is near zero, are steeper by orders. Near an
     # optimum slopes vanish, and those of the rows say how little that may mean.
     steep = np.median(np.abs(state.cuts.slopes), axis=0)
     steep = np.maximum(steep, 1e-3 * state.gauge.slopes)
-    value = state.relative or float((np.abs(state.cuts.slopes) * state.width).max()) or 1.0
-    return np.where(steep > 0, value / np.where(steep > 0, steep, 1.0), state.width)
+    return np.where(steep > 0, _unit(state) / np.where(steep > 0, steep, 1.0), state.width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,9 @@ def portfolio(
     >>> problem.solve().params["weights"].round(1)  # the third is much riskier
     array([0.4, 0.4, 0.2])
     """
-    if not 0.0 < tail <= 1.0:
+    if not (_is_number(tail) and 0.0 < tail <= 1.0):
         raise InvalidDataError(f"portfolio: tail={tail!r}; expected a share in (0, 1]")
-    if not 0.0 <= mean_weight < math.inf:
+    if not (_is_number(mean_weight) and 0.0 <= mean_weight < math.inf):
         raise InvalidDataError(
             f"portfolio: mean_weight={mean_weight!r}; expected a non-negative number"
         )
@@ -88,20 +89,24 @@ def portfolio(
             f"portfolio: returns have shape {np.shape(returns)}; expected (periods, assets)"
         )
     d = reference_of(returns)[0].dim
-    if max_weight is not None and not max_weight * d >= 1.0:
+    if max_weight is not None and not (_is_number(max_weight) and max_weight * d >= 1.0):
         raise InvalidDataError(
             f"portfolio: max_weight={max_weight!r} for {d} assets; their weights cannot sum to 1"
         )
     most = math.inf if max_weight is None else max_weight
     weights = Simplex(1.0, 0.0 if long_only else -most, most)
     return MinimaxProblem(
-        MaxAffine(_Tail(tail, mean_weight)),
+        MaxAffine(_Tail(float(tail), float(mean_weight))),
         {"weights": np.full(d, 1.0 / d), "threshold": 0.0},
         returns,
         ambiguity,
         constraint={"weights": weights},
         convex=True,
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class _Tail:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ class Solution:
         share.
     optimality_gap : float
         Proven: no decision is better by more than that on the draws that were optimised on, which
-        for an empirical reference are all there is. inf where nothing is proven: losses that were
-        not declared convex, worst cases that are estimates.
+        for an empirical reference are all there is; nowhere, not just near by. inf where nothing
+        is proven: losses that were not declared convex, worst cases that are estimates, runs that
+        ended before the optimum was surrounded.
     history : dict of ndarray
         A column per quantity, a row per iteration.
     status, message : str
@@ -170,7 +172,8 @@ class MinimaxProblem:
                 f"ambiguity={ambiguity!r}; expected a set from drojko.ambiguity, for instance "
                 "Wasserstein(radius=0.1)"
             )
-        if n_draws is not None and not (isinstance(n_draws, int) and n_draws >= 2):
+        whole = isinstance(n_draws, Integral) and not isinstance(n_draws, bool)
+        if n_draws is not None and not (whole and n_draws >= 2):
             raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")
         self.loss = loss
         self.layout, self.first = Layout.of(params)
@@ -180,7 +183,7 @@ class MinimaxProblem:
         self.constraint = constraint
         self.region: Region = build_region(constraint, self.layout)
         self.convex = convex
-        self.n_draws = n_draws
+        self.n_draws = None if n_draws is None else int(n_draws)
         self.family: Family = family_of(ambiguity, loss, self.inner, self.reference.dim, self.names)
 
     def _draws(self, generator: torch.Generator) -> Draws:
@@ -251,8 +254,9 @@ class MinimaxProblem:
             Steps of the outer method.
         tol : float
             Convex losses: largest gap between the objective and the proven bound of the optimum,
-            relative to the objective. Others: norm of the projected gradient, relative to
-            1 + the objective.
+            relative to the objective. Others: norm of the projected gradient, each entry relative
+            to the root mean square of the rows' own slopes. Neither depends on the units of
+            losses and decisions.
         random_state : None, int or generator
             Of the draws of a continuous reference, and of the search for worst cases.
         max_time : float, default=None
@@ -272,7 +276,8 @@ class MinimaxProblem:
         ConvergenceWarning
             When a limit comes before the tolerance.
         """
-        if not (isinstance(max_iter, int) and max_iter >= 1 and 0.0 <= tol < math.inf):
+        whole = isinstance(max_iter, Integral) and not isinstance(max_iter, bool)
+        if not (whole and max_iter >= 1 and 0.0 <= tol < math.inf):
             raise InvalidDataError(
                 f"solve got max_iter={max_iter!r} and tol={tol!r}; expected an integer of at least "
                 "1 and a number of at least 0"
@@ -289,7 +294,7 @@ class MinimaxProblem:
             outcome: Outcome[Any] = run(
                 solver,
                 solver.init(None),
-                max_iter=max_iter,
+                max_iter=int(max_iter),
                 max_time=max_time,
                 callback=lambda state: report(solver.record(state)),
                 best=lambda state: state.upper if level else state.answer.value,
