@@ -28,6 +28,7 @@ from drojko.problems.family import Family
 from drojko.problems.oracle import BallOracle, Draws, Oracle, RatioOracle
 from drojko.problems.order_one import order_one
 from drojko.problems.structured import StructuredLoss
+from drojko.problems.tails import check_moment, proof_on_draws
 
 __all__ = ["family_of"]
 
@@ -133,13 +134,18 @@ class _Ratio(Family):
         generator: torch.Generator,
         stationarity: float,
     ) -> tuple[Certificate, WorstCase]:
+        module: Any = model.module
+        if sampled:
+            check_moment(self.ambiguity, module.loss, module.params, reference)
         with torch.no_grad():
             losses = model.linearise(draws.x)[0].double()
         dual = self.ambiguity.dual(losses.numpy(), draws.w.numpy())
         priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
         ratio = torch.from_numpy(dual.ratio)
-        error = 0.0
+        error, proof = 0.0, dual.proof
         if sampled:
+            mass = (draws.w * ratio).numpy()
+            proof = proof_on_draws(self.ambiguity, mass, dual.penalty, proof)
             # The dual point is stationary: to first order the value moves like this mean.
             spread = ratio * (losses - dual.shift)
             centred = spread - mean(spread, draws.w)
@@ -154,9 +160,8 @@ class _Ratio(Family):
             transport_cost=dual.radius,
             standard_error=error,
             stationarity=stationarity,
-            proof=dual.proof,
+            proof=proof,
         )
-        module = model.module
 
         def loss_function(x: Tensor, y: Tensor) -> Tensor:
             return module(x)
