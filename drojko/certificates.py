@@ -19,7 +19,10 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, mean, solve_ball
 from drojko.models import MLP
 
-__all__ = ["Certificate", "Evaluation", "certify", "reweighted_certificate"]
+__all__ = ["Certificate", "Evaluation", "certify", "proof_of_tilt", "reweighted_certificate"]
+
+#: Draws that carry a tilt, and the share of the mass on the top thousandth: too few, too large.
+_FEW, _DOMINATED = 10.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -349,7 +352,8 @@ def reweighted_certificate(
     Total variation, Cressie-Read with k < 1, and balls so large that the worst case is the largest
     loss ask for a bound of all losses (`AmbiguitySet.needs_largest`): on draws, the largest of
     both samples stands for it, and the upper side is a "local-estimate". So it is for MMD sets,
-    which are about reweightings of given points.
+    which are about reweightings of given points, and where a few draws carry a tilt
+    (`proof_of_tilt`).
 
     Examples
     --------
@@ -373,7 +377,7 @@ def reweighted_certificate(
                 point = ambiguity.dual(together, np.concatenate([weights, fitted[1]]))
                 contributions = ambiguity.bounds_at(losses, point.penalty, point.shift)
             upper = float(weights @ contributions)
-            proof = "local-estimate" if ambiguity.needs_largest(point.penalty) else "dual"
+            proof = proof_of_tilt(ambiguity, weights * exact.ratio, point.penalty)
         else:
             contributions = bound.influence(exact, losses)
             proof = "local-estimate" if ambiguity.needs_largest(exact.penalty) else "dual"
@@ -398,6 +402,22 @@ def reweighted_certificate(
         discrepancy="discrepancy spent",
     )
     return certificate, point
+
+
+def proof_of_tilt(ambiguity: Any, mass: np.ndarray, penalty: float) -> str:
+    """Return what a dual on draws of a continuous measure proves about that measure.
+
+    "local-estimate" where the set asks for the largest loss (`needs_largest`), and where a few of
+    the worst-case masses (n,) carry most: the tilt then looks for what lies beyond the draws, and
+    its mean may be infinite.
+    """
+    if ambiguity.needs_largest(penalty):
+        return "local-estimate"
+    if np.isfinite(ambiguity.ratio_bound):
+        return "dual"
+    top = np.sort(mass)[-max(1, len(mass) // 1000) :]
+    few = 1.0 / float(mass @ mass) < _FEW or float(top.sum()) > _DOMINATED
+    return "local-estimate" if few else "dual"
 
 
 def _attained_without_atoms(

@@ -145,7 +145,7 @@ class _Ratio(Family):
         error, proof = 0.0, dual.proof
         if sampled:
             mass = (draws.w * ratio).numpy()
-            proof = proof_on_draws(self.ambiguity, mass, dual.penalty, proof)
+            proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
             # The dual point is stationary: to first order the value moves like this mean.
             spread = ratio * (losses - dual.shift)
             centred = spread - mean(spread, draws.w)

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity import KL, CressieRead, DensityRatioSet
+from drojko.ambiguity import KL, DensityRatioSet
+from drojko.certificates import proof_of_tilt
 from drojko.exceptions import ConvergenceWarning, UnboundedRiskError
 from drojko.measures import KDE, Gaussian, GaussianMixture, Measure
 from drojko.problems.structured import Quadratic
 
 __all__ = ["check_moment", "proof_on_draws"]
-
-#: Draws that carry a tilt, and the share of the mass on the top thousandth: too few, too large.
-_FEW, _DOMINATED = 10.0, 0.5
 
 
 def check_moment(ambiguity: DensityRatioSet, loss: Any, params: Any, reference: Measure) -> None:
@@ -59,26 +57,16 @@ def _covariances(reference: Measure) -> list[np.ndarray] | None:
     return None
 
 
-def proof_on_draws(ambiguity: DensityRatioSet, mass: np.ndarray, penalty: float, proof: str) -> str:
-    """What a dual that was solved on draws proves about their measure.
-
-    Worst-case masses of which a few draws carry most say that the tilt looks for what lies beyond
-    the draws: its mean may be infinite. Sets that ask for the largest loss are estimates as well.
-    """
-    if ambiguity.needs_largest(penalty):
-        return "local-estimate"
-    if not isinstance(ambiguity, KL | CressieRead):  # the others have bounded ratios
-        return proof
-    effective = 1.0 / float(mass @ mass)
-    top = float(np.sort(mass)[-max(1, len(mass) // 1000) :].sum())
-    if effective >= _FEW and top <= _DOMINATED:
-        return proof
-    warnings.warn(
-        f"{ambiguity!r}: the worst case rests on {effective:.2g} of {len(mass)} draws (the top "
-        f"thousandth carries {top:.0%}); its risk is an estimate that may be far too low, or "
-        "infinite: raise the penalty or shrink the radius, give more n_draws, or take the data "
-        "themselves as reference",
-        ConvergenceWarning,
-        stacklevel=2,
-    )
-    return "local-estimate"
+def proof_on_draws(ambiguity: DensityRatioSet, mass: np.ndarray, penalty: float) -> str:
+    """`proof_of_tilt`, with a warning where a few draws carry the worst case."""
+    proof = proof_of_tilt(ambiguity, mass, penalty)
+    if proof == "local-estimate" and not ambiguity.needs_largest(penalty):
+        warnings.warn(
+            f"{ambiguity!r}: the worst case rests on {1.0 / float(mass @ mass):.2g} of {len(mass)} "
+            "draws in effect; its risk is an estimate that may be far too low, or infinite: raise "
+            "the penalty or shrink the radius, give more n_draws, or take the data themselves as "
+            "reference",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return proof

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from drojko import audit
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
@@ -37,3 +38,19 @@ def test_tail_masses_go_from_mild_to_severe(forest, moons):
     assert table.worst_case_risk[0] == pytest.approx(table.nominal_risk[0])
     assert (np.diff(table.worst_case_risk) > 0).all()
     np.testing.assert_allclose(table.worst_case_risk, table.upper_bound, rtol=1e-9)
+
+
+@pytest.mark.promise(1)
+def test_an_infinite_exponential_moment_is_no_proven_bound():
+    """exp(squared error / penalty) has no mean under Gaussians where the penalty is small."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    y = X[:, 0] + rng.normal(size=200)
+    model = LinearRegression().fit(X, y)
+    proofs = [
+        audit(model, X, y, KL(penalty=p), loss="squared", reference="gaussian", random_state=0)
+        .table["proof"]
+        .iloc[0]
+        for p in (0.05, 50.0)
+    ]
+    assert proofs == ["local-estimate", "dual"]
