@@ -40,8 +40,9 @@ the closed form, `weight error` the largest one of a mode's weight; `icnn` is on
 (`DensityFlow`).
 """
 COLUMNS = (
-    "start", "train s", "sample s", "limit", "ESS", "log Z", "log Z error", "ELBO", "ED", "ED error", "floor",
-    "ED published", "mass", "draws", "relative error", "weight error", "target",
+    "start", "train s", "sample s", "limit", "ESS", "log Z", "log Z error", "ELBO", "ED",
+    "ED error", "floor", "ED published", "mass", "draws", "relative error", "weight error",
+    "target",
 )  # fmt: skip
 PUBLISHED_DRAWS = 50_000
 TRAINING, SAMPLING = 0.1 * 8 * 3600.0, 0.1 * 40.0
@@ -68,6 +69,7 @@ class Problem:
     settings: dict[str, Any] = field(default_factory=dict)
     layout: tuple[int, int] = (4, 6)  # of the original: fields, blocks
     start: Any = None
+    start_name: str = "N(0, I)"
 
     @property
     def sampling(self) -> float:
@@ -186,7 +188,7 @@ def _flow(problem: Problem, smoke: bool):
         missed = [name for name, good in met.items() if not good]
         yield {
             "method": "importance-corrected",
-            "start": "N(0, I)" if problem.start is None else problem.start_name,
+            "start": problem.start_name,
             "limit": problem.sampling,
             "train s": trained.seconds,
             "wall": trained.wall,

@@ -67,7 +67,7 @@ def fit_velocity(
     r"""Minimise E[-log g(z(1)) - int div v dt + (1 / 2h) int |v|^2 dt] over fields v.
 
     Trained in single precision on batches of the particles ``x`` (n, d); the integrator's steps
-    are doubled afterwards until the log density changes by less than ``tol`` (root mean square).
+    are doubled afterwards until log densities are right up to ``tol`` (`log_det_error`).
     """
     # Quantiles rather than moments: a few far particles must not set the scale.
     low, high = torch.quantile(x[:20_000], torch.tensor([0.05, 0.95], dtype=x.dtype), dim=0)

@@ -65,8 +65,8 @@ class ImportanceCorrectedScheme:
     iterations, batch_size, rate : int, int, float
         Adam iterations per JKO step, particles in each, first learning rate.
     integration_steps : int
-        Runge-Kutta steps while training; doubled afterwards until log densities change by less
-        than ``tol``.
+        Runge-Kutta steps while training; doubled afterwards until the integral of the divergence
+        is the log determinant of the computed map up to ``tol``.
     n_particles : int
         Particles that fields are trained on; one in 10 is kept apart.
     rejections : None, int or sequence, default=None
@@ -81,7 +81,7 @@ class ImportanceCorrectedScheme:
     least_ess : float
         Effective sample size at the end of the flow below which it warns.
     tol : float
-        Accuracy of log densities along the integrator, root mean square.
+        Error of log densities per field, root mean square.
 
     Notes
     -----
