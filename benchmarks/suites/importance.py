@@ -87,6 +87,14 @@ def ring(variance: float) -> GaussianMixture:
     return mixture(torch.stack([angle.cos() - 1.0, angle.sin()], 1), variance)
 
 
+def two_scales(*variances: tuple[float, ...]) -> GaussianMixture:
+    """A mixture of centred Gaussians, in equal parts."""
+    return GaussianMixture(
+        means=[[0.0] * len(v) for v in variances],
+        covariances=[np.diag(v).tolist() for v in variances],
+    )
+
+
 def ten(dim: int) -> GaussianMixture:
     gen = torch.Generator().manual_seed(dim)
     return mixture(2.0 * torch.rand(10, dim, generator=gen, dtype=torch.float64) - 1.0, 0.01)
@@ -126,19 +134,37 @@ SMALL_STEPS = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
 
 def problems() -> dict[str, Problem]:
     two = {"width": 48, "iterations": 400, "integration_steps": 3}
-    thin = {"width": 48, "iterations": 1000, "rate": 5e-3, "integration_steps": 3}
-    mild = {"width": 64, "iterations": 4000, "rate": 5e-3, "integration_steps": 3}
-    mild |= {"most_draws": 11.0}
+    thin = {"width": 48, "iterations": 1500, "rate": 5e-3, "integration_steps": 4}
+    mild = {"width": 64, "iterations": 2000, "rate": 5e-3, "integration_steps": 4}
+    tails = {"most_draws": 25.0, "tol": 5e-3}
     many = {"width": 48, "iterations": 1500, "integration_steps": 3, "rate": 1e-2}
     gmm_10 = many | {"most_draws": 10.0}
     gmm_20 = many | {"most_draws": 6.0, "width": 64, "iterations": 2500}
     return {
-        "8 modes": Problem(ring(0.01), (0.1, 0.4), 1.2e-5, 5.1e-6, 0.98, two),
-        "8 peaky modes": Problem(ring(0.005), (0.05, 0.2), 3.4e-5, 0.0021, 0.98, two),
+        "8 modes": Problem(ring(0.01), (0.1, 0.4), 1.2e-5, 5.1e-6, 0.98, two, (2, 4)),
+        "8 peaky modes": Problem(ring(0.005), (0.05, 0.2), 3.4e-5, 0.0021, 0.98, two, (2, 4)),
         "Mustache": Problem(
-            Mustache(), (0.005, 0.02, 0.1, 0.5, 2.5, 10.0), 2.9e-3, 0.0073, 0, thin
+            Mustache(),
+            (0.02, 0.1, 0.5, 2.5, 10.0),
+            2.9e-3,
+            0.0073,
+            0,
+            thin | tails,
+            (6, 6),
+            two_scales((1.0, 1.0), (9.0, 100.0)),
+            "N(0, I) and N(0, (9, 100)), half each",
         ),
-        "Funnel": Problem(Funnel(), (2.5, 10.0, 40.0, 160.0, 160.0), 1.4e-2, 0.0071, 0, mild),
+        "Funnel": Problem(
+            Funnel(),
+            (2.5, 10.0, 40.0, 160.0, 320.0),
+            1.4e-2,
+            0.0071,
+            0,
+            mild | tails,
+            (4, 6),
+            Gaussian([0.0] * 10, np.diag([12.0] + [60.0] * 9).tolist()),
+            "N(0, (12, 60, ..., 60))",
+        ),
         "GMM-10": Problem(ten(10), SMALL_STEPS, 5.3e-5, 0.0035, 0, gmm_10),
         "GMM-20": Problem(ten(20), SMALL_STEPS, 1.1e-4, 0.0064, 0, gmm_20),
     }
