@@ -119,7 +119,8 @@ class LevelBundle:
         if answer is None:
             return replace(state, stalled=state.stalled + 1)
         hoped = state.upper - target
-        if answer.value <= state.upper - 0.5 * hoped:  # descent goes on: so may the box
+        # Descent goes on, and so may the box; or nothing does, and it may be the reason.
+        if answer.value <= state.upper - 0.5 * hoped or state.waited > len(candidate):
             touched = np.abs(relaxed.point - state.best) > 0.99 * state.width
             state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
         kept = np.ones(len(state.cuts.heights), bool)
@@ -154,6 +155,8 @@ class LevelBundle:
                 continue
             room = state.upper - found.low > self._allowed(state)
             closed = state.gap <= max(self.tol, _ROUNDING) * self._size(state)
+            if not touched.any():  # nor need it be, where the box is a speck
+                touched = state.width < state.gauge.lengths(state.best, state.cuts.slopes[-1])
             if closed or room or not touched.any() or state.width.max() > 1e30 * scale.max():
                 return found, state
             state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
@@ -190,8 +193,10 @@ class LevelBundle:
                 if rise > _FAR * most and shrunk < _STEPS_BACK:
                     share, shrunk = share * max(math.sqrt(most / rise), 0.1), shrunk + 1
                     continue
-                if _GROWTH * share < 1.0:  # and so was the box
-                    state = replace(state, width=_GROWTH * share * state.width)
+                if _GROWTH * share < 1.0:  # and so was the box, where it was made use of
+                    used = np.abs(aim - state.best) > 0.1 * state.width
+                    width = np.where(used, _GROWTH * share, 1.0) * state.width
+                    state = replace(state, width=width)
                 return candidate, answer, state
             if isinstance(answer, Wall):
                 bound = float(answer.gradient @ candidate) - answer.excess

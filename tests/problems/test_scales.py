@@ -149,6 +149,17 @@ def test_variables_in_different_units(rng, convex):
     np.testing.assert_allclose(scaled.params / units.numpy(), plain.params, atol=2e-3)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tol", [1e-3, 1e-5])
+def test_an_optimum_as_start_is_surrounded(seed, tol):
+    # Nearly collinear columns, and no slope at the start: only other points tell of scales.
+    rng = np.random.default_rng(seed)
+    A = np.vander(rng.uniform(-1, 1, size=14), 6, increasing=True)
+    b = A @ [0.5, -1.0, 0.0, 1.5, 0.0, -0.5] + 0.05 * rng.normal(size=14)
+    optimum = np.mean((A @ np.linalg.lstsq(A, b, rcond=None)[0] - b) ** 2)
+    honest(least_squares(A, b, Wasserstein(radius=0.0)).solve(tol=tol), optimum, rel=2 * tol)
+
+
 def test_no_bound_without_an_optimum(rng):
     # The infimum is approached far away and never attained: nothing is proven, and it says so.
     z = rng.uniform(1.0, 2.0, size=(20, 1))
