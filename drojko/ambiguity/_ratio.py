@@ -15,6 +15,7 @@ from drojko.exceptions import InvalidDataError
 
 __all__ = ["Sample", "Tilt", "Worst", "centred", "cumulate", "floats", "level", "path", "root"]
 
+_PLAIN = 4096  # numbers that are summed up one after the other
 _BLOCK = 512  # losses of a block, which a tilt treats as one where it varies little over it
 _ORDER = 12  # of the Taylor expansion within a block: remainder 2^-13 / 13! = 2e-14
 _LARGE = 600.0  # exponents up to here do not overflow: log of the largest float is 709
@@ -34,7 +35,7 @@ def floats(values: Any, name: str) -> np.ndarray:
 def cumulate(values: np.ndarray) -> np.ndarray:
     """Return the cumulative sums, by blocks: rounding grows with sqrt(n), not n."""
     n = values.shape[0]
-    if n <= _BLOCK:
+    if n <= _PLAIN:
         return np.cumsum(values)
     size = math.isqrt(n - 1) + 1
     rows = -(-n // size)
@@ -60,7 +61,8 @@ class Sample:
     """Losses of positive weight, descending, as mean + unit * y with max |y| in [1/2, 1).
 
     The unit is a power of two, so that scaling does not round, and y is centred, so that what is
-    added to the mean is relative to the spread and not to an offset of the losses.
+    added to the mean is relative to the spread and not to an offset of the losses. ``plain`` says
+    that losses are finite numbers and weights positive ones that sum to 1: nothing is checked.
 
     Attributes
     ----------
@@ -74,28 +76,13 @@ class Sample:
 
     hint: float | None = None
 
-    def __init__(self, losses: Any, weights: Any = None):
-        values = floats(losses, "losses")
-        if values.ndim != 1 or values.size == 0:
-            raise InvalidDataError(
-                f"losses has shape {values.shape}; expected one loss per sample, (n,) with n >= 1"
-            )
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise InvalidDataError(
-                f"losses[{bad}] is {values[bad]}; a worst case needs finite losses: look at the "
-                "model or loss that made it"
-            )
-        self.n = values.size
-        mass = _masses(weights, self.n)
-        if mass is None:
+    def __init__(self, losses: Any, weights: Any = None, *, plain: bool = False):
+        if plain:
+            values, self.n = losses, losses.size
             order = np.argsort(-values)
-            self.w = np.full(self.n, 1.0 / self.n)
+            self.w = weights[order]
         else:
-            mass = mass / mass.max()  # first: the sum of huge weights overflows
-            kept = np.flatnonzero(mass > 1e-300)
-            order = kept[np.argsort(-values[kept])]
-            self.w = mass[order] / mass[order].sum()
+            values, order = self._check(losses, weights)
         self.order = order
         self.size = order.size
         values = values[order]
@@ -119,6 +106,31 @@ class Sample:
         self.top = float(self.y[0])
         self.n_top = int(np.searchsorted(self.h, 0.0, side="right"))
         self.top_mass = float(self.w[: self.n_top].sum())
+
+    def _check(self, losses: Any, weights: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Losses as an array, and the order of those that have a weight."""
+        values = floats(losses, "losses")
+        if values.ndim != 1 or values.size == 0:
+            raise InvalidDataError(
+                f"losses has shape {values.shape}; expected one loss per sample, (n,) with n >= 1"
+            )
+        if not np.isfinite(values).all():
+            bad = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise InvalidDataError(
+                f"losses[{bad}] is {values[bad]}; a worst case needs finite losses: look at the "
+                "model or loss that made it"
+            )
+        self.n = values.size
+        mass = _masses(weights, self.n)
+        if mass is None:
+            order = np.argsort(-values)
+            self.w = np.full(self.n, 1.0 / self.n)
+        else:
+            mass = mass / mass.max()  # first: the sum of huge weights overflows
+            kept = np.flatnonzero(mass > 1e-300)
+            order = kept[np.argsort(-values[kept])]
+            self.w = mass[order] / mass[order].sum()
+        return values, order
 
     def reach(self, y: Any) -> Any:
         """Return centred means in the units of the losses, not above the largest."""

@@ -132,13 +132,15 @@ class _Prefixes:
         mean = cumulate(weight * y) / mass
         mean[-1] = 0.0
         # West's update of a sum of squares: every term is positive, so that none cancels.
-        below = np.append(0.0, mean[:-1] - y[1:])
-        before = np.append(0.0, mass[:-1])
-        deviation = np.sqrt(cumulate(weight * before / mass * below**2) / mass)
-        until = np.append(mean[:-1] - y[1:], np.inf)
+        below = mean[:-1] - y[1:]
+        terms = np.zeros(y.size)
+        terms[1:] = weight[1:] * mass[:-1] / mass[1:] * below**2
+        deviation = np.sqrt(cumulate(terms) / mass)
+        until = np.append(below, np.inf)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             spent = ((deviation / until) ** 2 + rest) / mass
-        spent = np.minimum.accumulate(np.nan_to_num(spent, nan=np.inf, posinf=np.inf))
+        spent[np.isnan(spent)] = np.inf
+        spent = np.minimum.accumulate(spent)
         return cls(y, mass, rest, mean, deviation, until, spent)
 
     def kept(self, radii: np.ndarray) -> np.ndarray:

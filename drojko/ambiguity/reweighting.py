@@ -74,6 +74,7 @@ class Reweighting:
         self.ambiguity = ambiguity
         self.weights = mass / mass.sum()
         self.least = float(self.weights[self.weights > 0].min())
+        self.positive = bool((self.weights > 1e-300).all())
         #: Where the last search of a threshold ended; the next one, on losses nearby, starts there.
         self.start: float | None = None
 
@@ -139,7 +140,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
         return flat(bound, losses)
     if barrier and given is None and float(radius or 0.0) >= reach:
         return maximum(bound, losses, smoothing)
-    sample = Sample(losses, bound.weights)
+    sample = Sample(losses, bound.weights, plain=bound.positive)
     sample.hint = bound.start
     ball, exact = None, math.nan
     if given is None:
