@@ -33,7 +33,7 @@ from drojko.estimators._models import build_model
 from drojko.estimators._plan import Plan
 from drojko.estimators._reference import NAMES, build_reference, count_atoms, is_sampled
 from drojko.exceptions import InvalidDataError, NonFiniteError
-from drojko.inner.choice import choose_inner
+from drojko.inner.choice import choose_inner, distinct
 from drojko.inner.importance import Importance
 from drojko.inner.packing import pack_module, unpack_module
 from drojko.inner.semidual import SemiDual
@@ -180,11 +180,18 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     ) -> tuple[InnerSolver, str]:
         """The inner solver, and in words why "auto" chose it."""
         if not (isinstance(self.inner, str) and self.inner == "auto"):
-            return get_inner(self._nested("inner")), ""
-        counts = np.bincount(y) if self._classification else [len(X)]
+            given = get_inner(self._nested("inner"))
+            given.check(ambiguity)
+            return given, ""
         exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
+        parts = [X[y == k] for k in range(len(self.classes_))] if self._classification else [X]
         choice = choose_inner(
-            ambiguity, X.shape[1], sampled=sampled, n_samples=int(min(counts)), exact_loss=exact
+            ambiguity,
+            X.shape[1],
+            sampled=sampled,
+            n_samples=min(distinct(part) for part in parts),
+            exact_loss=exact,
+            labelled=self._classification,
         )
         choice.inner.check(ambiguity)
         return choice.inner, str(choice)

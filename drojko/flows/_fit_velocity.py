@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._adam import Adam
-from drojko.exceptions import NonFiniteError
+from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.flows.velocity import Velocity, VelocityFlow
 
 __all__ = ["Fitted", "fit_velocity", "log_target"]
@@ -36,9 +36,17 @@ class Fitted:
 def log_target(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Log g at z (n,), -inf where g vanishes.
 
-    Raises NonFiniteError for NaN and +inf: a target that overflows has no flow towards it.
+    Raises NonFiniteError for NaN and +inf: a target that overflows has no flow towards it;
+    InvalidDataError where it does not return a tensor of one value per point.
     """
     values = log_prob(z)
+    if not isinstance(values, Tensor) or values.shape != z.shape[:1]:
+        known = isinstance(values, Tensor)
+        got = f"shape {tuple(values.shape)}" if known else type(values).__name__
+        raise InvalidDataError(
+            f"the log density of the target returned {got} for points of shape {tuple(z.shape)}; "
+            f"expected a tensor of shape ({len(z)},), one value per point"
+        )
     bad = torch.isnan(values) | (values == math.inf)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -94,8 +102,9 @@ def fit_velocity(
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"the gradient of a JKO step is {norm} at iteration {k + 1} of its fit: the "
-                "target's gradient is too large where the particles are. Take smaller first "
-                "steps (step_size), or start from a measure closer to the target"
+                "target's gradient is undefined or too large where the particles are. Compute its "
+                "logarithm directly (log of a density that underflows has no gradient), take other "
+                "first steps (step_size), or start from a measure closer to the target"
             )
         limit = _CLIP * sorted(norms[-50:])[len(norms[-50:]) // 2] if norms else norm
         norms.append(norm)

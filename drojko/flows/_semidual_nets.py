@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ class WholeMap(nn.Module, TransportMap):
         centre: Tensor,
         spread: Tensor,
         origin: Tensor,
-        scale: float,
+        scale: Any,
         hidden: Sequence[int],
         frequency: float,
         generator: torch.Generator,
@@ -95,6 +96,13 @@ class WholeMap(nn.Module, TransportMap):
         parts = [self.linearise(self.inner(part))[0] for part in x.split(20_000)]
         return torch.cat(parts).double()
 
+    def in_units(self, centre: Tensor, unit: Tensor) -> WholeMap:
+        """The map of x = centre + unit * z, where this one maps z; not to be trained any more."""
+        new = copy.deepcopy(self)
+        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
+        new.origin, new.scale = centre + unit * self.origin, (unit * self.scale).float()
+        return new
+
     @torch.no_grad()
     def compose(self, matrix: Tensor, shift: Tensor) -> None:
         """T <- matrix T + shift, exactly: the last layer is linear."""
@@ -127,6 +135,12 @@ class Critic(nn.Module):
         self.matrix = nn.Parameter(torch.zeros(dim, dim))
         self.shift = nn.Parameter(torch.zeros(dim))
         self.fixed = (torch.zeros(dim, dim), torch.zeros(dim), 0.0)
+
+    def in_units(self, centre: Tensor, unit: Tensor) -> Critic:
+        """The same function of x = centre + unit * z."""
+        new = copy.deepcopy(self)
+        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
+        return new
 
     def fix(self, matrix: Tensor, shift: Tensor, constant: float) -> None:
         """Set q0(y) = y'My/2 + s'y + c, given in the coordinates of the data."""

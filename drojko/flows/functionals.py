@@ -124,6 +124,11 @@ class KLDivergence(Functional):
     density = "relative"
 
     def __init__(self, log_prob: Callable[[Tensor], Tensor]) -> None:
+        if not callable(log_prob):
+            raise InvalidDataError(
+                f"log_prob={log_prob!r}; expected a function of points, (n, d) -> (n,), such as a "
+                "measure's log_prob"
+            )
         self.log_prob = log_prob
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:

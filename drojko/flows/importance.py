@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,10 +122,19 @@ class ImportanceCorrectedScheme:
 
     def validate(self, n_steps: int) -> None:
         """Raise InvalidDataError for a setting out of range."""
-        for name in ("width", "batch_size", "integration_steps", "n_particles", "n_calibration"):
+        least = {
+            "width": 1, "iterations": 0, "batch_size": 1, "integration_steps": 1,
+            "n_particles": 1, "n_calibration": 1,
+        }  # fmt: skip
+        for name, low in least.items():
+            if not _is_count(getattr(self, name), low):
+                raise InvalidDataError(
+                    f"{name}={getattr(self, name)!r}; expected an integer of at least {low}"
+                )
+        for name in ("rate", "tol", "resampled", "most_draws", "least_ess"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise InvalidDataError(f"{name}={value!r}; expected an integer of at least 1")
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise InvalidDataError(f"{name}={value!r}; expected a number")
         for name in ("rate", "tol"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise InvalidDataError(f"{name}={getattr(self, name)!r}; expected a number above 0")
@@ -133,8 +142,14 @@ class ImportanceCorrectedScheme:
             raise InvalidDataError(f"resampled={self.resampled!r}; expected a share below 1")
         if not self.most_draws > 1.0:
             raise InvalidDataError(f"most_draws={self.most_draws!r}; expected a number above 1")
-        counts = self.rejections
-        if isinstance(counts, Sequence) and len(counts) < n_steps:
+        counts: Any = self.rejections
+        given = isinstance(counts, Sequence) and not isinstance(counts, str)
+        wrong = [c for c in (counts if given else [counts]) if c is not None and not _is_count(c)]
+        if wrong:
+            raise InvalidDataError(
+                f"rejections={counts!r}; expected None, a number of steps, or one for each JKO step"
+            )
+        if given and len(counts) < n_steps:
             raise InvalidDataError(f"rejections has {len(counts)} entries for {n_steps} steps")
 
     def count(self, k: int, n_steps: int) -> int | None:
@@ -154,7 +169,7 @@ class ImportanceCorrectedScheme:
         callback: Callable[[ImportanceState], bool | None] | None,
     ) -> FlowResult:
         """Run the flow of ``functional`` with step sizes ``steps``; called by `JKOFlow.run`."""
-        from drojko.flows.jko import FlowResult
+        from drojko.flows.jko import FlowResult, finished
 
         n_steps = len(steps)
         self.validate(n_steps)
@@ -167,22 +182,24 @@ class ImportanceCorrectedScheme:
             return callback(state) if callback is not None else None
 
         outcome: Outcome[ImportanceState] = run(solver, start, max_iter=n_steps, callback=watch)
-        if outcome.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt(outcome.message)
         ended = outcome.status is Status.MAX_ITER  # all steps that were asked for
         status = Status.CONVERGED if ended else outcome.status
         columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
         columns["seconds"] = columns.pop("step_seconds", np.empty(0))
-        share = float(columns["effective_sample_size"][-1])
         advice = status.advice
-        if share < self.least_ess and self.rejections is None:
+        share = float(columns["effective_sample_size"][-1]) if stages else 1.0
+        if ended and share < self.least_ess and self.rejections is None:
             advice = (
                 f"The effective sample size at the end is {share:.3g}: raise most_draws (now "
                 f"{self.most_draws:g}), or take more JKO steps or iterations."
             )
             warnings.warn(advice, ConvergenceWarning, stacklevel=3)
         message = f"Took {len(stages)} steps. {advice}"
-        return FlowResult([initial, *stages], str(status), message, columns)
+        return finished(FlowResult([initial, *stages], str(status), message, columns))
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _descends(after: Tensor, before: Tensor) -> bool:
@@ -297,6 +314,10 @@ class _Solver:
         block = RejectionBlock.design(
             u, number, scheme.resampled, most_draws=scheme.most_draws, n_groups=groups
         )
+        # Fresh draws: those that the block was designed on flatter it.
+        fresh = max(scheme.n_calibration // 8, 2000)
+        x, log_density = measure.sample_with_log_prob(fresh, generator)
+        u = log_target(self.log_prob, x) - log_density
         ratio = block.log_ratio(u)
         mass = ratio.exp() / ratio.exp().sum()
         rest = u - ratio

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.exceptions import ConvergenceWarning, SolverError
+from drojko.exceptions import ConvergenceWarning, InvalidDataError, SolverError
 from drojko.flows._fit_velocity import log_target
-from drojko.flows.rejection import RejectionBlock, effective_sample_size
+from drojko.flows.rejection import RejectionBlock, effective_sample_size, tail_index
 from drojko.flows.velocity import VelocityFlow
 from drojko.measures._arrays import queries
 from drojko.measures._nets import net
@@ -26,6 +26,7 @@ from drojko.measures.mixture import GaussianMixture
 __all__ = ["Evidence", "ImportanceMeasure", "calibration_draws"]
 
 _DRAWS = 65_536  # drawn at once from the measure below a block
+_SETTLED, _NO_VARIANCE = 0.999, 0.5  # effective sample size where tails do not matter; tail index
 _GROUPS = 8  # scrambled nets, independent of each other
 
 
@@ -47,6 +48,10 @@ class Evidence:
         The lower bound E log w = log Z - KL(rho | g / Z), and its standard error.
     effective_sample_size : float
         (E w)^2 / E w^2 in (0, 1]: 1 where the flow has reached its target.
+    tail_index : float
+        Of the largest weights (`tail_index`): from 1/2 on they have no variance, the target's tails
+        are heavier than the flow's, and log_z, means and their errors are not to be trusted. NaN
+        where the weights hardly differ.
 
     Both standard errors hold that of the density's own normaliser, which dominates where the
     rejection steps work much. Draws of the flow alone cannot show a part of the target that the
@@ -60,6 +65,7 @@ class Evidence:
     elbo: float
     elbo_error: float
     effective_sample_size: float
+    tail_index: float = math.nan
 
     def mean(self, values: Tensor) -> tuple[float, float]:
         """Weighted mean of values (n,) under the target, and its standard error."""
@@ -204,8 +210,11 @@ class ImportanceMeasure(Measure):
     def evidence(self, n: int = 10_000, random_state: Any = None, least: float = 0.1) -> Evidence:
         """Draw n points and weigh them; see `Evidence`.
 
-        Warns with ConvergenceWarning where the effective sample size is below ``least``.
+        Warns with ConvergenceWarning where the effective sample size is below ``least``, and where
+        the weights have a tail without variance. InvalidDataError for fewer than 2 draws.
         """
+        if draws(n, 0)[0] < 2:
+            raise InvalidDataError(f"evidence of n={n} draws has no error: give 2 or more")
         x, log_density = self.sample_with_log_prob(n, make_generator(random_state))
         log_weight = log_target(self.log_prob_target, x) - log_density
         top = float(log_weight.max())
@@ -221,12 +230,21 @@ class ImportanceMeasure(Measure):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        tail = tail_index(log_weight) if share < _SETTLED else math.nan
+        if tail >= _NO_VARIANCE and share >= least:
+            warnings.warn(
+                f"the largest weights of {n} draws have a tail index of {tail:.2f}: from 0.5 on "
+                "they have no variance, and log_z and its error miss what lies in the target's "
+                "tails. Start from a wider or heavier-tailed measure, or take more JKO steps",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         finite = log_weight[log_weight > -math.inf]
         elbo = float(finite.mean()) if len(finite) == n else -math.inf
         elbo_error = math.hypot(float(finite.std()) / math.sqrt(n), mass)
         log_z = top + math.log(float(w.mean()))
         error = math.hypot(spread, mass)
-        return Evidence(x, w / w.sum(), log_z, error, elbo, elbo_error, share)
+        return Evidence(x, w / w.sum(), log_z, error, elbo, elbo_error, share, tail)
 
     def __repr__(self) -> str:
         flows = sum(isinstance(s, VelocityFlow) for s in self.stages)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,17 @@ class FlowResult:
         )
 
 
+def finished(result: FlowResult) -> FlowResult:
+    """Return the result of a flow; raise KeyboardInterrupt, with it, where that ended the flow."""
+    if result.status != str(Status.INTERRUPTED):
+        return result
+    error: Any = KeyboardInterrupt(
+        f"Interrupted after {result.n_steps} steps: what they gave is the exception's `result`."
+    )
+    error.result = result
+    raise error
+
+
 class JKOFlow:
     r"""The gradient flow of F in the Wasserstein space, step by step.
 
@@ -173,15 +185,29 @@ class JKOFlow:
                 f"adaptive={adaptive!r} with step_size={step_size!r}; give a positive share and "
                 "one number to start from"
             )
+        scheme = ICNNScheme() if scheme is None else scheme
+        if isinstance(scheme, type) or not (
+            hasattr(scheme, "run_flow") or hasattr(scheme, "fit_map")
+        ):
+            raise InvalidDataError(
+                f"scheme={scheme!r}; expected settings such as ICNNScheme(), SemiDualScheme() or "
+                "ImportanceCorrectedScheme()"
+            )
+        try:
+            np.asarray(step_size, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InvalidDataError(
+                f"step_size={step_size!r}; expected a positive number, or one for each step"
+            ) from None
         self.functional = functional
-        self.scheme = ICNNScheme() if scheme is None else scheme
+        self.scheme: Any = scheme
         self.step_size = step_size
         self.adaptive = adaptive
 
     def _size(self, k: int) -> float:
         if isinstance(self.step_size, Sequence | np.ndarray):
             return float(self.step_size[k])
-        return float(self.step_size)
+        return float(self.step_size if self.step_size is not None else math.nan)
 
     # -- the driver's functions --------------------------------------------------------------
 
@@ -301,9 +327,19 @@ class JKOFlow:
         Returns
         -------
         FlowResult
+
+        Raises
+        ------
+        KeyboardInterrupt
+            With the steps so far as its ``result``.
         """
-        if n_steps < 1:
+        if not isinstance(n_steps, Integral) or isinstance(n_steps, bool) or n_steps < 1:
             raise InvalidDataError(f"n_steps={n_steps!r}; a flow takes at least 1 step")
+        if not isinstance(initial, Measure):
+            raise InvalidDataError(
+                f"initial is {type(initial).__name__}; expected a measure to start from, such as "
+                "drojko.measures.Gaussian(...) or Empirical(X)"
+            )
         sizes = self.step_size if isinstance(self.step_size, Sequence | np.ndarray) else None
         if sizes is not None and len(sizes) < n_steps:
             raise InvalidDataError(f"step_size has {len(sizes)} entries for {n_steps} steps")
@@ -323,8 +359,6 @@ class JKOFlow:
             raise InvalidDataError(f"until={until!r}; it must be a positive time")
         start = replace(self.init((initial, make_generator(random_state))), until=until)
         outcome: Outcome[FlowState] = run(self, start, max_iter=n_steps, callback=callback)
-        if outcome.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt(outcome.message)
         state = outcome.state
         measures: list[Measure] = [initial]
         for k in range(state.step):
@@ -336,9 +370,12 @@ class JKOFlow:
             ended = False
         columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
         columns["seconds"] = columns.pop("step_seconds", np.empty(0))
-        return FlowResult(
-            measures,
-            str(Status.CONVERGED if ended else outcome.status),
-            f"Took {state.step} steps. {(Status.CONVERGED if ended else outcome.status).advice}",
-            columns,
+        return finished(
+            FlowResult(
+                measures,
+                str(Status.CONVERGED if ended else outcome.status),
+                f"Took {state.step} steps. "
+                f"{(Status.CONVERGED if ended else outcome.status).advice}",
+                columns,
+            )
         )

@@ -66,6 +66,15 @@ class SemiDualStep(Pushforward):
             raise UnsupportedError("this step keeps no particles; draw a sample")
         return self.held
 
+    def in_units(self, base: Measure, centre: Tensor, unit: Tensor) -> SemiDualStep:
+        """The same step for x = centre + unit * z, of which ``base`` is the initial measure."""
+        held = self.held
+        if held is not None:
+            held = Particles(centre + unit * held.x, held.w, held.log_density, held.known)
+        map: Any = self.map
+        nets = map.in_units(centre, unit), self.critic.in_units(centre, unit)
+        return SemiDualStep(base, *nets, self.conjugate, held)
+
     def log_ratio(self, x: Any) -> Tensor:
         """Log d rho_k / d nu at the rows of x, shape (n,), as the critic learned it."""
         return self.conjugate.ratio(self.critic.value(queries(x, self.dim).double())).log()

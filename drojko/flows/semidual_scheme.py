@@ -149,6 +149,15 @@ class SemiDualScheme:
             raise InvalidDataError(
                 f"SemiDualScheme: critic={self.critic!r}; choose 'semi-dual' or 'logistic'"
             )
+        for name in ("hidden", "critic_hidden"):
+            widths = getattr(self, name)
+            if name == "critic_hidden" and widths is None:
+                continue
+            sequence = isinstance(widths, Sequence) and not isinstance(widths, str)
+            if not sequence or not all(isinstance(w, Integral) and int(w) >= 1 for w in widths):
+                raise InvalidDataError(
+                    f"SemiDualScheme: {name}={widths!r}; expected widths such as (64, 64)"
+                )
         least = {
             "iterations": 0, "batch_size": 2, "target_batch": 2, "map_steps": 1,
             "n_particles": 10, "first": 0,
@@ -187,25 +196,23 @@ class SemiDualScheme:
         callback: Callable[[Any], bool | None] | None = None,
     ) -> FlowResult:
         """All steps of a flow; see `JKOFlow.run`."""
-        from drojko.flows.jko import FlowResult
+        from drojko.flows.jko import FlowResult, finished
 
         self.validate()
         solver = _Solver(self, functional, initial, tuple(sizes), generator)
         outcome: Outcome[SemiDualState] = run(
             solver, solver.init(None), max_iter=len(sizes), callback=callback
         )
-        if outcome.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt(outcome.message)
         state = outcome.state
         columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
         columns["seconds"] = columns.pop("step_seconds", np.empty(0))
         ended = outcome.status is Status.MAX_ITER  # all steps that were asked for
         status = Status.CONVERGED if ended else outcome.status
         advice = self._advice(columns)
-        if advice:
+        if advice and outcome.status is not Status.INTERRUPTED:
             warnings.warn(f"SemiDualScheme: {advice}", ConvergenceWarning, stacklevel=3)
         message = f"Took {state.step} steps. {advice or status.advice}"
-        return FlowResult([initial, *state.steps], str(status), message, columns)
+        return finished(FlowResult([initial, *state.steps], str(status), message, columns))
 
     def _advice(self, columns: dict[str, np.ndarray]) -> str:
         found = columns.get("normaliser", np.empty(0))

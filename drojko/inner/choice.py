@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, CressieRead, Wasserstein
 from drojko.inner.importance import Importance
 from drojko.inner.semidual import SemiDual
 from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise
 
-__all__ = ["Choice", "choose_inner"]
+__all__ = ["Choice", "choose_inner", "distinct"]
 
 #: Columns up to which exact log-determinants of maps are offered, and samples a class needs for
 #: networks of its own.
-_COLUMNS, _SAMPLES = 50, 200
+_COLUMNS, _SAMPLES = 50, 1000
+
+
+def distinct(x: np.ndarray) -> int:
+    """Return the number of distinct rows of x (n, d); 0 where they lie in a subspace.
+
+    >>> distinct(np.array([[0.0, 1.0], [2.0, 0.0], [2.0, 0.0], [3.0, 1.0]]))
+    3
+    """
+    rows = len(np.unique(x, axis=0))
+    spread = x.std(axis=0)
+    if not (spread > 1e-12 * np.abs(x).max(initial=0.0)).all():
+        return 0
+    correlation = np.cov((x - x.mean(axis=0)) / spread, rowvar=False)
+    return rows if np.linalg.eigvalsh(np.atleast_2d(correlation))[0] > 1e-9 else 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ def choose_inner(
     sampled: bool,
     n_samples: int,
     exact_loss: bool = False,
+    labelled: bool = True,
 ) -> Choice:
     """Choose by set, dimension and reference.
 
@@ -44,9 +61,11 @@ def choose_inner(
     sampled : bool
         Whether the reference has a density (and draws), rather than atoms.
     n_samples : int
-        Samples of the smallest class.
+        Distinct samples of the smallest class; 0 where they lie in a subspace.
     exact_loss : bool
         Whether the ascent from each sample is exact (a linear model under a scalar loss).
+    labelled : bool
+        Whether labels are classes: of a joint measure no map is learned.
 
     Examples
     --------
@@ -63,13 +82,19 @@ def choose_inner(
             )
         return Choice(ICNNJKO(), "maps share what one sample finds with all others")
     if isinstance(ambiguity, KL | ChiSquare) and not sampled:
+        if not labelled:
+            return Choice(ICNNJKO(), "a map would move the targets too; weights are exact")
         if n_samples >= _SAMPLES:
             return Choice(
                 SemiDual(),
                 "the reference is known by samples only, and maps are learned without a density",
             )
         return Choice(
-            ICNNJKO(), f"{n_samples} samples of a class are too few for maps; weights are exact"
+            ICNNJKO(),
+            f"{n_samples} distinct samples of a class are too few for maps; weights are exact"
+            if n_samples
+            else "the samples of a class lie in a subspace, where no map is learned; weights are "
+            "exact",
         )
     if isinstance(ambiguity, KL | ChiSquare | CressieRead) and sampled:
         if n_features <= _COLUMNS:

@@ -18,7 +18,9 @@ from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.dual import DensityRatioSet
 from drojko.ambiguity.kl import KL
+from drojko.ambiguity.wasserstein import Wasserstein
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
+from drojko.flows._fit_velocity import log_target
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.importance import ImportanceCorrectedScheme
 from drojko.flows.importance_measure import ImportanceMeasure, calibration_draws
@@ -26,7 +28,7 @@ from drojko.flows.jko import JKOFlow
 from drojko.flows.rejection import RejectionBlock, effective_sample_size
 from drojko.inner.reweighted import ReweightedWorstCase
 from drojko.inner.solvers import InnerSolver
-from drojko.measures.base import Measure, components
+from drojko.measures.base import Measure, choose, components, draws
 
 __all__ = ["Importance", "ImportanceWorstCase", "RatioFlow"]
 
@@ -34,6 +36,9 @@ __all__ = ["Importance", "ImportanceWorstCase", "RatioFlow"]
 _FLOOR = 1e-3
 #: Effective sample size at which rejection steps alone do: draws are weighted on top of them.
 _ALONE = 0.9
+#: Effective sample size from which draws are as good as draws of the worst case, and the least
+#: number that others are chosen from.
+_SETTLED, _POOL = 0.999, 4000
 _FIRST, _GROWTH = 0.05, 4.0  # step sizes in units of the reference's variance
 
 
@@ -72,17 +77,27 @@ class RatioFlow:
     normaliser_error: float
     effective_sample_size: float
     choice: str
-    log_excess: Callable[[Tensor], Tensor] = field(repr=False)
+    log_weight: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n points of the worst case, shape (n, d): no point where the ratio is 0."""
-        gen = make_generator(generator)
+        """Draw n points of the worst case, shape (n, d): no point where the ratio is 0.
+
+        What separates ``measure`` from the worst case is settled by choosing among 4 n draws with
+        their masses, in which a point can come up more than once; where the effective sample size
+        is above 0.999, by a test of each draw.
+        """
+        n, gen = draws(n, generator)
+        if self.effective_sample_size < _SETTLED:
+            x, log_density = self.measure.sample_with_log_prob(max(4 * n, _POOL), gen)
+            weight = self.log_weight(x, log_density)
+            return x[choose((weight - weight.max()).exp().numpy(), n, gen)]
         parts: list[Tensor] = []
         missing = n
         while missing > 0:
-            x = self.measure.sample(int(1.1 * missing) + 16, gen)
+            x, log_density = self.measure.sample_with_log_prob(int(1.1 * missing) + 16, gen)
             coin = torch.rand(len(x), generator=gen, dtype=torch.float64).log()
-            parts.append(x[coin <= self.log_excess(x)][:missing])
+            kept = coin <= self.log_weight(x, log_density).clamp_max(0.0)
+            parts.append(x[kept][:missing])
             missing -= len(parts[-1])
         return torch.cat(parts)
 
@@ -167,6 +182,13 @@ class Importance(InnerSolver):
                     f"Importance: {name}={value!r}; expected "
                     f"{'a number' if floating else 'an integer'} of at least {least}"
                 )
+        if not self.enough < 1.0:
+            raise InvalidDataError(f"Importance: enough={self.enough!r}; expected a share below 1")
+
+    def check(self, ambiguity: Any) -> None:
+        """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
+        if not isinstance(ambiguity, Wasserstein):  # of which `fit` says what to do
+            check_set(ambiguity)
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
         """Raise `UnsupportedError`: this solver is for sets that reweight."""
@@ -184,6 +206,9 @@ class Importance(InnerSolver):
         reference: Measure,
         random_state: Any = None,
         log_share: float = 0.0,
+        *,
+        top: float = math.inf,
+        lift: float = 0.0,
     ) -> RatioFlow:
         """Sample the worst case of one reference measure at a dual point.
 
@@ -199,6 +224,9 @@ class Importance(InnerSolver):
         random_state : None, int or generator
         log_share : float
             Log of the change of the mass of this class.
+        top, lift : float
+            ``lift`` is added to the ratio where the loss is at least ``top``
+            (`DensityRatioSet.without_atoms`).
 
         Raises
         ------
@@ -216,7 +244,12 @@ class Importance(InnerSolver):
         gen = make_generator(random_state)
 
         def log_ratio(x: Tensor, floor: float = 0.0) -> Tensor:
-            return _log_ratio(ambiguity, (loss(x) - shift) / penalty, floor)
+            losses = loss(x)
+            ratio = _log_ratio(ambiguity, (losses - shift) / penalty, floor)
+            if lift > 0.0:
+                raised = torch.logaddexp(ratio, torch.full_like(ratio, math.log(lift)))
+                ratio = torch.where(losses >= top, raised, ratio)
+            return ratio
 
         smooth = ambiguity if isinstance(ambiguity, KL) else None
 
@@ -236,10 +269,10 @@ class Importance(InnerSolver):
             losses = loss(x).detach().double().cpu()
             exact = log_ratio(x).double()
             log_weight = target(x) + excess(x) - log_density
-        top = float(log_weight.max())
-        w = (log_weight - top).exp()
+        highest = float(log_weight.max())
+        w = (log_weight - highest).exp()
         mass = w / w.sum()
-        log_z = top + math.log(float(w.mean()))
+        log_z = highest + math.log(float(w.mean()))
         spread = float(w.std() / w.mean()) / math.sqrt(len(w))
         log_z_error = math.hypot(spread, measure.log_mass_error)
         own = exact - log_z + log_share
@@ -251,6 +284,11 @@ class Importance(InnerSolver):
         kept = mass > 0
         centre = float(mass[kept] @ each[kept])
         error = float((mass[kept] * (each[kept] - centre)).square().sum().sqrt())
+
+        def settle(x: Tensor, log_density: Tensor) -> Tensor:
+            with torch.no_grad():
+                return target(x) + excess(x) - log_density - log_z
+
         return RatioFlow(
             measure,
             x,
@@ -263,7 +301,7 @@ class Importance(InnerSolver):
             log_z_error,
             effective_sample_size(log_weight),
             choice,
-            excess,
+            settle,
         )
 
     def _way(
@@ -275,7 +313,7 @@ class Importance(InnerSolver):
         start = ImportanceMeasure(reference, target)
         x, log_density, groups = calibration_draws(start, self.n_calibration, spawn(gen))
         with torch.no_grad():
-            u = target(x) - log_density
+            u = log_target(target, x) - log_density
         words = []
         try:
             block = RejectionBlock.design(
@@ -312,7 +350,13 @@ class Importance(InnerSolver):
             least_ess=0.0,
         )
         flow = JKOFlow(KLDivergence(target), scheme, step_size=sizes)
-        result = flow.run(reference, self.steps, spawn(gen))
+        try:
+            result = flow.run(reference, self.steps, spawn(gen))
+        except SolverError as error:
+            raise SolverError(
+                f"{error}. Or there is no worst case: exp(loss / penalty) has no mean where the "
+                "loss grows faster than the reference falls off; raise the penalty"
+            ) from error
         last = result.measures[-1]
         flow_share = float(result.columns["effective_sample_size"][-1])
         words.append(
@@ -329,9 +373,10 @@ def check_set(ambiguity: Any) -> None:
     """Raise UnsupportedError for sets whose worst case has no continuous density ratio."""
     if not isinstance(ambiguity, KL | ChiSquare | CressieRead):
         raise UnsupportedError(
-            f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead; the "
-            f"ratio of {type(ambiguity).__name__} jumps, and its worst case is sampled exactly by "
-            "the default"
+            f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead, whose "
+            "density ratio is a continuous function of the loss; that of "
+            f"{type(ambiguity).__name__} jumps or is none, and is sampled by the default: leave "
+            "inner at 'icnn', or set 'auto'"
         )
 
 
@@ -398,7 +443,15 @@ class ImportanceWorstCase(ReweightedWorstCase):
                     return self.capped_loss(z, torch.full((len(z),), k))
 
             self._cache["importance", k] = Importance(**self.settings).fit_ratio(
-                self.ambiguity, self.penalty, self.shift, loss, reference, self.seed, share
+                self.ambiguity,
+                self.penalty,
+                self.shift,
+                loss,
+                reference,
+                self.seed,
+                share,
+                top=self.pool.top,
+                lift=self.pool.lift,
             )
         return self._cache["importance", k]
 
@@ -424,7 +477,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
         """Draw ``n`` independent samples: X of shape (n, d) and labels of shape (n,)."""
         if self._degenerate:
             return super().sample(n, random_state)
-        gen = make_generator(random_state)
+        n, gen = draws(n, random_state)
         if self.classes is None:
             z = self.class_flow(0).sample(n, gen)
             return z[:, :-1].numpy(), z[:, -1].numpy()
@@ -435,3 +488,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
             rows = y == k
             x[rows] = self.class_flow(int(k)).sample(int(rows.sum()), gen)
         return x.numpy(), self._decode(y)
+
+    def __repr__(self) -> str:
+        own = super().__repr__()[:-1].replace("Reweighted", "Importance", 1)
+        return f"{own}, inner='importance')"

@@ -18,7 +18,7 @@ from drojko.flows.flow_measures import match_moments
 from drojko.inner.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase
 from drojko.measures._nets import net
-from drojko.measures.base import LabelledMeasure, Measure, choose, components
+from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.empirical import Empirical
 from drojko.measures.gaussian import Gaussian
 
@@ -238,7 +238,7 @@ class ReweightedWorstCase(WorstCase):
         one). Where rejection would keep fewer than 1 in 50 draws, fresh draws are resampled with
         their ratios as weights instead; a draw can then come up more than once.
         """
-        gen = make_generator(random_state)
+        n, gen = draws(n, random_state)
         pool = self.pool
         if self.exact:
             rows = choose(pool.mass.numpy(), n, gen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -21,13 +21,17 @@ from drojko.ambiguity.kl import KL
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.conjugates import conjugate_named
 from drojko.flows.divergence_to import DivergenceTo
+from drojko.flows.flow_measures import draw_particles
 from drojko.flows.functionals import PotentialEnergy
+from drojko.flows.map_problem import Particles
 from drojko.flows.semidual_measure import SemiDualStep
 from drojko.flows.semidual_scheme import SemiDualScheme
 from drojko.inner.reweighted import ReweightedWorstCase
 from drojko.inner.solvers import InnerSolver
 from drojko.measures.base import Measure, choose, components
-from drojko.transport.maps import TransportMap
+from drojko.measures.empirical import Empirical
+from drojko.measures.pushforward import Pushforward
+from drojko.transport.maps import AffineMap, TransportMap
 
 __all__ = ["PotentialFlow", "SemiDual", "SemiDualWorstCase"]
 
@@ -36,6 +40,9 @@ _FEWEST = 50
 #: First JKO step in units of the reference's variance over the penalty, and the growth of steps.
 #: Small ones keep the critic at the ratio of where the map is: it then leads nowhere too far.
 _STEP, _GROWTH = 0.5, 1.4
+#: Share of the gain that a learned ratio has to recover, its admissible means, and the share of
+#: the gain by which the map's risk may miss the exact one.
+_RECOVERED, _NORMALISER, _MISSED = 0.8, (0.8, 1.25), 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +86,19 @@ class PotentialFlow:
         return self.measure.map
 
     @property
+    def weakness(self) -> str:
+        """What says that the map or the potential has not learned the worst case; or nothing."""
+        if self.recovered < _RECOVERED:
+            return f"the learned ratio recovers {self.recovered:.0%} of the exact gain"
+        if not _NORMALISER[0] <= self.normaliser <= _NORMALISER[1]:
+            return f"the learned ratio has mean {self.normaliser:.3g} instead of 1"
+        gain = self.exact_risk - self.nominal
+        miss = self.risk - self.exact_risk
+        if abs(miss) > _MISSED * gain + 0.05 * abs(self.nominal):
+            return f"the map attains a risk of {self.risk:.4g} where {self.exact_risk:.4g} is exact"
+        return ""
+
+    @property
     def recovered(self) -> float:
         """Share of the exact gain V - nominal that the learned ratio attains, at most 1."""
         gain = self.dual - self.nominal
@@ -87,6 +107,23 @@ class PotentialFlow:
             if gain <= 1e-12 * max(1.0, abs(self.dual))
             else ((self.lower - self.nominal) / gain)
         )
+
+
+class _InUnits(Pushforward):
+    """A measure in other units: (x - centre) / unit."""
+
+    @staticmethod
+    def of(reference: Measure, centre: Tensor, unit: Tensor) -> Measure:
+        """Atoms where the reference has atoms, draws otherwise."""
+        if isinstance(reference, Empirical):
+            atoms = (reference.atoms_ - centre.numpy()) / unit.numpy()
+            return Empirical(atoms, reference.weights_)
+        return _InUnits(reference, AffineMap(torch.diag(1.0 / unit), -centre / unit))
+
+    def flow_particles(self, n: int, generator: torch.Generator) -> Particles:
+        """Particles with the moments of the measure, where it knows them."""
+        p = draw_particles(self.base, n, generator)
+        return Particles(self.map.map(p.x), p.w, torch.zeros_like(p.w), known=False)
 
 
 class SemiDual(InnerSolver):
@@ -153,6 +190,10 @@ class SemiDual(InnerSolver):
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
+        if isinstance(self.hidden, str) or not isinstance(self.hidden, Sequence):
+            raise InvalidDataError(
+                f"SemiDual: hidden={self.hidden!r}; expected widths such as (32, 32)"
+            )
         for name, value in self.get_params(deep=False).items():
             floating = name in ("rate", "gradient_penalty")
             least = 0 if name == "gradient_penalty" else 1e-12 if floating else 1
@@ -230,7 +271,13 @@ class SemiDual(InnerSolver):
                 "exactly, without a map"
             )
         kind = "kl" if isinstance(ambiguity, KL) else "chi-square"
-        functional = PotentialEnergy(lambda z: -loss(z)) + price * DivergenceTo(reference, kind)
+        # Reweighting knows no distance: the columns' units must not matter to the map either.
+        centre = w @ x
+        unit = (w @ (x - centre).square()).sqrt()
+        unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+        scaled = _InUnits.of(reference, centre, unit)
+        gain = PotentialEnergy(lambda z: -loss(centre.to(z) + unit.to(z) * z))
+        functional = gain + price * DivergenceTo(scaled, kind)
         scheme = SemiDualScheme(
             hidden=tuple(self.hidden),
             iterations=self.iterations,
@@ -245,13 +292,22 @@ class SemiDual(InnerSolver):
             critic="logistic",
             decay=(0.5, 0.9),
         )
-        variance = float((w @ (x - w @ x).square()).mean())
-        sizes = [_STEP * _GROWTH**k * variance / price for k in range(self.steps)]
+        sizes = [_STEP * _GROWTH**k / price for k in range(self.steps)]
         with warnings.catch_warnings():  # what matters here is checked against the dual below
             warnings.simplefilter("ignore", ConvergenceWarning)
-            result = scheme.run_flow(functional, reference, sizes, spawn(gen))
-        measure: Any = result.measures[-1]
-        return _against_dual(ambiguity, price, loss, x, w, measure, kind)
+            result = scheme.run_flow(functional, scaled, sizes, spawn(gen))
+        last: Any = result.measures[-1]
+        measure = last.in_units(reference, centre, unit)
+        found = _against_dual(ambiguity, price, loss, x, w, measure, kind)
+        if found.weakness:
+            warnings.warn(
+                f"inner='semidual': {found.weakness}; what the map generates is not the worst "
+                "case. worst_case_.sample, risk and the certificate are exact without it; give "
+                "more rows, more iterations, or a continuous reference with inner='icnn'",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return found
 
 
 def _against_dual(

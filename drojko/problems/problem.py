@@ -20,7 +20,9 @@ from drojko._random import spawn
 from drojko._threads import one_torch_thread
 from drojko.ambiguity import AmbiguitySet
 from drojko.certificates import Certificate
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.inner.importance import Importance
+from drojko.inner.semidual import SemiDual
 from drojko.inner.solvers import InnerSolver, get_inner
 from drojko.measures import Empirical
 from drojko.problems.adversary import decision_model
@@ -122,7 +124,7 @@ class MinimaxProblem:
         `drojko.ambiguity.Wasserstein` of order 2 with its costs and bounds, of order 1 for
         `MaxAffine` and `SeparableMaxAffine`, or a set that reweights: KL, ChiSquare, CressieRead,
         TotalVariation, CVaR.
-    inner : {"icnn", "pointwise"} or InnerSolver, default="icnn"
+    inner : {"icnn", "pointwise", "auto"} or InnerSolver, default="icnn"
         Finds worst cases of losses without known structure under transport sets.
     constraint : optional
         "simplex", "nonnegative", ``("box", lower, upper)``, a `Box`, `Nonnegative`, `Simplex` or
@@ -179,7 +181,12 @@ class MinimaxProblem:
         self.layout, self.first = Layout.of(params)
         self.reference, self.names = reference_of(reference)
         self.ambiguity = ambiguity
-        self.inner = get_inner(inner)
+        self.inner = get_inner("icnn" if isinstance(inner, str) and inner == "auto" else inner)
+        if isinstance(self.inner, Importance | SemiDual):
+            raise UnsupportedError(
+                f"inner={inner!r} is for estimators: the worst case of a decision in a set that "
+                "reweights is sampled exactly; leave inner at its default"
+            )
         self.constraint = constraint
         self.region: Region = build_region(constraint, self.layout)
         self.convex = convex

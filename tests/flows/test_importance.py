@@ -14,7 +14,7 @@ from drojko.exceptions import InvalidDataError, NonFiniteError, SolverError, Uns
 from drojko.flows import FlowStep, ImportanceCorrectedScheme, ImportanceMeasure, JKOFlow
 from drojko.flows.functionals import Entropy, FDivergence, KLDivergence, PotentialEnergy
 from drojko.flows.importance import target_of
-from drojko.flows.rejection import RejectionBlock, effective_sample_size
+from drojko.flows.rejection import RejectionBlock, effective_sample_size, tail_index
 from drojko.flows.velocity import Velocity, VelocityFlow
 from drojko.measures import Empirical, Gaussian, GaussianMixture
 from drojko.transport import AffineMap, IdentityMap
@@ -410,3 +410,65 @@ def test_rejections_need_draws_that_carry_the_target():
     far = FlowStep(Gaussian([0.0], [[1.0]]), IdentityMap())
     with pytest.raises(SolverError, match="carry the target"):
         far.corrected(lambda z: -0.5 * (z[:, 0] - 40.0).square(), random_state=0)
+
+
+def cauchy(z):
+    return -torch.log1p(z[:, 0] ** 2)
+
+
+def test_tails_heavier_than_the_flows_are_told():
+    flow = JKOFlow(KLDivergence(cauchy), SMALL, step_size=[0.1, 0.4])
+    result = flow.run(Gaussian([0.0], [[1.0]]), 2, random_state=1)
+    with pytest.warns(ConvergenceWarning, match="tail index"):
+        found = result.measures[-1].evidence(10_000, random_state=2)
+    assert found.tail_index > 0.5
+    assert found.log_z < math.log(math.pi) - 3 * found.log_z_error  # what the warning is about
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_tail_index_of_pareto_weights(k):
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    assert tail_index(-k * u.log()) == pytest.approx(k, abs=0.05)
+    assert math.isnan(tail_index(torch.zeros(1000)))
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "got"),
+    [
+        (lambda z: -0.5 * z**2, r"shape \(\d+, 1\)"),
+        (lambda z: -0.5 * (z**2).sum(), r"shape \(\)"),
+        (lambda z: -0.5 * z.numpy()[:, 0] ** 2, "ndarray"),
+    ],
+)
+def test_log_densities_of_another_shape_say_so(log_prob, got):
+    with pytest.raises(InvalidDataError, match=got):
+        flow_to(log_prob)
+    with pytest.raises(InvalidDataError, match=r"\(n, d\)"):
+        KLDivergence(3.0)
+
+
+def test_an_interrupted_flow_gives_its_steps():
+    def interrupt(state):
+        if state.step == 1:
+            raise KeyboardInterrupt
+
+    flow = JKOFlow(KLDivergence(cauchy), SMALL, step_size=[0.1, 0.4])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        flow.run(Gaussian([0.0], [[1.0]]), 2, random_state=0, callback=interrupt)
+    assert caught.value.result.n_steps == 1
+    assert caught.value.result.measures[-1].sample(3).shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"initial": np.zeros((3, 1))}, {"n_steps": 2.5}, {"scheme": "importance"},
+     {"scheme": ImportanceCorrectedScheme}, {"step_size": None}, {"step_size": "a"}],
+    ids=repr,
+)  # fmt: skip
+def test_arguments_of_a_flow_that_mean_nothing(wrong):
+    given = {"initial": Gaussian([0.0], [[1.0]]), "n_steps": 1, "scheme": SMALL, "step_size": 0.1}
+    given |= wrong
+    with pytest.raises(InvalidDataError):
+        JKOFlow(KLDivergence(cauchy), given["scheme"], step_size=given["step_size"]).run(
+            given["initial"], given["n_steps"]
+        )

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from drojko import DROClassifier
-from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.ambiguity import (
+    KL,
+    MMD,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    Group,
+    Sinkhorn,
+    TotalVariation,
+)
+from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner import Importance, get_inner
 from drojko.inner.importance import ImportanceWorstCase
 from drojko.measures import Gaussian, GaussianMixture
@@ -70,7 +79,7 @@ def test_jko_steps_where_rejection_alone_does_not_do():
 def test_other_sets_and_penalties_say_so():
     reference = Gaussian([0.0], [[1.0]])
     for set_ in (CVaR(0.2), TotalVariation(0.2)):
-        with pytest.raises(UnsupportedError, match="jumps"):
+        with pytest.raises(UnsupportedError, match="jumps or is none"):
             SMALL.fit_ratio(set_, 1.0, 0.0, lambda x: x[:, 0], reference, 0)
     with pytest.raises(UnsupportedError, match="finite penalty"):
         SMALL.fit_ratio(KL(radius=0.1), 0.0, 0.0, lambda x: x[:, 0], reference, 0)
@@ -98,3 +107,67 @@ def test_the_classifier_samples_its_worst_case_by_it():
     assert worst.choice.count("class") == 2
     with pytest.raises(UnsupportedError, match="reference='mixture'"):
         DROClassifier(reference="empirical", inner="importance", **settings).fit(X, y)
+
+
+def test_draws_follow_the_worst_case_where_rejections_are_capped():
+    """A tilt whose tail the cap cuts off: mean and tail of the draws against a quadrature."""
+    reference = GaussianMixture(
+        means=[[-2.0], [2.0]], covariances=[[[1.0]], [[0.25]]], weights=[0.7, 0.3]
+    )
+
+    def loss(x):
+        return torch.nn.functional.softplus(-2.0 * x[:, 0])
+
+    penalty = 1.5
+    solver = Importance(n_calibration=32_000, n_draws=8000)
+    found = solver.fit_ratio(KL(penalty=penalty), penalty, 0.0, loss, reference, 0)
+    assert found.effective_sample_size < 0.98  # otherwise this shows nothing
+    x = found.sample(40_000, torch.Generator().manual_seed(1))[:, 0]
+    grid = torch.linspace(-12.0, 6.0, 20_001, dtype=torch.float64)[:, None]
+    log_mass = reference.log_prob(grid) + loss(grid) / penalty
+    mass = log_mass.softmax(0)
+    mean = float(mass @ grid[:, 0])
+    # Four standard errors; points come up more than once, which doubles the variance at most.
+    assert float(x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(2.0) * float(x.std()) / 200)
+    tail = float(mass[grid[:, 0] < -6.0].sum())
+    assert float((x < -6.0).double().mean()) == pytest.approx(tail, rel=0.5)
+
+
+def test_orders_below_one_have_the_slice_of_largest_losses():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(240, 2))
+    y = (X[:, 0] + 0.5 * rng.normal(size=240) > 0).astype(int)
+    settings = {"reference": "gaussian", "random_state": 0, "alpha": 0.05}
+    solver = Importance(n_calibration=32_000, n_draws=8000)
+    risks = []
+    for inner in (solver, "icnn"):
+        model = DROClassifier(CressieRead(0.5, 0.12), inner=inner, **settings).fit(X, y)
+        worst = model.worst_case_
+        assert worst.pool.lift > 0.0
+        Z, labels = worst.sample(40_000, random_state=1)
+        margin = (2 * labels - 1) * model.decision_function(Z)
+        losses = np.logaddexp(0, -margin)
+        risks.append((losses.mean(), losses.std() / 200))
+    (first, noise), (second, other) = risks
+    assert first == pytest.approx(second, abs=5 * (noise + other))
+
+
+@pytest.mark.parametrize("ambiguity", [Sinkhorn(0.1, radius=0.2), MMD(radius=0.1), Group()], ids=repr)
+def test_sets_without_a_density_ratio_are_refused(ambiguity):
+    X, y = np.random.default_rng(0).normal(size=(40, 2)), np.repeat([0, 1], 20)
+    model = DROClassifier(ambiguity, inner="importance", reference="empirical")
+    groups = {"groups": y} if isinstance(ambiguity, Group) else {}
+    with pytest.raises(UnsupportedError, match="inner='importance'"):
+        model.fit(X, y, **groups)
+
+
+def test_losses_that_are_no_numbers_and_a_share_of_one():
+    reference = Gaussian([0.0], [[1.0]])
+    with pytest.raises(NonFiniteError, match="nan"):
+        SMALL.fit_ratio(
+            KL(penalty=5.0), 5.0, 0.0, lambda x: torch.where(x[:, 0] > 1, math.nan, x[:, 0]),
+            reference, 0,
+        )  # fmt: skip
+    for enough in (1.0, 1.1):
+        with pytest.raises(InvalidDataError, match="enough"):
+            get_inner(Importance(enough=enough))
