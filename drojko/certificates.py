@@ -19,7 +19,10 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.radius import BallSolution, mean, solve_ball
 from drojko.models import MLP
 
-__all__ = ["Certificate", "Evaluation", "certify", "proof_of_tilt", "reweighted_certificate"]
+__all__ = [
+    "Certificate", "Evaluation", "attained_without_atoms", "certify", "proof_of_tilt",
+    "reweighted_certificate",
+]  # fmt: skip
 
 #: Draws that carry a tilt, and the share of the mass on the top thousandth: too few, too large.
 _FEW, _DOMINATED = 10.0, 0.5
@@ -386,7 +389,7 @@ def reweighted_certificate(
     nominal = float(weights @ losses)
     attained, spent = exact.attained, exact.radius
     if fitted is not None and hasattr(ambiguity, "without_atoms") and ambiguity.budget != 0.0:
-        attained, spent = _attained_without_atoms(ambiguity, exact, fitted, losses, weights)
+        attained, spent = attained_without_atoms(ambiguity, exact, fitted, losses, weights)
     lower = max(attained - price * spent, nominal)
     certificate = Certificate(
         nominal_risk=nominal,
@@ -420,7 +423,7 @@ def proof_of_tilt(ambiguity: Any, mass: np.ndarray, penalty: float) -> str:
     return "local-estimate" if few else "dual"
 
 
-def _attained_without_atoms(
+def attained_without_atoms(
     ambiguity: Any,
     exact: Dual,
     fitted: tuple[np.ndarray, np.ndarray],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,9 @@ def reweight(case: Case, sets: list[tuple[float, Any]]) -> list[Found]:
         certificate, point = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted
         )
+        largest = math.inf
+        if fitted is not None and ambiguity.needs_largest(point.penalty):
+            largest = max(float(losses.max()), float(fitted[0].max()))
         worst = ReweightedWorstCase(
             ambiguity,
             float(point.penalty),
@@ -56,6 +60,7 @@ def reweight(case: Case, sets: list[tuple[float, Any]]) -> list[Found]:
             case.classes,
             names,
             certificate.worst_case_risk,
+            largest=largest,
         )
         dual = bound.dual(losses)
         found = Found(size, certificate, worst, (case.x, case.y, weights * dual.ratio))

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
 from drojko.ambiguity.ground_cost import GroundCost
-from drojko.certificates import Certificate, certify
+from drojko.certificates import Certificate, attained_without_atoms, certify
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.adversary import Adversary
 from drojko.inner.radius import BallSolution, mean
@@ -150,14 +151,24 @@ class _Ratio(Family):
             spread = ratio * (losses - dual.shift)
             centred = spread - mean(spread, draws.w)
             error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
+        attained, spent, largest = dual.attained, dual.radius, math.inf
+        if sampled and self.ambiguity.needs_largest(dual.penalty):
+            # Mass on the largest of these draws is nothing that the reference could give.
+            x, w = reference.points(len(draws.w), spawn(generator))
+            with torch.no_grad():
+                fresh = model.linearise(x)[0].double()
+            known, fitted = (fresh.numpy(), w.numpy()), (losses.numpy(), draws.w.numpy())
+            attained, spent = attained_without_atoms(self.ambiguity, dual, fitted, *known)
+            largest = float(losses.max())
+            priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * spent
         certificate = Certificate(
             nominal_risk=mean(losses, draws.w),
-            lower=min(dual.attained - priced, dual.value),
+            lower=min(max(attained - priced, mean(losses, draws.w)), dual.value),
             upper=dual.value,
-            worst_case_risk=dual.attained,
+            worst_case_risk=attained,
             radius=self.ambiguity.radius,
             penalty=dual.penalty,
-            transport_cost=dual.radius,
+            transport_cost=spent,
             standard_error=error,
             stationarity=stationarity,
             proof=proof,
@@ -174,7 +185,8 @@ class _Ratio(Family):
             Unlabelled(reference),
             classes=LABEL,
             feature_names=self.names,
-            attained_risk=dual.attained,
+            attained_risk=attained,
+            largest=largest,
         )
         return certificate, measure
 

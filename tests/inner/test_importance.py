@@ -152,7 +152,9 @@ def test_orders_below_one_have_the_slice_of_largest_losses():
     assert first == pytest.approx(second, abs=5 * (noise + other))
 
 
-@pytest.mark.parametrize("ambiguity", [Sinkhorn(0.1, radius=0.2), MMD(radius=0.1), Group()], ids=repr)
+@pytest.mark.parametrize(
+    "ambiguity", [Sinkhorn(0.1, radius=0.2), MMD(radius=0.1), Group()], ids=repr
+)
 def test_sets_without_a_density_ratio_are_refused(ambiguity):
     X, y = np.random.default_rng(0).normal(size=(40, 2)), np.repeat([0, 1], 20)
     model = DROClassifier(ambiguity, inner="importance", reference="empirical")

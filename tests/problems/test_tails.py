@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from drojko.ambiguity import KL, ChiSquare, CVaR, TotalVariation
+from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
 from drojko.exceptions import ConvergenceWarning, UnboundedRiskError
 from drojko.measures import KDE, Gaussian, GaussianMixture
 from drojko.problems import MinimaxProblem, least_squares, newsvendor
@@ -83,3 +83,21 @@ def test_atoms_are_all_there_is(rng):
     z = rng.normal(size=(5, 2))  # few, but exact
     solution = MinimaxProblem(distance, np.zeros(2), z, KL(penalty=0.01), convex=True).solve()
     assert solution.certificate.proof == "dual"
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("ambiguity", [TotalVariation(0.1), CressieRead(0.5, 0.05), KL(0.1)])
+def test_the_attained_risk_is_that_of_fresh_draws(ambiguity):
+    """Of a continuous reference no draw is the largest: mass there is nothing that it can give."""
+    demand = Gaussian([10.0], [[4.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solution = newsvendor(demand, ambiguity, shortage=3.0).solve(random_state=0)
+    worst, certificate = solution.worst_case, solution.certificate
+    z = np.asarray(worst.sample(50_000, random_state=1)[0]).ravel()
+    q = float(np.ravel(next(iter(solution.params.values())))[0])
+    losses = np.maximum(q - z, 3.0 * (z - q))
+    # The certificate's own draws are a few thousand.
+    assert worst.risk() == pytest.approx(losses.mean(), abs=5 * losses.std() / np.sqrt(2000))
+    assert certificate.lower == pytest.approx(worst.risk())
+    assert certificate.lower <= certificate.upper
