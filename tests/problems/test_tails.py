@@ -95,7 +95,7 @@ def test_the_attained_risk_is_that_of_fresh_draws(ambiguity):
         solution = newsvendor(demand, ambiguity, shortage=3.0).solve(random_state=0)
     worst, certificate = solution.worst_case, solution.certificate
     z = np.asarray(worst.sample(50_000, random_state=1)[0]).ravel()
-    q = float(np.ravel(next(iter(solution.params.values())))[0])
+    q = float(solution.params)
     losses = np.maximum(q - z, 3.0 * (z - q))
     # The certificate's own draws are a few thousand.
     assert worst.risk() == pytest.approx(losses.mean(), abs=5 * losses.std() / np.sqrt(2000))
