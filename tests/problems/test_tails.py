@@ -94,7 +94,7 @@ def test_the_attained_risk_is_that_of_fresh_draws(ambiguity):
         warnings.simplefilter("ignore", ConvergenceWarning)
         solution = newsvendor(demand, ambiguity, shortage=3.0).solve(random_state=0)
     worst, certificate = solution.worst_case, solution.certificate
-    z = np.asarray(worst.sample(50_000, random_state=1)[0]).ravel()
+    z = np.asarray(worst.sample(50_000, random_state=1)).ravel()
     q = float(solution.params)
     losses = np.maximum(q - z, 3.0 * (z - q))
     # The certificate's own draws are a few thousand.
