@@ -15,7 +15,12 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, SolverError
 from drojko.flows._fit_velocity import log_target
-from drojko.flows.rejection import RejectionBlock, effective_sample_size, tail_index
+from drojko.flows.rejection import (
+    RejectionBlock,
+    effective_sample_size,
+    tail_index,
+    tail_share,
+)
 from drojko.flows.velocity import VelocityFlow
 from drojko.measures._arrays import queries
 from drojko.measures._nets import net
@@ -50,8 +55,8 @@ class Evidence:
         (E w)^2 / E w^2 in (0, 1]: 1 where the flow has reached its target.
     tail_index : float
         Of the largest weights (`tail_index`): from 1/2 on they have no variance, the target's tails
-        are heavier than the flow's, and log_z, means and their errors are not to be trusted. NaN
-        where the weights hardly differ.
+        are heavier than the flow's, and where much of the sum stands in them, log_z, means and
+        their errors are not to be trusted. NaN where the weights hardly differ.
 
     Both standard errors hold that of the density's own normaliser, which dominates where the
     rejection steps work much. Draws of the flow alone cannot show a part of the target that the
@@ -230,8 +235,15 @@ class ImportanceMeasure(Measure):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        finite = log_weight[log_weight > -math.inf]
+        elbo = float(finite.mean()) if len(finite) == n else -math.inf
+        elbo_error = math.hypot(float(finite.std()) / math.sqrt(n), mass)
+        log_z = top + math.log(float(w.mean()))
+        error = math.hypot(spread, mass)
+        # A tail matters once what stands in it is more than the error.
         tail = tail_index(log_weight) if share < _SETTLED else math.nan
-        if tail >= _NO_VARIANCE and share >= least:
+        heavy = tail >= _NO_VARIANCE and tail_share(log_weight) > error
+        if heavy and share >= least:
             warnings.warn(
                 f"the largest weights of {n} draws have a tail index of {tail:.2f}: from 0.5 on "
                 "they have no variance, and log_z and its error miss what lies in the target's "
@@ -239,11 +251,6 @@ class ImportanceMeasure(Measure):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        finite = log_weight[log_weight > -math.inf]
-        elbo = float(finite.mean()) if len(finite) == n else -math.inf
-        elbo_error = math.hypot(float(finite.std()) / math.sqrt(n), mass)
-        log_z = top + math.log(float(w.mean()))
-        error = math.hypot(spread, mass)
         return Evidence(x, w / w.sum(), log_z, error, elbo, elbo_error, share, tail)
 
     def __repr__(self) -> str:

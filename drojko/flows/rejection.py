@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, SolverError
 
-__all__ = ["RejectionBlock", "RejectionStep", "effective_sample_size", "tail_index"]
+__all__ = ["RejectionBlock", "RejectionStep", "effective_sample_size", "tail_index", "tail_share"]
 
 _HALVINGS = 60
 _MOST_STEPS = 200  # each makes what is left of the error a fifth, at the end
@@ -53,7 +53,7 @@ def tail_index(log_weight: Tensor) -> float:
     [0.3, 0.8]
     """
     finite = log_weight[log_weight > -math.inf].double()
-    m = int(min(0.2 * len(log_weight), 3.0 * math.sqrt(len(log_weight))))
+    m = _tail_size(log_weight)
     if m < 5 or len(finite) <= m:
         return math.nan
     top = finite.topk(m + 1).values.flip(0)
@@ -71,6 +71,20 @@ def tail_index(log_weight: Tensor) -> float:
     likelihood = n * ((-b / k).log() - k - 1.0)
     weight = likelihood.softmax(0)
     return float(torch.log1p(-(weight @ b) * x).mean())
+
+
+def tail_share(log_weight: Tensor) -> float:
+    """Share of the sum of weights by which the largest ones exceed where their tail begins."""
+    weight = (log_weight - log_weight.max()).exp()
+    m = _tail_size(log_weight)
+    if m < 1 or len(weight) <= m:
+        return 0.0
+    top = weight.topk(m + 1).values
+    return float((top[:-1] - top[-1]).sum() / weight.sum())
+
+
+def _tail_size(log_weight: Tensor) -> int:
+    return int(min(0.2 * len(log_weight), 3.0 * math.sqrt(len(log_weight))))
 
 
 @dataclass(frozen=True)
