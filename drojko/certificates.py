@@ -388,8 +388,14 @@ def reweighted_certificate(
     price = ambiguity.penalty or 0.0
     nominal = float(weights @ losses)
     attained, spent = exact.attained, exact.radius
+    multiplier = point.penalty
     if fitted is not None and hasattr(ambiguity, "without_atoms") and ambiguity.budget != 0.0:
-        attained, spent = attained_without_atoms(ambiguity, exact, fitted, losses, weights)
+        largest = max(float(losses.max()), float(fitted[0].max()))
+        if ambiguity.needs_largest(point.penalty):
+            attained, spent = attained_without_atoms(ambiguity, point, largest, losses, weights)
+        if price > 0.0 and attained - price * spent < nominal:
+            # What can be attained of the mass on a largest loss is not worth its price.
+            attained, spent, point = nominal, 0.0, replace(point, penalty=math.inf)
     lower = max(attained - price * spent, nominal)
     certificate = Certificate(
         nominal_risk=nominal,
@@ -397,7 +403,7 @@ def reweighted_certificate(
         upper=max(upper, lower),
         worst_case_risk=attained,
         radius=None if ambiguity.penalty is not None else float(ambiguity.budget),
-        penalty=point.penalty,
+        penalty=multiplier,
         transport_cost=spent,
         standard_error=error,
         stationarity=stationarity,
@@ -424,26 +430,20 @@ def proof_of_tilt(ambiguity: Any, mass: np.ndarray, penalty: float) -> str:
 
 
 def attained_without_atoms(
-    ambiguity: Any,
-    exact: Dual,
-    fitted: tuple[np.ndarray, np.ndarray],
-    losses: np.ndarray,
-    weights: np.ndarray,
+    ambiguity: Any, point: Dual, largest: float, losses: np.ndarray, weights: np.ndarray
 ) -> tuple[float, float]:
     """Mean loss and discrepancy of the worst case of a reference without a largest loss.
 
-    The draws' own worst case would put mass on the largest of them, which no fresh draw hits. The
-    dual point of other draws does not know them.
+    ``point`` is a dual point with the largest loss that it knows; `DensityRatioSet.without_atoms`
+    says what stands for mass on that loss alone, which no fresh draw hits.
     """
-    if not ambiguity.needs_largest(exact.penalty):
-        return exact.attained, exact.radius
-    point, largest = ambiguity.dual(*fitted), float(fitted[0].max())
     ratio = ambiguity.without_atoms(losses, weights, point.penalty, point.shift, largest)[0]
     ratio = ratio / float(weights @ ratio)
     attained, nominal = float(weights @ (ratio * losses)), float(weights @ losses)
     spent = ambiguity.discrepancy(ratio, weights)
-    if ambiguity.penalty is None and spent > exact.radius:
+    radius = ambiguity.budget
+    if radius is not None and spent > radius:
         # D is convex and zero at 1: a mixture with the reference is back in the set.
-        attained = nominal + exact.radius / spent * (attained - nominal)
-        spent = exact.radius
+        attained = nominal + radius / spent * (attained - nominal)
+        spent = float(radius)
     return attained, spent

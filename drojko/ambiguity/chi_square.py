@@ -62,6 +62,10 @@ class ChiSquare(DensityRatioSet):
         self.radius = radius
         self.penalty = penalty
 
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """Mean of (ratio - 1)^2."""
+        return float(weights @ (ratio - 1.0) ** 2)
+
     def _radius_of_maximum(self, mass: float) -> float:
         return max(1.0 / mass - 1.0, 0.0)
 

@@ -88,6 +88,10 @@ class CVaR(DensityRatioSet):
     def _worst(self, sample: Sample) -> Worst:
         return self._ball(sample, float(self.alpha))
 
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """The largest ratio, minus 1."""
+        return max(float(ratio[weights > 0].max()) - 1.0, 0.0)
+
     def _radius_of_maximum(self, mass: float) -> float:
         return max(1.0 / mass - 1.0, 0.0)
 

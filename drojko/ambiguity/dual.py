@@ -208,7 +208,8 @@ class DensityRatioSet(AmbiguitySet):
         penalty, shift : float
             The dual point, of these or of other draws.
         largest : float
-            Losses beyond count as this one.
+            From here on the losses' own ratio counts as 0: what the dual point has there stands
+            for mass on the largest loss.
 
         Returns
         -------
@@ -218,8 +219,7 @@ class DensityRatioSet(AmbiguitySet):
             What was added to the ratio where the loss is at least ``top``.
         """
         values, w = floats(losses, "losses"), floats(weights, "weights")
-        with np.errstate(over="ignore"):
-            ratio = np.exp(self.log_ratio_at(np.minimum(values, largest), penalty, shift))
+        ratio = self.ratio_below(values, penalty, shift, largest)
         missing = 1.0 - float(w @ ratio)
         if not (missing > 0.0 and (penalty <= 0 or self.needs_largest(penalty))):
             return ratio, np.inf, 0.0
@@ -229,9 +229,17 @@ class DensityRatioSet(AmbiguitySet):
         lift = missing / float(w[values >= top].sum())
         return ratio + lift * (values >= top), top, lift
 
+    def ratio_below(
+        self, losses: np.ndarray, penalty: float, shift: float, largest: float = np.inf
+    ) -> np.ndarray:
+        """Return the ratio of a dual point, 0 from the largest loss on that it is about."""
+        with np.errstate(over="ignore"):
+            ratio = np.exp(self.log_ratio_at(np.minimum(losses, largest), penalty, shift))
+        return ratio if np.isinf(penalty) else np.where(losses < largest, ratio, 0.0)
+
+    @abstractmethod
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
-        """D of a ratio of mean one; 0 where the set does not tell."""
-        return 0.0
+        """Return D of a ratio of mean one."""
 
     #: Whether a part of the worst case's mass sits on the largest loss alone.
     jumps = False

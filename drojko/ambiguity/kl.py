@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.special import entr
 
 from drojko.ambiguity._ratio import Sample, Tilt, Worst, centred, level, path, root
 from drojko.ambiguity.dual import DensityRatioSet
@@ -70,6 +71,10 @@ class KL(DensityRatioSet):
         self.radius = radius
         self.penalty = penalty
 
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """Mean of ratio * log(ratio)."""
+        return max(-float(weights @ entr(ratio)), 0.0)
+
     def _radius_of_maximum(self, mass: float) -> float:
         return max(-math.log(mass), 0.0)
 
@@ -88,7 +93,7 @@ class KL(DensityRatioSet):
             return sample.maximum(0.0, largest)
         start = _start(sample, radius) if sample.hint is None else sample.hint
         sample.hint = _solve(sample, radius, start)
-        slope = math.exp(sample.hint)
+        slope = math.exp(min(sample.hint, 600.0))
         log_mass, _, base = _evaluate(sample, slope)
         shift = base + log_mass / slope
         ratio = _TILT.ratio(sample, slope, base == 0.0)

@@ -209,6 +209,7 @@ class Importance(InnerSolver):
         *,
         top: float = math.inf,
         lift: float = 0.0,
+        largest: float = math.inf,
     ) -> RatioFlow:
         """Sample the worst case of one reference measure at a dual point.
 
@@ -224,9 +225,9 @@ class Importance(InnerSolver):
         random_state : None, int or generator
         log_share : float
             Log of the change of the mass of this class.
-        top, lift : float
-            ``lift`` is added to the ratio where the loss is at least ``top``
-            (`DensityRatioSet.without_atoms`).
+        top, lift, largest : float
+            ``lift`` is added to the ratio where the loss is at least ``top``; from ``largest`` on
+            it is all that there is (`DensityRatioSet.without_atoms`).
 
         Raises
         ------
@@ -246,6 +247,8 @@ class Importance(InnerSolver):
         def log_ratio(x: Tensor, floor: float = 0.0) -> Tensor:
             losses = loss(x)
             ratio = _log_ratio(ambiguity, (losses - shift) / penalty, floor)
+            if lift > 0.0 and largest < math.inf:
+                ratio = torch.where(losses < largest, ratio, -math.inf)
             if lift > 0.0:
                 raised = torch.logaddexp(ratio, torch.full_like(ratio, math.log(lift)))
                 ratio = torch.where(losses >= top, raised, ratio)
@@ -452,6 +455,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
                 share,
                 top=self.pool.top,
                 lift=self.pool.lift,
+                largest=self.largest,
             )
         return self._cache["importance", k]
 

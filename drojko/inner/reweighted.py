@@ -98,8 +98,8 @@ class ReweightedWorstCase(WorstCase):
     seed : int, default=0
         Of those draws.
     largest : float, default=inf
-        Losses beyond count as this one: the largest that the dual point was made for, where it
-        gives an infinite ratio to larger ones (Cressie-Read with k < 1).
+        The largest loss that the dual point was made for, where that has a mass of its own: from
+        there on losses share it with the rest of the largest 1 %.
 
     Raises
     ------
@@ -200,9 +200,7 @@ class ReweightedWorstCase(WorstCase):
         return Pool(x, y, w, losses, ratio / normaliser, normaliser, top, lift)
 
     def _plain_ratio(self, losses: Tensor) -> Tensor:
-        known = losses.clamp(max=self.largest)
-        with np.errstate(over="ignore"):
-            ratio = np.exp(self.ambiguity.log_ratio_at(known, self.penalty, self.shift))
+        ratio = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
         if not np.isfinite(ratio).all():
             raise UnboundedRiskError(
                 f"{self.ambiguity!r}: a loss of {float(losses.max()):.6g} has an infinite ratio at "

@@ -152,15 +152,20 @@ class _Ratio(Family):
             centred = spread - mean(spread, draws.w)
             error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
         attained, spent, largest = dual.attained, dual.radius, math.inf
+        multiplier = dual.penalty
         if sampled and self.ambiguity.needs_largest(dual.penalty):
             # Mass on the largest of these draws is nothing that the reference could give.
             x, w = reference.points(len(draws.w), spawn(generator))
             with torch.no_grad():
                 fresh = model.linearise(x)[0].double()
-            known, fitted = (fresh.numpy(), w.numpy()), (losses.numpy(), draws.w.numpy())
-            attained, spent = attained_without_atoms(self.ambiguity, dual, fitted, *known)
             largest = float(losses.max())
+            attained, spent = attained_without_atoms(
+                self.ambiguity, dual, largest, fresh.numpy(), w.numpy()
+            )
             priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * spent
+            if priced > 0.0 and attained - priced < mean(losses, draws.w):
+                attained, spent, priced = mean(losses, draws.w), 0.0, 0.0
+                multiplier = math.inf
         certificate = Certificate(
             nominal_risk=mean(losses, draws.w),
             lower=min(max(attained - priced, mean(losses, draws.w)), dual.value),
@@ -179,7 +184,7 @@ class _Ratio(Family):
 
         measure = ReweightedWorstCase(
             self.ambiguity,
-            dual.penalty,
+            multiplier,
             dual.shift,
             loss_function,
             Unlabelled(reference),

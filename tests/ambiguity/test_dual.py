@@ -489,3 +489,18 @@ def test_a_million_losses_by_a_hundred_radii(rng):
         # 0.1 to 0.5 s on an idle core; the factor is for slow and shared ones.
         assert time.process_time() - start < 5.0
         assert (np.diff(values) > 0).all()
+
+
+@family
+def test_the_discrepancy_of_a_ratio_is_the_mean_of_f(name, rng):
+    make, f = FAMILIES[name]
+    weights = rng.uniform(size=50)
+    weights /= weights.sum()
+    ratio = rng.uniform(size=50) + 0.01
+    ratio /= weights @ ratio
+    found = make(0.1).discrepancy(ratio, weights)
+    assert found == pytest.approx(float(weights @ f(ratio)), rel=1e-9)
+
+
+def test_extremely_close_losses_do_not_overflow():
+    assert KL(0.9).dual([0.0, -1e-300, -1.0]).value == pytest.approx(0.0, abs=1e-290)
