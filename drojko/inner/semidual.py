@@ -89,7 +89,7 @@ class PotentialFlow:
     def weakness(self) -> str:
         """What says that the map or the potential has not learned the worst case; or nothing."""
         if self.recovered < _RECOVERED:
-            return f"the learned ratio recovers {self.recovered:.0%} of the exact gain"
+            return f"the learned ratio recovers {max(self.recovered, 0.0):.0%} of the exact gain"
         if not _NORMALISER[0] <= self.normaliser <= _NORMALISER[1]:
             return f"the learned ratio has mean {self.normaliser:.3g} instead of 1"
         gain = self.exact_risk - self.nominal

@@ -116,6 +116,16 @@ class _Transport(Family):
 
 
 @dataclass(frozen=True)
+class _Unlabelled:
+    """The loss of a decision as one of (z, label); a class, so that it can be pickled."""
+
+    module: Any
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.module(x)
+
+
+@dataclass(frozen=True)
 class _Ratio(Family):
     """Sets that limit the density ratio."""
 
@@ -179,14 +189,11 @@ class _Ratio(Family):
             proof=proof,
         )
 
-        def loss_function(x: Tensor, y: Tensor) -> Tensor:
-            return module(x)
-
         measure = ReweightedWorstCase(
             self.ambiguity,
             multiplier,
             dual.shift,
-            loss_function,
+            _Unlabelled(module),
             Unlabelled(reference),
             classes=LABEL,
             feature_names=self.names,

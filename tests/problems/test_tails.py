@@ -1,5 +1,6 @@
 """Infinite exponential moments are found, or at least not taken for proofs."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -101,3 +102,12 @@ def test_the_attained_risk_is_that_of_fresh_draws(ambiguity):
     assert worst.risk() == pytest.approx(losses.mean(), abs=5 * losses.std() / np.sqrt(2000))
     assert certificate.lower == pytest.approx(worst.risk())
     assert certificate.lower <= certificate.upper
+
+
+def test_solutions_of_reweighting_sets_are_pickled():
+    demand = np.random.default_rng(0).gamma(4.0, 25.0, size=50)
+    solution = newsvendor(demand, KL(0.1)).solve()
+    copy = pickle.loads(pickle.dumps(solution))
+    np.testing.assert_array_equal(
+        copy.worst_case.sample(5, random_state=0), solution.worst_case.sample(5, random_state=0)
+    )
