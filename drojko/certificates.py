@@ -393,9 +393,8 @@ def reweighted_certificate(
         largest = max(float(losses.max()), float(fitted[0].max()))
         if ambiguity.needs_largest(point.penalty):
             attained, spent = attained_without_atoms(ambiguity, point, largest, losses, weights)
-        if price > 0.0 and attained - price * spent < nominal:
-            # What can be attained of the mass on a largest loss is not worth its price.
-            attained, spent, point = nominal, 0.0, replace(point, penalty=math.inf)
+            if spent == 0.0:  # the reference itself
+                point = replace(point, penalty=math.inf)
     lower = max(attained - price * spent, nominal)
     certificate = Certificate(
         nominal_risk=nominal,
@@ -435,7 +434,8 @@ def attained_without_atoms(
     """Mean loss and discrepancy of the worst case of a reference without a largest loss.
 
     ``point`` is a dual point with the largest loss that it knows; `DensityRatioSet.without_atoms`
-    says what stands for mass on that loss alone, which no fresh draw hits.
+    says what stands for mass on that loss alone, which no fresh draw hits. Discrepancy 0: that is
+    not worth its price, and the reference itself is better.
     """
     ratio = ambiguity.without_atoms(losses, weights, point.penalty, point.shift, largest)[0]
     ratio = ratio / float(weights @ ratio)
@@ -446,4 +446,6 @@ def attained_without_atoms(
         # D is convex and zero at 1: a mixture with the reference is back in the set.
         attained = nominal + radius / spent * (attained - nominal)
         spent = float(radius)
+    if attained - (ambiguity.penalty or 0.0) * spent <= nominal:
+        return nominal, 0.0
     return attained, spent

@@ -24,7 +24,7 @@ from drojko._sklearn import (
     check_is_fitted,
 )
 from drojko._threads import SMALL, one_torch_thread
-from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, Wasserstein
 from drojko.certificates import Certificate
 from drojko.estimators._approach import Assessment, FittedModel
 from drojko.estimators._approaches import approach_named, approach_to
@@ -184,12 +184,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             given.check(ambiguity)
             return given, ""
         exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
-        parts = [X[y == k] for k in range(len(self.classes_))] if self._classification else [X]
+        n_samples = len(X)
+        if self._classification and not sampled and isinstance(ambiguity, KL | ChiSquare):
+            n_samples = min(distinct(X[y == k]) for k in range(len(self.classes_)))
         choice = choose_inner(
             ambiguity,
             X.shape[1],
             sampled=sampled,
-            n_samples=min(distinct(part) for part in parts),
+            n_samples=n_samples,
             exact_loss=exact,
             labelled=self._classification,
         )

@@ -61,7 +61,8 @@ def choose_inner(
     sampled : bool
         Whether the reference has a density (and draws), rather than atoms.
     n_samples : int
-        Distinct samples of the smallest class; 0 where they lie in a subspace.
+        Distinct samples of the smallest class (`distinct`); 0 where they lie in a subspace. It
+        matters for KL and chi-square sets on atoms.
     exact_loss : bool
         Whether the ascent from each sample is exact (a linear model under a scalar loss).
     labelled : bool

@@ -186,11 +186,10 @@ class ReweightedWorstCase(WorstCase):
         if self.exact:
             dual = self.ambiguity.dual(losses, w)
             return Pool(x, y, w, losses, torch.from_numpy(dual.ratio), 1.0)
-        self._plain_ratio(losses)
         spread, top, lift = self.ambiguity.without_atoms(
             losses, w, self.penalty, self.shift, self.largest
         )
-        ratio = torch.from_numpy(spread)
+        ratio = self._finite(spread, losses)
         normaliser = float((w * ratio).sum())
         if not normaliser > 0:
             raise InvalidDataError(
@@ -201,6 +200,9 @@ class ReweightedWorstCase(WorstCase):
 
     def _plain_ratio(self, losses: Tensor) -> Tensor:
         ratio = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
+        return self._finite(ratio, losses)
+
+    def _finite(self, ratio: np.ndarray, losses: Tensor) -> Tensor:
         if not np.isfinite(ratio).all():
             raise UnboundedRiskError(
                 f"{self.ambiguity!r}: a loss of {float(losses.max()):.6g} has an infinite ratio at "

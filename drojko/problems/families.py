@@ -116,7 +116,7 @@ class _Transport(Family):
 
 
 @dataclass(frozen=True)
-class _Unlabelled:
+class _DecisionLoss:
     """The loss of a decision as one of (z, label); a class, so that it can be pickled."""
 
     module: Any
@@ -162,7 +162,7 @@ class _Ratio(Family):
             centred = spread - mean(spread, draws.w)
             error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
         attained, spent, largest = dual.attained, dual.radius, math.inf
-        multiplier = dual.penalty
+        multiplier, nominal = dual.penalty, mean(losses, draws.w)
         if sampled and self.ambiguity.needs_largest(dual.penalty):
             # Mass on the largest of these draws is nothing that the reference could give.
             x, w = reference.points(len(draws.w), spawn(generator))
@@ -173,12 +173,10 @@ class _Ratio(Family):
                 self.ambiguity, dual, largest, fresh.numpy(), w.numpy()
             )
             priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * spent
-            if priced > 0.0 and attained - priced < mean(losses, draws.w):
-                attained, spent, priced = mean(losses, draws.w), 0.0, 0.0
-                multiplier = math.inf
+            multiplier = dual.penalty if spent > 0.0 else math.inf  # the reference itself
         certificate = Certificate(
-            nominal_risk=mean(losses, draws.w),
-            lower=min(max(attained - priced, mean(losses, draws.w)), dual.value),
+            nominal_risk=nominal,
+            lower=min(max(attained - priced, nominal), dual.value),
             upper=dual.value,
             worst_case_risk=attained,
             radius=self.ambiguity.radius,
@@ -193,7 +191,7 @@ class _Ratio(Family):
             self.ambiguity,
             multiplier,
             dual.shift,
-            _Unlabelled(module),
+            _DecisionLoss(module),
             Unlabelled(reference),
             classes=LABEL,
             feature_names=self.names,
