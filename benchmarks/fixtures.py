@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from drojko._adam import Adam
-from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.ground.cost import GroundCost
 from drojko.inner import Batch, Coordinates, Objective
 from drojko.losses import Loss, get_loss
 from drojko.measures import KDE, ClassConditional

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from drojko.ambiguity import Dual
 from drojko.exceptions import UnboundedRiskError
-from drojko.inner.adversary import Adversary, Moved
-from drojko.inner.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.radius import BallSolution, mean, solve_ball
+from drojko.inner.transport.adversary import Adversary, Moved
+from drojko.inner.transport.bounds import Structure, lipschitz_bound, structure
+from drojko.inner.transport.radius import BallSolution, mean, solve_ball
 from drojko.models import MLP
 
 __all__ = [

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["MLP", "Linear", "ModuleModel", "TabularModel", "flatten_parameters", "views_like"]
+__all__ = [
+    "MLP",
+    "Linear",
+    "ModuleModel",
+    "TabularModel",
+    "flatten_parameters",
+    "views_like",
+    "is_linear",
+]
 
 
 def flatten_parameters(module: nn.Module) -> Tensor:
@@ -300,3 +308,8 @@ class ModuleModel(TabularModel):
                 f"the model returned shape {tuple(f.shape)} for {len(x)} rows; expected {expected}"
             )
         return f
+
+
+def is_linear(model: TabularModel) -> bool:
+    """Whether the outputs are affine in x, with the coefficients as parameters."""
+    return isinstance(model, MLP) and len(model.weights) == 1

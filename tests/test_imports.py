@@ -241,6 +241,7 @@ FLOORS = [
     {"inner"},
     {"certificates"},
     {"minimax"},
+    {"approaches"},
     {"estimators"},
     {"auditing"},
     {"displays"},

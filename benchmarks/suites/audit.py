@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from drojko import audit
 from drojko.ambiguity import GroundCost, Wasserstein
-from drojko.auditing._models import audited_model
+from drojko.auditing.reading.models import audited_model
 from drojko.inner import Batch, Coordinates, Objective, proximal_ascent
-from drojko.inner.adversary import Adversary
-from drojko.inner.candidates import Stay
-from drojko.inner.radius import solve_ball
+from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.candidates import Stay
+from drojko.inner.transport.radius import solve_ball
 from drojko.losses import get_loss
 
 TITLE = "Audits"

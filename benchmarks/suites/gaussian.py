@@ -19,8 +19,8 @@ from drojko.ambiguity import KL, ChiSquare, DensityRatioSet, GroundCost
 from drojko.flows import ICNNScheme
 from drojko.flows.flow_measures import draw_particles
 from drojko.inner import ICNNJKO, Coordinates, Objective
-from drojko.inner.density_flow import DensityFlow
-from drojko.inner.reweighted import ReweightedWorstCase
+from drojko.inner.reweighting.density_flow import DensityFlow
+from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.losses import Loss
 from drojko.measures import ClassConditional, Gaussian
 from drojko.models import ModuleModel

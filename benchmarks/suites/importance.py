@@ -16,8 +16,8 @@ from torch import Tensor
 from drojko.ambiguity import KL
 from drojko.flows import ImportanceCorrectedScheme, JKOFlow
 from drojko.flows.functionals import KLDivergence
-from drojko.inner.density_flow import DensityFlow
-from drojko.inner.importance import Importance
+from drojko.inner.reweighting.density_flow import DensityFlow
+from drojko.inner.reweighting.importance import Importance
 from drojko.measures import Gaussian, GaussianMixture
 
 TITLE = "Importance-corrected flows"

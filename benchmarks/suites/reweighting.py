@@ -15,7 +15,7 @@ from drojko.inner import Pointwise
 from drojko.losses import get_loss
 from drojko.measures import ClassConditional, Empirical
 from drojko.minimax.problem import RobustProblem
-from drojko.minimax.reweighted import Limits, solve_reweighted
+from drojko.minimax.reweighting.solve import Limits, solve_reweighted
 from drojko.models import MLP, Linear
 
 TITLE = "Training against reweightings"

@@ -41,7 +41,7 @@ from exact import logistic_descent, robust_risk
 from drojko import DROClassifier
 from drojko.ambiguity import Wasserstein
 from drojko.losses import get_loss
-from drojko.minimax.ridge import RidgeData, solve_ridge
+from drojko.minimax.transport.linear import RidgeData, solve_ridge
 
 def peak():  # getrusage's maximum is inherited from the parent process; the kernel's own is not
     try:

@@ -20,7 +20,7 @@ from drojko.exceptions import ConvergenceWarning
 from drojko.flows import JKOFlow, SemiDualScheme
 from drojko.flows.exact import gaussian_step, ornstein_uhlenbeck_law, symmetric_kl
 from drojko.flows.functionals import DivergenceTo
-from drojko.inner.semidual import SemiDual
+from drojko.inner.reweighting.semidual import SemiDual
 from drojko.measures import Empirical, Gaussian
 from drojko.models import MLP
 

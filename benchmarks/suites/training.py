@@ -18,7 +18,7 @@ from drojko.ambiguity import GroundCost
 from drojko.inner import ICNNJKO, Batch, Coordinates, Objective
 from drojko.losses import get_loss
 from drojko.minimax.problem import RobustProblem
-from drojko.minimax.subgradient import Subgradient
+from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP, flatten_parameters, views_like
 
 TITLE = "Training a network"

@@ -7,17 +7,18 @@ settings object with `get_params` and `set_params`, so it can be searched over. 
 the reference (KL, chi-square, Cressie-Read, total variation, CVaR) have an exact `dual`.
 """
 
-from drojko.ambiguity._categorical import one_hot_groups
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.cvar import CVaR
-from drojko.ambiguity.dual import DensityRatioSet, Dual
-from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.support import Reweighting
+from drojko.ambiguity.ground.categories import one_hot_groups
+from drojko.ambiguity.ground.cost import GroundCost
 from drojko.ambiguity.group import BoundGroup, Group, GroupDual
 from drojko.ambiguity.kl import KL
 from drojko.ambiguity.mmd import MMD, BoundMMD, MMDDual
-from drojko.ambiguity.reweighting import Curve, Reweighting
 from drojko.ambiguity.sinkhorn import Sinkhorn
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.ambiguity.wasserstein import Wasserstein

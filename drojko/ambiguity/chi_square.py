@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drojko.ambiguity._ratio import Sample, Worst, cumulate
-from drojko.ambiguity.dual import DensityRatioSet
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate
 
 __all__ = ["ChiSquare"]
 

@@ -8,8 +8,8 @@ from numbers import Real
 
 import numpy as np
 
-from drojko.ambiguity._ratio import Sample, Tilt, Worst, centred, level, path, root
-from drojko.ambiguity.dual import DensityRatioSet
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["CressieRead"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity._ratio import Sample, Worst, cumulate, floats
-from drojko.ambiguity.dual import DensityRatioSet
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.point import Curve
+from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
+from drojko.ambiguity.duals.smoothed import capped
+from drojko.ambiguity.duals.support import Reweighting
 from drojko.exceptions import InvalidDataError
-
-if TYPE_CHECKING:
-    from drojko.ambiguity.reweighting import Curve, Reweighting
 
 __all__ = ["CVaR"]
 
@@ -117,8 +117,6 @@ class CVaR(DensityRatioSet):
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
     ) -> Curve:
-        from drojko.ambiguity.reweighting import capped
-
         return capped(bound, losses, float(self.alpha), smoothing)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:

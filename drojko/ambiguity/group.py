@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity._ratio import floats
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.dual import Dual
-from drojko.ambiguity.reweighting import Curve
+from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.scaling import floats
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from scipy.special import entr
 
-from drojko.ambiguity._ratio import Sample, Tilt, Worst, centred, level, path, root
-from drojko.ambiguity.dual import DensityRatioSet
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
 
 __all__ = ["KL"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity._kernels import KERNELS, PointKernel, factorise, median_distance
-from drojko.ambiguity._ratio import floats
-from drojko.ambiguity._simplex_qp import Iterate, solve
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.dual import Dual
+from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
+from drojko.ambiguity.duals.point import Dual
+from drojko.ambiguity.duals.scaling import floats
+from drojko.ambiguity.duals.simplex_qp import Iterate, solve
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["MMD", "BoundMMD", "MMDDual"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity._columns import Columns, resolve_weights
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.ground.columns import Columns, resolve_weights
+from drojko.ambiguity.ground.cost import GroundCost
 
 __all__ = ["Sinkhorn"]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from drojko.ambiguity._ratio import Sample, Worst, cumulate, floats
-from drojko.ambiguity.dual import DensityRatioSet
-
-if TYPE_CHECKING:
-    from drojko.ambiguity.reweighting import Curve, Reweighting
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.point import Curve
+from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
+from drojko.ambiguity.duals.smoothed import capped, flat, maximum, root, soft_maximum
+from drojko.ambiguity.duals.support import Reweighting
 
 __all__ = ["TotalVariation"]
 
@@ -163,8 +163,6 @@ def _ball_curve(
     bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float, barrier: bool
 ) -> Curve:
     """Mix the maximum and the CVaR, each smoothed, with shares radius and 1 - radius."""
-    from drojko.ambiguity.reweighting import Curve, capped, flat, maximum, soft_maximum
-
     if radius == 0.0:
         return flat(bound, losses)
     high = (maximum if barrier else soft_maximum)(bound, losses, smoothing)
@@ -190,8 +188,6 @@ def _ball_curve(
 
 def _priced_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
     """Return E max(loss, M - penalty), M the maximum, each smoothed by half."""
-    from drojko.ambiguity.reweighting import Curve, soft_maximum
-
     w = bound.weights
     high = soft_maximum(bound, losses, 0.5 * smoothing)
     kappa = 0.5 * smoothing / math.log(2.0)
@@ -222,8 +218,6 @@ def _priced_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smooth
 
 def _barred_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
     """The same as one minimum over M, with a logarithmic barrier that keeps it above all losses."""
-    from drojko.ambiguity.reweighting import Curve, root
-
     w, kappa = bound.weights, 0.5 * smoothing
     top = float(losses[w > 0].max())
     distance = np.where(w > 0, top - losses, 0.0)

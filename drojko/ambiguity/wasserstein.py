@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity._categorical import resolve_categories
-from drojko.ambiguity._columns import Columns, resolve_bounds, resolve_weights
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.ground.categories import resolve_categories
+from drojko.ambiguity.ground.columns import Columns, resolve_bounds, resolve_weights
+from drojko.ambiguity.ground.cost import GroundCost
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["Wasserstein"]

@@ -10,18 +10,19 @@ import numpy as np
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_torch_thread
 from drojko.ambiguity import AmbiguitySet, Wasserstein
-from drojko.auditing._case import Case
-from drojko.auditing._found import Found, table_row
-from drojko.auditing._models import audited_model
-from drojko.auditing._other import certify_other
-from drojko.auditing._progress import Progress, progress_bar
-from drojko.auditing._ratio import reweight
-from drojko.auditing._setup import build_case, is_reweighting, sets_of, size_name
-from drojko.auditing._transport import transport
-from drojko.auditing.checks import health, unusable
-from drojko.auditing.report import COLUMNS, AuditReport
+from drojko.auditing.attacks.transport import transport
+from drojko.auditing.certified import certify_other
+from drojko.auditing.reading.checks import health, unusable
+from drojko.auditing.reading.models import audited_model
+from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.setup import build_case, is_reweighting, sets_of, size_name
+from drojko.auditing.reporting.progress import Progress, progress_bar
+from drojko.auditing.reporting.report import COLUMNS, AuditReport
+from drojko.auditing.reporting.row import Found, table_row
+from drojko.auditing.reweighting import reweight
 from drojko.exceptions import InvalidDataError
-from drojko.inner.solvers import ICNNJKO, get_inner
+from drojko.inner.choice import get_inner
+from drojko.inner.transport.solvers import ICNNJKO
 
 __all__ = ["audit"]
 

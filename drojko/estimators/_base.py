@@ -25,24 +25,25 @@ from drojko._sklearn import (
 )
 from drojko._threads import SMALL, one_torch_thread
 from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, Wasserstein
+from drojko.approaches.base import Assessment, FittedModel
+from drojko.approaches.plan import Plan
+from drojko.approaches.reference import NAMES, build_reference, count_atoms, is_sampled
+from drojko.approaches.registry import approach_named, approach_to
 from drojko.certificates import Certificate
-from drojko.estimators._approach import Assessment, FittedModel
-from drojko.estimators._approaches import approach_named, approach_to
 from drojko.estimators._input import check_device, plain
 from drojko.estimators._models import build_model
-from drojko.estimators._plan import Plan
-from drojko.estimators._reference import NAMES, build_reference, count_atoms, is_sampled
 from drojko.exceptions import InvalidDataError, NonFiniteError
-from drojko.inner.choice import choose_inner, distinct
-from drojko.inner.importance import Importance
-from drojko.inner.packing import pack_module, unpack_module
-from drojko.inner.semidual import SemiDual
-from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise, get_inner
+from drojko.inner.choice import choose_inner, distinct, get_inner
+from drojko.inner.reweighting.importance import Importance
+from drojko.inner.reweighting.semidual import SemiDual
+from drojko.inner.solver import InnerSolver
+from drojko.inner.transport.solvers import ICNNJKO, Pointwise
+from drojko.inner.transport.storage import pack_module, unpack_module
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.subgradient import Subgradient
+from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, MLP, TabularModel
 
 if TYPE_CHECKING:

@@ -13,13 +13,9 @@ from drojko._random import spawn
 from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, Linear, ModuleModel, TabularModel
 
-__all__ = ["build_model", "is_linear"]
+__all__ = ["build_model"]
 
 _FACTORY = threading.Lock()
-
-
-def is_linear(model: TabularModel) -> bool:
-    return isinstance(model, MLP) and len(model.weights) == 1
 
 
 def build_model(

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from scipy.linalg import LinAlgError, eigh
 
-from drojko.ambiguity.norms import primal_norm
+from drojko.ambiguity.ground.norms import primal_norm
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss
 

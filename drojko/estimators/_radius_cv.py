@@ -17,7 +17,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, Group
-from drojko.ambiguity._ratio import floats
+from drojko.ambiguity.duals.scaling import floats
 from drojko.estimators._calibration import curvature
 from drojko.estimators.scoring import radius_path, resized, size_name
 from drojko.exceptions import InvalidDataError

@@ -11,9 +11,9 @@ import torch
 
 from drojko._adam import Adam
 from drojko.exceptions import InvalidDataError
-from drojko.flows._fit_map import FittedMap
-from drojko.flows.map_problem import Evaluated, MapProblem, Particles
-from drojko.flows.refinement import affine_part
+from drojko.flows.icnn.fit_map import FittedMap
+from drojko.flows.icnn.map_problem import Evaluated, MapProblem, Particles
+from drojko.flows.icnn.refinement import affine_part
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.envelope import QuadraticEnvelope
 from drojko.transport.maps import AffineMap, BrenierMap

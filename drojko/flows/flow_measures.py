@@ -11,10 +11,10 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
-from drojko.flows._fit_velocity import log_target
-from drojko.flows.importance_measure import ImportanceMeasure
-from drojko.flows.map_problem import Particles
-from drojko.flows.rejection import RejectionBlock
+from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.importance.fit_velocity import log_target
+from drojko.flows.importance.measure import ImportanceMeasure
+from drojko.flows.importance.rejection import RejectionBlock
 from drojko.measures.base import Measure
 from drojko.measures.pushforward import Pushforward
 from drojko.transport.maps import Composition, TransportMap

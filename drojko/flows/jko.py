@@ -15,11 +15,11 @@ import torch
 from drojko._driver import Outcome, Status, run
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows._fit_map import FittedMap
-from drojko.flows._functional import Functional
 from drojko.flows.flow_measures import FlowStep, draw_particles
-from drojko.flows.icnn_scheme import ICNNScheme
-from drojko.flows.map_problem import MapProblem, Particles
+from drojko.flows.functionals.base import Functional
+from drojko.flows.icnn.fit_map import FittedMap
+from drojko.flows.icnn.map_problem import MapProblem, Particles
+from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.measures.base import Measure
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import Composition, TransportMap

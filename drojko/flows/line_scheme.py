@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows._fit_map import FittedMap
-from drojko.flows.map_problem import MapProblem
+from drojko.flows.icnn.fit_map import FittedMap
+from drojko.flows.icnn.map_problem import MapProblem
 from drojko.transport.maps import TransportMap
 
 __all__ = ["LineScheme", "MonotoneMap"]

@@ -1,4 +1,4 @@
-"""inner="auto": which inner solver a set, a reference and a table ask for, and why."""
+"""Which inner solver: by name, or the one that a set, a reference and a table ask for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, CressieRead, Wasserstein
-from drojko.inner.importance import Importance
-from drojko.inner.semidual import SemiDual
-from drojko.inner.solvers import ICNNJKO, InnerSolver, Pointwise
+from drojko.exceptions import InvalidDataError
+from drojko.inner.reweighting.importance import Importance
+from drojko.inner.reweighting.semidual import SemiDual
+from drojko.inner.solver import InnerSolver
+from drojko.inner.transport.solvers import ICNNJKO, Pointwise
 
-__all__ = ["Choice", "choose_inner", "distinct"]
+__all__ = ["Choice", "choose_inner", "distinct", "get_inner"]
 
 #: Columns up to which exact log-determinants of maps are offered, and samples a class needs for
 #: networks of its own.
@@ -104,3 +106,35 @@ def choose_inner(
             Importance(), f"{n_features} columns: rejection steps need no log-determinant"
         )
     return Choice(ICNNJKO(), "the worst case of this set has its own exact construction")
+
+
+_NAMED: dict[str, type[InnerSolver]] = {
+    "icnn": ICNNJKO,
+    "importance": Importance,
+    "pointwise": Pointwise,
+    "semidual": SemiDual,
+}
+
+
+def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
+    """The settings object of a name; settings pass through after validation.
+
+    Raises `InvalidDataError` for an unknown name, another object, or a setting out of range.
+
+    Examples
+    --------
+    >>> get_inner("pointwise")
+    Pointwise()
+    """
+    if inner is None:
+        inner = "icnn"
+    if isinstance(inner, str):
+        if inner not in _NAMED:
+            raise InvalidDataError(f"inner={inner!r} is unknown; choose one of {sorted(_NAMED)}")
+        inner = _NAMED[inner]()
+    if not isinstance(inner, InnerSolver):
+        raise InvalidDataError(
+            f"inner={inner!r}: expected one of {sorted(_NAMED)} or a settings object"
+        )
+    inner.validate()
+    return inner

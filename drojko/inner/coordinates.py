@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drojko.ambiguity.ground_cost import GroundCost
-from drojko.inner.swaps import Swaps
+from drojko.ambiguity.ground.cost import GroundCost
+from drojko.inner.transport.swaps import Swaps
 
 __all__ = ["Coordinates"]
 

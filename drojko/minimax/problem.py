@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.ground_cost import GroundCost
+from drojko.ambiguity.ground.cost import GroundCost
 from drojko.ambiguity.mmd import MMD
-from drojko.inner.adversary import Adversary, Moved
-from drojko.inner.ascent import Ascent, proximal_ascent
-from drojko.inner.candidates import first_candidates
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.solvers import InnerSolver
+from drojko.inner.solver import InnerSolver
+from drojko.inner.transport.adversary import Adversary, Moved
+from drojko.inner.transport.ascent import Ascent, proximal_ascent
+from drojko.inner.transport.candidates import first_candidates
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped

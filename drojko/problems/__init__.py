@@ -6,11 +6,16 @@ their structure as data (`MaxAffine`, `SeparableMaxAffine`, `Quadratic`) have ex
 """
 
 from drojko.problems.constraints import Ball, Box, Constraint, Nonnegative, Simplex
+from drojko.problems.families.structured import (
+    MaxAffine,
+    Quadratic,
+    SeparableMaxAffine,
+    StructuredLoss,
+)
 from drojko.problems.least_squares import least_squares
 from drojko.problems.newsvendor import newsvendor
 from drojko.problems.portfolio import portfolio
 from drojko.problems.problem import MinimaxProblem, Solution
-from drojko.problems.structured import MaxAffine, Quadratic, SeparableMaxAffine, StructuredLoss
 from drojko.problems.worst_case import DecisionWorstCase
 
 __all__ = [

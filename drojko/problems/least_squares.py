@@ -12,9 +12,9 @@ from drojko._random import generator
 from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
+from drojko.problems.families.structured import Quadratic
 from drojko.problems.problem import MinimaxProblem
 from drojko.problems.reference import reference_of
-from drojko.problems.structured import Quadratic
 
 __all__ = ["least_squares"]
 

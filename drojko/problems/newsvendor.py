@@ -13,9 +13,9 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import Measure
 from drojko.problems.constraints import Box
+from drojko.problems.families.structured import MaxAffine, SeparableMaxAffine, StructuredLoss
 from drojko.problems.problem import MinimaxProblem
 from drojko.problems.reference import reference_of
-from drojko.problems.structured import MaxAffine, SeparableMaxAffine, StructuredLoss
 
 __all__ = ["newsvendor"]
 

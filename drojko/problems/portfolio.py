@@ -14,9 +14,9 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
 from drojko.problems.constraints import Simplex
+from drojko.problems.families.structured import MaxAffine
 from drojko.problems.problem import MinimaxProblem
 from drojko.problems.reference import reference_of
-from drojko.problems.structured import MaxAffine
 
 __all__ = ["portfolio"]
 

@@ -21,19 +21,20 @@ from drojko._threads import one_torch_thread
 from drojko.ambiguity import AmbiguitySet
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.inner.importance import Importance
-from drojko.inner.semidual import SemiDual
-from drojko.inner.solvers import InnerSolver, get_inner
+from drojko.inner.choice import get_inner
+from drojko.inner.reweighting.importance import Importance
+from drojko.inner.reweighting.semidual import SemiDual
+from drojko.inner.solver import InnerSolver
 from drojko.measures import Empirical
-from drojko.problems.adversary import decision_model
 from drojko.problems.constraints import Region, build_region
-from drojko.problems.families import family_of
-from drojko.problems.family import Family
-from drojko.problems.level import LevelBundle
-from drojko.problems.oracle import Draws
+from drojko.problems.families.adversary import decision_model
+from drojko.problems.families.base import Family
+from drojko.problems.families.oracle import Draws
+from drojko.problems.families.registry import family_of
 from drojko.problems.parameters import Layout
 from drojko.problems.reference import reference_of
-from drojko.problems.spectral import SpectralGradient
+from drojko.problems.solvers.level import LevelBundle
+from drojko.problems.solvers.spectral import SpectralGradient
 from drojko.problems.worst_case import DecisionWorstCase
 
 __all__ = ["MinimaxProblem", "Solution"]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import energy_distance
 
-from drojko.ambiguity import MMD, _kernels
+from drojko.ambiguity import MMD
+from drojko.ambiguity.duals import kernels as _kernels
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 SEEDS = st.integers(0, 2**31)

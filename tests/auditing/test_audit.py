@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from drojko import DROClassifier, audit
 from drojko.ambiguity import MMD, Group, Sinkhorn, Wasserstein
-from drojko.auditing.report import COLUMNS
+from drojko.auditing.reporting.report import COLUMNS
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 RADII = [0.0, 0.2, 0.5]

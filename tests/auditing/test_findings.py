@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from drojko import audit
 from drojko.ambiguity import KL, Wasserstein
 from drojko.inner import Pointwise
-from drojko.inner.candidates import LearnedMap
+from drojko.inner.transport.candidates import LearnedMap
 
 pytestmark = pytest.mark.promise(5)
 

@@ -408,7 +408,7 @@ def test_samples_have_the_certified_risk(name):
     c = model.certificate_
     assert worst.risk() == c.worst_case_risk
     error = loss.std() / np.sqrt(n) + 2.0 * c.standard_error + 1e-4 * abs(c.worst_case_risk)
-    if isinstance(worst, drojko.inner.far.FarWorstCase):
+    if isinstance(worst, drojko.inner.order_one.worst_case.FarWorstCase):
         # Rare and far: the error of a sample without one of the few is that of the mass that moves.
         error += (c.worst_case_risk - c.nominal_risk) / np.sqrt(max(1.0, n * worst.moved_mass))
     if name in CONTINUOUS and largest_matters(family.ambiguity) and "mmd" not in name:

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import drojko
-from drojko.estimators import _transport
+from drojko.approaches import transport as _transport
 from tests.estimators._cases import binary, mlp, unfitted
 
 pytestmark = [

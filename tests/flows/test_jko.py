@@ -16,7 +16,7 @@ from drojko.flows.functionals import (
     PotentialEnergy,
     WassersteinTo,
 )
-from drojko.flows.map_problem import MapProblem, Particles
+from drojko.flows.icnn.map_problem import MapProblem, Particles
 from drojko.measures import Empirical, Gaussian, GaussianMixture
 from drojko.measures.base import Measure
 
@@ -195,8 +195,8 @@ def test_a_callback_ends_the_flow(seed):
 
 def test_optimal_affine_maps_are_recognised(generator):
     """The share of the variance of dF/drho that is left: none at the optimum, some elsewhere."""
-    from drojko.flows._fit_map import _affine_map
-    from drojko.flows.refinement import affine_part
+    from drojko.flows.icnn.fit_map import _affine_map
+    from drojko.flows.icnn.refinement import affine_part
 
     functional = ornstein_uhlenbeck([1.0, 0.0], [[2.0, 0.5], [0.5, 1.0]])
     p = draw_particles(Gaussian([0.0, 0.0], np.eye(2)), 500, generator)

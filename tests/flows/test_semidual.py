@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from drojko.ambiguity import KL, ChiSquare
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows import ICNNScheme, JKOFlow, SemiDualScheme
-from drojko.flows._semidual_nets import Critic, WholeMap, gaussian_log_ratio
-from drojko.flows._semidual_phase import gaussian_step as affine_step
-from drojko.flows.conjugates import CONJUGATES, conjugate_named
-from drojko.flows.divergence_to import split
 from drojko.flows.exact import gaussian_step
 from drojko.flows.functionals import DivergenceTo, Entropy, PotentialEnergy, WassersteinTo
+from drojko.flows.functionals.conjugates import CONJUGATES, conjugate_named
+from drojko.flows.functionals.divergence_to import split
+from drojko.flows.semidual.nets import Critic, WholeMap, gaussian_log_ratio
+from drojko.flows.semidual.phase import gaussian_step as affine_step
 from drojko.measures import Empirical, Gaussian
 
 KINDS = sorted(CONJUGATES)
@@ -330,7 +330,7 @@ def hill(z):
 
 @pytest.mark.parametrize("ball", [KL(penalty=2.0), ChiSquare(penalty=1.5)])
 def test_learned_ratios_against_the_exact_dual(ball):
-    from drojko.inner.semidual import SemiDual
+    from drojko.inner.reweighting.semidual import SemiDual
 
     x = draw(1, 600)
     solver = SemiDual(hidden=(16, 16), steps=5, iterations=80, batch_size=256)
@@ -345,7 +345,7 @@ def test_learned_ratios_against_the_exact_dual(ball):
 
 def test_worst_cases_of_few_samples_and_other_sets_are_refused():
     from drojko.ambiguity import CVaR
-    from drojko.inner.semidual import SemiDual
+    from drojko.inner.reweighting.semidual import SemiDual
 
     few = Empirical(draw(2, 20).numpy())
     with pytest.raises(InvalidDataError, match=r"too small.*sample"):

@@ -11,7 +11,7 @@ from drojko.inner import Pointwise
 from drojko.losses import get_loss
 from drojko.measures import ClassConditional, Empirical, Joint
 from drojko.minimax.problem import RobustProblem
-from drojko.minimax.ridge import RidgeData, solve_ridge
+from drojko.minimax.transport.linear import RidgeData, solve_ridge
 from drojko.models import MLP, Linear
 
 

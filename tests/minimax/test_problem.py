@@ -9,7 +9,7 @@ import torch
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses import CallableLoss, get_loss
-from drojko.minimax.ridge import RidgeData, ridge_robust_risk
+from drojko.minimax.transport.linear import RidgeData, ridge_robust_risk
 from tests.minimax._problems import classification, diabetes, gen, iris, net, randomised, regression
 
 

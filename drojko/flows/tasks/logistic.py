@@ -16,7 +16,7 @@ from drojko._random import spawn
 from drojko.exceptions import InvalidDataError
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import Entropy, PotentialEnergy
-from drojko.flows.icnn_scheme import ICNNScheme
+from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.jko import FlowResult, JKOFlow
 from drojko.measures.gaussian import Gaussian
 

@@ -1,0 +1,334 @@
+"""What all sets share that reweight the reference by a divergence: exact duals, ratios, draws."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.scaling import Sample, Worst, floats
+from drojko.ambiguity.duals.smoothed import divergence
+from drojko.ambiguity.duals.support import Reweighting
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["DensityRatioSet"]
+
+#: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
+#: the worst case is the mean to rounding, or the maximum.
+_LARGEST_PENALTY, _SMALLEST_PENALTY = 1e150, 1e-150
+#: Mass of the largest losses that stands for the largest one, where a worst case puts mass there.
+_SLICE = 0.01
+
+
+class DensityRatioSet(AmbiguitySet):
+    """Base class of the sets that reweight samples: D(P, P0) depends on dP/dP0 only.
+
+    A subclass implements `_ball`, `_penalised` and `_path` on a `Sample`, losses in units of their
+    spread. Points do not move, so that P is absolutely continuous: the worst it can be is the
+    largest loss of positive weight.
+    """
+
+    #: The radius from which on D says nothing, where larger ones are a mistake.
+    _largest_radius = np.inf
+
+    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
+        """Return None: reweighting moves no point, so that there is no ground cost."""
+
+    def dual(self, losses: Any, weights: Any = None) -> Dual:
+        """Return the exact worst case of the mean of ``losses``.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+            Finite; larger is worse.
+        weights : array or tensor of shape (n,), default=None
+            The reference P0: nonnegative, not all zero, normalised here; None: all equal. Weight
+            k is the same as k copies, weight 0 the same as absence.
+
+        Returns
+        -------
+        Dual
+            Numbers and a numpy array, whatever came in.
+
+        Raises
+        ------
+        InvalidDataError
+            For settings without meaning, losses that are not finite, negative weights.
+        """
+        self._validate_params()
+        sample = Sample(losses, weights)
+        if sample.constant:
+            given = self.penalty
+            worst = Worst(0.0, 0.0 if given is None else sample.reduce(given), 0.0, None, 0.0)
+        else:
+            worst = self._worst(sample)
+        ratio = np.ones(sample.size) if worst.ratio is None else worst.ratio
+        attained = float((sample.w * ratio * sample.y).sum())
+        penalty = sample.enlarge(worst.penalty) if self.penalty is None else float(self.penalty)
+        return Dual(
+            value=sample.reach(worst.excess),
+            penalty=penalty,
+            shift=sample.restore(worst.shift),
+            ratio=sample.scatter(ratio),
+            attained=sample.reach(attained),
+            radius=worst.radius,
+        )
+
+    def dual_path(self, losses: Any, radii: Any, weights: Any = None) -> np.ndarray:
+        """Return the values of `dual` for many radii, whatever the set's own size is.
+
+        Parameters
+        ----------
+        losses, weights : array or tensor of shape (n,)
+            As in `dual`. They are sorted and summed up once.
+        radii : array of shape (m,)
+            In any order.
+
+        Returns
+        -------
+        ndarray of shape (m,)
+            Upper bounds of the worst case, exact to rounding: nondecreasing, concave in the radius.
+        """
+        self._check_family()
+        radii = floats(radii, "radii")
+        self._check_radii(radii)
+        sample = Sample(losses, weights)
+        if sample.constant:
+            return np.full(radii.shape, sample.restore(0.0))
+        return sample.reach(np.maximum(self._path(sample, radii.ravel()), 0.0)).reshape(radii.shape)
+
+    def log_ratio_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        r"""Return the logarithm of the ratio that a dual point gives to any losses.
+
+        .. math:: \log \frac{dP_*}{dP_0} = \log (f^*)'\left(\frac{\ell - \mathrm{shift}}
+            {\mathrm{penalty}}\right)
+
+        which on the losses that `dual` was solved for is log(ratio), apart from what lies on a
+        single loss (`jumps`). On others its mean is one only as well as those losses stand for
+        the reference.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+        penalty, shift : float
+            As in a `Dual`. Penalty 0 means that all mass is on the largest loss, infinity that
+            nothing changes: ratio 1.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            -inf where the ratio is 0; +inf beyond the losses that the dual point allows
+            (Cressie-Read with k < 1).
+
+        Examples
+        --------
+        >>> from drojko.ambiguity import ChiSquare
+        >>> dual = ChiSquare(radius=0.25).dual([0.0, 1.0, 2.0, 5.0])
+        >>> ratio = np.exp(ChiSquare(0.25).log_ratio_at([5.0, 6.0], dual.penalty, dual.shift))
+        >>> ratio.round(3)
+        array([1.802, 2.069])
+        """
+        values = floats(losses, "losses")
+        if np.isinf(penalty):
+            return np.zeros(values.shape)
+        if penalty <= 0:  # all mass on the largest loss, of which it is the shift
+            return np.full(values.shape, -np.inf)
+        with np.errstate(divide="ignore", over="ignore"):
+            return self._log_ratio((values - shift) / penalty)
+
+    def without_atoms(
+        self, losses: Any, weights: Any, penalty: float, shift: float, largest: float = np.inf
+    ) -> tuple[np.ndarray, float, float]:
+        """Return the ratio of a dual point on draws of a reference that has no largest loss.
+
+        Mass that the dual point has on the largest loss alone (`needs_largest`) goes to the 1 % of
+        the reference with the largest losses: that stays in the set and falls short of the
+        supremum by the spread of the losses within that slice.
+
+        Parameters
+        ----------
+        losses, weights : array of shape (n,)
+            Of the draws; the weights sum to 1.
+        penalty, shift : float
+            The dual point, of these or of other draws.
+        largest : float
+            From here on the losses' own ratio counts as 0: what the dual point has there stands
+            for mass on the largest loss.
+
+        Returns
+        -------
+        ratio : ndarray of shape (n,)
+            Not normalised: its mean is 1 up to sampling error.
+        top, lift : float
+            What was added to the ratio where the loss is at least ``top``.
+        """
+        values, w = floats(losses, "losses"), floats(weights, "weights")
+        ratio = self.ratio_below(values, penalty, shift, largest)
+        missing = 1.0 - float(w @ ratio)
+        if not (missing > 0.0 and (penalty <= 0 or self.needs_largest(penalty))):
+            return ratio, np.inf, 0.0
+        order = np.argsort(-values)
+        count = min(int((np.cumsum(w[order]) < _SLICE).sum()), values.size - 1)
+        top = float(values[order[count]])
+        lift = missing / float(w[values >= top].sum())
+        return ratio + lift * (values >= top), top, lift
+
+    def ratio_below(
+        self, losses: np.ndarray, penalty: float, shift: float, largest: float = np.inf
+    ) -> np.ndarray:
+        """Return the ratio of a dual point, 0 from the largest loss on that it is about."""
+        with np.errstate(over="ignore"):
+            ratio = np.exp(self.log_ratio_at(np.minimum(losses, largest), penalty, shift))
+        return ratio if np.isinf(penalty) else np.where(losses < largest, ratio, 0.0)
+
+    @abstractmethod
+    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """Return D of a ratio of mean one."""
+
+    #: Whether a part of the worst case's mass sits on the largest loss alone.
+    jumps = False
+
+    def needs_largest(self, penalty: float) -> bool:
+        """Whether the dual bound at a multiplier asks for the largest loss that can occur.
+
+        Then it proves nothing about a reference with draws beyond those that it was solved for.
+        """
+        return penalty <= 0
+
+    @property
+    def ratio_bound(self) -> float:
+        """Largest value of dP/dP0 that the set allows; infinite where there is no limit."""
+        return np.inf
+
+    @abstractmethod
+    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+        """Return log f*'(t), t = (loss - shift) / penalty."""
+
+    def on(self, x: Any, weights: Any, groups: Any = None) -> Reweighting:
+        """Return the set on given support points, ready for many `dual` calls in training.
+
+        Parameters
+        ----------
+        x, groups : object
+            Ignored: density ratios know neither where points are nor what they belong to.
+        weights : array or tensor of shape (n,)
+            The reference P0.
+        """
+        return Reweighting(self, weights)
+
+    def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        r"""Return what each loss contributes to the dual bound of a dual point.
+
+        .. math:: \eta + \lambda r + \lambda f^*\left(\frac{\ell - \eta}{\lambda}\right)
+
+        (without lambda r in penalty form). Whatever the dual point, the mean of it under P0 is an
+        upper bound of the worst case: so is, on average, its mean over independent draws.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+        penalty, shift : float
+            lambda and eta, as in a `Dual` of other losses. At penalty 0 the bound is the shift up
+            to there, and infinite beyond; at an infinite penalty it is the loss itself.
+
+        Examples
+        --------
+        >>> from drojko.ambiguity import ChiSquare
+        >>> ball, losses = ChiSquare(radius=0.25), [0.0, 1.0, 2.0, 5.0]
+        >>> dual = ball.dual(losses)
+        >>> bool(abs(ball.bounds_at(losses, dual.penalty, dual.shift).mean() - dual.value) < 1e-12)
+        True
+        """
+        values = floats(losses, "losses")
+        if np.isinf(penalty):
+            return values.copy()
+        if penalty <= 0:
+            rounding = 1e-12 * max(1.0, abs(shift))
+            return np.where(values <= shift + rounding, np.maximum(values, shift), np.inf)
+        with np.errstate(over="ignore", invalid="ignore"):
+            price = 0.0 if self.penalty is not None else penalty * self._size()
+            return shift + price + penalty * self._conjugate((values - shift) / penalty)
+
+    @abstractmethod
+    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+        """Return f*(t)."""
+
+    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+        """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0."""
+        return np.zeros_like(ratio)
+
+    def _curve(
+        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
+    ) -> Curve:
+        """Return the smoothed dual with its second derivative."""
+        return divergence(bound, losses, smoothing, barrier)
+
+    def _worst(self, sample: Sample) -> Worst:
+        if self.penalty is None:
+            radius = self._size()
+            return self._ball(sample, radius) if radius > 0 else self._nominal(sample)
+        return self._priced(sample, self.penalty)
+
+    def _priced(self, sample: Sample, price: float) -> Worst:
+        """Return the solution of the penalised form at a price in the units of the losses."""
+        penalty = sample.reduce(price)
+        if sample.constant or penalty > _LARGEST_PENALTY:
+            return Worst(0.0, penalty, 0.0, None, 0.0)
+        if penalty < _SMALLEST_PENALTY:
+            return sample.maximum(0.0, radius=self._radius_of_maximum(sample.top_mass))
+        return self._penalised(sample, penalty)
+
+    def _size(self) -> float:
+        return float(self.radius) if self.radius is not None else np.nan
+
+    def _nominal(self, sample: Sample) -> Worst:
+        """Return the solution at radius 0: smooth discrepancies begin with an infinite slope."""
+        return Worst(0.0, np.inf, 0.0, None, 0.0)
+
+    @abstractmethod
+    def _ball(self, sample: Sample, radius: float) -> Worst: ...
+
+    @abstractmethod
+    def _penalised(self, sample: Sample, penalty: float) -> Worst: ...
+
+    @abstractmethod
+    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray: ...
+
+    @abstractmethod
+    def _radius_of_maximum(self, mass: float) -> float:
+        """Return the discrepancy of P0 given an event of this mass: from there on, the maximum."""
+
+    def _check_family(self) -> None:
+        """Check the parameters that are no size."""
+
+    def _check_radii(self, radii: np.ndarray) -> None:
+        wrong = ~(np.isfinite(radii) & (radii >= 0) & (radii <= self._largest_radius))
+        if wrong.any():
+            raise InvalidDataError(
+                f"{type(self).__name__} got radius={float(radii[wrong][0])!r}; it must be a finite "
+                f"non-negative number{self._limit()}"
+            )
+
+    def _limit(self) -> str:
+        if np.isinf(self._largest_radius):
+            return ""
+        return f" and at most {self._largest_radius:g}, where every distribution is inside"
+
+    def _check_number(
+        self, parameter: str, value: Any, *, zero: str, infinite: bool = False
+    ) -> None:
+        try:
+            super()._check_number(parameter, value, zero=zero, infinite=infinite)
+        except InvalidDataError as error:
+            limit = self._limit() if parameter == "radius" else ""
+            raise InvalidDataError(f"{error}{limit}") from None
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        self._check_family()
+        if self.radius is not None:
+            self._check_radii(np.asarray([self.radius], dtype=np.float64))

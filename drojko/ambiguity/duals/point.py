@@ -1,0 +1,91 @@
+"""Values of the duals of sets that reweight: at given losses, and smoothed with their curvature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["BoundSet", "Curve", "Dual"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    r"""The worst case of a mean over reweighted samples, and the dual point that proves it.
+
+    Radius form: ``value`` is the least upper bound of E_P loss over the set; penalty form: of
+    E_P loss - penalty * D(P, P0). All in the units of the losses.
+
+    Attributes
+    ----------
+    value : float
+        The dual value: no distribution of the set does worse.
+    penalty : float
+        lambda*, the derivative of the value in the radius (infinite at radius 0 where the
+        discrepancy is quadratic, 0 once the worst case is the maximum); in penalty form, the
+        penalty asked for.
+    shift : float
+        eta*, the multiplier of the total mass: the ratio is f*'((loss - shift) / penalty).
+    ratio : ndarray of shape (n,)
+        dP*/dP0 of each sample: nonnegative, mean one under the weights; 0 where the weight is 0.
+    attained : float
+        Mean loss under that ratio: in radius form equal to ``value`` up to rounding, in penalty
+        form larger than it by penalty * radius.
+    radius : float
+        D(P*, P0): the radius asked for or, where the worst case does not need it all, less.
+    proof : str
+        Always "dual": an upper bound for every distribution of the set.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import ChiSquare
+    >>> dual = ChiSquare(radius=0.25).dual([0.0, 1.0, 2.0, 5.0])
+    >>> dual
+    Dual(value=2.93541, penalty=1.87083, shift=2, attained=2.93541, radius=0.25, n=4, proof='dual')
+    >>> dual.ratio.round(3)
+    array([0.465, 0.733, 1.   , 1.802])
+    """
+
+    value: float
+    penalty: float
+    shift: float
+    ratio: np.ndarray
+    attained: float
+    radius: float
+    proof: str = "dual"
+
+    def __repr__(self) -> str:
+        names = ("value", "penalty", "shift", "attained", "radius")
+        numbers = ", ".join(f"{name}={getattr(self, name):.6g}" for name in names)
+        return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(Dual):
+    r"""A smoothed `Dual` with the second derivative of its value in the losses.
+
+    .. math:: \nabla^2 V = \mathrm{diag}(\mathrm{diagonal})
+              + \mathrm{columns}\; \mathrm{core}\; \mathrm{columns}^\top
+
+    positive semidefinite, of shapes (n,), (n, m) and (m, m); the gradient is weights * ratio.
+    ``exact`` is the value without smoothing where it came out on the way, NaN otherwise.
+    """
+
+    diagonal: np.ndarray = field(default_factory=lambda: np.empty(0))
+    columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    core: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    exact: float = math.nan
+
+
+class BoundSet(Protocol):
+    """What training needs of a set on its support points; `Reweighting` is one.
+
+    A set whose value has second derivatives offers ``curve(losses, smoothing) -> Curve`` as well,
+    and is then trained by Newton's method where the model is linear.
+    """
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
+        """Value and ratios at losses of shape (n,); value <= exact value <= value + smoothing."""
+        ...

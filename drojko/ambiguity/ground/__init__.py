@@ -1,0 +1,1 @@
+"""The ground cost of transport: columns, categories, norms."""

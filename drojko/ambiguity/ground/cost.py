@@ -1,0 +1,192 @@
+"""The ground cost of transport: what moving one sample costs, and where it may go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko.ambiguity.ground.categories import Categories, Known
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["GroundCost"]
+
+#: A numpy array or a torch tensor; results are of the kind that comes in.
+Array = Any
+
+
+@dataclass(frozen=True, eq=False)
+class GroundCost:
+    r"""The cost c(x, z) = sum_j weights_j (x_j - z_j)^2 on the box lower <= z <= upper.
+
+    No factor one half. An infinite weight marks an immutable column: moving it at all costs
+    infinity. Arguments may be numpy arrays or torch tensors; results are of the same kind, and in
+    torch on the same device and with the same dtype.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (d,)
+        Positive; infinite for immutable columns.
+    lower, upper : ndarray of shape (d,) or None
+        Bounds of the columns, with infinities where there is none; None: no bounds at all.
+    feature_names : tuple of str or None
+        Only for messages.
+    categories : Categories or None
+        Groups of columns of infinite weight that change by swaps, at a cost of their own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drojko.ambiguity import GroundCost
+    >>> cost = GroundCost(np.array([1.0, 4.0, np.inf]))
+    >>> x = np.array([[0.0, 0.0, 7.0]])
+    >>> cost.cost(x, np.array([[2.0, 1.0, 7.0]])), cost.cost(x, np.array([[2.0, 1.0, 8.0]]))
+    (array([8.]), array([inf]))
+    >>> cost.dual_norm_squared(np.array([3.0, 2.0, 5.0]))  # 9/1 + 4/4 + 25/inf
+    np.float64(10.0)
+    """
+
+    weights: np.ndarray
+    lower: np.ndarray | None = None
+    upper: np.ndarray | None = None
+    feature_names: tuple[str, ...] | None = None
+    categories: Categories | None = None
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns, d."""
+        return self.weights.shape[0]
+
+    @property
+    def mutable(self) -> np.ndarray:
+        """Mask of shape (d,): the columns that may move."""
+        return np.isfinite(self.weights)
+
+    @property
+    def inverse_weights(self) -> np.ndarray:
+        """1 / weights, of shape (d,); 0 for immutable columns: the metric of the dual norm."""
+        return 1.0 / self.weights
+
+    @property
+    def bounded(self) -> bool:
+        """Whether any column has a bound."""
+        return self.lower is not None
+
+    def cost(self, x: Array, z: Array) -> Array:
+        """Return c(x, z) for points of shape (..., d), broadcast; the result has shape (...)."""
+        difference = x - z
+        # An infinite weight times no displacement would be NaN: the two kinds are kept apart.
+        finite = np.where(self.mutable, self.weights, 0.0)
+        total = (_like(difference, finite) * difference**2).sum(-1)
+        if self.mutable.all():
+            return total
+        stays = ~self.mutable
+        if self.categories is not None:
+            stays[self.categories.every_column] = False
+            for columns, price in zip(self.categories.columns, self.categories.costs, strict=True):
+                swapped = (difference[..., columns] != 0).any(-1)
+                total = total + _where(swapped, float(price), total)
+        moved = (difference[..., _index(difference, stays)] != 0).any(-1)
+        if isinstance(total, torch.Tensor):
+            return torch.where(moved, torch.inf, total)
+        return np.where(moved, np.inf, total)
+
+    def dual_norm_squared(self, theta: Array) -> Array:
+        """Return sum_j theta_j^2 / weights_j for theta of shape (..., d).
+
+        The squared dual norm: max { theta'(z - x) : c(x, z) <= r } is its root times sqrt(r).
+        """
+        return (_like(theta, self.inverse_weights) * theta**2).sum(-1)
+
+    def project(self, z: Array) -> Array:
+        """Return the nearest points within the bounds, for z of shape (..., d).
+
+        The projection is non-expansive and column by column, so that it brings z no farther from
+        any x that lies inside: a transport budget still holds afterwards.
+        """
+        if self.lower is None or self.upper is None:
+            return z
+        lower, upper = _like(z, self.lower), _like(z, self.upper)
+        if isinstance(z, torch.Tensor):
+            return torch.clamp(z, lower, upper)
+        return np.clip(z, lower, upper)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether any category may be swapped for another."""
+        return self.categories is not None and self.categories.swappable
+
+    def observed(self, X: Any, before: Known | None = None) -> GroundCost:
+        """The cost whose categories are those of the rows X (n, d), and those ``before``."""
+        if self.categories is None:
+            return self
+        return replace(self, categories=self.categories.observed(np.asarray(X), before))
+
+    def check_inside(self, X: Any) -> None:
+        """Raise `InvalidDataError` naming the first column of X (n, d) beyond its bounds.
+
+        Also for a one-hot group that is none.
+        """
+        if self.categories is not None:
+            X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+            self.categories.check(X)
+        if self.lower is None or self.upper is None:
+            return
+        X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+        low, high = X.min(axis=0), X.max(axis=0)
+        outside = (low < self.lower) | (high > self.upper)
+        if outside.any():
+            column = int(outside.argmax())
+            raise InvalidDataError(
+                f"bounds: column {self.column_name(column)} of X spans [{low[column]:g}, "
+                f"{high[column]:g}], beyond its bounds [{self.lower[column]:g}, "
+                f"{self.upper[column]:g}]; widen the bounds or clip the data"
+            )
+
+    def column_name(self, column: int) -> str:
+        """How messages call a column: its name where there is one, its index otherwise."""
+        return str(column) if self.feature_names is None else repr(self.feature_names[column])
+
+    def __repr__(self) -> str:
+        parts = [f"d={self.n_features}"]
+        finite = self.weights[self.mutable]
+        if finite.size and (finite != 1).any():
+            parts.append(f"weights in [{finite.min():g}, {finite.max():g}]")
+        immutable = np.flatnonzero(~self.mutable)
+        if self.categories is not None:
+            immutable = np.setdiff1d(immutable, self.categories.every_column)
+        if immutable.size:
+            parts.append(f"immutable: {_listed([self.column_name(int(j)) for j in immutable])}")
+        if self.lower is not None and self.upper is not None:
+            bounded = np.flatnonzero(np.isfinite(self.lower) | np.isfinite(self.upper))
+            parts.append(f"bounded: {_listed([self.column_name(int(j)) for j in bounded])}")
+        if self.categories is not None:
+            parts.append(f"categorical: {_listed(self.categories.names)}")
+        return f"GroundCost({', '.join(parts)})"
+
+
+def _like(array: Array, values: np.ndarray) -> Array:
+    """Return ``values`` as the kind, dtype and device of ``array``; float64 for integer numpy."""
+    if isinstance(array, torch.Tensor):
+        return torch.as_tensor(values, dtype=array.dtype, device=array.device)
+    array = np.asarray(array)
+    return values.astype(array.dtype) if array.dtype.kind == "f" else values
+
+
+def _index(array: Array, mask: np.ndarray) -> Any:
+    return torch.as_tensor(mask, device=array.device) if isinstance(array, torch.Tensor) else mask
+
+
+def _where(mask: Array, value: float, like: Array) -> Array:
+    """``value`` where the mask holds, 0 elsewhere; infinity times zero is avoided."""
+    if isinstance(like, torch.Tensor):
+        return torch.zeros_like(like).masked_fill(mask, value)
+    return np.where(mask, value, 0.0)
+
+
+def _listed(names: Sequence[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

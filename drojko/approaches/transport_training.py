@@ -1,0 +1,184 @@
+"""Training against a transport set: which outer solver, and the units it works in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._driver import Status
+from drojko._random import spawn
+from drojko.approaches.plan import Plan
+from drojko.exceptions import UnsupportedError
+from drojko.losses import Logistic, Softmax
+from drojko.minimax.conditioning import Conditioned
+from drojko.minimax.kinked import DETOURS
+from drojko.minimax.problem import TrainResult
+from drojko.minimax.transport.classes import LinearClasses
+from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.linear import solve_ridge
+from drojko.minimax.transport.quasi_newton import QuasiNewton
+from drojko.models import TabularModel, is_linear
+
+__all__ = ["is_exact", "most_iterations", "reject", "ridge_data", "train"]
+
+_SEPARABLE = (
+    "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
+    "coefficients grow and no minimum exists: add alpha > 0 or a radius > 0."
+)
+
+
+def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
+    """Train ``model`` in place with the outer solver that suits it."""
+    if is_exact(plan, model):
+        return _ridge(plan, model, start)
+    result = _iterate(plan, model, start)
+    if result.status == Status.CONVERGED and _separated(plan, model):
+        return replace(result, status="unbounded", message=_SEPARABLE)
+    return result
+
+
+def most_iterations(plan: Plan, model: TabularModel) -> int:
+    """How many iterations a callback may see; the limit of a staged solver is one per stage."""
+    staged = is_linear(model) and model.n_outputs > 1 and plan.classes
+    if staged:
+        return plan.max_iter * len(LinearClasses().smoothings)
+    kinked = is_linear(model) and plan.cost.swaps
+    return plan.max_iter * (1 + len(DETOURS)) if kinked else plan.max_iter
+
+
+def _separated(plan: Plan, model: TabularModel) -> bool:
+    """Whether scaling a linear model up drives its cross-entropy to zero: there is no minimum."""
+    still = plan.radius == 0.0 and plan.alpha == 0.0
+    if not (still and is_linear(model) and isinstance(plan.loss, Logistic | Softmax)):
+        return False
+    x, y, w = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
+    with torch.no_grad():
+        f = model(x)
+    if f.ndim == 1:
+        margin = f * (2.0 * y.to(f.dtype) - 1.0)
+    else:
+        own = f.gather(1, y[:, None])
+        margin = own[:, 0] - f.scatter(1, y[:, None], -math.inf).amax(1)
+    return bool((margin[w > 0] > 0).all())
+
+
+def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
+    if is_linear(model) and plan.classes:
+        return LinearClasses().solve(
+            plan.problem(model),
+            spawn(plan.generator),
+            max_iter=plan.max_iter,
+            tol=plan.tol,
+            max_time=plan.max_time,
+            callback=plan.callback,
+            n_draws=plan.n_draws,
+            penalty=start,
+        )
+    if is_linear(model) and start is None and plan.relaxes:
+        start = _relaxed_start(plan, model)
+    settings = QuasiNewton() if is_linear(model) else plan.outer
+    run = Conditioned.of(plan.problem(model), plan.fit_intercept, plan.n_draws, plan.generator)
+    result = settings.solve(
+        run.problem,
+        spawn(plan.generator),
+        max_iter=plan.max_iter,
+        tol=plan.tol,
+        max_time=plan.max_time,
+        callback=run.wrap(plan.callback),
+        n_draws=plan.n_draws,
+        penalty=None if start is None else start * run.penalty_unit,
+    )
+    run.undo()
+    units = {
+        "penalty": 1.0 / run.penalty_unit,
+        "transport_cost": run.problem.scale**2,
+        "robust_risk": run.loss_unit,
+    }
+    history = {k: v * units.get(k, 1.0) for k, v in result.history.items()}
+    return replace(result, penalty=result.penalty / run.penalty_unit, history=history)
+
+
+def _relaxed_start(plan: Plan, model: Any) -> float | None:
+    """Start from the exact answer without bounds and swaps: near the answer, also at its kinks."""
+    result = _ridge(replace(plan, callback=None), model, None)
+    if result.status == Status.INTERRUPTED:
+        raise KeyboardInterrupt(result.message)
+    model.warm = True
+    return result.penalty if 0.0 < result.penalty < math.inf else None
+
+
+def is_exact(plan: Plan, model: TabularModel) -> bool:
+    """Whether the loss is a named function of one linear combination, and nothing is bounded."""
+    return is_linear(model) and plan.ridge and model.n_outputs == 1
+
+
+def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
+    data = ridge_data(plan, *plan.problem(model).draw(plan.n_draws, spawn(plan.generator)))
+    weight, bias = model.weights[0], model.biases[0]
+
+    def callback(iteration: int, info: dict[str, Any]) -> bool:
+        if plan.callback is None:
+            return False
+        load(info["coef"], info["intercept"])
+        return plan.callback(iteration, info)
+
+    def load(coef: np.ndarray, intercept: float) -> None:
+        weight.data.copy_(torch.as_tensor(coef)[None])
+        bias.data.fill_(float(intercept))
+
+    warm = None
+    if start is not None:
+        warm = (weight.data[0].double().cpu().numpy().copy(), bias.detach().item())
+    solution = solve_ridge(
+        data,
+        radius=plan.radius,
+        penalty=plan.penalty,
+        alpha=plan.alpha,
+        fit_intercept=plan.fit_intercept,
+        tol=min(1e-6, plan.tol),
+        max_iter=plan.max_iter,
+        max_time=plan.max_time,
+        warm_start=warm,
+        callback=callback,
+    )
+    load(solution.coef, solution.intercept)
+    names = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
+    history = {
+        name: np.array([row.get(name, math.nan) for row in solution.history]) for name in names
+    }
+    return TrainResult(
+        solution.status,
+        solution.message,
+        solution.n_iter,
+        solution.penalty,
+        solution.stationarity,
+        history,
+    )
+
+
+def ridge_data(plan: Plan, x: Tensor, y: Tensor, w: Tensor) -> RidgeData:
+    """Weighted points as the exact linear solver takes them; shares memory with ``x``."""
+    return RidgeData(
+        x.cpu().numpy(),
+        y.cpu().numpy(),
+        weight=w.cpu().numpy(),
+        inverse_cost=plan.cost.inverse_weights,
+        label_cost=plan.label_cost,
+        loss=plan.loss,
+    )
+
+
+def reject(plan: Plan, model: TabularModel) -> None:
+    """Raise for combinations without a meaning or not yet supported."""
+    regression = plan.n_labels == 0
+    if regression and math.isfinite(plan.label_cost) and not is_exact(plan, model):
+        raise UnsupportedError(
+            "a finite label_cost in regression needs a linear model without bounds "
+            "and swaps: "
+            "set label_cost=inf"
+        )

@@ -1,0 +1,1 @@
+"""Searches for the worst shift, and what they are compared with."""

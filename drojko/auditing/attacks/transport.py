@@ -1,0 +1,312 @@
+"""Order-2 Wasserstein balls: the learned worst case, every baseline, and the better of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko._random import spawn
+from drojko.auditing.attacks.largest_loss import largest_loss
+from drojko.auditing.attacks.learned import Dual, Learned, begin, learn
+from drojko.auditing.attacks.noise import noise_risk
+from drojko.auditing.attacks.pool import Mixture, Pool
+from drojko.auditing.attacks.restarts import MORE, Attack, attack
+from drojko.auditing.attacks.search import search
+from drojko.auditing.reading.checks import Health
+from drojko.auditing.reading.problem import Case
+from drojko.auditing.reporting.progress import Progress
+from drojko.auditing.reporting.row import Found, check
+from drojko.auditing.reporting.worst_case import MovedRows
+from drojko.certificates import Certificate
+from drojko.exceptions import UnsupportedError
+from drojko.inner.solver import InnerSolver
+from drojko.inner.transport.candidates import LearnedMap
+
+__all__ = ["transport"]
+
+#: Share of the radius by which samples of a smooth worst case are spread.
+SMOOTHING = 0.1
+#: Calls per row of the search without gradients, on a sample, where there are gradients.
+SPARE_CALLS, SPARE_ROWS = 40, 300
+_REPEATS = 4
+
+
+def transport(
+    case: Case,
+    sizes: list[tuple[float, Any]],
+    inner: InnerSolver,
+    general: Health,
+    max_evaluations: int,
+) -> list[Found]:
+    """One `Found` per size."""
+    if math.isfinite(case.label_cost) and not case.n_labels:
+        raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
+    case.cost.check_inside(case.x)
+    pool = begin(case)
+    work = _Work(case, pool, sizes, general)
+    if general.gradients:
+        work.learned = learn(case, pool, sizes, inner)
+        work.attack = attack(case, pool, work.learned, work.positive)
+        work.spare(max_evaluations)
+    else:
+        calls = max(8, min(600, max_evaluations // max(1, len(case.x))))
+        search(case, pool, work.scales(), calls, spawn(case.generator))
+    work.cap = largest_loss(case)
+    found: list[Found] = []
+    for size, ambiguity in case.progress.over(sizes, "worst cases", 0.1):
+        found.append(work.found(size, ambiguity, found[-1] if found else None))
+    return found
+
+
+@dataclass(eq=False)
+class _Work:
+    case: Case
+    pool: Pool
+    sizes: list[tuple[float, Any]]
+    general: Health
+    learned: Learned | None = None
+    attack: Attack | None = None
+    cap: float = math.inf
+    calls: int = 0
+    searched: tuple[float, float] | None = None
+
+    @property
+    def positive(self) -> list[float]:
+        """Sizes at which something can move."""
+        return [size for size, own in self.sizes if own.penalty is not None or size > 0]
+
+    def scales(self) -> list[float]:
+        """Radii for the search; those that penalties may spend where there are none."""
+        radii = [size for size, own in self.sizes if own.radius is not None and size > 0]
+        if radii:
+            return radii
+        spread = float((self.case.w @ self.case.cost.cost(self.case.x, self.case.x.mean(0))).sqrt())
+        return [(spread or 1.0) * share for share in (0.03, 0.1, 0.3)]
+
+    def spare(self, max_evaluations: int) -> None:
+        """The search without gradients on a sample of the rows: does it find more?"""
+        if not self.positive or self.learned is None:
+            return
+        case, n = self.case, len(self.case.x)
+        rows = torch.arange(n)
+        if n > SPARE_ROWS:
+            rows = torch.randperm(n, generator=spawn(case.generator))[:SPARE_ROWS].sort().values
+        few = replace(
+            case, x=case.x[rows], y=case.y[rows], w=case.w[rows] / case.w[rows].sum(),
+            rows=case.rows[rows.numpy()], progress=Progress(),
+        )  # fmt: skip
+        own = begin(few)
+        search(few, own, self.scales(), SPARE_CALLS, spawn(case.generator))
+        penalty = self.learned.penalties[self.positive[-1]]
+        theirs = own.at_penalty(few.w, penalty)
+        _, _, cost, risk = self.pool.take(self.pool.at_penalty(case.w, penalty, _SOLVER).low)
+        value = float(few.w @ (risk - penalty * cost)[rows])
+        nominal = own.risk[0]
+        start = float(few.w @ nominal)
+        self.searched = (value - start, theirs.risk - penalty * theirs.cost - start)
+        self.calls = SPARE_CALLS
+        if len(rows) == n:
+            for k in range(1, len(own.x)):
+                self.pool.add(own.x[k], own.y[k], own.cost[k], own.risk[k], "search")
+        elif self.searched[1] > self.searched[0] + MORE * abs(self.searched[0]) + 1e-12:
+            calls = max(8, min(SPARE_CALLS, max_evaluations // n))
+            search(case, self.pool, self.scales(), calls, spawn(case.generator))
+
+    # -- one size ----------------------------------------------------------------------------
+
+    def found(self, size: float, ambiguity: Any, before: Found | None) -> Found:
+        """Everything about one size."""
+        case, pool = self.case, self.pool
+        ball = ambiguity.radius is not None
+        mixture = self.mixture(size, ball)
+        noise_radius = size if ball else math.sqrt(mixture.cost)
+        noise = noise_risk(case, noise_radius, _REPEATS, spawn(case.generator))
+        certificate = self.certificate(size, ball, mixture, before)
+        worst = self.worst(mixture, size, ball)
+        one = Found(size, certificate, worst, (worst.after, worst.labels, worst.mass), noise)
+        if self.learned is not None:
+            one.ascent = self.mixture(size, ball, ("ascent",)).risk
+        if size > 0 or not ball:
+            self.compare(one, size, ball, mixture)
+        slack = 1e-12 * (1.0 + abs(noise))
+        if noise > certificate.worst_case_risk + slack and size > 0 and ball:
+            one.note(
+                f"weak inner solver: random noise of the same budget has risk {noise:.4g}, more "
+                f"than the {certificate.worst_case_risk:.4g} that was found"
+            )
+        if pool.source[1:] == []:
+            one.note("nothing was searched")
+        return one
+
+    def mixture(self, size: float, ball: bool, sources: Any = None) -> Mixture:
+        """The best plan of some sources."""
+        if ball:
+            return self.pool.plan(self.case.w, size**2, sources)
+        return self.pool.at_penalty(self.case.w, size, sources)
+
+    def certificate(
+        self, size: float, ball: bool, mixture: Mixture, before: Found | None
+    ) -> Certificate:
+        nominal = float(self.case.w @ self.pool.risk[0])
+        risk, cost = mixture.risk, mixture.cost
+        lower = risk if ball else risk - size * cost
+        upper, proof = self.upper(size, ball, nominal)
+        if ball and before is not None:  # rounding must not undo what is monotone
+            risk = lower = max(risk, before.certificate.worst_case_risk)
+        return Certificate(
+            nominal_risk=nominal,
+            lower=max(lower, nominal),
+            upper=max(upper, lower, nominal),
+            worst_case_risk=risk,
+            radius=size if ball else None,
+            penalty=mixture.penalty if ball else size,
+            transport_cost=cost,
+            standard_error=self.error(mixture) if self.case.sampled else 0.0,
+            proof=proof,
+        )
+
+    def upper(self, size: float, ball: bool, nominal: float) -> tuple[float, str]:
+        """The smallest proven dual value; an estimate only where nothing is proven."""
+        if ball and size == 0.0:
+            return nominal, "dual"
+        duals = list(self.learned.duals) if self.learned is not None else []
+        duals.append(Dual(0.0, self.cap, "dual"))
+        values = [
+            (d.penalty * size**2 + d.value if ball else d.value, d.proof)
+            for d in duals
+            if ball or d.penalty <= size * (1.0 + 1e-12)  # falls as the penalty rises
+        ]
+        finite = [v for v in values if math.isfinite(v[0])]
+        proven = [v for v in finite if v[1] != "local-estimate"]
+        return min(proven or finite or [(math.inf, "dual")])
+
+    def error(self, mixture: Mixture) -> float:
+        """Monte-Carlo error of the value, over the fixed draws."""
+        value = torch.zeros_like(self.case.w)
+        for choice, share in ((mixture.low, mixture.share), (mixture.high, 1.0 - mixture.share)):
+            _, _, cost, risk = self.pool.take(choice)
+            priced = mixture.penalty * cost if math.isfinite(mixture.penalty) else 0.0
+            value = value + share * (risk - priced)
+        centred = value - self.case.w @ value
+        return math.sqrt(float((self.case.w.square() * centred.square()).sum()))
+
+    def worst(self, mixture: Mixture, size: float, ball: bool) -> MovedRows:
+        """The plan as rows before and after."""
+        case, pool = self.case, self.pool
+        parts = []
+        split = mixture.low != mixture.high
+        everything = torch.ones_like(split)
+        shares = [(mixture.high, everything, 1.0 - mixture.share * split.double())]
+        if mixture.share > 0.0:
+            shares.append((mixture.low, split, mixture.share * split.double()))
+        for choice, rows, share in shares:
+            x, y, cost, risk = pool.take(choice)
+            part = (case.x, x, case.y, y, case.w * share, pool.risk[0], risk, cost)
+            index = torch.as_tensor(case.rows.copy())
+            parts.append([t[rows & (case.w * share > 0)].numpy() for t in (*part, index)])
+        joined = [np.concatenate(column) for column in zip(*parts)]
+        before, after, source, labels, mass, loss_before, loss_after, costs, index = joined
+        radius = size if ball else math.sqrt(mixture.cost)
+        solver = self.learned.adversary if self.learned is not None else None
+        return MovedRows(
+            before, after, source, labels, mass, index, loss_before, loss_after, costs,
+            case.cost, SMOOTHING * radius if case.smooth else 0.0, case.classes,
+            case.model.space.names, case.cost.weights, solver,
+            mixture.penalty if solver is not None else np.inf,
+        )  # fmt: skip
+
+    # -- baselines ---------------------------------------------------------------------------
+
+    def compare(self, one: Found, size: float, ball: bool, mixture: Mixture) -> None:
+        """Is any baseline better than the inner solver? Findings, and the checklist."""
+        nominal = one.certificate.nominal_risk
+        objective = (lambda m: m.risk) if ball else (lambda m: m.risk - size * m.cost)
+        best = objective(mixture) - nominal
+        lines = one.checks
+        if self.learned is None:
+            lines.append(check("search without gradients", best, None, "gain, a lower bound"))
+            one.note(
+                "searched without gradients: worst_case_risk is a lower bound"
+                + ("" if math.isfinite(self.cap) else ", and no upper bound is known")
+            )
+            return
+        own = objective(self.mixture(size, ball, ("learned",))) - nominal
+        slack = MORE * abs(own) + 1e-10 * (1.0 + abs(nominal))
+        lines.append(check("gain of the inner solver", own, None, "risk above the nominal one"))
+        for source, words in _BASELINES.items():
+            theirs = objective(self.mixture(size, ball, (source,))) - nominal
+            if source not in self.pool.source:
+                continue
+            lines.append(check(f"gain of {words}", theirs, theirs <= own + slack, "same budget"))
+            if theirs > own + slack:
+                kind = "weak inner solver (frozen)" if own <= 0.0 else "weak inner solver"
+                one.note(
+                    f"{kind}: {words} gains {theirs:.4g}, the inner solver {own:.4g}, the better "
+                    "one is used"
+                )
+        together = best > own + slack
+        if together and not one.findings:
+            one.note(
+                f"weak inner solver: row by row, baselines raise the gain from {own:.4g} to "
+                f"{best:.4g}, the better ones are used"
+            )
+        self._sampled(one, size)
+        self._map(one)
+
+    def _sampled(self, one: Found, size: float) -> None:
+        if self.attack is not None and size in self.attack.values:
+            own, theirs, _ = self.attack.values[size]
+            passed = theirs <= own + MORE * abs(own) + 1e-12
+            one.checks.append(
+                check("restarts on a sample", theirs - own, passed, "gain above the inner solver's")
+            )
+            if not passed and not one.findings:
+                one.note(
+                    f"weak inner solver: restarts gain {theirs:.4g} on a sample of rows, the inner "
+                    f"solver {own:.4g}, the better ones are used"
+                )
+            more = self.attack.doubled.get(size, 0.0)
+            one.checks.append(
+                check("doubled iterations", more, more <= 0.01, "share of the gain that they add")
+            )
+            if more > 0.01:
+                one.note(
+                    f"weak inner solver: doubled iterations add {more:.1%} to the gain on a sample"
+                )
+        if self.searched is not None and size == self.positive[-1]:
+            own, theirs = self.searched
+            passed = theirs <= own + MORE * abs(own) + 1e-12
+            one.checks.append(
+                check("search on a sample", theirs - own, passed, "gain above the inner solver's")
+            )
+            if not passed:
+                one.note(
+                    f"weak inner solver: a search without gradients gains {theirs:.4g} on a sample "
+                    f"of rows, the inner solver {own:.4g}, the better one is used"
+                )
+
+    def _map(self, one: Found) -> None:
+        """A learned map that moves nothing is broken, whatever else finds the worst case."""
+        if self.learned is None:
+            return
+        adversary, batch = self.learned.adversary, self.learned.batch
+        few = batch.take(self.learned.sample)
+        for candidate in adversary.candidates:
+            if isinstance(candidate, LearnedMap):
+                q = candidate.starts(adversary.objective, few)[0]
+                moved = float((q - few.q0).square().sum(1).mean().sqrt())
+                one.checks.append(check("the learned map moves", moved, moved > 0, "in spreads"))
+                if not moved > 0:
+                    one.note("frozen map: the learned map moves no row")
+
+
+_SOLVER = ("learned",)
+_BASELINES = {
+    "ascent": "gradient ascent with restarts",
+    "search": "the search without gradients",
+    "doubled": "doubled iterations",
+}

@@ -1,0 +1,147 @@
+"""Sets that the estimators' approaches certify: order 1, Sinkhorn, MMD and groups."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko._random import spawn
+from drojko.ambiguity import MMD, Group, Sinkhorn
+from drojko.approaches.base import FittedModel
+from drojko.approaches.plan import Plan
+from drojko.approaches.registry import approach_to
+from drojko.auditing.reading.problem import Case
+from drojko.auditing.reporting.row import Found
+from drojko.certificates import Certificate
+from drojko.exceptions import UnsupportedError
+from drojko.inner.solver import InnerSolver
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
+from drojko.minimax.problem import TrainResult
+
+__all__ = ["certify_other", "plan_of"]
+
+_SUPPORTED = (
+    "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
+    "MMD and Group"
+)
+#: Draws that show where mass goes, where a worst case is a law around each row.
+_SHOWN = 2_000
+
+
+def plan_of(case: Case, ambiguity: Any, inner: InnerSolver) -> Plan:
+    """The plan that solvers work on."""
+    return Plan(
+        reference=case.reference,
+        ambiguity=ambiguity,
+        cost=case.cost,
+        loss=case.loss,
+        inner=inner,
+        radius=None if ambiguity.radius is None else float(ambiguity.radius),
+        penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
+        label_cost=case.label_cost,
+        n_labels=case.n_labels,
+        dtype=torch.float64,
+        device="cpu",
+        generator=spawn(case.generator),
+        groups=case.groups,
+    )
+
+
+def certify_other(case: Case, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Found]:
+    """Certificates from the approaches of the estimators, made monotone in the radius."""
+    first = sizes[0][1]
+    if not isinstance(first, MMD | Group) and case.model.tabular is None:
+        raise UnsupportedError(
+            f"{type(first).__name__} needs gradients, and there are none ({case.model.note}); "
+            f"{_SUPPORTED}"
+        )
+    found: list[Found] = []
+    for size, ambiguity in case.progress.over(sizes, "certificates", 1.0):
+        plan = plan_of(case, ambiguity, inner)
+        approach = approach_to(ambiguity)
+        model = copy.deepcopy(case.tabular)
+        approach.reject(plan, model)
+        with torch.no_grad():
+            c = approach.certify(plan, model, (case.x, case.y, case.w), spawn(case.generator))
+        worst = _worst(case, plan, approach, model, c)
+        one = Found(size, c, worst)
+        if worst is not None:
+            one.after = _after(worst, case)
+        found.append(_monotone(one, found))
+    return found
+
+
+def _monotone(one: Found, before: list[Found]) -> Found:
+    """A worst case of a smaller radius is inside a larger one."""
+    if not before or before[-1].certificate.radius is None:
+        return one
+    last, c = before[-1].certificate, one.certificate
+    if last.worst_case_risk <= c.worst_case_risk:
+        return one
+    c = replace(
+        c,
+        lower=last.lower,
+        worst_case_risk=last.worst_case_risk,
+        transport_cost=last.transport_cost,
+        upper=max(c.upper, last.lower),
+    )
+    return Found(one.size, c, before[-1].worst, before[-1].after)
+
+
+def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Certificate) -> WorstCase | None:
+    state: dict[str, Any]
+    if isinstance(plan.ambiguity, Sinkhorn):
+        state = {
+            "penalty": c.penalty,
+            "epsilon": float(plan.ambiguity.epsilon),
+            "attained_risk": c.worst_case_risk,
+            "cost_weights": plan.cost.weights,
+        }
+        if not math.isfinite(c.penalty):
+            return None
+    else:
+        reference: LabelledMeasure = case.reference
+        if isinstance(plan.ambiguity, Group):
+            reference = approach.measure(
+                plan.ambiguity,
+                _unfitted(reference),
+                case.x.numpy(),
+                case.y.numpy(),
+                case.w.numpy(),
+                case.groups,
+            )
+        plan = replace(plan, reference=reference)
+        result = TrainResult("converged", "", 0, c.penalty, math.nan)
+        with torch.no_grad():
+            state = approach.assess(plan, model, result, False, len(case.x)).state
+    fitted = FittedModel(
+        model,
+        case.loss,
+        plan.reference,
+        case.classes,
+        case.model.space.names,
+        torch.float64,
+        "cpu",
+    )
+    return approach.worst_case(fitted, state)
+
+
+def _unfitted(reference: LabelledMeasure) -> LabelledMeasure:
+    """The same kind of measure, to be fitted to each group."""
+    classes = isinstance(reference, ClassConditional)
+    return ClassConditional(Empirical()) if classes else Joint(Empirical())
+
+
+def _after(worst: WorstCase, case: Case) -> tuple[Any, Any, Any]:
+    """Points of the worst case with equal masses: for accuracies and areas."""
+    if hasattr(worst, "measure"):
+        return worst.measure.points(_SHOWN, torch.Generator().manual_seed(0))
+    x, y = worst.sample(_SHOWN, 0)
+    labels = worst._encode(y, torch.as_tensor(x))
+    return x, labels, np.full(len(x), 1.0 / len(x))

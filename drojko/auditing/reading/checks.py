@@ -1,0 +1,138 @@
+"""The checklist that does not depend on the radius: is the model fit to be audited at all?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko.auditing.reading.problem import Case
+from drojko.auditing.reporting.row import Found, check
+from drojko.certificates import Certificate
+
+__all__ = ["Health", "health", "unusable"]
+
+#: Rows that repeated answers and gradients are checked on.
+ROWS = 500
+
+
+@dataclass(eq=False)
+class Health:
+    """Checks and findings for every row of the table, and the nominal figures."""
+
+    nominal: dict[str, float]
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    unusable: bool = False
+    gradients: bool = False
+    random: bool = False
+
+    def add(self, line: dict[str, Any], finding: str | None = None) -> None:
+        """A line of the checklist, with what to say where it failed."""
+        self.checks.append(line)
+        if finding is not None and line["passed"] is False:
+            self.findings.append(finding)
+
+
+def health(case: Case) -> Health:
+    """NaN answers, answers by chance, constant answers, one class, dead or NaN gradients."""
+    f = case.outputs(case.x)
+    flat = f.reshape(len(f), -1)
+    finite = torch.isfinite(flat).all(1)
+    losses = case.loss.value(f, case.y).double()
+    nominal = {
+        "risk": float(case.w @ losses),
+        "accuracy": case.accuracy(f, case.y, case.w),
+        "auc": case.auc(f, case.y, case.w),
+    }
+    found = Health(nominal)
+    bad = int((~finite).sum())
+    found.add(
+        check("answers are finite", bad, bad == 0, "rows of X with NaN or infinite answers"),
+        f"NaN: the model answers NaN or infinity in {bad} of {len(f)} rows, nothing can be "
+        "measured",
+    )
+    found.unusable = bad > 0 or not math.isfinite(nominal["risk"])
+    if found.unusable:
+        if not bad:
+            found.findings.append("NaN: the loss is not finite on X, nothing can be measured")
+        return found
+    _chance(case, f, found)
+    _spread(case, flat, found)
+    if case.model.tabular is not None:
+        _slopes(case, found)
+    else:
+        found.checks.append(check("gradients", math.nan, None, case.model.note))
+    return found
+
+
+def _chance(case: Case, f: torch.Tensor, found: Health) -> None:
+    """The same rows asked again must get the same answers."""
+    rows = slice(0, ROWS)
+    again = case.outputs(case.x[rows])
+    size = 1e-9 * (1.0 + float(f.abs().max()))
+    differ = float((again - f[rows]).abs().max())
+    found.random = not differ <= size
+    found.add(
+        check("deterministic answers", differ, not found.random, "largest change when asked again"),
+        f"random answers: the same rows get other answers when asked again (by up to {differ:.3g}),"
+        " all figures depend on chance",
+    )
+
+
+def _spread(case: Case, flat: torch.Tensor, found: Health) -> None:
+    spread = float((flat.amax(0) - flat.amin(0)).max())
+    found.add(
+        check("answers vary", spread, spread > 0 or len(flat) == 1, "range over the rows of X"),
+        "constant predictions: every row of X gets the same answer",
+    )
+    if case.classes is None:
+        return
+    present = np.unique(case.y.numpy())
+    found.add(
+        check("classes in y", len(present), len(present) > 1, "classes with a row"),
+        f"single class: y holds {case.classes[present[0]]} only, so that the area under the ROC "
+        "curve is undefined",
+    )
+
+
+def _slopes(case: Case, found: Health) -> None:
+    """Shares of rows whose loss has no gradient, or none that is a number."""
+    x, y = case.x[:ROWS], case.y[:ROWS]
+    f, backward = case.tabular.linearise(x)
+    slope = case.loss.gradient(f, y)
+    gradient = backward(slope)
+    nan = float((~torch.isfinite(gradient).all(1)).double().mean())
+    mutable = torch.as_tensor(case.cost.mutable)
+    zero = float((gradient[:, mutable] == 0).all(1).double().mean())
+    flat_loss = float((slope.reshape(len(x), -1) == 0).all(1).double().mean())
+    found.gradients = zero < 1.0 and nan < 1.0
+    found.add(
+        check("rows with NaN gradients", nan, nan == 0, "share of rows"),
+        f"NaN gradients: in {nan:.0%} of the rows",
+    )
+    found.add(
+        check("rows with zero gradients", zero, zero - flat_loss <= 0.5, "share of rows"),
+        f"zero gradients: in {zero:.0%} of the rows, where ascent cannot start, the search without "
+        "gradients stands in",
+    )
+    own = case.model.scores(x.numpy())
+    if case.model.probabilities and own.shape == tuple(f.shape) and f.ndim == 1:
+        near = f.abs() < 12.0
+        gap = float((torch.as_tensor(own) - f)[near].abs().max()) if bool(near.any()) else 0.0
+        found.add(
+            check("copy answers as the model", gap, gap <= 1e-4, "largest difference of logits"),
+            "the differentiable copy and the model disagree",
+        )
+
+
+def unusable(case: Case, sizes: list[tuple[float, Any]], found: Health) -> list[Found]:
+    """Rows without figures, for a model whose answers are not finite."""
+    nan = math.nan
+    return [
+        Found(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof="dual"), None)
+        for size, own in sizes
+    ]

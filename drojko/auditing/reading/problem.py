@@ -1,0 +1,142 @@
+"""What is audited: the model's answers on weighted rows, and what moving those rows costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko.ambiguity import AmbiguitySet, GroundCost
+from drojko.auditing.reading.models import AuditedModel
+from drojko.auditing.reporting.progress import Progress
+from drojko.losses import Loss
+from drojko.measures import LabelledMeasure
+from drojko.models import TabularModel
+
+__all__ = ["Case", "ScoresModel"]
+
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model, a loss, weighted rows and the geometry that an audit works with.
+
+    ``x`` (n, d), ``y`` (n,) class indices or targets, ``w`` (n,) summing to one; ``rows`` (n,) are
+    positions in the user's table, -1 for draws of a continuous reference.
+    """
+
+    model: AuditedModel
+    loss: Loss
+    ambiguity: AmbiguitySet
+    cost: GroundCost
+    x: Tensor
+    y: Tensor
+    w: Tensor
+    rows: np.ndarray
+    reference: LabelledMeasure
+    smooth: bool
+    sampled: bool
+    generator: torch.Generator
+    label_cost: float = np.inf
+    groups: Any = None
+    calls: list[int] = field(default_factory=lambda: [0])
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """Labels of a classification."""
+        return self.model.classes
+
+    @property
+    def n_labels(self) -> int:
+        """Number of classes; 0 for regression."""
+        return 0 if self.classes is None else len(self.classes)
+
+    @property
+    def tabular(self) -> TabularModel:
+        """The model as solvers take it; one without derivatives where there are none."""
+        return self.model.tabular or ScoresModel(self.model.scores, self.model.n_outputs)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Answers at the rows of x, shape (n,) or (n, K); counted."""
+        self.calls[0] += len(x)
+        tabular = self.model.tabular
+        if tabular is None:
+            return torch.as_tensor(self.model.scores(x.numpy()), dtype=torch.float64)
+        with torch.no_grad():
+            return torch.cat([tabular(part) for part in x.split(_BLOCK)])
+
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss of each row, shape (n,)."""
+        return self.loss.value(self.outputs(x), y).detach().double()
+
+    def labels(self, y: Tensor) -> np.ndarray:
+        """Labels as they came in."""
+        values = y.numpy()
+        return values if self.classes is None else self.classes[values]
+
+    def predictions(self, f: Tensor) -> np.ndarray:
+        """Predicted labels, or the predicted numbers of a regression."""
+        if self.classes is None:
+            return f.numpy()
+        index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
+        return self.classes[index.numpy()]
+
+    def accuracy(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
+        """Share of rows whose label is predicted; NaN for regression."""
+        if self.classes is None:
+            return float("nan")
+        index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
+        right = (index == y).double()
+        return min(1.0, float(mass @ right / mass.sum()))  # rounding must not exceed one
+
+    def auc(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
+        """Weighted area under the ROC curve; of several classes the mean of one against rest."""
+        if self.classes is None:
+            return float("nan")
+        if f.ndim == 1:
+            return _auc(f.numpy(), y.numpy() == 1, mass.numpy())
+        logs = (f - torch.logsumexp(f, 1, keepdim=True)).numpy()
+        areas = [_auc(logs[:, k], y.numpy() == k, mass.numpy()) for k in range(f.shape[1])]
+        areas = [area for area in areas if np.isfinite(area)]
+        return float(np.mean(areas)) if areas else float("nan")
+
+
+def _auc(score: np.ndarray, positive: np.ndarray, mass: np.ndarray) -> float:
+    """P(score of a positive > that of a negative), ties counted half."""
+    if not np.isfinite(score).all():
+        return float("nan")
+    total = mass[positive].sum() * mass[~positive].sum()
+    if not total > 0:
+        return float("nan")
+    values, at = np.unique(score, return_inverse=True)
+    up = np.bincount(at, np.where(positive, mass, 0.0), len(values))
+    down = np.bincount(at, np.where(positive, 0.0, mass), len(values))
+    below = np.cumsum(down) - 0.5 * down
+    return float(min(1.0, up @ below / total))
+
+
+class ScoresModel(TabularModel):
+    """Answers without derivatives, for sets that ask for nothing but losses."""
+
+    def __init__(self, scores: Callable[[np.ndarray], np.ndarray], n_outputs: int) -> None:
+        super().__init__()
+        self.scores = scores
+        self.n_outputs = n_outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers at the rows of x."""
+        return torch.as_tensor(self.scores(x.numpy()), dtype=torch.float64)
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        """Answers, and a derivative of zero."""
+
+        def backward(g: Tensor, parameters: bool = False) -> Any:
+            return [] if parameters else torch.zeros_like(x)
+
+        return self.forward(x), backward

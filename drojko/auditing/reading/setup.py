@@ -1,0 +1,226 @@
+"""From what a user gives to a case: checks, encoding, units, loss, reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sklearn.base import clone
+
+from drojko._random import spawn
+from drojko.ambiguity import CVaR, DensityRatioSet, GroundCost, Wasserstein
+from drojko.approaches.reference import build_reference, is_sampled
+from drojko.approaches.registry import approach_to
+from drojko.auditing.reading.columns import in_matrix
+from drojko.auditing.reading.models import AuditedModel
+from drojko.auditing.reading.problem import Case
+from drojko.exceptions import InvalidDataError
+from drojko.losses import Loss, get_loss
+from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
+
+__all__ = ["build_case", "sets_of", "size_name"]
+
+#: Fixed draws of a continuous reference.
+DRAWS = 5_000
+
+
+def size_name(ambiguity: Any, radii: Any) -> str:
+    """The first column of the table."""
+    given = radii is not None or isinstance(ambiguity, CVaR) or ambiguity.radius is not None
+    return "radius" if given else "penalty"
+
+
+def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
+    """Sizes, the mildest first, and the set of each.
+
+    Raises `InvalidDataError` where there is no size, or one that is none.
+    """
+    name = type(ambiguity).__name__
+    tail = isinstance(ambiguity, CVaR)
+    if radii is None:
+        if tail:
+            return [(float(ambiguity.alpha), ambiguity)]
+        if ambiguity.radius is None and ambiguity.penalty is None:
+            raise InvalidDataError(
+                f"{name} has no size and radii is None: give audit radii=[...], or {name}(radius="
+                "...)"
+            )
+        given = ambiguity.radius if ambiguity.radius is not None else ambiguity.penalty
+        return [(float(given), ambiguity)]
+    try:
+        values = np.atleast_1d(np.asarray(radii, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise InvalidDataError(f"radii={radii!r}; expected a list of numbers") from None
+    if values.ndim != 1 or not len(values):
+        raise InvalidDataError(f"radii has shape {values.shape}; expected a list of numbers")
+    if not (np.isfinite(values) & (values >= 0)).all():
+        wrong = values[~(np.isfinite(values) & (values >= 0))][0]
+        raise InvalidDataError(f"radii holds {wrong}; expected finite non-negative numbers")
+    values = np.unique(values)[:: -1 if tail else 1]
+    sets: list[tuple[float, Any]] = []
+    for value in values.tolist():
+        own: Any = clone(ambiguity)
+        own.set_params(**({"alpha": value} if tail else {"radius": value, "penalty": None}))
+        sets.append((value, own))
+    return sets
+
+
+def build_case(
+    model: AuditedModel,
+    X: Any,
+    y: Any,
+    ambiguity: Any,
+    *,
+    loss: Any,
+    reference: Any,
+    scale: Any,
+    sample_weight: Any,
+    groups: Any,
+    generator: torch.Generator,
+) -> Case:
+    """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
+    space = model.space
+    u = space.encode(X)
+    target = _targets(model, y, len(u))
+    w = _weights(sample_weight, len(u))
+    kept = w > 0
+    rows = np.flatnonzero(kept)
+    u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
+    if groups is not None:
+        groups = np.asarray(groups)[kept] if len(np.asarray(groups)) == len(kept) else groups
+    own = in_matrix(ambiguity, space)
+    names = list(space.names) if space.frame else None
+    cost = _unmoved(approach_to(own).resolve(own, u, names), space.fixed)
+    cost = _scaled(cost, scale, u, w).observed(u)
+    if not cost.mutable.any() and isinstance(own, Wasserstein) and not cost.swaps:
+        raise InvalidDataError("no column can move: all are immutable or categories")
+    found = get_loss_for(model, loss)
+    atoms, smooth = _reference(reference, cost, model, generator)
+    case = Case(
+        model=model,
+        loss=found,
+        ambiguity=own,
+        cost=cost,
+        x=torch.from_numpy(np.ascontiguousarray(u)),
+        y=torch.as_tensor(target),
+        w=torch.from_numpy(w),
+        rows=rows,
+        reference=_fit(atoms, u, target, w, model),
+        smooth=smooth,
+        sampled=False,
+        generator=generator,
+        label_cost=float(getattr(own, "label_cost", np.inf)),
+        groups=groups,
+    )
+    if not is_sampled(case.reference):
+        return case
+    x, labels, mass = case.reference.points(max(DRAWS, len(u)), spawn(generator))
+    x = cost.project(x)
+    labels = labels if case.n_labels else labels.double()
+    empty = np.full(len(x), -1)
+    return replace(case, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
+
+
+def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
+    values = np.asarray(y)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape != (n,):
+        raise InvalidDataError(f"y has shape {values.shape}; X has {n} rows")
+    if model.classes is None:
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            raise InvalidDataError("the model is a regressor and y holds no numbers") from None
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise InvalidDataError(f"y holds {values[row]} in row {row}: drop such rows first")
+        return values
+    classes = model.classes
+    where = {label: k for k, label in enumerate(classes.tolist())}
+    unknown = sorted({str(v) for v in np.unique(values).tolist() if v not in where})
+    if unknown:
+        raise InvalidDataError(
+            f"y holds labels {unknown[:5]} that the model does not know; it knows "
+            f"{classes.tolist()[:10]}"
+        )
+    return np.array([where[v] for v in values.tolist()], dtype=np.int64)
+
+
+def _weights(sample_weight: Any, n: int) -> np.ndarray:
+    if sample_weight is None:
+        return np.full(n, 1.0 / n)
+    w = np.asarray(sample_weight, dtype=np.float64)
+    if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:
+        raise InvalidDataError(
+            f"sample_weight: expected {n} finite non-negative numbers, not all zero"
+        )
+    return w
+
+
+def _unmoved(cost: GroundCost, fixed: np.ndarray) -> GroundCost:
+    weights = np.where(fixed, np.inf, cost.weights)
+    return replace(cost, weights=weights)
+
+
+def _scaled(cost: GroundCost, scale: Any, u: np.ndarray, w: np.ndarray) -> GroundCost:
+    if scale is None:
+        return cost
+    if not (isinstance(scale, str) and scale == "standard"):
+        raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
+    variance = w @ (u - w @ u) ** 2
+    return replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
+
+
+def get_loss_for(model: AuditedModel, loss: Any) -> Loss:
+    """The loss of a name, a callable or None: what the model's answers allow."""
+    task = "regression" if model.classes is None else "classification"
+    if loss is None:
+        if model.classes is None:
+            loss = "squared"
+        else:
+            loss = "logistic" if model.probabilities else "hinge"
+    return get_loss(
+        loss, task=task, n_classes=None if model.classes is None else len(model.classes)
+    )
+
+
+def _reference(
+    reference: Any, cost: GroundCost, model: AuditedModel, generator: torch.Generator
+) -> tuple[LabelledMeasure, bool]:
+    """The measure that the numbers are about, and whether samples of the worst case are smooth."""
+    classification = model.classes is not None
+    if isinstance(reference, str) and reference in ("kde", "empirical"):
+        atoms = ClassConditional(Empirical()) if classification else Joint(Empirical())
+        return atoms, reference == "kde"
+    seed = int(torch.randint(2**31 - 1, (1,), generator=spawn(generator)))
+    return build_reference(reference, cost, None, classification, seed), True
+
+
+def _fit(
+    measure: LabelledMeasure, u: np.ndarray, target: np.ndarray, w: np.ndarray, model: AuditedModel
+) -> LabelledMeasure:
+    if measure.__sklearn_is_fitted__():
+        return measure
+    if model.classes is None:
+        return measure.fit(u, target, w)
+    # Classes that the data lack keep their place, without mass.
+    template: Any = getattr(measure, "measure", None)
+    mass = np.bincount(target, w, len(model.classes))
+    if mass.all() or template is None:
+        return measure.fit(u, target, w)
+    parts = []
+    for k in range(len(mass)):
+        inside = target == k
+        if not inside.any():
+            parts.append(Empirical(u[:1])._ready())
+        else:
+            parts.append(cast(Any, clone(template)).fit(u[inside], w[inside]))
+    return ClassConditional.from_measures(parts, mass)
+
+
+def is_reweighting(ambiguity: Any) -> bool:
+    """Whether the set limits a density ratio: exact for any model."""
+    return isinstance(ambiguity, DensityRatioSet)

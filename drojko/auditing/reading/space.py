@@ -1,0 +1,129 @@
+"""The columns that an audit moves: raw numbers, and category indicators that stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from drojko.auditing.reading.channels import Affine, Key
+from drojko.exceptions import InvalidDataError
+
+__all__ = ["Space"]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Between a user's table and the float matrix whose rows the audit moves.
+
+    Attributes
+    ----------
+    raw_names : tuple of str
+        Columns of the user's table.
+    keys : tuple of Key
+        Columns of the matrix: numbers first, then indicators, grouped by raw column.
+    frame : bool
+        Whether the user's table is a DataFrame.
+    """
+
+    raw_names: tuple[str, ...]
+    keys: tuple[Key, ...]
+    frame: bool
+    dtypes: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(X: Any, keys: list[Key] | None = None) -> Space:
+        """The space of a table; without keys all columns are numbers."""
+        frame = hasattr(X, "columns")
+        names = [str(c) for c in X.columns] if frame else [f"x{j}" for j in range(X.shape[1])]
+        if keys is None:
+            keys = [Key(j) for j in range(len(names))]
+        order = sorted(keys, key=lambda k: (k.category is not None, k.column, str(k.category)))
+        dtypes = {str(c): X[c].dtype for c in X.columns} if frame else {}
+        return Space(tuple(names), tuple(order), frame, dtypes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the matrix' columns: indicators read column=category."""
+        return tuple(
+            self.raw_names[k.column]
+            if k.category is None
+            else f"{self.raw_names[k.column]}={k.category}"
+            for k in self.keys
+        )
+
+    @property
+    def fixed(self) -> np.ndarray:
+        """Mask of the indicators, shape (d,)."""
+        return np.array([k.category is not None for k in self.keys])
+
+    def affine(self, channels: list[Affine]) -> tuple[np.ndarray, np.ndarray]:
+        """Matrix (k, d) and offset (k,) of channels as functions of the matrix' columns."""
+        where = {key: i for i, key in enumerate(self.keys)}
+        matrix = np.zeros((len(channels), len(self.keys)))
+        for row, channel in enumerate(channels):
+            for key, value in channel.terms.items():
+                matrix[row, where[key]] = value
+        return matrix, np.array([channel.offset for channel in channels])
+
+    def encode(self, X: Any) -> np.ndarray:
+        """The matrix of a table, shape (n, d), float64 and finite."""
+        raw = self._raw(X)
+        columns = []
+        for key in self.keys:
+            values = raw[key.column]
+            if key.category is not None:
+                columns.append((values == key.category).astype(np.float64))
+                continue
+            try:
+                columns.append(np.asarray(values, dtype=np.float64))
+            except (TypeError, ValueError):
+                raise InvalidDataError(
+                    f"column {self.raw_names[key.column]!r} holds no numbers: audit the pipeline "
+                    "that encodes it, with the encoder inside"
+                ) from None
+        matrix = np.column_stack(columns) if columns else np.empty((len(raw[0]), 0))
+        bad = ~np.isfinite(matrix)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise InvalidDataError(
+                f"column {self.names[column]!r} holds {matrix[row, column]} in row {row}: an audit "
+                "needs complete rows; impute or drop them first"
+            )
+        return matrix
+
+    def decode(self, U: np.ndarray, X: Any = None) -> Any:
+        """Rows as the model takes them: numbers from ``U``, categories from its indicators."""
+        numbers = {k.column: U[:, i] for i, k in enumerate(self.keys) if k.category is None}
+        if not self.frame:
+            return np.column_stack([numbers[j] for j in range(len(self.raw_names))])
+        import pandas as pd
+
+        data: dict[str, Any] = {}
+        for j, name in enumerate(self.raw_names):
+            if j in numbers:
+                data[name] = numbers[j]
+                continue
+            at = [(i, k.category) for i, k in enumerate(self.keys) if k.column == j]
+            if not at:  # a column that the model drops
+                data[name] = np.zeros(len(U)) if X is None else np.asarray(X[name])[: len(U)]
+                continue
+            pick = U[:, [i for i, _ in at]].argmax(axis=1)
+            categories = np.array([category for _, category in at], dtype=object)
+            data[name] = pd.Series(categories[pick]).astype(self.dtypes.get(name, object))
+        return pd.DataFrame(data)
+
+    def _raw(self, X: Any) -> list[np.ndarray]:
+        if X.shape[1] != len(self.raw_names):
+            raise InvalidDataError(
+                f"X has {X.shape[1]} columns; the model takes {len(self.raw_names)}"
+            )
+        if hasattr(X, "columns"):
+            names = [str(c) for c in X.columns]
+            if self.frame and names != list(self.raw_names):
+                odd = sorted(set(names) ^ set(self.raw_names))
+                raise InvalidDataError(f"X has other columns than the model was given: {odd[:5]}")
+            return [np.asarray(X.iloc[:, j]) for j in range(len(names))]
+        array = np.asarray(X)
+        return [array[:, j] for j in range(array.shape[1])]

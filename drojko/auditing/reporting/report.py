@@ -1,0 +1,238 @@
+"""What an audit found: a table over the radii, checks, certificates, and the worst cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drojko.auditing.reading.space import Space
+from drojko.auditing.reporting.moves import moves_of, top_moves
+from drojko.certificates import Certificate
+from drojko.exceptions import InvalidDataError
+from drojko.inner.worst_case import WorstCase
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["COLUMNS", "AuditReport", "compare"]
+
+#: Columns of `AuditReport.table` after the first one, "radius" or "penalty".
+COLUMNS = (
+    "nominal_risk", "random_noise_risk", "ascent_risk", "worst_case_risk", "upper_bound", "proof",
+    "transport_cost", "nominal_accuracy", "worst_case_accuracy", "nominal_auc", "worst_case_auc",
+    "finding",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AuditReport:
+    r"""How bad the worst shift of each size is, and what it looks like.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row per size, the mildest first: ``radius`` (or ``penalty``; of `CVaR` alpha), then
+        ``nominal_risk``, ``random_noise_risk`` (noise of the same transport cost),
+        ``ascent_risk`` (gradient ascent of every row, with restarts, within the budget; NaN
+        without gradients), ``worst_case_risk`` (attained: the worst that was found),
+        ``upper_bound`` (no distribution within the transport cost does worse) and its ``proof``,
+        ``transport_cost``, accuracies and areas under the ROC curve (NaN for regression), and
+        ``finding``: what a reader must know, empty where there is nothing.
+    checks : DataFrame
+        A row per size and check: ``check``, ``value``, ``passed``, ``detail``.
+    certificates : tuple of Certificate
+        One per row of the table.
+    name : str
+        The audited model.
+    about : dict
+        How it was audited: note on gradients, ambiguity set, loss, reference, units, counts.
+    space : Space
+        Between the user's table and the matrix whose rows move.
+    classes : ndarray or None
+        Labels; None for regression.
+    image_shape : tuple of int or None
+        Rows of X as pictures.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from drojko import audit
+    >>> from drojko.ambiguity import Wasserstein
+    >>> X, y = load_iris(return_X_y=True, as_frame=True)
+    >>> model = LogisticRegression(max_iter=1000).fit(X[:100], y[:100])
+    >>> report = audit(model, X[:100], y[:100], Wasserstein(), radii=[0, 0.5, 1], random_state=0)
+    >>> report.table[["radius", "worst_case_risk", "upper_bound"]].round(3).to_numpy().tolist()
+    [[0.0, 0.023, 0.023], [0.5, 0.214, 0.214], [1.0, 0.639, 0.639]]
+    >>> report.displacement().groupby("feature")["share"].sum().idxmax()
+    'petal length (cm)'
+    """
+
+    table: pd.DataFrame
+    checks: pd.DataFrame
+    certificates: tuple[Certificate, ...]
+    worst_cases: tuple[WorstCase | None, ...]
+    name: str
+    about: Mapping[str, Any]
+    space: Space
+    classes: np.ndarray | None
+    case: Any = field(default=None)
+    image_shape: tuple[int, int] | None = None
+
+    # -- looking up --------------------------------------------------------------------------
+
+    @property
+    def size(self) -> str:
+        """Name of the first column: "radius" or "penalty"."""
+        return str(self.table.columns[0])
+
+    @property
+    def findings(self) -> list[str]:
+        """All findings, once each, in the order of the rows."""
+        parts = [p for text in self.table["finding"] for p in str(text).split("; ") if p]
+        return list(dict.fromkeys(parts))
+
+    def _index(self, radius: float | None) -> int:
+        if radius is None:
+            return len(self.table) - 1
+        sizes = self.table[self.size].to_numpy(dtype=float)
+        near = np.flatnonzero(np.abs(sizes - radius) <= 1e-9 * np.maximum(1.0, np.abs(sizes)))
+        if not len(near):
+            known = ", ".join(f"{s:g}" for s in sizes)
+            raise InvalidDataError(
+                f"{self.size}={radius!r} was not audited; known: {known}. Give it to audit as one "
+                "of radii"
+            )
+        return int(near[0])
+
+    def certificate(self, radius: float | None = None) -> Certificate:
+        """The certificate at a radius of the table; None: of the last row."""
+        return self.certificates[self._index(radius)]
+
+    def worst_case(self, radius: float | None = None) -> WorstCase:
+        """The worst case at a radius of the table; None: of the last row.
+
+        Raises `InvalidDataError` for a radius that was not audited, or without a worst case (the
+        model's answers are not finite).
+        """
+        worst = self.worst_cases[self._index(radius)]
+        if worst is None:
+            raise InvalidDataError(
+                f"there is no worst case: {'; '.join(self.findings) or 'nothing was measured'}"
+            )
+        return worst
+
+    def displacement(self, radius: float | None = None) -> pd.DataFrame:
+        """Which features move: a row per feature and class, with its ``share`` of the budget."""
+        return self.worst_case(radius).displacement()
+
+    def moves(self, n: int = 10, radius: float | None = None) -> pd.DataFrame:
+        """The most harmful moves: rows before and after, as the user's table shows them.
+
+        Two rows per move, indexed by ``row`` (position in X) and ``state`` ("before", "after");
+        the columns of X, then ``target``, ``prediction``, ``loss``, ``mass`` and ``harm``, the
+        part of the rise of the risk that this move makes.
+        """
+        return top_moves(self, n, radius)
+
+    def images(self, n: int = 10, radius: float | None = None) -> np.ndarray:
+        """The most harmful moves as pictures, shape (n, 2, height, width): before and after.
+
+        Raises `InvalidDataError` unless the audit was given ``images=(height, width)``.
+        """
+        if self.image_shape is None:
+            raise InvalidDataError("rows are pictures only where audit was given images=(h, w)")
+        found = moves_of(self, radius).top(n)
+        pairs = np.stack([found.before, found.after], axis=1)
+        return pairs.reshape(len(pairs), 2, *self.image_shape)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the table."""
+        return self.table.copy()
+
+    def samples(self, n: int = 1000, radius: float | None = None, random_state: Any = 0) -> Any:
+        """``n`` draws of the worst case as a DataFrame like X, the label in ``target``."""
+        import pandas as pd
+
+        x, y = self.worst_case(radius).sample(n, random_state)
+        decoded = self.space.decode(x)
+        if not hasattr(decoded, "columns"):
+            decoded = pd.DataFrame(decoded, columns=list(self.space.raw_names))
+        name = "target"
+        while name in decoded.columns:
+            name = f"{name}_"
+        decoded[name] = y
+        return decoded
+
+    def export(self, path: Any, radius: float | None = None, n: int = 1000) -> Path:
+        """Write ``n`` worst-case samples to a .csv or .parquet file and return its path."""
+        path = Path(path)
+        kinds = {".csv": "to_csv", ".parquet": "to_parquet", ".pq": "to_parquet"}
+        if path.suffix.lower() not in kinds:
+            raise InvalidDataError(f"{path.name!r}: expected a name that ends in .csv or .parquet")
+        getattr(self.samples(n, radius), kinds[path.suffix.lower()])(path, index=False)
+        return path
+
+    # -- pictures ----------------------------------------------------------------------------
+
+    def plot(self, ax: Axes | None = None, **settings: Any) -> Any:
+        """Draw the curves over the radii; returns the `RobustnessCurveDisplay`."""
+        # Pictures live a floor above: they are asked for by name, when something is drawn.
+        displays = import_module("drojko.displays")
+        return displays.RobustnessCurveDisplay.from_report(self, ax=ax, **settings)
+
+    def to_html(self, path: Any) -> Path:
+        """Write one self-contained HTML page and return its path."""
+        return import_module("drojko.auditing.reporting.page").write(self, path)
+
+    def __str__(self) -> str:
+        shown = self.table.drop(columns="finding")
+        lines = [f"Audit of {self.name} ({self.about.get('rows', '?')} rows)", ""]
+        lines.append(shown.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+        lines += ["", *(f"- {text}" for text in self.findings)] if self.findings else []
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def compare(
+    reports: Mapping[str, AuditReport] | Sequence[AuditReport],
+) -> pd.DataFrame:
+    """The tables of several audits under each other, with the model's name in front.
+
+    Parameters
+    ----------
+    reports : mapping from names to AuditReport, or sequence of AuditReport
+
+    Examples
+    --------
+    >>> compare([])
+    Traceback (most recent call last):
+        ...
+    drojko.exceptions.InvalidDataError: compare needs one report or more
+    """
+    import pandas as pd
+
+    if isinstance(reports, Mapping):
+        named = [(str(name), report) for name, report in reports.items()]
+    else:
+        named = [(report.name, report) for report in reports]
+        seen: dict[str, int] = {}
+        for k, (name, report) in enumerate(named):
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] > 1:
+                named[k] = (f"{name} ({seen[name]})", report)
+    if not named:
+        raise InvalidDataError("compare needs one report or more")
+    parts = []
+    for name, report in named:
+        part = report.to_frame()
+        part.insert(0, "model", name)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)

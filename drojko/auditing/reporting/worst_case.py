@@ -1,0 +1,165 @@
+"""The worst case of an audit: the audited rows, moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko._random import generator as make_generator
+from drojko.ambiguity import GroundCost
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.inner.transport.adversary import Adversary
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import KDE, ClassConditional, Empirical, Joint, LabelledMeasure, Measure
+
+__all__ = ["MovedRows"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class MovedRows(WorstCase):
+    r"""Rows before and after the move, with masses: a plan that keeps within the budget.
+
+    .. math:: P_* = \sum_k m_k\, \delta_{z_k} * N(0, \mathrm{diag}(b^2))
+
+    with a bandwidth b that moves samples by at most ``smoothing`` (root mean square); 0: atoms.
+
+    Parameters
+    ----------
+    before, after : ndarray of shape (m, d)
+        In the columns of the audit's matrix; a row whose move is a mixture appears twice.
+    source, labels : ndarray of shape (m,)
+        Class indices or targets before and after (labels move at a label cost only).
+    mass : ndarray of shape (m,)
+        Sums to one.
+    rows : ndarray of shape (m,)
+        Positions in the audited table, -1 for draws of a continuous reference.
+    loss_before, loss_after, costs : ndarray of shape (m,)
+    ground : GroundCost
+    smoothing : float
+    classes, feature_names, cost_weights
+        As in `WorstCase`.
+    adversary, penalty
+        What moves rows that were not audited; None: the move of the closest audited row.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    source: np.ndarray
+    labels: np.ndarray
+    mass: np.ndarray
+    rows: np.ndarray
+    loss_before: np.ndarray
+    loss_after: np.ndarray
+    costs: np.ndarray
+    ground: GroundCost
+    smoothing: float = 0.0
+    classes: np.ndarray | None = None
+    feature_names: tuple[str, ...] | None = None
+    cost_weights: np.ndarray | None = None
+    adversary: Adversary | None = None
+    penalty: float = np.inf
+    _cache: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        moved = float(self.mass[self.costs > 0].sum())
+        return f"WorstCase(risk={self.risk():.6g}, moved={moved:.1%} of the mass)"
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns of the matrix."""
+        return self.before.shape[1]
+
+    @property
+    def measure(self) -> LabelledMeasure:
+        """The labelled measure itself."""
+        if "measure" not in self._cache:
+            self._cache["measure"] = self._build()
+        return self._cache["measure"]
+
+    def _build(self) -> LabelledMeasure:
+        if self.classes is None:
+            return Joint(self._template()).fit(self.after, self.labels, self.mass)
+        parts: list[Measure] = []
+        for k in range(len(self.classes)):
+            inside = (self.labels == k) & (self.mass > 0)
+            if not inside.any():  # a class without mass: never drawn
+                parts.append(Empirical(self.after[:1]))
+                continue
+            template = self._template() if inside.sum() > 1 else Empirical()
+            parts.append(template.fit(self.after[inside], self.mass[inside]))
+        shares = np.bincount(self.labels, self.mass, len(self.classes))
+        return ClassConditional.from_measures(parts, shares)
+
+    def _template(self) -> Measure:
+        if not self.smoothing > 0:
+            return Empirical()
+        mutable = self.ground.mutable
+        return KDE(
+            max_shift=self.smoothing,
+            shift_weights=np.where(mutable, self.ground.weights, 0.0).tolist(),
+            fixed=np.flatnonzero(~mutable).tolist(),
+        )
+
+    def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
+        x, y = self.measure.sample(n, make_generator(random_state))
+        return self.ground.project(x).numpy(), self._decode(y)
+
+    def transport(self, X: Any, y: Any) -> np.ndarray:
+        """Where rows X with labels y are moved, shape (n, d).
+
+        By the solver's map where the model has gradients, and by the move of the closest audited
+        row of the same label otherwise.
+        """
+        x = torch.as_tensor(np.array(X, dtype=np.float64))
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
+        labels = self._encode(y, x)
+        if self.adversary is not None and np.isfinite(self.penalty) and self.penalty > 0:
+            adversary = self.adversary.with_penalty(self.penalty)
+            with torch.no_grad():
+                batch = adversary.objective.batch(x, labels)
+                moved = adversary.solve(batch)
+                return adversary.objective.decode(moved.at, moved.q).numpy()
+        return self._nearest(x.numpy(), labels.numpy())
+
+    def _nearest(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        from scipy.spatial import cKDTree
+
+        mutable = self.ground.mutable
+        root = np.sqrt(np.where(mutable, self.ground.weights, 1.0))
+        image = x.copy()
+        known = self.source if self.classes is not None else np.zeros(len(self.mass))
+        asked = labels if self.classes is not None else np.zeros(len(x))
+        heavy = self.mass > 0
+        for k in np.unique(asked):
+            at, among = asked == k, np.flatnonzero((known == k) & heavy)
+            if len(among):
+                near = cKDTree(self.before[among] * root).query(x[at] * root)[1]
+                image[at] += (self.after - self.before)[among[near]]
+        return self.ground.project(image)
+
+    def log_prob(self, X: Any, y: Any) -> np.ndarray:
+        """Log density of X given y, shape (n,).
+
+        Raises `UnsupportedError` for atoms: radius 0 or an empirical reference.
+        """
+        if not self.smoothing > 0:
+            raise UnsupportedError(
+                "log_prob: this worst case is made of atoms; audit with reference='kde' and a "
+                "radius > 0 for one with a density"
+            )
+        x = torch.as_tensor(np.array(X, dtype=np.float64))
+        return self.measure.log_prob(x, self._encode(y, x)).numpy()
+
+    def risk(self) -> float:
+        """Mean loss of the moved rows."""
+        return float(self.mass @ self.loss_after)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, their images, labels and masses."""
+        labels = self.source if self.classes is None else self.classes[self.source]
+        return self.before, self.after, labels, self.mass

@@ -1,0 +1,1 @@
+"""Proximal steps over gradients of input-convex networks."""

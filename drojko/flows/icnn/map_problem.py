@@ -1,0 +1,216 @@
+"""One proximal problem over maps, min G(T) + 1/(2 tau) E|T - A|^2, on given particles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from drojko.flows.functionals.base import Functional
+from drojko.transport.icnn import ICNN
+from drojko.transport.jet import forward, jet, log_det
+from drojko.transport.maps import AffineMap
+from drojko.transport.stochastic_jet import Probes, stochastic_jet
+
+__all__ = ["Evaluated", "MapProblem", "Particles"]
+
+_ROWS = 1024  # points whose Hessians are held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Particles:
+    """Points x (n, d), weights w (n,) with sum 1, log rho(x) (n,), and where T is held to be near.
+
+    ``anchor`` (n, d) is x itself in a gradient flow, the last map's image in the modified scheme.
+    ``known`` says whether log rho is; zeros stand for it where it is not.
+    """
+
+    x: Tensor
+    w: Tensor
+    log_density: Tensor
+    known: bool = True
+    anchor: Tensor | None = None
+
+    @property
+    def near(self) -> Tensor:
+        """The anchor."""
+        return self.x if self.anchor is None else self.anchor
+
+    def moved(self, z: Tensor, log_det: Tensor) -> Particles:
+        """The particles pushed by a map."""
+        return Particles(z, self.w, self.log_density - log_det, self.known)
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Weighted moments, shapes (d,) and (d, d)."""
+        mean = self.w @ self.x
+        centred = self.x - mean
+        return mean, (self.w.unsqueeze(1) * centred).T @ centred
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """Value of the problem at a map, with derivatives in its images and log-determinants."""
+
+    value: float
+    energy: float
+    move: float  # E|T - A|^2
+    image: Tensor
+    log_det: Tensor
+    d_image: Tensor
+    d_log_det: Tensor
+
+    @property
+    def finite(self) -> bool:
+        """Whether the value is a number."""
+        return math.isfinite(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class MapProblem:
+    r"""J(T) = F(T#rho) + E|T - A|^2 / (2 tau), on particles; tau may be infinite.
+
+    ``centre`` and ``scale`` condition potentials: T(x) = centre + scale grad psi(x'),
+    x' = (x - centre) / scale.
+    """
+
+    functional: Functional
+    particles: Particles
+    tau: float
+    centre: Tensor
+    scale: float
+
+    @staticmethod
+    def of(functional: Functional, particles: Particles, tau: float) -> MapProblem:
+        """The problem conditioned by its own particles."""
+        mean, covariance = particles.mean_and_covariance()
+        scale = math.sqrt(float(covariance.diagonal().mean())) or 1.0
+        return MapProblem(functional, particles, tau, mean, scale)
+
+    def on(self, particles: Particles) -> MapProblem:
+        """The same problem on other particles, in the same coordinates."""
+        return replace(self, particles=particles)
+
+    def frozen(self, z: Tensor) -> MapProblem:
+        """The problem with its functional held at images z (see `Functional.at`)."""
+        return replace(self, functional=self.functional.at(z, self.particles.w))
+
+    @property
+    def inner(self) -> Tensor:
+        """The particles in the potential's coordinates."""
+        return (self.particles.x - self.centre) / self.scale
+
+    def few(self, count: int) -> MapProblem:
+        """The problem on some of its particles, evenly spaced: they may come in strata."""
+        if len(self.particles.x) <= count:
+            return self
+        rows = torch.linspace(0, len(self.particles.x) - 1, count).long()
+        functional = self.functional.take(rows)
+        return replace(self, functional=functional, particles=_take(self.particles, rows))
+
+    @property
+    def dense(self) -> bool:
+        """Whether the functional asks for log-determinants."""
+        return self.functional.density != "none"
+
+    def evaluate(self, image: Tensor, log_det: Tensor) -> Evaluated:
+        """J from images (n, d) and log-determinants (n,)."""
+        p = self.particles
+        energy = self.functional.evaluate(image, p.log_density - log_det, p.w)
+        miss = image - p.near
+        move = float((p.w * miss.square().sum(1)).sum())
+        value, d_image = energy.value, energy.point
+        if math.isfinite(self.tau):
+            value = value + move / (2.0 * self.tau)
+            d_image = torch.addcmul(d_image, p.w.unsqueeze(1), miss, value=1.0 / self.tau)
+        return Evaluated(value, energy.value, move, image, log_det, d_image, -energy.log_density)
+
+    def at_potential(self, potential: ICNN, probes: Probes | None = None) -> Evaluated:
+        """J at the gradient of a potential; with ``probes`` estimated, always from the same ones.
+
+        Estimates of two potentials compare: they have their probes in common.
+        """
+        if probes is not None:
+            gen = torch.Generator().manual_seed(0)
+            parts = [
+                stochastic_jet(potential, part, gen, probes) for part in self.inner.split(_ROWS)
+            ]
+            image = torch.cat([part.image for part in parts])
+            found = torch.cat([part.log_det for part in parts])
+            return self.evaluate(image * self.scale + self.centre, found)
+        images, log_dets = [], []
+        for part in self.inner.split(_ROWS):
+            image, hessian = forward(potential, part)
+            images.append(image)
+            log_dets.append(log_det(hessian)[0])
+        found = torch.cat(log_dets)
+        return self.evaluate(torch.cat(images) * self.scale + self.centre, found)
+
+    def with_gradient(
+        self,
+        potential: ICNN,
+        rows: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        probes: Probes | None = None,
+    ) -> tuple[float, list]:
+        """J at a potential and its gradient in the parameters; on some of the rows only.
+
+        With ``probes`` both are unbiased estimates, from signs of the generator.
+        """
+        part = self
+        if rows is not None:
+            chosen = _take(self.particles, rows)
+            part = replace(self, functional=self.functional.take(rows), particles=chosen)
+        if not part.dense:
+            out, back = potential.linearise(part.inner)
+            zeros = out.new_zeros(len(out))
+            found = part.evaluate(out * self.scale + self.centre, zeros)
+            return found.value, back(found.d_image * self.scale)
+        if probes is None:
+            found = jet(potential, part.inner)
+        else:
+            assert generator is not None
+            found = stochastic_jet(potential, part.inner, generator, probes)
+        result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
+        return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
+
+    def affine_gap(self, at: Evaluated, affine: AffineMap) -> float:
+        r"""Share of the variance of dF/drho that an affine map leaves: 0 where it is optimal.
+
+        T is optimal among all maps where dF/drho(z) + phi(z) is constant, grad phi(z) =
+        (z - T^-1 z) / tau; of an affine T, phi is a quadratic. 1 where dF/drho is not known, and
+        for other anchors than the particles.
+        """
+        p = self.particles
+        change = self.functional.first_variation(at.image, p.log_density - at.log_det)
+        first = self.functional.first_variation(p.x, p.log_density)
+        if change is None or first is None or (math.isfinite(self.tau) and p.anchor is not None):
+            return 1.0
+        if math.isfinite(self.tau):
+            mean = p.w @ at.image
+            back = affine.inverse(mean.unsqueeze(0))
+            centred = at.image - mean
+            slope = centred - (p.x - back)  # z - mean - T^-1 z + T^-1 mean, linear in z
+            phi = 0.5 * (centred * slope).sum(1) + centred @ (mean - back[0])
+            change = change + phi / self.tau
+        spread = [float((p.w * (v - p.w @ v).square()).sum()) for v in (change, first)]
+        return spread[0] / max(spread[1], 1e-300) if math.isfinite(spread[0]) else 1.0
+
+    def residual(self, at: Evaluated) -> tuple[float, float]:
+        r"""Miss of the translation and of the linear identity, per step size.
+
+        At the optimum the value does not change along T -> T + e (a T + b):
+        E dJ/dT = 0 and E dJ/dT T' + (E dJ/dlogdet) I = 0. For the Kullback-Leibler flow these are
+        E[T - x]/h + E grad V(T) = 0 and E[(T - x) T']/h + E[grad V(T) T'] = I.
+        """
+        shift = at.d_image.sum(0)
+        matrix = at.d_image.T @ (at.image - self.centre)
+        matrix = matrix + at.d_log_det.sum() * torch.eye(len(shift)).to(matrix)
+        return float(shift.norm()), float(matrix.norm())
+
+
+def _take(p: Particles, rows: Tensor) -> Particles:
+    w = p.w[rows]
+    anchor = None if p.anchor is None else p.anchor[rows]
+    return Particles(p.x[rows], w / w.sum(), p.log_density[rows], p.known, anchor)

@@ -1,0 +1,1 @@
+"""Flows of velocity fields, corrected by rejection and resampling."""

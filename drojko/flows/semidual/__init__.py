@@ -1,0 +1,1 @@
+"""Flows towards a target known by samples: a map and a critic trained against each other."""

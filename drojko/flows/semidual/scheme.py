@@ -1,0 +1,426 @@
+"""The semi-dual scheme: flows towards a target that is known by samples only."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._driver import Outcome, Status, run
+from drojko._random import spawn
+from drojko.exceptions import ConvergenceWarning, InvalidDataError
+from drojko.flows.flow_measures import draw_particles
+from drojko.flows.functionals.base import Functional
+from drojko.flows.functionals.conjugates import conjugate_named
+from drojko.flows.functionals.divergence_to import split
+from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.semidual.measure import SemiDualStep
+from drojko.flows.semidual.nets import Critic, Learner, WholeMap
+from drojko.flows.semidual.phase import Cloud, Phase, gaussian_step
+from drojko.measures.base import Measure
+
+if TYPE_CHECKING:
+    from drojko.flows.jko import FlowResult
+
+__all__ = ["SemiDualScheme", "SemiDualState"]
+
+#: Mean of the ratio over the target, which is 1 at the optimum: beyond these a flow warns.
+_NORMALISER = (0.8, 1.25)
+_LOGISTIC = conjugate_named("jensen-shannon")
+
+
+@dataclass(frozen=True, eq=False)
+class SemiDualState:
+    """Two networks, their optimisers, and the target: nothing that grows with the steps."""
+
+    map: WholeMap
+    critic: Critic
+    learners: tuple[Learner, Learner]
+    target: Particles
+    held: Particles
+    refined: bool = False
+    step: int = 0
+    time: float = 0.0
+    steps: tuple[SemiDualStep, ...] = ()
+    last: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SemiDualScheme:
+    r"""JKO steps of an f-divergence to samples, as a game of a map and a potential.
+
+    .. math:: T_k = \arg\min_T \sup_u\; E\left[\frac{|T(x) - T_{k-1}(x)|^2}{2h} + u(T(x))\right]
+        - E_\nu f^*(u(y)), \qquad x \sim \rho_0
+
+    T_k is the whole map from the start: beside it only T_{k-1} is kept, and every step costs the
+    same. At the optimum T_k - T_{k-1} = -h grad u(T_k), and d rho_k / d nu = f*'(u), whose mean
+    over nu is 1: the column ``normaliser`` of the history. For `DivergenceTo` functionals, scaled,
+    with terms that act point by point (`PotentialEnergy`) added.
+
+    Parameters
+    ----------
+    hidden, critic_hidden : sequence of int
+        Widths of the map's network, and of the critic's; None: the same.
+    iterations, first : int
+        Of a step, and of the first step; None: twice as many. 0: Gaussian fits only.
+    batch_size, target_batch : int
+        Base points per map step, and target points per critic step (a large one lowers the
+        variance of E_nu f*).
+    map_steps : int
+        Map steps per critic step.
+    rate, critic_rate : float
+        Learning rates, which fall to a twentieth within a step.
+    gradient_penalty : float
+        Weight of E_nu |grad w|^2 / 2 in the critic's loss, gradients per standard deviation.
+    noise : float
+        Standard deviation of noise on the target in the critic's loss, in units of the target's
+        spread; divided by the number of the step. For targets on lines or points, and of many small
+        modes, which are then found from coarse to fine.
+    n_particles : int
+        Base points drawn for each step, as many of a target that can be drawn from; half as many
+        are kept apart to judge by.
+    gaussian : bool
+        Start each step of a Kullback-Leibler flow from the exact step between Gaussian fits, and
+        the critic of a divergence of log ratios from theirs.
+    tol : float
+        Networks are trained once the critic finds more than this (in the units of f) beyond the
+        Gaussian fits on points kept apart; 0: always.
+    decay : (float, float)
+        Of Adam's moments.
+    critic : {"semi-dual", "logistic"}
+        What the critic minimises: the game's own value, or, for divergences whose critic is the
+        log ratio, the logistic loss between both samples. Its optimum is the same and its
+        gradients are bounded, which helps where the flow is still far from the target.
+    frequency : float
+        Scale of the first layers: about 3 for targets of many modes, small beside their distance.
+
+    Notes
+    -----
+    ``step_size`` h is that of `ICNNScheme`: squared distances are summed over the d columns, not
+    averaged. A step H of an averaged cost is h = H d (`step_of_averaged`; the history has both).
+    The anchor T_{k-1}(x) is the same base point's: there is no second source of noise. Source:
+    Choi, Choi, Kang (2024, arXiv 2402.05443).
+
+    Examples
+    --------
+    From N(0, 1) towards samples of N(2, 4); the exact chain has mean 0.4198, variance 2.0170:
+
+    >>> from drojko.flows import JKOFlow, SemiDualScheme
+    >>> from drojko.flows.functionals import DivergenceTo
+    >>> from drojko.measures import Gaussian
+    >>> F = DivergenceTo(Gaussian([2.0], [[4.0]]))
+    >>> flow = JKOFlow(F, SemiDualScheme(iterations=0), step_size=0.5)
+    >>> result = flow.run(Gaussian([0.0], [[1.0]]), 2, random_state=0)
+    >>> x = result.measures[-1].sample(100_000, torch.Generator().manual_seed(0))
+    >>> round(float(x.mean()), 1), round(float(x.var()), 1)
+    (0.4, 2.0)
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    critic_hidden: Sequence[int] | None = None
+    iterations: int = 600
+    first: int | None = None
+    batch_size: int = 512
+    target_batch: int = 1024
+    map_steps: int = 2
+    rate: float = 2e-3
+    critic_rate: float = 4e-3
+    gradient_penalty: float = 0.0
+    noise: float = 0.0
+    n_particles: int = 10_000
+    gaussian: bool = True
+    tol: float = 0.01
+    decay: tuple[float, float] = (0.9, 0.999)
+    critic: str = "semi-dual"
+    frequency: float = 1.0
+
+    def validate(self) -> None:
+        """Raise `InvalidDataError` for a setting out of range."""
+        if self.critic not in ("semi-dual", "logistic"):
+            raise InvalidDataError(
+                f"SemiDualScheme: critic={self.critic!r}; choose 'semi-dual' or 'logistic'"
+            )
+        for name in ("hidden", "critic_hidden"):
+            widths = getattr(self, name)
+            if name == "critic_hidden" and widths is None:
+                continue
+            sequence = isinstance(widths, Sequence) and not isinstance(widths, str)
+            if not sequence or not all(isinstance(w, Integral) and int(w) >= 1 for w in widths):
+                raise InvalidDataError(
+                    f"SemiDualScheme: {name}={widths!r}; expected widths such as (64, 64)"
+                )
+        least = {
+            "iterations": 0, "batch_size": 2, "target_batch": 2, "map_steps": 1,
+            "n_particles": 10, "first": 0,
+        }  # fmt: skip
+        for name, low in least.items():
+            value = getattr(self, name)
+            if name == "first" and value is None:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+                raise InvalidDataError(f"SemiDualScheme: {name}={value!r}; expected int >= {low}")
+        for name in ("rate", "critic_rate", "gradient_penalty", "noise", "tol", "frequency"):
+            value = getattr(self, name)
+            real = isinstance(value, Real) and not isinstance(value, bool)
+            if not real or not math.isfinite(value) or value < 0:
+                raise InvalidDataError(
+                    f"SemiDualScheme: {name}={value!r}; expected a finite number >= 0"
+                )
+
+    @staticmethod
+    def step_of_averaged(step: float, dim: int) -> float:
+        """H = step * dim: a step whose cost averages over columns, in the units used here.
+
+        >>> SemiDualScheme.step_of_averaged(0.1, 4)
+        0.4
+        """
+        return step * dim
+
+    # -- what JKOFlow calls ------------------------------------------------------------------
+
+    def run_flow(
+        self,
+        functional: Functional,
+        initial: Measure,
+        sizes: Sequence[float],
+        generator: torch.Generator,
+        callback: Callable[[Any], bool | None] | None = None,
+    ) -> FlowResult:
+        """All steps of a flow; see `JKOFlow.run`."""
+        from drojko.flows.jko import FlowResult, finished
+
+        self.validate()
+        solver = _Solver(self, functional, initial, tuple(sizes), generator)
+        outcome: Outcome[SemiDualState] = run(
+            solver, solver.init(None), max_iter=len(sizes), callback=callback
+        )
+        state = outcome.state
+        columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
+        columns["seconds"] = columns.pop("step_seconds", np.empty(0))
+        ended = outcome.status is Status.MAX_ITER  # all steps that were asked for
+        status = Status.CONVERGED if ended else outcome.status
+        advice = self._advice(columns)
+        if advice and outcome.status is not Status.INTERRUPTED:
+            warnings.warn(f"SemiDualScheme: {advice}", ConvergenceWarning, stacklevel=3)
+        message = f"Took {state.step} steps. {advice or status.advice}"
+        return finished(FlowResult([initial, *state.steps], str(status), message, columns))
+
+    def _advice(self, columns: dict[str, np.ndarray]) -> str:
+        found = columns.get("normaliser", np.empty(0))
+        if not len(found) or _NORMALISER[0] <= found[-1] <= _NORMALISER[1]:
+            return ""
+        return (
+            f"the learned ratio has mean {found[-1]:.3g} over the target in the last step, where "
+            "1 is exact: the critic has not converged, or the flow is still too far from the "
+            "target for its samples. Take more iterations, a larger target_batch, a smaller "
+            "step_size with more steps, or a wider initial measure"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Solver:
+    """`SemiDualScheme` on one flow: the functions that the driver calls."""
+
+    scheme: SemiDualScheme
+    functional: Functional
+    initial: Measure
+    sizes: tuple[float, ...]
+    generator: torch.Generator
+
+    def init(self, problem: None) -> SemiDualState:
+        """Identity map, zero critic, and the target's points."""
+        s, gen = self.scheme, self.generator
+        _, divergence, _ = split(self.functional)
+        target, held = _target_points(divergence.target, s.n_particles, gen)
+        start = draw_particles(self.initial, s.n_particles, spawn(gen))
+        _check(start, target, self.scheme)
+        mean, covariance = target.mean_and_covariance()
+        spread = covariance.diagonal().sqrt()
+        own, own_covariance = start.mean_and_covariance()
+        own_spread = own_covariance.diagonal().sqrt()
+        own_spread = own_spread.clamp_min(1e-6 * float(spread.max()))
+        scale = float(spread.square().mean().sqrt())
+        whole = WholeMap(own, own_spread, mean, scale, tuple(s.hidden), s.frequency, spawn(gen))
+        widths = s.hidden if s.critic_hidden is None else s.critic_hidden
+        critic = Critic(mean, spread, tuple(widths), s.frequency, spawn(gen))
+        learners = Learner(whole, s.decay), Learner(critic, s.decay)
+        return SemiDualState(whole, critic, learners, target, held)
+
+    def step(self, state: SemiDualState) -> SemiDualState:
+        """One phase; the state given stays as it is, but for its optimisers' moments."""
+        began, s, h = time.perf_counter(), self.scheme, self.sizes[state.step]
+        gen = spawn(self.generator)
+        factor, divergence, rest = split(self.functional)
+        conjugate = conjugate_named(divergence.kind)
+        base = draw_particles(self.initial, s.n_particles, spawn(gen))
+        apart = draw_particles(self.initial, max(2, s.n_particles // 2), spawn(gen))
+        target, held = state.target, state.held
+        if state.step and not hasattr(divergence.target, "atoms_"):
+            target, held = _target_points(divergence.target, s.n_particles, spawn(gen))
+        x, near = state.map.map(base.x), state.map.map(apart.x)
+
+        phase = Phase(
+            state.map, state.critic, state.learners, conjugate, factor, rest, h,
+            Cloud.of(state.map.inner(base.x), base.w), state.map.inner(base.x), x.float(),
+            Cloud.of(target.x.float(), target.w), gen, s.gradient_penalty,
+            s.noise / (state.step + 1) * float(state.critic.spread.mean()),
+            _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
+        )  # fmt: skip
+        exact = s.gaussian and conjugate.name == "kl" and rest is None
+        if exact:
+            moved = Particles(x, base.w, base.w)
+            affine = gaussian_step(
+                *moved.mean_and_covariance(), *target.mean_and_covariance(), h * factor
+            )
+            state.map.compose(*affine)
+        if s.gaussian and conjugate.logarithmic:
+            image = state.map.map(base.x)
+            phase.fix_ratio(Particles(image, base.w, base.w), target)
+        refined = s.iterations > 0 and self._refine(state, phase, exact, apart, held)
+        image, held_image = state.map.map(base.x), state.map.map(apart.x)
+        numbers = _measure(phase, apart, near, held_image, held, h)
+        last = {
+            "step": state.step + 1,
+            "time": state.time + h,
+            "step_size": h,
+            "averaged_step": h / image.shape[1],
+            **numbers,
+            "refined": float(refined),
+            "rows": float(phase.rows),
+            "step_seconds": time.perf_counter() - began,
+        }
+        frozen = copy.deepcopy(state.map), copy.deepcopy(state.critic)
+        measure = SemiDualStep(self.initial, *frozen, conjugate, Particles(image, base.w, base.w))
+        return replace(
+            state,
+            target=target,
+            held=held,
+            refined=refined,
+            step=state.step + 1,
+            time=state.time + h,
+            steps=(*state.steps, measure),
+            last=last,
+        )
+
+    def _refine(
+        self, state: SemiDualState, phase: Phase, exact: bool, apart: Particles, held: Particles
+    ) -> bool:
+        s = self.scheme
+        rates = s.rate, s.critic_rate
+        iterations = s.iterations if state.step else s.first or 2 * s.iterations
+        if exact and s.tol > 0.0 and not state.refined:
+            before = [learner.flat.clone() for learner in state.learners]
+            chosen, phase.loss = phase.loss, _LOGISTIC  # bounded: no ratio can mislead it
+            phase.train(max(100, s.iterations // 4), s.batch_size, s.target_batch, 0, rates)
+            phase.loss = chosen
+            gain, error = _gain(phase, state.map.map(apart.x), apart.w, held)
+            if gain <= s.tol + 2.0 * error:
+                for learner, flat in zip(state.learners, before, strict=True):
+                    learner.flat.copy_(flat)
+                return False
+        phase.train(iterations, s.batch_size, s.target_batch, s.map_steps, rates)
+        return True
+
+    def terminate(self, state: SemiDualState) -> Status | None:
+        """A flow goes on for as many steps as asked for."""
+        return None
+
+    def finite(self, state: SemiDualState) -> bool:
+        """Whether both networks are finite."""
+        return all(bool(torch.isfinite(learner.flat).all()) for learner in state.learners)
+
+    def record(self, state: SemiDualState) -> dict[str, float]:
+        """The last step's numbers."""
+        return state.last
+
+
+def _target_points(
+    target: Measure, n: int, generator: torch.Generator
+) -> tuple[Particles, Particles]:
+    """Points to train on and points kept apart; a fifth of the atoms where there are enough."""
+    if not hasattr(target, "atoms_"):
+        first = draw_particles(target, n, spawn(generator))
+        return first, draw_particles(target, max(2, n // 2), spawn(generator))
+    x, w = target.points(n, generator)
+    if len(x) < 100:
+        return Particles(x, w, w), Particles(x, w, w)
+    order = torch.randperm(len(x), generator=generator)
+    cut = len(x) // 5
+    parts = [Particles(x[rows], w[rows] / w[rows].sum(), w[rows]) for rows in
+             (order[cut:], order[:cut])]  # fmt: skip
+    return parts[0], parts[1]
+
+
+def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
+    if start.x.shape[1] != target.x.shape[1]:
+        raise InvalidDataError(
+            f"the initial measure has {start.x.shape[1]} columns and the target "
+            f"{target.x.shape[1]}; both need the same"
+        )
+    covariance = target.mean_and_covariance()[1]
+    flat = covariance.diagonal() <= 1e-12 * covariance.diagonal().max()
+    if bool(flat.any()):
+        raise InvalidDataError(
+            f"column {int(flat.nonzero()[0])} of the target is constant on its samples: every "
+            "measure of another kind is infinitely far from it; drop the column, or add noise"
+        )
+    scaled = covariance / (covariance.diagonal().sqrt().outer(covariance.diagonal().sqrt()))
+    if float(torch.linalg.eigvalsh(scaled).min()) <= 1e-9:
+        raise InvalidDataError(
+            f"the target's {len(target.x)} samples lie in a subspace of their "
+            f"{target.x.shape[1]} columns (correlation matrix is singular): give more samples, "
+            "drop columns that others determine, or add noise"
+        )
+    if not bool(torch.isfinite(start.x).all() & torch.isfinite(target.x).all()):
+        raise InvalidDataError("the initial measure or the target draws NaN or infinity")
+
+
+def _gain(phase: Phase, x: Tensor, w: Tensor, held: Particles) -> tuple[float, float]:
+    """What the trained critic finds beyond its fixed part on points kept apart; its error."""
+    c, total, variance = _LOGISTIC, 0.0, 0.0
+    for points, mass, sign in ((x, w, 1.0), (held.x, held.w, -1.0)):
+        full = phase.critic.value(points)
+        part = phase.critic.fixed_value(points)
+        which = c.potential if sign > 0 else c.conjugate
+        change = sign * (which(full)[0] - which(part)[0])
+        mean = float(mass @ change)
+        total += mean
+        variance += float(mass.square() @ (change - mean).square())
+    return total, math.sqrt(variance)
+
+
+def _measure(
+    phase: Phase, apart: Particles, near: Tensor, image: Tensor, held: Particles, h: float
+) -> dict[str, float]:
+    """Value, movement and residuals of a phase on points that it was not trained on."""
+    c = phase.conjugate
+    on_image, on_target = phase.critic.value(image), phase.critic.value(held.x)
+    ratio = c.ratio(on_target)
+    divergence = float(apart.w @ c.potential(on_image)[0] - held.w @ c.conjugate(on_target)[0])
+    energy = phase.factor * divergence
+    if phase.rest is not None:
+        energy += phase.rest.value(image, torch.zeros_like(apart.w), apart.w)
+    move = float(apart.w @ (image - near).square().sum(1))
+    w, slope = phase.critic.linearise(image.float())
+    force = slope(phase.factor * c.potential(w)[1]).double()
+    if phase.rest is not None:
+        point = phase.rest.evaluate(image, torch.zeros_like(apart.w), apart.w).point
+        force = force + point / apart.w.unsqueeze(1)
+    miss = (image - near) / h + force
+    return {
+        "energy": energy,
+        "movement": move / (2.0 * h),
+        "normaliser": float(held.w @ ratio),
+        "effective_sample_size": float((held.w @ ratio) ** 2 / (held.w @ ratio.square())),
+        "residual": math.sqrt(float(apart.w @ miss.square().sum(1)))
+        / max(math.sqrt(move) / h if math.isfinite(h) else 1.0, 1e-300),
+    }

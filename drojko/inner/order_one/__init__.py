@@ -1,0 +1,1 @@
+"""Worst cases of order 1: little mass, moved far."""

@@ -1,0 +1,1 @@
+"""Worst cases that reweight the reference."""

@@ -1,0 +1,498 @@
+"""The worst case of a density-ratio set by importance-corrected flows of its reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._random import generator as make_generator
+from drojko._random import spawn
+from drojko.ambiguity.chi_square import ChiSquare
+from drojko.ambiguity.cressie_read import CressieRead
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.kl import KL
+from drojko.ambiguity.wasserstein import Wasserstein
+from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
+from drojko.flows.functionals import KLDivergence
+from drojko.flows.importance.fit_velocity import log_target
+from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
+from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
+from drojko.flows.importance.scheme import ImportanceCorrectedScheme
+from drojko.flows.jko import JKOFlow
+from drojko.inner.reweighting.worst_case import ReweightedWorstCase
+from drojko.inner.solver import InnerSolver
+from drojko.measures.base import Measure, choose, components, draws
+
+__all__ = ["Importance", "ImportanceWorstCase", "RatioFlow"]
+
+#: Ratios below it count as it while fields are trained: log 0 has no gradient.
+_FLOOR = 1e-3
+#: Effective sample size at which rejection steps alone do: draws are weighted on top of them.
+_ALONE = 0.9
+#: Effective sample size from which draws are as good as draws of the worst case, and the least
+#: number that others are chosen from.
+_SETTLED, _POOL = 0.999, 4000
+_FIRST, _GROWTH = 0.05, 4.0  # step sizes in units of the reference's variance
+
+
+@dataclass(frozen=True, eq=False)
+class RatioFlow:
+    r"""The worst case r P0 of one reference measure, sampled and weighed.
+
+    Attributes
+    ----------
+    measure : ImportanceMeasure
+        A law close to it that samples and has a density.
+    x : Tensor of shape (n, d)
+        Draws of ``measure``.
+    mass : Tensor of shape (n,)
+        Their masses under the worst case itself; they sum to 1.
+    value, error : float
+        E loss - penalty * D of the worst case, and the standard error of that.
+    risk, divergence : float
+        Its two parts.
+    log_normaliser, normaliser_error : float
+        Log E0 of the ratio at the dual point (0 where that is exact), and its standard error.
+    effective_sample_size : float
+        Of the masses, as a share.
+    choice : str
+        Which way was taken, and what the ways cost.
+    """
+
+    measure: ImportanceMeasure
+    x: Tensor
+    mass: Tensor
+    value: float
+    error: float
+    risk: float
+    divergence: float
+    log_normaliser: float
+    normaliser_error: float
+    effective_sample_size: float
+    choice: str
+    log_weight: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points of the worst case, shape (n, d): no point where the ratio is 0.
+
+        What separates ``measure`` from the worst case is settled by choosing among 4 n draws with
+        their masses, in which a point can come up more than once; where the effective sample size
+        is above 0.999, by a test of each draw.
+        """
+        n, gen = draws(n, generator)
+        if self.effective_sample_size < _SETTLED:
+            x, log_density = self.measure.sample_with_log_prob(max(4 * n, _POOL), gen)
+            weight = self.log_weight(x, log_density)
+            return x[choose((weight - weight.max()).exp().numpy(), n, gen)]
+        parts: list[Tensor] = []
+        missing = n
+        while missing > 0:
+            x, log_density = self.measure.sample_with_log_prob(int(1.1 * missing) + 16, gen)
+            coin = torch.rand(len(x), generator=gen, dtype=torch.float64).log()
+            kept = coin <= self.log_weight(x, log_density).clamp_max(0.0)
+            parts.append(x[kept][:missing])
+            missing -= len(parts[-1])
+        return torch.cat(parts)
+
+
+class Importance(InnerSolver):
+    r"""Sample the worst case p0 * ratio(loss) itself: JKO steps, then rejection steps.
+
+    .. math:: p_*(x) \propto p_0(x)\, (f^*)'\left(\frac{\ell(x) - \mathrm{shift}}
+        {\mathrm{penalty}}\right)
+
+    is known up to its constant for KL, chi-square and Cressie-Read sets on a continuous
+    reference. Rejection steps carry mass between separate components of the reference, which no
+    single map of moderate size does. Where they alone reach an effective sample size of 0.9 with
+    few draws, no field is trained; `RatioFlow.choice` says which way was taken.
+
+    Parameters
+    ----------
+    steps : int
+        JKO steps where rejection steps alone do not do.
+    width, iterations : int
+        Of their velocity fields.
+    n_particles, n_calibration, n_draws : int
+        Particles that fields are trained on; draws that normalisers are computed on; draws of
+        the value.
+    direct_draws : float
+        Rejection steps alone may ask for that many draws of the reference per sample.
+    most_draws : float
+        Cap after JKO steps.
+    enough : float
+        Effective sample size that rejection steps aim at.
+
+    Notes
+    -----
+    For sets that reweight. Wasserstein sets move points: use ``"icnn"`` or ``"pointwise"``.
+    Source: Hertrich, Gruhlke (2025, arXiv 2407.20444).
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import KL
+    >>> from drojko.measures import GaussianMixture
+    >>> two = GaussianMixture(means=[[-4.0], [4.0]], covariances=[[[1.0]], [[1.0]]])
+    >>> found = Importance().fit_ratio(KL(penalty=8.0), 8.0, 0.0, lambda x: x[:, 0], two, 0)
+    >>> exact = 1 / 128 + np.log(np.cosh(0.5))
+    >>> bool(abs(found.value / 8.0 - exact) < 3 * found.error / 8.0 + 1e-6)
+    True
+    """
+
+    corrections = 0
+    training_corrections = 0
+
+    def __init__(
+        self,
+        *,
+        steps=3,
+        width=48,
+        iterations=300,
+        n_particles=30_000,
+        n_calibration=100_000,
+        n_draws=20_000,
+        direct_draws=20.0,
+        most_draws=30.0,
+        enough=0.999,
+    ):
+        self.steps = steps
+        self.width = width
+        self.iterations = iterations
+        self.n_particles = n_particles
+        self.n_calibration = n_calibration
+        self.n_draws = n_draws
+        self.direct_draws = direct_draws
+        self.most_draws = most_draws
+        self.enough = enough
+
+    def validate(self) -> None:
+        """Raise `InvalidDataError` for a setting out of range."""
+        for name, value in self.get_params(deep=False).items():
+            floating = name in ("direct_draws", "most_draws", "enough")
+            kind = Real if floating else Integral
+            least = 0 if name in ("steps", "direct_draws", "enough") else 1
+            if isinstance(value, bool) or not isinstance(value, kind) or not float(value) >= least:
+                raise InvalidDataError(
+                    f"Importance: {name}={value!r}; expected "
+                    f"{'a number' if floating else 'an integer'} of at least {least}"
+                )
+        if not self.enough < 1.0:
+            raise InvalidDataError(f"Importance: enough={self.enough!r}; expected a share below 1")
+
+    def check(self, ambiguity: Any) -> None:
+        """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
+        if not isinstance(ambiguity, Wasserstein):  # of which `fit` says what to do
+            check_set(ambiguity)
+
+    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
+        """Raise `UnsupportedError`: this solver is for sets that reweight."""
+        raise UnsupportedError(
+            "inner='importance' samples the worst cases of KL, ChiSquare and CressieRead; a set "
+            "that moves points needs inner='icnn' or 'pointwise'"
+        )
+
+    def fit_ratio(
+        self,
+        ambiguity: DensityRatioSet,
+        penalty: float,
+        shift: float,
+        loss: Callable[[Tensor], Tensor],
+        reference: Measure,
+        random_state: Any = None,
+        log_share: float = 0.0,
+        *,
+        top: float = math.inf,
+        lift: float = 0.0,
+        largest: float = math.inf,
+    ) -> RatioFlow:
+        """Sample the worst case of one reference measure at a dual point.
+
+        Parameters
+        ----------
+        ambiguity : KL, ChiSquare or CressieRead
+        penalty, shift : float
+            The dual point.
+        loss : callable
+            Points (n, d) -> (n,); differentiable by torch where JKO steps are needed.
+        reference : Measure
+            P0, with a density.
+        random_state : None, int or generator
+        log_share : float
+            Log of the change of the mass of this class.
+        top, lift, largest : float
+            ``lift`` is added to the ratio where the loss is at least ``top``; from ``largest`` on
+            it is all that there is (`DensityRatioSet.without_atoms`).
+
+        Raises
+        ------
+        UnsupportedError
+            For other sets, a reference without density, a penalty that is zero or infinite.
+        SolverError
+            Where too few draws of the reference carry the worst case to begin with.
+        """
+        check_set(ambiguity)
+        if not 0.0 < penalty < math.inf:
+            raise UnsupportedError(
+                f"inner='importance' needs a positive, finite penalty; this dual point has "
+                f"{penalty:g}"
+            )
+        gen = make_generator(random_state)
+
+        def log_ratio(x: Tensor, floor: float = 0.0) -> Tensor:
+            losses = loss(x)
+            ratio = _log_ratio(ambiguity, (losses - shift) / penalty, floor)
+            if lift > 0.0 and largest < math.inf:
+                ratio = torch.where(losses < largest, ratio, -math.inf)
+            if lift > 0.0:
+                raised = torch.logaddexp(ratio, torch.full_like(ratio, math.log(lift)))
+                ratio = torch.where(losses >= top, raised, ratio)
+            return ratio
+
+        smooth = ambiguity if isinstance(ambiguity, KL) else None
+
+        def target(x: Tensor) -> Tensor:
+            ratio = log_ratio(x, 0.0 if smooth is not None else _FLOOR)
+            return reference.log_prob(x) + ratio.to(torch.float64)
+
+        def excess(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                if smooth is not None:
+                    return torch.zeros(len(x), dtype=torch.float64)
+                return (log_ratio(x) - log_ratio(x, _FLOOR)).double()
+
+        measure, choice = self._way(target, reference, gen)
+        x, log_density = measure.sample_with_log_prob(self.n_draws, spawn(gen))
+        with torch.no_grad():
+            losses = loss(x).detach().double().cpu()
+            exact = log_ratio(x).double()
+            log_weight = target(x) + excess(x) - log_density
+        highest = float(log_weight.max())
+        w = (log_weight - highest).exp()
+        mass = w / w.sum()
+        log_z = highest + math.log(float(w.mean()))
+        spread = float(w.std() / w.mean()) / math.sqrt(len(w))
+        log_z_error = math.hypot(spread, measure.log_mass_error)
+        own = exact - log_z + log_share
+        kind, k = _kind(ambiguity)
+        risk = float(mass @ losses)
+        divergence, parts = _divergence(kind, k, own, mass)
+        # Of value = E* [loss - penalty f(r)/r], and what an error of the normaliser adds to D.
+        each = losses - penalty * parts
+        kept = mass > 0
+        centre = float(mass[kept] @ each[kept])
+        error = float((mass[kept] * (each[kept] - centre)).square().sum().sqrt())
+
+        def settle(x: Tensor, log_density: Tensor) -> Tensor:
+            with torch.no_grad():
+                return target(x) + excess(x) - log_density - log_z
+
+        return RatioFlow(
+            measure,
+            x,
+            mass,
+            risk - penalty * divergence,
+            math.hypot(error, penalty * _steepness(kind, k, own, mass) * log_z_error),
+            risk,
+            divergence,
+            log_z,
+            log_z_error,
+            effective_sample_size(log_weight),
+            choice,
+            settle,
+        )
+
+    def _way(
+        self,
+        target: Callable[[Tensor], Tensor],
+        reference: Measure,
+        gen: torch.Generator,
+    ) -> tuple[ImportanceMeasure, str]:
+        start = ImportanceMeasure(reference, target)
+        x, log_density, groups = calibration_draws(start, self.n_calibration, spawn(gen))
+        with torch.no_grad():
+            u = log_target(target, x) - log_density
+        words = []
+        try:
+            block = RejectionBlock.design(
+                u,
+                None,
+                0.2,
+                most_draws=max(self.direct_draws, 1.0 + 1e-9),
+                enough=self.enough,
+                n_groups=groups,
+            )
+            ratio = block.log_ratio(u)
+            share = effective_sample_size(u - ratio, ratio.exp())
+            words.append(
+                f"rejection steps alone: {math.exp(block.log_cost):.3g} draws per sample, "
+                f"effective sample size {share:.4f}"
+            )
+            measure = ImportanceMeasure(reference, target, (block,))
+            if share >= min(self.enough, _ALONE) or self.steps == 0:
+                return measure, f"{words[0]} (taken)"
+        except SolverError as error:
+            if self.steps == 0:
+                raise
+            words.append(f"rejection steps alone: {error}")
+            share, measure = 0.0, None
+        centred = x - x.mean(0)
+        variance = float(centred.square().mean())
+        sizes = [_FIRST * variance * _GROWTH**k for k in range(self.steps)]
+        scheme = ImportanceCorrectedScheme(
+            width=self.width,
+            iterations=self.iterations,
+            n_particles=self.n_particles,
+            n_calibration=self.n_calibration,
+            most_draws=self.most_draws,
+            least_ess=0.0,
+        )
+        flow = JKOFlow(KLDivergence(target), scheme, step_size=sizes)
+        try:
+            result = flow.run(reference, self.steps, spawn(gen))
+        except SolverError as error:
+            raise SolverError(
+                f"{error}. Or there is no worst case: exp(loss / penalty) has no mean where the "
+                "loss grows faster than the reference falls off; raise the penalty"
+            ) from error
+        last = result.measures[-1]
+        flow_share = float(result.columns["effective_sample_size"][-1])
+        words.append(
+            f"{self.steps} JKO steps and rejection steps: "
+            f"{float(result.columns['draws_per_sample'][-1]):.3g} draws per sample, effective "
+            f"sample size {flow_share:.4f}"
+        )
+        if measure is not None and share >= flow_share:
+            return measure, f"{words[0]} (taken); {words[1]}"
+        return last, f"{words[0]}; {words[1]} (taken)"  # type: ignore[return-value]
+
+
+def check_set(ambiguity: Any) -> None:
+    """Raise UnsupportedError for sets whose worst case has no continuous density ratio."""
+    if not isinstance(ambiguity, KL | ChiSquare | CressieRead):
+        raise UnsupportedError(
+            f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead, whose "
+            "density ratio is a continuous function of the loss; that of "
+            f"{type(ambiguity).__name__} jumps or is none, and is sampled by the default: leave "
+            "inner at 'icnn', or set 'auto'"
+        )
+
+
+def _kind(ambiguity: Any) -> tuple[str, float]:
+    if isinstance(ambiguity, KL):
+        return "kl", 1.0
+    return ("chi-square", 2.0) if isinstance(ambiguity, ChiSquare) else ("cr", float(ambiguity.k))
+
+
+def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
+    """Log of (f*)'(t) by torch operations; ``floor`` bounds the ratio from below."""
+    kind, k = _kind(ambiguity)
+    if kind == "kl":
+        return t
+    inside = 1.0 + (0.5 if kind == "chi-square" else k - 1.0) * t
+    if k < 1.0:  # infinite from inside = 0 on
+        return torch.where(inside > 0, inside.clamp_min(1e-300).log() / (k - 1.0), math.inf)
+    if floor:
+        return inside.clamp_min(floor ** (k - 1.0)).log() / (k - 1.0)
+    positive = torch.where(inside > 0, inside, torch.ones_like(inside)).log() / (k - 1.0)
+    return torch.where(inside > 0, positive, torch.full_like(positive, -math.inf))
+
+
+def _divergence(kind: str, k: float, own: Tensor, mass: Tensor) -> tuple[float, Tensor]:
+    """D from log r at points of mass under r P0, and its terms f(r)/r up to a constant factor."""
+    kept = mass > 0
+    terms = torch.zeros_like(own)
+    if kind == "kl":
+        terms[kept] = own[kept]
+        return float(mass @ terms), terms
+    scale = (2.0 if kind == "chi-square" else 1.0) / (k * (k - 1.0))
+    terms[kept] = scale * (((k - 1.0) * own[kept]).exp() - 1.0)
+    return float(mass @ terms), terms
+
+
+def _steepness(kind: str, k: float, own: Tensor, mass: Tensor) -> float:
+    """Derivative of D in the log of the normaliser, in absolute value."""
+    if kind == "kl":
+        return 1.0
+    kept = mass > 0
+    scale = 2.0 / k if kind == "chi-square" else 1.0 / k
+    return abs(scale * float(mass[kept] @ ((k - 1.0) * own[kept]).exp()))
+
+
+@dataclass(frozen=True, repr=False)
+class ImportanceWorstCase(ReweightedWorstCase):
+    """A reweighted worst case whose draws come from importance-corrected flows.
+
+    ``settings`` are those of `Importance`; ``class_flow(k)`` is the flow of class index k (0 for
+    a regression), ``choice`` says which way each class took.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def class_flow(self, k: int = 0) -> RatioFlow:
+        """The flow of one class, with its weighted draws; computed on first use."""
+        if ("importance", k) not in self._cache:
+            reference = components(self.reference)[k]
+            share, loss = 0.0, self._joint_loss
+            if self.classes is not None:
+                share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+
+                def loss(z: Tensor) -> Tensor:
+                    return self.capped_loss(z, torch.full((len(z),), k))
+
+            self._cache["importance", k] = Importance(**self.settings).fit_ratio(
+                self.ambiguity,
+                self.penalty,
+                self.shift,
+                loss,
+                reference,
+                self.seed,
+                share,
+                top=self.pool.top,
+                lift=self.pool.lift,
+                largest=self.largest,
+            )
+        return self._cache["importance", k]
+
+    @property
+    def _degenerate(self) -> bool:
+        return not 0.0 < self.penalty < math.inf
+
+    def _joint_loss(self, z: Tensor) -> Tensor:
+        return self.capped_loss(z[:, :-1], z[:, -1])
+
+    @property
+    def choice(self) -> str:
+        """Which way was taken, a line per class."""
+        if self._degenerate:
+            return f"penalty {self.penalty:g} at the dual point: draws are reweighted, none flows"
+        if self.classes is None:
+            return self.class_flow(0).choice
+        shares = self.label_shares()
+        rows = [k for k in range(len(self.classes)) if shares[k] > 0]
+        return "\n".join(f"class {self.classes[k]}: {self.class_flow(k).choice}" for k in rows)
+
+    def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw ``n`` independent samples: X of shape (n, d) and labels of shape (n,)."""
+        if self._degenerate:
+            return super().sample(n, random_state)
+        n, gen = draws(n, random_state)
+        if self.classes is None:
+            z = self.class_flow(0).sample(n, gen)
+            return z[:, :-1].numpy(), z[:, -1].numpy()
+        shares = torch.from_numpy(self.label_shares())
+        y = torch.multinomial(shares, n, replacement=True, generator=gen)
+        x = torch.empty(n, self.n_features, dtype=torch.float64)
+        for k in y.unique().tolist():
+            rows = y == k
+            x[rows] = self.class_flow(int(k)).sample(int(rows.sum()), gen)
+        return x.numpy(), self._decode(y)
+
+    def __repr__(self) -> str:
+        own = super().__repr__()[:-1].replace("Reweighted", "Importance", 1)
+        return f"{own}, inner='importance')"

@@ -1,0 +1,476 @@
+"""The worst case of a density-ratio set: the reference, reweighted by a function of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._random import generator as make_generator
+from drojko._random import spawn
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.flows.flow_measures import match_moments
+from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
+from drojko.inner.worst_case import WorstCase
+from drojko.measures._nets import net
+from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
+from drojko.measures.empirical import Empirical
+from drojko.measures.gaussian import Gaussian
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Pool", "ReweightedWorstCase"]
+
+#: Rejection with a smaller share of draws kept gives way to importance resampling.
+_ACCEPTANCE = 0.02
+#: Draws at once, and pairs of draws matched at most (the matching is cubic).
+_DRAWS, _PAIRED = 50_000, 400
+_COLUMNS = 50  # of a learned map
+_LEVELS = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Weighted draws of the reference with their losses and ratios dP*/dP0.
+
+    ``w`` and ``w * ratio`` sum to 1. ``normaliser`` is the mean of the ratio before that: 1 up to
+    the error of the draws that the dual point came from. ``top`` is the loss from which on
+    ``lift`` is added to the (unnormalised) ratio: the slice that stands for the largest loss.
+    """
+
+    x: Tensor
+    y: Tensor
+    w: Tensor
+    losses: Tensor
+    ratio: Tensor
+    normaliser: float
+    top: float = np.inf
+    lift: float = 0.0
+
+    @property
+    def mass(self) -> Tensor:
+        """The masses under the worst case."""
+        return self.w * self.ratio
+
+    @property
+    def effective_sample_size(self) -> float:
+        """(E r)^2 / E r^2 in (0, 1]: 1 where nothing is reweighted."""
+        return 1.0 / float((self.w * self.ratio.square()).sum())
+
+
+@dataclass(frozen=True, repr=False)
+class ReweightedWorstCase(WorstCase):
+    r"""The worst case of a set that limits the density ratio: points keep their place.
+
+    .. math:: \frac{dP_*}{dP_0}(x, y) =
+        (f^*)'\left(\frac{\ell(x, y) - \mathrm{shift}}{\mathrm{penalty}}\right)
+
+    for KL, chi-square, Cressie-Read, total variation and CVaR sets, (penalty, shift) being a dual
+    point. Weighting reaches labels, too: label shares change with the losses of the labels.
+
+    An empirical reference is reweighted exactly, by the dual on its own atoms. Of a continuous one
+    ``n_pool`` weighted draws are kept, with the classes' exact means and covariances where the
+    reference knows them, and the ratio is normalised on them.
+
+    Parameters
+    ----------
+    ambiguity : DensityRatioSet
+    penalty, shift : float
+        The dual point, in the units of the loss (`Dual`). An empirical reference does without.
+    loss_function : callable
+        (x, y) -> losses, tensors of shape (n, d), (n,) and (n,); y are class indices 0..K-1, or
+        real targets.
+    reference : LabelledMeasure
+        P0.
+    classes : ndarray of shape (K,), default=None
+        Labels of the classes; None: regression.
+    feature_names : tuple of str, default=None
+    attained_risk : float, default=None
+        What `risk` returns; None: the mean loss over the pool.
+    n_pool : int, default=20000
+        Draws of a continuous reference.
+    seed : int, default=0
+        Of those draws.
+    largest : float, default=inf
+        The largest loss that the dual point was made for, where that has a mass of its own: from
+        there on losses share it with the rest of the largest 1 %.
+
+    Raises
+    ------
+    UnboundedRiskError
+        On first use, where the dual point gives an infinite ratio: Cressie-Read with k < 1 has no
+        worst case on losses without a bound, unless ``largest`` says what counts as one.
+
+    Notes
+    -----
+    Where the worst case puts mass on the largest loss alone (total variation, Cressie-Read with
+    k < 1, and any set from the radius on where the largest loss is the answer), a continuous
+    reference has no such point: the 1 % of its mass with the largest losses stands for it
+    (`DensityRatioSet.without_atoms`). That keeps P* in the set and falls short of the supremum by
+    the spread of the losses within that slice; the lower side of the certificate is that of P*.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import KL
+    >>> from drojko.measures import ClassConditional, Gaussian
+    >>> P0 = ClassConditional(measures=[Gaussian(mean=[0.0], covariance=[[1.0]])])
+    >>> worst = ReweightedWorstCase(KL(penalty=2.0), 2.0, 0.25, lambda x, y: x[:, 0], P0,
+    ...                             classes=np.array([0]))
+    >>> X, y = worst.sample(4000, random_state=0)     # exactly N(1 / penalty, 1)
+    >>> bool(abs(X.mean() - 0.5) < 0.05), abs(worst.risk() - 0.5) < 0.02
+    (True, True)
+    """
+
+    ambiguity: DensityRatioSet
+    penalty: float
+    shift: float
+    loss_function: Callable[[Tensor, Tensor], Tensor]
+    reference: LabelledMeasure
+    classes: np.ndarray | None = None
+    feature_names: tuple[str, ...] | None = None
+    attained_risk: float | None = None
+    n_pool: int = 20_000
+    seed: int = 0
+    cost_weights: np.ndarray | None = None
+    largest: float = np.inf
+    _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns of X."""
+        return self.reference.dim
+
+    # -- the ratio ---------------------------------------------------------------------------
+
+    @property
+    def exact(self) -> bool:
+        """Whether the reference has atoms, so that nothing is drawn."""
+        return all(isinstance(part, Empirical) for part in components(self.reference))
+
+    @property
+    def pool(self) -> Pool:
+        """Weighted draws of the reference with their ratios; computed once."""
+        if "pool" not in self._cache:
+            self._cache["pool"] = self._make_pool()
+        return self._cache["pool"]
+
+    def _losses(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.loss_function(x, y).detach().double().cpu()
+
+    def capped_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss, with values beyond ``largest`` counting as that one; differentiable."""
+        losses = self.loss_function(x, y)
+        return losses if self.largest == np.inf else losses.clamp(max=self.largest)
+
+    def _make_pool(self) -> Pool:
+        gen = make_generator(self.seed)
+        x, y, w = self.reference.points(self.n_pool, gen)
+        parts = components(self.reference)
+        if self.classes is not None and not self.exact and len(parts) == len(self.classes):
+            x = x.clone()
+            for k, part in enumerate(parts):
+                rows = y == k
+                if isinstance(part, Gaussian) and self.n_features <= _COLUMNS and rows.sum() > 1:
+                    x[rows] = net(part, int(rows.sum()), spawn(gen))  # more even than its points
+                if bool(rows.any()) and isinstance(part, Measure):
+                    mass = w[rows] / w[rows].sum()
+                    x[rows] = match_moments(part, x[rows], mass)
+        losses = self._losses(x, y)
+        if self.exact:
+            dual = self.ambiguity.dual(losses, w)
+            return Pool(x, y, w, losses, torch.from_numpy(dual.ratio), 1.0)
+        spread, top, lift = self.ambiguity.without_atoms(
+            losses, w, self.penalty, self.shift, self.largest
+        )
+        ratio = self._finite(spread, losses)
+        normaliser = float((w * ratio).sum())
+        if not normaliser > 0:
+            raise InvalidDataError(
+                f"the dual point (penalty={self.penalty:.6g}, shift={self.shift:.6g}) leaves no "
+                "mass on the reference: it belongs to other losses"
+            )
+        return Pool(x, y, w, losses, ratio / normaliser, normaliser, top, lift)
+
+    def _plain_ratio(self, losses: Tensor) -> Tensor:
+        ratio = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
+        return self._finite(ratio, losses)
+
+    def _finite(self, ratio: np.ndarray, losses: Tensor) -> Tensor:
+        if not np.isfinite(ratio).all():
+            raise UnboundedRiskError(
+                f"{self.ambiguity!r}: a loss of {float(losses.max()):.6g} has an infinite ratio at "
+                "this dual point: losses without a bound have no worst case in this set; use a "
+                "bounded loss, an empirical reference, or KL with a larger penalty"
+            )
+        return torch.from_numpy(ratio)
+
+    def _ratio(self, losses: Tensor) -> Tensor:
+        """The normalised ratio at fresh points."""
+        pool = self.pool
+        ratio = self._plain_ratio(losses) + pool.lift * (losses >= pool.top)
+        return ratio / pool.normaliser
+
+    @property
+    def effective_sample_size(self) -> float:
+        """Share (E r)^2 / E r^2 of the draws that carry the worst case."""
+        return self.pool.effective_sample_size
+
+    @property
+    def normaliser(self) -> float:
+        """Mean of the ratio over the pool before it is normalised: 1 up to sampling error."""
+        return self.pool.normaliser
+
+    # -- the measure -------------------------------------------------------------------------
+
+    def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,).
+
+        Atoms are drawn with their new weights. A continuous reference is sampled by rejection:
+        exactly where the ratio is bounded (CVaR, and the slice that stands for a largest loss),
+        otherwise with the largest ratio of the pool as the bound (larger ratios count as that
+        one). Where rejection would keep fewer than 1 in 50 draws, fresh draws are resampled with
+        their ratios as weights instead; a draw can then come up more than once.
+        """
+        n, gen = draws(n, random_state)
+        pool = self.pool
+        if self.exact:
+            rows = choose(pool.mass.numpy(), n, gen)
+            return pool.x[rows].numpy(), self._decode(pool.y[rows])
+        bound = float(pool.ratio.max())
+        if np.isfinite(self.ambiguity.ratio_bound) and not pool.lift:
+            bound = max(bound, self.ambiguity.ratio_bound / pool.normaliser)
+        if 1.0 / bound < _ACCEPTANCE:
+            x, y = self._resample(n, gen)
+        else:
+            x, y = self._reject(n, bound, gen)
+        return x.numpy(), self._decode(y)
+
+    def _reject(self, n: int, bound: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+        xs: list[Tensor] = []
+        ys: list[Tensor] = []
+        missing = n
+        while missing > 0:
+            m = min(_DRAWS, int(1.2 * missing * bound) + 100)
+            x, y = self.reference.sample(m, gen)
+            coin = torch.rand(m, generator=gen, dtype=torch.float64)
+            kept = coin * bound < self._ratio(self._losses(x, y))
+            xs.append(x[kept][:missing])
+            ys.append(y[kept][:missing])
+            missing -= len(xs[-1])
+        return torch.cat(xs), torch.cat(ys)
+
+    def _resample(self, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+        m = max(self.n_pool, min(20 * n, 10 * _DRAWS))
+        x, y = self.reference.sample(m, gen)
+        rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
+        return x[rows], y[rows]
+
+    def _queries(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
+        x = torch.as_tensor(np.array(X, dtype=np.float64))
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
+        labels = self._encode(y, x)
+        if len(labels) != len(x):
+            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
+        return x, labels
+
+    def log_prob(self, X: Any, y: Any) -> np.ndarray:
+        r"""Log density of X given y, shape (n,).
+
+        .. math:: \log p_*(x | y) = \log p_0(x | y) + \log r(x, y) - \log E_0[r | y]
+
+        Raises
+        ------
+        UnsupportedError
+            For a reference without density, and in regression, where E0[r | y] at a real y would
+            have to be known.
+        """
+        if self.classes is None:
+            raise UnsupportedError(
+                "log_prob: of a reweighted joint measure the density of x given a real target is "
+                "not known; use log_joint for the density of (x, y)"
+            )
+        x, labels = self._queries(X, y)
+        shares = torch.from_numpy(self.label_shares() / self._reference_shares())
+        base = self.reference.log_prob(x, labels)
+        ratio = self._ratio(self._losses(x, labels))
+        return (base + ratio.log() - shares.log()[labels]).numpy()
+
+    def log_joint(self, X: Any, y: Any) -> np.ndarray:
+        """Log density of (X, y), shape (n,); in classification y counts by its probability.
+
+        Raises `UnsupportedError` for a reference without density.
+        """
+        x, labels = self._queries(X, y)
+        if self.classes is None:
+            (joint,) = components(self.reference)
+            base = joint.log_prob(torch.cat([x, labels[:, None]], 1))
+        else:
+            shares = torch.from_numpy(self._reference_shares())
+            base = self.reference.log_prob(x, labels) + shares.log()[labels]
+        return (base + self._ratio(self._losses(x, labels)).log()).numpy()
+
+    def risk(self) -> float:
+        """Mean loss under this measure, on the draws of the certificate or else on the pool."""
+        if self.attained_risk is not None:
+            return self.attained_risk
+        return float((self.pool.mass * self.pool.losses).sum())
+
+    def label_shares(self) -> np.ndarray:
+        """P*(y = k) of each class, shape (K,); they sum to 1."""
+        return self._shares(self.pool.mass)
+
+    def _reference_shares(self) -> np.ndarray:
+        return self._shares(self.pool.w)
+
+    def _shares(self, mass: Tensor) -> np.ndarray:
+        if self.classes is None:
+            raise UnsupportedError("label_shares: a regression has no classes")
+        labels = self.pool.y.numpy()
+        return np.bincount(labels, weights=mass.numpy(), minlength=len(self.classes))
+
+    # -- what it does ------------------------------------------------------------------------
+
+    def transport(self, X: Any, y: Any) -> np.ndarray:
+        """Where rows X with labels y are moved, shape (n, d), by a learned map of each class.
+
+        Reweighting has no map of its own: this is the gradient of a convex potential that carries
+        the class's reference to its worst case (`DensityFlow`), learned on first use.
+
+        Raises
+        ------
+        UnsupportedError
+            For total variation and CVaR (densities with jumps), a reference without density,
+            regression, and more than 50 columns.
+        """
+        x, labels = self._queries(X, y)
+        images = x.clone()
+        for k in labels.unique().tolist():
+            rows = labels == k
+            images[rows] = self.flow(int(k)).map.map(x[rows])
+        return images.numpy()
+
+    def flow(self, k: int = 0) -> ClassFlow:
+        """The learned map of class index ``k`` with what it attains; computed once."""
+        if self.classes is None:
+            raise UnsupportedError(
+                "transport: a map of a joint measure would move the targets too; use sample"
+            )
+        if self.n_features > _COLUMNS:
+            raise UnsupportedError(
+                f"transport: {self.n_features} columns; exact log-determinants are offered up to "
+                f"{_COLUMNS}. Use sample, which needs none"
+            )
+        if ("flow", k) not in self._cache:
+            share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+            self._cache["flow", k] = DensityFlow().fit(
+                self.ambiguity,
+                self.penalty,
+                self.shift,
+                lambda z: self.capped_loss(z, torch.full((len(z),), k)),
+                components(self.reference)[k],
+                self.seed,
+                share,
+            )
+        return self._cache["flow", k]
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Reference draws, images, labels and masses under P*; computed once.
+
+        Up to 400 draws of P0 and of P* in each class, matched with the least squared distance
+        after columns are scaled: how mass would move if it moved.
+        """
+        if "pairs" not in self._cache:
+            from scipy.optimize import linear_sum_assignment
+            from scipy.spatial.distance import cdist
+
+            pool, gen = self.pool, make_generator(self.seed)
+            labels = pool.y.numpy() if self.classes is not None else np.zeros(len(pool.y))
+            parts = []
+            for k in np.unique(labels):
+                rows = np.flatnonzero(labels == k)
+                w, mass = pool.w.numpy()[rows], pool.mass.numpy()[rows]
+                if not mass.any():
+                    continue
+                source = rows[choose(w / w.sum(), _PAIRED, gen).numpy()]
+                image = rows[choose(mass / mass.sum(), _PAIRED, gen).numpy()]
+                start, end = pool.x.numpy()[source], pool.x.numpy()[image]
+                scale = np.maximum(np.std(start, axis=0), 1e-300)
+                _, match = linear_sum_assignment(cdist(start / scale, end / scale, "sqeuclidean"))
+                weight = np.full(_PAIRED, mass.sum() / _PAIRED)
+                parts.append((start, end[match], self._decode(pool.y[source]), weight))
+            x, z, y, share = (np.concatenate(part) for part in zip(*parts))
+            self._cache["pairs"] = (x, z, y, share)
+        return self._cache["pairs"]
+
+    def displacement(self) -> pd.DataFrame:
+        """How each column changes from P0 to P*: a row per class and feature.
+
+        Columns: ``class`` (absent for regression), ``feature``; differences of weighted ``mean``
+        and of the quantiles ``q05``, ``median``, ``q95``, in the units of X; ``rms``, the W2
+        distance between the two distributions of that column; ``share`` of the sum of squares of
+        all of them (each class with its mass under P*), and ``mass``, the change of the class's
+        probability (absent for regression).
+        """
+        import pandas as pd
+
+        pool = self.pool
+        w, mass, x = pool.w.numpy(), pool.mass.numpy(), pool.x.numpy()
+        labels = pool.y.numpy()
+        groups = [None] if self.classes is None else range(len(self.classes))
+        rows, spent = [], []
+        for k in groups:
+            inside = np.ones(len(w), bool) if k is None else labels == k
+            before, after = w[inside].sum(), mass[inside].sum()
+            if not (before > 0 and after > 0):
+                continue
+            for j, name in enumerate(self.names):
+                change = _marginal_change(x[inside, j], w[inside] / before, mass[inside] / after)
+                label = {} if self.classes is None else {"class": self.classes[k]}
+                row: dict[str, Any] = {**label, "feature": name, **change}
+                if k is not None:
+                    row["mass"] = float(after - before)
+                rows.append(row)
+                spent.append(after * change["rms"] ** 2)
+        total = sum(spent) or 1.0
+        for row, part in zip(rows, spent):
+            row["share"] = part / total
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"ReweightedWorstCase({self.ambiguity!r}, risk={self.risk():.6g}, "
+            f"effective_sample_size={self.effective_sample_size:.3g})"
+        )
+
+
+def _marginal_change(x: np.ndarray, w: np.ndarray, mass: np.ndarray) -> dict[str, float]:
+    """Differences of mean and quantiles of one column under two weightings, and their W2."""
+    order = np.argsort(x, kind="stable")
+    x = x[order]
+    first, second = np.cumsum(w[order]), np.cumsum(mass[order])
+    first, second = first / first[-1], second / second[-1]
+    # Both quantile functions are constant between the merged jumps.
+    jumps = np.union1d(first, second)
+    length = np.diff(jumps, prepend=0.0)
+    middle = jumps - 0.5 * length
+    at = [x[np.minimum(np.searchsorted(c, middle), len(x) - 1)] for c in (first, second)]
+    low, mid, high = (float(_quantile(x, second, p) - _quantile(x, first, p)) for p in _LEVELS)
+    return {
+        "mean": float((mass - w) @ np.asarray(x)[np.argsort(order)]),
+        "q05": low,
+        "median": mid,
+        "q95": high,
+        "rms": float(np.sqrt(length @ (at[1] - at[0]) ** 2)),
+    }
+
+
+def _quantile(x: np.ndarray, cumulated: np.ndarray, level: float) -> float:
+    return float(x[min(int(np.searchsorted(cumulated, level)), len(x) - 1)])

@@ -1,0 +1,1 @@
+"""Worst cases of Sinkhorn sets: tilted clouds around every sample."""

@@ -1,0 +1,1 @@
+"""Worst cases that move the reference: maps, exact where a formula is known."""

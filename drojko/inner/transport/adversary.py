@@ -1,0 +1,296 @@
+"""A solved inner problem: the map that sends reference draws to their worst case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from drojko.exceptions import UnboundedRiskError
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.transport import linear_classes, swapping
+from drojko.inner.transport.ascent import Ascent
+from drojko.inner.transport.bounds import Structure, is_ridge, structure, upper_bound
+from drojko.inner.transport.candidates import Candidate, Stay, Support, best_of
+from drojko.inner.transport.swaps import MOST_COMBINATIONS, Swaps, best_prefix
+from drojko.models import MLP
+
+__all__ = ["Adversary", "Moved"]
+
+_WEAKNESS = ("ridge-1d", "strong-concavity", "lipschitz", "local-estimate")
+_FAR = 1e7  # mean displacement, in spreads of the data, that only an unbounded problem reaches
+
+
+@dataclass(frozen=True, repr=False)
+class Moved:
+    """Worst-case positions of a batch: coordinates, labels, categories, and what they attain.
+
+    ``at`` are the samples at the labels and categories they take, from where they moved to ``q``.
+    ``value`` is J, ``risk`` the loss there, ``cost`` the ground cost (label moves and swaps
+    included), each of shape (n,); ``found`` holds the ascent that ended there.
+    """
+
+    batch: Batch
+    at: Batch
+    found: Ascent
+    value: Tensor
+    cost: Tensor
+    risk: Tensor
+
+    @property
+    def q(self) -> Tensor:
+        return self.found.q
+
+    @property
+    def labels(self) -> Tensor:
+        return self.at.y
+
+    @staticmethod
+    def of(
+        objective: Objective, batch: Batch, at: Batch, found: Ascent, fee: Tensor | None = None
+    ) -> Moved:
+        """Positions reached by an ascent from ``at``, which costs ``fee`` of shape (n,)."""
+        cost = objective.cost(batch, found.q)
+        risk = found.value + objective.penalty * cost
+        cost = cost if fee is None else cost + fee
+        return Moved(batch, at, found, risk - objective.penalty * cost, cost, risk)
+
+    def better(self, other: Moved) -> Moved:
+        """Sample by sample the one of larger value."""
+        wins = other.value > self.value
+
+        def pick(own: Tensor, theirs: Tensor) -> Tensor:
+            return torch.where(wins.unsqueeze(1) if own.ndim > 1 else wins, theirs, own)
+
+        found = Ascent(
+            pick(self.q, other.q),
+            pick(self.found.value, other.found.value),
+            pick(self.found.gradient, other.found.gradient),
+        )
+        return Moved(
+            self.batch,
+            Batch(pick(self.at.x, other.at.x), pick(self.at.y, other.at.y), self.batch.q0),
+            found,
+            pick(self.value, other.value),
+            pick(self.cost, other.cost),
+            pick(self.risk, other.risk),
+        )
+
+
+@dataclass(frozen=True)
+class Adversary:
+    r"""The map x -> argmax over candidates of J, after proximal corrections.
+
+    ``solve`` moves any batch of draws, not only those it was built on. For a ridge loss without
+    bounds the maximiser is a formula and the candidates are not used.
+    """
+
+    objective: Objective
+    candidates: tuple[Candidate, ...] = (Stay(),)
+    screening: int = 12
+    corrections: int = 50
+    tol: float = 1e-9
+    n_labels: int = 0
+    label_cost: float = math.inf
+
+    def with_penalty(self, penalty: float) -> Adversary:
+        """The same candidates at another penalty: risks of a support do not depend on it."""
+        return replace(self, objective=self.objective.with_penalty(penalty))
+
+    @property
+    def exact(self) -> bool:
+        return is_ridge(self.objective) and self.objective.coordinates.lower is None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the model has no kinks, as far as one can tell from outside."""
+        model = self.objective.model
+        return not (
+            isinstance(model, MLP) and model.activation == "relu" and len(model.weights) > 1
+        )
+
+    @property
+    def flips(self) -> list[int]:
+        """Labels that a sample may take beside its own."""
+        movable = math.isfinite(self.label_cost)
+        return list(range(self.n_labels)) if movable else []
+
+    @property
+    def swaps(self) -> Swaps | None:
+        """Categories that a sample may take beside its own; None: there are none."""
+        return self.objective.coordinates.swaps
+
+    @property
+    def discrete(self) -> bool:
+        """Whether worst cases may jump to another label or category."""
+        return bool(self.flips) or self.swaps is not None
+
+    @torch.no_grad()
+    def solve(self, batch: Batch, extra: Sequence[Tensor] = ()) -> Moved:
+        """Worst-case position of each sample of ``batch``; ``extra`` are further starts."""
+        best: Moved | None = None
+        for labelled, fee in self._labelled(batch):
+            moved = self._swapped(batch, labelled, fee, extra)
+            best = moved if best is None else best.better(moved)
+        if best is None:
+            raise RuntimeError("a batch has at least its own labels")
+        mean = float((best.q - batch.q0).square().sum(1).mean())
+        if not mean < _FAR**2 and self._may_be_infinite():
+            raise UnboundedRiskError(self._unbounded_message())
+        return best
+
+    def _labelled(self, batch: Batch) -> list[tuple[Batch, Tensor | None]]:
+        """The batch at its own labels, and at each label it may take with the cost of that."""
+        options: list[tuple[Batch, Tensor | None]] = [(batch, None)]
+        for label in self.flips:
+            flipped = replace(batch, y=torch.full_like(batch.y, label))
+            fee = self.label_cost * (batch.y != label).to(batch.q0.dtype)
+            options.append((flipped, fee))
+        return options
+
+    def _swapped(
+        self, batch: Batch, labelled: Batch, fee: Tensor | None, extra: Sequence[Tensor]
+    ) -> Moved:
+        """Worst cases at fixed labels, over the categories."""
+        swaps = self.swaps
+        if swaps is None:
+            return Moved.of(self.objective, batch, labelled, self._ascend(labelled, extra), fee)
+        if self.exact:
+            at, paid = self._ridge_swaps(labelled, swaps)
+            paid = paid if fee is None else paid + fee
+            return Moved.of(self.objective, batch, at, self._ridge(at), paid)
+        search = swapping.search if swaps.n_combinations <= MOST_COMBINATIONS else swapping.greedy
+        best: Moved | None = None
+        for at, paid, starts in search(self, swaps, labelled, extra):
+            paid = paid if fee is None else paid + fee
+            moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), paid)
+            best = moved if best is None else best.better(moved)
+        if best is None:
+            raise RuntimeError("a search of swaps yields at least the samples themselves")
+        return best
+
+    def _ridge_swaps(self, batch: Batch, swaps: Swaps) -> tuple[Batch, Tensor]:
+        """The best categories for a ridge loss, and the cost of taking them."""
+        objective = self.objective
+        f, backward = objective.model.linearise(batch.x)
+        whole = backward(torch.ones_like(f))[:1]
+        square = float(objective.coordinates.pull(whole).square().sum())
+        kappa = objective.strength / square if square > 0 else math.inf
+        if not kappa > objective.loss.growth:
+            raise UnboundedRiskError(self._unbounded_message())
+        own, price = swaps.state(batch.x), objective.penalty
+        choice = best_prefix(swaps, own, whole[0], objective.loss, f, batch.y, price, kappa)
+        return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
+
+    def _may_be_infinite(self) -> bool:
+        """Whether nothing proves the worst case finite at this penalty."""
+        norms = structure(self.objective).norms
+        if norms is None:
+            return True
+        return self.objective.strength <= self.objective.loss.growth * float(norms.max()) ** 2
+
+    def _unbounded_message(self) -> str:
+        known = structure(self.objective)
+        floor = "a larger penalty"
+        if known.norms is not None:
+            limit = self.objective.loss.growth * float(known.norms.max()) ** 2
+            floor = f"a penalty above {limit / self.objective.coordinates.scale**2:.6g}"
+        return (
+            f"the worst-case risk is infinite at penalty={self.objective.penalty:.6g}: the loss "
+            f"grows as fast as the transport cost. It is finite for {floor}; or give a radius"
+        )
+
+    def _ascend(self, batch: Batch, extra: Sequence[Tensor]) -> Ascent:
+        if self.exact:
+            return self._ridge(batch)
+        if linear_classes.applies(self.objective):
+            return linear_classes.solve_linear_classes(self.objective, batch)
+        return best_of(
+            self.objective,
+            batch,
+            self.candidates,
+            screening=self.screening,
+            corrections=self.corrections,
+            tol=self.tol,
+            extra=extra,
+        )
+
+    def _ridge(self, batch: Batch) -> Ascent:
+        objective = self.objective
+        f, backward = objective.model.linearise(batch.x)
+        direction = objective.coordinates.pull(backward(torch.ones_like(f)))[:1]
+        square = float(direction.square().sum())
+        q = batch.q0
+        if square > 0:
+            kappa = objective.strength / square
+            if not kappa > objective.loss.growth:
+                raise UnboundedRiskError(self._unbounded_message())
+            shift = objective.loss.shift(f, batch.y, kappa)
+            q = q + shift.unsqueeze(1) * (direction / square)
+        value, gradient = objective.value_and_gradient(batch, q)
+        return Ascent(q, value, gradient)
+
+    @torch.no_grad()
+    def stay(self, batch: Batch) -> Moved:
+        """Nothing moves: the worst case at an infinite penalty, or in a ball of radius 0."""
+        objective = self.objective.with_penalty(1.0)  # any: infinity times no cost is NaN
+        value, gradient = objective.value_and_gradient(batch, batch.q0)
+        return Moved.of(objective, batch, batch, Ascent(batch.q0, value, gradient))
+
+    @torch.no_grad()
+    def share_basins(self, batch: Batch, rounds: int, size: int) -> tuple[Adversary, Moved]:
+        """Add a max-affine support built on ``batch``; ``rounds`` of solve and share."""
+        moved = self.solve(batch)
+        if self.exact or rounds == 0:
+            return self, moved
+        classes = self.n_labels > 0
+        best = moved
+        for _ in range(rounds):
+            support = Support.build(self.objective, best.at, best.q, classes, len(batch))
+            shared = replace(self, candidates=(support,), corrections=0)
+            found = best.better(shared.solve(batch))
+            gained = float((found.value - best.value).mean())
+            best = found
+            if gained <= 1e-6 * (1.0 + float(best.value.mean().abs())):
+                break
+        support = Support.build(self.objective, best.at, best.q, classes, size)
+        return replace(self, candidates=(*self.candidates, support)), best
+
+    def upper(self, moved: Moved, known: Structure | None = None) -> tuple[Tensor, str]:
+        """Upper bound of sup J per sample, and its proof; over all labels and categories."""
+        known = structure(self.objective) if known is None else known
+        batch, penalty = moved.batch, self.objective.penalty
+        bound, proof = upper_bound(self.objective, moved.at, moved.found, known)
+        jumps = moved.cost - self.objective.cost(batch, moved.q)
+        bound = bound - penalty * jumps if self.discrete else bound
+        if not self.discrete:
+            return bound, proof
+        for labelled, fee in self._labelled(batch):
+            for other, weaker in self._upper_swapped(labelled, moved.q, known):
+                paid = 0.0 if fee is None else penalty * fee
+                bound = torch.maximum(bound, other - paid)
+                proof = max(proof, weaker, key=_WEAKNESS.index)
+        return bound, proof
+
+    def _upper_swapped(
+        self, labelled: Batch, start: Tensor, known: Structure
+    ) -> list[tuple[Tensor, str]]:
+        """Upper bounds of sup J - penalty * swap cost at fixed labels, which cover all swaps."""
+        swaps, objective = self.swaps, self.objective
+        if swaps is None:
+            return [upper_bound(objective, labelled, self._ascend(labelled, [start]), known)]
+        if self.exact:
+            at, paid = self._ridge_swaps(labelled, swaps)
+            bound, proof = upper_bound(objective, at, self._ridge(at), known)
+            return [(bound - objective.penalty * paid, proof)]
+        if swaps.n_combinations > MOST_COMBINATIONS:
+            return [swapping.lipschitz_upper(objective, swaps, labelled, known)]
+        options = []
+        quick = replace(self, candidates=(Stay(),), screening=0)
+        for at, paid in swapping.every_combination(swaps, labelled):
+            bound, proof = upper_bound(objective, at, quick._ascend(at, [start]), known)
+            options.append((bound - objective.penalty * paid, proof))
+        return options

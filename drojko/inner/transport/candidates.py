@@ -1,0 +1,286 @@
+"""Where the corrections start: several candidate maps, each a feasible transport.
+
+Keeping, sample by sample, the best of several candidates is a measurable selection, so its value
+is attained and stays a lower bound whatever the quality of the candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from drojko.exceptions import UnsupportedError
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.transport.ascent import Ascent, proximal_ascent
+from drojko.inner.transport.linear_classes import best_class_move
+from drojko.models import MLP
+from drojko.transport.maps import BrenierMap
+
+__all__ = [
+    "BoxPath",
+    "Candidate",
+    "Condition",
+    "LearnedMap",
+    "OtherLabel",
+    "PairMoves",
+    "Stay",
+    "Support",
+    "best_of",
+    "first_candidates",
+]
+
+_BLOCK = 4096  # rows per block of pairwise distances
+
+
+class Candidate(Protocol):
+    """A transport map to start from."""
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """Starting points in coordinates, each of shape (n, r)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stay:
+    """The sample itself: its ascent is what an attack on one sample would find."""
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The sample."""
+        return [batch.q0]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a map is conditioned on: the label, and the columns that cannot move.
+
+    One-hot classes, or the standardised target of a regression (``n_labels`` 0), then the
+    standardised immutable columns: the worst case of a sample depends on all of them.
+    """
+
+    n_labels: int
+    centre: Tensor
+    scale: Tensor
+    columns: Tensor | None = None
+
+    @staticmethod
+    def of(batch: Batch, n_labels: int, columns: Tensor | None) -> Condition:
+        """Standardisation from the moments of a batch."""
+        whole = Condition(n_labels, batch.q0.new_zeros(()), batch.q0.new_ones(()), columns)
+        values = whole.context(batch)
+        centre, spread = values.mean(0), values.std(0, unbiased=False)
+        centre[:n_labels], spread[:n_labels] = 0.0, 1.0
+        return Condition(n_labels, centre, torch.where(spread > 0, spread, 1.0), columns)
+
+    @property
+    def dim(self) -> int:
+        """Number of context columns."""
+        return (self.n_labels or 1) + (0 if self.columns is None else len(self.columns))
+
+    def context(self, batch: Batch) -> Tensor:
+        """Context of shape (n, dim)."""
+        if self.n_labels:
+            parts = [one_hot(batch.y, self.n_labels).to(batch.q0.dtype)]
+        else:
+            parts = [batch.y.to(batch.q0.dtype).unsqueeze(1)]
+        if self.columns is not None:
+            parts.append(batch.x[:, self.columns])
+        return (torch.cat(parts, 1) - self.centre) / self.scale
+
+
+@dataclass(frozen=True)
+class LearnedMap:
+    """A Brenier map learned by modified JKO steps, conditioned on label and fixed columns."""
+
+    brenier: BrenierMap
+    condition: Condition
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The image under the map."""
+        return [self.brenier.map(batch.q0, self.condition.context(batch))]
+
+
+@dataclass(frozen=True)
+class OtherLabel:
+    """From x towards a close reference point of another label, and a little beyond.
+
+    ``anchors`` are coordinates of a few dozen draws; for regression ``labels`` is None and every
+    anchor counts.
+    """
+
+    anchors: Tensor
+    labels: Tensor | None
+    shares: Sequence[float] = (0.5, 0.75, 1.0, 1.25)
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """One start per share."""
+        distance = torch.cdist(batch.q0, self.anchors)
+        if self.labels is not None:
+            distance = distance.masked_fill(batch.y[:, None] == self.labels[None, :], torch.inf)
+        nearest, index = distance.min(1)
+        move = self.anchors[index] - batch.q0
+        move = torch.where(torch.isfinite(nearest).unsqueeze(1), move, torch.zeros_like(move))
+        return [batch.q0 + share * move for share in self.shares]
+
+
+@dataclass(frozen=True)
+class Support:
+    r"""Max-affine potential on points that earlier samples were moved to.
+
+    .. math:: j^*(x) = \arg\max_j\; \ell(z_j, y) - \lambda c(x, z_j)
+
+    is a subgradient of the convex function max_j of affine functions of x: a transport map that
+    shares every basin one sample has found with all the others, for one matrix product.
+    ``labels`` is None for regression, where a sample's own label enters the loss.
+    """
+
+    points: Tensor
+    labels: Tensor | None
+    risks: Tensor
+
+    @staticmethod
+    def build(objective: Objective, batch: Batch, q: Tensor, classes: bool, size: int) -> Support:
+        """Support from moved points; at most ``size`` of them, those that serve most samples."""
+        risks = objective.risk(batch, q)
+        support = Support(q, batch.y if classes else None, risks)
+        if len(q) <= size:
+            return support
+        index, _ = support.assign(objective, batch)
+        used = torch.bincount(index, minlength=len(q)).argsort(descending=True, stable=True)[:size]
+        return Support(q[used], batch.y[used] if classes else None, risks[used])
+
+    def assign(self, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Index of the best support point of each sample, and its value by the formula."""
+        index, value = [], []
+        strength = objective.strength
+        for a in range(0, len(batch), _BLOCK):
+            q0 = batch.q0[a : a + _BLOCK]
+            score = self.risks - strength * torch.cdist(q0, self.points).square()
+            if self.labels is not None:
+                other = batch.y[a : a + _BLOCK, None] != self.labels
+                score = score.masked_fill(other, -torch.inf)
+            v, i = score.max(1)
+            index.append(i)
+            value.append(v)
+        return torch.cat(index), torch.cat(value)
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The best support point of each sample; the sample itself where there is none."""
+        index, value = self.assign(objective, batch)
+        known = torch.isfinite(value).unsqueeze(1)
+        return [torch.where(known, self.points[index], batch.q0)]
+
+
+@dataclass(frozen=True)
+class BoxPath:
+    """Points x + clip(mu * direction) for a grid of mu.
+
+    The one-dimensional family that holds the worst case of a ridge loss on a box: the cheapest
+    way to change the output by a given amount is of this form (its KKT conditions).
+    """
+
+    direction: Tensor
+    grid: Tensor
+
+    @staticmethod
+    def of(objective: Objective) -> BoxPath:
+        """The path of a linear model: along its weights in the coordinates of the cost."""
+        weights, coordinates = objective.model.first_layer(), objective.coordinates
+        if weights is None or coordinates.lower is None or coordinates.upper is None:
+            raise UnsupportedError("a box path is for linear models with bounds")
+        direction = coordinates.pull(weights)[0]
+        norm = float(direction.norm())
+        if norm > 0:
+            direction = direction / norm
+        width = coordinates.upper - coordinates.lower
+        reach = float(torch.where(torch.isfinite(width), width, torch.zeros_like(width)).norm())
+        slope = objective.loss.lipschitz or 0.0
+        far = norm * slope / (2.0 * objective.strength) if math.isfinite(slope) else 0.0
+        smallest = float(direction.abs()[direction != 0].min()) if norm > 0 else 1.0
+        top = max(far, min(reach / smallest, 1e6), 1.0)
+        half = torch.logspace(-4, 0, 40, dtype=direction.dtype, device=direction.device) * top
+        return BoxPath(direction, torch.cat([-half.flip(0), half]))
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The best point of the path."""
+        best_q = batch.q0
+        best = objective.value(batch, best_q)
+        for mu in self.grid:
+            q = objective.coordinates.project(batch.q0 + mu * self.direction)
+            value = objective.value(batch, q)
+            better = value > best
+            best = torch.where(better, value, best)
+            best_q = torch.where(better.unsqueeze(1), q, best_q)
+        return [best_q]
+
+
+@dataclass(frozen=True)
+class PairMoves:
+    r"""For a linear multi-class model the moves :math:`(w_j - w_y) / 2\lambda`, the best j.
+
+    A loss that is the maximum of affine functions of the logits (the multi-class hinge) has its
+    worst case among them; the cross-entropy has one basin near each.
+    """
+
+    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
+        """The best of the moves."""
+        weights = objective.model.first_layer()
+        if weights is None:
+            return [batch.q0]
+        f = objective.model.linearise(batch.x)[0]
+        rows = objective.coordinates.pull(weights)
+        half = 0.5 / objective.strength
+        choice = best_class_move(objective.loss, f, batch.y, rows @ rows.T, half)
+        return [batch.q0 + half * (rows[choice] - rows[batch.y])]
+
+
+def first_candidates(objective: Objective) -> tuple[Candidate, ...]:
+    """What every solver starts from: the sample, and closed-form moves of linear models."""
+    model = objective.model
+    linear = isinstance(model, MLP) and len(model.weights) == 1
+    if not linear:
+        return (Stay(),)
+    bounded = objective.coordinates.lower is not None
+    if model.n_outputs > 1:
+        return (Stay(), PairMoves())
+    return (Stay(), BoxPath.of(objective)) if bounded else (Stay(),)
+
+
+def best_of(
+    objective: Objective,
+    batch: Batch,
+    candidates: Sequence[Candidate],
+    *,
+    screening: int,
+    corrections: int,
+    tol: float,
+    extra: Sequence[Tensor] = (),
+) -> Ascent:
+    """Best candidate per sample after ``screening`` steps each, then ``corrections`` steps."""
+    starts = [q for c in candidates for q in c.starts(objective, batch)] + list(extra)
+    best: Ascent | None = None
+    for start in starts:
+        found = proximal_ascent(objective, batch, start, screening)
+        best = found if best is None else better_of(best, found)
+    if best is None:
+        best = proximal_ascent(objective, batch, batch.q0, screening)
+    if corrections == 0:
+        return best
+    return better_of(best, proximal_ascent(objective, batch, best.q, corrections, tol=tol))
+
+
+def better_of(first: Ascent, second: Ascent) -> Ascent:
+    """Sample by sample the one with the larger value."""
+    better = second.value > first.value
+    pick = better.unsqueeze(1)
+    return replace(
+        first,
+        q=torch.where(pick, second.q, first.q),
+        value=torch.where(better, second.value, first.value),
+        gradient=torch.where(pick, second.gradient, first.gradient),
+    )

@@ -1,0 +1,377 @@
+r"""Upper bounds that look only where a maximiser can be.
+
+A maximiser q* of J attains at least what was found, and the loss grows at most at a Lipschitz
+rate, so q* lies in a ball around the sample. Inside a ball the slopes of a perceptron's units
+vary little: interval arithmetic gives Lipschitz constants and curvatures far below the global
+ones. Those shrink the ball, and so on: every round is a proof.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.transport.ascent import Ascent
+from drojko.losses import Huber, Logistic, Softmax, Squared
+from drojko.losses.radial import radial_supremum
+from drojko.models import ACTIVATIONS, MLP
+
+__all__ = ["LocalBound", "local_upper_bound", "strong_gap"]
+
+_ROUNDS = 6
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class LocalBound:
+    """Upper bounds of sup J per sample; ``concave`` marks those proven by strong concavity."""
+
+    value: Tensor
+    concave: Tensor
+
+
+def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> LocalBound | None:
+    r"""Bounds of :math:`\sup_q J(q)` for a perceptron with at least one hidden layer.
+
+    With Lipschitz constants :math:`L_{jy}` of f_j - f_y and an upper curvature C on the ball,
+
+    .. math:: \sup J \le \sup_t\; \mathrm{logsumexp}_j(f_j - f_y + L_{jy} t) - \lambda t^2,
+              \qquad \sup J \le J(q) + \|\nabla J(q)\|^2 / 2(2\lambda - C),
+
+    the second where C < 2 lambda.
+
+    Parameters
+    ----------
+    found : Ascent
+        Values attained and gradients there.
+
+    Returns
+    -------
+    LocalBound or None
+        None where the model or the loss is not known well enough.
+
+    Notes
+    -----
+    Interval bounds after Gowal et al. (2018, arXiv 1810.12715); the class scores are
+    propagated as a centre and an error norm, so that differences of outputs stay sharp.
+    """
+    model, loss = objective.model, objective.loss
+    if not isinstance(model, MLP) or len(model.weights) < 2:
+        return None
+    if not isinstance(loss, Logistic | Softmax | Squared | Huber):
+        return None
+    network = _Network.of(objective)
+    parts = []
+    for a in range(0, len(batch), _BLOCK):
+        rows = torch.arange(a, min(a + _BLOCK, len(batch)), device=batch.x.device)
+        part = Ascent(found.q[rows], found.value[rows], found.gradient[rows])
+        parts.append(_bound(objective, network, batch.take(rows), part))
+    return LocalBound(torch.cat([p.value for p in parts]), torch.cat([p.concave for p in parts]))
+
+
+def strong_gap(objective: Objective, found: Ascent, modulus: Tensor) -> Tensor:
+    """Largest <g, p - q> - modulus/2 |p - q|^2 over the box: the gap of a strongly concave J."""
+    m = modulus.unsqueeze(1)
+    step = objective.coordinates.project(found.q + found.gradient / m) - found.q
+    return (found.gradient * step).sum(1) - 0.5 * modulus * step.square().sum(1)
+
+
+def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent) -> LocalBound:
+    strength = objective.strength
+    scores = _Scores.of(objective, batch)
+    centre = network.forward(batch.x)
+    radius = torch.full_like(found.value, torch.inf)
+    ball = None
+    for _ in range(_ROUNDS):
+        ball = network.ball(centre, radius)
+        norms = network.lipschitz(ball, scores.rows)
+        # The maximiser attains found.value, so strength t^2 <= loss bound at t - found.value.
+        reach = scores.reach(norms, radius, found.value, strength)
+        shrunk = torch.minimum(radius, reach)
+        settled = bool((shrunk > 0.98 * radius).all())
+        radius = shrunk
+        if settled:
+            break
+    ball = network.ball(centre, radius)
+    norms = network.lipschitz(ball, scores.rows)
+    lipschitz = scores.supremum(norms, strength)
+    curvature = network.curvature(ball, *scores.slopes(norms, radius))
+    modulus = 2.0 * strength - curvature
+    # Concavity is known on the ball only: the segment from q to a maximiser must lie in it.
+    near = (found.q - batch.q0).square().sum(1) <= (radius * (1 + 1e-9)).square()
+    usable = (modulus > 0) & torch.isfinite(radius) & near
+    gap = strong_gap(objective, found, torch.where(usable, modulus, 1.0))
+    concave = torch.where(usable, found.value + gap, torch.inf)
+    value = torch.maximum(torch.minimum(lipschitz, concave), found.value)
+    return LocalBound(value, concave <= lipschitz)
+
+
+@dataclass(frozen=True)
+class _Ball:
+    """Per sample: intervals of the units' slopes and bounds of their bends, layer by layer."""
+
+    middle: list[Tensor]
+    half: list[Tensor]
+    top: list[Tensor]
+    bend: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Hidden layers of a perceptron, the first one in the coordinates of the cost."""
+
+    weights: list[Tensor]
+    raw: list[Tensor]
+    biases: list[Tensor]
+    norms: list[float]
+    activation: str
+
+    @staticmethod
+    def of(objective: Objective) -> _Network:
+        model = objective.model
+        if not isinstance(model, MLP):
+            raise TypeError("a perceptron is needed")
+        raw = [w.detach() for w in list(model.weights)[:-1]]
+        lift = objective.coordinates.lift
+        first = raw[0] * objective.coordinates.scale if lift is None else raw[0] @ lift
+        weights = [first, *raw[1:]]
+        # Rounded outwards: a norm that is a little too small proves nothing.
+        norms = [float(torch.linalg.matrix_norm(w, 2)) * (1 + 1e-9) for w in weights]
+        biases = [b.detach() for b in list(model.biases)[:-1]]
+        return _Network(weights, raw, biases, norms, model.activation)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Pre-activations at the samples."""
+        act, out, h = ACTIVATIONS[self.activation][0], [], x
+        for w, b in zip(self.raw, self.biases, strict=True):
+            out.append(torch.addmm(b, h, w.T))
+            h = act(out[-1])[0]
+        return out
+
+    def ball(self, centre: list[Tensor], radius: Tensor) -> _Ball:
+        """Intervals over the ball of a radius per sample around it."""
+        middle, half, top, bends = [], [], [], []
+        spread = radius.unsqueeze(1)  # l2 bound on the layer's input
+        box: Tensor | None = None  # elementwise bound on it
+        for a, w, norm in zip(centre, self.weights, self.norms, strict=True):
+            width = w.norm(dim=1) * spread
+            if box is not None:
+                width = torch.minimum(width, box @ w.abs().T)
+            low, high, bend = _RANGES[self.activation](a - width, a + width)
+            middle.append(0.5 * (low + high))
+            half.append(0.5 * (high - low))
+            largest = torch.maximum(high.abs(), low.abs())
+            top.append(largest)
+            bends.append(bend)
+            box = largest * width
+            spread = largest.amax(1, keepdim=True) * norm * spread
+        return _Ball(middle, half, top, bends)
+
+    def lipschitz(self, ball: _Ball, rows: Tensor) -> Tensor:
+        """Lipschitz constants on the ball of ``rows @ last hidden layer``, (n, k) or (n, 1)."""
+        c = rows
+        e = torch.zeros_like(c[..., 0])
+        for layer in range(len(self.weights) - 1, -1, -1):
+            middle, half = ball.middle[layer].unsqueeze(1), ball.half[layer].unsqueeze(1)
+            e = (c * half).norm(dim=2) + e * ball.top[layer].amax(1, keepdim=True)
+            c = (c * middle) @ self.weights[layer]
+            e = e * self.norms[layer]
+        return c.norm(dim=2) + e
+
+    def curvature(self, ball: _Ball, top: Tensor, pull: Tensor) -> Tensor:
+        """Upper curvature of the loss on the ball, shape (n,).
+
+        ``top`` bounds the part from the loss's own curvature, ``pull`` of shape (n, width) the
+        gradient of the loss in the last hidden layer, entry by entry.
+        """
+        total = top
+        upstream = [pull]
+        for layer in range(len(self.weights) - 1, 0, -1):
+            below = (upstream[0] * ball.top[layer]) @ self.weights[layer].abs()
+            upstream.insert(0, below)
+        product = self.weights[0].expand(len(top), -1, -1)
+        error = torch.zeros_like(top)
+        norm = torch.full_like(top, self.norms[0])
+        for layer, w in enumerate(self.weights):
+            if layer:
+                middle, half = ball.middle[layer - 1], ball.half[layer - 1]
+                largest = ball.top[layer - 1].amax(1)
+                error = self.norms[layer] * (half.amax(1) * norm + largest * error)
+                product = w @ (middle.unsqueeze(2) * product)
+                norm = largest * self.norms[layer] * norm
+            weight = (upstream[layer] * ball.bend[layer]).clamp_min(0.0)
+            weighted = weight.sqrt().unsqueeze(2) * product
+            main = _largest_eigenvalue(weighted).sqrt()
+            total = total + (main + weight.amax(1).sqrt() * error).square()
+        return total
+
+
+def _largest_eigenvalue(matrix: Tensor) -> Tensor:
+    """Largest eigenvalue of A'A per sample, rounded outwards; inf where A is not finite."""
+    tall = matrix.shape[1] >= matrix.shape[2]
+    gram = matrix.transpose(1, 2) @ matrix if tall else matrix @ matrix.transpose(1, 2)
+    finite = torch.isfinite(gram).flatten(1).all(1)
+    safe = torch.where(finite[:, None, None], gram, torch.zeros_like(gram))
+    value = torch.linalg.eigvalsh(safe)[:, -1].clamp_min(0.0) * (1 + 1e-9)
+    return torch.where(finite, value, torch.inf)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The loss as a function of the outputs: values, output rows, and what moves them."""
+
+    objective: Objective
+    outputs: Tensor
+    labels: Tensor
+    rows: Tensor  # (n, k, width): f_j - f_y, or (1, 1, width)
+
+    @staticmethod
+    def of(objective: Objective, batch: Batch) -> _Scores:
+        model = objective.model
+        last = list(model.weights)[-1].detach()  # pyright: ignore
+        outputs = model.linearise(batch.x)[0]
+        rows = last.unsqueeze(0) if model.n_outputs == 1 else last - last[batch.y].unsqueeze(1)
+        return _Scores(objective, outputs, batch.y, rows)
+
+    @property
+    def several(self) -> bool:
+        return self.outputs.ndim == 2
+
+    def _differences(self) -> Tensor:
+        return self.outputs - self.outputs.gather(1, self.labels[:, None])
+
+    def _worst(self, shift: Tensor) -> Tensor:
+        """Largest loss when outputs (or their differences) move by at most ``shift``."""
+        if self.several:
+            return torch.logsumexp(self._differences() + shift, dim=1)
+        loss, f = self.objective.loss, self.outputs
+        ends = [loss.value(f + shift[:, 0], self.labels), loss.value(f - shift[:, 0], self.labels)]
+        return torch.maximum(*ends)  # convex in the output: the maximum is at an end
+
+    def reach(self, norms: Tensor, radius: Tensor, value: Tensor, strength: float) -> Tensor:
+        """How far from its sample a maximiser can be, shape (n,)."""
+        if bool(torch.isinf(radius).any()):
+            return self._first_reach(norms, value, strength)
+        worst = self._worst(norms * radius.unsqueeze(1))
+        return ((worst - value).clamp_min(0.0) / strength).sqrt() * (1 + 1e-12)
+
+    def _first_reach(self, norms: Tensor, value: Tensor, strength: float) -> Tensor:
+        """Root of strength t^2 = loss(x) + slope t - value; inf for a loss without slope bound."""
+        base = self.objective.loss.value(self.outputs, self.labels)
+        excess = (base - value).clamp_max(0.0)
+        if isinstance(self.objective.loss, Squared):
+            # (|r| + N t)^2 - strength t^2 >= value: a quadratic in t, bounded for strength > N^2.
+            n = norms[:, 0]
+            r = (self.outputs - self.labels).abs()
+            spare = strength - n.square()
+            root = (r.square() * n.square() + spare * (r.square() - value)).clamp_min(0.0).sqrt()
+            return torch.where(spare > 0, (r * n + root) / spare, torch.inf)
+        slope = norms.amax(1) * (1.0 if self.several else float(self.objective.loss.lipschitz or 0))
+        return (slope + (slope.square() + 4.0 * strength * excess).clamp_min(0.0).sqrt()) / (
+            2.0 * strength
+        )
+
+    def supremum(self, norms: Tensor, strength: float) -> Tensor:
+        """Largest loss - strength t^2 over t >= 0 with outputs moving at these rates."""
+        if self.several:
+            return radial_supremum(self._differences(), norms, strength)
+        loss = self.objective.loss
+        square = norms[:, 0].square()
+        kappa = strength / square.clamp_min(1e-300)
+        infinite = ~(kappa > loss.growth)
+        safe = torch.where(infinite, torch.full_like(kappa, loss.growth + 1.0), kappa)
+        bound = loss.robust_value(self.outputs, self.labels, safe)
+        return torch.where(infinite, torch.inf, bound)
+
+    def slopes(self, norms: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds on the ball: curvature through the outputs, and |gradient| in the last layer."""
+        shift = norms * radius.unsqueeze(1)
+        if self.several:
+            own = torch.nn.functional.one_hot(self.labels, self.outputs.shape[1]).bool()
+            odds = torch.sigmoid(self._differences() + shift).masked_fill(own, 0.0)
+            # Variance of the scores under the softmax: at most the mean square from class y, and
+            # at most a quarter of the squared range (Popoviciu).
+            top = torch.minimum((odds * norms.square()).sum(1), norms.amax(1).square())
+            rows = self.rows.abs()
+            pull = torch.minimum((odds.unsqueeze(2) * rows).sum(1), rows.amax(1))
+            return top, pull
+        loss, f, y = self.objective.loss, self.outputs, self.labels
+        reach, square = shift[:, 0], norms[:, 0].square()
+        steep = torch.maximum(loss.gradient(f + reach, y).abs(), loss.gradient(f - reach, y).abs())
+        if isinstance(loss, Logistic):
+            nearest = (f.abs() - reach).clamp_min(0.0)
+            top = torch.sigmoid(nearest) * torch.sigmoid(-nearest) * square
+        else:
+            top = float(loss.curvature or math.inf) * square
+        return top, steep.unsqueeze(1) * self.rows[0].abs()
+
+
+# -- ranges of activation slopes and bends over intervals ------------------------------------
+
+
+def _softplus_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s, t = torch.sigmoid(low), torch.sigmoid(high)
+    near = _nearest_to(low, high, 0.0)
+    p = torch.sigmoid(near)
+    return s, t, p * (1.0 - p)
+
+
+def _tanh_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    near = torch.tanh(_nearest_to(low, high, 0.0))
+    far = torch.tanh(torch.maximum(low.abs(), high.abs()))
+    # |phi''| = 2 t (1 - t^2) peaks at |t| = 1/sqrt(3).
+    peak = math.atanh(1.0 / math.sqrt(3.0))
+    a = torch.maximum(low.abs(), high.abs())
+    b = _nearest_to(low, high, 0.0).abs()
+    top = torch.tanh(_nearest_to(b, a, peak))
+    return 1.0 - far.square(), 1.0 - near.square(), 2.0 * top * (1.0 - top.square())
+
+
+def _silu_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # phi' rises between its extremes at -+2.3994 (values -0.0998 and 1.0998) and falls outside.
+    turn = 2.3993572805154675
+    ends = [_silu_slope(low), _silu_slope(high)]
+    smallest = torch.where((low <= -turn) & (high >= -turn), -0.09983933, torch.minimum(*ends))
+    largest = torch.where((low <= turn) & (high >= turn), 1.09983933, torch.maximum(*ends))
+    # phi'' falls from 1/2 at 0 to its minimum at 2.4 + ... and then rises to 0 from below.
+    near = _nearest_to(low, high, 0.0).abs()
+    s = torch.sigmoid(near)
+    bend = s * (1.0 - s) * (2.0 + near * (1.0 - 2.0 * s))
+    return smallest, largest, torch.where(bend > 0.0963, bend, torch.full_like(bend, 0.0963))
+
+
+def _silu_slope(a: Tensor) -> Tensor:
+    s = torch.sigmoid(a)
+    return torch.nan_to_num(s * (1.0 + a * (1.0 - s)), nan=0.0)
+
+
+def _relu_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    kink = (low <= 0) & (high >= 0)
+    bend = torch.where(kink, torch.inf, torch.zeros_like(low))
+    return (low > 0).to(low.dtype), (high > 0).to(low.dtype), bend
+
+
+def _sigmoid_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, a = _nearest_to(low, high, 0.0).abs(), torch.maximum(low.abs(), high.abs())
+    near, far = torch.sigmoid(b), torch.sigmoid(a)
+    # |phi''| = s (1 - s) |1 - 2s| peaks at |a| = log(2 + sqrt(3)).
+    top = torch.sigmoid(_nearest_to(b, a, math.log(2.0 + math.sqrt(3.0))))
+    return far * (1.0 - far), near * (1.0 - near), top * (1.0 - top) * (2.0 * top - 1.0)
+
+
+def _nearest_to(low: Tensor, high: Tensor, target: float) -> Tensor:
+    """The point of [low, high] nearest to ``target``."""
+    return torch.minimum(torch.maximum(low, torch.full_like(low, target)), high)
+
+
+_RANGES = {
+    "softplus": _softplus_range,
+    "tanh": _tanh_range,
+    "silu": _silu_range,
+    "relu": _relu_range,
+    "sigmoid": _sigmoid_range,
+}

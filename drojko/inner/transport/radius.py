@@ -1,0 +1,319 @@
+"""The penalty of a radius: V(r) = min over penalties of penalty * radius^2 + V_penalty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError, UnboundedRiskError
+from drojko.inner.objective import Batch
+from drojko.inner.transport.adversary import Adversary, Moved
+from drojko.inner.transport.candidates import Support, first_candidates
+
+__all__ = ["BallSolution", "solve_ball"]
+
+_MAX_SOLVES = 40
+_SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
+
+
+@dataclass(frozen=True, repr=False)
+class BallSolution:
+    r"""Worst case in a ball as a mixture of two penalised worst cases.
+
+    The cost spent falls as the penalty rises, with jumps where the maximiser of a sample jumps.
+    The mixture ``share * low + (1 - share) * high`` of the worst cases at two penalties on either
+    side of the jump spends exactly the budget, so it attains the dual value: there is no gap left
+    by the radius itself. ``share`` is 0 where one map suffices. ``adversary`` gives both maps, on
+    these draws and on any other.
+    """
+
+    penalty: float
+    low: Moved
+    high: Moved
+    low_penalty: float
+    high_penalty: float
+    share: float
+    adversary: Adversary
+
+    def mix(self, low: Tensor, high: Tensor) -> Tensor:
+        """Mean of two quantities of the maps under the mixture."""
+        return high if self.share == 0.0 else self.share * low + (1.0 - self.share) * high
+
+    @property
+    def risk(self) -> Tensor:
+        """Risk per sample under the mixture, shape (n,)."""
+        return self.mix(self.low.risk, self.high.risk)
+
+    @property
+    def cost(self) -> Tensor:
+        """Transport cost per sample under the mixture, shape (n,)."""
+        return self.mix(self.low.cost, self.high.cost)
+
+
+def mean(values: Tensor, weights: Tensor) -> float:
+    """Weighted mean in float64; the weights sum to one."""
+    return float(values.double() @ weights.double())
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Worst case at a penalty, its mean cost and risk; None and infinities: unbounded."""
+
+    penalty: float
+    moved: Moved | None
+    cost: float
+    risk: float
+
+
+@dataclass
+class _Search:
+    """Penalties on either side of a budget, for one adversary and its reference draws.
+
+    ``warm``: start each solve from the positions of its neighbours as well. ``share``: let every
+    sample try what the first solve found for the others.
+    """
+
+    adversary: Adversary
+    batch: Batch
+    weights: Tensor
+    budget: float
+    tol: float
+    warm: bool = True
+    share: bool = True
+    solves: int = 0
+    starts: list[Tensor] = field(default_factory=list)
+    nominal: float = 0.0
+
+    def run(self, penalty: float, factor: float = 1.3) -> tuple[_Trial | None, _Trial]:
+        """Trials that spend more and less than the budget, closed in on the multiplier.
+
+        The first is None where the budget cannot be spent.
+        """
+        objective = self.adversary.objective
+        self.nominal = mean(objective.risk(self.batch, self.batch.q0), self.weights)
+        first = self.trial(penalty)
+        shared = self.warm and self.share and not self.adversary.exact
+        if shared and first.moved is not None:
+            # Later penalties start from what this one found, instead of from every candidate.
+            quick = replace(
+                self.adversary,
+                candidates=first_candidates(objective),
+                screening=min(4, self.adversary.screening),
+            )
+            self.adversary = _with_support(quick, self.batch, [first.moved])
+            self.starts.append(first.moved.q)
+        low, high = self.bracket(first, factor)
+        if high is None:
+            self.refuse(low)
+            raise UnboundedRiskError(
+                f"the worst-case risk is infinite at every penalty up to {low.penalty:g}"
+                if low is not None
+                else "the worst-case risk is infinite"
+            )
+        while low is not None and self.solves < _MAX_SOLVES:
+            if _gap(low, high, self.budget) <= self.worth(high, self.tol):
+                break
+            if high.penalty - low.penalty <= 1e-14 * high.penalty:
+                break
+            middle = _between(low, high, self.budget, self.solves % 3)
+            self.start_from(low, high)
+            at = self.trial(middle)
+            if at.cost >= self.budget:
+                low = at
+            else:
+                high = at
+        return (None if low is None or low.moved is None else low), high
+
+    def trial(self, penalty: float) -> _Trial:
+        self.solves += 1
+        try:
+            moved = self.adversary.with_penalty(penalty).solve(self.batch, self.starts)
+        except UnboundedRiskError:
+            return _Trial(penalty, None, math.inf, math.inf)
+        cost, risk = (mean(part, self.weights) for part in (moved.cost, moved.risk))
+        return _Trial(penalty, moved, cost, risk)
+
+    def start_from(self, *trials: _Trial) -> None:
+        if self.warm:
+            self.starts[:] = [t.moved.q for t in trials if t.moved is not None]
+
+    def bracket(self, first: _Trial, factor: float) -> tuple[_Trial | None, _Trial | None]:
+        """Grow or shrink the penalty by growing factors until the budget lies between."""
+        low = high = None
+        at = first
+        while self.solves <= _MAX_SOLVES:
+            if at.cost >= self.budget:
+                low = at
+            else:
+                high = at
+                if low is None and self.negligible(at):
+                    break
+            if low is not None and high is not None:
+                break
+            self.start_from(at)
+            at = self.trial(at.penalty * factor if high is None else at.penalty / factor)
+            factor = min(factor * factor, 1e3)
+        return low, high
+
+    def negligible(self, at: _Trial) -> bool:
+        """Whether what is left of the budget is worth nothing at this penalty."""
+        left = at.penalty * (self.budget - at.cost)
+        return left <= self.worth(at, min(self.tol, 1e-9)) or at.penalty < 1e-250
+
+    def worth(self, at: _Trial, share: float) -> float:
+        """A share of what moving gains, however small beside the risk; at least rounding."""
+        return share * abs(at.risk - self.nominal) + 1e-15 * abs(self.nominal)
+
+    def refuse(self, low: _Trial | None) -> None:
+        """Say so where even a huge penalty spends more than the budget."""
+        if low is not None and low.moved is not None:
+            raise InvalidDataError(
+                f"moving the reference inside the bounds costs {low.cost:g}, more than the "
+                f"radius squared, {self.budget:g}; widen the bounds or the radius"
+            )
+
+
+def _with_support(adversary: Adversary, batch: Batch, found: list[Moved]) -> Adversary:
+    """The adversary with a max-affine potential on what was found, to reach it from any draw."""
+    every = batch.repeat(len(found))
+    at = [moved.at for moved in found]
+    landed = replace(every, x=torch.cat([b.x for b in at]), y=torch.cat([b.y for b in at]))
+    q = torch.cat([moved.q for moved in found])
+    classes = adversary.n_labels > 0
+    support = Support.build(adversary.objective, landed, q, classes, _SUPPORT)
+    return replace(adversary, candidates=(*adversary.candidates, support))
+
+
+@torch.no_grad()
+def solve_ball(
+    adversary: Adversary,
+    batch: Batch,
+    weights: Tensor,
+    radius: float,
+    *,
+    start: float | None = None,
+    tol: float | None = None,
+    starts: Sequence[Tensor] | None = None,
+) -> BallSolution:
+    r"""Penalties on either side of the budget, and the mixture that spends it.
+
+    .. math:: V(r) = \min_{\lambda \ge 0} \lambda r + V_\lambda, \qquad r = \mathrm{radius}^2,
+
+    where the derivative of V_lambda is minus the mean cost of its worst case: the multiplier is
+    where that cost crosses r.
+
+    Parameters
+    ----------
+    adversary : Adversary
+    batch, weights : Batch, Tensor of shape (n,)
+        Reference draws and their masses, which sum to one.
+    radius : float
+        In the units of X (weighted by the ground cost); 0: nothing moves.
+    start : float, optional
+        First guess of the penalty.
+    tol : float, optional
+        Bounds the gap between the mixture's risk and the dual value at the better of the two
+        penalties, relative to the gain over the nominal risk; None: 1e-11 where worst cases are
+        exact, else 1e-5.
+    starts : sequence of Tensor of shape (n, r), optional
+        Positions near the worst case, as from a neighbouring model: one quick search from there
+        alone, whose maps are good on these draws only.
+
+    Returns
+    -------
+    BallSolution
+        Its mixture spends the budget; where no finite worst case does (bounds, a loss that
+        saturates), it is the worst case at a penalty too small to matter.
+
+    Raises
+    ------
+    UnboundedRiskError
+        When the worst case is infinite at every penalty.
+    """
+    budget = radius * radius
+    if budget == 0.0:
+        return _nothing(adversary, batch)
+    penalty = start or _first_penalty(adversary, batch, weights, radius)
+    if adversary.exact:
+        low, high = _Search(adversary, batch, weights, budget, tol or 1e-11).run(penalty)
+        return _mixture(adversary, low, high, budget)
+    if starts is not None:
+        quick = _Search(
+            adversary, batch, weights, budget, tol or 1e-6, share=False, starts=list(starts)
+        )
+        low, high = quick.run(penalty)
+        return _mixture(adversary, low, high, budget)
+    low, high = _Search(adversary, batch, weights, budget, tol or 1e-6).run(penalty)
+    # Warm starts belong to these draws. A plan for any draw has its starts from candidates
+    # alone: what was found becomes one of them, and the budget is met again with it.
+    found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
+    adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
+    again = _Search(adversary, batch, weights, budget, tol or 1e-5, warm=False)
+    low, high = again.run(high.penalty, factor=1.01)
+    return _mixture(adversary, low, high, budget)
+
+
+def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:
+    if high.moved is None:
+        raise UnboundedRiskError("the worst-case risk is infinite at every penalty")
+    adversary = adversary.with_penalty(high.penalty)
+    if low is None or low.moved is None:
+        penalty = high.penalty
+        return BallSolution(penalty, high.moved, high.moved, penalty, penalty, 0.0, adversary)
+    share = _share(low, high, budget)
+    return BallSolution(
+        high.penalty, low.moved, high.moved, low.penalty, high.penalty, share, adversary
+    )
+
+
+def _share(low: _Trial, high: _Trial, budget: float) -> float:
+    spread = low.cost - high.cost
+    return 0.0 if spread <= 0.0 else (budget - high.cost) / spread
+
+
+def _gap(low: _Trial, high: _Trial, budget: float) -> float:
+    """Smaller dual value of the two penalties, minus the risk of the mixture."""
+    if low.moved is None:
+        return math.inf
+    share = _share(low, high, budget)
+    attained = share * low.risk + (1.0 - share) * high.risk
+    return min(t.risk + t.penalty * (budget - t.cost) for t in (low, high)) - attained
+
+
+def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: float) -> float:
+    # For a linear loss the displacement is gradient / (2 penalty): spend the radius exactly.
+    objective = adversary.objective.with_penalty(1.0)
+    value, gradient = objective.value_and_gradient(batch, batch.q0)
+    slope = math.sqrt(mean(gradient.square().sum(1), weights)) / objective.coordinates.scale
+    # Where the loss is flat at the samples, the penalty at which all of it is worth the budget.
+    least = 1e-6 * abs(mean(value, weights)) / radius**2
+    return max(slope / (2.0 * radius), least) or 1.0 / radius**2
+
+
+def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:
+    """A penalty inside the bracket, by three rules in turn.
+
+    The secant of the costs in log-log coordinates is fast where the cost is smooth; the dual's
+    two tangents cross at a jump of the cost, wherever it is; the middle is slow and sure.
+    """
+    middle = math.sqrt(low.penalty * high.penalty)
+    if not math.isfinite(low.cost) or low.cost <= high.cost or turn == 2:
+        return middle
+    if turn == 1:
+        crossing = (low.risk - high.risk) / (low.cost - high.cost)
+        return crossing if low.penalty < crossing < high.penalty else middle
+    if high.cost <= 0.0:
+        return middle
+    part = math.log(low.cost / budget) / math.log(low.cost / high.cost)
+    part = min(max(part, 1e-3), 1.0 - 1e-3)
+    return math.exp(math.log(low.penalty) + part * math.log(high.penalty / low.penalty))
+
+
+def _nothing(adversary: Adversary, batch: Batch) -> BallSolution:
+    """Radius 0: nothing moves."""
+    moved = adversary.stay(batch)
+    return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)

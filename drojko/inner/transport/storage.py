@@ -1,0 +1,133 @@
+"""Adversaries as arrays and plain values, and back: what a model file stores."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko.inner.coordinates import Coordinates
+from drojko.inner.objective import Objective
+from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.candidates import (
+    BoxPath,
+    Candidate,
+    Condition,
+    LearnedMap,
+    OtherLabel,
+    PairMoves,
+    Stay,
+    Support,
+)
+from drojko.inner.transport.swaps import Swaps
+from drojko.losses import Loss
+from drojko.models import TabularModel
+from drojko.transport.icnn import ICNN
+from drojko.transport.maps import BrenierMap
+
+__all__ = ["pack", "pack_module", "unpack", "unpack_module"]
+
+_KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, OtherLabel, Support, BoxPath)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Swaps):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
+        return [_plain(part) for part in value]
+    return value.detach().cpu().numpy().copy() if isinstance(value, Tensor) else value
+
+
+def pack_module(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Parameters and buffers of a module as arrays."""
+    return {name: _plain(value) for name, value in module.state_dict().items()}
+
+
+def unpack_module(module: torch.nn.Module, arrays: dict[str, np.ndarray]) -> torch.nn.Module:
+    """Load arrays into a module of the same structure; returns it, without gradients."""
+    # Copies: arrays of a memory-mapped model file are read-only.
+    module.load_state_dict({k: torch.tensor(np.array(v)) for k, v in arrays.items()})
+    return module.requires_grad_(False)
+
+
+def _pack_candidate(candidate: Candidate) -> dict[str, Any]:
+    if isinstance(candidate, LearnedMap):
+        brenier = candidate.brenier
+        potential = brenier.potential
+        return {
+            "kind": "LearnedMap",
+            "condition": {
+                f.name: _plain(getattr(candidate.condition, f.name)) for f in fields(Condition)
+            },
+            "dim": potential.dim,
+            "hidden": list(potential.hidden),
+            "context": potential.context,
+            "weights": pack_module(potential),
+            "centre": _plain(brenier.centre),
+            "scale": brenier.scale,
+        }
+    values = {f.name: _plain(getattr(candidate, f.name)) for f in fields(candidate)}  # type: ignore
+    return {"kind": type(candidate).__name__, **values}
+
+
+def _unpack_candidate(state: dict[str, Any], like: dict[str, Any]) -> Candidate:
+    state = dict(state)
+    kind = state.pop("kind")
+    if kind == "LearnedMap":
+        potential = ICNN(state["dim"], hidden=state["hidden"], context=state["context"], **like)
+        unpack_module(potential, state["weights"])
+        centre = torch.tensor(state["centre"], **like)
+        condition = Condition(**{k: _tensor(v, like) for k, v in state["condition"].items()})
+        return LearnedMap(BrenierMap(potential, centre, state["scale"]), condition)
+    return _KINDS[kind](**{k: _tensor(v, like) for k, v in state.items()})
+
+
+def _tensor(value: Any, like: dict[str, Any]) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind in "iu":
+        return torch.tensor(value, device=like["device"])
+    return torch.tensor(value, **like)
+
+
+def _unpack_swaps(state: dict[str, Any], like: dict[str, Any]) -> Swaps:
+    columns, values = ([_tensor(part, like) for part in state[k]] for k in ("columns", "values"))
+    return Swaps(tuple(columns), tuple(values), _tensor(state["costs"], like))
+
+
+def pack(adversary: Adversary) -> dict[str, Any]:
+    """Everything but the model and the loss, which the estimator stores itself."""
+    coordinates = adversary.objective.coordinates
+    return {
+        "coordinates": {f.name: _plain(getattr(coordinates, f.name)) for f in fields(coordinates)},
+        "penalty": adversary.objective.penalty,
+        "candidates": [_pack_candidate(c) for c in adversary.candidates],
+        "screening": adversary.screening,
+        "corrections": adversary.corrections,
+        "tol": adversary.tol,
+        "n_labels": adversary.n_labels,
+        "label_cost": adversary.label_cost,
+    }
+
+
+def unpack(
+    state: dict[str, Any],
+    model: TabularModel,
+    loss: Loss,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> Adversary:
+    """The adversary of a packed state, on a device."""
+    like = {"dtype": dtype, "device": device}
+    coordinates = Coordinates(**{k: _tensor(v, like) for k, v in state["coordinates"].items()})
+    if isinstance(coordinates.swaps, dict):
+        coordinates = replace(coordinates, swaps=_unpack_swaps(coordinates.swaps, like))
+    return Adversary(
+        Objective(model, loss, coordinates, state["penalty"]),
+        tuple(_unpack_candidate(c, like) for c in state["candidates"]),
+        **{k: state[k] for k in ("screening", "corrections", "tol", "n_labels", "label_cost")},
+    )

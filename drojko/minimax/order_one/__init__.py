@@ -1,0 +1,1 @@
+"""Training against order-1 Wasserstein sets."""

@@ -1,0 +1,1 @@
+"""Training against sets that reweight the reference."""

@@ -1,0 +1,1 @@
+"""Training against transport sets of order 2."""

@@ -1,0 +1,193 @@
+"""Linear multi-class models: quasi-Newton on the exact robust risk, kinks smoothed away slowly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._driver import Status
+from drojko.inner.transport.linear_classes import fixed_points
+from drojko.losses import Softmax
+from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.models import MLP
+
+__all__ = ["LinearClasses"]
+
+
+@dataclass(frozen=True)
+class LinearClasses:
+    r"""L-BFGS on (W, b, lambda) of :math:`\lambda r^2 + E\max_p\{p^\top a + h(p)
+    + \|W^\top(p - e_y)\|^2_{C^{-1}} / 4\lambda\}`.
+
+    a_j = f_j - f_y, and h is the entropy for the cross-entropy, or the margin 1[j != y] at the
+    vertices for the multi-class hinge: the worst case of a linear model in the space of class
+    probabilities, jointly convex in (W, b, lambda). Where two maximisers p compete there is a
+    kink; there both count, with weights softmax(J / mu), and mu falls stage by stage, so that the
+    error is at most mu log 2 on the few samples at a kink.
+
+    Parameters
+    ----------
+    smoothings : tuple of float
+        The mu of the stages, relative to the risk at the start.
+    memory : int
+        Corrections of L-BFGS. The iteration limit holds for each stage.
+    """
+
+    smoothings: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+    memory: int = 30
+
+    def solve(
+        self,
+        problem: RobustProblem,
+        generator: torch.Generator,
+        *,
+        max_iter: int,
+        tol: float,
+        max_time: float | None = None,
+        callback: Callback | None = None,
+        n_draws: int = 2000,
+        penalty: float | None = None,
+    ) -> TrainResult:
+        """Train ``problem.model`` in place; its best parameters are left in it."""
+        run = _Run(problem, generator, n_draws, penalty, tol, max_time, callback)
+        point, status = run.start(), Status.MAX_ITER
+        try:
+            for mu in self.smoothings:
+                run.enter(mu, last=mu == self.smoothings[-1])
+                status = run.minimise(point, max_iter, self.memory)
+                point = run.best_point.copy()
+            if status is Status.MAX_ITER and run.settled(0.1 * tol, run.stage_start):
+                status = Status.CONVERGED  # within tol, if not to rounding
+        except Stop as stop:
+            status = stop.status
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+        return run.result(status)
+
+
+@dataclass
+class _Run(LBFGSRun):
+    """Standardised columns, smoothed kinks; ``load`` undoes the standardisation."""
+
+    mu: float = 0.1
+    last_stage: bool = False
+    stage_start: int = 0
+
+    def enter(self, mu: float, last: bool) -> None:
+        """Begin a stage: values at another smoothing do not compare."""
+        self.mu, self.last_stage = mu * self.unit_risk, last
+        self.stage_start, self.best_value = len(self.history), math.inf
+
+    def finished(self) -> bool:
+        if self.last_stage:
+            return self.slope <= 1e-6 * self.tol or self.settled(1e-3 * self.tol, self.stage_start)
+        rough = 1e-2 * self.mu
+        return self.slope <= rough or self.settled(rough / self.unit_risk, self.stage_start)
+
+    def start(self) -> np.ndarray:
+        p = self.problem
+        model = p.model
+        if not isinstance(model, MLP):
+            raise TypeError("a linear model is needed")
+        self.weight, self.bias = model.weights[0].data, model.biases[0].data
+        self.intercept = model.bias
+        x, self.y, self.w = merged_rows(*p.draw(self.n_draws, self.generator))
+        x = x.double()
+        mean = self.w @ x
+        spread = (self.w @ (x - mean).square()).sqrt()
+        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        self.mean = mean if self.intercept else torch.zeros_like(mean)
+        self.x = (x - self.mean) / self.spread
+        like = {"dtype": torch.float64, "device": x.device}
+        inverse = torch.as_tensor(p.cost.inverse_weights, **like)
+        self.inverse_cost = inverse / self.spread.square()
+        self.decay = p.alpha / self.spread.square()
+        self.own = torch.nn.functional.one_hot(self.y, model.n_outputs).double()
+        w = self.weight.double() * self.spread
+        b = self.bias.double() + self.weight.double() @ self.mean
+        self.shape = w.shape
+        f = torch.addmm(b, self.x, w.T)
+        self.unit_risk = max(float(p.loss.value(f, self.y) @ self.w), 1e-3)
+        point = torch.cat([w.reshape(-1), b])
+        if p.radius:
+            # At W = 0 nothing is spent: start where a model of unit slope would spend the radius.
+            size = float(self.inverse_cost.mean().sqrt())
+            self.unit = self.penalty0 or max(size, 1e-300) / p.radius
+            point = torch.cat([point, torch.ones(1, **like)])
+        self.best_point = point.cpu().numpy()
+        return self.best_point
+
+    def free(self) -> list[tuple[float | None, float | None]]:
+        k, d = self.shape
+        fixed = (None, None) if self.intercept else (0.0, 0.0)
+        return [(None, None)] * (k * d) + [fixed] * k
+
+    def _split(self, point: np.ndarray) -> tuple[Tensor, Tensor]:
+        k, d = self.shape
+        values = torch.as_tensor(point, device=self.x.device)
+        return values[: k * d].reshape(k, d), values[k * d : k * d + k]
+
+    def load(self, point: np.ndarray) -> None:
+        w, b = self._split(point)
+        weight = w / self.spread
+        self.weight.copy_(weight)
+        self.bias.copy_(b - weight @ self.mean)
+
+    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Smoothed robust risk and its gradient."""
+        p = self.problem
+        w, b = self._split(point)
+        penalty = self.penalty_of(point)
+        half = 0.5 / penalty
+        gram = (w * self.inverse_cost) @ w.T
+        f = torch.addmm(b, self.x, w.T)
+        if isinstance(p.loss, Softmax):
+            values, pull, second = self._softmax(f, gram, half)
+        else:
+            values, pull, second = self._hinge(f, gram, half)
+        risk = float(values @ self.w)
+        moved = half * (second @ w) * self.inverse_cost
+        grad_w = pull.T @ self.x + moved + self.decay * w
+        grads = [grad_w.reshape(-1), pull.sum(0)]
+        cost = float((second * gram).sum()) * half * half
+        value = risk + 0.5 * float((self.decay * w.square()).sum())
+        if p.radius:
+            value += penalty * p.radius**2
+            grads.append(torch.full((1,), self.unit * (p.radius**2 - cost), dtype=torch.float64))
+        gradient = torch.cat(grads).cpu().numpy()
+        if not math.isfinite(value):
+            return 1e300, np.zeros_like(point)  # the line search backs off
+        self.record(point, value, gradient, penalty, cost)
+        return value, gradient
+
+    def _softmax(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, E-weighted p - e_y, and sum_i w_i (p - e_y)(p - e_y)' of the maximisers."""
+        rough = not self.last_stage
+        found = fixed_points(self.problem.loss, f, self.y, gram, half, rough)
+        stacked = torch.stack([value for _, value in found], 1)
+        share = torch.softmax(stacked / self.mu, 1)
+        values = self.mu * torch.logsumexp(stacked / self.mu, 1)
+        pull, second = torch.zeros_like(f), torch.zeros_like(gram)
+        for (probabilities, _), weight in zip(found, share.T, strict=True):
+            c = probabilities - self.own
+            mass = (weight * self.w).unsqueeze(1)
+            pull += mass * c
+            second += c.T @ (mass * c)
+        return values, pull, second
+
+    def _hinge(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The same at the vertices p = e_j, where the hinge has its maximisers."""
+        diagonal = gram.diagonal()
+        squares = diagonal + diagonal[:, None] - 2.0 * gram
+        scores = f - f.gather(1, self.y[:, None]) + 1.0 - self.own + 0.5 * half * squares[self.y]
+        share = torch.softmax(scores / self.mu, 1)
+        values = self.mu * torch.logsumexp(scores / self.mu, 1)
+        mass = self.w[:, None] * share
+        pairs = mass.T @ self.own  # (j, y): mass that moves from class y towards j
+        second = torch.diag(pairs.sum(0) + pairs.sum(1)) - pairs - pairs.T
+        return values, mass - self.w[:, None] * self.own, second

@@ -1,0 +1,195 @@
+r"""Squared loss: the robust problem reduces to a triangular factor of the data.
+
+Radius form, by minimising over λ = n² (1 + ρ):
+
+.. math:: (\sqrt R + r n)^2 + \tfrac{\alpha}{2}\|\theta\|^2
+          = \min_{\rho > 0} (1 + 1/\rho) R + (1 + \rho) r^2 n^2 + \tfrac{\alpha}{2}\|\theta\|^2,
+
+R the mean squared error: a ridge regression for each ρ and a root in ρ. Penalty form:
+λR/(λ - n²), by Newton's method inside n² < λ. All rows enter through one QR factorisation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from drojko.exceptions import UnboundedRiskError
+from drojko.minimax.transport.data import RidgeData, Rows
+
+__all__ = ["Squares", "solve_squared"]
+
+
+@dataclass
+class Squares:
+    """Triangular factor T of the weighted rows [x, y]: R(θ) = |T θ - t|² + rest²."""
+
+    T: np.ndarray
+    t: np.ndarray
+    rest: float
+    b: float  # the intercept that is optimal for centred x
+
+    def risk(self, z: np.ndarray) -> float:
+        r = self.T @ z - self.t
+        return float(r @ r) + self.rest**2
+
+
+def factorise(rows: Rows, data: RidgeData, fit_intercept: bool) -> Squares:
+    """QR of [sqrt(w) x, sqrt(w) (y - mean)], block after block."""
+    w = data.weight
+    b = float(w @ data.y) if fit_intercept else 0.0
+    d = data.X.shape[1]
+    stack = np.zeros((0, d + 1))
+    for part in rows.blocks():
+        root = np.sqrt(w[part])
+        new = np.concatenate([rows.block(part), (data.y[part] - b)[:, None]], axis=1)
+        new *= root[:, None]
+        stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
+    if stack.shape[0] < d + 1:
+        stack = np.concatenate([stack, np.zeros((d + 1 - stack.shape[0], d + 1))])
+    return Squares(stack[:d, :d], stack[:d, d], abs(float(stack[d, d])), b)
+
+
+def _ridge(s: Squares, diagonal: np.ndarray) -> np.ndarray:
+    """Minimiser of |T z - t|² + z' diag(diagonal) z, the shortest one if there are several."""
+    A = np.concatenate([s.T, np.diag(np.sqrt(diagonal))])
+    rhs = np.concatenate([s.t, np.zeros(s.t.size)])
+    return _lstsq(A, rhs, 1e-15)
+
+
+def _lstsq(A: np.ndarray, rhs: np.ndarray, cond: float) -> np.ndarray:
+    """Least-squares solution of smallest norm; singular values below `cond` count as zero."""
+    solution, *_ = scipy.linalg.lstsq(A, rhs, cond=cond, check_finite=False)  # type: ignore[misc]
+    return np.asarray(solution)
+
+
+def solve_squared(
+    rows: Rows,
+    data: RidgeData,
+    *,
+    radius: float | None,
+    penalty: float | None,
+    alpha: float,
+    fit_intercept: bool,
+) -> tuple[np.ndarray, float, int, np.ndarray | None]:
+    """Internal coefficients, intercept, number of ridge regressions, and for an interpolation the
+    vector g that gives the mean slopes -2 x'g of the worst case (None otherwise).
+    """
+    s = factorise(rows, data, fit_intercept)
+    ridge = 0.5 * alpha * rows.inverse_scale**2
+    dual = None
+    if penalty is not None:
+        z, count = _penalised(s, rows.cost, data.label_norm, penalty, ridge)
+    elif radius:
+        found = _interpolation(s, rows, data.label_norm, radius, ridge)
+        if found is not None:
+            (z, dual), count = found, 1
+        else:
+            z, count = _ball(s, rows, data.label_norm, radius, ridge)
+    else:
+        z, count = _ridge(s, ridge), 1
+    return np.where(rows.dead, 0.0, z), s.b, count, dual
+
+
+def _interpolation(
+    s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The limit ρ = 0: a perfect fit, which is optimal when the radius is small; else None.
+
+    With W = r² cost + ridge the fits z_ρ = W⁻¹T'v have residual ρ v, and ρ = 0 is optimal if
+    |v| <= r n.
+    """
+    weight = radius**2 * rows.cost + ridge
+    if not (weight > 0).all():
+        return None
+    inverse = np.sqrt(weight.min() / weight)
+    scaled = s.T * inverse
+    z = _lstsq(scaled, s.t, 1e-12) * inverse
+    size = float(np.linalg.norm(s.t))
+    if s.risk(z) > (1e-12 * size) ** 2:
+        return None
+    v = _lstsq(scaled.T, inverse * weight * z, 1e-12)
+    norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
+    if float(np.linalg.norm(v)) > radius * norm:
+        return None
+    return z, _lstsq(s.T, v, 1e-12)
+
+
+def _ball(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray):
+    count = 0
+
+    def at(log_rho: float) -> tuple[float, np.ndarray]:
+        nonlocal count
+        count += 1
+        rho = math.exp(log_rho)
+        z = _ridge(s, rho * radius**2 * rows.cost + rho / (1.0 + rho) * ridge)
+        norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
+        root = math.sqrt(s.risk(z))
+        # d/dρ has the sign of ρ r n - sqrt(R).
+        return (log_rho + math.log(max(radius * norm, 1e-300)) - math.log(max(root, 1e-300))), z
+
+    low, high = -34.0, 34.0
+    flow, z_low = at(low)
+    if flow >= 0:
+        return z_low, count
+    fhigh, _ = at(high)
+    if fhigh <= 0:
+        # ρ -> inf: every movable coefficient is zero.
+        still = np.where(rows.cost > 0, 1.0, 0.0)
+        big = float(np.abs(s.T).max(initial=1.0)) ** 2 * 1e30
+        z = _ridge(Squares(s.T * (1.0 - still), s.t, s.rest, s.b), ridge + still * big)
+        return z * (1.0 - still), count
+    z, side = z_low, 0
+    for _ in range(200):
+        mid = (low * fhigh - high * flow) / (fhigh - flow)
+        if not low < mid < high:
+            mid = 0.5 * (low + high)
+        f, z = at(mid)
+        if abs(f) <= 1e-13 or high - low <= 1e-14 * max(abs(low), abs(high)):
+            break
+        if f > 0:
+            high, fhigh = mid, f
+            flow, side = (0.5 * flow, 1) if side == 1 else (flow, 1)
+        else:
+            low, flow = mid, f
+            fhigh, side = (0.5 * fhigh, -1) if side == -1 else (fhigh, -1)
+    return z, count
+
+
+def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridge: np.ndarray):
+    if penalty <= offset:
+        raise UnboundedRiskError(
+            f"penalty = {penalty:.6g}: with label_cost = {1.0 / offset:.6g} the worst case is "
+            f"infinite for every model; it is finite for penalty > {offset:.6g}"
+        )
+    gram = s.T.T @ s.T
+    z = np.zeros(cost.size)
+
+    def value(v: np.ndarray) -> float:
+        gap = penalty - offset - float(cost @ (v * v))
+        return penalty * s.risk(v) / gap + float(ridge @ (v * v)) if gap > 0 else math.inf
+
+    now = value(z)
+    for count in range(1, 201):
+        gap = penalty - offset - float(cost @ (z * z))
+        R, dR, q = s.risk(z), 2.0 * (s.T.T @ (s.T @ z - s.t)), 2.0 * cost * z
+        g = penalty * (dR / gap + R * q / gap**2) + 2.0 * ridge * z
+        cross = np.outer(dR, q)
+        H = 2.0 * gram / gap + (cross + cross.T + 2.0 * R * np.diag(cost)) / gap**2
+        H = penalty * (H + 2.0 * R * np.outer(q, q) / gap**3) + 2.0 * np.diag(ridge)
+        step = -_lstsq(H, g, 1e-15)
+        slope, t = float(g @ step), 1.0
+        if -slope <= 1e-15 * abs(now):
+            return z, count
+        while t > 1e-12:
+            trial = value(z + t * step)
+            if trial <= now + 1e-4 * t * slope:
+                break
+            t *= 0.5
+        else:
+            return z, count
+        z, now = z + t * step, trial
+    return z, 200

@@ -1,0 +1,246 @@
+"""Stochastic subgradient method: one pass over the reference draws per outer iteration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._adam import Adam
+from drojko.flows.icnn.scheme import ICNNScheme
+from drojko.inner.objective import Batch, Objective
+from drojko.inner.transport.adversary import Adversary, Moved
+from drojko.inner.transport.candidates import Condition
+from drojko.inner.transport.solvers import ICNNJKO
+from drojko.measures import has_atoms
+from drojko.minimax.passes import Passes
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.models import views_like
+
+__all__ = ["Subgradient"]
+
+_STILL = 4  # passes between looks whether samples would rather stay where they came from
+
+
+@dataclass
+class PassState:
+    """Parameters, optimiser moments, particles and multiplier after some passes.
+
+    ``displacement`` is the current worst-case map on the training draws, the anchor T_k of the
+    modified JKO steps: each pass moves it by a few proximal corrections and never starts anew.
+    References without atoms are drawn anew every pass; there an ICNN map is that anchor.
+    """
+
+    flat: Tensor
+    average: Tensor
+    adam: Adam
+    displacement: Tensor
+    log_penalty: float
+    iteration: int = 0
+    risk: float = math.inf
+    cost: float = 0.0
+    slope: float = math.inf
+    best: float = math.inf
+    stale: int = 0
+
+
+@dataclass(frozen=True)
+class Subgradient:
+    r"""Settings of :math:`\theta \leftarrow \theta - \eta_t g_t`, g_t the gradient at moved draws.
+
+    Parameters
+    ----------
+    learning_rate : float
+        First rate eta.
+    step : {"adam", "constant", "diminishing"}
+        Adam with a cosine schedule; a constant rate (for a weakly convex robust risk the choice
+        eta = sqrt(Delta / (rho G^2 N))); or eta / sqrt(t).
+    averaging : bool
+        Return the average of the last fifth of the passes' parameters where it is better.
+    batch_size : int or None
+        Draws per step; None: 64, growing with the number of draws.
+    """
+
+    learning_rate: float = 5e-3
+    step: str = "adam"
+    averaging: bool = True
+    batch_size: int | None = None
+
+    def solve(
+        self,
+        problem: RobustProblem,
+        generator: torch.Generator,
+        *,
+        max_iter: int,
+        tol: float,
+        max_time: float | None = None,
+        callback: Callback | None = None,
+        n_draws: int = 2000,
+        penalty: float | None = None,
+    ) -> TrainResult:
+        """Train ``problem.model`` in place; its best parameters are left in it."""
+        solver = _Pass(self, problem, generator, max_iter, tol, n_draws)
+        solver.penalty0 = penalty
+        return solver.train(max_time, callback)
+
+
+class _Pass(Passes):
+    """The solver of the driver: ``step`` is one pass over the draws."""
+
+    penalty0: float | None = None
+
+    def init(self, problem: None = None) -> PassState:
+        p = self.problem
+        self.prepare()
+        self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+        # Around atoms, draws keep their order, and with it the particles' positions.
+        self.atomic = has_atoms(p.reference)
+        self.batch_size = self.batch_size_of(len(self.x))
+        self.coordinates = self._objective(1.0).coordinates
+        objective = self._objective(1.0)
+        batch = objective.batch(self.x, self.y)
+        start = self.penalty0 or p.first_penalty(objective, batch, self.w, least=0.5)
+        self.flow = None
+        if not self.atomic and isinstance(p.inner, ICNNJKO):
+            # Fresh draws every pass: the map itself is what one pass hands to the next.
+            self.condition = Condition.of(batch, p.n_labels, self.coordinates.immutable)
+            self.scheme = ICNNScheme(p.inner.hidden, 1, p.inner.learning_rate)
+            self.flow = self.scheme.init(batch.q0, self.condition.dim, self.generator)
+        return PassState(
+            self.flat.clone(),
+            torch.zeros_like(self.flat),
+            Adam.like(self.flat),
+            torch.zeros_like(batch.q0),
+            math.log(start) if start < math.inf else math.inf,
+        )
+
+    def _objective(self, penalty: float) -> Objective:
+        if not hasattr(self, "coordinates"):
+            return self.problem.objective(self.x, penalty, reduce=False)
+        return Objective(self.problem.model, self.problem.loss, self.coordinates, penalty)
+
+    def step(self, state: PassState) -> PassState:
+        p = self.problem
+        if state.iteration:
+            self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+        self.load(state.flat)
+        adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
+        displacement = state.displacement.clone()
+        views = views_like(adam.gradient, list(p.model.parameters()))
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        batches = order.split(self.batch_size)
+        corrections = p.inner.training_corrections
+        log_penalty = state.log_penalty
+        budget = None if p.radius is None else p.radius**2
+        totals = np.zeros(2)
+        squared_slope = 0.0
+        for k, rows in enumerate(batches):
+            progress = (state.iteration + k / len(batches)) / self.max_iter
+            penalty = math.exp(log_penalty) if log_penalty < 700 else math.inf
+            objective = self._objective(penalty)
+            batch = objective.batch(self.x[rows], self.y[rows])
+            weights = self.w[rows] * (len(self.x) / len(rows))
+            adversary = p.adversary(objective, corrections)
+            # The first visits of a sample have no position to start from: more corrections.
+            extra = 4 if state.iteration == 0 else 0
+            start = self._start(objective, batch, displacement[rows])
+            moved = p.move(adversary, batch, start, corrections + extra)
+            # No loss is negative: a sample below zero has run away, and goes back at once.
+            if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
+                moved = self._at_least_still(adversary, batch, moved)
+            displacement[rows] = moved.q - batch.q0
+            self._learn(batch, moved, progress)
+            gradient = p.parameter_gradient(objective, moved, weights)
+            squared_slope += self.descend(adam, views, gradient, progress)
+            mass = self.w[rows]
+            cost = float(moved.cost.double() @ mass)
+            share = float(mass.sum())
+            risk = float(moved.risk.double() @ mass)
+            # Each batch at its own multiplier: a later one would price these costs wrongly, and
+            # the dual value could fall below any risk there is.
+            totals += [cost, risk + self._priced(penalty, share, cost)]
+            if budget:
+                # Multiplicative step on the multiplier: the cost falls like penalty^-2.
+                excess = math.log(max(cost / share, 1e-300) / budget)
+                log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
+        cost, value = float(totals[0]), float(totals[1]) + self.ridge()
+        best, stale = self.progress_of(state, value)
+        return PassState(
+            self.flat.clone(),
+            self.averaged(state),
+            adam,
+            displacement,
+            log_penalty,
+            state.iteration + 1,
+            value,
+            cost,
+            math.sqrt(squared_slope / len(batches)),
+            best,
+            stale,
+        )
+
+    def _start(self, objective: Objective, batch: Batch, displacement: Tensor) -> Tensor:
+        """Where the corrections start: the particle's last position, or the image under T_k."""
+        if self.atomic:
+            return batch.q0 + displacement
+        if self.flow is None:
+            return batch.q0
+        image = self.flow.image(batch.q0, self.condition.context(batch))
+        better = objective.value(batch, image) > objective.value(batch, batch.q0)
+        return torch.where(better.unsqueeze(1), image, batch.q0)
+
+    def _learn(self, batch: Batch, moved: Moved, progress: float) -> None:
+        """One modified JKO step of the map towards the corrected positions."""
+        if self.flow is None:
+            return
+        rate = self.scheme.learning_rate * (1.0 - 0.9 * progress)
+        context = self.condition.context(batch)
+        self.flow = self.scheme.step(self.flow, batch.q0, context, lambda _: moved.q, rate)
+
+    def _at_least_still(self, adversary: Adversary, batch: Batch, moved: Moved) -> Moved:
+        """Samples that a risen penalty has left worse off than where they came from go back."""
+        if math.isinf(adversary.objective.penalty):
+            return moved
+        still = adversary.objective.risk(batch, batch.q0)
+        if bool((moved.value >= still).all()):
+            return moved
+        return moved.better(adversary.stay(batch))
+
+    def _priced(self, penalty: float, mass: float, cost: float) -> float:
+        """What the dual value adds to the risk: penalty * (radius^2 * mass - cost)."""
+        if math.isinf(penalty):
+            return 0.0
+        budget = 0.0 if self.problem.radius is None else self.problem.radius**2
+        return penalty * (budget * mass - cost)
+
+    def multiplier(self, state: PassState) -> float:
+        return math.exp(state.log_penalty)
+
+    def record(self, state: PassState) -> dict[str, float]:
+        penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
+        return {
+            "robust_risk": state.risk,
+            "penalty": penalty,
+            "transport_cost": state.cost,
+            "stationarity": state.slope / (1.0 + abs(state.risk)),
+        }
+
+    def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
+        """Robust risk on all draws from the state's particles, and its gradient's norm."""
+        p = self.problem
+        self.load(flat)
+        penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
+        objective = self._objective(penalty)
+        batch = objective.batch(self.x, self.y)
+        adversary = p.adversary(objective, 10)
+        start = self._start(objective, batch, state.displacement)
+        moved = self._at_least_still(adversary, batch, p.move(adversary, batch, start, 10))
+        gradient = p.parameter_gradient(objective, moved, self.w)
+        whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
+        risk = float(moved.risk.double() @ self.w)
+        cost = float(moved.cost.double() @ self.w)
+        value = risk + self._priced(penalty, 1.0, cost) + self.ridge()
+        return value, float((whole * self.frozen).norm())

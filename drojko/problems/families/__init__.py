@@ -1,0 +1,1 @@
+"""Decisions by family of ambiguity sets: oracles and certificates."""

@@ -1,0 +1,43 @@
+"""The interface of one kind of ambiguity set: an oracle to optimise with, and a certificate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from drojko.certificates import Certificate
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import Measure
+from drojko.models import ModuleModel
+from drojko.problems.families.oracle import Draws, Oracle
+
+__all__ = ["Family"]
+
+
+class Family(ABC):
+    """One kind of ambiguity set, resolved for the columns of z."""
+
+    #: Whether worst cases are formulas, so that bounds are proven and many draws are cheap.
+    exact: bool
+
+    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
+        """Reference points that the set can use."""
+        return Draws(x.double(), w.double())
+
+    @abstractmethod
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        """Robust values and cuts on these draws."""
+
+    @abstractmethod
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        """Certificate and worst case of the model's decision."""

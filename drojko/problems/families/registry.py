@@ -1,0 +1,233 @@
+"""Which family a set belongs to: transport of order 2 or 1, or reweighting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._random import spawn
+from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
+from drojko.ambiguity.ground.cost import GroundCost
+from drojko.certificates import Certificate, attained_without_atoms, certify
+from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.inner.reweighting.worst_case import ReweightedWorstCase
+from drojko.inner.solver import InnerSolver
+from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.radius import BallSolution, mean
+from drojko.inner.transport.transported import TransportedWorstCase
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import Measure
+from drojko.models import ModuleModel
+from drojko.problems.families.adversary import LABEL, StructuredAdversary, Unlabelled
+from drojko.problems.families.base import Family
+from drojko.problems.families.oracle import BallOracle, Draws, Oracle, RatioOracle
+from drojko.problems.families.order_one import order_one
+from drojko.problems.families.structured import StructuredLoss
+from drojko.problems.families.tails import check_moment, proof_on_draws
+
+__all__ = ["family_of"]
+
+
+@dataclass(frozen=True)
+class _Transport(Family):
+    """Order-2 transport."""
+
+    ambiguity: Wasserstein
+    cost: GroundCost
+    structured: bool
+    exact: bool
+    inner: InnerSolver
+    names: tuple[str, ...] | None
+
+    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
+        if not sampled:
+            self.cost.check_inside(x)
+        return Draws(self.cost.project(x.double()), w.double())
+
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
+        if radius == 0.0:
+            return RatioOracle(model, draws, None)
+        return BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+
+    def _adversary(
+        self, model: ModuleModel, draws: Draws, generator: torch.Generator
+    ) -> tuple[Adversary, BallOracle]:
+        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
+        tool = BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+        penalty = tool.first_penalty()
+        if self.exact:
+            return tool.adversary(penalty), tool
+        while True:
+            try:
+                found = self.inner.fit(tool.objective(penalty), tool.batch, generator)
+                break
+            except UnboundedRiskError:
+                # Of a ball only the multiplier is asked for, and that is large enough.
+                if self.ambiguity.radius is None or penalty > 1e250:
+                    raise
+                penalty *= 4.0
+        if not self.structured:
+            return found, tool
+        known = {name: getattr(found, name) for name in found.__dataclass_fields__}
+        return StructuredAdversary(**known), tool
+
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        adversary, tool = self._adversary(model, draws, generator)
+        found = certify(
+            adversary,
+            tool.batch,
+            draws.w,
+            radius=self.ambiguity.radius,
+            start=adversary.objective.penalty,
+            sampled=sampled,
+            stationarity=stationarity,
+        )
+        worst = found.worst
+        plan = (found.certificate.penalty, found.certificate.penalty, 0.0)
+        if isinstance(worst, BallSolution):
+            plan = (worst.low_penalty, worst.high_penalty, worst.share)
+        arrays = (draws.x.numpy(), np.zeros(len(draws.x), dtype=np.int64), draws.w.numpy())
+        measure = TransportedWorstCase(
+            found.adversary,
+            Unlabelled(reference),
+            *plan,
+            found.certificate.worst_case_risk,
+            arrays,
+            LABEL,
+            self.names,
+            self.cost.weights,
+        )
+        return found.certificate, measure
+
+
+@dataclass(frozen=True)
+class _DecisionLoss:
+    """The loss of a decision as one of (z, label); a class, so that it can be pickled."""
+
+    module: Any
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.module(x)
+
+
+@dataclass(frozen=True)
+class _Ratio(Family):
+    """Sets that limit the density ratio."""
+
+    ambiguity: DensityRatioSet
+    names: tuple[str, ...] | None
+    exact: bool = True
+
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        return RatioOracle(model, draws, self.ambiguity)
+
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        module: Any = model.module
+        if sampled:
+            check_moment(self.ambiguity, module.loss, module.params, reference)
+        with torch.no_grad():
+            losses = model.linearise(draws.x)[0].double()
+        dual = self.ambiguity.dual(losses.numpy(), draws.w.numpy())
+        priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
+        ratio = torch.from_numpy(dual.ratio)
+        error, proof = 0.0, dual.proof
+        if sampled:
+            mass = (draws.w * ratio).numpy()
+            proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
+            # The dual point is stationary: to first order the value moves like this mean.
+            spread = ratio * (losses - dual.shift)
+            centred = spread - mean(spread, draws.w)
+            error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
+        attained, spent, largest = dual.attained, dual.radius, math.inf
+        multiplier, nominal = dual.penalty, mean(losses, draws.w)
+        if sampled and self.ambiguity.needs_largest(dual.penalty):
+            # Mass on the largest of these draws is nothing that the reference could give.
+            x, w = reference.points(len(draws.w), spawn(generator))
+            with torch.no_grad():
+                fresh = model.linearise(x)[0].double()
+            largest = float(losses.max())
+            attained, spent = attained_without_atoms(
+                self.ambiguity, dual, largest, fresh.numpy(), w.numpy()
+            )
+            priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * spent
+            multiplier = dual.penalty if spent > 0.0 else math.inf  # the reference itself
+        certificate = Certificate(
+            nominal_risk=nominal,
+            lower=min(max(attained - priced, nominal), dual.value),
+            upper=dual.value,
+            worst_case_risk=attained,
+            radius=self.ambiguity.radius,
+            penalty=dual.penalty,
+            transport_cost=spent,
+            standard_error=error,
+            stationarity=stationarity,
+            proof=proof,
+        )
+
+        measure = ReweightedWorstCase(
+            self.ambiguity,
+            multiplier,
+            dual.shift,
+            _DecisionLoss(module),
+            Unlabelled(reference),
+            classes=LABEL,
+            feature_names=self.names,
+            attained_risk=attained,
+            largest=largest,
+        )
+        return certificate, measure
+
+
+def family_of(
+    ambiguity: AmbiguitySet, loss: Any, inner: InnerSolver, dim: int, names: Sequence[str] | None
+) -> Family:
+    """The family of a set, checked against the columns of z.
+
+    Raises `UnsupportedError` for sets that decisions do not have yet.
+    """
+    resolved = ambiguity.validate(dim, names)
+    columns = None if names is None else tuple(names)
+    if isinstance(ambiguity, DensityRatioSet):
+        return _Ratio(ambiguity, columns)
+    if isinstance(ambiguity, Wasserstein):
+        if not math.isinf(ambiguity.label_cost):
+            raise InvalidDataError(
+                f"label_cost={ambiguity.label_cost:g}: a decision's z has no label that could "
+                "move; leave it infinite, and weigh columns with weights="
+            )
+        if getattr(resolved, "categories", None) is not None:
+            raise UnsupportedError(
+                "categorical_features are not offered for decisions; leave those columns immutable"
+            )
+        if ambiguity.order == 1:
+            return order_one(ambiguity, resolved, loss, names)
+        structured = isinstance(loss, StructuredLoss)
+        exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
+        return _Transport(ambiguity, resolved, structured, exact, inner, columns)
+    raise UnsupportedError(
+        f"{ambiguity!r} is not offered for decisions; use Wasserstein, KL, ChiSquare, "
+        "CressieRead, TotalVariation or CVaR"
+    )

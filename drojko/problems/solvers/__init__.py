@@ -1,0 +1,1 @@
+"""Solvers of decision problems: level bundles, spectral gradients, programs."""

@@ -1,0 +1,272 @@
+"""Level bundle method: convex problems with few variables, smooth or not, with a proven gap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko._driver import Status
+from drojko.exceptions import UnboundedRiskError
+from drojko.problems.constraints import Region
+from drojko.problems.families.oracle import Answer, Gauge, Oracle, Wall
+from drojko.problems.solvers.cuts import Cuts, Relaxed
+
+__all__ = ["LevelBundle", "LevelState"]
+
+_LEVEL = 0.3  # where the level lies between the two bounds
+_STALLED, _PATIENCE = 5, 60  # steps that end a run: without a new point, without a smaller gap
+_ROUNDING = 1e-6  # a relative gap that such a run may end with
+_GROWTH = 8.0  # of the box, where it is in the way
+_FAR = 10.0  # a risk that rises by so many times what was hoped for says nothing of the optimum
+
+_STEPS_BACK = 40
+_LONG = 1e4  # a side of the box in units of moves that matter
+_COARSER, _RETRIES = 30.0, 3  # programs that fail are tried again in coarser units
+
+
+@dataclass(frozen=True)
+class LevelState:
+    """Cuts, the best point, and bounds of the optimum on both sides.
+
+    ``lower`` holds everywhere: -inf until the cuts are bounded below without a box. ``width`` is
+    the half-width of the box around the best point where their minimum is looked for until then,
+    ``gauge`` the size of losses and slopes where it was last taken, ``largest`` the largest size of
+    losses so far; ``waited`` counts the steps since the gap last fell clearly below ``mark``.
+    """
+
+    cuts: Cuts
+    best: np.ndarray
+    upper: float
+    lower: float
+    width: np.ndarray
+    gauge: Gauge
+    relative: float
+    largest: float
+    stalled: int = 0
+    mark: float = math.inf
+    waited: int = 0
+
+    @property
+    def gap(self) -> float:
+        """Proven distance of the best value from the optimum; inf while nothing is proven."""
+        return max(0.0, self.upper - self.lower)
+
+
+@dataclass(frozen=True)
+class LevelBundle:
+    r"""Project the best point onto a level set of the cuts:
+
+    .. math:: \theta_{k+1} = \arg\min\{\|\theta - \hat\theta\|_D : m_k(\theta) \le
+        0.3\,\overline v + 0.7\,\underline v,\; \theta \in \Theta\}
+
+    with the model m_k, the largest of all cuts, its minimum as the lower bound v and the best
+    value found as the upper one. Until the cuts are bounded below, v is their minimum in a box,
+    which grows as long as descent goes on at its border and proves nothing. Sizes of moves come
+    from the slopes of the rows, so that units of losses and of decisions do not matter. It needs
+    O((1 / gap)^2) steps at most, in practice some per variable and digit. (C. Lemarechal, A.
+    Nemirovskii, Y. Nesterov, 1995, New variants of bundle methods, Mathematical Programming 69.)
+    """
+
+    oracle: Oracle
+    region: Region
+    tol: float
+
+    def init(self, problem: Any = None) -> LevelState:
+        """The first point and its cut."""
+        point = self.region.project(torch.from_numpy(self.oracle.start())).numpy()
+        answer = self.oracle(point)
+        if not isinstance(answer, Answer):
+            raise UnboundedRiskError(
+                "the worst-case risk is infinite at the first decision; start at params whose "
+                "worst case is finite, raise the penalty, or give a radius"
+            )
+        gauge = self.oracle.gauge(point)
+        return LevelState(
+            Cuts.first(point, answer),
+            point,
+            answer.value,
+            -math.inf,
+            gauge.lengths(point, answer.gradient),
+            gauge,
+            gauge.size,
+            gauge.size,
+        )
+
+    def step(self, state: LevelState) -> LevelState:
+        """One relaxation, one projection, one answer."""
+        upper, state = state.upper, self._advance(state)
+        descends = math.isinf(state.lower) and upper - state.upper > 1e-3 * self._size(state)
+        if state.gap < 0.95 * state.mark or descends:
+            return replace(state, mark=state.gap, waited=0)
+        return replace(state, waited=state.waited + 1)
+
+    def _advance(self, state: LevelState) -> LevelState:
+        scale, unit = _scales(state), _unit(state)
+        relaxed, state = self._relax(state, scale, unit)
+        if state.gap <= self._allowed(state):
+            return state
+        low = max(relaxed.low, state.lower)
+        target = low + _LEVEL * (state.upper - low)
+        candidate, slack = self._project(state, target, scale, unit)
+        if candidate is None:
+            candidate = relaxed.point
+        candidate = self.region.project(torch.from_numpy(candidate)).numpy()
+        candidate, answer, state = self._ask(state, candidate, state.upper - target)
+        if answer is None:
+            return replace(state, stalled=state.stalled + 1)
+        hoped = state.upper - target
+        # Descent goes on, and so may the box; or nothing does, and it may be the reason.
+        if answer.value <= state.upper - 0.5 * hoped or state.waited > len(candidate):
+            touched = np.abs(relaxed.point - state.best) > 0.99 * state.width
+            state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
+        kept = np.ones(len(state.cuts.heights), bool)
+        most = 3 * len(candidate) + 60
+        if slack is not None and len(slack) >= most:
+            kept[np.argsort(-slack)[: len(slack) - most + 20]] = False
+        found = replace(state, cuts=state.cuts.add(candidate, answer, kept))
+        still = bool(np.allclose(candidate, state.best, rtol=1e-14, atol=0.0))
+        found = replace(found, stalled=state.stalled + 1 if still else 0)
+        return self._moved(found, candidate, answer) if answer.value < state.upper else found
+
+    def _relax(
+        self, state: LevelState, scale: np.ndarray, unit: float
+    ) -> tuple[Relaxed, LevelState]:
+        """The cuts' minimum, in a box that grows until it is not what closes the gap."""
+        # Sides longer than the moves that matter by many orders cost digits.
+        box, retries = np.minimum(state.width, _LONG * scale), 0
+        while True:
+            found = state.cuts.relax(
+                self.region, state.best, state.upper, box, scale, unit, state.gauge.slopes
+            )
+            if found is None:
+                if retries == _RETRIES:
+                    return Relaxed(state.lower, -math.inf, state.best), state
+                scale, retries = _COARSER * scale, retries + 1
+                box = np.minimum(state.width, _LONG * scale)
+                continue
+            state = replace(state, lower=max(state.lower, min(found.proven, state.upper)))
+            touched = np.abs(found.point - state.best) > 0.99 * box
+            if (touched & (box < state.width)).any():
+                box = np.where(touched, np.minimum(_LONG * box, state.width), box)
+                continue
+            room = state.upper - found.low > self._allowed(state)
+            closed = state.gap <= max(self.tol, _ROUNDING) * self._size(state)
+            if not touched.any():  # nor need it be, where the box is a speck
+                touched = state.width < state.gauge.lengths(state.best, state.cuts.slopes[-1])
+            if closed or room or not touched.any() or state.width.max() > 1e30 * scale.max():
+                return found, state
+            state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
+            box = np.where(touched, state.width, box)
+
+    def _project(
+        self, state: LevelState, target: float, scale: np.ndarray, unit: float
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        if not math.isfinite(target):
+            return None, None
+        for power in range(_RETRIES + 1):
+            length = _COARSER**power * scale
+            found = state.cuts.project(self.region, state.best, target, length, unit)
+            if found[0] is not None:
+                return found
+        return None, None
+
+    def _ask(
+        self, state: LevelState, aim: np.ndarray, hoped: float
+    ) -> tuple[np.ndarray, Answer | None, LevelState]:
+        """The answer at a point, or nearer to the best one.
+
+        Where the worst case is infinite: back, first by a little. Where the risk is larger by
+        orders the step was too long for a cut to tell much: back to where it rises by some units.
+        """
+        shares = iter((0.9999, 0.99, 0.9, *0.5 ** np.arange(1.0, 50.0)))
+        share, shrunk = 1.0, 0
+        while True:
+            candidate = state.best + share * (aim - state.best)
+            answer = self.oracle(candidate)
+            if isinstance(answer, Answer):
+                most = _FAR * max(share * hoped, state.relative)
+                rise = answer.value - state.upper
+                if rise > _FAR * most and shrunk < _STEPS_BACK:
+                    share, shrunk = share * max(math.sqrt(most / rise), 0.1), shrunk + 1
+                    continue
+                if _GROWTH * share < 1.0:  # and so was the box, where it was made use of
+                    used = np.abs(aim - state.best) > 0.1 * state.width
+                    width = np.where(used, _GROWTH * share, 1.0) * state.width
+                    state = replace(state, width=width)
+                return candidate, answer, state
+            if isinstance(answer, Wall):
+                bound = float(answer.gradient @ candidate) - answer.excess
+                walls = (*state.cuts.walls, (answer.gradient, bound))
+                state = replace(state, cuts=replace(state.cuts, walls=walls))
+            following = next((s for s in shares if s < share), None)
+            if following is None:
+                return candidate, None, state
+            share = following
+
+    def _moved(self, state: LevelState, point: np.ndarray, answer: Answer) -> LevelState:
+        """The state at a better point; sizes are measured anew where losses are of another one."""
+        size = self._mean_size(point)
+        gauge = state.gauge
+        if not 0.5 * gauge.size < size < 2.0 * gauge.size:
+            gauge = self.oracle.gauge(point)
+        largest = max(state.largest, size)
+        return replace(
+            state,
+            best=point,
+            upper=answer.value,
+            gauge=gauge,
+            relative=max(size, 1e-9 * largest),
+            largest=largest,
+        )
+
+    def _mean_size(self, point: np.ndarray) -> float:
+        """Mean of |loss| at a decision."""
+        with torch.no_grad():
+            self.oracle.load(point)
+            losses = self.oracle.module(self.oracle.draws.x)
+        return float(self.oracle.draws.w @ losses.double().abs())
+
+    def _allowed(self, state: LevelState) -> float:
+        return self.tol * self._size(state) + 1e-300
+
+    @staticmethod
+    def _size(state: LevelState) -> float:
+        return abs(state.upper) + 0.01 * state.relative
+
+    def finite(self, state: LevelState) -> bool:
+        """Whether the point and its value are; the lower bound may be infinite."""
+        return math.isfinite(state.upper) and bool(np.isfinite(state.best).all())
+
+    def terminate(self, state: LevelState) -> Status | None:
+        """Converged when the proven gap is within the tolerance."""
+        if state.gap <= self._allowed(state):
+            return Status.CONVERGED
+        if state.stalled < _STALLED and state.waited < _PATIENCE + 2 * len(state.best):
+            return None
+        # Rounding: no step closes the gap any more.
+        close = state.gap <= max(_ROUNDING, self.tol) * self._size(state)
+        return Status.CONVERGED if close else Status.MAX_ITER
+
+    def record(self, state: LevelState) -> dict[str, float]:
+        """A row of the history."""
+        return {"robust_risk": state.upper, "lower_bound": state.lower, "gap": state.gap}
+
+
+def _unit(state: LevelState) -> float:
+    """Size of the differences of values that matter now."""
+    if 0.0 < state.gap < math.inf:
+        return state.gap
+    return state.relative or float((np.abs(state.cuts.slopes) * state.width).max()) or 1.0
+
+
+def _scales(state: LevelState) -> np.ndarray:
+    """Size of a move in each variable that changes the value by about what matters now."""
+    # The median: cuts far away, where a dual variable is near zero, are steeper by orders. Near an
+    # optimum slopes vanish, and those of the rows say how little that may mean.
+    steep = np.median(np.abs(state.cuts.slopes), axis=0)
+    steep = np.maximum(steep, 1e-3 * state.gauge.slopes)
+    return np.where(steep > 0, _unit(state) / np.where(steep > 0, steep, 1.0), state.width)

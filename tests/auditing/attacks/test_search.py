@@ -1,0 +1,72 @@
+"""Models without gradients: the search, its budget, and the loose bound."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.tree import DecisionTreeClassifier
+
+from drojko import audit
+from drojko.ambiguity import Wasserstein
+from drojko.auditing.attacks.learned import begin
+from drojko.auditing.attacks.search import random_search, search
+from drojko.auditing.reading.models import audited_model
+from drojko.auditing.reading.setup import build_case
+
+
+def case_of(model, X, y):
+    read = audited_model(model, X, y)
+    return build_case(
+        read, X, y, Wasserstein(0.1), loss=None, reference="kde", scale=None, sample_weight=None,
+        groups=None, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.2])
+def test_the_search_beats_random_moves_at_the_same_calls(forest, moons, radius):
+    values = []
+    for method in (search, random_search):
+        case = case_of(forest, *moons)
+        pool = begin(case)
+        before = case.calls[0]
+        method(case, pool, [radius], 60, torch.Generator().manual_seed(1))
+        values.append(pool.plan(case.w, radius**2).risk)
+        # One call of the model per row and step, and one on the rows for the donors.
+        assert case.calls[0] - before <= 61 * len(moons[1])
+    assert values[0] >= values[1]
+
+
+def test_a_stump_is_crossed_at_its_threshold():
+    """The cheapest plan moves the rows nearest to the threshold just across it."""
+    X = np.linspace(0.0, 1.0, 101)[:, None]
+    y = (X[:, 0] > 0.5).astype(int)
+    stump = DecisionTreeClassifier(max_depth=1).fit(X, y)
+    report = audit(stump, X, y, Wasserstein(), radii=[0.05], random_state=0)
+    distance = np.sort(np.abs(X[:, 0] - stump.tree_.threshold[0])) ** 2
+    most = np.searchsorted(np.cumsum(distance) / 101, 0.05**2) + 1
+    top = -math.log(1e-6)
+    assert report.table.worst_case_risk[0] <= top * (most + 1) / 101
+    assert report.table.worst_case_risk[0] >= 0.9 * top * (most - 1) / 101
+    assert report.table.transport_cost[0] <= 0.05**2 * (1 + 1e-9)
+
+
+def test_the_bound_is_the_clipped_loss(forest, moons):
+    table = audit(forest, *moons, Wasserstein(), radii=[0.0, 0.1, 5.0], random_state=0).table
+    assert table.upper_bound.tolist()[1:] == pytest.approx([math.log1p(1e6)] * 2)
+    assert table.upper_bound[0] == table.nominal_risk[0]
+    assert set(table.proof) == {"dual"}
+    assert (np.diff(table.worst_case_risk) > 0).all()
+    assert (table.worst_case_risk <= table.upper_bound).all()
+    assert table.finding[1].startswith("searched without gradients")
+
+
+def test_regressors_without_gradients_have_no_bound(rng):
+    X = rng.normal(size=(80, 2))
+    y = X[:, 0] + 0.1 * rng.normal(size=80)
+    model = GradientBoostingRegressor(n_estimators=10, random_state=0).fit(X, y)
+    report = audit(model, X, y, Wasserstein(), radii=[0.2], random_state=0, max_evaluations=5000)
+    assert report.table.upper_bound[0] == math.inf
+    assert "no upper bound" in report.table.finding[0]
+    assert report.table.worst_case_risk[0] > 1.5 * report.table.nominal_risk[0]
