@@ -14,7 +14,6 @@ import pytest
 import drojko
 from tests._house import FLOOR, House
 
-
 #: Not reached yet; strict, so that whoever reaches it takes the mark away.
 not_yet = pytest.mark.xfail(strict=True, reason="the rooms are being put in order")
 
