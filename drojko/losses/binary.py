@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -14,6 +15,7 @@ __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
 _BLOCK = 1 << 16  # entries per block of an iterative envelope: its work arrays stay in cache
 _MAX_NEWTON = 64
+_NEAR = 8  # steps from a nearby worst case
 
 
 class Logistic(Loss):
@@ -57,6 +59,35 @@ class Logistic(Loss):
         tau = even_logistic_root(c.abs(), kappa.expand_as(c) if kappa.ndim else kappa)
         # The stationarity condition gives v with full relative accuracy even where t ~ -m.
         return -s * torch.sigmoid(torch.where(c >= 0, tau, -tau)) / (2.0 * kappa)
+
+    def worst_near(
+        self, f: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        r"""Worst cases :math:`\max_p\, p f + p^2\sigma - \ell^*(p)`, sigma < 2, from nearby ones.
+
+        Returns values, slopes and curvatures in f, and the log-odds t of |p| for the next call:
+        the root of t - 2 sigma sigmoid(t) + m, a margin m = s f, by Newton's method.
+        """
+        s = 2.0 * y - 1.0
+        m = torch.from_numpy(s * f)
+        t = sigma - m if near is None else torch.from_numpy(near)
+        for _ in range(_NEAR):
+            p = torch.sigmoid(t)
+            step = (t - 2.0 * sigma * p + m) / (1.0 - 2.0 * sigma * (p - p * p))
+            t = t - step
+            if float(step.abs().max()) <= 1e-8:  # its square is what is left
+                break
+        else:
+            c = 0.5 - 0.5 * m / sigma
+            root = even_logistic_root(c.abs(), torch.tensor(0.25 / sigma, dtype=c.dtype))
+            t = torch.where(c >= 0.0, root, -root)
+        size = t.abs()
+        low = torch.sigmoid(-size)
+        p = torch.where(t >= 0.0, 1.0 - low, low)
+        value = (sigma * p - m) * p - torch.log1p(-low) + size * low
+        curve = low - low * low
+        bend = curve / (1.0 - 2.0 * sigma * curve)
+        return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
 
 
 def even_logistic_root(c: Tensor, kappa: Tensor) -> Tensor:
