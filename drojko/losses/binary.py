@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import torch
+from scipy.special import entr, expit
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from drojko.losses.base import Loss, sign
+from drojko.losses.smoothing import Kink, Smoothed
 
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
@@ -42,6 +44,7 @@ class Logistic(Loss):
     name = "logistic"
     lipschitz = 1.0
     curvature = 0.25
+    attained = False
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return -logsigmoid(sign(f, y) * f)
@@ -52,6 +55,25 @@ class Logistic(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.sigmoid(f) * torch.sigmoid(-f)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The loss itself."""
+        s = 2.0 * y - 1.0
+        m = s * f
+        p = expit(-m)
+        slope = -s * p
+        return Smoothed(np.logaddexp(0.0, -m), slope, p * (1.0 - p), slope)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """The entropy of a coin with probability |slope|."""
+        p = np.clip(np.abs(slope), 0.0, 1.0)
+        return entr(p) + entr(1.0 - p)
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
+        return _towards(y)
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         s = sign(f, y)
@@ -88,6 +110,11 @@ class Logistic(Loss):
         curve = low - low * low
         bend = curve / (1.0 - 2.0 * sigma * curve)
         return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
+
+
+def _towards(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    s = 2.0 * y - 1.0
+    return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
 
 
 def even_logistic_root(c: Tensor, kappa: Tensor) -> Tensor:
@@ -160,3 +187,19 @@ class Hinge(Loss):
         s = sign(f, y)
         moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
         return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """A smoothed kink at margin 1."""
+        s = 2.0 * y - 1.0
+        kink = Kink.at(1.0 - s * f, mu, dual)
+        return Smoothed(kink.value, -s * kink.slope, kink.second, -s * kink.share, kink)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """The size of the slope."""
+        return (1.0 - 2.0 * y) * slope
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
+        return _towards(y)
