@@ -151,6 +151,12 @@ class Transported:
         left = 0.5 * keep**2 * float(self.ridge @ z**2)
         return keep * sums.worth - left + math.sqrt(spare * self.offset)
 
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        """The price of a unit of cost, and the mean cost of the worst case."""
+        sigma, square = self._sigma(z, p), self._square(z)
+        cost = 4.0 * sigma**2 * sums.spent / square if square > 0.0 else 0.0
+        return {"penalty": 0.25 * square / sigma, "transport_cost": cost}
+
 
 def worst(
     loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
