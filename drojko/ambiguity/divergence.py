@@ -333,8 +333,11 @@ class Tails(Levels):
 
 
 def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: int = 30):
-    """Damped Newton's method in the levels at fixed losses; p where that is outside the domain."""
+    """Damped Newton's method in the levels at fixed losses, from p where that is in the domain."""
     rise = levels.rise(losses, p, mu, {})
+    if rise is None:
+        p = levels.start(losses, mu)
+        rise = levels.rise(losses, p, mu, {})
     if rise is None:
         return p
     for _ in range(steps):
@@ -344,12 +347,13 @@ def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: 
         except np.linalg.LinAlgError:
             break
         decrement = -float(gradient @ move)
-        if not decrement > 1e-12 * (abs(rise.value) + mu):
+        if not decrement > 1e-11 * (abs(rise.value) + mu):
             break
         t = min([1.0, *(0.9 * p[j] / -move[j] for j in levels.positive if move[j] < 0)])
-        for _ in range(40):
+        goal = rise.value + 1e-15 * abs(rise.value)
+        for _ in range(20):
             new = levels.rise(losses, p + t * move, mu, {})
-            if new is not None and new.value <= rise.value - 1e-4 * t * decrement:
+            if new is not None and new.value <= goal - 1e-4 * t * decrement:
                 break
             t *= 0.4
         else:
