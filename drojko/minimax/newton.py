@@ -90,7 +90,7 @@ class Newton:
             u = o.rows.predict(z)
             p = o.restart(u, p, mu) if problem.p is None else problem.p
         p, terms = self._evaluate(z, p, u, mu, {})
-        state = State(z, p, u, mu, terms)
+        state = State(z, p, u, mu, terms, factor=o.cooling, usual=o.cooling)
         row = o.record(state)
         return replace(state, upper=row["robust_risk"], best_z=z, best_p=p, row=row)
 
@@ -227,10 +227,11 @@ class Newton:
         decisive = bias <= 2.0 * tol * size or st.mu <= ROUNDING * o.unit
         decisive = decisive and st.decrement <= max(tol * size, settled)
         if st.iteration >= st.next_bound and (decisive or st.stuck):
-            st = self.bounded(st)
+            before, st = st.lower, self.bounded(st)
             if st.ended is not None:
                 return st
-            st = replace(st, next_bound=st.iteration + 3)
+            wait = 1 if st.lower > before else 3
+            st = replace(st, next_bound=st.iteration + wait)
         early = (st.stage >= _LONG or (st.stuck > 0 and st.decrement > settled)) and st.returns < 6
         if early:
             # Cooled too fast: back to where the path is wide, and gently from there.

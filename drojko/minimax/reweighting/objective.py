@@ -61,7 +61,7 @@ class Reweighted:
         self.goal, self.unit = goal, 1.0
         self.levels: Levels = Plain(None, np.ones(1))
         self.positive: tuple[int, ...] = ()
-        self.first_smoothing = 0.3
+        self.first_smoothing, self.cooling = 0.3, 0.3
 
     # Cells --------------------------------------------------------------------------------------
 
@@ -92,10 +92,29 @@ class Reweighted:
         self.levels = self.bound.levels(unit)
         self.positive = self.levels.positive
         smooth = not self.loss.kinks and not self.levels.kinked
-        self.first_smoothing = self.goal if smooth else 0.3
+        self.first_smoothing = 0.3 * self.goal if smooth else 0.3 if self.levels.kinked else 0.03
+        self.cooling = 0.3 if self.levels.kinked else 0.1
         if unit <= 1e-280:  # fitted: there is nothing to solve
             return z, np.zeros(self.levels.count)
-        return z, self.levels.start(self._means(losses), 0.3 * unit)
+        z = self._plain(z, 0.3 * unit)
+        losses = self.exact(rows.predict(z))
+        return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
+
+    def _plain(self, z: np.ndarray, mu: float) -> np.ndarray:
+        """Two steps towards the least plain risk: where all losses are equal, no set has a say."""
+        rows, w, y = self.rows, self.rows.w, self.rows.y
+        jet = self.loss.smoothed(rows.predict(z), y, mu)
+        for _ in range(2):
+            hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
+            gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
+            move = np.zeros(rows.size)
+            move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+            new = self.loss.smoothed(rows.predict(z + move), y, mu)
+            rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
+            if not float(w @ (new.value - jet.value)) + rise < 0.0:
+                break
+            z, jet = z + move, new
+        return z
 
     def _constant(self) -> float:
         """Mean target where the loss has no bounded slopes, otherwise the quantile it asks for."""
