@@ -89,13 +89,19 @@ class SmoothRows(Protocol):
         ...
 
     def at(
-        self, y: np.ndarray, w: np.ndarray, u: np.ndarray, levels: np.ndarray, near: Any, second: bool
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
     ) -> RowSums | None:
         """Sums over given rows; None where phi is infinite or has kinks."""
         ...
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
-        """c and its derivatives, with those that phi has through ``levels`` of z."""
+        """C and its derivatives, with those that phi has through ``levels`` of z."""
         ...
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
@@ -186,7 +192,9 @@ class ManyRows:
         z, p, metric = problem
         u = self.rows.predict(z)
         sums = self._sums(z, p, u, None)
-        if self.carriers is not None and (sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2):
+        if self.carriers is not None and (
+            sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2
+        ):
             p = self.objective.settled(u, p)
             sums = self._sums(z, p, u, None)
         self.least = _VANISHED * p[list(self.objective.positive)]
@@ -245,7 +253,9 @@ class ManyRows:
             return s
         # The second order of the carriers is as much larger as they are fewer.
         share = len(self.carriers) / self.rows.n
-        if not (s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)):
+        if not (
+            s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)
+        ):
             return s
         return replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
 
@@ -403,9 +413,7 @@ def fit_many(
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
-        outcome = run(
-            solver, first, max_iter=most, max_time=limits.time_left, callback=callback
-        )
+        outcome = run(solver, first, max_iter=most, max_time=limits.time_left, callback=callback)
     unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
     if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
         return None

@@ -139,6 +139,10 @@ class Newton:
         """One joint step, bounds where they can decide, and the next mu where a stage ends."""
         if state.ended is not None:
             return state
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
+            return self._step(state)
+
+    def _step(self, state: State) -> State:
         state = replace(state, iteration=state.iteration + 1, stage=state.stage + 1)
         new, t = self._move(state)
         row = self.objective.record(new)

@@ -104,7 +104,7 @@ class Reweighted:
         """Two steps towards the least plain risk: where all losses are equal, no set has a say."""
         rows, w, y = self.rows, self.rows.w, self.rows.y
         jet = self.loss.smoothed(rows.predict(z), y, mu)
-        for _ in range(2):
+        for _ in range(1):
             hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
             gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
             move = np.zeros(rows.size)
@@ -227,9 +227,7 @@ class Reweighted:
     def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
         """Exact objective, and the bound of repaired duals."""
         upper = self.record(state)["robust_risk"]
-        lower = self._lower(state, need, False)
-        if lower < need and self.positive:
-            lower = max(lower, self._lower(state, need, True))
+        lower = self._lower(state, need)
         return upper, max(lower, self._trivial())
 
     def _trivial(self) -> float:
@@ -244,7 +242,7 @@ class Reweighted:
     def _clipped(self, s: np.ndarray) -> np.ndarray:
         return np.clip(s, *self.loss.domain(self.rows.y))
 
-    def _lower(self, state: Iterate, need: float, spend: bool) -> float:
+    def _lower(self, state: Iterate, need: float) -> float:
         """The best bound of a few Newton steps on (s, q) towards balance, inside their domains."""
         rows, levels, k = self.rows, self.levels, state.p.size
         detail: _Detail = state.terms.detail
@@ -264,7 +262,7 @@ class Reweighted:
             best = max(best, self._bound(state, q, s))
             if best >= need:
                 return best
-            lack = sum((levels.missing(part, spend, state) for part in parts), levels.tied(parts))
+            lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
             residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
             before, left = left, float(np.abs(residual[free]).max(initial=0.0))
             if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
