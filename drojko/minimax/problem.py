@@ -13,7 +13,6 @@ from torch import Tensor
 
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
-from drojko.ambiguity.mmd import MMD
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
@@ -25,14 +24,18 @@ from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
 from drojko.models import TabularModel
 
-__all__ = ["RobustProblem", "TrainResult", "bind"]
+__all__ = ["RobustProblem", "TrainResult"]
 
 Callback = Callable[[int, dict[str, Any]], bool]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; the parameters themselves are in the model."""
+    """How a training run ended; the parameters themselves are in the model.
+
+    ``gap`` is a proven bound of (objective - minimum) / objective, NaN where nothing is proven;
+    ``advice`` a word for the user to be warned with.
+    """
 
     status: str
     message: str
@@ -40,13 +43,8 @@ class TrainResult:
     penalty: float
     stationarity: float
     history: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def bind(ambiguity: Any, x: Tensor, y: Tensor, w: Tensor, groups: Any = None) -> Any:
-    """A reweighting set on weighted points: kernels see labels, group sets the groups."""
-    if isinstance(ambiguity, MMD):
-        return ambiguity.on(x, w, labels=y)
-    return ambiguity.on(x, w.cpu(), groups)
+    gap: float = math.nan
+    advice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class RobustProblem:
             x, y, w = x[kept], y[kept], w[kept]
             groups = None if groups is None else np.asarray(groups)[kept.cpu().numpy()]
         outer = x if self.centre is None else x * self.scale + self.centre.to(x)
-        return x, y, w, bind(ambiguity, outer, y, w, groups)
+        return x, y, w, ambiguity.bind(outer, y, w, groups)
 
     def _place(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reference points on the device, in this problem's units."""
