@@ -42,6 +42,8 @@ class AmbiguitySet(ABC, BaseEstimator):
         Draws of a continuous reference above which the set is too dear.
     divergence : Divergence or None
         By name, for the solvers that have formulas for a few.
+    conic_form : str or None
+        What `drojko.baselines` knows the worst case of reweightings as.
     curvature : float or None
         f''(1) of a smooth divergence E0 f(dP/dP0).
     """
@@ -58,6 +60,7 @@ class AmbiguitySet(ABC, BaseEstimator):
     knows_groups: bool = False
     most_draws: int | None = None
     divergence: Divergence | None = None
+    conic_form: str | None = None
 
     @abstractmethod
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
@@ -128,6 +131,10 @@ class AmbiguitySet(ABC, BaseEstimator):
             )
         form = {"penalty": None} if "penalty" in known else {}
         return clone(self).set_params(**form, **{self.size_name: float(size)})
+
+    def priced(self, penalty: float) -> Self:
+        """Return a copy in penalty form."""
+        return clone(self).set_params(radius=None, penalty=float(penalty))
 
     def room(self, size: float) -> float:
         """Return how far a size is from `nothing`: the larger, the larger the set."""

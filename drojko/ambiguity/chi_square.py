@@ -59,6 +59,7 @@ class ChiSquare(DensityRatioSet):
     True
     """
 
+    conic_form = "chi-square"
     divergence = Divergence("chi-square", 2.0, 2.0)
 
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):

@@ -88,6 +88,8 @@ class CressieRead(DensityRatioSet):
         self.radius = radius
         self.penalty = penalty
 
+    conic_form = "cressie-read"
+
     @property
     def divergence(self) -> Divergence:
         """Of this order."""

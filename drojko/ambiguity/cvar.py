@@ -63,6 +63,7 @@ class CVaR(DensityRatioSet):
     penalty = None
     size_name = "alpha"
     nothing = 1.0
+    conic_form = "cvar"
 
     def __init__(self, alpha: float):
         self.alpha = alpha

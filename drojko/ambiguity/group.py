@@ -66,6 +66,7 @@ class Group(AmbiguitySet):
     """
 
     knows_groups = True
+    conic_form = "group"
 
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius

@@ -68,6 +68,7 @@ class KL(DensityRatioSet):
     5.0
     """
 
+    conic_form = "kl"
     divergence = Divergence("kl", 1.0, 1.0)
 
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):

@@ -93,6 +93,7 @@ class MMD(AmbiguitySet):
     array([0.  , 2.11, 0.  , 1.89])
     """
 
+    conic_form = "mmd"
     most_draws = 500  # a quadratic program in their kernel
 
     def __init__(

@@ -66,6 +66,7 @@ class TotalVariation(DensityRatioSet):
 
     _largest_radius = 1.0
     jumps = True
+    conic_form = "total-variation"
 
     def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
         """Shares of the mass."""

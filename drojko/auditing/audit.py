@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from sklearn.base import clone
 
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_torch_thread
-from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
-from drojko.auditing.certified import certify_other
+from drojko.auditing.certified import certified
 from drojko.auditing.reading.checks import health, unusable
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.problem import Case
-from drojko.auditing.reading.setup import build_case, is_reweighting, sets_of, size_name
+from drojko.auditing.reading.setup import build_case, sets_of, size_name
 from drojko.auditing.reporting.progress import Progress, progress_bar
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Found, table_row
@@ -126,10 +128,7 @@ def audit(
     >>> bool(table.worst_case_risk[1] > table.worst_case_risk[0] == table.nominal_risk[0])
     True
     """
-    if not isinstance(ambiguity, AmbiguitySet):
-        raise InvalidDataError(
-            f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein()"
-        )
+    approach_to(ambiguity)
     generator = make_generator(random_state)
     sets = sets_of(ambiguity, radii)
     settings = get_inner(ICNNJKO(steps=STEPS, rounds=2) if inner is None else inner)
@@ -156,12 +155,15 @@ def audit(
         general = health(case)
         if general.unusable:
             found = unusable(case, sizes, general)
-        elif is_reweighting(case.ambiguity):
-            found = reweight(case, sizes)
-        elif isinstance(case.ambiguity, Wasserstein) and case.ambiguity.order == 2:
-            found = transport(case, sizes, settings, general, max_evaluations)
         else:
-            found = certify_other(case, sizes, settings)
+            # Families that audits know more of than a certificate, by the name of their approach.
+            name_of = approach_to(case.ambiguity).name
+            if name_of == "reweighting":
+                found = reweight(case, sizes)
+            elif name_of == "transport" and case.ambiguity.order == 2:
+                found = transport(case, sizes, settings, general, max_evaluations)
+            else:
+                found = certified(case, sizes, settings)
         for row in found:
             row.checks = [*general.checks, *row.checks]
             row.findings = [*general.findings, *row.findings]
@@ -178,11 +180,9 @@ def audit(
 
 def _in_units(own: Any, case: Case) -> Any:
     """A set of the path with the columns of the case's own."""
-    parameters = case.ambiguity.get_params(deep=False)
-    sizes = {
-        k: v for k, v in own.get_params(deep=False).items() if k in ("radius", "penalty", "alpha")
-    }
-    return type(case.ambiguity)(**{**parameters, **sizes})
+    sizes = own.get_params(deep=False)
+    kept = {k: sizes[k] for k in {"penalty", own.size_name} & set(sizes)}
+    return cast(Any, clone(case.ambiguity)).set_params(**kept)
 
 
 def _name(model: Any) -> str:

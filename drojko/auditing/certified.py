@@ -1,9 +1,8 @@
-"""Sets that the estimators' approaches certify: order 1, Sinkhorn, MMD and groups."""
+"""Sets of which an audit knows no more than their approach: order 1, Sinkhorn, MMD, groups."""
 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +10,17 @@ import numpy as np
 import torch
 
 from drojko._random import spawn
-from drojko.ambiguity import MMD, Group, Sinkhorn
 from drojko.approaches.base import FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import Case
 from drojko.auditing.reporting.row import Found
-from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
-from drojko.minimax.problem import TrainResult
 
-__all__ = ["certify_other", "plan_of"]
+__all__ = ["certified", "plan_of"]
 
 _SUPPORTED = (
     "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
@@ -53,13 +49,12 @@ def plan_of(case: Case, ambiguity: Any, inner: InnerSolver) -> Plan:
     )
 
 
-def certify_other(case: Case, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Found]:
+def certified(case: Case, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Found]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
-    first = sizes[0][1]
-    if not isinstance(first, MMD | Group) and case.model.tabular is None:
+    if approach_to(case.ambiguity).gradients and case.model.tabular is None:
         raise UnsupportedError(
-            f"{type(first).__name__} needs gradients, and there are none ({case.model.note}); "
-            f"{_SUPPORTED}"
+            f"{type(case.ambiguity).__name__} needs gradients, and there are none "
+            f"({case.model.note}); {_SUPPORTED}"
         )
     found: list[Found] = []
     for size, ambiguity in case.progress.over(sizes, "certificates", 1.0):
@@ -94,32 +89,16 @@ def _monotone(one: Found, before: list[Found]) -> Found:
     return Found(one.size, c, before[-1].worst, before[-1].after)
 
 
-def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Certificate) -> WorstCase | None:
-    state: dict[str, Any]
-    if isinstance(plan.ambiguity, Sinkhorn):
-        state = {
-            "penalty": c.penalty,
-            "epsilon": float(plan.ambiguity.epsilon),
-            "attained_risk": c.worst_case_risk,
-            "cost_weights": plan.cost.weights,
-        }
-        if not math.isfinite(c.penalty):
-            return None
-    else:
-        reference: LabelledMeasure = case.reference
-        if isinstance(plan.ambiguity, Group):
-            reference = approach.measure(
-                plan.ambiguity,
-                _unfitted(reference),
-                case.x.numpy(),
-                case.y.numpy(),
-                case.w.numpy(),
-                case.groups,
-            )
+def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Any) -> WorstCase | None:
+    if plan.ambiguity.knows_groups:
+        arrays = (case.x.numpy(), case.y.numpy(), case.w.numpy())
+        unfitted = _unfitted(case.reference)
+        reference = approach.measure(plan.ambiguity, unfitted, *arrays, case.groups)
         plan = replace(plan, reference=reference)
-        result = TrainResult("converged", "", 0, c.penalty, math.nan)
-        with torch.no_grad():
-            state = approach.assess(plan, model, result, False, len(case.x)).state
+    with torch.no_grad():
+        state = approach.found(plan, model, c, len(case.x))
+    if state is None:
+        return None
     fitted = FittedModel(
         model,
         case.loss,

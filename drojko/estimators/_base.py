@@ -24,7 +24,7 @@ from drojko._sklearn import (
     check_is_fitted,
 )
 from drojko._threads import SMALL, one_torch_thread
-from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, Wasserstein
+from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.approaches.base import Assessment, FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.reference import NAMES, build_reference, count_atoms, is_sampled
@@ -186,7 +186,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             return given, ""
         exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
         n_samples = len(X)
-        if self._classification and not sampled and isinstance(ambiguity, KL | ChiSquare):
+        if self._classification and not sampled and ambiguity.divergence is not None:
             n_samples = min(distinct(X[y == k]) for k in range(len(self.classes_)))
         choice = choose_inner(
             ambiguity,
@@ -216,7 +216,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             inner=self._plain_inner(),
             radius=None if ambiguity.radius is None else float(ambiguity.radius),
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-            label_cost=float(getattr(ambiguity, "label_cost", np.inf)),
+            label_cost=float(ambiguity.label_cost),
             n_labels=len(self.classes_) if self._classification else 0,
             dtype=_DTYPES[self.dtype],
             device=str(self.device),

@@ -19,6 +19,7 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_torch_thread
 from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.choice import get_inner
@@ -170,11 +171,7 @@ class MinimaxProblem:
                 f"loss={loss!r}; expected a function loss(params, z) -> (n,) or an object of "
                 "drojko.problems (MaxAffine, SeparableMaxAffine, Quadratic)"
             )
-        if not isinstance(ambiguity, AmbiguitySet):
-            raise InvalidDataError(
-                f"ambiguity={ambiguity!r}; expected a set from drojko.ambiguity, for instance "
-                "Wasserstein(radius=0.1)"
-            )
+        approach_to(ambiguity)
         whole = isinstance(n_draws, Integral) and not isinstance(n_draws, bool)
         if n_draws is not None and not (whole and n_draws >= 2):
             raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")

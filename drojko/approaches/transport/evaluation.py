@@ -13,7 +13,7 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko._random import spawn
 from drojko.approaches.plan import Plan
-from drojko.approaches.transport_training import is_exact, ridge_data
+from drojko.approaches.transport.training import is_exact, ridge_data
 from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
