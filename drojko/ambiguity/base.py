@@ -96,6 +96,8 @@ class AmbiguitySet(ABC, BaseEstimator):
                 "dual(losses, smoothing=0.0) -> Dual: training and certificates of sets that "
                 "reweight need it"
             )
+        if not hasattr(bound, "ambiguity"):
+            bound.ambiguity = self  # whose penalty solvers ask for
         return bound
 
     def needs_largest(self, penalty: float) -> bool:

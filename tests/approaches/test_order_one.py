@@ -11,7 +11,6 @@ import drojko
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
-
 from tests.estimators._cases import binary, classes, regression
 
 

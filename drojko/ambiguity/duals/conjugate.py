@@ -20,6 +20,8 @@ from drojko.ambiguity.duals.scaling import Sample, Worst
 
 __all__ = ["ball", "inverse", "priced"]
 
+#: Log of the least multiplier, in units of the spread: its worst case is that of every larger ball.
+_LEAST = math.log(1e-10)
 _LARGE = 1e6
 
 
@@ -58,13 +60,13 @@ def ball(family: Any, sample: Sample, radius: float) -> Worst:
     curvature = family.curvature or 1.0  # small radii: spent = deviation^2 / (2 curvature l^2)
     low = high = math.log(max(sample.deviation / math.sqrt(2.0 * curvature * radius), 1e-100))
     step = 0.5
-    while missing(low) < 0.0 and low > -300.0:
+    while missing(low) < 0.0 and low > _LEAST:
         low, step = low - step, 2.0 * step
     step = 0.5
     while missing(high) > 0.0 and high < 300.0:
         high, step = high + step, 2.0 * step
     found = low
-    if low < high:
+    if low < high and missing(low) > 0.0:
         found = float(brentq(missing, low, high, xtol=1e-13, rtol=1e-14, maxiter=200))
     worst = priced(family, sample, math.exp(found))
     return Worst(
