@@ -43,6 +43,7 @@ def approach_to(ambiguity: Any) -> Approach:
     for approach in _APPROACHES.values():
         if approach.serves(ambiguity):
             return approach
+    ambiguity._validate_params()  # settings out of range, perhaps
     raise UnsupportedError(
         f"{type(ambiguity).__name__} offers nothing to train against: neither on(x, weights, "
         "groups), which solvers for sets that reweight need, nor moves = True with order = 2 and "

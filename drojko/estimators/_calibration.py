@@ -49,8 +49,8 @@ def calibrated_radius(ambiguity: Any, n: float, level: float, two_sided: bool = 
     kappa = ambiguity.curvature
     if kappa is None:
         raise UnsupportedError(
-            'method="calibration" is for KL, ChiSquare, CressieRead and other smooth divergences, '
-            "whose worst case is the "
+            'method="calibration" is for KL, ChiSquare and CressieRead, and for other smooth '
+            "divergences, whose worst case is the "
             f"mean plus a multiple of the standard deviation; got {type(ambiguity).__name__}. "
             'Use method="cv"'
         )
