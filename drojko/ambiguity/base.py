@@ -5,16 +5,28 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
-from drojko.ambiguity.divergence import Divergence
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["AmbiguitySet"]
+__all__ = ["AmbiguitySet", "Divergence"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """D(P, P0) = E0 f(dP/dP0) by name: "kl", "chi-square", or "cressie-read" of an order.
+
+    ``curvature`` is f''(1) in the conventions of the set: nats, E (r - 1)^2, and E phi_k.
+    """
+
+    kind: str
+    order: float
+    curvature: float
 
 
 class AmbiguitySet(ABC, BaseEstimator):

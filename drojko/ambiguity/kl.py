@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy.special import entr
 
-from drojko.ambiguity.divergence import Divergence
+from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
 

@@ -33,8 +33,8 @@ Callback = Callable[[int, dict[str, Any]], bool]
 class TrainResult:
     """How a training run ended; the parameters themselves are in the model.
 
-    ``gap`` is a proven bound of (objective - minimum) / objective, NaN where nothing is proven;
-    ``advice`` a word for the user to be warned with.
+    ``gap`` is the proven relative gap of the objective, NaN where nothing is proven; ``advice`` a
+    word on the result for the user.
     """
 
     status: str

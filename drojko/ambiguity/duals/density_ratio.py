@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.divergence import Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals import conjugate as by_conjugate
 from drojko.ambiguity.duals.point import Curve, Dual
 from drojko.ambiguity.duals.scaling import Sample, Worst, floats
@@ -298,6 +299,27 @@ class DensityRatioSet(AmbiguitySet):
         if curvature is None:
             return super().candidates(X, names, weight)
         return np.geomspace(0.3, 300.0, 8) * curvature * float(weight @ weight) / 2.0
+
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return f*, f*' and f*'' at t, kinks smoothed by delta; None outside the domain."""
+        with np.errstate(over="ignore"):
+            value, ratio = self.conjugate(t), np.exp(self.log_ratio(t))
+        return (value, ratio, self.steepness(ratio)) if np.isfinite(value).all() else None
+
+    def levels(self, weights: np.ndarray, unit: float) -> Levels:
+        """Return the set as a minimum over levels, for cells of given weights."""
+        if self.penalty is None:
+            budget = float(self.budget or 0.0)
+            if budget == 0.0 or weights.size == 1:
+                return Plain(self, weights)
+            if budget >= self.radius_of_maximum(float(weights.min())):
+                return Tails.maximum(self, weights)
+        return self._levels(weights, unit)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        return Priced(self, weights, unit)
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool

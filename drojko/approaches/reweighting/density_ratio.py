@@ -23,7 +23,6 @@ from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase,
 from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
-from drojko.losses import Squared
 from drojko.measures.base import components
 from drojko.minimax.problem import TrainResult
 from drojko.models import MLP, TabularModel
@@ -155,7 +154,7 @@ def _error_law(plan: Plan, model: TabularModel) -> ErrorLaw | None:
     if not (isinstance(model, MLP) and len(model.weights) == 1) or plan.radius == 0.0:
         return None
     divergence = plan.ambiguity.divergence
-    if divergence is None or divergence.kind != "kl" or not isinstance(plan.loss, Squared):
+    if divergence is None or divergence.kind != "kl" or not plan.loss.quadratic:
         return None
     coef = model.weights[0].detach().double().cpu().numpy()[0]
     intercept = float(model.biases[0].detach())
