@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +21,11 @@ from drojko.inner.transport.candidates import first_candidates
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
+from drojko.minimax.limits import Callback
+from drojko.minimax.row_objective import LinearFit
 from drojko.models import TabularModel
 
-__all__ = ["RobustProblem", "TrainResult"]
-
-Callback = Callable[[int, dict[str, Any]], bool]
+__all__ = ["Callback", "RobustProblem", "TrainResult"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,20 @@ class TrainResult:
     gap: float = math.nan
     advice: str | None = None
 
+    @classmethod
+    def of(cls, fit: LinearFit) -> TrainResult:
+        """What a linear fit says of itself."""
+        return cls(
+            fit.status,
+            fit.message,
+            fit.n_iter,
+            fit.multiplier,
+            fit.stationarity,
+            fit.history,
+            fit.relative_gap,
+            fit.advice,
+        )
+
 
 @dataclass(frozen=True)
 class RobustProblem:
@@ -53,7 +66,8 @@ class RobustProblem:
 
     or its penalised form; exactly one of ``radius`` and ``penalty`` is given. With ``centre`` and
     ``scale`` the draws are (x - centre) / scale, with ``target_centre`` and ``target_scale`` the
-    targets of a regression likewise; cost, radius, penalty and alphas are in those units.
+    targets of a regression likewise; cost, radius, penalty and alphas are in those units. An
+    empirical reference may come with its ``atoms``, drawn once for all that ask.
     """
 
     reference: LabelledMeasure
@@ -73,6 +87,7 @@ class RobustProblem:
     scale: float = 1.0
     target_centre: float = 0.0
     target_scale: float = 1.0
+    atoms: tuple[Tensor, Tensor, Tensor] | None = None
 
     def decay(self) -> list[float]:
         """L2 penalty of each parameter: ``alphas`` where the units were changed."""
@@ -82,7 +97,11 @@ class RobustProblem:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
-        return self._place(*self.reference.points(n, generator))
+        return self._place(*self._points(n, generator))
+
+    def _points(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Reference points in the units of the data: the atoms, where they are known."""
+        return self.atoms or self.reference.points(n, generator)
 
     def support(
         self, ambiguity: AmbiguitySet, n: int, generator: torch.Generator, groups: Any = None
@@ -97,7 +116,7 @@ class RobustProblem:
             *drawn, index = reference.grouped_points(n, generator)
             groups = index.numpy()
         else:
-            drawn = reference.points(n, generator)
+            drawn = self._points(n, generator)
         x, y, w = self._place(*drawn)
         kept = w > 0
         if not bool(kept.all()):
