@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.pieces import Response, SmoothLoss, affine_response
+from drojko.losses.smoothing import Smoothed, conjugate_bound
 from drojko.losses.tilts import Tilted, still
 
 __all__ = ["Loss", "as_kappa", "either", "sign"]
@@ -170,6 +171,46 @@ class Loss:
             quadratic = torch.where(spare > 0, self.value(f, y) + rise, torch.inf)
             bound = torch.minimum(bound, quadratic)
         return bound
+
+    # -- smoothed kinks and the conjugate -----------------------------------------------------
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """Value, slope and curvature with kinks smoothed by mu > 0; arrays of shape (n,).
+
+        ``dual`` is what ``record.moved`` of an earlier one gave. A smooth loss is its own.
+        """
+        if self.kinks:
+            raise self._lacks("smoothed", "linear training with kinks needs", _AUTOGRAD)
+        line = self._line(f, y)
+        return Smoothed(*line, line[1])
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        r"""Return :math:`\inf_f \ell(f, y) - s f` for slopes s in `domain`: minus the conjugate.
+
+        Of a convex loss without a formula it is a lower bound, found numerically from ``near`` on;
+        -inf where there is none.
+        """
+        if not self.convex:
+            return np.full_like(slope, -np.inf)
+
+        def line(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            value, first, second = self._line(f, y)
+            return value - slope * f, first - slope, second
+
+        return conjugate_bound(line, np.zeros_like(slope) if near is None else near)
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest slope of each row: the domain of the conjugate."""
+        bound = math.inf if self.lipschitz is None else self.lipschitz
+        return np.full(len(y), -bound), np.full(len(y), bound)
+
+    def _line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at, target = torch.from_numpy(f), torch.from_numpy(y)
+        parts = (self.value, self.gradient, self.second_derivative)
+        value, slope, second = (part(at, target).detach().numpy() for part in parts)
+        return value, slope, second
 
     # -- bounds on balls of outputs -----------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import entr, expit
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -14,6 +15,7 @@ from drojko.losses.base import Loss, sign
 from drojko.losses.logistic_shift import even_logistic_root, logistic_shift
 from drojko.losses.multiclass import CrammerSinger, Softmax
 from drojko.losses.pieces import Response, Softplus, margins
+from drojko.losses.smoothing import Kink, Smoothed
 from drojko.losses.tilts import Tilted, flip, gentle, kinked_tilt, logistic_tilt
 
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
@@ -50,6 +52,25 @@ class Logistic(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.sigmoid(f) * torch.sigmoid(-f)
 
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The loss itself."""
+        s = 2.0 * y - 1.0
+        m = s * f
+        p = expit(-m)
+        slope = -s * p
+        return Smoothed(np.logaddexp(0.0, -m), slope, p * (1.0 - p), slope)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """The entropy of a coin with probability |slope|."""
+        p = np.clip(np.abs(slope), 0.0, 1.0)
+        return entr(p) + entr(1.0 - p)
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
+        return _towards(y)
+
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         s = sign(f, y)
         return -s * logistic_shift(s * f, kappa)
@@ -82,6 +103,11 @@ class Logistic(Loss):
         return Softmax()
 
 
+def _towards(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    s = 2.0 * y - 1.0
+    return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
+
+
 class Hinge(Loss):
     r"""Hinge loss :math:`(1 - s f)_+`, ``s = 2 y - 1``; worst case ``(1 - s f + 1/(4κ))_+``.
 
@@ -110,6 +136,22 @@ class Hinge(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """A smoothed kink at margin 1."""
+        s = 2.0 * y - 1.0
+        kink = Kink.at(1.0 - s * f, mu, dual)
+        return Smoothed(kink.value, -s * kink.slope, kink.second, -s * kink.share, kink)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """The size of the slope."""
+        return (1.0 - 2.0 * y) * slope
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
+        return _towards(y)
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         s = sign(f, y)

@@ -12,6 +12,7 @@ from torch import Tensor
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
 from drojko.losses.pieces import Response, residuals
+from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
 from drojko.losses.tilts import Tilted, gentle, huber_tilt, kinked_tilt, squared_tilt
 
 __all__ = ["Absolute", "Huber", "Quantile", "Squared"]
@@ -42,6 +43,17 @@ class Squared(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(f, 2.0)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The loss itself."""
+        r = f - y
+        return Smoothed(r * r, 2.0 * r, np.full_like(r, 2.0), 2.0 * r)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s^2 / 4 - s y."""
+        return -(0.25 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         return (f - y) / (kappa - 1.0)
@@ -100,6 +112,30 @@ class Quantile(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """A smoothed kink at residual 0."""
+        low, high = self.slopes
+        kink = Kink.at(f - y, mu, dual)
+        gap = high - low
+        return Smoothed(
+            low * kink.x + gap * kink.value,
+            low + gap * kink.slope,
+            gap * kink.second,
+            low + gap * kink.share,
+            kink,
+        )
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s y."""
+        return -slope * y
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -q to 1 - q."""
+        low, high = self.slopes
+        return np.full(len(y), low), np.full(len(y), high)
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         low, high = self.slopes
@@ -174,6 +210,17 @@ class Huber(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return ((f - y).abs() <= self.delta).to(f.dtype)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The difference of two smoothed kinks: its linear parts have a little curvature."""
+        value, slope, second = smoothed_clip(f - y, self.delta, mu / self.delta)
+        return Smoothed(value, slope, second, slope)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s^2 / 2 - s y."""
+        return -(0.5 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         r = f - y

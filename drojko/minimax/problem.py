@@ -32,7 +32,11 @@ Callback = Callable[[int, dict[str, Any]], bool]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; the parameters themselves are in the model."""
+    """How a training run ended; the parameters themselves are in the model.
+
+    ``gap`` is the proven relative gap of the objective, NaN where nothing is proven; ``advice`` a
+    word on the result for the user.
+    """
 
     status: str
     message: str
@@ -40,6 +44,8 @@ class TrainResult:
     penalty: float
     stationarity: float
     history: dict[str, np.ndarray] = field(default_factory=dict)
+    gap: float = math.nan
+    advice: str | None = None
 
 
 def bind(ambiguity: Any, x: Tensor, y: Tensor, w: Tensor, groups: Any = None) -> Any:
