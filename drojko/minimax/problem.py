@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +21,11 @@ from drojko.inner.transport.candidates import first_candidates
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
+from drojko.minimax.limits import Callback
+from drojko.minimax.row_objective import LinearFit
 from drojko.models import TabularModel
 
-__all__ = ["RobustProblem", "TrainResult"]
-
-Callback = Callable[[int, dict[str, Any]], bool]
+__all__ = ["Callback", "RobustProblem", "TrainResult"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,20 @@ class TrainResult:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     gap: float = math.nan
     advice: str | None = None
+
+    @classmethod
+    def of(cls, fit: LinearFit) -> TrainResult:
+        """What a linear fit says of itself."""
+        return cls(
+            fit.status,
+            fit.message,
+            fit.n_iter,
+            fit.multiplier,
+            fit.stationarity,
+            fit.history,
+            fit.relative_gap,
+            fit.advice,
+        )
 
 
 @dataclass(frozen=True)

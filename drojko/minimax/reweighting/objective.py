@@ -32,9 +32,9 @@ from drojko.minimax.newton import solve_symmetric
 from drojko.minimax.row_objective import Iterate, Terms
 from drojko.rows import Rows
 
-__all__ = ["Reweighted"]
+__all__ = ["SEPARABLE", "Reweighted"]
 
-_SEPARABLE = (
+SEPARABLE = (
     "The classes can be separated, and a set that reweights moves no point: without alpha the "
     "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
 )
@@ -177,7 +177,7 @@ class Reweighted:
         """Strictly separated classes and nothing that penalises coefficients."""
         if self.loss.attained or self.alpha:
             return None
-        return _SEPARABLE if bool(((2.0 * self.rows.y - 1.0) * state.u > 0).all()) else None
+        return SEPARABLE if bool(((2.0 * self.rows.y - 1.0) * state.u > 0).all()) else None
 
     def record(self, state: Iterate) -> dict[str, float]:
         """Exact objective, multiplier and discrepancy."""
