@@ -39,6 +39,7 @@ class Status(StrEnum):
     MAX_TIME = "max_time"
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
+    STALLED = "stalled"
     NON_FINITE = "non_finite"
 
     @property
@@ -59,6 +60,10 @@ _ADVICE = {
     Status.CALLBACK: "A callback asked to stop: the best state so far is kept.",
     Status.INTERRUPTED: (
         "Interrupted from the keyboard: the best state so far is kept and can be used."
+    ),
+    Status.STALLED: (
+        "No further progress in floating-point arithmetic, and the gap that is proven exceeds the "
+        "tolerance: accept a larger tol, or standardise the columns."
     ),
     Status.NON_FINITE: (
         "NaN or infinity appeared: look for extreme values or scales in the data, lower the step "

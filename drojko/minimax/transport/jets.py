@@ -17,6 +17,7 @@ much the smoothed value exceeds that of its plan.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,8 +124,12 @@ def _own_label(
     if isinstance(loss, Huber):
         return _huber(u - y, loss.delta, sigma, mu, dual)
     if isinstance(loss, Squared):
-        slope = 2.0 * (u - y) / (1.0 - 4.0 * sigma)
-        return Jet(0.5 * slope * (u - y), slope, slope * slope, atoms=[Atom(1.0, slope)])
+        room = 1.0 - 4.0 * sigma
+        slope = 2.0 * (u - y) / room
+        square = slope * slope
+        out = Jet(0.5 * slope * (u - y), slope, square, atoms=[Atom(1.0, slope)], curve_s=square)
+        out.uu, out.us, out.ss = 2.0 / room, 4.0 * slope / room, 8.0 * square / room
+        return out
     raise TypeError(f"no jet for {loss!r}")
 
 
@@ -288,7 +293,6 @@ def _logistic(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.nd
 
 def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarray) -> Jet:
     # max_|p|<=δ p r + p² (σ - 1/2): interior for σ < 1/2, otherwise p = ±δ.
-    mu = _width(mu, sigma > 0.12, dual)
     room = 1.0 - 2.0 * sigma
 
     def branch(e: np.ndarray) -> _Branch:
@@ -315,3 +319,25 @@ def conjugate(loss: Loss, slope: ArrayLike, y: np.ndarray) -> np.ndarray:
     if isinstance(loss, Huber):
         return -0.5 * p * p - p * y
     return -0.25 * p * p - p * y  # squared
+
+
+def domain(loss: Loss, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest slopes of the loss at each label."""
+    s = 2.0 * y - 1.0
+    if isinstance(loss, Logistic | Hinge):
+        return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
+    lo, hi = -math.inf, math.inf
+    if isinstance(loss, Quantile):
+        lo, hi = loss.slopes
+    elif isinstance(loss, Huber):
+        lo, hi = -loss.delta, loss.delta
+    return np.full_like(y, lo), np.full_like(y, hi)
+
+
+def bend(loss: Loss) -> float | None:
+    """k of a conjugate that is k p² plus a linear function; None for other ones."""
+    if isinstance(loss, Squared):
+        return 0.25
+    if isinstance(loss, Huber):
+        return 0.5
+    return None if isinstance(loss, Logistic) else 0.0
