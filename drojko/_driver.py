@@ -39,8 +39,8 @@ class Status(StrEnum):
     MAX_TIME = "max_time"
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
-    STALLED = "stalled"
     NON_FINITE = "non_finite"
+    STALLED = "stalled"
 
     @property
     def advice(self) -> str:
@@ -62,8 +62,9 @@ _ADVICE = {
         "Interrupted from the keyboard: the best state so far is kept and can be used."
     ),
     Status.STALLED: (
-        "No further progress in floating-point arithmetic, and the gap that is proven exceeds the "
-        "tolerance: accept a larger tol, or standardise the columns."
+        "Progress ended before the tolerance was proven: the model is kept with the gap that is "
+        "proven; rescale the columns or the target, drop near-copies of columns, or accept a "
+        "larger tol."
     ),
     Status.NON_FINITE: (
         "NaN or infinity appeared: look for extreme values or scales in the data, lower the step "

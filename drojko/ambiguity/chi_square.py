@@ -8,6 +8,7 @@ import numpy as np
 
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate
+from drojko.losses.smoothing import Kink
 
 __all__ = ["ChiSquare"]
 
@@ -75,6 +76,15 @@ class ChiSquare(DensityRatioSet):
     def _conjugate(self, t: np.ndarray) -> np.ndarray:
         t = np.maximum(t, -2.0)
         return t + 0.25 * t * t
+
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (1 + t/2)_+^2 - 1 and its derivatives, the kink of the second one smoothed."""
+        with np.errstate(over="ignore"):
+            kink = Kink.at(1.0 + 0.5 * t, delta)
+            a, b = kink.value, kink.slope
+            return a * a - 1.0, a * b, 0.5 * (b * b + a * kink.second)
 
     def _steepness(self, ratio: np.ndarray) -> np.ndarray:
         return np.where(ratio > 0, 0.5, 0.0)

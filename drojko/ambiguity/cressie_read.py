@@ -11,6 +11,7 @@ import numpy as np
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
 from drojko.exceptions import InvalidDataError
+from drojko.losses.smoothing import Kink
 
 __all__ = ["CressieRead"]
 
@@ -123,6 +124,23 @@ class CressieRead(DensityRatioSet):
         with np.errstate(divide="ignore"):
             power = np.maximum(inside, 0.0) ** (k / (k - 1.0))
         return np.where((inside > 0) | (k > 1), (power - 1.0) / k, np.inf)
+
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return f* and its derivatives; for k > 1 the positive part is smoothed by delta."""
+        k = float(self.k)
+        power, inside = 1.0 / (k - 1.0), 1.0 + (k - 1.0) * t
+        if k < 1.0:
+            if inside.min() <= 0.0:
+                return None
+            q = inside**power
+            return (q * inside - 1.0) / k, q, q / inside
+        with np.errstate(over="ignore", invalid="ignore"):
+            kink = Kink.at(inside, delta)
+            a, b = kink.value, kink.slope
+            q = a**power
+            return (q * a - 1.0) / k, q * b, q / a * b * b + (k - 1.0) * q * kink.second
 
     def _steepness(self, ratio: np.ndarray) -> np.ndarray:
         # Infinite at 0 for k > 2: ratios next to it count as a small positive one.

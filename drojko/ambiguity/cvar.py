@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.point import Curve
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
@@ -113,6 +114,9 @@ class CVaR(DensityRatioSet):
     def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
         """Return t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
         return shift + self._conjugate(floats(losses, "losses") - shift)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        return Tails(self, weights, [Tail("cap", 1.0 / float(self.alpha), 0, 0.0, 1.0)], [1.0])
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool

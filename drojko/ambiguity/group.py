@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.point import Curve, Dual
 from drojko.ambiguity.duals.scaling import floats
 from drojko.ambiguity.total_variation import TotalVariation
@@ -173,6 +174,23 @@ class BoundGroup:
         self._density = self.members / masses  # dP_g/dP0 of the rows
         self.shares = masses / masses.sum()
 
+    @property
+    def of_shares(self) -> TotalVariation:
+        """The set of the groups' shares."""
+        ambiguity = self.ambiguity
+        if ambiguity.penalty is not None:
+            return TotalVariation(penalty=ambiguity.penalty)
+        return TotalVariation(radius=ambiguity.budget)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Mass of each row in each group, (n, G): columns sum to 1."""
+        return self.weights[:, None] * self._density
+
+    def levels(self, unit: float) -> Levels:
+        """Return the set as a minimum over levels of the groups' mean losses."""
+        return self.of_shares.levels(self.shares, unit)
+
     def dual(self, losses: Any, smoothing: float = 0.0) -> GroupDual:
         r"""Return the worst mixture of the groups' mean losses.
 
@@ -192,12 +210,7 @@ class BoundGroup:
         risks = self._risks(losses)
         if smoothing > 0:
             return self._smooth(risks, float(smoothing))[0]
-        ambiguity = self.ambiguity
-        radius = 1.0 if ambiguity.radius is None else float(ambiguity.radius)
-        if ambiguity.penalty is None:
-            found = TotalVariation(radius=radius).dual(risks, self.shares)
-        else:
-            found = TotalVariation(penalty=ambiguity.penalty).dual(risks, self.shares)
+        found = self.of_shares.dual(risks, self.shares)
         q = self.shares * found.ratio
         return GroupDual(
             found.value,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.point import Curve
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
@@ -108,6 +109,18 @@ class TotalVariation(DensityRatioSet):
     def _conjugate(self, t: np.ndarray) -> np.ndarray:
         # The dual point has the largest loss at t = 1/2.
         return np.where(t <= 0.5 + 1e-9, np.maximum(t, -0.5), np.inf)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        if self.penalty is not None:
+            price = float(self.penalty)
+            tails = [Tail("cap", 1.0, 0, price, None), Tail("top", 1.0 / weights, 0, 0.0, None)]
+            return Tails(self, weights, tails, [1.0], -price)
+        radius = self._size()
+        tails = [
+            Tail("cap", 1.0, 1, 0.0, 1.0 - radius),
+            Tail("top", radius / weights, 0, 0.0, radius),
+        ]
+        return Tails(self, weights, tails, [radius, 1.0 - radius])
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool

@@ -24,8 +24,9 @@ from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
 from drojko.losses import Squared
 from drojko.measures.base import components
+from drojko.minimax.limits import Limits
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.reweighting.solve import Limits, solve_reweighted
+from drojko.minimax.reweighting.solve import solve_reweighted
 from drojko.models import MLP, TabularModel
 
 __all__ = ["Reweighting"]

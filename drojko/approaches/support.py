@@ -19,8 +19,9 @@ from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.measures import ClassConditional, Empirical, Grouped, Joint, LabelledMeasure
+from drojko.minimax.limits import Limits
 from drojko.minimax.problem import TrainResult, bind
-from drojko.minimax.reweighting.solve import Limits, solve_reweighted
+from drojko.minimax.reweighting.solve import solve_reweighted
 from drojko.models import TabularModel
 
 __all__ = ["OnSupport"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from drojko._random import generator as make_generator
-from drojko._threads import SMALL, one_torch_thread
+from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.auditing.attacks.transport import transport
 from drojko.auditing.certified import certify_other
@@ -151,7 +151,7 @@ def audit(
             f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
         )
     sizes = [(size, _in_units(own, case)) for size, own in sets]
-    with progress_bar(verbose) as progress, one_torch_thread(case.x.numel() < SMALL):
+    with progress_bar(verbose) as progress, one_thread(case.x.numel() < SMALL):
         case = replace(case, progress=progress)
         general = health(case)
         if general.unusable:

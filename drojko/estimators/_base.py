@@ -23,7 +23,7 @@ from drojko._sklearn import (
     _check_sample_weight,
     check_is_fitted,
 )
-from drojko._threads import SMALL, one_torch_thread
+from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, Wasserstein
 from drojko.approaches.base import Assessment, FittedModel
 from drojko.approaches.plan import Plan
@@ -130,7 +130,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         seed = _seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
 
-        with one_torch_thread(X.size < SMALL):
+        with one_thread(X.size < SMALL):
             smoothing = approach.smoothing(ambiguity)
             reference = build_reference(self.reference, cost, smoothing, self._classification, seed)
             reference = approach.measure(ambiguity, reference, X, y, weight, groups)
@@ -339,7 +339,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         if self.model == "linear":
             out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
             return out[:, 0] if self._n_outputs == 1 else out
-        with torch.no_grad(), one_torch_thread(X.size < SMALL):
+        with torch.no_grad(), one_thread(X.size < SMALL):
             model = self._fitted_model()
             x = torch.as_tensor(np.array(X), dtype=_DTYPES[self.dtype], device=str(self.device))
             parts = [model(part) for part in x.split(65_536)]
@@ -400,7 +400,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         generator = torch.Generator().manual_seed(0)
         plan = self._plan(self.reference_, cost, ambiguity, self._n_outputs, generator)
         plan = replace(plan, groups=groups)
-        with one_torch_thread(X.size < SMALL), torch.no_grad():
+        with one_thread(X.size < SMALL), torch.no_grad():
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)

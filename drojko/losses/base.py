@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.losses.smoothing import Smoothed, conjugate_bound
 
 __all__ = ["CallableLoss", "Loss", "as_kappa", "either", "sign"]
 
@@ -33,6 +35,10 @@ class Loss:
     curvature: float | None = None
     growth: float = 0.0
     kinks: tuple[float, ...] = ()
+    #: Whether the loss is convex in f: a proof for linear models rests on it.
+    convex: bool = True
+    #: Whether the loss reaches its infimum; the cross-entropies do not.
+    attained: bool = True
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """Loss of each row, shape (n,)."""
@@ -78,6 +84,47 @@ class Loss:
         cost = torch.where(t == 0, torch.zeros_like(t), as_kappa(kappa, f) * t * t)
         return self.value(f + t, y) - cost
 
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """Value, slope and curvature with kinks smoothed by mu > 0; arrays of shape (n,).
+
+        ``dual`` is what ``record.moved`` of an earlier one gave. A smooth loss is its own.
+        """
+        if self.kinks:
+            raise UnsupportedError(
+                f"{type(self).__name__} has kinks and no method smoothed, which linear training "
+                "needs: write one, or give the loss as a callable"
+            )
+        line = self._line(f, y)
+        return Smoothed(*line, line[1])
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        r"""Return :math:`\inf_f \ell(f, y) - s f` for slopes s in `domain`: minus the conjugate.
+
+        Of a convex loss without a formula it is a lower bound, found numerically from ``near`` on;
+        -inf where there is none.
+        """
+        if not self.convex:
+            return np.full_like(slope, -np.inf)
+
+        def line(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            value, first, second = self._line(f, y)
+            return value - slope * f, first - slope, second
+
+        return conjugate_bound(line, np.zeros_like(slope) if near is None else near)
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest slope of each row: the domain of the conjugate."""
+        bound = math.inf if self.lipschitz is None else self.lipschitz
+        return np.full(len(y), -bound), np.full(len(y), bound)
+
+    def _line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at, target = torch.from_numpy(f), torch.from_numpy(y)
+        parts = (self.value, self.gradient, self.second_derivative)
+        value, slope, second = (part(at, target).detach().numpy() for part in parts)
+        return value, slope, second
+
     def pairwise_upper_bound(
         self, f: Tensor, y: Tensor, pair_norms_squared: Tensor, lam: float
     ) -> Tensor:
@@ -115,6 +162,7 @@ class CallableLoss(Loss):
     lipschitz = None
     curvature = None
     growth = math.inf
+    convex = False
 
     def __init__(
         self,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy.special import entr, expit
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from drojko.losses.base import Loss, sign
+from drojko.losses.smoothing import Kink, Smoothed
 
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
 _BLOCK = 1 << 16  # entries per block of an iterative envelope: its work arrays stay in cache
 _MAX_NEWTON = 64
+_NEAR = 8  # steps from a nearby worst case
 
 
 class Logistic(Loss):
@@ -40,6 +44,7 @@ class Logistic(Loss):
     name = "logistic"
     lipschitz = 1.0
     curvature = 0.25
+    attained = False
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return -logsigmoid(sign(f, y) * f)
@@ -51,12 +56,65 @@ class Logistic(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.sigmoid(f) * torch.sigmoid(-f)
 
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The loss itself."""
+        s = 2.0 * y - 1.0
+        m = s * f
+        p = expit(-m)
+        slope = -s * p
+        return Smoothed(np.logaddexp(0.0, -m), slope, p * (1.0 - p), slope)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """The entropy of a coin with probability |slope|."""
+        p = np.clip(np.abs(slope), 0.0, 1.0)
+        return entr(p) + entr(1.0 - p)
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
+        return _towards(y)
+
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         s = sign(f, y)
         c = 0.5 - 2.0 * kappa * (s * f)
         tau = even_logistic_root(c.abs(), kappa.expand_as(c) if kappa.ndim else kappa)
         # The stationarity condition gives v with full relative accuracy even where t ~ -m.
         return -s * torch.sigmoid(torch.where(c >= 0, tau, -tau)) / (2.0 * kappa)
+
+    def worst_near(
+        self, f: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        r"""Worst cases :math:`\max_p\, p f + p^2\sigma - \ell^*(p)`, sigma < 2, from nearby ones.
+
+        Returns values, slopes and curvatures in f, and the log-odds t of |p| for the next call:
+        the root of t - 2 sigma sigmoid(t) + m, a margin m = s f, by Newton's method.
+        """
+        s = 2.0 * y - 1.0
+        m = torch.from_numpy(s * f)
+        t = sigma - m if near is None else torch.from_numpy(near)
+        for _ in range(_NEAR):
+            p = torch.sigmoid(t)
+            step = (t - 2.0 * sigma * p + m) / (1.0 - 2.0 * sigma * (p - p * p))
+            t = t - step
+            if float(step.abs().max()) <= 1e-8:  # its square is what is left
+                break
+        else:
+            c = 0.5 - 0.5 * m / sigma
+            root = even_logistic_root(c.abs(), torch.tensor(0.25 / sigma, dtype=c.dtype))
+            t = torch.where(c >= 0.0, root, -root)
+        size = t.abs()
+        low = torch.sigmoid(-size)
+        p = torch.where(t >= 0.0, 1.0 - low, low)
+        value = (sigma * p - m) * p - torch.log1p(-low) + size * low
+        curve = low - low * low
+        bend = curve / (1.0 - 2.0 * sigma * curve)
+        return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
+
+
+def _towards(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    s = 2.0 * y - 1.0
+    return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
 
 
 def even_logistic_root(c: Tensor, kappa: Tensor) -> Tensor:
@@ -129,3 +187,19 @@ class Hinge(Loss):
         s = sign(f, y)
         moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
         return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """A smoothed kink at margin 1."""
+        s = 2.0 * y - 1.0
+        kink = Kink.at(1.0 - s * f, mu, dual)
+        return Smoothed(kink.value, -s * kink.slope, kink.second, -s * kink.share, kink)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """The size of the slope."""
+        return (1.0 - 2.0 * y) * slope
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
+        return _towards(y)

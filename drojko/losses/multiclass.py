@@ -27,6 +27,7 @@ class Softmax(Loss):
 
     name = "logistic"
     scalar = False
+    attained = False
     lipschitz = math.sqrt(2.0)
     curvature = 0.5
 

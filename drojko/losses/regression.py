@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
+from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
 
 __all__ = ["Absolute", "Huber", "Quantile", "Squared"]
 
@@ -39,6 +41,17 @@ class Squared(Loss):
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         return (f - y) / (kappa - 1.0)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The loss itself."""
+        r = f - y
+        return Smoothed(r * r, 2.0 * r, np.full_like(r, 2.0), 2.0 * r)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s^2 / 4 - s y."""
+        return -(0.25 * slope + y) * slope
 
 
 class Quantile(Loss):
@@ -81,6 +94,30 @@ class Quantile(Loss):
         # high² - low² = (high - low)(high + low); divided by high - low > 0.
         up = f - y + (high + low) / (4.0 * kappa) >= 0
         return either(up, high, low, f) / (2.0 * kappa)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """A smoothed kink at residual 0."""
+        low, high = self.slopes
+        kink = Kink.at(f - y, mu, dual)
+        gap = high - low
+        return Smoothed(
+            low * kink.x + gap * kink.value,
+            low + gap * kink.slope,
+            gap * kink.second,
+            low + gap * kink.share,
+            kink,
+        )
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s y."""
+        return -slope * y
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -q to 1 - q."""
+        low, high = self.slopes
+        return np.full(len(y), low), np.full(len(y), high)
 
     def __repr__(self) -> str:
         return f"Quantile(q={self.q!r})"
@@ -145,6 +182,17 @@ class Huber(Loss):
         near = r / torch.where(slack > 0, slack, torch.ones_like(slack))
         far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
         return torch.where(inside, near, far)
+
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The difference of two smoothed kinks: its linear parts have a little curvature."""
+        value, slope, second = smoothed_clip(f - y, self.delta, mu / self.delta)
+        return Smoothed(value, slope, second, slope)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s^2 / 2 - s y."""
+        return -(0.5 * slope + y) * slope
 
     def __repr__(self) -> str:
         return f"Huber(delta={self.delta!r})"

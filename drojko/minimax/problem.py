@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +22,20 @@ from drojko.inner.transport.candidates import first_candidates
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
+from drojko.minimax.limits import Callback
+from drojko.minimax.row_objective import LinearFit
 from drojko.models import TabularModel
 
-__all__ = ["RobustProblem", "TrainResult", "bind"]
-
-Callback = Callable[[int, dict[str, Any]], bool]
+__all__ = ["Callback", "RobustProblem", "TrainResult", "bind"]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; the parameters themselves are in the model."""
+    """How a training run ended; the parameters themselves are in the model.
+
+    ``gap`` is the proven relative gap of the objective, NaN where nothing is proven; ``advice`` a
+    word on the result for the user.
+    """
 
     status: str
     message: str
@@ -40,6 +43,22 @@ class TrainResult:
     penalty: float
     stationarity: float
     history: dict[str, np.ndarray] = field(default_factory=dict)
+    gap: float = math.nan
+    advice: str | None = None
+
+    @classmethod
+    def of(cls, fit: LinearFit) -> TrainResult:
+        """What a linear fit says of itself."""
+        return cls(
+            fit.status,
+            fit.message,
+            fit.n_iter,
+            fit.multiplier,
+            fit.stationarity,
+            fit.history,
+            fit.relative_gap,
+            fit.advice,
+        )
 
 
 def bind(ambiguity: Any, x: Tensor, y: Tensor, w: Tensor, groups: Any = None) -> Any:

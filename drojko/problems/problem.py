@@ -17,7 +17,7 @@ from torch import Tensor
 from drojko._driver import Outcome, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._threads import one_torch_thread
+from drojko._threads import one_thread
 from drojko.ambiguity import AmbiguitySet
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -227,7 +227,7 @@ class MinimaxProblem:
         self, flat: Tensor, generator: torch.Generator, stationarity: float
     ) -> tuple[Certificate, DecisionWorstCase]:
         draws = self._draws(spawn(generator))
-        with one_torch_thread(draws.x.numel() < _SMALL):
+        with one_thread(draws.x.numel() < _SMALL):
             model = decision_model(self.loss, self.layout, flat)
             self._check(model, draws)
             found = self.family.certify(
@@ -294,7 +294,7 @@ class MinimaxProblem:
         draws = self._draws(spawn(generator))
         model = decision_model(self.loss, self.layout, self.region.project(self.first))
         self._check(model, draws)
-        with one_torch_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
+        with one_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
             oracle = self.family.oracle(model, draws)
             level = bool(self.convex) and self.region.rows
             kind: Any = LevelBundle if level else SpectralGradient

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.divergence import Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.point import Curve, Dual
 from drojko.ambiguity.duals.scaling import Sample, Worst, floats
 from drojko.ambiguity.duals.smoothed import divergence
@@ -260,6 +261,27 @@ class DensityRatioSet(AmbiguitySet):
     def _steepness(self, ratio: np.ndarray) -> np.ndarray:
         """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0."""
         return np.zeros_like(ratio)
+
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return f*, f*' and f*'' at t, kinks smoothed by delta; None outside the domain."""
+        with np.errstate(over="ignore"):
+            value, ratio = self._conjugate(t), np.exp(self._log_ratio(t))
+        return (value, ratio, self._steepness(ratio)) if np.isfinite(value).all() else None
+
+    def levels(self, weights: np.ndarray, unit: float) -> Levels:
+        """Return the set as a minimum over levels, for cells of given weights."""
+        if self.penalty is None:
+            budget = float(self.budget or 0.0)
+            if budget == 0.0 or weights.size == 1:
+                return Plain(self, weights)
+            if budget >= self._radius_of_maximum(float(weights.min())):
+                return Tails.maximum(self, weights)
+        return self._levels(weights, unit)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        return Priced(self, weights, unit)
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
