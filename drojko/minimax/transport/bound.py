@@ -27,7 +27,7 @@ import numpy as np
 import scipy.linalg
 
 from drojko.minimax.transport.data import Ground, RidgeData, blocks
-from drojko.minimax.transport.jets import bend, conjugate, domain, jet
+from drojko.minimax.transport.jets import bend, jet
 from drojko.rows import Rows
 
 __all__ = ["Plan", "lower_bound", "plan_of"]
@@ -38,8 +38,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Masses and slopes, both of shape (k, n), which of the k parts flip labels, and the rows'
-    curvatures, shape (n,)."""
+    """Masses and slopes of shape (k, n), which parts flip labels, curvatures of shape (n,)."""
 
     mass: np.ndarray
     slope: np.ndarray
@@ -105,7 +104,7 @@ def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndar
     slope, gain, size = plan.slope, 0.0, 0.0
     for k, flip in enumerate(plan.flips):
         y = 1.0 - data.y if flip else data.y
-        least = conjugate(data.loss, slope[k], y)
+        least = data.loss.least(slope[k], y)
         gain += float(mass[k] @ least)
         size += float(mass[k] @ np.abs(least))
     square = float((mass * slope * slope).sum())
@@ -165,7 +164,7 @@ def _of_means(
 ) -> float:
     """The bound of the rows' mean slopes, after a few Newton steps on them."""
     w, pinned = rows.w, _pinned(rows, ground)
-    lo, hi = domain(data.loss, data.y)
+    lo, hi = data.loss.domain(data.y)
     a = np.divide(plan.force, w, out=np.zeros_like(w), where=w > 0)
     curvature, best = plan.curvature.copy(), -math.inf
     norm = math.sqrt(ground.square(z))
@@ -201,9 +200,9 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
         if balanced is None:
             return None
         a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)
-    lo, hi = domain(loss, data.y)
+    lo, hi = loss.domain(data.y)
     square, k = a * a, bend(loss)
-    least = conjugate(loss, a, data.y)
+    least = loss.least(a, data.y)
     c = rows.sum(w * a)
     c[pinned] = 0.0
     gain = float(w @ least) - 8.0 * _EPS * float(w @ np.abs(least))
@@ -251,7 +250,7 @@ class _Moments:
         c, cost, D = self.c[movable], ground.cost[movable], ridge[movable]
 
         def shared(q: float) -> float:
-            """c is shared: q cost / (D + q cost) of it is the ball's, the rest the ridge's."""
+            """Of c, q cost / (D + q cost) is the ball's, the rest the ridge's."""
             if math.isinf(q):
                 return self._held(ground, float((c * c / cost).sum()), rest)
             ball = q * cost / (D + q * cost)

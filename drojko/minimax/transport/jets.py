@@ -17,17 +17,15 @@ much the smoothed value exceeds that of its plan.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
 from drojko.losses.binary import even_logistic_root
 
-__all__ = ["Atom", "Jet", "conjugate", "jet", "kink_free", "kinks"]
+__all__ = ["Atom", "Jet", "jet", "kink_free", "kinks"]
 
 Number = np.ndarray | float
 
@@ -305,37 +303,8 @@ def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarra
     return _even(r, (1.0, 0.0), 0.0 * r, (0.0, 0.0), branch, mu / delta, dual)
 
 
-def conjugate(loss: Loss, slope: ArrayLike, y: np.ndarray) -> np.ndarray:
-    """``-sup_f (slope f - loss(f, y)) = inf_f loss(f, y) - slope f``, for slopes that occur."""
-    p = np.asarray(slope, dtype=np.float64)
-    if isinstance(loss, Logistic):
-        own = np.clip((1.0 - 2.0 * y) * p, 0.0, 1.0)
-        other = 1.0 - own
-        return -(own * np.log(np.maximum(own, 1e-300)) + other * np.log(np.maximum(other, 1e-300)))
-    if isinstance(loss, Hinge):
-        return (1.0 - 2.0 * y) * p
-    if isinstance(loss, Quantile):
-        return -p * y
-    if isinstance(loss, Huber):
-        return -0.5 * p * p - p * y
-    return -0.25 * p * p - p * y  # squared
-
-
-def domain(loss: Loss, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest slopes of the loss at each label."""
-    s = 2.0 * y - 1.0
-    if isinstance(loss, Logistic | Hinge):
-        return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
-    lo, hi = -math.inf, math.inf
-    if isinstance(loss, Quantile):
-        lo, hi = loss.slopes
-    elif isinstance(loss, Huber):
-        lo, hi = -loss.delta, loss.delta
-    return np.full_like(y, lo), np.full_like(y, hi)
-
-
 def bend(loss: Loss) -> float | None:
-    """k of a conjugate that is k p² plus a linear function; None for other ones."""
+    """The k of a conjugate that is k p² plus a linear function; None for other ones."""
     if isinstance(loss, Squared):
         return 0.25
     if isinstance(loss, Huber):

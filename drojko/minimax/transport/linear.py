@@ -25,7 +25,8 @@ import torch
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses import Squared
-from drojko.minimax.transport.bound import Plan, lower_bound, plan_of
+from drojko.minimax.row_objective import ROUNDING, relative_gap
+from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.newton import Newton, State
 from drojko.minimax.transport.risk import RidgeRisk, ridge_robust_risk
@@ -33,9 +34,6 @@ from drojko.minimax.transport.squared import solve_squared
 from drojko.rows import Rows
 
 __all__ = ["RidgeData", "RidgeRisk", "RidgeSolution", "ridge_robust_risk", "solve_ridge"]
-
-#: Of the loss of the best constant model: what is closer to zero counts as zero.
-NEGLIGIBLE = 1e-10
 
 _SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero along a "
@@ -80,10 +78,7 @@ class RidgeSolution:
     @property
     def relative_gap(self) -> float:
         """The gap over the objective or, where that is 0 to rounding, over ``unit``."""
-        size = abs(self.objective)
-        if size <= NEGLIGIBLE * self.unit:
-            size = self.unit
-        return self.gap / size if self.gap > 0 else 0.0
+        return relative_gap(self.objective, self.lower_bound, self.unit)
 
     @classmethod
     def judged(
@@ -103,7 +98,7 @@ class RidgeSolution:
             status=str(status),
             message=message,
             risk=risk,
-            unit=max(unit, _rounding(problem.data) / NEGLIGIBLE),
+            unit=max(unit, _rounding(problem.data) / ROUNDING),
             **run,
         )
         if status in (Status.CONVERGED, Status.MAX_ITER):
@@ -387,9 +382,8 @@ def _solve_squares(problem: _Problem) -> RidgeSolution:
     if bound < need:
         # A perfect fit says nothing of the slopes' means, only of their second moment.
         half, slope = 0.5 * data.weight, np.full_like(u, 2.0 * math.sqrt(objective))
-        plan = Plan(
-            np.stack([half, half]), np.stack([slope, -slope]), [False, False], plan.curvature
-        )
+        plan = replace(plan, mass=np.stack([half, half]), slope=np.stack([slope, -slope]))
+        plan = replace(plan, flips=[False, False])
         bound = max(bound, lower_bound(rows, data, problem.ground, plan, z, need))
     # A closed form up to a one-dimensional search: reported as a single iteration.
     row = {

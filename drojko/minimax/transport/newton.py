@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from drojko._driver import Status
-from drojko.losses import Huber, Logistic
+from drojko.losses import Huber
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.jets import Jet, jet, kink_free, kinks
 from drojko.rows import Rows
@@ -267,11 +267,8 @@ class Newton:
     def _separated(self, s: State) -> bool:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
         data = self.data
-        if (
-            not isinstance(data.loss, Logistic)
-            or self.penalty is not None
-            or self.ground.ridge.any()
-        ):
+        held = self.penalty is not None or self.ground.ridge.any()
+        if data.loss.attained or held:
             return False
         if self.radius is not None and s.value > 1e-10 * self.scale:
             return False
