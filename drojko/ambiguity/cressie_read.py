@@ -8,9 +8,10 @@ from numbers import Real
 
 import numpy as np
 
+from drojko._numerics import root
 from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
+from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path
 from drojko.exceptions import InvalidDataError
 from drojko.losses.smoothing import Kink
 
@@ -336,4 +337,4 @@ class _Family:
             return math.log(penalty) - point.log_penalty
 
         u = penalty / abs(self.k - 1.0)
-        return root(missing, -math.log(max(u - self.gap, 0.1 * u)), 1.0)
+        return root(missing, -math.log(max(u - self.gap, 0.1 * u)), slope=1.0)

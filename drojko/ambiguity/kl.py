@@ -7,9 +7,10 @@ import math
 import numpy as np
 from scipy.special import entr
 
+from drojko._numerics import root
 from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
+from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path
 
 __all__ = ["KL"]
 

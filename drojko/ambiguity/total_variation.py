@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from drojko._numerics import root
 from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.point import Curve
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
-from drojko.ambiguity.duals.smoothed import capped, flat, maximum, root, soft_maximum
+from drojko.ambiguity.duals.smoothed import capped, flat, maximum, soft_maximum
 from drojko.ambiguity.duals.support import Reweighting
 
 __all__ = ["TotalVariation"]
@@ -244,12 +245,13 @@ def _barred_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smooth
         x = math.exp(log_x)
         share, inverse = expit((penalty - distance - x) / kappa), 1.0 / (x + distance)
         slope = float(w @ (share * (1.0 - share))) / kappa + kappa * float(w @ inverse**2)
-        return float(w @ share) + kappa * float(w @ inverse) - 1.0, -x * slope
+        return 1.0 - float(w @ share) - kappa * float(w @ inverse), x * slope
 
     # All terms 1 / x or one share short of 1: brackets of the distance of M above the largest.
     low = math.log(kappa * bound.least)
     high = math.log(penalty + kappa * (2.0 - math.log(min(0.5 * bound.least, kappa / penalty))))
-    x = math.exp(root(excess, low, high, min(max(math.log(kappa), low), high), 1.0))
+    start = min(max(math.log(kappa), low), high)
+    x = math.exp(root(excess, start, low=low, high=high, tol=1e-14))
     t = (penalty - distance - x) / kappa
     share = expit(t)
     wall = np.where(w > 0, kappa / (x + distance), 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import Approach, Assessment, FittedModel
@@ -178,10 +179,7 @@ def _measure(
         coef, intercept, plan.loss, plan.cost.inverse_weights, plan.ambiguity.norm, plan.label_cost
     )
     found = adversary.risk(x, y, w, radius=plan.radius, penalty=plan.penalty)
-    error = 0.0
-    if sampled:
-        centred = found.spread - w @ found.spread
-        error = float(np.sqrt(np.sum((w * centred) ** 2)))
+    error = standard_error(found.spread, w) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=found.nominal,
         lower=min(found.attained, found.value),

@@ -146,6 +146,34 @@ class Loss:
         cost = torch.where(t == 0, torch.zeros_like(t), as_kappa(kappa, f) * t * t)
         return self.value(f + t, y) - cost
 
+    def rate_bound(self, f: Tensor, y: Tensor, rates: Tensor, strength: float) -> Tensor:
+        r"""Upper bound of :math:`\sup_{t \ge 0} \ell - \lambda t^2`, shape (n,).
+
+        The output moves by at most ``rates * t``, of shape () or (n, 1); with several classes the
+        differences f_j - f_y do, rates of shape (n, K). Infinite where nothing is known. Exact for
+        a scalar loss with a closed-form `shift`; otherwise the better of the bounds from
+        ``lipschitz`` and ``curvature``.
+        """
+        if not self.scalar:
+            return torch.full_like(f[:, 0], torch.inf)
+        square = rates.reshape(-1).square().to(f.dtype)
+        kappa = torch.where(square > 0, strength / square.clamp_min(1e-300), torch.inf)
+        if self.has_worst_case:
+            finite = kappa > self.growth
+            safe = torch.where(finite, kappa, self.growth + 1.0)
+            return torch.where(finite, self.robust_value(f, y, safe), torch.inf)
+        bound = torch.full_like(f, torch.inf)
+        if self.lipschitz is not None and math.isfinite(self.lipschitz):
+            bound = self.value(f, y) + self.lipschitz**2 / (4.0 * kappa)
+        if self.curvature is not None and math.isfinite(self.curvature):
+            spare = kappa - 0.5 * self.curvature
+            rise = self.gradient(f, y).square() / (4.0 * spare)
+            quadratic = torch.where(spare > 0, self.value(f, y) + rise, torch.inf)
+            bound = torch.minimum(bound, quadratic)
+        return bound
+
+    # -- smoothed kinks and the conjugate -----------------------------------------------------
+
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
     ) -> Smoothed:
@@ -154,10 +182,7 @@ class Loss:
         ``dual`` is what ``record.moved`` of an earlier one gave. A smooth loss is its own.
         """
         if self.kinks:
-            raise UnsupportedError(
-                f"{type(self).__name__} has kinks and no method smoothed, which linear training "
-                "needs: write one, or give the loss as a callable"
-            )
+            raise self._lacks("smoothed", "linear training with kinks needs", _AUTOGRAD)
         line = self._line(f, y)
         return Smoothed(*line, line[1])
 
@@ -186,32 +211,6 @@ class Loss:
         parts = (self.value, self.gradient, self.second_derivative)
         value, slope, second = (part(at, target).detach().numpy() for part in parts)
         return value, slope, second
-
-    def rate_bound(self, f: Tensor, y: Tensor, rates: Tensor, strength: float) -> Tensor:
-        r"""Upper bound of :math:`\sup_{t \ge 0} \ell - \lambda t^2`, shape (n,).
-
-        The output moves by at most ``rates * t``, of shape () or (n, 1); with several classes the
-        differences f_j - f_y do, rates of shape (n, K). Infinite where nothing is known. Exact for
-        a scalar loss with a closed-form `shift`; otherwise the better of the bounds from
-        ``lipschitz`` and ``curvature``.
-        """
-        if not self.scalar:
-            return torch.full_like(f[:, 0], torch.inf)
-        square = rates.reshape(-1).square().to(f.dtype)
-        kappa = torch.where(square > 0, strength / square.clamp_min(1e-300), torch.inf)
-        if self.has_worst_case:
-            finite = kappa > self.growth
-            safe = torch.where(finite, kappa, self.growth + 1.0)
-            return torch.where(finite, self.robust_value(f, y, safe), torch.inf)
-        bound = torch.full_like(f, torch.inf)
-        if self.lipschitz is not None and math.isfinite(self.lipschitz):
-            bound = self.value(f, y) + self.lipschitz**2 / (4.0 * kappa)
-        if self.curvature is not None and math.isfinite(self.curvature):
-            spare = kappa - 0.5 * self.curvature
-            rise = self.gradient(f, y).square() / (4.0 * spare)
-            quadratic = torch.where(spare > 0, self.value(f, y) + rise, torch.inf)
-            bound = torch.minimum(bound, quadratic)
-        return bound
 
     # -- bounds on balls of outputs -----------------------------------------------------------
 

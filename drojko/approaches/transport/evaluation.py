@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.approaches.plan import Plan
 from drojko.approaches.transport.training import is_exact, ridge_data
@@ -243,10 +244,7 @@ def _ridge(
         risk = lower if plan.penalty is None else lower + priced
         worst = (found.penalty_low, found.penalty_high, found.mixture)
         spread = _spread(data, coef, intercept, found, penalty)
-    error = 0.0
-    if sampled:
-        centred = spread - data.weight @ spread
-        error = float(np.sqrt(np.sum((data.weight * centred) ** 2)))
+    error = standard_error(spread, data.weight) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(lower, value),

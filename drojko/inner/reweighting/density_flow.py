@@ -13,10 +13,10 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import UnsupportedError
-from drojko.flows.flow_measures import draw_particles
 from drojko.flows.functionals import FDivergence, Functional, KLDivergence, PotentialEnergy
-from drojko.flows.icnn.map_problem import MapProblem, Particles
+from drojko.flows.icnn.map_problem import MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
+from drojko.flows.particles import Particles, draw_particles
 from drojko.measures.base import Measure
 from drojko.transport.maps import TransportMap
 

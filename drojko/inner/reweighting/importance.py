@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._settings import check_settings
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
@@ -98,6 +99,7 @@ class RatioFlow:
         return torch.cat(parts)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Importance(InnerSolver):
     r"""Sample the worst case p0 * ratio(loss) itself: JKO steps, then rejection steps.
 
@@ -144,40 +146,26 @@ class Importance(InnerSolver):
     corrections = 0
     training_corrections = 0
 
-    def __init__(
-        self,
-        *,
-        steps=3,
-        width=48,
-        iterations=300,
-        n_particles=30_000,
-        n_calibration=100_000,
-        n_draws=20_000,
-        direct_draws=20.0,
-        most_draws=30.0,
-        enough=0.999,
-    ):
-        self.steps = steps
-        self.width = width
-        self.iterations = iterations
-        self.n_particles = n_particles
-        self.n_calibration = n_calibration
-        self.n_draws = n_draws
-        self.direct_draws = direct_draws
-        self.most_draws = most_draws
-        self.enough = enough
+    steps: int = 3
+    width: int = 48
+    iterations: int = 300
+    n_particles: int = 30_000
+    n_calibration: int = 100_000
+    n_draws: int = 20_000
+    direct_draws: float = 20.0
+    most_draws: float = 30.0
+    enough: float = 0.999
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
-        for name, value in self.get_params(deep=False).items():
-            floating = name in ("direct_draws", "most_draws", "enough")
-            kind = Real if floating else Integral
-            least = 0 if name in ("steps", "direct_draws", "enough") else 1
-            if isinstance(value, bool) or not isinstance(value, kind) or not float(value) >= least:
-                raise InvalidDataError(
-                    f"Importance: {name}={value!r}; expected "
-                    f"{'a number' if floating else 'an integer'} of at least {least}"
-                )
+        check_settings(
+            self,
+            whole={
+                "steps": 0, "width": 1, "iterations": 1, "n_particles": 1, "n_calibration": 1,
+                "n_draws": 1,
+            },
+            least={"direct_draws": 0.0, "most_draws": 1.0, "enough": 0.0},
+        )  # fmt: skip
         if not self.enough < 1.0:
             raise InvalidDataError(f"Importance: enough={self.enough!r}; expected a share below 1")
 
@@ -282,8 +270,7 @@ class Importance(InnerSolver):
         # Of value = E* [loss - penalty f(r)/r], and what an error of the normaliser adds to D.
         each = losses - penalty * parts
         kept = mass > 0
-        centre = float(mass[kept] @ each[kept])
-        error = float((mass[kept] * (each[kept] - centre)).square().sum().sqrt())
+        error = standard_error(each[kept], mass[kept])
 
         def settle(x: Tensor, log_density: Tensor) -> Tensor:
             with torch.no_grad():

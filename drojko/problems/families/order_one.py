@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko.ambiguity import Wasserstein
 from drojko.certificates import Certificate
@@ -103,9 +104,7 @@ class OrderOne(Family):
             )
         budget = radius or 0.0
         share, risk = _thin(module, draws, nominal, budget, slope, direction)
-        error = 0.0
-        if sampled:
-            error = math.sqrt(float((draws.w.square() * (losses - nominal).square()).sum()))
+        error = standard_error(losses, draws.w) if sampled else 0.0
         certificate = Certificate(
             nominal_risk=nominal,
             lower=risk,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
 from drojko.ambiguity.ground.cost import GroundCost
@@ -166,8 +167,7 @@ class _Ratio(Family):
             proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
             # The dual point is stationary: to first order the value moves like this mean.
             spread = ratio * (losses - dual.shift)
-            centred = spread - mean(spread, draws.w)
-            error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
+            error = standard_error(spread, draws.w)
         attained, spent, largest = dual.attained, dual.radius, math.inf
         multiplier, nominal = dual.penalty, mean(losses, draws.w)
         if sampled and self.ambiguity.needs_largest(dual.penalty):
