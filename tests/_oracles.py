@@ -325,7 +325,7 @@ class Problem:
         coef = np.asarray(coef, float).ravel()
         low, high = self._worst(self.v(coef, float(b)), float(np.linalg.norm(coef)))
         ridge = 0.5 * self.alpha * float(coef @ coef)
-        return low + ridge, high + ridge
+        return min(low, high) + ridge, high + ridge
 
     def _worst(self, v: np.ndarray, norm: float) -> tuple[float, float]:
         size = self.radius if self.ball else self.penalty
