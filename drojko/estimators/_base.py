@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -141,6 +142,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self._plan(reference, cost, ambiguity, n_outputs, generator),
                 n_draws=self.n_draws or self._default_draws(atoms, sampled),
                 inner=inner,
+                atoms=None if sampled else reference.points(atoms, torch.Generator()),
             )
             model = self._build_model(n_outputs, spawn(generator))
             approach.reject(plan, model)
@@ -167,7 +169,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self.message_ = f"Interrupted while the certificate was computed. {result.message}"
                 raise
             if found.constant is not None:  # the model was changed after all
-                self._store(model, plan, result)
+                self._store(model, plan, replace(result, gap=math.nan))
                 self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
             if chosen:
                 kept = replace(found.certificate, inner=chosen)
@@ -296,6 +298,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message
+        self.optimality_gap_ = float(result.gap)
         self._history = {k: np.asarray(v, dtype=np.float64) for k, v in result.history.items()}
         self.reference_ = plan.reference
         self.certificate_ = None
@@ -316,13 +319,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self._worst = {"approach": approach, **found.state}
 
     def _warn(self, result: TrainResult, advice: str | None) -> None:
-        reasons = []
-        if result.status in ("max_iter", "unbounded"):
-            reasons.append(f"{result.status}: {result.message}")
+        name = type(self).__name__
+        if result.status in ("max_iter", "stalled", "unbounded"):
+            warning = f"{name}: {result.status}: {result.message}"
+            warnings.warn(warning, ConvergenceWarning, stacklevel=4)
         if advice is not None:
-            reasons.append(advice)
-        for reason in reasons:
-            warnings.warn(f"{type(self).__name__}: {reason}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=4)
+        if result.advice is not None:  # of an optimum that was found
+            warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=4)
 
     # -- the fitted model --------------------------------------------------------------------
 

@@ -157,6 +157,7 @@ def _fold(
     fit_params = train.known(last._nested("ambiguity"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted in the table instead
+        warnings.filterwarnings("ignore", "(?s).*optimum is a constant model")
         models = radius_path(last, inside, train.y, radii, **fit_params)
     rows = []
     for model in models:

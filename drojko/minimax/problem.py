@@ -66,7 +66,8 @@ class RobustProblem:
 
     or its penalised form; exactly one of ``radius`` and ``penalty`` is given. With ``centre`` and
     ``scale`` the draws are (x - centre) / scale, with ``target_centre`` and ``target_scale`` the
-    targets of a regression likewise; cost, radius, penalty and alphas are in those units.
+    targets of a regression likewise; cost, radius, penalty and alphas are in those units. An
+    empirical reference may come with its ``atoms``, drawn once for all that ask.
     """
 
     reference: LabelledMeasure
@@ -86,6 +87,7 @@ class RobustProblem:
     scale: float = 1.0
     target_centre: float = 0.0
     target_scale: float = 1.0
+    atoms: tuple[Tensor, Tensor, Tensor] | None = None
 
     def decay(self) -> list[float]:
         """L2 penalty of each parameter: ``alphas`` where the units were changed."""
@@ -95,7 +97,11 @@ class RobustProblem:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
-        return self._place(*self.reference.points(n, generator))
+        return self._place(*self._points(n, generator))
+
+    def _points(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Reference points in the units of the data: the atoms, where they are known."""
+        return self.atoms or self.reference.points(n, generator)
 
     def support(
         self, ambiguity: AmbiguitySet, n: int, generator: torch.Generator, groups: Any = None
@@ -110,7 +116,7 @@ class RobustProblem:
             *drawn, index = reference.grouped_points(n, generator)
             groups = index.numpy()
         else:
-            drawn = reference.points(n, generator)
+            drawn = self._points(n, generator)
         x, y, w = self._place(*drawn)
         kept = w > 0
         if not bool(kept.all()):
