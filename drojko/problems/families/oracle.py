@@ -31,6 +31,8 @@ from drojko.problems.families.adversary import Identity, StructuredAdversary
 
 __all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "Wall"]
 
+#: Rounding of a mean of losses, relative to their size.
+EPS = 16.0 * float(np.finfo(float).eps)
 _PROBES = 8  # random signs that sizes of slopes are estimated from
 
 
@@ -73,7 +75,9 @@ class Wall:
 
 @dataclass(frozen=True)
 class Gauge:
-    """Sizes at a decision: the mean of |loss|, and per variable the rows' root mean square slope.
+    """Sizes at a decision: of losses, and per variable the rows' root mean square slope.
+
+    The size of losses is the mean of |loss|, or that of the worst case where it is larger.
 
     The rows' slopes do not vanish at an optimum as their mean does: a move by ``size / slopes``
     changes losses by about their size, in whatever unit losses and decisions are.
@@ -90,8 +94,13 @@ class Gauge:
         steep = np.maximum(self.slopes, np.abs(gradient))
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             found = self.size / steep
-        unknown = ~(np.isfinite(found) & (found > 0))
+        unknown = ~(np.isfinite(found) & (found > EPS * np.abs(point)))
         return np.where(unknown, np.maximum(np.abs(point), 1.0), found)
+
+    def rounding(self, point: np.ndarray, gradient: np.ndarray) -> float:
+        """How far rounding of a decision, or of losses of this size, moves their mean."""
+        steep = np.maximum(self.slopes, np.abs(gradient))
+        return EPS * (self.size + float(steep @ np.maximum(np.abs(point), self.lengths(point, gradient))))
 
 
 class Oracle(ABC):
@@ -118,7 +127,7 @@ class Oracle(ABC):
     def __call__(self, point: np.ndarray) -> Answer | Wall | None:
         """The answer at a point; a wall, or None, where the worst case is infinite."""
 
-    def gauge(self, point: np.ndarray) -> Gauge:
+    def gauge(self, point: np.ndarray, answer: Answer) -> Gauge:
         """Sizes of the losses and of their rows' slopes at a point.
 
         Random signs leave, of the sum over the rows, the root of the sum of squares.
@@ -132,7 +141,8 @@ class Oracle(ABC):
             coin = torch.rand(len(root), generator=generator, dtype=root.dtype) < 0.5
             (found,) = backward(torch.where(coin, root, -root).to(losses), parameters=True)
             square += found.detach().double().numpy() ** 2 / _PROBES
-        return Gauge(mean(losses.double().abs(), self.draws.w), np.sqrt(square))
+        size = mean(losses.double().abs(), self.draws.w)
+        return Gauge(max(size, abs(answer.value)), np.sqrt(square))
 
     def slope(self, x: Tensor, weights: Tensor) -> np.ndarray:
         """Gradient in the decision of the weighted loss at rows x."""

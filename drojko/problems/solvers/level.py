@@ -12,7 +12,7 @@ import torch
 from drojko._driver import Status
 from drojko.exceptions import UnboundedRiskError
 from drojko.problems.constraints import Region
-from drojko.problems.families.oracle import Answer, Gauge, Oracle, Wall
+from drojko.problems.families.oracle import EPS, Answer, Gauge, Oracle, Wall
 from drojko.problems.solvers.cuts import Cuts, Relaxed
 
 __all__ = ["LevelBundle", "LevelState"]
@@ -46,6 +46,7 @@ class LevelState:
     gauge: Gauge
     relative: float
     largest: float
+    rounding: float
     stalled: int = 0
     mark: float = math.inf
     waited: int = 0
@@ -84,7 +85,7 @@ class LevelBundle:
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
             )
-        gauge = self.oracle.gauge(point)
+        gauge = self.oracle.gauge(point, answer)
         return LevelState(
             Cuts.first(point, answer),
             point,
@@ -94,6 +95,7 @@ class LevelBundle:
             gauge,
             gauge.size,
             gauge.size,
+            gauge.rounding(point, answer.gradient),
         )
 
     def step(self, state: LevelState) -> LevelState:
@@ -111,7 +113,7 @@ class LevelBundle:
             return state
         low = max(relaxed.low, state.lower)
         target = low + _LEVEL * (state.upper - low)
-        candidate, slack = self._project(state, target, scale, unit)
+        candidate, slack = self._project(state, target, relaxed.width, scale, unit)
         if candidate is None:
             candidate = relaxed.point
         candidate = self.region.project(torch.from_numpy(candidate)).numpy()
@@ -144,7 +146,7 @@ class LevelBundle:
             )
             if found is None:
                 if retries == _RETRIES:
-                    return Relaxed(state.lower, -math.inf, state.best), state
+                    return Relaxed(state.lower, -math.inf, state.best, box), state
                 scale, retries = _COARSER * scale, retries + 1
                 box = np.minimum(state.width, _LONG * scale)
                 continue
@@ -163,13 +165,18 @@ class LevelBundle:
             box = np.where(touched, state.width, box)
 
     def _project(
-        self, state: LevelState, target: float, scale: np.ndarray, unit: float
+        self,
+        state: LevelState,
+        target: float,
+        width: np.ndarray,
+        scale: np.ndarray,
+        unit: float,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         if not math.isfinite(target):
             return None, None
         for power in range(_RETRIES + 1):
             length = _COARSER**power * scale
-            found = state.cuts.project(self.region, state.best, target, length, unit)
+            found = state.cuts.project(self.region, state.best, target, width, length, unit)
             if found[0] is not None:
                 return found
         return None, None
@@ -209,10 +216,10 @@ class LevelBundle:
 
     def _moved(self, state: LevelState, point: np.ndarray, answer: Answer) -> LevelState:
         """The state at a better point; sizes are measured anew where losses are of another one."""
-        size = self._mean_size(point)
+        size = max(self._mean_size(point), abs(answer.value))
         gauge = state.gauge
         if not 0.5 * gauge.size < size < 2.0 * gauge.size:
-            gauge = self.oracle.gauge(point)
+            gauge = self.oracle.gauge(point, answer)
         largest = max(state.largest, size)
         return replace(
             state,
@@ -221,6 +228,7 @@ class LevelBundle:
             gauge=gauge,
             relative=max(size, 1e-9 * largest),
             largest=largest,
+            rounding=gauge.rounding(point, answer.gradient),
         )
 
     def _mean_size(self, point: np.ndarray) -> float:
@@ -231,7 +239,7 @@ class LevelBundle:
         return float(self.oracle.draws.w @ losses.double().abs())
 
     def _allowed(self, state: LevelState) -> float:
-        return self.tol * self._size(state) + 1e-300
+        return self.tol * self._size(state) + state.rounding
 
     @staticmethod
     def _size(state: LevelState) -> float:
@@ -248,8 +256,7 @@ class LevelBundle:
         if state.stalled < _STALLED and state.waited < _PATIENCE + 2 * len(state.best):
             return None
         # Rounding: no step closes the gap any more.
-        close = state.gap <= max(_ROUNDING, self.tol) * self._size(state)
-        return Status.CONVERGED if close else Status.MAX_ITER
+        return Status.STALLED
 
     def record(self, state: LevelState) -> dict[str, float]:
         """A row of the history."""
@@ -260,7 +267,9 @@ def _unit(state: LevelState) -> float:
     """Size of the differences of values that matter now."""
     if 0.0 < state.gap < math.inf:
         return state.gap
-    return state.relative or float((np.abs(state.cuts.slopes) * state.width).max()) or 1.0
+    # Losses that are zero up to rounding have no size: the decision's own has to do.
+    size = state.relative if state.relative > state.rounding else state.rounding / EPS
+    return size or float((np.abs(state.cuts.slopes) * state.width).max()) or 1.0
 
 
 def _scales(state: LevelState) -> np.ndarray:

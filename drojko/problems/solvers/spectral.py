@@ -124,7 +124,7 @@ class SpectralGradient:
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
             )
-        metric = _Metric.of(self.region, self.oracle.gauge(point), point, answer.gradient)
+        metric = _Metric.of(self.region, self.oracle.gauge(point, answer), point, answer.gradient)
         length = metric.coarse().step(answer.gradient)
         return self._judged(
             SpectralState(
@@ -146,7 +146,7 @@ class SpectralGradient:
         afresh = state.count >= 8 and state.count & (state.count - 1) == 0
         if not (afresh or residual <= self.tol):
             return replace(state, residual=residual)
-        gauge = self.oracle.gauge(state.point)
+        gauge = self.oracle.gauge(state.point, state.answer)
         judge = _Metric.of(self.region, gauge, state.point, state.answer.gradient)
         judge = judge.above(state.first)
         state = replace(state, judge=judge)
