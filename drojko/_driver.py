@@ -42,7 +42,6 @@ class Status(StrEnum):
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
     NON_FINITE = "non_finite"
-    STALLED = "stalled"
 
     @property
     def advice(self) -> str:
@@ -67,11 +66,6 @@ _ADVICE = {
     Status.CALLBACK: "A callback asked to stop: the best state so far is kept.",
     Status.INTERRUPTED: (
         "Interrupted from the keyboard: the best state so far is kept and can be used."
-    ),
-    Status.STALLED: (
-        "Progress ended before the tolerance was proven: the model is kept with the gap that is "
-        "proven; rescale the columns or the target, drop near-copies of columns, or accept a "
-        "larger tol."
     ),
     Status.NON_FINITE: (
         "NaN or infinity appeared: look for extreme values or scales in the data, lower the step "
