@@ -37,6 +37,7 @@ __all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain
 LEAST, EACH = 20_000, 100
 #: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
 _FIRST, _SECOND = 20, 100
+_NARROW = 40  # parameters that count at least, where samples are cheap
 _MEMORY = 20  # pairs that the metric is corrected by
 _MOST = 30  # iterations, where half a dozen are usual
 _RARE = 0.5  # share of a column's variance that a sample is to have, ...
@@ -89,13 +90,19 @@ class SmoothRows(Protocol):
         ...
 
     def at(
-        self, y: np.ndarray, w: np.ndarray, u: np.ndarray, levels: np.ndarray, near: Any, second: bool
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
     ) -> RowSums | None:
         """Sums over given rows; None where phi is infinite or has kinks."""
         ...
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
-        """c and its derivatives, with those that phi has through ``levels`` of z."""
+        """C and its derivatives, with those that phi has through ``levels`` of z."""
         ...
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
@@ -186,7 +193,9 @@ class ManyRows:
         z, p, metric = problem
         u = self.rows.predict(z)
         sums = self._sums(z, p, u, None)
-        if self.carriers is not None and (sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2):
+        if self.carriers is not None and (
+            sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2
+        ):
             p = self.objective.settled(u, p)
             sums = self._sums(z, p, u, None)
         self.least = _VANISHED * p[list(self.objective.positive)]
@@ -245,7 +254,9 @@ class ManyRows:
             return s
         # The second order of the carriers is as much larger as they are fewer.
         share = len(self.carriers) / self.rows.n
-        if not (s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)):
+        if not (
+            s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)
+        ):
             return s
         return replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
 
@@ -390,22 +401,21 @@ def fit_many(
         return bool(limits.callback(count, solver.record(state)))
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-        point, index = None, np.zeros(0, dtype=int)
+        point, solved, index = None, None, np.zeros(0, dtype=int)
         for each, accuracy in ((_FIRST, 1e-3), (_SECOND, 1e-4)):
-            index, weights = _drawn(rows, min(each * rows.size, rows.n // 4), classes)
+            size = min(each * max(rows.size, _NARROW), rows.n // 4)
+            index, weights = _drawn(rows, size, classes)
             some = objective.sample(index, weights)
             solved = _newton(some, some.start() if point is None else point, accuracy)
-            if solved is None:
-                return None
-            point = solved.z, solved.p
+            point = None if solved is None else (solved.z, solved.p)
+        if solved is None:
+            return None
         solver = ManyRows(objective, goal, np.unique(index))
-        first = solver.init((*point, solved.metric))
+        first = solver.init((solved.z, solved.p, solved.metric))
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
-        outcome = run(
-            solver, first, max_iter=most, max_time=limits.time_left, callback=callback
-        )
+        outcome = run(solver, first, max_iter=most, max_time=limits.time_left, callback=callback)
     unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
     if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
         return None

@@ -65,7 +65,13 @@ class Divergent:
         return p if self.ball else np.append(p, self.ambiguity.penalty)
 
     def at(
-        self, y: np.ndarray, w: np.ndarray, u: np.ndarray, levels: np.ndarray, near: Any, second: bool
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
     ) -> RowSums | None:
         """Sums of lambda f*, block by block; ``spent`` is E f(q)."""
         (level, price), ambiguity, n = levels.tolist(), self.ambiguity, len(u)
