@@ -39,7 +39,8 @@ class Loss:
         Bounds of the norm of the gradient and of the second derivative; ``inf`` where there is
         none, None where it is not known.
     growth : float
-        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``.
+        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``; by default what
+        follows from the two above.
     kinks : tuple of float
         The `u` where the loss is not differentiable.
     convex : bool
@@ -76,7 +77,6 @@ class Loss:
     scalar: bool = True
     lipschitz: float | None = None
     curvature: float | None = None
-    growth: float = math.inf
     kinks: tuple[float, ...] = ()
     convex: bool = False
     attained: bool = True
@@ -85,6 +85,12 @@ class Loss:
     structured: bool = True
     lines: tuple[tuple[float, float], ...] = ()
     margin: float = 0.0
+
+    @property
+    def growth(self) -> float:
+        if self.lipschitz is not None and math.isfinite(self.lipschitz):
+            return 0.0
+        return math.inf if self.curvature is None else 0.5 * self.curvature
 
     # -- values and derivatives ---------------------------------------------------------------
 
@@ -211,6 +217,15 @@ class Loss:
         parts = (self.value, self.gradient, self.second_derivative)
         value, slope, second = (part(at, target).detach().numpy() for part in parts)
         return value, slope, second
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `rate_bound` may be finite, and a proof."""
+        known = (self.lipschitz, self.curvature)
+        stated = any(bound is not None and math.isfinite(bound) for bound in known)
+        return self.structured and (
+            self.has_worst_case or stated if self.scalar else self.has_pairs
+        )
 
     # -- bounds on balls of outputs -----------------------------------------------------------
 
