@@ -20,6 +20,16 @@ __all__ = ["Loss", "as_kappa", "either", "sign"]
 _FAR = 1e6  # where a loss without stated asymptotes is read for them
 
 
+class _Growth:
+    """What follows from slopes and curvature; a class or an instance may state another."""
+
+    def __get__(self, loss: Loss | None, kind: type[Loss]) -> float:
+        stated = kind if loss is None else loss
+        if stated.lipschitz is not None and math.isfinite(stated.lipschitz):
+            return 0.0
+        return math.inf if stated.curvature is None else 0.5 * stated.curvature
+
+
 class Loss:
     r"""A loss :math:`\ell(f, y)` with its structure.
 
@@ -77,6 +87,7 @@ class Loss:
     scalar: bool = True
     lipschitz: float | None = None
     curvature: float | None = None
+    growth: float = _Growth()  # type: ignore[assignment]
     kinks: tuple[float, ...] = ()
     convex: bool = False
     attained: bool = True
@@ -85,12 +96,6 @@ class Loss:
     structured: bool = True
     lines: tuple[tuple[float, float], ...] = ()
     margin: float = 0.0
-
-    @property
-    def growth(self) -> float:
-        if self.lipschitz is not None and math.isfinite(self.lipschitz):
-            return 0.0
-        return math.inf if self.curvature is None else 0.5 * self.curvature
 
     # -- values and derivatives ---------------------------------------------------------------
 
