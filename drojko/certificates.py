@@ -396,6 +396,7 @@ def reweighted_certificate(
             if spent == 0.0:  # the reference itself
                 point = replace(point, penalty=math.inf)
     lower = max(attained - price * spent, nominal)
+    attained = max(attained, nominal)  # which is less by rounding alone
     certificate = Certificate(
         nominal_risk=nominal,
         lower=lower,

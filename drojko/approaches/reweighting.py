@@ -22,7 +22,6 @@ from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase,
 from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
-from drojko.losses import Squared
 from drojko.measures.base import components
 from drojko.minimax.limits import Limits
 from drojko.minimax.problem import TrainResult
@@ -178,7 +177,7 @@ def _error_law(plan: Plan, model: TabularModel) -> ErrorLaw | None:
     """Law of the error where the exponential moments of the loss have a closed form."""
     if not (isinstance(model, MLP) and len(model.weights) == 1) or plan.radius == 0.0:
         return None
-    if not (isinstance(plan.ambiguity, KL) and isinstance(plan.loss, Squared)):
+    if not (isinstance(plan.ambiguity, KL) and plan.loss.quadratic):
         return None
     coef = model.weights[0].detach().double().cpu().numpy()[0]
     intercept = float(model.biases[0].detach())

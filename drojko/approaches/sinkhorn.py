@@ -21,7 +21,6 @@ from drojko.approaches.transport_evaluation import EXACT_DRAWS, LEARNED_DRAWS, b
 from drojko.certificates import Certificate
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
-from drojko.inner.sinkhorn.tilt import is_tiltable
 from drojko.inner.sinkhorn.worst_case import GibbsWorstCase
 from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.sinkhorn.certificate import certify_linear, certify_sampled
@@ -80,7 +79,7 @@ def _sampled(plan: Plan) -> _SampledPlan:
 
 
 def _is_exact(plan: Plan, model: TabularModel) -> bool:
-    return is_linear(model) and model.n_outputs == 1 and is_tiltable(plan.loss)
+    return is_linear(model) and model.n_outputs == 1 and plan.loss.has_tilt
 
 
 class SinkhornApproach(Approach):

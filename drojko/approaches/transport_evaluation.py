@@ -107,21 +107,10 @@ def best_constant(
     like: dict[str, Any] = {"dtype": torch.float64}
     labels, mass = torch.as_tensor(y), torch.as_tensor(w)
     size = model.n_outputs
-    zero = torch.zeros(size, **like)
-    options = [zero]
-    if plan.fit_intercept and plan.n_labels:
-        shares = np.bincount(y, weights=w, minlength=max(2, size))
-        logs = np.log(np.maximum(shares, 1e-300))
-        major = np.eye(len(shares))[shares.argmax()]
-        for scores in (logs, major, 2.0 * major):
-            one = scores[1:] - scores[:1] if size == 1 else scores
-            options.append(torch.as_tensor(one, **like))
-    elif plan.fit_intercept:
-        order = np.argsort(y)
-        for level in (0.5, getattr(plan.loss, "q", 0.5)):
-            at = np.searchsorted(np.cumsum(w[order]), level).clip(0, len(y) - 1)
-            options.append(torch.as_tensor(y[order][at : at + 1], **like))
-        options.append(torch.as_tensor([w @ y], **like))
+    options = [torch.zeros(size, **like)]
+    if plan.fit_intercept:
+        constants = plan.loss.constants(y, w, size)
+        options += [torch.as_tensor(constant, **like) for constant in constants]
 
     def risk(output: Tensor) -> float:
         f = output.expand(len(labels), size)
@@ -188,7 +177,8 @@ def _measure(
     x, y, w = points
     arrays = (x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy())
     if is_exact(plan, model):
-        certificate, worst = _ridge(plan, model, points, sampled, stationarity)
+        guess = adversary.objective.penalty
+        certificate, worst = _ridge(plan, model, points, sampled, stationarity, guess)
         return Measured(certificate, adversary, *worst, arrays)
     evaluation = certify(
         adversary,
@@ -230,6 +220,7 @@ def _ridge(
     points: tuple[Tensor, Tensor, Tensor],
     sampled: bool,
     stationarity: float,
+    guess: float | None = None,
 ) -> tuple[Certificate, tuple[float, float, float]]:
     """Exact certificate of a linear model with a scalar loss: both sides from one root."""
     if not isinstance(model, MLP):
@@ -247,7 +238,8 @@ def _ridge(
         worst = (math.inf, math.inf, 0.0)
         penalty = math.inf
     else:
-        found = ridge_robust_risk(data, coef, intercept, radius=radius, penalty=plan.penalty)
+        form: dict[str, Any] = {"radius": radius, "penalty": plan.penalty}
+        found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
         value, lower, nominal = found.value, found.attained, found.nominal
         cost, penalty = found.transport_cost, found.penalty
         priced = penalty * cost if cost > 0 else 0.0

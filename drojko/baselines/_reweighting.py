@@ -17,16 +17,16 @@ from drojko.ambiguity import (
     Group,
     TotalVariation,
 )
-from drojko.baselines._losses import ConvexLoss
 from drojko.baselines._programs import Form, Table
 from drojko.exceptions import UnsupportedError
+from drojko.losses import Loss
 
 __all__ = ["reweighting_form"]
 
 _MOST = 4000  # points up to which the kernel's factor is whole
 
 
-def reweighting_form(ambiguity: AmbiguitySet, loss: ConvexLoss, table: Table) -> Form:
+def reweighting_form(ambiguity: AmbiguitySet, loss: Loss, table: Table) -> Form:
     r"""Inf over dual variables of a function that is nondecreasing in the losses t_i >= loss_i.
 
     The multiplier of t_i >= loss_i is the worst-case mass of atom i.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
+from drojko.losses.pieces import Response, residuals
 from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
+from drojko.losses.tilts import Tilted, gentle, huber_tilt, kinked_tilt, squared_tilt
 
 __all__ = ["Absolute", "Huber", "Quantile", "Squared"]
 
@@ -29,6 +32,8 @@ class Squared(Loss):
     lipschitz = math.inf
     curvature = 2.0
     growth = 1.0
+    convex = True
+    quadratic = True
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return (f - y).square()
@@ -53,6 +58,23 @@ class Squared(Loss):
         """Return -s^2 / 4 - s y."""
         return -(0.25 * slope + y) * slope
 
+    def rescaled(self, unit: float) -> tuple[Squared, float]:
+        return self, unit**2
+
+    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
+        return squared_tilt(f - y, s, eta)
+
+    def gaussian_tilt(
+        self, f: np.ndarray, y: np.ndarray, s: float, eta: float
+    ) -> tuple[np.ndarray, float]:
+        k = 1.0 - 2.0 * eta * s * s
+        return (f - y) * (2.0 * eta * s * s / k), s / math.sqrt(k)
+
+    def conic(self, f: Any, y: np.ndarray) -> Any:
+        import cvxpy as cp
+
+        return cp.square(self._affine(f, y))
+
 
 class Quantile(Loss):
     r"""Pinball loss :math:`\max(q (y-f), (1-q)(f-y))`, whose minimiser is the `q` quantile.
@@ -68,7 +90,9 @@ class Quantile(Loss):
     name = "quantile"
     task = "regression"
     curvature = math.inf
+    growth = 0.0
     kinks = (0.0,)
+    convex = True
 
     def __init__(self, q: float = 0.5) -> None:
         if not 0.0 < q < 1.0:
@@ -122,6 +146,22 @@ class Quantile(Loss):
     def __repr__(self) -> str:
         return f"Quantile(q={self.q!r})"
 
+    @property
+    def lines(self):
+        low, high = self.slopes
+        return (low, 0.0), (high, 0.0)
+
+    @property
+    def _level(self) -> float:
+        return getattr(self, "q", 0.5)
+
+    def rescaled(self, unit: float) -> tuple[Quantile, float]:
+        return self, unit
+
+    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
+        steep = s * max(-self.slopes[0], self.slopes[1])
+        return gentle(lambda eta: kinked_tilt(f - y, s, eta, *self.slopes), steep, eta)
+
 
 class Absolute(Quantile):
     r"""Absolute error :math:`|f - y|`; worst case ``|f-y| + 1/(4κ)``.
@@ -137,9 +177,6 @@ class Absolute(Quantile):
     def __init__(self) -> None:
         self.slopes = (-1.0, 1.0)
         self.lipschitz = 1.0
-
-    def __repr__(self) -> str:
-        return "Absolute()"
 
 
 class Huber(Loss):
@@ -157,6 +194,8 @@ class Huber(Loss):
     name = "huber"
     task = "regression"
     curvature = 1.0
+    growth = 0.0
+    convex = True
 
     def __init__(self, delta: float = 1.35) -> None:
         if not (delta > 0 and math.isfinite(delta)):
@@ -196,3 +235,24 @@ class Huber(Loss):
 
     def __repr__(self) -> str:
         return f"Huber(delta={self.delta!r})"
+
+    @property
+    def asymptotes(self):
+        level = -0.5 * self.delta**2
+        return (-self.delta, level), (self.delta, level)
+
+    def rescaled(self, unit: float) -> tuple[Huber, float]:
+        return Huber(self.delta / unit), unit**2
+
+    def pieces(self, y: np.ndarray, n_outputs: int, label_cost: float = math.inf) -> Response:
+        lines = ((self.delta, 0.0), (-self.delta, 0.0))
+        return Response.of_lines(lines, *residuals(y), curved=True)
+
+    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
+        steep = s * self.delta
+        return gentle(lambda eta: huber_tilt(f - y, s, eta, self.delta), steep, eta)
+
+    def conic(self, f: Any, y: np.ndarray) -> Any:
+        import cvxpy as cp
+
+        return 0.5 * cp.huber(self._affine(f, y), self.delta)  # pyright: ignore[reportArgumentType]

@@ -25,8 +25,10 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Status, run
 from drojko.losses import Loss
+from drojko.minimax.limits import Limits
+from drojko.minimax.row_objective import LinearFit
 from drojko.rows import Rows
 
 __all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain", "line"]
@@ -36,7 +38,7 @@ LEAST, EACH = 20_000, 100
 #: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
 _FIRST, _SECOND = 20, 100
 _MEMORY = 20  # pairs that the metric is corrected by
-_MOST = 60  # iterations, where half a dozen are usual
+_MOST = 30  # iterations, where half a dozen are usual
 _RARE = 0.5  # share of a column's variance that a sample is to have, ...
 _EXTREME = 32  # ... or so many of its largest entries
 _VANISHED = 1e-3  # of a level's first value
@@ -98,6 +100,10 @@ class SmoothRows(Protocol):
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
         """Lower bound of a plan with these sums, whose slopes add up to c where it matters."""
+        ...
+
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        """For the history: "penalty" and "transport_cost"."""
         ...
 
 
@@ -285,7 +291,8 @@ class ManyRows:
             return Status.CONVERGED
         # A level that vanishes is on its way to a kink, where all losses are equal.
         vanished = (state.p[list(self.objective.positive)] < self.least).any()
-        return Status.MAX_ITER if state.stuck or vanished else None
+        hopeless = state.decrement <= 1e-13 * abs(state.value) and self.carriers is not None
+        return Status.STALLED if state.stuck or vanished or hopeless else None
 
     def finite(self, state: State) -> bool:
         """Whether the iterate is."""
@@ -294,7 +301,8 @@ class ManyRows:
     def record(self, state: State) -> dict[str, float]:
         """A row of the history."""
         norm = float(np.linalg.norm(state.gradient)) / (1.0 + abs(state.value))
-        return {"robust_risk": state.value, "stationarity": norm}
+        row = self.objective.record(state.z, state.p, state.sums)
+        return {"robust_risk": state.value, **row, "stationarity": norm}
 
 
 def _hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray:
@@ -344,28 +352,43 @@ def _inverse(metric: tuple, pairs: tuple, gradient: np.ndarray) -> np.ndarray:
 
 def fit_many(
     objective: SmoothRows,
-    tol: float,
+    limits: Limits,
     *,
     classes: bool,
-    max_iter: int = _MOST,
-    max_time: float | None = None,
-    callback: Callable[[State], bool | None] | None = None,
-) -> Outcome[State] | None:
-    """The optimum of a problem of many rows; None where they are too few, or a sample fails.
+    goal: float | None = None,
+    report: Callable[[np.ndarray, float], None] | None = None,
+) -> LinearFit | None:
+    """The optimum of a problem of many rows with a proven gap, or None: other solvers find it.
+
+    None where rows are too few for a sample of them, where a sample has no smooth optimum, and
+    where the gap is not proven after a few dozen iterations.
 
     Parameters
     ----------
     objective : SmoothRows
-    tol : float
-        The proven relative gap aimed at.
+    limits : Limits
+        Of the iterations on all rows.
     classes : bool
         Whether y holds classes 0 and 1, to be sampled apart.
-    max_iter, max_time, callback : as in `drojko._driver.run`
-        Of the iterations on all rows.
+    goal : float, default=None
+        The relative gap aimed at; at most ``limits.tol``, which it is by default.
+    report : callable, default=None
+        ``report(coef, intercept)``, called before each callback with the iterate.
     """
-    rows = objective.rows
+    rows, count = objective.rows, 0
     if rows.n < max(LEAST, EACH * rows.size):
         return None
+    goal = limits.tol if goal is None else min(goal, limits.tol)
+
+    def callback(state: State) -> bool:
+        nonlocal count
+        count += 1
+        if limits.callback is None:
+            return False
+        if report is not None:
+            report(*rows.outward(state.z))
+        return bool(limits.callback(count, solver.record(state)))
+
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
         point, index = None, np.zeros(0, dtype=int)
         for each, accuracy in ((_FIRST, 1e-3), (_SECOND, 1e-4)):
@@ -375,12 +398,34 @@ def fit_many(
             if solved is None:
                 return None
             point = solved.z, solved.p
-        solver = ManyRows(objective, tol, np.unique(index))
+        solver = ManyRows(objective, goal, np.unique(index))
         first = solver.init((*point, solved.metric))
         if first is None or not solver.finite(first):
             return None
-        limits = {"max_iter": min(max_iter, _MOST), "max_time": max_time, "callback": callback}
-        return run(solver, first, **limits)
+        most = min(limits.max_iter, _MOST)
+        outcome = run(
+            solver, first, max_iter=most, max_time=limits.time_left, callback=callback
+        )
+    unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
+    if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
+        return None
+    s = outcome.state
+    coef, intercept = rows.outward(s.z)
+    row = solver.record(s)
+    return LinearFit(
+        coef,
+        intercept,
+        row["penalty"],
+        s.value,
+        s.lower,
+        str(outcome.status),
+        outcome.message,
+        outcome.n_iter,
+        row["stationarity"],
+        outcome.columns(),
+        s.p,
+        abs(s.value),
+    )
 
 
 def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -438,6 +483,9 @@ class _Mean:
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
         value = 0.5 * float(self.ridge @ z**2)
         return Rest(value, self.ridge * z, np.zeros(0), np.diag(self.ridge))
+
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        return {}
 
 
 def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ from drojko.inner.transport import linear_classes
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure, lipschitz_bound
 from drojko.inner.transport.swaps import Swaps
-from drojko.losses import CallableLoss
 from drojko.models import ACTIVATIONS, MLP
 
 if TYPE_CHECKING:
@@ -137,8 +136,9 @@ def lipschitz_upper(
     the G + 1 prefixes in the order of s_g / c_g.
     """
     model, loss = objective.model, objective.loss
-    norms = None if isinstance(loss, CallableLoss) else known.norms
-    if norms is None or not isinstance(model, MLP) or model.n_outputs > 1:
+    norms = known.norms
+    convex = loss.scalar and loss.convex and loss.has_worst_case
+    if norms is None or not isinstance(model, MLP) or not convex:
         value = objective.risk(batch, batch.q0)
         return torch.full_like(value, -math.inf), "local-estimate"
     first, *others = [w.detach() for w in model.weights]

@@ -130,3 +130,7 @@ class Divergent:
         held = self.ridge > 0.0
         left = 0.5 * float((c[held] ** 2 / self.ridge[held]).sum())
         return keep * sums.worth - price - keep**2 * left
+
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        """Multiplier and divergence."""
+        return {"penalty": float(self.levels(z, p)[1]), "transport_cost": sums.spent}

@@ -23,12 +23,15 @@ from sklearn.base import clone
 from drojko._driver import Status
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity.divergence import Priced
 from drojko.losses import CrammerSinger
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
 from drojko.minimax.limits import Limits
+from drojko.minimax.many_rows import fit_many
 from drojko.minimax.newton import Start, fit
 from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.passes import ReweightedPasses
 from drojko.minimax.transport.subgradient import Subgradient
@@ -82,6 +85,9 @@ def solve_reweighted(
     x, y, w, bound = problem.support(ambiguity, n_draws, generator, groups)
     rows = Rows(x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy(), intercept=model.bias)
     proven = problem.loss.convex and model.n_outputs == 1 and hasattr(bound, "levels")
+    many = _many_rows(problem, rows, bound, limits) if proven else None
+    if many is not None:
+        return many
     if proven and rows.size <= WIDE:
         return _newton(problem, rows, bound, limits, None)
     result = _quasi_newton(problem, rows, bound, generator, limits)
@@ -106,6 +112,27 @@ def _load(model: MLP, *rows: tuple[np.ndarray, float]) -> None:
         model.weights[0].data[k] = torch.as_tensor(coef)
         if model.bias:
             model.biases[0].data[k] = intercept
+
+
+def _many_rows(
+    problem: RobustProblem, rows: Rows, bound: Any, limits: Limits
+) -> TrainResult | None:
+    """A smooth loss under an f-divergence, from a sample of many rows."""
+    model: Any = problem.model
+    smooth = math.isfinite(problem.loss.curvature or math.inf) and bound.cells is None
+    if not smooth or not isinstance(bound.levels(1.0), Priced):
+        return None
+    found = fit_many(
+        Divergent(rows, problem.loss, bound.ambiguity, problem.alpha),
+        limits,
+        classes=problem.loss.task == "classification",
+        goal=min(limits.tol, ACCURACY),
+        report=lambda coef, intercept: _load(model, (coef, intercept)),
+    )
+    if found is None:
+        return None
+    _load(model, (found.coef, found.intercept))
+    return TrainResult.of(found)
 
 
 def _newton(

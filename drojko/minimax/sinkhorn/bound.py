@@ -20,7 +20,6 @@ from collections.abc import Callable
 import numpy as np
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.inner.sinkhorn.tilt import tilted
 from drojko.minimax.transport.bound import balance, pinned_columns
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.rows import Rows
@@ -54,7 +53,7 @@ def lower_bound(
         try:
             lam = multiplier(u, s, lam) if radius else lam
             eta = 0.0 if still else 1.0 / (epsilon * lam)
-            at = tilted(data.loss, u, data.y, s, eta)
+            at = data.loss.tilt(u, data.y, s, eta)
         except UnboundedRiskError:
             break
         mass = w

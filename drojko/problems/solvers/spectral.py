@@ -21,6 +21,7 @@ _MEMORY = 8
 _ARMIJO = 1e-4
 _BACKTRACKS = 40
 _REGAUGED = 20  # times that variables may turn out steeper than they looked
+_LONGER = 1e3  # times that natural lengths may grow at once: a slope that vanishes is no unit
 _SMALL = 1e-7  # sizes below this share of the first ones are rounding
 
 
@@ -68,11 +69,10 @@ class _Metric:
 
     def above(self, least: _Metric) -> _Metric:
         """With sizes that are not lost in the rounding of earlier ones."""
-        return replace(
-            self,
-            slopes=np.maximum(self.slopes, _SMALL * least.slopes),
-            size=max(self.size, _SMALL * least.size),
-        )
+        size, floor = max(self.size, _SMALL * least.size), _SMALL * least.slopes
+        longest = np.where(floor > 0, size / np.where(floor > 0, floor, 1.0), math.inf)
+        slopes, lengths = np.maximum(self.slopes, floor), np.minimum(self.lengths, longest)
+        return _Metric(lengths, slopes, size)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class SpectralGradient:
         residual = self._stationarity(state)
         change = judge.lengths / state.metric.lengths
         if afresh and change.max() > 30.0 * change.min():
-            metric = judge.coarse()
+            grown = np.minimum(judge.lengths, _LONGER * state.metric.lengths)
+            metric = replace(judge, lengths=grown).coarse()
             state = replace(state, metric=metric, lengths=(metric.step(state.answer.gradient),))
         return replace(state, residual=residual)
 
