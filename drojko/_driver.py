@@ -20,7 +20,7 @@ import torch
 
 from drojko.exceptions import NonFiniteError
 
-__all__ = ["Outcome", "Solver", "Status", "all_finite", "run"]
+__all__ = ["Outcome", "Solver", "Status", "all_finite", "nested", "run"]
 
 S = TypeVar("S")
 
@@ -37,6 +37,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     MAX_ITER = "max_iter"
     MAX_TIME = "max_time"
+    UNBOUNDED = "unbounded"
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
     NON_FINITE = "non_finite"
@@ -57,6 +58,7 @@ _ADVICE = {
         "The time limit came before the tolerance: raise max_time, or continue from here with "
         "warm_start."
     ),
+    Status.UNBOUNDED: "There is no minimum: the objective falls without end along a direction.",
     Status.CALLBACK: "A callback asked to stop: the best state so far is kept.",
     Status.INTERRUPTED: (
         "Interrupted from the keyboard: the best state so far is kept and can be used."
@@ -234,3 +236,19 @@ def run(
     seconds = time.perf_counter() - start
     message = f"Stopped after {n_iter} iterations and {seconds:.3g} seconds. {status.advice}"
     return Outcome(state, best_state, status, message, n_iter, seconds, history)
+
+
+def nested(
+    solver: Solver[S], state: S, *, max_iter: int, max_time: float | None = None
+) -> Outcome[S]:
+    """`run` within a step of another run: Ctrl-C ends that one, too.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Where it ended this run: its state is not one to go on from.
+    """
+    outcome = run(solver, state, max_iter=max_iter, max_time=max_time)
+    if outcome.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt(outcome.message)
+    return outcome

@@ -40,7 +40,6 @@ class Logistic(Loss):
     name = "logistic"
     lipschitz = 1.0
     curvature = 0.25
-    growth = 0.0
     convex = True
     attained = False
 
@@ -152,7 +151,6 @@ class Hinge(Loss):
     name = "hinge"
     lipschitz = 1.0
     curvature = math.inf
-    growth = 0.0
     kinks = (1.0,)
     convex = True
     calibrated = False
@@ -167,11 +165,6 @@ class Hinge(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
-
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        s = sign(f, y)
-        moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
-        return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -188,6 +181,11 @@ class Hinge(Loss):
     def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From -1 to 0 for label 1, from 0 to 1 for label 0."""
         return _towards(y)
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        s = sign(f, y)
+        moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
+        return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
 
     def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
         away = 1.0 - 2.0 * y

@@ -30,6 +30,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
@@ -41,11 +42,6 @@ from drojko.minimax.transport.data import RidgeData
 __all__ = ["certify_linear", "certify_sampled"]
 
 _BLOCK = 1 << 22  # numbers in the particles of one block of samples
-
-
-def _standard_error(w: Tensor, spread: Tensor) -> float:
-    centred = spread - (w * spread).sum()
-    return math.sqrt(float((w.square() * centred.square()).sum()))
 
 
 def certify_linear(
@@ -64,9 +60,7 @@ def certify_linear(
     found = sinkhorn_risk(
         data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
     )
-    error = 0.0
-    if sampled:
-        error = _standard_error(torch.from_numpy(data.weight), torch.from_numpy(found.spread))
+    error = standard_error(found.spread, data.weight) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=found.nominal,
         lower=found.attained,
@@ -155,7 +149,7 @@ def certify_sampled(
         within = torch.maximum(within, within_upper)
     variance = float((w.square() * within).sum())
     if sampled:
-        variance += _standard_error(w, values) ** 2
+        variance += standard_error(values, w) ** 2
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(dual, upper),

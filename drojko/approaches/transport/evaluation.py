@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.approaches.plan import Plan
-from drojko.approaches.transport_training import is_exact, ridge_data
+from drojko.approaches.transport.training import is_exact, ridge_data
 from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
@@ -177,7 +178,8 @@ def _measure(
     x, y, w = points
     arrays = (x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy())
     if is_exact(plan, model):
-        certificate, worst = _ridge(plan, model, points, sampled, stationarity)
+        guess = adversary.objective.penalty
+        certificate, worst = _ridge(plan, model, points, sampled, stationarity, guess)
         return Measured(certificate, adversary, *worst, arrays)
     evaluation = certify(
         adversary,
@@ -219,6 +221,7 @@ def _ridge(
     points: tuple[Tensor, Tensor, Tensor],
     sampled: bool,
     stationarity: float,
+    guess: float | None = None,
 ) -> tuple[Certificate, tuple[float, float, float]]:
     """Exact certificate of a linear model with a scalar loss: both sides from one root."""
     if not isinstance(model, MLP):
@@ -236,17 +239,15 @@ def _ridge(
         worst = (math.inf, math.inf, 0.0)
         penalty = math.inf
     else:
-        found = ridge_robust_risk(data, coef, intercept, radius=radius, penalty=plan.penalty)
+        form: dict[str, Any] = {"radius": radius, "penalty": plan.penalty}
+        found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
         value, lower, nominal = found.value, found.attained, found.nominal
         cost, penalty = found.transport_cost, found.penalty
         priced = penalty * cost if cost > 0 else 0.0
         risk = lower if plan.penalty is None else lower + priced
         worst = (found.penalty_low, found.penalty_high, found.mixture)
         spread = _spread(data, coef, intercept, found, penalty)
-    error = 0.0
-    if sampled:
-        centred = spread - data.weight @ spread
-        error = float(np.sqrt(np.sum((data.weight * centred) ** 2)))
+    error = standard_error(spread, data.weight) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(lower, value),
