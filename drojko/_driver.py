@@ -37,11 +37,11 @@ class Status(StrEnum):
     CONVERGED = "converged"
     MAX_ITER = "max_iter"
     MAX_TIME = "max_time"
-    STALLED = "stalled"
     UNBOUNDED = "unbounded"
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
     NON_FINITE = "non_finite"
+    STALLED = "stalled"
 
     @property
     def advice(self) -> str:
@@ -58,14 +58,15 @@ _ADVICE = {
         "The time limit came before the tolerance: raise max_time, or continue from here with "
         "warm_start."
     ),
-    Status.STALLED: (
-        "No step comes nearer to the optimum, and the tolerance is not met: rounding or a kink "
-        "stands in the way; scale the data, start elsewhere, or accept a larger tol."
-    ),
     Status.UNBOUNDED: "There is no minimum: the objective falls without end along a direction.",
     Status.CALLBACK: "A callback asked to stop: the best state so far is kept.",
     Status.INTERRUPTED: (
         "Interrupted from the keyboard: the best state so far is kept and can be used."
+    ),
+    Status.STALLED: (
+        "Progress ended before the tolerance was proven: the model is kept with the gap that is "
+        "proven; rescale the columns or the target, drop near-copies of columns, or accept a "
+        "larger tol."
     ),
     Status.NON_FINITE: (
         "NaN or infinity appeared: look for extreme values or scales in the data, lower the step "

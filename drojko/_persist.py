@@ -22,9 +22,11 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from drojko._version import __version__
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
@@ -211,10 +213,6 @@ def _pack(estimator: Any) -> bytes:
 
 
 def _manifest(estimator: Any) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from drojko import __version__
-
     kind = type(estimator)
     versions = {name: version(name) for name in ("numpy", "scikit-learn", "skops", "torch")}
     return {

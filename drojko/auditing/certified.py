@@ -13,8 +13,8 @@ from drojko._random import spawn
 from drojko.approaches.base import FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.registry import approach_to
-from drojko.auditing.reading.problem import Case
-from drojko.auditing.reporting.row import Found
+from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reporting.row import Row
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
@@ -30,49 +30,53 @@ _SUPPORTED = (
 _SHOWN = 2_000
 
 
-def plan_of(case: Case, ambiguity: Any, inner: InnerSolver) -> Plan:
+def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
     """The plan that solvers work on."""
     return Plan(
-        reference=case.reference,
+        reference=problem.reference,
         ambiguity=ambiguity,
-        cost=case.cost,
-        loss=case.loss,
+        cost=problem.cost,
+        loss=problem.loss,
         inner=inner,
         radius=None if ambiguity.radius is None else float(ambiguity.radius),
         penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-        label_cost=case.label_cost,
-        n_labels=case.n_labels,
+        label_cost=problem.label_cost,
+        n_labels=problem.n_labels,
         dtype=torch.float64,
         device="cpu",
-        generator=spawn(case.generator),
-        groups=case.groups,
+        generator=spawn(problem.generator),
+        groups=problem.groups,
     )
 
 
-def certified(case: Case, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Found]:
+def certified(
+    problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
+) -> list[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
-    if approach_to(case.ambiguity).gradients and case.model.tabular is None:
+    if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
         raise UnsupportedError(
-            f"{type(case.ambiguity).__name__} needs gradients, and there are none "
-            f"({case.model.note}); {_SUPPORTED}"
+            f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
+            f"({problem.model.note}); {_SUPPORTED}"
         )
-    found: list[Found] = []
-    for size, ambiguity in case.progress.over(sizes, "certificates", 1.0):
-        plan = plan_of(case, ambiguity, inner)
+    found: list[Row] = []
+    for size, ambiguity in problem.progress.over(sizes, "certificates", 1.0):
+        plan = plan_of(problem, ambiguity, inner)
         approach = approach_to(ambiguity)
-        model = copy.deepcopy(case.tabular)
+        model = copy.deepcopy(problem.tabular)
         approach.reject(plan, model)
         with torch.no_grad():
-            c = approach.certify(plan, model, (case.x, case.y, case.w), spawn(case.generator))
-        worst = _worst(case, plan, approach, model, c)
-        one = Found(size, c, worst)
+            c = approach.certify(
+                plan, model, (problem.x, problem.y, problem.w), spawn(problem.generator)
+            )
+        worst = _worst(problem, plan, approach, model, c)
+        one = Row(size, c, worst)
         if worst is not None:
-            one.after = _after(worst, case)
+            one.after = _after(worst, problem)
         found.append(_monotone(one, found))
     return found
 
 
-def _monotone(one: Found, before: list[Found]) -> Found:
+def _monotone(one: Row, before: list[Row]) -> Row:
     """A worst case of a smaller radius is inside a larger one."""
     if not before or before[-1].certificate.radius is None:
         return one
@@ -86,25 +90,27 @@ def _monotone(one: Found, before: list[Found]) -> Found:
         transport_cost=last.transport_cost,
         upper=max(c.upper, last.lower),
     )
-    return Found(one.size, c, before[-1].worst, before[-1].after)
+    return Row(one.size, c, before[-1].worst, before[-1].after)
 
 
-def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Any) -> WorstCase | None:
+def _worst(
+    problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Any
+) -> WorstCase | None:
     if plan.ambiguity.knows_groups:
-        arrays = (case.x.numpy(), case.y.numpy(), case.w.numpy())
-        unfitted = _unfitted(case.reference)
-        reference = approach.measure(plan.ambiguity, unfitted, *arrays, case.groups)
+        arrays = (problem.x.numpy(), problem.y.numpy(), problem.w.numpy())
+        unfitted = _unfitted(problem.reference)
+        reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
         plan = replace(plan, reference=reference)
     with torch.no_grad():
-        state = approach.found(plan, model, c, len(case.x))
+        state = approach.found(plan, model, c, len(problem.x))
     if state is None:
         return None
     fitted = FittedModel(
         model,
-        case.loss,
+        problem.loss,
         plan.reference,
-        case.classes,
-        case.model.space.names,
+        problem.classes,
+        problem.model.space.names,
         torch.float64,
         "cpu",
     )
@@ -117,7 +123,7 @@ def _unfitted(reference: LabelledMeasure) -> LabelledMeasure:
     return ClassConditional(Empirical()) if classes else Joint(Empirical())
 
 
-def _after(worst: WorstCase, case: Case) -> tuple[Any, Any, Any]:
+def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:
     """Points of the worst case with equal masses: for accuracies and areas."""
     if hasattr(worst, "measure"):
         return worst.measure.points(_SHOWN, torch.Generator().manual_seed(0))

@@ -20,6 +20,16 @@ __all__ = ["Loss", "as_kappa", "either", "sign"]
 _FAR = 1e6  # where a loss without stated asymptotes is read for them
 
 
+class _Growth:
+    """What follows from slopes and curvature; a class or an instance may state another."""
+
+    def __get__(self, loss: Loss | None, kind: type[Loss]) -> float:
+        stated = kind if loss is None else loss
+        if stated.lipschitz is not None and math.isfinite(stated.lipschitz):
+            return 0.0
+        return math.inf if stated.curvature is None else 0.5 * stated.curvature
+
+
 class Loss:
     r"""A loss :math:`\ell(f, y)` with its structure.
 
@@ -39,7 +49,8 @@ class Loss:
         Bounds of the norm of the gradient and of the second derivative; ``inf`` where there is
         none, None where it is not known.
     growth : float
-        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``.
+        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``; by default what
+        follows from the two above.
     kinks : tuple of float
         The `u` where the loss is not differentiable.
     convex : bool
@@ -76,7 +87,7 @@ class Loss:
     scalar: bool = True
     lipschitz: float | None = None
     curvature: float | None = None
-    growth: float = math.inf
+    growth: float = _Growth()  # type: ignore[assignment]
     kinks: tuple[float, ...] = ()
     convex: bool = False
     attained: bool = True
@@ -211,6 +222,15 @@ class Loss:
         parts = (self.value, self.gradient, self.second_derivative)
         value, slope, second = (part(at, target).detach().numpy() for part in parts)
         return value, slope, second
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `rate_bound` may be finite, and a proof."""
+        known = (self.lipschitz, self.curvature)
+        stated = any(bound is not None and math.isfinite(bound) for bound in known)
+        return self.structured and (
+            self.has_worst_case or stated if self.scalar else self.has_pairs
+        )
 
     # -- bounds on balls of outputs -----------------------------------------------------------
 

@@ -40,7 +40,6 @@ class Logistic(Loss):
     name = "logistic"
     lipschitz = 1.0
     curvature = 0.25
-    growth = 0.0
     convex = True
     attained = False
 
@@ -152,7 +151,6 @@ class Hinge(Loss):
     name = "hinge"
     lipschitz = 1.0
     curvature = math.inf
-    growth = 0.0
     kinks = (1.0,)
     convex = True
     calibrated = False

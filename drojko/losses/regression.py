@@ -31,7 +31,6 @@ class Squared(Loss):
     task = "regression"
     lipschitz = math.inf
     curvature = 2.0
-    growth = 1.0
     convex = True
     quadratic = True
 
@@ -90,7 +89,6 @@ class Quantile(Loss):
     name = "quantile"
     task = "regression"
     curvature = math.inf
-    growth = 0.0
     kinks = (0.0,)
     convex = True
 
@@ -191,7 +189,6 @@ class Huber(Loss):
     name = "huber"
     task = "regression"
     curvature = 1.0
-    growth = 0.0
     convex = True
 
     def __init__(self, delta: float = 1.35) -> None:

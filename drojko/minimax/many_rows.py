@@ -37,6 +37,7 @@ __all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain
 LEAST, EACH = 20_000, 100
 #: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
 _FIRST, _SECOND = 20, 100
+_NARROW = 40  # parameters that count at least, where samples are cheap
 _MEMORY = 20  # pairs that the metric is corrected by
 _MOST = 30  # iterations, where half a dozen are usual
 _RARE = 0.5  # share of a column's variance that a sample is to have, ...
@@ -400,16 +401,17 @@ def fit_many(
         return bool(limits.callback(count, solver.record(state)))
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-        point, index = None, np.zeros(0, dtype=int)
+        point, solved, index = None, None, np.zeros(0, dtype=int)
         for each, accuracy in ((_FIRST, 1e-3), (_SECOND, 1e-4)):
-            index, weights = _drawn(rows, min(each * rows.size, rows.n // 4), classes)
+            size = min(each * max(rows.size, _NARROW), rows.n // 4)
+            index, weights = _drawn(rows, size, classes)
             some = objective.sample(index, weights)
             solved = _newton(some, some.start() if point is None else point, accuracy)
-            if solved is None:
-                return None
-            point = solved.z, solved.p
+            point = None if solved is None else (solved.z, solved.p)
+        if solved is None:
+            return None
         solver = ManyRows(objective, goal, np.unique(index))
-        first = solver.init((*point, solved.metric))
+        first = solver.init((solved.z, solved.p, solved.metric))
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)

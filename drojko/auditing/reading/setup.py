@@ -1,4 +1,4 @@
-"""From what a user gives to a case: checks, encoding, units, loss, reference."""
+"""From what a user gives to a problem: checks, encoding, units, loss, reference."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from drojko.approaches.reference import build_reference, is_sampled
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.columns import in_matrix
 from drojko.auditing.reading.models import AuditedModel
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss, get_loss
 from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
 
-__all__ = ["build_case", "sets_of", "size_name"]
+__all__ = ["build_problem", "sets_of", "size_name"]
 
 #: Fixed draws of a continuous reference.
 DRAWS = 5_000
@@ -59,7 +59,7 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     return [(value, ambiguity.resized(value)) for value in order]
 
 
-def build_case(
+def build_problem(
     model: AuditedModel,
     X: Any,
     y: Any,
@@ -71,7 +71,7 @@ def build_case(
     sample_weight: Any,
     groups: Any,
     generator: torch.Generator,
-) -> Case:
+) -> AuditProblem:
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space = model.space
     u = space.encode(X)
@@ -90,7 +90,7 @@ def build_case(
         raise InvalidDataError("no column can move: all are immutable or categories")
     found = get_loss_for(model, loss)
     atoms, smooth = _reference(reference, cost, model, generator)
-    case = Case(
+    problem = AuditProblem(
         model=model,
         loss=found,
         ambiguity=own,
@@ -106,13 +106,13 @@ def build_case(
         label_cost=float(own.label_cost),
         groups=groups,
     )
-    if not is_sampled(case.reference):
-        return case
-    x, labels, mass = case.reference.points(max(DRAWS, len(u)), spawn(generator))
+    if not is_sampled(problem.reference):
+        return problem
+    x, labels, mass = problem.reference.points(max(DRAWS, len(u)), spawn(generator))
     x = cost.project(x)
-    labels = labels if case.n_labels else labels.double()
+    labels = labels if problem.n_labels else labels.double()
     empty = np.full(len(x), -1)
-    return replace(case, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
+    return replace(problem, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
 
 
 def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from drojko.minimax.transport.data import Ground, RidgeData, blocks
 from drojko.minimax.transport.jets import bend, jet
 from drojko.rows import Rows
 
-__all__ = ["Plan", "lower_bound", "plan_of"]
+__all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
 
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _EPS = float(np.finfo(np.float64).eps)
@@ -94,10 +94,10 @@ def lower_bound(
 
 
 def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray) -> float:
-    pinned = _pinned(rows, ground)
+    pinned = pinned_columns(rows, ground)
     mass = plan.mass
     if pinned.any():
-        balanced = _balance(rows, mass, plan.slope, pinned)
+        balanced = balance(rows, mass, plan.slope, pinned)
         if balanced is None:
             return -math.inf
         mass = balanced
@@ -119,13 +119,13 @@ def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndar
     return found - 8.0 * _EPS * (size + float(np.abs(c) @ np.abs(z)))
 
 
-def _pinned(rows: Rows, ground: Ground) -> np.ndarray:
+def pinned_columns(rows: Rows, ground: Ground) -> np.ndarray:
     """Parameters that nothing holds: in these c must vanish exactly."""
     pinned = rows.free & (ground.ridge == 0.0)
     return pinned & (ground.cost == 0.0) if ground.moves else pinned
 
 
-def _balance(
+def balance(
     rows: Rows, mass: np.ndarray, slope: np.ndarray, pinned: np.ndarray
 ) -> np.ndarray | None:
     """Thin out the masses so that the slopes balance on the pinned columns.
@@ -163,7 +163,7 @@ def _of_means(
     rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray, need: float
 ) -> float:
     """The bound of the rows' mean slopes, after a few Newton steps on them."""
-    w, pinned = rows.w, _pinned(rows, ground)
+    w, pinned = rows.w, pinned_columns(rows, ground)
     lo, hi = data.loss.domain(data.y)
     a = np.divide(plan.force, w, out=np.zeros_like(w), where=w > 0)
     curvature, best = plan.curvature.copy(), -math.inf
@@ -196,7 +196,7 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
     w, loss = rows.w, data.loss
     mass = w[None]
     if pinned.any():
-        balanced = _balance(rows, mass, a[None], pinned)
+        balanced = balance(rows, mass, a[None], pinned)
         if balanced is None:
             return None
         a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)

@@ -267,10 +267,12 @@ class Newton:
     def _separated(self, s: State) -> bool:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
         data = self.data
-        held = self.penalty is not None or self.ground.ridge.any()
-        if data.loss.attained or held:
+        if data.loss.attained:
             return False
-        if self.radius is not None and s.value > 1e-10 * self.scale:
+        held = self.penalty is not None or self.ground.ridge.any()
+        if held and np.ptp(data.y[data.weight > 0]) > 0:
+            return False  # only the intercept of a single class is free to grow
+        if (held or self.radius is not None) and s.value > 1e-10 * self.scale:
             return False
         return bool((((2.0 * data.y - 1.0) * s.u > 0) | (data.weight == 0)).all())
 

@@ -61,6 +61,11 @@ class Answer:
     attained: float
     gradient: np.ndarray
 
+    @property
+    def size(self) -> float:
+        """Size of the risk: a bound that nothing comes near says nothing of it."""
+        return min(abs(self.value), abs(self.attained))
+
 
 @dataclass(frozen=True)
 class Wall:
@@ -100,7 +105,9 @@ class Gauge:
     def rounding(self, point: np.ndarray, gradient: np.ndarray) -> float:
         """How far rounding of a decision, or of losses of this size, moves their mean."""
         steep = np.maximum(self.slopes, np.abs(gradient))
-        return EPS * (self.size + float(steep @ np.maximum(np.abs(point), self.lengths(point, gradient))))
+        return EPS * (
+            self.size + float(steep @ np.maximum(np.abs(point), self.lengths(point, gradient)))
+        )
 
 
 class Oracle(ABC):
@@ -142,7 +149,7 @@ class Oracle(ABC):
             (found,) = backward(torch.where(coin, root, -root).to(losses), parameters=True)
             square += found.detach().double().numpy() ** 2 / _PROBES
         size = mean(losses.double().abs(), self.draws.w)
-        return Gauge(max(size, abs(answer.value)), np.sqrt(square))
+        return Gauge(max(size, answer.size), np.sqrt(square))
 
     def slope(self, x: Tensor, weights: Tensor) -> np.ndarray:
         """Gradient in the decision of the weighted loss at rows x."""

@@ -19,9 +19,9 @@ _NOISE = 1e-13  # rounding of a mean of slopes, relative to the slopes
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Least value ``low`` of the cuts in a box, attained at ``point``; ``proven`` everywhere.
+    """Least value ``low`` of the cuts in a box of half-width ``width``, attained at ``point``.
 
-    ``proven`` is -inf where the cuts have no lower bound outside of the box, of half-width ``width``.
+    ``proven`` holds everywhere: -inf where the cuts have no lower bound outside of the box.
     """
 
     low: float

@@ -96,6 +96,31 @@ class SpectralState:
     residual: float = math.inf
     stalled: bool = False
 
+    @property
+    def value(self) -> float:
+        """The robust risk at the point."""
+        return self.answer.value
+
+    @property
+    def stationarity(self) -> float:
+        """The residual."""
+        return self.residual
+
+    @property
+    def gap(self) -> float:
+        """Infinite: nothing is proven of other decisions."""
+        return math.inf
+
+    @property
+    def relative_gap(self) -> float:
+        """NaN, likewise."""
+        return math.nan
+
+    @property
+    def direction(self) -> None:
+        """None, likewise."""
+        return None
+
 
 @dataclass(frozen=True)
 class SpectralGradient:
@@ -249,10 +274,10 @@ class SpectralGradient:
         return math.isfinite(state.answer.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: SpectralState) -> Status | None:
-        """Converged when the projected gradient is within the tolerance, or no step gains."""
-        if state.residual <= self.tol or state.stalled:
-            return Status.CONVERGED if state.residual <= 1e3 * self.tol else Status.MAX_ITER
-        return None
+        """Converged when the projected gradient is within the tolerance."""
+        if state.residual <= self.tol:
+            return Status.CONVERGED
+        return Status.STALLED if state.stalled else None
 
     def record(self, state: SpectralState) -> dict[str, float]:
         """A row of the history."""
