@@ -14,7 +14,6 @@ from torch import Tensor
 from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._settings import check_settings
 from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
@@ -27,6 +26,7 @@ from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
 from drojko.flows.jko import JKOFlow
+from drojko.flows.settings import check_settings
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose, components, draws

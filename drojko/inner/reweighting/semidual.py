@@ -14,7 +14,6 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._settings import check_settings
 from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.kl import KL
@@ -25,6 +24,7 @@ from drojko.flows.functionals.divergence_to import DivergenceTo
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.scheme import SemiDualScheme
+from drojko.flows.settings import check_settings
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose, components
@@ -327,8 +327,15 @@ def _against_dual(
 class SemiDualWorstCase(ReweightedWorstCase):
     """A reweighted worst case with learned maps that need samples of the reference only.
 
-    ``sample``, ``risk`` and the ratio are the exact reweighting, as in `ReweightedWorstCase`;
-    `transport` and `generate` use the map of each class. ``settings`` are those of `SemiDual`.
+    ``sample``, ``risk`` and the ratio are the exact reweighting; `transport` and `generate` use
+    the map of each class.
+
+    Parameters
+    ----------
+    ambiguity, penalty, shift, loss_function, reference, ...
+        As in `ReweightedWorstCase`.
+    settings : dict
+        Of `SemiDual`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)

@@ -272,15 +272,6 @@ class ReweightedWorstCase(WorstCase):
         rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
         return x[rows], y[rows]
 
-    def _queries(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-        x = torch.as_tensor(np.array(X, dtype=np.float64))
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
-        labels = self._encode(y, x)
-        if len(labels) != len(x):
-            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
-        return x, labels
-
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
 
