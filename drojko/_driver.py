@@ -37,6 +37,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     MAX_ITER = "max_iter"
     MAX_TIME = "max_time"
+    UNBOUNDED = "unbounded"
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
     NON_FINITE = "non_finite"
@@ -57,6 +58,7 @@ _ADVICE = {
         "The time limit came before the tolerance: raise max_time, or continue from here with "
         "warm_start."
     ),
+    Status.UNBOUNDED: "There is no minimum: the objective falls without end along a direction.",
     Status.CALLBACK: "A callback asked to stop: the best state so far is kept.",
     Status.INTERRUPTED: (
         "Interrupted from the keyboard: the best state so far is kept and can be used."

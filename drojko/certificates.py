@@ -380,7 +380,8 @@ def reweighted_certificate(
             upper = float(weights @ contributions)
             proof = proof_of_tilt(ambiguity, weights * exact.ratio, point.penalty)
         else:
-            contributions = bound.influence(exact, losses)
+            influence = getattr(bound, "influence", None)
+            contributions = exact.ratio * losses if influence is None else influence(exact, losses)
             proof = "local-estimate" if ambiguity.needs_largest(exact.penalty) else "dual"
         error = standard_error(contributions, weights)
     price = ambiguity.penalty or 0.0

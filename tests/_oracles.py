@@ -317,15 +317,18 @@ class Problem:
 
     @cached_property
     def floor(self) -> float:
-        """Below it an objective is zero: 1e-10 of that of a constant model."""
-        return 1e-10 * self.worst_case(np.zeros(self.X.shape[1]), _constant(self))[1]
+        """Below it an objective is zero: 1e-10 of a constant's, or what rounding of y costs."""
+        constant = self.worst_case(np.zeros(self.X.shape[1]), _constant(self))[1]
+        slip = 64.0 * np.finfo(float).eps * float(np.abs(self.y).max())
+        rounding = 0.0 if self.loss.classifies else float(self.loss.value(np.array([slip]))[0])
+        return 1e-10 * constant + rounding
 
     def worst_case(self, coef: np.ndarray, b: float) -> tuple[float, float]:
         """An enclosure of the objective of a model, the ridge term included."""
         coef = np.asarray(coef, float).ravel()
         low, high = self._worst(self.v(coef, float(b)), float(np.linalg.norm(coef)))
         ridge = 0.5 * self.alpha * float(coef @ coef)
-        return low + ridge, high + ridge
+        return min(low, high) + ridge, high + ridge
 
     def _worst(self, v: np.ndarray, norm: float) -> tuple[float, float]:
         size = self.radius if self.ball else self.penalty
@@ -518,7 +521,9 @@ def _conic(problem: Problem) -> Optimum:
         most = problem.penalty / loss.lipschitz
         coef = coef * min(1.0, most / max(float(np.linalg.norm(coef)), 1e-300))
     high = problem.worst_case(coef, b)[1]
-    low = min(model.objective_ - 1e-8 * abs(model.objective_), high)
+    low = min(
+        max(model.objective_ - 1e-8 * abs(model.objective_), 0.0), high
+    )  # no loss is negative
     return Optimum(low, high, coef, b, "conic", problem.floor)
 
 
@@ -657,7 +662,7 @@ def planes(problem: Problem, *, tol: float = 1e-8, rounds: int = 60) -> Optimum:
         last = (coef, b, second, price)
         if best - low <= max(tol * abs(best), p.floor):
             break
-    low = min(low - 1e-9 * abs(low), best)
+    low = min(max(low - 1e-9 * abs(low), 0.0), best)
     return Optimum(low, best, found[0], found[1], "planes", problem.floor)
 
 

@@ -207,6 +207,7 @@ def test_all_finite_looks_into_every_container(bad):
 
 
 def test_every_status_has_advice_and_equals_its_string():
-    names = {"converged", "max_iter", "max_time", "callback", "interrupted", "non_finite"}
+    names = {"converged", "max_iter", "max_time", "stalled", "unbounded", "callback", "interrupted",
+             "non_finite"}  # fmt: skip
     assert {str(status) for status in Status} == names
     assert all(status.advice.endswith(".") for status in Status)

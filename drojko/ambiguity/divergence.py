@@ -104,6 +104,10 @@ class Levels(ABC):
         """What several densities lack together where only their total is given."""
         return np.zeros(self.count)
 
+    def response(self, parts: Sequence[Part], hessian: np.ndarray) -> np.ndarray:
+        """How the levels' equations respond to the levels, (k, k); ``hessian`` before clipping."""
+        return hessian
+
     def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
         """A density of the set on the way from 1 to q, of mean one, and its price."""
         ambiguity, weights = self.ambiguity, self.weights
@@ -315,6 +319,10 @@ class Tails(Levels):
         if part.mass is not None:
             out[part.level] = part.mass - self.weights @ part.density
         return out
+
+    def response(self, parts: Sequence[Part], hessian: np.ndarray) -> np.ndarray:
+        """The sums of the kinks that still move."""
+        return np.diag(-sum(part.cross @ self.weights for part in parts))
 
     def tied(self, parts: Sequence[Part]) -> np.ndarray:
         """What several densities lack together where only their total is given."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +66,12 @@ class Group(AmbiguitySet):
     (3.0, [0.5, 0.5], [0.667, 0.667, 0.667, 2.0])
     """
 
+    knows_groups = True
+    conic_form = "group"
+
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius
         self.penalty = penalty
-
-    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
-        """Return None: no point moves, so that there is no ground cost."""
 
     @property
     def budget(self) -> float | None:
@@ -98,6 +97,10 @@ class Group(AmbiguitySet):
         """
         self._validate_params()
         return BoundGroup(self, weights, groups)
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Shares of the mass."""
+        return np.geomspace(0.005, 0.5, 8)
 
     def needs_largest(self, penalty: float) -> bool:
         """Never: the worst case is a mixture of means."""

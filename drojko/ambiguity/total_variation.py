@@ -68,6 +68,11 @@ class TotalVariation(DensityRatioSet):
 
     _largest_radius = 1.0
     jumps = True
+    conic_form = "total-variation"
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Shares of the mass."""
+        return np.geomspace(0.005, 0.5, 8)
 
     def needs_largest(self, penalty: float) -> bool:
         """Always, but without any room to move."""
@@ -81,7 +86,7 @@ class TotalVariation(DensityRatioSet):
         """Half the mean of |ratio - 1|."""
         return 0.5 * float(weights @ np.abs(ratio - 1.0))
 
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         return max(1.0 - mass, 0.0)
 
     def _nominal(self, sample: Sample) -> Worst:
@@ -104,10 +109,10 @@ class TotalVariation(DensityRatioSet):
             return np.where(beyond, np.inf, bounds)
         return super().bounds_at(values, penalty, shift)
 
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
         return np.where(t >= -0.5, 0.0, -np.inf)  # and what is missing is on the largest loss
 
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
         # The dual point has the largest loss at t = 1/2.
         return np.where(t <= 0.5 + 1e-9, np.maximum(t, -0.5), np.inf)
 
@@ -135,7 +140,7 @@ class TotalVariation(DensityRatioSet):
     def _ball(self, sample: Sample, radius: float) -> Worst:
         ends, _ = _removal(sample)
         if radius >= ends[-1]:
-            return sample.maximum(0.0, self._radius_of_maximum(sample.top_mass))
+            return sample.maximum(0.0, self.radius_of_maximum(sample.top_mass))
         # The run of equal losses in which the mass runs out keeps the same part of each.
         starts, weight = sample.distinct
         i = int(np.searchsorted(ends, radius))

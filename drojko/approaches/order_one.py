@@ -37,6 +37,10 @@ class OrderOne(Approach):
 
     name = "order-one"
 
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Of radius 0 both orders are the reference alone."""
+        return ambiguity.moves and ambiguity.order == 1 and ambiguity.radius != 0
+
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """A tenth of the radius."""
         return None if ambiguity.radius is None else INSIDE * ambiguity.radius
@@ -73,7 +77,7 @@ class OrderOne(Approach):
             n_outputs=model.n_outputs,
             radius=plan.radius,
             penalty=plan.penalty,
-            norm=_norm(plan),
+            norm=plan.ambiguity.norm,
             inverse_weights=plan.cost.inverse_weights,
             label_cost=plan.label_cost,
             alpha=plan.alpha,
@@ -99,6 +103,7 @@ class OrderOne(Approach):
             solution.lam,
             solution.stationarity,
             columns,
+            solution.gap,
         )
 
     def assess(
@@ -111,7 +116,7 @@ class OrderOne(Approach):
             "plan": asdict(plan_found),
             "attained_risk": certificate.worst_case_risk,
             "inverse_weights": plan.cost.inverse_weights,
-            "norm": _norm(plan),
+            "norm": plan.ambiguity.norm,
             "label_cost": plan.label_cost,
         }
         return Assessment(certificate, state)
@@ -148,10 +153,6 @@ class OrderOne(Approach):
         )
 
 
-def _norm(plan: Plan) -> float:
-    return getattr(plan.ambiguity, "norm", 2)
-
-
 def _parameters(model: TabularModel) -> tuple[np.ndarray, np.ndarray]:
     weight, bias = model.weights[0], model.biases[0]  # type: ignore[index]
     return (
@@ -176,7 +177,7 @@ def _measure(
     x, y, w = points
     coef, intercept = _parameters(model)
     adversary = LinearAdversary(
-        coef, intercept, plan.loss, plan.cost.inverse_weights, _norm(plan), plan.label_cost
+        coef, intercept, plan.loss, plan.cost.inverse_weights, plan.ambiguity.norm, plan.label_cost
     )
     found = adversary.risk(x, y, w, radius=plan.radius, penalty=plan.penalty)
     error = standard_error(found.spread, w) if sampled else 0.0

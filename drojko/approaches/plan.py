@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.inner.solver import InnerSolver
@@ -44,6 +45,7 @@ class Plan:
     outer: Subgradient = field(default_factory=Subgradient)
     callback: Callback | None = None
     groups: Any = None
+    atoms: tuple[Tensor, Tensor, Tensor] | None = None  # all points of an empirical reference
 
     @property
     def ridge(self) -> bool:
@@ -78,4 +80,5 @@ class Plan:
             n_labels=self.n_labels,
             dtype=self.dtype,
             device=self.device,
+            atoms=self.atoms,
         )

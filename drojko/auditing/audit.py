@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from sklearn.base import clone
 
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
-from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
-from drojko.auditing.certified import certify_other
-from drojko.auditing.reading.checks import health, unusable
+from drojko.auditing.certified import certified
+from drojko.auditing.checks import health, unusable
+from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.models import audited_model
-from drojko.auditing.reading.problem import Case
-from drojko.auditing.reading.setup import build_case, is_reweighting, sets_of, size_name
-from drojko.auditing.reporting.progress import Progress, progress_bar
+from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
-from drojko.auditing.reporting.row import Found, table_row
+from drojko.auditing.reporting.row import Row, table_row
 from drojko.auditing.reweighting import reweight
 from drojko.exceptions import InvalidDataError
 from drojko.inner.choice import get_inner
@@ -68,7 +70,7 @@ def audit(
         Distances are in the units of X; categories stay unless they have a ``swap_cost``.
     radii : array-like, default=None
         Sizes of the set (of `CVaR` alphas); None: the set's own radius or penalty.
-    loss : str or callable, default=None
+    loss : str, Loss or callable, default=None
         As in the estimators. None: "logistic" (cross-entropy) for models with probabilities,
         "hinge" for decision functions, "squared" for regression.
     reference : str or measure, default="kde"
@@ -126,15 +128,12 @@ def audit(
     >>> bool(table.worst_case_risk[1] > table.worst_case_risk[0] >= table.nominal_risk[0])
     True
     """
-    if not isinstance(ambiguity, AmbiguitySet):
-        raise InvalidDataError(
-            f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein()"
-        )
+    approach_to(ambiguity)
     generator = make_generator(random_state)
     sets = sets_of(ambiguity, radii)
     settings = get_inner(ICNNJKO(steps=STEPS, rounds=2) if inner is None else inner)
     read = audited_model(model, X, y)
-    case = build_case(
+    problem = build_problem(
         read,
         X,
         y,
@@ -150,23 +149,26 @@ def audit(
         raise InvalidDataError(
             f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
         )
-    sizes = [(size, _in_units(own, case)) for size, own in sets]
-    with progress_bar(verbose) as progress, one_thread(case.x.numel() < SMALL):
-        case = replace(case, progress=progress)
-        general = health(case)
+    sizes = [(size, _in_units(own, problem)) for size, own in sets]
+    with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
+        problem = replace(problem, progress=progress)
+        general = health(problem)
         if general.unusable:
-            found = unusable(case, sizes, general)
-        elif is_reweighting(case.ambiguity):
-            found = reweight(case, sizes)
-        elif isinstance(case.ambiguity, Wasserstein) and case.ambiguity.order == 2:
-            found = transport(case, sizes, settings, general, max_evaluations)
+            found = unusable(problem, sizes, general)
         else:
-            found = certify_other(case, sizes, settings)
+            # Families that audits know more of than a certificate, by the name of their approach.
+            name_of = approach_to(problem.ambiguity).name
+            if name_of == "reweighting":
+                found = reweight(problem, sizes)
+            elif name_of == "transport" and problem.ambiguity.order == 2:
+                found = transport(problem, sizes, settings, general, max_evaluations)
+            else:
+                found = certified(problem, sizes, settings)
         for row in found:
             row.checks = [*general.checks, *row.checks]
             row.findings = [*general.findings, *row.findings]
         return _report(
-            replace(case, progress=Progress()),  # the report outlives the bar
+            replace(problem, progress=Progress()),  # the report outlives the bar
             found,
             general.nominal,
             size_name(ambiguity, radii),
@@ -176,13 +178,11 @@ def audit(
         )
 
 
-def _in_units(own: Any, case: Case) -> Any:
-    """A set of the path with the columns of the case's own."""
-    parameters = case.ambiguity.get_params(deep=False)
-    sizes = {
-        k: v for k, v in own.get_params(deep=False).items() if k in ("radius", "penalty", "alpha")
-    }
-    return type(case.ambiguity)(**{**parameters, **sizes})
+def _in_units(own: Any, problem: AuditProblem) -> Any:
+    """A set of the path with the columns of the problem's own."""
+    sizes = own.get_params(deep=False)
+    kept = {k: sizes[k] for k in {"penalty", own.size_name} & set(sizes)}
+    return cast(Any, clone(problem.ambiguity)).set_params(**kept)
 
 
 def _name(model: Any) -> str:
@@ -191,8 +191,8 @@ def _name(model: Any) -> str:
 
 
 def _report(
-    case: Case,
-    found: list[Found],
+    problem: AuditProblem,
+    found: list[Row],
     nominal: dict[str, float],
     size: str,
     name: str,
@@ -203,18 +203,18 @@ def _report(
 
     rows, checks = [], []
     for one in found:
-        row = table_row(size, case, one, nominal)
+        row = table_row(size, problem, one, nominal)
         rows.append(row)
         checks += [{size: one.size, **line} for line in one.checks]
     about = {
         **about,
-        "note": case.model.note,
-        "loss": case.loss.name or "callable",
-        "task": "regression" if case.classes is None else "classification",
-        "rows": len(case.x),
-        "features": len(case.model.space.raw_names),
-        "gradients": case.model.tabular is not None,
-        "evaluations": case.calls[0],
+        "note": problem.model.note,
+        "loss": problem.loss.name or type(problem.loss).__name__,
+        "task": "regression" if problem.classes is None else "classification",
+        "rows": len(problem.x),
+        "features": len(problem.model.space.raw_names),
+        "gradients": problem.model.tabular is not None,
+        "evaluations": problem.calls[0],
         "units": "standard deviations" if about["scale"] else "units of X",
     }
     return AuditReport(
@@ -224,8 +224,8 @@ def _report(
         worst_cases=tuple(one.worst for one in found),
         name=name,
         about=about,
-        space=case.model.space,
-        classes=case.classes,
-        case=case,
+        space=problem.model.space,
+        classes=problem.classes,
+        problem=problem,
         image_shape=None if images is None else (int(images[0]), int(images[1])),
     )

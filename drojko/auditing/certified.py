@@ -1,9 +1,8 @@
-"""Sets that the estimators' approaches certify: order 1, Sinkhorn, MMD and groups."""
+"""Sets of which an audit knows no more than their approach: order 1, Sinkhorn, MMD, groups."""
 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +10,17 @@ import numpy as np
 import torch
 
 from drojko._random import spawn
-from drojko.ambiguity import MMD, Group, Sinkhorn
 from drojko.approaches.base import FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.registry import approach_to
-from drojko.auditing.reading.problem import Case
-from drojko.auditing.reporting.row import Found
-from drojko.certificates import Certificate
+from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reporting.row import Row
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
-from drojko.minimax.problem import TrainResult
 
-__all__ = ["certify_other", "plan_of"]
+__all__ = ["certified", "plan_of"]
 
 _SUPPORTED = (
     "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
@@ -34,50 +30,53 @@ _SUPPORTED = (
 _SHOWN = 2_000
 
 
-def plan_of(case: Case, ambiguity: Any, inner: InnerSolver) -> Plan:
+def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
     """The plan that solvers work on."""
     return Plan(
-        reference=case.reference,
+        reference=problem.reference,
         ambiguity=ambiguity,
-        cost=case.cost,
-        loss=case.loss,
+        cost=problem.cost,
+        loss=problem.loss,
         inner=inner,
         radius=None if ambiguity.radius is None else float(ambiguity.radius),
         penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-        label_cost=case.label_cost,
-        n_labels=case.n_labels,
+        label_cost=problem.label_cost,
+        n_labels=problem.n_labels,
         dtype=torch.float64,
         device="cpu",
-        generator=spawn(case.generator),
-        groups=case.groups,
+        generator=spawn(problem.generator),
+        groups=problem.groups,
     )
 
 
-def certify_other(case: Case, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Found]:
+def certified(
+    problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
+) -> list[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
-    first = sizes[0][1]
-    if not isinstance(first, MMD | Group) and case.model.tabular is None:
+    if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
         raise UnsupportedError(
-            f"{type(first).__name__} needs gradients, and there are none ({case.model.note}); "
-            f"{_SUPPORTED}"
+            f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
+            f"({problem.model.note}); {_SUPPORTED}"
         )
-    found: list[Found] = []
-    for size, ambiguity in case.progress.over(sizes, "certificates", 1.0):
-        plan = plan_of(case, ambiguity, inner)
+    found: list[Row] = []
+    for size, ambiguity in problem.progress.over(sizes, "certificates", 1.0):
+        plan = plan_of(problem, ambiguity, inner)
         approach = approach_to(ambiguity)
-        model = copy.deepcopy(case.tabular)
+        model = copy.deepcopy(problem.tabular)
         approach.reject(plan, model)
         with torch.no_grad():
-            c = approach.certify(plan, model, (case.x, case.y, case.w), spawn(case.generator))
-        worst = _worst(case, plan, approach, model, c)
-        one = Found(size, c, worst)
+            c = approach.certify(
+                plan, model, (problem.x, problem.y, problem.w), spawn(problem.generator)
+            )
+        worst = _worst(problem, plan, approach, model, c)
+        one = Row(size, c, worst)
         if worst is not None:
-            one.after = _after(worst, case)
+            one.after = _after(worst, problem)
         found.append(_monotone(one, found))
     return found
 
 
-def _monotone(one: Found, before: list[Found]) -> Found:
+def _monotone(one: Row, before: list[Row]) -> Row:
     """A worst case of a smaller radius is inside a larger one."""
     if not before or before[-1].certificate.radius is None:
         return one
@@ -91,41 +90,27 @@ def _monotone(one: Found, before: list[Found]) -> Found:
         transport_cost=last.transport_cost,
         upper=max(c.upper, last.lower),
     )
-    return Found(one.size, c, before[-1].worst, before[-1].after)
+    return Row(one.size, c, before[-1].worst, before[-1].after)
 
 
-def _worst(case: Case, plan: Plan, approach: Any, model: Any, c: Certificate) -> WorstCase | None:
-    state: dict[str, Any]
-    if isinstance(plan.ambiguity, Sinkhorn):
-        state = {
-            "penalty": c.penalty,
-            "epsilon": float(plan.ambiguity.epsilon),
-            "attained_risk": c.worst_case_risk,
-            "cost_weights": plan.cost.weights,
-        }
-        if not math.isfinite(c.penalty):
-            return None
-    else:
-        reference: LabelledMeasure = case.reference
-        if isinstance(plan.ambiguity, Group):
-            reference = approach.measure(
-                plan.ambiguity,
-                _unfitted(reference),
-                case.x.numpy(),
-                case.y.numpy(),
-                case.w.numpy(),
-                case.groups,
-            )
+def _worst(
+    problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Any
+) -> WorstCase | None:
+    if plan.ambiguity.knows_groups:
+        arrays = (problem.x.numpy(), problem.y.numpy(), problem.w.numpy())
+        unfitted = _unfitted(problem.reference)
+        reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
         plan = replace(plan, reference=reference)
-        result = TrainResult("converged", "", 0, c.penalty, math.nan)
-        with torch.no_grad():
-            state = approach.assess(plan, model, result, False, len(case.x)).state
+    with torch.no_grad():
+        state = approach.found(plan, model, c, len(problem.x))
+    if state is None:
+        return None
     fitted = FittedModel(
         model,
-        case.loss,
+        problem.loss,
         plan.reference,
-        case.classes,
-        case.model.space.names,
+        problem.classes,
+        problem.model.space.names,
         torch.float64,
         "cpu",
     )
@@ -138,7 +123,7 @@ def _unfitted(reference: LabelledMeasure) -> LabelledMeasure:
     return ClassConditional(Empirical()) if classes else Joint(Empirical())
 
 
-def _after(worst: WorstCase, case: Case) -> tuple[Any, Any, Any]:
+def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:
     """Points of the worst case with equal masses: for accuracies and areas."""
     if hasattr(worst, "measure"):
         return worst.measure.points(_SHOWN, torch.Generator().manual_seed(0))

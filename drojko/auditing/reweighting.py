@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko.auditing.reading.problem import Case
-from drojko.auditing.reporting.row import Found, check
+from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reporting.row import Row, check
 from drojko.certificates import reweighted_certificate
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 
@@ -24,26 +24,26 @@ RANDOM = 8
 
 @dataclass(frozen=True, eq=False)
 class _Losses:
-    """Losses of a case as a function of points."""
+    """Losses of a problem as a function of points."""
 
-    case: Case
+    problem: AuditProblem
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.case.losses(x, y)
+        return self.problem.losses(x, y)
 
 
-def reweight(case: Case, sets: list[tuple[float, Any]]) -> list[Found]:
+def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
     """The exact worst reweighting of the rows at every size."""
-    losses, weights = case.losses(case.x, case.y).numpy(), case.w.numpy()
+    losses, weights = problem.losses(problem.x, problem.y).numpy(), problem.w.numpy()
     fitted = None
-    if case.sampled:  # the dual point comes from other draws than the bound
-        x, y, w = case.reference.points(len(case.x), spawn(case.generator))
-        fitted = (case.losses(case.cost.project(x), y).numpy(), w.numpy())
-    names = case.model.space.names
-    rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=case.generator)))
+    if problem.sampled:  # the dual point comes from other draws than the bound
+        x, y, w = problem.reference.points(len(problem.x), spawn(problem.generator))
+        fitted = (problem.losses(problem.cost.project(x), y).numpy(), w.numpy())
+    names = problem.model.space.names
+    rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=problem.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
     result = []
-    for size, ambiguity in case.progress.over(sets, "exact duals", 1.0):
+    for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
         bound = ambiguity.on(None, weights)
         certificate, point = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted
@@ -55,15 +55,15 @@ def reweight(case: Case, sets: list[tuple[float, Any]]) -> list[Found]:
             ambiguity,
             float(point.penalty),
             float(point.shift),
-            _Losses(case),
-            case.reference,
-            case.classes,
+            _Losses(problem),
+            problem.reference,
+            problem.classes,
             names,
             certificate.worst_case_risk,
             largest=largest,
         )
         dual = bound.dual(losses)
-        found = Found(size, certificate, worst, (case.x, case.y, weights * dual.ratio))
+        found = Row(size, certificate, worst, (problem.x, problem.y, weights * dual.ratio))
         found.random = float(
             np.mean([weights @ (ambiguity.dual(g, weights).ratio * losses) for g in noise])
         )
@@ -73,6 +73,8 @@ def reweight(case: Case, sets: list[tuple[float, Any]]) -> list[Found]:
         )
         gap = certificate.upper - certificate.lower
         exact = gap <= 1e-8 * (1.0 + abs(certificate.upper))
-        found.checks.append(check("duality gap", gap, bool(exact) or case.sampled, "upper - lower"))
+        found.checks.append(
+            check("duality gap", gap, bool(exact) or problem.sampled, "upper - lower")
+        )
         result.append(found)
     return result

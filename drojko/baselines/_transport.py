@@ -33,7 +33,7 @@ def order_one_form(ambiguity: Wasserstein, cost: GroundCost, loss: Loss, table: 
     ball = ambiguity.penalty is None
     size = cp.Parameter(nonneg=True)
     c = cp.Variable(nonneg=True) if ball else size
-    norm = float(getattr(ambiguity, "norm", 2))
+    norm = float(ambiguity.norm)
     constraints: list[Any] = []
     if table.n_classes > 2:
         present = np.unique(table.target[table.mass > 0])

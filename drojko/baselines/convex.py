@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 
 from drojko._sklearn import (
     Interval,
@@ -19,14 +19,7 @@ from drojko._sklearn import (
     check_is_fitted,
     validate_data,
 )
-from drojko.ambiguity import (
-    MMD,
-    AmbiguitySet,
-    DensityRatioSet,
-    GroundCost,
-    Group,
-    Wasserstein,
-)
+from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._rows import Rows, members_of, size_of
@@ -98,11 +91,11 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
         name = type(ambiguity).__name__
-        if ambiguity.radius == 0 and not isinstance(ambiguity, Group):
+        if ambiguity.radius == 0 and not ambiguity.knows_groups:
             return Form(table.mass @ table.losses(loss), [], [])
-        if isinstance(ambiguity, DensityRatioSet | MMD | Group):
+        if callable(getattr(ambiguity, "on", None)):
             return reweighting_form(ambiguity, loss, table)
-        if not isinstance(ambiguity, Wasserstein) or not isinstance(resolved, GroundCost):
+        if ambiguity.order is None or not isinstance(resolved, GroundCost):
             raise _unsupported(name)
         if resolved.bounded or getattr(ambiguity, "categorical_features", None) is not None:
             raise _unsupported(f"{name} with bounds or categorical features")
@@ -140,11 +133,8 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         if self.__dict__.get("_program") is None:
             raise InvalidDataError("refit needs the program of a fit in this process: call fit")
         ambiguity = self._nested("ambiguity")
-        name = "alpha" if hasattr(ambiguity, "alpha") else None
-        name = name or ("radius" if ambiguity.penalty is None else "penalty")
-        type(ambiguity)(**{**ambiguity.get_params(deep=False), name: size}).validate(
-            self.n_features_in_, None
-        )
+        name = ambiguity.size_name if ambiguity.penalty is None else "penalty"
+        clone(ambiguity).set_params(**{name: size}).validate(self.n_features_in_, None)
         if not size > 0 or not self._program.form.sizes:
             raise InvalidDataError(
                 f"refit got {size!r}: for radius 0, sets without a size, and back, call fit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -24,7 +25,7 @@ from drojko._sklearn import (
     check_is_fitted,
 )
 from drojko._threads import SMALL, one_thread
-from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, Wasserstein
+from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.approaches.base import Assessment, FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.reference import NAMES, build_reference, count_atoms, is_sampled
@@ -141,6 +142,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self._plan(reference, cost, ambiguity, n_outputs, generator),
                 n_draws=self.n_draws or self._default_draws(atoms, sampled),
                 inner=inner,
+                atoms=None if sampled else reference.points(atoms, torch.Generator()),
             )
             model = self._build_model(n_outputs, spawn(generator))
             approach.reject(plan, model)
@@ -167,7 +169,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self.message_ = f"Interrupted while the certificate was computed. {result.message}"
                 raise
             if found.constant is not None:  # the model was changed after all
-                self._store(model, plan, result)
+                self._store(model, plan, replace(result, gap=math.nan))
                 self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
             if chosen:
                 kept = replace(found.certificate, inner=chosen)
@@ -186,7 +188,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             return given, ""
         exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
         n_samples = len(X)
-        if self._classification and not sampled and isinstance(ambiguity, KL | ChiSquare):
+        if self._classification and not sampled and ambiguity.divergence is not None:
             n_samples = min(distinct(X[y == k]) for k in range(len(self.classes_)))
         choice = choose_inner(
             ambiguity,
@@ -216,7 +218,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             inner=self._plain_inner(),
             radius=None if ambiguity.radius is None else float(ambiguity.radius),
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-            label_cost=float(getattr(ambiguity, "label_cost", np.inf)),
+            label_cost=float(ambiguity.label_cost),
             n_labels=len(self.classes_) if self._classification else 0,
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
@@ -296,6 +298,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message
+        self.optimality_gap_ = float(result.gap)
         self._history = {k: np.asarray(v, dtype=np.float64) for k, v in result.history.items()}
         self.reference_ = plan.reference
         self.certificate_ = None
@@ -316,13 +319,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self._worst = {"approach": approach, **found.state}
 
     def _warn(self, result: TrainResult, advice: str | None) -> None:
-        reasons = []
-        if result.status in ("max_iter", "unbounded"):
-            reasons.append(f"{result.status}: {result.message}")
+        name = type(self).__name__
+        if result.status in ("max_iter", "stalled", "unbounded"):
+            warning = f"{name}: {result.status}: {result.message}"
+            warnings.warn(warning, ConvergenceWarning, stacklevel=4)
         if advice is not None:
-            reasons.append(advice)
-        for reason in reasons:
-            warnings.warn(f"{type(self).__name__}: {reason}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=4)
+        if result.advice is not None:  # of an optimum that was found
+            warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=4)
 
     # -- the fitted model --------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -12,12 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 
 from drojko._random import spawn
 from drojko._sklearn import _check_sample_weight
-from drojko.ambiguity import Wasserstein
 from drojko.estimators._calibration import LEVELS
 from drojko.estimators._input import checked_data
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
-from drojko.estimators.scoring import resized
 from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.losses import get_loss
 
 __all__ = ["by_profile", "law_of_fit"]
 
@@ -80,16 +80,17 @@ def law_of_fit(
         Where there is no nominal fit: separable classes, more columns than rows.
     """
     ambiguity = estimator._nested("ambiguity")
-    if not isinstance(ambiguity, Wasserstein):
+    if ambiguity.order is None:
         raise UnsupportedError(_OFFERED.format(type(ambiguity).__name__))
-    losses = ("logistic",) if is_classifier(estimator) else ("squared", "huber")
     if ambiguity.order == 1 and not is_classifier(estimator):
         raise UnsupportedError(_OFFERED.format("order=1 in regression"))
-    if ambiguity.bounds is not None:
+    if getattr(ambiguity, "bounds", None) is not None:
         raise UnsupportedError(_OFFERED.format("bounds"))
     if estimator.model != "linear":
         raise UnsupportedError(_OFFERED.format(f"model={estimator.model!r}"))
-    if not isinstance(estimator.loss, str) or estimator.loss not in losses:
+    loss = estimator._get_loss(1)
+    smooth = loss.structured and loss.convex and math.isfinite(loss.curvature or math.inf)
+    if not smooth or (ambiguity.order == 1 and loss != get_loss("logistic")):
         raise UnsupportedError(_OFFERED.format(f"loss={estimator.loss!r}"))
     if is_classifier(estimator) and len(np.unique(y)) > 2:
         raise UnsupportedError(_OFFERED.format(f"{len(np.unique(y))} classes"))
@@ -98,7 +99,7 @@ def law_of_fit(
         return _order_one(estimator, X, y, sample_weight)
     pilot: Any = clone(estimator)
     pilot.set_params(
-        ambiguity=resized(ambiguity, 0.0), reference="empirical", warm_start=False, tol=1e-8
+        ambiguity=ambiguity.resized(0.0), reference="empirical", warm_start=False, tol=1e-8
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told below, with what to do

@@ -116,9 +116,23 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     history_ : DataFrame
     n_iter_ : int
     status_ : str
-        "converged", "max_iter", "max_time", "callback", "interrupted" or "unbounded".
+        "converged", "max_iter", "stalled", "max_time", "callback", "interrupted" or "unbounded".
+        Where `optimality_gap_` is a number, "converged" says that it is at most ``tol``. Elsewhere
+        it says that the solver's own criterion came below ``tol``: a small gradient, or risks that
+        no longer fall.
+    optimality_gap_ : float
+        Proven bound of (objective - minimum) / objective on the points of training, the objective
+        being the worst-case risk plus the L2 term: no model of this kind is better by more. NaN
+        where nothing is proven, as for networks.
     reference_ : LabelledMeasure
         The fitted reference.
+
+    Warns
+    -----
+    ConvergenceWarning
+        For the statuses "max_iter", "stalled" and "unbounded", with what to do.
+    UserWarning
+        Where the optimum is a constant model.
 
     References
     ----------

@@ -45,7 +45,8 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
     ----------
     coef_, intercept_ : ndarray of shape (d,), and float
         Linear models only.
-    certificate_, worst_case_, history_, n_iter_, status_, reference_
+    certificate_, worst_case_, history_, n_iter_, status_, optimality_gap_,
+    reference_
         As in `DROClassifier`.
 
     References

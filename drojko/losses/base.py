@@ -20,6 +20,16 @@ __all__ = ["Loss", "as_kappa", "either", "sign"]
 _FAR = 1e6  # where a loss without stated asymptotes is read for them
 
 
+class _Growth:
+    """What follows from slopes and curvature; a class or an instance may state another."""
+
+    def __get__(self, loss: Loss | None, kind: type[Loss]) -> float:
+        stated = kind if loss is None else loss
+        if stated.lipschitz is not None and math.isfinite(stated.lipschitz):
+            return 0.0
+        return math.inf if stated.curvature is None else 0.5 * stated.curvature
+
+
 class Loss:
     r"""A loss :math:`\ell(f, y)` with its structure.
 
@@ -39,7 +49,8 @@ class Loss:
         Bounds of the norm of the gradient and of the second derivative; ``inf`` where there is
         none, None where it is not known.
     growth : float
-        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``.
+        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``; by default what
+        follows from the two above.
     kinks : tuple of float
         The `u` where the loss is not differentiable.
     convex : bool
@@ -76,7 +87,7 @@ class Loss:
     scalar: bool = True
     lipschitz: float | None = None
     curvature: float | None = None
-    growth: float = math.inf
+    growth: float = _Growth()  # type: ignore[assignment]
     kinks: tuple[float, ...] = ()
     convex: bool = False
     attained: bool = True
@@ -146,6 +157,34 @@ class Loss:
         cost = torch.where(t == 0, torch.zeros_like(t), as_kappa(kappa, f) * t * t)
         return self.value(f + t, y) - cost
 
+    def rate_bound(self, f: Tensor, y: Tensor, rates: Tensor, strength: float) -> Tensor:
+        r"""Upper bound of :math:`\sup_{t \ge 0} \ell - \lambda t^2`, shape (n,).
+
+        The output moves by at most ``rates * t``, of shape () or (n, 1); with several classes the
+        differences f_j - f_y do, rates of shape (n, K). Infinite where nothing is known. Exact for
+        a scalar loss with a closed-form `shift`; otherwise the better of the bounds from
+        ``lipschitz`` and ``curvature``.
+        """
+        if not self.scalar:
+            return torch.full_like(f[:, 0], torch.inf)
+        square = rates.reshape(-1).square().to(f.dtype)
+        kappa = torch.where(square > 0, strength / square.clamp_min(1e-300), torch.inf)
+        if self.has_worst_case:
+            finite = kappa > self.growth
+            safe = torch.where(finite, kappa, self.growth + 1.0)
+            return torch.where(finite, self.robust_value(f, y, safe), torch.inf)
+        bound = torch.full_like(f, torch.inf)
+        if self.lipschitz is not None and math.isfinite(self.lipschitz):
+            bound = self.value(f, y) + self.lipschitz**2 / (4.0 * kappa)
+        if self.curvature is not None and math.isfinite(self.curvature):
+            spare = kappa - 0.5 * self.curvature
+            rise = self.gradient(f, y).square() / (4.0 * spare)
+            quadratic = torch.where(spare > 0, self.value(f, y) + rise, torch.inf)
+            bound = torch.minimum(bound, quadratic)
+        return bound
+
+    # -- smoothed kinks and the conjugate -----------------------------------------------------
+
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
     ) -> Smoothed:
@@ -154,10 +193,7 @@ class Loss:
         ``dual`` is what ``record.moved`` of an earlier one gave. A smooth loss is its own.
         """
         if self.kinks:
-            raise UnsupportedError(
-                f"{type(self).__name__} has kinks and no method smoothed, which linear training "
-                "needs: write one, or give the loss as a callable"
-            )
+            raise self._lacks("smoothed", "linear training with kinks needs", _AUTOGRAD)
         line = self._line(f, y)
         return Smoothed(*line, line[1])
 
@@ -187,31 +223,14 @@ class Loss:
         value, slope, second = (part(at, target).detach().numpy() for part in parts)
         return value, slope, second
 
-    def rate_bound(self, f: Tensor, y: Tensor, rates: Tensor, strength: float) -> Tensor:
-        r"""Upper bound of :math:`\sup_{t \ge 0} \ell - \lambda t^2`, shape (n,).
-
-        The output moves by at most ``rates * t``, of shape () or (n, 1); with several classes the
-        differences f_j - f_y do, rates of shape (n, K). Infinite where nothing is known. Exact for
-        a scalar loss with a closed-form `shift`; otherwise the better of the bounds from
-        ``lipschitz`` and ``curvature``.
-        """
-        if not self.scalar:
-            return torch.full_like(f[:, 0], torch.inf)
-        square = rates.reshape(-1).square().to(f.dtype)
-        kappa = torch.where(square > 0, strength / square.clamp_min(1e-300), torch.inf)
-        if self.has_worst_case:
-            finite = kappa > self.growth
-            safe = torch.where(finite, kappa, self.growth + 1.0)
-            return torch.where(finite, self.robust_value(f, y, safe), torch.inf)
-        bound = torch.full_like(f, torch.inf)
-        if self.lipschitz is not None and math.isfinite(self.lipschitz):
-            bound = self.value(f, y) + self.lipschitz**2 / (4.0 * kappa)
-        if self.curvature is not None and math.isfinite(self.curvature):
-            spare = kappa - 0.5 * self.curvature
-            rise = self.gradient(f, y).square() / (4.0 * spare)
-            quadratic = torch.where(spare > 0, self.value(f, y) + rise, torch.inf)
-            bound = torch.minimum(bound, quadratic)
-        return bound
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `rate_bound` may be finite, and a proof."""
+        known = (self.lipschitz, self.curvature)
+        stated = any(bound is not None and math.isfinite(bound) for bound in known)
+        return self.structured and (
+            self.has_worst_case or stated if self.scalar else self.has_pairs
+        )
 
     # -- bounds on balls of outputs -----------------------------------------------------------
 

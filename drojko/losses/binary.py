@@ -20,6 +20,8 @@ from drojko.losses.tilts import Tilted, flip, gentle, kinked_tilt, logistic_tilt
 
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
+_NEAR = 8  # steps from a nearby worst case
+
 
 class Logistic(Loss):
     r"""Binary logistic loss :math:`\log(1 + e^{-s f})`, ``s = 2 y - 1``.
@@ -38,7 +40,6 @@ class Logistic(Loss):
     name = "logistic"
     lipschitz = 1.0
     curvature = 0.25
-    growth = 0.0
     convex = True
     attained = False
 
@@ -102,6 +103,35 @@ class Logistic(Loss):
     def multiclass(self) -> Softmax:
         return Softmax()
 
+    def worst_near(
+        self, f: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        r"""Worst cases :math:`\max_p\, p f + p^2\sigma - \ell^*(p)`, sigma < 2, from nearby ones.
+
+        Returns values, slopes and curvatures in f, and the log-odds t of |p| for the next call:
+        the root of t - 2 sigma sigmoid(t) + m, a margin m = s f, by Newton's method.
+        """
+        s = 2.0 * y - 1.0
+        m = torch.from_numpy(s * f)
+        t = sigma - m if near is None else torch.from_numpy(near)
+        for _ in range(_NEAR):
+            p = torch.sigmoid(t)
+            step = (t - 2.0 * sigma * p + m) / (1.0 - 2.0 * sigma * (p - p * p))
+            t = t - step
+            if float(step.abs().max()) <= 1e-8:  # its square is what is left
+                break
+        else:
+            c = 0.5 - 0.5 * m / sigma
+            root = even_logistic_root(c.abs(), torch.tensor(0.25 / sigma, dtype=c.dtype))
+            t = torch.where(c >= 0.0, root, -root)
+        size = t.abs()
+        low = torch.sigmoid(-size)
+        p = torch.where(t >= 0.0, 1.0 - low, low)
+        value = (sigma * p - m) * p - torch.log1p(-low) + size * low
+        curve = low - low * low
+        bend = curve / (1.0 - 2.0 * sigma * curve)
+        return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
+
 
 def _towards(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     s = 2.0 * y - 1.0
@@ -121,7 +151,6 @@ class Hinge(Loss):
     name = "hinge"
     lipschitz = 1.0
     curvature = math.inf
-    growth = 0.0
     kinks = (1.0,)
     convex = True
     calibrated = False
@@ -136,11 +165,6 @@ class Hinge(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
-
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        s = sign(f, y)
-        moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
-        return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -157,6 +181,11 @@ class Hinge(Loss):
     def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From -1 to 0 for label 1, from 0 to 1 for label 0."""
         return _towards(y)
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        s = sign(f, y)
+        moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
+        return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
 
     def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
         away = 1.0 - 2.0 * y

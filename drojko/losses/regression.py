@@ -31,7 +31,6 @@ class Squared(Loss):
     task = "regression"
     lipschitz = math.inf
     curvature = 2.0
-    growth = 1.0
     convex = True
     quadratic = True
 
@@ -44,9 +43,6 @@ class Squared(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(f, 2.0)
 
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        return (f - y) / (kappa - 1.0)
-
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
     ) -> Smoothed:
@@ -57,6 +53,9 @@ class Squared(Loss):
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         """Return -s^2 / 4 - s y."""
         return -(0.25 * slope + y) * slope
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        return (f - y) / (kappa - 1.0)
 
     def rescaled(self, unit: float) -> tuple[Squared, float]:
         return self, unit**2
@@ -90,7 +89,6 @@ class Quantile(Loss):
     name = "quantile"
     task = "regression"
     curvature = math.inf
-    growth = 0.0
     kinks = (0.0,)
     convex = True
 
@@ -112,12 +110,6 @@ class Quantile(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
-
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        low, high = self.slopes
-        # high² - low² = (high - low)(high + low); divided by high - low > 0.
-        up = f - y + (high + low) / (4.0 * kappa) >= 0
-        return either(up, high, low, f) / (2.0 * kappa)
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -143,8 +135,11 @@ class Quantile(Loss):
         low, high = self.slopes
         return np.full(len(y), low), np.full(len(y), high)
 
-    def __repr__(self) -> str:
-        return f"Quantile(q={self.q!r})"
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        low, high = self.slopes
+        # high² - low² = (high - low)(high + low); divided by high - low > 0.
+        up = f - y + (high + low) / (4.0 * kappa) >= 0
+        return either(up, high, low, f) / (2.0 * kappa)
 
     @property
     def lines(self):
@@ -194,7 +189,6 @@ class Huber(Loss):
     name = "huber"
     task = "regression"
     curvature = 1.0
-    growth = 0.0
     convex = True
 
     def __init__(self, delta: float = 1.35) -> None:
@@ -214,14 +208,6 @@ class Huber(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return ((f - y).abs() <= self.delta).to(f.dtype)
 
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        r = f - y
-        slack = (2.0 * kappa - 1.0).clamp_min(0.0)
-        inside = r.abs() < self.delta * slack / (2.0 * kappa)
-        near = r / torch.where(slack > 0, slack, torch.ones_like(slack))
-        far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
-        return torch.where(inside, near, far)
-
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
     ) -> Smoothed:
@@ -233,8 +219,13 @@ class Huber(Loss):
         """Return -s^2 / 2 - s y."""
         return -(0.5 * slope + y) * slope
 
-    def __repr__(self) -> str:
-        return f"Huber(delta={self.delta!r})"
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        r = f - y
+        slack = (2.0 * kappa - 1.0).clamp_min(0.0)
+        inside = r.abs() < self.delta * slack / (2.0 * kappa)
+        near = r / torch.where(slack > 0, slack, torch.ones_like(slack))
+        far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
+        return torch.where(inside, near, far)
 
     @property
     def asymptotes(self):

@@ -40,7 +40,8 @@ class Kink:
     @classmethod
     def at(cls, x: np.ndarray, mu: float, dual: np.ndarray | None = None) -> Kink:
         """Kinks at x, smoothed by mu > 0."""
-        root = np.sqrt(x * x + 4.0 * mu * mu)
+        with np.errstate(over="ignore"):  # a step far too long
+            root = np.sqrt(x * x + 4.0 * mu * mu)
         tilt = x / root
         # The smaller of (root + x) / 2 and (root - x) / 2, without cancellation.
         small = 2.0 * mu * mu / (root + np.abs(x))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -28,13 +28,14 @@ from drojko.minimax.row_objective import (
     relative_gap,
 )
 
-__all__ = ["Newton", "State", "fit", "solve_symmetric"]
+__all__ = ["Newton", "Start", "State", "fit", "solve_symmetric"]
 
 _LARGE, _SAMPLE = 8_000, 2_000  # rows from which on a sample is solved first, and its size
 _STUCK = 6  # stages without progress after which a run has stalled
-_LONG = 12  # steps after which a stage was entered too early
+_LONG = 20  # steps after which a stage was entered too early
 _CONSTANT = (
-    "the optimum is a constant model: this set makes any use of the columns cost more than it gains"
+    "The optimum is a constant model: against this set no use of the columns pays. A smaller "
+    "radius (a larger penalty or alpha of CVaR) gives a model that uses them."
 )
 
 
@@ -50,12 +51,20 @@ class State(Iterate):
     decrement: float = math.inf
     iteration: int = 0
     stage: int = 0  # steps in this stage
-    factor: float = 0.1  # by which mu falls next
-    usual: float = 0.1  # by which it falls after a stage of ordinary length
+    factor: float = 0.3  # by which mu falls next
+    usual: float = 0.3  # by which it falls after a stage of ordinary length
     returns: int = 0  # to a larger mu
     stuck: int = 0
     ended: Status | None = None
     unbounded: str | None = None
+
+
+class Start(NamedTuple):
+    """Where to begin: a point, its extra variables if they are known, mu over the unit."""
+
+    z: np.ndarray
+    p: np.ndarray | None = None
+    share: float = 1e-3
 
 
 class Newton:
@@ -67,19 +76,18 @@ class Newton:
 
     # Starting -----------------------------------------------------------------------------------
 
-    def init(self, problem: tuple[np.ndarray, np.ndarray, float] | None) -> State:
-        """State at (z, p) smoothed by mu, or at the objective's own start."""
+    def init(self, problem: Start | None) -> State:
+        """State at a given start, or at the objective's own one."""
         o = self.objective
         z, p = o.start()
-        mu = o.first_smoothing * o.unit
-        u = None
-        if problem is not None:
-            z, p, mu = problem
-        u = o.rows.predict(z)
+        u, mu = o.rows.predict(z), o.first_smoothing * o.unit
         if o.unit <= 1e-280:
-            z0, p0 = z, p
-            state = State(z, p, u, 1e-290, Terms(0.0), upper=0.0, lower=0.0, best_z=z0, best_p=p0)
+            state = State(z, p, u, 1e-290, Terms(0.0), upper=0.0, lower=0.0, best_z=z, best_p=p)
             return replace(state, ended=Status.CONVERGED, row=o.record(state))
+        if problem is not None:
+            z, mu = problem.z, min(problem.share * o.unit, mu)
+            u = o.rows.predict(z)
+            p = o.restart(u, p, mu) if problem.p is None else problem.p
         p, terms = self._evaluate(z, p, u, mu, {})
         state = State(z, p, u, mu, terms)
         row = o.record(state)
@@ -114,7 +122,7 @@ class Newton:
             if decrement <= 1e-3 * mu:
                 break
             t = self._longest(p, move)
-            for _ in range(30):
+            for _ in range(10):
                 new = o.terms(z, p + t * move, u, mu, duals)
                 if new.value <= terms.value - 1e-4 * t * decrement + 1e-14 * abs(terms.value):
                     break
@@ -159,9 +167,10 @@ class Newton:
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
             new = o.terms(z, p, u, st.mu, st.duals, second=k > 0)
-            if not new.value <= goal and k and (new.finite or trial == 0):
+            if not new.value <= goal and k and not new.finite:
                 base = p if new.finite else o.restart(u, st.p, st.mu)
-                p, new = self._settle(z, base, u, st.mu, st.duals, 6)
+                base = o.tidy(z, u, base, st.mu, refused=True)
+                p, new = self._settle(z, base, u, st.mu, st.duals, 2)
             if new.value <= goal:
                 break
             t *= 0.5 if t > 0.1 else 0.2
@@ -208,35 +217,40 @@ class Newton:
         st = replace(st, unbounded=o.unbounded(st))
         if st.unbounded is not None:
             return replace(st, ended=Status.CONVERGED)
-        bias = o.bias(st)
+        # How far the smoothed value lies from the exact one is of the order of the bias; duals far
+        # from balance say less than that.
+        excess = abs(st.terms.value - st.row["robust_risk"])
+        bias = min(max(o.bias(st), excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
-        decisive = bias <= tol * size or st.mu <= max(0.3 * tol * size, ROUNDING * o.unit)
-        if ready and (decisive or st.iteration % 10 == 0 or st.stuck):
-            st = self._bounded(st)
+        decisive = bias <= 1.2 * tol * size or st.mu <= ROUNDING * o.unit
+        if ready and (decisive or st.iteration % 20 == 0 or st.stuck):
+            st = self.bounded(st)
             if st.ended is not None:
                 return st
         early = (st.stage >= _LONG or (st.stuck > 0 and st.decrement > settled)) and st.returns < 6
         if early:
             # Cooled too fast: back to where the path is wide, and gently from there.
             mu = 5.0 * st.mu * (0.3 if st.stuck else 1.0)
-            usual = max(st.usual, 0.3)
+            usual = max(st.usual, 0.5)
             st = replace(st, returns=st.returns + 1, usual=usual, duals={}, stuck=0)
-        elif ready and (t >= 0.9 or st.stuck or st.decrement <= 1e-2 * max(bias, tol * size)):
+        elif ready:
             if st.mu < 1e-15 * size or st.stuck > _STUCK:
                 return replace(st, ended=Status.STALLED)
-            factor = st.usual if st.stage <= 5 else min(3.0 * st.usual, 0.5)
+            factor = st.usual
             if st.stage <= 1 and t >= 0.9 and st.decrement <= 0.05 * bias:
                 factor = max(0.3 * st.factor, 1e-2)
+            elif st.stage > 3 or t < 0.9:
+                factor = 0.5
             # No further than asked for: the bias falls at least like mu.
-            mu = st.mu * min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.3)
+            mu = st.mu * min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
             st = replace(st, factor=factor)
         else:
             return st
         p, terms = self._evaluate(st.z, st.p, st.u, mu, st.duals)
         return replace(st, stage=0, mu=mu, p=p, terms=terms)
 
-    def _bounded(self, st: State) -> State:
+    def bounded(self, st: State) -> State:
         """The state with bounds, ended where they meet."""
         floor = ROUNDING * self.objective.unit
         if not self.prove:
@@ -268,7 +282,7 @@ def fit(
     limits: Limits,
     *,
     goal: float | None = None,
-    start: tuple[np.ndarray, np.ndarray, float] | None = None,
+    start: Start | None = None,
     report: Any = None,
 ) -> LinearFit:
     """Run `Newton`; a fit of many rows begins on a sample of them.
@@ -281,7 +295,7 @@ def fit(
         "converged" is said where the proven relative gap is at most its tol.
     goal : float, default=None
         The relative gap aimed at; at most ``limits.tol``, which it is by default.
-    start : (z, p, mu), default=None
+    start : Start, default=None
     report : callable, default=None
         ``report(coef, intercept)``, called before each callback with the iterate.
     """
@@ -311,7 +325,7 @@ def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearF
     """Bounds where they are missing, the status that they allow, and the model."""
     st, status = outcome.state, outcome.status
     if st.lower == -math.inf and st.unbounded is None and status is not Status.INTERRUPTED:
-        st = replace(solver._bounded(st), ended=st.ended)
+        st = replace(solver.bounded(st), ended=st.ended)
     gap = relative_gap(st.upper, st.lower, objective.unit)
     if status in (Status.MAX_ITER, Status.STALLED, Status.CONVERGED):
         proven = gap <= tol
@@ -326,29 +340,40 @@ def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearF
     coef, intercept = objective.rows.outward(st.best_z)
     best = replace(st, z=st.best_z, p=st.best_p, u=objective.rows.predict(st.best_z))
     row = objective.record(best)
-    constant = coef.size > 0 and objective.rows.free[: coef.size].any() and not coef.any()
     return LinearFit(
         coef, intercept, row["penalty"], st.upper, st.lower, word, message, outcome.n_iter,
         float(st.row.get("stationarity", math.nan)), outcome.columns(), st.best_p, objective.unit,
-        _CONSTANT if constant else None,
+        None if st.unbounded else _constant(objective, best),
     )  # fmt: skip
 
 
-def _from_sample(objective: Any, limits: Limits) -> tuple[np.ndarray, np.ndarray, float] | None:
+def _constant(objective: Any, best: State) -> str | None:
+    """A word where the model without its coefficients is as good."""
+    rows = objective.rows
+    some = rows.free[: rows.d].any()
+    if not some or best.upper <= ROUNDING * objective.unit:
+        return None
+    z = np.where(np.arange(rows.size) < rows.d, 0.0, best.z)
+    flat = replace(best, z=z, u=rows.predict(z))
+    same = objective.record(flat)["robust_risk"] <= best.upper * (1.0 + 1e-6)
+    return _CONSTANT if same else None
+
+
+def _from_sample(objective: Any, limits: Limits) -> Start | None:
     """A start near the optimum: that of a sample of the rows, to 1e-3."""
     rows = objective.rows
     if rows.n < _LARGE or not hasattr(objective, "sample"):
         return None
     index = np.sort(np.random.default_rng(0).choice(rows.n, _SAMPLE, replace=False))
     some = objective.sample(index)
+    if some is None:
+        return None
     solver = Newton(some, 1e-3, prove=False)
     first = solver.init(None)
     if first.ended is not None:
         return None
     end = run(solver, first, max_iter=100, max_time=limits.time_left).state
-    objective.start()
-    mu = 1e-3 * max(abs(end.upper), 1e-9 * objective.unit)
-    return end.best_z, objective.restart(rows.predict(end.best_z), end.best_p, mu), mu
+    return Start(end.best_z, None, 1e-3 * max(abs(end.upper) / some.unit, 1e-9))
 
 
 def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -114,8 +114,13 @@ class RowObjective(Protocol):
         """Evaluate the smoothed problem; without ``second``, second derivatives may be absent."""
         ...
 
-    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """Better p for this u, best ones where that is cheap; p itself otherwise."""
+    def tidy(
+        self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False
+    ) -> np.ndarray:
+        """Better p for this u, the best where that is cheap; p itself otherwise.
+
+        ``refused``: the line search did not take p as it was.
+        """
         ...
 
     def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:

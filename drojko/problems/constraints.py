@@ -165,6 +165,25 @@ class Region:
             flat[where] = project(flat[where].view(shape)).reshape(-1)
         return flat
 
+    def recession(self, move: np.ndarray) -> np.ndarray:
+        """A direction near ``move`` that never leaves the rows and cones."""
+        move = np.array(move)
+        if len(self.lower):
+            move[np.isfinite(self.lower)] = np.maximum(move[np.isfinite(self.lower)], 0.0)
+            move[np.isfinite(self.upper)] = np.minimum(move[np.isfinite(self.upper)], 0.0)
+        for where, _ in self.sums:
+            part = move[where]
+            free = np.isinf(self.lower[where]) & np.isinf(self.upper[where])
+            if free.any():
+                part[free] -= part.sum() / free.sum()
+            else:  # scaled to cancel
+                up, down = part.clip(min=0.0).sum(), part.clip(max=0.0).sum()
+                part *= np.where(part > 0, min(1.0, -down / up if up > 0 else 0.0), 1.0)
+                part *= np.where(part < 0, min(1.0, -up / down if down < 0 else 0.0), 1.0)
+        for where, _, _ in self.balls:
+            move[where] = 0.0
+        return move
+
 
 _NAMES = {"simplex": Simplex, "nonnegative": Nonnegative}
 

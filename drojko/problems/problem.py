@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, run
+from drojko._driver import Outcome, Status, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_thread
 from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.inner.choice import get_inner
 from drojko.inner.reweighting.importance import Importance
 from drojko.inner.reweighting.semidual import SemiDual
@@ -43,6 +44,11 @@ __all__ = ["MinimaxProblem", "Solution"]
 _EXACT_DRAWS, _SEARCH_DRAWS = 20_000, 2_000
 #: Number of entries of the draws from which torch's threads are worth their start.
 _SMALL = 2_000_000
+_TOLD = (Status.MAX_ITER, Status.MAX_TIME, Status.STALLED, Status.UNBOUNDED)
+_REMEDIES = (
+    "Bound the decision (constraint=; a portfolio by long_only=True or max_weight=), or take a "
+    "larger radius or a smaller penalty."
+)
 
 Loss = Callable[[Any, Tensor], Tensor]
 Callback = Callable[[int, dict[str, float]], bool | None]
@@ -69,10 +75,18 @@ class Solution:
         for an empirical reference are all there is; nowhere, not just near by. inf where nothing
         is proven: losses that were not declared convex, worst cases that are estimates, runs that
         ended before the optimum was surrounded.
+    relative_gap : float
+        That gap, beyond rounding, relative to the objective and a percent of the mean loss (for
+        objectives near zero); NaN where nothing is proven. "converged" says for convex losses that
+        it is at most ``tol``.
+    direction
+        Of the shape of ``params``, None but for status "unbounded": along it the worst case falls
+        without end, at the same rate wherever it was asked.
     history : dict of ndarray
         A column per quantity, a row per iteration.
     status, message : str
-        Why the solver stopped, and what can be done about it.
+        Why the solver stopped ("converged", "stalled", "max_iter", "max_time", "callback",
+        "unbounded"), and what can be done about it.
     """
 
     params: Any
@@ -80,6 +94,8 @@ class Solution:
     worst_case: DecisionWorstCase
     objective: float
     optimality_gap: float
+    relative_gap: float = math.nan
+    direction: Any = None
     history: dict[str, np.ndarray] = field(default_factory=dict)
     status: str = "converged"
     message: str = ""
@@ -170,11 +186,7 @@ class MinimaxProblem:
                 f"loss={loss!r}; expected a function loss(params, z) -> (n,) or an object of "
                 "drojko.problems (MaxAffine, SeparableMaxAffine, Quadratic)"
             )
-        if not isinstance(ambiguity, AmbiguitySet):
-            raise InvalidDataError(
-                f"ambiguity={ambiguity!r}; expected a set from drojko.ambiguity, for instance "
-                "Wasserstein(radius=0.1)"
-            )
+        approach_to(ambiguity)
         whole = isinstance(n_draws, Integral) and not isinstance(n_draws, bool)
         if n_draws is not None and not (whole and n_draws >= 2):
             raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")
@@ -278,11 +290,13 @@ class MinimaxProblem:
         ------
         UnboundedRiskError
             When the worst case of the first decision is infinite.
+        KeyboardInterrupt
+            After Ctrl-C; the exception's ``result`` is the solution so far.
 
         Warns
         -----
         ConvergenceWarning
-            When a limit comes before the tolerance.
+            When a limit or a stall comes before the tolerance, or there is no minimum.
         """
         whole = isinstance(max_iter, Integral) and not isinstance(max_iter, bool)
         if not (whole and max_iter >= 1 and 0.0 <= tol < math.inf):
@@ -296,8 +310,7 @@ class MinimaxProblem:
         self._check(model, draws)
         with one_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
             oracle = self.family.oracle(model, draws)
-            level = bool(self.convex) and self.region.rows
-            kind: Any = LevelBundle if level else SpectralGradient
+            kind: Any = LevelBundle if self.convex and self.region.rows else SpectralGradient
             solver = kind(oracle, self.region, tol)
             outcome: Outcome[Any] = run(
                 solver,
@@ -305,31 +318,35 @@ class MinimaxProblem:
                 max_iter=int(max_iter),
                 max_time=max_time,
                 callback=lambda state: report(solver.record(state)),
-                best=lambda state: state.upper if level else state.answer.value,
+                best=lambda state: state.value,
             )
-        state = outcome.best_state
-        point = state.best if level else state.point
-        flat = torch.from_numpy(np.array(point))
-        stationarity = math.nan if level else state.residual
-        certificate, worst = self._certify(flat, generator, stationarity)
-        if outcome.status in ("max_iter", "max_time"):
-            from drojko.exceptions import ConvergenceWarning
-
-            warnings.warn(
-                f"MinimaxProblem: {outcome.status}: {outcome.message}",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return Solution(
+        state, status, message = outcome.best_state, outcome.status, outcome.message
+        if status is Status.CONVERGED:  # what the test was made at, up to rounding the best
+            state = outcome.state
+        if status is Status.UNBOUNDED:
+            message = f"{message} {_REMEDIES}"
+        flat = torch.from_numpy(np.array(state.point))
+        certificate, worst = self._certify(flat, generator, state.stationarity)
+        if status in _TOLD:
+            warnings.warn(f"MinimaxProblem: {status}: {message}", ConvergenceWarning, stacklevel=2)
+        proven, way = self.family.exact, outcome.state.direction
+        solution = Solution(
             params=self.layout.restore(flat),
             certificate=certificate,
             worst_case=worst,
             objective=certificate.upper,
-            optimality_gap=state.gap if level and self.family.exact else math.inf,
+            optimality_gap=state.gap if proven else math.inf,
+            relative_gap=state.relative_gap if proven else math.nan,
+            direction=None if way is None else self.layout.restore(torch.from_numpy(way)),
             history=outcome.columns(),
-            status=str(outcome.status),
-            message=outcome.message,
+            status=str(status),
+            message=message,
         )
+        if status is Status.INTERRUPTED:
+            error: Any = KeyboardInterrupt(f"{message} It is the exception's `result`.")
+            error.result = solution
+            raise error
+        return solution
 
     def __repr__(self) -> str:
         name = getattr(self.loss, "__name__", type(self.loss).__name__)

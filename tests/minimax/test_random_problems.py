@@ -11,9 +11,11 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 
 from drojko import DROClassifier, DRORegressor
 from tests._oracles import Optimum, Problem, Scalar, ambiguity_of, optimum, scaled
@@ -220,35 +222,117 @@ def judged(problem: Problem, x: float = 1.0, y: float = 1.0) -> Verdict:
             faults.append(f"certificate's upper {certificate.upper / value:.10g} below {low:.10g}")
         if certificate.lower / value > high + loose:
             faults.append(f"certificate's lower {certificate.lower / value:.10g} above {high:.10g}")
-    if model.status_ != "converged":
-        faults.append(model.status_)
     return Verdict(problem, best, model.status_, objective, gap, faults, seconds, (x, y))
 
 
+@cache
 def verdict(seed: int) -> Verdict:
+    """The judgement of the problem of a number."""
     problem = random_problem(seed)
     return judged(problem, *units(problem))
 
 
+#: Not reached yet; strict, so that whoever reaches it takes the mark away.
+not_yet = pytest.mark.xfail(strict=True, reason="the linear solvers are being given proofs")
+NAMES = [
+    " ".join([kind, *(f"{name}={value}" for name, value in sizes.items())]) for kind, sizes in SETS
+]
+
+
+@pytest.fixture
+def numbers(request, seed, index):
+    """Numbers of the problems of one set."""
+    count = request.config.getoption("--problems")
+    first = 100_000 * seed + index
+    return range(first, 100_000 * seed + count, len(SETS))
+
+
+@pytest.mark.parametrize("index", range(len(SETS)), ids=NAMES)
+def test_words_and_bounds_hold(numbers):
+    """Within tol where "converged" is said; gaps and certificates enclose the truth."""
+    found = [verdict(number) for number in numbers]
+    wrong = [v for v in found if v.faults]
+    assert not wrong, "\n".join(map(str, wrong))
+    assert max(v.best.error for v in found) < 1e-4  # or the judge knows too little
+
+
+@pytest.mark.parametrize("index", range(len(SETS)), ids=NAMES)
+def test_nearly_all_converge(numbers):
+    found = [verdict(number) for number in numbers]
+    short = [v for v in found if v.status != "converged"]
+    assert len(short) <= len(found) // 100, "\n".join(map(str, short))
+
+
+def test_the_truth_of_a_problem_is_an_enclosure():
+    """What the judge calls the least objective is reached, and no model is below."""
+    rng = np.random.default_rng(0)
+    for number in range(0, 168, 5):
+        problem = random_problem(number)
+        best = optimum(problem)
+        assert best.low <= best.high
+        assert problem.worst_case(best.coef, best.intercept)[1] == pytest.approx(best.high)
+        for width in (1e-3, 1e-1, 1.0):
+            coef = best.coef + width * rng.normal(size=best.coef.shape)
+            shift = width * rng.normal() if problem.intercept else 0.0
+            assert problem.worst_case(coef, best.intercept + shift)[1] >= best.low - best.floor
+
+
+@pytest.mark.parametrize("index", range(len(SETS)), ids=NAMES)
+def test_worst_cases_do_not_depend_on_units(index):
+    problem = random_problem(index)
+    rng = np.random.default_rng(index)
+    coef, b = 0.1 * rng.normal(size=problem.X.shape[1]), 0.3
+    low, high = problem.worst_case(coef, b)
+    assert low <= high
+    x, y = 32.0, 0.25
+    other = scaled(problem, x, y)
+    y = 1.0 if problem.loss.classifies else y
+    value = y**problem.loss.power
+    assert other.worst_case(coef * y / x, b * y)[1] == pytest.approx(value * high, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.name}-{loss.size:g}")
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.2])
+def test_the_judges_one_dimensional_worst_case_is_a_maximum(loss, sigma):
+    """max over t of loss(v + t) - t^2 / 4 sigma, on a grid."""
+    v = np.linspace(-4.0, 4.0, 17)
+    value, slope, _ = loss.raised(v, sigma)
+    if sigma == 0.0:
+        near = loss.value(v + 1e-7) - loss.value(v)
+        assert np.all(near >= 1e-7 * slope - 1e-13)  # a subgradient
+        return
+    t = np.linspace(-60.0, 60.0, 240_001)
+    grid = [np.max(loss.value(at + t) - t * t / (4.0 * sigma)) for at in v]
+    assert value == pytest.approx(np.array(grid), abs=1e-6)
+
+
+def test_two_local_worst_cases_of_the_logistic_loss():
+    m, sigma = np.linspace(-3.0, 12.0, 31), 4.0
+    t = np.linspace(-60.0, 60.0, 240_001)
+    grid = [np.max(np.logaddexp(0.0, -at - t) - t * t / (4.0 * sigma)) for at in m]
+    assert Scalar("logistic").raised(m, sigma)[0] == pytest.approx(np.array(grid), abs=1e-6)
+
+
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    step = int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    for seed in range(first, count, step):
+    arguments = [int(a) for a in sys.argv[1:]]
+    count, first, step = (arguments + [200, 0, 1][len(arguments) :])[:3]
+    table: dict[str, list[int]] = {}
+    for number in range(first, count, step):
         start = time.process_time()
-        try:
-            found = verdict(seed)
-        except Exception as error:  # the judge's own
-            print(
-                f"#{seed} JUDGE {type(error).__name__}: {error} {random_problem(seed)!r:.200}",
-                flush=True,
-            )
-            continue
+        found = verdict(number)
         spent = time.process_time() - start
-        if found.best.error > 1e-6:
-            print(f"   #{seed} truth only to {found.best.error:.1e} ({found.best.how})")
-        if found.faults or spent > 5:
-            print(found, f"[{found.seconds:.2f} of {spent:.2f} s]", flush=True)
+        row = table.setdefault(NAMES[number % len(SETS)], [0, 0, 0, 0])
+        row[0] += 1
+        row[1] += found.status == "converged"
+        row[2] += bool(found.faults)
+        row[3] += not math.isnan(found.gap)
+        if found.best.error > 1e-5:
+            print(f"   #{number} truth only to {found.best.error:.1e} ({found.best.how})")
+        if found.faults or found.status != "converged":
+            print(f"{found} [{found.seconds:.2f} of {spent:.2f} s]", flush=True)
+    print(f"{'set':36s} problems converged faults gaps")
+    for name, row in [*table.items(), ("all", [sum(column) for column in zip(*table.values())])]:
+        print(f"{name:36s} {row[0]:8d} {row[1]:9d} {row[2]:6d} {row[3]:4d}")
 
 
 if __name__ == "__main__":

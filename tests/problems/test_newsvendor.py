@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
@@ -164,3 +165,59 @@ def test_cressie_read_lies_between_mean_and_maximum(demand):
     loss = np.maximum(solution.params - demand, 3 * (demand - solution.params))
     assert certificate.nominal_risk == pytest.approx(loss.mean())
     assert loss.mean() < solution.objective < loss.max()
+
+
+def constant_demand(c, h, b, ambiguity):
+    """Order, optimum where all demands are c: METHOD 4.6 at one point, q not below zero."""
+    if not isinstance(ambiguity, Wasserstein):
+        return c, 0.0
+    if ambiguity.order == 1:
+        return c, ambiguity.radius * max(h, b)
+    r = ambiguity.radius
+    q = c + (b - h) * r / (2 * np.sqrt(h * b))
+    if q >= 0:
+        return q, r * np.sqrt(h * b)
+
+    def dual(log):
+        lam = np.exp(log)
+        return lam * r**2 + max(-h * c + h**2 / (4 * lam), b * c + b**2 / (4 * lam))
+
+    return 0.0, minimize_scalar(dual, bounds=(-30, 30), method="bounded").fun
+
+
+@pytest.mark.parametrize(
+    "ambiguity",
+    [
+        Wasserstein(radius=1.0), Wasserstein(radius=1.0, order=1), KL(radius=0.3), KL(penalty=2.0),
+        ChiSquare(radius=0.3), CressieRead(k=3.0, radius=0.3), TotalVariation(radius=0.3),
+        CVaR(alpha=0.5),
+    ],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize(("h", "b"), [(1.0, 9.0), (9.0, 1.0)])
+def test_constant_demand(seed, ambiguity, h, b):
+    # The mean of n equal numbers is one ulp off the kink for some n, and on it for others.
+    rng = np.random.default_rng(seed)
+    for c in (0.0, 1e-3, 0.1, 1.0, 3.7, 5.0, 1e3, 1e6):
+        for n in rng.integers(1, 61, size=3):
+            solution = newsvendor(np.full(n, c), ambiguity, holding=h, shortage=b).solve()
+            q, optimum = constant_demand(c, h, b, ambiguity)
+            rounding = 1e-14 * max(h, b) * (c or 1.0)
+            assert solution.status == "converged"
+            assert solution.relative_gap <= 1e-5
+            assert solution.objective == pytest.approx(optimum, rel=1.1e-5, abs=rounding)
+            assert solution.lower_bound <= optimum + rounding
+            assert solution.params == pytest.approx(q, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("ambiguity", [KL(radius=0.1), CVaR(alpha=0.5), Wasserstein(radius=0.5)],
+                         ids=repr)  # fmt: skip
+@pytest.mark.parametrize("levels", [2, 5])
+def test_ties(rng, ambiguity, levels):
+    demand = rng.integers(0, levels, size=40).astype(float)
+    for h, b in ((1.0, 1.0), (1.0, 30.0)):
+        solution = newsvendor(demand, ambiguity, holding=h, shortage=b).solve()
+        optimum = newsvendor_optimum(demand, ambiguity, h, b)
+        assert solution.status == "converged"
+        assert solution.objective == pytest.approx(optimum, rel=1.1e-5, abs=1e-7)
+        assert solution.lower_bound <= optimum + 1e-7 * (1.0 + optimum)

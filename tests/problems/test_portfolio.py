@@ -116,3 +116,14 @@ def test_mistakes_name_the_setting(returns, arguments, message):
 def test_returns_are_a_table():
     with pytest.raises(InvalidDataError, match="periods, assets"):
         portfolio(np.zeros(5), KL(radius=0.1))
+
+
+@pytest.mark.parametrize("ambiguity", [CVaR(alpha=0.5), KL(radius=0.1), Wasserstein(radius=0.1)],
+                         ids=repr)  # fmt: skip
+def test_returns_of_nothing(ambiguity):
+    # All losses are zero: so is the optimum, and nothing is lost by proving it.
+    solution = portfolio(np.zeros((20, 3)), ambiguity).solve()
+    spread = 0.1 * 0.05**-0.5 / np.sqrt(3) if isinstance(ambiguity, Wasserstein) else 0.0
+    assert solution.status == "converged"
+    assert solution.objective == pytest.approx(spread, rel=1e-5, abs=1e-12)
+    assert solution.relative_gap <= 1e-5

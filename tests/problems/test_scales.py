@@ -20,6 +20,7 @@ def honest(solution, optimum, rel=2e-5):
     assert solution.objective == pytest.approx(optimum, rel=rel)
     assert solution.lower_bound <= optimum * (1 + 1e-7)
     assert solution.optimality_gap <= rel * abs(optimum)
+    assert solution.relative_gap <= rel
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -172,8 +173,10 @@ def test_no_bound_without_an_optimum(rng):
     assert _quietly(problem).optimality_gap == np.inf
     convex = MinimaxProblem(lambda t, z: -t * z[:, 0], 0.0, z, CVaR(alpha=1.0), convex=True)
     found = _quietly(convex, max_iter=40)
-    assert found.status == "max_iter"
+    assert found.status == "unbounded"
+    assert found.direction == 1.0
     assert found.optimality_gap == np.inf
+    assert np.isnan(found.relative_gap)
 
 
 def test_numpy_integers_and_words(rng):

@@ -43,7 +43,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     so that the ratio stays continuous where the worst case would jump to the largest loss.
     """
     family = bound.ambiguity
-    reach = family._radius_of_maximum(bound.least)
+    reach = family.radius_of_maximum(bound.least)
     given, radius = family.penalty, family.radius
     if radius == 0.0 or reach <= 0.0:
         return flat(bound, losses)
@@ -76,7 +76,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     if not barrier:
         shift = sample.restore(worst.shift)
         return Curve(value, penalty, shift, ratio, attained, worst.radius, exact=exact)
-    steep = w * family._steepness(ratio)
+    steep = w * family.steepness(ratio)
     total = max(float(steep.sum()), 1e-300)
     deviation = losses - float(steep @ losses) / total
     columns, core = [steep], [-1.0 / total]
@@ -213,7 +213,7 @@ def maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
         top + x,
         ratio,
         float((w * ratio) @ losses),
-        float(bound.ambiguity._radius_of_maximum(min(1.0 / float(ratio.max()), 1.0))),
+        float(bound.ambiguity.radius_of_maximum(min(1.0 / float(ratio.max()), 1.0))),
         diagonal=steep,
         columns=steep[:, None],
         core=np.array([[-1.0 / float(steep.sum())]]),

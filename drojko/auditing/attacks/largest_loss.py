@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 
 from drojko.auditing.reading.models import CLIP
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 
 __all__ = ["largest_loss"]
 
 
-def largest_loss(case: Case) -> float:
+def largest_loss(problem: AuditProblem) -> float:
     r"""Mean over the rows of the largest loss of any answer, infinity where there is no limit.
 
     Probabilities are read between 1e-6 and 1, so that logits stay within :math:`\pm\log 10^6` and
     a convex loss is largest at the ends. The bound is loose: the penalty of its dual is 0.
     """
-    if case.model.tabular is not None or not case.model.probabilities or case.classes is None:
+    if (
+        problem.model.tabular is not None
+        or not problem.model.probabilities
+        or problem.classes is None
+    ):
         return math.inf
-    largest = case.loss.largest(case.y, case.n_labels, -math.log(CLIP), CLIP)
-    return float(case.w @ largest.double())
+    largest = problem.loss.largest(problem.y, problem.n_labels, -math.log(CLIP), CLIP)
+    return float(problem.w @ largest.double())

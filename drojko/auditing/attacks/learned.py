@@ -13,7 +13,7 @@ from drojko._random import spawn
 from drojko.auditing.attacks.blocks import climb, plain, solve, upper
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.certified import plan_of
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.solver import InnerSolver
@@ -64,67 +64,73 @@ def put(pool: Pool, adversary: Adversary, moved: Moved, source: str) -> None:
     pool.add(x, moved.labels, moved.cost, moved.risk, source)
 
 
-def begin(case: Case) -> Pool:
+def begin(problem: AuditProblem) -> Pool:
     """A pool that holds the rows themselves."""
     pool = Pool()
-    zero = torch.zeros_like(case.w)
-    pool.add(case.x, case.y, zero, case.losses(case.x, case.y), "stay")
+    zero = torch.zeros_like(problem.w)
+    pool.add(problem.x, problem.y, zero, problem.losses(problem.x, problem.y), "stay")
     return pool
 
 
 @torch.no_grad()
-def learn(case: Case, pool: Pool, sizes: list[tuple[float, Any]], inner: InnerSolver) -> Learned:
+def learn(
+    problem: AuditProblem, pool: Pool, sizes: list[tuple[float, Any]], inner: InnerSolver
+) -> Learned:
     """Worst cases at every size; layers are added to ``pool``."""
-    plan = plan_of(case, sizes[-1][1], inner)
-    model = case.tabular
-    objective = plan.problem(model).objective(case.x, 1.0)
-    batch = objective.batch(case.x, case.y)
-    adversary = Adversary(objective, (Stay(),), n_labels=case.n_labels, label_cost=case.label_cost)
-    rows = _sample(case, LEARNED)
+    plan = plan_of(problem, sizes[-1][1], inner)
+    model = problem.tabular
+    objective = plan.problem(model).objective(problem.x, 1.0)
+    batch = objective.batch(problem.x, problem.y)
+    adversary = Adversary(
+        objective, (Stay(),), n_labels=problem.n_labels, label_cost=problem.label_cost
+    )
+    rows = _sample(problem, LEARNED)
     found = Learned(adversary, batch, rows)
     radii = [size for size, own in sizes if own.radius is not None and size > 0]
     given = [size for size, own in sizes if own.penalty is not None]
     if adversary.exact:
-        _exact(case, pool, found, inner, radii, given)
+        _exact(problem, pool, found, inner, radii, given)
         return found
     few = batch.take(rows)
-    w = case.w[rows] / case.w[rows].sum()
-    path = _Path(case, found, inner, few, w)
+    w = problem.w[rows] / problem.w[rows].sum()
+    path = _Path(problem, found, inner, few, w)
     path.scout(radii, given)
     path.search(radii, given)
     path.spread(pool, radii, given)
     return found
 
 
-def _sample(case: Case, size: int) -> Tensor:
+def _sample(problem: AuditProblem, size: int) -> Tensor:
     """Rows drawn by mass, in order; all of them where there are few."""
-    n = len(case.x)
+    n = len(problem.x)
     if n <= size * 5 // 3:
         return torch.arange(n)
-    return torch.multinomial(case.w, size, False, generator=spawn(case.generator)).sort().values
+    return (
+        torch.multinomial(problem.w, size, False, generator=spawn(problem.generator)).sort().values
+    )
 
 
 def _exact(
-    case: Case, pool: Pool, found: Learned, inner: InnerSolver, radii: Any, given: Any
+    problem: AuditProblem, pool: Pool, found: Learned, inner: InnerSolver, radii: Any, given: Any
 ) -> None:
     """Linear models with scalar losses: both sides from one root."""
     known = structure(found.adversary.objective)
     start = None
-    for radius in case.progress.over(radii, "exact worst cases", 0.6):
-        ball = solve_ball(found.adversary, found.batch, case.w, radius, start=start)
+    for radius in problem.progress.over(radii, "exact worst cases", 0.6):
+        ball = solve_ball(found.adversary, found.batch, problem.w, radius, start=start)
         start = ball.penalty
         found.penalties[radius] = ball.penalty
         for penalty, moved in {ball.low_penalty: ball.low, ball.high_penalty: ball.high}.items():
             at = found.adversary.with_penalty(penalty)
             put(pool, at, moved, "learned")
             bound, proof = at.upper(moved, known)
-            found.duals.append(Dual(penalty, float(case.w @ bound), proof))
+            found.duals.append(Dual(penalty, float(problem.w @ bound), proof))
     for penalty in given:
         at = found.adversary.with_penalty(penalty)
         moved = at.solve(found.batch)
         put(pool, at, moved, "learned")
         bound, proof = at.upper(moved, known)
-        found.duals.append(Dual(penalty, float(case.w @ bound), proof))
+        found.duals.append(Dual(penalty, float(problem.w @ bound), proof))
         found.penalties[penalty] = penalty
 
 
@@ -132,7 +138,7 @@ def _exact(
 class _Path:
     """The search for penalties on few rows, then the solves of all rows."""
 
-    case: Case
+    problem: AuditProblem
     found: Learned
     inner: InnerSolver
     few: Batch
@@ -151,8 +157,8 @@ class _Path:
         """Penalties of the radii by plain ascents from the rows and towards other labels."""
         objective = self.found.adversary.objective
         starts: list[Tensor] = []
-        if self.case.n_labels and self.inner.corrections:
-            picked = torch.randperm(len(self.few), generator=spawn(self.case.generator))[:64]
+        if self.problem.n_labels and self.inner.corrections:
+            picked = torch.randperm(len(self.few), generator=spawn(self.problem.generator))[:64]
             other = OtherLabel(self.few.q0[picked], self.few.y[picked])
             starts = other.starts(objective, self.few)
         value, gradient = objective.with_penalty(0.0).value_and_gradient(self.few, self.few.q0)
@@ -164,7 +170,7 @@ class _Path:
             self._try(size, starts, steps)
             self.found.penalties[size] = size
         last: tuple[float, float] | None = None
-        for radius in self.case.progress.over(radii, "prices of the radii", 0.1):
+        for radius in self.problem.progress.over(radii, "prices of the radii", 0.1):
             guess = max(slope / (2.0 * radius), 1e-3 * level / radius**2, 1e-12)
             if last is not None:  # the budget rises with the square of the radius
                 guess = last[1] * last[0] / radius
@@ -207,7 +213,7 @@ class _Path:
         if not penalties:
             return
         learned = self._fit(penalties)
-        for size in self.case.progress.over((*radii, *given), "learned maps", 0.2):
+        for size in self.problem.progress.over((*radii, *given), "learned maps", 0.2):
             penalty = self.found.penalties[size]
             for _ in range(3):
                 at = learned.with_penalty(penalty)
@@ -235,7 +241,7 @@ class _Path:
             low = adversary.with_penalty(factor * penalty)
             far = climb(low, self.few, [], steps)
             put(self.pool, low, far, "learned")
-            labels = self.few.y if self.case.n_labels else None
+            labels = self.few.y if self.problem.n_labels else None
             support = Support(far.q, labels, far.risk)  # where one row went, others may go
             starts = [far.q, *support.starts(adversary.objective, self.few)]
             back = climb(adversary, self.few, starts, steps, screening=8)
@@ -252,9 +258,9 @@ class _Path:
                 own = self.inner.fit(
                     objective,
                     self.few,
-                    spawn(self.case.generator),
-                    n_labels=self.case.n_labels,
-                    label_cost=self.case.label_cost,
+                    spawn(self.problem.generator),
+                    n_labels=self.problem.n_labels,
+                    label_cost=self.problem.label_cost,
                 )
             except UnboundedRiskError:
                 continue
@@ -273,7 +279,7 @@ class _Path:
 
     def spread(self, pool: Pool, radii: list[float], given: list[float]) -> None:
         """Solve all rows at the penalties found, and bound them."""
-        adversary, case = self.found.adversary, self.case
+        adversary, problem = self.found.adversary, self.problem
         known = structure(adversary.objective)
         if self.found.all_rows:
             for k in range(1, len(self.pool.x)):
@@ -283,11 +289,11 @@ class _Path:
         full = min(400, 8 * adversary.corrections)
         start: Tensor | None = None
         order = sorted((*radii, *given), key=lambda s: self.found.penalties[s])
-        for size in case.progress.over(order, "all rows", 0.2):
+        for size in problem.progress.over(order, "all rows", 0.2):
             penalty = self.found.penalties[size]
             start = self._all(pool, penalty, start, steps)
             for _ in range(0 if size in given or self.found.all_rows else 4):
-                better = pool.plan(case.w, size**2, ("learned",)).penalty
+                better = pool.plan(problem.w, size**2, ("learned",)).penalty
                 if better <= 0.0:  # not all of the budget is spent yet
                     if penalty * size**2 <= 1e-6 * self.level:
                         break
@@ -303,7 +309,7 @@ class _Path:
                 for _ in range(_PRICES):
                     before = self.found.penalties[size]
                     if size in radii:
-                        better = pool.plan(case.w, size**2, ("learned",)).penalty
+                        better = pool.plan(problem.w, size**2, ("learned",)).penalty
                         self.found.penalties[size] = better or before
                     self._all(pool, self.found.penalties[size], None, full)
                     if abs(math.log(self.found.penalties[size] / before)) < 1e-6:
@@ -315,13 +321,13 @@ class _Path:
         adversary = self.found.adversary.with_penalty(penalty)
         objective, batch = adversary.objective, self.found.batch
         encode = objective.coordinates.encode
-        choice = pool.at_penalty(self.case.w, penalty, ("learned",)).low
+        choice = pool.at_penalty(self.problem.w, penalty, ("learned",)).low
         starts = [encode(pool.take(choice)[0])]
         starts += [] if start is None else [start]
         if not self.found.all_rows and plain(adversary) and adversary.corrections:
             few = self.pool.at_penalty(self.w, penalty).low
             x, y, _, risk = self.pool.take(few)
-            support = Support(encode(x), y if self.case.n_labels else None, risk)
+            support = Support(encode(x), y if self.problem.n_labels else None, risk)
             starts += support.starts(objective, batch)
         if plain(adversary):
             moved = climb(adversary, batch, starts, steps)
@@ -339,7 +345,7 @@ class _Path:
         """Dual points: penalties that are best on few rows, then evaluated on all of them."""
         tried: dict[float, Dual] = {}
         wanted: list[float] = list(given)
-        for radius in self.case.progress.over(radii, "bounds on some rows", 0.1):
+        for radius in self.problem.progress.over(radii, "bounds on some rows", 0.1):
             best: tuple[float, float] | None = None
             for factor in FACTORS:
                 penalty = self.found.penalties[radius] * factor
@@ -354,11 +360,11 @@ class _Path:
                     break
             if best is not None and best[1] not in wanted:
                 wanted.append(best[1])
-        for penalty in self.case.progress.over(wanted, "bounds", 0.1):
+        for penalty in self.problem.progress.over(wanted, "bounds", 0.1):
             # A Lipschitz bound hardly depends on how near the maximiser is; concavity does.
             rough = penalty in tried and tried[penalty].proof == "lipschitz"
             dual = self._dual(
-                pool, self.found.batch, self.case.w, penalty, known, 5 if rough else 60
+                pool, self.found.batch, self.problem.w, penalty, known, 5 if rough else 60
             )
             self.found.duals.append(dual)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 
 __all__ = ["directions", "noise_risk"]
 
 
-def directions(case: Case, n: int, generator: torch.Generator) -> Tensor:
+def directions(problem: AuditProblem, n: int, generator: torch.Generator) -> Tensor:
     """Uniform directions of unit cost in the columns that move, shape (n, d)."""
-    mutable = torch.as_tensor(case.cost.mutable)
-    root = torch.as_tensor(case.cost.inverse_weights).sqrt()
+    mutable = torch.as_tensor(problem.cost.mutable)
+    root = torch.as_tensor(problem.cost.inverse_weights).sqrt()
     draw = torch.randn((n, int(mutable.sum())), generator=generator, dtype=torch.float64)
     draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-300)
     out = torch.zeros((n, len(mutable)), dtype=torch.float64)
@@ -21,12 +21,16 @@ def directions(case: Case, n: int, generator: torch.Generator) -> Tensor:
     return out
 
 
-def noise_risk(case: Case, radius: float, repeats: int, generator: torch.Generator) -> float:
+def noise_risk(
+    problem: AuditProblem, radius: float, repeats: int, generator: torch.Generator
+) -> float:
     """Mean loss when every row moves by ``radius`` in a random direction, within the bounds."""
     if radius == 0.0:
-        return float(case.w @ case.losses(case.x, case.y))
+        return float(problem.w @ problem.losses(problem.x, problem.y))
     total = 0.0
     for _ in range(repeats):
-        moved = case.cost.project(case.x + radius * directions(case, len(case.x), generator))
-        total += float(case.w @ case.losses(moved, case.y))
+        moved = problem.cost.project(
+            problem.x + radius * directions(problem, len(problem.x), generator)
+        )
+        total += float(problem.w @ problem.losses(moved, problem.y))
     return total / repeats

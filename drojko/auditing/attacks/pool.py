@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +38,6 @@ class Pool:
     cost: list[Tensor] = field(default_factory=list)
     risk: list[Tensor] = field(default_factory=list)
     source: list[str] = field(default_factory=list)
-    stacks: dict[Any, tuple[int, Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def add(self, x: Tensor, y: Tensor, cost: Tensor, risk: Tensor, source: str) -> None:
         """Add a layer; candidates without a finite cost and loss are never chosen."""
@@ -50,19 +48,14 @@ class Pool:
         self.risk.append(torch.where(bad, -torch.inf, risk.double()))
         self.source.append(source)
 
-    def layers(self, sources: tuple[str, ...] | None = None) -> list[int]:
-        """Indices of the layers of some sources; the rows themselves always belong to them."""
-        return [k for k, s in enumerate(self.source) if k == 0 or sources is None or s in sources]
+    def layers(self, sources: tuple[str, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices (k,) of the layers of some sources, their costs and losses (k, n).
 
-    def stacked(self, sources: tuple[str, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the layers of some sources, their costs and losses of shape (k, n)."""
-        known = self.stacks.get(sources)
-        if known is None or known[0] != len(self.x):
-            at = self.layers(sources)
-            cost = torch.stack([self.cost[k] for k in at])
-            known = (len(self.x), torch.tensor(at), cost, torch.stack([self.risk[k] for k in at]))
-            self.stacks[sources] = known
-        return known[1:]
+        The rows themselves always belong to them.
+        """
+        at = [k for k, s in enumerate(self.source) if k == 0 or sources is None or s in sources]
+        cost, risk = (torch.stack([part[k] for k in at]) for part in (self.cost, self.risk))
+        return torch.tensor(at), cost, risk
 
     def since(self, first: int) -> Pool:
         """The rows themselves and the layers from ``first`` on."""
@@ -74,39 +67,25 @@ class Pool:
         """Forget the layers from ``first`` on."""
         for part in (self.x, self.y, self.cost, self.risk, self.source):
             del part[first:]
-        self.stacks.clear()
 
     def plan(
         self, weights: Tensor, budget: float, sources: tuple[str, ...] | None = None
     ) -> Mixture:
         """The best mixture of candidates of some sources whose mean cost is within the budget."""
-        at = self.layers(sources)
-        cost, risk = (
-            torch.stack([self.cost[k] for k in at]),
-            torch.stack([self.risk[k] for k in at]),
-        )
+        index, cost, risk = self.layers(sources)
         found = envelope(cost, risk, weights, budget)
-        index = torch.tensor(at)
-        return Mixture(
-            found.penalty, index[found.low], index[found.high], found.share, found.risk, found.cost
-        )
+        return replace(found, low=index[found.low], high=index[found.high])
 
     def at_penalty(
         self, weights: Tensor, penalty: float, sources: tuple[str, ...] | None = None
     ) -> Mixture:
         """The best candidates at a price of the cost."""
-        at = self.layers(sources)
-        cost, risk = (
-            torch.stack([self.cost[k] for k in at]),
-            torch.stack([self.risk[k] for k in at]),
-        )
+        index, cost, risk = self.layers(sources)
         choice, spent, attained = _select(cost, risk, weights, penalty)
-        index = torch.tensor(at)
         return Mixture(penalty, index[choice], index[choice], 0.0, attained, spent)
 
     def take(self, choice: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Positions, labels, costs and losses of one candidate per row."""
-        n = len(choice)
         x, y = self.x[0].clone(), self.y[0].clone()
         cost, risk = self.cost[0].clone(), self.risk[0].clone()
         for k in choice.unique().tolist():
@@ -114,8 +93,6 @@ class Pool:
                 rows = choice == k
                 x[rows], y[rows] = self.x[k][rows], self.y[k][rows]
                 cost[rows], risk[rows] = self.cost[k][rows], self.risk[k][rows]
-        if n != len(x):
-            raise ValueError(f"{n} choices for {len(x)} rows")
         return x, y, cost, risk
 
 

@@ -13,7 +13,7 @@ from drojko.auditing.attacks.blocks import climb
 from drojko.auditing.attacks.learned import Learned, put
 from drojko.auditing.attacks.noise import directions
 from drojko.auditing.attacks.pool import Pool
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Stay
 
@@ -34,7 +34,7 @@ class Attack:
 
 
 @torch.no_grad()
-def attack(case: Case, pool: Pool, learned: Learned, sizes: list[float]) -> Attack:
+def attack(problem: AuditProblem, pool: Pool, learned: Learned, sizes: list[float]) -> Attack:
     """Ascents from the rows and from random starts at every penalty of the path.
 
     Layers of the source "ascent" go to the pool. Where there are many rows, restarts are run on a
@@ -44,24 +44,24 @@ def attack(case: Case, pool: Pool, learned: Learned, sizes: list[float]) -> Atta
     order = sorted(sizes, key=lambda size: learned.penalties[size])
     rows, batch = learned.sample, learned.batch
     few = batch.take(rows)
-    w = case.w[rows] / case.w[rows].sum()
+    w = problem.w[rows] / problem.w[rows].sum()
     base = pool.risk[0][rows]
     bare = Adversary(
         learned.adversary.objective,
         (Stay(),),
-        n_labels=case.n_labels,
-        label_cost=case.label_cost,
+        n_labels=problem.n_labels,
+        label_cost=problem.label_cost,
     )
     start_all: list[Tensor] = []
     start_few: list[Tensor] = []
-    for size in case.progress.over(order, "ascent with restarts", 0.2):
+    for size in problem.progress.over(order, "ascent with restarts", 0.2):
         penalty = learned.penalties[size]
         at = bare.with_penalty(penalty)
-        length = _length(pool, case, penalty)
-        starts = _restarts(case, at, few, length)
+        length = _length(pool, problem, penalty)
+        starts = _restarts(problem, at, few, length)
         best = _best(at, few, [few.q0, *starts, *start_few])
         start_few = [best.q]
-        known = _known(pool, case, penalty)
+        known = _known(pool, problem, penalty)
         own = float(w @ (_value(pool, known, penalty)[rows] - base))
         theirs = float(w @ (best.value.double() - base))
         found.values[size] = (own, theirs, length)
@@ -72,14 +72,14 @@ def attack(case: Case, pool: Pool, learned: Learned, sizes: list[float]) -> Atta
             start_all = [moved.q]
             put(pool, at, moved, "ascent")
             if theirs > own + MORE * abs(own) + 1e-12:
-                again = _restarts(case, at, batch, length)
+                again = _restarts(problem, at, batch, length)
                 put(pool, at, _best(at, batch, [batch.q0, *again]), "ascent")
-        _double(case, pool, learned, at, size, known, found)
+        _double(problem, pool, learned, at, size, known, found)
     return found
 
 
 def _double(
-    case: Case,
+    problem: AuditProblem,
     pool: Pool,
     learned: Learned,
     at: Adversary,
@@ -89,7 +89,7 @@ def _double(
 ) -> None:
     """As many corrections again, from where the inner solver left the sampled rows."""
     rows = learned.sample
-    w = case.w[rows] / case.w[rows].sum()
+    w = problem.w[rows] / problem.w[rows].sum()
     few = learned.batch.take(rows)
     q = at.objective.coordinates.encode(pool.take(known)[0][rows])
     steps = max(1, 2 * learned.adversary.corrections)
@@ -102,8 +102,8 @@ def _double(
         put(pool, at, moved, "doubled")
 
 
-def _known(pool: Pool, case: Case, penalty: float) -> Tensor:
-    return pool.at_penalty(case.w, penalty, ("learned",)).low
+def _known(pool: Pool, problem: AuditProblem, penalty: float) -> Tensor:
+    return pool.at_penalty(problem.w, penalty, ("learned",)).low
 
 
 def _value(pool: Pool, choice: Tensor, penalty: float) -> Tensor:
@@ -111,23 +111,23 @@ def _value(pool: Pool, choice: Tensor, penalty: float) -> Tensor:
     return risk - penalty * cost
 
 
-def _length(pool: Pool, case: Case, penalty: float) -> float:
+def _length(pool: Pool, problem: AuditProblem, penalty: float) -> float:
     """Root mean square move of the rows that move at a penalty, in the units of the cost."""
-    cost = pool.take(_known(pool, case, penalty))[2]
+    cost = pool.take(_known(pool, problem, penalty))[2]
     moved = cost > 0
     return math.sqrt(float(cost[moved].mean())) if bool(moved.any()) else 0.0
 
 
-def _restarts(case: Case, at: Adversary, batch: object, length: float) -> list[Tensor]:
+def _restarts(problem: AuditProblem, at: Adversary, batch: object, length: float) -> list[Tensor]:
     """Random directions, distances uniform up to twice the typical move."""
     few = batch
-    gen = spawn(case.generator)
+    gen = spawn(problem.generator)
     coordinates = at.objective.coordinates
     starts = []
     x = few.x  # type: ignore[attr-defined]
     for _ in range(RESTARTS):
         far = 2.0 * length * torch.rand((len(x), 1), generator=gen, dtype=torch.float64)
-        starts.append(coordinates.encode(x + far * directions(case, len(x), gen)))
+        starts.append(coordinates.encode(x + far * directions(problem, len(x), gen)))
     return starts
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drojko.auditing.attacks.noise import directions
 from drojko.auditing.attacks.pool import Pool
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 
 __all__ = ["random_search", "search"]
 
@@ -23,7 +23,7 @@ _ATONCE = 100_000  # rows of one call
 
 
 def search(
-    case: Case, pool: Pool, radii: list[float], calls: int, generator: torch.Generator
+    problem: AuditProblem, pool: Pool, radii: list[float], calls: int, generator: torch.Generator
 ) -> None:
     """Add what ``calls`` questions per row find to a pool, as layers of the source "search".
 
@@ -32,7 +32,7 @@ def search(
     coordinates put back or halved, whole moves shortened or shaken, accepted where the loss minus
     the price of the cost rises. The prices are those of the radii.
     """
-    state = _Search(case, pool, radii, generator)
+    state = _Search(problem, pool, radii, generator)
     lines = int(LINES * calls)
     donors = max(1, min(_DONORS, lines // (_BISECTIONS + 1)))
     for _ in range(max(1, int(RANDOM * calls))):
@@ -41,16 +41,16 @@ def search(
     if lines > _BISECTIONS:
         for k in range(donors):
             used += state.line(k)
-    for step in case.progress.over(range(calls - used), "search", 0.7):
+    for step in problem.progress.over(range(calls - used), "search", 0.7):
         state.improve(step)
     state.prune()
 
 
 def random_search(
-    case: Case, pool: Pool, radii: list[float], calls: int, generator: torch.Generator
+    problem: AuditProblem, pool: Pool, radii: list[float], calls: int, generator: torch.Generator
 ) -> None:
     """Random directions and distances alone: the plain alternative to `search`."""
-    state = _Search(case, pool, radii, generator)
+    state = _Search(problem, pool, radii, generator)
     for _ in range(calls):
         state.random()
     state.prune()
@@ -58,7 +58,7 @@ def random_search(
 
 @dataclass(eq=False)
 class _Search:
-    case: Case
+    problem: AuditProblem
     pool: Pool
     radii: list[float]
     generator: torch.Generator
@@ -66,8 +66,8 @@ class _Search:
     def __post_init__(self) -> None:
         self.first = len(self.pool.x)
         self.far = 3.0 * max(self.radii)
-        self.mutable = torch.as_tensor(self.case.cost.mutable)
-        weights = np.where(self.case.cost.mutable, self.case.cost.weights, 0.0)
+        self.mutable = torch.as_tensor(self.problem.cost.mutable)
+        weights = np.where(self.problem.cost.mutable, self.problem.cost.weights, 0.0)
         self.weights = torch.as_tensor(weights)
         self.donors: Tensor | None = None
         self.penalties: list[float] = []
@@ -78,25 +78,25 @@ class _Search:
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Losses and costs at positions of all rows, which become a layer."""
-        x = self.case.cost.project(x)
-        x = torch.where(self.mutable, x, self.case.x)
+        x = self.problem.cost.project(x)
+        x = torch.where(self.mutable, x, self.problem.x)
         risk = torch.cat(
             [
-                self.case.losses(a, b)
-                for a, b in zip(x.split(_ATONCE), self.case.y.split(_ATONCE), strict=True)
+                self.problem.losses(a, b)
+                for a, b in zip(x.split(_ATONCE), self.problem.y.split(_ATONCE), strict=True)
             ]
         )
-        cost = (x - self.case.x).square() @ self.weights
-        self.pool.add(x, self.case.y, cost, risk, "search")
+        cost = (x - self.problem.x).square() @ self.weights
+        self.pool.add(x, self.problem.y, cost, risk, "search")
         if len(self.pool.x) - self.first > 3 * _KEPT:
             self.prune()
         return risk, cost
 
     def random(self) -> None:
         """A random direction and distance for every row."""
-        n = len(self.case.x)
-        move = directions(self.case, n, self.generator) * (self.far * self.uniform(n, 1))
-        self.ask(self.case.x + move)
+        n = len(self.problem.x)
+        move = directions(self.problem, n, self.generator) * (self.far * self.uniform(n, 1))
+        self.ask(self.problem.x + move)
 
     # -- lines -------------------------------------------------------------------------------
 
@@ -104,14 +104,14 @@ class _Search:
         """Bisect the line towards the k-th best donor of every row; the number of calls."""
         if self.donors is None:
             self.donors = self.find_donors()
-        case = self.case
-        goal = case.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
+        problem = self.problem
+        goal = problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
         base = self.pool.risk[0]
         top, _ = self.ask(goal)
         low, high = torch.zeros_like(base), torch.ones_like(base)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
-            risk, _ = self.ask(case.x + middle.unsqueeze(1) * (goal - case.x))
+            risk, _ = self.ask(problem.x + middle.unsqueeze(1) * (goal - problem.x))
             enough = risk - base >= 0.5 * (top - base)
             high = torch.where(enough, middle, high)
             low = torch.where(enough, low, middle)
@@ -119,17 +119,17 @@ class _Search:
 
     def find_donors(self) -> Tensor:
         """Rows whose answers are worst for a row's own label at the least cost, shape (n, k)."""
-        case, n = self.case, len(self.case.x)
+        problem, n = self.problem, len(self.problem.x)
         picked = torch.randperm(n, generator=self.generator)[:_MOST_DONORS]
-        z, f = case.x[picked], case.outputs(case.x[picked])
+        z, f = problem.x[picked], problem.outputs(problem.x[picked])
         root = self.weights.sqrt()
         best = []
         for rows in torch.arange(n).split(1_024):
-            y = case.y[rows]
+            y = problem.y[rows]
             every = f.repeat_interleave(len(rows), 0)
-            loss = case.loss.value(every, y.repeat(len(f))).double().reshape(len(f), len(rows))
+            loss = problem.loss.value(every, y.repeat(len(f))).double().reshape(len(f), len(rows))
             gain = loss.T - self.pool.risk[0][rows, None]
-            cost = torch.cdist(case.x[rows] * root, z * root).square()
+            cost = torch.cdist(problem.x[rows] * root, z * root).square()
             ratio = torch.where(gain > 0, gain / cost.clamp_min(1e-12 * self.far**2), -cost)
             best.append(picked[ratio.topk(min(_DONORS, len(z)), 1).indices])
         return torch.cat(best)
@@ -140,10 +140,10 @@ class _Search:
         """Penalties of the radii, for what is known so far."""
         found = []
         for radius in self.radii:
-            penalty = self.pool.plan(self.case.w, radius**2).penalty
+            penalty = self.pool.plan(self.problem.w, radius**2).penalty
             if penalty > 0 and math.isfinite(penalty):
                 found.append(penalty)
-        gain = float(self.case.w @ (torch.stack(self.pool.risk).amax(0) - self.pool.risk[0]))
+        gain = float(self.problem.w @ (torch.stack(self.pool.risk).amax(0) - self.pool.risk[0]))
         least = max(gain, 1e-300) / max(self.radii) ** 2
         self.penalties = sorted(set(found)) or [least]
 
@@ -154,13 +154,13 @@ class _Search:
             self.current = {}
         penalty = self.penalties[step % len(self.penalties)]
         if penalty not in self.current:
-            choice = self.pool.at_penalty(self.case.w, penalty).low
+            choice = self.pool.at_penalty(self.problem.w, penalty).low
             x, _, cost, risk = self.pool.take(choice)
             self.current[penalty] = (x, risk - penalty * cost)
         x, value = self.current[penalty]
         trial = self.change(x, step)
         risk, cost = self.ask(trial)
-        trial = torch.where(self.mutable, self.case.cost.project(trial), self.case.x)
+        trial = torch.where(self.mutable, self.problem.cost.project(trial), self.problem.x)
         new = risk - penalty * cost
         wins = new > value
         self.current[penalty] = (
@@ -171,28 +171,28 @@ class _Search:
     def change(self, x: Tensor, step: int) -> Tensor:
         """A change of every row's move: by kind, in turn."""
         n, d = x.shape
-        move = x - self.case.x
+        move = x - self.problem.x
         kind = (step // max(1, len(self.penalties))) % 4
         length = (move.square() @ self.weights).sqrt().unsqueeze(1)
         still = length <= 0
         if kind == 0:  # most of the move is in few columns: drop a part of the others
             drop = self.uniform(n, d) < 0.5
             drop &= move.abs() < move.abs().amax(1, keepdim=True)
-            trial = torch.where(drop, self.case.x, x)
+            trial = torch.where(drop, self.problem.x, x)
         elif kind == 1:  # one column halfway back, or all the way
             score = self.uniform(n, d) * (move != 0)
             column = score.argmax(1, keepdim=True)
             factor = 0.5 * (self.uniform(n, 1) < 0.5).double()
             trial = x.clone()
-            back = (self.case.x + factor * move).gather(1, column)
+            back = (self.problem.x + factor * move).gather(1, column)
             trial.scatter_(1, column, back)
         elif kind == 2:  # shorter as a whole
-            trial = self.case.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
+            trial = self.problem.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
         else:  # shaken
             scale = length * (0.1 + 0.5 * self.uniform(n, 1))
-            trial = x + scale * directions(self.case, n, self.generator)
+            trial = x + scale * directions(self.problem, n, self.generator)
         # A row that stays where it is tries what another row does, or a random move.
-        fresh = self.case.x + directions(self.case, n, self.generator) * (
+        fresh = self.problem.x + directions(self.problem, n, self.generator) * (
             self.far * self.uniform(n, 1)
         )
         return torch.where(still, fresh, trial)
@@ -208,7 +208,7 @@ class _Search:
         grid = np.geomspace(low, high, count).tolist() + self.penalties
         own, layers = pool.since(self.first), []
         for penalty in sorted(set(grid)):
-            layers.append(own.take(own.at_penalty(self.case.w, penalty).low))
+            layers.append(own.take(own.at_penalty(self.problem.w, penalty).low))
         pool.drop(self.first)
         for x, y, cost, risk in layers:
             pool.add(x, y, cost, risk, "search")

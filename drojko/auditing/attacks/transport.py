@@ -17,10 +17,10 @@ from drojko.auditing.attacks.noise import noise_risk
 from drojko.auditing.attacks.pool import Mixture, Pool
 from drojko.auditing.attacks.restarts import MORE, Attack, attack
 from drojko.auditing.attacks.search import search
-from drojko.auditing.reading.checks import Health
-from drojko.auditing.reading.problem import Case
-from drojko.auditing.reporting.progress import Progress
-from drojko.auditing.reporting.row import Found, check
+from drojko.auditing.checks import Health
+from drojko.auditing.progress import Progress
+from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
 from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
@@ -37,35 +37,35 @@ _REPEATS = 4
 
 
 def transport(
-    case: Case,
+    problem: AuditProblem,
     sizes: list[tuple[float, Any]],
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
-) -> list[Found]:
-    """One `Found` per size."""
-    if math.isfinite(case.label_cost) and not case.n_labels:
+) -> list[Row]:
+    """One `Row` per size."""
+    if math.isfinite(problem.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
-    case.cost.check_inside(case.x)
-    pool = begin(case)
-    work = _Work(case, pool, sizes, general)
+    problem.cost.check_inside(problem.x)
+    pool = begin(problem)
+    work = _Work(problem, pool, sizes, general)
     if general.gradients:
-        work.learned = learn(case, pool, sizes, inner)
-        work.attack = attack(case, pool, work.learned, work.positive)
+        work.learned = learn(problem, pool, sizes, inner)
+        work.attack = attack(problem, pool, work.learned, work.positive)
         work.spare(max_evaluations)
     else:
-        calls = max(8, min(600, max_evaluations // max(1, len(case.x))))
-        search(case, pool, work.scales(), calls, spawn(case.generator))
-    work.cap = largest_loss(case)
-    found: list[Found] = []
-    for size, ambiguity in case.progress.over(sizes, "worst cases", 0.1):
+        calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
+        search(problem, pool, work.scales(), calls, spawn(problem.generator))
+    work.cap = largest_loss(problem)
+    found: list[Row] = []
+    for size, ambiguity in problem.progress.over(sizes, "worst cases", 0.1):
         found.append(work.found(size, ambiguity, found[-1] if found else None))
     return found
 
 
 @dataclass(eq=False)
 class _Work:
-    case: Case
+    problem: AuditProblem
     pool: Pool
     sizes: list[tuple[float, Any]]
     general: Health
@@ -85,26 +85,29 @@ class _Work:
         radii = [size for size, own in self.sizes if own.radius is not None and size > 0]
         if radii:
             return radii
-        spread = float((self.case.w @ self.case.cost.cost(self.case.x, self.case.x.mean(0))).sqrt())
+        spread = float(
+            (self.problem.w @ self.problem.cost.cost(self.problem.x, self.problem.x.mean(0))).sqrt()
+        )
         return [(spread or 1.0) * share for share in (0.03, 0.1, 0.3)]
 
     def spare(self, max_evaluations: int) -> None:
         """The search without gradients on a sample of the rows: does it find more?"""
         if not self.positive or self.learned is None:
             return
-        case, n = self.case, len(self.case.x)
+        problem, n = self.problem, len(self.problem.x)
         rows = torch.arange(n)
         if n > SPARE_ROWS:
-            rows = torch.randperm(n, generator=spawn(case.generator))[:SPARE_ROWS].sort().values
+            rows = torch.randperm(n, generator=spawn(problem.generator))[:SPARE_ROWS].sort().values
         few = replace(
-            case, x=case.x[rows], y=case.y[rows], w=case.w[rows] / case.w[rows].sum(),
-            rows=case.rows[rows.numpy()], progress=Progress(),
+            problem, x=problem.x[rows], y=problem.y[rows],
+            w=problem.w[rows] / problem.w[rows].sum(),
+            rows=problem.rows[rows.numpy()], progress=Progress(),
         )  # fmt: skip
         own = begin(few)
-        search(few, own, self.scales(), SPARE_CALLS, spawn(case.generator))
+        search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]
         theirs = own.at_penalty(few.w, penalty)
-        _, _, cost, risk = self.pool.take(self.pool.at_penalty(case.w, penalty, _SOLVER).low)
+        _, _, cost, risk = self.pool.take(self.pool.at_penalty(problem.w, penalty, _SOLVER).low)
         value = float(few.w @ (risk - penalty * cost)[rows])
         nominal = own.risk[0]
         start = float(few.w @ nominal)
@@ -115,20 +118,20 @@ class _Work:
                 self.pool.add(own.x[k], own.y[k], own.cost[k], own.risk[k], "search")
         elif self.searched[1] > self.searched[0] + MORE * abs(self.searched[0]) + 1e-12:
             calls = max(8, min(SPARE_CALLS, max_evaluations // n))
-            search(case, self.pool, self.scales(), calls, spawn(case.generator))
+            search(problem, self.pool, self.scales(), calls, spawn(problem.generator))
 
     # -- one size ----------------------------------------------------------------------------
 
-    def found(self, size: float, ambiguity: Any, before: Found | None) -> Found:
+    def found(self, size: float, ambiguity: Any, before: Row | None) -> Row:
         """Everything about one size."""
-        case, pool = self.case, self.pool
+        problem, pool = self.problem, self.pool
         ball = ambiguity.radius is not None
         mixture = self.mixture(size, ball)
         noise_radius = size if ball else math.sqrt(mixture.cost)
-        noise = noise_risk(case, noise_radius, _REPEATS, spawn(case.generator))
+        noise = noise_risk(problem, noise_radius, _REPEATS, spawn(problem.generator))
         certificate = self.certificate(size, ball, mixture, before)
         worst = self.worst(mixture, size, ball)
-        one = Found(size, certificate, worst, (worst.after, worst.labels, worst.mass), noise)
+        one = Row(size, certificate, worst, (worst.after, worst.labels, worst.mass), noise)
         if self.learned is not None:
             one.ascent = self.mixture(size, ball, ("ascent",)).risk
         if size > 0 or not ball:
@@ -146,13 +149,13 @@ class _Work:
     def mixture(self, size: float, ball: bool, sources: Any = None) -> Mixture:
         """The best plan of some sources."""
         if ball:
-            return self.pool.plan(self.case.w, size**2, sources)
-        return self.pool.at_penalty(self.case.w, size, sources)
+            return self.pool.plan(self.problem.w, size**2, sources)
+        return self.pool.at_penalty(self.problem.w, size, sources)
 
     def certificate(
-        self, size: float, ball: bool, mixture: Mixture, before: Found | None
+        self, size: float, ball: bool, mixture: Mixture, before: Row | None
     ) -> Certificate:
-        nominal = float(self.case.w @ self.pool.risk[0])
+        nominal = float(self.problem.w @ self.pool.risk[0])
         risk, cost = mixture.risk, mixture.cost
         lower = risk if ball else risk - size * cost
         upper, proof = self.upper(size, ball, nominal)
@@ -166,7 +169,7 @@ class _Work:
             radius=size if ball else None,
             penalty=mixture.penalty if ball else size,
             transport_cost=cost,
-            standard_error=self.error(mixture) if self.case.sampled else 0.0,
+            standard_error=self.error(mixture) if self.problem.sampled else 0.0,
             proof=proof,
         )
 
@@ -187,16 +190,16 @@ class _Work:
 
     def error(self, mixture: Mixture) -> float:
         """Monte-Carlo error of the value, over the fixed draws."""
-        value = torch.zeros_like(self.case.w)
+        value = torch.zeros_like(self.problem.w)
         for choice, share in ((mixture.low, mixture.share), (mixture.high, 1.0 - mixture.share)):
             _, _, cost, risk = self.pool.take(choice)
             priced = mixture.penalty * cost if math.isfinite(mixture.penalty) else 0.0
             value = value + share * (risk - priced)
-        return standard_error(value, self.case.w)
+        return standard_error(value, self.problem.w)
 
     def worst(self, mixture: Mixture, size: float, ball: bool) -> MovedRows:
         """The plan as rows before and after."""
-        case, pool = self.case, self.pool
+        problem, pool = self.problem, self.pool
         parts = []
         split = mixture.low != mixture.high
         everything = torch.ones_like(split)
@@ -205,23 +208,23 @@ class _Work:
             shares.append((mixture.low, split, mixture.share * split.double()))
         for choice, rows, share in shares:
             x, y, cost, risk = pool.take(choice)
-            part = (case.x, x, case.y, y, case.w * share, pool.risk[0], risk, cost)
-            index = torch.as_tensor(case.rows.copy())
-            parts.append([t[rows & (case.w * share > 0)].numpy() for t in (*part, index)])
+            part = (problem.x, x, problem.y, y, problem.w * share, pool.risk[0], risk, cost)
+            index = torch.as_tensor(problem.rows.copy())
+            parts.append([t[rows & (problem.w * share > 0)].numpy() for t in (*part, index)])
         joined = [np.concatenate(column) for column in zip(*parts)]
         before, after, source, labels, mass, loss_before, loss_after, costs, index = joined
         radius = size if ball else math.sqrt(mixture.cost)
         solver = self.learned.adversary if self.learned is not None else None
         return MovedRows(
             before, after, source, labels, mass, index, loss_before, loss_after, costs,
-            case.cost, SMOOTHING * radius if case.smooth else 0.0, case.classes,
-            case.model.space.names, case.cost.weights, solver,
+            problem.cost, SMOOTHING * radius if problem.smooth else 0.0, problem.classes,
+            problem.model.space.names, problem.cost.weights, solver,
             mixture.penalty if solver is not None else np.inf,
         )  # fmt: skip
 
     # -- baselines ---------------------------------------------------------------------------
 
-    def compare(self, one: Found, size: float, ball: bool, mixture: Mixture) -> None:
+    def compare(self, one: Row, size: float, ball: bool, mixture: Mixture) -> None:
         """Is any baseline better than the inner solver? Findings, and the checklist."""
         nominal = one.certificate.nominal_risk
         objective = (lambda m: m.risk) if ball else (lambda m: m.risk - size * m.cost)
@@ -257,7 +260,7 @@ class _Work:
         self._sampled(one, size)
         self._map(one)
 
-    def _sampled(self, one: Found, size: float) -> None:
+    def _sampled(self, one: Row, size: float) -> None:
         if self.attack is not None and size in self.attack.values:
             own, theirs, _ = self.attack.values[size]
             passed = theirs <= own + MORE * abs(own) + 1e-12
@@ -289,7 +292,7 @@ class _Work:
                     f"of rows, the inner solver {own:.4g}, the better one is used"
                 )
 
-    def _map(self, one: Found) -> None:
+    def _map(self, one: Row) -> None:
         """A learned map that moves nothing is broken, whatever else finds the worst case."""
         if self.learned is None:
             return

@@ -175,10 +175,9 @@ def _untouched(X: Any, used: set[int]) -> set[Any]:
 
 def _network(model: Any) -> TabularModel:
     """A fitted final estimator as a network on its own inputs."""
-    from drojko.estimators._base import BaseDRO
-
-    if isinstance(model, BaseDRO):
-        return copy.deepcopy(model._fitted_model()).to("cpu", torch.float64)
+    fitted = getattr(model, "_fitted_model", None)  # what drojko's own estimators offer
+    if fitted is not None:
+        return copy.deepcopy(fitted()).to("cpu", torch.float64)
     kind = type(model).__name__
     if not type(model).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is not known here")

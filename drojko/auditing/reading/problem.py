@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
+from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import AuditedModel
-from drojko.auditing.reporting.progress import Progress
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.models import TabularModel
 
-__all__ = ["Case", "ScoresModel"]
+__all__ = ["AuditProblem", "ScoresModel"]
 
 _BLOCK = 65_536
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class AuditProblem:
     """A model, a loss, weighted rows and the geometry that an audit works with.
 
     ``x`` (n, d), ``y`` (n,) class indices or targets, ``w`` (n,) summing to one; ``rows`` (n,) are

@@ -1,4 +1,4 @@
-"""From what a user gives to a case: checks, encoding, units, loss, reference."""
+"""From what a user gives to a problem: checks, encoding, units, loss, reference."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from sklearn.base import clone
 
 from drojko._random import spawn
-from drojko.ambiguity import CVaR, DensityRatioSet, GroundCost, Wasserstein
+from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, is_sampled
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.columns import in_matrix
 from drojko.auditing.reading.models import AuditedModel
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss, get_loss
 from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
 
-__all__ = ["build_case", "sets_of", "size_name"]
+__all__ = ["build_problem", "sets_of", "size_name"]
 
 #: Fixed draws of a continuous reference.
 DRAWS = 5_000
@@ -28,8 +28,7 @@ DRAWS = 5_000
 
 def size_name(ambiguity: Any, radii: Any) -> str:
     """The first column of the table."""
-    given = radii is not None or isinstance(ambiguity, CVaR) or ambiguity.radius is not None
-    return "radius" if given else "penalty"
+    return "radius" if radii is not None or ambiguity.penalty is None else "penalty"
 
 
 def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
@@ -38,16 +37,14 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     Raises `InvalidDataError` where there is no size, or one that is none.
     """
     name = type(ambiguity).__name__
-    tail = isinstance(ambiguity, CVaR)
     if radii is None:
-        if tail:
-            return [(float(ambiguity.alpha), ambiguity)]
-        if ambiguity.radius is None and ambiguity.penalty is None:
+        given = getattr(ambiguity, ambiguity.size_name, None)
+        given = ambiguity.penalty if given is None else given
+        if given is None:
             raise InvalidDataError(
                 f"{name} has no size and radii is None: give audit radii=[...], or {name}(radius="
                 "...)"
             )
-        given = ambiguity.radius if ambiguity.radius is not None else ambiguity.penalty
         return [(float(given), ambiguity)]
     try:
         values = np.atleast_1d(np.asarray(radii, dtype=np.float64))
@@ -58,16 +55,11 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     if not (np.isfinite(values) & (values >= 0)).all():
         wrong = values[~(np.isfinite(values) & (values >= 0))][0]
         raise InvalidDataError(f"radii holds {wrong}; expected finite non-negative numbers")
-    values = np.unique(values)[:: -1 if tail else 1]
-    sets: list[tuple[float, Any]] = []
-    for value in values.tolist():
-        own: Any = clone(ambiguity)
-        own.set_params(**({"alpha": value} if tail else {"radius": value, "penalty": None}))
-        sets.append((value, own))
-    return sets
+    order = sorted(np.unique(values).tolist(), key=ambiguity.room)
+    return [(value, ambiguity.resized(value)) for value in order]
 
 
-def build_case(
+def build_problem(
     model: AuditedModel,
     X: Any,
     y: Any,
@@ -79,7 +71,7 @@ def build_case(
     sample_weight: Any,
     groups: Any,
     generator: torch.Generator,
-) -> Case:
+) -> AuditProblem:
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space = model.space
     u = space.encode(X)
@@ -94,11 +86,11 @@ def build_case(
     names = list(space.names) if space.frame else None
     cost = _unmoved(approach_to(own).resolve(own, u, names), space.fixed)
     cost = _scaled(cost, scale, u, w).observed(u)
-    if not cost.mutable.any() and isinstance(own, Wasserstein) and not cost.swaps:
+    if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
     found = get_loss_for(model, loss)
     atoms, smooth = _reference(reference, cost, model, generator)
-    case = Case(
+    problem = AuditProblem(
         model=model,
         loss=found,
         ambiguity=own,
@@ -111,16 +103,16 @@ def build_case(
         smooth=smooth,
         sampled=False,
         generator=generator,
-        label_cost=float(getattr(own, "label_cost", np.inf)),
+        label_cost=float(own.label_cost),
         groups=groups,
     )
-    if not is_sampled(case.reference):
-        return case
-    x, labels, mass = case.reference.points(max(DRAWS, len(u)), spawn(generator))
+    if not is_sampled(problem.reference):
+        return problem
+    x, labels, mass = problem.reference.points(max(DRAWS, len(u)), spawn(generator))
     x = cost.project(x)
-    labels = labels if case.n_labels else labels.double()
+    labels = labels if problem.n_labels else labels.double()
     empty = np.full(len(x), -1)
-    return replace(case, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
+    return replace(problem, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
 
 
 def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
@@ -219,8 +211,3 @@ def _fit(
         else:
             parts.append(cast(Any, clone(template)).fit(u[inside], w[inside]))
     return ClassConditional.from_measures(parts, mass)
-
-
-def is_reweighting(ambiguity: Any) -> bool:
-    """Whether the set limits a density ratio: exact for any model."""
-    return isinstance(ambiguity, DensityRatioSet)

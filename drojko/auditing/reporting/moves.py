@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.worst_case import MovedRows
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
+from drojko.inner.worst_case import WorstCase
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from drojko.auditing.reporting.report import AuditReport
 
 __all__ = ["Moves", "moves_of", "top_moves"]
 
@@ -48,9 +48,8 @@ class Moves:
         return Moves(*(getattr(self, name)[order] for name in self.__dataclass_fields__))
 
 
-def moves_of(report: AuditReport, radius: float | None) -> Moves:
-    """All moves of the worst case at a radius."""
-    worst, case = report.worst_case(radius), report.case
+def moves_of(worst: WorstCase, problem: AuditProblem) -> Moves:
+    """All moves of a worst case."""
     if isinstance(worst, MovedRows):
         return Moves(
             worst.rows,
@@ -66,37 +65,37 @@ def moves_of(report: AuditReport, radius: float | None) -> Moves:
     if isinstance(worst, ReweightedWorstCase):
         pool = worst.pool
         x, y, losses = pool.x.numpy(), worst._decode(pool.y), pool.losses.numpy()
-        rows = _rows_of(case, pool.x.numpy())
+        rows = _rows_of(problem, pool.x.numpy())
         return Moves(rows, x, x, y, y, losses, losses, pool.w.numpy(), pool.mass.numpy())
     before, after, labels, mass = worst.pairs()
     x, z = torch.as_tensor(np.array(before)), torch.as_tensor(np.array(after))
     y = worst._encode(labels, x)
     return Moves(
-        _rows_of(case, np.asarray(before)),
+        _rows_of(problem, np.asarray(before)),
         np.asarray(before),
         np.asarray(after),
         np.asarray(labels),
         np.asarray(labels),
-        case.losses(x, y).numpy(),
-        case.losses(z, y).numpy(),
+        problem.losses(x, y).numpy(),
+        problem.losses(z, y).numpy(),
         np.asarray(mass),
         np.asarray(mass),
     )
 
 
-def _rows_of(case: Any, x: np.ndarray) -> np.ndarray:
+def _rows_of(problem: AuditProblem, x: np.ndarray) -> np.ndarray:
     """Positions in the audited table of rows that stand in it; -1 elsewhere."""
-    known = {row.tobytes(): int(k) for row, k in zip(case.x.numpy()[::-1], case.rows[::-1])}
+    known = {row.tobytes(): int(k) for row, k in zip(problem.x.numpy()[::-1], problem.rows[::-1])}
     return np.array([known.get(np.ascontiguousarray(row).tobytes(), -1) for row in x])
 
 
-def top_moves(report: AuditReport, n: int, radius: float | None) -> pd.DataFrame:
+def top_moves(worst: WorstCase, problem: AuditProblem, n: int) -> pd.DataFrame:
     """See `AuditReport.moves`."""
     import pandas as pd
 
     if n < 1:
         raise InvalidDataError(f"n={n!r}; expected at least 1")
-    found, case, space = moves_of(report, radius).top(n), report.case, report.space
+    found, space = moves_of(worst, problem).top(n), problem.model.space
     parts = []
     for state in ("before", "after"):
         u = getattr(found, state)
@@ -106,7 +105,7 @@ def top_moves(report: AuditReport, n: int, radius: float | None) -> pd.DataFrame
         extra = pd.DataFrame(
             {
                 "target": getattr(found, f"label_{state}"),
-                "prediction": case.predictions(case.outputs(torch.as_tensor(np.array(u)))),
+                "prediction": problem.predictions(problem.outputs(torch.as_tensor(np.array(u)))),
                 "loss": getattr(found, f"loss_{state}"),
                 "mass": getattr(found, f"mass_{state}"),
                 "harm": found.harm,

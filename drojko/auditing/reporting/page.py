@@ -7,19 +7,18 @@ import io
 import math
 from html import escape
 from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import drojko
+from drojko._version import __version__
 from drojko.auditing.reporting.charts import Series, line_chart
 from drojko.exceptions import DrojkoError
 
-if TYPE_CHECKING:
-    from drojko.auditing.reporting.report import AuditReport
+__all__ = ["render"]
 
-__all__ = ["render", "write"]
+#: An `AuditReport`, which stands one floor up: pages are for those who have one.
+AuditReport = Any
 
 #: Columns of the table, as the page heads them.
 HEADS = {
@@ -32,13 +31,6 @@ HEADS = {
 }  # fmt: skip
 TEXT = {"proof", "finding"}
 FEATURES, MOVES, IMAGES, CHANGES = 12, 8, 12, 4
-
-
-def write(report: AuditReport, path: Any) -> Path:
-    """Write the page of a report and return its path."""
-    path = Path(path)
-    path.write_text(render(report), encoding="utf-8")
-    return path
 
 
 def render(report: AuditReport) -> str:
@@ -331,9 +323,9 @@ def _text(value: Any) -> str:
 
 def _spread(report: AuditReport, column: str) -> float:
     names = list(report.space.names)
-    if column not in names or report.case is None:
+    if column not in names or report.problem is None:
         return 1.0
-    values = np.asarray(report.case.x[:, names.index(column)])
+    values = np.asarray(report.problem.x[:, names.index(column)])
     return float(values.std()) or 1.0
 
 
@@ -399,5 +391,5 @@ def _about(report: AuditReport) -> str:
         "the rows shown above: a lower bound of what can happen. The <em>upper bound</em> comes "
         "from the dual problem, and its proof is named: ridge-1d and dual are exact, "
         "strong-concavity nearly so, lipschitz is valid but can be loose, local-estimate is no "
-        f'proof.</p><p class="quiet">drojko {drojko.__version__}</p>'
+        f'proof.</p><p class="quiet">drojko {__version__}</p>'
     )

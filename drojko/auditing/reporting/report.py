@@ -12,6 +12,7 @@ import numpy as np
 
 from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, top_moves
+from drojko.auditing.reporting.page import render
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.worst_case import WorstCase
@@ -82,7 +83,7 @@ class AuditReport:
     about: Mapping[str, Any]
     space: Space
     classes: np.ndarray | None
-    case: Any = field(default=None)
+    problem: Any = field(default=None)
     image_shape: tuple[int, int] | None = None
 
     # -- looking up --------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class AuditReport:
         the columns of X, then ``target``, ``prediction``, ``loss``, ``mass`` and ``harm``, the
         part of the rise of the risk that this move makes.
         """
-        return top_moves(self, n, radius)
+        return top_moves(self.worst_case(radius), self.problem, n)
 
     def images(self, n: int = 10, radius: float | None = None) -> np.ndarray:
         """The most harmful moves as pictures, shape (n, 2, height, width): before and after.
@@ -148,7 +149,7 @@ class AuditReport:
         """
         if self.image_shape is None:
             raise InvalidDataError("rows are pictures only where audit was given images=(h, w)")
-        found = moves_of(self, radius).top(n)
+        found = moves_of(self.worst_case(radius), self.problem).top(n)
         pairs = np.stack([found.before, found.after], axis=1)
         return pairs.reshape(len(pairs), 2, *self.image_shape)
 
@@ -189,7 +190,9 @@ class AuditReport:
 
     def to_html(self, path: Any) -> Path:
         """Write one self-contained HTML page and return its path."""
-        return import_module("drojko.auditing.reporting.page").write(self, path)
+        path = Path(path)
+        path.write_text(render(self), encoding="utf-8")
+        return path
 
     def __str__(self) -> str:
         shown = self.table.drop(columns="finding")

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from drojko.auditing.reading.problem import Case
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.certificates import Certificate
 from drojko.inner.worst_case import WorstCase
 
-__all__ = ["Found", "check", "table_row"]
+__all__ = ["Row", "check", "table_row"]
 
 
 @dataclass(eq=False)
-class Found:
+class Row:
     """One size: certificate, worst case, baselines, checks and findings."""
 
     size: float
@@ -39,7 +39,9 @@ def check(name: str, value: float, passed: bool | None, detail: str) -> dict[str
     return {"check": name, "value": float(value), "passed": passed, "detail": detail}
 
 
-def table_row(name: str, case: Case, found: Found, nominal: dict[str, float]) -> dict[str, Any]:
+def table_row(
+    name: str, problem: AuditProblem, found: Row, nominal: dict[str, float]
+) -> dict[str, Any]:
     """The row of the table."""
     c = found.certificate
     upper = c.upper
@@ -49,8 +51,8 @@ def table_row(name: str, case: Case, found: Found, nominal: dict[str, float]) ->
     accuracy = auc = math.nan
     if found.after is not None:
         x, y, mass = (torch.as_tensor(part) for part in found.after)
-        f = case.outputs(x)
-        accuracy, auc = case.accuracy(f, y, mass.double()), case.auc(f, y, mass.double())
+        f = problem.outputs(x)
+        accuracy, auc = problem.accuracy(f, y, mass.double()), problem.auc(f, y, mass.double())
     return {
         name: found.size,
         "nominal_risk": nominal["risk"],

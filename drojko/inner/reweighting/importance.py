@@ -14,11 +14,7 @@ from torch import Tensor
 from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.chi_square import ChiSquare
-from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.kl import KL
-from drojko.ambiguity.wasserstein import Wasserstein
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.importance.fit_velocity import log_target
@@ -175,7 +171,7 @@ class Importance(InnerSolver):
 
     def check(self, ambiguity: Any) -> None:
         """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
-        if not isinstance(ambiguity, Wasserstein):  # of which `fit` says what to do
+        if ambiguity.order is None:  # of transport `fit` says what to do
             check_set(ambiguity)
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
@@ -242,15 +238,16 @@ class Importance(InnerSolver):
                 ratio = torch.where(losses >= top, raised, ratio)
             return ratio
 
-        smooth = ambiguity if isinstance(ambiguity, KL) else None
+        known: Any = ambiguity.divergence
+        smooth = known.kind == "kl"
 
         def target(x: Tensor) -> Tensor:
-            ratio = log_ratio(x, 0.0 if smooth is not None else _FLOOR)
+            ratio = log_ratio(x, 0.0 if smooth else _FLOOR)
             return reference.log_prob(x) + ratio.to(torch.float64)
 
         def excess(x: Tensor) -> Tensor:
             with torch.no_grad():
-                if smooth is not None:
+                if smooth:
                     return torch.zeros(len(x), dtype=torch.float64)
                 return (log_ratio(x) - log_ratio(x, _FLOOR)).double()
 
@@ -267,7 +264,7 @@ class Importance(InnerSolver):
         spread = float(w.std() / w.mean()) / math.sqrt(len(w))
         log_z_error = math.hypot(spread, measure.log_mass_error)
         own = exact - log_z + log_share
-        kind, k = _kind(ambiguity)
+        kind, k = known.kind, known.order
         risk = float(mass @ losses)
         divergence, parts = _divergence(kind, k, own, mass)
         # Of value = E* [loss - penalty f(r)/r], and what an error of the normaliser adds to D.
@@ -361,7 +358,7 @@ class Importance(InnerSolver):
 
 def check_set(ambiguity: Any) -> None:
     """Raise UnsupportedError for sets whose worst case has no continuous density ratio."""
-    if not isinstance(ambiguity, KL | ChiSquare | CressieRead):
+    if ambiguity.divergence is None:
         raise UnsupportedError(
             f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead, whose "
             "density ratio is a continuous function of the loss; that of "
@@ -370,15 +367,9 @@ def check_set(ambiguity: Any) -> None:
         )
 
 
-def _kind(ambiguity: Any) -> tuple[str, float]:
-    if isinstance(ambiguity, KL):
-        return "kl", 1.0
-    return ("chi-square", 2.0) if isinstance(ambiguity, ChiSquare) else ("cr", float(ambiguity.k))
-
-
 def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
     """Log of (f*)'(t) by torch operations; ``floor`` bounds the ratio from below."""
-    kind, k = _kind(ambiguity)
+    kind, k = ambiguity.divergence.kind, ambiguity.divergence.order
     if kind == "kl":
         return t
     inside = 1.0 + (0.5 if kind == "chi-square" else k - 1.0) * t

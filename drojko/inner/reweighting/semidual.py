@@ -14,9 +14,7 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.kl import KL
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
 from drojko.flows.functionals.conjugates import conjugate_named
@@ -196,7 +194,7 @@ class SemiDual(InnerSolver):
 
     def check(self, ambiguity: Any) -> None:
         """Raise `UnsupportedError` for sets that it does not know."""
-        if not isinstance(ambiguity, KL | ChiSquare):
+        if not learns(ambiguity):
             raise UnsupportedError(
                 f"inner='semidual' learns the worst cases of KL and ChiSquare, not of "
                 f"{type(ambiguity).__name__}: use inner='icnn' (the default), or 'auto'"
@@ -242,7 +240,8 @@ class SemiDual(InnerSolver):
                 f"{penalty:g}: " + ("nothing moves" if penalty else "all mass is on one sample")
             )
         gen = make_generator(random_state)
-        price = penalty if isinstance(ambiguity, KL) else penalty * math.exp(log_share)
+        kind = ambiguity.divergence.kind
+        price = penalty if kind == "kl" else penalty * math.exp(log_share)
         x, w = reference.points(self.n_particles, spawn(gen))
         if len(torch.unique(x, dim=0)) < _FEWEST:
             raise InvalidDataError(
@@ -250,7 +249,6 @@ class SemiDual(InnerSolver):
                 f"from ({_FEWEST} or more distinct ones); worst_case_.sample reweights them "
                 "exactly, without a map"
             )
-        kind = "kl" if isinstance(ambiguity, KL) else "chi-square"
         # Reweighting knows no distance: the columns' units must not matter to the map either.
         centre = w @ x
         unit = (w @ (x - centre).square()).sqrt()
@@ -290,6 +288,11 @@ class SemiDual(InnerSolver):
         return found
 
 
+def learns(ambiguity: Any) -> bool:
+    """Whether a map is learned for this set: of KL and chi-square."""
+    return ambiguity.divergence is not None and ambiguity.divergence.kind in ("kl", "chi-square")
+
+
 def _against_dual(
     ambiguity: DensityRatioSet,
     price: float,
@@ -299,12 +302,11 @@ def _against_dual(
     measure: SemiDualStep,
     kind: str,
 ) -> PotentialFlow:
-    family = KL(penalty=price) if isinstance(ambiguity, KL) else ChiSquare(penalty=price)
     conjugate = conjugate_named(kind)
     with torch.no_grad():
         losses = loss(x).detach().double().cpu()
         risk = float(measure.weights @ loss(measure.particles).detach().double().cpu())
-    exact = family.dual(losses, w)
+    exact = ambiguity.priced(price).dual(losses, w)
     out = measure.critic.value(x)
     ratio = conjugate.ratio(out)
     normaliser = float(w @ ratio)

@@ -32,12 +32,13 @@ from drojko.minimax.newton import solve_symmetric
 from drojko.minimax.row_objective import Iterate, Terms
 from drojko.rows import Rows
 
-__all__ = ["Reweighted"]
+__all__ = ["SEPARABLE", "Reweighted"]
 
-_SEPARABLE = (
+SEPARABLE = (
     "The classes can be separated, and a set that reweights moves no point: without alpha the "
     "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
 )
+_REPAIRS = 10  # Newton steps towards balance at most
 _BALANCE = 1e-11  # imbalance of the masses, over their sum, that is rounding
 
 
@@ -155,9 +156,14 @@ class Reweighted:
         detail = _Detail(loss, rise)
         return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
 
-    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """The best levels: with them the joint step is that of the eliminated problem."""
-        if not p.size or self.levels.kinked:
+    def tidy(
+        self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False
+    ) -> np.ndarray:
+        """The best levels: with them the joint step is that of the eliminated problem.
+
+        Where levels are kinks, theirs have duals of their own: only a refused step needs the best.
+        """
+        if not p.size or (self.levels.kinked and not refused):
             return p
         losses = self.loss.smoothed(u, self.rows.y, mu).value
         if not np.isfinite(losses).all():
@@ -177,7 +183,7 @@ class Reweighted:
         """Strictly separated classes and nothing that penalises coefficients."""
         if self.loss.attained or self.alpha:
             return None
-        return _SEPARABLE if bool(((2.0 * self.rows.y - 1.0) * state.u > 0).all()) else None
+        return SEPARABLE if bool(((2.0 * self.rows.y - 1.0) * state.u > 0).all()) else None
 
     def record(self, state: Iterate) -> dict[str, float]:
         """Exact objective, multiplier and discrepancy."""
@@ -233,15 +239,16 @@ class Reweighted:
         ]
         want, size = -self.ridge * state.z, rows.size
         free = np.append(rows.free, np.ones(k, dtype=bool))
-        best = -math.inf
-        for _ in range(3 if rows.n > 1000 else 8):
+        best, left = -math.inf, math.inf
+        for step in range(_REPAIRS):
             q = _total(parts)
             best = max(best, self._bound(state, q, s))
             if best >= need:
                 return best
             lack = sum((levels.missing(part, spend, state) for part in parts), levels.tied(parts))
             residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
-            if np.abs(residual[free]).max(initial=0.0) <= 1e-16 * float(levels.weights @ q):
+            before, left = left, float(np.abs(residual[free]).max(initial=0.0))
+            if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
             system = self._repair(parts, s, bend, state.terms.Hpp)
             move = np.zeros(size + k)
@@ -272,7 +279,7 @@ class Reweighted:
             system[:size, size:] = pull @ (w * cross).T
         system[np.arange(size), np.arange(size)] += self.ridge
         system[size:, :size] = system[:size, size:].T
-        system[size:, size:] = Hpp
+        system[size:, size:] = self.levels.response(parts, Hpp)
         return system
 
     def _bound(self, state: Iterate, q: np.ndarray, s: np.ndarray) -> float:

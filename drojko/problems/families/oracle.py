@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.ambiguity import DensityRatioSet
+from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.coordinates import Coordinates
@@ -31,6 +31,8 @@ from drojko.problems.families.adversary import Identity, StructuredAdversary
 
 __all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "Wall"]
 
+#: Rounding of a mean of losses, relative to their size.
+EPS = 16.0 * float(np.finfo(float).eps)
 _PROBES = 8  # random signs that sizes of slopes are estimated from
 
 
@@ -59,6 +61,11 @@ class Answer:
     attained: float
     gradient: np.ndarray
 
+    @property
+    def size(self) -> float:
+        """Size of the risk: a bound that nothing comes near says nothing of it."""
+        return min(abs(self.value), abs(self.attained))
+
 
 @dataclass(frozen=True)
 class Wall:
@@ -73,7 +80,9 @@ class Wall:
 
 @dataclass(frozen=True)
 class Gauge:
-    """Sizes at a decision: the mean of |loss|, and per variable the rows' root mean square slope.
+    """Sizes at a decision: of losses, and per variable the rows' root mean square slope.
+
+    The size of losses is the mean of |loss|, or that of the worst case where it is larger.
 
     The rows' slopes do not vanish at an optimum as their mean does: a move by ``size / slopes``
     changes losses by about their size, in whatever unit losses and decisions are.
@@ -90,8 +99,15 @@ class Gauge:
         steep = np.maximum(self.slopes, np.abs(gradient))
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             found = self.size / steep
-        unknown = ~(np.isfinite(found) & (found > 0))
+        unknown = ~(np.isfinite(found) & (found > EPS * np.abs(point)))
         return np.where(unknown, np.maximum(np.abs(point), 1.0), found)
+
+    def rounding(self, point: np.ndarray, gradient: np.ndarray) -> float:
+        """How far rounding of a decision, or of losses of this size, moves their mean."""
+        steep = np.maximum(self.slopes, np.abs(gradient))
+        return EPS * (
+            self.size + float(steep @ np.maximum(np.abs(point), self.lengths(point, gradient)))
+        )
 
 
 class Oracle(ABC):
@@ -118,7 +134,7 @@ class Oracle(ABC):
     def __call__(self, point: np.ndarray) -> Answer | Wall | None:
         """The answer at a point; a wall, or None, where the worst case is infinite."""
 
-    def gauge(self, point: np.ndarray) -> Gauge:
+    def gauge(self, point: np.ndarray, answer: Answer) -> Gauge:
         """Sizes of the losses and of their rows' slopes at a point.
 
         Random signs leave, of the sum over the rows, the root of the sum of squares.
@@ -132,7 +148,8 @@ class Oracle(ABC):
             coin = torch.rand(len(root), generator=generator, dtype=root.dtype) < 0.5
             (found,) = backward(torch.where(coin, root, -root).to(losses), parameters=True)
             square += found.detach().double().numpy() ** 2 / _PROBES
-        return Gauge(mean(losses.double().abs(), self.draws.w), np.sqrt(square))
+        size = mean(losses.double().abs(), self.draws.w)
+        return Gauge(max(size, answer.size), np.sqrt(square))
 
     def slope(self, x: Tensor, weights: Tensor) -> np.ndarray:
         """Gradient in the decision of the weighted loss at rows x."""
@@ -144,20 +161,21 @@ class Oracle(ABC):
 class RatioOracle(Oracle):
     """Sets that reweight the draws: the exact dual, at every point."""
 
-    def __init__(self, model: ModuleModel, draws: Draws, ambiguity: DensityRatioSet | None) -> None:
+    def __init__(self, model: ModuleModel, draws: Draws, ambiguity: AmbiguitySet | None) -> None:
         super().__init__(model, draws)
         self.ambiguity = ambiguity  # None: the reference alone
+        self.bound = None if ambiguity is None else ambiguity.bind(draws.x, None, draws.w)
 
     def __call__(self, point: np.ndarray) -> Answer | None:
         self.load(point)
         losses, backward = self.model.linearise(self.draws.x)
         if not bool(torch.isfinite(losses).all()):
             return None
-        if self.ambiguity is None:
+        if self.ambiguity is None or self.bound is None:
             mass, value = self.draws.w, mean(losses, self.draws.w)
             attained = value
         else:
-            dual = self.ambiguity.dual(losses.numpy(), self.draws.w.numpy())
+            dual = self.bound.dual(losses.numpy())
             mass = self.draws.w * torch.from_numpy(dual.ratio)
             priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
             value, attained = dual.value, dual.attained - priced

@@ -225,5 +225,5 @@ def order_one(
         )
     if resolved.bounded:
         raise UnsupportedError("order=1 with bounds is not offered for decisions; use order=2")
-    geometry = Geometry(resolved.inverse_weights, float(getattr(ambiguity, "norm", 2)))
+    geometry = Geometry(resolved.inverse_weights, float(ambiguity.norm))
     return OrderOne(ambiguity, geometry, None if names is None else tuple(names))

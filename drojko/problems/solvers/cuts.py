@@ -19,14 +19,15 @@ _NOISE = 1e-13  # rounding of a mean of slopes, relative to the slopes
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Least value ``low`` of the cuts in a box, attained at ``point``; ``proven`` everywhere.
+    """Least value ``low`` of the cuts in a box of half-width ``width``, attained at ``point``.
 
-    ``proven`` is -inf where the cuts have no lower bound outside of the box.
+    ``proven`` holds everywhere: -inf where the cuts have no lower bound outside of the box.
     """
 
     low: float
     proven: float
     point: np.ndarray
+    width: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,19 @@ class Cuts:
         whose mean a cut is.
         """
         n, m = len(scale), len(self.heights)
-        program = Program.of(region, best, scale, 1)
+        program = Program.of(region, best, scale, width, 1)
         self._wall_in(program, best, scale)
         values = self.at(best)
         matrix = np.column_stack([self.slopes * scale / unit, -np.ones(m)])
         program.rows(matrix, (upper - values) / unit)
-        eye = np.column_stack([np.eye(n), np.zeros(n)])
-        program.rows(np.vstack([eye, -eye]), np.tile(width / scale, 2))
         found, multipliers, dual = program.solve(np.zeros(n + 1), np.append(np.zeros(n), 1.0))
         if found is None or multipliers is None:
             return None
         low = upper + unit * min(float(found[-1]), dual)
         point = best + scale * found[:n]
-        scaled = multipliers[: -2 * n] * np.append(
-            np.full(len(multipliers) - 2 * n - m, unit), np.ones(m)
-        )
+        scaled = multipliers * np.append(np.full(len(multipliers) - m, unit), np.ones(m))
         proven = self._bound(region, best, values, width, point, scaled, noise)
-        return Relaxed(low, proven, point)
+        return Relaxed(low, proven, point, width)
 
     def _bound(
         self,
@@ -155,11 +152,20 @@ class Cuts:
         return found
 
     def project(
-        self, region: Region, best: np.ndarray, target: float, scale: np.ndarray, unit: float
+        self,
+        region: Region,
+        best: np.ndarray,
+        target: float,
+        width: np.ndarray,
+        scale: np.ndarray,
+        unit: float,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Nearest point of the level set to the best one, and the cuts' slack there."""
+        """Nearest point of the level set to the best one, and the cuts' slack there.
+
+        It is no farther than the corners of the box that reaches the level.
+        """
         values = self.at(best)
-        program = Program.of(region, best, scale, 0)
+        program = Program.of(region, best, scale, math.sqrt(len(best)) * width, 0)
         self._wall_in(program, best, scale)
         program.rows(self.slopes * scale / unit, (target - values) / unit)
         found, _, _ = program.solve(np.ones(len(scale)), np.zeros(len(scale)))

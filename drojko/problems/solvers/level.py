@@ -12,17 +12,18 @@ import torch
 from drojko._driver import Status
 from drojko.exceptions import UnboundedRiskError
 from drojko.problems.constraints import Region
-from drojko.problems.families.oracle import Answer, Gauge, Oracle, Wall
+from drojko.problems.families.oracle import EPS, Answer, Gauge, Oracle, Wall
 from drojko.problems.solvers.cuts import Cuts, Relaxed
 
 __all__ = ["LevelBundle", "LevelState"]
 
 _LEVEL = 0.3  # where the level lies between the two bounds
 _STALLED, _PATIENCE = 5, 60  # steps that end a run: without a new point, without a smaller gap
-_ROUNDING = 1e-6  # a relative gap that such a run may end with
+_ROUNDING = 1e-6  # a relative gap that a box need not grow for
 _GROWTH = 8.0  # of the box, where it is in the way
 _FAR = 10.0  # a risk that rises by so many times what was hoped for says nothing of the optimum
 
+_ENDLESS = 1e4  # natural lengths from the start beyond which a ray is asked for its end
 _STEPS_BACK = 40
 _LONG = 1e4  # a side of the box in units of moves that matter
 _COARSER, _RETRIES = 30.0, 3  # programs that fail are tried again in coarser units
@@ -36,6 +37,8 @@ class LevelState:
     the half-width of the box around the best point where their minimum is looked for until then,
     ``gauge`` the size of losses and slopes where it was last taken, ``largest`` the largest size of
     losses so far; ``waited`` counts the steps since the gap last fell clearly below ``mark``.
+    ``start`` and ``reach`` are the first point and what counts as far from it; ``direction`` is one
+    along which the value falls without end.
     """
 
     cuts: Cuts
@@ -46,6 +49,10 @@ class LevelState:
     gauge: Gauge
     relative: float
     largest: float
+    rounding: float
+    start: np.ndarray
+    reach: np.ndarray
+    direction: np.ndarray | None = None
     stalled: int = 0
     mark: float = math.inf
     waited: int = 0
@@ -54,6 +61,34 @@ class LevelState:
     def gap(self) -> float:
         """Proven distance of the best value from the optimum; inf while nothing is proven."""
         return max(0.0, self.upper - self.lower)
+
+    @property
+    def size(self) -> float:
+        """What gaps are measured in: the value, and a percent of the losses should that be zero."""
+        return abs(self.upper) + 0.01 * self.relative
+
+    @property
+    def relative_gap(self) -> float:
+        """The gap beyond rounding in units of the size; NaN while nothing is proven."""
+        left = max(0.0, self.gap - self.rounding)
+        if math.isinf(left):
+            return math.nan
+        return left / self.size if self.size > 0.0 else (math.inf if left > 0.0 else 0.0)
+
+    @property
+    def point(self) -> np.ndarray:
+        """The best point."""
+        return self.best
+
+    @property
+    def value(self) -> float:
+        """Its value."""
+        return self.upper
+
+    @property
+    def stationarity(self) -> float:
+        """NaN: the gap is what is known."""
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -84,22 +119,28 @@ class LevelBundle:
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
             )
-        gauge = self.oracle.gauge(point)
+        gauge = self.oracle.gauge(point, answer)
+        lengths = gauge.lengths(point, answer.gradient)
         return LevelState(
             Cuts.first(point, answer),
             point,
             answer.value,
             -math.inf,
-            gauge.lengths(point, answer.gradient),
+            lengths,
             gauge,
             gauge.size,
             gauge.size,
+            gauge.rounding(point, answer.gradient),
+            point,
+            _ENDLESS * np.maximum(lengths, np.abs(point)),
         )
 
     def step(self, state: LevelState) -> LevelState:
         """One relaxation, one projection, one answer."""
         upper, state = state.upper, self._advance(state)
-        descends = math.isinf(state.lower) and upper - state.upper > 1e-3 * self._size(state)
+        descends = math.isinf(state.lower) and upper - state.upper > 1e-3 * state.size
+        if descends and (np.abs(state.best - state.start) > state.reach).any():
+            state = replace(state, direction=self._endless(state), reach=10.0 * state.reach)
         if state.gap < 0.95 * state.mark or descends:
             return replace(state, mark=state.gap, waited=0)
         return replace(state, waited=state.waited + 1)
@@ -107,11 +148,11 @@ class LevelBundle:
     def _advance(self, state: LevelState) -> LevelState:
         scale, unit = _scales(state), _unit(state)
         relaxed, state = self._relax(state, scale, unit)
-        if state.gap <= self._allowed(state):
+        if state.relative_gap <= self.tol:
             return state
         low = max(relaxed.low, state.lower)
         target = low + _LEVEL * (state.upper - low)
-        candidate, slack = self._project(state, target, scale, unit)
+        candidate, slack = self._project(state, target, relaxed.width, scale, unit)
         if candidate is None:
             candidate = relaxed.point
         candidate = self.region.project(torch.from_numpy(candidate)).numpy()
@@ -144,7 +185,7 @@ class LevelBundle:
             )
             if found is None:
                 if retries == _RETRIES:
-                    return Relaxed(state.lower, -math.inf, state.best), state
+                    return Relaxed(state.lower, -math.inf, state.best, box), state
                 scale, retries = _COARSER * scale, retries + 1
                 box = np.minimum(state.width, _LONG * scale)
                 continue
@@ -153,8 +194,8 @@ class LevelBundle:
             if (touched & (box < state.width)).any():
                 box = np.where(touched, np.minimum(_LONG * box, state.width), box)
                 continue
-            room = state.upper - found.low > self._allowed(state)
-            closed = state.gap <= max(self.tol, _ROUNDING) * self._size(state)
+            room = state.upper - found.low > self.tol * state.size + state.rounding
+            closed = state.relative_gap <= max(self.tol, _ROUNDING)
             if not touched.any():  # nor need it be, where the box is a speck
                 touched = state.width < state.gauge.lengths(state.best, state.cuts.slopes[-1])
             if closed or room or not touched.any() or state.width.max() > 1e30 * scale.max():
@@ -163,13 +204,18 @@ class LevelBundle:
             box = np.where(touched, state.width, box)
 
     def _project(
-        self, state: LevelState, target: float, scale: np.ndarray, unit: float
+        self,
+        state: LevelState,
+        target: float,
+        width: np.ndarray,
+        scale: np.ndarray,
+        unit: float,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         if not math.isfinite(target):
             return None, None
         for power in range(_RETRIES + 1):
             length = _COARSER**power * scale
-            found = state.cuts.project(self.region, state.best, target, length, unit)
+            found = state.cuts.project(self.region, state.best, target, width, length, unit)
             if found[0] is not None:
                 return found
         return None, None
@@ -207,12 +253,34 @@ class LevelBundle:
                 return candidate, None, state
             share = following
 
+    def _endless(self, state: LevelState) -> np.ndarray | None:
+        """The way from the start to the best point, where the value keeps falling along it.
+
+        The slope of a convex function along a ray never falls: where it is the same at a distance,
+        a thousand and a million times as far, it is that of all lengths the problem has (and a
+        million is far for variables without any).
+        """
+        move = self.region.recession(state.best - state.start)
+        length = float(np.abs(move).max())
+        if not length > 0.0:
+            return None
+        shares = np.array([0.0, 1.0, 1e3, 1e6 * max(1.0, 1.0 / length)])
+        values = []
+        for share in shares:
+            answer = self.oracle(state.best + share * move)
+            if not isinstance(answer, Answer):
+                return None
+            values.append(answer.value)
+        falls = np.diff(values) / np.diff(shares)
+        steady = falls[-1] <= 0.99 * falls[0] < -1e-6 * state.size
+        return move / np.linalg.norm(move) if steady else None
+
     def _moved(self, state: LevelState, point: np.ndarray, answer: Answer) -> LevelState:
         """The state at a better point; sizes are measured anew where losses are of another one."""
-        size = self._mean_size(point)
+        size = max(self._mean_size(point), answer.size)
         gauge = state.gauge
         if not 0.5 * gauge.size < size < 2.0 * gauge.size:
-            gauge = self.oracle.gauge(point)
+            gauge = self.oracle.gauge(point, answer)
         largest = max(state.largest, size)
         return replace(
             state,
@@ -221,6 +289,7 @@ class LevelBundle:
             gauge=gauge,
             relative=max(size, 1e-9 * largest),
             largest=largest,
+            rounding=gauge.rounding(point, answer.gradient),
         )
 
     def _mean_size(self, point: np.ndarray) -> float:
@@ -230,26 +299,18 @@ class LevelBundle:
             losses = self.oracle.module(self.oracle.draws.x)
         return float(self.oracle.draws.w @ losses.double().abs())
 
-    def _allowed(self, state: LevelState) -> float:
-        return self.tol * self._size(state) + 1e-300
-
-    @staticmethod
-    def _size(state: LevelState) -> float:
-        return abs(state.upper) + 0.01 * state.relative
-
     def finite(self, state: LevelState) -> bool:
         """Whether the point and its value are; the lower bound may be infinite."""
         return math.isfinite(state.upper) and bool(np.isfinite(state.best).all())
 
     def terminate(self, state: LevelState) -> Status | None:
         """Converged when the proven gap is within the tolerance."""
-        if state.gap <= self._allowed(state):
+        if state.relative_gap <= self.tol:
             return Status.CONVERGED
-        if state.stalled < _STALLED and state.waited < _PATIENCE + 2 * len(state.best):
-            return None
-        # Rounding: no step closes the gap any more.
-        close = state.gap <= max(_ROUNDING, self.tol) * self._size(state)
-        return Status.CONVERGED if close else Status.MAX_ITER
+        if state.direction is not None:
+            return Status.UNBOUNDED
+        patient = state.stalled < _STALLED and state.waited < _PATIENCE + 2 * len(state.best)
+        return None if patient else Status.STALLED
 
     def record(self, state: LevelState) -> dict[str, float]:
         """A row of the history."""
@@ -260,7 +321,9 @@ def _unit(state: LevelState) -> float:
     """Size of the differences of values that matter now."""
     if 0.0 < state.gap < math.inf:
         return state.gap
-    return state.relative or float((np.abs(state.cuts.slopes) * state.width).max()) or 1.0
+    # Losses that are zero up to rounding have no size: the decision's own has to do.
+    size = state.relative if state.relative > state.rounding else state.rounding / EPS
+    return size or float((np.abs(state.cuts.slopes) * state.width).max()) or 1.0
 
 
 def _scales(state: LevelState) -> np.ndarray:

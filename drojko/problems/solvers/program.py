@@ -24,8 +24,10 @@ class Program:
     sizes: list[np.ndarray]
 
     @staticmethod
-    def of(region: Region, centre: np.ndarray, scale: np.ndarray, extra: int) -> Program:
-        """The constraints of the region on centre + scale * y."""
+    def of(
+        region: Region, centre: np.ndarray, scale: np.ndarray, box: np.ndarray, extra: int
+    ) -> Program:
+        """The constraints of the region, and a box around the centre, on centre + scale * y."""
         n = len(scale)
         program = Program(n + extra, [], [], [], [])
         pad = np.zeros((n, extra))
@@ -34,11 +36,8 @@ class Program:
             row[0, where] = scale[where]
             program.add("zero", row, np.array([total - centre[where].sum()]))
         eye = np.column_stack([np.eye(n), pad])
-        high, low = np.isfinite(region.upper), np.isfinite(region.lower)
-        if high.any():
-            program.rows(eye[high], np.maximum((region.upper - centre) / scale, 0.0)[high])
-        if low.any():
-            program.rows(-eye[low], np.maximum((centre - region.lower) / scale, 0.0)[low])
+        program.rows(eye, np.clip(region.upper - centre, 0.0, box) / scale)
+        program.rows(-eye, np.clip(centre - region.lower, 0.0, box) / scale)
         for where, middle, radius in region.balls:
             rows = np.zeros((where.stop - where.start + 1, n + extra))
             rows[1:, where] = -np.diag(scale[where])

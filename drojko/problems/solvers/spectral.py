@@ -96,6 +96,31 @@ class SpectralState:
     residual: float = math.inf
     stalled: bool = False
 
+    @property
+    def value(self) -> float:
+        """The robust risk at the point."""
+        return self.answer.value
+
+    @property
+    def stationarity(self) -> float:
+        """The residual."""
+        return self.residual
+
+    @property
+    def gap(self) -> float:
+        """Infinite: nothing is proven of other decisions."""
+        return math.inf
+
+    @property
+    def relative_gap(self) -> float:
+        """NaN, likewise."""
+        return math.nan
+
+    @property
+    def direction(self) -> None:
+        """None, likewise."""
+        return None
+
 
 @dataclass(frozen=True)
 class SpectralGradient:
@@ -124,7 +149,7 @@ class SpectralGradient:
                 "the worst-case risk is infinite at the first decision; start at params whose "
                 "worst case is finite, raise the penalty, or give a radius"
             )
-        metric = _Metric.of(self.region, self.oracle.gauge(point), point, answer.gradient)
+        metric = _Metric.of(self.region, self.oracle.gauge(point, answer), point, answer.gradient)
         length = metric.coarse().step(answer.gradient)
         return self._judged(
             SpectralState(
@@ -146,7 +171,7 @@ class SpectralGradient:
         afresh = state.count >= 8 and state.count & (state.count - 1) == 0
         if not (afresh or residual <= self.tol):
             return replace(state, residual=residual)
-        gauge = self.oracle.gauge(state.point)
+        gauge = self.oracle.gauge(state.point, state.answer)
         judge = _Metric.of(self.region, gauge, state.point, state.answer.gradient)
         judge = judge.above(state.first)
         state = replace(state, judge=judge)
@@ -249,10 +274,10 @@ class SpectralGradient:
         return math.isfinite(state.answer.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: SpectralState) -> Status | None:
-        """Converged when the projected gradient is within the tolerance, or no step gains."""
-        if state.residual <= self.tol or state.stalled:
-            return Status.CONVERGED if state.residual <= 1e3 * self.tol else Status.MAX_ITER
-        return None
+        """Converged when the projected gradient is within the tolerance."""
+        if state.residual <= self.tol:
+            return Status.CONVERGED
+        return Status.STALLED if state.stalled else None
 
     def record(self, state: SpectralState) -> dict[str, float]:
         """A row of the history."""

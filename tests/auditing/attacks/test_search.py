@@ -13,12 +13,12 @@ from drojko.ambiguity import Wasserstein
 from drojko.auditing.attacks.learned import begin
 from drojko.auditing.attacks.search import random_search, search
 from drojko.auditing.reading.models import audited_model
-from drojko.auditing.reading.setup import build_case
+from drojko.auditing.reading.setup import build_problem
 
 
-def case_of(model, X, y):
+def problem_of(model, X, y):
     read = audited_model(model, X, y)
-    return build_case(
+    return build_problem(
         read, X, y, Wasserstein(0.1), loss=None, reference="kde", scale=None, sample_weight=None,
         groups=None, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -28,13 +28,13 @@ def case_of(model, X, y):
 def test_the_search_beats_random_moves_at_the_same_calls(forest, moons, radius):
     values = []
     for method in (search, random_search):
-        case = case_of(forest, *moons)
-        pool = begin(case)
-        before = case.calls[0]
-        method(case, pool, [radius], 60, torch.Generator().manual_seed(1))
-        values.append(pool.plan(case.w, radius**2).risk)
+        problem = problem_of(forest, *moons)
+        pool = begin(problem)
+        before = problem.calls[0]
+        method(problem, pool, [radius], 60, torch.Generator().manual_seed(1))
+        values.append(pool.plan(problem.w, radius**2).risk)
         # One call of the model per row and step, and one on the rows for the donors.
-        assert case.calls[0] - before <= 61 * len(moons[1])
+        assert problem.calls[0] - before <= 61 * len(moons[1])
     assert values[0] >= values[1]
 
 

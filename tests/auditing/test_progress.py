@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from drojko import audit
 from drojko.ambiguity import KL, Group, Wasserstein
-from drojko.auditing.reporting.progress import Progress
+from drojko.auditing.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_shares_say_what_is_done_and_never_pass_the_whole(table, kind, monkeypat
     total = sum(share for _, share in seen)
     assert 0.5 <= total <= 1.0 + 1e-9
     assert all(share >= 0 and text for text, share in seen)
-    pickle.dumps(report.case.progress)  # the report keeps nothing of the bar
+    pickle.dumps(report.problem.progress)  # the report keeps nothing of the bar
 
 
 def test_the_bar_is_on_standard_error_and_ends_whole(table, capsys):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.auditing.reading.problem import Case
-from drojko.auditing.reporting.row import Found, check
+from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reporting.row import Row, check
 from drojko.certificates import Certificate
 
 __all__ = ["Health", "health", "unusable"]
@@ -37,16 +37,16 @@ class Health:
             self.findings.append(finding)
 
 
-def health(case: Case) -> Health:
+def health(problem: AuditProblem) -> Health:
     """NaN answers, answers by chance, constant answers, one class, dead or NaN gradients."""
-    f = case.outputs(case.x)
+    f = problem.outputs(problem.x)
     flat = f.reshape(len(f), -1)
     finite = torch.isfinite(flat).all(1)
-    losses = case.loss.value(f, case.y).double()
+    losses = problem.loss.value(f, problem.y).double()
     nominal = {
-        "risk": float(case.w @ losses),
-        "accuracy": case.accuracy(f, case.y, case.w),
-        "auc": case.auc(f, case.y, case.w),
+        "risk": float(problem.w @ losses),
+        "accuracy": problem.accuracy(f, problem.y, problem.w),
+        "auc": problem.auc(f, problem.y, problem.w),
     }
     found = Health(nominal)
     bad = int((~finite).sum())
@@ -60,19 +60,19 @@ def health(case: Case) -> Health:
         if not bad:
             found.findings.append("NaN: the loss is not finite on X, nothing can be measured")
         return found
-    _chance(case, f, found)
-    _spread(case, flat, found)
-    if case.model.tabular is not None:
-        _slopes(case, found)
+    _chance(problem, f, found)
+    _spread(problem, flat, found)
+    if problem.model.tabular is not None:
+        _slopes(problem, found)
     else:
-        found.checks.append(check("gradients", math.nan, None, case.model.note))
+        found.checks.append(check("gradients", math.nan, None, problem.model.note))
     return found
 
 
-def _chance(case: Case, f: torch.Tensor, found: Health) -> None:
+def _chance(problem: AuditProblem, f: torch.Tensor, found: Health) -> None:
     """The same rows asked again must get the same answers."""
     rows = slice(0, ROWS)
-    again = case.outputs(case.x[rows])
+    again = problem.outputs(problem.x[rows])
     size = 1e-9 * (1.0 + float(f.abs().max()))
     differ = float((again - f[rows]).abs().max())
     found.random = not differ <= size
@@ -83,30 +83,30 @@ def _chance(case: Case, f: torch.Tensor, found: Health) -> None:
     )
 
 
-def _spread(case: Case, flat: torch.Tensor, found: Health) -> None:
+def _spread(problem: AuditProblem, flat: torch.Tensor, found: Health) -> None:
     spread = float((flat.amax(0) - flat.amin(0)).max())
     found.add(
         check("answers vary", spread, spread > 0 or len(flat) == 1, "range over the rows of X"),
         "constant predictions: every row of X gets the same answer",
     )
-    if case.classes is None:
+    if problem.classes is None:
         return
-    present = np.unique(case.y.numpy())
+    present = np.unique(problem.y.numpy())
     found.add(
         check("classes in y", len(present), len(present) > 1, "classes with a row"),
-        f"single class: y holds {case.classes[present[0]]} only, so that the area under the ROC "
+        f"single class: y holds {problem.classes[present[0]]} only, so that the area under the ROC "
         "curve is undefined",
     )
 
 
-def _slopes(case: Case, found: Health) -> None:
+def _slopes(problem: AuditProblem, found: Health) -> None:
     """Shares of rows whose loss has no gradient, or none that is a number."""
-    x, y = case.x[:ROWS], case.y[:ROWS]
-    f, backward = case.tabular.linearise(x)
-    slope = case.loss.gradient(f, y)
+    x, y = problem.x[:ROWS], problem.y[:ROWS]
+    f, backward = problem.tabular.linearise(x)
+    slope = problem.loss.gradient(f, y)
     gradient = backward(slope)
     nan = float((~torch.isfinite(gradient).all(1)).double().mean())
-    mutable = torch.as_tensor(case.cost.mutable)
+    mutable = torch.as_tensor(problem.cost.mutable)
     zero = float((gradient[:, mutable] == 0).all(1).double().mean())
     flat_loss = float((slope.reshape(len(x), -1) == 0).all(1).double().mean())
     found.gradients = zero < 1.0 and nan < 1.0
@@ -119,8 +119,8 @@ def _slopes(case: Case, found: Health) -> None:
         f"zero gradients: in {zero:.0%} of the rows, where ascent cannot start, the search without "
         "gradients stands in",
     )
-    own = case.model.scores(x.numpy())
-    if case.model.probabilities and own.shape == tuple(f.shape) and f.ndim == 1:
+    own = problem.model.scores(x.numpy())
+    if problem.model.probabilities and own.shape == tuple(f.shape) and f.ndim == 1:
         near = f.abs() < 12.0
         gap = float((torch.as_tensor(own) - f)[near].abs().max()) if bool(near.any()) else 0.0
         found.add(
@@ -129,10 +129,10 @@ def _slopes(case: Case, found: Health) -> None:
         )
 
 
-def unusable(case: Case, sizes: list[tuple[float, Any]], found: Health) -> list[Found]:
+def unusable(problem: AuditProblem, sizes: list[tuple[float, Any]], found: Health) -> list[Row]:
     """Rows without figures, for a model whose answers are not finite."""
     nan = math.nan
     return [
-        Found(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof="dual"), None)
+        Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof="dual"), None)
         for size, own in sizes
     ]

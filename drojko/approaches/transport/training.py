@@ -139,7 +139,7 @@ def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
         penalty=plan.penalty,
         alpha=plan.alpha,
         fit_intercept=plan.fit_intercept,
-        tol=min(1e-6, plan.tol),
+        tol=plan.tol,
         max_iter=plan.max_iter,
         max_time=plan.max_time,
         warm_start=warm,
@@ -157,6 +157,7 @@ def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
         solution.penalty,
         solution.stationarity,
         history,
+        solution.relative_gap,
     )
 
 
