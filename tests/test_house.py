@@ -42,12 +42,10 @@ def built(tmp_path):
 # Arrows ------------------------------------------------------------------------------------------
 
 
-@not_yet
 def test_no_files_import_one_another(house):
     assert house.circles() == []
 
 
-@not_yet
 def test_no_folders_of_a_room_know_one_another(house):
     assert house.folder_circles() == []
 
@@ -125,7 +123,6 @@ def test_losses_are_asked_what_they_know_not_what_they_are(house):
     assert len(asks) <= 12, "\n".join(map(str, asks))
 
 
-@not_yet
 def test_sets_are_asked_what_they_know_not_what_they_are(house):
     asks = house.set_asks()
     assert len(asks) <= 20, "\n".join(map(str, asks))

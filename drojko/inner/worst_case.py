@@ -38,6 +38,7 @@ class WorstCase(ABC):
     classes: np.ndarray | None
     feature_names: tuple[str, ...] | None
     cost_weights: np.ndarray | None
+    attained_risk: Any
 
     @property
     @abstractmethod
@@ -56,9 +57,9 @@ class WorstCase(ABC):
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,)."""
 
-    @abstractmethod
     def risk(self) -> float:
         """Mean loss under this measure, on the draws of the certificate."""
+        return self.attained_risk
 
     @abstractmethod
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

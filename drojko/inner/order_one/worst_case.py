@@ -157,10 +157,6 @@ class FarWorstCase(WorstCase):
         tensors: tuple[Tensor, Tensor] = (torch.from_numpy(x), torch.from_numpy(y))
         return self.reference.log_prob(*tensors).double().exp().cpu().numpy()
 
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
-
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
         if "pairs" not in self._cache:

@@ -294,10 +294,6 @@ class GibbsWorstCase(WorstCase):
         labels = y.to(f.device) if self.classes is not None else y.to(f)
         return self.objective.loss.value(f, labels).double().cpu().numpy()
 
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
-
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, one draw of gamma_x of each, labels and masses; computed once."""
         if "pairs" not in self._cache:

@@ -177,10 +177,6 @@ class TransportedWorstCase(WorstCase):
         density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
         return torch.where(reached, density, torch.full_like(density, -torch.inf))
 
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
-
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
         if "evaluated" not in self._cache:
