@@ -68,7 +68,7 @@ def audit(
         Distances are in the units of X; categories stay unless they have a ``swap_cost``.
     radii : array-like, default=None
         Sizes of the set (of `CVaR` alphas); None: the set's own radius or penalty.
-    loss : str or callable, default=None
+    loss : str, Loss or callable, default=None
         As in the estimators. None: "logistic" (cross-entropy) for models with probabilities,
         "hinge" for decision functions, "squared" for regression.
     reference : str or measure, default="kde"
@@ -209,7 +209,7 @@ def _report(
     about = {
         **about,
         "note": case.model.note,
-        "loss": case.loss.name or "callable",
+        "loss": case.loss.name or type(case.loss).__name__,
         "task": "regression" if case.classes is None else "classification",
         "rows": len(case.x),
         "features": len(case.model.space.raw_names),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
+from drojko.losses.jets import Jet, huber_jet, lines_jet, square_jet
 from drojko.losses.pieces import Response, residuals
 from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
 from drojko.losses.tilts import Tilted, gentle, huber_tilt, kinked_tilt, squared_tilt
@@ -31,9 +32,9 @@ class Squared(Loss):
     task = "regression"
     lipschitz = math.inf
     curvature = 2.0
-    growth = 1.0
     convex = True
     quadratic = True
+    conjugate_bend = 0.25
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return (f - y).square()
@@ -44,8 +45,11 @@ class Squared(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(f, 2.0)
 
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        return (f - y) / (kappa - 1.0)
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """(f - y)² / (1 - 4 sigma)."""
+        return square_jet(u - y, sigma)
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -57,6 +61,9 @@ class Squared(Loss):
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         """Return -s^2 / 4 - s y."""
         return -(0.25 * slope + y) * slope
+
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        return (f - y) / (kappa - 1.0)
 
     def rescaled(self, unit: float) -> tuple[Squared, float]:
         return self, unit**2
@@ -90,8 +97,8 @@ class Quantile(Loss):
     name = "quantile"
     task = "regression"
     curvature = math.inf
-    growth = 0.0
     kinks = (0.0,)
+    conjugate_bend = 0.0
     convex = True
 
     def __init__(self, q: float = 0.5) -> None:
@@ -113,11 +120,21 @@ class Quantile(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
 
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        low, high = self.slopes
-        # high² - low² = (high - low)(high + low); divided by high - low > 0.
-        up = f - y + (high + low) / (4.0 * kappa) >= 0
-        return either(up, high, low, f) / (2.0 * kappa)
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """Two lines, raised by their slopes squared."""
+        return lines_jet(u - y, self.slopes, sigma, mu, dual)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Never."""
+        return False
+
+    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Where both lines reach as high."""
+        total = sum(self.slopes)
+        ratio = (y - f) / total if total else np.zeros(0)
+        return ratio[ratio > 0.0]
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -143,8 +160,11 @@ class Quantile(Loss):
         low, high = self.slopes
         return np.full(len(y), low), np.full(len(y), high)
 
-    def __repr__(self) -> str:
-        return f"Quantile(q={self.q!r})"
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        low, high = self.slopes
+        # high² - low² = (high - low)(high + low); divided by high - low > 0.
+        up = f - y + (high + low) / (4.0 * kappa) >= 0
+        return either(up, high, low, f) / (2.0 * kappa)
 
     @property
     def lines(self):
@@ -194,7 +214,8 @@ class Huber(Loss):
     name = "huber"
     task = "regression"
     curvature = 1.0
-    growth = 0.0
+    conjugate_bend = 0.5
+    straight = True
     convex = True
 
     def __init__(self, delta: float = 1.35) -> None:
@@ -214,13 +235,15 @@ class Huber(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return ((f - y).abs() <= self.delta).to(f.dtype)
 
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        r = f - y
-        slack = (2.0 * kappa - 1.0).clamp_min(0.0)
-        inside = r.abs() < self.delta * slack / (2.0 * kappa)
-        near = r / torch.where(slack > 0, slack, torch.ones_like(slack))
-        far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
-        return torch.where(inside, near, far)
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """Two maximisers from sigma = 1/2 on."""
+        return huber_jet(u - y, self.delta, sigma, mu, dual)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Below 1/2."""
+        return sigma < 0.49
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -233,8 +256,13 @@ class Huber(Loss):
         """Return -s^2 / 2 - s y."""
         return -(0.5 * slope + y) * slope
 
-    def __repr__(self) -> str:
-        return f"Huber(delta={self.delta!r})"
+    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
+        r = f - y
+        slack = (2.0 * kappa - 1.0).clamp_min(0.0)
+        inside = r.abs() < self.delta * slack / (2.0 * kappa)
+        near = r / torch.where(slack > 0, slack, torch.ones_like(slack))
+        far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
+        return torch.where(inside, near, far)
 
     @property
     def asymptotes(self):

@@ -159,7 +159,6 @@ def lipschitz_upper(
     if not kappa > loss.growth:
         return torch.full_like(f, math.inf), "lipschitz"
     best = lipschitz_bound(objective, batch, norms)
-    best = loss.robust_value(f, batch.y, kappa) if best is None else best
     for k in range(swaps.n_groups):
         for sign in (1.0, -1.0):
             value = loss.robust_value(f + sign * moved[:, k], batch.y, kappa)

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from drojko.losses.jets import jet
 from drojko.minimax.transport.data import Ground, RidgeData, blocks
-from drojko.minimax.transport.jets import bend, jet
 from drojko.rows import Rows
 
 __all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
@@ -177,7 +177,7 @@ def _of_means(
         if best >= need or step == 4:
             break
         want = -ground.ridge * z
-        S = spread if bend(data.loss) else float(w @ _most(data.loss, a, lo, hi))
+        S = spread if data.loss.conjugate_bend else float(w @ _most(data.loss, a, lo, hi))
         if ground.penalty is not None:
             want -= S / (2.0 * ground.penalty) * ground.cost * z
         elif ground.radius is not None and norm > 0.0:
@@ -201,7 +201,7 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
             return None
         a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)
     lo, hi = loss.domain(data.y)
-    square, k = a * a, bend(loss)
+    square, k = a * a, loss.conjugate_bend
     least = loss.least(a, data.y)
     c = rows.sum(w * a)
     c[pinned] = 0.0
@@ -215,7 +215,7 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
 
 def _most(loss, a: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     """The most that the second moment of a row's slopes can be, given their mean."""
-    if bend(loss) is None:
+    if loss.conjugate_bend is None:
         return a * a
     return (lo + hi) * a - lo * hi if np.isfinite(lo).all() else np.full_like(a, np.inf)
 

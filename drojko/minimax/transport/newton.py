@@ -20,9 +20,8 @@ import numpy as np
 import scipy.linalg
 
 from drojko._driver import Status
-from drojko.losses import Huber
+from drojko.losses.jets import Jet, jet, kinks
 from drojko.minimax.transport.data import Ground, RidgeData
-from drojko.minimax.transport.jets import Jet, jet, kink_free, kinks
 from drojko.rows import Rows
 
 __all__ = ["Newton", "State"]
@@ -195,7 +194,7 @@ class Newton:
                 lam = 0.5 * math.sqrt(self.norm(s)) * lip / self.radius
             s = replace(s, h=0.25 * self.norm(s) / lam if self.by_sigma else lam)
         s = self._evaluate(s, polish=True)
-        if self._smooth(s) and not isinstance(self.data.loss, Huber):
+        if self._smooth(s) and not self.data.loss.straight:
             s = self._evaluate(replace(s, mu=0.0), polish=True)
         return s
 
@@ -294,7 +293,7 @@ class Newton:
 
     def _smooth(self, s: State) -> bool:
         flips = self.data.flips and self.robust
-        return not s.kinked and not flips and kink_free(self.data.loss, self.sigma(s))
+        return not s.kinked and not flips and self.data.loss.kink_free(self.sigma(s))
 
     def _next_stage(self, s: State) -> State:
         mu = 0.0 if self._smooth(s) and s.mu < self.LAST * self.scale else 0.1 * s.mu
