@@ -134,27 +134,22 @@ def balance(
     that makes all factors at most 1; None where no such factors in [0, 1] balance.
     """
     cols = np.flatnonzero(pinned)
+    B = np.ones((rows.n, cols.size))
+    for k, j in enumerate(cols[cols < rows.d]):
+        B[:, k] = (rows.X[:, j] - rows.mean[j]) / rows.scale[j]
     out = mass
     for _ in range(2):  # the second time takes the rounding of the first away
-        moment, residual = np.zeros((cols.size, cols.size)), np.zeros(cols.size)
-        for part in rows.blocks():
-            B, force = rows.block(part)[:, cols], out[:, part] * slope[:, part]
-            moment += (B * np.abs(force).sum(axis=0)[:, None]).T @ B
-            residual += force.sum(axis=0) @ B
+        force = out * slope
+        moment = (B * np.abs(force).sum(axis=0)[:, None]).T @ B
+        residual = force.sum(axis=0) @ B
         direction = np.linalg.lstsq(moment, -residual, rcond=1e-14)[0]
-        new, top = np.empty_like(out), 1.0
-        left, size = np.zeros(cols.size), np.zeros(cols.size)
-        for part in rows.blocks():
-            B, p = rows.block(part)[:, cols], slope[:, part]
-            factor = 1.0 + np.sign(p) * (B @ direction)
-            if not (factor >= 0).all():
-                return None
-            top = max(top, float(factor.max(initial=1.0)))
-            new[:, part] = out[:, part] * factor
-            force = new[:, part] * p
-            left += force.sum(axis=0) @ B
-            size += np.abs(force).sum(axis=0) @ np.abs(B)
-        out = np.where(slope != 0, new / top, out)
+        factor = 1.0 + np.sign(slope) * (B @ direction)
+        if not (factor[slope != 0] >= 0).all():
+            return None
+        top = max(1.0, float(factor.max(initial=1.0)))
+        out = np.where(slope != 0, out * factor / top, out)
+        force = out * slope
+        left, size = force.sum(axis=0) @ B, np.abs(force).sum(axis=0) @ np.abs(B)
     # An unsolvable balance (say, collinear columns) must not pass for a solved one.
     return out if (np.abs(left) <= 1e-13 * size + 1e-300).all() else None
 
