@@ -66,10 +66,6 @@ class ClassFlow:
         return p.mean_and_covariance()
 
 
-def _scheme() -> ICNNScheme:
-    return ICNNScheme(n_particles=8000, iterations=600)
-
-
 @dataclass(frozen=True)
 class DensityFlow:
     r"""Maximise E loss - penalty * D over images T#P0 of the reference, T the gradient of an ICNN.
@@ -105,7 +101,7 @@ class DensityFlow:
     (0.5, 0.25)
     """
 
-    scheme: ICNNScheme = field(default_factory=_scheme)
+    scheme: ICNNScheme = field(default_factory=lambda: ICNNScheme(n_particles=8000, iterations=600))
     steps: int = 1
     tau: float = math.inf
 
