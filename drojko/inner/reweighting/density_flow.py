@@ -94,6 +94,7 @@ class DensityFlow:
 
     Examples
     --------
+    >>> from drojko.ambiguity import KL
     >>> from drojko.measures import Gaussian
     >>> flow = DensityFlow().fit(KL(penalty=2.0), 2.0, 0.25, lambda x: x[:, 0],
     ...                          Gaussian([0.0], [[1.0]]), 0)
