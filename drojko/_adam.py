@@ -1,4 +1,4 @@
-"""Adam on one flat parameter vector: explicit state, no optimiser objects.
+"""Adam on one flat parameter vector: explicit state, no optimiser objects; batches and rates.
 
 Building any optimiser of torch loads its compiler stack (a second of import time per worker);
 the rule itself is a few lines, and an explicit state can be checkpointed.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Adam"]
+__all__ = ["Adam", "Batches", "cosine"]
 
 
 @dataclass
@@ -53,3 +53,34 @@ class Adam:
         self.second.mul_(b2).addcmul_(self.gradient, self.gradient, value=1 - b2)
         scale = math.sqrt(1 - b2**self.count) / (1 - b1**self.count)
         flat.addcdiv_(self.first, self.second.sqrt().add_(1e-8), value=-rate * scale)
+
+
+class Batches:
+    """Mini-batches without replacement: a new order once fewer than ``size`` of n rows are left.
+
+    Examples
+    --------
+    >>> batches = Batches(5, 2, torch.Generator().manual_seed(0))
+    >>> len(set(torch.cat([batches.next(), batches.next()]).tolist()))
+    4
+    """
+
+    def __init__(self, n: int, size: int, generator: torch.Generator) -> None:
+        self.n, self.size, self.generator = n, size, generator
+        self.order, self.place = torch.randperm(n, generator=generator), 0
+
+    def next(self) -> Tensor:
+        """Indices of the next batch, shape (size,)."""
+        if self.place + self.size > self.n:
+            self.order, self.place = torch.randperm(self.n, generator=self.generator), 0
+        self.place += self.size
+        return self.order[self.place - self.size : self.place]
+
+
+def cosine(progress: float, least: float = 0.0) -> float:
+    """Share of a learning rate at a progress in [0, 1]: from 1 to ``least`` along a cosine.
+
+    >>> cosine(0.0), round(cosine(1.0, 0.05), 6)
+    (1.0, 0.05)
+    """
+    return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))

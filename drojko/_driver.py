@@ -20,7 +20,7 @@ import torch
 
 from drojko.exceptions import NonFiniteError
 
-__all__ = ["Outcome", "Solver", "Status", "all_finite", "run"]
+__all__ = ["Outcome", "Solver", "Status", "all_finite", "nested", "run"]
 
 S = TypeVar("S")
 
@@ -236,3 +236,19 @@ def run(
     seconds = time.perf_counter() - start
     message = f"Stopped after {n_iter} iterations and {seconds:.3g} seconds. {status.advice}"
     return Outcome(state, best_state, status, message, n_iter, seconds, history)
+
+
+def nested(
+    solver: Solver[S], state: S, *, max_iter: int, max_time: float | None = None
+) -> Outcome[S]:
+    """`run` within a step of another run: Ctrl-C ends that one, too.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Where it ended this run: its state is not one to go on from.
+    """
+    outcome = run(solver, state, max_iter=max_iter, max_time=max_time)
+    if outcome.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt(outcome.message)
+    return outcome

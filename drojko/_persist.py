@@ -5,7 +5,9 @@ A file is a skops archive (a zip of JSON and plain arrays) with one more member,
 this order and before it imports anything that the file names: a file whose digest does not fit, a
 file of another kind or of a newer format, and types other than drojko's own and the plain
 scikit-learn and numpy types that skops trusts. The digest detects damage and careless edits; that
-nothing foreign runs, whoever wrote the file, rests on the list of types.
+nothing foreign runs, whoever wrote the file, rests on the list of types. Classes that derive from
+drojko's own, such as a set of a user's, are stored by their names and settings; whoever loads them
+names them in ``trusted``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
@@ -76,7 +79,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     ------
     UnsupportedError
         When the object holds code, such as a callable model or loss: a file that runs no code
-        cannot hold it.
+        cannot hold it. Nor can it hold objects of foreign classes, unless these derive from
+        drojko's own and can be imported.
 
     Examples
     --------
@@ -102,13 +106,15 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) -> Any:
     """Read what `save` wrote; nothing in the file is executed.
 
     Parameters
     ----------
     path : str or path-like
         A file written by ``estimator.save(path)``.
+    trusted : sequence of classes or of their full names
+        Classes beyond drojko's own that the file may hold, such as a set of your own.
 
     Returns
     -------
@@ -124,7 +130,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     data = Path(path).read_bytes()
     _check_digest(data, path)
     try:
-        return _unpack(data, path)
+        return _unpack(data, path, _names(trusted))
     except InvalidDataError:
         raise
     except Exception as error:  # whatever a malformed archive provokes in zipfile, json or skops
@@ -132,15 +138,15 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def load_any(
-    path: str | os.PathLike[str], *, trusted: Sequence[str] = (), unsafe: bool = False
+    path: str | os.PathLike[str], *, trusted: Sequence[type | str] = (), unsafe: bool = False
 ) -> Any:
     """Read a model file of drojko, a skops file of trusted types or, if told so, a pickle.
 
     Parameters
     ----------
     path : str or path-like
-    trusted : sequence of str
-        Types beyond drojko's and skops' own that a skops file may hold.
+    trusted : sequence of classes or of their full names
+        Types beyond drojko's and skops' own that the file may hold.
     unsafe : bool
         Whether to load a pickle or joblib file, which can run any code.
 
@@ -152,11 +158,11 @@ def load_any(
     data = Path(path).read_bytes()
     if data.startswith(b"PK"):
         if data[-_FOOTER:-64] == _MARK:
-            return load(path)
+            return load(path, trusted=trusted)
         import skops.io
 
         try:
-            known = {*trusted_types(), *trusted}
+            known = {*trusted_types(), *_names(trusted)}
             foreign = sorted(set(skops.io.get_untrusted_types(data=data)) - known)
             if not foreign:
                 return skops.io.loads(data, trusted=sorted(known))
@@ -187,7 +193,7 @@ def _pack(estimator: Any) -> bytes:
     vars(estimator).pop("_skl_callbacks", None)
     try:
         archive = skops.io.dumps(estimator, compression=zipfile.ZIP_DEFLATED)
-        foreign = _foreign_types(archive)
+        foreign = [name for name in _foreign_types(archive) if not _derived(_found(name))]
     except Exception as error:
         raise UnsupportedError(
             f"{type(estimator).__name__} holds something that a model file cannot: {error}"
@@ -195,7 +201,8 @@ def _pack(estimator: Any) -> bytes:
     if foreign:
         raise UnsupportedError(
             f"{type(estimator).__name__} holds objects of types that a model file cannot: "
-            f"{', '.join(foreign)}; pickle or joblib can store them"
+            f"{', '.join(foreign)}; expected classes that derive from drojko's own and can be "
+            "imported by name. Pickle or joblib can store others"
         )
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a") as file:
@@ -220,8 +227,7 @@ def _refuse_code(estimator: Any) -> None:
     if not hasattr(estimator, "get_params"):
         return
     for name, value in estimator.get_params(deep=True).items():
-        ours = f"{type(value).__module__}.{type(value).__qualname__}" in trusted_types()
-        if callable(value) and not ours:
+        if callable(value) and not _derived(type(value)):
             raise UnsupportedError(
                 f"{name}={value!r} is code, and a model file holds none. Use pickle or joblib, "
                 "which need the same code to be importable when they load"
@@ -241,7 +247,7 @@ def _check_digest(data: bytes, path: Any) -> None:
         )
 
 
-def _unpack(data: bytes, path: Any) -> Any:
+def _unpack(data: bytes, path: Any, trusted: list[str]) -> Any:
     import skops.io
 
     with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -252,11 +258,36 @@ def _unpack(data: bytes, path: Any) -> Any:
             f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
             "upgrade drojko"
         )
-    if foreign := _foreign_types(data):
+    if foreign := sorted(set(_foreign_types(data)) - set(trusted)):
+        short = ", ".join(name.rpartition(".")[2] for name in foreign)
         raise InvalidDataError(
-            f"{path} names types that drojko does not load: {', '.join(foreign)}"
+            f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
+            f"where the file comes from, import them and name them: "
+            f"drojko.load(path, trusted=[{short}])"
         )
-    return skops.io.loads(data, trusted=trusted_types())
+    return skops.io.loads(data, trusted=[*trusted_types(), *trusted])
+
+
+def _names(classes: Sequence[type | str]) -> list[str]:
+    if isinstance(classes, str):
+        classes = [classes]
+    return [kind if isinstance(kind, str) else _full_name(kind) for kind in classes]
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _found(name: str) -> Any:
+    """The class of that name, where its module is imported anyway."""
+    module, _, kind = name.rpartition(".")
+    return getattr(sys.modules.get(module), kind, None)
+
+
+def _derived(kind: Any) -> bool:
+    """Whether a class is drojko's own or derives from one."""
+    known = trusted_types()
+    return isinstance(kind, type) and any(_full_name(base) in known for base in kind.__mro__)
 
 
 def _foreign_types(data: bytes) -> list[str]:

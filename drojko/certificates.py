@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko.ambiguity import Dual
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
@@ -197,10 +198,7 @@ def certify(
             upper, proof = _ball_upper(adversary, batch, weights, radius, ball, known)
             spread = risk - penalty * cost
         worst = ball
-    error = 0.0
-    if sampled:
-        centred = spread - mean(spread, weights)
-        error = math.sqrt(float((weights.square() * centred.square()).sum()))
+    error = standard_error(spread, weights) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
         lower=max(lower, nominal) if radius is None else lower,
@@ -382,9 +380,10 @@ def reweighted_certificate(
             upper = float(weights @ contributions)
             proof = proof_of_tilt(ambiguity, weights * exact.ratio, point.penalty)
         else:
-            contributions = bound.influence(exact, losses)
+            influence = getattr(bound, "influence", None)
+            contributions = exact.ratio * losses if influence is None else influence(exact, losses)
             proof = "local-estimate" if ambiguity.needs_largest(exact.penalty) else "dual"
-        error = math.sqrt(float(weights**2 @ (contributions - weights @ contributions) ** 2))
+        error = standard_error(contributions, weights)
     price = ambiguity.penalty or 0.0
     nominal = float(weights @ losses)
     attained, spent = exact.attained, exact.radius
@@ -396,6 +395,7 @@ def reweighted_certificate(
             if spent == 0.0:  # the reference itself
                 point = replace(point, penalty=math.inf)
     lower = max(attained - price * spent, nominal)
+    attained = max(attained, nominal)  # which is less by rounding alone
     certificate = Certificate(
         nominal_risk=nominal,
         lower=lower,

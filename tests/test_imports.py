@@ -237,6 +237,7 @@ FLOORS = [
     {"transport"},
     {"losses", "models"},
     {"ambiguity"},
+    {"rows"},
     {"flows"},
     {"inner"},
     {"certificates"},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drojko.ambiguity import KL, ChiSquare, DensityRatioSet, GroundCost
 from drojko.flows import ICNNScheme
-from drojko.flows.flow_measures import draw_particles
+from drojko.flows.particles import draw_particles
 from drojko.inner import ICNNJKO, Coordinates, Objective
 from drojko.inner.reweighting.density_flow import DensityFlow
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase

@@ -1,31 +1,84 @@
-"""What all ambiguity sets share: exactly one of radius and penalty, checked at fit time."""
+"""What all ambiguity sets share, and what solvers ask of one: attributes, `resolve`, `on`."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
-from sklearn.base import BaseEstimator
+import numpy as np
+from sklearn.base import BaseEstimator, clone
 
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["AmbiguitySet"]
+__all__ = ["AmbiguitySet", "Divergence"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """D(P, P0) = E0 f(dP/dP0) by name: "kl", "chi-square", or "cressie-read" of an order.
+
+    ``curvature`` is f''(1) in the conventions of the set: nats, E (r - 1)^2, and E phi_k.
+    """
+
+    kind: str
+    order: float
+    curvature: float
 
 
 class AmbiguitySet(ABC, BaseEstimator):
     """Base class of ambiguity sets: { P : D(P, P0) <= radius }, or penalty * D(P, P0).
 
     A subclass stores its parameters in ``__init__`` and nothing else, `radius` and `penalty`
-    among them, and implements `resolve`. `validate` is called by whoever fits.
+    among them, and offers one of two things, by which solvers are chosen:
+
+    - ``on(x, weights, groups)``, where the points stay and their masses change: an object with
+      ``dual(losses, smoothing=0.0) -> Dual``. `DensityRatioSet` needs formulas in its place.
+    - `moves` and `resolve`, where points move: ``resolve`` returns a `GroundCost`.
+
+    Attributes
+    ----------
+    size_name : str
+        The parameter that makes the set larger or smaller.
+    nothing : float
+        Its value where the set is the reference alone.
+    moves : bool
+        Whether points move. ``order`` is then the power of the distance in the cost, ``epsilon``
+        an entropic smoothing, ``norm`` that of order 1, ``label_cost`` the price of other labels.
+    knows_groups : bool
+        Whether ``on`` needs the groups that rows belong to.
+    most_draws : int or None
+        Draws of a continuous reference above which the set is too dear.
+    divergence : Divergence or None
+        By name, for the solvers that have formulas for a few.
+    conic_form : str or None
+        What `drojko.baselines` knows the worst case of reweightings as.
+    curvature : float or None
+        f''(1) of a smooth divergence E0 f(dP/dP0).
     """
 
     radius: float | None
     penalty: float | None
+    size_name: str = "radius"
+    nothing: float = 0.0
+    moves: bool = False
+    order: int | None = None
+    epsilon: float | None = None
+    norm: float = 2
+    label_cost: float = math.inf
+    knows_groups: bool = False
+    most_draws: int | None = None
+    divergence: Divergence | None = None
+    conic_form: str | None = None
 
     @abstractmethod
+    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
+        self.radius = radius
+        self.penalty = penalty
+
     def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> Any:
         """Turn names, masks and bounds into arrays for data with ``n_features`` columns.
 
@@ -38,9 +91,68 @@ class AmbiguitySet(ABC, BaseEstimator):
 
         Returns
         -------
-        object
-            A frozen value that solvers use; for transport costs a `GroundCost`.
+        GroundCost or None
+            None where no point moves.
         """
+        if self.moves:
+            raise self.lacks("resolve(n_features, feature_names) -> GroundCost", "transport")
+        return None
+
+    def bind(self, x: Any, y: Any, weights: Any, groups: Any = None) -> Any:
+        """Return the set on weighted points with labels: `on`, for sets that know more."""
+        del y
+        bound = self.on(x, weights.cpu(), groups)  # type: ignore[attr-defined]
+        if not callable(getattr(bound, "dual", None)):
+            raise UnsupportedError(
+                f"{type(self).__name__}.on(...) returned {type(bound).__name__}, which has no "
+                "dual(losses, smoothing=0.0) -> Dual: training and certificates of sets that "
+                "reweight need it"
+            )
+        if not hasattr(bound, "ambiguity"):
+            bound.ambiguity = self  # whose penalty solvers ask for
+        return bound
+
+    def needs_largest(self, penalty: float) -> bool:
+        """Whether draws of a continuous reference prove nothing about losses beyond theirs."""
+        return True
+
+    def lacks(self, method: str, solver: str) -> UnsupportedError:
+        """Return the error that names a method and the solver that needs it."""
+        return UnsupportedError(
+            f"{type(self).__name__} has no {method}, which {solver} needs: write it, see "
+            "drojko.ambiguity.AmbiguitySet"
+        )
+
+    @property
+    def curvature(self) -> float | None:
+        """Second derivative f''(1) of a smooth divergence; None for other sets."""
+        return None if self.divergence is None else self.divergence.curvature
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Return positive sizes to choose among for rows X (n, d) with weights that sum to 1."""
+        raise InvalidDataError(
+            f"{type(self).__name__} has no default candidates: give radii=, or the set a "
+            "candidates(X, names, weight)"
+        )
+
+    def resized(self, size: float) -> Self:
+        """Return a copy with another radius (another alpha for `CVaR`), in radius form."""
+        known = self.get_params(deep=False)
+        if self.size_name not in known:
+            raise UnsupportedError(
+                f"{type(self).__name__} has no radius to choose: use a set such as Wasserstein, "
+                "KL, ChiSquare or CVaR"
+            )
+        form = {"penalty": None} if "penalty" in known else {}
+        return clone(self).set_params(**form, **{self.size_name: float(size)})
+
+    def priced(self, penalty: float) -> Self:
+        """Return a copy in penalty form."""
+        return clone(self).set_params(radius=None, penalty=float(penalty))
+
+    def room(self, size: float) -> float:
+        """Return how far a size is from `nothing`: the larger, the larger the set."""
+        return abs(float(size) - self.nothing)
 
     @property
     def budget(self) -> float | None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate
+from drojko.losses.smoothing import Kink
 
 __all__ = ["ChiSquare"]
 
@@ -58,6 +60,9 @@ class ChiSquare(DensityRatioSet):
     True
     """
 
+    conic_form = "chi-square"
+    divergence = Divergence("chi-square", 2.0, 2.0)
+
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius
         self.penalty = penalty
@@ -66,21 +71,30 @@ class ChiSquare(DensityRatioSet):
         """Mean of (ratio - 1)^2."""
         return float(weights @ (ratio - 1.0) ** 2)
 
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         return max(1.0 / mass - 1.0, 0.0)
 
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
         return np.log1p(np.maximum(0.5 * t, -1.0))
 
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
         t = np.maximum(t, -2.0)
         return t + 0.25 * t * t
 
-    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (1 + t/2)_+^2 - 1 and its derivatives, the kink of the second one smoothed."""
+        with np.errstate(over="ignore"):
+            kink = Kink.at(1.0 + 0.5 * t, delta)
+            a, b = kink.value, kink.slope
+            return a * a - 1.0, a * b, 0.5 * (b * b + a * kink.second)
+
+    def steepness(self, ratio: np.ndarray) -> np.ndarray:
         return np.where(ratio > 0, 0.5, 0.0)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
-        largest = self._radius_of_maximum(sample.top_mass)
+        largest = self.radius_of_maximum(sample.top_mass)
         prefixes = _Prefixes.of(sample)
         if radius >= min(largest, prefixes.spent[0]):
             return sample.maximum(0.0, largest)
@@ -103,7 +117,7 @@ class ChiSquare(DensityRatioSet):
 
     def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
         prefixes = _Prefixes.of(sample)
-        largest = min(self._radius_of_maximum(sample.top_mass), prefixes.spent[0])
+        largest = min(self.radius_of_maximum(sample.top_mass), prefixes.spent[0])
         k = prefixes.kept(radii)
         root = np.sqrt(np.maximum(prefixes.mass[k] * radii - prefixes.rest[k], 0.0))
         values = prefixes.mean[k] + prefixes.deviation[k] * root

@@ -8,9 +8,12 @@ from numbers import Real
 
 import numpy as np
 
+from drojko._numerics import root
+from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
+from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path
 from drojko.exceptions import InvalidDataError
+from drojko.losses.smoothing import Kink
 
 __all__ = ["CressieRead"]
 
@@ -87,6 +90,13 @@ class CressieRead(DensityRatioSet):
         self.radius = radius
         self.penalty = penalty
 
+    conic_form = "cressie-read"
+
+    @property
+    def divergence(self) -> Divergence:
+        """Of this order."""
+        return Divergence("cressie-read", float(self.k), 1.0)
+
     def _check_family(self) -> None:
         k = float(self.k) if isinstance(self.k, Real) and not isinstance(self.k, bool) else math.nan
         if k == 1:
@@ -110,28 +120,45 @@ class CressieRead(DensityRatioSet):
         k = float(self.k)
         return max((float(weights @ ratio**k) - 1.0) / (k * (k - 1.0)), 0.0)
 
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         return _largest(float(self.k), mass)
 
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
         k = float(self.k)
         return np.log1p(np.maximum((k - 1.0) * t, -1.0)) / (k - 1.0)
 
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
         k = float(self.k)
         inside = 1.0 + (k - 1.0) * t
         with np.errstate(divide="ignore"):
             power = np.maximum(inside, 0.0) ** (k / (k - 1.0))
         return np.where((inside > 0) | (k > 1), (power - 1.0) / k, np.inf)
 
-    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return f* and its derivatives; for k > 1 the positive part is smoothed by delta."""
+        k = float(self.k)
+        power, inside = 1.0 / (k - 1.0), 1.0 + (k - 1.0) * t
+        if k < 1.0:
+            if inside.min() <= 0.0:
+                return None
+            q = inside**power
+            return (q * inside - 1.0) / k, q, q / inside
+        with np.errstate(over="ignore", invalid="ignore"):
+            kink = Kink.at(inside, delta)
+            a, b = kink.value, kink.slope
+            q = a**power
+            return (q * a - 1.0) / k, q * b, q / a * b * b + (k - 1.0) * q * kink.second
+
+    def steepness(self, ratio: np.ndarray) -> np.ndarray:
         # Infinite at 0 for k > 2: ratios next to it count as a small positive one.
         least = 1e-3 if self.k > 2 else 0.0
         positive = np.where(ratio > 0, np.maximum(ratio, least), 1.0)
         return np.where(ratio > 0, positive ** (2.0 - float(self.k)), 0.0)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
-        largest = self._radius_of_maximum(sample.top_mass)
+        largest = self.radius_of_maximum(sample.top_mass)
         if radius >= largest:
             return sample.maximum(0.0, largest)
         family = _Family(sample, float(self.k))
@@ -155,7 +182,7 @@ class CressieRead(DensityRatioSet):
     def _penalised(self, sample: Sample, penalty: float) -> Worst:
         family = _Family(sample, float(self.k))
         if penalty <= family.first_penalty:
-            largest = self._radius_of_maximum(sample.top_mass)
+            largest = self.radius_of_maximum(sample.top_mass)
             value = sample.top - penalty * largest
             # The shift at which the maximum has the ratio that carries all mass.
             excess = math.expm1((1.0 - float(self.k)) * math.log(sample.top_mass))
@@ -169,7 +196,7 @@ class CressieRead(DensityRatioSet):
 
     def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
         result = np.where(radii > 0, sample.top, 0.0)
-        inner = (radii > 0) & (radii < self._radius_of_maximum(sample.top_mass))
+        inner = (radii > 0) & (radii < self.radius_of_maximum(sample.top_mass))
         wanted, back = np.unique(radii[inner], return_inverse=True)
         family = _Family(sample, float(self.k))
         solutions = path(family.solve, wanted, family.start)
@@ -310,4 +337,4 @@ class _Family:
             return math.log(penalty) - point.log_penalty
 
         u = penalty / abs(self.k - 1.0)
-        return root(missing, -math.log(max(u - self.gap, 0.1 * u)), 1.0)
+        return root(missing, -math.log(max(u - self.gap, 0.1 * u)), slope=1.0)

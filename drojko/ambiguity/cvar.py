@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.point import Curve
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
@@ -61,6 +62,9 @@ class CVaR(DensityRatioSet):
 
     radius = None
     penalty = None
+    size_name = "alpha"
+    nothing = 1.0
+    conic_form = "cvar"
 
     def __init__(self, alpha: float):
         self.alpha = alpha
@@ -92,19 +96,27 @@ class CVaR(DensityRatioSet):
         """The largest ratio, minus 1."""
         return max(float(ratio[weights > 0].max()) - 1.0, 0.0)
 
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         return max(1.0 / mass - 1.0, 0.0)
+
+    @property
+    def curvature(self) -> None:
+        """None: the ratio is capped, not bent."""
 
     @property
     def ratio_bound(self) -> float:
         """1 / alpha."""
         return 1.0 / float(self.alpha)
 
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
         return np.where(t >= 0.0, -np.log(float(self.alpha)), -np.inf)
 
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
         return np.maximum(t, 0.0) / float(self.alpha)
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Tails from nearly all to a twentieth."""
+        return np.array([0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05])
 
     def needs_largest(self, penalty: float) -> bool:
         """Never: the bound t + E(loss - t)_+ / alpha holds for losses of any size."""
@@ -112,7 +124,10 @@ class CVaR(DensityRatioSet):
 
     def bounds_at(self, losses: Any, penalty: float, shift: float) -> np.ndarray:
         """Return t + (loss - t)_+ / alpha at t = ``shift``; there is no multiplier in it."""
-        return shift + self._conjugate(floats(losses, "losses") - shift)
+        return shift + self.conjugate(floats(losses, "losses") - shift)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        return Tails(self, weights, [Tail("cap", 1.0 / float(self.alpha), 0, 0.0, 1.0)], [1.0])
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
@@ -125,7 +140,7 @@ class CVaR(DensityRatioSet):
         mass = cumulate(weight)
         i = min(int(np.searchsorted(mass, alpha)), mass.size - 1)
         if i == 0:
-            return sample.maximum(0.0, self._radius_of_maximum(sample.top_mass))
+            return sample.maximum(0.0, self.radius_of_maximum(sample.top_mass))
         # The run of equal losses in which the tail begins shares what is left of its mass.
         ratio = np.zeros(sample.size)
         ratio[: starts[i]] = 1.0 / alpha

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.point import Curve, Dual
 from drojko.ambiguity.duals.scaling import floats
 from drojko.ambiguity.total_variation import TotalVariation
@@ -66,12 +66,12 @@ class Group(AmbiguitySet):
     (3.0, [0.5, 0.5], [0.667, 0.667, 0.667, 2.0])
     """
 
+    knows_groups = True
+    conic_form = "group"
+
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius
         self.penalty = penalty
-
-    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
-        """Return None: no point moves, so that there is no ground cost."""
 
     @property
     def budget(self) -> float | None:
@@ -97,6 +97,10 @@ class Group(AmbiguitySet):
         """
         self._validate_params()
         return BoundGroup(self, weights, groups)
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Shares of the mass."""
+        return np.geomspace(0.005, 0.5, 8)
 
     def needs_largest(self, penalty: float) -> bool:
         """Never: the worst case is a mixture of means."""
@@ -173,6 +177,23 @@ class BoundGroup:
         self._density = self.members / masses  # dP_g/dP0 of the rows
         self.shares = masses / masses.sum()
 
+    @property
+    def of_shares(self) -> TotalVariation:
+        """The set of the groups' shares."""
+        ambiguity = self.ambiguity
+        if ambiguity.penalty is not None:
+            return TotalVariation(penalty=ambiguity.penalty)
+        return TotalVariation(radius=ambiguity.budget)
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Mass of each row in each group, (n, G): columns sum to 1."""
+        return self.weights[:, None] * self._density
+
+    def levels(self, unit: float) -> Levels:
+        """Return the set as a minimum over levels of the groups' mean losses."""
+        return self.of_shares.levels(self.shares, unit)
+
     def dual(self, losses: Any, smoothing: float = 0.0) -> GroupDual:
         r"""Return the worst mixture of the groups' mean losses.
 
@@ -192,12 +213,7 @@ class BoundGroup:
         risks = self._risks(losses)
         if smoothing > 0:
             return self._smooth(risks, float(smoothing))[0]
-        ambiguity = self.ambiguity
-        radius = 1.0 if ambiguity.radius is None else float(ambiguity.radius)
-        if ambiguity.penalty is None:
-            found = TotalVariation(radius=radius).dual(risks, self.shares)
-        else:
-            found = TotalVariation(penalty=ambiguity.penalty).dual(risks, self.shares)
+        found = self.of_shares.dual(risks, self.shares)
         q = self.shares * found.ratio
         return GroupDual(
             found.value,

@@ -7,8 +7,10 @@ import math
 import numpy as np
 from scipy.special import entr
 
+from drojko._numerics import root
+from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path, root
+from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path
 
 __all__ = ["KL"]
 
@@ -67,6 +69,9 @@ class KL(DensityRatioSet):
     5.0
     """
 
+    conic_form = "kl"
+    divergence = Divergence("kl", 1.0, 1.0)
+
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius
         self.penalty = penalty
@@ -75,20 +80,20 @@ class KL(DensityRatioSet):
         """Mean of ratio * log(ratio)."""
         return max(-float(weights @ entr(ratio)), 0.0)
 
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         return max(-math.log(mass), 0.0)
 
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
         return t
 
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
         return np.expm1(t)
 
-    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
+    def steepness(self, ratio: np.ndarray) -> np.ndarray:
         return ratio
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
-        largest = self._radius_of_maximum(sample.top_mass)
+        largest = self.radius_of_maximum(sample.top_mass)
         if radius >= largest:
             return sample.maximum(0.0, largest)
         start = _start(sample, radius) if sample.hint is None else sample.hint
@@ -108,7 +113,7 @@ class KL(DensityRatioSet):
 
     def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
         result = np.where(radii > 0, sample.top, 0.0)
-        inner = (radii > 0) & (radii < self._radius_of_maximum(sample.top_mass))
+        inner = (radii > 0) & (radii < self.radius_of_maximum(sample.top_mass))
         wanted, back = np.unique(radii[inner], return_inverse=True)
         slopes = np.exp(
             path(lambda r, t: _solve(sample, r, t), wanted, lambda r: _start(sample, r))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,6 +93,9 @@ class MMD(AmbiguitySet):
     array([0.  , 2.11, 0.  , 1.89])
     """
 
+    conic_form = "mmd"
+    most_draws = 500  # a quadratic program in their kernel
+
     def __init__(
         self,
         kernel: str | Callable[..., Any] = "gaussian",
@@ -111,8 +114,13 @@ class MMD(AmbiguitySet):
         """Bound of MMD^2: radius^2. None in penalty form."""
         return None if self.radius is None else float(self.radius) ** 2
 
-    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
-        """Return None: reweighting moves no point, so that there is no ground cost."""
+    def bind(self, x: Any, y: Any, weights: Any, groups: Any = None) -> BoundMMD:
+        """Return the set on pairs of points and labels."""
+        return self.on(x, weights, labels=y)
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """From n samples to their law it is about 1 / sqrt(n) for a kernel below 1."""
+        return np.geomspace(0.1, 10.0, 8) * np.sqrt(weight @ weight)
 
     def needs_largest(self, penalty: float) -> bool:
         """Always, but without any room to move: elsewhere losses may be larger (see Notes)."""

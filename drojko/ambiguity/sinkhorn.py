@@ -68,6 +68,8 @@ class Sinkhorn(AmbiguitySet):
     (GroundCost(d=2, immutable: 'sex'), 0.25)
     """
 
+    moves = True
+
     def __init__(
         self,
         epsilon: float = 0.1,
@@ -90,6 +92,12 @@ class Sinkhorn(AmbiguitySet):
         if self.immutable is not None:
             weights[columns.selection("immutable", self.immutable)] = np.inf
         return GroundCost(weights, None, None, columns.names)
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Squared shares of a standard deviation."""
+        return (
+            self.validate(X.shape[1], names).spread(X, weight) * np.geomspace(0.01, 1.0, 8)
+        ) ** 2
 
     def _validate_params(self) -> None:
         self._check_number("epsilon", self.epsilon, zero="refused")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from drojko._numerics import root
+from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.point import Curve
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
-from drojko.ambiguity.duals.smoothed import capped, flat, maximum, root, soft_maximum
+from drojko.ambiguity.duals.smoothed import capped, flat, maximum, soft_maximum
 from drojko.ambiguity.duals.support import Reweighting
 
 __all__ = ["TotalVariation"]
@@ -66,6 +68,11 @@ class TotalVariation(DensityRatioSet):
 
     _largest_radius = 1.0
     jumps = True
+    conic_form = "total-variation"
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Shares of the mass."""
+        return np.geomspace(0.005, 0.5, 8)
 
     def needs_largest(self, penalty: float) -> bool:
         """Always, but without any room to move."""
@@ -79,7 +86,7 @@ class TotalVariation(DensityRatioSet):
         """Half the mean of |ratio - 1|."""
         return 0.5 * float(weights @ np.abs(ratio - 1.0))
 
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         return max(1.0 - mass, 0.0)
 
     def _nominal(self, sample: Sample) -> Worst:
@@ -102,12 +109,24 @@ class TotalVariation(DensityRatioSet):
             return np.where(beyond, np.inf, bounds)
         return super().bounds_at(values, penalty, shift)
 
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
         return np.where(t >= -0.5, 0.0, -np.inf)  # and what is missing is on the largest loss
 
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
         # The dual point has the largest loss at t = 1/2.
         return np.where(t <= 0.5 + 1e-9, np.maximum(t, -0.5), np.inf)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        if self.penalty is not None:
+            price = float(self.penalty)
+            tails = [Tail("cap", 1.0, 0, price, None), Tail("top", 1.0 / weights, 0, 0.0, None)]
+            return Tails(self, weights, tails, [1.0], -price)
+        radius = self._size()
+        tails = [
+            Tail("cap", 1.0, 1, 0.0, 1.0 - radius),
+            Tail("top", radius / weights, 0, 0.0, radius),
+        ]
+        return Tails(self, weights, tails, [radius, 1.0 - radius])
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
@@ -121,7 +140,7 @@ class TotalVariation(DensityRatioSet):
     def _ball(self, sample: Sample, radius: float) -> Worst:
         ends, _ = _removal(sample)
         if radius >= ends[-1]:
-            return sample.maximum(0.0, self._radius_of_maximum(sample.top_mass))
+            return sample.maximum(0.0, self.radius_of_maximum(sample.top_mass))
         # The run of equal losses in which the mass runs out keeps the same part of each.
         starts, weight = sample.distinct
         i = int(np.searchsorted(ends, radius))
@@ -226,12 +245,13 @@ def _barred_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smooth
         x = math.exp(log_x)
         share, inverse = expit((penalty - distance - x) / kappa), 1.0 / (x + distance)
         slope = float(w @ (share * (1.0 - share))) / kappa + kappa * float(w @ inverse**2)
-        return float(w @ share) + kappa * float(w @ inverse) - 1.0, -x * slope
+        return 1.0 - float(w @ share) - kappa * float(w @ inverse), x * slope
 
     # All terms 1 / x or one share short of 1: brackets of the distance of M above the largest.
     low = math.log(kappa * bound.least)
     high = math.log(penalty + kappa * (2.0 - math.log(min(0.5 * bound.least, kappa / penalty))))
-    x = math.exp(root(excess, low, high, min(max(math.log(kappa), low), high), 1.0))
+    start = min(max(math.log(kappa), low), high)
+    x = math.exp(root(excess, start, low=low, high=high, tol=1e-14))
     t = (penalty - distance - x) / kappa
     share = expit(t)
     wall = np.where(w > 0, kappa / (x + distance), 0.0)

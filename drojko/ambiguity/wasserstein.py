@@ -92,6 +92,8 @@ class Wasserstein(AmbiguitySet):
     True
     """
 
+    moves = True
+
     def __init__(
         self,
         radius: float | None = None,
@@ -135,6 +137,10 @@ class Wasserstein(AmbiguitySet):
             weights[categories.every_column] = np.inf
         lower, upper = resolve_bounds(self.bounds, columns)
         return GroundCost(weights, lower, upper, columns.names, categories)
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Shares of a standard deviation: 0.01 is a rounding error, 1 mixes everything up."""
+        return self.validate(X.shape[1], names).spread(X, weight) * np.geomspace(0.01, 1.0, 8)
 
     def _validate_params(self) -> None:
         super()._validate_params()

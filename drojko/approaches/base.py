@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -62,14 +63,25 @@ class Approach(ABC):
 
     #: Key in the stored state of a fitted estimator.
     name: str
+    #: Whether certificates need gradients of the model in its inputs.
+    gradients = True
+
+    @abstractmethod
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Whether the set offers what this approach needs."""
 
     def resolve(self, ambiguity: AmbiguitySet, X: np.ndarray, names: Any) -> GroundCost:
         """Check the set against the data; the geometry of X, trivial where nothing moves."""
         cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+        if ambiguity.moves and not isinstance(cost, GroundCost):
+            raise UnsupportedError(
+                f"{type(ambiguity).__name__}.resolve returned {type(cost).__name__}; transport "
+                "needs a drojko.ambiguity.GroundCost"
+            )
         hint = "use radius=0 for no ambiguity at all"
         _check_range("radius", ambiguity.radius, _RADII, hint)
         _check_range("penalty", ambiguity.penalty, _PENALTIES, hint)
-        return cost if isinstance(cost, GroundCost) else GroundCost(np.ones(X.shape[1]))
+        return cost if ambiguity.moves else GroundCost(np.ones(X.shape[1]))
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """How far (root mean square) a kernel density reference may move its samples."""
@@ -115,6 +127,11 @@ class Approach(ABC):
         generator: torch.Generator,
     ) -> Certificate:
         """Certificate of a fixed model on the empirical measure of points x, y, weights."""
+
+    def found(self, plan: Plan, model: TabularModel, certificate: Certificate, atoms: int) -> Any:
+        """State of the worst case of a fixed model, for `worst_case`; None where there is none."""
+        result = TrainResult("converged", "", 0, certificate.penalty, math.nan)
+        return self.assess(plan, model, result, False, atoms).state
 
     @abstractmethod
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:

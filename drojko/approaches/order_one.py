@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import Approach, Assessment, FittedModel
@@ -35,6 +36,10 @@ class OrderOne(Approach):
     """Wasserstein sets of order 1 with a radius > 0 or a penalty."""
 
     name = "order-one"
+
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Of radius 0 both orders are the reference alone."""
+        return ambiguity.moves and ambiguity.order == 1 and ambiguity.radius != 0
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """A tenth of the radius."""
@@ -72,7 +77,7 @@ class OrderOne(Approach):
             n_outputs=model.n_outputs,
             radius=plan.radius,
             penalty=plan.penalty,
-            norm=_norm(plan),
+            norm=plan.ambiguity.norm,
             inverse_weights=plan.cost.inverse_weights,
             label_cost=plan.label_cost,
             alpha=plan.alpha,
@@ -110,7 +115,7 @@ class OrderOne(Approach):
             "plan": asdict(plan_found),
             "attained_risk": certificate.worst_case_risk,
             "inverse_weights": plan.cost.inverse_weights,
-            "norm": _norm(plan),
+            "norm": plan.ambiguity.norm,
             "label_cost": plan.label_cost,
         }
         return Assessment(certificate, state)
@@ -147,10 +152,6 @@ class OrderOne(Approach):
         )
 
 
-def _norm(plan: Plan) -> float:
-    return getattr(plan.ambiguity, "norm", 2)
-
-
 def _parameters(model: TabularModel) -> tuple[np.ndarray, np.ndarray]:
     weight, bias = model.weights[0], model.biases[0]  # type: ignore[index]
     return (
@@ -175,13 +176,10 @@ def _measure(
     x, y, w = points
     coef, intercept = _parameters(model)
     adversary = LinearAdversary(
-        coef, intercept, plan.loss, plan.cost.inverse_weights, _norm(plan), plan.label_cost
+        coef, intercept, plan.loss, plan.cost.inverse_weights, plan.ambiguity.norm, plan.label_cost
     )
     found = adversary.risk(x, y, w, radius=plan.radius, penalty=plan.penalty)
-    error = 0.0
-    if sampled:
-        centred = found.spread - w @ found.spread
-        error = float(np.sqrt(np.sum((w * centred) ** 2)))
+    error = standard_error(found.spread, w) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=found.nominal,
         lower=min(found.attained, found.value),

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.inner.solver import InnerSolver
-from drojko.losses import CallableLoss, CrammerSinger, Loss, Softmax
+from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.minimax.problem import Callback, RobustProblem
 from drojko.minimax.transport.subgradient import Subgradient
@@ -44,25 +45,26 @@ class Plan:
     outer: Subgradient = field(default_factory=Subgradient)
     callback: Callback | None = None
     groups: Any = None
+    atoms: tuple[Tensor, Tensor, Tensor] | None = None  # all points of an empirical reference
 
     @property
     def ridge(self) -> bool:
         """Whether the exact linear solver applies (for a linear model)."""
-        named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
-        return named and not self.cost.bounded and not self.cost.swaps
+        known = self.loss.scalar and self.loss.has_worst_case
+        return known and not self.cost.bounded and not self.cost.swaps
 
     @property
     def relaxes(self) -> bool:
         """Whether the exact linear solver applies once bounds and swaps are left out."""
-        named = self.loss.scalar and not isinstance(self.loss, CallableLoss)
-        return named and (self.cost.bounded or self.cost.swaps)
+        known = self.loss.scalar and self.loss.has_worst_case
+        return known and (self.cost.bounded or self.cost.swaps)
 
     @property
     def classes(self) -> bool:
         """Whether the exact multi-class solver applies (for a linear model)."""
-        named = isinstance(self.loss, Softmax | CrammerSinger)
+        known = not self.loss.scalar and self.loss.has_worst_case
         free = not self.cost.bounded and not self.cost.swaps
-        return named and free and math.isinf(self.label_cost)
+        return known and free and math.isinf(self.label_cost)
 
     def problem(self, model: TabularModel) -> RobustProblem:
         return RobustProblem(
@@ -78,4 +80,5 @@ class Plan:
             n_labels=self.n_labels,
             dtype=self.dtype,
             device=self.device,
+            atoms=self.atoms,
         )

@@ -1,52 +1,61 @@
-"""Which approach belongs to which ambiguity set."""
+"""Which approach belongs to which ambiguity set: the one place that chooses, by what a set offers.
+
+Estimators, problems and audits ask `approach_to`. An approach says itself which sets it serves;
+one of a user's own, of a family that the package does not have, is added by `register`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from drojko.ambiguity import MMD, AmbiguitySet, Group, Sinkhorn, Wasserstein
+from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import Approach
 from drojko.approaches.order_one import OrderOne
-from drojko.approaches.reweighting import Reweighting
+from drojko.approaches.reweighting.density_ratio import DensityRatio
+from drojko.approaches.reweighting.support import OnSupport
 from drojko.approaches.sinkhorn import SinkhornApproach
-from drojko.approaches.support import OnSupport
-from drojko.approaches.transport import Transport
+from drojko.approaches.transport.approach import Transport
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
-__all__ = ["approach_named", "approach_to"]
+__all__ = ["approach_named", "approach_to", "register"]
 
-_ALL: tuple[Approach, ...] = (
-    Transport(),
-    OrderOne(),
-    SinkhornApproach(),
-    Reweighting(),
-    OnSupport(),
-)
-_APPROACHES: dict[str, Approach] = {approach.name: approach for approach in _ALL}
+#: Asked in this order: the more that an approach needs of a set, the earlier.
+_APPROACHES: dict[str, Approach] = {
+    approach.name: approach
+    for approach in (OrderOne(), SinkhornApproach(), Transport(), DensityRatio(), OnSupport())
+}
+
+
+def register(approach: Approach) -> None:
+    """Add an approach, which is asked before all others, or replace the one of its name."""
+    others = {name: one for name, one in _APPROACHES.items() if name != approach.name}
+    _APPROACHES.clear()
+    _APPROACHES.update({approach.name: approach, **others})
 
 
 def approach_to(ambiguity: Any) -> Approach:
     """The approach to an ambiguity set; a clear error for what is none."""
     if not isinstance(ambiguity, AmbiguitySet):
         raise InvalidDataError(
-            f"ambiguity={ambiguity!r}; expected an ambiguity set such as Wasserstein(radius=0.1)"
+            f"ambiguity={ambiguity!r}; expected an ambiguity set such as those of "
+            "drojko.ambiguity, for instance Wasserstein(radius=0.1)"
         )
-    if isinstance(ambiguity, Wasserstein):
-        # Of radius 0 both orders are the reference alone.
-        exact = ambiguity.order == 1 and ambiguity.radius != 0
-        return _APPROACHES["order-one" if exact else "transport"]
-    if isinstance(ambiguity, Sinkhorn):
-        return _APPROACHES["sinkhorn"]
-    if isinstance(ambiguity, Group | MMD):
-        return _APPROACHES["support"]
-    if hasattr(ambiguity, "on"):
-        return _APPROACHES["reweighting"]
+    for approach in _APPROACHES.values():
+        if approach.serves(ambiguity):
+            return approach
+    ambiguity._validate_params()  # settings out of range, perhaps
     raise UnsupportedError(
-        f"training and certificates for {type(ambiguity).__name__} are not available yet: use "
-        "Wasserstein, or the set's own dual(losses) on the losses of a fitted model"
+        f"{type(ambiguity).__name__} offers nothing to train against: neither on(x, weights, "
+        "groups), which solvers for sets that reweight need, nor moves = True with order = 2 and "
+        "resolve(n_features, feature_names) -> GroundCost, which transport needs"
     )
 
 
 def approach_named(name: str) -> Approach:
     """The approach that a stored state belongs to."""
+    if name not in _APPROACHES:
+        raise UnsupportedError(
+            f"the worst case was stored by the approach {name!r}, which is not registered here: "
+            "import the module that calls drojko.approaches.registry.register"
+        )
     return _APPROACHES[name]

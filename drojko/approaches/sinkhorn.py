@@ -13,15 +13,14 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet, Sinkhorn
-from drojko.approaches import transport_training as _training
+from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.approaches.base import Approach, Assessment, FittedModel
 from drojko.approaches.plan import Plan
-from drojko.approaches.transport_evaluation import EXACT_DRAWS, LEARNED_DRAWS, best_constant
+from drojko.approaches.transport import training as _training
+from drojko.approaches.transport.evaluation import EXACT_DRAWS, LEARNED_DRAWS, best_constant
 from drojko.certificates import Certificate
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
-from drojko.inner.sinkhorn.tilt import is_tiltable
 from drojko.inner.sinkhorn.worst_case import GibbsWorstCase
 from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.sinkhorn.certificate import certify_linear, certify_sampled
@@ -72,7 +71,7 @@ class _SampledPlan(Plan):
 
 
 def _epsilon(plan: Plan) -> float:
-    return float(cast(Sinkhorn, plan.ambiguity).epsilon)
+    return float(plan.ambiguity.epsilon or 0.0)
 
 
 def _sampled(plan: Plan) -> _SampledPlan:
@@ -80,7 +79,7 @@ def _sampled(plan: Plan) -> _SampledPlan:
 
 
 def _is_exact(plan: Plan, model: TabularModel) -> bool:
-    return is_linear(model) and model.n_outputs == 1 and is_tiltable(plan.loss)
+    return is_linear(model) and model.n_outputs == 1 and plan.loss.has_tilt
 
 
 class SinkhornApproach(Approach):
@@ -88,11 +87,15 @@ class SinkhornApproach(Approach):
 
     name = "sinkhorn"
 
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Points that move, with an entropic smoothing."""
+        return ambiguity.moves and ambiguity.epsilon is not None
+
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """A tenth of the radius, or of the noise of the set itself in penalty form."""
         if ambiguity.radius is not None:
             return _INSIDE * math.sqrt(ambiguity.radius)
-        return _INSIDE * math.sqrt(0.5 * float(cast(Sinkhorn, ambiguity).epsilon))
+        return _INSIDE * math.sqrt(0.5 * float(ambiguity.epsilon or 0.0))
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Newton's method where the noise is one-dimensional, particles otherwise."""
@@ -132,13 +135,11 @@ class SinkhornApproach(Approach):
                 certificate = _certify(
                     plan, model, points, spawn(plan.generator), sampled, guess, 0.0
                 )
-        state = {
-            "penalty": certificate.penalty,
-            "epsilon": _epsilon(plan),
-            "attained_risk": certificate.worst_case_risk,
-            "cost_weights": plan.cost.weights,
-        }
-        return Assessment(certificate, state, constant)
+        return Assessment(certificate, _state(plan, certificate), constant)
+
+    def found(self, plan: Plan, model: TabularModel, certificate: Certificate, atoms: int) -> Any:
+        """The tilted laws of this certificate; none at an infinite price."""
+        return _state(plan, certificate) if math.isfinite(certificate.penalty) else None
 
     def certify(
         self,
@@ -154,7 +155,7 @@ class SinkhornApproach(Approach):
         """The tilted laws around the reference."""
         x, _, _ = fitted.reference.points(1000, make_generator(0))
         x = x.to(dtype=fitted.dtype, device=fitted.device)
-        cost = _ground_cost(state["cost_weights"])
+        cost = GroundCost(np.asarray(state["cost_weights"], dtype=np.float64))
         coordinates = Coordinates.build(cost, x, fitted.model.first_layer())
         return GibbsWorstCase(
             Objective(fitted.model, fitted.loss, coordinates, state["penalty"]),
@@ -167,10 +168,13 @@ class SinkhornApproach(Approach):
         )
 
 
-def _ground_cost(weights: np.ndarray):
-    from drojko.ambiguity import GroundCost
-
-    return GroundCost(np.asarray(weights, dtype=np.float64))
+def _state(plan: Plan, certificate: Certificate) -> dict[str, Any]:
+    return {
+        "penalty": certificate.penalty,
+        "epsilon": _epsilon(plan),
+        "attained_risk": certificate.worst_case_risk,
+        "cost_weights": plan.cost.weights,
+    }
 
 
 def _train_linear(plan: Plan, model: Any, start: float | None) -> TrainResult:

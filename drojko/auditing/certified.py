@@ -1,9 +1,8 @@
-"""Sets that the estimators' approaches certify: order 1, Sinkhorn, MMD and groups."""
+"""Sets of which an audit knows no more than their approach: order 1, Sinkhorn, MMD, groups."""
 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,20 +10,17 @@ import numpy as np
 import torch
 
 from drojko._random import spawn
-from drojko.ambiguity import MMD, Group, Sinkhorn
 from drojko.approaches.base import FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row
-from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
-from drojko.minimax.problem import TrainResult
 
-__all__ = ["certify", "plan_of"]
+__all__ = ["certified", "plan_of"]
 
 _SUPPORTED = (
     "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
@@ -53,13 +49,14 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
     )
 
 
-def certify(problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Row]:
+def certified(
+    problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
+) -> list[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
-    first = sizes[0][1]
-    if not isinstance(first, MMD | Group) and problem.model.tabular is None:
+    if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
         raise UnsupportedError(
-            f"{type(first).__name__} needs gradients, and there are none ({problem.model.note}); "
-            f"{_SUPPORTED}"
+            f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
+            f"({problem.model.note}); {_SUPPORTED}"
         )
     found: list[Row] = []
     for size, ambiguity in problem.progress.over(sizes, "certificates", 1.0):
@@ -97,33 +94,17 @@ def _monotone(one: Row, before: list[Row]) -> Row:
 
 
 def _worst(
-    problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Certificate
+    problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Any
 ) -> WorstCase | None:
-    state: dict[str, Any]
-    if isinstance(plan.ambiguity, Sinkhorn):
-        state = {
-            "penalty": c.penalty,
-            "epsilon": float(plan.ambiguity.epsilon),
-            "attained_risk": c.worst_case_risk,
-            "cost_weights": plan.cost.weights,
-        }
-        if not math.isfinite(c.penalty):
-            return None
-    else:
-        reference: LabelledMeasure = problem.reference
-        if isinstance(plan.ambiguity, Group):
-            reference = approach.measure(
-                plan.ambiguity,
-                _unfitted(reference),
-                problem.x.numpy(),
-                problem.y.numpy(),
-                problem.w.numpy(),
-                problem.groups,
-            )
+    if plan.ambiguity.knows_groups:
+        arrays = (problem.x.numpy(), problem.y.numpy(), problem.w.numpy())
+        unfitted = _unfitted(problem.reference)
+        reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
         plan = replace(plan, reference=reference)
-        result = TrainResult("converged", "", 0, c.penalty, math.nan)
-        with torch.no_grad():
-            state = approach.assess(plan, model, result, False, len(problem.x)).state
+    with torch.no_grad():
+        state = approach.found(plan, model, c, len(problem.x))
+    if state is None:
+        return None
     fitted = FittedModel(
         model,
         problem.loss,

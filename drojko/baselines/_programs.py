@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity import GroundCost
-from drojko.baselines._losses import ConvexLoss
 from drojko.exceptions import InvalidDataError, SolverError
+from drojko.losses import Loss
 
 __all__ = ["Form", "Program", "Table"]
 
@@ -69,19 +69,9 @@ class Table:
             return cp.multiply(self.sign, self.outputs)
         return self.outputs - self.target
 
-    def losses(self, loss: ConvexLoss) -> Any:
+    def losses(self, loss: Loss) -> Any:
         """Loss of each row, a convex expression of shape (n,)."""
-        import cvxpy as cp
-
-        if self.n_classes <= 2:
-            return loss.value(self.u)
-        f = self.outputs
-        own = np.zeros((len(self.x), self.n_classes))
-        own[np.arange(len(self.x)), self.target] = 1.0
-        score = cp.sum(cp.multiply(own, f), axis=1)
-        if loss.name == "logistic":
-            return cp.log_sum_exp(f, axis=1) - score
-        return cp.max(f + (1.0 - own), axis=1) - score
+        return loss.conic(self.outputs, self.target)
 
 
 @dataclass(frozen=True, eq=False)

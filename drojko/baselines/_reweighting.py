@@ -7,26 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity import (
-    KL,
-    MMD,
-    AmbiguitySet,
-    ChiSquare,
-    CressieRead,
-    CVaR,
-    Group,
-    TotalVariation,
-)
-from drojko.baselines._losses import ConvexLoss
+from drojko.ambiguity import AmbiguitySet
 from drojko.baselines._programs import Form, Table
 from drojko.exceptions import UnsupportedError
+from drojko.losses import Loss
 
 __all__ = ["reweighting_form"]
 
 _MOST = 4000  # points up to which the kernel's factor is whole
 
 
-def reweighting_form(ambiguity: AmbiguitySet, loss: ConvexLoss, table: Table) -> Form:
+def reweighting_form(ambiguity: AmbiguitySet, loss: Loss, table: Table) -> Form:
     r"""Inf over dual variables of a function that is nondecreasing in the losses t_i >= loss_i.
 
     The multiplier of t_i >= loss_i is the worst-case mass of atom i.
@@ -36,31 +27,17 @@ def reweighting_form(ambiguity: AmbiguitySet, loss: ConvexLoss, table: Table) ->
     n = len(table.x)
     t = cp.Variable(n)
     epigraph = table.losses(loss) <= t
-    if isinstance(ambiguity, MMD):
-        risk, constraints, sizes = _mmd(ambiguity, t, table)
-    elif isinstance(ambiguity, Group):
-        risk, constraints, sizes = _group(ambiguity, t, table)
-    else:
-        risk, constraints, sizes = _dual(ambiguity, t, table.mass)
+    form = _FORMS.get(ambiguity.conic_form or "")
+    if form is None:
+        raise UnsupportedError(
+            f"{type(ambiguity).__name__} has no conic form here: its conic_form is "
+            f"{ambiguity.conic_form!r}, expected one of {sorted(_FORMS)}"
+        )
+    risk, constraints, sizes = form(ambiguity, t, table)
     return Form(risk, [epigraph, *constraints], sizes, epigraph)
 
 
-def _dual(ambiguity: AmbiguitySet, t: Any, mass: np.ndarray) -> tuple[Any, list[Any], list[Any]]:
-    if isinstance(ambiguity, CVaR):
-        return _cvar(t, mass)
-    ball = ambiguity.penalty is None
-    if isinstance(ambiguity, TotalVariation):
-        return _total_variation(t, mass, ball)
-    if isinstance(ambiguity, KL):
-        return _kl(t, mass, ball)
-    if isinstance(ambiguity, ChiSquare):
-        return _chi_square(t, mass, ball)
-    if isinstance(ambiguity, CressieRead):
-        return _cressie_read(t, mass, ball, float(ambiguity.k))
-    raise TypeError(f"{type(ambiguity).__name__} does not reweight")
-
-
-def _mmd(ambiguity: MMD, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _mmd(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Ball: f0 + E f + r |f| with f0 + f >= loss; penalised: |f|^2 / 4c; f = L b has norm |b|."""
     import cvxpy as cp
 
@@ -79,7 +56,7 @@ def _mmd(ambiguity: MMD, t: Any, table: Table) -> tuple[Any, list[Any], list[Any
     return risk + size * cp.sum_squares(b), [above], [(size, lambda penalty: 0.25 / penalty)]
 
 
-def _group(ambiguity: Group, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _group(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Total variation of the shares of groups, or any shares, with the groups' mean losses."""
     import cvxpy as cp
 
@@ -164,3 +141,19 @@ def _cressie_read(
     if ball:
         risk = risk + size * lam
     return risk, [tie, cone], [(size, float)]
+
+
+#: Conic forms by the name that sets give them.
+_FORMS: dict[str, Any] = {
+    "mmd": _mmd,
+    "group": _group,
+    "cvar": lambda ambiguity, t, table: _cvar(t, table.mass),
+    "total-variation": lambda ambiguity, t, table: _total_variation(
+        t, table.mass, ambiguity.penalty is None
+    ),
+    "kl": lambda ambiguity, t, table: _kl(t, table.mass, ambiguity.penalty is None),
+    "chi-square": lambda ambiguity, t, table: _chi_square(t, table.mass, ambiguity.penalty is None),
+    "cressie-read": lambda ambiguity, t, table: _cressie_read(
+        t, table.mass, ambiguity.penalty is None, float(ambiguity.k)
+    ),
+}

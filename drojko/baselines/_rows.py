@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity import Group
 from drojko.ambiguity.group import membership
 from drojko.exceptions import InvalidDataError
 
@@ -44,7 +43,7 @@ class Rows:
 
 def members_of(ambiguity: Any, groups: Any, weight: np.ndarray) -> np.ndarray | None:
     """Who is in which group, of shape (n, G); None for sets without groups."""
-    if not isinstance(ambiguity, Group):
+    if not ambiguity.knows_groups:
         return None
     if groups is None or len(members := membership(groups)[0]) != len(weight):
         raise InvalidDataError(
@@ -58,8 +57,6 @@ def members_of(ambiguity: Any, groups: Any, weight: np.ndarray) -> np.ndarray | 
 
 def size_of(ambiguity: Any) -> float:
     """The number that a set is sized by; NaN for any mixture of groups."""
-    if hasattr(ambiguity, "alpha"):
-        return float(ambiguity.alpha)
-    if ambiguity.radius is None and ambiguity.penalty is None:
-        return math.nan
-    return float(ambiguity.penalty if ambiguity.radius is None else ambiguity.radius)
+    priced = ambiguity.penalty is not None
+    size = ambiguity.penalty if priced else getattr(ambiguity, ambiguity.size_name)
+    return math.nan if size is None else float(size)

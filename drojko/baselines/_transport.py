@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity import GroundCost, Wasserstein
-from drojko.baselines._losses import ConvexLoss
 from drojko.baselines._programs import Form, Table
+from drojko.losses import Loss
 
 __all__ = ["dual_norm", "order_one_form", "order_two_form"]
 
@@ -23,9 +23,7 @@ def dual_norm(theta: Any, cost: GroundCost, norm: float) -> Any:
     return cp.norm(cp.multiply(np.sqrt(cost.inverse_weights), theta), _DUAL[norm])
 
 
-def order_one_form(
-    ambiguity: Wasserstein, cost: GroundCost, loss: ConvexLoss, table: Table
-) -> Form:
+def order_one_form(ambiguity: Wasserstein, cost: GroundCost, loss: Loss, table: Table) -> Form:
     r"""Inf { c r + E s : c >= Lip ||theta||_*, s >= loss, s >= loss(other label) - c kappa }.
 
     S. Shafieezadeh-Abadeh, D. Kuhn, P. Mohajerin Esfahani (2017), arXiv 1710.10016.
@@ -35,7 +33,7 @@ def order_one_form(
     ball = ambiguity.penalty is None
     size = cp.Parameter(nonneg=True)
     c = cp.Variable(nonneg=True) if ball else size
-    norm = float(getattr(ambiguity, "norm", 2))
+    norm = float(ambiguity.norm)
     constraints: list[Any] = []
     if table.n_classes > 2:
         present = np.unique(table.target[table.mass > 0])
@@ -45,23 +43,28 @@ def order_one_form(
                     difference = table.theta[:, other] - table.theta[:, int(own)]
                     constraints.append(dual_norm(difference, cost, norm) <= c)
     else:
-        constraints.append(loss.lipschitz * dual_norm(table.theta, cost, norm) <= c)
+        constraints.append(float(loss.lipschitz or 0.0) * dual_norm(table.theta, cost, norm) <= c)
     s = table.losses(loss)
     if math.isfinite(ambiguity.label_cost):
         if table.sign is not None:
-            flipped = loss.value(-table.u) - c * ambiguity.label_cost
+            flipped = loss.conic(table.outputs, 1 - table.target) - c * ambiguity.label_cost
             s = cp.maximum(s, flipped)
         else:  # targets move at label_cost |y - y'|
-            constraints.append(c * ambiguity.label_cost >= loss.lipschitz)
+            constraints.append(c * ambiguity.label_cost >= float(loss.lipschitz or 0.0))
     risk = table.mass @ s
     if ball:
         risk = risk + size * c
     return Form(risk, constraints, [(size, float)], multiplier=c, cost=cost)
 
 
-def order_two_form(
-    ambiguity: Wasserstein, cost: GroundCost, loss: ConvexLoss, table: Table
-) -> Form:
+def _raised(loss: Loss, u: Any, sigma: Any) -> Any:
+    """Max over the loss's lines of slope * u + level + slope^2 * sigma."""
+    import cvxpy as cp
+
+    return cp.maximum(*[slope * u + level + slope**2 * sigma for slope, level in loss.lines])
+
+
+def order_two_form(ambiguity: Wasserstein, cost: GroundCost, loss: Loss, table: Table) -> Form:
     r"""Squared: (sqrt(MSE) + r n)^2, n the dual norm; max-affine: raised by slope^2 n^2 / (4 c).
 
     With movable targets (regression) n^2 = ||theta||_*^2 + 1 / label_cost.
@@ -74,7 +77,7 @@ def order_two_form(
         vector = cp.hstack([vector, 1.0 / math.sqrt(kappa)])
     ball = ambiguity.penalty is None
     size = cp.Parameter(nonneg=True)
-    if loss.name == "squared":
+    if loss.quadratic:
         errors = cp.multiply(np.sqrt(table.mass), table.u)
         if ball:
             return Form(
@@ -97,9 +100,9 @@ def order_two_form(
         c, root = size, cp.Parameter(nonneg=True)
         constraints = [cp.sum_squares(root * vector) <= sigma]
         sizes = [(size, float), (root, lambda penalty: 0.5 / math.sqrt(penalty))]
-    s = loss.raised(table.u, sigma)
+    s = _raised(loss, table.u, sigma)
     if table.sign is not None and math.isfinite(kappa):
-        s = cp.maximum(s, loss.raised(-table.u, sigma) - c * kappa)
+        s = cp.maximum(s, _raised(loss, -table.u, sigma) - c * kappa)
     risk = table.mass @ s
     if ball:
         risk = risk + size * c

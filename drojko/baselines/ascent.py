@@ -23,7 +23,7 @@ from drojko._sklearn import (
     check_is_fitted,
     validate_data,
 )
-from drojko._threads import SMALL, one_torch_thread
+from drojko._threads import SMALL, one_thread
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.losses import Loss, get_loss
 from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_like
@@ -63,7 +63,7 @@ class _AscentClassifier(ClassifierMixin, BaseEstimator):
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        with one_torch_thread(X.size < SMALL), torch.no_grad():
+        with one_thread(X.size < SMALL), torch.no_grad():
             x, labels = torch.tensor(X), torch.tensor(index)
             mass = torch.tensor(weight / weight.mean())
             model = self._build(X.shape[1], generator)
@@ -109,7 +109,7 @@ class _AscentClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         model = self._build(X.shape[1], torch.Generator().manual_seed(0))
-        with torch.no_grad(), one_torch_thread(X.size < SMALL):
+        with torch.no_grad(), one_thread(X.size < SMALL):
             for p, value in zip(model.parameters(), [*self.weights_, *self.biases_]):
                 p.copy_(torch.tensor(value))
             return model(torch.tensor(X)).numpy()

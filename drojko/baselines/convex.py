@@ -8,32 +8,24 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 
 from drojko._sklearn import (
     Interval,
     NestedDefaults,
-    StrOptions,
     _check_sample_weight,
     _fit_context,
     check_classification_targets,
     check_is_fitted,
     validate_data,
 )
-from drojko.ambiguity import (
-    MMD,
-    AmbiguitySet,
-    DensityRatioSet,
-    GroundCost,
-    Group,
-    Wasserstein,
-)
-from drojko.baselines._losses import ConvexLoss, convex_loss
+from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._rows import Rows, members_of, size_of
 from drojko.baselines._transport import order_one_form, order_two_form
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.losses import Loss, loss_with
 
 __all__ = ["ConvexDROClassifier", "ConvexDRORegressor", "SUPPORTED"]
 
@@ -62,7 +54,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         "solver_options": [dict, None],
     }
 
-    def _loss(self) -> ConvexLoss:
+    def _loss(self) -> Loss:
         raise NotImplementedError
 
     def _solve(self, X: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any) -> None:
@@ -97,27 +89,29 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         self._table = table
         self._finish(size_of(ambiguity))
 
-    def _form(self, ambiguity: Any, resolved: Any, loss: ConvexLoss, table: Table) -> Form:
+    def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
         name = type(ambiguity).__name__
-        if ambiguity.radius == 0 and not isinstance(ambiguity, Group):
+        if ambiguity.radius == 0 and not ambiguity.knows_groups:
             return Form(table.mass @ table.losses(loss), [], [])
-        if isinstance(ambiguity, DensityRatioSet | MMD | Group):
+        if callable(getattr(ambiguity, "on", None)):
             return reweighting_form(ambiguity, loss, table)
-        if not isinstance(ambiguity, Wasserstein) or not isinstance(resolved, GroundCost):
+        if ambiguity.order is None or not isinstance(resolved, GroundCost):
             raise _unsupported(name)
         if resolved.bounded or getattr(ambiguity, "categorical_features", None) is not None:
             raise _unsupported(f"{name} with bounds or categorical features")
         if ambiguity.order == 1:
-            if loss.name == "squared":
+            if loss.lipschitz is None or not (loss.scalar or loss.has_pairs):
+                raise _unsupported(f"{name}(order=1) with loss={loss!r}")
+            if math.isinf(loss.lipschitz):
                 raise UnboundedRiskError(
-                    "the squared loss grows faster than an order-1 cost: the worst case is "
+                    f"the {loss.name} loss grows faster than an order-1 cost: the worst case is "
                     "infinite for every radius > 0 and every penalty. Use order=2"
                 )
             if table.n_classes > 2 and math.isfinite(ambiguity.label_cost):
                 raise _unsupported(f"{name}(order=1) with label_cost and several classes")
             return order_one_form(ambiguity, resolved, loss, table)
-        if loss.name in ("logistic", "huber") or table.n_classes > 2:
-            what = "several classes" if table.n_classes > 2 else f"loss={loss.name!r}"
+        if table.n_classes > 2 or not (loss.lines or loss.quadratic):
+            what = "several classes" if table.n_classes > 2 else f"loss={loss!r}"
             raise _unsupported(f"{name}(order=2) with {what}")
         return order_two_form(ambiguity, resolved, loss, table)
 
@@ -139,11 +133,8 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         if self.__dict__.get("_program") is None:
             raise InvalidDataError("refit needs the program of a fit in this process: call fit")
         ambiguity = self._nested("ambiguity")
-        name = "alpha" if hasattr(ambiguity, "alpha") else None
-        name = name or ("radius" if ambiguity.penalty is None else "penalty")
-        type(ambiguity)(**{**ambiguity.get_params(deep=False), name: size}).validate(
-            self.n_features_in_, None
-        )
+        name = ambiguity.size_name if ambiguity.penalty is None else "penalty"
+        clone(ambiguity).set_params(**{name: size}).validate(self.n_features_in_, None)
         if not size > 0 or not self._program.form.sizes:
             raise InvalidDataError(
                 f"refit got {size!r}: for radius 0, sets without a size, and back, call fit"
@@ -201,7 +192,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
 
     def _affine_atoms(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         """Each atom moves by slope * theta / (2 penalty) for the piece that is active for it."""
-        inverse, pieces = self._inverse_weights(), self._loss().pieces
+        inverse, pieces = self._inverse_weights(), self._loss().lines
         u = self._errors(theta, intercept)
         penalty = max(self.multiplier_ or 0.0, 1e-300)
         sigma = float(theta @ (inverse * theta)) / (4.0 * penalty)
@@ -232,7 +223,9 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
         inf, with label cost for two classes. Order 2: hinge of two classes. KL, chi-square,
         Cressie-Read, total variation, CVaR, groups and MMD on the support (up to 4000 rows): every
         loss, several classes too.
-    loss : {"logistic", "hinge"}, default="logistic"
+    loss : {"logistic", "hinge"} or Loss, default="logistic"
+        A `drojko.losses.Loss` with `conic`; for order 1 with ``lipschitz``, for order 2 with
+        ``lines``.
     alpha : float, default=0.0
         L2 penalty on the coefficients.
     fit_intercept : bool, default=True
@@ -280,7 +273,7 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
 
     _parameter_constraints: dict = {
         **_ConvexDRO._parameter_constraints,
-        "loss": [StrOptions({"logistic", "hinge"})],
+        "loss": [str, Loss],
     }
 
     def __init__(
@@ -300,8 +293,8 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
         self.solver = solver
         self.solver_options = solver_options
 
-    def _loss(self) -> ConvexLoss:
-        return convex_loss(self.loss)
+    def _loss(self) -> Loss:
+        return loss_with(self.loss, "classification", len(self.classes_))
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):
@@ -346,9 +339,11 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
 
     def predict_proba(self, X):
         """Class probabilities of a logistic model, shape (n, n_classes)."""
-        if self.loss == "hinge":
-            raise UnsupportedError("predict_proba needs loss='logistic': the hinge is no density")
         scores = self.decision_function(X)
+        if not self._loss().calibrated:
+            raise UnsupportedError(
+                f"predict_proba needs loss='logistic': {self.loss!r} gives no probabilities"
+            )
         if scores.ndim == 1:
             return np.column_stack([expit(-scores), expit(scores)])
         return softmax(scores, axis=1)
@@ -366,7 +361,7 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
         None: ``Wasserstein(radius=0.1, order=2)``. Order 1: absolute, huber, quantile. Order 2:
         squared (the square-root form), absolute, quantile. A finite ``label_cost`` lets targets
         move. Sets that reweight: every loss.
-    loss : {"squared", "absolute", "huber", "quantile"}, default="squared"
+    loss : {"squared", "absolute", "huber", "quantile"} or Loss, default="squared"
     quantile : float, default=0.5
     delta : float, default=1.35
     alpha, fit_intercept, solver, solver_options
@@ -402,7 +397,7 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1)}
     _parameter_constraints: dict = {
         **_ConvexDRO._parameter_constraints,
-        "loss": [StrOptions({"squared", "absolute", "huber", "quantile"})],
+        "loss": [str, Loss],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
         "delta": [Interval(Real, 0, None, closed="neither")],
     }
@@ -428,8 +423,8 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
         self.solver = solver
         self.solver_options = solver_options
 
-    def _loss(self) -> ConvexLoss:
-        return convex_loss(self.loss, delta=self.delta, quantile=self.quantile)
+    def _loss(self) -> Loss:
+        return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, groups=None):

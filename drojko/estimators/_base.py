@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -23,8 +24,8 @@ from drojko._sklearn import (
     _check_sample_weight,
     check_is_fitted,
 )
-from drojko._threads import SMALL, one_torch_thread
-from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, Wasserstein
+from drojko._threads import SMALL, one_thread
+from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.approaches.base import Assessment, FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.reference import NAMES, build_reference, count_atoms, is_sampled
@@ -130,7 +131,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         seed = _seed(self.random_state)
         generator = torch.Generator().manual_seed(seed)
 
-        with one_torch_thread(X.size < SMALL):
+        with one_thread(X.size < SMALL):
             smoothing = approach.smoothing(ambiguity)
             reference = build_reference(self.reference, cost, smoothing, self._classification, seed)
             reference = approach.measure(ambiguity, reference, X, y, weight, groups)
@@ -141,6 +142,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self._plan(reference, cost, ambiguity, n_outputs, generator),
                 n_draws=self.n_draws or self._default_draws(atoms, sampled),
                 inner=inner,
+                atoms=None if sampled else reference.points(atoms, torch.Generator()),
             )
             model = self._build_model(n_outputs, spawn(generator))
             approach.reject(plan, model)
@@ -167,7 +169,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self.message_ = f"Interrupted while the certificate was computed. {result.message}"
                 raise
             if found.constant is not None:  # the model was changed after all
-                self._store(model, plan, result)
+                self._store(model, plan, replace(result, gap=math.nan))
                 self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
             if chosen:
                 kept = replace(found.certificate, inner=chosen)
@@ -186,7 +188,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             return given, ""
         exact = self.model == "linear" and self._get_loss(self._outputs()).scalar
         n_samples = len(X)
-        if self._classification and not sampled and isinstance(ambiguity, KL | ChiSquare):
+        if self._classification and not sampled and ambiguity.divergence is not None:
             n_samples = min(distinct(X[y == k]) for k in range(len(self.classes_)))
         choice = choose_inner(
             ambiguity,
@@ -216,7 +218,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             inner=self._plain_inner(),
             radius=None if ambiguity.radius is None else float(ambiguity.radius),
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-            label_cost=float(getattr(ambiguity, "label_cost", np.inf)),
+            label_cost=float(ambiguity.label_cost),
             n_labels=len(self.classes_) if self._classification else 0,
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
@@ -296,6 +298,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message
+        self.optimality_gap_ = float(result.gap)
         self._history = {k: np.asarray(v, dtype=np.float64) for k, v in result.history.items()}
         self.reference_ = plan.reference
         self.certificate_ = None
@@ -316,13 +319,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self._worst = {"approach": approach, **found.state}
 
     def _warn(self, result: TrainResult, advice: str | None) -> None:
-        reasons = []
-        if result.status in ("max_iter", "unbounded"):
-            reasons.append(f"{result.status}: {result.message}")
+        name = type(self).__name__
+        if result.status in ("max_iter", "stalled", "unbounded"):
+            warning = f"{name}: {result.status}: {result.message}"
+            warnings.warn(warning, ConvergenceWarning, stacklevel=4)
         if advice is not None:
-            reasons.append(advice)
-        for reason in reasons:
-            warnings.warn(f"{type(self).__name__}: {reason}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=4)
+        if result.advice is not None:  # of an optimum that was found
+            warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=4)
 
     # -- the fitted model --------------------------------------------------------------------
 
@@ -339,7 +343,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         if self.model == "linear":
             out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
             return out[:, 0] if self._n_outputs == 1 else out
-        with torch.no_grad(), one_torch_thread(X.size < SMALL):
+        with torch.no_grad(), one_thread(X.size < SMALL):
             model = self._fitted_model()
             x = torch.as_tensor(np.array(X), dtype=_DTYPES[self.dtype], device=str(self.device))
             parts = [model(part) for part in x.split(65_536)]
@@ -400,7 +404,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         generator = torch.Generator().manual_seed(0)
         plan = self._plan(self.reference_, cost, ambiguity, self._n_outputs, generator)
         plan = replace(plan, groups=groups)
-        with one_torch_thread(X.size < SMALL), torch.no_grad():
+        with one_thread(X.size < SMALL), torch.no_grad():
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)

@@ -15,16 +15,12 @@ from typing import Any
 
 from scipy.special import ndtri
 
-from drojko.ambiguity import KL, ChiSquare, CressieRead
 from drojko.exceptions import UnsupportedError
 
-__all__ = ["LEVELS", "by_calibration", "calibrated_radius", "curvature"]
+__all__ = ["LEVELS", "by_calibration", "calibrated_radius"]
 
 #: Probabilities of error that tables show beside the one asked for.
 LEVELS = (0.5, 0.2, 0.1, 0.05, 0.01)
-
-#: phi''(1) in the conventions of the sets: KL in nats, E (r - 1)^2, and E phi_k.
-_CURVATURE: dict[type, float] = {KL: 1.0, ChiSquare: 2.0, CressieRead: 1.0}
 
 
 def by_calibration(ambiguity: Any, count: float, level: float, two_sided: bool) -> dict[str, Any]:
@@ -42,11 +38,6 @@ def by_calibration(ambiguity: Any, count: float, level: float, two_sided: bool) 
     return {"radius": radii[levels.index(float(level))], "table": table, "message": message}
 
 
-def curvature(ambiguity: Any) -> float | None:
-    """Second derivative phi''(1) of a divergence E0 phi(dP/dP0); None for other sets."""
-    return _CURVATURE.get(type(ambiguity))
-
-
 def calibrated_radius(ambiguity: Any, n: float, level: float, two_sided: bool = False) -> float:
     """Radius at which the worst-case mean of n samples covers the mean, see the module's text.
 
@@ -55,10 +46,11 @@ def calibrated_radius(ambiguity: Any, n: float, level: float, two_sided: bool = 
     UnsupportedError
         For sets that are no smooth divergence.
     """
-    kappa = curvature(ambiguity)
+    kappa = ambiguity.curvature
     if kappa is None:
         raise UnsupportedError(
-            f'method="calibration" is for KL, ChiSquare and CressieRead, whose worst case is the '
+            'method="calibration" is for KL, ChiSquare and CressieRead, and for other smooth '
+            "divergences, whose worst case is the "
             f"mean plus a multiple of the standard deviation; got {type(ambiguity).__name__}. "
             'Use method="cv"'
         )

@@ -12,11 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from drojko._random import spawn
 from drojko._sklearn import _check_sample_weight
-from drojko.ambiguity import Wasserstein
 from drojko.estimators._calibration import LEVELS
 from drojko.estimators._input import checked_data
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
-from drojko.estimators.scoring import resized
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["by_profile", "law_of_fit"]
@@ -80,12 +78,12 @@ def law_of_fit(
         Where there is no nominal fit: separable classes, more columns than rows.
     """
     ambiguity = estimator._nested("ambiguity")
-    if not isinstance(ambiguity, Wasserstein):
+    if ambiguity.order is None:
         raise UnsupportedError(_OFFERED.format(type(ambiguity).__name__))
     losses = ("logistic",) if is_classifier(estimator) else ("squared", "huber")
     if ambiguity.order == 1 and not is_classifier(estimator):
         raise UnsupportedError(_OFFERED.format("order=1 in regression"))
-    if ambiguity.bounds is not None:
+    if getattr(ambiguity, "bounds", None) is not None:
         raise UnsupportedError(_OFFERED.format("bounds"))
     if estimator.model != "linear":
         raise UnsupportedError(_OFFERED.format(f"model={estimator.model!r}"))
@@ -98,7 +96,7 @@ def law_of_fit(
         return _order_one(estimator, X, y, sample_weight)
     pilot: Any = clone(estimator)
     pilot.set_params(
-        ambiguity=resized(ambiguity, 0.0), reference="empirical", warm_start=False, tol=1e-8
+        ambiguity=ambiguity.resized(0.0), reference="empirical", warm_start=False, tol=1e-8
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told below, with what to do

@@ -16,10 +16,9 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet, Group
+from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import floats
-from drojko.estimators._calibration import curvature
-from drojko.estimators.scoring import radius_path, resized, size_name
+from drojko.estimators.scoring import radius_path
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["by_cv"]
@@ -43,18 +42,19 @@ def by_cv(
     import pandas as pd
 
     ambiguity = last._nested("ambiguity")
-    name = size_name(ambiguity)
+    name = ambiguity.size_name
     if radii is None:
         Z = X if steps is None else clone(steps).fit_transform(X, y)
         names = getattr(Z, "columns", None)
         share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
         names = None if names is None else [str(column) for column in names]
-        radii = _candidates(ambiguity, np.asarray(Z, dtype=np.float64), names, share)
+        steps_up = ambiguity.candidates(np.asarray(Z, dtype=np.float64), names, share)
+        radii = [ambiguity.nothing, *(float(f"{step:.3g}") for step in steps_up)]
     radii = sorted(set(floats(list(radii), "radii").ravel().tolist()))
     if not radii:
         raise InvalidDataError("radii is empty: give one candidate or more")
     for radius in radii:
-        resized(ambiguity, radius)._validate_params()
+        ambiguity.resized(radius)._validate_params()
     fixed = _evaluation_set(at, last.ambiguity, ambiguity, radii)
     fixed._validate_params()
     labels = groups if groups is None or np.ndim(groups) == 1 else None  # splitters want labels
@@ -90,7 +90,7 @@ def by_cv(
     chosen = best
     if rule == "1se" and np.isfinite(error[best, 0]):
         within = np.flatnonzero(mean[:, 0] <= mean[best, 0] + error[best, 0])
-        chosen = int(within.min() if name == "alpha" else within.max())  # the largest set
+        chosen = int(max(within, key=lambda i: ambiguity.room(radii[i])))  # the largest set
     words = "the least" if rule == "min" else "the largest set within one standard error of it"
     message = (
         f"Certified risk at {fixed!r} on {len(runs)} held-out folds, {words}: "
@@ -106,51 +106,23 @@ def by_cv(
     return {"radius": radii[chosen], "table": table, "message": message, "at": fixed}
 
 
-def _candidates(ambiguity: Any, X: np.ndarray, names: Any, weight: np.ndarray) -> list[float]:
-    """Radii to try, from the scale of the data or their number, with the nominal problem first."""
-    size_name(ambiguity)
-    n = 1.0 / float(weight @ weight)
-    kind = type(ambiguity).__name__
-    if curvature(ambiguity) is not None:  # worst case = mean + z standard errors, z^2 as here
-        steps = np.geomspace(0.3, 300.0, 8) * float(curvature(ambiguity) or 0.0) / (2.0 * n)
-    elif kind in ("Wasserstein", "Sinkhorn"):
-        cost = ambiguity.validate(X.shape[1], names)
-        variance = weight @ (X - weight @ X) ** 2
-        free = np.isfinite(cost.weights) & (variance > 0)
-        if not free.any():
-            raise InvalidDataError("no column varies and may move: give radii=")
-        # Shares of a standard deviation: 0.01 is a rounding error, 1 mixes everything up.
-        spread = float(np.sqrt(np.mean(cost.weights[free] * variance[free])))
-        steps = spread * np.geomspace(0.01, 1.0, 8)
-        steps = steps**2 if kind == "Sinkhorn" else steps
-    elif kind == "CVaR":
-        return [1.0, 0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05]
-    elif kind in ("TotalVariation", "Group"):
-        steps = np.geomspace(0.005, 0.5, 8)
-    elif kind == "MMD":  # of n samples to their law: about 1 / sqrt(n) for a kernel below 1
-        steps = np.geomspace(0.1, 10.0, 8) / np.sqrt(n)
-    else:
-        raise InvalidDataError(f"{kind} has no default candidates: give radii=")
-    return [0.0, *(float(f"{step:.3g}") for step in steps)]
-
-
-def _evaluation_set(at: Any, given: Any, ambiguity: Any, radii: Sequence[float]) -> AmbiguitySet:
+def _evaluation_set(
+    at: Any, given: Any, ambiguity: AmbiguitySet, radii: Sequence[float]
+) -> AmbiguitySet:
     """The set at which all candidates are compared; see `select_radius`."""
     if isinstance(at, AmbiguitySet):
         return at
     if at is not None:
         if not isinstance(at, Real):
             raise InvalidDataError(f"at={at!r}; expected an ambiguity set or a radius")
-        return resized(ambiguity, float(at))
-    name = size_name(ambiguity)
-    own = getattr(given, name, None)
-    if own is not None and own != (1.0 if name == "alpha" else 0.0):
+        return ambiguity.resized(float(at))
+    own = getattr(given, ambiguity.size_name, None)
+    if own is not None and own != ambiguity.nothing:
         return ambiguity
-    none = 1.0 if name == "alpha" else 0.0
-    positive = [radius for radius in radii if radius != none]
+    positive = [radius for radius in radii if radius != ambiguity.nothing]
     if not positive:
         raise InvalidDataError("radii holds no ambiguity at all: add a positive radius or give at=")
-    return resized(ambiguity, sorted(positive)[len(positive) // 2])
+    return ambiguity.resized(sorted(positive)[len(positive) // 2])
 
 
 class _Rows(NamedTuple):
@@ -168,7 +140,7 @@ class _Rows(NamedTuple):
     def known(self, ambiguity: Any) -> dict[str, Any]:
         """Arguments for a fit or a certificate at a set."""
         found = {"sample_weight": self.weight}
-        if isinstance(ambiguity, Group):
+        if ambiguity.knows_groups:
             found["groups"] = self.groups
         return {name: value for name, value in found.items() if value is not None}
 
@@ -185,6 +157,7 @@ def _fold(
     fit_params = train.known(last._nested("ambiguity"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted in the table instead
+        warnings.filterwarnings("ignore", "(?s).*optimum is a constant model")
         models = radius_path(last, inside, train.y, radii, **fit_params)
     rows = []
     for model in models:

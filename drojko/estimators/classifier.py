@@ -10,22 +10,27 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 
 from drojko._sklearn import (
-    StrOptions,
     _fit_context,
     check_classification_targets,
     check_is_fitted,
 )
 from drojko.estimators._base import BaseDRO
 from drojko.estimators._input import checked_data, plain
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.losses import Loss, get_loss
 
 __all__ = ["DROClassifier"]
 
 
 def _has_probabilities(estimator: Any) -> bool:
-    if estimator.loss == "hinge":
-        raise AttributeError("predict_proba needs loss='logistic': the hinge is not calibrated")
+    try:
+        calibrated = get_loss(estimator.loss).calibrated
+    except DrojkoError:
+        return True  # fit says what is wrong
+    if not calibrated:
+        raise AttributeError(
+            f"predict_proba needs loss='logistic': {estimator.loss!r} is not calibrated"
+        )
     return True
 
 
@@ -63,8 +68,9 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         Of the "mlp". Certificates are tightest with one hidden layer.
     activation : {"softplus", "tanh", "silu", "relu"}, default="softplus"
         Of the "mlp"; smooth ones allow proven bounds.
-    loss : {"logistic", "hinge"} or callable, default="logistic"
-        A callable is ``loss(prediction, y) -> (n,)`` on tensors, y class indices.
+    loss : {"logistic", "hinge"}, Loss or callable, default="logistic"
+        A `drojko.losses.Loss`, also one of your own; with more than two classes its
+        ``multiclass()``. A callable is ``loss(prediction, y) -> (n,)`` on tensors, y class indices.
     reference : {"empirical", "gaussian", "kde", "mixture", "flow"} or measure, default="kde"
         The measure P0 at the centre, one per class. "kde" smooths by at most a tenth of the radius
         (without radius: a tenth of a standard deviation).
@@ -110,9 +116,23 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     history_ : DataFrame
     n_iter_ : int
     status_ : str
-        "converged", "max_iter", "max_time", "callback", "interrupted" or "unbounded".
+        "converged", "max_iter", "stalled", "max_time", "callback", "interrupted" or "unbounded".
+        Where `optimality_gap_` is a number, "converged" says that it is at most ``tol``. Elsewhere
+        it says that the solver's own criterion came below ``tol``: a small gradient, or risks that
+        no longer fall.
+    optimality_gap_ : float
+        Proven bound of (objective - minimum) / objective on the points of training, the objective
+        being the worst-case risk plus the L2 term: no model of this kind is better by more. NaN
+        where nothing is proven, as for networks.
     reference_ : LabelledMeasure
         The fitted reference.
+
+    Warns
+    -----
+    ConvergenceWarning
+        For the statuses "max_iter", "stalled" and "unbounded", with what to do.
+    UserWarning
+        Where the optimum is a constant model.
 
     References
     ----------
@@ -136,7 +156,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     _classification = True
     _parameter_constraints: dict = {
         **BaseDRO._parameter_constraints,
-        "loss": [StrOptions({"logistic", "hinge"}), callable],
+        "loss": [str, Loss, callable],
     }
 
     def __init__(

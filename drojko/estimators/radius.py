@@ -15,7 +15,7 @@ from drojko._sklearn import _check_sample_weight
 from drojko.estimators._calibration import by_calibration
 from drojko.estimators._profile_radius import by_profile
 from drojko.estimators._radius_cv import by_cv
-from drojko.estimators.scoring import size_name, split_last
+from drojko.estimators.scoring import split_last
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def select_radius(
         raise InvalidDataError(f"n_draws={n_draws!r}; expected 1000 or more")
     steps, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")
-    name = size_name(ambiguity)
+    name = ambiguity.resized(ambiguity.nothing).size_name  # of a set that has a size to choose
     check_consistent_length(X, y, groups)
     rng = generator(random_state)
     weight = None

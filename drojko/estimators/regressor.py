@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any
 
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from drojko._sklearn import Interval, StrOptions, _fit_context, check_is_fitted
+from drojko._sklearn import Interval, _fit_context, check_is_fitted
 from drojko.estimators._base import BaseDRO
 from drojko.estimators._input import checked_data
-from drojko.losses import Loss, get_loss
+from drojko.losses import Loss, loss_with
 
 __all__ = ["DRORegressor"]
 
@@ -30,9 +29,10 @@ class DRORegressor(RegressorMixin, BaseDRO):
     ambiguity : AmbiguitySet, default=None
         None: ``Wasserstein(radius=0.1)``. A finite ``label_cost`` lets y move at that cost times
         (y - y')^2 (linear models).
-    loss : {"squared", "absolute", "huber", "quantile"} or callable, default="squared"
+    loss : {"squared", "absolute", "huber", "quantile"}, Loss or callable, default="squared"
         squared: (f - y)^2; absolute: |f - y|; huber: r^2/2 within ``delta``, linear beyond;
-        quantile: the pinball loss at level ``quantile``. A callable is
+        quantile: the pinball loss at level ``quantile``. A
+        `drojko.losses.Loss` brings its own parameters. A callable is
         ``loss(prediction, y) -> (n,)`` on tensors.
     quantile : float, default=0.5
     delta : float, default=1.35
@@ -45,7 +45,8 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
     ----------
     coef_, intercept_ : ndarray of shape (d,), and float
         Linear models only.
-    certificate_, worst_case_, history_, n_iter_, status_, reference_
+    certificate_, worst_case_, history_, n_iter_, status_, optimality_gap_,
+    reference_
         As in `DROClassifier`.
 
     References
@@ -69,7 +70,7 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
 
     _parameter_constraints: dict = {
         **BaseDRO._parameter_constraints,
-        "loss": [StrOptions({"squared", "absolute", "huber", "quantile"}), callable],
+        "loss": [str, Loss, callable],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
         "delta": [Interval(Real, 0, None, closed="neither")],
     }
@@ -124,12 +125,7 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         self.verbose = verbose
 
     def _get_loss(self, n_outputs: int) -> Loss:
-        params: dict[Any, dict[str, Any]] = {
-            "huber": {"delta": self.delta},
-            "quantile": {"q": self.quantile},
-        }
-        extra = params.get(self.loss, {}) if isinstance(self.loss, str) else {}
-        return get_loss(self.loss, "regression", **extra)
+        return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)
 
     def _linear_attributes(self, coef, intercept):
         return {"coef_": coef[0], "intercept_": float(intercept[0])}

@@ -9,10 +9,11 @@ from sklearn import get_config
 from sklearn.base import clone
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from drojko.ambiguity import AmbiguitySet, CVaR
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.registry import approach_to
+from drojko.exceptions import InvalidDataError
 
-__all__ = ["make_robust_scorer", "radius_path", "resized", "size_name", "split_last"]
+__all__ = ["make_robust_scorer", "radius_path", "split_last"]
 
 
 def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
@@ -39,10 +40,7 @@ def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
     >>> search.best_params_
     {'ambiguity__radius': 0.5}
     """
-    if not isinstance(ambiguity, AmbiguitySet):
-        raise InvalidDataError(
-            f"ambiguity={ambiguity!r}; expected an ambiguity set, such as Wasserstein(radius=0.1)"
-        )
+    approach_to(ambiguity)
     return _RobustScorer(ambiguity)
 
 
@@ -115,14 +113,13 @@ def radius_path(
         steps: Any = clone(steps)
         X = steps.fit_transform(X, y)
     ambiguity = last._nested("ambiguity")
-    name = size_name(ambiguity)
-    # The smaller the tail mass of CVaR, the larger the set.
-    order = sorted(range(len(radii)), key=lambda i: -radii[i] if name == "alpha" else radii[i])
+    sets = [ambiguity.resized(radius) for radius in radii]
+    order = sorted(range(len(radii)), key=lambda i: ambiguity.room(radii[i]))
     fitted: dict[int, Any] = {}
     previous: Any = None
     for i in order:
         model: Any = clone(last)
-        model.set_params(ambiguity=resized(ambiguity, radii[i]), warm_start=True)
+        model.set_params(ambiguity=sets[i], warm_start=True)
         if previous is not None:
             model.parameters_ = previous.parameters_
             model.certificate_ = previous.certificate_
@@ -153,23 +150,3 @@ def _joined(pipeline: Any, steps: Any, model: Any) -> Any:
     joined: Any = clone(pipeline)
     joined.steps = [*steps.steps, (pipeline.steps[-1][0], model)]
     return joined
-
-
-def size_name(ambiguity: AmbiguitySet) -> str:
-    """The parameter that makes a set larger or smaller: "radius", or "alpha" for `CVaR`."""
-    name = "alpha" if isinstance(ambiguity, CVaR) else "radius"
-    if name not in ambiguity.get_params(deep=False):
-        raise UnsupportedError(
-            f"{type(ambiguity).__name__} has no radius to choose: use a set such as Wasserstein, "
-            "KL, ChiSquare or CVaR"
-        )
-    return name
-
-
-def resized(ambiguity: AmbiguitySet, size: float) -> AmbiguitySet:
-    """A copy of a set with another radius (another alpha for `CVaR`), in radius form."""
-    params: dict[str, Any] = {size_name(ambiguity): float(size)}
-    if "penalty" in ambiguity.get_params(deep=False):
-        params["penalty"] = None
-    copy: Any = clone(ambiguity)
-    return copy.set_params(**params)

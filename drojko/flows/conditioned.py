@@ -11,8 +11,8 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
-from drojko.flows.flow_measures import FlowStep, draw_particles
-from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.flow_measures import FlowStep
+from drojko.flows.particles import Particles, draw_particles
 from drojko.measures._arrays import queries
 from drojko.measures.base import Measure, choose
 from drojko.measures.kde import KDE

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from drojko._adam import Adam
-from drojko.exceptions import InvalidDataError
-from drojko.flows.icnn.fit_map import FittedMap
-from drojko.flows.icnn.map_problem import Evaluated, MapProblem, Particles
-from drojko.flows.icnn.refinement import affine_part
+from drojko._adam import Adam, Batches, cosine
+from drojko._settings import check_settings
+from drojko.flows.icnn.affine_fit import AffineStart
+from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.envelope import QuadraticEnvelope
-from drojko.transport.maps import AffineMap, BrenierMap
 
 __all__ = ["EnvelopeScheme"]
 
-_EXACT = 1e-6  # share of the variance of dF/drho at which an affine map counts as the optimum
 _STAGES = 8  # looks at the particles kept apart
 _LARGEST = 10.0  # norm of a gradient step
 _BLOCK = 2000
@@ -74,85 +70,60 @@ class EnvelopeScheme:
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
-        for name in ("components", "n_particles", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidDataError(f"EnvelopeScheme got {name}={getattr(self, name)!r}")
-        if self.iterations < 0 or not self.rate > 0.0:
-            raise InvalidDataError(
-                f"EnvelopeScheme got iterations={self.iterations!r}, rate={self.rate!r}"
-            )
+        check_settings(
+            self,
+            whole={"components": 1, "n_particles": 1, "batch_size": 1, "iterations": 0},
+            above={"rate": 0.0},
+        )
 
     def fit_map(
         self, train: MapProblem, held: MapProblem, generator: torch.Generator, start: Any = None
     ) -> FittedMap:
         """The map that minimises J on ``train``, judged on ``held``."""
         self.validate()
-        at, matrix, shift = affine_part(train)
-        centre = train.centre
-        affine = AffineMap(matrix.clone(), centre + train.scale * shift - matrix @ centre)
-        frozen = train.frozen(at.image) if train.functional.majorised else train
-        x = held.particles.x
-        image, log_det = affine.map(x), affine.log_abs_det_jacobian(x)
-        held = held.frozen(image) if held.functional.majorised else held
-        held_at = held.evaluate(image, log_det)
-        plain = FittedMap(affine, None, at, held_at, False)
-        if not self.iterations or train.affine_gap(at, affine) <= _EXACT:
-            return plain
-        still = held.evaluate(x, held.particles.log_density.new_zeros(()).expand(len(x)))
-        least = self.tol * max(still.value - held_at.value, 0.0)
+        first = AffineStart.of(train, held)
+        if not self.iterations or first.optimal:
+            return first.fitted
+        train, held = first.train, first.held
         # The particles' density decides where pieces start; two at one place would be one.
         rows = torch.multinomial(
             train.particles.w, min(self.components, len(train.particles.x)), generator=generator
         )
-        potential = QuadraticEnvelope(train.inner[rows], matrix, shift)
-        potential = self._trained(frozen, held, potential, generator)
+        potential = QuadraticEnvelope(train.inner[rows], first.matrix, first.shift)
+        self._train(train, held, potential, generator)
         found = evaluate(held, potential)
-        if not found.finite or held_at.value - found.value <= least:
-            return plain
-        potential.requires_grad_(False)
-        brenier: Any = BrenierMap(potential, centre.clone(), train.scale)  # type: ignore[arg-type]
-        return FittedMap(brenier, None, evaluate(frozen, potential), found, True)
+        if not found.finite or first.fitted.held.value - found.value <= self.tol * first.gain:
+            return first.fitted
+        return first.refined(potential, evaluate(train, potential), found)
 
-    def _trained(
+    def _train(
         self,
         train: MapProblem,
         held: MapProblem,
         potential: QuadraticEnvelope,
         generator: torch.Generator,
-    ) -> QuadraticEnvelope:
+    ) -> None:
+        """A fixed number of steps, all inside one step of the flow: nothing ends them early."""
         flat = flatten_parameters(potential)
         adam, best, best_value = Adam.like(flat), flat.clone(), math.inf
         parameters = list(potential.parameters())
         views = views_like(adam.gradient, parameters)
         n = len(train.particles.x)
-        size = min(self.batch_size, n)
-        order, place = torch.randperm(n, generator=generator), 0
+        batches = Batches(n, min(self.batch_size, n), generator)
         stage = max(1, self.iterations // _STAGES)
         for k in range(self.iterations):
-            if place + size > n:
-                order, place = torch.randperm(n, generator=generator), 0
-            part, place = _rows(train, order[place : place + size]), place + size
+            part = train.take(batches.next())
             for view, gradient in zip(views, _gradient(part, potential, parameters), strict=True):
                 view.copy_(gradient)
             norm = float(adam.gradient.norm())
             if math.isfinite(norm):
                 adam.gradient.mul_(min(1.0, _LARGEST / max(norm, 1e-300)))
-                share = 0.5 * (1.0 + math.cos(math.pi * k / self.iterations))
-                adam.step(flat, self.rate * (0.02 + 0.98 * share))
+                adam.step(flat, self.rate * cosine(k / self.iterations, 0.02))
             if (k + 1) % stage == 0:
                 value = evaluate(held, potential).value
                 if math.isfinite(value) and value < best_value:
                     best, best_value = flat.clone(), value
         flat.copy_(best)
-        return copy.deepcopy(potential)
-
-
-def _rows(problem: MapProblem, rows: torch.Tensor) -> MapProblem:
-    p = problem.particles
-    w = p.w[rows]
-    anchor = None if p.anchor is None else p.anchor[rows]
-    chosen = Particles(p.x[rows], w / w.sum(), p.log_density[rows], p.known, anchor)
-    return replace(problem, functional=problem.functional.take(rows), particles=chosen)
 
 
 def _gradient(problem: MapProblem, potential: QuadraticEnvelope, parameters: list) -> tuple:

@@ -16,6 +16,7 @@ from drojko.measures.gaussian import Gaussian
 
 __all__ = [
     "Barenblatt",
+    "affine_step",
     "barenblatt_step",
     "gaussian_step",
     "ornstein_uhlenbeck_law",
@@ -26,6 +27,37 @@ __all__ = [
 def _power(matrix: Tensor, fn: Any) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * fn(values)) @ vectors.T
+
+
+def affine_step(
+    mean: Tensor,
+    covariance: Tensor,
+    target_mean: Tensor,
+    target: Tensor,
+    h: float,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""Map of the step of `gaussian_step`, from N(m, S) to N(m', S'), as (P, t): T(x) = P x + t.
+
+    .. math:: P = (R - \eta S'^{-1})^{-1} = R^{-1/2} (I - \eta Z^{-1})^{-1} R^{-1/2},\qquad
+        Z = R^{1/2} S' R^{1/2}
+
+    >>> one = torch.eye(1, dtype=torch.float64)
+    >>> P, t = affine_step(0 * one[0], one, 2 * one[0], 4 * one, 0.5)
+    >>> round(float(t), 6), round(float(P**2), 6)     # N(0.222222, 1.551714)
+    (0.222222, 1.551714)
+    """
+    eta = h * temperature
+    precision = torch.linalg.inv(target)
+    r = torch.eye(len(mean), dtype=mean.dtype) + h * precision
+    inverse = _power(r, torch.rsqrt)
+    values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse)
+    g = values.clamp_min(0.0)
+    z = 0.5 * (g + 2.0 * eta + (g.square() + 4.0 * eta * g).sqrt())
+    matrix = inverse @ (vectors / (1.0 - eta / z)) @ vectors.T @ inverse
+    matrix = 0.5 * (matrix + matrix.T)
+    moved = torch.linalg.solve(r, mean + h * precision @ target_mean)
+    return matrix, moved - matrix @ mean
 
 
 def gaussian_step(
@@ -49,16 +81,11 @@ def gaussian_step(
     """
     if not 0.0 < step_size < math.inf:
         raise InvalidDataError(f"step_size={step_size!r}; it must be a positive number")
-    h, eta = step_size, step_size * temperature
-    precision = torch.linalg.inv(target.covariance)
-    r = torch.eye(measure.dim, dtype=torch.float64) + h * precision
-    mean = torch.linalg.solve(r, measure.mean + h * precision @ target.mean)
-    root = _power(r, torch.rsqrt)
-    inner = root @ measure.covariance @ root
-    grown = _power(
-        0.5 * (inner + inner.T), lambda g: 0.5 * (g + 2 * eta + (g * g + 4 * eta * g).sqrt())
+    matrix, shift = affine_step(
+        measure.mean, measure.covariance, target.mean, target.covariance, step_size, temperature
     )
-    covariance = root @ grown @ root
+    covariance = matrix @ measure.covariance @ matrix
+    mean = matrix @ measure.mean + shift
     return Gaussian(mean.numpy(), (0.5 * (covariance + covariance.T)).numpy())
 
 

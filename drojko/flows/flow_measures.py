@@ -11,62 +11,16 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
-from drojko.flows.icnn.map_problem import Particles
 from drojko.flows.importance.fit_velocity import log_target
 from drojko.flows.importance.measure import ImportanceMeasure
 from drojko.flows.importance.rejection import RejectionBlock
-from drojko.measures.base import Measure
-from drojko.measures.pushforward import Pushforward
+from drojko.flows.particles import ParticleMeasure
 from drojko.transport.maps import Composition, TransportMap
 
-__all__ = ["FlowStep", "draw_particles", "match_moments"]
+__all__ = ["FlowStep"]
 
 
-def draw_particles(measure: Measure, n: int, generator: Any = None) -> Particles:
-    """About n particles of low variance, with their log density where the measure has one.
-
-    Where it has moments in closed form, the particles are moved and stretched to have exactly
-    these: maps and energies that depend on mean and covariance only are then free of sampling
-    error.
-    """
-    gen = make_generator(generator)
-    ready = getattr(measure, "flow_particles", None)
-    if ready is not None:  # a measure with particles whose densities are known already
-        return ready(n, gen)
-    x, w = measure.points(n, gen)
-    if not 0.5 * n <= len(x) <= 2 * n:  # atoms, or as many points as components
-        x = measure.sample(n, gen)
-        w = torch.full((n,), 1.0 / n, dtype=torch.float64)
-    x = match_moments(measure, x, w)
-    try:
-        return Particles(x, w, measure.log_prob(x))
-    except UnsupportedError:
-        return Particles(x, w, torch.zeros_like(w), known=False)
-
-
-def match_moments(measure: Measure, x: Tensor, w: Tensor) -> Tensor:
-    """Move and stretch weighted draws to have the measure's own mean and covariance.
-
-    A control variate for whatever depends on the first two moments: unchanged draws where the
-    measure does not know them, where they determine too few draws, and where it has atoms
-    (columns without noise must keep their values).
-    """
-    if hasattr(measure, "atoms_"):
-        return x
-    try:
-        mean, covariance = measure.mean, measure.covariance
-    except UnsupportedError:
-        return x
-    found_mean, found = Particles(x, w, w).mean_and_covariance()
-    factor, info = torch.linalg.cholesky_ex(found)
-    goal, bad = torch.linalg.cholesky_ex(covariance)
-    if int(info) or int(bad) or len(x) <= 2 * x.shape[1]:
-        return x
-    white = torch.linalg.solve_triangular(factor, (x - found_mean).T, upper=False)
-    return mean + (goal @ white).T
-
-
-class FlowStep(Pushforward):
+class FlowStep(ParticleMeasure):
     r"""rho_k, the image of the initial measure under k maps.
 
     .. math:: \log \rho_k(T(x)) = \log \rho_0(x) - \sum_j \log\det DT_j, \qquad T = T_k \circ
@@ -86,20 +40,6 @@ class FlowStep(Pushforward):
     >>> round(float(step.sample(4000, torch.Generator().manual_seed(0)).var()), 1)
     1.2
     """
-
-    def __init__(self, base: Measure, map: TransportMap, held: Particles | None = None) -> None:
-        super().__init__(base, map)
-        self.held = held
-
-    @property
-    def particles(self) -> Tensor:
-        """The flow's particles at this step, shape (n, d)."""
-        return self._held().x
-
-    @property
-    def weights(self) -> Tensor:
-        """Their weights, shape (n,)."""
-        return self._held().w
 
     @property
     def log_density(self) -> Tensor:
@@ -200,11 +140,6 @@ class FlowStep(Pushforward):
         proposal = torch.logaddexp(kernel + math.log(m / n), wide + math.log(1.0 - m / n))
         ratio = (self.log_prob(x) - proposal).exp()
         return float(ratio.mean()), float(ratio.std()) / math.sqrt(n)
-
-    def _held(self) -> Particles:
-        if self.held is None:
-            raise UnsupportedError("this step keeps no particles; draw a sample")
-        return self.held
 
     @property
     def maps(self) -> tuple[TransportMap, ...]:

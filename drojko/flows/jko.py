@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +15,17 @@ import torch
 from drojko._driver import Outcome, Status, run
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows.flow_measures import FlowStep, draw_particles
+from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals.base import Functional
-from drojko.flows.icnn.fit_map import FittedMap
-from drojko.flows.icnn.map_problem import MapProblem, Particles
+from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
+from drojko.flows.particles import Particles, draw_particles
+from drojko.flows.result import FlowResult, FlowSolver, finish
 from drojko.measures.base import Measure
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import Composition, TransportMap
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["FlowResult", "FlowState", "JKOFlow"]
+__all__ = ["FlowState", "JKOFlow"]
 
 _TRIALS = 8  # step sizes tried for one adaptive step
 
@@ -53,71 +51,7 @@ class FlowState:
         return len(self.maps)
 
 
-@dataclass(frozen=True, eq=False)
-class FlowResult:
-    """What a flow gave.
-
-    Attributes
-    ----------
-    measures : list of Measure
-        The initial measure, then a `FlowStep` for each step.
-    status, message : str
-        Why it ended, and what to do about it.
-    n_steps : int
-        JKO steps taken.
-    """
-
-    measures: list[Measure]
-    status: str
-    message: str
-    columns: dict[str, np.ndarray]
-
-    @property
-    def n_steps(self) -> int:
-        """JKO steps taken."""
-        return len(self.measures) - 1
-
-    @property
-    def maps(self) -> tuple[TransportMap, ...]:
-        """T_1, ..., T_k."""
-        last = self.measures[-1]
-        return last.maps if isinstance(last, FlowStep) else ()
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """A row per step.
-
-        Columns: ``step``, ``time`` (the sum of step sizes), ``energy`` (F on particles that no
-        map was trained on), ``movement`` (E|T - x|^2 / (2 h), the same), ``decrease`` of F in
-        this step, ``translation`` and ``linear`` (what the optimality conditions along constant
-        and linear fields miss on the training particles, relative to sqrt(E|T - x|^2)/h and to
-        E|T - x|^2/h + d * the entropy's share), ``refined`` (1 where a network beat the affine
-        map), ``seconds``; with adaptive steps also ``error``, what halving the step changed.
-        """
-        import pandas as pd
-
-        return pd.DataFrame(self.columns)
-
-    def __repr__(self) -> str:
-        energy = self.columns.get("energy", np.array([np.nan]))
-        return (
-            f"FlowResult(n_steps={self.n_steps}, energy={float(energy[-1]):.6g}, "
-            f"status={self.status!r})"
-        )
-
-
-def finished(result: FlowResult) -> FlowResult:
-    """Return the result of a flow; raise KeyboardInterrupt, with it, where that ended the flow."""
-    if result.status != str(Status.INTERRUPTED):
-        return result
-    error: Any = KeyboardInterrupt(
-        f"Interrupted after {result.n_steps} steps: what they gave is the exception's `result`."
-    )
-    error.result = result
-    raise error
-
-
-class JKOFlow:
+class JKOFlow(FlowSolver):
     r"""The gradient flow of F in the Wasserstein space, step by step.
 
     .. math:: T_k = \arg\min_T F(T_\# \rho_k) + \frac{1}{2h} E_{\rho_k} |T(x) - x|^2,
@@ -294,10 +228,6 @@ class JKOFlow:
         """Whether the particles are finite."""
         return bool(torch.isfinite(state.train.x).all())
 
-    def record(self, state: FlowState) -> dict[str, float]:
-        """The last step's numbers."""
-        return state.last
-
     # -- the public one ----------------------------------------------------------------------
 
     def run(
@@ -364,18 +294,5 @@ class JKOFlow:
         for k in range(state.step):
             steps = Composition(state.maps[: k + 1])
             measures.append(FlowStep(initial, steps, state.images[k + 1]))
-        # All steps that were asked for, or the whole time.
-        ended = outcome.status in (Status.MAX_ITER, Status.CONVERGED)
-        if math.isfinite(until) and outcome.status is Status.MAX_ITER:
-            ended = False
-        columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
-        columns["seconds"] = columns.pop("step_seconds", np.empty(0))
-        return finished(
-            FlowResult(
-                measures,
-                str(Status.CONVERGED if ended else outcome.status),
-                f"Took {state.step} steps. "
-                f"{(Status.CONVERGED if ended else outcome.status).advice}",
-                columns,
-            )
-        )
+        # The number of steps is a limit where a time is the goal.
+        return finish(outcome, measures, complete=math.isinf(until))

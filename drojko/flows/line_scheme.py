@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows.icnn.fit_map import FittedMap
-from drojko.flows.icnn.map_problem import MapProblem
+from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.transport.maps import TransportMap
 
 __all__ = ["LineScheme", "MonotoneMap"]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drojko.ambiguity import KL, AmbiguitySet, ChiSquare, CressieRead, Wasserstein
+from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.importance import Importance
-from drojko.inner.reweighting.semidual import SemiDual
+from drojko.inner.reweighting.semidual import SemiDual, learns
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.solvers import ICNNJKO, Pointwise
 
@@ -76,7 +76,7 @@ def choose_inner(
     >>> print(choose_inner(KL(0.1), 5, sampled=False, n_samples=1000))
     inner='auto' chose SemiDual(): the reference is known by samples only, and maps are learned...
     """
-    if isinstance(ambiguity, Wasserstein):
+    if ambiguity.order is not None:
         if exact_loss:
             return Choice(Pointwise(), "the ascent from each sample is exact for this loss")
         if n_features > 4 * _COLUMNS:
@@ -84,7 +84,7 @@ def choose_inner(
                 Pointwise(), f"{n_features} columns are too many for a map that helps the ascent"
             )
         return Choice(ICNNJKO(), "maps share what one sample finds with all others")
-    if isinstance(ambiguity, KL | ChiSquare) and not sampled:
+    if learns(ambiguity) and not sampled:
         if not labelled:
             return Choice(ICNNJKO(), "a map would move the targets too; weights are exact")
         if n_samples >= _SAMPLES:
@@ -99,7 +99,7 @@ def choose_inner(
             else "the samples of a class lie in a subspace, where no map is learned; weights are "
             "exact",
         )
-    if isinstance(ambiguity, KL | ChiSquare | CressieRead) and sampled:
+    if ambiguity.divergence is not None and sampled:
         if n_features <= _COLUMNS:
             return Choice(ICNNJKO(), "the reference has a density, and maps with exact ones exist")
         return Choice(

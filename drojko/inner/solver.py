@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
 
-from drojko.exceptions import InvalidDataError
 from drojko.inner.objective import Batch, Objective
-
-if TYPE_CHECKING:
-    from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.adversary import Adversary
 
 __all__ = ["InnerSolver"]
 
@@ -26,28 +22,6 @@ class InnerSolver(BaseEstimator):
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
-        for name, value in self.get_params(deep=False).items():
-            if name == "initialisation":
-                if value not in ("identity", "bures"):
-                    raise InvalidDataError(
-                        f"{type(self).__name__}: initialisation={value!r}; expected 'identity' or "
-                        "'bures'"
-                    )
-                continue
-            values = value if isinstance(value, tuple | list) else [value]
-            for number in values:
-                real = isinstance(number, Real) and not isinstance(number, bool)
-                if not real or not math.isfinite(number) or number < 0:
-                    raise InvalidDataError(
-                        f"{type(self).__name__}: {name}={value!r}; expected non-negative numbers"
-                    )
-                floating = name in ("tol", "learning_rate")
-                if not floating and not isinstance(number, Integral):
-                    raise InvalidDataError(f"{type(self).__name__}: {name}={value!r}; expected int")
-                if number < 1 and name in ("hidden", "fits", "batch_size"):
-                    raise InvalidDataError(
-                        f"{type(self).__name__}: {name}={value!r}; expected at least 1"
-                    )
 
     def check(self, ambiguity: Any) -> None:
         """Raise `UnsupportedError` for sets that the solver does not know."""

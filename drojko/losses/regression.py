@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
+from drojko.losses.pieces import Response, residuals
+from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
+from drojko.losses.tilts import Tilted, gentle, huber_tilt, kinked_tilt, squared_tilt
 
 __all__ = ["Absolute", "Huber", "Quantile", "Squared"]
 
@@ -27,6 +32,8 @@ class Squared(Loss):
     lipschitz = math.inf
     curvature = 2.0
     growth = 1.0
+    convex = True
+    quadratic = True
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return (f - y).square()
@@ -37,8 +44,36 @@ class Squared(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(f, 2.0)
 
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The loss itself."""
+        r = f - y
+        return Smoothed(r * r, 2.0 * r, np.full_like(r, 2.0), 2.0 * r)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s^2 / 4 - s y."""
+        return -(0.25 * slope + y) * slope
+
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         return (f - y) / (kappa - 1.0)
+
+    def rescaled(self, unit: float) -> tuple[Squared, float]:
+        return self, unit**2
+
+    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
+        return squared_tilt(f - y, s, eta)
+
+    def gaussian_tilt(
+        self, f: np.ndarray, y: np.ndarray, s: float, eta: float
+    ) -> tuple[np.ndarray, float]:
+        k = 1.0 - 2.0 * eta * s * s
+        return (f - y) * (2.0 * eta * s * s / k), s / math.sqrt(k)
+
+    def conic(self, f: Any, y: np.ndarray) -> Any:
+        import cvxpy as cp
+
+        return cp.square(self._affine(f, y))
 
 
 class Quantile(Loss):
@@ -55,7 +90,9 @@ class Quantile(Loss):
     name = "quantile"
     task = "regression"
     curvature = math.inf
+    growth = 0.0
     kinks = (0.0,)
+    convex = True
 
     def __init__(self, q: float = 0.5) -> None:
         if not 0.0 < q < 1.0:
@@ -76,14 +113,51 @@ class Quantile(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
 
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """A smoothed kink at residual 0."""
+        low, high = self.slopes
+        kink = Kink.at(f - y, mu, dual)
+        gap = high - low
+        return Smoothed(
+            low * kink.x + gap * kink.value,
+            low + gap * kink.slope,
+            gap * kink.second,
+            low + gap * kink.share,
+            kink,
+        )
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s y."""
+        return -slope * y
+
+    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """From -q to 1 - q."""
+        low, high = self.slopes
+        return np.full(len(y), low), np.full(len(y), high)
+
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         low, high = self.slopes
         # high² - low² = (high - low)(high + low); divided by high - low > 0.
         up = f - y + (high + low) / (4.0 * kappa) >= 0
         return either(up, high, low, f) / (2.0 * kappa)
 
-    def __repr__(self) -> str:
-        return f"Quantile(q={self.q!r})"
+    @property
+    def lines(self):
+        low, high = self.slopes
+        return (low, 0.0), (high, 0.0)
+
+    @property
+    def _level(self) -> float:
+        return getattr(self, "q", 0.5)
+
+    def rescaled(self, unit: float) -> tuple[Quantile, float]:
+        return self, unit
+
+    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
+        steep = s * max(-self.slopes[0], self.slopes[1])
+        return gentle(lambda eta: kinked_tilt(f - y, s, eta, *self.slopes), steep, eta)
 
 
 class Absolute(Quantile):
@@ -101,9 +175,6 @@ class Absolute(Quantile):
         self.slopes = (-1.0, 1.0)
         self.lipschitz = 1.0
 
-    def __repr__(self) -> str:
-        return "Absolute()"
-
 
 class Huber(Loss):
     r"""Huber loss: ``r²/2`` for ``|r| <= delta``, else ``delta |r| - delta²/2``, r = f - y.
@@ -120,6 +191,8 @@ class Huber(Loss):
     name = "huber"
     task = "regression"
     curvature = 1.0
+    growth = 0.0
+    convex = True
 
     def __init__(self, delta: float = 1.35) -> None:
         if not (delta > 0 and math.isfinite(delta)):
@@ -138,6 +211,17 @@ class Huber(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return ((f - y).abs() <= self.delta).to(f.dtype)
 
+    def smoothed(
+        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
+    ) -> Smoothed:
+        """The difference of two smoothed kinks: its linear parts have a little curvature."""
+        value, slope, second = smoothed_clip(f - y, self.delta, mu / self.delta)
+        return Smoothed(value, slope, second, slope)
+
+    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+        """Return -s^2 / 2 - s y."""
+        return -(0.5 * slope + y) * slope
+
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         r = f - y
         slack = (2.0 * kappa - 1.0).clamp_min(0.0)
@@ -146,5 +230,23 @@ class Huber(Loss):
         far = either(r >= 0, self.delta, -self.delta, f) / (2.0 * kappa)
         return torch.where(inside, near, far)
 
-    def __repr__(self) -> str:
-        return f"Huber(delta={self.delta!r})"
+    @property
+    def asymptotes(self):
+        level = -0.5 * self.delta**2
+        return (-self.delta, level), (self.delta, level)
+
+    def rescaled(self, unit: float) -> tuple[Huber, float]:
+        return Huber(self.delta / unit), unit**2
+
+    def pieces(self, y: np.ndarray, n_outputs: int, label_cost: float = math.inf) -> Response:
+        lines = ((self.delta, 0.0), (-self.delta, 0.0))
+        return Response.of_lines(lines, *residuals(y), curved=True)
+
+    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
+        steep = s * self.delta
+        return gentle(lambda eta: huber_tilt(f - y, s, eta, self.delta), steep, eta)
+
+    def conic(self, f: Any, y: np.ndarray) -> Any:
+        import cvxpy as cp
+
+        return 0.5 * cp.huber(self._affine(f, y), self.delta)  # pyright: ignore[reportArgumentType]

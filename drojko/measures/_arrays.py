@@ -18,6 +18,9 @@ def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
         X = X.detach().cpu().numpy()
     rows = np.ascontiguousarray(_floats(X, name))
     _check_shape(rows.shape, dim, name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(rows.sum()):  # as it is not if an entry is not
+            return rows
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=0))
     if bad.size:
         labels = getattr(X, "columns", range(rows.shape[1]))

@@ -89,8 +89,12 @@ class ClassConditional(LabelledMeasure):
             raise InvalidDataError(
                 f"class {mass.argmin()} has no row of positive weight; number the classes 0..K-1"
             )
-        classes = [(labels == k) & (weights > 0) for k in range(len(mass))]
-        parts = [(rows[members], weights[members]) for members in classes]
+        # Class after class in one array, of which each class is a slice: `points` is that array.
+        order = np.argsort(labels, kind="stable")
+        order = order[weights[order] > 0]
+        rows, weights = rows[order], weights[order]
+        ends = np.bincount(labels[order]).cumsum()
+        parts = [(rows[a:b], weights[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
         template = KDE() if self.measure is None else self.measure
         # Measures with a fit of their own take no scale; on large tables it would be the dear part.
         scaled = type(template)._fit is not Measure._fit
@@ -127,7 +131,10 @@ class ClassConditional(LabelledMeasure):
     def points(
         self, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the classes' points, class after class, ceil(pi_k n) requested of each."""
+        """Return the classes' points, class after class, ceil(pi_k n) requested of each.
+
+        Those of empirical classes share memory with their atoms: do not write into them.
+        """
         self._ready()
         n, generator = draws(n, generator)
         parts = []
@@ -136,6 +143,9 @@ class ClassConditional(LabelledMeasure):
                 x, w = measure.points(max(1, int(np.ceil(share * n))), generator)
                 parts.append([x, torch.full((len(x),), k), w * float(share)])
         y, w = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+        together = _together(self.measures_, [part[0] for part in parts])
+        if together is not None:
+            return torch.from_numpy(together), y, w
         # Class by class, each freed once it is in place: at no time are there two whole copies.
         x = torch.empty((len(y), self.dim), dtype=torch.float64)
         start = 0
@@ -154,6 +164,19 @@ class ClassConditional(LabelledMeasure):
             if (y == k).any():
                 out[y == k] = measure.log_prob(x[y == k])
         return out
+
+
+def _together(measures: Sequence[Any], parts: list[Tensor]) -> np.ndarray | None:
+    """The array whose slices the classes' points are, where they are atoms as `fit` keeps them."""
+    whole = getattr(getattr(measures[0], "atoms_", None), "base", None)
+    if whole is None or whole.ndim != 2 or len(whole) != sum(map(len, parts)):
+        return None
+    start = whole.ctypes.data
+    for measure, part in zip(measures, parts, strict=False):
+        if getattr(measure, "atoms_", whole).base is not whole or part.data_ptr() != start:
+            return None
+        start += part.numel() * part.element_size()
+    return whole
 
 
 def class_indices(y: Any, n: int, n_classes: int | None = None) -> Tensor:

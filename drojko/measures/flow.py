@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from drojko import _random
-from drojko._adam import Adam
+from drojko._adam import Adam, cosine
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -169,7 +169,7 @@ def adam(loss: Any, parameters: list[Tensor], max_iter: int, learning_rate: floa
                 f"the flow's likelihood is {-losses[-1]} at step {step}; lower learning_rate",
                 last_state=losses[:-1],
             )
-        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / max_iter))
+        rate = learning_rate * cosine((step - 1) / max_iter)
         gradients = torch.autograd.grad(value, parameters)
         with torch.no_grad():
             for p, state, gradient in zip(parameters, states, gradients, strict=True):

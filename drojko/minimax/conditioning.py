@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko.losses import Huber, Loss, Quantile, Squared
 from drojko.minimax.problem import Callback, RobustProblem
 from drojko.models import MLP
 
 __all__ = ["Conditioned"]
-
-
-def _loss_power(loss: Loss) -> int | None:
-    """K such that loss(s f, s y) = s^k loss(f, y), up to the loss's own scale; None: unknown."""
-    if isinstance(loss, Squared | Huber):
-        return 2
-    return 1 if isinstance(loss, Quantile) else None
 
 
 @dataclass(frozen=True)
@@ -29,7 +21,7 @@ class Conditioned:
     r"""The problem in :math:`x' = (x - m)/s` and, in regression, :math:`y' = (y - m_y)/s_y`.
 
     Distances change by one scalar only, so the ambiguity set is the same set. With
-    :math:`\ell(s_y f, s_y y) = s_y^k \ell(f, y)` the whole objective is divided by s_y^k; the
+    :math:`\ell(s_y f, s_y y) = c\,\ell'(f, y)` the whole objective is divided by c; the
     model in the units of the data is :math:`s_y f'((x - m)/s) + m_y`, folded into its first and
     last layers. Only models whose layers are known are conditioned.
     """
@@ -53,13 +45,11 @@ class Conditioned:
         x, y, w = problem.draw(min(n_draws, 2000), spawn(generator))
         centre, scale = _moments(x, w, shift)
         target_centre, target_scale, unit = 0.0, 1.0, 1.0
-        loss, power = problem.loss, _loss_power(problem.loss)
-        if power is not None:
+        loss = problem.loss
+        if loss.rescaled(1.0) is not None:
             middle, target_scale = _moments(y[:, None], w, shift)
             target_centre = float(middle)
-            unit = target_scale**power
-            if isinstance(loss, Huber):
-                loss = Huber(loss.delta / target_scale)
+            loss, unit = loss.rescaled(target_scale) or (loss, 1.0)
         alphas = [a / unit for a in problem.decay()]
         last = len(model.weights) - 1
         alphas[last] *= target_scale**2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
-from drojko.ambiguity.mmd import MMD
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
@@ -23,16 +21,20 @@ from drojko.inner.transport.candidates import first_candidates
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
+from drojko.minimax.limits import Callback
+from drojko.minimax.row_objective import LinearFit
 from drojko.models import TabularModel
 
-__all__ = ["RobustProblem", "TrainResult", "bind"]
-
-Callback = Callable[[int, dict[str, Any]], bool]
+__all__ = ["Callback", "RobustProblem", "TrainResult"]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; the parameters themselves are in the model."""
+    """How a training run ended; the parameters themselves are in the model.
+
+    ``gap`` is the proven relative gap of the objective, NaN where nothing is proven; ``advice`` a
+    word on the result for the user.
+    """
 
     status: str
     message: str
@@ -40,13 +42,22 @@ class TrainResult:
     penalty: float
     stationarity: float
     history: dict[str, np.ndarray] = field(default_factory=dict)
+    gap: float = math.nan
+    advice: str | None = None
 
-
-def bind(ambiguity: Any, x: Tensor, y: Tensor, w: Tensor, groups: Any = None) -> Any:
-    """A reweighting set on weighted points: kernels see labels, group sets the groups."""
-    if isinstance(ambiguity, MMD):
-        return ambiguity.on(x, w, labels=y)
-    return ambiguity.on(x, w.cpu(), groups)
+    @classmethod
+    def of(cls, fit: LinearFit) -> TrainResult:
+        """What a linear fit says of itself."""
+        return cls(
+            fit.status,
+            fit.message,
+            fit.n_iter,
+            fit.multiplier,
+            fit.stationarity,
+            fit.history,
+            fit.relative_gap,
+            fit.advice,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,8 @@ class RobustProblem:
 
     or its penalised form; exactly one of ``radius`` and ``penalty`` is given. With ``centre`` and
     ``scale`` the draws are (x - centre) / scale, with ``target_centre`` and ``target_scale`` the
-    targets of a regression likewise; cost, radius, penalty and alphas are in those units.
+    targets of a regression likewise; cost, radius, penalty and alphas are in those units. An
+    empirical reference may come with its ``atoms``, drawn once for all that ask.
     """
 
     reference: LabelledMeasure
@@ -75,6 +87,7 @@ class RobustProblem:
     scale: float = 1.0
     target_centre: float = 0.0
     target_scale: float = 1.0
+    atoms: tuple[Tensor, Tensor, Tensor] | None = None
 
     def decay(self) -> list[float]:
         """L2 penalty of each parameter: ``alphas`` where the units were changed."""
@@ -84,7 +97,11 @@ class RobustProblem:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
-        return self._place(*self.reference.points(n, generator))
+        return self._place(*self._points(n, generator))
+
+    def _points(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Reference points in the units of the data: the atoms, where they are known."""
+        return self.atoms or self.reference.points(n, generator)
 
     def support(
         self, ambiguity: AmbiguitySet, n: int, generator: torch.Generator, groups: Any = None
@@ -99,14 +116,14 @@ class RobustProblem:
             *drawn, index = reference.grouped_points(n, generator)
             groups = index.numpy()
         else:
-            drawn = reference.points(n, generator)
+            drawn = self._points(n, generator)
         x, y, w = self._place(*drawn)
         kept = w > 0
         if not bool(kept.all()):
             x, y, w = x[kept], y[kept], w[kept]
             groups = None if groups is None else np.asarray(groups)[kept.cpu().numpy()]
         outer = x if self.centre is None else x * self.scale + self.centre.to(x)
-        return x, y, w, bind(ambiguity, outer, y, w, groups)
+        return x, y, w, ambiguity.bind(outer, y, w, groups)
 
     def _place(self, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reference points on the device, in this problem's units."""

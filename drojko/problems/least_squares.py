@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator
-from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
 from drojko.problems.families.structured import Quadratic
@@ -94,8 +94,8 @@ def _ridge(reference: Any, d: int, m: int, ambiguity: AmbiguitySet) -> np.ndarra
     a, b = z[:, : m * d].reshape(-1, d), z[:, m * d :].reshape(-1)
     mass = w.repeat_interleave(m)
     gram = (a * mass[:, None]).T @ a
-    moves = isinstance(ambiguity, Wasserstein)
-    ridge = (float(ambiguity.radius) ** 2 if moves else 0.0) + 1e-9 * float(gram.diagonal().mean())
+    moved = float(ambiguity.radius) ** 2 if ambiguity.moves else 0.0
+    ridge = moved + 1e-9 * float(gram.diagonal().mean())
     gram = gram + (ridge or 1.0) * torch.eye(d, dtype=gram.dtype)
     return torch.linalg.solve(gram, a.T @ (mass * b)).numpy()
 

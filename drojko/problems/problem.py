@@ -17,8 +17,9 @@ from torch import Tensor
 from drojko._driver import Outcome, Status, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._threads import one_torch_thread
+from drojko._threads import one_thread
 from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.inner.choice import get_inner
@@ -185,11 +186,7 @@ class MinimaxProblem:
                 f"loss={loss!r}; expected a function loss(params, z) -> (n,) or an object of "
                 "drojko.problems (MaxAffine, SeparableMaxAffine, Quadratic)"
             )
-        if not isinstance(ambiguity, AmbiguitySet):
-            raise InvalidDataError(
-                f"ambiguity={ambiguity!r}; expected a set from drojko.ambiguity, for instance "
-                "Wasserstein(radius=0.1)"
-            )
+        approach_to(ambiguity)
         whole = isinstance(n_draws, Integral) and not isinstance(n_draws, bool)
         if n_draws is not None and not (whole and n_draws >= 2):
             raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")
@@ -242,7 +239,7 @@ class MinimaxProblem:
         self, flat: Tensor, generator: torch.Generator, stationarity: float
     ) -> tuple[Certificate, DecisionWorstCase]:
         draws = self._draws(spawn(generator))
-        with one_torch_thread(draws.x.numel() < _SMALL):
+        with one_thread(draws.x.numel() < _SMALL):
             model = decision_model(self.loss, self.layout, flat)
             self._check(model, draws)
             found = self.family.certify(
@@ -311,7 +308,7 @@ class MinimaxProblem:
         draws = self._draws(spawn(generator))
         model = decision_model(self.loss, self.layout, self.region.project(self.first))
         self._check(model, draws)
-        with one_torch_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
+        with one_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
             oracle = self.family.oracle(model, draws)
             kind: Any = LevelBundle if self.convex and self.region.rows else SpectralGradient
             solver = kind(oracle, self.region, tol)

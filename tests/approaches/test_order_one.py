@@ -11,8 +11,7 @@ import drojko
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
-
-from ._cases import binary, classes, regression
+from tests.estimators._cases import binary, classes, regression
 
 
 def order_one(radius=0.1, **settings):

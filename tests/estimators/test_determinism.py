@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from drojko._threads import one_torch_thread
+from drojko._threads import one_thread
 from tests.estimators._cases import DRAWN, FEW, binary, linear, mlp, one_logit, unfitted
 
 pytestmark = [
@@ -115,7 +115,7 @@ def test_the_number_of_threads_is_given_back(name):
 
 def test_threads_change_nothing_to_one_part_in_a_million():
     X, y = binary()
-    with one_torch_thread():
+    with one_thread():
         a = mlp().fit(X, y).certificate_.upper
     torch.set_num_threads(2)  # noqa: TID251
     try:

@@ -32,7 +32,6 @@ from drojko.ambiguity import (
     TotalVariation,
     Wasserstein,
 )
-from drojko.estimators.scoring import resized, size_name
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from tests.estimators._cases import binary, losses, numbers, regression
 
@@ -237,10 +236,10 @@ def test_fitted_state_is_finite(name):
 @pytest.mark.parametrize("name", BALLS)
 def test_a_fixed_model_is_worse_in_larger_sets(name):
     family, model = ALL[name], fitted(name)
-    size = size_name(family.ambiguity)
+    size = family.ambiguity.size_name
     at = getattr(family.ambiguity, size)
     factors = [2.0, 1.5, 1.0, 0.5, 0.1] if size == "alpha" else [0.1, 0.5, 1.0, 1.5, 2.0]
-    sets = [resized(family.ambiguity, at * factor) for factor in factors]
+    sets = [family.ambiguity.resized(at * factor) for factor in factors]
     values = [value(model, name, ambiguity) for ambiguity in sets]
     assert np.diff(values).min() >= -1e-9
     assert values[0] < values[-1]
@@ -270,7 +269,7 @@ def test_radius_zero_is_scikit_learn(name, alpha):
     if name == "swaps" and not alpha:
         pytest.skip("these few rows can be separated")
     whole = 1.0 if isinstance(family.ambiguity, CVaR) else 0.0
-    ambiguity = resized(family.ambiguity, whole)
+    ambiguity = family.ambiguity.resized(whole)
     if isinstance(ambiguity, Sinkhorn):
         ambiguity.set_params(epsilon=1e-12)  # and no noise
     model = family.fit(ambiguity=ambiguity, alpha=alpha, tol=1e-10, max_iter=1000)
@@ -299,9 +298,9 @@ def losses_of(plain, X, y):
 def test_training_against_a_set_is_best_in_that_set(name):
     """No other model of the same family of fits is better where this one was trained to be."""
     family, model = ALL[name], fitted(name)
-    size = size_name(family.ambiguity)
+    size = family.ambiguity.size_name
     for factor in (0.3, 2.0):
-        at = resized(family.ambiguity, factor * getattr(family.ambiguity, size))
+        at = family.ambiguity.resized(factor * getattr(family.ambiguity, size))
         other = family.fit(ambiguity=at)
         there = objective(other, value(other, name, family.ambiguity))
         assert objective(model) <= there * (1 + 1e-5)
@@ -551,7 +550,7 @@ def test_warm_starts_are_no_slower_and_no_different(name):
 def test_searches_in_pipelines(name):
     family = ALL[name]
     X, y = family.points
-    size = size_name(family.ambiguity)
+    size = family.ambiguity.size_name
     at = getattr(family.ambiguity, size)
     last = family.estimator()
     pipeline = make_pipeline(StandardScaler(), last)

@@ -6,7 +6,6 @@ import torch
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows import ICNNScheme, JKOFlow
-from drojko.flows.flow_measures import draw_particles
 from drojko.flows.functionals import (
     Entropy,
     InteractionEnergy,
@@ -16,9 +15,12 @@ from drojko.flows.functionals import (
     PotentialEnergy,
     WassersteinTo,
 )
-from drojko.flows.icnn.map_problem import MapProblem, Particles
+from drojko.flows.icnn.affine_fit import AffineStart
+from drojko.flows.icnn.map_problem import MapProblem
+from drojko.flows.particles import Particles, draw_particles
 from drojko.measures import Empirical, Gaussian, GaussianMixture
 from drojko.measures.base import Measure
+from drojko.transport import AffineMap
 
 
 def ornstein_uhlenbeck(mean, covariance):
@@ -195,21 +197,20 @@ def test_a_callback_ends_the_flow(seed):
 
 def test_optimal_affine_maps_are_recognised(generator):
     """The share of the variance of dF/drho that is left: none at the optimum, some elsewhere."""
-    from drojko.flows.icnn.fit_map import _affine_map
-    from drojko.flows.icnn.refinement import affine_part
-
     functional = ornstein_uhlenbeck([1.0, 0.0], [[2.0, 0.5], [0.5, 1.0]])
     p = draw_particles(Gaussian([0.0, 0.0], np.eye(2)), 500, generator)
     problem = MapProblem.of(functional, p, 0.3)
-    at, matrix, shift = affine_part(problem)
-    assert problem.affine_gap(at, _affine_map(problem, matrix, shift)) < 1e-8
-    worse = _affine_map(problem, 1.3 * matrix, shift)
+    first = AffineStart.of(problem, problem)
+    affine = first.fitted.map
+    assert first.optimal
+    assert problem.affine_gap(first.fitted.train, affine) < 1e-8
+    worse = AffineMap(1.3 * affine.matrix, affine.shift - 0.3 * affine.matrix @ problem.centre)
     off = problem.evaluate(worse.map(p.x), worse.log_abs_det_jacobian(p.x))
     assert problem.affine_gap(off, worse) > 1e-2
-    bent = problem.on(p)
     bent = MapProblem.of(functional + PotentialEnergy(lambda z: (3 * z[:, 0]).sin()), p, 0.3)
-    at, matrix, shift = affine_part(bent)
-    assert bent.affine_gap(at, _affine_map(bent, matrix, shift)) > 1e-2
+    first = AffineStart.of(bent, bent)
+    assert not first.optimal
+    assert bent.affine_gap(first.fitted.train, first.fitted.map) > 1e-2
 
 
 def test_particles_have_the_moments_of_their_measure(generator):

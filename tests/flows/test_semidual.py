@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from drojko.ambiguity import KL, ChiSquare
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows import ICNNScheme, JKOFlow, SemiDualScheme
-from drojko.flows.exact import gaussian_step
+from drojko.flows.exact import affine_step, gaussian_step
 from drojko.flows.functionals import DivergenceTo, Entropy, PotentialEnergy, WassersteinTo
 from drojko.flows.functionals.conjugates import CONJUGATES, conjugate_named
 from drojko.flows.functionals.divergence_to import split
 from drojko.flows.semidual.nets import Critic, WholeMap, gaussian_log_ratio
-from drojko.flows.semidual.phase import gaussian_step as affine_step
 from drojko.measures import Empirical, Gaussian
 
 KINDS = sorted(CONJUGATES)

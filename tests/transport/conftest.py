@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from drojko.flows import ICNNScheme
+from drojko.flows import MapState
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +19,11 @@ def known_map(seed):
 def trained(seed, known_map):
     """A map state fitted to the known map on standard normal draws."""
     gen = torch.Generator().manual_seed(seed + 2)
-    scheme = ICNNScheme(hidden=(32, 32), fits=1)
     draw = lambda n: torch.randn(n, 3, generator=gen, dtype=torch.float64)  # noqa: E731
-    state = scheme.init(draw(500), 0, gen)
+    state = MapState.start(draw(500), generator=gen, hidden=(32, 32))
     steps = 500
     for k in range(steps):
         x = draw(256)
         rate = 1e-2 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * k / steps)))
-        state = scheme.step(state, x, None, lambda _, x=x: known_map(x), rate)
+        state.advance(x, None, lambda _, x=x: known_map(x), rate)
     return state

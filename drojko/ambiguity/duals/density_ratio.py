@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.divergence import Levels, Plain, Priced, Tails
+from drojko.ambiguity.duals import conjugate as by_conjugate
 from drojko.ambiguity.duals.point import Curve, Dual
 from drojko.ambiguity.duals.scaling import Sample, Worst, floats
 from drojko.ambiguity.duals.smoothed import divergence
@@ -25,18 +25,37 @@ _SLICE = 0.01
 
 
 class DensityRatioSet(AmbiguitySet):
-    """Base class of the sets that reweight samples: D(P, P0) depends on dP/dP0 only.
+    r"""Base class of the sets that reweight samples: D(P, P0) = E0 f(dP/dP0) and its like.
 
-    A subclass implements `_ball`, `_penalised` and `_path` on a `Sample`, losses in units of their
-    spread. Points do not move, so that P is absolutely continuous: the worst it can be is the
-    largest loss of positive weight.
+    Points do not move, so that P is absolutely continuous: the worst it can be is the largest loss
+    of positive weight.
+
+    A subclass offers three formulas, on arrays, of a convex f with f(1) = f'(1) = 0 that grows
+    faster than any line: `discrepancy`, `conjugate` and `log_ratio`. Everything else follows from
+    them by scalar equations (`drojko.ambiguity.duals.conjugate`); the sets of this package have
+    faster ones of their own.
+
+    Examples
+    --------
+    A set of one's own, here the Kullback-Leibler ball once more:
+
+    >>> import numpy as np
+    >>> class Entropy(DensityRatioSet):
+    ...     def __init__(self, radius=None, *, penalty=None):
+    ...         self.radius = radius
+    ...         self.penalty = penalty
+    ...     def discrepancy(self, ratio, weights):  # E0 f(ratio), f(r) = r log r - r + 1
+    ...         return float(weights @ (ratio * np.log(np.maximum(ratio, 1e-300)) - ratio + 1))
+    ...     def conjugate(self, t):  # f*(t) = sup_r t r - f(r)
+    ...         return np.expm1(t)
+    ...     def log_ratio(self, t):  # log f*'(t)
+    ...         return t
+    >>> round(Entropy(radius=0.1).dual([0.0, 1.0, 2.0, 5.0]).value, 5)
+    2.86822
     """
 
     #: The radius from which on D says nothing, where larger ones are a mistake.
     _largest_radius = np.inf
-
-    def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> None:
-        """Return None: reweighting moves no point, so that there is no ground cost."""
 
     def dual(self, losses: Any, weights: Any = None) -> Dual:
         """Return the exact worst case of the mean of ``losses``.
@@ -138,7 +157,7 @@ class DensityRatioSet(AmbiguitySet):
         if penalty <= 0:  # all mass on the largest loss, of which it is the shift
             return np.full(values.shape, -np.inf)
         with np.errstate(divide="ignore", over="ignore"):
-            return self._log_ratio((values - shift) / penalty)
+            return np.asarray(self.log_ratio((values - shift) / penalty))
 
     def without_atoms(
         self, losses: Any, weights: Any, penalty: float, shift: float, largest: float = np.inf
@@ -185,9 +204,9 @@ class DensityRatioSet(AmbiguitySet):
             ratio = np.exp(self.log_ratio_at(np.minimum(losses, largest), penalty, shift))
         return ratio if np.isinf(penalty) else np.where(losses < largest, ratio, 0.0)
 
-    @abstractmethod
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
-        """Return D of a ratio of mean one."""
+        """Return D of a ratio (n,) of mean one under weights (n,) that sum to 1."""
+        raise self.lacks("discrepancy(ratio, weights)", "a dual in radius form")
 
     #: Whether a part of the worst case's mass sits on the largest loss alone.
     jumps = False
@@ -204,9 +223,9 @@ class DensityRatioSet(AmbiguitySet):
         """Largest value of dP/dP0 that the set allows; infinite where there is no limit."""
         return np.inf
 
-    @abstractmethod
-    def _log_ratio(self, t: np.ndarray) -> np.ndarray:
-        """Return log f*'(t), t = (loss - shift) / penalty."""
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
+        """Return log f*'(t), t = (loss - shift) / penalty: the log of the ratio."""
+        raise self.lacks("log_ratio(t)", "the dual and every solver on it")
 
     def on(self, x: Any, weights: Any, groups: Any = None) -> Reweighting:
         """Return the set on given support points, ready for many `dual` calls in training.
@@ -251,15 +270,56 @@ class DensityRatioSet(AmbiguitySet):
             return np.where(values <= shift + rounding, np.maximum(values, shift), np.inf)
         with np.errstate(over="ignore", invalid="ignore"):
             price = 0.0 if self.penalty is not None else penalty * self._size()
-            return shift + price + penalty * self._conjugate((values - shift) / penalty)
+            return shift + price + penalty * self.conjugate((values - shift) / penalty)
 
-    @abstractmethod
-    def _conjugate(self, t: np.ndarray) -> np.ndarray:
-        """Return f*(t)."""
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
+        """Return f*(t); +inf where it has no value."""
+        raise self.lacks("conjugate(t)", "the dual and every certificate")
 
-    def _steepness(self, ratio: np.ndarray) -> np.ndarray:
-        """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0."""
-        return np.zeros_like(ratio)
+    def steepness(self, ratio: np.ndarray) -> np.ndarray:
+        """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0. By differences."""
+        positive = ratio > 1e-12
+        t = by_conjugate.inverse(self, np.where(positive, ratio, 1.0))
+        step = 1e-5 * (1.0 + np.abs(t))
+        slope = (self.log_ratio(t + step) - self.log_ratio(t - step)) / (2.0 * step)
+        return np.where(positive & np.isfinite(slope), ratio * slope, 0.0)
+
+    @property
+    def curvature(self) -> float | None:
+        """Second derivative f''(1), by differences where it is not given; None at a kink."""
+        if self.divergence is not None:
+            return self.divergence.curvature
+        low, high = self.log_ratio(np.array([-1e-4, 1e-4])).tolist()
+        slope = (high - low) / 2e-4
+        return 1.0 / slope if 1e-6 < slope < 1e6 else None
+
+    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
+        """Worst cases from half a standard error to 17 above the mean."""
+        curvature = self.curvature
+        if curvature is None:
+            return super().candidates(X, names, weight)
+        return np.geomspace(0.3, 300.0, 8) * curvature * float(weight @ weight) / 2.0
+
+    def conjugate_jet(
+        self, t: np.ndarray, delta: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return f*, f*' and f*'' at t, kinks smoothed by delta; None outside the domain."""
+        with np.errstate(over="ignore"):
+            value, ratio = self.conjugate(t), np.exp(self.log_ratio(t))
+        return (value, ratio, self.steepness(ratio)) if np.isfinite(value).all() else None
+
+    def levels(self, weights: np.ndarray, unit: float) -> Levels:
+        """Return the set as a minimum over levels, for cells of given weights."""
+        if self.penalty is None:
+            budget = float(self.budget or 0.0)
+            if budget == 0.0 or weights.size == 1:
+                return Plain(self, weights)
+            if budget >= self.radius_of_maximum(float(weights.min())):
+                return Tails.maximum(self, weights)
+        return self._levels(weights, unit)
+
+    def _levels(self, weights: np.ndarray, unit: float) -> Levels:
+        return Priced(self, weights, unit)
 
     def _curve(
         self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
@@ -279,7 +339,7 @@ class DensityRatioSet(AmbiguitySet):
         if sample.constant or penalty > _LARGEST_PENALTY:
             return Worst(0.0, penalty, 0.0, None, 0.0)
         if penalty < _SMALLEST_PENALTY:
-            return sample.maximum(0.0, radius=self._radius_of_maximum(sample.top_mass))
+            return sample.maximum(0.0, radius=self.radius_of_maximum(sample.top_mass))
         return self._penalised(sample, penalty)
 
     def _size(self) -> float:
@@ -289,18 +349,20 @@ class DensityRatioSet(AmbiguitySet):
         """Return the solution at radius 0: smooth discrepancies begin with an infinite slope."""
         return Worst(0.0, np.inf, 0.0, None, 0.0)
 
-    @abstractmethod
-    def _ball(self, sample: Sample, radius: float) -> Worst: ...
+    def _ball(self, sample: Sample, radius: float) -> Worst:
+        return by_conjugate.ball(self, sample, radius)
 
-    @abstractmethod
-    def _penalised(self, sample: Sample, penalty: float) -> Worst: ...
+    def _penalised(self, sample: Sample, penalty: float) -> Worst:
+        return by_conjugate.priced(self, sample, penalty)
 
-    @abstractmethod
-    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray: ...
+    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
+        return np.array([self._ball(sample, r).excess if r > 0 else 0.0 for r in radii.tolist()])
 
-    @abstractmethod
-    def _radius_of_maximum(self, mass: float) -> float:
+    def radius_of_maximum(self, mass: float) -> float:
         """Return the discrepancy of P0 given an event of this mass: from there on, the maximum."""
+        if mass >= 1.0:
+            return 0.0
+        return self.discrepancy(np.array([1.0 / mass, 0.0]), np.array([mass, 1.0 - mass]))
 
     def _check_family(self) -> None:
         """Check the parameters that are no size."""

@@ -1,4 +1,4 @@
-"""Numerics of the density-ratio duals: losses in units of their spread, tilts, one root finder."""
+"""Numerics of the density-ratio duals: losses in units of their spread, and tilts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Sample", "Tilt", "Worst", "centred", "cumulate", "floats", "level", "path", "root"]
+__all__ = ["Sample", "Tilt", "Worst", "centred", "cumulate", "floats", "level", "path"]
 
 _PLAIN = 4096  # numbers that are summed up one after the other
 _BLOCK = 512  # losses of a block, which a tilt treats as one where it varies little over it
@@ -322,44 +322,6 @@ def level(radius: float, largest: float) -> float:
     if share < 1e-8:
         return math.log(max(radius, 1e-300)) - math.log(largest) + max(share, 0.0) / 2.0
     return math.log(-math.log1p(-share))
-
-
-def root(function: Callable[[float], float], start: float, slope: float = 1.5) -> float:
-    """Return the zero of an increasing function: secant steps inside a shrinking bracket.
-
-    Losses of several scales make plateaus, on which a secant says nothing: without a bracket a
-    step that hardly changes the value is followed by a longer one, and inside a bracket every
-    other step halves it.
-    """
-    low, high = -math.inf, math.inf
-    t, previous, step = start, None, 1.0
-    for iteration in range(400):
-        value = function(t)
-        if abs(value) <= 1e-13:
-            break
-        low, high = (t, high) if value < 0 else (low, t)
-        flat = False
-        if previous is not None and t != previous[0]:
-            secant = (value - previous[1]) / (t - previous[0])
-            slope = secant if 1e-3 < secant < 1e3 else slope
-            flat = abs(value) > 0.5 * abs(previous[1])
-        previous = (t, value)
-        move = -value / slope
-        if math.isinf(high - low):  # no bracket yet: steps that may grow
-            size = min(abs(move), 4.0 * step)
-            size = max(size, step) if flat else size
-            move = math.copysign(size, move)
-            step = 2.0 * max(abs(move), step)
-            after = t + move
-        else:
-            after = t + move
-            # Halving as well, once the secant does not settle: jumps, or rounding.
-            if not low < after < high or (iteration >= 8 and iteration % 2 == 1):
-                after = 0.5 * (low + high)
-        if min(abs(after - t), high - low) <= 4e-16 * max(1.0, abs(t)):
-            break
-        t = after
-    return t
 
 
 def path(

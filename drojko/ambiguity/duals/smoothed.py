@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from scipy.special import entr, expit, logit
 
+from drojko._numerics import root
 from drojko.ambiguity.duals.point import Curve
 from drojko.ambiguity.duals.scaling import Sample
 from drojko.ambiguity.duals.support import Reweighting
 
-__all__ = ["capped", "divergence", "flat", "maximum", "root", "soft_maximum"]
+__all__ = ["capped", "divergence", "flat", "maximum", "soft_maximum"]
 
 
 def flat(bound: Reweighting, losses: np.ndarray) -> Curve:
@@ -43,7 +43,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     so that the ratio stays continuous where the worst case would jump to the largest loss.
     """
     family = bound.ambiguity
-    reach = family._radius_of_maximum(bound.least)
+    reach = family.radius_of_maximum(bound.least)
     given, radius = family.penalty, family.radius
     if radius == 0.0 or reach <= 0.0:
         return flat(bound, losses)
@@ -76,7 +76,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     if not barrier:
         shift = sample.restore(worst.shift)
         return Curve(value, penalty, shift, ratio, attained, worst.radius, exact=exact)
-    steep = w * family._steepness(ratio)
+    steep = w * family.steepness(ratio)
     total = max(float(steep.sum()), 1e-300)
     deviation = losses - float(steep @ losses) / total
     columns, core = [steep], [-1.0 / total]
@@ -143,33 +143,16 @@ def _threshold(
         order = np.argsort(losses)
         cut = int(np.searchsorted(np.cumsum(w[order]), 1.0 - alpha))
         start = float(losses[order[min(cut, losses.size - 1)]])
+        start = min(max(start, low), high)
 
-    def missing(eta: float) -> tuple[float, float]:
-        share = expit((losses - eta) / kappa)
-        return float(w @ share) - alpha, -float(w @ (share * (1.0 - share))) / kappa
+    centred, first = (losses - start) / kappa, start
 
-    return root(missing, low, high, start, kappa)
+    def excess(u: float) -> tuple[float, float]:
+        share = expit(centred - u)
+        return alpha - float(w @ share), float(w @ (share * (1.0 - share)))
 
-
-def root(
-    function: Callable[[float], tuple[float, float]],
-    low: float,
-    high: float,
-    start: float,
-    scale: float,
-) -> float:
-    """Return the zero of a decreasing function (value, slope): Newton steps inside a bracket."""
-    x = min(max(start, low), high)
-    for iteration in range(100):
-        value, slope = function(x)
-        low, high = (x, high) if value > 0 else (low, x)
-        after = x - value / slope if slope < 0 else math.inf
-        if not low < after < high or iteration % 8 == 7:
-            after = 0.5 * (low + high)
-        if abs(value) <= 1e-14 or abs(after - x) <= 1e-15 * (abs(x) + scale):
-            break
-        x = after
-    return x
+    low, high = (low - first) / kappa, (high - first) / kappa
+    return first + kappa * root(excess, 0.0, low=low, high=high, tol=1e-14)
 
 
 def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
@@ -230,7 +213,7 @@ def maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
         top + x,
         ratio,
         float((w * ratio) @ losses),
-        float(bound.ambiguity._radius_of_maximum(min(1.0 / float(ratio.max()), 1.0))),
+        float(bound.ambiguity.radius_of_maximum(min(1.0 / float(ratio.max()), 1.0))),
         diagonal=steep,
         columns=steep[:, None],
         core=np.array([[-1.0 / float(steep.sum())]]),

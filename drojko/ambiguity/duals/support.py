@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.point import Curve, Dual
 from drojko.ambiguity.duals.scaling import floats
 from drojko.exceptions import InvalidDataError
@@ -59,6 +60,13 @@ class Reweighting:
         if smoothing <= 0.0:
             return self.ambiguity.dual(losses, self.weights)
         return self.curve(losses, smoothing, barrier=False)
+
+    #: How rows make up cells, (n, cells); None: every row is one.
+    cells = None
+
+    def levels(self, unit: float) -> Levels:
+        """Return the set as a minimum over levels; ``unit`` is a typical loss."""
+        return self.ambiguity.levels(self.weights, unit)
 
     def curve(self, losses: Any, smoothing: float, barrier: bool = True) -> Curve:
         """Return the smoothed dual together with its second derivative; smoothing > 0.

@@ -114,6 +114,14 @@ class GroundCost:
             return torch.clamp(z, lower, upper)
         return np.clip(z, lower, upper)
 
+    def spread(self, X: np.ndarray, weight: np.ndarray) -> float:
+        """Root mean square of what a standard deviation of each column of X (n, d) costs."""
+        variance = weight @ (X - weight @ X) ** 2
+        free = self.mutable & (variance > 0)
+        if not free.any():
+            raise InvalidDataError("no column varies and may move: give radii=")
+        return float(np.sqrt(np.mean(self.weights[free] * variance[free])))
+
     @property
     def swaps(self) -> bool:
         """Whether any category may be swapped for another."""

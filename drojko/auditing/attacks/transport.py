@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.auditing.attacks.largest_loss import largest_loss
 from drojko.auditing.attacks.learned import Dual, Learned, begin, learn
@@ -194,8 +195,7 @@ class _Work:
             _, _, cost, risk = self.pool.take(choice)
             priced = mixture.penalty * cost if math.isfinite(mixture.penalty) else 0.0
             value = value + share * (risk - priced)
-        centred = value - self.problem.w @ value
-        return math.sqrt(float((self.problem.w.square() * centred.square()).sum()))
+        return standard_error(value, self.problem.w)
 
     def worst(self, mixture: Mixture, size: float, ball: bool) -> MovedRows:
         """The plan as rows before and after."""

@@ -10,7 +10,7 @@ import torch
 from sklearn.base import clone
 
 from drojko._random import spawn
-from drojko.ambiguity import CVaR, DensityRatioSet, GroundCost, Wasserstein
+from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, is_sampled
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.columns import in_matrix
@@ -28,8 +28,7 @@ DRAWS = 5_000
 
 def size_name(ambiguity: Any, radii: Any) -> str:
     """The first column of the table."""
-    given = radii is not None or isinstance(ambiguity, CVaR) or ambiguity.radius is not None
-    return "radius" if given else "penalty"
+    return "radius" if radii is not None or ambiguity.penalty is None else "penalty"
 
 
 def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
@@ -38,16 +37,14 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     Raises `InvalidDataError` where there is no size, or one that is none.
     """
     name = type(ambiguity).__name__
-    tail = isinstance(ambiguity, CVaR)
     if radii is None:
-        if tail:
-            return [(float(ambiguity.alpha), ambiguity)]
-        if ambiguity.radius is None and ambiguity.penalty is None:
+        given = getattr(ambiguity, ambiguity.size_name, None)
+        given = ambiguity.penalty if given is None else given
+        if given is None:
             raise InvalidDataError(
                 f"{name} has no size and radii is None: give audit radii=[...], or {name}(radius="
                 "...)"
             )
-        given = ambiguity.radius if ambiguity.radius is not None else ambiguity.penalty
         return [(float(given), ambiguity)]
     try:
         values = np.atleast_1d(np.asarray(radii, dtype=np.float64))
@@ -58,13 +55,8 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     if not (np.isfinite(values) & (values >= 0)).all():
         wrong = values[~(np.isfinite(values) & (values >= 0))][0]
         raise InvalidDataError(f"radii holds {wrong}; expected finite non-negative numbers")
-    values = np.unique(values)[:: -1 if tail else 1]
-    sets: list[tuple[float, Any]] = []
-    for value in values.tolist():
-        own: Any = clone(ambiguity)
-        own.set_params(**({"alpha": value} if tail else {"radius": value, "penalty": None}))
-        sets.append((value, own))
-    return sets
+    order = sorted(np.unique(values).tolist(), key=ambiguity.room)
+    return [(value, ambiguity.resized(value)) for value in order]
 
 
 def build_problem(
@@ -94,7 +86,7 @@ def build_problem(
     names = list(space.names) if space.frame else None
     cost = _unmoved(approach_to(own).resolve(own, u, names), space.fixed)
     cost = _scaled(cost, scale, u, w).observed(u)
-    if not cost.mutable.any() and isinstance(own, Wasserstein) and not cost.swaps:
+    if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
     found = get_loss_for(model, loss)
     atoms, smooth = _reference(reference, cost, model, generator)
@@ -111,7 +103,7 @@ def build_problem(
         smooth=smooth,
         sampled=False,
         generator=generator,
-        label_cost=float(getattr(own, "label_cost", np.inf)),
+        label_cost=float(own.label_cost),
         groups=groups,
     )
     if not is_sampled(problem.reference):
@@ -219,8 +211,3 @@ def _fit(
         else:
             parts.append(cast(Any, clone(template)).fit(u[inside], w[inside]))
     return ClassConditional.from_measures(parts, mass)
-
-
-def is_reweighting(ambiguity: Any) -> bool:
-    """Whether the set limits a density ratio: exact for any model."""
-    return isinstance(ambiguity, DensityRatioSet)

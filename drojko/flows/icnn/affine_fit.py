@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from drojko._driver import Status
-from drojko.flows.icnn.map_problem import Evaluated, MapProblem
+from drojko._driver import Status, nested
+from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
+from drojko.transport.icnn import ICNN
 from drojko.transport.jet import log_det
+from drojko.transport.maps import AffineMap, BrenierMap
 
-__all__ = ["AffineFit", "AffineState"]
+__all__ = ["AffineFit", "AffineStart", "AffineState"]
 
 _MEMORY = 12
+_STEPS = 100
+_EXACT = 1e-6  # share of the variance of dF/drho at which an affine map counts as the optimum
 _SMALLEST = 2e-4  # eigenvalue of M: the potential's own strong convexity is 1e-4
 
 
@@ -174,3 +180,55 @@ class AffineFit:
         if state.done or max(state.gained, 0.5 * abs(state.slope)) <= self.tol * scale:
             return Status.CONVERGED
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class AffineStart:
+    """The best affine map of a step, which networks have to beat.
+
+    ``train`` and ``held`` are the problems with their functionals held there, ``gain`` is what
+    the map gains over staying, on ``held``; ``matrix`` and ``shift`` are M and b in the
+    potential's coordinates.
+    """
+
+    train: MapProblem
+    held: MapProblem
+    matrix: Tensor
+    shift: Tensor
+    fitted: FittedMap
+    gain: float
+
+    @staticmethod
+    def of(train: MapProblem, held: MapProblem, potential: ICNN | None = None) -> AffineStart:
+        """Fit it on ``train``; ``potential`` is kept for the step after."""
+        like = train.particles.x
+        d = like.shape[1]
+        matrix, shift = torch.eye(d).to(like), torch.zeros(d).to(like)
+        image, problem = like, train
+        for _ in range(5 if train.functional.majorised else 1):
+            problem = train.frozen(image)
+            fit = AffineFit.of(problem)
+            state = nested(fit, fit.init((matrix, shift, 0.0)), max_iter=_STEPS).state
+            matrix, shift, _ = fit.parts(state.point)
+            image = state.at.image
+        offset = train.centre + train.scale * shift - matrix @ train.centre
+        affine = AffineMap(matrix.clone(), offset)
+        x = held.particles.x
+        images, log_det = affine.map(x), affine.log_abs_det_jacobian(x)
+        train, held = train.frozen(image), held.frozen(images)
+        at = held.evaluate(images, log_det)
+        still = held.evaluate(x, held.particles.log_density.new_zeros(()).expand(len(x)))
+        fitted = FittedMap(affine, potential, state.at, at, False)
+        return AffineStart(train, held, matrix, shift, fitted, max(still.value - at.value, 0.0))
+
+    @property
+    def optimal(self) -> bool:
+        """Whether no other map can gain."""
+        affine: Any = self.fitted.map
+        return self.train.affine_gap(self.fitted.train, affine) <= _EXACT
+
+    def refined(self, potential: Any, train: Evaluated, held: Evaluated) -> FittedMap:
+        """The gradient of a trained potential in the place of the affine map."""
+        centre, scale = self.train.centre.clone(), self.train.scale
+        own = copy.deepcopy(potential).requires_grad_(False)
+        return FittedMap(BrenierMap(own, centre, scale), potential, train, held, True)

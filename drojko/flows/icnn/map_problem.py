@@ -9,44 +9,15 @@ import torch
 from torch import Tensor
 
 from drojko.flows.functionals.base import Functional
+from drojko.flows.particles import Particles
 from drojko.transport.icnn import ICNN
-from drojko.transport.jet import forward, jet, log_det
-from drojko.transport.maps import AffineMap
+from drojko.transport.jet import jet
+from drojko.transport.maps import AffineMap, TransportMap
 from drojko.transport.stochastic_jet import Probes, stochastic_jet
 
-__all__ = ["Evaluated", "MapProblem", "Particles"]
+__all__ = ["Evaluated", "FittedMap", "MapProblem"]
 
-_ROWS = 1024  # points whose Hessians are held at once
-
-
-@dataclass(frozen=True, eq=False)
-class Particles:
-    """Points x (n, d), weights w (n,) with sum 1, log rho(x) (n,), and where T is held to be near.
-
-    ``anchor`` (n, d) is x itself in a gradient flow, the last map's image in the modified scheme.
-    ``known`` says whether log rho is; zeros stand for it where it is not.
-    """
-
-    x: Tensor
-    w: Tensor
-    log_density: Tensor
-    known: bool = True
-    anchor: Tensor | None = None
-
-    @property
-    def near(self) -> Tensor:
-        """The anchor."""
-        return self.x if self.anchor is None else self.anchor
-
-    def moved(self, z: Tensor, log_det: Tensor) -> Particles:
-        """The particles pushed by a map."""
-        return Particles(z, self.w, self.log_density - log_det, self.known)
-
-    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Weighted moments, shapes (d,) and (d, d)."""
-        mean = self.w @ self.x
-        centred = self.x - mean
-        return mean, (self.w.unsqueeze(1) * centred).T @ centred
+_ROWS = 256  # points at once: their tangents stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +36,17 @@ class Evaluated:
     def finite(self) -> bool:
         """Whether the value is a number."""
         return math.isfinite(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMap:
+    """A proximal step's map with what it does to the particles, trained on and kept apart."""
+
+    map: TransportMap
+    potential: ICNN | None
+    train: Evaluated
+    held: Evaluated
+    refined: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +87,13 @@ class MapProblem:
         """The problem on some of its particles, evenly spaced: they may come in strata."""
         if len(self.particles.x) <= count:
             return self
-        rows = torch.linspace(0, len(self.particles.x) - 1, count).long()
-        functional = self.functional.take(rows)
-        return replace(self, functional=functional, particles=_take(self.particles, rows))
+        return self.take(torch.linspace(0, len(self.particles.x) - 1, count).long())
+
+    def take(self, rows: Tensor) -> MapProblem:
+        """The problem on some of its particles."""
+        return replace(
+            self, functional=self.functional.take(rows), particles=self.particles.take(rows)
+        )
 
     @property
     def dense(self) -> bool:
@@ -131,21 +117,17 @@ class MapProblem:
 
         Estimates of two potentials compare: they have their probes in common.
         """
-        if probes is not None:
-            gen = torch.Generator().manual_seed(0)
-            parts = [
-                stochastic_jet(potential, part, gen, probes) for part in self.inner.split(_ROWS)
-            ]
-            image = torch.cat([part.image for part in parts])
-            found = torch.cat([part.log_det for part in parts])
-            return self.evaluate(image * self.scale + self.centre, found)
-        images, log_dets = [], []
+        gen = torch.Generator().manual_seed(0)
+        found = []
         for part in self.inner.split(_ROWS):
-            image, hessian = forward(potential, part)
-            images.append(image)
-            log_dets.append(log_det(hessian)[0])
-        found = torch.cat(log_dets)
-        return self.evaluate(torch.cat(images) * self.scale + self.centre, found)
+            at = (
+                jet(potential, part)
+                if probes is None
+                else stochastic_jet(potential, part, gen, probes)
+            )
+            found.append((at.image, at.log_det))
+        image, log_det = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return self.evaluate(image * self.scale + self.centre, log_det)
 
     def with_gradient(
         self,
@@ -158,10 +140,7 @@ class MapProblem:
 
         With ``probes`` both are unbiased estimates, from signs of the generator.
         """
-        part = self
-        if rows is not None:
-            chosen = _take(self.particles, rows)
-            part = replace(self, functional=self.functional.take(rows), particles=chosen)
+        part = self if rows is None else self.take(rows)
         if not part.dense:
             out, back = potential.linearise(part.inner)
             zeros = out.new_zeros(len(out))
@@ -208,9 +187,3 @@ class MapProblem:
         matrix = at.d_image.T @ (at.image - self.centre)
         matrix = matrix + at.d_log_det.sum() * torch.eye(len(shift)).to(matrix)
         return float(shift.norm()), float(matrix.norm())
-
-
-def _take(p: Particles, rows: Tensor) -> Particles:
-    w = p.w[rows]
-    anchor = None if p.anchor is None else p.anchor[rows]
-    return Particles(p.x[rows], w / w.sum(), p.log_density[rows], p.known, anchor)

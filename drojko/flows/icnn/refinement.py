@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam
-from drojko._driver import Status, run
+from drojko._adam import Adam, Batches, cosine
+from drojko._driver import Status, nested
 from drojko.flows.icnn.affine_fit import AffineFit
 from drojko.flows.icnn.map_problem import Evaluated, MapProblem
 from drojko.models import flatten_parameters, views_like
@@ -19,7 +19,7 @@ from drojko.transport.initialise import set_affine
 from drojko.transport.jet import forward
 from drojko.transport.stochastic_jet import Probes
 
-__all__ = ["DENSE", "RefineState", "Refinement", "affine_part", "hidden_part", "polish", "thinned"]
+__all__ = ["DENSE", "RefineState", "Refinement", "fresh", "polish", "warm"]
 
 #: Columns up to which Hessians are formed and factorised at every step.
 DENSE = 32
@@ -41,21 +41,6 @@ def thinned(problem: MapProblem) -> MapProblem:
     """The problem on as many particles as may have their Hessians in memory together."""
     n, d = problem.particles.x.shape
     return problem if n * d * d <= _NUMBERS else problem.few(max(int(_NUMBERS / d**2), 1))
-
-
-def affine_part(problem: MapProblem, max_iter: int = 100) -> tuple[Evaluated, Tensor, Tensor]:
-    """The best affine map: its value, M and b in the potential's coordinates."""
-    d = problem.particles.x.shape[1]
-    like = problem.particles.x
-    matrix, shift = torch.eye(d).to(like), torch.zeros(d).to(like)
-    found = problem.particles.x
-    for _ in range(5 if problem.functional.majorised else 1):
-        frozen = problem.frozen(found)
-        fit = AffineFit.of(frozen)
-        at = run(fit, fit.init((matrix, shift, 0.0)), max_iter=max_iter).state
-        matrix, shift, _ = fit.parts(at.point)
-        found = at.at.image
-    return at.at, matrix, shift
 
 
 def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator) -> ICNN:
@@ -88,13 +73,28 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
         fit = AffineFit.of(problem, residue)
         matrix = potential.quadratic().clone()
         start = fit.init((matrix, potential.shift.detach().clone(), 1.0))
-        state = run(fit, start, max_iter=max_iter).state
+        state = nested(fit, start, max_iter=max_iter).state
         matrix, shift, share = fit.parts(state.point)
         set_affine(potential, matrix, shift)
         share = max(share, 1e-12)
         weights = share * torch.nn.functional.softplus(potential.w, threshold=40.0)
         potential.w.copy_(weights + torch.log(-torch.expm1(-weights)))
         return state.at
+
+
+def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:
+    """The last layers with the affine part refitted; None where they bend more than M allows."""
+    potential = copy.deepcopy(start).requires_grad_(True)
+    few = thinned(problem)
+    w = few.particles.w
+    gradient, hessian = hidden_part(potential, few.inner)
+    mean = torch.einsum("n,nij->ij", w, hessian)
+    rest = matrix - mean
+    if float(torch.linalg.eigvalsh(rest)[0]) < 0.02:
+        rest = rest + (0.02 - float(torch.linalg.eigvalsh(rest)[0])) * torch.eye(len(rest)).to(rest)
+    set_affine(potential, rest, shift - w @ (gradient - few.inner @ mean))
+    at = polish(problem, potential)
+    return potential if at is None or at.finite else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +155,9 @@ class Refinement:
             if any(p is q for q in quadratic)
         ]
         per_stage = max(1, self.iterations // _STAGES)
-        order = torch.randperm(n, generator=self.generator)
-        place = 0
+        batches = Batches(n, size, self.generator)
         for k in range(per_stage):
-            if place + size > n:
-                order, place = torch.randperm(n, generator=self.generator), 0
-            rows = order[place : place + size].to(state.flat.device)
-            place += size
+            rows = batches.next().to(state.flat.device)
             _, gradient = self.train.with_gradient(
                 state.potential, rows, self.generator, self.probes
             )
@@ -174,8 +170,7 @@ class Refinement:
             if not math.isfinite(norm):
                 continue  # a batch whose density left the floats: not worth a step
             phase = (state.stage * per_stage + k) / max(1, self.iterations)
-            rate = self.rate * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(phase, 1.0))))
-            state.adam.step(state.flat, rate)
+            state.adam.step(state.flat, self.rate * cosine(min(phase, 1.0), 0.02))
         value = self.held.at_potential(state.potential, self.probes).value
         stage = state.stage + 1
         if math.isfinite(value) and value < state.best_value:
@@ -198,6 +193,6 @@ class Refinement:
 
     def result(self, start: ICNN) -> ICNN:
         """The best potential of a run from ``start``; a copy."""
-        state = run(self, self.init(copy.deepcopy(start)), max_iter=_STAGES).state
+        state = nested(self, self.init(copy.deepcopy(start)), max_iter=_STAGES).state
         state.flat.copy_(state.best)
         return state.potential

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam
+from drojko._adam import Adam, Batches, cosine
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.flows.importance.velocity import Velocity, VelocityFlow
 
@@ -85,13 +85,9 @@ def fit_velocity(
     adam = Adam.like(velocity.flat.detach())
     scaled = ((x - centre) / scale).float()
     norms: list[float] = []
-    order = torch.randperm(len(x), generator=generator)
-    position, energy = 0, math.nan
-    for k in range(iterations):
-        if position + batch_size > len(x):
-            order, position = torch.randperm(len(x), generator=generator), 0
-        z = scaled[order[position : position + batch_size]]
-        position += batch_size
+    batches, energy = Batches(len(x), batch_size, generator), math.nan
+    for k in range(iterations):  # all of them, inside one step of the flow: nothing ends them early
+        z = scaled[batches.next()]
         image, grown, length = velocity.integrate(flat, z, steps)
         log_g = log_target(log_prob, (image * velocity.scale + velocity.centre).double())
         kept = torch.isfinite(log_g)  # where g vanishes no gradient points anywhere
@@ -109,10 +105,8 @@ def fit_velocity(
         limit = _CLIP * sorted(norms[-50:])[len(norms[-50:]) // 2] if norms else norm
         norms.append(norm)
         adam.gradient.copy_(gradient).mul_(min(1.0, limit / max(norm, 1e-30)))
-        progress = k / max(iterations - 1, 1)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         with torch.no_grad():
-            adam.step(flat, rate * (_LOWEST_RATE + (1.0 - _LOWEST_RATE) * cosine))
+            adam.step(flat, rate * cosine(k / max(iterations - 1, 1), _LOWEST_RATE))
         energy = float(length.detach().mean())
     velocity.flat = flat.detach()
     flow, error = _accurate(velocity.to(torch.float64), x[:2000], steps, tol)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, SolverError
@@ -74,8 +75,7 @@ class Evidence:
 
     def mean(self, values: Tensor) -> tuple[float, float]:
         """Weighted mean of values (n,) under the target, and its standard error."""
-        centre = float(self.weights @ values)
-        return centre, float((self.weights * (values - centre)).square().sum().sqrt())
+        return float(self.weights @ values), standard_error(values, self.weights)
 
     def __repr__(self) -> str:
         return (

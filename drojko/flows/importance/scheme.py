@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Outcome, run
 from drojko._random import spawn
-from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
+from drojko._settings import check_settings
+from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional, Scaled, Sum
 from drojko.flows.importance.fit_velocity import Fitted, fit_velocity, log_target
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
 from drojko.flows.importance.velocity import VelocityFlow
+from drojko.flows.result import FlowResult, FlowSolver, finish
 from drojko.measures.base import Measure
-
-if TYPE_CHECKING:
-    from drojko.flows.jko import FlowResult
 
 __all__ = ["ImportanceCorrectedScheme", "ImportanceState"]
 
@@ -122,30 +120,22 @@ class ImportanceCorrectedScheme:
 
     def validate(self, n_steps: int) -> None:
         """Raise InvalidDataError for a setting out of range."""
-        least = {
-            "width": 1, "iterations": 0, "batch_size": 1, "integration_steps": 1,
-            "n_particles": 1, "n_calibration": 1,
-        }  # fmt: skip
-        for name, low in least.items():
-            if not _is_count(getattr(self, name), low):
-                raise InvalidDataError(
-                    f"{name}={getattr(self, name)!r}; expected an integer of at least {low}"
-                )
-        for name in ("rate", "tol", "resampled", "most_draws", "least_ess"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise InvalidDataError(f"{name}={value!r}; expected a number")
-        for name in ("rate", "tol"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise InvalidDataError(f"{name}={getattr(self, name)!r}; expected a number above 0")
-        if not 0.0 < self.resampled < 1.0:
-            raise InvalidDataError(f"resampled={self.resampled!r}; expected a share below 1")
-        if not self.most_draws > 1.0:
-            raise InvalidDataError(f"most_draws={self.most_draws!r}; expected a number above 1")
+        check_settings(
+            self,
+            whole={
+                "width": 1, "iterations": 0, "batch_size": 1, "integration_steps": 1,
+                "n_particles": 1, "n_calibration": 1,
+            },
+            least={"least_ess": 0.0},
+            above={"rate": 0.0, "tol": 0.0, "most_draws": 1.0},
+            shares=("resampled",),
+        )  # fmt: skip
         counts: Any = self.rejections
         given = isinstance(counts, Sequence) and not isinstance(counts, str)
-        wrong = [c for c in (counts if given else [counts]) if c is not None and not _is_count(c)]
-        if wrong:
+        each = [c for c in (counts if given else [counts]) if c is not None]
+        if not all(
+            isinstance(c, Integral) and not isinstance(c, bool) and int(c) >= 0 for c in each
+        ):
             raise InvalidDataError(
                 f"rejections={counts!r}; expected None, a number of steps, or one for each JKO step"
             )
@@ -169,8 +159,6 @@ class ImportanceCorrectedScheme:
         callback: Callable[[ImportanceState], bool | None] | None,
     ) -> FlowResult:
         """Run the flow of ``functional`` with step sizes ``steps``; called by `JKOFlow.run`."""
-        from drojko.flows.jko import FlowResult, finished
-
         n_steps = len(steps)
         self.validate(n_steps)
         solver = _Solver(self, functional, steps)
@@ -182,24 +170,17 @@ class ImportanceCorrectedScheme:
             return callback(state) if callback is not None else None
 
         outcome: Outcome[ImportanceState] = run(solver, start, max_iter=n_steps, callback=watch)
-        ended = outcome.status is Status.MAX_ITER  # all steps that were asked for
-        status = Status.CONVERGED if ended else outcome.status
-        columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
-        columns["seconds"] = columns.pop("step_seconds", np.empty(0))
-        advice = status.advice
-        share = float(columns["effective_sample_size"][-1]) if stages else 1.0
-        if ended and share < self.least_ess and self.rejections is None:
-            advice = (
+
+        def advice(columns: dict[str, np.ndarray]) -> str:
+            share = float(columns["effective_sample_size"][-1]) if len(stages) == n_steps else 1.0
+            if share >= self.least_ess or self.rejections is not None:
+                return ""
+            return (
                 f"The effective sample size at the end is {share:.3g}: raise most_draws (now "
                 f"{self.most_draws:g}), or take more JKO steps or iterations."
             )
-            warnings.warn(advice, ConvergenceWarning, stacklevel=3)
-        message = f"Took {len(stages)} steps. {advice}"
-        return finished(FlowResult([initial, *stages], str(status), message, columns))
 
-
-def _is_count(value: Any, least: int = 0) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+        return finish(outcome, [initial, *stages], advice)
 
 
 def _descends(after: Tensor, before: Tensor) -> bool:
@@ -210,7 +191,7 @@ def _descends(after: Tensor, before: Tensor) -> bool:
     return float(change.mean()) >= -2.0 * float(change.std()) / math.sqrt(len(change))
 
 
-class _Solver:
+class _Solver(FlowSolver):
     """The driver's functions for this scheme."""
 
     def __init__(
@@ -330,17 +311,9 @@ class _Solver:
             "draws_per_sample": measure.draws_per_sample * math.exp(block.log_cost),
         }
 
-    def terminate(self, state: ImportanceState) -> Status | None:
-        """A flow goes on for as many steps as asked for."""
-        return None
-
     def finite(self, state: ImportanceState) -> bool:
         """Whether the particles are finite."""
         return bool(torch.isfinite(state.x).all())
-
-    def record(self, state: ImportanceState) -> dict[str, float]:
-        """The last step's numbers."""
-        return state.last
 
 
 def target_of(functional: Functional) -> tuple[Callable[[Tensor], Tensor], float]:

@@ -8,16 +8,15 @@ from torch import Tensor
 
 from drojko.exceptions import UnsupportedError
 from drojko.flows.functionals.conjugates import Conjugate
-from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.particles import ParticleMeasure, Particles
 from drojko.flows.semidual.nets import Critic, WholeMap
 from drojko.measures._arrays import queries
 from drojko.measures.base import Measure
-from drojko.measures.pushforward import Pushforward
 
 __all__ = ["SemiDualStep"]
 
 
-class SemiDualStep(Pushforward):
+class SemiDualStep(ParticleMeasure):
     r"""rho_k = T_k#rho_0 with one network T_k from the start, and d rho_k / d nu from the critic.
 
     ``sample`` pushes fresh draws of the initial measure through one network. There is no
@@ -46,25 +45,9 @@ class SemiDualStep(Pushforward):
         conjugate: Conjugate,
         held: Particles | None = None,
     ) -> None:
-        super().__init__(base, map)
+        super().__init__(base, map, held)
         self.critic = critic
         self.conjugate = conjugate
-        self.held = held
-
-    @property
-    def particles(self) -> Tensor:
-        """The flow's particles at this step, shape (n, d)."""
-        return self._held().x
-
-    @property
-    def weights(self) -> Tensor:
-        """Their weights, shape (n,)."""
-        return self._held().w
-
-    def _held(self) -> Particles:
-        if self.held is None:
-            raise UnsupportedError("this step keeps no particles; draw a sample")
-        return self.held
 
     def in_units(self, base: Measure, centre: Tensor, unit: Tensor) -> SemiDualStep:
         """The same step for x = centre + unit * z, of which ``base`` is the initial measure."""

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.conjugates import Conjugate
-from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.particles import Particles
 from drojko.flows.semidual.nets import Critic, Learner, WholeMap, gaussian_log_ratio
-from drojko.transport.initialise import _spd_sqrt
 
-__all__ = ["Cloud", "Phase", "gaussian_step"]
+__all__ = ["Cloud", "Phase"]
 
 _OFFSET = 1e-3  # of the difference quotient in the gradient penalty, in units of the spread
 
@@ -118,32 +117,3 @@ class Phase:
         """Let the critic start from the log ratio of Gaussian fits to images and the target."""
         fits = *x.mean_and_covariance(), *y.mean_and_covariance()
         self.critic.fix(*gaussian_log_ratio(*fits))
-
-
-def gaussian_step(
-    mean: Tensor, covariance: Tensor, target_mean: Tensor, target: Tensor, h: float
-) -> tuple[Tensor, Tensor]:
-    r"""The JKO step of KL(. | N(b, C)) from N(m, S) as (P, t): T(x) = P x + t.
-
-    .. math:: R = I + h C^{-1},\quad Z = f(R^{-1/2} S R^{-1/2}),\quad
-        f(g) = \tfrac12 (g + 2h + \sqrt{g^2 + 4hg}),\quad S' = R^{-1/2} Z R^{-1/2},\quad
-        P = (R - h S'^{-1})^{-1}
-
-    >>> one = torch.eye(1, dtype=torch.float64)
-    >>> P, t = gaussian_step(0 * one[0], one, 2 * one[0], 4 * one, 0.5)
-    >>> round(float(t), 6), round(float(P**2), 6)     # N(0.222222, 1.551714)
-    (0.222222, 1.551714)
-    """
-    eye = torch.eye(len(mean), dtype=mean.dtype)
-    precision = torch.cholesky_inverse(torch.linalg.cholesky(target))
-    r = eye + h * precision
-    _, inverse = _spd_sqrt(r)
-    values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse)
-    g = values.clamp_min(0.0)
-    z = 0.5 * (g + 2.0 * h + (g.square() + 4.0 * h * g).sqrt())
-    # R - h S'^-1 is R^(1/2) (I - h Z^-1) R^(1/2)
-    shrink = 1.0 / (1.0 - h / z)
-    matrix = inverse @ (vectors * shrink) @ vectors.T @ inverse
-    matrix = 0.5 * (matrix + matrix.T)
-    moved = torch.linalg.solve(r, mean + h * precision @ target_mean)
-    return matrix, moved - matrix @ mean

@@ -5,31 +5,28 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Outcome, run
 from drojko._random import spawn
-from drojko.exceptions import ConvergenceWarning, InvalidDataError
-from drojko.flows.flow_measures import draw_particles
+from drojko._settings import check_settings
+from drojko.exceptions import InvalidDataError
+from drojko.flows.exact import affine_step
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.conjugates import conjugate_named
 from drojko.flows.functionals.divergence_to import split
-from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.particles import Particles, draw_particles
+from drojko.flows.result import FlowResult, FlowSolver, finish
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.nets import Critic, Learner, WholeMap
-from drojko.flows.semidual.phase import Cloud, Phase, gaussian_step
+from drojko.flows.semidual.phase import Cloud, Phase
 from drojko.measures.base import Measure
-
-if TYPE_CHECKING:
-    from drojko.flows.jko import FlowResult
 
 __all__ = ["SemiDualScheme", "SemiDualState"]
 
@@ -149,32 +146,18 @@ class SemiDualScheme:
             raise InvalidDataError(
                 f"SemiDualScheme: critic={self.critic!r}; choose 'semi-dual' or 'logistic'"
             )
-        for name in ("hidden", "critic_hidden"):
-            widths = getattr(self, name)
-            if name == "critic_hidden" and widths is None:
-                continue
-            sequence = isinstance(widths, Sequence) and not isinstance(widths, str)
-            if not sequence or not all(isinstance(w, Integral) and int(w) >= 1 for w in widths):
-                raise InvalidDataError(
-                    f"SemiDualScheme: {name}={widths!r}; expected widths such as (64, 64)"
-                )
-        least = {
-            "iterations": 0, "batch_size": 2, "target_batch": 2, "map_steps": 1,
-            "n_particles": 10, "first": 0,
-        }  # fmt: skip
-        for name, low in least.items():
-            value = getattr(self, name)
-            if name == "first" and value is None:
-                continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-                raise InvalidDataError(f"SemiDualScheme: {name}={value!r}; expected int >= {low}")
-        for name in ("rate", "critic_rate", "gradient_penalty", "noise", "tol", "frequency"):
-            value = getattr(self, name)
-            real = isinstance(value, Real) and not isinstance(value, bool)
-            if not real or not math.isfinite(value) or value < 0:
-                raise InvalidDataError(
-                    f"SemiDualScheme: {name}={value!r}; expected a finite number >= 0"
-                )
+        check_settings(
+            self,
+            whole={
+                "iterations": 0, "batch_size": 2, "target_batch": 2, "map_steps": 1,
+                "n_particles": 10, "first": 0,
+            },
+            widths=("hidden", "critic_hidden"),
+            least=dict.fromkeys(
+                ("rate", "critic_rate", "gradient_penalty", "noise", "tol", "frequency"), 0.0
+            ),
+            optional=("first", "critic_hidden"),
+        )  # fmt: skip
 
     @staticmethod
     def step_of_averaged(step: float, dim: int) -> float:
@@ -196,38 +179,27 @@ class SemiDualScheme:
         callback: Callable[[Any], bool | None] | None = None,
     ) -> FlowResult:
         """All steps of a flow; see `JKOFlow.run`."""
-        from drojko.flows.jko import FlowResult, finished
-
         self.validate()
         solver = _Solver(self, functional, initial, tuple(sizes), generator)
         outcome: Outcome[SemiDualState] = run(
             solver, solver.init(None), max_iter=len(sizes), callback=callback
         )
-        state = outcome.state
-        columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
-        columns["seconds"] = columns.pop("step_seconds", np.empty(0))
-        ended = outcome.status is Status.MAX_ITER  # all steps that were asked for
-        status = Status.CONVERGED if ended else outcome.status
-        advice = self._advice(columns)
-        if advice and outcome.status is not Status.INTERRUPTED:
-            warnings.warn(f"SemiDualScheme: {advice}", ConvergenceWarning, stacklevel=3)
-        message = f"Took {state.step} steps. {advice or status.advice}"
-        return finished(FlowResult([initial, *state.steps], str(status), message, columns))
+        return finish(outcome, [initial, *outcome.state.steps], self._advice)
 
     def _advice(self, columns: dict[str, np.ndarray]) -> str:
         found = columns.get("normaliser", np.empty(0))
         if not len(found) or _NORMALISER[0] <= found[-1] <= _NORMALISER[1]:
             return ""
         return (
-            f"the learned ratio has mean {found[-1]:.3g} over the target in the last step, where "
-            "1 is exact: the critic has not converged, or the flow is still too far from the "
-            "target for its samples. Take more iterations, a larger target_batch, a smaller "
-            "step_size with more steps, or a wider initial measure"
+            f"SemiDualScheme: the learned ratio has mean {found[-1]:.3g} over the target in the "
+            "last step, where 1 is exact: the critic has not converged, or the flow is still too "
+            "far from the target for its samples. Take more iterations, a larger target_batch, a "
+            "smaller step_size with more steps, or a wider initial measure"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Solver:
+class _Solver(FlowSolver):
     """`SemiDualScheme` on one flow: the functions that the driver calls."""
 
     scheme: SemiDualScheme
@@ -278,7 +250,7 @@ class _Solver:
         exact = s.gaussian and conjugate.name == "kl" and rest is None
         if exact:
             moved = Particles(x, base.w, base.w)
-            affine = gaussian_step(
+            affine = affine_step(
                 *moved.mean_and_covariance(), *target.mean_and_covariance(), h * factor
             )
             state.map.compose(*affine)
@@ -330,17 +302,9 @@ class _Solver:
         phase.train(iterations, s.batch_size, s.target_batch, s.map_steps, rates)
         return True
 
-    def terminate(self, state: SemiDualState) -> Status | None:
-        """A flow goes on for as many steps as asked for."""
-        return None
-
     def finite(self, state: SemiDualState) -> bool:
         """Whether both networks are finite."""
         return all(bool(torch.isfinite(learner.flat).all()) for learner in state.learners)
-
-    def record(self, state: SemiDualState) -> dict[str, float]:
-        """The last step's numbers."""
-        return state.last
 
 
 def _target_points(

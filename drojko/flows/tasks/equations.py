@@ -16,7 +16,8 @@ from drojko.flows.functionals import (
     InternalEnergy,
     PotentialEnergy,
 )
-from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.jko import JKOFlow
+from drojko.flows.result import FlowResult
 from drojko.measures.base import Measure
 from drojko.measures.gaussian import Gaussian
 

@@ -17,8 +17,9 @@ from drojko.exceptions import InvalidDataError
 from drojko.flows.conditioned import Conditioned
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import Entropy, PotentialEnergy
-from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.jko import JKOFlow
 from drojko.flows.line_scheme import LineScheme
+from drojko.flows.result import FlowResult
 from drojko.measures.base import Measure
 
 __all__ = ["FilterResult", "filter_diffusion"]

@@ -17,7 +17,8 @@ from drojko.exceptions import InvalidDataError
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import Entropy, PotentialEnergy
 from drojko.flows.icnn.scheme import ICNNScheme
-from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.jko import JKOFlow
+from drojko.flows.result import FlowResult
 from drojko.measures.gaussian import Gaussian
 
 __all__ = ["LogisticPosterior", "LogisticTarget", "bayesian_logistic"]

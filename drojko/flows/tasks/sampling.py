@@ -15,7 +15,8 @@ from drojko._random import spawn
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import KLDivergence
-from drojko.flows.jko import FlowResult, JKOFlow
+from drojko.flows.jko import JKOFlow
+from drojko.flows.result import FlowResult
 from drojko.measures.base import Measure
 
 __all__ = ["FlowSample", "sample_density"]

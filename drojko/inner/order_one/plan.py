@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from drojko.ambiguity.ground.norms import dual_norm, steepest_direction
-from drojko.exceptions import UnboundedRiskError, UnsupportedError
-from drojko.losses import CrammerSinger, Hinge, Huber, Logistic, Loss, Quantile, Softmax
+from drojko.exceptions import UnboundedRiskError
+from drojko.losses import Loss
 
 __all__ = ["FarPlan", "FarRisk", "LinearAdversary"]
 
@@ -145,35 +145,15 @@ class LinearAdversary:
 
         Infinite where a point's loss is not of the largest slope.
         """
-        loss = self.loss
-        if loss.task == "regression":
-            r = f - y
-            own = self.losses(f, y)
-            if isinstance(loss, Quantile):
-                down, up = loss.slopes
-            elif isinstance(loss, Huber):
-                down, up = -loss.delta, loss.delta
-                own = own + 0.5 * loss.delta**2
-            else:
-                raise UnsupportedError(f"order=1 does not know {loss!r}")
-            top = max(up, -down)
-            rise = np.where(up == top, own - up * r, np.inf)
-            fall = np.where(-down == top, own - down * r, np.inf)
-            return np.minimum(rise, fall), np.where(rise <= fall, 0, 1)
         if len(self.coef) == 1:
-            margin = f * (2.0 * y - 1.0)
-            if isinstance(loss, Logistic):
-                return np.logaddexp(0.0, margin), y
-            if isinstance(loss, Hinge):
-                return np.maximum(margin - 1.0, 0.0), y
-            raise UnsupportedError(f"order=1 does not know {loss!r}")
+            fall, rise = self.loss.far_deficits(f, y)  # of the margin or the residual
+            up = rise <= fall
+            if self.loss.task == "classification":  # outputs rise as the margins of label 0 fall
+                up = np.where(y == 1, up, ~up)
+            return np.minimum(rise, fall), np.where(up, 0, 1)
         target, slopes = self._slopes()
         rows = np.arange(len(y))
-        reached = f[rows, target[y]] - f[rows, y]
-        if isinstance(loss, CrammerSinger):
-            reached = reached + 1.0
-        elif not isinstance(loss, Softmax):
-            raise UnsupportedError(f"order=1 does not know {loss!r}")
+        reached = f[rows, target[y]] - f[rows, y] + self.loss.margin
         steep = slopes[y] >= slope * (1.0 - 1e-12)
         return np.where(steep, np.maximum(self.losses(f, y) - reached, 0.0), np.inf), y
 

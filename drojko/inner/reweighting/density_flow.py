@@ -11,15 +11,12 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.chi_square import ChiSquare
-from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.kl import KL
 from drojko.exceptions import UnsupportedError
-from drojko.flows.flow_measures import draw_particles
 from drojko.flows.functionals import FDivergence, Functional, KLDivergence, PotentialEnergy
-from drojko.flows.icnn.map_problem import MapProblem, Particles
+from drojko.flows.icnn.map_problem import MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
+from drojko.flows.particles import Particles, draw_particles
 from drojko.measures.base import Measure
 from drojko.transport.maps import TransportMap
 
@@ -124,21 +121,21 @@ class DensityFlow:
 
         ``log_share`` is the logarithm of the change of the class's mass.
         """
-        if isinstance(ambiguity, KL):
+        known = ambiguity.divergence
+        if known is None:
+            raise UnsupportedError(
+                f"{type(ambiguity).__name__}: its worst case has a density with jumps, which no "
+                "smooth map gives, or one that no flow has formulas for; sample from the "
+                "reweighted reference instead"
+            )
+        if known.kind == "kl":
             return penalty * KLDivergence(lambda z: log_prob(z) + loss(z) / penalty)
         gain = PotentialEnergy(lambda z: -loss(z))
 
         def reference(z: Tensor) -> Tensor:
             return log_prob(z) - log_share
 
-        if isinstance(ambiguity, ChiSquare):
-            return gain + penalty * FDivergence(reference, "chi-square")
-        if isinstance(ambiguity, CressieRead):
-            return gain + penalty * FDivergence(reference, "cressie-read", float(ambiguity.k))
-        raise UnsupportedError(
-            f"{type(ambiguity).__name__}: its worst case has a density with jumps, which no smooth "
-            "map gives; sample from the reweighted reference instead"
-        )
+        return gain + penalty * FDivergence(reference, known.kind, known.order)
 
     def fit(
         self,
@@ -218,11 +215,9 @@ def _summary(
     p: Particles,
     log_share: float,
 ) -> ClassFlow:
-    kind, k = "chi-square", 2.0
-    if isinstance(ambiguity, KL):
-        kind = "kl"
-    elif isinstance(ambiguity, CressieRead):
-        kind, k = "cressie-read", float(ambiguity.k)
+    known = ambiguity.divergence
+    assert known is not None
+    kind, k = known.kind, known.order
     with torch.no_grad():
         losses = loss(p.x).detach().double().cpu()
         base = reference.log_prob(p.x)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.chi_square import ChiSquare
-from drojko.ambiguity.cressie_read import CressieRead
+from drojko._settings import check_settings
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.kl import KL
-from drojko.ambiguity.wasserstein import Wasserstein
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.importance.fit_velocity import log_target
@@ -102,6 +99,7 @@ class RatioFlow:
         return torch.cat(parts)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Importance(InnerSolver):
     r"""Sample the worst case p0 * ratio(loss) itself: JKO steps, then rejection steps.
 
@@ -148,46 +146,32 @@ class Importance(InnerSolver):
     corrections = 0
     training_corrections = 0
 
-    def __init__(
-        self,
-        *,
-        steps=3,
-        width=48,
-        iterations=300,
-        n_particles=30_000,
-        n_calibration=100_000,
-        n_draws=20_000,
-        direct_draws=20.0,
-        most_draws=30.0,
-        enough=0.999,
-    ):
-        self.steps = steps
-        self.width = width
-        self.iterations = iterations
-        self.n_particles = n_particles
-        self.n_calibration = n_calibration
-        self.n_draws = n_draws
-        self.direct_draws = direct_draws
-        self.most_draws = most_draws
-        self.enough = enough
+    steps: int = 3
+    width: int = 48
+    iterations: int = 300
+    n_particles: int = 30_000
+    n_calibration: int = 100_000
+    n_draws: int = 20_000
+    direct_draws: float = 20.0
+    most_draws: float = 30.0
+    enough: float = 0.999
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
-        for name, value in self.get_params(deep=False).items():
-            floating = name in ("direct_draws", "most_draws", "enough")
-            kind = Real if floating else Integral
-            least = 0 if name in ("steps", "direct_draws", "enough") else 1
-            if isinstance(value, bool) or not isinstance(value, kind) or not float(value) >= least:
-                raise InvalidDataError(
-                    f"Importance: {name}={value!r}; expected "
-                    f"{'a number' if floating else 'an integer'} of at least {least}"
-                )
+        check_settings(
+            self,
+            whole={
+                "steps": 0, "width": 1, "iterations": 1, "n_particles": 1, "n_calibration": 1,
+                "n_draws": 1,
+            },
+            least={"direct_draws": 0.0, "most_draws": 1.0, "enough": 0.0},
+        )  # fmt: skip
         if not self.enough < 1.0:
             raise InvalidDataError(f"Importance: enough={self.enough!r}; expected a share below 1")
 
     def check(self, ambiguity: Any) -> None:
         """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
-        if not isinstance(ambiguity, Wasserstein):  # of which `fit` says what to do
+        if ambiguity.order is None:  # of transport `fit` says what to do
             check_set(ambiguity)
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
@@ -254,15 +238,16 @@ class Importance(InnerSolver):
                 ratio = torch.where(losses >= top, raised, ratio)
             return ratio
 
-        smooth = ambiguity if isinstance(ambiguity, KL) else None
+        known: Any = ambiguity.divergence
+        smooth = known.kind == "kl"
 
         def target(x: Tensor) -> Tensor:
-            ratio = log_ratio(x, 0.0 if smooth is not None else _FLOOR)
+            ratio = log_ratio(x, 0.0 if smooth else _FLOOR)
             return reference.log_prob(x) + ratio.to(torch.float64)
 
         def excess(x: Tensor) -> Tensor:
             with torch.no_grad():
-                if smooth is not None:
+                if smooth:
                     return torch.zeros(len(x), dtype=torch.float64)
                 return (log_ratio(x) - log_ratio(x, _FLOOR)).double()
 
@@ -279,14 +264,13 @@ class Importance(InnerSolver):
         spread = float(w.std() / w.mean()) / math.sqrt(len(w))
         log_z_error = math.hypot(spread, measure.log_mass_error)
         own = exact - log_z + log_share
-        kind, k = _kind(ambiguity)
+        kind, k = known.kind, known.order
         risk = float(mass @ losses)
         divergence, parts = _divergence(kind, k, own, mass)
         # Of value = E* [loss - penalty f(r)/r], and what an error of the normaliser adds to D.
         each = losses - penalty * parts
         kept = mass > 0
-        centre = float(mass[kept] @ each[kept])
-        error = float((mass[kept] * (each[kept] - centre)).square().sum().sqrt())
+        error = standard_error(each[kept], mass[kept])
 
         def settle(x: Tensor, log_density: Tensor) -> Tensor:
             with torch.no_grad():
@@ -374,7 +358,7 @@ class Importance(InnerSolver):
 
 def check_set(ambiguity: Any) -> None:
     """Raise UnsupportedError for sets whose worst case has no continuous density ratio."""
-    if not isinstance(ambiguity, KL | ChiSquare | CressieRead):
+    if ambiguity.divergence is None:
         raise UnsupportedError(
             f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead, whose "
             "density ratio is a continuous function of the loss; that of "
@@ -383,15 +367,9 @@ def check_set(ambiguity: Any) -> None:
         )
 
 
-def _kind(ambiguity: Any) -> tuple[str, float]:
-    if isinstance(ambiguity, KL):
-        return "kl", 1.0
-    return ("chi-square", 2.0) if isinstance(ambiguity, ChiSquare) else ("cr", float(ambiguity.k))
-
-
 def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
     """Log of (f*)'(t) by torch operations; ``floor`` bounds the ratio from below."""
-    kind, k = _kind(ambiguity)
+    kind, k = ambiguity.divergence.kind, ambiguity.divergence.order
     if kind == "kl":
         return t
     inside = 1.0 + (0.5 if kind == "chi-square" else k - 1.0) * t

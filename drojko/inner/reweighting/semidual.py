@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,13 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.chi_square import ChiSquare
+from drojko._settings import check_settings
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.kl import KL
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
-from drojko.flows.flow_measures import draw_particles
 from drojko.flows.functionals import PotentialEnergy
 from drojko.flows.functionals.conjugates import conjugate_named
 from drojko.flows.functionals.divergence_to import DivergenceTo
-from drojko.flows.icnn.map_problem import Particles
+from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.scheme import SemiDualScheme
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
@@ -126,6 +123,7 @@ class _InUnits(Pushforward):
         return Particles(self.map.map(p.x), p.w, torch.zeros_like(p.w), known=False)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SemiDual(InnerSolver):
     r"""Learn the worst case E loss - penalty * D_f as a map and a potential, from samples alone.
 
@@ -169,43 +167,23 @@ class SemiDual(InnerSolver):
     corrections = 0
     training_corrections = 0
 
-    def __init__(
-        self,
-        *,
-        steps=7,
-        hidden=(32, 32),
-        iterations=150,
-        batch_size=500,
-        rate=2e-3,
-        n_particles=5000,
-        gradient_penalty=0.0,
-    ):
-        self.steps = steps
-        self.hidden = hidden
-        self.iterations = iterations
-        self.batch_size = batch_size
-        self.rate = rate
-        self.n_particles = n_particles
-        self.gradient_penalty = gradient_penalty
+    steps: int = 7
+    hidden: Sequence[int] = (32, 32)
+    iterations: int = 150
+    batch_size: int = 500
+    rate: float = 2e-3
+    n_particles: int = 5000
+    gradient_penalty: float = 0.0
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
-        if isinstance(self.hidden, str) or not isinstance(self.hidden, Sequence):
-            raise InvalidDataError(
-                f"SemiDual: hidden={self.hidden!r}; expected widths such as (32, 32)"
-            )
-        for name, value in self.get_params(deep=False).items():
-            floating = name in ("rate", "gradient_penalty")
-            least = 0 if name == "gradient_penalty" else 1e-12 if floating else 1
-            values: Any = value if isinstance(value, tuple | list) else [value]
-            for number in values:
-                kind = Real if floating else Integral
-                wrong = isinstance(number, bool) or not isinstance(number, kind)
-                if wrong or not least <= float(number) < math.inf:
-                    raise InvalidDataError(
-                        f"SemiDual: {name}={value!r}; expected "
-                        f"{'a number' if floating else 'integers'} of at least {least:g}"
-                    )
+        check_settings(
+            self,
+            whole={"steps": 1, "iterations": 1, "batch_size": 1, "n_particles": 1},
+            widths=("hidden",),
+            least={"gradient_penalty": 0.0},
+            above={"rate": 0.0},
+        )
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
         """Raise `UnsupportedError`: this solver is for sets that reweight."""
@@ -216,7 +194,7 @@ class SemiDual(InnerSolver):
 
     def check(self, ambiguity: Any) -> None:
         """Raise `UnsupportedError` for sets that it does not know."""
-        if not isinstance(ambiguity, KL | ChiSquare):
+        if not learns(ambiguity):
             raise UnsupportedError(
                 f"inner='semidual' learns the worst cases of KL and ChiSquare, not of "
                 f"{type(ambiguity).__name__}: use inner='icnn' (the default), or 'auto'"
@@ -262,7 +240,8 @@ class SemiDual(InnerSolver):
                 f"{penalty:g}: " + ("nothing moves" if penalty else "all mass is on one sample")
             )
         gen = make_generator(random_state)
-        price = penalty if isinstance(ambiguity, KL) else penalty * math.exp(log_share)
+        kind = ambiguity.divergence.kind
+        price = penalty if kind == "kl" else penalty * math.exp(log_share)
         x, w = reference.points(self.n_particles, spawn(gen))
         if len(torch.unique(x, dim=0)) < _FEWEST:
             raise InvalidDataError(
@@ -270,7 +249,6 @@ class SemiDual(InnerSolver):
                 f"from ({_FEWEST} or more distinct ones); worst_case_.sample reweights them "
                 "exactly, without a map"
             )
-        kind = "kl" if isinstance(ambiguity, KL) else "chi-square"
         # Reweighting knows no distance: the columns' units must not matter to the map either.
         centre = w @ x
         unit = (w @ (x - centre).square()).sqrt()
@@ -310,6 +288,11 @@ class SemiDual(InnerSolver):
         return found
 
 
+def learns(ambiguity: Any) -> bool:
+    """Whether a map is learned for this set: of KL and chi-square."""
+    return ambiguity.divergence is not None and ambiguity.divergence.kind in ("kl", "chi-square")
+
+
 def _against_dual(
     ambiguity: DensityRatioSet,
     price: float,
@@ -319,12 +302,11 @@ def _against_dual(
     measure: SemiDualStep,
     kind: str,
 ) -> PotentialFlow:
-    family = KL(penalty=price) if isinstance(ambiguity, KL) else ChiSquare(penalty=price)
     conjugate = conjugate_named(kind)
     with torch.no_grad():
         losses = loss(x).detach().double().cpu()
         risk = float(measure.weights @ loss(measure.particles).detach().double().cpu())
-    exact = family.dual(losses, w)
+    exact = ambiguity.priced(price).dual(losses, w)
     out = measure.critic.value(x)
     ratio = conjugate.ratio(out)
     normaliser = float(w @ ratio)

@@ -14,7 +14,7 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
-from drojko.flows.flow_measures import match_moments
+from drojko.flows.particles import match_moments
 from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase
 from drojko.measures._nets import net

@@ -2,13 +2,11 @@ r"""Exact draws of one-dimensional tilted laws pi ~ e^{eta l(f + u)} N(0, s^2)."
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.losses import Loss, Squared
+from drojko.losses import Loss
 
 __all__ = ["draw_tilted"]
 
@@ -39,10 +37,9 @@ def draw_tilted(
     n = len(f)
     if eta == 0.0:
         return s * torch.randn(n, generator=generator, dtype=torch.float64).numpy()
-    if isinstance(loss, Squared):
-        k = 1.0 - 2.0 * eta * s * s
+    if (normal := loss.gaussian_tilt(f, y, s, eta)) is not None:
         noise = torch.randn(n, generator=generator, dtype=torch.float64).numpy()
-        return (f - y) * (2.0 * eta * s * s / k) + noise * (s / math.sqrt(k))
+        return normal[0] + noise * normal[1]
     low, high = _windows(loss, f, y, s, eta)
     count = np.maximum(np.ceil((high - low) / (0.4 * s)).astype(np.int64), 1)
     count = 1 << np.ceil(np.log2(count)).astype(np.int64)

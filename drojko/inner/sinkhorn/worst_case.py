@@ -16,9 +16,8 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.objective import Objective
 from drojko.inner.sinkhorn.draws import draw_tilted
 from drojko.inner.sinkhorn.particles import draw_particles
-from drojko.inner.sinkhorn.tilt import is_tiltable, tilted
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.transport.bounds import is_ridge
+from drojko.inner.transport.bounds import is_single
 from drojko.inner.transport.candidates import first_candidates
 from drojko.inner.worst_case import WorstCase
 from drojko.measures.base import LabelledMeasure
@@ -83,7 +82,7 @@ class GibbsWorstCase(WorstCase):
     @property
     def exact(self) -> bool:
         """Whether the tilts are one-dimensional, so that nothing is approximated."""
-        return is_ridge(self.objective) and is_tiltable(self.objective.loss)
+        return is_single(self.objective) and self.objective.loss.has_tilt
 
     @property
     def _inverse(self) -> np.ndarray:
@@ -194,7 +193,7 @@ class GibbsWorstCase(WorstCase):
             eta = self._eta(s)
             if eta == 0.0:
                 return x
-            found = tilted(self.objective.loss, self._outputs(x), labels.astype(float), s, eta)
+            found = self.objective.loss.tilt(self._outputs(x), labels.astype(float), s, eta)
             # Stein: E u = s^2 eta E l'(f + u).
             shift = 0.5 * self.epsilon * eta * found.mean[0]
             return x + shift[:, None] * (self._inverse * theta)
@@ -219,7 +218,7 @@ class GibbsWorstCase(WorstCase):
             if eta == 0.0:
                 return np.zeros(len(f))
             target = y.double().cpu().numpy()
-            return eta * tilted(self.objective.loss, f, target, s, eta).value
+            return eta * self.objective.loss.tilt(f, target, s, eta).value
         if math.isinf(penalty):
             return np.zeros(len(x))
         values = [part.value(penalty) for _, part in self._particles(x, y, make_generator(0))]

@@ -164,7 +164,8 @@ class Adversary:
             return Moved.of(self.objective, batch, at, self._ridge(at), paid)
         search = swapping.search if swaps.n_combinations <= MOST_COMBINATIONS else swapping.greedy
         best: Moved | None = None
-        for at, paid, starts in search(self, swaps, labelled, extra):
+        found = search(self.objective, self.screening, swaps, labelled, extra)
+        for at, paid, starts in found:
             paid = paid if fee is None else paid + fee
             moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), paid)
             best = moved if best is None else best.better(moved)

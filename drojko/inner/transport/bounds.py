@@ -11,17 +11,21 @@ from torch import Tensor
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.local_bounds import local_upper_bound, strong_gap
-from drojko.losses import CallableLoss, Softmax
 from drojko.models import ACTIVATIONS, MLP
 
-__all__ = ["Structure", "is_ridge", "lipschitz_bound", "structure", "upper_bound"]
+__all__ = ["Structure", "is_ridge", "is_single", "lipschitz_bound", "structure", "upper_bound"]
+
+
+def is_single(objective: Objective) -> bool:
+    """Whether the loss is a function of one linear combination of the features."""
+    model = objective.model
+    linear = isinstance(model, MLP) and len(model.weights) == 1 and model.n_outputs == 1
+    return linear and objective.loss.scalar
 
 
 def is_ridge(objective: Objective) -> bool:
-    """Whether the loss is a known function of one linear combination of the features."""
-    model = objective.model
-    linear = isinstance(model, MLP) and len(model.weights) == 1 and model.n_outputs == 1
-    return linear and objective.loss.scalar and not isinstance(objective.loss, CallableLoss)
+    """Whether it is, and the worst case of that function is known."""
+    return is_single(objective) and objective.loss.has_worst_case
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ def structure(objective: Objective) -> Structure:
     derivative of the activation, weighted by the largest output differences.
     """
     model, lift = objective.model, objective.coordinates.lift
-    # A callable loss may look at more than its value shows: nothing is known about it.
-    if not isinstance(model, MLP) or isinstance(objective.loss, CallableLoss):
+    loss = objective.loss
+    if not isinstance(model, MLP) or not loss.structured:
         return Structure(None, math.inf, False)
     weights = [w.detach() for w in model.weights]
     first = weights[0] * objective.coordinates.scale if lift is None else weights[0] @ lift
@@ -60,17 +64,17 @@ def structure(objective: Objective) -> Structure:
     rows = weights[-1] if len(weights) > 1 else first
     if model.n_outputs == 1:
         norms = rows.norm() * inner
-        known_curvature, known_slope = objective.loss.curvature, objective.loss.lipschitz
+        known_curvature, known_slope = loss.curvature, loss.lipschitz
         top = math.inf if known_curvature is None else known_curvature
         top = top * float(norms) ** 2 if float(norms) > 0 else 0.0
         pull = rows.abs().squeeze(0) * (math.inf if known_slope is None else known_slope)
     else:
         norms = torch.cdist(rows, rows) * inner
         still = float(norms.max()) == 0.0
-        softmax = isinstance(objective.loss, Softmax) or still
-        top = 0.25 * float(norms.max()) ** 2 if softmax else math.inf
+        top = 0.0 if still else float(loss.input_curvature(norms.double().square()))
         # sup over y and p of |sum_k A_kj (p_k - 1[k = y])|
         pull = rows.max(0).values - rows.min(0).values
+        pull = pull if loss.has_pairs else torch.full_like(pull, torch.inf)
     curvature = _composed_curvature(model, first, top, pull) if len(weights) > 1 else top
     return Structure(norms, curvature, is_ridge(objective))
 
@@ -106,18 +110,14 @@ def lipschitz_bound(objective: Objective, batch: Batch, norms: Tensor) -> Tensor
     """sup_q J(q) when outputs move by at most ``norms`` times the displacement.
 
     One output: the worst case of the loss in the output itself, a one-dimensional problem with
-    an exact solution. Several: the loss's bound by the rates of all output differences.
+    an exact solution for most. Several: the loss's bound by the rates of all output differences.
     """
     loss, strength = objective.loss, objective.strength
-    if isinstance(loss, CallableLoss):
+    if not (loss.scalar or loss.has_pairs):
         return None
     f = objective.model.linearise(batch.x)[0]
-    if objective.model.n_outputs == 1:
-        square = float(norms) ** 2
-        kappa = strength / square if square > 0 else math.inf
-        if not kappa > loss.growth:
-            return torch.full_like(f, torch.inf)
-        return loss.robust_value(f, batch.y, kappa)
+    if loss.scalar:
+        return loss.rate_bound(f, batch.y, norms, strength)
     return loss.pairwise_upper_bound(f, batch.y, norms.square(), strength)
 
 

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
-from drojko.losses import CrammerSinger, Loss, Softmax
 from drojko.models import MLP
 
-__all__ = ["applies", "best_class_move", "fixed_points", "solve_linear_classes"]
-
-_ASCENTS, _NEWTONS = 6, 7
-_ROUGH_NEWTONS = 1
+__all__ = ["applies", "solve_linear_classes"]
 
 
 def applies(objective: Objective) -> bool:
-    """Linear model, named multi-class loss, no bounds."""
+    """Linear model, multi-class loss whose worst case is known, no bounds."""
     model = objective.model
     linear = isinstance(model, MLP) and len(model.weights) == 1 and model.n_outputs > 1
-    named = isinstance(objective.loss, Softmax | CrammerSinger)
-    return linear and named and objective.coordinates.lower is None
+    return linear and objective.loss.has_worst_case and objective.coordinates.lower is None
 
 
 def solve_linear_classes(objective: Objective, batch: Batch) -> Ascent:
     r"""Maximise :math:`\ell(f + R\delta, y) - \lambda\|\delta\|^2` over displacements delta.
 
     At a maximiser :math:`\delta = R^\top c / 2\lambda` with c = p - e_y, p the class
-    probabilities there (for the hinge: a vertex), so only p is unknown:
-
-    .. math:: p = \mathrm{softmax}(f + RR^\top (p - e_y) / 2\lambda).
-
-    The fixed-point iteration raises J at every step, because the loss is convex and the step
-    maximises its linearisation minus the cost; Newton steps finish it. It starts from the best
-    vertex p = e_j and from p at the sample itself; the multi-class hinge has its worst case among
-    the vertices, exactly.
+    probabilities there (for the hinge: a vertex), so only p is unknown, and the loss knows it.
 
     Returns
     -------
@@ -49,105 +36,8 @@ def solve_linear_classes(objective: Objective, batch: Batch) -> Ascent:
     rows = objective.coordinates.pull(weights)
     gram = rows @ rows.T
     half = 0.5 / objective.strength
-    if isinstance(objective.loss, Softmax):
-        (p, value), (other, at_other) = fixed_points(objective.loss, f, batch.y, gram, half)
-        p = torch.where((at_other > value).unsqueeze(1), other, p)
-    else:
-        choice = best_class_move(objective.loss, f, batch.y, gram, half)
-        p = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
+    p = objective.loss.worst_probabilities(f, batch.y, gram, half)
     own = torch.nn.functional.one_hot(batch.y, f.shape[1]).to(f.dtype)
     q = batch.q0 + half * (p - own) @ rows
     value, gradient = objective.value_and_gradient(batch, q)
     return Ascent(q, value, gradient)
-
-
-def fixed_points(
-    loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float, rough: bool = False
-) -> list[tuple[Tensor, Tensor]]:
-    """The two candidates for a global maximiser, as (p, J): from the sample, from a vertex.
-
-    Where both starts lie in one basin, the second has J = -inf. ``rough``: fewer Newton steps.
-    """
-    newtons = _ROUGH_NEWTONS if rough else _NEWTONS
-    own = torch.nn.functional.one_hot(y, f.shape[1]).to(f.dtype)
-    stay, value = _fixed_point(torch.softmax(f, 1), f, own, gram, half, newtons)
-    other, at_other = stay.clone(), torch.full_like(value, -torch.inf)
-    diagonal = gram.diagonal()
-    squares = diagonal + diagonal[:, None] - 2.0 * gram
-    if half * float(squares.max()) < 4.0:  # 2 lambda > curvature: one basin
-        return [(stay, value), (other, at_other)]
-    # By Jensen no basin holds more than this bound: most samples have nowhere else to look.
-    scores = f - f.gather(1, y[:, None]) + 0.5 * half * squares[y]
-    rows = (torch.logsumexp(scores, 1) > value + 1e-12).nonzero()[:, 0]
-    f_rows, own_rows = f[rows], own[rows]
-    choice = best_class_move(loss, f_rows, y[rows], gram, half, away=True)
-    vertex = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
-    moved, at_moved = _fixed_point(vertex, f_rows, own_rows, gram, half, newtons)
-    apart = (moved - stay[rows]).abs().amax(1) > 1e-6
-    other[rows[apart]], at_other[rows[apart]] = moved[apart], at_moved[apart]
-    return [(stay, value), (other, at_other)]
-
-
-def best_class_move(
-    loss: Loss, f: Tensor, y: Tensor, gram: Tensor, half: float, away: bool = False
-) -> Tensor:
-    """The class j whose move (w_j - w_y) / 2 lambda attains most, y for none; ``away``: not y."""
-    own = gram[y]
-    diagonal = gram.diagonal()
-    best, choice = loss.value(f, y), y
-    if away:
-        best = torch.full_like(best, -torch.inf)
-    for j in range(f.shape[1]):
-        square = diagonal[j] - 2.0 * own[:, j] + diagonal[y]
-        value = loss.value(f + half * (gram[j] - own), y) - 0.5 * half * square
-        better = (value > best) & ~(away & (y == j))
-        best = torch.where(better, value, best)
-        choice = torch.where(better, torch.full_like(choice, j), choice)
-    return choice
-
-
-def _value(p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor]:
-    """J at the displacement of p, and the probabilities there."""
-    c = p - own
-    pulled = c @ gram
-    moved = f + half * pulled
-    value = torch.logsumexp(moved, 1) - (moved * own).sum(1) - 0.5 * half * (c * pulled).sum(1)
-    return value, torch.softmax(moved, 1)
-
-
-def _fixed_point(
-    p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float, newtons: int
-) -> tuple[Tensor, Tensor]:
-    """Solution of p = image(p) near a start, and J there; finished samples are left alone."""
-    p = p.clone()
-    value, image = _value(p, f, own, gram, half)
-    active = torch.arange(len(p), device=p.device)
-    for _ in range(_ASCENTS):
-        active = active[(image - p)[active].abs().amax(1) > 1e-2]
-        if len(active) == 0:
-            break
-        p[active] = image[active]
-        value[active], image[active] = _value(p[active], f[active], own[active], gram, half)
-    eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
-    active = torch.arange(len(p), device=p.device)
-    for _ in range(newtons):
-        active = active[(image - p)[active].abs().amax(1) > 1e-11]
-        if len(active) == 0:
-            break
-        here, there = p[active], image[active]
-        fixed = (f[active], own[active], gram, half)
-        # d image / d p = half * (diag(image) - image image') gram
-        row = (there @ gram).unsqueeze(1)
-        slope = half * there.unsqueeze(2) * (gram - row)
-        step, info = torch.linalg.solve_ex(eye - slope, there - here)
-        trial = here + step
-        trial_value, trial_image = _value(trial, *fixed)
-        # Where Newton does not raise J, the fixed-point step does.
-        enough = value[active] - 1e-13 * (1.0 + value[active].abs())  # rounding is no decrease
-        good = (trial_value >= enough) & torch.isfinite(trial_value) & (info == 0)
-        plain_value, plain_image = _value(there, *fixed)
-        pick = good.unsqueeze(1)
-        p[active] = torch.where(pick, trial, there)
-        value[active] = torch.where(good, trial_value, plain_value)
-        image[active] = torch.where(pick, trial_image, plain_image)
-    return p, value

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
-from drojko.losses import Huber, Logistic, Softmax, Squared
-from drojko.losses.radial import radial_supremum
 from drojko.models import ACTIVATIONS, MLP
 
 __all__ = ["LocalBound", "local_upper_bound", "strong_gap"]
@@ -62,7 +60,7 @@ def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> Loca
     model, loss = objective.model, objective.loss
     if not isinstance(model, MLP) or len(model.weights) < 2:
         return None
-    if not isinstance(loss, Logistic | Softmax | Squared | Huber):
+    if not loss.smooth_within:
         return None
     network = _Network.of(objective)
     parts = []
@@ -241,72 +239,51 @@ class _Scores:
     def several(self) -> bool:
         return self.outputs.ndim == 2
 
-    def _differences(self) -> Tensor:
-        return self.outputs - self.outputs.gather(1, self.labels[:, None])
-
-    def _worst(self, shift: Tensor) -> Tensor:
-        """Largest loss when outputs (or their differences) move by at most ``shift``."""
-        if self.several:
-            return torch.logsumexp(self._differences() + shift, dim=1)
-        loss, f = self.objective.loss, self.outputs
-        ends = [loss.value(f + shift[:, 0], self.labels), loss.value(f - shift[:, 0], self.labels)]
-        return torch.maximum(*ends)  # convex in the output: the maximum is at an end
-
     def reach(self, norms: Tensor, radius: Tensor, value: Tensor, strength: float) -> Tensor:
         """How far from its sample a maximiser can be, shape (n,)."""
         if bool(torch.isinf(radius).any()):
             return self._first_reach(norms, value, strength)
-        worst = self._worst(norms * radius.unsqueeze(1))
+        shift = norms * radius.unsqueeze(1)
+        worst = self.objective.loss.value_within(self.outputs, self.labels, shift)
         return ((worst - value).clamp_min(0.0) / strength).sqrt() * (1 + 1e-12)
 
     def _first_reach(self, norms: Tensor, value: Tensor, strength: float) -> Tensor:
         """Root of strength t^2 = loss(x) + slope t - value; inf for a loss without slope bound."""
-        base = self.objective.loss.value(self.outputs, self.labels)
+        loss = self.objective.loss
+        base = loss.value(self.outputs, self.labels)
         excess = (base - value).clamp_max(0.0)
-        if isinstance(self.objective.loss, Squared):
-            # (|r| + N t)^2 - strength t^2 >= value: a quadratic in t, bounded for strength > N^2.
+        steep = 1.0 if self.several else loss.lipschitz
+        if steep is None or math.isinf(steep):
+            # loss + |slope| N t + c N^2 t^2 / 2 - strength t^2 >= value, c the curvature: bounded
+            # for strength > c N^2 / 2.
             n = norms[:, 0]
-            r = (self.outputs - self.labels).abs()
-            spare = strength - n.square()
-            root = (r.square() * n.square() + spare * (r.square() - value)).clamp_min(0.0).sqrt()
-            return torch.where(spare > 0, (r * n + root) / spare, torch.inf)
-        slope = norms.amax(1) * (1.0 if self.several else float(self.objective.loss.lipschitz or 0))
+            half = 0.5 * loss.gradient(self.outputs, self.labels).abs() * n
+            spare = strength - 0.5 * float(loss.curvature or math.inf) * n.square()
+            root = (half.square() + spare * (base - value)).clamp_min(0.0).sqrt()
+            return torch.where(spare > 0, (half + root) / spare, torch.inf)
+        slope = norms.amax(1) * steep
         return (slope + (slope.square() + 4.0 * strength * excess).clamp_min(0.0).sqrt()) / (
             2.0 * strength
         )
 
     def supremum(self, norms: Tensor, strength: float) -> Tensor:
         """Largest loss - strength t^2 over t >= 0 with outputs moving at these rates."""
-        if self.several:
-            return radial_supremum(self._differences(), norms, strength)
-        loss = self.objective.loss
-        square = norms[:, 0].square()
-        kappa = strength / square.clamp_min(1e-300)
-        infinite = ~(kappa > loss.growth)
-        safe = torch.where(infinite, torch.full_like(kappa, loss.growth + 1.0), kappa)
-        bound = loss.robust_value(self.outputs, self.labels, safe)
-        return torch.where(infinite, torch.inf, bound)
+        return self.objective.loss.rate_bound(self.outputs, self.labels, norms, strength)
 
     def slopes(self, norms: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds on the ball: curvature through the outputs, and |gradient| in the last layer."""
-        shift = norms * radius.unsqueeze(1)
+        shift, loss = norms * radius.unsqueeze(1), self.objective.loss
         if self.several:
-            own = torch.nn.functional.one_hot(self.labels, self.outputs.shape[1]).bool()
-            odds = torch.sigmoid(self._differences() + shift).masked_fill(own, 0.0)
+            odds = loss.odds_within(self.outputs, self.labels, shift)
             # Variance of the scores under the softmax: at most the mean square from class y, and
             # at most a quarter of the squared range (Popoviciu).
             top = torch.minimum((odds * norms.square()).sum(1), norms.amax(1).square())
             rows = self.rows.abs()
             pull = torch.minimum((odds.unsqueeze(2) * rows).sum(1), rows.amax(1))
             return top, pull
-        loss, f, y = self.objective.loss, self.outputs, self.labels
-        reach, square = shift[:, 0], norms[:, 0].square()
-        steep = torch.maximum(loss.gradient(f + reach, y).abs(), loss.gradient(f - reach, y).abs())
-        if isinstance(loss, Logistic):
-            nearest = (f.abs() - reach).clamp_min(0.0)
-            top = torch.sigmoid(nearest) * torch.sigmoid(-nearest) * square
-        else:
-            top = float(loss.curvature or math.inf) * square
+        at = (self.outputs, self.labels, shift[:, 0])
+        top = loss.curvature_within(*at) * norms[:, 0].square()
+        steep = loss.slope_within(*at)
         return top, steep.unsqueeze(1) * self.rows[0].abs()
 
 

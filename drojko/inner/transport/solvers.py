@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from drojko._driver import Status, run
+from drojko._adam import cosine
+from drojko._driver import Status, nested
+from drojko._settings import check_settings
+from drojko.exceptions import InvalidDataError
+from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import structure
 from drojko.inner.transport.candidates import (
     Candidate,
@@ -20,11 +26,11 @@ from drojko.inner.transport.candidates import (
     OtherLabel,
     first_candidates,
 )
-from drojko.inner.transport.modified_jko import ModifiedJKO
 
-__all__ = ["ICNNJKO", "Pointwise"]
+__all__ = ["ICNNJKO", "JKOState", "ModifiedJKO", "Pointwise"]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Pointwise(InnerSolver):
     r"""Per-sample proximal ascent from the sample itself; exact for ridge losses.
 
@@ -46,10 +52,15 @@ class Pointwise(InnerSolver):
     Pointwise(corrections=100)
     """
 
-    def __init__(self, *, corrections=200, training_corrections=2, tol=1e-12):
-        self.corrections = corrections
-        self.training_corrections = training_corrections
-        self.tol = tol
+    corrections: int = 200
+    training_corrections: int = 2
+    tol: float = 1e-12
+
+    def validate(self) -> None:
+        """Raise `InvalidDataError` for a setting out of range."""
+        check_settings(
+            self, whole={"corrections": 0, "training_corrections": 0}, least={"tol": 0.0}
+        )
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
         return Adversary(
@@ -63,6 +74,7 @@ class Pointwise(InnerSolver):
         )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ICNNJKO(InnerSolver):
     r"""Modified JKO steps with an ICNN map, then proximal corrections.
 
@@ -116,40 +128,38 @@ class ICNNJKO(InnerSolver):
     ICNNJKO(maps=2, steps=50)
     """
 
-    def __init__(
-        self,
-        *,
-        steps=120,
-        maps=1,
-        hidden=(64, 64),
-        proximal_steps=5,
-        fits=4,
-        learning_rate=1e-2,
-        batch_size=128,
-        corrections=50,
-        screening=12,
-        training_corrections=2,
-        anchors=64,
-        support=1000,
-        rounds=3,
-        initialisation="identity",
-        tol=1e-3,
-    ):
-        self.steps = steps
-        self.maps = maps
-        self.hidden = hidden
-        self.proximal_steps = proximal_steps
-        self.fits = fits
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.corrections = corrections
-        self.screening = screening
-        self.training_corrections = training_corrections
-        self.anchors = anchors
-        self.support = support
-        self.rounds = rounds
-        self.initialisation = initialisation
-        self.tol = tol
+    steps: int = 120
+    maps: int = 1
+    hidden: Sequence[int] = (64, 64)
+    proximal_steps: int = 5
+    fits: int = 4
+    learning_rate: float = 1e-2
+    batch_size: int = 128
+    corrections: int = 50
+    screening: int = 12
+    training_corrections: int = 2
+    anchors: int = 64
+    support: int = 1000
+    rounds: int = 3
+    initialisation: str = "identity"
+    tol: float = 1e-3
+
+    def validate(self) -> None:
+        """Raise `InvalidDataError` for a setting out of range."""
+        counts = (
+            "steps", "maps", "proximal_steps", "corrections", "screening", "training_corrections",
+            "anchors", "support", "rounds",
+        )  # fmt: skip
+        check_settings(
+            self,
+            whole={**dict.fromkeys(counts, 0), "fits": 1, "batch_size": 1},
+            widths=("hidden",),
+            least={"learning_rate": 0.0, "tol": 0.0},
+        )
+        if self.initialisation not in ("identity", "bures"):
+            raise InvalidDataError(
+                f"ICNNJKO: initialisation={self.initialisation!r}; expected 'identity' or 'bures'"
+            )
 
     def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
         adversary = Adversary(
@@ -188,9 +198,7 @@ class ICNNJKO(InnerSolver):
         """The ICNN map alone, by modified JKO steps on mini-batches of ``batch``."""
         condition = Condition.of(batch, n_labels, objective.coordinates.immutable)
         solver = ModifiedJKO(self, objective, batch, generator, condition)
-        outcome = run(solver, solver.init(None), max_iter=self.steps, max_time=max_time)
-        if outcome.status is Status.INTERRUPTED:
-            raise KeyboardInterrupt(outcome.message)
+        outcome = nested(solver, solver.init(None), max_iter=self.steps, max_time=max_time)
         return LearnedMap(outcome.state.flow.brenier(), condition)
 
 
@@ -199,3 +207,92 @@ def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:
     missing = sorted(set(y.unique().tolist()) - set(y[pick].tolist()))
     extra = [int((y == label).nonzero()[0]) for label in missing]
     return torch.cat([pick, torch.tensor(extra, dtype=pick.dtype, device=pick.device)])
+
+
+@dataclass(frozen=True)
+class JKOState:
+    """Map state with the measured value of the map and of its targets (exponential means)."""
+
+    flow: MapState
+    gain: float = 0.0
+    corrected: float = 0.0
+    step: int = 0
+
+    @property
+    def gap(self) -> float:
+        """Share of the corrected gain that the map misses."""
+        return (self.corrected - self.gain) / max(abs(self.corrected), 1e-300)
+
+
+@dataclass(frozen=True)
+class ModifiedJKO:
+    """The modified JKO scheme as a solver: anchor T_k, base measure the reference throughout.
+
+    Each step draws a mini-batch, finds the proximal targets of T_k sample by sample, and fits
+    the map to them; it ends when the map's gain is within ``tol`` of the targets' gain.
+    """
+
+    settings: ICNNJKO
+    objective: Objective
+    batch: Batch
+    generator: torch.Generator
+    condition: Condition
+
+    def init(self, problem: None) -> JKOState:
+        """Near the identity map, or near the affine map that fits the first proximal targets."""
+        s = self.settings
+        flow = MapState.start(
+            self.batch.q0, self.condition.dim, generator=self.generator, hidden=s.hidden
+        )
+        if s.initialisation == "bures":
+            part = self._draw()
+            found = proximal_ascent(self.objective, part, part.q0, s.proximal_steps)
+            flow.make_affine(part.q0, found.q)
+        return JKOState(flow)
+
+    def _draw(self) -> Batch:
+        size = (min(self.settings.batch_size, len(self.batch)),)
+        rows = torch.randint(len(self.batch), size, generator=self.generator)
+        return self.batch.take(rows.to(self.batch.x.device))
+
+    def finite(self, state: JKOState) -> bool:
+        """Whether the potential is finite."""
+        return bool(torch.isfinite(state.flow.flat).all())
+
+    def step(self, state: JKOState) -> JKOState:
+        """One modified JKO step on a mini-batch; the potential is updated in place."""
+        s = self.settings
+        part = self._draw()
+        measured: list[Tensor] = []
+
+        def target(points: Tensor) -> Tensor:
+            # The step size tau is chosen sample by sample by the ascent's spectral rule.
+            found = proximal_ascent(self.objective, part, points, s.proximal_steps)
+            measured.append(self.objective.value(part, points))
+            measured.append(found.value)
+            return found.q
+
+        rate = s.learning_rate * cosine(state.step / max(1, s.steps), 0.05)
+        context = self.condition.context(part)
+        with torch.no_grad():
+            state.flow.advance(part.q0, context, target, rate, s.fits)
+            base = self.objective.value(part, part.q0)
+            gain = float((torch.maximum(measured[0], base) - base).mean())
+            corrected = float((torch.maximum(measured[1], base) - base).mean())
+        keep = 0.8 if state.step else 0.0
+        return JKOState(
+            state.flow,
+            keep * state.gain + (1 - keep) * gain,
+            keep * state.corrected + (1 - keep) * corrected,
+            state.step + 1,
+        )
+
+    def terminate(self, state: JKOState) -> Status | None:
+        """Stop on the measured gap."""
+        if state.step >= 10 and state.gap <= self.settings.tol:
+            return Status.CONVERGED
+        return None
+
+    def record(self, state: JKOState) -> dict[str, float]:
+        """Gains of the map and of its targets, and the gap between them."""
+        return {"gain": state.gain, "corrected": state.corrected, "gap": state.gap}

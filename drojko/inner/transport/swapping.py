@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,11 +14,7 @@ from drojko.inner.transport import linear_classes
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure, lipschitz_bound
 from drojko.inner.transport.swaps import Swaps
-from drojko.losses import CallableLoss
 from drojko.models import ACTIVATIONS, MLP
-
-if TYPE_CHECKING:
-    from drojko.inner.transport.adversary import Adversary
 
 __all__ = ["every_combination", "greedy", "lipschitz_upper", "search"]
 
@@ -41,23 +36,24 @@ def every_combination(swaps: Swaps, batch: Batch) -> Iterator[tuple[Batch, Tenso
 
 
 def search(
-    adversary: Adversary, swaps: Swaps, batch: Batch, extra: Sequence[Tensor]
+    objective: Objective, screening: int, swaps: Swaps, batch: Batch, extra: Sequence[Tensor]
 ) -> Iterator[Start]:
-    """All combinations, or per sample the best of them after a short ascent each."""
+    """All combinations, or per sample the best of them after ``screening`` steps from each."""
     combinations = swaps.combinations()
-    if len(combinations) <= _KEPT or linear_classes.applies(adversary.objective):
+    if len(combinations) <= _KEPT or linear_classes.applies(objective):
         for at, paid in every_combination(swaps, batch):
             yield at, paid, extra
         return
     own = swaps.state(batch.x)
-    scores = _scores(adversary, swaps, batch, combinations, own, extra)
+    scores = _scores(objective, screening, swaps, batch, combinations, own, extra)
     for best in scores.topk(_KEPT, dim=0).indices:
         choice = combinations[best]
         yield replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice), extra
 
 
 def _scores(
-    adversary: Adversary,
+    objective: Objective,
+    screening: int,
     swaps: Swaps,
     batch: Batch,
     combinations: Tensor,
@@ -65,7 +61,7 @@ def _scores(
     extra: Sequence[Tensor],
 ) -> Tensor:
     """J after a short ascent at each combination, shape (M, n); many at once."""
-    objective, n = adversary.objective, len(batch)
+    n = len(batch)
     starts = torch.stack([batch.q0, *extra])
     size = max(1, _STACKED // max(1, n * len(starts)))
     scores = []
@@ -76,9 +72,7 @@ def _scores(
         many = replace(many, x=swaps.apply(many.x, owns, choice))
         options = []
         for start in starts:
-            found = proximal_ascent(
-                objective, many, start.repeat(len(part), 1), adversary.screening
-            )
+            found = proximal_ascent(objective, many, start.repeat(len(part), 1), screening)
             options.append(found.value)
         value = torch.stack(options).amax(0)
         paid = swaps.fee(owns, choice)
@@ -87,13 +81,12 @@ def _scores(
 
 
 def greedy(
-    adversary: Adversary, swaps: Swaps, batch: Batch, extra: Sequence[Tensor]
+    objective: Objective, screening: int, swaps: Swaps, batch: Batch, extra: Sequence[Tensor]
 ) -> Iterator[Start]:
     """Swap by swap: each round takes the single swap, at first also the pair, that gains most.
 
     A swap is judged where the sample is now, and an ascent follows each round: a lower bound.
     """
-    objective = adversary.objective
     own = swaps.state(batch.x)
     choice, q = own, batch.q0
     zero = torch.zeros_like(batch.q0[:, 0]) if batch.q0.shape[1] else batch.q0.new_zeros(len(batch))
@@ -101,8 +94,7 @@ def greedy(
     singles = [(g, k) for g, values in enumerate(swaps.values) for k in range(len(values))]
     for step in range(min(_ROUNDS, swaps.n_groups)):
         at = replace(batch, x=swaps.apply(batch.x, own, choice))
-        steps = max(1, adversary.screening)
-        found = proximal_ascent(objective, at, q, steps)
+        found = proximal_ascent(objective, at, q, max(1, screening))
         q = found.q
         best = found.value - objective.penalty * swaps.fee(own, choice)
         moves = [(single,) for single in singles]
@@ -137,8 +129,9 @@ def lipschitz_upper(
     the G + 1 prefixes in the order of s_g / c_g.
     """
     model, loss = objective.model, objective.loss
-    norms = None if isinstance(loss, CallableLoss) else known.norms
-    if norms is None or not isinstance(model, MLP) or model.n_outputs > 1:
+    norms = known.norms
+    convex = loss.scalar and loss.convex and loss.has_worst_case
+    if norms is None or not isinstance(model, MLP) or not convex:
         value = objective.risk(batch, batch.q0)
         return torch.full_like(value, -math.inf), "local-estimate"
     first, *others = [w.detach() for w in model.weights]

@@ -246,6 +246,8 @@ class InteriorPoint:
                 new = self._measured(new)
                 curved = not self.system.loss.smooth.exact_zero
                 falls = new.residual <= max((1.0 - 0.05 * alpha) * before, 10.0 * slack)
+                if self.system.loss.smooth.guarded:
+                    falls = falls and new.objective <= state.objective + slack
                 if not curved or falls or not math.isfinite(before):
                     break
             alpha *= 0.5

@@ -24,9 +24,8 @@ import numpy as np
 from drojko._driver import Outcome, Status, run
 from drojko.ambiguity.ground.norms import dual_norm
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
-from drojko.losses import Huber, Loss, Softmax
+from drojko.losses import Loss
 from drojko.minimax.order_one.interior import InteriorPoint
-from drojko.minimax.order_one.pieces import response
 from drojko.minimax.order_one.system import State, System
 from drojko.minimax.order_one.units import Units
 
@@ -78,7 +77,7 @@ def slope_bound(loss: Loss) -> float:
     >>> slope_bound(get_loss("quantile", q=0.9))
     0.9
     """
-    if loss.lipschitz is None:
+    if loss.lipschitz is None or not (loss.scalar or loss.has_pairs):
         raise UnsupportedError(
             "order=1 needs a loss with a known Lipschitz constant: use logistic, hinge, absolute, "
             "huber or quantile, or order=2"
@@ -135,7 +134,7 @@ def solve_lipschitz(
     y : ndarray of shape (n,)
         Class indices, or targets of a regression.
     loss : Loss
-        Logistic, Hinge, Softmax, CrammerSinger, Absolute, Huber or Quantile.
+        Lipschitz and convex: maxima of affine functions, or smooth.
     weight : ndarray of shape (n,), default=None
         Masses; only proportions matter.
     n_outputs : int
@@ -173,7 +172,7 @@ def solve_lipschitz(
         radius, penalty = 0.0, None
     still = radius == 0.0
     system = _system(
-        units, y, loss, n_outputs, radius, penalty, norm, inverse, label_cost, fit_intercept, still
+        units, y, n_outputs, radius, penalty, norm, inverse, label_cost, fit_intercept, still
     )
     unknowns = n_outputs * (system.X.shape[1] + 1)
     if unknowns > MOST_UNKNOWNS:
@@ -215,9 +214,9 @@ def solve_lipschitz(
 
 
 def _system(
-    units, y, loss, n_outputs, radius, penalty, norm, inverse, label_cost, intercept, still
+    units, y, n_outputs, radius, penalty, norm, inverse, label_cost, intercept, still
 ) -> System:
-    target = np.asarray(y)
+    target, loss = np.asarray(y), units.loss
     cost = label_cost
     slope, floor = 0.0, 0.0
     if not still:
@@ -225,13 +224,10 @@ def _system(
     if loss.task == "regression":
         target = (target - units.middle) / units.target_unit
         cost = label_cost * units.target_unit
-        if isinstance(loss, Huber):
-            loss = Huber(loss.delta / units.target_unit)
-            slope = loss.delta * (slope > 0)
         floor = slope / cost
     factor = np.sqrt(inverse) * units.inverse_scale
     mutable = np.flatnonzero(factor > 0)
-    pieces = response(loss, target, n_outputs, math.inf if still else cost)
+    pieces = loss.pieces(target, n_outputs, math.inf if still else cost)
     flips = pieces.prices.any()
     bounded = bool(not still and (mutable.size > 0 or flips or floor > 0))
     lam = None if penalty is None else penalty / units.loss_unit
@@ -274,7 +270,7 @@ def _first(units, y, loss, n_outputs, warm_start, fit_intercept):
         mass = np.bincount(y, weights=units.weight, minlength=max(2, n_outputs))
         logs = np.log(np.maximum(mass, 1e-12))
         intercept = logs - logs.mean() if n_outputs > 1 else logs[1:] - logs[:1]
-        if not isinstance(loss, Softmax):
+        if loss.scalar or not loss.calibrated:
             intercept = np.clip(intercept, -1.0, 1.0)
     return coef, intercept
 
@@ -313,7 +309,7 @@ def _finish(system, units, outcome: Outcome[State], norm, inverse, loss, radius,
         W, b, objective, lam = _rounded(system, W, b, objective, lam)
     status, message = outcome.status, outcome.message
     if status == Status.CONVERGED or status == Status.MAX_ITER:
-        diverging = not system.cones and loss.name == "logistic" and not system.decay.any()
+        diverging = not system.cones and not loss.attained and not system.decay.any()
         if diverging and objective < 1e-6:
             status, message = "unbounded", _SEPARABLE
     coef, intercept = units.outward(W, b)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from drojko._driver import Status
+from drojko.losses.pieces import Response
 from drojko.minimax.order_one.cones import Cones
-from drojko.minimax.order_one.pieces import Response
 
 __all__ = ["State", "System"]
 

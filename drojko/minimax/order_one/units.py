@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drojko.losses import Huber, Loss
+from drojko.losses import Loss
 
 __all__ = ["Units"]
 
 
 @dataclass(frozen=True)
 class Units:
-    """Standardised columns and targets; only the scale of the loss and of lambda changes."""
+    """Standardised columns and targets; only the scale of the loss and of lambda changes.
+
+    ``loss`` is the loss in these units: the given one is ``loss_unit`` times it.
+    """
 
     X: np.ndarray
     weight: np.ndarray
@@ -23,6 +26,7 @@ class Units:
     middle: float
     target_unit: float
     loss_unit: float
+    loss: Loss
 
     @staticmethod
     def of(
@@ -48,16 +52,16 @@ class Units:
         root = np.sqrt(w @ (Z * Z))
         inverse = np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, spread * root))
         Z *= inverse * spread
-        middle, unit, power = 0.0, 1.0, 0
-        if loss.task == "regression":
-            power = 2 if isinstance(loss, Huber) else 1
+        middle, unit, loss_unit = 0.0, 1.0, 1.0
+        if loss.rescaled(1.0) is not None:
             order = np.argsort(y[kept])
             if centred:
                 at = np.searchsorted(np.cumsum(w[kept][order]), 0.5).clip(0, len(order) - 1)
                 middle = float(y[kept][order][at])
             unit = float(w @ np.abs(y - middle)) or 1.0
-        decay = np.where(dead, 1.0, alpha * inverse**2 * unit**2 / unit**power)
-        return Units(Z, w, mean, inverse, decay, middle, unit, unit**power)
+            loss, loss_unit = loss.rescaled(unit) or (loss, 1.0)
+        decay = np.where(dead, 1.0, alpha * inverse**2 * unit**2 / loss_unit)
+        return Units(Z, w, mean, inverse, decay, middle, unit, loss_unit, loss)
 
     def inward(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients in these units from those in the units of the data."""

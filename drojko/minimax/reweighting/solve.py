@@ -5,9 +5,9 @@ r"""Training against sets that reweight the reference: the points stay, their ma
           V(\ell) = \sup\{E_0\,q\,\ell : q = dP/dP_0,\; D(q) \le r\}
 
 or its penalised form. V is convex and nondecreasing, so that a linear model with a convex loss is
-a convex problem: Newton's method (`reweighted_newton`), or L-BFGS for several outputs, callables,
-many columns and sets without second derivatives. Networks take stochastic steps with ratios from
-stale losses (`reweighted_passes`). The gradient is that of Danskin's theorem, E q grad loss.
+a convex problem: Newton's method with a proven gap, or L-BFGS for several outputs, callables and
+MMD, and before Newton's method where there are many columns. Networks take stochastic steps with
+ratios from stale losses (`ReweightedPasses`). The gradient is Danskin's, E q grad loss.
 """
 
 from __future__ import annotations
@@ -19,42 +19,31 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from torch import Tensor
 
-from drojko._driver import Status, run
+from drojko._driver import Status
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet, TotalVariation
-from drojko.losses import CallableLoss, CrammerSinger, Logistic, Loss, Softmax
+from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity.divergence import Priced
+from drojko.losses import CrammerSinger
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
-from drojko.minimax.problem import Callback, RobustProblem, TrainResult
-from drojko.minimax.reweighting.interior import TailInterior
-from drojko.minimax.reweighting.newton import Newton, Points, loss_jet
+from drojko.minimax.limits import Limits
+from drojko.minimax.many_rows import fit_many
+from drojko.minimax.newton import Start, fit
+from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.reweighting.many_rows import Divergent
+from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.passes import ReweightedPasses
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP
+from drojko.rows import Rows
 
-__all__ = ["Limits", "solve_reweighted"]
+__all__ = ["solve_reweighted"]
 
 #: Relative accuracy of the objective of linear models, whatever tol is.
 ACCURACY = 2e-6
 #: More columns than these are for L-BFGS: a Gram matrix costs n d^2.
 WIDE = 800
-
-_SEPARABLE = (
-    "The classes can be separated, and a set that reweights moves no point: without alpha the "
-    "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
-)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When training ends, and who is told."""
-
-    max_iter: int = 200
-    tol: float = 1e-3
-    max_time: float | None = None
-    callback: Callback | None = None
 
 
 def solve_reweighted(
@@ -94,109 +83,82 @@ def solve_reweighted(
     if not (isinstance(model, MLP) and len(model.weights) == 1):
         return _network(problem, ambiguity, generator, n_draws, groups, outer, limits)
     x, y, w, bound = problem.support(ambiguity, n_draws, generator, groups)
-    points = _points(x, y, w, model)
-    named = problem.loss.scalar and not isinstance(problem.loss, CallableLoss)
-    narrow = points.matrix.shape[1] <= WIDE
-    if named and model.n_outputs == 1 and narrow and hasattr(bound, "curve"):
-        return _newton(problem, points, bound, limits)
-    return _quasi_newton(problem, points, bound, generator, limits)
-
-
-def _points(x: Tensor, y: Tensor, w: Tensor, model: MLP) -> Points:
-    return Points(x.double().cpu().numpy(), y.cpu().numpy(), w.cpu().numpy(), model.bias)
-
-
-def _parameters(model: MLP, points: Points) -> np.ndarray:
-    """The model's parameters on standardised columns, shape (outputs, columns)."""
-    weight = model.weights[0].detach().double().cpu().numpy()
-    bias = model.biases[0].detach().double().cpu().numpy()
-    return np.stack([points.inward(coef, float(b)) for coef, b in zip(weight, bias, strict=True)])
-
-
-def _load(model: MLP, points: Points, rows: np.ndarray) -> None:
-    for k, row in enumerate(rows):
-        coef, intercept = points.outward(row)
-        model.weights[0].data[k] = torch.as_tensor(coef)
-        if points.intercept:
-            model.biases[0].data[k] = intercept
-
-
-def _newton(problem: RobustProblem, points: Points, bound: Any, limits: Limits) -> TrainResult:
-    """Newton's method; for total variation with a smooth loss the interior point before it."""
-    model: Any = problem.model
-    accuracy = min(limits.tol, ACCURACY)
-    start = _parameters(model, points)[0]
-    if problem.loss.task == "regression" and points.intercept and not model.warm:
-        start[-1] = float(points.w @ points.y)
-    settings = (points, problem.loss, bound, problem.alpha, accuracy)
-    if _tailed(bound.ambiguity, problem.loss):
-        share = 1e-3 if model.warm else 1.0
-        result = _solve(problem, points, TailInterior(*settings), (start, share), limits)
-        if result.status != Status.MAX_ITER or result.n_iter >= limits.max_iter:
-            return result
-        start = _parameters(model, points)[0]
-    newton = Newton(*settings)
-    # Losses of regressions have longer tails: a largest loss takes more smoothing to begin with.
-    share = 1.0 if newton.barred and problem.loss.task == "regression" else 0.1
-    return _solve(problem, points, newton, (start, 1e-3 if model.warm else share), limits)
-
-
-def _tailed(ambiguity: AmbiguitySet, loss: Loss) -> bool:
-    """Whether the set is a largest loss and a tail mean, both of some mass, and the loss smooth."""
-    if not isinstance(ambiguity, TotalVariation) or not math.isfinite(loss.curvature or math.inf):
-        return False
-    return ambiguity.penalty is not None or 0.0 < float(ambiguity.radius or 0.0) < 1.0
-
-
-def _solve(
-    problem: RobustProblem, points: Points, solver: Any, start: Any, limits: Limits
-) -> TrainResult:
-    model: Any = problem.model
-
-    def report(state: Any) -> bool:
-        if limits.callback is None:
-            return False
-        _load(model, points, state.point[None])
-        return limits.callback(int(report.count), solver.record(state))
-
-    report.count = 0
-
-    def call(state: Any) -> bool:
-        report.count += 1
-        return report(state)
-
-    outcome = run(
-        solver,
-        solver.init(start),
-        max_iter=limits.max_iter,
-        max_time=limits.max_time,
-        callback=call,
-        best=lambda state: state.objective,
-    )
-    best, last = outcome.best_state, outcome.state
-    _load(model, points, best.point[None])
-    status, message = outcome.status, outcome.message
-    left = last.gap + 0.5 * last.decrement
-    if status is Status.MAX_ITER and left <= limits.tol * max(last.size, solver.floor):
-        status = Status.CONVERGED
-        message = f"Stopped after {outcome.n_iter} iterations. {status.advice}"
-    # The best iterate may be where all losses are equal, a kink: it is the last one, of the least
-    # smoothing, that is nearly stationary beside it.
-    slope = min(best.slope, last.slope)
-    slope = slope if math.isfinite(slope) else solver.slope(best)
-    result = TrainResult(
-        str(status), message, outcome.n_iter, best.penalty, slope, outcome.columns()
-    )
-    if last.separated:
-        return replace(result, status="unbounded", message=_SEPARABLE)
+    rows = Rows(x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy(), intercept=model.bias)
+    proven = problem.loss.convex and model.n_outputs == 1 and hasattr(bound, "levels")
+    many = _many_rows(problem, rows, bound, limits) if proven else None
+    if many is not None:
+        return many
+    if proven and rows.size <= WIDE:
+        return _newton(problem, rows, bound, limits, None)
+    result = _quasi_newton(problem, rows, bound, generator, limits)
+    if proven and result.status in (Status.CONVERGED, Status.MAX_ITER):
+        start = Start(_parameters(model, rows)[0], None, 10.0 * ACCURACY)
+        return _newton(problem, rows, bound, limits, start)
     return result
 
 
-def _quasi_newton(
-    problem: RobustProblem, points: Points, bound: Any, generator: torch.Generator, limits: Limits
+def _parameters(model: MLP, rows: Rows) -> np.ndarray:
+    """The model's parameters on standardised columns, shape (outputs, columns)."""
+    weight = model.weights[0].detach().double().cpu().numpy()
+    bias = np.zeros(len(weight))
+    if model.bias:
+        bias = model.biases[0].detach().double().cpu().numpy()
+    return np.stack([rows.inward(coef, float(b)) for coef, b in zip(weight, bias, strict=True)])
+
+
+def _load(model: MLP, *rows: tuple[np.ndarray, float]) -> None:
+    """Put coefficients and intercepts of the outputs into the model."""
+    for k, (coef, intercept) in enumerate(rows):
+        model.weights[0].data[k] = torch.as_tensor(coef)
+        if model.bias:
+            model.biases[0].data[k] = intercept
+
+
+def _many_rows(
+    problem: RobustProblem, rows: Rows, bound: Any, limits: Limits
+) -> TrainResult | None:
+    """A smooth loss under an f-divergence, from a sample of many rows."""
+    model: Any = problem.model
+    smooth = math.isfinite(problem.loss.curvature or math.inf) and bound.cells is None
+    if not smooth or not isinstance(bound.levels(1.0), Priced):
+        return None
+    found = fit_many(
+        Divergent(rows, problem.loss, bound.ambiguity, problem.alpha),
+        limits,
+        classes=problem.loss.task == "classification",
+        goal=min(limits.tol, ACCURACY),
+        report=lambda coef, intercept: _load(model, (coef, intercept)),
+    )
+    if found is None:
+        return None
+    _load(model, (found.coef, found.intercept))
+    return TrainResult.of(found)
+
+
+def _newton(
+    problem: RobustProblem, rows: Rows, bound: Any, limits: Limits, start: Start | None
 ) -> TrainResult:
-    run = _Run(problem, generator, 0, None, limits.tol, limits.max_time, limits.callback)
-    run.points, run.bound = points, bound
+    """The joint Newton's method, with a proven gap."""
+    model: Any = problem.model
+    accuracy = min(limits.tol, ACCURACY)
+    if start is None and model.warm:
+        start = Start(_parameters(model, rows)[0])
+    found = fit(
+        Reweighted(rows, problem.loss, bound, problem.alpha, accuracy),
+        limits,
+        goal=accuracy,
+        start=start,
+        report=lambda coef, intercept: _load(model, (coef, intercept)),
+    )
+    _load(model, (found.coef, found.intercept))
+    return TrainResult.of(found)
+
+
+def _quasi_newton(
+    problem: RobustProblem, rows: Rows, bound: Any, generator: torch.Generator, limits: Limits
+) -> TrainResult:
+    run = _Run(problem, generator, 0, None, limits.tol, limits.time_left, limits.callback)
+    run.rows, run.bound = rows, bound
     point, status = run.start(), Status.MAX_ITER
     try:
         for _ in range(_STAGES):
@@ -213,7 +175,7 @@ def _quasi_newton(
         status = Status.INTERRUPTED
     result = run.result(status)
     if run.separated():
-        return replace(result, status="unbounded", message=_SEPARABLE)
+        return replace(result, status="unbounded", message=SEPARABLE)
     return result
 
 
@@ -229,21 +191,25 @@ class _Run(LBFGSRun):
     stage_start: int = 0
     multiplier: float = math.inf
 
-    points: Points = None  # type: ignore[assignment]
+    rows: Rows = None  # type: ignore[assignment]
     bound: Any = None
 
     def start(self) -> np.ndarray:
         model: Any = self.problem.model
-        rows = _parameters(model, self.points)
-        self.shape = rows.shape
-        self.labels = torch.from_numpy(self.points.y)
-        losses = self._jet(self.points.matrix @ rows.T, 1e-3)[0]
-        self.unit_risk = max(float(self.points.w @ np.abs(losses)), 1e-300)
+        start = _parameters(model, self.rows)
+        self.shape = start.shape
+        self.labels = torch.from_numpy(self.rows.y)
+        losses = self._jet(self._outputs(start), 1e-3)[0]
+        self.unit_risk = max(float(self.rows.w @ np.abs(losses)), 1e-300)
         self.mu = (1e-3 if model.warm else 1e-1) * self.unit_risk
-        decay = self.problem.alpha / self.points.scale**2
-        self.decay = np.append(decay, 0.0) if self.points.intercept else decay
-        self.best_point = rows.ravel().copy()
+        decay = self.problem.alpha / self.rows.scale**2
+        self.decay = np.append(decay, 0.0) if self.rows.intercept else decay
+        self.best_point = start.ravel().copy()
         return self.best_point
+
+    def _outputs(self, z: np.ndarray) -> np.ndarray:
+        """Predictions of shape (n, outputs)."""
+        return np.concatenate([self.rows.block(part) @ z.T for part in self.rows.blocks()])
 
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""
@@ -272,7 +238,7 @@ class _Run(LBFGSRun):
 
     def load(self, point: np.ndarray) -> None:
         model: Any = self.problem.model
-        _load(model, self.points, point.reshape(self.shape))
+        _load(model, *(self.rows.outward(z) for z in point.reshape(self.shape)))
 
     def _jet(self, f: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Smoothed loss, gradient in f of shape (n, outputs), and an affine minorant at f."""
@@ -286,24 +252,25 @@ class _Run(LBFGSRun):
             share /= total
             value = top[:, 0] + mu * np.log(total[:, 0])
             return value, share - own, (share * scores).sum(1)
-        if loss.scalar and not isinstance(loss, CallableLoss):
-            jet = loss_jet(loss, f[:, 0], self.points.y, mu)
-            return jet.value, jet.slope[:, None], jet.low
+        if loss.convex and f.shape[1] == 1:
+            jet = loss.smoothed(f[:, 0], self.rows.y, mu)
+            least = loss.least(jet.slope, self.rows.y, f[:, 0])
+            return jet.value, jet.slope[:, None], jet.slope * f[:, 0] + least
         outputs = torch.from_numpy(f[:, 0].copy() if f.shape[1] == 1 else f)
         value = loss.value(outputs, self.labels).detach().numpy()
         slope = loss.gradient(outputs, self.labels).detach().numpy()
         return value, slope.reshape(f.shape), value
 
     def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        rows = point.reshape(self.shape)
-        f = self.points.matrix @ rows.T
+        z = point.reshape(self.shape)
+        f = self._outputs(z)
         losses, slope, low = self._jet(f, self.mu)
         if not np.isfinite(losses).all():
             return 1e300, np.zeros_like(point)  # the line search backs off
         dual = self.bound.dual(losses, self.mu)
-        mass = self.points.w * dual.ratio
-        gradient = (mass[:, None] * slope).T @ self.points.matrix + self.decay * rows
-        value = dual.value + 0.5 * float((self.decay * rows**2).sum())
+        mass = self.rows.w * dual.ratio
+        gradient = self.rows.sum(mass[:, None] * slope).T + self.decay * z
+        value = dual.value + 0.5 * float((self.decay * z**2).sum())
         if self.record(point, value, gradient.ravel(), dual.penalty, dual.radius):
             self.multiplier = dual.penalty
             price = self.bound_price() * dual.radius
@@ -323,10 +290,10 @@ class _Run(LBFGSRun):
 
     def separated(self) -> bool:
         """Whether scaling the model up drives its cross-entropy to zero."""
-        if self.problem.alpha or not isinstance(self.problem.loss, Logistic | Softmax):
+        if self.problem.alpha or self.problem.loss.attained:
             return False
-        f = self.points.matrix @ self.best_point.reshape(self.shape).T
-        y = self.points.y
+        f = self._outputs(self.best_point.reshape(self.shape))
+        y = self.rows.y
         if f.shape[1] == 1:
             return bool((f[:, 0] * (2.0 * y - 1.0) > 0).all())
         rows = np.arange(len(y))
@@ -360,7 +327,7 @@ def _network(
         n_draws,
     )
     solver.ambiguity, solver.groups = inner, groups
-    result = solver.train(limits.max_time, conditioned.wrap(limits.callback))
+    result = solver.train(limits.time_left, conditioned.wrap(limits.callback))
     conditioned.undo()
     history = dict(result.history)
     for name in ("robust_risk", "penalty"):

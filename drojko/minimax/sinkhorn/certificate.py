@@ -30,24 +30,18 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.sinkhorn.particles import Particles, blocks, draw_particles
-from drojko.inner.sinkhorn.tilt import is_tiltable
 from drojko.inner.transport.bounds import structure
-from drojko.losses import CrammerSinger, Softmax
 from drojko.minimax.sinkhorn.linear import sinkhorn_risk
 from drojko.minimax.transport.data import RidgeData
 
 __all__ = ["certify_linear", "certify_sampled"]
 
 _BLOCK = 1 << 22  # numbers in the particles of one block of samples
-
-
-def _standard_error(w: Tensor, spread: Tensor) -> float:
-    centred = spread - (w * spread).sum()
-    return math.sqrt(float((w.square() * centred.square()).sum()))
 
 
 def certify_linear(
@@ -66,9 +60,7 @@ def certify_linear(
     found = sinkhorn_risk(
         data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
     )
-    error = 0.0
-    if sampled:
-        error = _standard_error(torch.from_numpy(data.weight), torch.from_numpy(found.spread))
+    error = standard_error(found.spread, data.weight) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=found.nominal,
         lower=found.attained,
@@ -157,7 +149,7 @@ def certify_sampled(
         within = torch.maximum(within, within_upper)
     variance = float((w.square() * within).sum())
     if sampled:
-        variance += _standard_error(w, values) ** 2
+        variance += standard_error(values, w) ** 2
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(dual, upper),
@@ -262,7 +254,7 @@ def _by_norms(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty,
     nothing = None
     scale = objective.coordinates.scale
     loss, norms = objective.loss, known.norms.double().cpu() / scale
-    if objective.model.n_outputs == 1 and is_tiltable(loss):
+    if objective.model.n_outputs == 1 and loss.has_tilt:
         rate = float(norms)
         data = RidgeData(
             np.ascontiguousarray(pool.means.numpy()[:, None]),
@@ -278,30 +270,30 @@ def _by_norms(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty,
         except UnboundedRiskError:
             return nothing
         return found.value, "lipschitz", pool.plain_variance
-    if isinstance(loss, Softmax | CrammerSinger):
-        return _by_pairs(loss, norms, pool, batch, w, problem.epsilon, radius, lam)
-    return nothing
+    if loss.scalar and (loss.lipschitz is None or math.isinf(loss.lipschitz)):
+        return nothing
+    if not (loss.scalar or loss.has_pairs):
+        return nothing
+    return _by_concentration(loss, norms, pool, batch, w, problem.epsilon, radius, lam)
 
 
-def _by_pairs(loss, norms: Tensor, pool: _Pool, batch: Batch, w, epsilon, radius, lam):
-    """The better of the concentration bound and the sum over output differences."""
+def _by_concentration(loss, norms: Tensor, pool: _Pool, batch: Batch, w, epsilon, radius, lam):
+    """The concentration bound; with several classes the better of it and a sum over pairs."""
     y = batch.y.cpu()
-    square = norms[y].square()
+    if loss.scalar:
+        square = (loss.lipschitz * norms).square().expand(len(w), 1)
+    else:
+        square = norms[y].square()
     steep = float(square.amax(1) @ w)
     best = float(pool.plain @ w) + (
         math.sqrt(radius * steep) if radius else 0.25 * steep / lam
     )  # fmt: skip
-    own = torch.zeros_like(square).scatter_(1, y[:, None], 1.0)
+    if loss.scalar or not loss.offers("noise_bound"):
+        return best, "lipschitz", pool.plain_variance
     away = pool.means - pool.means.gather(1, y[:, None])
-    hinge = isinstance(loss, CrammerSinger)
-    away = away + (1.0 - own) if hinge else away
 
     def bound(penalty: float) -> float:
-        beta = 1.0 / (penalty * epsilon)
-        if hinge:
-            value = torch.logsumexp(beta * away + 0.25 * epsilon * beta**2 * square, 1) / beta
-        else:
-            value = torch.logsumexp(away + 0.25 * epsilon * max(1.0, beta) * square, 1)
+        value = loss.noise_bound(away, y, square, 1.0 / (penalty * epsilon), epsilon)
         return float(value @ w) + (penalty * radius if radius else 0.0)
 
     if radius:

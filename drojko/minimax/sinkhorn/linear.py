@@ -26,8 +26,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 from drojko._driver import Status, run
 from drojko.exceptions import UnboundedRiskError
-from drojko.inner.sinkhorn.tilt import Tilted, tilted
 from drojko.losses import Squared
+from drojko.losses.tilts import Tilted
 from drojko.minimax.transport.data import RidgeData, Rows
 from drojko.minimax.transport.linear import solve_ridge
 
@@ -91,9 +91,9 @@ def sinkhorn_risk(
     square = data.squared_norm(coef)
     s = math.sqrt(0.5 * epsilon * square)
     w = data.weight
-    nominal = float(w @ tilted(data.loss, f, data.y, 0.0, 0.0).value)
+    nominal = float(w @ data.loss.tilt(f, data.y, 0.0, 0.0).value)
     if (penalty is None and not radius) or s == 0.0:
-        plain = tilted(data.loss, f, data.y, s, 0.0)
+        plain = data.loss.tilt(f, data.y, s, 0.0)
         value = float(w @ plain.value)
         lam = penalty if penalty is not None else (0.0 if radius else math.inf)
         return SinkhornRisk(value, value, value, 0.0, nominal, lam, s, plain.value)
@@ -101,7 +101,7 @@ def sinkhorn_risk(
         lam, found = _multiplier(data, f, s, square, epsilon, float(radius or 0.0), guess)
     else:
         _check_growth(data, square, penalty)
-        lam, found = penalty, tilted(data.loss, f, data.y, s, 1.0 / (epsilon * penalty))
+        lam, found = penalty, data.loss.tilt(f, data.y, s, 1.0 / (epsilon * penalty))
     spent = epsilon * float(w @ found.divergence)
     risk = float(w @ found.mean[2])
     value = float(w @ found.value)
@@ -111,7 +111,7 @@ def sinkhorn_risk(
     value += lam * budget
     if spent > budget:
         # Rounding: a mixture with Q spends no more than its share, as KL is convex.
-        plain = float(w @ tilted(data.loss, f, data.y, s, 0.0).value)
+        plain = float(w @ data.loss.tilt(f, data.y, s, 0.0).value)
         share = budget / spent
         risk, spent = share * risk + (1.0 - share) * plain, budget
     return SinkhornRisk(
@@ -134,14 +134,14 @@ def _multiplier(data, f, s, square, epsilon, radius, guess) -> tuple[float, Tilt
 
     def at(extra: float):
         lam = least + extra
-        found = tilted(data.loss, f, data.y, s, 1.0 / (epsilon * lam))
+        found = data.loss.tilt(f, data.y, s, 1.0 / (epsilon * lam))
         spent = epsilon * float(w @ found.divergence)
         # d KL / d lambda = -epsilon Var l / (epsilon lambda)^3
         slope = -float(w @ found.cov[5]) / (epsilon * lam**3)
         return lam, found, spent, slope
 
     if guess is None or not least < guess < math.inf:
-        slopes = tilted(data.loss, f, data.y, s, 0.0).mean[0]
+        slopes = data.loss.tilt(f, data.y, s, 0.0).mean[0]
         steep = float(w @ slopes**2) + 1e-8 * float(w @ slopes**2 + 1e-300)
         guess = least + math.sqrt(square * max(steep, 1e-300) / (4.0 * radius))
     extra = max(guess - least, 1e-12 * guess)
@@ -390,7 +390,7 @@ class _Newton:
         eta = 1.0 / (self.epsilon * lam) if self.radius or self.penalty is not None else 0.0
         if self.squared and eta > 0.0 and lam <= square:
             return None, s, eta, math.inf
-        found = tilted(self.data.loss, self.rows.predict(z, b), self.data.y, s, eta)
+        found = self.data.loss.tilt(self.rows.predict(z, b), self.data.y, s, eta)
         value = float(self.data.weight @ found.value) + 0.5 * float(self.decay @ (z * z))
         if self.radius:
             value += lam * self.radius

@@ -1,36 +1,54 @@
 r"""A proven lower bound on the minimal robust risk, from the slopes of an adversary's plan.
 
-A plan gives point i masses W_ik and loss slopes p_ik. Against this adversary every (θ, b) pays
+A plan gives row i masses W_ik and loss slopes p_ik. Against this adversary every z pays
 
-.. math:: L + c'\theta + b\,E p + R\,n(\theta) + \tfrac{\alpha}{2}\|\theta\|^2, \qquad
+.. math:: L + c'z + R\,n(z) + \tfrac12 z'Dz, \qquad
           L = \sum_{ik} W_{ik} \inf_f \{\ell(f, y_i) - p_{ik} f\}, \quad c = E\,p x,
 
 with R = sqrt((r² - cost of flipped labels) E p²) in the radius form (and n² E p²/(4λ) instead of
 R n in the penalty form). This is ℓ(f) ≥ p f - ℓ*(p) and the best displacement of size allowed by
-the budget. Its minimum over (θ, b) is the bound. It is -inf unless E p = 0 and c is dominated by
-R, so the plan is first repaired: some of its mass is given the slope 0, where the infimum is 0.
+the budget. Its minimum over z is the bound. It is -inf unless E p = 0 and c is dominated by R, so
+plans are repaired: mass gets the slope 0, where the infimum is 0; and the mean slopes a of the rows
+take Newton steps with the rows' own curvatures towards the c at which z is optimal.
+
+A row's plan enters by its mean slope a and its second moment S alone. Where the conjugate of the
+loss is quadratic, the infimum is linear in a minus k S, and S is free between a² and the chord
+(lo + hi) a - lo hi of the slopes' domain; otherwise S = a². Both forms of the problem are then
+concave in the scale of the slopes, in S, and in how c is shared between ball and ridge.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 
-from drojko.minimax.transport.data import RidgeData, Rows, blocks
-from drojko.minimax.transport.jets import conjugate, jet
+from drojko.minimax.transport.data import Ground, RidgeData, blocks
+from drojko.minimax.transport.jets import bend, jet
+from drojko.rows import Rows
 
 __all__ = ["Plan", "lower_bound", "plan_of"]
 
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
+_EPS = float(np.finfo(np.float64).eps)
 
-@dataclass
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Masses and slopes, both of shape (k, n), and which of the k parts flip labels."""
+    """Masses and slopes of shape (k, n), which parts flip labels, curvatures of shape (n,)."""
 
     mass: np.ndarray
     slope: np.ndarray
     flips: list[bool]
+    curvature: np.ndarray
+
+    @property
+    def force(self) -> np.ndarray:
+        """Mass times slope, summed over the parts, shape (n,)."""
+        return (self.mass * self.slope).sum(axis=0)
 
 
 def plan_of(
@@ -41,139 +59,310 @@ def plan_of(
     price: tuple[float, float] | None,
     duals: np.ndarray | None,
 ) -> Plan:
-    """The smoothed worst case at predictions `u`; the arguments are those of `ridge_jets.jet`."""
+    """The smoothed worst case at predictions `u`; the arguments are those of `jets.jet`."""
     masses, slopes, flips = [], [], []
+    curvature = np.empty(u.size)
     for rows in blocks(u.size, 16):
         part = None if duals is None else duals[:, :, rows].copy()
-        atoms = jet(data.loss, u[rows], data.y[rows], sigma, mu, price, part).atoms
+        found = jet(data.loss, u[rows], data.y[rows], sigma, mu, price, part)
         shape, w = u[rows].shape, data.weight[rows]
-        masses.append(np.stack([w * np.broadcast_to(a.weight, shape) for a in atoms]))
-        slopes.append(np.stack([np.broadcast_to(np.float64(a.slope), shape) for a in atoms]))
-        flips = [a.flip for a in atoms]
-    return Plan(np.concatenate(masses, axis=1), np.concatenate(slopes, axis=1), flips)
+        masses.append(np.stack([w * np.broadcast_to(a.weight, shape) for a in found.atoms]))
+        slopes.append(np.stack([np.broadcast_to(np.float64(a.slope), shape) for a in found.atoms]))
+        flips = [a.flip for a in found.atoms]
+        curvature[rows] = np.maximum(found.uu, 0.0)
+    plan = np.concatenate(masses, axis=1), np.concatenate(slopes, axis=1)
+    return Plan(*plan, flips, curvature)
 
 
 def lower_bound(
     rows: Rows,
     data: RidgeData,
+    ground: Ground,
     plan: Plan,
     z: np.ndarray,
-    *,
-    radius: float | None,
-    penalty: float | None,
-    alpha: float,
-    fit_intercept: bool,
+    need: float = math.inf,
 ) -> float:
     """Lower bound on the minimum of the robust objective; 0, as for any loss, if nothing better.
 
-    `plan` and the coefficients `z` (in the coordinates of `rows`) only suggest an adversary: the
-    bound holds whatever they are, and is tight when they are nearly optimal.
+    `plan` and the parameters `z` only suggest an adversary: the bound holds whatever they are, and
+    is tight when they are nearly optimal. Repairs end once `need` is reached.
     """
-    form = {"radius": radius, "penalty": penalty, "alpha": alpha}
-    return max(_lower_bound(rows, data, plan, z, **form, fit_intercept=fit_intercept), 0.0)
+    best = max(_of_plan(rows, data, ground, plan, z), 0.0)
+    if best >= need or any(plan.flips):
+        return best
+    return max(best, _of_means(rows, data, ground, plan, z, need))
 
 
-def _lower_bound(rows, data, plan, z, *, radius, penalty, alpha, fit_intercept) -> float:
-    mass, slope, flips = plan.mass, plan.slope, plan.flips
-    ridge = alpha * rows.inverse_scale**2
-    pinned = (ridge == 0.0) & ~rows.dead  # columns in which c must vanish exactly
-    if radius is not None or penalty is not None:
-        pinned &= rows.cost == 0.0
-    cols = np.flatnonzero(pinned)
-    if cols.size or fit_intercept:
-        mass = _balance(rows, mass, slope, cols, fit_intercept)
-        if mass is None:
+def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray) -> float:
+    pinned = _pinned(rows, ground)
+    mass = plan.mass
+    if pinned.any():
+        balanced = _balance(rows, mass, plan.slope, pinned)
+        if balanced is None:
             return -math.inf
-    c, square, gain = np.zeros(z.size), 0.0, 0.0
-    for part in rows.blocks():
-        m, p = mass[:, part], slope[:, part]
-        c += (m * p).sum(axis=0) @ rows.block(part)
-        square += float((m * p * p).sum())
-        for k, flip in enumerate(flips):
-            y = 1.0 - data.y[part] if flip else data.y[part]
-            gain += float(m[k] @ conjugate(data.loss, p[k], y))
+        mass = balanced
+    slope, gain, size = plan.slope, 0.0, 0.0
+    for k, flip in enumerate(plan.flips):
+        y = 1.0 - data.y if flip else data.y
+        least = data.loss.least(slope[k], y)
+        gain += float(mass[k] @ least)
+        size += float(mass[k] @ np.abs(least))
+    square = float((mass * slope * slope).sum())
+    c = rows.sum((mass * slope).sum(axis=0))
     c[pinned] = 0.0  # by construction, up to rounding
-    flipped = float(sum(mass[k].sum() for k, flip in enumerate(flips) if flip))
+    flipped = sum(float(mass[k].sum()) for k, flip in enumerate(plan.flips) if flip)
     label = data.label_cost * flipped if flipped else 0.0
-    if penalty is not None:
-        return gain - penalty * label + _penalty_term(rows, data, c, square, penalty, ridge)
-    budget = (radius or 0.0) ** 2 - label
-    if budget < 0:
-        return -math.inf
-    return _radius_term(rows, data, z, c, gain, math.sqrt(budget * square), ridge)
+    if ground.penalty is not None:
+        gain -= ground.penalty * label
+        label = 0.0
+    found = _Moments(gain, c, 0.0, square, square, 0.0, label).best(ground)
+    return found - 8.0 * _EPS * (size + float(np.abs(c) @ np.abs(z)))
 
 
-def _balance(rows, mass, slope, cols, fit_intercept):
-    """Thin out the masses so that the slopes balance on the intercept and on `cols`.
+def _pinned(rows: Rows, ground: Ground) -> np.ndarray:
+    """Parameters that nothing holds: in these c must vanish exactly."""
+    pinned = rows.free & (ground.ridge == 0.0)
+    return pinned & (ground.cost == 0.0) if ground.moves else pinned
+
+
+def _balance(
+    rows: Rows, mass: np.ndarray, slope: np.ndarray, pinned: np.ndarray
+) -> np.ndarray | None:
+    """Thin out the masses so that the slopes balance on the pinned columns.
 
     Masses are multiplied by 1 ± x'g, the sign being that of the slope, and then by a constant
     that makes all factors at most 1; None where no such factors in [0, 1] balance.
     """
-    k = cols.size + int(fit_intercept)
-
-    def features(part: slice) -> np.ndarray:
-        B = np.ones((part.stop - part.start, k))
-        if cols.size:
-            B[:, : cols.size] = rows.block(part)[:, cols]
-        return B
-
-    moment, residual = np.zeros((k, k)), np.zeros(k)
-    for part in rows.blocks():
-        B, force = features(part), mass[:, part] * slope[:, part]
-        moment += (B * np.abs(force).sum(axis=0)[:, None]).T @ B
-        residual += force.sum(axis=0) @ B
-    direction = np.linalg.lstsq(moment, -residual, rcond=1e-14)[0]
-    out, top = np.empty_like(mass), 1.0
-    left, size = np.zeros(k), np.zeros(k)
-    for part in rows.blocks():
-        B, p = features(part), slope[:, part]
-        factor = 1.0 + np.sign(p) * (B @ direction)
-        if not (factor >= 0).all():
-            return None
-        top = max(top, float(factor.max(initial=1.0)))
-        out[:, part] = mass[:, part] * factor
-        force = out[:, part] * p
-        left += force.sum(axis=0) @ B
-        size += np.abs(force).sum(axis=0) @ np.abs(B)
+    cols = np.flatnonzero(pinned)
+    out = mass
+    for _ in range(2):  # the second time takes the rounding of the first away
+        moment, residual = np.zeros((cols.size, cols.size)), np.zeros(cols.size)
+        for part in rows.blocks():
+            B, force = rows.block(part)[:, cols], out[:, part] * slope[:, part]
+            moment += (B * np.abs(force).sum(axis=0)[:, None]).T @ B
+            residual += force.sum(axis=0) @ B
+        direction = np.linalg.lstsq(moment, -residual, rcond=1e-14)[0]
+        new, top = np.empty_like(out), 1.0
+        left, size = np.zeros(cols.size), np.zeros(cols.size)
+        for part in rows.blocks():
+            B, p = rows.block(part)[:, cols], slope[:, part]
+            factor = 1.0 + np.sign(p) * (B @ direction)
+            if not (factor >= 0).all():
+                return None
+            top = max(top, float(factor.max(initial=1.0)))
+            new[:, part] = out[:, part] * factor
+            force = new[:, part] * p
+            left += force.sum(axis=0) @ B
+            size += np.abs(force).sum(axis=0) @ np.abs(B)
+        out = np.where(slope != 0, new / top, out)
     # An unsolvable balance (say, collinear columns) must not pass for a solved one.
-    if not (np.abs(left) <= 1e-9 * size + 1e-300).all():
-        return None
-    return np.where(slope != 0, out / top, mass)
+    return out if (np.abs(left) <= 1e-13 * size + 1e-300).all() else None
 
 
-def _radius_term(rows, data, z, c, gain, strength, ridge) -> float:
-    """Minimum over θ of gain + c'θ + strength * n(θ) + ridge, after thinning if need be."""
-    offset = data.label_norm
-    movable = rows.cost > 0
-    dual = math.sqrt(float((c[movable] ** 2 / rows.cost[movable]).sum()))
-    if not ridge.any():
-        if dual == 0.0:
-            return gain + strength * math.sqrt(offset)
-        # Keeping the share s of the plan scales dual by s and strength by sqrt(s).
-        s = min(1.0, (strength / dual) ** 2)
-        left = max(s * strength**2 - (s * dual) ** 2, 0.0)
-        return s * gain + math.sqrt(offset * left)
-    # c = c1 + c2: c1 is carried by the ball (dual norm at most its strength), c2 by the ridge.
-    norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
-    if norm > 0:
-        c1 = np.where(movable, -strength * rows.cost * z / norm, 0.0)
-    else:
-        c1 = np.where(movable, c, 0.0) * (min(1.0, strength / dual) if dual > 0 else 0.0)
-    rest = c - c1
-    spare = strength**2 - float((c1[movable] ** 2 / rows.cost[movable]).sum())
-    positive = ridge > 0
-    cost = float((rest[positive] ** 2 / (2.0 * ridge[positive])).sum())
-    if np.any(rest[~positive & ~rows.dead]):
-        return -math.inf
-    return gain - cost + math.sqrt(max(spare, 0.0) * offset)
+def _of_means(
+    rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray, need: float
+) -> float:
+    """The bound of the rows' mean slopes, after a few Newton steps on them."""
+    w, pinned = rows.w, _pinned(rows, ground)
+    lo, hi = data.loss.domain(data.y)
+    a = np.divide(plan.force, w, out=np.zeros_like(w), where=w > 0)
+    curvature, best = plan.curvature.copy(), -math.inf
+    norm = math.sqrt(ground.square(z))
+    spread = float((plan.mass * plan.slope * plan.slope).sum())
+    for step in range(5):
+        a = np.clip(a, lo, hi)
+        moments = _moments(rows, data, a, pinned)
+        if moments is not None:
+            best = max(best, moments.best(ground))
+        if best >= need or step == 4:
+            break
+        want = -ground.ridge * z
+        S = spread if bend(data.loss) else float(w @ _most(data.loss, a, lo, hi))
+        if ground.penalty is not None:
+            want -= S / (2.0 * ground.penalty) * ground.cost * z
+        elif ground.radius is not None and norm > 0.0:
+            want -= ground.radius * math.sqrt(S) / norm * ground.cost * z
+        residual = rows.sum(w * a) - want
+        if ground.radius is not None and norm == 0.0:
+            residual[ground.cost > 0.0] = 0.0
+        direction = _solve(rows.gram(w * curvature), -residual, rows.free)
+        new = a + curvature * rows.predict(direction)
+        curvature = np.where((new < lo) | (new > hi), 0.0, curvature)
+        a = new
+    return best
 
 
-def _penalty_term(rows, data, c, square, penalty, ridge) -> float:
-    """Minimum over θ of c'θ + n² E p² / (4λ) + ridge."""
-    curve = rows.cost * square / (2.0 * penalty) + ridge
-    alive = c != 0
-    if np.any(curve[alive] <= 0):
-        return -math.inf
-    return data.label_norm * square / (4.0 * penalty) - float(
-        (c[alive] ** 2 / (2.0 * curve[alive])).sum()
-    )
+def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> _Moments | None:
+    w, loss = rows.w, data.loss
+    mass = w[None]
+    if pinned.any():
+        balanced = _balance(rows, mass, a[None], pinned)
+        if balanced is None:
+            return None
+        a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)
+    lo, hi = loss.domain(data.y)
+    square, k = a * a, bend(loss)
+    least = loss.least(a, data.y)
+    c = rows.sum(w * a)
+    c[pinned] = 0.0
+    gain = float(w @ least) - 8.0 * _EPS * float(w @ np.abs(least))
+    S = float(w @ square)
+    if k is None:
+        return _Moments(gain, c, 0.0, S, S, 0.0)
+    most, empty = (float(w @ _most(loss, slope, lo, hi)) for slope in (a, 0.0 * a))
+    return _Moments(gain + k * S, c, k, S, most, empty)
+
+
+def _most(loss, a: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """The most that the second moment of a row's slopes can be, given their mean."""
+    if bend(loss) is None:
+        return a * a
+    return (lo + hi) * a - lo * hi if np.isfinite(lo).all() else np.full_like(a, np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Sums of a family of plans: slopes scaled by τ ≤ 1, second moment S.
+
+    The plan is worth τ gain - k S + min_z {τ c'z + ...}, with τ² square ≤ S ≤ τ full + (1-τ) empty.
+    Where k > 0 and ``full`` is infinite, τ may exceed 1, too. Flips cost τ ``label`` of a budget.
+    """
+
+    gain: float
+    c: np.ndarray
+    k: float
+    square: float
+    full: float
+    empty: float
+    label: float = 0.0
+
+    def best(self, ground: Ground) -> float:
+        """The best of the family."""
+        if not math.isfinite(self.gain):
+            return -math.inf
+        if ground.penalty is not None:
+            return self._best_priced(ground)
+        ridge, alive = ground.ridge, self.c != 0.0
+        movable = alive & (ground.cost > 0.0) & (ground.radius is not None)
+        # What only the ridge holds; what nothing holds is zero already.
+        fixed = alive & ~movable
+        rest = float((self.c[fixed] ** 2 / (2.0 * ridge[fixed])).sum())
+        c, cost, D = self.c[movable], ground.cost[movable], ridge[movable]
+
+        def shared(q: float) -> float:
+            """Of c, q cost / (D + q cost) is the ball's, the rest the ridge's."""
+            if math.isinf(q):
+                return self._held(ground, float((c * c / cost).sum()), rest)
+            ball = q * cost / (D + q * cost)
+            norm = float(((ball * c) ** 2 / cost).sum())
+            left = float((((1.0 - ball) * c) ** 2 / (2.0 * D)).sum())
+            return self._held(ground, norm, rest + left)
+
+        best = shared(math.inf)
+        if not D.any():
+            return best
+        middle = math.log(float(D.max() / cost.max()))
+        return max(best, _maximum(lambda t: shared(math.exp(t)), middle - 40.0, middle + 40.0))
+
+    def _held(self, ground: Ground, norm: float, left: float) -> float:
+        """Value where the ball holds a part of c whose squared dual norm is ``norm``."""
+        radius, root = (ground.radius or 0.0) ** 2, math.sqrt(ground.offset)
+        if self.k == 0.0:
+            tau, S = 1.0, self.full
+            if norm > (radius - self.label) * S:
+                # The largest τ with τ² norm <= (r² - τ label) (τ full + (1-τ) empty); where labels
+                # flip, empty = 0. A little less for rounding.
+                both, slack = norm + self.label * self.full, radius * (self.full - self.empty)
+                fixed = radius * self.empty
+                tau = (slack + math.sqrt(slack * slack + 4.0 * both * fixed)) / (2.0 * both)
+                tau = min(tau * (1.0 - 4.0 * _EPS), 1.0)
+                S = tau * self.full + (1.0 - tau) * self.empty
+            spare = max((radius - tau * self.label) * S - tau * tau * norm, 0.0)
+            return tau * self.gain - tau * tau * left + root * math.sqrt(spare)
+        if self.gain <= 0.0 and root == 0.0:
+            return 0.0
+        S, x, k = self.square, 0.0, self.k
+        if radius > 0.0:
+            # In x = sqrt(r² S - norm) the value (gain + root x)² / 4 (k S + left) peaks once.
+            x = root * (norm + left * radius / k) / self.gain if self.gain > 0.0 else math.inf
+            x = max(x, math.sqrt(max(radius * self.square - norm, 0.0)))
+            if math.isinf(x):
+                return 0.0
+            S = max((x * x + norm) / radius, S)
+        elif norm > 0.0:
+            return 0.0
+        gain, price = self.gain + root * x, k * S + left
+        tau = 0.5 * gain / price if price > 0.0 else 1.0
+        if math.isfinite(self.full):  # the slopes' domain is bounded
+            tau = min(tau, 1.0, math.sqrt(self.full / S) if S > 0.0 else 1.0)
+        return tau * gain - tau * tau * price
+
+    def _best_priced(self, ground: Ground) -> float:
+        penalty = float(ground.penalty or 0.0)
+        alive = self.c != 0.0
+        c, cost, ridge = self.c[alive], ground.cost[alive], ground.ridge[alive]
+        rate = self.k - ground.offset / (4.0 * penalty)
+
+        def value(tau: float, S: float) -> float:
+            curve = cost * (S / (2.0 * penalty)) + ridge
+            if not (curve > 0.0).all():
+                return 0.0
+            held = float((c * c / (2.0 * curve)).sum())
+            if self.k > 0.0:  # τ is free
+                tau = 0.5 * self.gain / held if held > 0.0 else math.inf
+                top = math.inf if self.square == 0.0 else math.sqrt(S / self.square)
+                tau = min(tau, top if math.isinf(self.full) else min(top, 1.0))
+                if math.isinf(tau):
+                    return 0.0
+            return tau * self.gain - rate * S - tau * tau * held
+
+        if self.k == 0.0:
+
+            def thinned(tau: float) -> float:
+                return value(tau, tau * self.full + (1.0 - tau) * self.empty)
+
+            return max(thinned(1.0), _maximum(thinned, 0.0, 1.0))
+        base = max(self.square, 1e-290)
+        top = math.log(self.full) if math.isfinite(self.full) else math.log(base) + 60.0
+        low = min(math.log(base) - 60.0, top)
+        return _maximum(lambda t: value(1.0, math.exp(t)), low, top)
+
+
+def _maximum(function: Callable[[float], float], low: float, high: float) -> float:
+    """Largest value met by golden section: of a concave function, near its maximum."""
+    a, b = low, high
+    x, y = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+    fx, fy = function(x), function(y)
+    best = max(fx, fy, function(low), function(high))
+    for _ in range(90):
+        if fx >= fy:
+            b, y, fy = y, x, fx
+            x = b - _GOLDEN * (b - a)
+            fx = function(x)
+        else:
+            a, x, fx = x, y, fy
+            y = a + _GOLDEN * (b - a)
+            fy = function(y)
+        best = max(best, fx, fy)
+        if b - a <= 1e-13 * (abs(a) + abs(b)):
+            break
+    return best
+
+
+def _solve(matrix: np.ndarray, right: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Solution of a positive semidefinite system on the free parameters, regularised as needed."""
+    out = np.zeros_like(right)
+    A, rhs = matrix[np.ix_(free, free)], right[free]
+    diagonal = np.diag(A)
+    if not rhs.size or not diagonal.max() > 0.0:
+        return out
+    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
+    A = A * scale[:, None] * scale
+    for shift in (1e-15, 1e-13, 1e-11, 1e-8, 1e-4, 1.0):
+        try:
+            factor = scipy.linalg.cho_factor(A + shift * np.eye(rhs.size), check_finite=False)
+        except (scipy.linalg.LinAlgError, ValueError):
+            continue
+        out[free] = scale * scipy.linalg.cho_solve(factor, scale * rhs, check_finite=False)
+        break
+    return np.where(np.isfinite(out), out, 0.0)

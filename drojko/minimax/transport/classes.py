@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko.inner.transport.linear_classes import fixed_points
-from drojko.losses import Softmax
 from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.models import MLP
@@ -107,7 +105,6 @@ class _Run(LBFGSRun):
         inverse = torch.as_tensor(p.cost.inverse_weights, **like)
         self.inverse_cost = inverse / self.spread.square()
         self.decay = p.alpha / self.spread.square()
-        self.own = torch.nn.functional.one_hot(self.y, model.n_outputs).double()
         w = self.weight.double() * self.spread
         b = self.bias.double() + self.weight.double() @ self.mean
         self.shape = w.shape
@@ -146,10 +143,9 @@ class _Run(LBFGSRun):
         half = 0.5 / penalty
         gram = (w * self.inverse_cost) @ w.T
         f = torch.addmm(b, self.x, w.T)
-        if isinstance(p.loss, Softmax):
-            values, pull, second = self._softmax(f, gram, half)
-        else:
-            values, pull, second = self._hinge(f, gram, half)
+        values, pull, second = p.loss.smoothed_worst(
+            f, self.y, self.w, gram, half, self.mu, not self.last_stage
+        )
         risk = float(values @ self.w)
         moved = half * (second @ w) * self.inverse_cost
         grad_w = pull.T @ self.x + moved + self.decay * w
@@ -164,30 +160,3 @@ class _Run(LBFGSRun):
             return 1e300, np.zeros_like(point)  # the line search backs off
         self.record(point, value, gradient, penalty, cost)
         return value, gradient
-
-    def _softmax(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, E-weighted p - e_y, and sum_i w_i (p - e_y)(p - e_y)' of the maximisers."""
-        rough = not self.last_stage
-        found = fixed_points(self.problem.loss, f, self.y, gram, half, rough)
-        stacked = torch.stack([value for _, value in found], 1)
-        share = torch.softmax(stacked / self.mu, 1)
-        values = self.mu * torch.logsumexp(stacked / self.mu, 1)
-        pull, second = torch.zeros_like(f), torch.zeros_like(gram)
-        for (probabilities, _), weight in zip(found, share.T, strict=True):
-            c = probabilities - self.own
-            mass = (weight * self.w).unsqueeze(1)
-            pull += mass * c
-            second += c.T @ (mass * c)
-        return values, pull, second
-
-    def _hinge(self, f: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The same at the vertices p = e_j, where the hinge has its maximisers."""
-        diagonal = gram.diagonal()
-        squares = diagonal + diagonal[:, None] - 2.0 * gram
-        scores = f - f.gather(1, self.y[:, None]) + 1.0 - self.own + 0.5 * half * squares[self.y]
-        share = torch.softmax(scores / self.mu, 1)
-        values = self.mu * torch.logsumexp(scores / self.mu, 1)
-        mass = self.w[:, None] * share
-        pairs = mass.T @ self.own  # (j, y): mass that moves from class y towards j
-        second = torch.diag(pairs.sum(0) + pairs.sum(1)) - pairs - pairs.T
-        return values, mass - self.w[:, None] * self.own, second

@@ -1,4 +1,4 @@
-"""Data of a ridge problem, and its rows in standardised coordinates, block by block."""
+"""Data of a ridge problem, and its geometry in standardised coordinates."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
+from drojko.rows import Rows
 
-__all__ = ["RidgeData", "Rows"]
+__all__ = ["Ground", "RidgeData"]
 
 _EXACT = (Logistic, Hinge, Quantile, Huber, Squared)
 
@@ -112,58 +113,47 @@ def blocks(n: int, d: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
-class Rows:
-    """X in the coordinates ``(x - mean) / scale``, made on the fly.
+@dataclass(frozen=True, eq=False)
+class Ground:
+    r"""Norm and ridge in the coordinates of standardised rows, and the size of the set.
 
-    An internal change of variables that keeps Newton systems well conditioned at any scale of the
-    columns; the transport cost is transformed along with it, so the problem is the same. Columns
-    that are constant carry no information and are zeroed (``dead``).
+    .. math:: n^2(z) = \sum_j cost_j z_j^2 + offset, \qquad
+              \tfrac\alpha2 \|\theta\|^2 = \tfrac12 \sum_j ridge_j z_j^2
+
+    Both are zero on the intercept. ``radius`` None or 0 and ``penalty`` None: nothing moves.
     """
 
-    def __init__(self, data: RidgeData, centred: bool) -> None:
-        self.data, X, w = data, data.X, data.weight
-        n, d = X.shape
-        self.mean = np.zeros(d)
-        square, low, high = np.zeros(d), np.full(d, np.inf), np.full(d, -np.inf)
-        for rows in blocks(n, d):
-            block = X[rows][w[rows] > 0].astype(np.float64, copy=False)
-            if centred:
-                self.mean += w[rows][w[rows] > 0] @ block
-            np.minimum(low, block.min(axis=0, initial=np.inf), out=low)
-            np.maximum(high, block.max(axis=0, initial=-np.inf), out=high)
-        size = np.maximum(np.abs(low), np.abs(high))
-        # Columns that vary by no more than rounding are constant.
-        spread = high - low if centred else size
-        self.dead = spread <= 8 * np.finfo(X.dtype).eps * size
-        spread = np.where(self.dead, 1.0, spread)
-        for rows in blocks(n, d):
-            square += w[rows] @ ((X[rows] - self.mean) / spread) ** 2
-        scale = np.where(self.dead, 1.0, spread * np.sqrt(square))
-        self.inverse_scale = np.where(self.dead, 0.0, 1.0 / scale)
-        # Ridge norm in these coordinates: θ = z * inverse_scale.
-        self.cost = np.where(self.dead, 1.0, data.inverse_cost * self.inverse_scale**2)
+    cost: np.ndarray
+    ridge: np.ndarray
+    offset: float
+    radius: float | None
+    penalty: float | None
 
-    def block(self, rows: slice) -> np.ndarray:
-        out = self.data.X[rows] - self.mean  # float64: mean is
-        out *= self.inverse_scale
-        return out
+    @classmethod
+    def of(
+        cls,
+        rows: Rows,
+        data: RidgeData,
+        radius: float | None = None,
+        penalty: float | None = None,
+        alpha: float = 0.0,
+    ) -> Ground:
+        """The ground of these rows."""
+        cost, ridge = np.zeros(rows.size), np.zeros(rows.size)
+        square = rows.scale * rows.scale
+        cost[: rows.d] = np.where(rows.dead, 1.0, data.inverse_cost / square)
+        ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / square)
+        return cls(cost, ridge, data.label_norm, radius or None, penalty)
 
-    def blocks(self) -> Iterator[slice]:
-        return blocks(*self.data.X.shape)
+    @property
+    def moves(self) -> bool:
+        """Whether anything moves."""
+        return self.radius is not None or self.penalty is not None
 
-    def predict(self, z: np.ndarray, b: float) -> np.ndarray:
-        """Predictions of internal parameters (z, b), shape (n,)."""
-        u = np.empty(self.data.X.shape[0])
-        for rows in self.blocks():
-            u[rows] = self.block(rows) @ z
-        u += b
-        return u
+    def square(self, z: np.ndarray) -> float:
+        """n²(z), the offset included."""
+        return float(self.cost @ (z * z)) + self.offset
 
-    def inward(self, coef: np.ndarray, intercept: float) -> tuple[np.ndarray, float]:
-        alive = ~self.dead
-        z = np.divide(coef, self.inverse_scale, out=np.zeros_like(self.mean), where=alive)
-        return z, float(intercept + self.mean @ coef)
-
-    def outward(self, z: np.ndarray, b: float) -> tuple[np.ndarray, float]:
-        coef = z * self.inverse_scale
-        return coef, float(b - self.mean @ coef)
+    def decay(self, z: np.ndarray) -> float:
+        """The ridge penalty of z."""
+        return 0.5 * float(self.ridge @ (z * z))

@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
 from drojko.losses.binary import even_logistic_root
 
-__all__ = ["Atom", "Jet", "conjugate", "jet", "kink_free", "kinks"]
+__all__ = ["Atom", "Jet", "jet", "kink_free", "kinks"]
 
 Number = np.ndarray | float
 
@@ -123,8 +122,12 @@ def _own_label(
     if isinstance(loss, Huber):
         return _huber(u - y, loss.delta, sigma, mu, dual)
     if isinstance(loss, Squared):
-        slope = 2.0 * (u - y) / (1.0 - 4.0 * sigma)
-        return Jet(0.5 * slope * (u - y), slope, slope * slope, atoms=[Atom(1.0, slope)])
+        room = 1.0 - 4.0 * sigma
+        slope = 2.0 * (u - y) / room
+        square = slope * slope
+        out = Jet(0.5 * slope * (u - y), slope, square, atoms=[Atom(1.0, slope)], curve_s=square)
+        out.uu, out.us, out.ss = 2.0 / room, 4.0 * slope / room, 8.0 * square / room
+        return out
     raise TypeError(f"no jet for {loss!r}")
 
 
@@ -288,7 +291,6 @@ def _logistic(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.nd
 
 def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarray) -> Jet:
     # max_|p|<=δ p r + p² (σ - 1/2): interior for σ < 1/2, otherwise p = ±δ.
-    mu = _width(mu, sigma > 0.12, dual)
     room = 1.0 - 2.0 * sigma
 
     def branch(e: np.ndarray) -> _Branch:
@@ -301,17 +303,10 @@ def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarra
     return _even(r, (1.0, 0.0), 0.0 * r, (0.0, 0.0), branch, mu / delta, dual)
 
 
-def conjugate(loss: Loss, slope: ArrayLike, y: np.ndarray) -> np.ndarray:
-    """``-sup_f (slope f - loss(f, y)) = inf_f loss(f, y) - slope f``, for slopes that occur."""
-    p = np.asarray(slope, dtype=np.float64)
-    if isinstance(loss, Logistic):
-        own = np.clip((1.0 - 2.0 * y) * p, 0.0, 1.0)
-        other = 1.0 - own
-        return -(own * np.log(np.maximum(own, 1e-300)) + other * np.log(np.maximum(other, 1e-300)))
-    if isinstance(loss, Hinge):
-        return (1.0 - 2.0 * y) * p
-    if isinstance(loss, Quantile):
-        return -p * y
+def bend(loss: Loss) -> float | None:
+    """The k of a conjugate that is k p² plus a linear function; None for other ones."""
+    if isinstance(loss, Squared):
+        return 0.25
     if isinstance(loss, Huber):
-        return -0.5 * p * p - p * y
-    return -0.25 * p * p - p * y  # squared
+        return 0.5
+    return None if isinstance(loss, Logistic) else 0.0

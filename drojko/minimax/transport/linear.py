@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ import torch
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses import Squared
-from drojko.minimax.transport.bound import Plan, lower_bound, plan_of
-from drojko.minimax.transport.data import RidgeData, Rows
+from drojko.minimax.row_objective import ROUNDING, relative_gap
+from drojko.minimax.transport.bound import lower_bound, plan_of
+from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.newton import Newton, State
 from drojko.minimax.transport.risk import RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
+from drojko.rows import Rows
 
 __all__ = ["RidgeData", "RidgeRisk", "RidgeSolution", "ridge_robust_risk", "solve_ridge"]
 
@@ -66,11 +68,48 @@ class RidgeSolution:
     message: str
     history: list[dict[str, float]]
     risk: RidgeRisk
+    unit: float = 0.0
 
     @property
     def gap(self) -> float:
         """Proven bound on objective minus its minimum; inf where no bound is known."""
         return self.objective - self.lower_bound
+
+    @property
+    def relative_gap(self) -> float:
+        """The gap over the objective or, where that is 0 to rounding, over ``unit``."""
+        return relative_gap(self.objective, self.lower_bound, self.unit)
+
+    @classmethod
+    def judged(
+        cls, problem, z, risk, objective, bound, unit, status, message, **run
+    ) -> RidgeSolution:
+        """A solution whose status is "converged" exactly where its gap is at most ``tol``."""
+        coef, intercept = problem.rows.outward(z)
+        solution = cls(
+            coef=coef,
+            intercept=float(intercept),
+            penalty=risk.penalty,
+            objective=objective,
+            lower_bound=min(bound, objective),
+            robust_risk=risk.value,
+            nominal_risk=risk.nominal,
+            transport_cost=risk.transport_cost,
+            status=str(status),
+            message=message,
+            risk=risk,
+            unit=max(unit, _rounding(problem.data) / ROUNDING),
+            **run,
+        )
+        if status in (Status.CONVERGED, Status.MAX_ITER):
+            close = solution.relative_gap <= problem.settings.tol
+            status = (
+                Status.CONVERGED
+                if close
+                else (Status.STALLED if status == Status.CONVERGED else status)
+            )
+            message = status.advice if status is not Status.MAX_ITER else message
+        return replace(solution, status=str(status), message=message)
 
 
 @dataclass(frozen=True)
@@ -78,23 +117,15 @@ class _Settings:
     radius: float | None
     penalty: float | None
     alpha: float
-    fit_intercept: bool
     tol: float
+    aim: float
     max_iter: int
     deadline: float
     callback: Callable[[int, dict[str, Any]], bool | None] | None
 
     @property
     def goal(self) -> float:
-        return 0.05 * self.tol
-
-    @property
-    def form(self) -> dict[str, float | None]:
-        return {"radius": self.radius or None, "penalty": self.penalty}
-
-    @property
-    def bound(self) -> dict[str, Any]:
-        return {**self.form, "alpha": self.alpha, "fit_intercept": self.fit_intercept}
+        return 0.05 * self.aim
 
 
 def solve_ridge(
@@ -105,6 +136,7 @@ def solve_ridge(
     alpha: float = 0.0,
     fit_intercept: bool = True,
     tol: float = 1e-6,
+    aim: float | None = None,
     max_iter: int = 500,
     max_time: float | None = None,
     warm_start: RidgeSolution | tuple[np.ndarray, float] | None = None,
@@ -124,7 +156,8 @@ def solve_ridge(
     radius, penalty : exactly one of them; the radius is in the units of X (W2 <= radius).
     alpha : float, L2 penalty on the coefficients, never on the intercept.
     fit_intercept : bool
-    tol : float, relative accuracy of the objective aimed at (a smooth loss ends far below it).
+    tol : float, largest relative gap, `RidgeSolution.relative_gap`, that counts as converged.
+    aim : float, relative accuracy worked for; None: 1e-6, or `tol` where that is less.
     max_iter : int, Newton steps.
     max_time : float, seconds.
     warm_start : a solution or (coef, intercept) to start from.
@@ -148,24 +181,16 @@ def solve_ridge(
     >>> solution.status, solution.gap < 1e-6
     ('converged', True)
     """
-    settings = _check(radius, penalty, alpha, fit_intercept, tol, max_iter, max_time, callback)
-    rows = Rows(data, centred=fit_intercept)
+    settings = _check(radius, penalty, alpha, tol, aim, max_iter, max_time, callback)
+    rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
+    ground = Ground.of(rows, data, settings.radius, settings.penalty, settings.alpha)
+    problem = _Problem(rows, data, ground, settings)
     if isinstance(data.loss, Squared):
-        return _solve_squares(rows, data, settings)
-    outcome, start = _vertex(rows, data, settings)
-    state, solver = start, _newton(rows, data, settings)
-    if outcome is not None and outcome.status == Status.INTERRUPTED:
-        pass
-    elif _is_optimal(rows, data, settings, start):
-        outcome = None
-    else:
-        size = max(start.value, 1e-6 * solver.rms_slope(start))
-        outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
-        state = outcome.best_state
-    return _finish(rows, data, settings, solver, start, outcome, state)
+        return _solve_squares(problem)
+    return _solve(problem, warm_start)
 
 
-def _check(radius, penalty, alpha, fit_intercept, tol, max_iter, max_time, callback) -> _Settings:
+def _check(radius, penalty, alpha, tol, aim, max_iter, max_time, callback) -> _Settings:
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
     if radius is not None and not 0 <= radius < math.inf:
@@ -180,18 +205,60 @@ def _check(radius, penalty, alpha, fit_intercept, tol, max_iter, max_time, callb
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None  # nothing moves
     deadline = math.inf if max_time is None else time.perf_counter() + max_time
-    return _Settings(
-        radius, penalty, float(alpha), fit_intercept, tol, max_iter, deadline, callback
-    )
+    aim = min(tol, 1e-6) if aim is None else aim
+    return _Settings(radius, penalty, float(alpha), tol, aim, max_iter, deadline, callback)
 
 
-def _newton(rows: Rows, data: RidgeData, settings: _Settings) -> Newton:
-    return Newton(
-        rows,
-        data,
-        **settings.bound,
-        goal=settings.goal,
-    )
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    rows: Rows
+    data: RidgeData
+    ground: Ground
+    settings: _Settings
+
+    def risk(self, z: np.ndarray, guess: float | None = None) -> tuple[RidgeRisk, float]:
+        """The exact robust risk at z, and the objective."""
+        coef, intercept = self.rows.outward(z)
+        settings = self.settings
+        risk = ridge_robust_risk(
+            self.data,
+            coef,
+            intercept,
+            radius=settings.radius,
+            penalty=settings.penalty,
+            guess=guess,
+        )
+        return risk, risk.value + 0.5 * settings.alpha * float(coef @ coef)
+
+    def bound(self, state: State, lam: float, sigma: float, need: float = math.inf) -> float:
+        """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
+        if need <= 0.0:
+            return 0.0
+        data = self.data
+        price = (lam, data.label_cost) if data.flips and self.ground.moves else None
+        duals, best = state.duals if state.mu > 0 else None, 0.0
+        # Far from its kinks smoothing leaves a little mass on the wrong side.
+        for mu, split in ((state.mu, duals), (0.0, None)):
+            plan = plan_of(data, state.u, sigma, mu, price, split)
+            best = max(best, lower_bound(self.rows, data, self.ground, plan, state.z, need))
+            if best >= need or state.mu == 0.0:
+                break
+        return best
+
+
+def _solve(problem: _Problem, warm_start) -> RidgeSolution:
+    rows, data, settings = problem.rows, problem.data, problem.settings
+    outcome, start = _vertex(problem)
+    state, solver = start, Newton(rows, data, problem.ground, goal=settings.goal)
+    if outcome is not None and outcome.status == Status.INTERRUPTED:
+        pass
+    elif _is_optimal(problem, start):
+        outcome = None
+    else:
+        size = max(start.value, 1e-6 * solver.rms_slope(start))
+        outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
+        state = outcome.best_state
+    return _finish(problem, solver, start, outcome, state)
 
 
 def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
@@ -202,7 +269,7 @@ def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
         count += 1
         if settings.callback is None:
             return False
-        coef, intercept = solver.rows.outward(state.z, state.b)
+        coef, intercept = solver.rows.outward(state.z)
         model = {"coef": coef, "intercept": intercept}
         return bool(settings.callback(count, {**solver.record(state), **model}))
 
@@ -216,130 +283,108 @@ def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
     )
 
 
-def _vertex(
-    rows: Rows, data: RidgeData, settings: _Settings
-) -> tuple[Outcome[State] | None, State]:
+def _vertex(problem: _Problem) -> tuple[Outcome[State] | None, State]:
     """The best model that the adversary cannot touch: θ = 0 on movable columns."""
-    solver = Newton(
-        rows,
-        data,
-        radius=None,
-        penalty=None,
-        alpha=settings.alpha,
-        fit_intercept=settings.fit_intercept,
-        goal=settings.goal,
-        free=rows.cost == 0.0 if settings.form["radius"] else np.zeros(rows.cost.size, bool),
-    )
+    rows, data, settings, ground = problem.rows, problem.data, problem.settings, problem.ground
+    free = ground.cost == 0.0
+    if ground.radius is None:
+        free[: rows.d] = False
+    still = replace(ground, radius=None, penalty=None)
+    solver = Newton(rows, data, still, goal=settings.goal, free=free)
     b = 0.0
-    if settings.fit_intercept and data.loss.task == "regression":
+    if rows.intercept and data.loss.task == "regression":
         b = float(np.median(data.y))
-    z = np.zeros(rows.cost.size)
-    f = torch.from_numpy(rows.predict(z, b))
+    z = rows.inward(np.zeros(rows.d), b)
+    f = torch.from_numpy(rows.predict(z))
     scale = float(data.weight @ data.loss.value(f, torch.from_numpy(data.y)).numpy())
-    state = solver.init((z, b, None, scale))
-    if scale == 0.0 or not (solver.columns.size or settings.fit_intercept):
+    state = solver.init((z, None, scale))
+    if scale == 0.0 or not solver.columns.size:
         return None, state
     outcome = run(solver, state, max_iter=200)
     return outcome, outcome.state
 
 
-def _is_optimal(rows: Rows, data: RidgeData, settings: _Settings, vertex: State) -> bool:
+def _is_optimal(problem: _Problem, vertex: State) -> bool:
     """Whether the vertex is proven optimal, as it is when the radius is large."""
-    coef, intercept = rows.outward(vertex.z, vertex.b)
-    objective = _risk(data, settings, coef, intercept)[1]
+    objective = problem.risk(vertex.z)[1]
     if objective == 0.0:
         return True
-    if settings.form["radius"] is None or data.flips or data.label_norm:
+    if problem.ground.radius is None or problem.data.flips or problem.data.label_norm:
         return False  # there the plan of an immovable model says nothing about labels
-    lower = _bound(rows, data, settings, vertex, math.inf, 0.0)
-    return objective - lower <= settings.goal * objective
+    aim = problem.settings.goal * objective
+    return objective - problem.bound(vertex, math.inf, 0.0, objective - aim) <= aim
 
 
-def _first(rows, warm_start, vertex: State) -> tuple[np.ndarray, float, float | None]:
+def _first(rows: Rows, warm_start, vertex: State) -> tuple[np.ndarray, float | None]:
     if warm_start is None:
-        return vertex.z, vertex.b, None
+        return vertex.z, None
     if isinstance(warm_start, RidgeSolution):
         coef, intercept, lam = warm_start.coef, warm_start.intercept, warm_start.penalty
     else:
         (coef, intercept), lam = warm_start, None
     coef = np.asarray(coef, dtype=np.float64)
-    if coef.shape != vertex.z.shape or not np.isfinite([*coef, intercept]).all():
-        raise InvalidDataError(f"warm_start: expected {vertex.z.size} finite coefficients")
+    if coef.shape != (rows.d,) or not np.isfinite([*coef, intercept]).all():
+        raise InvalidDataError(f"warm_start: expected {rows.d} finite coefficients")
     usable = lam is not None and 0 < lam < math.inf
-    return (*rows.inward(coef, float(intercept)), lam if usable else None)
+    return rows.inward(coef, float(intercept)), lam if usable else None
 
 
-def _risk(data, settings, coef, intercept, guess=None) -> tuple[RidgeRisk, float]:
-    risk = ridge_robust_risk(
-        data, coef, intercept, radius=settings.radius, penalty=settings.penalty, guess=guess
-    )
-    return risk, risk.value + 0.5 * settings.alpha * float(coef @ coef)
-
-
-def _finish(rows, data, settings, solver, vertex, outcome, state) -> RidgeSolution:
-    coef, intercept = rows.outward(state.z, state.b)
+def _finish(problem: _Problem, solver: Newton, vertex: State, outcome, state) -> RidgeSolution:
+    settings, ground, z = problem.settings, problem.ground, state.z
     solved = outcome is not None
-    risk, objective = _risk(data, settings, coef, intercept, solver.lam(state) if solved else None)
+    risk, objective = problem.risk(z, solver.lam(state) if solved else None)
     if solved:
         # Near θ = 0 Newton's method only approaches the vertex; take it where it is no worse.
-        still = np.where(rows.cost > 0, 0.0, state.z)
-        for z, b in ((vertex.z, vertex.b), (still, state.b)):
-            other = rows.outward(z, b)
-            risk0, objective0 = _risk(data, settings, *other)
-            if objective0 <= objective * (1 + 0.1 * settings.tol):
-                (coef, intercept), risk, objective = other, risk0, objective0
+        still = np.where(ground.cost > 0, 0.0, state.z)
+        for other in (vertex.z, still):
+            risk0, objective0 = problem.risk(other)
+            if objective0 <= objective * (1 + 0.1 * settings.aim):
+                z, risk, objective = other, risk0, objective0
     lam, sigma = (solver.lam(state), solver.sigma(state)) if solved else (math.inf, 0.0)
-    bound = _bound(rows, data, settings, state, lam, sigma)
-    status, message, n_iter, history = Status.CONVERGED, Status.CONVERGED.advice, 0, []
+    need = objective - 0.5 * settings.aim * objective
+    bound = problem.bound(state, lam, sigma, need)
+    if (
+        bound < need
+        and vertex is not state
+        and ground.radius is not None
+        and not problem.data.flips
+    ):
+        bound = max(bound, problem.bound(vertex, math.inf, 0.0, need))
+    status, message, n_iter, history = Status.CONVERGED, "", 0, []
     if solved:
         status, message = outcome.status, outcome.message
         n_iter, history = outcome.n_iter, outcome.history
         if state.diverged:
             status, message = "unbounded", _SEPARABLE
-    return RidgeSolution(
-        coef=coef,
-        intercept=float(intercept),
-        penalty=risk.penalty,
-        objective=objective,
-        lower_bound=min(bound, objective),
-        robust_risk=risk.value,
-        nominal_risk=risk.nominal,
-        transport_cost=risk.transport_cost,
-        stationarity=state.stationarity if solved else 0.0,
-        n_iter=n_iter,
-        status=str(status),
-        message=message,
-        history=history,
-        risk=risk,
-    )
+    return RidgeSolution.judged(
+        problem, z, risk, objective, bound, vertex.value, status, message,
+        stationarity=state.stationarity if solved else 0.0, n_iter=n_iter, history=history,
+    )  # fmt: skip
 
 
-def _bound(rows, data, settings, state, lam, sigma) -> float:
-    """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
-    robust = settings.form["radius"] is not None or settings.penalty is not None
-    price = (lam, data.label_cost) if data.flips and robust else None
-    duals = state.duals if state.mu > 0 else None
-    plan = plan_of(data, state.u, sigma, state.mu, price, duals)
-    return lower_bound(rows, data, plan, state.z, **settings.bound)
+def _rounding(data: RidgeData) -> float:
+    """A loss that is zero to rounding: that of targets which miss their last digits."""
+    if data.loss.task != "regression":
+        return 0.0
+    y = torch.from_numpy(data.y)
+    return float(data.loss.value(y + 8e-16 * y.abs().max(), y).max())
 
 
-def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSolution:
-    start = time.perf_counter()
-    z, b, _, dual = solve_squared(rows, data, **settings.bound)
-    coef, intercept = rows.outward(z, b)
-    risk, objective = _risk(data, settings, coef, intercept)
-    norm = data.squared_norm(coef)
-    if dual is None:
-        sigma = 0.25 * norm / risk.penalty if norm > 0 else 0.0
-        plan = plan_of(data, rows.predict(z, b), min(sigma, 0.25 - 1e-12), 0.0, None, None)
-    else:
-        # A perfect fit: slopes with the mean of the dual solution, spread to use the budget.
-        mean = -2.0 * rows.predict(dual, 0.0)
-        budget = 4.0 * (settings.radius or 0.0) ** 2 * norm
-        spread = math.sqrt(max(budget - float(data.weight @ (mean * mean)), 0.0))
-        mass = 0.5 * np.stack([data.weight, data.weight])
-        plan = Plan(mass, np.stack([mean + spread, mean - spread]), [False, False])
-    bound = lower_bound(rows, data, plan, z, **settings.bound)
+def _solve_squares(problem: _Problem) -> RidgeSolution:
+    start, rows, data, settings = time.perf_counter(), problem.rows, problem.data, problem.settings
+    z = solve_squared(rows, data, problem.ground)
+    risk, objective = problem.risk(z)
+    norm, u = problem.ground.square(z), rows.predict(z)
+    sigma = 0.25 * norm / risk.penalty if norm > 0 else 0.0
+    plan = plan_of(data, u, min(sigma, 0.25 - 1e-12), 0.0, None, None)
+    need = objective - 0.5 * settings.aim * objective
+    bound = lower_bound(rows, data, problem.ground, plan, z, need)
+    if bound < need:
+        # A perfect fit says nothing of the slopes' means, only of their second moment.
+        half, slope = 0.5 * data.weight, np.full_like(u, 2.0 * math.sqrt(objective))
+        plan = replace(plan, mass=np.stack([half, half]), slope=np.stack([slope, -slope]))
+        plan = replace(plan, flips=[False, False])
+        bound = max(bound, lower_bound(rows, data, problem.ground, plan, z, need))
     # A closed form up to a one-dimensional search: reported as a single iteration.
     row = {
         "iteration": 1,
@@ -349,22 +394,13 @@ def _solve_squares(rows: Rows, data: RidgeData, settings: _Settings) -> RidgeSol
         "transport_cost": risk.transport_cost,
         "stationarity": 0.0,
     }
-    status = Status.CONVERGED
+    centred = data.y - data.weight @ data.y if rows.intercept else data.y
+    size = float(data.weight @ (centred * centred))
+    solution = RidgeSolution.judged(
+        problem, z, risk, objective, bound, size, Status.CONVERGED, "",
+        stationarity=0.0, n_iter=1, history=[row],
+    )  # fmt: skip
     if settings.callback is not None:
-        settings.callback(1, {**row, "coef": coef, "intercept": intercept})
-    return RidgeSolution(
-        coef=coef,
-        intercept=intercept,
-        penalty=risk.penalty,
-        objective=objective,
-        lower_bound=min(bound, objective),
-        robust_risk=risk.value,
-        nominal_risk=risk.nominal,
-        transport_cost=risk.transport_cost,
-        stationarity=0.0,
-        n_iter=1,
-        status=str(status),
-        message=status.advice,
-        history=[row],
-        risk=risk,
-    )
+        model = {"coef": solution.coef, "intercept": solution.intercept}
+        settings.callback(1, {**row, **model})
+    return solution

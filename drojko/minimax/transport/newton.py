@@ -20,9 +20,10 @@ import numpy as np
 import scipy.linalg
 
 from drojko._driver import Status
-from drojko.losses import Logistic
-from drojko.minimax.transport.data import RidgeData, Rows
+from drojko.losses import Huber
+from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.jets import Jet, jet, kink_free, kinks
+from drojko.rows import Rows
 
 __all__ = ["Newton", "State"]
 
@@ -32,7 +33,6 @@ class State:
     """An iterate in internal coordinates; ``value`` is smoothed, ``bias`` bounds the excess."""
 
     z: np.ndarray
-    b: float
     h: float  # the extra variable: σ, or λ where labels flip; λ in the penalty form
     u: np.ndarray
     mu: float
@@ -78,31 +78,29 @@ class _Sums:
 
 
 class Newton:
-    """Settings of one run: exactly one of `radius` and `penalty`, or neither for plain risk.
+    LAST = 1e-4
+    """Settings of one run on rows and their ground.
 
-    `free` marks the columns that may be nonzero; `goal` is the relative accuracy aimed at.
+    `free` marks the parameters that may be nonzero; `goal` is the relative accuracy aimed at.
     """
 
     def __init__(
         self,
         rows: Rows,
         data: RidgeData,
+        ground: Ground,
         *,
-        radius: float | None,
-        penalty: float | None,
-        alpha: float,
-        fit_intercept: bool,
         goal: float,
         free: np.ndarray | None = None,
     ) -> None:
-        self.rows, self.data = rows, data
-        self.radius, self.penalty = radius, penalty
+        self.rows, self.data, self.ground = rows, data, ground
+        radius = self.radius = ground.radius
+        self.penalty = ground.penalty
         self.budget = 1.0 if radius is None else radius * radius
-        self.robust = radius is not None or penalty is not None
-        self.alpha = alpha * rows.inverse_scale**2
-        self.fit_intercept, self.goal = fit_intercept, goal
+        self.robust = ground.moves
+        self.goal = goal
         self.by_sigma = radius is not None and not data.flips  # what State.h is
-        self.free = ~rows.dead if free is None else free & ~rows.dead
+        self.free = rows.free if free is None else free & rows.free
         self.columns = np.flatnonzero(self.free)
         self.scale = 0.0  # a typical size of the loss; set by init
 
@@ -110,8 +108,7 @@ class Newton:
 
     def norm(self, s: State) -> float:
         """Return n² of a state, smoothed."""
-        square = float(self.rows.cost @ (s.z * s.z))
-        return square + self.data.label_norm + s.eps * s.eps
+        return self.ground.square(s.z) + s.eps * s.eps
 
     def sigma(self, s: State) -> float:
         """Return σ = n² / (4 λ) of a state; 0 for the plain risk."""
@@ -165,7 +162,7 @@ class Newton:
             if outside and low > 0.0 and high < math.inf:
                 h = math.sqrt(low * high)
             s = replace(s, h=h)
-        value = sums.value + 0.5 * float(self.alpha @ (s.z * s.z))
+        value = sums.value + self.ground.decay(s.z)
         bias = sums.bias
         if self.by_sigma:
             value += 0.25 * self.budget * self.norm(s) / s.h
@@ -185,11 +182,11 @@ class Newton:
 
     # -- the driver's interface -----------------------------------------------------------------
 
-    def init(self, problem: tuple[np.ndarray, float, float | None, float]) -> State:
-        """First state from (z, b, λ or None, typical size of the loss)."""
-        z, b, lam, self.scale = problem
+    def init(self, problem: tuple[np.ndarray, float | None, float]) -> State:
+        """First state from (z, λ or None, typical size of the loss)."""
+        z, lam, self.scale = problem
         lip = self.data.loss.lipschitz or 1.0
-        s = State(z, b, 1.0, self.rows.predict(z, b), 0.1 * self.scale, 0.0)
+        s = State(z, 1.0, self.rows.predict(z), 0.1 * self.scale, 0.0)
         if self.penalty is not None:
             s = replace(s, h=self.penalty)
         elif self.radius is not None:
@@ -198,16 +195,16 @@ class Newton:
                 lam = 0.5 * math.sqrt(self.norm(s)) * lip / self.radius
             s = replace(s, h=0.25 * self.norm(s) / lam if self.by_sigma else lam)
         s = self._evaluate(s, polish=True)
-        if self._smooth(s):
+        if self._smooth(s) and not isinstance(self.data.loss, Huber):
             s = self._evaluate(replace(s, mu=0.0), polish=True)
         return s
 
     def finite(self, s: State) -> bool:
-        return bool(np.isfinite(s.z).all()) and math.isfinite(s.b) and math.isfinite(s.value)
+        return bool(np.isfinite(s.z).all()) and math.isfinite(s.value)
 
     def record(self, s: State) -> dict[str, float]:
         return {
-            "robust_risk": s.value - 0.5 * float(self.alpha @ (s.z * s.z)),
+            "robust_risk": s.value - self.ground.decay(s.z),
             "penalty": self.lam(s),
             "transport_cost": s.cost * self.budget,
             "stationarity": s.stationarity,
@@ -230,20 +227,18 @@ class Newton:
             direction, step_h, gradient, slope_h, size, duals = self._newton_step(s)
         slope = float(gradient @ direction) + slope_h * step_h
         decrement = max(-0.5 * slope, 0.0)
-        k = self.columns.size
         stationarity = float(np.abs(gradient).max(initial=0.0)) / max(size, 1e-300)
         s = replace(s, decrement=decrement, stationarity=stationarity, duals=duals)
         small = decrement <= 1e-13 * abs(s.value) + 1e-15 * self.scale
         if small:
             return self._advance(_moved(s, 0.0), exact=True)
         dz = np.zeros_like(s.z)
-        dz[self.columns] = direction[:k]
-        db = float(direction[k]) if self.fit_intercept else 0.0
-        du = self.rows.predict(dz, db)
+        dz[self.columns] = direction
+        du = self.rows.predict(dz)
         t = min(1.0, 0.9 * s.h / -step_h) if step_h < 0 else 1.0
         new = s
         for _ in range(40):
-            trial = replace(s, z=s.z + t * dz, b=s.b + t * db, u=s.u + t * du, h=s.h + t * step_h)
+            trial = replace(s, z=s.z + t * dz, u=s.u + t * du, h=s.h + t * step_h)
             trial = self._evaluate(trial, polish=False)
             enough = s.value + 1e-4 * t * slope + 1e-14 * abs(s.value)
             if trial.value > enough:
@@ -272,7 +267,8 @@ class Newton:
     def _separated(self, s: State) -> bool:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
         data = self.data
-        if not isinstance(data.loss, Logistic) or self.penalty is not None or self.alpha.any():
+        held = self.penalty is not None or self.ground.ridge.any()
+        if data.loss.attained or held:
             return False
         if self.radius is not None and s.value > 1e-10 * self.scale:
             return False
@@ -299,7 +295,7 @@ class Newton:
         return not s.kinked and not flips and kink_free(self.data.loss, self.sigma(s))
 
     def _next_stage(self, s: State) -> State:
-        mu = 0.0 if self._smooth(s) else 0.1 * s.mu
+        mu = 0.0 if self._smooth(s) and s.mu < self.LAST * self.scale else 0.1 * s.mu
         # Away from the vertex, where n >> eps, eps has nothing left to smooth.
         near = s.eps > 1e-3 * math.sqrt(self.norm(replace(s, eps=0.0)))
         eps = 0.1 * s.eps if near else 0.0
@@ -308,8 +304,7 @@ class Newton:
     # -- second-order model -----------------------------------------------------------------------
 
     def _second_order(self, s: State, duals: np.ndarray | None):
-        cols, k = self.columns, self.columns.size
-        size = k + int(self.fit_intercept)
+        cols, size = self.columns, self.columns.size
         gradient, mixed, label = np.zeros(size), np.zeros(size), np.zeros(size)
         hessian = np.zeros((size, size))
         slope_square, sums = 0.0, _Sums()
@@ -318,11 +313,8 @@ class Newton:
             j = self._jet(rows, s, duals)
             sums.add(w, j)
             slope_square += float(w @ (j.u * j.u))
-            B = np.empty((w.size, size))
-            B[:, k:] = 1.0
-            if k:
-                block = self.rows.block(rows)
-                B[:, :k] = block if k == block.shape[1] else block[:, cols]
+            block = self.rows.block(rows)
+            B = block if size == block.shape[1] else block[:, cols]
             gradient += (w * j.u) @ B
             if self.robust:
                 mixed += (w * j.us) @ B
@@ -333,20 +325,17 @@ class Newton:
             keep = weight > 1e-13 * top  # far from a kink most rows have no curvature at all
             if top > 0 and keep.mean() < 0.7:
                 B, weight = B[keep], weight[keep]
-            B *= np.sqrt(weight)[:, None]
+            B = B * np.sqrt(weight)[:, None]
             hessian += B.T @ B
-        z = s.z[cols]
-        ridge = self.alpha[cols]
-        gradient[:k] += ridge * z
-        hessian[np.arange(k), np.arange(k)] += ridge
-        az = np.zeros(size)
-        az[:k] = self.rows.cost[cols] * z
-        diagonal = np.arange(k)
+        z, diagonal = s.z[cols], np.arange(size)
+        gradient += self.ground.ridge[cols] * z
+        hessian[diagonal, diagonal] += self.ground.ridge[cols]
+        az = self.ground.cost[cols] * z
         slope_h, cross, bend = 0.0, np.zeros(size), 0.0
         if self.by_sigma:
             ball, norm = self.budget, self.norm(s)
             gradient += ball / (2.0 * s.h) * az
-            hessian[diagonal, diagonal] += ball / (2.0 * s.h) * self.rows.cost[cols]
+            hessian[diagonal, diagonal] += ball / (2.0 * s.h) * self.ground.cost[cols]
             slope_h = sums.s - 0.25 * ball * norm / s.h**2
             cross = mixed - ball / (2.0 * s.h**2) * az
             bend = sums.ss + 0.5 * ball * norm / s.h**3
@@ -354,7 +343,7 @@ class Newton:
             sigma, v = self.sigma(s), az / (2.0 * s.h)  # v = dσ/dz
             gradient += sums.s * v
             hessian += np.outer(mixed, v) + np.outer(v, mixed) + sums.ss * np.outer(v, v)
-            hessian[diagonal, diagonal] += sums.curve_s / (2.0 * s.h) * self.rows.cost[cols]
+            hessian[diagonal, diagonal] += sums.curve_s / (2.0 * s.h) * self.ground.cost[cols]
             if self.radius is not None:
                 slope_h = self.budget - sums.s * sigma / s.h + sums.l
                 cross = label + sums.sl * v

@@ -18,7 +18,8 @@ import numpy as np
 import scipy.linalg
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.minimax.transport.data import RidgeData, Rows
+from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.rows import Rows
 
 __all__ = ["Squares", "solve_squared"]
 
@@ -37,15 +38,15 @@ class Squares:
         return float(r @ r) + self.rest**2
 
 
-def factorise(rows: Rows, data: RidgeData, fit_intercept: bool) -> Squares:
+def factorise(rows: Rows, data: RidgeData) -> Squares:
     """QR of [sqrt(w) x, sqrt(w) (y - mean)], block after block."""
     w = data.weight
-    b = float(w @ data.y) if fit_intercept else 0.0
-    d = data.X.shape[1]
+    b = float(w @ data.y) if rows.intercept else 0.0
+    d = rows.d
     stack = np.zeros((0, d + 1))
     for part in rows.blocks():
         root = np.sqrt(w[part])
-        new = np.concatenate([rows.block(part), (data.y[part] - b)[:, None]], axis=1)
+        new = np.concatenate([rows.block(part)[:, :d], (data.y[part] - b)[:, None]], axis=1)
         new *= root[:, None]
         stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
     if stack.shape[0] < d + 1:
@@ -56,7 +57,7 @@ def factorise(rows: Rows, data: RidgeData, fit_intercept: bool) -> Squares:
 def _ridge(s: Squares, diagonal: np.ndarray) -> np.ndarray:
     """Minimiser of |T z - t|² + z' diag(diagonal) z, the shortest one if there are several."""
     A = np.concatenate([s.T, np.diag(np.sqrt(diagonal))])
-    rhs = np.concatenate([s.t, np.zeros(s.t.size)])
+    rhs = np.concatenate([s.t, np.zeros(diagonal.size)])
     return _lstsq(A, rhs, 1e-15)
 
 
@@ -66,43 +67,31 @@ def _lstsq(A: np.ndarray, rhs: np.ndarray, cond: float) -> np.ndarray:
     return np.asarray(solution)
 
 
-def solve_squared(
-    rows: Rows,
-    data: RidgeData,
-    *,
-    radius: float | None,
-    penalty: float | None,
-    alpha: float,
-    fit_intercept: bool,
-) -> tuple[np.ndarray, float, int, np.ndarray | None]:
-    """Internal coefficients, intercept, number of ridge regressions, and for an interpolation the
-    vector g that gives the mean slopes -2 x'g of the worst case (None otherwise).
-    """
-    s = factorise(rows, data, fit_intercept)
-    ridge = 0.5 * alpha * rows.inverse_scale**2
-    dual = None
-    if penalty is not None:
-        z, count = _penalised(s, rows.cost, data.label_norm, penalty, ridge)
-    elif radius:
-        found = _interpolation(s, rows, data.label_norm, radius, ridge)
-        if found is not None:
-            (z, dual), count = found, 1
-        else:
-            z, count = _ball(s, rows, data.label_norm, radius, ridge)
+def solve_squared(rows: Rows, data: RidgeData, ground: Ground) -> np.ndarray:
+    """The optimal parameters."""
+    s = factorise(rows, data)
+    cost, ridge = ground.cost[: rows.d], 0.5 * ground.ridge[: rows.d]
+    if ground.penalty is not None:
+        z = _penalised(s, cost, ground.offset, ground.penalty, ridge)
+    elif ground.radius:
+        z = _interpolation(s, cost, ground.offset, ground.radius, ridge)
+        if z is None:
+            z = _ball(s, cost, ground.offset, ground.radius, ridge)
     else:
-        z, count = _ridge(s, ridge), 1
-    return np.where(rows.dead, 0.0, z), s.b, count, dual
+        z = _ridge(s, ridge)
+    z = np.where(rows.dead, 0.0, z)
+    return np.append(z, s.b) if rows.intercept else z
 
 
 def _interpolation(
-    s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
+    s: Squares, cost: np.ndarray, offset: float, radius: float, ridge: np.ndarray
+) -> np.ndarray | None:
     """The limit ρ = 0: a perfect fit, which is optimal when the radius is small; else None.
 
     With W = r² cost + ridge the fits z_ρ = W⁻¹T'v have residual ρ v, and ρ = 0 is optimal if
     |v| <= r n.
     """
-    weight = radius**2 * rows.cost + ridge
+    weight = radius**2 * cost + ridge
     if not (weight > 0).all():
         return None
     inverse = np.sqrt(weight.min() / weight)
@@ -112,21 +101,17 @@ def _interpolation(
     if s.risk(z) > (1e-12 * size) ** 2:
         return None
     v = _lstsq(scaled.T, inverse * weight * z, 1e-12)
-    norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
-    if float(np.linalg.norm(v)) > radius * norm:
-        return None
-    return z, _lstsq(s.T, v, 1e-12)
+    norm = math.sqrt(float(cost @ (z * z)) + offset)
+    return z if float(np.linalg.norm(v)) <= radius * norm else None
 
 
-def _ball(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarray):
-    count = 0
-
+def _ball(
+    s: Squares, cost: np.ndarray, offset: float, radius: float, ridge: np.ndarray
+) -> np.ndarray:
     def at(log_rho: float) -> tuple[float, np.ndarray]:
-        nonlocal count
-        count += 1
         rho = math.exp(log_rho)
-        z = _ridge(s, rho * radius**2 * rows.cost + rho / (1.0 + rho) * ridge)
-        norm = math.sqrt(float(rows.cost @ (z * z)) + offset)
+        z = _ridge(s, rho * radius**2 * cost + rho / (1.0 + rho) * ridge)
+        norm = math.sqrt(float(cost @ (z * z)) + offset)
         root = math.sqrt(s.risk(z))
         # d/dρ has the sign of ρ r n - sqrt(R).
         return (log_rho + math.log(max(radius * norm, 1e-300)) - math.log(max(root, 1e-300))), z
@@ -134,14 +119,13 @@ def _ball(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarra
     low, high = -34.0, 34.0
     flow, z_low = at(low)
     if flow >= 0:
-        return z_low, count
+        return z_low
     fhigh, _ = at(high)
     if fhigh <= 0:
         # ρ -> inf: every movable coefficient is zero.
-        still = np.where(rows.cost > 0, 1.0, 0.0)
-        big = float(np.abs(s.T).max(initial=1.0)) ** 2 * 1e30
-        z = _ridge(Squares(s.T * (1.0 - still), s.t, s.rest, s.b), ridge + still * big)
-        return z * (1.0 - still), count
+        free, z = cost == 0, np.zeros(cost.size)
+        z[free] = _ridge(Squares(s.T[:, free], s.t, s.rest, s.b), ridge[free])
+        return z
     z, side = z_low, 0
     for _ in range(200):
         mid = (low * fhigh - high * flow) / (fhigh - flow)
@@ -156,7 +140,7 @@ def _ball(s: Squares, rows: Rows, offset: float, radius: float, ridge: np.ndarra
         else:
             low, flow = mid, f
             fhigh, side = (0.5 * fhigh, -1) if side == -1 else (fhigh, -1)
-    return z, count
+    return z
 
 
 def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridge: np.ndarray):
@@ -173,7 +157,7 @@ def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridg
         return penalty * s.risk(v) / gap + float(ridge @ (v * v)) if gap > 0 else math.inf
 
     now = value(z)
-    for count in range(1, 201):
+    for _ in range(200):
         gap = penalty - offset - float(cost @ (z * z))
         R, dR, q = s.risk(z), 2.0 * (s.T.T @ (s.T @ z - s.t)), 2.0 * cost * z
         g = penalty * (dR / gap + R * q / gap**2) + 2.0 * ridge * z
@@ -183,13 +167,13 @@ def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridg
         step = -_lstsq(H, g, 1e-15)
         slope, t = float(g @ step), 1.0
         if -slope <= 1e-15 * abs(now):
-            return z, count
+            return z
         while t > 1e-12:
             trial = value(z + t * step)
             if trial <= now + 1e-4 * t * slope:
                 break
             t *= 0.5
         else:
-            return z, count
+            return z
         z, now = z + t * step, trial
-    return z, 200
+    return z

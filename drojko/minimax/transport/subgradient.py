@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._adam import Adam
-from drojko.flows.icnn.scheme import ICNNScheme
+from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Condition
@@ -107,8 +107,10 @@ class _Pass(Passes):
         if not self.atomic and isinstance(p.inner, ICNNJKO):
             # Fresh draws every pass: the map itself is what one pass hands to the next.
             self.condition = Condition.of(batch, p.n_labels, self.coordinates.immutable)
-            self.scheme = ICNNScheme(p.inner.hidden, 1, p.inner.learning_rate)
-            self.flow = self.scheme.init(batch.q0, self.condition.dim, self.generator)
+            self.map_rate = p.inner.learning_rate
+            self.flow = MapState.start(
+                batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
+            )
         return PassState(
             self.flat.clone(),
             torch.zeros_like(self.flat),
@@ -196,9 +198,9 @@ class _Pass(Passes):
         """One modified JKO step of the map towards the corrected positions."""
         if self.flow is None:
             return
-        rate = self.scheme.learning_rate * (1.0 - 0.9 * progress)
+        rate = self.map_rate * (1.0 - 0.9 * progress)
         context = self.condition.context(batch)
-        self.flow = self.scheme.step(self.flow, batch.q0, context, lambda _: moved.q, rate)
+        self.flow.advance(batch.q0, context, lambda _: moved.q, rate)
 
     def _at_least_still(self, adversary: Adversary, batch: Batch, moved: Moved) -> Moved:
         """Samples that a risen penalty has left worse off than where they came from go back."""

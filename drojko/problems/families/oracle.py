@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.ambiguity import DensityRatioSet
+from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.coordinates import Coordinates
@@ -161,20 +161,21 @@ class Oracle(ABC):
 class RatioOracle(Oracle):
     """Sets that reweight the draws: the exact dual, at every point."""
 
-    def __init__(self, model: ModuleModel, draws: Draws, ambiguity: DensityRatioSet | None) -> None:
+    def __init__(self, model: ModuleModel, draws: Draws, ambiguity: AmbiguitySet | None) -> None:
         super().__init__(model, draws)
         self.ambiguity = ambiguity  # None: the reference alone
+        self.bound = None if ambiguity is None else ambiguity.bind(draws.x, None, draws.w)
 
     def __call__(self, point: np.ndarray) -> Answer | None:
         self.load(point)
         losses, backward = self.model.linearise(self.draws.x)
         if not bool(torch.isfinite(losses).all()):
             return None
-        if self.ambiguity is None:
+        if self.ambiguity is None or self.bound is None:
             mass, value = self.draws.w, mean(losses, self.draws.w)
             attained = value
         else:
-            dual = self.ambiguity.dual(losses.numpy(), self.draws.w.numpy())
+            dual = self.bound.dual(losses.numpy())
             mass = self.draws.w * torch.from_numpy(dual.ratio)
             priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
             value, attained = dual.value, dual.attained - priced

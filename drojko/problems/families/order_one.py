@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko.ambiguity import Wasserstein
 from drojko.certificates import Certificate
@@ -103,9 +104,7 @@ class OrderOne(Family):
             )
         budget = radius or 0.0
         share, risk = _thin(module, draws, nominal, budget, slope, direction)
-        error = 0.0
-        if sampled:
-            error = math.sqrt(float((draws.w.square() * (losses - nominal).square()).sum()))
+        error = standard_error(losses, draws.w) if sampled else 0.0
         certificate = Certificate(
             nominal_risk=nominal,
             lower=risk,
@@ -226,5 +225,5 @@ def order_one(
         )
     if resolved.bounded:
         raise UnsupportedError("order=1 with bounds is not offered for decisions; use order=2")
-    geometry = Geometry(resolved.inverse_weights, float(getattr(ambiguity, "norm", 2)))
+    geometry = Geometry(resolved.inverse_weights, float(ambiguity.norm))
     return OrderOne(ambiguity, geometry, None if names is None else tuple(names))

@@ -1,28 +1,36 @@
-"""Which family a set belongs to: transport of order 2 or 1, or reweighting."""
+"""The family of a set, by the name of its approach: transport of order 2 or 1, reweighting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
 from drojko.ambiguity.ground.cost import GroundCost
-from drojko.certificates import Certificate, attained_without_atoms, certify
+from drojko.approaches.registry import approach_to
+from drojko.certificates import (
+    Certificate,
+    attained_without_atoms,
+    certify,
+    reweighted_certificate,
+)
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.radius import BallSolution, mean
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import Measure
+from drojko.measures import Empirical, Measure
 from drojko.models import ModuleModel
 from drojko.problems.families.adversary import LABEL, StructuredAdversary, Unlabelled
 from drojko.problems.families.base import Family
@@ -159,8 +167,7 @@ class _Ratio(Family):
             proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
             # The dual point is stationary: to first order the value moves like this mean.
             spread = ratio * (losses - dual.shift)
-            centred = spread - mean(spread, draws.w)
-            error = math.sqrt(float((draws.w.square() * centred.square()).sum()))
+            error = standard_error(spread, draws.w)
         attained, spent, largest = dual.attained, dual.radius, math.inf
         multiplier, nominal = dual.penalty, mean(losses, draws.w)
         if sampled and self.ambiguity.needs_largest(dual.penalty):
@@ -201,6 +208,61 @@ class _Ratio(Family):
         return certificate, measure
 
 
+@dataclass(frozen=True)
+class _OnSupport(Family):
+    """Sets that reweight given points, by what ``on`` returns."""
+
+    ambiguity: AmbiguitySet
+    names: tuple[str, ...] | None
+    exact: bool = True
+
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        return RatioOracle(model, draws, self.ambiguity)
+
+    def certify(
+        self,
+        model: ModuleModel,
+        draws: Draws,
+        reference: Measure,
+        sampled: bool,
+        generator: torch.Generator,
+        stationarity: float,
+    ) -> tuple[Certificate, WorstCase]:
+        with torch.no_grad():
+            losses = model.linearise(draws.x)[0].double().numpy()
+        w, bound = draws.w.numpy(), self.ambiguity.bind(draws.x, None, draws.w)
+        fitted = (losses, w) if sampled else None
+        certificate, dual = reweighted_certificate(
+            self.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
+        )
+        if self.ambiguity.radius is not None:
+            certificate = replace(certificate, radius=float(self.ambiguity.radius))
+        worst = Unlabelled(Empirical(draws.x.numpy(), w * dual.ratio))
+        return certificate, MeasuredWorstCase(
+            worst, certificate.worst_case_risk, LABEL, self.names, None
+        )
+
+
+def _transport(
+    ambiguity: Any, resolved: Any, loss: Any, inner: InnerSolver, names: tuple[str, ...] | None
+) -> Family:
+    """Order 2; order 1 in `order_one`."""
+    structured = isinstance(loss, StructuredLoss)
+    exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
+    return _Transport(ambiguity, resolved, structured, exact, inner, names)
+
+
+#: What an approach is called, and what makes the family of its sets for decisions.
+_FAMILIES: dict[str, Any] = {
+    "transport": _transport,
+    "order-one": lambda ambiguity, resolved, loss, inner, names: order_one(
+        ambiguity, resolved, loss, names
+    ),
+    "reweighting": lambda ambiguity, resolved, loss, inner, names: _Ratio(ambiguity, names),
+    "support": lambda ambiguity, resolved, loss, inner, names: _OnSupport(ambiguity, names),
+}
+
+
 def family_of(
     ambiguity: AmbiguitySet, loss: Any, inner: InnerSolver, dim: int, names: Sequence[str] | None
 ) -> Family:
@@ -209,25 +271,19 @@ def family_of(
     Raises `UnsupportedError` for sets that decisions do not have yet.
     """
     resolved = ambiguity.validate(dim, names)
-    columns = None if names is None else tuple(names)
-    if isinstance(ambiguity, DensityRatioSet):
-        return _Ratio(ambiguity, columns)
-    if isinstance(ambiguity, Wasserstein):
-        if not math.isinf(ambiguity.label_cost):
-            raise InvalidDataError(
-                f"label_cost={ambiguity.label_cost:g}: a decision's z has no label that could "
-                "move; leave it infinite, and weigh columns with weights="
-            )
-        if getattr(resolved, "categories", None) is not None:
-            raise UnsupportedError(
-                "categorical_features are not offered for decisions; leave those columns immutable"
-            )
-        if ambiguity.order == 1:
-            return order_one(ambiguity, resolved, loss, names)
-        structured = isinstance(loss, StructuredLoss)
-        exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
-        return _Transport(ambiguity, resolved, structured, exact, inner, columns)
-    raise UnsupportedError(
-        f"{ambiguity!r} is not offered for decisions; use Wasserstein, KL, ChiSquare, "
-        "CressieRead, TotalVariation or CVaR"
-    )
+    build = _FAMILIES.get(approach_to(ambiguity).name)
+    if build is None or ambiguity.knows_groups:
+        raise UnsupportedError(
+            f"{ambiguity!r} is not offered for decisions; use Wasserstein, KL, ChiSquare, "
+            "CressieRead, TotalVariation, CVaR or MMD"
+        )
+    if not math.isinf(ambiguity.label_cost):
+        raise InvalidDataError(
+            f"label_cost={ambiguity.label_cost:g}: a decision's z has no label that could "
+            "move; leave it infinite, and weigh columns with weights="
+        )
+    if getattr(resolved, "categories", None) is not None:
+        raise UnsupportedError(
+            "categorical_features are not offered for decisions; leave those columns immutable"
+        )
+    return build(ambiguity, resolved, loss, inner, None if names is None else tuple(names))

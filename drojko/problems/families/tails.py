@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity import KL, DensityRatioSet
+from drojko.ambiguity import DensityRatioSet
 from drojko.certificates import proof_of_tilt
 from drojko.exceptions import ConvergenceWarning, UnboundedRiskError
 from drojko.measures import KDE, Gaussian, GaussianMixture, Measure
@@ -25,7 +25,8 @@ def check_moment(ambiguity: DensityRatioSet, loss: Any, params: Any, reference: 
     for the Hessian A and every covariance S of the mixture. Draws have finite means all the same.
     """
     covariances = _covariances(reference)
-    known = isinstance(loss, Quadratic) and isinstance(ambiguity, KL)
+    tilts = ambiguity.divergence is not None and ambiguity.divergence.kind == "kl"
+    known = isinstance(loss, Quadratic) and tilts
     if ambiguity.penalty is None or not known or covariances is None:
         return
     like = torch.zeros(0, reference.dim, dtype=torch.float64)

@@ -340,7 +340,7 @@ def test_losses_and_weights_of_many_scales(name, seed):
     weights = 10.0 ** rng.uniform(-10, 2, size=n) if seed % 2 else np.ones(n)
     make, _ = FAMILIES[name]
     share = weights / weights.sum()
-    largest = make(1.0)._radius_of_maximum(float(share[losses.argmax()]))
+    largest = make(1.0).radius_of_maximum(float(share[losses.argmax()]))
     with mp.workdps(50):
         exact = [mp.mpf(float(a)) for a in losses]
         total = sum(mp.mpf(float(a)) for a in weights)

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from drojko.exceptions import InvalidDataError
-from drojko.flows import ICNNScheme, JKOFlow
+from drojko.flows import ICNNScheme, JKOFlow, MapState
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.icnn import map_problem
-from drojko.flows.icnn.map_problem import MapProblem, Particles
+from drojko.flows.icnn.map_problem import MapProblem
+from drojko.flows.particles import Particles
 from drojko.measures import Gaussian
 from drojko.transport import ICNN
 from drojko.transport.stochastic_jet import Probes, stochastic_jet
@@ -23,13 +24,12 @@ def test_a_known_convex_gradient_is_learned(seed):
     gen = torch.Generator().manual_seed(seed)
     slopes = draws(4, 2, gen)
     goal = lambda z: 0.5 * z + torch.softmax(z @ slopes.T, 1) @ slopes  # noqa: E731
-    scheme = ICNNScheme(hidden=(32, 32), fits=1)
-    state = scheme.init(draws(500, 2, gen), 0, gen)
+    state = MapState.start(draws(500, 2, gen), generator=gen, hidden=(32, 32))
     steps = 500
     for k in range(steps):
         x = draws(128, 2, gen)
         rate = 1e-2 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * k / steps)))
-        state = scheme.step(state, x, None, lambda _, x=x: goal(x), rate)
+        state.advance(x, None, lambda _, x=x: goal(x), rate)
     fresh = draws(2000, 2, gen)
     miss = (state.brenier().map(fresh) - goal(fresh)).square().sum(1).mean()
     variance = goal(fresh).var(0).sum()
@@ -40,13 +40,12 @@ def test_a_known_convex_gradient_is_learned(seed):
 def test_context_selects_the_map(seed):
     """One potential serves two classes that are shifted in opposite directions."""
     gen = torch.Generator().manual_seed(seed)
-    scheme = ICNNScheme(hidden=(16,), fits=4)
-    state = scheme.init(draws(300, 2, gen), 2, gen)
+    state = MapState.start(draws(300, 2, gen), 2, generator=gen, hidden=(16,))
     push = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     for _ in range(150):
         x = draws(64, 2, gen)
         c = torch.eye(2, dtype=torch.float64)[torch.randint(2, (64,), generator=gen)]
-        state = scheme.step(state, x, c, lambda _, x=x, c=c: x + c @ push, 1e-2)
+        state.advance(x, c, lambda _, x=x, c=c: x + c @ push, 1e-2, fits=4)
     x = draws(200, 2, gen)
     for label in range(2):
         c = torch.eye(2, dtype=torch.float64)[label].expand(200, 2)
@@ -57,11 +56,11 @@ def test_context_selects_the_map(seed):
 def test_the_state_is_conditioned_by_the_points(seed):
     gen = torch.Generator().manual_seed(seed)
     x = 1e6 * draws(200, 3, gen) + 1e8
-    state = ICNNScheme(hidden=(8,)).init(x, 0, gen)
+    state = MapState.start(x, generator=gen, hidden=(8,))
     moved = state.brenier().map(x)
     # The start is the identity up to a few hundredths of the spread.
     assert float((moved - x).norm(dim=1).max()) < 0.2 * 1e6
-    single = ICNNScheme(hidden=(8,)).init(x[:1], 0, gen)
+    single = MapState.start(x[:1], generator=gen, hidden=(8,))
     assert single.scale == 1.0
 
 
@@ -71,9 +70,8 @@ def test_an_affine_start_carries_mean_and_covariance(seed):
     x = 3.0 * draws(2000, 2, gen) + 10.0
     stretch = torch.tensor([[1.5, 0.3], [0.3, 0.8]], dtype=torch.float64)
     images = (x - 10.0) @ stretch + torch.tensor([12.0, 7.0], dtype=torch.float64)
-    scheme = ICNNScheme(hidden=(8,))
-    state = scheme.init(x, 0, gen)
-    scheme.start_affine(state, x, images)
+    state = MapState.start(x, generator=gen, hidden=(8,))
+    state.make_affine(x, images)
     # A symmetric positive map is the optimal one; the layers add a few hundredths of the spread.
     assert float((state.image(x, None) - images).norm(dim=1).max()) < 0.1 * state.scale
     assert torch.equal(state.image(x, None), state.brenier().map(x))
@@ -83,12 +81,12 @@ def test_an_affine_start_carries_mean_and_covariance(seed):
 
 def test_a_map_taken_from_the_state_does_not_change_later(seed):
     gen = torch.Generator().manual_seed(seed)
-    scheme = ICNNScheme(hidden=(8,))
     x = draws(50, 2, gen)
-    state = scheme.init(x, 0, gen)
+    state = MapState.start(x, generator=gen, hidden=(8,))
     taken = state.brenier()
     before = taken.map(x)
-    after = scheme.step(state, x, None, lambda p: p + 1.0, 1e-1).brenier().map(x)
+    state.advance(x, None, lambda p: p + 1.0, 1e-1, fits=4)
+    after = state.brenier().map(x)
     torch.testing.assert_close(taken.map(x), before, rtol=0, atol=0)
     assert float((after - before).abs().max()) > 1e-3
     assert not any(p.requires_grad for p in taken.potential.parameters())
@@ -98,9 +96,8 @@ def test_a_map_taken_from_the_state_does_not_change_later(seed):
 def test_residual_is_in_the_units_of_the_points(scale, seed):
     gen = torch.Generator().manual_seed(seed)
     x = scale * draws(100, 2, gen)
-    scheme = ICNNScheme(hidden=(8,), fits=1)
-    state = scheme.init(x, 0, gen)
-    state = scheme.step(state, x, None, lambda p: p + scale, 1e-3)
+    state = MapState.start(x, generator=gen, hidden=(8,))
+    state.advance(x, None, lambda p: p + scale, 1e-3)
     # Every target is (1, 1) away, in units of scale.
     assert state.residual == pytest.approx(2.0 * scale**2, rel=1e-9)
 

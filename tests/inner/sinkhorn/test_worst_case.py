@@ -11,7 +11,6 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
 from drojko.inner.sinkhorn.particles import draw_particles
-from drojko.inner.sinkhorn.tilt import tilted
 from drojko.inner.sinkhorn.worst_case import GibbsWorstCase
 from drojko.losses import CallableLoss, get_loss
 from drojko.measures import ClassConditional, Empirical, Joint
@@ -47,7 +46,7 @@ def worst(loss, task, cost_weights=(1.0, 2.0), penalty=PENALTY, n=12, **settings
 
 def exact(loss, X, y, cost_weights=(1.0, 2.0), penalty=PENALTY):
     s = math.sqrt(0.5 * EPSILON * np.sum(THETA**2 / np.array(cost_weights)))
-    return tilted(loss, X @ THETA + B, y.astype(float), s, 1.0 / (penalty * EPSILON))
+    return loss.tilt(X @ THETA + B, y.astype(float), s, 1.0 / (penalty * EPSILON))
 
 
 @pytest.mark.parametrize("name", ["logistic", "hinge", "absolute", "huber"])

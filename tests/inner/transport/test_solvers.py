@@ -6,7 +6,7 @@ import torch
 from drojko.exceptions import InvalidDataError
 from drojko.inner import ICNNJKO, InnerSolver, Pointwise, get_inner
 from drojko.inner.transport.candidates import LearnedMap, OtherLabel, Stay, Support
-from drojko.inner.transport.modified_jko import ModifiedJKO
+from drojko.inner.transport.solvers import ModifiedJKO
 from drojko.losses import CallableLoss
 from drojko.models import MLP, ModuleModel
 

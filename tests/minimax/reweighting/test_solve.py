@@ -10,15 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from drojko._driver import Status, run
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 from drojko.inner import Pointwise
 from drojko.losses import CallableLoss, get_loss
 from drojko.measures import ClassConditional, Empirical, Gaussian, Joint
+from drojko.minimax.limits import Limits
 from drojko.minimax.problem import RobustProblem
-from drojko.minimax.reweighting.interior import TailInterior
-from drojko.minimax.reweighting.newton import Newton, Points
-from drojko.minimax.reweighting.solve import Limits, solve_reweighted
+from drojko.minimax.reweighting.solve import solve_reweighted
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP, Linear
 
@@ -378,43 +376,6 @@ def test_continuous_references_are_drawn_anew():
     x, t, w = p.draw(4000, gen(7))
     after = ChiSquare(0.3).dual(p.loss.value(p.model(x).detach(), t), w).value
     assert after < 0.5 * before or after < 1.0
-
-
-@settings(max_examples=40)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from(["logistic", "squared", "huber"]),
-    st.one_of(
-        st.floats(0.01, 0.99).map(TotalVariation),
-        st.floats(0.05, 3.0).map(lambda c: TotalVariation(penalty=c)),
-    ),
-    st.sampled_from([0.0, 0.01]),
-    st.booleans(),
-)
-def test_tail_interior_ends_where_newton_behind_a_barrier_does(
-    seed, loss, ambiguity, alpha, uneven
-):
-    X, y = data(seed, loss)
-    w = np.random.default_rng(seed).integers(0, 4, len(y)) if uneven else np.ones(len(y))
-    w = np.append(w[:-4], [1, 1, 1, 1]) / (w[:-4].sum() + 4)
-    points = Points(X, y, w, True)
-    settings = (points, get_loss(loss, None, 2), ambiguity.on(None, w), alpha, 1e-7)
-    ends = []
-    for solver, share in ((TailInterior(*settings), 1.0), (Newton(*settings), 0.1)):
-        start = solver.init((np.zeros(X.shape[1] + 1), share))
-        ends.append(run(solver, start, max_iter=400, best=lambda state: state.objective))
-    inside, barrier = ends
-    assert inside.status is Status.CONVERGED
-    # The interior point proves its own end: what it says is left, and no better end is known.
-    last = inside.state
-    assert last.gap + last.residual <= 1e-7 * max(last.objective, 1e-9)
-    assert last.objective <= barrier.best_state.objective * (1 + 1e-6)
-    masses = last.p + last.q
-    assert masses.sum() == pytest.approx(1.0, abs=1e-6)
-    attained = float(masses @ last.jet.value) - (ambiguity.penalty or 0.0) * 0.5 * float(
-        np.abs(masses - w).sum()
-    )
-    assert attained == pytest.approx(ambiguity.dual(last.jet.value, w).value, rel=1e-5)
 
 
 def test_a_larger_ball_in_few_steps():

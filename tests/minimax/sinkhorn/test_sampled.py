@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.inner.sinkhorn.tilt import tilted
 from drojko.losses import get_loss
 from drojko.minimax.sinkhorn.linear import sinkhorn_risk, solve_sinkhorn
 from drojko.minimax.transport.data import RidgeData
@@ -116,7 +115,7 @@ def test_no_radius_and_a_huge_penalty_leave_the_smoothed_mean(name):
     s = math.sqrt(0.5 * epsilon * theta @ theta)
     noise = np.random.default_rng(0).normal(size=(20_001,)) * s
     draws = [
-        tilted(data.loss, data.X @ theta + u, data.y, 0.0, 0.0).value.mean()
+        data.loss.tilt(data.X @ theta + u, data.y, 0.0, 0.0).value.mean()
         for u in np.concatenate([noise[:1000], -noise[:1000]])
     ]
     still = sinkhorn_risk(data, theta, 0.0, epsilon=epsilon, radius=0.0)
@@ -148,7 +147,7 @@ def test_feasible_laws_stay_below_the_dual_value(name, epsilon, radius, seed):
         shift = rng.normal(size=20)
         shift *= s * math.sqrt(2 * left / np.mean(shift**2))
         f = data.X @ theta + shift
-        risk = tilted(data.loss, f, data.y, stretch * s, 0.0).value.mean()
+        risk = data.loss.tilt(f, data.y, stretch * s, 0.0).value.mean()
         assert risk <= ball.value * (1 + 1e-9)
 
 
@@ -167,7 +166,7 @@ def test_agrees_with_a_conic_program_on_a_grid(name):
     base = np.exp(-0.5 * (grid / s) ** 2)
     base /= base.sum()
     losses = np.stack([
-        tilted(data.loss, theta * (x + grid) + 0.2, np.full(len(grid), t), 0.0, 0.0).value
+        data.loss.tilt(theta * (x + grid) + 0.2, np.full(len(grid), t), 0.0, 0.0).value
         for x, t in zip(X[:, 0], y)
     ])  # fmt: skip
     keep = base > 1e-9

@@ -11,8 +11,8 @@ from torch import Tensor
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.approaches.base import Approach, Assessment, FittedModel, NoWorstCase
 from drojko.approaches.plan import Plan
-from drojko.approaches.transport_evaluation import assess, certify_points
-from drojko.approaches.transport_training import most_iterations, reject, train
+from drojko.approaches.transport.evaluation import assess, certify_points
+from drojko.approaches.transport.training import most_iterations, reject, train
 from drojko.certificates import Certificate
 from drojko.inner.transport.storage import pack, unpack
 from drojko.inner.transport.transported import TransportedWorstCase
@@ -29,6 +29,10 @@ class Transport(Approach):
     """Wasserstein sets of order 2."""
 
     name = "transport"
+
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Points that move at a squared cost, or not at all."""
+        return ambiguity.moves and (ambiguity.order == 2 or ambiguity.radius == 0)
 
     def resolve(self, ambiguity: AmbiguitySet, X: np.ndarray, names: Any) -> GroundCost:
         """The ground cost, within whose bounds the data must lie, with the data's categories."""

@@ -11,9 +11,9 @@ from scipy.integrate import quad
 
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.sinkhorn.draws import draw_tilted
-from drojko.inner.sinkhorn.nodes import logistic_moments
-from drojko.inner.sinkhorn.tilt import _wide_logistic, tilted
 from drojko.losses import get_loss
+from drojko.losses.nodes import logistic_moments
+from drojko.losses.tilts import wide_logistic
 
 NAMES = ("logistic", "hinge", "absolute", "quantile", "huber", "squared")
 KINKS = {"hinge": (-1.0, 1.0), "huber": (-1.35, 1.35)}
@@ -50,7 +50,7 @@ def test_values_agree_with_adaptive_quadrature(name, s, eta):
         eta = 0.3 / (s * s)
     loss = get_loss(name)
     for f, y in ((0.2, 1.0), (-2.5, 1.0), (1.7, 0.0)):
-        found = tilted(loss, np.array([f]), np.array([y]), s, eta).value[0]
+        found = loss.tilt(np.array([f]), np.array([y]), s, eta).value[0]
         # Both sides: 1e-12 relative in the integral, hence 1e-12 / eta in the value.
         expected = by_quadrature(loss, f, y, s, eta)
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-11 / eta)
@@ -68,7 +68,7 @@ def test_derivatives_are_those_of_the_value(name, s, tilt, f, y):
     point, h = np.array([f, s, T]), 1e-5 * s
 
     def at(p):
-        return tilted(loss, p[:1], np.array([float(y)]), p[1], 1.0 / p[2])
+        return loss.tilt(p[:1], np.array([float(y)]), p[1], 1.0 / p[2])
 
     def gradient(p):
         found = at(p)
@@ -90,10 +90,10 @@ def test_derivatives_are_those_of_the_value(name, s, tilt, f, y):
 def test_squared_loss_has_its_closed_form_and_its_threshold():
     r, s, eta = np.array([0.5, -2.0]), 0.7, 0.6
     k = 1.0 - 2.0 * eta * s * s
-    found = tilted(get_loss("squared"), r, np.zeros(2), s, eta)
+    found = get_loss("squared").tilt(r, np.zeros(2), s, eta)
     np.testing.assert_allclose(found.value, r**2 / k - np.log(k) / (2 * eta), rtol=1e-13)
     with pytest.raises(UnboundedRiskError, match="raise the penalty"):
-        tilted(get_loss("squared"), r, np.zeros(2), 1.0, 0.5)
+        get_loss("squared").tilt(r, np.zeros(2), 1.0, 0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,18 +101,18 @@ def test_limits_of_the_temperature(name):
     """Large: the plain mean. Small with s^2 / T fixed: the one-dimensional worst case."""
     loss, f = get_loss(name), np.array([-1.3, 0.4, 2.0])
     y = np.array([1.0, 0.0, 1.0])
-    plain = tilted(loss, f, y, 0.5, 0.0).value
-    np.testing.assert_allclose(tilted(loss, f, y, 0.5, 1e-9).value, plain, atol=1e-6)
+    plain = loss.tilt(f, y, 0.5, 0.0).value
+    np.testing.assert_allclose(loss.tilt(f, y, 0.5, 1e-9).value, plain, atol=1e-6)
     eta = 1e6
     s = np.sqrt(0.25 / eta)  # kappa = 1 / (2 eta s^2) = 2
     robust = loss.robust_value(torch.from_numpy(f), torch.from_numpy(y), 2.0).numpy()
-    np.testing.assert_allclose(tilted(loss, f, y, s, eta).value, robust, atol=1e-5)
+    np.testing.assert_allclose(loss.tilt(f, y, s, eta).value, robust, atol=1e-5)
 
 
 def test_wide_noise_of_the_logistic_loss_agrees_with_the_trapezoidal_rule():
     f = np.array([-30.0, -2.0, 0.0, 35.0])
     for eta in (0.01, 0.3, 3.0):
-        for first, second in zip(logistic_moments(f, 9.0, eta), _wide_logistic(f, 9.0, eta)):
+        for first, second in zip(logistic_moments(f, 9.0, eta), wide_logistic(f, 9.0, eta)):
             np.testing.assert_allclose(first, second, rtol=1e-7, atol=1e-10)
 
 
@@ -122,7 +122,7 @@ def test_draws_have_the_moments_of_the_tilt(name):
     for f, y in ((0.9, 1.0), (-1.0, 1.0)):
         gen = torch.Generator().manual_seed(3)
         u = draw_tilted(loss, np.full(n, f), np.full(n, y), s, eta, gen)
-        found = tilted(loss, np.array([f]), np.array([y]), s, eta)
+        found = loss.tilt(np.array([f]), np.array([y]), s, eta)
         losses = loss.value(torch.from_numpy(f + u), torch.full((n,), y).double()).numpy()
         # Five standard errors.
         error = 5.0 * np.sqrt(found.cov[5, 0] / n)

@@ -15,17 +15,28 @@ arXiv 2109.11926, estimate these by sampling.)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import erfcx, log_ndtr
 
-from drojko.exceptions import UnboundedRiskError, UnsupportedError
-from drojko.inner.sinkhorn.nodes import FAR, huber_inside, logistic_middle, logistic_moments
-from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
+from drojko.exceptions import UnboundedRiskError
+from drojko.losses.nodes import FAR, huber_inside, logistic_middle, logistic_moments
 
-__all__ = ["Tilted", "is_tiltable", "tilted"]
+__all__ = [
+    "Tilted",
+    "flip",
+    "gentle",
+    "huber_tilt",
+    "kinked_tilt",
+    "logistic_tilt",
+    "squared_tilt",
+    "still",
+    "wide_logistic",
+]
 
 _ROOT = math.sqrt(2.0 / math.pi)
 _SMALL = 1e-6  # tilts below are linear to rounding
@@ -61,57 +72,21 @@ class Tilted:
         )
 
 
-def is_tiltable(loss: Loss) -> bool:
-    """Whether the moments of a loss are known in one dimension."""
-    return isinstance(loss, Logistic | Hinge | Quantile | Huber | Squared)
+def gentle(at: Callable[[float], Tilted], steep: float, eta: float) -> Tilted:
+    """``at(eta)``, but to first order where the tilt of a loss of slope ``steep`` is slight.
 
-
-def tilted(loss: Loss, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
-    r"""Moments of a loss at predictions f (n,) with Gaussian noise of deviation s >= 0.
-
-    Parameters
-    ----------
-    loss : a scalar `Loss` of drojko
-    f, y : arrays of shape (n,); y class indices 0 and 1, or targets.
-    s : float, the noise's deviation in units of f.
-    eta : float, inverse temperature in units of 1 / loss; 0: plain expectations.
-
-    Raises
-    ------
-    UnboundedRiskError
-        Squared loss with 2 eta s^2 >= 1: the mean is infinite.
-    UnsupportedError
-        For losses without known moments.
-
-    Examples
-    --------
-    >>> from drojko.losses import get_loss
-    >>> f, y = np.array([3.0]), np.array([1.0])
-    >>> found = tilted(get_loss("squared", "regression"), f, y, 1.0, 0.25)
-    >>> found.value.round(6)  # r^2 / k - log(k) / (2 eta), k = 1 - 2 eta s^2 = 1/2
-    array([9.386294])
+    Exact to rounding there, where the logarithm of a mean near 1 is not.
     """
-    if s == 0.0:
-        return _still(loss, f, y)
-    if isinstance(loss, Squared):
-        return _squared(f - y, s, eta)
-    if isinstance(loss, Logistic):
-        sign = 1.0 - 2.0 * y
-        moments = _wide_logistic if s > _WIDE else logistic_moments
-        return _flip(_value(*moments(sign * f, s, eta), eta), sign)
-    if 0.0 < eta * s * float(loss.lipschitz or 0.0) < _SMALL:
-        return _nearly_plain(tilted(loss, f, y, s, 0.0), eta)
-    if isinstance(loss, Hinge):
-        sign = 1.0 - 2.0 * y
-        return _flip(_kinked(1.0 + sign * f, s, eta, 0.0, 1.0), sign)
-    if isinstance(loss, Quantile):
-        return _kinked(f - y, s, eta, *loss.slopes)
-    if isinstance(loss, Huber):
-        return _huber(f - y, s, eta, loss.delta)
-    raise UnsupportedError(f"{loss!r} has no one-dimensional tilt; sample instead")
+    if not 0.0 < eta * steep < _SMALL:
+        return at(eta)
+    plain = at(0.0)
+    tilt = eta * plain.cov[[2, 4, 5]]
+    value = plain.value + 0.5 * tilt[2]
+    return Tilted(value, 0.5 * eta * tilt[2], plain.mean + tilt, plain.cov, plain.bend)
 
 
-def _still(loss: Loss, f: np.ndarray, y: np.ndarray) -> Tilted:
+def still(loss: Any, f: np.ndarray, y: np.ndarray) -> Tilted:
+    """The moments of a loss without noise."""
     at, label = torch.from_numpy(np.ascontiguousarray(f)), torch.from_numpy(np.array(y))
     value, slope = loss.value(at, label).numpy(), loss.gradient(at, label).numpy()
     second, zero = loss.second_derivative(at, label).numpy(), np.zeros_like(value)
@@ -121,13 +96,6 @@ def _still(loss: Loss, f: np.ndarray, y: np.ndarray) -> Tilted:
     )  # fmt: skip
 
 
-def _nearly_plain(plain: Tilted, eta: float) -> Tilted:
-    """First order in eta: exact to rounding, where the logarithm of a mean near 1 is not."""
-    tilt = eta * plain.cov[[2, 4, 5]]
-    value = plain.value + 0.5 * tilt[2]
-    return Tilted(value, 0.5 * eta * tilt[2], plain.mean + tilt, plain.cov, plain.bend)
-
-
 def _value(log_mass, mean, cov, bend, eta: float) -> Tilted:
     if eta == 0.0:
         return Tilted(mean[2], np.zeros_like(mean[2]), mean, cov, bend)
@@ -135,7 +103,7 @@ def _value(log_mass, mean, cov, bend, eta: float) -> Tilted:
     return Tilted(log_mass / eta, divergence, mean, cov, bend)
 
 
-def _flip(found: Tilted, sign: np.ndarray) -> Tilted:
+def flip(found: Tilted, sign: np.ndarray) -> Tilted:
     """From derivatives in sign * f to those in f: odd moments change their sign."""
     found.mean[0] *= sign
     found.cov[1:3] *= sign
@@ -143,7 +111,8 @@ def _flip(found: Tilted, sign: np.ndarray) -> Tilted:
     return found
 
 
-def _squared(r: np.ndarray, s: float, eta: float) -> Tilted:
+def squared_tilt(r: np.ndarray, s: float, eta: float) -> Tilted:
+    """Loss x^2 of x = r + s g."""
     k = 1.0 - 2.0 * eta * s * s
     if not k > 0.0:
         raise UnboundedRiskError(
@@ -209,7 +178,7 @@ def _mixture(parts):
     return log_mass, mean, cov, bend
 
 
-def _kinked(r, s, eta, low, high) -> Tilted:
+def kinked_tilt(r: np.ndarray, s: float, eta: float, low: float, high: float) -> Tilted:
     """Loss max(low x, high x) of x = r + s g."""
     t = -r / s
     parts = [_line(r, s, eta, low, 0.0, t, False), _line(r, s, eta, high, 0.0, t, True)]
@@ -220,7 +189,14 @@ def _kinked(r, s, eta, low, high) -> Tilted:
     return _value(log_mass, mean, cov, np.where(at > 0, bend, 0.0), eta)
 
 
-def _wide_logistic(f, s, eta):
+def logistic_tilt(m: np.ndarray, s: float, eta: float) -> Tilted:
+    """Loss log(1 + e^x) of x = m + s g."""
+    moments = wide_logistic if s > _WIDE else logistic_moments
+    return _value(*moments(m, s, eta), eta)
+
+
+def wide_logistic(f: np.ndarray, s: float, eta: float):
+    """Log mass and moments of the logistic loss under noise that is wide beside its bend."""
     parts = [
         _line(f, s, eta, 0.0, 0.0, (-FAR - f) / s, False),
         logistic_middle(f, s, eta),
@@ -229,7 +205,8 @@ def _wide_logistic(f, s, eta):
     return _mixture(parts)
 
 
-def _huber(r, s, eta, delta) -> Tilted:
+def huber_tilt(r: np.ndarray, s: float, eta: float, delta: float) -> Tilted:
+    """Loss of Huber of x = r + s g."""
     offset = -0.5 * delta**2
     parts = [
         _line(r, s, eta, -delta, offset, (-delta - r) / s, False),

@@ -1,4 +1,4 @@
-"""Sets that know their points: the groups that rows belong to, the kernel between them."""
+"""Sets that reweight given points: groups of rows, kernels between them, sets of a user's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko.ambiguity import MMD, AmbiguitySet, Group
+from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.group import membership
 from drojko.approaches.base import Approach, Assessment, FittedModel
 from drojko.approaches.plan import Plan
@@ -19,24 +19,30 @@ from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.measures import ClassConditional, Empirical, Grouped, Joint, LabelledMeasure
-from drojko.minimax.problem import TrainResult, bind
-from drojko.minimax.reweighting.solve import Limits, solve_reweighted
+from drojko.minimax.limits import Limits
+from drojko.minimax.problem import TrainResult
+from drojko.minimax.reweighting.solve import solve_reweighted
 from drojko.models import TabularModel
 
-__all__ = ["OnSupport"]
+__all__ = ["OnSupport", "losses_of"]
 
-#: Draws of a continuous reference for a certificate, and those of MMD sets (quadratic programs).
-DRAWS, KERNEL_DRAWS = 10_000, 500
+#: Draws of a continuous reference for a certificate, unless the set says less.
+DRAWS = 10_000
 
 
 class OnSupport(Approach):
-    """Group and MMD sets.
+    """Every set with ``on(x, weights, groups)``: its worst case are the points with other masses.
 
     A `Group` set has a measure for each group (`Grouped`), and its worst case is a mixture of
     them. An `MMD` set compares pairs (x, y): the kernel of the points times one of the labels.
     """
 
     name = "support"
+    gradients = False
+
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Sets that are a function of the losses of given points."""
+        return callable(getattr(ambiguity, "on", None))
 
     def measure(
         self,
@@ -48,7 +54,7 @@ class OnSupport(Approach):
         groups: Any,
     ) -> LabelledMeasure:
         """Fit the reference: one for each group where the set has groups."""
-        if not isinstance(ambiguity, Group):
+        if not ambiguity.knows_groups:
             return super().measure(ambiguity, reference, X, y, weight, groups)
         if isinstance(reference, Grouped) and reference.__sklearn_is_fitted__():
             return reference
@@ -65,14 +71,11 @@ class OnSupport(Approach):
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Newton's method or L-BFGS for linear models, stochastic steps otherwise."""
-        n_draws = plan.n_draws
-        if isinstance(plan.ambiguity, MMD):
-            n_draws = min(n_draws, KERNEL_DRAWS)  # an empirical reference has its atoms anyway
         return solve_reweighted(
             plan.problem(model),
             plan.ambiguity,
             spawn(plan.generator),
-            n_draws=n_draws,
+            n_draws=_at_most(plan, plan.n_draws),  # an empirical reference has its atoms anyway
             outer=plan.outer,
             limits=Limits(plan.max_iter, plan.tol, plan.max_time, plan.callback),
         )
@@ -81,16 +84,15 @@ class OnSupport(Approach):
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
         """The exact dual on atoms, or on draws that training has not seen."""
-        most = KERNEL_DRAWS if isinstance(plan.ambiguity, MMD) else DRAWS
-        x, y, w, bound = plan.problem(model).support(
-            plan.ambiguity, most if sampled else atoms, spawn(plan.generator)
-        )
+        count = _at_most(plan, DRAWS) if sampled else atoms
+        x, y, w, bound = plan.problem(model).support(plan.ambiguity, count, spawn(plan.generator))
         certificate, dual = _certificate(
             plan, model, (x, y, w), bound, sampled, result.stationarity
         )
         state: dict[str, Any] = {"attained_risk": certificate.worst_case_risk}
-        if isinstance(plan.ambiguity, Group):
-            state["group_weights"] = dual.group_weights
+        shares = getattr(dual, "group_weights", None)
+        if shares is not None:
+            state["group_weights"] = shares
         else:
             mass = w.cpu().numpy() * dual.ratio
             kept = mass > 0
@@ -109,13 +111,13 @@ class OnSupport(Approach):
         """The exact dual of the points."""
         x, y, w = points
         index = None
-        if isinstance(plan.ambiguity, Group):
+        if plan.ambiguity.knows_groups:
             members, _ = _membership(plan.groups, w.cpu().numpy())
             # A row in several groups stands once for each, as in the centre of the set.
             rows, index = np.nonzero(members)
             x, y, w = x[rows], y[rows], w[rows]
             w = w / w.sum()
-        bound = bind(plan.ambiguity, x, y, w, index)
+        bound = plan.ambiguity.bind(x, y, w, index)
         return _certificate(plan, model, (x, y, w), bound, False, math.nan)[0]
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> MeasuredWorstCase:
@@ -133,6 +135,19 @@ class OnSupport(Approach):
         return MeasuredWorstCase(
             measure, state["attained_risk"], fitted.classes, fitted.feature_names, shares
         )
+
+
+def losses_of(plan: Plan, model: TabularModel, points: tuple[Tensor, Tensor, Tensor]) -> np.ndarray:
+    """Losses of a model at weighted points, float64."""
+    parts = [
+        plan.loss.value(model.linearise(x)[0], y).detach().double().cpu()
+        for x, y in zip(points[0].split(65_536), points[1].split(65_536), strict=True)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def _at_most(plan: Plan, count: int) -> int:
+    return min(count, plan.ambiguity.most_draws or count)
 
 
 def _membership(groups: Any, weight: np.ndarray) -> tuple[np.ndarray, list[Any]]:
@@ -172,12 +187,7 @@ def _certificate(
     sampled: bool,
     stationarity: float,
 ) -> tuple[Certificate, Any]:
-    x, y, w = points
-    parts = [
-        plan.loss.value(model.linearise(a)[0], b).detach().double().cpu()
-        for a, b in zip(x.split(65_536), y.split(65_536), strict=True)
-    ]
-    losses, weights = torch.cat(parts).numpy(), w.cpu().numpy()
+    losses, weights = losses_of(plan, model, points), points[2].cpu().numpy()
     certificate, _ = reweighted_certificate(
         plan.ambiguity,
         bound,

@@ -1,4 +1,4 @@
-"""Sets that reweight the reference: points stay where they are, masses change."""
+"""Density ratios that are functions of the loss: a dual point says what happens anywhere."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from torch import Tensor
 
-import drojko.ambiguity
 from drojko._random import spawn
-from drojko.ambiguity import KL, DensityRatioSet
-from drojko.approaches.base import Approach, Assessment, FittedModel, NoWorstCase
+from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.base import Assessment, FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.reference import is_sampled
+from drojko.approaches.reweighting.support import OnSupport, losses_of
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase, check_set
 from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
-from drojko.losses import Squared
 from drojko.measures.base import components
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.reweighting.solve import Limits, solve_reweighted
 from drojko.models import MLP, TabularModel
 
-__all__ = ["Reweighting"]
+__all__ = ["DensityRatio"]
 
 #: Draws of a continuous reference: for the dual point, and as many for the certificate.
 DRAWS = 10_000
 
 
-class Reweighting(Approach):
+class DensityRatio(OnSupport):
     """Density ratios (KL, chi-square, Cressie-Read, total variation, CVaR), and sets like them.
 
     A kernel density reference has Scott's bandwidth: these sets have no distance that would say
@@ -42,17 +41,11 @@ class Reweighting(Approach):
     """
 
     name = "reweighting"
+    _needs = ("on", "dual", "bounds_at", "log_ratio_at", "without_atoms", "discrepancy")
 
-    def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
-        """Newton's method or L-BFGS for linear models, stochastic steps otherwise."""
-        return solve_reweighted(
-            plan.problem(model),
-            plan.ambiguity,
-            spawn(plan.generator),
-            n_draws=plan.n_draws,
-            outer=plan.outer,
-            limits=Limits(plan.max_iter, plan.tol, plan.max_time, plan.callback),
-        )
+    def serves(self, ambiguity: AmbiguitySet) -> bool:
+        """Sets with the methods of a `DensityRatioSet`."""
+        return all(callable(getattr(ambiguity, name, None)) for name in self._needs)
 
     def reject(self, plan: Plan, model: TabularModel) -> None:
         """Flows of the reference need a density, and a ratio without jumps."""
@@ -81,16 +74,15 @@ class Reweighting(Approach):
         fitted = None
         if sampled:
             other = plan.problem(model).draw(DRAWS, spawn(plan.generator))
-            fitted = (_losses(plan, model, other), other[2].cpu().numpy())
+            fitted = (losses_of(plan, model, other), other[2].cpu().numpy())
         certificate, point = _certificate(plan, model, draws, fitted, result.stationarity)
         largest = math.inf
-        if fitted is not None and plan.ambiguity.needs_largest(point.penalty):  # type: ignore[attr-defined]
-            largest = max(float(_losses(plan, model, draws).max()), float(fitted[0].max()))
+        if fitted is not None and plan.ambiguity.needs_largest(point.penalty):
+            largest = max(float(losses_of(plan, model, draws).max()), float(fitted[0].max()))
         if law is not None:
             certificate, point = _closed_form(plan, law, certificate, point)
         state = {
-            "set": type(plan.ambiguity).__name__,
-            "settings": plan.ambiguity.get_params(deep=False),
+            "ambiguity": clone(plan.ambiguity),
             "penalty": float(point.penalty),
             "shift": float(point.shift),
             "attained_risk": certificate.worst_case_risk,
@@ -115,12 +107,6 @@ class Reweighting(Approach):
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> ReweightedWorstCase:
         """The reference with the ratios of the stored dual point."""
-        ambiguity = getattr(drojko.ambiguity, state["set"])(**state["settings"])
-        if not isinstance(ambiguity, DensityRatioSet):
-            raise NoWorstCase(
-                f"worst_case_: {state['set']} has no density ratio that is a function of the loss; "
-                "certificate_ has the risk of its worst case"
-            )
         model, loss = fitted.model, fitted.loss
 
         def losses(x: Tensor, y: Tensor) -> Tensor:
@@ -136,7 +122,7 @@ class Reweighting(Approach):
         if "semidual" in state:
             kind, own["settings"] = SemiDualWorstCase, state["semidual"]
         return kind(
-            ambiguity,
+            state["ambiguity"],
             state["penalty"],
             state["shift"],
             losses,
@@ -148,14 +134,6 @@ class Reweighting(Approach):
         )
 
 
-def _losses(plan: Plan, model: TabularModel, points: tuple[Tensor, Tensor, Tensor]) -> np.ndarray:
-    parts = [
-        plan.loss.value(model.linearise(x)[0], y).detach().double().cpu()
-        for x, y in zip(points[0].split(65_536), points[1].split(65_536), strict=True)
-    ]
-    return torch.cat(parts).numpy()
-
-
 def _certificate(
     plan: Plan,
     model: TabularModel,
@@ -164,12 +142,10 @@ def _certificate(
     stationarity: float,
 ) -> tuple[Certificate, Any]:
     x, _, w = points
-    set_: Any = plan.ambiguity
-    weights = w.cpu().numpy()
-    bound = set_.on(x, w.cpu())
-    losses = _losses(plan, model, points)
+    bound = plan.ambiguity.bind(x, None, w)
+    losses = losses_of(plan, model, points)
     return reweighted_certificate(
-        set_, bound, losses, weights, fitted=fitted, stationarity=stationarity
+        plan.ambiguity, bound, losses, w.cpu().numpy(), fitted=fitted, stationarity=stationarity
     )
 
 
@@ -177,7 +153,8 @@ def _error_law(plan: Plan, model: TabularModel) -> ErrorLaw | None:
     """Law of the error where the exponential moments of the loss have a closed form."""
     if not (isinstance(model, MLP) and len(model.weights) == 1) or plan.radius == 0.0:
         return None
-    if not (isinstance(plan.ambiguity, KL) and isinstance(plan.loss, Squared)):
+    divergence = plan.ambiguity.divergence
+    if divergence is None or divergence.kind != "kl" or not plan.loss.quadratic:
         return None
     coef = model.weights[0].detach().double().cpu().numpy()[0]
     intercept = float(model.biases[0].detach())

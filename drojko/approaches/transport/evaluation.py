@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.approaches.plan import Plan
-from drojko.approaches.transport_training import is_exact, ridge_data
+from drojko.approaches.transport.training import is_exact, ridge_data
 from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
@@ -107,21 +108,10 @@ def best_constant(
     like: dict[str, Any] = {"dtype": torch.float64}
     labels, mass = torch.as_tensor(y), torch.as_tensor(w)
     size = model.n_outputs
-    zero = torch.zeros(size, **like)
-    options = [zero]
-    if plan.fit_intercept and plan.n_labels:
-        shares = np.bincount(y, weights=w, minlength=max(2, size))
-        logs = np.log(np.maximum(shares, 1e-300))
-        major = np.eye(len(shares))[shares.argmax()]
-        for scores in (logs, major, 2.0 * major):
-            one = scores[1:] - scores[:1] if size == 1 else scores
-            options.append(torch.as_tensor(one, **like))
-    elif plan.fit_intercept:
-        order = np.argsort(y)
-        for level in (0.5, getattr(plan.loss, "q", 0.5)):
-            at = np.searchsorted(np.cumsum(w[order]), level).clip(0, len(y) - 1)
-            options.append(torch.as_tensor(y[order][at : at + 1], **like))
-        options.append(torch.as_tensor([w @ y], **like))
+    options = [torch.zeros(size, **like)]
+    if plan.fit_intercept:
+        constants = plan.loss.constants(y, w, size)
+        options += [torch.as_tensor(constant, **like) for constant in constants]
 
     def risk(output: Tensor) -> float:
         f = output.expand(len(labels), size)
@@ -254,10 +244,7 @@ def _ridge(
         risk = lower if plan.penalty is None else lower + priced
         worst = (found.penalty_low, found.penalty_high, found.mixture)
         spread = _spread(data, coef, intercept, found, penalty)
-    error = 0.0
-    if sampled:
-        centred = spread - data.weight @ spread
-        error = float(np.sqrt(np.sum((data.weight * centred) ** 2)))
+    error = standard_error(spread, data.weight) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(lower, value),

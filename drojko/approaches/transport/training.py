@@ -14,7 +14,6 @@ from drojko._driver import Status
 from drojko._random import spawn
 from drojko.approaches.plan import Plan
 from drojko.exceptions import UnsupportedError
-from drojko.losses import Logistic, Softmax
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
@@ -54,7 +53,7 @@ def most_iterations(plan: Plan, model: TabularModel) -> int:
 def _separated(plan: Plan, model: TabularModel) -> bool:
     """Whether scaling a linear model up drives its cross-entropy to zero: there is no minimum."""
     still = plan.radius == 0.0 and plan.alpha == 0.0
-    if not (still and is_linear(model) and isinstance(plan.loss, Logistic | Softmax)):
+    if not (still and is_linear(model) and not plan.loss.attained):
         return False
     x, y, w = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
     with torch.no_grad():
@@ -113,7 +112,7 @@ def _relaxed_start(plan: Plan, model: Any) -> float | None:
 
 
 def is_exact(plan: Plan, model: TabularModel) -> bool:
-    """Whether the loss is a named function of one linear combination, and nothing is bounded."""
+    """Whether one linear combination decides, whose worst case is known, and nothing is bounded."""
     return is_linear(model) and plan.ridge and model.n_outputs == 1
 
 
@@ -140,7 +139,7 @@ def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
         penalty=plan.penalty,
         alpha=plan.alpha,
         fit_intercept=plan.fit_intercept,
-        tol=min(1e-6, plan.tol),
+        tol=plan.tol,
         max_iter=plan.max_iter,
         max_time=plan.max_time,
         warm_start=warm,
@@ -158,6 +157,7 @@ def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
         solution.penalty,
         solution.stationarity,
         history,
+        solution.relative_gap,
     )
 
 

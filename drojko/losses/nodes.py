@@ -16,7 +16,7 @@ import math
 import numpy as np
 import torch
 
-from drojko.losses import Logistic
+from drojko.losses.logistic_shift import logistic_shift
 
 __all__ = [
     "FAR",
@@ -62,8 +62,8 @@ def logistic_windows(
     if far > 3.0 * s:
         flat = eta * s * s / 4.0  # curvature of the loss in units of 1 / s^2
         if flat < 0.75:
-            label = torch.zeros(len(f), dtype=torch.float64)
-            at = Logistic().shift(torch.from_numpy(f), label, 0.5 / far).numpy()
+            kappa = torch.tensor(0.5 / far, dtype=torch.float64)
+            at = logistic_shift(torch.from_numpy(-f), kappa).numpy()
             half = _TAIL * s / math.sqrt(1.0 - flat)
             low, high = np.maximum(low, at - half), np.minimum(high, at + half)
         elif (far + 2.0 * _TAIL * s) / step > _CELLS:

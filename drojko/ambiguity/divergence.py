@@ -1,0 +1,398 @@
+r"""Sets that reweight as a minimum over a few levels, which linear training solves jointly.
+
+.. math:: V(L) = \min_p\; c^\top p + \sum_i w_i\,\Psi_i(L_i, p)
+               = \max_q \{E_0\, q L - \mathrm{price}(q)\}
+
+L are the losses of the rows, or the mean losses of groups; their slopes :math:`\partial\Psi` are
+the worst-case density q. Three families: nothing is reweighted (`Plain`), f-divergences with
+:math:`\Psi = \lambda f^*((L-\eta)/\lambda)` (`Priced`), and sums of kinks
+:math:`a (L - \eta)_+` (`Tails`: CVaR, total variation, the maximum). Kinks and multipliers are
+smoothed by mu; the duals of the kinks give densities for lower bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from drojko.losses.smoothing import Kink
+
+__all__ = ["Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
+
+
+class Part(NamedTuple):
+    """One density of a sum, with its derivatives: what a repair of the duals may change.
+
+    ``density`` (m,) in [0, cap]; ``steep`` (m,) its derivative in L, ``cross`` (k, m) in the
+    levels; ``mass``: the mean it is to have, and ``level`` the variable whose equation that is.
+    """
+
+    density: np.ndarray
+    steep: np.ndarray
+    cross: np.ndarray
+    cap: Any
+    level: int
+    mass: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rise:
+    """Smoothed sum of Psi and its derivatives; arrays over cells carry no weights.
+
+    ``value`` with the cost of p; ``density`` (m,) its slope in L; ``steep`` (m,), ``cross`` (k, m)
+    second derivatives; ``gradient`` (k,) and ``hessian`` (k, k) in p.
+    """
+
+    value: float
+    density: np.ndarray
+    steep: np.ndarray
+    cross: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    parts: tuple[Part, ...] = ()
+    records: Mapping[str, Kink] = ()  # type: ignore[assignment]
+
+
+class Levels(ABC):
+    """The levels of one set on cells of given weights.
+
+    Attributes
+    ----------
+    ambiguity : the set, asked for its discrepancy and price
+    weights : array of shape (m,)
+        Of the cells: positive, sum 1.
+    count : int
+        Number of levels k.
+    positive : tuple of int
+        Levels that must stay positive.
+    unit : float
+        A typical loss.
+    """
+
+    count: int = 0
+    positive: tuple[int, ...] = ()
+    #: Whether the sum has kinks in L, which take a smoothing that falls.
+    kinked: bool = False
+
+    def __init__(self, ambiguity: Any, weights: np.ndarray, unit: float = 1.0):
+        self.ambiguity, self.weights, self.unit = ambiguity, weights, unit
+
+    @abstractmethod
+    def start(self, losses: np.ndarray, mu: float) -> np.ndarray:
+        """Levels inside the domain at these losses."""
+
+    @abstractmethod
+    def rise(
+        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+    ) -> Rise | None:
+        """Evaluate; None outside the domain."""
+
+    def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """Levels that minimise the smoothed sum, from p on."""
+        return p
+
+    def missing(self, part: Part, spend: bool, state: Any) -> np.ndarray:
+        """What the equations of the levels lack at a density, (k,); ``spend``: the radius, too."""
+        return np.zeros(self.count)
+
+    def tied(self, parts: Sequence[Part]) -> np.ndarray:
+        """What several densities lack together where only their total is given."""
+        return np.zeros(self.count)
+
+    def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
+        """A density of the set on the way from 1 to q, of mean one, and its price."""
+        ambiguity, weights = self.ambiguity, self.weights
+        q = q / (weights @ q)
+        if ambiguity.penalty is not None:
+            return q, float(ambiguity.penalty) * ambiguity.discrepancy(q, weights)
+
+        def spent(t: float) -> float:
+            return ambiguity.discrepancy(np.maximum(1.0 + t * (q - 1.0), 0.0), weights)
+
+        share = _share(spent, float(ambiguity.budget))
+        return np.maximum(1.0 + share * (q - 1.0), 0.0), 0.0
+
+    def price(self, q: np.ndarray) -> float:
+        """What a density costs in penalty form."""
+        penalty = self.ambiguity.penalty
+        return (
+            0.0 if penalty is None else float(penalty) * self.ambiguity.discrepancy(q, self.weights)
+        )
+
+
+class Plain(Levels):
+    """Nothing is reweighted."""
+
+    def start(self, losses: np.ndarray, mu: float) -> np.ndarray:
+        """No levels."""
+        return np.zeros(0)
+
+    def rise(
+        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+    ) -> Rise:
+        """The mean."""
+        one, zero, none = np.ones_like(losses), np.zeros_like(losses), np.zeros((0, losses.size))
+        part = Part(one, zero, none, 1.0, 0, None)
+        mean = float(self.weights @ losses)
+        return Rise(mean, one, zero, none, np.zeros(0), np.zeros((0, 0)), (part,), {})
+
+    def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
+        """The density 1."""
+        return np.ones_like(q), 0.0
+
+    def price(self, q: np.ndarray) -> float:
+        """Nothing."""
+        return 0.0
+
+
+class Priced(Levels):
+    r"""An f-divergence: levels eta and, for a ball, lambda behind a barrier.
+
+    The set gives :math:`f^*` and two derivatives: ``conjugate_jet(t, delta)``.
+    """
+
+    def __init__(self, ambiguity: Any, weights: np.ndarray, unit: float = 1.0):
+        super().__init__(ambiguity, weights, unit)
+        self.ball = ambiguity.penalty is None
+        self.count = 2 if self.ball else 1
+        self.positive = (1,) if self.ball else ()
+
+    def start(self, losses: np.ndarray, mu: float) -> np.ndarray:
+        """At the exact dual, where that has a multiplier."""
+        dual = self.ambiguity.dual(losses, self.weights)
+        spread = max(
+            math.sqrt(self.weights @ (losses - self.weights @ losses) ** 2), 1e-3 * self.unit
+        )
+        if not self.ball:
+            return np.array([dual.shift])
+        least = 1e-3 * spread / math.sqrt(2.0 * self.ambiguity.radius)
+        if not math.isfinite(dual.penalty) or dual.penalty < least:
+            return np.array([float(losses.max()), least * 1e3])
+        return np.array([dual.shift, dual.penalty])
+
+    def rise(
+        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+    ) -> Rise | None:
+        """Evaluate lambda f*((L - eta) / lambda); a price cools with mu towards the one given."""
+        weights = self.weights
+        lam = float(p[1]) if self.ball else float(self.ambiguity.penalty) + 0.1 * mu
+        if not lam > 0.0:
+            return None
+        t = (losses - p[0]) / lam
+        jet = self.ambiguity.conjugate_jet(t, mu / self.unit)
+        if jet is None:
+            return None
+        f, q, bend = jet
+        steep = bend / lam
+        value = float(p[0]) + lam * float(weights @ f)
+        if not math.isfinite(value):
+            return None
+        s0 = float(weights @ steep)
+        if not self.ball:
+            cross = -steep[None]
+            gradient, hessian = np.array([1.0 - weights @ q]), np.array([[s0]])
+        else:
+            radius = float(self.ambiguity.radius)
+            value += lam * radius - mu * math.log(lam / self.unit)
+            cross = np.stack([-steep, -t * steep])
+            s1, s2 = float(weights @ (t * steep)), float(weights @ (t * t * steep))
+            slope = radius + float(weights @ (f - t * q)) - mu / lam
+            gradient = np.array([1.0 - weights @ q, slope])
+            hessian = np.array([[s0, s1], [s1, s2 + mu / lam**2]])
+        part = Part(q, steep, cross, math.inf, 0, 1.0)
+        return Rise(value, q, steep, cross, gradient, hessian, (part,), {})
+
+    def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """Damped Newton steps in the levels."""
+        return settle(self, losses, p, mu)
+
+    def missing(self, part: Part, spend: bool, state: Any) -> np.ndarray:
+        """Mass and, with ``spend``, divergence up to what the barrier holds back."""
+        out = np.zeros(self.count)
+        q = part.density
+        out[0] = 1.0 - self.weights @ q
+        if self.ball and spend:
+            left = float(self.ambiguity.radius) - self.ambiguity.discrepancy(q, self.weights)
+            out[1] = left - state.mu / state.p[1]
+        return out
+
+
+class Tail(NamedTuple):
+    """A kink: cap (L - p[level] + offset)_+ , with the mass that its density is to have."""
+
+    name: str
+    cap: Any
+    level: int
+    offset: float
+    mass: float | None
+
+
+class Tails(Levels):
+    """Sums of kinks: each level is where a smoothed density has its mass."""
+
+    kinked = True
+
+    def __init__(
+        self,
+        ambiguity: Any,
+        weights: np.ndarray,
+        tails: Sequence[Tail],
+        cost: Sequence[float],
+        constant: float = 0.0,
+    ):
+        super().__init__(ambiguity, weights)
+        self.tails, self.cost, self.constant = tuple(tails), np.asarray(cost, float), constant
+        self.count = len(cost)
+
+    @classmethod
+    def maximum(cls, ambiguity: Any, weights: np.ndarray) -> Tails:
+        """The largest loss: no row's density reaches the cap 1 / w but the last one."""
+        return cls(ambiguity, weights, [Tail("top", 1.0 / weights, 0, 0.0, 1.0)], [1.0])
+
+    def start(self, losses: np.ndarray, mu: float) -> np.ndarray:
+        """Quantiles of the losses, smoothed."""
+        order = np.argsort(-losses)
+        cum = np.cumsum(self.weights[order])
+        p = np.full(self.count, float(losses.max()) + mu)
+        for tail in self.tails:
+            if tail.mass is not None and np.ndim(tail.cap) == 0:
+                cut = int(np.searchsorted(cum, tail.mass / tail.cap))
+                p[tail.level] = losses[order[min(cut, losses.size - 1)]]
+        return self.best(losses, p, mu)
+
+    def rise(
+        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+    ) -> Rise:
+        """Evaluate every kink."""
+        weights, k = self.weights, self.count
+        value = self.constant + float(self.cost @ p)
+        density, steep = np.zeros_like(losses), np.zeros_like(losses)
+        cross, gradient, hessian = np.zeros((k, losses.size)), self.cost.copy(), np.zeros((k, k))
+        parts, records = [], {}
+        for tail in self.tails:
+            i, cap = tail.level, tail.cap
+            kink = Kink.at(losses - p[i] + tail.offset, mu, duals.get(tail.name))
+            bend, slope = cap * kink.second, cap * kink.slope
+            value += float(weights @ (cap * kink.value))
+            density += slope
+            steep += bend
+            cross[i] -= bend
+            gradient[i] -= weights @ slope
+            hessian[i, i] += weights @ bend
+            own = np.zeros((k, losses.size))
+            own[i] = -bend
+            parts.append(Part(cap * kink.share, bend, own, cap, i, tail.mass))
+            records[tail.name] = kink
+        return Rise(value, density, steep, cross, gradient, hessian, tuple(parts), records)
+
+    def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """Each level by safeguarded Newton steps on its mass."""
+        p = p.copy()
+        for i in range(self.count):
+            tails = [tail for tail in self.tails if tail.level == i]
+
+            def lacking(level: float, tails: list[Tail] = tails, i: int = i) -> tuple[float, float]:
+                mass, slope = -float(self.cost[i]), 0.0
+                for tail in tails:
+                    x = losses - level + tail.offset
+                    root = np.sqrt(x * x + 4.0 * mu * mu)
+                    w = self.weights * tail.cap
+                    mass += 0.5 * float(w @ (1.0 + x / root))
+                    slope -= 2.0 * mu * mu * float(w @ (1.0 / (root * root * root)))
+                return mass, slope
+
+            p[i] = _decreasing_root(lacking, float(p[i]), mu)
+        return p
+
+    def missing(self, part: Part, spend: bool, state: Any) -> np.ndarray:
+        """The mass that a density lacks."""
+        out = np.zeros(self.count)
+        if part.mass is not None:
+            out[part.level] = part.mass - self.weights @ part.density
+        return out
+
+    def tied(self, parts: Sequence[Part]) -> np.ndarray:
+        """What several densities lack together where only their total is given."""
+        out = np.zeros(self.count)
+        if all(part.mass is None for part in parts):
+            out[0] = self.cost[0] - sum(float(self.weights @ part.density) for part in parts)
+        return out
+
+
+def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: int = 30):
+    """Damped Newton's method in the levels at fixed losses; p where that is outside the domain."""
+    rise = levels.rise(losses, p, mu, {})
+    if rise is None:
+        return p
+    for _ in range(steps):
+        hessian, gradient = rise.hessian, rise.gradient
+        try:
+            move = np.linalg.solve(hessian, -gradient)
+        except np.linalg.LinAlgError:
+            break
+        decrement = -float(gradient @ move)
+        if not decrement > 1e-12 * (abs(rise.value) + mu):
+            break
+        t = min([1.0, *(0.9 * p[j] / -move[j] for j in levels.positive if move[j] < 0)])
+        for _ in range(40):
+            new = levels.rise(losses, p + t * move, mu, {})
+            if new is not None and new.value <= rise.value - 1e-4 * t * decrement:
+                break
+            t *= 0.4
+        else:
+            break
+        p, rise = p + t * move, new
+    return p
+
+
+def _decreasing_root(function: Any, start: float, scale: float) -> float:
+    """Zero of a decreasing (value, slope): Newton steps inside a bracket that opens as needed."""
+    low, high, x, reach = -math.inf, math.inf, start, max(scale, 1e-14 * abs(start))
+    for iteration in range(120):
+        value, slope = function(x)
+        low, high = (x, high) if value > 0 else (low, x)
+        if abs(value) <= 1e-13:
+            break
+        after = x - value / slope if slope < 0 else math.inf
+        if math.isinf(high - low):
+            far = x + reach if value > 0 else x - reach
+            near = math.isfinite(after) and abs(after - x) <= reach
+            after, reach = (after if near else far), 4.0 * reach
+        elif not low < after < high or iteration % 6 == 5:
+            after = 0.5 * (low + high)
+        if abs(after - x) <= 1e-16 * (abs(x) + scale):
+            break
+        x = after
+    return x
+
+
+def _share(discrepancy: Any, radius: float) -> float:
+    """Largest t in [0, 1] with discrepancy(t) <= radius; it is convex in t, and 0 at 0."""
+    radius = radius * (1.0 - 1e-13)
+    full = discrepancy(1.0)
+    if full <= radius:
+        return 1.0
+    low, high, below, above = 0.0, 1.0, -math.sqrt(radius), math.sqrt(full) - math.sqrt(radius)
+    for t in (radius / full, math.sqrt(radius / full)):  # linear, quadratic
+        here = discrepancy(t)
+        if here <= radius:
+            if here >= radius * (1.0 - 1e-11):
+                return t
+            low, below = t, math.sqrt(here) - math.sqrt(radius)
+    for iteration in range(60):
+        t = low - below * (high - low) / (above - below)
+        if iteration % 4 == 3 or not low < t < high:
+            t = 0.5 * (low + high)
+        here = math.sqrt(max(discrepancy(t), 0.0)) - math.sqrt(radius)
+        if here <= 0.0:
+            low, below = t, here
+            if here >= -1e-12 * math.sqrt(radius):
+                break
+        else:
+            high, above = t, here
+    return low

@@ -1,0 +1,1 @@
+"""Sets that reweight: density ratios, and sets that know their points."""

@@ -1,0 +1,72 @@
+"""A loss from a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.losses.base import Loss
+
+__all__ = ["CallableLoss"]
+
+
+class CallableLoss(Loss):
+    """A user's ``loss(prediction, y) -> (n,)``; derivatives by autograd, no proven bounds.
+
+    Examples
+    --------
+    >>> loss = CallableLoss(lambda f, y: (f - y) ** 4, task="regression")
+    >>> loss.gradient(torch.tensor([2.0]), torch.tensor([1.0]))
+    tensor([4.])
+    """
+
+    name = "callable"
+    structured = False
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor, Tensor], Tensor],
+        task: str = "classification",
+        scalar: bool = True,
+    ) -> None:
+        self.fn = fn
+        self.task = task
+        self.scalar = scalar
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        out = self.fn(f, y)
+        if not isinstance(out, Tensor) or tuple(out.shape) != (f.shape[0],):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InvalidDataError(
+                f"the loss returned {got}; expected one value per row, a tensor of shape "
+                f"({f.shape[0]},)"
+            )
+        return out
+
+    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = f.detach().requires_grad_()
+            return torch.autograd.grad(self.value(leaf, y).sum(), leaf)[0]
+
+    def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
+        if f.ndim != 1:
+            raise UnsupportedError("second_derivative is defined for outputs of shape (n,)")
+        with torch.enable_grad():
+            leaf = f.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.value(leaf, y).sum(), leaf, create_graph=True)
+            if not g.requires_grad:
+                return torch.zeros_like(f)
+            (h,) = torch.autograd.grad(g.sum(), leaf, allow_unused=True)
+        return torch.zeros_like(f) if h is None else h.detach()
+
+    def multiclass(self) -> CallableLoss:
+        return CallableLoss(self.fn, self.task, scalar=False)
+
+    def binary(self) -> CallableLoss:
+        return CallableLoss(self.fn, self.task, scalar=True)
+
+    def __repr__(self) -> str:
+        return f"CallableLoss({self.fn!r}, task={self.task!r})"

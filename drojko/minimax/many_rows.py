@@ -1,0 +1,508 @@
+r"""Smooth linear problems of many rows: exact steps on a sample, then few reads of all rows.
+
+.. math:: \min_{z, p}\; \sum_i w_i\,\varphi_i(u_i, p) + c(z, p), \qquad u = Bz
+
+A sample of the rows has nearly the curvature of all of them. Newton's method solves the sample;
+on all rows L-BFGS starts there with the sample's joint Hessian in (z, p) as its first metric, and
+a handful of gradients gives what Newton's method takes as many Hessians for. An iteration costs
+one product with the rows and one with their transpose.
+
+**Proof.** A lower bound asks for slopes of the rows that balance exactly, and gradients vanish
+last. The rows of the sample carry what is left of them: their slopes become those at a point
+nearby where the sums over all rows vanish. As slopes of worst cases at some point they stay inside
+their domains, and that the point is not the iterate costs second order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from drojko._driver import Status, run
+from drojko.losses import Loss
+from drojko.minimax.limits import Limits
+from drojko.minimax.row_objective import LinearFit
+from drojko.rows import Rows
+
+__all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain", "line"]
+
+#: Rows from which on it pays, and rows a parameter.
+LEAST, EACH = 20_000, 100
+#: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
+_FIRST, _SECOND = 20, 100
+_MEMORY = 20  # pairs that the metric is corrected by
+_MOST = 30  # iterations, where half a dozen are usual
+_RARE = 0.5  # share of a column's variance that a sample is to have, ...
+_EXTREME = 32  # ... or so many of its largest entries
+_VANISHED = 1e-3  # of a level's first value
+_BALANCE = 1e-12  # of slopes, over their sum: rounding
+
+
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    r"""Sums over rows of phi and its derivatives in u and p, weights in.
+
+    ``worth`` is the sum of :math:`\inf_f \ell(f) - s f` over the plan that attains phi, ``spent``
+    what the plan costs and ``mass`` its mass, in whichever way the objective's bound counts;
+    ``near`` makes the next evaluation nearby cheaper. Second derivatives are there on request.
+    """
+
+    value: float
+    gu: np.ndarray
+    gp: np.ndarray
+    worth: float
+    spent: float
+    mass: float
+    near: np.ndarray
+    huu: np.ndarray = None  # type: ignore[assignment]
+    hup: np.ndarray = None  # type: ignore[assignment]
+    hpp: np.ndarray = None  # type: ignore[assignment]
+
+
+class SmoothRows(Protocol):
+    """A problem that is smooth in (z, p); ``positive`` entries of p stay so."""
+
+    rows: Rows
+    positive: tuple[int, ...]
+
+    def sample(self, index: np.ndarray, weights: np.ndarray) -> SmoothRows:
+        """The same problem on some rows."""
+        ...
+
+    def start(self) -> tuple[np.ndarray, np.ndarray]:
+        """A first point (z, p)."""
+        ...
+
+    def settled(self, u: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Better p for these u, where p is that of other rows."""
+        ...
+
+    def levels(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """What phi depends on beside u: p, or what z makes of it."""
+        ...
+
+    def at(
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
+    ) -> RowSums | None:
+        """Sums over given rows; None where phi is infinite or has kinks."""
+        ...
+
+    def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
+        """C and its derivatives, with those that phi has through ``levels`` of z."""
+        ...
+
+    def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
+        """Lower bound of a plan with these sums, whose slopes add up to c where it matters."""
+        ...
+
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        """For the history: "penalty" and "transport_cost"."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """What does not go through single rows: value, gradients, second derivatives."""
+
+    value: float
+    gz: np.ndarray
+    gp: np.ndarray
+    Hz: np.ndarray
+    Hzp: Any = 0.0
+    Hpp: Any = 0.0
+
+
+def stratified(
+    y: np.ndarray, w: np.ndarray, size: int, classes: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of a sample of rows, and their weights.
+
+    Each of two classes gives half of the sample, or all it has: a rare one counts for little in
+    the mean and for much in the curvature. Within a class rows are drawn by weight, one from each
+    of as many slices of equal weight: rows in any order are represented.
+    """
+    random = np.random.default_rng(0)  # the same sample in every fit
+    strata = [y == k for k in (0, 1)] if classes else [np.ones(len(y), dtype=bool)]
+    index, weight = [], []
+    for inside in strata:
+        rows = np.flatnonzero(inside & (w > 0))
+        count, mass = -(-size // len(strata)), w[rows]
+        if rows.size > count:
+            total = np.cumsum(mass)
+            at = (np.arange(count) + random.random(count)) * (total[-1] / count)
+            picked = np.minimum(np.searchsorted(total, at, side="right"), rows.size - 1)
+            rows, mass = rows[picked], np.full(count, total[-1] / count)
+        index.append(rows)
+        weight.append(mass)
+    return np.concatenate(index), np.concatenate(weight)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """An iterate, the next step from it and half its decrease; ``pairs`` correct the metric."""
+
+    z: np.ndarray
+    p: np.ndarray
+    u: np.ndarray
+    value: float
+    sums: RowSums
+    gradient: np.ndarray
+    metric: Any
+    move: np.ndarray
+    decrement: float
+    pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    lower: float = -math.inf
+    tried: float = math.inf  # decrement at the last bound
+    stuck: bool = False
+
+
+class ManyRows:
+    """The solver of the driver.
+
+    Parameters
+    ----------
+    objective : SmoothRows
+    tol : float
+        Proven relative gap; of a sample, the decrement over the value.
+    carriers : array of int, default=None
+        Rows that carry the imbalance of the others. None, for a sample: nothing is proven, and the
+        metric is the Hessian, anew in every step.
+    """
+
+    def __init__(self, objective: Any, tol: float, carriers: np.ndarray | None = None):
+        self.objective, self.tol, self.carriers = objective, tol, carriers
+        self.rows: Rows = objective.rows
+        self.few = None if carriers is None else self.rows.take(carriers)
+
+    def init(self, problem: tuple[np.ndarray, np.ndarray, Any]) -> State | None:
+        """State at (z, p) with a metric (None: the Hessian); None where it is not defined."""
+        z, p, metric = problem
+        u = self.rows.predict(z)
+        sums = self._sums(z, p, u, None)
+        if self.carriers is not None and (
+            sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2
+        ):
+            p = self.objective.settled(u, p)
+            sums = self._sums(z, p, u, None)
+        self.least = _VANISHED * p[list(self.objective.positive)]
+        return None if sums is None else self._at(z, p, u, metric, (), sums)
+
+    def _sums(self, z: np.ndarray, p: np.ndarray, u: np.ndarray, near: Any) -> RowSums | None:
+        o, rows = self.objective, self.rows
+        if not np.isfinite(u).all():
+            return None
+        return o.at(rows.y, rows.w, u, o.levels(z, p), near, self.carriers is None)
+
+    def _at(self, z, p, u, metric, pairs, sums: RowSums) -> State:
+        rest = self.objective.rest(z, p, sums)
+        gradient = np.append(self.rows.sum(sums.gu) + rest.gz, sums.gp[: p.size] + rest.gp)
+        gradient[: self.rows.size][~self.rows.free] = 0.0
+        if self.carriers is None:
+            metric = _factorised(self.rows, _hessian(self.rows, sums, rest, p.size))
+        move = -_inverse(metric, pairs, gradient)
+        half = max(-0.5 * float(gradient @ move), 0.0)
+        return State(z, p, u, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
+
+    def step(self, state: State) -> State:
+        """One step, and a bound once it can decide."""
+        s, size = state, self.rows.size
+        dz, dp = s.move[:size], s.move[size:]
+        du = self.rows.predict(dz)
+        falling = [j for j in self.objective.positive if dp[j] < 0]
+        t = min([1.0, *(0.9 * s.p[j] / -dp[j] for j in falling)])
+        for _ in range(12):
+            z, p, u = s.z + t * dz, s.p + t * dp, s.u + t * du
+            sums = self._sums(z, p, u, s.sums.near)
+            if sums is not None:
+                value = sums.value + self.objective.rest(z, p, sums).value
+                if value <= s.value - 2e-4 * t * s.decrement + 1e-15 * abs(s.value):
+                    break
+            t *= 0.5 if t > 0.1 else 0.2
+        else:
+            return self._bounded(replace(s, stuck=True))
+        new = self._at(z, p, u, s.metric, s.pairs, sums)
+        if not self.finite(new):
+            return replace(s, stuck=True)
+        if self.carriers is None:
+            return new
+        step, change = t * s.move, new.gradient - s.gradient
+        pairs = s.pairs
+        if step @ change > 1e-12 * np.linalg.norm(step) * np.linalg.norm(change):
+            pairs = (*pairs, (step, change))[-_MEMORY:]
+        move = -_inverse(s.metric, pairs, new.gradient)
+        half = max(-0.5 * float(new.gradient @ move), 0.0)
+        carried = {"lower": s.lower, "tried": s.tried}
+        return self._bounded(replace(new, pairs=pairs, move=move, decrement=half, **carried))
+
+    def _bounded(self, s: State) -> State:
+        """The state with a bound, where that can be expected to prove the tolerance."""
+        if self.carriers is None:
+            return s
+        # The second order of the carriers is as much larger as they are fewer.
+        share = len(self.carriers) / self.rows.n
+        if not (
+            s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)
+        ):
+            return s
+        return replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
+
+    def _lower(self, s: State) -> float:
+        """The bound with the slopes of the carriers moved until all sums balance."""
+        o, few, index, k = self.objective, self.few, self.carriers, s.p.size
+        y, w, u, near = self.rows.y[index], self.rows.w[index], s.u[index], s.sums.near[index]
+        levels, size = o.levels(s.z, s.p), self.rows.size
+        own = new = o.at(y, w, u, levels, near, True)
+        factor = _factorised(few, _hessian(few, own, None, k))
+        base = np.append(few.sum(own.gu), own.gp[:k])
+        scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
+        left, move = s.gradient, np.zeros(size + k)
+        for _ in range(12):
+            if (np.abs(left) <= 0.01 * _BALANCE * scale).all():
+                break
+            move = move - _inverse(factor, (), left)
+            shifted = levels.copy()
+            shifted[:k] += move[size:]
+            new = o.at(y, w, u + few.predict(move[:size]), shifted, near, False)
+            if new is None:
+                return -math.inf
+            left = s.gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
+            left[:size][~self.rows.free] = 0.0
+        if (np.abs(left) > _BALANCE * scale).any():
+            return -math.inf
+        sums = replace(
+            s.sums,
+            worth=s.sums.worth + new.worth - own.worth,
+            spent=s.sums.spent + new.spent - own.spent,
+            mass=s.sums.mass + new.mass - own.mass,
+        )
+        c = left[:size] - o.rest(s.z, s.p, s.sums).gz
+        # Rounding, outwards: of the sums, and of a balance that is not exact.
+        drift = 2.0 * float(np.abs(left[:size]) @ np.abs(s.z))
+        rounding = 1e-15 * (abs(s.value) + float(np.abs(s.sums.gu) @ np.abs(s.u)))
+        return o.dual(s.z, s.p, c, sums) - drift - rounding
+
+    def terminate(self, state: State) -> Status | None:
+        """Converged on a proof (a sample: on a small decrement); without a step nothing is."""
+        gap = state.decrement if self.carriers is None else state.value - state.lower
+        if gap <= self.tol * abs(state.value):
+            return Status.CONVERGED
+        # A level that vanishes is on its way to a kink, where all losses are equal.
+        vanished = (state.p[list(self.objective.positive)] < self.least).any()
+        hopeless = state.decrement <= 1e-13 * abs(state.value) and self.carriers is not None
+        return Status.STALLED if state.stuck or vanished or hopeless else None
+
+    def finite(self, state: State) -> bool:
+        """Whether the iterate is."""
+        return bool(np.isfinite(state.move).all()) and math.isfinite(state.value)
+
+    def record(self, state: State) -> dict[str, float]:
+        """A row of the history."""
+        norm = float(np.linalg.norm(state.gradient)) / (1.0 + abs(state.value))
+        row = self.objective.record(state.z, state.p, state.sums)
+        return {"robust_risk": state.value, **row, "stationarity": norm}
+
+
+def _hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray:
+    """Second derivatives in (z, p); without ``rest`` those of the rows alone."""
+    size = rows.size
+    out = np.zeros((size + k, size + k))
+    out[:size, :size] = rows.gram(np.maximum(sums.huu, 0.0))
+    if k:
+        out[:size, size:] = rows.sum(sums.hup[:, :k])
+        out[size:, size:] = sums.hpp[:k, :k]
+    if rest is not None:
+        out[:size, :size] += rest.Hz
+        out[:size, size:] += rest.Hzp
+        out[size:, size:] += rest.Hpp
+    out[size:, :size] = out[:size, size:].T
+    return out
+
+
+def _factorised(rows: Rows, hessian: np.ndarray) -> tuple[np.ndarray, tuple]:
+    """Scales of the variables, 0 for dead columns, and the Cholesky factor of the scaled matrix."""
+    dead = np.flatnonzero(~rows.free)
+    diagonal = np.maximum(np.diag(hessian), 0.0)
+    scale = 1.0 / np.sqrt(np.maximum(diagonal, max(1e-14 * diagonal.max(), 1e-300)))
+    scale[dead] = 0.0
+    hessian = hessian * scale[:, None] * scale
+    for shift in (1e-14, 1e-10, 1e-6, 1e-2):
+        shifted = hessian + shift * np.eye(len(scale))
+        shifted[dead, dead] = 1.0
+        with contextlib.suppress(scipy.linalg.LinAlgError):
+            return scale, scipy.linalg.cho_factor(shifted, check_finite=False)
+    return scale, scipy.linalg.cho_factor(np.eye(len(scale)))
+
+
+def _inverse(metric: tuple, pairs: tuple, gradient: np.ndarray) -> np.ndarray:
+    """The gradient times the inverse of the corrected metric: the two loops of L-BFGS."""
+    q, shares = gradient.copy(), []
+    for step, change in reversed(pairs):
+        share = (step @ q) / (step @ change)
+        shares.append(share)
+        q -= share * change
+    scale, factor = metric
+    q = scale * scipy.linalg.cho_solve(factor, scale * q, check_finite=False)
+    for (step, change), share in zip(pairs, reversed(shares), strict=True):
+        q += step * (share - (change @ q) / (step @ change))
+    return q
+
+
+def fit_many(
+    objective: SmoothRows,
+    limits: Limits,
+    *,
+    classes: bool,
+    goal: float | None = None,
+    report: Callable[[np.ndarray, float], None] | None = None,
+) -> LinearFit | None:
+    """The optimum of a problem of many rows with a proven gap, or None: other solvers find it.
+
+    None where rows are too few for a sample of them, where a sample has no smooth optimum, and
+    where the gap is not proven after a few dozen iterations.
+
+    Parameters
+    ----------
+    objective : SmoothRows
+    limits : Limits
+        Of the iterations on all rows.
+    classes : bool
+        Whether y holds classes 0 and 1, to be sampled apart.
+    goal : float, default=None
+        The relative gap aimed at; at most ``limits.tol``, which it is by default.
+    report : callable, default=None
+        ``report(coef, intercept)``, called before each callback with the iterate.
+    """
+    rows, count = objective.rows, 0
+    if rows.n < max(LEAST, EACH * rows.size):
+        return None
+    goal = limits.tol if goal is None else min(goal, limits.tol)
+
+    def callback(state: State) -> bool:
+        nonlocal count
+        count += 1
+        if limits.callback is None:
+            return False
+        if report is not None:
+            report(*rows.outward(state.z))
+        return bool(limits.callback(count, solver.record(state)))
+
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
+        point, index = None, np.zeros(0, dtype=int)
+        for each, accuracy in ((_FIRST, 1e-3), (_SECOND, 1e-4)):
+            index, weights = _drawn(rows, min(each * rows.size, rows.n // 4), classes)
+            some = objective.sample(index, weights)
+            solved = _newton(some, some.start() if point is None else point, accuracy)
+            if solved is None:
+                return None
+            point = solved.z, solved.p
+        solver = ManyRows(objective, goal, np.unique(index))
+        first = solver.init((*point, solved.metric))
+        if first is None or not solver.finite(first):
+            return None
+        most = min(limits.max_iter, _MOST)
+        outcome = run(solver, first, max_iter=most, max_time=limits.time_left, callback=callback)
+    unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
+    if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
+        return None
+    s = outcome.state
+    coef, intercept = rows.outward(s.z)
+    row = solver.record(s)
+    return LinearFit(
+        coef,
+        intercept,
+        row["penalty"],
+        s.value,
+        s.lower,
+        str(outcome.status),
+        outcome.message,
+        outcome.n_iter,
+        row["stationarity"],
+        outcome.columns(),
+        s.p,
+        abs(s.value),
+    )
+
+
+def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A sample and its weights, with the largest entries of columns that it hardly meets."""
+    index, weights = stratified(rows.y, rows.w, size, classes)
+    some = rows.take(index, weights)
+    met = sum(some.w[part] @ np.square(some.block(part)) for part in some.blocks())
+    rare = np.flatnonzero((met < _RARE) & rows.free)[: size // _EXTREME]
+    if not rare.size:
+        return index, weights
+    top = np.concatenate(
+        [np.argpartition(-np.abs(rows.X[:, j] - rows.mean[j]), _EXTREME)[:_EXTREME] for j in rare]
+    )
+    top = np.setdiff1d(top[rows.w[top] > 0], index)
+    return np.append(index, top), np.append(weights, rows.w[top])
+
+
+def _newton(some: Any, point: Any, tol: float, most: int = 30) -> State | None:
+    """The solution of a sample by Newton's method, or None."""
+    solver = ManyRows(some, tol)
+    first = solver.init((*point, None))
+    if first is None or not solver.finite(first):
+        return None
+    if solver.terminate(first) is not None:
+        return first
+    outcome = run(solver, first, max_iter=most)
+    return outcome.state if outcome.status is Status.CONVERGED or most < 30 else None
+
+
+def line(loss: Loss, u: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, slopes and curvatures of a smooth loss."""
+    f, target = torch.from_numpy(u), torch.from_numpy(y)
+    parts = (loss.value, loss.gradient, loss.second_derivative)
+    value, slope, bend = (part(f, target).numpy() for part in parts)
+    return value, slope, bend
+
+
+class _Mean:
+    """The mean loss with its ridge."""
+
+    positive: tuple[int, ...] = ()
+
+    def __init__(self, rows: Rows, loss: Loss, ridge: np.ndarray):
+        self.rows, self.loss, self.ridge = rows, loss, ridge
+
+    def levels(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
+        return p
+
+    def at(self, y, w, u, levels, near, second) -> RowSums:
+        value, slope, bend = line(self.loss, u, y)
+        none = np.zeros(0)
+        gu, mean = w * slope, float(w @ value)
+        return RowSums(mean, gu, none, 0.0, 0.0, 1.0, u, w * bend, none[None], none[None])
+
+    def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
+        value = 0.5 * float(self.ridge @ z**2)
+        return Rest(value, self.ridge * z, np.zeros(0), np.diag(self.ridge))
+
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        return {}
+
+
+def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A model of small mean loss, after a few Newton steps, and its predictions.
+
+    At a constant model worst cases have kinks: the joint problems start here instead.
+    """
+    z = np.zeros(rows.size)
+    if rows.intercept and loss.task == "regression":
+        z[-1] = float(rows.w @ rows.y)
+    state = _newton(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=8)
+    return state.z, state.u

@@ -1,0 +1,334 @@
+r"""Linear models against a set that reweights, as one smooth problem with a provable bound.
+
+.. math:: \min_{z, p}\; c^\top p + \sum_g w_g\,\Psi(L_g, p) + \tfrac12 z^\top R z, \qquad
+          L_g = \sum_i a_{ig}\,\ell((Bz)_i, y_i)
+
+Cells g are the rows, or groups of rows; Psi and the levels p are the set's
+(`drojko.ambiguity.divergence`).
+
+**Bound.** For a density q of the set and slopes s in the domain of the conjugate, with
+E q s x = 0 on columns without a penalty and c = E q s x on the others,
+
+.. math:: \min \;\ge\; E\,q\,\inf_f(\ell(f) - s f) - \mathrm{price}(q)
+          - \tfrac12 \sum_j c_j^2 / R_{jj} .
+
+q and s are the kinks' duals, brought to balance by Newton steps with the rows' own curvatures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko.ambiguity.divergence import Levels, Part, Plain, Rise
+from drojko.losses import Loss
+from drojko.losses.smoothing import Smoothed
+from drojko.minimax.newton import solve_symmetric
+from drojko.minimax.row_objective import Iterate, Terms
+from drojko.rows import Rows
+
+__all__ = ["SEPARABLE", "Reweighted"]
+
+SEPARABLE = (
+    "The classes can be separated, and a set that reweights moves no point: without alpha the "
+    "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
+)
+_BALANCE = 1e-11  # imbalance of the masses, over their sum, that is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class _Detail:
+    """What the bound needs of an evaluation."""
+
+    loss: Smoothed
+    rise: Rise
+
+
+class Reweighted:
+    """The objective; ``bound`` is the set on its points (`Reweighting`, `BoundGroup`)."""
+
+    def __init__(self, rows: Rows, loss: Loss, bound: Any, alpha: float = 0.0, goal: float = 1e-6):
+        self.rows, self.loss, self.bound, self.alpha = rows, loss, bound, alpha
+        self.ridge = np.zeros(rows.size)
+        self.ridge[: rows.d] = alpha / rows.scale**2
+        self.cells: np.ndarray | None = bound.cells
+        self.goal, self.unit = goal, 1.0
+        self.levels: Levels = Plain(None, np.ones(1))
+        self.positive: tuple[int, ...] = ()
+        self.first_smoothing = 0.3
+
+    # Cells --------------------------------------------------------------------------------------
+
+    def _means(self, losses: np.ndarray) -> np.ndarray:
+        """Losses of the cells."""
+        return losses if self.cells is None else losses @ self.cells
+
+    def _masses(self, density: np.ndarray) -> np.ndarray:
+        """Masses of the rows under a density of the cells."""
+        mass = self.levels.weights * density
+        return mass if self.cells is None else self.cells @ mass
+
+    # The protocol -------------------------------------------------------------------------------
+
+    def start(self) -> tuple[np.ndarray, np.ndarray]:
+        """The best constant of the plain risk, roughly, with its levels."""
+        rows, z = self.rows, np.zeros(self.rows.size)
+        y, w = rows.y, rows.w
+        if rows.intercept and self.loss.task == "regression":
+            z[-1] = self._constant()
+        losses = self.exact(rows.predict(z))
+        unit = max(float(w @ np.abs(losses)), 1e-290)
+        if self.loss.task == "regression" and rows.intercept:
+            # A target that is constant to rounding is fitted.
+            near = self.exact(y + 8e-16 * float(np.abs(y).max(initial=0.0)))
+            unit = 1e-290 if unit <= float(near.max()) else unit
+        self.unit = unit
+        self.levels = self.bound.levels(unit)
+        self.positive = self.levels.positive
+        smooth = not self.loss.kinks and not self.levels.kinked
+        self.first_smoothing = self.goal if smooth else 0.3
+        if unit <= 1e-280:  # fitted: there is nothing to solve
+            return z, np.zeros(self.levels.count)
+        return z, self.levels.start(self._means(losses), 0.3 * unit)
+
+    def _constant(self) -> float:
+        """Mean target where the loss has no bounded slopes, otherwise the quantile it asks for."""
+        y, w = self.rows.y, self.rows.w
+        low, high = (float(side[0]) for side in self.loss.domain(y[:1]))
+        if not (math.isfinite(low) and math.isfinite(high) and low < 0 < high):
+            return float(w @ y)
+        order = np.argsort(y)
+        cut = int(np.searchsorted(np.cumsum(w[order]), -low / (high - low)))
+        return float(y[order[min(cut, len(y) - 1)]])
+
+    def sample(self, index: np.ndarray) -> Reweighted | None:
+        """The same problem on some rows, where cells are rows."""
+        if self.cells is not None:
+            return None
+        rows = self.rows.take(index)
+        bound = self.bound.ambiguity.on(None, rows.w)
+        return Reweighted(rows, self.loss, bound, self.alpha, 1e-3)
+
+    def exact(self, u: np.ndarray) -> np.ndarray:
+        """Losses at predictions u, not smoothed."""
+        return self.loss.value(torch.from_numpy(u), torch.from_numpy(self.rows.y)).numpy()
+
+    def terms(
+        self,
+        z: np.ndarray,
+        p: np.ndarray,
+        u: np.ndarray,
+        mu: float,
+        duals: Mapping[str, Any],
+        second: bool = True,
+    ) -> Terms:
+        """Loss by row, set by cell, ridge; see `RowObjective`."""
+        y, levels, rows = self.rows.y, self.levels, self.rows
+        loss = self.loss.smoothed(u, y, mu, duals.get("loss"))
+        rise = None
+        if np.isfinite(loss.value).all():
+            rise = levels.rise(self._means(loss.value), p, mu, duals)
+        if rise is None:
+            return Terms(math.inf)
+        value = rise.value + 0.5 * float(self.ridge @ z**2)
+        records = dict(rise.records)
+        if loss.record is not None:
+            records["loss"] = loss.record
+        mass = self._masses(rise.density)
+        gu, gz = mass * loss.slope, self.ridge * z
+        if not second:
+            return Terms(value, gu, gz=gz, gp=rise.gradient, Hpp=rise.hessian, records=records)
+        w = levels.weights
+        huu, hup, Hz, Hzp = mass * loss.second, 0.0, np.diag(self.ridge), 0.0
+        if self.cells is None:
+            huu = huu + w * rise.steep * loss.slope**2
+            hup = (w * rise.cross * loss.slope).T
+        else:
+            pull = rows.sum(self.cells * loss.slope[:, None])
+            Hz = Hz + (pull * (w * rise.steep)) @ pull.T
+            Hzp = pull @ (w * rise.cross).T
+        detail = _Detail(loss, rise)
+        return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
+
+    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """The best levels: with them the joint step is that of the eliminated problem."""
+        if not p.size or self.levels.kinked:
+            return p
+        losses = self.loss.smoothed(u, self.rows.y, mu).value
+        if not np.isfinite(losses).all():
+            return p
+        return self.levels.best(self._means(losses), p, mu)
+
+    def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """Levels of the smoothed losses from scratch."""
+        losses = self.loss.smoothed(u, self.rows.y, mu).value
+        return self.levels.start(self._means(losses) + 2.0 * mu, mu)
+
+    def accepted(self, state: Iterate) -> bool:
+        """Nothing changes along the way."""
+        return False
+
+    def unbounded(self, state: Iterate) -> str | None:
+        """Strictly separated classes and nothing that penalises coefficients."""
+        if self.loss.attained or self.alpha:
+            return None
+        return SEPARABLE if bool(((2.0 * self.rows.y - 1.0) * state.u > 0).all()) else None
+
+    def record(self, state: Iterate) -> dict[str, float]:
+        """Exact objective, multiplier and discrepancy."""
+        dual = self.bound.dual(self.exact(state.u))
+        return {
+            "robust_risk": dual.value + 0.5 * float(self.ridge @ state.z**2),
+            "penalty": dual.penalty,
+            "transport_cost": dual.radius,
+        }
+
+    # The bound ----------------------------------------------------------------------------------
+
+    def bias(self, state: Iterate) -> float:
+        """Value minus the dual value of the duals, as if they were balanced."""
+        detail: _Detail = state.terms.detail
+        q = _total(detail.rise.parts)
+        s = self._clipped(detail.loss.dual_slope)
+        least = self.loss.least(s, self.rows.y, state.u)
+        dual = self._masses(q) @ (s * state.u + least) - self.levels.price(q)
+        return max(float(state.terms.value - dual - 0.5 * self.ridge @ state.z**2), 0.0)
+
+    def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
+        """Exact objective, and the bound of repaired duals."""
+        upper = self.record(state)["robust_risk"]
+        lower = self._lower(state, need, False)
+        if lower < need and self.positive:
+            lower = max(lower, self._lower(state, need, True))
+        return upper, max(lower, self._trivial())
+
+    def _trivial(self) -> float:
+        """The mean of the losses' infima: no model is better on any row."""
+        y = self.rows.y
+        low, high = self.loss.domain(y)
+        if not ((low <= 0) & (high >= 0)).all():
+            return -math.inf
+        least = self.loss.least(np.zeros(len(y)), y)
+        return float(self.rows.w @ least) if least.min() == least.max() else -math.inf
+
+    def _clipped(self, s: np.ndarray) -> np.ndarray:
+        return np.clip(s, *self.loss.domain(self.rows.y))
+
+    def _lower(self, state: Iterate, need: float, spend: bool) -> float:
+        """The best bound of a few Newton steps on (s, q) towards balance, inside their domains."""
+        rows, levels, k = self.rows, self.levels, state.p.size
+        detail: _Detail = state.terms.detail
+        low, high = self.loss.domain(rows.y)
+        s, bend = np.clip(detail.loss.dual_slope, low, high), detail.loss.second.copy()
+        if not self.loss.convex or bend.min(initial=0.0) < -1e-9 * bend.max(initial=0.0):
+            return -math.inf
+        parts = [
+            part._replace(density=np.clip(part.density, 0.0, part.cap))
+            for part in detail.rise.parts
+        ]
+        want, size = -self.ridge * state.z, rows.size
+        free = np.append(rows.free, np.ones(k, dtype=bool))
+        best = -math.inf
+        for _ in range(3 if rows.n > 1000 else 8):
+            q = _total(parts)
+            best = max(best, self._bound(state, q, s))
+            if best >= need:
+                return best
+            lack = sum((levels.missing(part, spend, state) for part in parts), levels.tied(parts))
+            residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
+            if np.abs(residual[free]).max(initial=0.0) <= 1e-16 * float(levels.weights @ q):
+                break
+            system = self._repair(parts, s, bend, state.terms.Hpp)
+            move = np.zeros(size + k)
+            move[free] = solve_symmetric(system[np.ix_(free, free)], -residual[free])
+            du = rows.predict(move[:size])
+            rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
+            s, bend = _within(s, s + bend * du, low, high, bend)
+            parts = [_stepped(part, rise, move[size:]) for part in parts]
+        return max(best, self._bound(state, _total(parts), s))
+
+    def _repair(
+        self, parts: list[Part], s: np.ndarray, bend: np.ndarray, Hpp: np.ndarray
+    ) -> np.ndarray:
+        """How the balance and the masses respond to a step in (z, p)."""
+        rows, w, k, size = self.rows, self.levels.weights, len(Hpp), self.rows.size
+        steep = sum(part.steep for part in parts)
+        cross: Any = sum(part.cross for part in parts)
+        mass = self._masses(_total(parts))
+        system = np.zeros((size + k, size + k))
+        if self.cells is None:
+            system[:size, :size] = rows.gram(np.maximum(mass * bend + w * steep * s * s, 0.0))
+            if k:
+                system[:size, size:] = rows.sum((w * cross * s).T)
+        else:
+            pull = rows.sum(self.cells * s[:, None])
+            system[:size, :size] = rows.gram(np.maximum(mass * bend, 0.0))
+            system[:size, :size] += (pull * (w * steep)) @ pull.T
+            system[:size, size:] = pull @ (w * cross).T
+        system[np.arange(size), np.arange(size)] += self.ridge
+        system[size:, :size] = system[:size, size:].T
+        system[size:, size:] = Hpp
+        return system
+
+    def _bound(self, state: Iterate, q: np.ndarray, s: np.ndarray) -> float:
+        """The bound of a density and slopes, -inf where they are not balanced.
+
+        Thinning (slope 0 for a share of all mass) keeps the balance and makes q one of the set's.
+        """
+        rows, w = self.rows, self.levels.weights
+        total = float(w @ q)
+        if not total > 0.0:
+            return -math.inf
+        q = q / max(total, 1.0)
+        full, price = self.levels.inside(q + (1.0 - w @ q))
+        some = q > 0.0
+        keep = min(1.0, float((full[some] / q[some]).min()))
+        mass = keep * self._masses(q)
+        least = self.loss.least(s, rows.y, state.u)
+        rest = self._masses(full) - mass
+        if float(rest.sum()) > 1e-15:
+            base = self.loss.least(np.zeros_like(s), rows.y)
+            least_rest = float(np.maximum(rest, 0.0) @ base)
+        else:
+            least_rest = 0.0
+        c = rows.sum(mass * s)
+        scale = float(mass @ np.abs(s)) + 1e-300
+        pinned = (self.ridge == 0.0) & rows.free
+        if (np.abs(c[pinned]) > _BALANCE * scale).any():
+            return -math.inf
+        held = self.ridge > 0.0
+        value = float(mass @ least) + least_rest - price
+        value -= 0.5 * float((c[held] ** 2 / self.ridge[held]).sum())
+        # Rounding, outwards: of the sums, and of a balance that is not exact.
+        sums = float(mass @ (np.abs(least) + np.abs(s * rows.y))) + abs(price)
+        drift = 2.0 * float(np.abs(c[pinned]) @ np.abs(state.z[pinned]))
+        return value - 4e-16 * sums - drift
+
+
+def _total(parts: Sequence[Part]) -> np.ndarray:
+    """The density of a sum of kinks."""
+    return np.sum([part.density for part in parts], axis=0)
+
+
+def _within(
+    old: np.ndarray, new: np.ndarray, low: Any, high: Any, rate: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clipped values, and rates of 0 where they were clipped."""
+    out = (new < low) | (new > high)
+    return np.clip(new, low, high), np.where(out, 0.0, rate)
+
+
+def _stepped(part: Part, rise: np.ndarray, dp: np.ndarray) -> Part:
+    """A density after a step, clipped; what was clipped no longer responds."""
+    new = part.density + part.steep * rise + dp @ part.cross
+    out = (new < 0.0) | (new > part.cap)
+    return part._replace(
+        density=np.clip(new, 0.0, part.cap),
+        steep=np.where(out, 0.0, part.steep),
+        cross=np.where(out, 0.0, part.cross),
+    )

@@ -1,0 +1,178 @@
+r"""Smooth losses under order-2 Wasserstein, for many rows.
+
+.. math:: \min_{z, \sigma}\; \frac{r^2 n^2(z)}{4\sigma} + \sum_i w_i\,G_i(u_i, \sigma)
+          + \tfrac12 z^\top R z, \qquad G(u, \sigma) = \max_p\; p u + p^2\sigma - \ell^*(p)
+
+with n²(z) = sum_j cost_j z_j² + offset; at a fixed penalty lambda, sigma is n²/(4 lambda) and the
+first term is gone. Slopes p with E p x = c give, whatever z is,
+
+.. math:: E\,\inf_f(\ell(f) - p f) + c'z + r\sqrt{E p^2}\;n(z) + \tfrac12 z^\top R z ,
+
+whose minimum over z is a lower bound: slopes are moved until c is what it is at the optimum, a
+share of -cost z that the ball holds and -R z.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from drojko.losses import Loss
+from drojko.minimax.many_rows import Rest, RowSums, from_plain, line
+from drojko.minimax.transport.jets import jet, kink_free
+from drojko.rows import Rows
+
+__all__ = ["Transported"]
+
+_BLOCK = 1 << 14  # rows whose work arrays stay in cache
+
+
+class Transported:
+    """The objective; of radius > 0 and penalty exactly one is given. ``cost`` is that of z."""
+
+    positive: tuple[int, ...]
+
+    def __init__(
+        self,
+        rows: Rows,
+        loss: Loss,
+        inverse_cost: np.ndarray,
+        *,
+        radius: float | None = None,
+        penalty: float | None = None,
+        alpha: float = 0.0,
+        offset: float = 0.0,
+    ):
+        self.rows, self.loss, self.offset = rows, loss, offset
+        self.radius, self.penalty, self.alpha = radius or 0.0, penalty or math.inf, alpha
+        self.inverse_cost, self.budget = inverse_cost, self.radius**2
+        self.priced = penalty is not None
+        self.cost, self.ridge = np.zeros(rows.size), np.zeros(rows.size)
+        self.cost[: rows.d] = np.where(rows.dead, 0.0, inverse_cost / rows.scale**2)
+        self.ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / rows.scale**2)
+        self.positive = () if self.priced else (0,)
+
+    def sample(self, index: np.ndarray, weights: np.ndarray) -> Transported:
+        """The same problem on some rows."""
+        form = {"penalty": self.penalty} if self.priced else {"radius": self.radius}
+        some = self.rows.take(index, weights)
+        return Transported(
+            some, self.loss, self.inverse_cost, **form, alpha=self.alpha, offset=self.offset
+        )
+
+    def start(self) -> tuple[np.ndarray, np.ndarray]:
+        """The model of least mean loss, roughly, no steeper than kinks allow."""
+        z, u = from_plain(self.rows, self.loss, self.ridge)
+        if self.priced:
+            while not kink_free(self.loss, 2.0 * self._sigma(z, z[:0])):
+                z = 0.5 * z
+            return z, z[:0]
+        slope = line(self.loss, u, self.rows.y)[1]
+        sigma = 0.5 * self.radius * math.sqrt(self._square(z) / float(self.rows.w @ slope**2))
+        while not kink_free(self.loss, 2.0 * sigma):
+            sigma *= 0.5
+        return z, np.array([sigma])
+
+    def settled(self, u: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Sigma as it is."""
+        return p
+
+    def levels(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Sigma."""
+        return p if p.size else np.array([self._sigma(z, p)])
+
+    def at(
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
+    ) -> RowSums | None:
+        """Sums of G, block by block; ``spent`` is E p²."""
+        sigma, n = float(levels[0]), len(u)
+        if not (sigma > 0.0 and kink_free(self.loss, sigma) and np.isfinite(u).all()):
+            return None
+        slope, root = np.empty(n), np.empty(n)
+        bend = np.empty(n) if second else slope
+        value = worth = spent = 0.0
+        for start in range(0, n, _BLOCK):
+            part = slice(start, min(start + _BLOCK, n))
+            last = None if near is None else near[part]
+            G, p, bends, root[part] = worst(self.loss, u[part], y[part], sigma, last)
+            bend[part], slope[part] = bends, p
+            value += float(w[part] @ G)
+            spent += float(w[part] @ (p * p))
+            worth += float(w[part] @ (G - (u[part] + sigma * p) * p))
+        first = RowSums(value, w * slope, np.array([spent]), worth, spent, 1.0, root)
+        if not second:
+            return first
+        huu = w * bend
+        hup = 2.0 * slope * huu
+        hpp = np.array([[2.0 * float(hup @ slope)]])
+        return replace(first, huu=huu, hup=hup[:, None], hpp=hpp)
+
+    def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
+        """Ball and ridge; of a penalty, what sigma passes on to z."""
+        value = 0.5 * float(self.ridge @ z**2)
+        rate = 0.5 * sums.spent / self.penalty if self.priced else 0.5 * self.budget / p[0]
+        gz = (rate * self.cost + self.ridge) * z
+        Hz = np.diag(rate * self.cost + self.ridge)
+        if self.priced:
+            pull = 0.5 / self.penalty * self.cost * z
+            if sums.hup is not None:
+                across = np.outer(self.rows.sum(sums.hup[:, 0]), pull)
+                Hz += across + across.T + sums.hpp[0, 0] * np.outer(pull, pull)
+            return Rest(value, gz, np.zeros(0), Hz)
+        sigma, square = float(p[0]), self._square(z)
+        value += 0.25 * self.budget * square / sigma
+        gp = np.array([-0.25 * self.budget * square / sigma**2])
+        Hzp = (-rate / sigma * self.cost * z)[:, None]
+        return Rest(value, gz, gp, Hz, Hzp, 0.5 * self.budget * square / sigma**3)
+
+    def _sigma(self, z: np.ndarray, p: np.ndarray) -> float:
+        return 0.25 * self._square(z) / self.penalty if self.priced else float(p[0])
+
+    def _square(self, z: np.ndarray) -> float:
+        return float(self.cost @ (z * z)) + self.offset
+
+    def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
+        """Minimum over z of worth + c'z + what the adversary adds + ridge."""
+        movable = self.cost > 0.0
+        if self.priced:
+            curve = 0.5 * sums.spent / self.penalty * self.cost + self.ridge
+            held = curve > 0.0
+            left = 0.5 * float((c[held] ** 2 / curve[held]).sum())
+            return sums.worth - left + 0.25 * self.offset * sums.spent / self.penalty
+        ball = np.where(movable, c + self.ridge * z, 0.0)  # the ridge holds the rest
+        norm = float((ball[movable] ** 2 / self.cost[movable]).sum())
+        strength = self.budget * sums.spent
+        # Slope 0 for a share of the mass where the ball is held too loosely.
+        keep = min(1.0, strength / norm * (1.0 - 1e-15)) if norm > 0.0 else 1.0
+        spare = max(keep * strength - keep**2 * norm, 0.0)
+        left = 0.5 * keep**2 * float(self.ridge @ z**2)
+        return keep * sums.worth - left + math.sqrt(spare * self.offset)
+
+    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
+        """The price of a unit of cost, and the mean cost of the worst case."""
+        sigma, square = self._sigma(z, p), self._square(z)
+        cost = 4.0 * sigma**2 * sums.spent / square if square > 0.0 else 0.0
+        return {"penalty": 0.25 * square / sigma, "transport_cost": cost}
+
+
+def worst(
+    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """G, its slope p and curvature in u, and what the next call may start ``near``.
+
+    The other derivatives follow: p² in sigma, and 2 p and 4 p² times the curvature.
+    """
+    nearby = getattr(loss, "worst_near", None)
+    if nearby is not None:
+        return nearby(u, y, sigma, near)
+    at = jet(loss, u, y, sigma, 0.0)
+    return at.value, np.asarray(at.u), np.asarray(at.uu), u

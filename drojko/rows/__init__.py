@@ -1,0 +1,5 @@
+"""Rows of data in standardised coordinates, and sums over them."""
+
+from drojko.rows.rows import Rows
+
+__all__ = ["Rows"]
