@@ -42,7 +42,6 @@ def built(tmp_path):
 # Arrows ------------------------------------------------------------------------------------------
 
 
-@not_yet
 def test_no_files_import_one_another(house):
     assert house.circles() == []
 
@@ -52,7 +51,6 @@ def test_no_folders_of_a_room_know_one_another(house):
     assert house.folder_circles() == []
 
 
-@not_yet
 def test_no_import_leads_up(house):
     assert house.arrows_up() == []
 
@@ -125,7 +123,6 @@ def test_losses_are_asked_what_they_know_not_what_they_are(house):
     assert len(asks) <= 12, "\n".join(map(str, asks))
 
 
-@not_yet
 def test_sets_are_asked_what_they_know_not_what_they_are(house):
     asks = house.set_asks()
     assert len(asks) <= 20, "\n".join(map(str, asks))
@@ -204,7 +201,6 @@ UNSAID = {  # each is a debt: say it and take the name away
     "drojko.make_robust_scorer",
     "drojko.ambiguity.Curve",
     "drojko.flows.FlowStep",
-    "drojko.flows.MapState",
     "drojko.flows.SemiDualStep",
     "drojko.inner.Adversary",
     "drojko.inner.BallSolution",
@@ -219,9 +215,6 @@ UNSAID = {  # each is a debt: say it and take the name away
     "drojko.losses.Huber",
     "drojko.losses.Quantile",
     "drojko.measures.has_atoms",
-    "drojko.problems.Ball",
-    "drojko.problems.Box",
-    "drojko.problems.DecisionWorstCase",
     "drojko.transport.Probes",
     "drojko.flows.functionals.Energy",
     "drojko.flows.tasks.ornstein_uhlenbeck",
