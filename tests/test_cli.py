@@ -218,7 +218,7 @@ def test_scales_that_differ_are_remarked_on(invoke, tables):
     ],
 )
 def test_the_task_is_read_off_the_target(values, task):
-    from drojko._tables import task_of
+    from drojko._commands.tables import task_of
 
     assert task_of(pd.Series(values)) == task
 
@@ -273,7 +273,7 @@ def test_bench_without_a_checkout_says_where_benchmarks_are(invoke, monkeypatch,
 
 
 def test_demo_prints_both_models_and_saves_a_picture(invoke, tmp_path):
-    from drojko._demo import RADII
+    from drojko._commands.demo import RADII
 
     result = invoke("demo", "--out", "picture.png")
     assert result.exit_code == 0, result.output

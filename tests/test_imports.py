@@ -244,9 +244,10 @@ FLOORS = [
     {"minimax"},
     {"approaches"},
     {"estimators"},
-    {"auditing"},
     {"displays"},
+    {"auditing"},
     {"problems", "baselines"},
+    {"_commands"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

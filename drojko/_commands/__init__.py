@@ -1,0 +1,1 @@
+"""What the command line runs: tables read from files, and the demonstration."""
