@@ -228,7 +228,7 @@ def test_what_is_missing_is_named(table):
             "SmoothHinge has no `pieces`, which order=1 with a finite label_cost needs",
         ),
         (lambda: ConvexDRORegressor(KL(0.1), loss=LogCosh()).fit(X, target), "no `conic`"),
-        (lambda: LogCosh().shift(torch.ones(1), torch.ones(1), 1.0), "LogCosh has no `_shift`"),
+        (lambda: LogCosh().shift(torch.ones(1), torch.ones(1), 0.4), "LogCosh has no `worst_jet`"),
         (lambda: LogCosh().tilt(np.ones(1), np.ones(1), 1.0, 1.0), "no `_tilt`, which .*Sinkhorn"),
     ]
     for call, message in cases:
