@@ -199,22 +199,7 @@ PUBLIC = public()
 SECTION = re.compile(r"^ *(Parameters|Attributes|Returns)\n *-+$", re.MULTILINE)
 
 
-UNSAID = {  # each is a debt: say it and take the name away
-    "drojko.make_robust_scorer",
-    "drojko.ambiguity.Curve",
-    "drojko.ambiguity.DensityRatioSet",
-    "drojko.losses.CallableLoss",
-    "drojko.losses.Huber",
-    "drojko.losses.Quantile",
-    "drojko.problems.Ball",
-    "drojko.problems.Box",
-    "drojko.problems.DecisionWorstCase",
-}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[not_yet] * (name in UNSAID)) for name in PUBLIC]
-)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_say_what_they_take_and_hold(name):
     value = PUBLIC[name]
     text = value.__doc__ or ""
