@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import softplus
 
+import drojko
 from drojko import DROClassifier, DRORegressor, audit
 from drojko.ambiguity import (
     KL,
@@ -289,7 +290,7 @@ def test_generic_bounds_hold(loss, seed):
     np.testing.assert_allclose(moved, far - fall, atol=1e-7)
 
 
-def test_a_clone_keeps_the_loss(table):
+def test_a_clone_keeps_the_loss(table, tmp_path):
     X, target, _, _ = table
     model = DRORegressor(KL(0.1), loss=LogCosh(), reference="empirical")
     twin = clone(model)
@@ -297,5 +298,8 @@ def test_a_clone_keeps_the_loss(table):
     assert repr(twin.loss) == "LogCosh()"
     assert "loss=LogCosh()" in repr(model)
     np.testing.assert_array_equal(model.fit(X, target).coef_, twin.fit(X, target).coef_)
-    with pytest.raises(UnsupportedError, match="LogCosh"):
-        model.save("never.drojko")
+    model.save(tmp_path / "own.drojko")
+    with pytest.raises(InvalidDataError, match="LogCosh"):
+        drojko.load(tmp_path / "own.drojko")
+    again = drojko.load(tmp_path / "own.drojko", trusted=[LogCosh])
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
