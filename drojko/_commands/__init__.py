@@ -1,1 +1,0 @@
-"""What the command line runs: tables read from files, and the demonstration."""
