@@ -23,6 +23,7 @@ __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
 _NEAR = 8  # steps from a nearby worst case
 
+
 class Logistic(Loss):
     r"""Binary logistic loss :math:`\log(1 + e^{-s f})`, ``s = 2 y - 1``.
 

@@ -66,7 +66,13 @@ class Transported:
         return p if p.size else np.array([self._sigma(z, p)])
 
     def at(
-        self, y: np.ndarray, w: np.ndarray, u: np.ndarray, levels: np.ndarray, near: Any, second: bool
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
     ) -> RowSums | None:
         """Sums of G, block by block; ``spent`` is E p²."""
         sigma, n = float(levels[0]), len(u)
