@@ -70,12 +70,8 @@ def task_of(y: Any) -> str:
     Examples
     --------
     >>> import pandas as pd
-    <<<<<<<< HEAD:drojko/_commands/tables.py
-    >>> from drojko._commands.tables import task_of
-    ========
-    >>> from drojko._cli.tables import task_of
-    >>>>>>>> check:drojko/_cli/tables.py
-    >>> task_of(pd.Series([0, 1, 1, 0])), task_of(pd.Series([0.5, 1.0, 1.5]))
+        >>> from drojko._cli.tables import task_of
+        >>> task_of(pd.Series([0, 1, 1, 0])), task_of(pd.Series([0.5, 1.0, 1.5]))
     ('classification', 'regression')
     """
     import pandas as pd
