@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from drojko._version import __version__
+from drojko import __version__
 
 if TYPE_CHECKING:
     from drojko.certificates import Certificate
