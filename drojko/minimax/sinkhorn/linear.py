@@ -339,18 +339,18 @@ class _Problem:
             penalty=self.penalty, guess=guess,
         )  # fmt: skip
 
-    def spending(self, u: np.ndarray, s: float, guess: float | None) -> float:
-        """The multiplier that spends the radius at predictions u and noise s."""
+    def spending(self, u: np.ndarray, s: float, guess: float | None) -> tuple[float, Tilted]:
+        """The multiplier that spends the radius at predictions u and noise s; the laws there."""
         square = 2.0 * s * s / self.epsilon
         radius = float(self.radius or 0.0)
-        return _multiplier(self.data, u, s, square, self.epsilon, radius, guess)[0]
+        return _multiplier(self.data, u, s, square, self.epsilon, radius, guess)
 
     def multiplier(self, z: np.ndarray, guess: float | None, ground: Ground) -> float:
         """The multiplier at z: that of the radius, the penalty, or 0 where nothing is tilted."""
         if not self.radius:
             return self.penalty or 0.0
         s = math.sqrt(0.5 * self.epsilon * ground.square(z))
-        return self.spending(self.rows.predict(z), s, guess or None)
+        return self.spending(self.rows.predict(z), s, guess or None)[0]
 
 
 class _Found:
@@ -385,7 +385,7 @@ class _Found:
         if self.proven(tol):
             return
         for _ in range(4):
-            if state.decrement <= 1e-22 * abs(state.value) or state.stalled >= 3:
+            if state.decrement <= 1e-15 * abs(state.value) or state.stalled >= 3:
                 break
             state = solver.step(state)
         problem, need = self.problem, self.objective * (1.0 - 0.5 * tol)
