@@ -42,12 +42,10 @@ def built(tmp_path):
 # Arrows ------------------------------------------------------------------------------------------
 
 
-@not_yet
 def test_no_files_import_one_another(house):
     assert house.circles() == []
 
 
-@not_yet
 def test_no_folders_of_a_room_know_one_another(house):
     assert house.folder_circles() == []
 
@@ -125,7 +123,6 @@ def test_losses_are_asked_what_they_know_not_what_they_are(house):
     assert len(asks) <= 12, "\n".join(map(str, asks))
 
 
-@not_yet
 def test_sets_are_asked_what_they_know_not_what_they_are(house):
     asks = house.set_asks()
     assert len(asks) <= 20, "\n".join(map(str, asks))
@@ -203,29 +200,12 @@ SECTION = re.compile(r"^ *(Parameters|Attributes|Returns)\n *-+$", re.MULTILINE)
 UNSAID = {  # each is a debt: say it and take the name away
     "drojko.make_robust_scorer",
     "drojko.ambiguity.Curve",
-    "drojko.flows.FlowStep",
-    "drojko.flows.MapState",
-    "drojko.flows.SemiDualStep",
-    "drojko.inner.Adversary",
-    "drojko.inner.BallSolution",
-    "drojko.inner.Batch",
-    "drojko.inner.Coordinates",
-    "drojko.inner.Moved",
-    "drojko.inner.Objective",
-    "drojko.inner.SemiDualWorstCase",
-    "drojko.inner.TransportedWorstCase",
-    "drojko.inner.get_inner",
     "drojko.losses.CallableLoss",
     "drojko.losses.Huber",
     "drojko.losses.Quantile",
-    "drojko.measures.has_atoms",
     "drojko.problems.Ball",
     "drojko.problems.Box",
     "drojko.problems.DecisionWorstCase",
-    "drojko.transport.Probes",
-    "drojko.flows.functionals.Energy",
-    "drojko.flows.tasks.ornstein_uhlenbeck",
-    "drojko.flows.tasks.porous_medium",
 }
 
 

@@ -198,6 +198,9 @@ class Absolute(Quantile):
         self.slopes = (-1.0, 1.0)
         self.lipschitz = 1.0
 
+    def __repr__(self) -> str:
+        return "Absolute()"
+
 
 class Huber(Loss):
     r"""Huber loss: ``r²/2`` for ``|r| <= delta``, else ``delta |r| - delta²/2``, r = f - y.

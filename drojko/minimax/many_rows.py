@@ -186,11 +186,14 @@ class ManyRows:
     def __init__(self, objective: Any, tol: float, carriers: np.ndarray | None = None):
         self.objective, self.tol, self.carriers = objective, tol, carriers
         self.rows: Rows = objective.rows
-        self.few = None if carriers is None else self.rows.take(carriers)
+        self.few = self.rows if carriers is None else self.rows.take(carriers)
 
-    def init(self, problem: tuple[np.ndarray, np.ndarray, Any]) -> State | None:
+    def init(self, problem: State) -> State:
+        """The state that `begin` gave."""
+        return problem
+
+    def begin(self, z: np.ndarray, p: np.ndarray, metric: Any = None) -> State | None:
         """State at (z, p) with a metric (None: the Hessian); None where it is not defined."""
-        z, p, metric = problem
         u = self.rows.predict(z)
         sums = self._sums(z, p, u, None)
         if self.carriers is not None and (
@@ -266,6 +269,8 @@ class ManyRows:
         y, w, u, near = self.rows.y[index], self.rows.w[index], s.u[index], s.sums.near[index]
         levels, size = o.levels(s.z, s.p), self.rows.size
         own = new = o.at(y, w, u, levels, near, True)
+        if own is None or new is None:
+            return -math.inf
         factor = _factorised(few, _hessian(few, own, None, k))
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
@@ -411,7 +416,7 @@ def fit_many(
         if solved is None:
             return None
         solver = ManyRows(objective, goal, np.unique(index))
-        first = solver.init((solved.z, solved.p, solved.metric))
+        first = solver.begin(solved.z, solved.p, solved.metric)
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
@@ -456,7 +461,7 @@ def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, np.ndarray
 def _newton(some: Any, point: Any, tol: float, most: int = 30) -> State | None:
     """The solution of a sample by Newton's method, or None."""
     solver = ManyRows(some, tol)
-    first = solver.init((*point, None))
+    first = solver.begin(*point)
     if first is None or not solver.finite(first):
         return None
     if solver.terminate(first) is not None:
@@ -507,4 +512,4 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.w @ rows.y)
     state = _newton(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=8)
-    return state.z, state.u
+    return (z, rows.predict(z)) if state is None else (state.z, state.u)

@@ -30,7 +30,7 @@ from drojko.minimax.row_objective import (
 
 __all__ = ["Newton", "Start", "State", "fit", "solve_symmetric"]
 
-_LARGE, _SAMPLE = 8_000, 2_000  # rows from which on a sample is solved first, and its size
+_LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 _CONSTANT = (
@@ -55,6 +55,7 @@ class State(Iterate):
     usual: float = 0.3  # by which it falls after a stage of ordinary length
     returns: int = 0  # to a larger mu
     stuck: int = 0
+    next_bound: int = 0  # iteration from which on bounds are worth another try
     ended: Status | None = None
     unbounded: str | None = None
 
@@ -89,7 +90,7 @@ class Newton:
             u = o.rows.predict(z)
             p = o.restart(u, p, mu) if problem.p is None else problem.p
         p, terms = self._evaluate(z, p, u, mu, {})
-        state = State(z, p, u, mu, terms)
+        state = State(z, p, u, mu, terms, factor=o.cooling, usual=o.cooling)
         row = o.record(state)
         return replace(state, upper=row["robust_risk"], best_z=z, best_p=p, row=row)
 
@@ -138,6 +139,10 @@ class Newton:
         """One joint step, bounds where they can decide, and the next mu where a stage ends."""
         if state.ended is not None:
             return state
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
+            return self._step(state)
+
+    def _step(self, state: State) -> State:
         state = replace(state, iteration=state.iteration + 1, stage=state.stage + 1)
         new, t = self._move(state)
         row = self.objective.record(new)
@@ -167,7 +172,7 @@ class Newton:
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
             new = o.terms(z, p, u, st.mu, st.duals, second=k > 0)
-            if not new.value <= goal and k and not new.finite:
+            if k and not new.finite and trial < 4:
                 base = p if new.finite else o.restart(u, st.p, st.mu)
                 base = o.tidy(z, u, base, st.mu, refused=True)
                 p, new = self._settle(z, base, u, st.mu, st.duals, 2)
@@ -181,7 +186,7 @@ class Newton:
         # Duals far from the path mislead: after short steps they start afresh from the primal ones.
         duals = (
             {}
-            if t < 0.1
+            if t < 0.01
             else {
                 name: record.moved(new.records[name], t) for name, record in terms.records.items()
             }
@@ -223,11 +228,14 @@ class Newton:
         bias = min(max(o.bias(st), excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
-        decisive = bias <= 1.2 * tol * size or st.mu <= ROUNDING * o.unit
-        if ready and (decisive or st.iteration % 20 == 0 or st.stuck):
-            st = self.bounded(st)
+        decisive = bias <= 2.0 * tol * size or st.mu <= ROUNDING * o.unit
+        decisive = decisive and st.decrement <= max(tol * size, settled)
+        if st.iteration >= st.next_bound and (decisive or st.stuck):
+            before, st = st.lower, self.bounded(st)
             if st.ended is not None:
                 return st
+            wait = 1 if st.lower > before else 3
+            st = replace(st, next_bound=st.iteration + wait)
         early = (st.stage >= _LONG or (st.stuck > 0 and st.decrement > settled)) and st.returns < 6
         if early:
             # Cooled too fast: back to where the path is wide, and gently from there.
@@ -373,7 +381,7 @@ def _from_sample(objective: Any, limits: Limits) -> Start | None:
     if first.ended is not None:
         return None
     end = run(solver, first, max_iter=100, max_time=limits.time_left).state
-    return Start(end.best_z, None, 1e-3 * max(abs(end.upper) / some.unit, 1e-9))
+    return Start(end.best_z, None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
 
 
 def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -91,12 +91,15 @@ class RowObjective(Protocol):
         Entries of p that must stay positive.
     first_smoothing : float
         mu at the start over ``unit``; a smooth objective may start at its last one.
+    cooling : float
+        By which mu falls after a stage of ordinary length.
     """
 
     rows: Rows
     unit: float
     positive: tuple[int, ...]
     first_smoothing: float
+    cooling: float
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The first point, for instance the best constant model; sets ``unit``."""

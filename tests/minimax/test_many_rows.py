@@ -146,7 +146,7 @@ def test_bounds_hold_wherever_they_are_taken(kind, objective):
         problem.sample(index, weights), problem.sample(index, weights).start(), 1e-3
     )
     solver = ManyRows(problem, TOL, np.unique(index))
-    state = solver.init((some.z, some.p, some.metric))
+    state = solver.begin(some.z, some.p, some.metric)
     bounds = []
     for _ in range(8):
         bounds.append(solver._lower(state))

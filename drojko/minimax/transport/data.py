@@ -14,6 +14,7 @@ from drojko.rows import Rows
 
 __all__ = ["Ground", "RidgeData"]
 
+
 @dataclass(frozen=True)
 class RidgeData:
     r"""Weighted points, a transport cost and a scalar loss :math:`\ell(\theta'x + b, y)`.
