@@ -110,8 +110,10 @@ class Reweighted:
             move = np.zeros(rows.size)
             move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
             new = self.loss.smoothed(rows.predict(z + move), y, mu)
-            rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
-            if not float(w @ (new.value - jet.value)) + rise < 0.0:
+            with np.errstate(over="ignore", invalid="ignore"):  # a step without curvature is wild
+                rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
+                change = float(w @ (new.value - jet.value)) + rise
+            if not change < 0.0:
                 break
             z, jet = z + move, new
         return z
