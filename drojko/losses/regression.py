@@ -88,6 +88,11 @@ class Quantile(Loss):
 
     Worst case: the larger of the two lines, each raised by slope²/(4κ).
 
+    Parameters
+    ----------
+    q : float, default=0.5
+        Level, strictly between 0 and 1.
+
     Examples
     --------
     >>> Quantile(q=0.9).value(torch.tensor([0.0, 0.0]), torch.tensor([1.0, -1.0]))
@@ -207,6 +212,11 @@ class Huber(Loss):
 
     Worst case: moving outwards by r/(2κ-1) while that stays inside delta, otherwise by delta/(2κ).
     For κ ≤ 1/2 every residual is moved past delta.
+
+    Parameters
+    ----------
+    delta : float, default=1.35
+        Where the parabola ends, in the units of y; positive.
 
     Examples
     --------
