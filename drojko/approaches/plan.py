@@ -48,16 +48,19 @@ class Plan:
     atoms: tuple[Tensor, Tensor, Tensor] | None = None  # all points of an empirical reference
 
     @property
+    def _known(self) -> bool:
+        """Whether the exact linear solver knows the worst cases of the loss, with derivatives."""
+        return self.loss.scalar and self.loss.has_worst_case and self.loss.has_worst_jet
+
+    @property
     def ridge(self) -> bool:
         """Whether the exact linear solver applies (for a linear model)."""
-        known = self.loss.scalar and self.loss.has_worst_case
-        return known and not self.cost.bounded and not self.cost.swaps
+        return self._known and not self.cost.bounded and not self.cost.swaps
 
     @property
     def relaxes(self) -> bool:
         """Whether the exact linear solver applies once bounds and swaps are left out."""
-        known = self.loss.scalar and self.loss.has_worst_case
-        return known and (self.cost.bounded or self.cost.swaps)
+        return self._known and (self.cost.bounded or self.cost.swaps)
 
     @property
     def classes(self) -> bool:
