@@ -218,7 +218,7 @@ def test_scales_that_differ_are_remarked_on(invoke, tables):
     ],
 )
 def test_the_task_is_read_off_the_target(values, task):
-    from drojko._tables import task_of
+    from drojko._cli.tables import task_of
 
     assert task_of(pd.Series(values)) == task
 
@@ -262,7 +262,9 @@ def test_bench_hands_the_exit_code_on(invoke):
 
 
 def test_bench_without_a_checkout_says_where_benchmarks_are(invoke, monkeypatch, tmp_path):
-    monkeypatch.setattr("drojko._cli.__file__", str(tmp_path / "site" / "drojko" / "_cli.py"))
+    monkeypatch.setattr(
+        "drojko._cli.__file__", str(tmp_path / "site" / "drojko" / "_cli" / "__init__.py")
+    )
     result = invoke("bench", "linear")
     assert result.exit_code == 1
     assert "come with the source" in result.output
@@ -273,7 +275,7 @@ def test_bench_without_a_checkout_says_where_benchmarks_are(invoke, monkeypatch,
 
 
 def test_demo_prints_both_models_and_saves_a_picture(invoke, tmp_path):
-    from drojko._demo import RADII
+    from drojko._cli.demo import RADII
 
     result = invoke("demo", "--out", "picture.png")
     assert result.exit_code == 0, result.output

@@ -24,6 +24,16 @@ def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
     whatever set each candidate was trained for. `drojko.select_radius` does the search at less
     cost. A `Group` set needs ``groups``: route them, with ``set_score_request(groups=True)``.
 
+    Parameters
+    ----------
+    ambiguity : AmbiguitySet
+        The set that every candidate is scored in.
+
+    Returns
+    -------
+    scorer : callable
+        For ``scoring=``; can be pickled.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris

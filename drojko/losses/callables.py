@@ -16,6 +16,14 @@ __all__ = ["CallableLoss"]
 class CallableLoss(Loss):
     """A user's ``loss(prediction, y) -> (n,)``; derivatives by autograd, no proven bounds.
 
+    Parameters
+    ----------
+    fn : callable
+        On tensors: predictions of shape (n,) or (n, K) and labels, to a loss per row.
+    task : {"classification", "regression"}
+    scalar : bool
+        Whether predictions have shape (n,).
+
     Examples
     --------
     >>> loss = CallableLoss(lambda f, y: (f - y) ** 4, task="regression")

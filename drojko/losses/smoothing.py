@@ -26,9 +26,9 @@ class Kink:
 
     Examples
     --------
-    >>> kink = Kink.at(np.array([-1.0, 0.0, 2.0]), 1e-3)
-    >>> kink.value.round(4), kink.slope.round(4)
-    (array([0.   , 0.001, 2.   ]), array([0. , 0.5, 1. ]))
+    >>> kink = Kink.at(np.array([-1.0, 0.0, 2.0]), 0.1)
+    >>> kink.value.round(3), kink.slope.round(3)
+    (array([0.01 , 0.1  , 2.005]), array([0.01 , 0.5  , 0.998]))
     """
 
     x: np.ndarray

@@ -40,7 +40,12 @@ def _range(name: str, lower: Any, upper: Any, n: int) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True, eq=False)
 class Box(Constraint):
-    r"""Decisions with :math:`l \le \theta \le u`; None or infinity: no bound.
+    r"""Decisions with :math:`l \le \theta \le u`.
+
+    Parameters
+    ----------
+    lower, upper : float or array, default=None
+        In the units of the decision; None or infinity: no bound.
 
     Examples
     --------
@@ -121,7 +126,13 @@ class Simplex(Constraint):
 
 @dataclass(frozen=True, eq=False)
 class Ball(Constraint):
-    r"""Decisions with :math:`\|\theta - c\|_2 \le \mathrm{radius}`; c is 0 by default.
+    r"""Decisions with :math:`\|\theta - c\|_2 \le \mathrm{radius}`.
+
+    Parameters
+    ----------
+    radius : float
+        Positive, in the units of the decision.
+    centre : float or array, default=0.0
 
     Examples
     --------

@@ -17,7 +17,12 @@ __all__ = ["DecisionWorstCase"]
 
 @dataclass(frozen=True, repr=False)
 class DecisionWorstCase:
-    """The worst-case distribution of z for a decision; ``labelled`` is the same with labels 0.
+    """The worst-case distribution of z for a decision.
+
+    Parameters
+    ----------
+    labelled : WorstCase
+        The same with the label 0 at every row.
 
     Examples
     --------

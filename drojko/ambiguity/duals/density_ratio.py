@@ -35,6 +35,13 @@ class DensityRatioSet(AmbiguitySet):
     them by scalar equations (`drojko.ambiguity.duals.conjugate`); the sets of this package have
     faster ones of their own.
 
+    Parameters
+    ----------
+    radius : float, default=None
+        Bound of D(P, P0).
+    penalty : float, default=None
+        Price of one unit of D, in the units of the loss; exactly one of the two is given.
+
     Examples
     --------
     A set of one's own, here the Kullback-Leibler ball once more:

@@ -69,8 +69,13 @@ class Curve(Dual):
     .. math:: \nabla^2 V = \mathrm{diag}(\mathrm{diagonal})
               + \mathrm{columns}\; \mathrm{core}\; \mathrm{columns}^\top
 
-    positive semidefinite, of shapes (n,), (n, m) and (m, m); the gradient is weights * ratio.
-    ``exact`` is the value without smoothing where it came out on the way, NaN otherwise.
+    positive semidefinite; the gradient is weights * ratio.
+
+    Attributes
+    ----------
+    diagonal, columns, core : ndarrays of shapes (n,), (n, m) and (m, m)
+    exact : float
+        The value without smoothing where it came out on the way, NaN otherwise.
     """
 
     diagonal: np.ndarray = field(default_factory=lambda: np.empty(0))

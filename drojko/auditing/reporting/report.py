@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, top_moves
 from drojko.auditing.reporting.page import render
 from drojko.certificates import Certificate
+from drojko.displays.robustness_curve import RobustnessCurveDisplay
 from drojko.exceptions import InvalidDataError
 from drojko.inner.worst_case import WorstCase
 
@@ -182,11 +182,9 @@ class AuditReport:
 
     # -- pictures ----------------------------------------------------------------------------
 
-    def plot(self, ax: Axes | None = None, **settings: Any) -> Any:
-        """Draw the curves over the radii; returns the `RobustnessCurveDisplay`."""
-        # Pictures live a floor above: they are asked for by name, when something is drawn.
-        displays = import_module("drojko.displays")
-        return displays.RobustnessCurveDisplay.from_report(self, ax=ax, **settings)
+    def plot(self, ax: Axes | None = None, **settings: Any) -> RobustnessCurveDisplay:
+        """Draw the curves over the radii."""
+        return RobustnessCurveDisplay.from_report(self, ax=ax, **settings)
 
     def to_html(self, path: Any) -> Path:
         """Write one self-contained HTML page and return its path."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.swaps import Swaps
 from drojko.inner.transport import linear_classes
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure, lipschitz_bound
-from drojko.inner.transport.swaps import Swaps
 from drojko.models import ACTIVATIONS, MLP
 
 __all__ = ["every_combination", "greedy", "lipschitz_upper", "search"]

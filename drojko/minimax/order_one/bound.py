@@ -36,7 +36,7 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
         Mean over the samples of the infimum of the loss.
     """
     cones = state.cones
-    if system.n_outputs > 1 or not system.cones or cones is None or not math.isfinite(least):
+    if system.n_outputs > 1 or not math.isfinite(least):
         return -math.inf
     excess = max(objective - least, 0.0)
     top = float(system.fixed_lam or 0.0)
@@ -47,8 +47,9 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
     gW, gb, glam, rest = _gradient(system, state, p, smooth)
     value = _lagrangian(system, state, p)
 
-    # Coefficients: inside the norm, or inside the ridge.
-    W, mutable, scale = state.W[0], system.mutable, system.scale * system.slope
+    # Coefficients: inside the norm where there is one, or inside the ridge.
+    normed = slice(None) if cones is not None else slice(0)
+    W, mutable, scale = state.W[0], system.mutable[normed], system.scale[normed] * system.slope
     order = _DUAL[system.q]
     value -= float(gW @ W) + float(np.linalg.norm(gW[mutable] / scale, ord=order)) * top
     reach = float(system.weight @ np.linalg.norm(system.X[:, mutable] / scale, ord=order, axis=1))
@@ -64,7 +65,7 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
         reach += size * spread
     if system.lam_free:
         value += min(glam * (top - state.lam), glam * (system.floor - state.lam))
-    if rest.size:
+    if cones is not None and rest.size:
         value -= float((np.abs(rest) * (top + np.abs(cones.u))).sum())
     if system.intercept and gb != 0.0:
         value -= abs(gb) * _intercept(system, float(state.b[0]), objective + reach * system.slope)
@@ -89,9 +90,11 @@ def _gradient(
         glam += float(system.weight @ (p * loss.prices).sum(axis=1))
     g = (system.weight[:, None] * loss.sign * g)[:, 0]
     gW = g @ system.X + system.decay * state.W[0]
-    dv, dlam, _ = cones.force()  # type: ignore[union-attr]
+    if cones is None:  # nothing moves
+        return gW, float(g.sum()), glam, np.zeros(0)
+    dv, dlam, _ = cones.force()
     gW[system.mutable] += dv[0] * system.scale * system.slope
-    return gW, float(g.sum()), glam + dlam, cones.rest()  # type: ignore[union-attr]
+    return gW, float(g.sum()), glam + dlam, cones.rest()
 
 
 def _lagrangian(system: System, state: State, p: np.ndarray) -> float:
@@ -105,7 +108,7 @@ def _lagrangian(system: System, state: State, p: np.ndarray) -> float:
             values = values - 0.5 * (p @ loss.slopes)[:, 0] ** 2
     total = float(system.weight @ values) + 0.5 * float((system.decay * state.W**2).sum())
     total += system.radius * state.lam if system.lam_free else 0.0
-    return total - cones.products()  # type: ignore[union-attr]
+    return total if cones is None else total - cones.products()
 
 
 def _intercept(system: System, b: float, most: float) -> float:

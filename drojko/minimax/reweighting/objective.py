@@ -102,20 +102,18 @@ class Reweighted:
         return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
 
     def _plain(self, z: np.ndarray, mu: float) -> np.ndarray:
-        """Two steps towards the least plain risk: where all losses are equal, no set has a say."""
+        """A step towards the least plain risk: where all losses are equal, no set has a say."""
         rows, w, y = self.rows, self.rows.w, self.rows.y
         jet = self.loss.smoothed(rows.predict(z), y, mu)
-        for _ in range(1):
-            hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
-            gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
-            move = np.zeros(rows.size)
-            move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+        hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
+        gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
+        move = np.zeros(rows.size)
+        move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+        with np.errstate(over="ignore", invalid="ignore"):  # where there is no curvature at all
             new = self.loss.smoothed(rows.predict(z + move), y, mu)
             rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
-            if not float(w @ (new.value - jet.value)) + rise < 0.0:
-                break
-            z, jet = z + move, new
-        return z
+            better = float(w @ (new.value - jet.value)) + rise < 0.0
+        return z + move if better else z
 
     def _constant(self) -> float:
         """Mean target where the loss has no bounded slopes, otherwise the quantile it asks for."""

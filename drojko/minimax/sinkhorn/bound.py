@@ -20,6 +20,7 @@ from collections.abc import Callable
 import numpy as np
 
 from drojko.exceptions import UnboundedRiskError
+from drojko.losses.tilts import Tilted
 from drojko.minimax.transport.bound import balance, pinned_columns
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.rows import Rows
@@ -36,7 +37,7 @@ def lower_bound(
     z: np.ndarray,
     lam: float,
     need: float,
-    multiplier: Callable[[np.ndarray, float, float], float],
+    spending: Callable[[np.ndarray, float, float], tuple[float, Tilted]],
     *,
     epsilon: float,
     radius: float | None,
@@ -44,16 +45,20 @@ def lower_bound(
 ) -> float:
     """Lower bound from tangents near z and the multiplier; 0 if nothing better was proven.
 
-    ``multiplier(u, s, guess)`` is the one that spends the radius at predictions u and noise s.
+    ``spending(u, s, guess)``: the multiplier that nearly spends the radius at predictions u and
+    noise s, and the tilted laws there.
     """
     kappa, pinned = math.sqrt(0.5 * epsilon), pinned_columns(rows, ground)
     w, u = rows.w, rows.predict(z)
     s, still, best = kappa * math.sqrt(ground.square(z)), not (radius or penalty), 0.0
     for _ in range(8):
         try:
-            lam = multiplier(u, s, lam) if radius else lam
-            eta = 0.0 if still else 1.0 / (epsilon * lam)
-            at = data.loss.tilt(u, data.y, s, eta)
+            if radius:
+                lam, at = spending(u, s, lam)
+                eta = 1.0 / (epsilon * lam)
+            else:
+                eta = 0.0 if still else 1.0 / (epsilon * lam)
+                at = data.loss.tilt(u, data.y, s, eta)
         except UnboundedRiskError:
             break
         mass = w

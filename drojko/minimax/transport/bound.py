@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from drojko.losses.jets import jet
 from drojko.minimax.transport.data import Ground, RidgeData, blocks
-from drojko.minimax.transport.jets import bend, jet
 from drojko.rows import Rows
 
 __all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
@@ -134,27 +134,22 @@ def balance(
     that makes all factors at most 1; None where no such factors in [0, 1] balance.
     """
     cols = np.flatnonzero(pinned)
+    B = np.ones((rows.n, cols.size))
+    for k, j in enumerate(cols[cols < rows.d]):
+        B[:, k] = (rows.X[:, j] - rows.mean[j]) / rows.scale[j]
     out = mass
     for _ in range(2):  # the second time takes the rounding of the first away
-        moment, residual = np.zeros((cols.size, cols.size)), np.zeros(cols.size)
-        for part in rows.blocks():
-            B, force = rows.block(part)[:, cols], out[:, part] * slope[:, part]
-            moment += (B * np.abs(force).sum(axis=0)[:, None]).T @ B
-            residual += force.sum(axis=0) @ B
+        force = out * slope
+        moment = (B * np.abs(force).sum(axis=0)[:, None]).T @ B
+        residual = force.sum(axis=0) @ B
         direction = np.linalg.lstsq(moment, -residual, rcond=1e-14)[0]
-        new, top = np.empty_like(out), 1.0
-        left, size = np.zeros(cols.size), np.zeros(cols.size)
-        for part in rows.blocks():
-            B, p = rows.block(part)[:, cols], slope[:, part]
-            factor = 1.0 + np.sign(p) * (B @ direction)
-            if not (factor >= 0).all():
-                return None
-            top = max(top, float(factor.max(initial=1.0)))
-            new[:, part] = out[:, part] * factor
-            force = new[:, part] * p
-            left += force.sum(axis=0) @ B
-            size += np.abs(force).sum(axis=0) @ np.abs(B)
-        out = np.where(slope != 0, new / top, out)
+        factor = 1.0 + np.sign(slope) * (B @ direction)
+        if not (factor[slope != 0] >= 0).all():
+            return None
+        top = max(1.0, float(factor.max(initial=1.0)))
+        out = np.where(slope != 0, out * factor / top, out)
+        force = out * slope
+        left, size = force.sum(axis=0) @ B, np.abs(force).sum(axis=0) @ np.abs(B)
     # An unsolvable balance (say, collinear columns) must not pass for a solved one.
     return out if (np.abs(left) <= 1e-13 * size + 1e-300).all() else None
 
@@ -177,7 +172,7 @@ def _of_means(
         if best >= need or step == 4:
             break
         want = -ground.ridge * z
-        S = spread if bend(data.loss) else float(w @ _most(data.loss, a, lo, hi))
+        S = spread if data.loss.conjugate_bend else float(w @ _most(data.loss, a, lo, hi))
         if ground.penalty is not None:
             want -= S / (2.0 * ground.penalty) * ground.cost * z
         elif ground.radius is not None and norm > 0.0:
@@ -201,7 +196,7 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
             return None
         a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)
     lo, hi = loss.domain(data.y)
-    square, k = a * a, bend(loss)
+    square, k = a * a, loss.conjugate_bend
     least = loss.least(a, data.y)
     c = rows.sum(w * a)
     c[pinned] = 0.0
@@ -215,7 +210,7 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
 
 def _most(loss, a: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     """The most that the second moment of a row's slopes can be, given their mean."""
-    if bend(loss) is None:
+    if loss.conjugate_bend is None:
         return a * a
     return (lo + hi) * a - lo * hi if np.isfinite(lo).all() else np.full_like(a, np.inf)
 

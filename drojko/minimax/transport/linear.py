@@ -24,13 +24,11 @@ import torch
 
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.losses import Squared
 from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import fit_many
 from drojko.minimax.row_objective import ROUNDING, relative_gap
 from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, RidgeData
-from drojko.minimax.transport.jets import kink_free
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.newton import Newton, State
 from drojko.minimax.transport.risk import RidgeRisk, ridge_robust_risk
@@ -189,7 +187,7 @@ def solve_ridge(
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
     ground = Ground.of(rows, data, settings.radius, settings.penalty, settings.alpha)
     problem = _Problem(rows, data, ground, settings)
-    if isinstance(data.loss, Squared):
+    if data.loss.quadratic:
         return _solve_squares(problem)
     return _solve_many(problem) or _solve(problem, warm_start)
 
@@ -253,7 +251,7 @@ class _Problem:
 def _solve_many(problem: _Problem) -> RidgeSolution | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
     data, settings = problem.data, problem.settings
-    if data.flips or not problem.ground.moves or not kink_free(data.loss, 0.0):
+    if data.flips or not problem.ground.moves or not data.loss.kink_free(0.0):
         return None
     model: dict[str, Any] = {}
 
@@ -291,7 +289,9 @@ def _solve(problem: _Problem, warm_start) -> RidgeSolution:
     elif _is_optimal(problem, start):
         outcome = None
     else:
-        size = max(start.value, 1e-6 * solver.rms_slope(start))
+        # A perfect fit still has slopes.
+        lip = data.loss.lipschitz or 1.0
+        size = max(start.value, 1e-6 * (lip if math.isfinite(lip) else 1.0))
         outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
         state = outcome.best_state
     return _finish(problem, solver, start, outcome, state)

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from drojko.losses import Loss
+from drojko.losses.jets import jet
 from drojko.minimax.many_rows import Rest, RowSums, from_plain, line
 from drojko.minimax.transport.data import Ground
-from drojko.minimax.transport.jets import jet, kink_free
 from drojko.rows import Rows
 
 __all__ = ["Transported"]
@@ -40,20 +40,20 @@ class Transported:
         self.penalty, self.budget = ground.penalty or math.inf, (ground.radius or 0.0) ** 2
         self.positive: tuple[int, ...] = () if self.priced else (0,)
 
-    def sample(self, index: np.ndarray, weights: np.ndarray) -> Transported:
+    def sample(self, rows: Rows) -> Transported:
         """The same problem on some rows."""
-        return Transported(self.rows.take(index, weights), self.loss, self.ground)
+        return Transported(rows, self.loss, self.ground)
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The model of least mean loss, roughly, no steeper than kinks allow."""
         z, u = from_plain(self.rows, self.loss, self.ground.ridge)
         if self.priced:
-            while not kink_free(self.loss, 2.0 * self._sigma(z, z[:0])):
+            while not self.loss.kink_free(2.0 * self._sigma(z, z[:0])):
                 z = 0.5 * z
             return z, z[:0]
         slope = line(self.loss, u, self.rows.y)[1]
         sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / float(self.rows.w @ slope**2))
-        while not kink_free(self.loss, 2.0 * sigma):
+        while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5
         return z, np.array([sigma])
 
@@ -76,7 +76,7 @@ class Transported:
     ) -> RowSums | None:
         """Sums of G, block by block; ``spent`` is E p²."""
         sigma, n = float(levels[0]), len(u)
-        if not (sigma > 0.0 and kink_free(self.loss, sigma) and np.isfinite(u).all()):
+        if not (sigma > 0.0 and self.loss.kink_free(sigma) and np.isfinite(u).all()):
             return None
         slope, root = np.empty(n), np.empty(n)
         bend = np.empty(n) if second else slope

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.losses import Hinge, Logistic, Quantile, Squared
 from drojko.minimax.transport.data import RidgeData, blocks
-from drojko.minimax.transport.jets import kink_free
 
 __all__ = ["RidgeRisk", "ridge_robust_risk"]
 
@@ -88,7 +86,7 @@ class _Model:
         """Worst shifts, found from the last ones where the loss knows how."""
         sigma = 0.25 * self.norm / lam
         nearby = getattr(self.loss, "worst_near", None)
-        if nearby is None or y is not self._y or not kink_free(self.loss, sigma):
+        if nearby is None or y is not self._y or not self.loss.kink_free(sigma):
             return self.loss.shift(self._f, y, lam / self.norm).numpy()
         shift, near = np.empty_like(self.u), np.empty_like(self.u)
         for part in blocks(self.u.size, 16):
@@ -114,19 +112,7 @@ class _Model:
 
     def jumps(self) -> np.ndarray:
         """Penalties at which a single point's maximiser jumps, sorted (label flips excepted)."""
-        if isinstance(self.loss, Logistic | Hinge):
-            excess = (2.0 * self.data.y - 1.0) * self.u
-            if isinstance(self.loss, Hinge):
-                excess = excess - 1.0
-            at = excess[excess > (2.0 if isinstance(self.loss, Logistic) else 0.0)]
-        elif isinstance(self.loss, Quantile):
-            low, high = self.loss.slopes
-            if low + high == 0.0:
-                return np.empty(0)
-            ratio = (self.data.y - self.u) / (low + high)
-            at = ratio[ratio > 0]
-        else:
-            return np.empty(0)
+        at = self.loss.jumps(self.u, self.data.y)
         with np.errstate(over="ignore"):
             return np.unique(self.norm / (4.0 * at))
 
@@ -190,7 +176,7 @@ def ridge_robust_risk(
     budget = radius * radius
     if budget == 0.0 or (model.norm == 0.0 and not data.flips):
         return _result(nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
-    if isinstance(data.loss, Squared):
+    if data.loss.quadratic:
         return _squared(model, radius, nominal.risk)
     low, high = _bracket(model, budget, guess)
     if low.cost >= budget:

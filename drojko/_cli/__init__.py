@@ -50,7 +50,7 @@ def main() -> None:
 def demo(radius: float, out: Path) -> None:
     """Plain against robust on real data, in seconds."""
     _check_folder(out)
-    from drojko._demo import run_demo
+    from drojko._cli.demo import run_demo
 
     with _failures():
         found = run_demo(radius)
@@ -143,7 +143,7 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
         raise click.UsageError("give --radius or --penalty, not both")
     _check_folder(output)
     with _failures():
-        from drojko._tables import labels, read_table, split_target, task_of
+        from drojko._cli.tables import labels, read_table, split_target, task_of
 
         frame = read_table(data)
         _check_columns("target", (target,), frame.columns)
@@ -286,8 +286,8 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     for name in ("html", "csv", "samples"):
         if given[name] is not None:
             _check_folder(given[name])
+    from drojko._cli.tables import labels, read_table, split_target
     from drojko._persist import load_any
-    from drojko._tables import labels, read_table, split_target
 
     console = _console()
     with _failures():
@@ -371,7 +371,7 @@ def bench(context: click.Context, suites: tuple[str, ...], out: Path | None, **g
 
 def _benchmarks() -> Path:
     """The harness: benchmarks are no part of the installed package."""
-    script = Path(__file__).resolve().parent.parent / "benchmarks" / "run.py"
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
     if not script.is_file():
         raise click.ClickException(
             f"there is no {script}: benchmarks come with the source, not with the installed "
