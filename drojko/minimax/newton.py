@@ -47,7 +47,6 @@ class State(Iterate):
     lower: float = -math.inf
     best_z: np.ndarray = field(default_factory=lambda: np.zeros(0))
     best_p: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    row: dict[str, float] = field(default_factory=dict)
     decrement: float = math.inf
     iteration: int = 0
     stage: int = 0  # steps in this stage

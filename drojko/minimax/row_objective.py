@@ -68,7 +68,7 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class Iterate:
-    """A point, its predictions u = B z, the smoothing mu, and the terms and duals there."""
+    """A point, its predictions u = B z, the smoothing mu, the terms, duals and record there."""
 
     z: np.ndarray
     p: np.ndarray
@@ -76,6 +76,7 @@ class Iterate:
     mu: float
     terms: Terms
     duals: Mapping[str, Any] = field(default_factory=dict)
+    row: dict[str, float] = field(default_factory=dict)
 
 
 class RowObjective(Protocol):

@@ -62,6 +62,7 @@ class Reweighted:
         self.levels: Levels = Plain(None, np.ones(1))
         self.positive: tuple[int, ...] = ()
         self.first_smoothing, self.cooling = 0.3, 0.3
+        self._last: tuple[Any, float, Any] = (None, 0.0, None)
 
     # Cells --------------------------------------------------------------------------------------
 
@@ -136,6 +137,16 @@ class Reweighted:
         """Losses at predictions u, not smoothed."""
         return self.loss.value(torch.from_numpy(u), torch.from_numpy(self.rows.y)).numpy()
 
+    def _smoothed(self, u: np.ndarray, mu: float, dual: Any) -> Smoothed:
+        """The smoothed losses; levels and terms ask for the same ones in turn."""
+        last_u, last_mu, last = self._last
+        if dual is None and u is last_u and mu == last_mu:
+            return last
+        found = self.loss.smoothed(u, self.rows.y, mu, dual)
+        if dual is None:
+            self._last = (u, mu, found)
+        return found
+
     def terms(
         self,
         z: np.ndarray,
@@ -146,8 +157,8 @@ class Reweighted:
         second: bool = True,
     ) -> Terms:
         """Loss by row, set by cell, ridge; see `RowObjective`."""
-        y, levels, rows = self.rows.y, self.levels, self.rows
-        loss = self.loss.smoothed(u, y, mu, duals.get("loss"))
+        levels, rows = self.levels, self.rows
+        loss = self._smoothed(u, mu, duals.get("loss"))
         rise = None
         if np.isfinite(loss.value).all():
             rise = levels.rise(self._means(loss.value), p, mu, duals)
@@ -182,7 +193,7 @@ class Reweighted:
         """
         if not p.size or (self.levels.kinked and not refused):
             return p
-        losses = self.loss.smoothed(u, self.rows.y, mu).value
+        losses = self._smoothed(u, mu, None).value
         if not np.isfinite(losses).all():
             return p
         return self.levels.best(self._means(losses), p, mu)
@@ -224,9 +235,8 @@ class Reweighted:
 
     def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
         """Exact objective, and the bound of repaired duals."""
-        upper = self.record(state)["robust_risk"]
         lower = self._lower(state, need)
-        return upper, max(lower, self._trivial())
+        return state.row["robust_risk"], max(lower, self._trivial())
 
     def _trivial(self) -> float:
         """The mean of the losses' infima: no model is better on any row."""
