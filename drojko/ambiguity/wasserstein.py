@@ -122,7 +122,7 @@ class Wasserstein(AmbiguitySet):
     @property
     def budget(self) -> float | None:
         """The radius in the units of the discrepancy: E c(x, T(x)) <= radius**order."""
-        return None if self.radius is None else self.radius**self.order
+        return None if self.radius is None else self.radius ** (self.order or 2)
 
     def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> GroundCost:
         """Return the ground cost for data with these columns; see `AmbiguitySet.resolve`."""

@@ -23,6 +23,7 @@ __all__ = ["ball", "inverse", "priced"]
 #: Log of the least multiplier, in units of the spread: its worst case is that of every larger ball.
 _LEAST = math.log(1e-10)
 _LARGE = 1e6
+_root: Any = brentq
 
 
 def priced(family: Any, sample: Sample, penalty: float) -> Worst:
@@ -38,7 +39,7 @@ def priced(family: Any, sample: Sample, penalty: float) -> Worst:
     low, high = float(sample.y[-1]), sample.top  # all ratios at least, at most f*'(0) = 1
     shift = high
     if excess(high) < 0.0 < excess(low):
-        shift = float(brentq(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=200))
+        shift = float(_root(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=200))
     t = (sample.y - shift) / penalty
     ratio = ratio_at(shift)
     conjugate = family.conjugate(t)
@@ -67,7 +68,7 @@ def ball(family: Any, sample: Sample, radius: float) -> Worst:
         high, step = high + step, 2.0 * step
     found = low
     if low < high and missing(low) > 0.0:
-        found = float(brentq(missing, low, high, xtol=1e-13, rtol=1e-14, maxiter=200))
+        found = float(_root(missing, low, high, xtol=1e-13, rtol=1e-14, maxiter=200))
     worst = priced(family, sample, math.exp(found))
     return Worst(
         worst.excess + worst.penalty * radius,

@@ -70,7 +70,8 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
     if system.intercept and gb != 0.0:
         value -= abs(gb) * _intercept(system, float(state.b[0]), objective + reach * system.slope)
     # Rounding of the sums above.
-    return value - 1e-14 * (abs(value) + abs(objective)) * math.sqrt(len(system.weight))
+    rounding = 1e-14 * (abs(value) + abs(objective)) * math.sqrt(len(system.weight))
+    return float(value - rounding)
 
 
 def _shares(p: np.ndarray) -> np.ndarray:
