@@ -17,7 +17,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from drojko._version import __version__
+__version__ = "0.1.0"
 
 __all__ = [
     "AuditReport",

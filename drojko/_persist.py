@@ -26,7 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from drojko._version import __version__
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
@@ -214,11 +213,11 @@ def _pack(estimator: Any) -> bytes:
 
 def _manifest(estimator: Any) -> dict[str, Any]:
     kind = type(estimator)
-    versions = {name: version(name) for name in ("numpy", "scikit-learn", "skops", "torch")}
+    names = ("drojko", "numpy", "scikit-learn", "skops", "torch")
     return {
         "format": FORMAT,
         "type": f"{kind.__module__}.{kind.__qualname__}",
-        "versions": {"drojko": __version__, **versions},
+        "versions": {name: version(name) for name in names},
     }
 
 

@@ -29,6 +29,7 @@ FLOORS = (
     ("displays",),
     ("auditing",),
     ("problems", "baselines"),
+    ("_commands",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: The face of the package: they show what the rooms hold, and no room knows them.

@@ -248,3 +248,49 @@ def test_saving_again_replaces_the_file(path, ball):
     ball.set_params(radius=0.9)
     save(ball, str(path))
     assert load(str(path)).radius == 0.9
+
+
+class OwnBall(Wasserstein):
+    """A set of a user's own, which a file names."""
+
+
+class Counted(OwnBall):
+    """Tells when it is made."""
+
+    made = 0
+
+    def __new__(cls, *args, **kwargs):
+        Counted.made += 1
+        return super().__new__(cls)
+
+
+def test_classes_of_a_users_own_load_once_they_are_named(tmp_path):
+    save(OwnBall(radius=0.3), tmp_path / "ball")
+    remedy = r"test_persist\.OwnBall.*drojko\.load\(path, trusted=\[OwnBall\]\)"
+    for trusted in ((), [Wasserstein], ["somewhere.OwnBall"]):
+        with pytest.raises(InvalidDataError, match=remedy):
+            load(tmp_path / "ball", trusted=trusted)
+    name = f"{OwnBall.__module__}.OwnBall"
+    for trusted in ([OwnBall], [name], name, [OwnBall, LogisticRegression]):
+        copy = load(tmp_path / "ball", trusted=trusted)
+        assert type(copy) is OwnBall
+        assert copy.radius == 0.3
+    assert _persist.load_any(tmp_path / "ball", trusted=[name]).radius == 0.3
+
+
+def test_a_class_that_is_not_named_is_not_made(tmp_path):
+    save(Counted(radius=0.3), tmp_path / "ball")
+    made = Counted.made
+    with pytest.raises(InvalidDataError, match="Counted"):
+        load(tmp_path / "ball", trusted=[OwnBall])
+    assert Counted.made == made
+    assert type(load(tmp_path / "ball", trusted=[Counted])) is Counted
+
+
+def test_a_class_that_no_import_finds_is_not_saved(tmp_path):
+    class Local(Wasserstein):
+        pass
+
+    with pytest.raises(UnsupportedError, match=r"Local.*can be imported by name"):
+        save(Local(radius=0.3), tmp_path / "ball")
+    assert not (tmp_path / "ball").exists()

@@ -55,8 +55,8 @@ def run_demo(radius: float, random_state: int = 0) -> Demo:
     from sklearn.model_selection import train_test_split
     from sklearn.preprocessing import StandardScaler
 
-    from drojko import DROClassifier
     from drojko.ambiguity import Wasserstein
+    from drojko.estimators import DROClassifier
 
     data: Any = load_breast_cancer(as_frame=True)
     split = train_test_split(

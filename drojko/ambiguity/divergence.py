@@ -114,6 +114,7 @@ class Levels(ABC):
     def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
         """A density of the set on the way from 1 to q, of mean one, and its price."""
         ambiguity, weights = self.ambiguity, self.weights
+        q = np.maximum(q, 0.0)  # rounding
         q = q / (weights @ q)
         if ambiguity.penalty is not None:
             return q, float(ambiguity.penalty) * ambiguity.discrepancy(q, weights)

@@ -166,7 +166,10 @@ class ClassConditional(LabelledMeasure):
 def _together(measures: Sequence[Any], parts: list[Tensor]) -> np.ndarray | None:
     """The array whose slices the classes' points are, where they are atoms as `fit` keeps them."""
     whole = getattr(getattr(measures[0], "atoms_", None), "base", None)
-    if whole is None or whole.ndim != 2 or len(whole) != sum(map(len, parts)):
+    # Atoms that were loaded from a file may be views of its bytes.
+    if not isinstance(whole, np.ndarray) or whole.ndim != 2:
+        return None
+    if len(whole) != sum(map(len, parts)):
         return None
     start = whole.ctypes.data
     for measure, part in zip(measures, parts, strict=False):

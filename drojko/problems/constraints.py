@@ -44,8 +44,8 @@ class Box(Constraint):
 
     Parameters
     ----------
-    lower, upper : float or array of the decision's shape, default=None
-        None or infinity: no bound.
+    lower, upper : float or array, default=None
+        In the units of the decision; None or infinity: no bound.
 
     Examples
     --------
@@ -131,7 +131,8 @@ class Ball(Constraint):
     Parameters
     ----------
     radius : float
-    centre : float or array of the decision's shape, default=0
+        Positive, in the units of the decision.
+    centre : float or array, default=0.0
 
     Examples
     --------

@@ -19,10 +19,10 @@ __all__ = ["DecisionWorstCase"]
 class DecisionWorstCase:
     """The worst-case distribution of z for a decision.
 
-    Attributes
+    Parameters
     ----------
     labelled : WorstCase
-        The same with labels 0.
+        The same with the label 0 at every row.
 
     Examples
     --------

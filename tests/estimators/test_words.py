@@ -95,7 +95,7 @@ def test_a_constant_optimum_is_told():
     assert category is UserWarning
     assert "constant model" in message
     assert model.status_ == "converged"
-    assert np.ptp(model.decision_function(X)) < 1e-6
+    assert np.ptp(model.decision_function(X)) < 1e-4
     assert model.certificate_.upper == pytest.approx(np.log(2.0), rel=1e-3)
 
 

@@ -6,12 +6,12 @@ import base64
 import io
 import math
 from html import escape
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from drojko._version import __version__
 from drojko.auditing.reporting.charts import Series, line_chart
 from drojko.exceptions import DrojkoError
 
@@ -391,5 +391,5 @@ def _about(report: AuditReport) -> str:
         "the rows shown above: a lower bound of what can happen. The <em>upper bound</em> comes "
         "from the dual problem, and its proof is named: ridge-1d and dual are exact, "
         "strong-concavity nearly so, lipschitz is valid but can be loose, local-estimate is no "
-        f'proof.</p><p class="quiet">drojko {__version__}</p>'
+        f'proof.</p><p class="quiet">drojko {version("drojko")}</p>'
     )

@@ -13,7 +13,7 @@ from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, top_moves
 from drojko.auditing.reporting.page import render
 from drojko.certificates import Certificate
-from drojko.displays import RobustnessCurveDisplay
+from drojko.displays.robustness_curve import RobustnessCurveDisplay
 from drojko.exceptions import InvalidDataError
 from drojko.inner.worst_case import WorstCase
 
@@ -182,8 +182,8 @@ class AuditReport:
 
     # -- pictures ----------------------------------------------------------------------------
 
-    def plot(self, ax: Axes | None = None, **settings: Any) -> Any:
-        """Draw the curves over the radii; returns the `RobustnessCurveDisplay`."""
+    def plot(self, ax: Axes | None = None, **settings: Any) -> RobustnessCurveDisplay:
+        """Draw the curves over the radii."""
         return RobustnessCurveDisplay.from_report(self, ax=ax, **settings)
 
     def to_html(self, path: Any) -> Path:

@@ -91,45 +91,6 @@ class Entropy(Functional):
         return log_density
 
 
-class KLDivergence(Functional):
-    r"""F(rho) = E[log rho(z) - log p(z)]: the Kullback-Leibler divergence from p, in nats.
-
-    Its flow is the Fokker-Planck equation, dz = grad log p dt + sqrt(2) dW.
-
-    Parameters
-    ----------
-    log_prob : callable
-        log p: points (n, d) -> (n,), by torch; may lack its constant, which shifts F.
-
-    Examples
-    --------
-    >>> KLDivergence(lambda z: -0.5 * (z**2).sum(1)).value(torch.ones(1, 2), torch.zeros(1))
-    1.0
-    """
-
-    density = "relative"
-
-    def __init__(self, log_prob: Callable[[Tensor], Tensor]) -> None:
-        if not callable(log_prob):
-            raise InvalidDataError(
-                f"log_prob={log_prob!r}; expected a function of points, (n, d) -> (n,), such as a "
-                "measure's log_prob"
-            )
-        self.log_prob = log_prob
-
-    def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
-        values, slope = _gradient(self.log_prob, z, "log_prob")
-        value = float((weights * (log_density - values)).sum())
-        return Energy(value, -weights.unsqueeze(1) * slope, weights)
-
-    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
-        with torch.no_grad():
-            return log_density - self.log_prob(z)
-
-    def __repr__(self) -> str:
-        return "KLDivergence(...)"
-
-
 class FDivergence(Functional):
     r"""F(rho) = E_p f(r), r = rho/p, evaluated as E_rho[f(r)/r].
 
@@ -186,6 +147,36 @@ class FDivergence(Functional):
     def __repr__(self) -> str:
         order = f", k={self.k:g}" if self.kind == "cressie-read" else ""
         return f"FDivergence(..., {self.kind!r}{order})"
+
+
+class KLDivergence(FDivergence):
+    r"""F(rho) = E[log rho(z) - log p(z)]: the Kullback-Leibler divergence from p, in nats.
+
+    Its flow is the Fokker-Planck equation, dz = grad log p dt + sqrt(2) dW.
+
+    Parameters
+    ----------
+    log_prob : callable
+        log p: points (n, d) -> (n,), by torch; may lack its constant, which shifts F.
+
+    Examples
+    --------
+    >>> KLDivergence(lambda z: -0.5 * (z**2).sum(1)).value(torch.ones(1, 2), torch.zeros(1))
+    1.0
+    """
+
+    density = "relative"
+
+    def __init__(self, log_prob: Callable[[Tensor], Tensor]) -> None:
+        if not callable(log_prob):
+            raise InvalidDataError(
+                f"log_prob={log_prob!r}; expected a function of points, (n, d) -> (n,), such as a "
+                "measure's log_prob"
+            )
+        super().__init__(log_prob, "kl")
+
+    def __repr__(self) -> str:
+        return "KLDivergence(...)"
 
 
 class InternalEnergy(Functional):

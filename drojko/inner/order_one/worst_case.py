@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from drojko.exceptions import UnsupportedError
 from drojko.inner.order_one.plan import FarPlan, LinearAdversary
 from drojko.inner.worst_case import WorstCase
 from drojko.measures.base import LabelledMeasure
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["FarWorstCase"]
 
@@ -181,13 +178,6 @@ class FarWorstCase(WorstCase):
         move = np.abs(image - x) * np.sqrt(np.where(np.isfinite(weights), weights, 0.0))
         total = np.maximum(move.sum(axis=1, keepdims=True), 1e-300)
         return move / total * primal_norm(image - x, weights, self.adversary.norm)[:, None]
-
-    def displacement(self) -> pd.DataFrame:
-        """What moves: a row per class and feature; quantiles are mostly zero, as most mass stays.
-
-        Columns as in `WorstCase.displacement`.
-        """
-        return super().displacement()
 
     def __repr__(self) -> str:
         plan = self.plan

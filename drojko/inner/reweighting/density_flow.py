@@ -66,10 +66,6 @@ class ClassFlow:
         return p.mean_and_covariance()
 
 
-def _scheme() -> ICNNScheme:
-    return ICNNScheme(n_particles=8000, iterations=600)
-
-
 @dataclass(frozen=True)
 class DensityFlow:
     r"""Maximise E loss - penalty * D over images T#P0 of the reference, T the gradient of an ICNN.
@@ -98,6 +94,7 @@ class DensityFlow:
 
     Examples
     --------
+    >>> from drojko.ambiguity import KL
     >>> from drojko.measures import Gaussian
     >>> flow = DensityFlow().fit(KL(penalty=2.0), 2.0, 0.25, lambda x: x[:, 0],
     ...                          Gaussian([0.0], [[1.0]]), 0)
@@ -105,7 +102,7 @@ class DensityFlow:
     (0.5, 0.25)
     """
 
-    scheme: ICNNScheme = field(default_factory=_scheme)
+    scheme: ICNNScheme = field(default_factory=lambda: ICNNScheme(n_particles=8000, iterations=600))
     steps: int = 1
     tau: float = math.inf
 

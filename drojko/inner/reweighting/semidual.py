@@ -154,6 +154,7 @@ class SemiDual(InnerSolver):
 
     Examples
     --------
+    >>> from drojko.ambiguity import KL
     >>> from drojko.measures import Gaussian
     >>> solver = SemiDual(n_particles=2000)
     >>> found = solver.fit_ratio(KL(penalty=2.0), 2.0, lambda x: x[:, 0],

@@ -43,9 +43,9 @@ class Divergent:
         self.radius = float(ambiguity.radius or 0.0)
         self.positive: tuple[int, ...] = (1,) if self.ball else ()
 
-    def sample(self, index: np.ndarray, weights: np.ndarray) -> Divergent:
+    def sample(self, rows: Rows) -> Divergent:
         """The same problem on some rows."""
-        return Divergent(self.rows.take(index, weights), self.loss, self.ambiguity, self.alpha)
+        return Divergent(rows, self.loss, self.ambiguity, self.alpha)
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The model of least mean loss, roughly, with its levels."""

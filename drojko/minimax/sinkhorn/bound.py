@@ -45,8 +45,8 @@ def lower_bound(
 ) -> float:
     """Lower bound from tangents near z and the multiplier; 0 if nothing better was proven.
 
-    ``spending(u, s, guess)``: the multiplier that spends the radius at predictions u and noise s,
-    and the tilted laws there.
+    ``spending(u, s, guess)``: the multiplier that nearly spends the radius at predictions u and
+    noise s, and the tilted laws there.
     """
     kappa, pinned = math.sqrt(0.5 * epsilon), pinned_columns(rows, ground)
     w, u = rows.w, rows.predict(z)

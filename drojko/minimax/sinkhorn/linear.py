@@ -35,6 +35,8 @@ from drojko.rows import Rows
 
 __all__ = ["SinkhornRisk", "SinkhornSolution", "sinkhorn_risk", "solve_sinkhorn"]
 
+_FAR = 1e100  # no optimum has parameters beyond
+
 
 @dataclass(frozen=True)
 class SinkhornRisk:
@@ -129,7 +131,9 @@ def _check_growth(data: RidgeData, square: float, penalty: float) -> None:
         )
 
 
-def _multiplier(data, f, s, square, epsilon, radius, guess) -> tuple[float, Tilted]:
+def _multiplier(
+    data, f, s, square, epsilon, radius, guess, close: float = 1e-14
+) -> tuple[float, Tilted]:
     """Root of epsilon E KL = radius: nonincreasing in the multiplier; Newton on logarithms."""
     w = data.weight
     least = data.loss.growth * square
@@ -150,7 +154,7 @@ def _multiplier(data, f, s, square, epsilon, radius, guess) -> tuple[float, Tilt
     low, high = 0.0, math.inf
     for _ in range(200):
         lam, found, spent, slope = at(extra)
-        if abs(spent - radius) <= 1e-14 * radius:
+        if abs(spent - radius) <= close * radius:
             break
         if spent > radius:
             low = extra
@@ -339,18 +343,20 @@ class _Problem:
             penalty=self.penalty, guess=guess,
         )  # fmt: skip
 
-    def spending(self, u: np.ndarray, s: float, guess: float | None) -> tuple[float, Tilted]:
-        """The multiplier that spends the radius at predictions u and noise s; the laws there."""
+    def spending(
+        self, u: np.ndarray, s: float, guess: float | None, close: float = 1e-9
+    ) -> tuple[float, Tilted]:
+        """The multiplier that nearly spends the radius at predictions u and noise s; the laws."""
         square = 2.0 * s * s / self.epsilon
         radius = float(self.radius or 0.0)
-        return _multiplier(self.data, u, s, square, self.epsilon, radius, guess)
+        return _multiplier(self.data, u, s, square, self.epsilon, radius, guess, close)
 
     def multiplier(self, z: np.ndarray, guess: float | None, ground: Ground) -> float:
         """The multiplier at z: that of the radius, the penalty, or 0 where nothing is tilted."""
         if not self.radius:
             return self.penalty or 0.0
         s = math.sqrt(0.5 * self.epsilon * ground.square(z))
-        return self.spending(self.rows.predict(z), s, guess or None)[0]
+        return self.spending(self.rows.predict(z), s, guess or None, 1e-3)[0]
 
 
 class _Found:
@@ -385,7 +391,7 @@ class _Found:
         if self.proven(tol):
             return
         for _ in range(4):
-            if state.decrement <= 1e-15 * abs(state.value) or state.stalled >= 3:
+            if state.decrement <= 1e-18 * abs(state.value) or state.stalled >= 3:
                 break
             state = solver.step(state)
         problem, need = self.problem, self.objective * (1.0 - 0.5 * tol)
@@ -514,6 +520,8 @@ class _Newton:
 
     def _tilted(self, z, lam):
         square = self.ground.square(z)
+        if not np.abs(z).max() < _FAR:
+            return None, math.inf, 0.0, math.inf
         s = math.sqrt(0.5 * self.epsilon * square)
         eta = 1.0 / (self.epsilon * lam) if self.radius or self.penalty is not None else 0.0
         if eta > 0.0 and self.data.loss.growth and lam <= self.data.loss.growth * square:
@@ -557,6 +565,7 @@ class _Newton:
         decrement = -float(g @ step)
         return _State(z, lam, value, spent, g, step, max(decrement, 0.0), stalled)
 
+    @np.errstate(over="ignore", invalid="ignore")  # steps that go too far are rejected
     def step(self, state: _State) -> _State:
         dz, dl = state.step[:-1], float(state.step[-1])
         t = 1.0

@@ -289,7 +289,9 @@ def _solve(problem: _Problem, warm_start) -> RidgeSolution:
     elif _is_optimal(problem, start):
         outcome = None
     else:
-        size = max(start.value, 1e-6 * solver.rms_slope(start))
+        # A perfect fit still has slopes.
+        lip = data.loss.lipschitz or 1.0
+        size = max(start.value, 1e-6 * (lip if math.isfinite(lip) else 1.0))
         outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
         state = outcome.best_state
     return _finish(problem, solver, start, outcome, state)

@@ -171,14 +171,6 @@ class Newton:
             bias += 0.25 * sums.s * s.eps**2 / s.h
         return replace(s, value=value, bias=bias, cost=cost)
 
-    def rms_slope(self, s: State) -> float:
-        """Root mean square slope of the loss at a state: a size that does not vanish with it."""
-        total = 0.0
-        for rows in self.rows.blocks():
-            slope = self._jet(rows, s).u
-            total += float(self.data.weight[rows] @ (slope * slope))
-        return math.sqrt(total)
-
     # -- the driver's interface -----------------------------------------------------------------
 
     def init(self, problem: tuple[np.ndarray, float | None, float]) -> State:
@@ -214,6 +206,7 @@ class Newton:
             return Status.MAX_ITER  # the caller says why
         return Status.CONVERGED if state.done else None
 
+    @np.errstate(over="ignore", invalid="ignore")  # steps that go too far are rejected
     def step(self, state: State) -> State:
         s = state
         if s.mu == 0.0 and not self._smooth(s):

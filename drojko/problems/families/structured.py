@@ -87,6 +87,10 @@ class StructuredLoss(ABC):
         """Largest eigenvalue of the Hessian in q, infinite for kinks."""
         return math.inf
 
+    def tail(self, params: Any, dim: int) -> np.ndarray | None:
+        """The Hessian in z far away, shape (d, d), where it decides on exponential moments."""
+        return None
+
     def slope(self, params: Any, geometry: Geometry) -> Tensor:
         """How fast the loss grows in z, far away, along its steepest direction; a number."""
         raise UnsupportedError(f"{type(self).__name__} has no known slope")
@@ -323,13 +327,19 @@ class Quadratic(StructuredLoss):
     #: With bounds it is a quadratic program per sample.
     within_bounds = False
 
+    def _matrix(self, params: Any, dim: int) -> Tensor:
+        return self._data(params, torch.zeros(0, dim, dtype=torch.float64))[0]
+
+    def tail(self, params: Any, dim: int) -> np.ndarray | None:
+        """A, everywhere."""
+        return self._matrix(params, dim).detach().numpy()
+
     def _hessian(self, a: Tensor, coordinates: Coordinates) -> Tensor:
         return coordinates.pull(coordinates.pull(a).T)
 
     def curvature(self, params: Any, coordinates: Coordinates) -> float:
         """Largest eigenvalue of A in the coordinates."""
-        like = torch.zeros(0, coordinates.n_features, dtype=torch.float64)
-        hessian = self._hessian(self._data(params, like)[0], coordinates)
+        hessian = self._hessian(self._matrix(params, coordinates.n_features), coordinates)
         if hessian.numel() == 0:
             return 0.0
         return float(torch.linalg.eigvalsh(hessian)[-1])

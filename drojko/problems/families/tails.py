@@ -6,13 +6,12 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 
 from drojko.ambiguity import DensityRatioSet
 from drojko.certificates import proof_of_tilt
 from drojko.exceptions import ConvergenceWarning, UnboundedRiskError
 from drojko.measures import KDE, Gaussian, GaussianMixture, Measure
-from drojko.problems.families.structured import Quadratic
+from drojko.problems.families.structured import StructuredLoss
 
 __all__ = ["check_moment", "proof_on_draws"]
 
@@ -26,11 +25,11 @@ def check_moment(ambiguity: DensityRatioSet, loss: Any, params: Any, reference: 
     """
     covariances = _covariances(reference)
     tilts = ambiguity.divergence is not None and ambiguity.divergence.kind == "kl"
-    known = isinstance(loss, Quadratic) and tilts
-    if ambiguity.penalty is None or not known or covariances is None:
+    if ambiguity.penalty is None or not tilts or covariances is None:
         return
-    like = torch.zeros(0, reference.dim, dtype=torch.float64)
-    hessian = loss._data(params, like)[0].detach().numpy()
+    hessian = loss.tail(params, reference.dim) if isinstance(loss, StructuredLoss) else None
+    if hessian is None:
+        return
     least = max(_largest(hessian, covariance) for covariance in covariances)
     if not ambiguity.penalty > least * (1.0 + 1e-12):
         raise UnboundedRiskError(

@@ -1,0 +1,186 @@
+"""Linear models under reweightings: derivatives, levels, and bounds that never exceed the truth."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, Group, TotalVariation
+from drojko.losses import Absolute, Hinge, Huber, Logistic, Loss, Quantile, Squared
+from drojko.minimax.limits import Limits
+from drojko.minimax.newton import Newton, fit
+from drojko.minimax.reweighting.objective import Reweighted
+from drojko.rows import Rows
+
+SETS = [
+    KL(0.2),
+    KL(penalty=1.5),
+    ChiSquare(0.6),
+    ChiSquare(penalty=0.8),
+    CressieRead(3.0, 0.1),
+    CressieRead(0.5, 0.2),
+    CressieRead(1.5, penalty=1.0),
+    CVaR(0.3),
+    TotalVariation(0.2),
+    TotalVariation(penalty=0.9),
+    KL(30.0),
+    Group(),
+    Group(0.3),
+    Group(penalty=0.5),
+]
+LOSSES = [Logistic(), Hinge(), Squared(), Absolute(), Quantile(0.2), Huber(1.35)]
+
+
+def objective(seed, ambiguity, loss, alpha=0.0, scale=1.0, weighted=False, goal=1e-6):
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(4, 40)), int(rng.choice([1, 4]))
+    X = rng.normal(size=(n, d)) * scale
+    y = X @ rng.normal(size=d) / scale + rng.choice([0.0, 1.0]) * rng.normal(size=n)
+    if seed % 3 == 0:  # ties and copies
+        X[: n // 2], y[: n // 2] = X[0], np.round(y[: n // 2], 1)
+    y = (y + rng.normal(size=n) > 0).astype(int) if loss.task == "classification" else y / scale
+    w = rng.uniform(0.1, 1.0, n) if weighted else np.ones(n)
+    rows = Rows(X, y, w)
+    bound = ambiguity.on(None, rows.w, np.arange(n) % 3)
+    return Reweighted(rows, loss, bound, alpha, goal)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("ambiguity", SETS, ids=repr)
+def test_derivatives(ambiguity, loss):
+    o = objective(1, ambiguity, loss, alpha=0.1)
+    z, p = o.start()
+    mu, rng = 0.1 * o.unit, np.random.default_rng(0)
+    z = z + 0.1 * rng.normal(size=z.shape)
+    p = o.restart(o.rows.predict(z), p, mu)
+    size, step = len(z), 1e-6
+
+    def value(x):
+        return o.terms(x[:size], x[size:], o.rows.predict(x[:size]), mu, {})
+
+    x = np.append(z, p)
+    terms = value(x)
+    gradient, hessian = Newton(o, 1e-6)._system(terms, len(p))
+    for direction in rng.normal(size=(4, len(x))):
+        direction *= 0.1 * o.unit
+        ahead, behind = value(x + step * direction), value(x - step * direction)
+        assert (ahead.value - behind.value) / (2 * step) == pytest.approx(
+            gradient @ direction, rel=1e-5, abs=1e-8
+        )
+        turned = Newton(o, 1e-6)._system(ahead, len(p))[0]
+        turned = turned - Newton(o, 1e-6)._system(behind, len(p))[0]
+        assert turned / (2 * step) == pytest.approx(hessian @ direction, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("ambiguity", SETS, ids=repr)
+def test_levels_give_the_dual(ambiguity):
+    """Little smoothing and the best levels: the exact worst case, from densities of the set."""
+    o = objective(4, ambiguity, Squared())
+    o.start()
+    losses = np.random.default_rng(0).gamma(1.0, size=o.rows.n)
+    cells = losses if o.cells is None else losses @ o.cells
+    levels = o.bound.levels(float(losses.mean()))
+    mu = 1e-9
+    p = levels.best(cells, levels.start(cells, mu), mu)
+    rise = levels.rise(cells, p, mu, {})
+    exact = o.bound.dual(losses).value
+    assert rise.value == pytest.approx(exact, rel=1e-6)
+    q, price = levels.inside(sum(part.density for part in rise.parts))
+    assert levels.weights @ q == pytest.approx(1.0, abs=1e-12)
+    assert q.min() >= 0
+    assert exact - 1e-5 * abs(exact) <= (levels.weights * q) @ cells - price <= exact * (1 + 1e-12)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(SETS),
+    st.sampled_from(LOSSES),
+    st.sampled_from([0.0, 0.05]),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+    st.booleans(),
+)
+def test_no_bound_exceeds_the_minimum(seed, ambiguity, loss, alpha, scale, weighted):
+    """The bounds of all iterates, of far ones too, lie below the best model that is known."""
+    o = objective(seed, ambiguity, loss, alpha, scale, weighted, goal=1e-8)
+    solver = Newton(o, 1e-8)
+    state, lower, upper = solver.init(None), [], math.inf
+    for _ in range(60):
+        state = solver.step(state)
+        upper = min(upper, state.upper)
+        if o.unit > 1e-280 and state.terms.detail is not None:
+            lower.append(o.bounds(state, math.inf)[1])
+        if state.ended is not None:
+            break
+    assert max(lower, default=-math.inf) <= upper + 1e-13 * o.unit
+    if state.unbounded is None and state.ended == "converged":
+        assert (
+            upper - state.lower <= 1e-8 * max(abs(upper), 1e-10 * o.unit) or upper < 1e-9 * o.unit
+        )
+
+
+@pytest.mark.parametrize("ambiguity", SETS, ids=repr)
+def test_exact_fits_end_at_zero(ambiguity):
+    x = np.arange(8.0)
+    for loss in (Squared(), Absolute(), Huber(), Quantile(0.9)):
+        rows = Rows(x[:, None], 100.0 * x)
+        bound = ambiguity.on(None, rows.w, [0, 1] * 4)
+        found = fit(Reweighted(rows, loss, bound), Limits(tol=1e-6))
+        assert found.status == "converged"
+        assert found.objective <= 1e-9 * found.unit
+        assert found.coef[0] == pytest.approx(100.0, rel=1e-4)
+
+
+class LogCosh(Loss):
+    """A smooth convex loss that says nothing but its derivatives."""
+
+    name, task, convex = "log-cosh", "regression", True
+
+    def value(self, f, y):
+        return torch.logaddexp(f - y, y - f)
+
+    def gradient(self, f, y):
+        return torch.tanh(f - y)
+
+    def second_derivative(self, f, y):
+        return 1.0 - torch.tanh(f - y) ** 2
+
+
+@pytest.mark.parametrize("ambiguity", SETS[:10], ids=repr)
+def test_losses_of_ones_own_are_proven(ambiguity):
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(40, 2))
+    y = X @ [1.0, -2.0] + rng.normal(size=40)
+    rows = Rows(X, y)
+    found = fit(Reweighted(rows, LogCosh(), ambiguity.on(None, rows.w)), Limits(tol=1e-6))
+    assert found.status == "converged"
+    assert 0.0 <= found.relative_gap <= 1e-6
+
+
+def test_a_loss_that_is_not_convex_proves_nothing():
+    class Bent(LogCosh):
+        convex = False
+
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(20, 2))
+    rows = Rows(X, X @ [1.0, -2.0] + rng.normal(size=20))
+    found = fit(Reweighted(rows, Bent(), KL(0.1).on(None, rows.w)), Limits(max_iter=60, tol=1e-4))
+    assert found.status != "converged"
+    assert math.isnan(found.relative_gap)
+
+
+def test_a_constant_optimum_is_told():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 2)), rng.integers(0, 2, 200)
+    rows = Rows(X, y)
+    flat = fit(Reweighted(rows, Logistic(), CVaR(0.05).on(None, rows.w)), Limits(tol=1e-4))
+    assert flat.status == "converged"
+    assert "constant" in flat.advice
+    y = (X[:, 0] + 0.5 * rng.normal(size=200) > 0).astype(int)
+    rows = Rows(X, y)
+    some = fit(Reweighted(rows, Logistic(), CVaR(0.5).on(None, rows.w)), Limits(tol=1e-4))
+    assert some.status == "converged"
+    assert some.advice is None
