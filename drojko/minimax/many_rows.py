@@ -37,6 +37,9 @@ __all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain
 LEAST, EACH = 20_000, 100
 #: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
 _FIRST, _SECOND = 20, 100
+_CHEAP = 20  # flops of a sample's Hessian over those of a product with all rows
+_CARRIERS = 4_000  # rows that are enough of them
+_NARROW = 40  # parameters that count at least, where samples are cheap
 _MEMORY = 20  # pairs that the metric is corrected by
 _MOST = 30  # iterations, where half a dozen are usual
 _RARE = 0.5  # share of a column's variance that a sample is to have, ...
@@ -72,8 +75,8 @@ class SmoothRows(Protocol):
     rows: Rows
     positive: tuple[int, ...]
 
-    def sample(self, index: np.ndarray, weights: np.ndarray) -> SmoothRows:
-        """The same problem on some rows."""
+    def sample(self, rows: Rows) -> SmoothRows:
+        """The same problem on some rows, in the same coordinates."""
         ...
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
@@ -89,13 +92,19 @@ class SmoothRows(Protocol):
         ...
 
     def at(
-        self, y: np.ndarray, w: np.ndarray, u: np.ndarray, levels: np.ndarray, near: Any, second: bool
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
     ) -> RowSums | None:
         """Sums over given rows; None where phi is infinite or has kinks."""
         ...
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
-        """c and its derivatives, with those that phi has through ``levels`` of z."""
+        """C and its derivatives, with those that phi has through ``levels`` of z."""
         ...
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
@@ -172,37 +181,54 @@ class ManyRows:
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
     carriers : array of int, default=None
-        Rows that carry the imbalance of the others. None, for a sample: nothing is proven, and the
-        metric is the Hessian, anew in every step.
+        Rows that carry the imbalance of the others. None, for a sample: nothing is proven.
+    exact : bool, default=False
+        The metric is the Hessian, anew in every step.
     """
 
-    def __init__(self, objective: Any, tol: float, carriers: np.ndarray | None = None):
-        self.objective, self.tol, self.carriers = objective, tol, carriers
+    def __init__(
+        self,
+        objective: Any,
+        tol: float,
+        carriers: np.ndarray | None = None,
+        *,
+        exact: bool = False,
+    ):
+        self.objective, self.tol, self.carriers, self.exact = objective, tol, carriers, exact
         self.rows: Rows = objective.rows
-        self.few = None if carriers is None else self.rows.take(carriers)
+        self.few = self.rows if carriers is None else self.rows.take(carriers)
 
-    def init(self, problem: tuple[np.ndarray, np.ndarray, Any]) -> State | None:
+    def init(self, problem: State) -> State:
+        """The state that `begin` gave."""
+        return problem
+
+    def begin(
+        self, z: np.ndarray, p: np.ndarray, metric: Any = None, pairs: tuple = ()
+    ) -> State | None:
         """State at (z, p) with a metric (None: the Hessian); None where it is not defined."""
-        z, p, metric = problem
-        u = self.rows.predict(z)
-        sums = self._sums(z, p, u, None)
-        if self.carriers is not None and (sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2):
+        u, second = self.rows.predict(z), metric is None
+        sums = self._sums(z, p, u, None, second)
+        if self.carriers is not None and (
+            sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2
+        ):
             p = self.objective.settled(u, p)
-            sums = self._sums(z, p, u, None)
+            sums = self._sums(z, p, u, None, second)
         self.least = _VANISHED * p[list(self.objective.positive)]
-        return None if sums is None else self._at(z, p, u, metric, (), sums)
+        return None if sums is None else self._at(z, p, u, metric, pairs, sums)
 
-    def _sums(self, z: np.ndarray, p: np.ndarray, u: np.ndarray, near: Any) -> RowSums | None:
+    def _sums(
+        self, z: np.ndarray, p: np.ndarray, u: np.ndarray, near: Any, second: bool
+    ) -> RowSums | None:
         o, rows = self.objective, self.rows
         if not np.isfinite(u).all():
             return None
-        return o.at(rows.y, rows.w, u, o.levels(z, p), near, self.carriers is None)
+        return o.at(rows.y, rows.w, u, o.levels(z, p), near, second)
 
     def _at(self, z, p, u, metric, pairs, sums: RowSums) -> State:
         rest = self.objective.rest(z, p, sums)
         gradient = np.append(self.rows.sum(sums.gu) + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
-        if self.carriers is None:
+        if metric is None or self.exact:
             metric = _factorised(self.rows, _hessian(self.rows, sums, rest, p.size))
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
@@ -217,7 +243,7 @@ class ManyRows:
         t = min([1.0, *(0.9 * s.p[j] / -dp[j] for j in falling)])
         for _ in range(12):
             z, p, u = s.z + t * dz, s.p + t * dp, s.u + t * du
-            sums = self._sums(z, p, u, s.sums.near)
+            sums = self._sums(z, p, u, s.sums.near, self.exact)
             if sums is not None:
                 value = sums.value + self.objective.rest(z, p, sums).value
                 if value <= s.value - 2e-4 * t * s.decrement + 1e-15 * abs(s.value):
@@ -228,7 +254,7 @@ class ManyRows:
         new = self._at(z, p, u, s.metric, s.pairs, sums)
         if not self.finite(new):
             return replace(s, stuck=True)
-        if self.carriers is None:
+        if self.exact:
             return new
         step, change = t * s.move, new.gradient - s.gradient
         pairs = s.pairs
@@ -245,7 +271,9 @@ class ManyRows:
             return s
         # The second order of the carriers is as much larger as they are fewer.
         share = len(self.carriers) / self.rows.n
-        if not (s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)):
+        if not (
+            s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)
+        ):
             return s
         return replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
 
@@ -255,6 +283,8 @@ class ManyRows:
         y, w, u, near = self.rows.y[index], self.rows.w[index], s.u[index], s.sums.near[index]
         levels, size = o.levels(s.z, s.p), self.rows.size
         own = new = o.at(y, w, u, levels, near, True)
+        if own is None or new is None:
+            return -math.inf
         factor = _factorised(few, _hessian(few, own, None, k))
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
@@ -390,22 +420,23 @@ def fit_many(
         return bool(limits.callback(count, solver.record(state)))
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-        point, index = None, np.zeros(0, dtype=int)
-        for each, accuracy in ((_FIRST, 1e-3), (_SECOND, 1e-4)):
-            index, weights = _drawn(rows, min(each * rows.size, rows.n // 4), classes)
-            some = objective.sample(index, weights)
-            solved = _newton(some, some.start() if point is None else point, accuracy)
-            if solved is None:
-                return None
-            point = solved.z, solved.p
-        solver = ManyRows(objective, goal, np.unique(index))
-        first = solver.init((*point, solved.metric))
+        few, some = _drawn(rows, _FIRST, classes)
+        problem = objective.sample(some)
+        solved = _solved(problem, problem.start(), 1e-3, exact=True)
+        index, some = _drawn(rows, _SECOND, classes)
+        problem = objective.sample(some)
+        point = problem.start() if solved is None else (solved.z, solved.p)
+        exact = index.size * rows.size <= _CHEAP * rows.n
+        solved = _solved(problem, point, 1e-4, exact=exact)
+        if solved is None:
+            return None
+        carriers = np.unique(few if few.size >= _CARRIERS else index)
+        solver = ManyRows(objective, goal, carriers)
+        first = solver.begin(solved.z, solved.p, solved.metric, solved.pairs)
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
-        outcome = run(
-            solver, first, max_iter=most, max_time=limits.time_left, callback=callback
-        )
+        outcome = run(solver, first, max_iter=most, max_time=limits.time_left, callback=callback)
     unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
     if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
         return None
@@ -428,31 +459,35 @@ def fit_many(
     )
 
 
-def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A sample and its weights, with the largest entries of columns that it hardly meets."""
+def _drawn(rows: Rows, each: int, classes: bool) -> tuple[np.ndarray, Rows]:
+    """A sample of so many rows a parameter, with the largest entries of columns it hardly meets."""
+    size = min(each * max(rows.size, _NARROW), rows.n // 4)
     index, weights = stratified(rows.y, rows.w, size, classes)
     some = rows.take(index, weights)
     met = sum(some.w[part] @ np.square(some.block(part)) for part in some.blocks())
     rare = np.flatnonzero((met < _RARE) & rows.free)[: size // _EXTREME]
     if not rare.size:
-        return index, weights
+        return index, some
     top = np.concatenate(
         [np.argpartition(-np.abs(rows.X[:, j] - rows.mean[j]), _EXTREME)[:_EXTREME] for j in rare]
     )
     top = np.setdiff1d(top[rows.w[top] > 0], index)
-    return np.append(index, top), np.append(weights, rows.w[top])
+    index, weights = np.append(index, top), np.append(weights, rows.w[top])
+    return index, rows.take(index, weights)
 
 
-def _newton(some: Any, point: Any, tol: float, most: int = 30) -> State | None:
-    """The solution of a sample by Newton's method, or None."""
-    solver = ManyRows(some, tol)
-    first = solver.init((*point, None))
+def _solved(
+    some: Any, point: Any, tol: float, *, exact: bool = False, most: int | None = None
+) -> State | None:
+    """The solution of a sample, or None; with ``most`` whatever so many steps give."""
+    solver = ManyRows(some, tol, exact=exact)
+    first = solver.begin(*point)
     if first is None or not solver.finite(first):
         return None
     if solver.terminate(first) is not None:
         return first
-    outcome = run(solver, first, max_iter=most)
-    return outcome.state if outcome.status is Status.CONVERGED or most < 30 else None
+    outcome = run(solver, first, max_iter=most or _MOST)
+    return outcome.state if most or outcome.status is Status.CONVERGED else None
 
 
 def line(loss: Loss, u: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -489,12 +524,12 @@ class _Mean:
 
 
 def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A model of small mean loss, after a few Newton steps, and its predictions.
+    """A model of small mean loss, after a few steps, and its predictions.
 
     At a constant model worst cases have kinks: the joint problems start here instead.
     """
     z = np.zeros(rows.size)
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.w @ rows.y)
-    state = _newton(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=8)
-    return state.z, state.u
+    state = _solved(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=12)
+    return (z, rows.predict(z)) if state is None else (state.z, state.u)

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -145,3 +147,21 @@ def test_gradient_flows_through_the_classes(data):
     measure = ClassConditional(Gaussian()).fit(x, y)
     at = torch.tensor(x[:5], requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: measure.log_prob(z, y[:5]), (at,))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_points_of_empirical_classes_are_their_atoms_without_a_copy(weighted):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(50, 3)), rng.integers(3, size=50)
+    w = rng.integers(3, size=50) if weighted else None
+    P = ClassConditional(Empirical()).fit(X, y, sample_weight=w)
+    x, labels, mass = P.points(50)
+    kept = np.ones(50, dtype=bool) if w is None else w > 0
+    order = np.argsort(y[kept], kind="stable")
+    np.testing.assert_array_equal(x, X[kept][order])
+    np.testing.assert_array_equal(labels, y[kept][order])
+    assert float(mass.sum()) == pytest.approx(1.0)
+    assert x.data_ptr() == P.measures_[0].atoms_.ctypes.data
+    assert not np.shares_memory(x.numpy(), X)
+    again = pickle.loads(pickle.dumps(P)).points(50)[0]
+    np.testing.assert_array_equal(again, x)

@@ -40,12 +40,12 @@ class Divergent:
         self.ridge = np.zeros(rows.size)
         self.ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / rows.scale**2)
         self.ball = ambiguity.penalty is None
-        self.radius = float(ambiguity.radius) if self.ball else 0.0
+        self.radius = float(ambiguity.radius or 0.0)
         self.positive: tuple[int, ...] = (1,) if self.ball else ()
 
-    def sample(self, index: np.ndarray, weights: np.ndarray) -> Divergent:
+    def sample(self, rows: Rows) -> Divergent:
         """The same problem on some rows."""
-        return Divergent(self.rows.take(index, weights), self.loss, self.ambiguity, self.alpha)
+        return Divergent(rows, self.loss, self.ambiguity, self.alpha)
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The model of least mean loss, roughly, with its levels."""
@@ -65,7 +65,13 @@ class Divergent:
         return p if self.ball else np.append(p, self.ambiguity.penalty)
 
     def at(
-        self, y: np.ndarray, w: np.ndarray, u: np.ndarray, levels: np.ndarray, near: Any, second: bool
+        self,
+        y: np.ndarray,
+        w: np.ndarray,
+        u: np.ndarray,
+        levels: np.ndarray,
+        near: Any,
+        second: bool,
     ) -> RowSums | None:
         """Sums of lambda f*, block by block; ``spent`` is E f(q)."""
         (level, price), ambiguity, n = levels.tolist(), self.ambiguity, len(u)

@@ -40,9 +40,9 @@ class Transported:
         self.penalty, self.budget = ground.penalty or math.inf, (ground.radius or 0.0) ** 2
         self.positive: tuple[int, ...] = () if self.priced else (0,)
 
-    def sample(self, index: np.ndarray, weights: np.ndarray) -> Transported:
+    def sample(self, rows: Rows) -> Transported:
         """The same problem on some rows."""
-        return Transported(self.rows.take(index, weights), self.loss, self.ground)
+        return Transported(rows, self.loss, self.ground)
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The model of least mean loss, roughly, no steeper than kinks allow."""
