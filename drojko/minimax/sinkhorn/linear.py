@@ -265,14 +265,17 @@ def solve_sinkhorn(
     >>> solution.status, solution.decrement < 1e-9
     ('converged', True)
     """
-    limits = Limits(max_iter, tol, max_time, callback)
+    limits = Limits(max_iter, tol, max_time)
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
     # The noise is there at radius 0, too.
     ground = Ground.of(rows, data, 1.0, None, alpha)
-    w2 = None if warm_start else _first(data, epsilon, radius, penalty, alpha, fit_intercept)
+    first, lower = None, 0.0
+    if warm_start is None:
+        first, lower = _first(data, epsilon, radius, penalty, alpha, fit_intercept)
+        warm_start = first.coef, first.intercept, first.penalty
     problem = _Problem(rows, data, ground, epsilon, radius, penalty)
-    coef, intercept, lam = warm_start or (w2[0].coef, w2[0].intercept, w2[0].penalty)
-    found = _Found(problem, 0.0 if w2 is None else w2[1])
+    coef, intercept, lam = warm_start
+    found = _Found(problem, lower)
     if radius:
         found.offer(rows.inward(*_vertex(data, alpha, fit_intercept)))
     z = rows.inward(coef, intercept)
@@ -298,12 +301,12 @@ def solve_sinkhorn(
         best = outcome.best_state
         found.offer(best.z, best.lam)
     status = outcome.status if outcome is not None else Status.CONVERGED
-    unbounded = w2 is not None and w2[0].status == "unbounded"
-    if status in (Status.CONVERGED, Status.MAX_ITER) and not unbounded:
+    unbounded = first if first is not None and first.status == "unbounded" else None
+    if status in (Status.CONVERGED, Status.MAX_ITER) and unbounded is None:
         if outcome is not None:
             found.prove(solver, ground, best, min(tol, 1e-6))
         unit = _unit(data, fit_intercept)
-        _by_stages(problem, found, z, unit, limits, w2, fit_intercept)
+        _by_stages(problem, found, z, unit, limits, alpha)
         close = relative_gap(found.objective, found.lower, unit) <= tol
         ended = Status.STALLED if status is Status.CONVERGED else status
         status = Status.CONVERGED if close else ended
@@ -320,8 +323,8 @@ def solve_sinkhorn(
         decrement=last.decrement if last is not None else 0.0,
         stationarity=last.slope if last is not None else 0.0,
         n_iter=outcome.n_iter if outcome is not None else 0,
-        status="unbounded" if unbounded else str(status),
-        message=w2[0].message if unbounded else message,
+        status=str(status) if unbounded is None else unbounded.status,
+        message=message if unbounded is None else unbounded.message,
         history=outcome.history if outcome is not None else [],
         risk=found.risk,
     )
@@ -403,7 +406,12 @@ class _Found:
 
 
 def _by_stages(
-    problem: _Problem, found: _Found, z: np.ndarray, unit: float, limits: Limits, w2, intercept
+    problem: _Problem,
+    found: _Found,
+    z: np.ndarray,
+    unit: float,
+    limits: Limits,
+    alpha: float,
 ) -> None:
     """Prove what is not proven yet: W2's bound to more digits, then noise that fades away.
 
@@ -413,8 +421,8 @@ def _by_stages(
     tol = min(limits.tol, 1e-6)
     if found.proven(tol):
         return
-    if w2 is not None and not found.problem.ground.cost @ found.z**2:
-        form = (problem.radius, problem.penalty, w2[2], intercept)
+    if not problem.ground.cost @ found.z**2:
+        form = (problem.radius, problem.penalty, alpha, problem.rows.intercept)
         found.lower = max(found.lower, _transport(problem.data, *form, 1e-6).lower_bound)
     lip = problem.data.loss.lipschitz or math.inf
     slope = lip if math.isfinite(lip) else 2.0 * math.sqrt(unit)
@@ -468,9 +476,7 @@ def _transport(
     )
 
 
-def _first(
-    data, epsilon, radius, penalty, alpha, fit_intercept
-) -> tuple[RidgeSolution, float, float]:
+def _first(data, epsilon, radius, penalty, alpha, fit_intercept) -> tuple[RidgeSolution, float]:
     """The Wasserstein solution, where that is constant the one of a smaller radius; its bound.
 
     Of radius 0 the noise is what keeps coefficients small: a ball of its size does so, too.
@@ -483,7 +489,7 @@ def _first(
         if radius is None or data.squared_norm(found.coef) > 0:
             break
     usable = found.penalty if 0 < found.penalty < math.inf else 0.0
-    return replace(found, penalty=usable), lower, alpha
+    return replace(found, penalty=usable), lower
 
 
 def _vertex(data: RidgeData, alpha, fit_intercept) -> tuple[np.ndarray, float]:
@@ -537,6 +543,7 @@ class _Newton:
         found, s, eta, value = known or self._tilted(z, lam)
         if found is None:
             _check_growth(self.data, self.ground.square(z), lam)
+            raise UnboundedRiskError("the coefficients grow without end: rescale the columns")
         ff, fs, ft, ss, st, tt = found.second(eta)
         cost, ridge = self.ground.cost, self.ground.ridge
         heat = 0.5 * self.epsilon * cost * z / s if s > 0.0 else np.zeros(size)
@@ -595,6 +602,7 @@ class _Newton:
         }
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve a scaled positive semidefinite system; a little of the identity where singular."""
     root = 1.0 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
