@@ -1,14 +1,13 @@
-"""Values of the duals of sets that reweight: at given losses, and smoothed with their curvature."""
+"""The value of a dual of a set that reweights, at given losses."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["BoundSet", "Curve", "Dual"]
+__all__ = ["BoundSet", "Dual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,33 +61,11 @@ class Dual:
         return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Curve(Dual):
-    r"""A smoothed `Dual` with the second derivative of its value in the losses.
-
-    .. math:: \nabla^2 V = \mathrm{diag}(\mathrm{diagonal})
-              + \mathrm{columns}\; \mathrm{core}\; \mathrm{columns}^\top
-
-    positive semidefinite; the gradient is weights * ratio.
-
-    Attributes
-    ----------
-    diagonal, columns, core : ndarrays of shapes (n,), (n, m) and (m, m)
-    exact : float
-        The value without smoothing where it came out on the way, NaN otherwise.
-    """
-
-    diagonal: np.ndarray = field(default_factory=lambda: np.empty(0))
-    columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    core: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    exact: float = math.nan
-
-
 class BoundSet(Protocol):
     """What training needs of a set on its support points; `Reweighting` is one.
 
-    A set whose value has second derivatives offers ``curve(losses, smoothing) -> Curve`` as well,
-    and is then trained by Newton's method where the model is linear.
+    A set that is a minimum over a few levels offers ``levels(unit) -> Levels`` as well, and linear
+    models are then trained by Newton's method, with a proof.
     """
 
     def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
