@@ -282,6 +282,7 @@ CROSS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*optimum is a constant model")
 @pytest.mark.parametrize("ambiguity", CROSS, ids=repr)
 @pytest.mark.parametrize("loss", ["logistic", "hinge", "absolute", "huber", "quantile"])
 def test_our_solver_reaches_the_value_of_the_program(table, ambiguity, loss):
