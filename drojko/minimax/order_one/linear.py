@@ -44,17 +44,17 @@ class LipschitzSolution:
     """A linear model and how its training ended.
 
     ``coef`` (K, d) and ``intercept`` (K,), K = 1 for two classes and regression. ``objective`` is
-    the robust objective, alpha's term included; ``gap`` is a proven bound of (objective - minimum)
-    / objective, NaN where nothing is proven (several outputs); ``stationarity`` the largest entry
-    of the gradient of the Lagrangian over standardised columns. ``lam`` is the multiplier of the
-    radius.
+    the robust objective, alpha's term included; ``relative_gap`` is a proven bound of (objective -
+    minimum) / objective, NaN where nothing is proven (several outputs); ``stationarity`` the
+    largest entry of the gradient of the Lagrangian over standardised columns. ``penalty`` is the
+    multiplier of the radius.
     """
 
     coef: np.ndarray
     intercept: np.ndarray
-    lam: float
+    penalty: float
     objective: float
-    gap: float
+    relative_gap: float
     stationarity: float
     n_iter: int
     status: str
@@ -351,9 +351,9 @@ def _finish(
     return LipschitzSolution(
         coef=coef,
         intercept=intercept,
-        lam=math.inf if still else lam * units.loss_unit,
+        penalty=math.inf if still else lam * units.loss_unit,
         objective=objective * units.loss_unit,
-        gap=gap,
+        relative_gap=gap,
         stationarity=state.residual,
         n_iter=outcome.n_iter,
         status=str(status),

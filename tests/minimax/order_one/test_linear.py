@@ -164,9 +164,9 @@ def test_the_l1_dual_norm_gives_exact_zeros():
 def test_lambda_is_the_slope_and_the_penalty_of_that_slope_gives_the_model_back():
     X, y, _ = instance(Logistic())
     ball = solve_lipschitz(X, y, loss=Logistic(), radius=0.2)
-    assert ball.lam == pytest.approx(lipschitz_norm(ball.coef, np.ones(4), 2), rel=1e-7)
-    penalised = solve_lipschitz(X, y, loss=Logistic(), penalty=ball.lam)
-    assert penalised.objective + 0.2 * ball.lam == pytest.approx(ball.objective, rel=1e-7)
+    assert ball.penalty == pytest.approx(lipschitz_norm(ball.coef, np.ones(4), 2), rel=1e-7)
+    penalised = solve_lipschitz(X, y, loss=Logistic(), penalty=ball.penalty)
+    assert penalised.objective + 0.2 * ball.penalty == pytest.approx(ball.objective, rel=1e-7)
     np.testing.assert_allclose(penalised.coef, ball.coef, atol=1e-4)
 
 
