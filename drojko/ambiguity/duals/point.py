@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["BoundSet", "Curve", "Dual"]
+__all__ = ["Curve", "Dual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +81,3 @@ class Curve(Dual):
     columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     core: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     exact: float = math.nan
-
-
-class BoundSet(Protocol):
-    """What training needs of a set on its support points; `Reweighting` is one.
-
-    A set whose value has second derivatives offers ``curve(losses, smoothing) -> Curve`` as well,
-    and is then trained by Newton's method where the model is linear.
-    """
-
-    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
-        """Value and ratios at losses of shape (n,); value <= exact value <= value + smoothing."""
-        ...

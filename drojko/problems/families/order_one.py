@@ -165,7 +165,6 @@ class ThinnedWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns."""
         return len(self.move)
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -191,11 +190,9 @@ class ThinnedWorstCase(WorstCase):
             return np.logaddexp(np.log1p(-self.share) + stay, np.log(self.share) + came)
 
     def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
         return self.attained_risk
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, their images, labels and masses."""
         x, y, w = self.reference.points(2000, make_generator(0))
         x, w = x.numpy(), w.numpy()
         image = np.concatenate([x, x + self.move])
