@@ -12,7 +12,7 @@ from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.support import Reweighting
 from drojko.ambiguity.ground.categories import one_hot_groups
 from drojko.ambiguity.ground.cost import GroundCost
@@ -29,7 +29,6 @@ __all__ = [
     "BoundMMD",
     "CVaR",
     "ChiSquare",
-    "Curve",
     "CressieRead",
     "DensityRatioSet",
     "Dual",

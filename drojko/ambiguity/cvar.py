@@ -8,7 +8,7 @@ import numpy as np
 
 from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.point import Curve
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
 from drojko.ambiguity.duals.smoothed import capped
 from drojko.ambiguity.duals.support import Reweighting
@@ -124,9 +124,7 @@ class CVaR(DensityRatioSet):
     def _levels(self, weights: np.ndarray, unit: float) -> Levels:
         return Tails(self, weights, [Tail("cap", 1.0 / float(self.alpha), 0, 0.0, 1.0)], [1.0])
 
-    def _curve(
-        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
-    ) -> Curve:
+    def _smoothed(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
         return capped(bound, losses, float(self.alpha), smoothing)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:

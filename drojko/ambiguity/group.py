@@ -10,7 +10,7 @@ import torch
 
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.divergence import Levels
-from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.scaling import floats
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
@@ -212,7 +212,7 @@ class BoundGroup:
         """
         risks = self._risks(losses)
         if smoothing > 0:
-            return self._smooth(risks, float(smoothing))[0]
+            return self._smooth(risks, float(smoothing))
         found = self.of_shares.dual(risks, self.shares)
         q = self.shares * found.ratio
         return GroupDual(
@@ -224,21 +224,6 @@ class BoundGroup:
             found.radius,
             group_weights=q,
             group_risks=risks,
-        )
-
-    def curve(self, losses: Any, smoothing: float) -> Curve:
-        """Return the smoothed dual with its second derivative in the losses; smoothing > 0."""
-        found, core = self._smooth(self._risks(losses), float(smoothing))
-        return Curve(
-            found.value,
-            found.penalty,
-            found.shift,
-            found.ratio,
-            found.attained,
-            found.radius,
-            diagonal=np.zeros(self.weights.size),
-            columns=self.weights[:, None] * self._density,
-            core=core,
         )
 
     def influence(self, dual: GroupDual, losses: Any) -> np.ndarray:
@@ -259,7 +244,7 @@ class BoundGroup:
             )
         return (self.weights * values) @ self._density
 
-    def _smooth(self, risks: np.ndarray, delta: float) -> tuple[GroupDual, np.ndarray]:
+    def _smooth(self, risks: np.ndarray, delta: float) -> GroupDual:
         """Water-filling: q = q0 + (risk - high)_+ / delta - min(q0, (low - risk)_+ / delta)."""
         shares, ambiguity = self.shares, self.ambiguity
 
@@ -291,13 +276,7 @@ class BoundGroup:
         radius = 0.5 * float(np.abs(q - shares).sum())
         attained = float(q @ risks)
         value = attained - 0.5 * delta * float(((q - shares) ** 2).sum()) - price * radius
-        # dq/drisk: groups whose shares move exchange mass among themselves.
-        rising, falling = rise > 0, (fall > 0) & (fall < shares)
-        core = np.zeros((shares.size, shares.size))
-        for part in (rising, falling) if bound else (rising | falling,):
-            if part.any():
-                core += (np.diag(part * 1.0) - np.outer(part, part) / part.sum()) / delta
-        found = GroupDual(
+        return GroupDual(
             value,
             high - low if ambiguity.penalty is None else price,
             0.5 * (high + low),
@@ -307,7 +286,6 @@ class BoundGroup:
             group_weights=q,
             group_risks=risks,
         )
-        return found, core
 
 
 def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:

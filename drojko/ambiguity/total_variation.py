@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from drojko._numerics import root
 from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.point import Curve
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
-from drojko.ambiguity.duals.smoothed import capped, flat, maximum, soft_maximum
+from drojko.ambiguity.duals.smoothed import capped, flat, soft_maximum
 from drojko.ambiguity.duals.support import Reweighting
 
 __all__ = ["TotalVariation"]
@@ -118,14 +117,10 @@ class TotalVariation(DensityRatioSet):
         ]
         return Tails(self, weights, tails, [radius, 1.0 - radius])
 
-    def _curve(
-        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
-    ) -> Curve:
+    def _smoothed(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
         if self.penalty is None:
-            return _ball_curve(bound, losses, self._size(), smoothing, barrier)
-        if barrier:
-            return _barred_curve(bound, losses, float(self.penalty), smoothing)
-        return _priced_curve(bound, losses, float(self.penalty), smoothing)
+            return _smoothed_ball(bound, losses, self._size(), smoothing)
+        return _smoothed_price(bound, losses, float(self.penalty), smoothing)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         ends, _ = _removal(sample)
@@ -168,96 +163,41 @@ def _removal(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return cumulate(weight), cumulate(weight * h)
 
 
-def _ball_curve(
-    bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float, barrier: bool
-) -> Curve:
+def _smoothed_ball(bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float) -> Dual:
     """Mix the maximum and the CVaR, each smoothed, with shares radius and 1 - radius."""
     if radius == 0.0:
         return flat(bound, losses)
-    high = (maximum if barrier else soft_maximum)(bound, losses, smoothing)
+    high = soft_maximum(bound, losses, smoothing)
     rest = flat(bound, losses)
     if radius < 1.0:
         rest = capped(bound, losses, 1.0 - radius, smoothing)
     ratio = radius * high.ratio + (1.0 - radius) * rest.ratio
-    core = np.zeros((high.core.shape[0] + rest.core.shape[0],) * 2)
-    m = high.core.shape[0]
-    core[:m, :m], core[m:, m:] = radius * high.core, (1.0 - radius) * rest.core
-    return Curve(
+    return Dual(
         radius * high.value + (1.0 - radius) * rest.value,
         max(high.shift - rest.shift, 0.0),
         0.5 * (high.shift + rest.shift),
         ratio,
         float((bound.weights * ratio) @ losses),
         0.5 * float(bound.weights @ np.abs(ratio - 1.0)),
-        diagonal=radius * high.diagonal + (1.0 - radius) * rest.diagonal,
-        columns=np.hstack([high.columns, rest.columns]),
-        core=core,
     )
 
 
-def _priced_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
+def _smoothed_price(
+    bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float
+) -> Dual:
     """Return E max(loss, M - penalty), M the maximum, each smoothed by half."""
     w = bound.weights
     high = soft_maximum(bound, losses, 0.5 * smoothing)
     kappa = 0.5 * smoothing / math.log(2.0)
     t = (losses - high.value + penalty) / kappa
     share = expit(t)
-    left = 1.0 - float(w @ share)
-    ratio = share + left * high.ratio
-    base = high.value - penalty
-    value = base + kappa * float(w @ np.logaddexp(0.0, t)) - 0.5 * smoothing
-    # The second derivative of M enters where losses are pushed up to M - penalty.
-    steep = w * share * expit(-t) / kappa
-    m = high.core.shape[0]
-    core = np.zeros((m + 2, m + 2))
-    core[:m, :m] = left * high.core
-    core[m:, m:] = [[0.0, -1.0], [-1.0, float(steep.sum())]]
-    return Curve(
+    ratio = share + (1.0 - float(w @ share)) * high.ratio
+    value = high.value - penalty + kappa * float(w @ np.logaddexp(0.0, t)) - 0.5 * smoothing
+    return Dual(
         value,
         penalty,
         high.value - 0.5 * penalty,
         ratio,
         float((w * ratio) @ losses),
         0.5 * float(w @ np.abs(ratio - 1.0)),
-        diagonal=steep + left * high.diagonal,
-        columns=np.column_stack([high.columns, steep, w * high.ratio]),
-        core=core,
-    )
-
-
-def _barred_curve(bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float):
-    """The same as one minimum over M, with a logarithmic barrier that keeps it above all losses."""
-    w, kappa = bound.weights, 0.5 * smoothing
-    top = float(losses[w > 0].max())
-    distance = np.where(w > 0, top - losses, 0.0)
-
-    def excess(log_x: float) -> tuple[float, float]:
-        x = math.exp(log_x)
-        share, inverse = expit((penalty - distance - x) / kappa), 1.0 / (x + distance)
-        slope = float(w @ (share * (1.0 - share))) / kappa + kappa * float(w @ inverse**2)
-        return 1.0 - float(w @ share) - kappa * float(w @ inverse), x * slope
-
-    # All terms 1 / x or one share short of 1: brackets of the distance of M above the largest.
-    low = math.log(kappa * bound.least)
-    high = math.log(penalty + kappa * (2.0 - math.log(min(0.5 * bound.least, kappa / penalty))))
-    start = min(max(math.log(kappa), low), high)
-    x = math.exp(root(excess, start, low=low, high=high, tol=1e-14))
-    t = (penalty - distance - x) / kappa
-    share = expit(t)
-    wall = np.where(w > 0, kappa / (x + distance), 0.0)
-    ratio = share + wall
-    ratio /= float(w @ ratio)
-    steep = w * (share * expit(-t) + wall**2) / kappa
-    entropy = np.logaddexp(0.0, t) + np.log(np.maximum(wall, 1e-300))
-    value = top + x - penalty + kappa * float(w @ entropy) - kappa * (1.0 + math.log(2.0))
-    return Curve(
-        value,
-        penalty,
-        top + x - 0.5 * penalty,
-        ratio,
-        float((w * ratio) @ losses),
-        0.5 * float(w @ np.abs(ratio - 1.0)),
-        diagonal=steep,
-        columns=steep[:, None],
-        core=np.array([[-1.0 / float(steep.sum())]]),
     )

@@ -115,19 +115,15 @@ def test_no_mixture_inside_does_worse(seed, radius):
 
 
 @given(SEEDS, SIZES)
-def test_derivatives_of_the_smoothed_value(seed, size):
+def test_the_ratio_is_the_derivative_of_the_smoothed_value(seed, size):
     rng, _, weights, members = instance(seed)
     losses, direction = rng.normal(size=20), rng.normal(size=20)
     bound = Group(**size).on(None, weights, members)
-    here = bound.curve(losses, 0.5)
+    here = bound.dual(losses, 0.5)
     step = 1e-6
-    ahead, behind = (bound.curve(losses + s * direction, 0.5) for s in (step, -step))
+    ahead, behind = (bound.dual(losses + s * direction, 0.5) for s in (step, -step))
     slope = (ahead.value - behind.value) / (2 * step)
     assert (weights * here.ratio) @ direction == pytest.approx(slope, abs=1e-6)
-    second = here.columns @ here.core @ here.columns.T @ direction
-    change = weights * (ahead.ratio - behind.ratio) / (2 * step)
-    if np.abs(ahead.core - behind.core).max() == 0:  # no kink in between
-        np.testing.assert_allclose(second, change, atol=1e-6)
 
 
 # Limits and invariances -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.divergence import Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals import conjugate as by_conjugate
-from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.scaling import Sample, Worst, floats
 from drojko.ambiguity.duals.smoothed import divergence
 from drojko.ambiguity.duals.support import Reweighting
@@ -328,11 +328,8 @@ class DensityRatioSet(AmbiguitySet):
     def _levels(self, weights: np.ndarray, unit: float) -> Levels:
         return Priced(self, weights, unit)
 
-    def _curve(
-        self, bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool
-    ) -> Curve:
-        """Return the smoothed dual with its second derivative."""
-        return divergence(bound, losses, smoothing, barrier)
+    def _smoothed(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
+        return divergence(bound, losses, smoothing)
 
     def _worst(self, sample: Sample) -> Worst:
         if self.penalty is None:

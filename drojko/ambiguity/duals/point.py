@@ -1,13 +1,12 @@
-"""Values of the duals of sets that reweight: at given losses, and smoothed with their curvature."""
+"""The value of a dual of a set that reweights, at given losses."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Curve", "Dual"]
+__all__ = ["Dual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,25 +58,3 @@ class Dual:
         names = ("value", "penalty", "shift", "attained", "radius")
         numbers = ", ".join(f"{name}={getattr(self, name):.6g}" for name in names)
         return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Curve(Dual):
-    r"""A smoothed `Dual` with the second derivative of its value in the losses.
-
-    .. math:: \nabla^2 V = \mathrm{diag}(\mathrm{diagonal})
-              + \mathrm{columns}\; \mathrm{core}\; \mathrm{columns}^\top
-
-    positive semidefinite; the gradient is weights * ratio.
-
-    Attributes
-    ----------
-    diagonal, columns, core : ndarrays of shapes (n,), (n, m) and (m, m)
-    exact : float
-        The value without smoothing where it came out on the way, NaN otherwise.
-    """
-
-    diagonal: np.ndarray = field(default_factory=lambda: np.empty(0))
-    columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    core: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    exact: float = math.nan

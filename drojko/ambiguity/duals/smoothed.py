@@ -1,4 +1,4 @@
-"""Smoothed duals of sets that reweight, with their second derivatives."""
+"""Smoothed duals of sets that reweight: ratios that are continuous in the losses."""
 
 from __future__ import annotations
 
@@ -8,32 +8,20 @@ import numpy as np
 from scipy.special import entr, expit, logit
 
 from drojko._numerics import root
-from drojko.ambiguity.duals.point import Curve
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.scaling import Sample
 from drojko.ambiguity.duals.support import Reweighting
 
-__all__ = ["capped", "divergence", "flat", "maximum", "soft_maximum"]
+__all__ = ["capped", "divergence", "flat", "soft_maximum"]
 
 
-def flat(bound: Reweighting, losses: np.ndarray) -> Curve:
+def flat(bound: Reweighting, losses: np.ndarray) -> Dual:
     """The mean: nothing is reweighted."""
     mean = float(bound.weights @ losses)
-    empty = np.zeros((losses.size, 0))
-    return Curve(
-        mean,
-        math.inf,
-        mean,
-        np.ones(losses.size),
-        mean,
-        0.0,
-        diagonal=np.zeros(losses.size),
-        columns=empty,
-        core=np.zeros((0, 0)),
-        exact=mean,
-    )
+    return Dual(mean, math.inf, mean, np.ones(losses.size), mean, 0.0)
 
 
-def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier: bool) -> Curve:
+def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
     r"""Smoothed dual of an f-divergence: its multiplier stays above a least one.
 
     .. math:: V_\delta = \max_{D(q) \le r} E_0 q \ell - \underline\lambda D(q)
@@ -47,58 +35,32 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float, barrier
     given, radius = family.penalty, family.radius
     if radius == 0.0 or reach <= 0.0:
         return flat(bound, losses)
-    if barrier and given is None and float(radius or 0.0) >= reach:
-        return maximum(bound, losses, smoothing)
     sample = Sample(losses, bound.weights, plain=bound.positive)
     sample.hint = bound.start
-    ball, exact = None, math.nan
+    ball = None
     if given is None:
         least = smoothing / min(float(radius or 0.0), reach)
         ball = None if sample.constant else family._ball(sample, float(radius or 0.0))
         penalty = 0.0 if ball is None else sample.enlarge(ball.penalty)
-        exact = sample.restore(0.0 if ball is None else ball.excess)
     else:
         least = smoothing / reach
         penalty = float(given)
     if ball is not None and penalty >= least:
         worst, value = ball, sample.restore(ball.excess) - least * ball.radius
     else:
-        ball, penalty = None, max(penalty, least)
+        penalty = max(penalty, least)
         worst = family._priced(sample, penalty)
         value = sample.restore(worst.excess)
-        exact = value if penalty == given else exact
     ratio = np.ones(losses.size)
     if worst.ratio is not None:
         ratio = sample.scatter(worst.ratio)
     bound.start = sample.hint
-    w = bound.weights
-    attained = float((w * ratio) @ losses)
-    if not barrier:
-        shift = sample.restore(worst.shift)
-        return Curve(value, penalty, shift, ratio, attained, worst.radius, exact=exact)
-    steep = w * family.steepness(ratio)
-    total = max(float(steep.sum()), 1e-300)
-    deviation = losses - float(steep @ losses) / total
-    columns, core = [steep], [-1.0 / total]
-    square = float(steep @ deviation**2)
-    if ball is not None and square > 0.0:
-        columns.append(steep * deviation)
-        core.append(-1.0 / square)
-    return Curve(
-        value,
-        penalty,
-        sample.restore(worst.shift),
-        ratio,
-        attained,
-        worst.radius,
-        diagonal=steep / penalty,
-        columns=np.column_stack(columns),
-        core=np.diag(core) / penalty,
-        exact=exact,
-    )
+    attained = float((bound.weights * ratio) @ losses)
+    shift = sample.restore(worst.shift)
+    return Dual(value, penalty, shift, ratio, attained, worst.radius)
 
 
-def capped(bound: Reweighting, losses: np.ndarray, alpha: float, smoothing: float) -> Curve:
+def capped(bound: Reweighting, losses: np.ndarray, alpha: float, smoothing: float) -> Dual:
     r"""Smoothed CVaR: ratios below 1 / alpha with an entropy in the place of the two bounds.
 
     .. math:: V_\delta = \min_\eta\; \eta
@@ -115,22 +77,10 @@ def capped(bound: Reweighting, losses: np.ndarray, alpha: float, smoothing: floa
     eta = _threshold(losses, w, alpha, kappa, bound.start)
     bound.start = eta
     t = (losses - eta) / kappa
-    share = expit(t)
-    ratio = share / alpha
+    ratio = expit(t) / alpha
     value = eta + kappa / alpha * float(w @ np.logaddexp(0.0, t)) - smoothing
-    steep = w * share * expit(-t)
-    total = max(float(steep.sum()), 1e-300)
-    return Curve(
-        value,
-        kappa,
-        eta,
-        ratio,
-        float((w * ratio) @ losses),
-        max(float(ratio.max()) - 1.0, 0.0),
-        diagonal=steep / (alpha * kappa),
-        columns=steep[:, None],
-        core=np.array([[-1.0 / (total * alpha * kappa)]]),
-    )
+    attained, radius = float((w * ratio) @ losses), max(float(ratio.max()) - 1.0, 0.0)
+    return Dual(value, kappa, eta, ratio, attained, radius)
 
 
 def _threshold(
@@ -155,7 +105,7 @@ def _threshold(
     return first + kappa * root(excess, 0.0, low=low, high=high, tol=1e-14)
 
 
-def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
+def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
     r"""Smoothed maximum :math:`\kappa \log E_0 e^{\ell/\kappa}`: kappa log(1/min w) = smoothing."""
     if bound.least >= 1.0:
         return flat(bound, losses)
@@ -166,56 +116,6 @@ def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Cu
     ratio = np.where(live, np.exp(np.minimum((losses - top) / kappa, 0.0)), 0.0)
     total = float(w @ ratio)
     ratio /= total
-    mass = w * ratio
     value = top + kappa * math.log(total)
-    return Curve(
-        value,
-        kappa,
-        value,
-        ratio,
-        float(mass @ losses),
-        -math.log(total) if total < 1.0 else 0.0,
-        diagonal=mass / kappa,
-        columns=mass[:, None],
-        core=np.array([[-1.0 / kappa]]),
-    )
-
-
-def maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Curve:
-    r"""The maximum behind a logarithmic barrier.
-
-    .. math:: \min_M\; M - \kappa E_0 \log\frac{M - \ell}{\kappa}, \qquad
-              q = \frac{\kappa}{M - \ell}, \qquad M - E_0 q \ell = \kappa
-
-    with kappa = smoothing: the attained mean is within kappa of M, which is above all losses.
-    """
-    if bound.least >= 1.0:
-        return flat(bound, losses)
-    w, kappa = bound.weights, smoothing
-    top = float(losses[w > 0].max())
-    distance = np.where(w > 0, top - losses, 0.0)
-    # The harmonic mean of M - loss is concave in M: from below, Newton's method is monotone.
-    x = kappa * float(w[(distance == 0.0) & (w > 0)].sum())
-    for _ in range(60):
-        inverse = 1.0 / (x + distance)
-        first = float(w @ inverse)
-        slope = float(w @ inverse**2) / first**2
-        move = (kappa - 1.0 / first) / slope
-        x += max(move, 0.0)
-        if move <= 1e-15 * x:
-            break
-    ratio = np.where(w > 0, kappa / (x + distance), 0.0)
-    ratio /= float(w @ ratio)
-    steep = w * ratio**2 / kappa
-    return Curve(
-        top + x - kappa + kappa * float(w @ np.log(np.where(w > 0, ratio, 1.0))),
-        kappa,
-        top + x,
-        ratio,
-        float((w * ratio) @ losses),
-        float(bound.ambiguity.radius_of_maximum(min(1.0 / float(ratio.max()), 1.0))),
-        diagonal=steep,
-        columns=steep[:, None],
-        core=np.array([[-1.0 / float(steep.sum())]]),
-        exact=top,
-    )
+    radius = -math.log(total) if total < 1.0 else 0.0
+    return Dual(value, kappa, value, ratio, float((w * ratio) @ losses), radius)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity.divergence import Levels
-from drojko.ambiguity.duals.point import Curve, Dual
+from drojko.ambiguity.duals.point import Dual
 from drojko.ambiguity.duals.scaling import floats
 from drojko.exceptions import InvalidDataError
 
@@ -59,7 +59,10 @@ class Reweighting:
         """
         if smoothing <= 0.0:
             return self.ambiguity.dual(losses, self.weights)
-        return self.curve(losses, smoothing, barrier=False)
+        values = floats(losses, "losses")
+        if values.shape != self.weights.shape or not np.isfinite(values).all():
+            raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
+        return self.ambiguity._smoothed(self, values, float(smoothing))
 
     #: How rows make up cells, (n, cells); None: every row is one.
     cells = None
@@ -67,15 +70,3 @@ class Reweighting:
     def levels(self, unit: float) -> Levels:
         """Return the set as a minimum over levels; ``unit`` is a typical loss."""
         return self.ambiguity.levels(self.weights, unit)
-
-    def curve(self, losses: Any, smoothing: float, barrier: bool = True) -> Curve:
-        """Return the smoothed dual together with its second derivative; smoothing > 0.
-
-        ``barrier``: largest losses are smoothed by a logarithmic barrier, along which Newton's
-        method takes long steps. Then it is ``attained`` that is within the smoothing of the exact
-        value, and ``value`` may be lower.
-        """
-        values = floats(losses, "losses")
-        if values.shape != self.weights.shape or not np.isfinite(values).all():
-            raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
-        return self.ambiguity._curve(self, values, float(smoothing), barrier)

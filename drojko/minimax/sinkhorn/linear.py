@@ -29,6 +29,7 @@ from drojko.losses.tilts import Tilted
 from drojko.minimax.limits import Limits
 from drojko.minimax.row_objective import ROUNDING, relative_gap
 from drojko.minimax.sinkhorn.bound import lower_bound
+from drojko.minimax.sinkhorn.risk import SinkhornRisk, check_growth, multiplier, sinkhorn_risk
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.linear import RidgeSolution, solve_ridge
 from drojko.rows import Rows
@@ -36,143 +37,6 @@ from drojko.rows import Rows
 __all__ = ["SinkhornRisk", "SinkhornSolution", "sinkhorn_risk", "solve_sinkhorn"]
 
 _FAR = 1e100  # no optimum has parameters beyond
-
-
-@dataclass(frozen=True)
-class SinkhornRisk:
-    """The exact worst case of one linear model.
-
-    ``value`` is the robust risk, ``attained`` what the tilted laws attain inside the set (radius
-    form) or net of the penalty, ``risk`` their mean loss, ``divergence`` epsilon E KL, which they
-    spend, ``nominal`` the mean loss without noise, ``deviation`` the noise's deviation s in units
-    of predictions, ``spread`` (n,) what the mean of is taken for the dual value.
-    """
-
-    value: float
-    attained: float
-    risk: float
-    divergence: float
-    nominal: float
-    penalty: float
-    deviation: float
-    spread: np.ndarray
-
-
-def sinkhorn_risk(
-    data: RidgeData,
-    coef: np.ndarray,
-    intercept: float,
-    *,
-    epsilon: float,
-    radius: float | None = None,
-    penalty: float | None = None,
-    guess: float | None = None,
-) -> SinkhornRisk:
-    r"""Worst-case risk of the linear model ``coef'x + intercept``, exact.
-
-    Parameters
-    ----------
-    data : RidgeData, with fixed labels
-    coef, intercept : array of shape (d,), float
-    epsilon : float
-    radius, penalty : exactly one of them.
-    guess : float, a first guess of the multiplier of a radius.
-
-    Raises
-    ------
-    UnboundedRiskError
-        Squared loss at a penalty not above the squared dual norm of ``coef``.
-
-    Examples
-    --------
-    >>> from drojko.losses import get_loss
-    >>> data = RidgeData(np.array([[1.0], [3.0]]), np.array([0.0, 0.0]), loss=get_loss("squared"))
-    >>> found = sinkhorn_risk(data, np.array([1.0]), 0.0, epsilon=0.5, penalty=2.0)
-    >>> round(found.value, 9), round(2 / (2 - 1) * 5 - 2 * 0.5 / 2 * math.log(1 - 1 / 2), 9)
-    (10.34657359, 10.34657359)
-    """
-    f = data.predictions(coef, intercept)
-    square = data.squared_norm(coef)
-    s = math.sqrt(0.5 * epsilon * square)
-    w = data.weight
-    nominal = float(w @ data.loss.tilt(f, data.y, 0.0, 0.0).value)
-    if (penalty is None and not radius) or s == 0.0:
-        plain = data.loss.tilt(f, data.y, s, 0.0)
-        value = float(w @ plain.value)
-        lam = penalty if penalty is not None else (0.0 if radius else math.inf)
-        return SinkhornRisk(value, value, value, 0.0, nominal, lam, s, plain.value)
-    if penalty is None:
-        lam, found = _multiplier(data, f, s, square, epsilon, float(radius or 0.0), guess)
-    else:
-        _check_growth(data, square, penalty)
-        lam, found = penalty, data.loss.tilt(f, data.y, s, 1.0 / (epsilon * penalty))
-    spent = epsilon * float(w @ found.divergence)
-    risk = float(w @ found.mean[2])
-    value = float(w @ found.value)
-    if penalty is not None:
-        return SinkhornRisk(value, value, risk, spent, nominal, lam, s, found.value)
-    budget = float(radius or 0.0)
-    value += lam * budget
-    if spent > budget:
-        # Rounding: a mixture with Q spends no more than its share, as KL is convex.
-        plain = float(w @ data.loss.tilt(f, data.y, s, 0.0).value)
-        share = budget / spent
-        risk, spent = share * risk + (1.0 - share) * plain, budget
-    return SinkhornRisk(
-        max(value, risk), min(risk, value), risk, spent, nominal, lam, s, found.value
-    )
-
-
-def _check_growth(data: RidgeData, square: float, penalty: float) -> None:
-    if data.loss.growth and penalty <= data.loss.growth * square:
-        raise UnboundedRiskError(
-            f"{data.loss.name} loss: the worst case is infinite for penalty={penalty:.6g}; it is "
-            f"finite for penalty > {square:.6g}, the squared dual norm of the coefficients"
-        )
-
-
-def _multiplier(
-    data, f, s, square, epsilon, radius, guess, close: float = 1e-14
-) -> tuple[float, Tilted]:
-    """Root of epsilon E KL = radius: nonincreasing in the multiplier; Newton on logarithms."""
-    w = data.weight
-    least = data.loss.growth * square
-
-    def at(extra: float):
-        lam = least + extra
-        found = data.loss.tilt(f, data.y, s, 1.0 / (epsilon * lam))
-        spent = epsilon * float(w @ found.divergence)
-        # d KL / d lambda = -epsilon Var l / (epsilon lambda)^3
-        slope = -float(w @ found.cov[5]) / (epsilon * lam**3)
-        return lam, found, spent, slope
-
-    if guess is None or not least < guess < math.inf:
-        slopes = data.loss.tilt(f, data.y, s, 0.0).mean[0]
-        steep = float(w @ slopes**2) + 1e-8 * float(w @ slopes**2 + 1e-300)
-        guess = least + math.sqrt(square * max(steep, 1e-300) / (4.0 * radius))
-    extra = max(guess - least, 1e-12 * guess)
-    low, high = 0.0, math.inf
-    for _ in range(200):
-        lam, found, spent, slope = at(extra)
-        if abs(spent - radius) <= close * radius:
-            break
-        if spent > radius:
-            low = extra
-        else:
-            high = extra
-        step = math.nan
-        if spent > 0.0 and slope < 0.0:
-            step = extra * math.exp(
-                max(-3.0, min(3.0, -math.log(spent / radius) * spent / (slope * extra)))
-            )
-        if not low < step < high:
-            step = 2.0 * extra if math.isinf(high) else (
-                math.sqrt(low * high) if low > 0 else 0.25 * high
-            )  # fmt: skip
-        if abs(step - extra) <= 1e-15 * extra or high - low <= 1e-15 * extra:
-            break
-        extra = step
-    return lam, found
 
 
 @dataclass(frozen=True)
@@ -352,7 +216,7 @@ class _Problem:
         """The multiplier that nearly spends the radius at predictions u and noise s; the laws."""
         square = 2.0 * s * s / self.epsilon
         radius = float(self.radius or 0.0)
-        return _multiplier(self.data, u, s, square, self.epsilon, radius, guess, close)
+        return multiplier(self.data, u, s, square, self.epsilon, radius, guess, close)
 
     def multiplier(self, z: np.ndarray, guess: float | None, ground: Ground) -> float:
         """The multiplier at z: that of the radius, the penalty, or 0 where nothing is tilted."""
@@ -542,7 +406,7 @@ class _Newton:
         rows, w, size = self.rows, self.data.weight, self.rows.size
         found, s, eta, value = known or self._tilted(z, lam)
         if found is None:
-            _check_growth(self.data, self.ground.square(z), lam)
+            check_growth(self.data, self.ground.square(z), lam)
             raise UnboundedRiskError("the coefficients grow without end: rescale the columns")
         ff, fs, ft, ss, st, tt = found.second(eta)
         cost, ridge = self.ground.cost, self.ground.ridge
