@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -125,18 +125,5 @@ class Plan:
         return known and free and math.isinf(self.label_cost)
 
     def problem(self, model: TabularModel) -> RobustProblem:
-        return RobustProblem(
-            self.reference,
-            model,
-            self.loss,
-            self.cost,
-            self.inner,
-            radius=self.radius,
-            penalty=self.penalty,
-            alpha=self.alpha,
-            label_cost=self.label_cost,
-            n_labels=self.n_labels,
-            dtype=self.dtype,
-            device=self.device,
-            atoms=self.atoms,
-        )
+        shared = {f.name for f in fields(RobustProblem)} & {f.name for f in fields(Plan)}
+        return RobustProblem(model=model, **{name: getattr(self, name) for name in shared})

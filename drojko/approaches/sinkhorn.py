@@ -43,20 +43,8 @@ _TRAINING, _MOST_ATOMS, _PARTICLES, _EVALUATIONS = 256, 5_000, (64, 512), 400_00
 class _SampledPlan(Plan):
     """A plan whose problem moves samples to particles; nothing is exact about it."""
 
-    @property
-    def ridge(self) -> bool:
-        """Never: the exact solvers are about transport."""
-        return False
-
-    @property
-    def relaxes(self) -> bool:
-        """As ``ridge``."""
-        return False
-
-    @property
-    def classes(self) -> bool:
-        """As ``ridge``."""
-        return False
+    # The exact solvers are about transport.
+    ridge = relaxes = classes = property(lambda self: False)
 
     def problem(self, model: TabularModel) -> RobustProblem:
         """The sampled problem; quasi-Newton needs the same draws at each evaluation."""
