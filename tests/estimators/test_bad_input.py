@@ -258,11 +258,11 @@ def test_an_ambiguity_set_that_is_none(kind):
     [
         ({"model": "forest"}, "'model' parameter"),
         ({"model": torch.nn.Linear(4, 1)}, r"model=lambda: MyNet\(\)"),
-        ({"loss": "zero-one"}, "'loss' parameter"),
+        ({"loss": "zero-one"}, "unknown loss 'zero-one'; known"),
         ({"reference": "data"}, "'reference' parameter"),
         ({"inner": "gradient"}, "'inner' parameter"),
         ({"inner": ICNNJKO(steps=-1)}, "ICNNJKO: steps=-1"),
-        ({"inner": ICNNJKO(batch_size=0)}, "batch_size=0; expected at least 1"),
+        ({"inner": ICNNJKO(batch_size=0)}, "batch_size=0; expected an integer of at least 1"),
         ({"alpha": -1.0}, "'alpha' parameter"),
         ({"max_iter": 0}, "'max_iter' parameter"),
         ({"dtype": "float16"}, "'dtype' parameter"),

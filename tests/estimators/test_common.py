@@ -16,6 +16,7 @@ from tests._instances import INSTANCES
 pytestmark = [
     pytest.mark.promise(15),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:.*optimum is a constant model"),  # of labels by chance
 ]
 
 
