@@ -247,6 +247,18 @@ def Linear(n_inputs: int, n_outputs: int = 1, **kwargs: Any) -> MLP:
     return model
 
 
+class LogitDifference(nn.Module):
+    """Two logits as one: what a binary loss takes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.module(x)
+        return f[:, 1] - f[:, 0]
+
+
 class ModuleModel(TabularModel):
     """Any ``torch.nn.Module`` whose rows do not interact, differentiated by autograd.
 

@@ -17,6 +17,7 @@ from drojko._numerics import Adam
 from drojko.ambiguity import GroundCost
 from drojko.inner import ICNNJKO, Batch, Coordinates, Objective
 from drojko.losses import get_loss
+from drojko.minimax.limits import Limits
 from drojko.minimax.problem import RobustProblem
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP, flatten_parameters, views_like
@@ -194,9 +195,12 @@ def _ours(
     spent["start"] = process_time()
     with clock() as taken:
         Subgradient(learning_rate=RATE, batch_size=BATCH).solve(
-            problem, generator(seed), max_iter=passes, tol=1e-3, callback=callback, n_draws=draws,
+            problem,
+            generator(seed),
+            Limits(passes, callback=callback),
+            n_draws=draws,
             penalty=PENALTY,
-        )  # fmt: skip
+        )
     # The returned model, with all that the solver does after its last pass.
     run.keep(run.passes[-1], taken.seconds, problem.model)
     return run

@@ -162,12 +162,7 @@ class AmbiguitySet(ABC, BaseEstimator):
     def validate(self, n_features: int, feature_names: Sequence[str] | None = None) -> Any:
         """Check every parameter against the data's columns and return `resolve`'s value.
 
-        Parameters
-        ----------
-        n_features : int
-            Number of columns of the data.
-        feature_names : sequence of str, default=None
-            Column names, in order; None when the data had none.
+        Arguments as for `resolve`. Constructors only store: this raises, at fit time.
 
         Raises
         ------

@@ -32,16 +32,10 @@ class ChiSquare(DensityRatioSet):
     penalty : float, default=None
         Price of one unit of that variance, in the units of the loss.
 
-    Raises
-    ------
-    InvalidDataError
-        From `validate` and `dual`, naming the parameter. The constructor only stores.
-
     Notes
     -----
     No iteration: among the sorted losses, prefix means and variances say which ones keep a positive
-    ratio, and there the formula is explicit. `resolve` and `validate` return None: there is no
-    ground cost.
+    ratio, and there the formula is explicit.
 
     References
     ----------
@@ -62,10 +56,6 @@ class ChiSquare(DensityRatioSet):
 
     conic_form = "chi-square"
     divergence = Divergence("chi-square", 2.0, 2.0)
-
-    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
-        self.radius = radius
-        self.penalty = penalty
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Mean of (ratio - 1)^2."""

@@ -55,15 +55,9 @@ class CressieRead(DensityRatioSet):
     penalty : float, default=None
         Price of one unit of the divergence, in the units of the loss.
 
-    Raises
-    ------
-    InvalidDataError
-        From `validate` and `dual`, naming the parameter. The constructor only stores.
-
     Notes
     -----
     c is found by a safeguarded secant method on the logarithm of the radius that it spends.
-    `resolve` and `validate` return None: there is no ground cost.
 
     References
     ----------

@@ -34,15 +34,10 @@ class CVaR(DensityRatioSet):
         Tail mass, in (0, 1]: 1 is the mean, up to the mass of the largest loss it is the largest
         loss. It is the only size: there is neither a radius nor a penalty to set.
 
-    Raises
-    ------
-    InvalidDataError
-        From `validate` and `dual`, naming the parameter. The constructor only stores.
-
     Notes
     -----
     Sorted losses and cumulative sums; no iteration. `dual_path` takes values of alpha in the place
-    of radii. `resolve` and `validate` return None: there is no ground cost.
+    of radii.
 
     References
     ----------

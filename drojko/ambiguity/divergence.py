@@ -312,7 +312,6 @@ class Tails(Levels):
         return np.diag(-sum(part.cross @ self.weights for part in parts))
 
     def tied(self, parts: Sequence[Part]) -> np.ndarray:
-        """What several densities lack together where only their total is given."""
         out = np.zeros(self.count)
         if all(part.mass is None for part in parts):
             out[0] = self.cost[0] - sum(float(self.weights @ part.density) for part in parts)

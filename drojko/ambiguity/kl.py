@@ -38,16 +38,11 @@ class KL(DensityRatioSet):
     penalty : float, default=None
         Price of one nat, in the units of the loss.
 
-    Raises
-    ------
-    InvalidDataError
-        From `validate` and `dual`, naming the parameter. The constructor only stores.
-
     Notes
     -----
     `dual` finds the tilt 1/lambda by a safeguarded secant method on the logarithm of the radius
     that it spends, which costs O(n log n) for sorting and a few passes over the losses; `dual_path`
-    sorts once. `resolve` and `validate` return None: there is no ground cost.
+    sorts once.
 
     References
     ----------
@@ -71,10 +66,6 @@ class KL(DensityRatioSet):
 
     conic_form = "kl"
     divergence = Divergence("kl", 1.0, 1.0)
-
-    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
-        self.radius = radius
-        self.penalty = penalty
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Mean of ratio * log(ratio)."""

@@ -50,11 +50,6 @@ class Sinkhorn(AmbiguitySet):
     immutable : sequence of feature names or indices, or mask of shape (d,), default=None
         Columns that neither move nor get noise.
 
-    Raises
-    ------
-    InvalidDataError
-        From `validate`, at fit time, naming the parameter. The constructor only stores.
-
     References
     ----------
     J. Wang, R. Gao, Y. Xie, 2021, Sinkhorn Distributionally Robust Optimization,

@@ -41,15 +41,9 @@ class TotalVariation(DensityRatioSet):
     penalty : float, default=None
         Price of moving all mass, in the units of the loss.
 
-    Raises
-    ------
-    InvalidDataError
-        From `validate` and `dual`, naming the parameter. The constructor only stores.
-
     Notes
     -----
-    Sorted losses and cumulative sums; no iteration. `resolve` and `validate` return None: there is
-    no ground cost.
+    Sorted losses and cumulative sums; no iteration.
 
     References
     ----------
@@ -76,10 +70,6 @@ class TotalVariation(DensityRatioSet):
     def needs_largest(self, penalty: float) -> bool:
         """Always, but without any room to move."""
         return self.radius != 0
-
-    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
-        self.radius = radius
-        self.penalty = penalty
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Half the mean of |ratio - 1|."""

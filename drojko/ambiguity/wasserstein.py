@@ -71,8 +71,6 @@ class Wasserstein(AmbiguitySet):
 
     Raises
     ------
-    InvalidDataError
-        From `validate`, at fit time, naming the parameter. The constructor only stores.
     UnsupportedError
         For ``order=1`` with bounds or categories.
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
-from drojko.approaches.plan import Plan
+from drojko.approaches.plan import Plan, Points
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.worst_case import WorstCase
@@ -120,11 +119,7 @@ class Approach(ABC):
 
     @abstractmethod
     def certify(
-        self,
-        plan: Plan,
-        model: TabularModel,
-        points: tuple[Tensor, Tensor, Tensor],
-        generator: torch.Generator,
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Certificate of a fixed model on the empirical measure of points x, y, weights."""
 

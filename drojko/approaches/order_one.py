@@ -14,7 +14,7 @@ from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import Approach, Assessment, FittedModel
-from drojko.approaches.plan import Plan
+from drojko.approaches.plan import Plan, Points
 from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.order_one.plan import FarPlan, LinearAdversary
@@ -29,7 +29,6 @@ __all__ = ["OrderOne"]
 INSIDE = 0.1
 #: Draws of a continuous reference for a certificate.
 DRAWS = 10_000
-_COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 class OrderOne(Approach):
@@ -58,53 +57,22 @@ class OrderOne(Approach):
         """Interior-point training on the draws; the best parameters are left in the model."""
         x, y, w = _arrays(plan, model, plan.n_draws)
 
-        def load(coef: np.ndarray, intercept: np.ndarray) -> None:
-            weight, bias = model.weights[0], model.biases[0]  # type: ignore[index]
-            weight.data.copy_(torch.as_tensor(coef))
-            bias.data.copy_(torch.as_tensor(intercept))
-
-        def callback(iteration: int, info: dict[str, Any]) -> bool:
-            if plan.callback is None:
-                return False
-            load(info["coef"], info["intercept"])
-            return plan.callback(iteration, info)
-
-        solution = solve_lipschitz(
-            x,
-            y,
+        result = plan.solve_linear(
+            solve_lipschitz,
+            (x, y),
+            model,
             loss=plan.loss,
             weight=w,
             n_outputs=model.n_outputs,
-            radius=plan.radius,
-            penalty=plan.penalty,
             norm=plan.ambiguity.norm,
             inverse_weights=plan.cost.inverse_weights,
             label_cost=plan.label_cost,
-            alpha=plan.alpha,
-            fit_intercept=plan.fit_intercept,
-            tol=plan.tol,
-            max_iter=plan.max_iter,
-            max_time=plan.max_time,
             warm_start=None if start is None else _parameters(model),
-            callback=callback,
         )
-        coef = solution.coef
         if plan.penalty is not None and plan.dtype != torch.float64:
-            coef = coef * (1.0 - 1e-6)  # rounding must not lift the slope above the penalty
-        load(coef, solution.intercept)
-        columns = {
-            name: np.array([row.get(name, math.nan) for row in solution.history])
-            for name in _COLUMNS
-        }
-        return TrainResult(
-            solution.status,
-            solution.message,
-            solution.n_iter,
-            solution.lam,
-            solution.stationarity,
-            columns,
-            solution.gap,
-        )
+            # Rounding must not lift the slope above the penalty.
+            model.weights[0].data.mul_(1.0 - 1e-6)  # type: ignore[index]
+        return result
 
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
@@ -122,11 +90,7 @@ class OrderOne(Approach):
         return Assessment(certificate, state)
 
     def certify(
-        self,
-        plan: Plan,
-        model: TabularModel,
-        points: tuple[Tensor, Tensor, Tensor],
-        generator: torch.Generator,
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """The closed form at the points themselves."""
         self.reject(plan, model)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +15,16 @@ from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.inner.solver import InnerSolver
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
-from drojko.minimax.problem import Callback, RobustProblem
+from drojko.minimax.limits import Limits
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "Points"]
+
+#: Rows x, their targets y and their masses w.
+Points = tuple[Tensor, Tensor, Tensor]
+_COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,55 @@ class Plan:
     outer: Subgradient = field(default_factory=Subgradient)
     callback: Callback | None = None
     groups: Any = None
-    atoms: tuple[Tensor, Tensor, Tensor] | None = None  # all points of an empirical reference
+    atoms: Points | None = None  # all points of an empirical reference
+
+    @property
+    def limits(self) -> Limits:
+        """When training ends; the clock starts here."""
+        return Limits(self.max_iter, self.tol, self.max_time, self.callback)
+
+    def solve_linear(
+        self, solver: Callable[..., Any], data: Any, model: Any, **options: Any
+    ) -> TrainResult:
+        """Train a linear model by an exact ``solver``; a callback finds each iterate in it."""
+        weight, bias = model.weights[0], model.biases[0]
+
+        def load(coef: np.ndarray, intercept: Any) -> None:
+            weight.data.copy_(torch.as_tensor(np.atleast_2d(coef)))
+            bias.data.copy_(torch.as_tensor(intercept))
+
+        def callback(iteration: int, info: dict[str, Any]) -> bool:
+            if self.callback is None:
+                return False
+            load(info["coef"], info["intercept"])
+            return self.callback(iteration, info)
+
+        solution = solver(
+            *data,
+            radius=self.radius,
+            penalty=self.penalty,
+            alpha=self.alpha,
+            fit_intercept=self.fit_intercept,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            max_time=self.max_time,
+            callback=callback,
+            **options,
+        )
+        load(solution.coef, solution.intercept)
+        history = {
+            name: np.array([row.get(name, math.nan) for row in solution.history])
+            for name in _COLUMNS
+        }
+        return TrainResult(
+            solution.status,
+            solution.message,
+            solution.n_iter,
+            solution.penalty,
+            solution.stationarity,
+            history,
+            solution.relative_gap,
+        )
 
     @property
     def _known(self) -> bool:
@@ -70,18 +125,5 @@ class Plan:
         return known and free and math.isinf(self.label_cost)
 
     def problem(self, model: TabularModel) -> RobustProblem:
-        return RobustProblem(
-            self.reference,
-            model,
-            self.loss,
-            self.cost,
-            self.inner,
-            radius=self.radius,
-            penalty=self.penalty,
-            alpha=self.alpha,
-            label_cost=self.label_cost,
-            n_labels=self.n_labels,
-            dtype=self.dtype,
-            device=self.device,
-            atoms=self.atoms,
-        )
+        shared = {f.name for f in fields(RobustProblem)} & {f.name for f in fields(Plan)}
+        return RobustProblem(model=model, **{name: getattr(self, name) for name in shared})

@@ -8,16 +8,20 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drojko._driver import Status
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.approaches.base import Approach, Assessment, FittedModel
-from drojko.approaches.plan import Plan
+from drojko.approaches.plan import Plan, Points
 from drojko.approaches.transport import training as _training
-from drojko.approaches.transport.evaluation import EXACT_DRAWS, LEARNED_DRAWS, best_constant
+from drojko.approaches.transport.evaluation import (
+    EXACT_DRAWS,
+    LEARNED_DRAWS,
+    best_constant,
+    make_constant,
+)
 from drojko.certificates import Certificate
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
@@ -33,27 +37,14 @@ __all__ = ["SinkhornApproach"]
 #: Share of the set's own smoothing and radius that a kernel density reference may spend.
 _INSIDE = 0.1
 _TRAINING, _MOST_ATOMS, _PARTICLES, _EVALUATIONS = 256, 5_000, (64, 512), 400_000
-_COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 @dataclass(frozen=True)
 class _SampledPlan(Plan):
     """A plan whose problem moves samples to particles; nothing is exact about it."""
 
-    @property
-    def ridge(self) -> bool:
-        """Never: the exact solvers are about transport."""
-        return False
-
-    @property
-    def relaxes(self) -> bool:
-        """As ``ridge``."""
-        return False
-
-    @property
-    def classes(self) -> bool:
-        """As ``ridge``."""
-        return False
+    # The exact solvers are about transport.
+    ridge = relaxes = classes = property(lambda self: False)
 
     def problem(self, model: TabularModel) -> RobustProblem:
         """The sampled problem; quasi-Newton needs the same draws at each evaluation."""
@@ -111,7 +102,6 @@ class SinkhornApproach(Approach):
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        """Certify on fresh draws, or on the atoms."""
         exact = _is_exact(plan, model)
         count = (EXACT_DRAWS if exact else LEARNED_DRAWS) if sampled else atoms
         points = plan.problem(model).draw(count, spawn(plan.generator))
@@ -123,15 +113,7 @@ class SinkhornApproach(Approach):
         if not exact and is_linear(model):
             output, risk = best_constant(plan, model, *(p.cpu().numpy() for p in points[1:]))
             if certificate.lower > risk:
-                with torch.no_grad():
-                    weight, bias = model.parameters()
-                    weight.zero_()
-                    bias.copy_(output)
-                constant = (
-                    "No smaller worst-case risk than that of the best constant prediction was "
-                    "found, which is returned: the radius is large, or the penalty small, for "
-                    "these data."
-                )
+                constant = make_constant(model, output)
                 certificate = _certify(
                     plan, model, points, spawn(plan.generator), sampled, guess, 0.0
                 )
@@ -142,13 +124,8 @@ class SinkhornApproach(Approach):
         return _state(plan, certificate) if math.isfinite(certificate.penalty) else None
 
     def certify(
-        self,
-        plan: Plan,
-        model: TabularModel,
-        points: tuple[Tensor, Tensor, Tensor],
-        generator: torch.Generator,
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
-        """Certificate of a fixed model around the points."""
         return _certify(plan, model, points, generator, False, None, math.nan)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> GibbsWorstCase:
@@ -181,53 +158,16 @@ def _train_linear(plan: Plan, model: Any, start: float | None) -> TrainResult:
     data = _training.ridge_data(
         plan, *plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
     )
-    weight, bias = model.weights[0], model.biases[0]
-
-    def load(coef: np.ndarray, intercept: float) -> None:
-        weight.data.copy_(torch.as_tensor(coef)[None])
-        bias.data.fill_(float(intercept))
-
-    def callback(iteration: int, info: dict[str, Any]) -> bool:
-        if plan.callback is None:
-            return False
-        load(info["coef"], info["intercept"])
-        return plan.callback(iteration, info)
-
-    warm = None
-    if start is not None:
-        warm = (weight.data[0].double().cpu().numpy().copy(), bias.detach().item(), start)
-    solution = solve_sinkhorn(
-        data,
-        epsilon=_epsilon(plan),
-        radius=plan.radius,
-        penalty=plan.penalty,
-        alpha=plan.alpha,
-        fit_intercept=plan.fit_intercept,
-        tol=plan.tol,
-        max_iter=plan.max_iter,
-        max_time=plan.max_time,
-        warm_start=warm,
-        callback=callback,
-    )
-    load(solution.coef, solution.intercept)
-    history = {
-        name: np.array([row.get(name, math.nan) for row in solution.history]) for name in _COLUMNS
-    }
-    return TrainResult(
-        solution.status,
-        solution.message,
-        solution.n_iter,
-        solution.penalty,
-        solution.stationarity,
-        history,
-        solution.relative_gap,
+    warm = None if start is None else (*_training.parameters(model), start)
+    return plan.solve_linear(
+        solve_sinkhorn, (data,), model, epsilon=_epsilon(plan), warm_start=warm
     )
 
 
 def _certify(
     plan: Plan,
     model: Any,
-    points: tuple[Tensor, Tensor, Tensor],
+    points: Points,
     generator: torch.Generator,
     sampled: bool,
     guess: float | None,
@@ -235,11 +175,9 @@ def _certify(
 ) -> Certificate:
     with torch.no_grad():
         if _is_exact(plan, model):
-            coef = model.weights[0].detach().double().cpu().numpy()[0]
             return certify_linear(
                 _training.ridge_data(plan, *points),
-                coef,
-                float(model.biases[0].detach()),
+                *_training.parameters(model),
                 epsilon=_epsilon(plan),
                 guess=guess,
                 sampled=sampled,

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from torch import Tensor
 
@@ -19,11 +18,11 @@ from drojko._sklearn import (
     StrOptions,
     _check_sample_weight,
     _fit_context,
-    check_classification_targets,
     check_is_fitted,
     validate_data,
 )
 from drojko._threads import SMALL, one_thread
+from drojko.baselines._logits import LogitClassifier
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.losses import Loss, get_loss
 from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_like
@@ -31,7 +30,7 @@ from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_li
 __all__ = ["AdversarialClassifier", "WRMClassifier"]
 
 
-class _AscentClassifier(ClassifierMixin, BaseEstimator):
+class _AscentClassifier(LogitClassifier, BaseEstimator):
     """Adam on mini-batches whose samples were moved by `_attack`."""
 
     _parameter_constraints: dict = {
@@ -54,10 +53,7 @@ class _AscentClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X, y, sample_weight=None):
         """Train on X of shape (n, d), labels of shape (n,) and optional weights of shape (n,)."""
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        check_classification_targets(y)
-        self.classes_, index = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InvalidDataError(f"{type(self).__name__} got 1 class in y; it needs 2 or more")
+        index = self._encode(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
@@ -113,18 +109,6 @@ class _AscentClassifier(ClassifierMixin, BaseEstimator):
             for p, value in zip(model.parameters(), [*self.weights_, *self.biases_]):
                 p.copy_(torch.tensor(value))
             return model(torch.tensor(X)).numpy()
-
-    def predict_proba(self, X):
-        """Class probabilities, shape (n, n_classes)."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.column_stack([expit(-scores), expit(scores)])
-        return softmax(scores, axis=1)
-
-    def predict(self, X):
-        """Most probable class of each row, shape (n,)."""
-        index = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[index]
 
 
 class WRMClassifier(_AscentClassifier):

@@ -7,19 +7,18 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from drojko._sklearn import (
     Interval,
     NestedDefaults,
     _check_sample_weight,
     _fit_context,
-    check_classification_targets,
     check_is_fitted,
     validate_data,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
+from drojko.baselines._logits import LogitClassifier
 from drojko.baselines._programs import Form, Program, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._rows import Rows, members_of, size_of
@@ -57,8 +56,27 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
     def _loss(self) -> Loss:
         raise NotImplementedError
 
-    def _solve(self, X: np.ndarray, y: np.ndarray, sample_weight: Any, groups: Any) -> None:
-        """Build, compile and solve; y holds class indices or floats."""
+    def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, and class indices or float targets."""
+        raise NotImplementedError
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None, groups=None):
+        """Build the program and solve it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+        y : array-like of shape (n,)
+        sample_weight : array-like of shape (n,), default=None
+        groups : array-like of shape (n,) or (n, G), default=None
+            For `Group` sets: a label per row, or columns of 0 and 1.
+
+        Returns
+        -------
+        self : object
+        """
+        X, y = self._read(X, y)
         import cvxpy as cp
 
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -88,6 +106,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         self._program = Program(form, problem, solver, dict(self.solver_options or {}))
         self._table = table
         self._finish(size_of(ambiguity))
+        return self
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
         name = type(ambiguity).__name__
@@ -206,7 +225,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         return {k: v for k, v in state.items() if k not in ("_program", "_table", "_rows")}
 
 
-class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
+class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
     r"""Robust linear classifier on the empirical measure, by conic programming.
 
     .. math:: \min_\theta\; \sup\{E_P\,\ell(\theta; x, y) : D(P, \hat P_n) \le r\}
@@ -296,29 +315,9 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
     def _loss(self) -> Loss:
         return loss_with(self.loss, "classification", len(self.classes_))
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, groups=None):
-        """Build the program and solve it.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-        y : array-like of shape (n,)
-        sample_weight : array-like of shape (n,), default=None
-        groups : array-like of shape (n,) or (n, G), default=None
-            For `Group` sets: a label per row, or columns of 0 and 1.
-
-        Returns
-        -------
-        self : ConvexDROClassifier
-        """
+    def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        check_classification_targets(y)
-        self.classes_, index = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InvalidDataError(f"{type(self).__name__} got 1 class in y; it needs 2 or more")
-        self._solve(np.asarray(X), index, sample_weight, groups)
-        return self
+        return np.asarray(X), self._encode(y)
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
         self.coef_ = np.atleast_2d(theta.T)
@@ -331,22 +330,14 @@ class ConvexDROClassifier(ClassifierMixin, _ConvexDRO):
         scores = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict(self, X):
-        """Most probable class of each row, shape (n,)."""
-        scores = self.decision_function(X)
-        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-        return self.classes_[index]
-
     def predict_proba(self, X):
         """Class probabilities of a logistic model, shape (n, n_classes)."""
-        scores = self.decision_function(X)
+        check_is_fitted(self)
         if not self._loss().calibrated:
             raise UnsupportedError(
                 f"predict_proba needs loss='logistic': {self.loss!r} gives no probabilities"
             )
-        if scores.ndim == 1:
-            return np.column_stack([expit(-scores), expit(scores)])
-        return softmax(scores, axis=1)
+        return super().predict_proba(X)
 
 
 class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
@@ -426,25 +417,9 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     def _loss(self) -> Loss:
         return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, groups=None):
-        """Build the program and solve it.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-        y : array-like of shape (n,)
-        sample_weight : array-like of shape (n,), default=None
-        groups : array-like of shape (n,) or (n, G), default=None
-            For `Group` sets: a label per row, or columns of 0 and 1.
-
-        Returns
-        -------
-        self : ConvexDRORegressor
-        """
+    def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
-        self._solve(np.asarray(X), np.asarray(y, dtype=np.float64), sample_weight, groups)
-        return self
+        return np.asarray(X), np.asarray(y, dtype=np.float64)
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
         self.coef_ = theta

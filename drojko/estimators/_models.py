@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError
-from drojko.models import MLP, Linear, ModuleModel, TabularModel
+from drojko.models import MLP, Linear, LogitDifference, ModuleModel, TabularModel
 
 __all__ = ["build_model"]
 
@@ -74,18 +74,6 @@ def build_model(
     return _module_model(module.to(**like).eval(), n_features, n_outputs, binary, like)
 
 
-class _LogitDifference(nn.Module):
-    """Two logits as one: what a binary loss takes."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = self.module(x)
-        return f[:, 1] - f[:, 0]
-
-
 def _module_model(
     module: nn.Module, n_features: int, n_outputs: int, binary: bool, like: dict[str, Any]
 ) -> ModuleModel:
@@ -122,4 +110,4 @@ def _module_model(
             "the module that model() returned mixes rows: its output for a row depends on the "
             "other rows of the batch. Replace batch statistics by LayerNorm or fixed statistics"
         )
-    return ModuleModel(_LogitDifference(module) if first.shape[1:] == (2,) else module, n_outputs)
+    return ModuleModel(LogitDifference(module) if first.shape[1:] == (2,) else module, n_outputs)

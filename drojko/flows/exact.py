@@ -181,7 +181,6 @@ class Barenblatt(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return self._dim
 
     @property

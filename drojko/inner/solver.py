@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sklearn.base import BaseEstimator
 
+from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch, Objective
 
 __all__ = ["InnerSolver"]
@@ -16,8 +17,8 @@ __all__ = ["InnerSolver"]
 class InnerSolver(BaseEstimator):
     """Settings of an inner solver. ``fit`` is deterministic given the generator."""
 
-    corrections: int
-    training_corrections: int
+    corrections = 0
+    training_corrections = 0
 
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
@@ -38,6 +39,10 @@ class InnerSolver(BaseEstimator):
         """Learn the worst-case map of ``objective`` from the draws ``batch``, an `Adversary`.
 
         ``n_labels`` classes (0: regression), a change of which costs ``label_cost``, in the units
-        of the ground cost; ``max_time`` in seconds.
+        of the ground cost; ``max_time`` in seconds. Raises `UnsupportedError` where the solver is
+        for sets that reweight.
         """
-        raise NotImplementedError
+        raise UnsupportedError(
+            f"{type(self).__name__} finds the worst cases of sets that reweight; a set that moves "
+            "points at a cost needs inner='icnn' or 'pointwise'"
+        )

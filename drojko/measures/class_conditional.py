@@ -111,7 +111,6 @@ class ClassConditional(LabelledMeasure):
 
     @property
     def dim(self) -> int:
-        """Number of columns of x."""
         return self._ready().measures_[0].dim
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -153,7 +152,6 @@ class ClassConditional(LabelledMeasure):
         return x, y, w
 
     def log_prob(self, x: Any, y: Any) -> Tensor:
-        """Log density of x given y, shape (n,): log p_y(x)."""
         x = queries(x, self.dim)
         y = class_indices(y, len(x), len(self.measures_)).to(x.device)
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)

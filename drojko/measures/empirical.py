@@ -65,7 +65,6 @@ class Empirical(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return self._ready().atoms_.shape[1]
 
     @property

@@ -130,7 +130,6 @@ class FlowMeasure(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return len(self._ready().centre_)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -142,7 +141,6 @@ class FlowMeasure(Measure):
         return double(self.centre_) + double(self.scale_) * z
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,)."""
         x = queries(x, self.dim).double()
         z = (x - double(self.centre_, x)) / double(self.scale_, x)
         return self._flow(x.device).log_prob(z) - float(np.log(self.scale_).sum())

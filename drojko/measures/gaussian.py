@@ -62,7 +62,6 @@ class Gaussian(Measure):
 
     @property
     def mean(self) -> Tensor:
-        """m, a tensor of shape (d,)."""
         return double(self._ready().mean_)
 
     @mean.setter
@@ -71,7 +70,6 @@ class Gaussian(Measure):
 
     @property
     def covariance(self) -> Tensor:
-        """S, a tensor of shape (d, d)."""
         return double(self._ready().covariance_)
 
     @covariance.setter
@@ -80,7 +78,6 @@ class Gaussian(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return len(self._ready().mean_)
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
@@ -113,7 +110,6 @@ class Gaussian(Measure):
         return double(self.mean_) + noise @ double(self.factor_).T
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,)."""
         x = queries(x, self.dim).double()
         return normal_log_prob(x, double(self.mean_, x), double(self.factor_, x))
 

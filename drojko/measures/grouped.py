@@ -109,7 +109,6 @@ class Grouped(LabelledMeasure):
 
     @property
     def dim(self) -> int:
-        """Number of columns of x."""
         return self._ready().parts_[0].dim
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -69,11 +69,9 @@ class Joint(LabelledMeasure):
 
     @property
     def dim(self) -> int:
-        """Number of columns of x."""
         return self._ready().measure_.dim - 1
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw n pairs: x of shape (n, d), y of shape (n,)."""
         z = self._ready().measure_.sample(n, generator)
         return z[:, :-1], z[:, -1]
 

@@ -143,7 +143,6 @@ class KDE(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return len(self._ready().bandwidth_)
 
     @property
@@ -176,7 +175,6 @@ class KDE(Measure):
         return x, (double(self.weights_) / each).repeat_interleave(each)
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,), in blocks of bounded memory."""
         x = queries(x, self.dim)
         free = self.bandwidth_ > 0
         width = double(self.bandwidth_[free], x)

@@ -139,7 +139,6 @@ class GaussianMixture(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return self._ready().means_.shape[1]
 
     @property
@@ -179,7 +178,6 @@ class GaussianMixture(Measure):
         return double(self.means_[k]) + noise @ double(self.factors_[k]).T
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,)."""
         x = queries(x, self.dim).double()
         means, factors = double(self.means_, x), double(self.factors_, x)
         log_weights = double(self.weights_, x).log()[:, None]
@@ -190,7 +188,6 @@ class GaussianMixture(Measure):
         return torch.cat(parts)
 
     def marginal(self, columns: Any) -> GaussianMixture:
-        """Return the mixture of the components' marginals."""
         columns = indices(columns, self.dim)
         return GaussianMixture(
             len(self.weights_),

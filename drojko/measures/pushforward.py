@@ -55,7 +55,6 @@ class Pushforward(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d (the base's)."""
         return self.base.dim
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -68,7 +67,6 @@ class Pushforward(Measure):
         return self.map.map(x).detach(), w
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,)."""
         for needed in ("inverse", "log_abs_det_jacobian"):
             if not hasattr(self.map, needed):
                 raise self._lacks("density", f"{type(self.map).__name__} has no {needed}")

@@ -29,7 +29,7 @@ from drojko.inner.solver import InnerSolver
 from drojko.measures import Empirical
 from drojko.problems.constraints import Region, build_region
 from drojko.problems.families.adversary import decision_model
-from drojko.problems.families.base import Family
+from drojko.problems.families.base import Decided, Family
 from drojko.problems.families.oracle import Draws
 from drojko.problems.families.registry import family_of
 from drojko.problems.parameters import Layout
@@ -242,9 +242,8 @@ class MinimaxProblem:
         with one_thread(draws.x.numel() < _SMALL):
             model = decision_model(self.loss, self.layout, flat)
             self._check(model, draws)
-            found = self.family.certify(
-                model, draws, self.reference, self.sampled, spawn(generator), stationarity
-            )
+            of = Decided(model, draws, self.reference, self.sampled, spawn(generator), stationarity)
+            found = self.family.certify(of)
         return found[0], DecisionWorstCase(found[1])
 
     @staticmethod

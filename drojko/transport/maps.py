@@ -121,7 +121,6 @@ class BrenierMap(TransportMap):
 
     @torch.no_grad()
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """T(x), shape (n, d)."""
         return self._restore(self.potential.gradient(self._normalise(x), context))
 
     def _double(self) -> ICNN:

@@ -48,9 +48,6 @@ class DensityRatioSet(AmbiguitySet):
 
     >>> import numpy as np
     >>> class Entropy(DensityRatioSet):
-    ...     def __init__(self, radius=None, *, penalty=None):
-    ...         self.radius = radius
-    ...         self.penalty = penalty
     ...     def discrepancy(self, ratio, weights):  # E0 f(ratio), f(r) = r log r - r + 1
     ...         return float(weights @ (ratio * np.log(np.maximum(ratio, 1e-300)) - ratio + 1))
     ...     def conjugate(self, t):  # f*(t) = sup_r t r - f(r)
@@ -63,6 +60,9 @@ class DensityRatioSet(AmbiguitySet):
 
     #: The radius from which on D says nothing, where larger ones are a mistake.
     _largest_radius = np.inf
+
+    def __init__(self, radius: float | None = None, *, penalty: float | None = None):
+        super().__init__(radius, penalty=penalty)
 
     def dual(self, losses: Any, weights: Any = None) -> Dual:
         """Return the exact worst case of the mean of ``losses``.

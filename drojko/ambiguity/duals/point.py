@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["BoundSet", "Dual"]
+__all__ = ["Dual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +58,3 @@ class Dual:
         names = ("value", "penalty", "shift", "attained", "radius")
         numbers = ", ".join(f"{name}={getattr(self, name):.6g}" for name in names)
         return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
-
-
-class BoundSet(Protocol):
-    """What training needs of a set on its support points; `Reweighting` is one.
-
-    A set that is a minimum over a few levels offers ``levels(unit) -> Levels`` as well, and linear
-    models are then trained by Newton's method, with a proof.
-    """
-
-    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
-        """Value and ratios at losses of shape (n,); value <= exact value <= value + smoothing."""
-        ...

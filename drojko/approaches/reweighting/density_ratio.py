@@ -14,7 +14,7 @@ from torch import Tensor
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import Assessment, FittedModel
-from drojko.approaches.plan import Plan
+from drojko.approaches.plan import Plan, Points
 from drojko.approaches.reference import is_sampled
 from drojko.approaches.reweighting.support import OnSupport, losses_of
 from drojko.certificates import Certificate, reweighted_certificate
@@ -61,7 +61,6 @@ class DensityRatio(OnSupport):
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        """The exact dual on atoms; on draws, a dual point from half of them."""
         draws = plan.problem(model).draw(DRAWS if sampled else atoms, spawn(plan.generator))
         law = _error_law(plan, model) if sampled else None
         if law is not None and plan.penalty is not None and plan.penalty <= law.least:
@@ -96,13 +95,8 @@ class DensityRatio(OnSupport):
         return Assessment(certificate, state)
 
     def certify(
-        self,
-        plan: Plan,
-        model: TabularModel,
-        points: tuple[Tensor, Tensor, Tensor],
-        generator: torch.Generator,
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
-        """The exact dual of the points."""
         return _certificate(plan, model, points, None, math.nan)[0]
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> ReweightedWorstCase:
@@ -137,7 +131,7 @@ class DensityRatio(OnSupport):
 def _certificate(
     plan: Plan,
     model: TabularModel,
-    points: tuple[Tensor, Tensor, Tensor],
+    points: Points,
     fitted: tuple[np.ndarray, np.ndarray] | None,
     stationarity: float,
 ) -> tuple[Certificate, Any]:

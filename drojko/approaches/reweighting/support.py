@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.group import membership
 from drojko.approaches.base import Approach, Assessment, FittedModel
-from drojko.approaches.plan import Plan
+from drojko.approaches.plan import Plan, Points
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.measures import ClassConditional, Empirical, Grouped, Joint, LabelledMeasure
-from drojko.minimax.limits import Limits
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.reweighting.solve import solve_reweighted
 from drojko.models import TabularModel
@@ -77,13 +75,12 @@ class OnSupport(Approach):
             spawn(plan.generator),
             n_draws=_at_most(plan, plan.n_draws),  # an empirical reference has its atoms anyway
             outer=plan.outer,
-            limits=Limits(plan.max_iter, plan.tol, plan.max_time, plan.callback),
+            limits=plan.limits,
         )
 
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        """The exact dual on atoms, or on draws that training has not seen."""
         count = _at_most(plan, DRAWS) if sampled else atoms
         x, y, w, bound = plan.problem(model).support(plan.ambiguity, count, spawn(plan.generator))
         certificate, dual = _certificate(
@@ -102,11 +99,7 @@ class OnSupport(Approach):
         return Assessment(certificate, state)
 
     def certify(
-        self,
-        plan: Plan,
-        model: TabularModel,
-        points: tuple[Tensor, Tensor, Tensor],
-        generator: torch.Generator,
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """The exact dual of the points."""
         x, y, w = points
@@ -137,7 +130,7 @@ class OnSupport(Approach):
         )
 
 
-def losses_of(plan: Plan, model: TabularModel, points: tuple[Tensor, Tensor, Tensor]) -> np.ndarray:
+def losses_of(plan: Plan, model: TabularModel, points: Points) -> np.ndarray:
     """Losses of a model at weighted points, float64."""
     parts = [
         plan.loss.value(model.linearise(x)[0], y).detach().double().cpu()
@@ -182,7 +175,7 @@ def _by_class(x: np.ndarray, y: np.ndarray, mass: np.ndarray, n_classes: int) ->
 def _certificate(
     plan: Plan,
     model: TabularModel,
-    points: tuple[Tensor, Tensor, Tensor],
+    points: Points,
     bound: Any,
     sampled: bool,
     stationarity: float,

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.approaches.base import Approach, Assessment, FittedModel, NoWorstCase
-from drojko.approaches.plan import Plan
+from drojko.approaches.plan import Plan, Points
 from drojko.approaches.transport.evaluation import assess, certify_points
 from drojko.approaches.transport.training import most_iterations, reject, train
 from drojko.certificates import Certificate
@@ -72,11 +71,7 @@ class Transport(Approach):
         return Assessment(found.certificate, state, found.constant, found.advice)
 
     def certify(
-        self,
-        plan: Plan,
-        model: TabularModel,
-        points: tuple[Tensor, Tensor, Tensor],
-        generator: torch.Generator,
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Learn the worst case of the points themselves."""
         return certify_points(plan, model, *points, generator)

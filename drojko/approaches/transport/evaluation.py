@@ -13,8 +13,8 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko._numerics import standard_error
 from drojko._random import spawn
-from drojko.approaches.plan import Plan
-from drojko.approaches.transport.training import is_exact, ridge_data
+from drojko.approaches.plan import Plan, Points
+from drojko.approaches.transport.training import is_exact, parameters, ridge_data
 from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
@@ -84,14 +84,7 @@ def _against_constant(
             "larger penalty, or raise max_iter"
         )
         return replace(found, advice=advice)
-    with torch.no_grad():
-        weight, bias = model.parameters()
-        weight.zero_()
-        bias.copy_(output)
-    note = (
-        "No smaller worst-case risk than that of the best constant prediction was found, which is "
-        "returned: the radius is large, or the penalty small, for these data."
-    )
+    note = make_constant(model, output)
     like = {"dtype": plan.dtype, "device": plan.device}
     x, y, w = found.points
     labels = torch.as_tensor(y, device=plan.device)
@@ -99,6 +92,18 @@ def _against_constant(
     adversary = learn(plan, model, points, penalty)
     sampled = found.certificate.standard_error > 0
     return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=note)
+
+
+def make_constant(model: TabularModel, output: Tensor) -> str:
+    """Turn a linear model into a constant prediction; a word on it."""
+    with torch.no_grad():
+        weight, bias = model.parameters()
+        weight.zero_()
+        bias.copy_(output)
+    return (
+        "No smaller worst-case risk than that of the best constant prediction was found, which is "
+        "returned: the radius is large, or the penalty small, for these data."
+    )
 
 
 def best_constant(
@@ -135,9 +140,7 @@ def certify_points(
     return _measure(plan, model, adversary, (x, y, w), False, math.nan).certificate
 
 
-def learn(
-    plan: Plan, model: TabularModel, draws: tuple[Tensor, Tensor, Tensor], penalty: float
-) -> Adversary:
+def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adversary:
     """The adversary of a model at a penalty, learned on (at most some thousand) draws."""
     if len(draws[0]) > LEARNED_DRAWS:
         draws = _subset(draws, LEARNED_DRAWS, spawn(plan.generator))
@@ -159,7 +162,7 @@ def learn(
             penalty *= 4.0
 
 
-def _subset(draws: tuple[Tensor, Tensor, Tensor], size: int, generator: torch.Generator) -> Any:
+def _subset(draws: Points, size: int, generator: torch.Generator) -> Any:
     """Draws picked by mass; every label that occurs stays present."""
     x, y, w = draws
     rows = torch.multinomial(w.cpu(), size, replacement=False, generator=generator).to(x.device)
@@ -171,7 +174,7 @@ def _measure(
     plan: Plan,
     model: TabularModel,
     adversary: Adversary,
-    points: tuple[Tensor, Tensor, Tensor],
+    points: Points,
     sampled: bool,
     stationarity: float,
 ) -> Measured:
@@ -218,7 +221,7 @@ def _relaxed(plan: Plan, model: TabularModel, points: Any, found: Certificate) -
 def _ridge(
     plan: Plan,
     model: TabularModel,
-    points: tuple[Tensor, Tensor, Tensor],
+    points: Points,
     sampled: bool,
     stationarity: float,
     guess: float | None = None,
@@ -226,8 +229,7 @@ def _ridge(
     """Exact certificate of a linear model with a scalar loss: both sides from one root."""
     if not isinstance(model, MLP):
         raise TypeError("the exact certificate is for linear models")
-    coef = model.weights[0].detach().double().cpu().numpy()[0]
-    intercept = float(model.biases[0].detach())
+    coef, intercept = parameters(model)
     data = ridge_data(plan, *points)
     radius = plan.radius or None
     if plan.radius == 0.0:

@@ -23,7 +23,7 @@ from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import TabularModel, is_linear
 
-__all__ = ["is_exact", "most_iterations", "reject", "ridge_data", "train"]
+__all__ = ["is_exact", "most_iterations", "parameters", "reject", "ridge_data", "train"]
 
 _SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
@@ -71,10 +71,7 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
         return LinearClasses().solve(
             plan.problem(model),
             spawn(plan.generator),
-            max_iter=plan.max_iter,
-            tol=plan.tol,
-            max_time=plan.max_time,
-            callback=plan.callback,
+            plan.limits,
             n_draws=plan.n_draws,
             penalty=start,
         )
@@ -85,10 +82,7 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
     result = settings.solve(
         run.problem,
         spawn(plan.generator),
-        max_iter=plan.max_iter,
-        tol=plan.tol,
-        max_time=plan.max_time,
-        callback=run.wrap(plan.callback),
+        replace(plan.limits, callback=run.wrap(plan.callback)),
         n_draws=plan.n_draws,
         penalty=None if start is None else start * run.penalty_unit,
     )
@@ -118,47 +112,13 @@ def is_exact(plan: Plan, model: TabularModel) -> bool:
 
 def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
     data = ridge_data(plan, *plan.problem(model).draw(plan.n_draws, spawn(plan.generator)))
-    weight, bias = model.weights[0], model.biases[0]
+    warm = None if start is None else parameters(model)
+    return plan.solve_linear(solve_ridge, (data,), model, warm_start=warm)
 
-    def callback(iteration: int, info: dict[str, Any]) -> bool:
-        if plan.callback is None:
-            return False
-        load(info["coef"], info["intercept"])
-        return plan.callback(iteration, info)
 
-    def load(coef: np.ndarray, intercept: float) -> None:
-        weight.data.copy_(torch.as_tensor(coef)[None])
-        bias.data.fill_(float(intercept))
-
-    warm = None
-    if start is not None:
-        warm = (weight.data[0].double().cpu().numpy().copy(), bias.detach().item())
-    solution = solve_ridge(
-        data,
-        radius=plan.radius,
-        penalty=plan.penalty,
-        alpha=plan.alpha,
-        fit_intercept=plan.fit_intercept,
-        tol=plan.tol,
-        max_iter=plan.max_iter,
-        max_time=plan.max_time,
-        warm_start=warm,
-        callback=callback,
-    )
-    load(solution.coef, solution.intercept)
-    names = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
-    history = {
-        name: np.array([row.get(name, math.nan) for row in solution.history]) for name in names
-    }
-    return TrainResult(
-        solution.status,
-        solution.message,
-        solution.n_iter,
-        solution.penalty,
-        solution.stationarity,
-        history,
-        solution.relative_gap,
-    )
+def parameters(model: Any) -> tuple[np.ndarray, float]:
+    """Coefficients of shape (d,) and intercept of a linear model with one output."""
+    return model.weights[0].detach().double().cpu().numpy()[0].copy(), model.biases[0].item()
 
 
 def ridge_data(plan: Plan, x: Tensor, y: Tensor, w: Tensor) -> RidgeData:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from drojko.auditing.reading.channels import Key, NotAffine, Raw, channels_of, numeric
 from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
-from drojko.models import MLP, ModuleModel, TabularModel
+from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
 
 __all__ = ["AuditedModel", "audited_model"]
 
@@ -310,7 +310,7 @@ def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
                 "indices 0 ... n_classes - 1"
             )
     tabular: TabularModel = _as_perceptron(own, X.shape[1]) or ModuleModel(
-        _Difference(own) if width == 2 else own, 1 if width <= 2 else width
+        LogitDifference(own) if width == 2 else own, 1 if width <= 2 else width
     )
 
     def scores(U: np.ndarray) -> np.ndarray:
@@ -318,18 +318,6 @@ def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
             return tabular(torch.as_tensor(U)).numpy()
 
     return AuditedModel(scores, tabular, space, classes, discrete, "a torch module")
-
-
-class _Difference(nn.Module):
-    """Two logits as one."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = self.module(x)
-        return f[:, 1] - f[:, 0]
 
 
 _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "SiLU": "silu", "Sigmoid": "sigmoid"}

@@ -69,7 +69,6 @@ class MovedRows(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns of the matrix."""
         return self.before.shape[1]
 
     @property
@@ -104,7 +103,6 @@ class MovedRows(WorstCase):
         )
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
         x, y = self.measure.sample(n, make_generator(random_state))
         return self.ground.project(x).numpy(), self._decode(y)
 

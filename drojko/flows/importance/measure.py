@@ -129,7 +129,6 @@ class ImportanceMeasure(Measure):
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return self.base.dim
 
     @property
@@ -194,7 +193,6 @@ class ImportanceMeasure(Measure):
         return torch.cat(points), torch.cat(values)
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,), in double precision."""
         point = queries(x, self.dim)
         with torch.no_grad():
             stops: list[tuple[Tensor, Tensor]] = []

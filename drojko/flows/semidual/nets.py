@@ -92,7 +92,6 @@ class WholeMap(nn.Module, TransportMap):
 
     @torch.no_grad()
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """T(x), shape (n, d), float64."""
         parts = [self.linearise(self.inner(part))[0] for part in x.split(20_000)]
         return torch.cat(parts).double()
 

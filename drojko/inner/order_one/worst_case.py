@@ -55,7 +55,6 @@ class FarWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns of X."""
         return self.adversary.coef.shape[1]
 
     @property
@@ -101,7 +100,6 @@ class FarWorstCase(WorstCase):
     # -- the measure -------------------------------------------------------------------------
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
         gen = make_generator(random_state)
         draws = self.reference.sample(n, gen)
         x, y = (part.cpu().numpy() for part in draws)
@@ -155,7 +153,6 @@ class FarWorstCase(WorstCase):
         return self.reference.log_prob(*tensors).double().exp().cpu().numpy()
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, their images, labels and masses; computed once."""
         if "pairs" not in self._cache:
             x, y, w = (t.cpu().numpy() for t in self.reference.points(2000, make_generator(0)))
             x = x.astype(np.float64)

@@ -144,9 +144,6 @@ class Importance(InnerSolver):
     True
     """
 
-    corrections = 0
-    training_corrections = 0
-
     steps: int = 3
     width: int = 48
     iterations: int = 300
@@ -158,7 +155,6 @@ class Importance(InnerSolver):
     enough: float = 0.999
 
     def validate(self) -> None:
-        """Raise `InvalidDataError` for a setting out of range."""
         check_settings(
             self,
             whole={
@@ -174,13 +170,6 @@ class Importance(InnerSolver):
         """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
         if ambiguity.order is None:  # of transport `fit` says what to do
             check_set(ambiguity)
-
-    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
-        """Raise `UnsupportedError`: this solver is for sets that reweight."""
-        raise UnsupportedError(
-            "inner='importance' samples the worst cases of KL, ChiSquare and CressieRead; a set "
-            "that moves points needs inner='icnn' or 'pointwise'"
-        )
 
     def fit_ratio(
         self,

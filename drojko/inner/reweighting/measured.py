@@ -64,11 +64,9 @@ class MeasuredWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns of X."""
         return self.measure.dim
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,)."""
         x, y = self.measure.sample(n, make_generator(random_state))
         return x.numpy(), self._decode(y)
 

@@ -165,9 +165,6 @@ class SemiDual(InnerSolver):
     True
     """
 
-    corrections = 0
-    training_corrections = 0
-
     steps: int = 7
     hidden: Sequence[int] = (32, 32)
     iterations: int = 150
@@ -177,7 +174,6 @@ class SemiDual(InnerSolver):
     gradient_penalty: float = 0.0
 
     def validate(self) -> None:
-        """Raise `InvalidDataError` for a setting out of range."""
         check_settings(
             self,
             whole={"steps": 1, "iterations": 1, "batch_size": 1, "n_particles": 1},
@@ -186,15 +182,7 @@ class SemiDual(InnerSolver):
             above={"rate": 0.0},
         )
 
-    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
-        """Raise `UnsupportedError`: this solver is for sets that reweight."""
-        raise UnsupportedError(
-            "inner='semidual' learns the worst cases of KL and ChiSquare; a set that moves points "
-            "at a cost needs inner='icnn' or 'pointwise'"
-        )
-
     def check(self, ambiguity: Any) -> None:
-        """Raise `UnsupportedError` for sets that it does not know."""
         if not learns(ambiguity):
             raise UnsupportedError(
                 f"inner='semidual' learns the worst cases of KL and ChiSquare, not of "
@@ -332,7 +320,7 @@ class SemiDualWorstCase(ReweightedWorstCase):
     """A reweighted worst case with learned maps that need samples of the reference only.
 
     ``sample``, ``risk`` and the ratio are the exact reweighting; `transport` and `generate` use
-    the map of each class.
+    the map of each class, which needs 50 samples of it.
 
     Parameters
     ----------
@@ -355,18 +343,6 @@ class SemiDualWorstCase(ReweightedWorstCase):
 
     def _map(self, k: int) -> TransportMap:
         return self.potential_flow(k).map
-
-    def transport(self, X: Any, y: Any) -> np.ndarray:
-        """Where rows X with labels y are moved, shape (n, d), by the learned map of each class.
-
-        Raises
-        ------
-        UnsupportedError
-            For a regression.
-        InvalidDataError
-            For classes with fewer than 50 samples.
-        """
-        return super().transport(X, y)
 
     def generate(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw ``n`` samples of the learned worst case: new points beside the reference's."""

@@ -144,7 +144,6 @@ class ReweightedWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns of X."""
         return self.reference.dim
 
     # -- the ratio ---------------------------------------------------------------------------

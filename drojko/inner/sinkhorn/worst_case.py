@@ -76,7 +76,6 @@ class GibbsWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns of X."""
         return self.objective.coordinates.n_features
 
     @property

@@ -57,7 +57,6 @@ class Pointwise(InnerSolver):
     tol: float = 1e-12
 
     def validate(self) -> None:
-        """Raise `InvalidDataError` for a setting out of range."""
         check_settings(
             self, whole={"corrections": 0, "training_corrections": 0}, least={"tol": 0.0}
         )
@@ -145,7 +144,6 @@ class ICNNJKO(InnerSolver):
     tol: float = 1e-3
 
     def validate(self) -> None:
-        """Raise `InvalidDataError` for a setting out of range."""
         counts = (
             "steps", "maps", "proximal_steps", "corrections", "screening", "training_corrections",
             "anchors", "support", "rounds",

@@ -178,7 +178,6 @@ class TransportedWorstCase(WorstCase):
         return torch.where(reached, density, torch.full_like(density, -torch.inf))
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, their images, labels and masses; computed once."""
         if "evaluated" not in self._cache:
             if self.evaluation is None:
                 gen = make_generator(0)
@@ -212,7 +211,6 @@ class TransportedWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns of X."""
         return self.adversary.objective.coordinates.n_features
 
     def __repr__(self) -> str:

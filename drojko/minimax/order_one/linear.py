@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from drojko._driver import Outcome, Status, run
-from drojko.ambiguity.ground.norms import dual_norm
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
 from drojko.minimax.order_one.bound import lower_bound
@@ -31,7 +30,7 @@ from drojko.minimax.order_one.system import State, System
 from drojko.minimax.order_one.units import Units
 from drojko.minimax.row_objective import relative_gap
 
-__all__ = ["LipschitzSolution", "lipschitz_norm", "slope_bound", "solve_lipschitz"]
+__all__ = ["LipschitzSolution", "slope_bound", "solve_lipschitz"]
 
 #: Largest number of unknowns of a Newton system.
 MOST_UNKNOWNS = 6000
@@ -44,17 +43,17 @@ class LipschitzSolution:
     """A linear model and how its training ended.
 
     ``coef`` (K, d) and ``intercept`` (K,), K = 1 for two classes and regression. ``objective`` is
-    the robust objective, alpha's term included; ``gap`` is a proven bound of (objective - minimum)
-    / objective, NaN where nothing is proven (several outputs); ``stationarity`` the largest entry
-    of the gradient of the Lagrangian over standardised columns. ``lam`` is the multiplier of the
-    radius.
+    the robust objective, alpha's term included; ``relative_gap`` is a proven bound of (objective -
+    minimum) / objective, NaN where nothing is proven (several outputs); ``stationarity`` the
+    largest entry of the gradient of the Lagrangian over standardised columns. ``penalty`` is the
+    multiplier of the radius.
     """
 
     coef: np.ndarray
     intercept: np.ndarray
-    lam: float
+    penalty: float
     objective: float
-    gap: float
+    relative_gap: float
     stationarity: float
     n_iter: int
     status: str
@@ -91,22 +90,6 @@ def slope_bound(loss: Loss) -> float:
             "infinite for every radius > 0 (and every penalty): use order=2, or the loss 'huber'"
         )
     return float(loss.lipschitz) if loss.scalar else 1.0
-
-
-def lipschitz_norm(
-    coef: np.ndarray, inverse_weights: np.ndarray, norm: float, classes: np.ndarray | None = None
-) -> float:
-    r"""Largest slope per unit of distance: the dual norm of theta, or of differences of rows.
-
-    With K > 1 rows it is :math:`\max_{y, k} \|\theta_k - \theta_y\|_*` over the ``classes`` y that
-    occur (all of them by default): along v the softmax loss grows like
-    :math:`\max_k (\theta_k - \theta_y)^\top v`, and a vanishing mass of one class may spend the
-    whole budget.
-    """
-    if len(coef) == 1:
-        return float(dual_norm(coef[0], inverse_weights, norm))
-    own = coef if classes is None else coef[classes]
-    return float(dual_norm(own[:, None, :] - coef[None], inverse_weights, norm).max())
 
 
 def solve_lipschitz(
@@ -351,9 +334,9 @@ def _finish(
     return LipschitzSolution(
         coef=coef,
         intercept=intercept,
-        lam=math.inf if still else lam * units.loss_unit,
+        penalty=math.inf if still else lam * units.loss_unit,
         objective=objective * units.loss_unit,
-        gap=gap,
+        relative_gap=gap,
         stationarity=state.residual,
         n_iter=outcome.n_iter,
         status=str(status),

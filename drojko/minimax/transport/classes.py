@@ -11,7 +11,8 @@ from torch import Tensor
 
 from drojko._driver import Status
 from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
-from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.minimax.limits import Limits
+from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.models import MLP
 
 __all__ = ["LinearClasses"]
@@ -43,23 +44,22 @@ class LinearClasses:
         self,
         problem: RobustProblem,
         generator: torch.Generator,
+        limits: Limits,
         *,
-        max_iter: int,
-        tol: float,
-        max_time: float | None = None,
-        callback: Callback | None = None,
         n_draws: int = 2000,
         penalty: float | None = None,
     ) -> TrainResult:
         """Train ``problem.model`` in place; its best parameters are left in it."""
-        run = _Run(problem, generator, n_draws, penalty, tol, max_time, callback)
+        run = _Run(
+            problem, generator, n_draws, penalty, limits.tol, limits.max_time, limits.callback
+        )
         point, status = run.start(), Status.MAX_ITER
         try:
             for mu in self.smoothings:
                 run.enter(mu, last=mu == self.smoothings[-1])
-                status = run.minimise(point, max_iter, self.memory)
+                status = run.minimise(point, limits.max_iter, self.memory)
                 point = run.best_point.copy()
-            if status is Status.MAX_ITER and run.settled(0.1 * tol, run.stage_start):
+            if status is Status.MAX_ITER and run.settled(0.1 * limits.tol, run.stage_start):
                 status = Status.CONVERGED  # within tol, if not to rounding
         except Stop as stop:
             status = stop.status

@@ -12,7 +12,8 @@ from drojko._driver import Status
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Objective
 from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
-from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.minimax.limits import Limits
+from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.models import flatten_parameters, views_like
 
 __all__ = ["QuasiNewton"]
@@ -38,23 +39,22 @@ class QuasiNewton:
         self,
         problem: RobustProblem,
         generator: torch.Generator,
+        limits: Limits,
         *,
-        max_iter: int,
-        tol: float,
-        max_time: float | None = None,
-        callback: Callback | None = None,
         n_draws: int = 2000,
         penalty: float | None = None,
     ) -> TrainResult:
         """Train ``problem.model`` in place; its best parameters are left in it."""
-        run = _Run(problem, generator, n_draws, penalty, tol, max_time, callback)
+        run = _Run(
+            problem, generator, n_draws, penalty, limits.tol, limits.max_time, limits.callback
+        )
         run.corrections = self.corrections
         point = run.start()
         try:
-            status = run.minimise(point, max_iter, self.memory)
+            status = run.minimise(point, limits.max_iter, self.memory)
             if problem.cost.swaps:
                 # Where swaps tie there are kinks, and minima of robust problems like to lie there.
-                status = run.polish(max_iter)
+                status = run.polish(limits.max_iter)
         except Stop as stop:
             status = stop.status
         except KeyboardInterrupt:

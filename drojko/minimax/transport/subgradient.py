@@ -16,8 +16,9 @@ from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Condition
 from drojko.inner.transport.solvers import ICNNJKO
 from drojko.measures import has_atoms
+from drojko.minimax.limits import Limits
 from drojko.minimax.passes import Passes
-from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.models import views_like
 
 __all__ = ["Subgradient"]
@@ -73,18 +74,15 @@ class Subgradient:
         self,
         problem: RobustProblem,
         generator: torch.Generator,
+        limits: Limits,
         *,
-        max_iter: int,
-        tol: float,
-        max_time: float | None = None,
-        callback: Callback | None = None,
         n_draws: int = 2000,
         penalty: float | None = None,
     ) -> TrainResult:
         """Train ``problem.model`` in place; its best parameters are left in it."""
-        solver = _Pass(self, problem, generator, max_iter, tol, n_draws)
+        solver = _Pass(self, problem, generator, limits.max_iter, limits.tol, n_draws)
         solver.penalty0 = penalty
-        return solver.train(max_time, callback)
+        return solver.train(limits.max_time, limits.callback)
 
 
 class _Pass(Passes):
@@ -231,7 +229,6 @@ class _Pass(Passes):
         }
 
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
-        """Robust risk on all draws from the state's particles, and its gradient's norm."""
         p = self.problem
         self.load(flat)
         penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf

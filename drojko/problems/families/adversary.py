@@ -100,7 +100,6 @@ class Unlabelled(LabelledMeasure):
 
     @property
     def dim(self) -> int:
-        """Number of columns."""
         return self.measure_.dim
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -116,7 +115,6 @@ class Unlabelled(LabelledMeasure):
         return z, torch.zeros(len(z), dtype=torch.long), w
 
     def log_prob(self, x: Any, y: Any) -> Tensor:
-        """Log density of the measure."""
         return self.measure_.log_prob(x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,19 @@ from drojko.measures import Measure
 from drojko.models import ModuleModel
 from drojko.problems.families.oracle import Draws, Oracle
 
-__all__ = ["Family"]
+__all__ = ["Decided", "Family"]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision to certify: the model at it, and the draws of the reference it is judged on."""
+
+    model: ModuleModel
+    draws: Draws
+    reference: Measure
+    sampled: bool
+    generator: torch.Generator
+    stationarity: float
 
 
 class Family(ABC):
@@ -31,13 +44,5 @@ class Family(ABC):
         """Robust values and cuts on these draws."""
 
     @abstractmethod
-    def certify(
-        self,
-        model: ModuleModel,
-        draws: Draws,
-        reference: Measure,
-        sampled: bool,
-        generator: torch.Generator,
-        stationarity: float,
-    ) -> tuple[Certificate, WorstCase]:
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
         """Certificate and worst case of the model's decision."""

@@ -24,11 +24,10 @@ from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.transport.radius import mean
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import Measure
 from drojko.measures.base import LabelledMeasure
 from drojko.models import ModuleModel
 from drojko.problems.families.adversary import LABEL, Unlabelled
-from drojko.problems.families.base import Family
+from drojko.problems.families.base import Decided, Family
 from drojko.problems.families.oracle import Answer, Draws, Oracle, Wall
 from drojko.problems.families.structured import Geometry, StructuredLoss
 
@@ -82,29 +81,21 @@ class OrderOne(Family):
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return _SlopeOracle(model, draws, self.ambiguity, self.geometry)
 
-    def certify(
-        self,
-        model: ModuleModel,
-        draws: Draws,
-        reference: Measure,
-        sampled: bool,
-        generator: torch.Generator,
-        stationarity: float,
-    ) -> tuple[Certificate, WorstCase]:
-        module: Any = model.module
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
+        module: Any = of.model.module
         with torch.no_grad():
-            losses = module(draws.x)
+            losses = module(of.draws.x)
             slope = float(module.loss.slope(module.params, self.geometry))
             direction = module.loss.steepest(module.params, self.geometry)
-        nominal, radius = mean(losses, draws.w), self.ambiguity.radius
+        nominal, radius = mean(losses, of.draws.w), self.ambiguity.radius
         if radius is None and slope > float(self.ambiguity.penalty or 0.0) * (1 + 1e-9):
             raise UnboundedRiskError(
                 f"the worst-case risk is infinite at penalty={self.ambiguity.penalty:g}: the loss "
                 f"has slope {slope:.6g}. It is finite for penalties from there on; or give a radius"
             )
         budget = radius or 0.0
-        share, risk = _thin(module, draws, nominal, budget, slope, direction)
-        error = standard_error(losses, draws.w) if sampled else 0.0
+        share, risk = _thin(module, of.draws, nominal, budget, slope, direction)
+        error = standard_error(losses, of.draws.w) if of.sampled else 0.0
         certificate = Certificate(
             nominal_risk=nominal,
             lower=risk,
@@ -114,12 +105,12 @@ class OrderOne(Family):
             penalty=slope if self.ambiguity.penalty is None else self.ambiguity.penalty,
             transport_cost=budget if slope > 0 else 0.0,
             standard_error=error,
-            stationarity=stationarity,
+            stationarity=of.stationarity,
             proof="dual",
         )
         distance = budget / share if slope > 0 else 0.0
         worst = ThinnedWorstCase(
-            Unlabelled(reference), distance * direction, share, risk, LABEL, self.names
+            Unlabelled(of.reference), distance * direction, share, risk, LABEL, self.names
         )
         return certificate, worst
 
@@ -165,7 +156,6 @@ class ThinnedWorstCase(WorstCase):
 
     @property
     def n_features(self) -> int:
-        """Number of columns."""
         return len(self.move)
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -191,11 +181,9 @@ class ThinnedWorstCase(WorstCase):
             return np.logaddexp(np.log1p(-self.share) + stay, np.log(self.share) + came)
 
     def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
         return self.attained_risk
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, their images, labels and masses."""
         x, y, w = self.reference.points(2000, make_generator(0))
         x, w = x.numpy(), w.numpy()
         image = np.concatenate([x, x + self.move])

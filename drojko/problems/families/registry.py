@@ -30,10 +30,10 @@ from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.radius import BallSolution, mean
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import Empirical, Measure
+from drojko.measures import Empirical
 from drojko.models import ModuleModel
 from drojko.problems.families.adversary import LABEL, StructuredAdversary, Unlabelled
-from drojko.problems.families.base import Family
+from drojko.problems.families.base import Decided, Family
 from drojko.problems.families.oracle import BallOracle, Draws, Oracle, RatioOracle
 from drojko.problems.families.order_one import order_one
 from drojko.problems.families.structured import StructuredLoss
@@ -86,33 +86,25 @@ class _Transport(Family):
         known = {name: getattr(found, name) for name in found.__dataclass_fields__}
         return StructuredAdversary(**known), tool
 
-    def certify(
-        self,
-        model: ModuleModel,
-        draws: Draws,
-        reference: Measure,
-        sampled: bool,
-        generator: torch.Generator,
-        stationarity: float,
-    ) -> tuple[Certificate, WorstCase]:
-        adversary, tool = self._adversary(model, draws, generator)
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
+        adversary, tool = self._adversary(of.model, of.draws, of.generator)
         found = certify(
             adversary,
             tool.batch,
-            draws.w,
+            of.draws.w,
             radius=self.ambiguity.radius,
             start=adversary.objective.penalty,
-            sampled=sampled,
-            stationarity=stationarity,
+            sampled=of.sampled,
+            stationarity=of.stationarity,
         )
         worst = found.worst
         plan = (found.certificate.penalty, found.certificate.penalty, 0.0)
         if isinstance(worst, BallSolution):
             plan = (worst.low_penalty, worst.high_penalty, worst.share)
-        arrays = (draws.x.numpy(), np.zeros(len(draws.x), dtype=np.int64), draws.w.numpy())
+        arrays = (of.draws.x.numpy(), np.zeros(len(of.draws.x), dtype=np.int64), of.draws.w.numpy())
         measure = TransportedWorstCase(
             found.adversary,
-            Unlabelled(reference),
+            Unlabelled(of.reference),
             *plan,
             found.certificate.worst_case_risk,
             arrays,
@@ -144,37 +136,29 @@ class _Ratio(Family):
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return RatioOracle(model, draws, self.ambiguity)
 
-    def certify(
-        self,
-        model: ModuleModel,
-        draws: Draws,
-        reference: Measure,
-        sampled: bool,
-        generator: torch.Generator,
-        stationarity: float,
-    ) -> tuple[Certificate, WorstCase]:
-        module: Any = model.module
-        if sampled:
-            check_moment(self.ambiguity, module.loss, module.params, reference)
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
+        module: Any = of.model.module
+        if of.sampled:
+            check_moment(self.ambiguity, module.loss, module.params, of.reference)
         with torch.no_grad():
-            losses = model.linearise(draws.x)[0].double()
-        dual = self.ambiguity.dual(losses.numpy(), draws.w.numpy())
+            losses = of.model.linearise(of.draws.x)[0].double()
+        dual = self.ambiguity.dual(losses.numpy(), of.draws.w.numpy())
         priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
         ratio = torch.from_numpy(dual.ratio)
         error, proof = 0.0, dual.proof
-        if sampled:
-            mass = (draws.w * ratio).numpy()
+        if of.sampled:
+            mass = (of.draws.w * ratio).numpy()
             proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
             # The dual point is stationary: to first order the value moves like this mean.
             spread = ratio * (losses - dual.shift)
-            error = standard_error(spread, draws.w)
+            error = standard_error(spread, of.draws.w)
         attained, spent, largest = dual.attained, dual.radius, math.inf
-        multiplier, nominal = dual.penalty, mean(losses, draws.w)
-        if sampled and self.ambiguity.needs_largest(dual.penalty):
+        multiplier, nominal = dual.penalty, mean(losses, of.draws.w)
+        if of.sampled and self.ambiguity.needs_largest(dual.penalty):
             # Mass on the largest of these draws is nothing that the reference could give.
-            x, w = reference.points(len(draws.w), spawn(generator))
+            x, w = of.reference.points(len(of.draws.w), spawn(of.generator))
             with torch.no_grad():
-                fresh = model.linearise(x)[0].double()
+                fresh = of.model.linearise(x)[0].double()
             largest = float(losses.max())
             attained, spent = attained_without_atoms(
                 self.ambiguity, dual, largest, fresh.numpy(), w.numpy()
@@ -190,7 +174,7 @@ class _Ratio(Family):
             penalty=dual.penalty,
             transport_cost=spent,
             standard_error=error,
-            stationarity=stationarity,
+            stationarity=of.stationarity,
             proof=proof,
         )
 
@@ -199,7 +183,7 @@ class _Ratio(Family):
             multiplier,
             dual.shift,
             _DecisionLoss(module),
-            Unlabelled(reference),
+            Unlabelled(of.reference),
             classes=LABEL,
             feature_names=self.names,
             attained_risk=attained,
@@ -219,25 +203,17 @@ class _OnSupport(Family):
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return RatioOracle(model, draws, self.ambiguity)
 
-    def certify(
-        self,
-        model: ModuleModel,
-        draws: Draws,
-        reference: Measure,
-        sampled: bool,
-        generator: torch.Generator,
-        stationarity: float,
-    ) -> tuple[Certificate, WorstCase]:
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
         with torch.no_grad():
-            losses = model.linearise(draws.x)[0].double().numpy()
-        w, bound = draws.w.numpy(), self.ambiguity.bind(draws.x, None, draws.w)
-        fitted = (losses, w) if sampled else None
+            losses = of.model.linearise(of.draws.x)[0].double().numpy()
+        w, bound = of.draws.w.numpy(), self.ambiguity.bind(of.draws.x, None, of.draws.w)
+        fitted = (losses, w) if of.sampled else None
         certificate, dual = reweighted_certificate(
-            self.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
+            self.ambiguity, bound, losses, w, fitted=fitted, stationarity=of.stationarity
         )
         if self.ambiguity.radius is not None:
             certificate = replace(certificate, radius=float(self.ambiguity.radius))
-        worst = Unlabelled(Empirical(draws.x.numpy(), w * dual.ratio))
+        worst = Unlabelled(Empirical(of.draws.x.numpy(), w * dual.ratio))
         return certificate, MeasuredWorstCase(
             worst, certificate.worst_case_risk, LABEL, self.names, None
         )

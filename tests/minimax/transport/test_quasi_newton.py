@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from drojko.losses import CallableLoss
 from drojko.minimax.conditioning import Conditioned
+from drojko.minimax.limits import Limits
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import Linear
 from tests.minimax._problems import classification, exact, gen, iris, net, regression, state
@@ -16,8 +17,8 @@ from tests.minimax._problems import classification, exact, gen, iris, net, regre
 WIDE = (-1e3, 1e3)  # bounds that bind nowhere, so that the particles are used
 
 
-def solve(problem, *, max_iter=200, tol=1e-3, **options):
-    return QuasiNewton().solve(problem, gen(), max_iter=max_iter, tol=tol, **options)
+def solve(problem, *, max_iter=200, tol=1e-3, max_time=None, callback=None, **options):
+    return QuasiNewton().solve(problem, gen(), Limits(max_iter, tol, max_time, callback), **options)
 
 
 def best(result):

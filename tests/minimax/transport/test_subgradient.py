@@ -12,15 +12,18 @@ from drojko.inner import ICNNJKO
 from drojko.losses import CallableLoss, get_loss
 from drojko.measures import ClassConditional, Gaussian
 from drojko.minimax.conditioning import Conditioned
+from drojko.minimax.limits import Limits
 from drojko.minimax.transport.linear import RidgeData, ridge_robust_risk
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import Linear
 from tests.minimax._problems import classification, exact, gen, iris, net, regression, state
 
 
-def solve(problem, settings=None, *, max_iter=150, tol=1e-3, **options):
+def solve(
+    problem, settings=None, *, max_iter=150, tol=1e-3, max_time=None, callback=None, **options
+):
     settings = settings or Subgradient(learning_rate=0.02)
-    return settings.solve(problem, gen(), max_iter=max_iter, tol=tol, **options)
+    return settings.solve(problem, gen(), Limits(max_iter, tol, max_time, callback), **options)
 
 
 def trained(settings=None, loss="logistic", max_iter=300, **form):
