@@ -11,7 +11,7 @@ from sklearn import datasets
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.inner import Batch, Coordinates, Objective
 from drojko.losses import Loss, get_loss

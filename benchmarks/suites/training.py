@@ -13,7 +13,7 @@ from fixtures import classification, generator, kde
 from harness import Check, Context, clock, median, numbers
 from torch import Tensor
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.ambiguity import GroundCost
 from drojko.inner import ICNNJKO, Batch, Coordinates, Objective
 from drojko.losses import get_loss

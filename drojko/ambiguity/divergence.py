@@ -96,13 +96,20 @@ class Levels(ABC):
         """Levels that minimise the smoothed sum, from p on."""
         return p
 
-    def missing(self, part: Part, spend: bool, state: Any) -> np.ndarray:
-        """What the equations of the levels lack at a density, (k,); ``spend``: the radius, too."""
-        return np.zeros(self.count)
+    def missing(self, part: Part) -> np.ndarray:
+        """The mass that a density lacks, in the equation of its level, (k,)."""
+        out = np.zeros(self.count)
+        if part.mass is not None:
+            out[part.level] = part.mass - self.weights @ part.density
+        return out
 
     def tied(self, parts: Sequence[Part]) -> np.ndarray:
         """What several densities lack together where only their total is given."""
         return np.zeros(self.count)
+
+    def response(self, parts: Sequence[Part], hessian: np.ndarray) -> np.ndarray:
+        """How the levels' equations respond to the levels, (k, k); ``hessian`` before clipping."""
+        return hessian
 
     def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
         """A density of the set on the way from 1 to q, of mean one, and its price."""
@@ -211,16 +218,6 @@ class Priced(Levels):
         """Damped Newton steps in the levels."""
         return settle(self, losses, p, mu)
 
-    def missing(self, part: Part, spend: bool, state: Any) -> np.ndarray:
-        """Mass and, with ``spend``, divergence up to what the barrier holds back."""
-        out = np.zeros(self.count)
-        q = part.density
-        out[0] = 1.0 - self.weights @ q
-        if self.ball and spend:
-            left = float(self.ambiguity.radius) - self.ambiguity.discrepancy(q, self.weights)
-            out[1] = left - state.mu / state.p[1]
-        return out
-
 
 class Tail(NamedTuple):
     """A kink: cap (L - p[level] + offset)_+ , with the mass that its density is to have."""
@@ -309,12 +306,9 @@ class Tails(Levels):
             p[i] = _decreasing_root(lacking, float(p[i]), mu)
         return p
 
-    def missing(self, part: Part, spend: bool, state: Any) -> np.ndarray:
-        """The mass that a density lacks."""
-        out = np.zeros(self.count)
-        if part.mass is not None:
-            out[part.level] = part.mass - self.weights @ part.density
-        return out
+    def response(self, parts: Sequence[Part], hessian: np.ndarray) -> np.ndarray:
+        """The sums of the kinks that still move."""
+        return np.diag(-sum(part.cross @ self.weights for part in parts))
 
     def tied(self, parts: Sequence[Part]) -> np.ndarray:
         """What several densities lack together where only their total is given."""
@@ -325,8 +319,11 @@ class Tails(Levels):
 
 
 def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: int = 30):
-    """Damped Newton's method in the levels at fixed losses; p where that is outside the domain."""
+    """Damped Newton's method in the levels at fixed losses, from p where that is in the domain."""
     rise = levels.rise(losses, p, mu, {})
+    if rise is None:
+        p = levels.start(losses, mu)
+        rise = levels.rise(losses, p, mu, {})
     if rise is None:
         return p
     for _ in range(steps):
@@ -336,12 +333,13 @@ def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: 
         except np.linalg.LinAlgError:
             break
         decrement = -float(gradient @ move)
-        if not decrement > 1e-12 * (abs(rise.value) + mu):
+        if not decrement > 1e-11 * (abs(rise.value) + mu):
             break
         t = min([1.0, *(0.9 * p[j] / -move[j] for j in levels.positive if move[j] < 0)])
-        for _ in range(40):
+        goal = rise.value + 1e-15 * abs(rise.value)
+        for _ in range(20):
             new = levels.rise(losses, p + t * move, mu, {})
-            if new is not None and new.value <= rise.value - 1e-4 * t * decrement:
+            if new is not None and new.value <= goal - 1e-4 * t * decrement:
                 break
             t *= 0.4
         else:

@@ -103,6 +103,7 @@ class OrderOne(Approach):
             solution.lam,
             solution.stationarity,
             columns,
+            solution.gap,
         )
 
     def assess(

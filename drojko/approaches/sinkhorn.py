@@ -203,7 +203,7 @@ def _train_linear(plan: Plan, model: Any, start: float | None) -> TrainResult:
         penalty=plan.penalty,
         alpha=plan.alpha,
         fit_intercept=plan.fit_intercept,
-        tol=min(1e-9, plan.tol),
+        tol=plan.tol,
         max_iter=plan.max_iter,
         max_time=plan.max_time,
         warm_start=warm,
@@ -220,6 +220,7 @@ def _train_linear(plan: Plan, model: Any, start: float | None) -> TrainResult:
         solution.penalty,
         solution.stationarity,
         history,
+        solution.relative_gap,
     )
 
 

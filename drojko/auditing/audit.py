@@ -70,7 +70,7 @@ def audit(
         Distances are in the units of X; categories stay unless they have a ``swap_cost``.
     radii : array-like, default=None
         Sizes of the set (of `CVaR` alphas); None: the set's own radius or penalty.
-    loss : str or callable, default=None
+    loss : str, Loss or callable, default=None
         As in the estimators. None: "logistic" (cross-entropy) for models with probabilities,
         "hinge" for decision functions, "squared" for regression.
     reference : str or measure, default="kde"
@@ -209,7 +209,7 @@ def _report(
     about = {
         **about,
         "note": problem.model.note,
-        "loss": problem.loss.name or "callable",
+        "loss": problem.loss.name or type(problem.loss).__name__,
         "task": "regression" if problem.classes is None else "classification",
         "rows": len(problem.x),
         "features": len(problem.model.space.raw_names),

@@ -325,7 +325,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             warnings.warn(warning, ConvergenceWarning, stacklevel=4)
         if advice is not None:
             warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=4)
-        if result.advice is not None:  # of an optimum that was found
+        if result.advice is not None and result.status == "converged":
             warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=4)
 
     # -- the fitted model --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from drojko.estimators._calibration import LEVELS
 from drojko.estimators._input import checked_data
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
 from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.losses import get_loss
 
 __all__ = ["by_profile", "law_of_fit"]
 
@@ -80,14 +82,15 @@ def law_of_fit(
     ambiguity = estimator._nested("ambiguity")
     if ambiguity.order is None:
         raise UnsupportedError(_OFFERED.format(type(ambiguity).__name__))
-    losses = ("logistic",) if is_classifier(estimator) else ("squared", "huber")
     if ambiguity.order == 1 and not is_classifier(estimator):
         raise UnsupportedError(_OFFERED.format("order=1 in regression"))
     if getattr(ambiguity, "bounds", None) is not None:
         raise UnsupportedError(_OFFERED.format("bounds"))
     if estimator.model != "linear":
         raise UnsupportedError(_OFFERED.format(f"model={estimator.model!r}"))
-    if not isinstance(estimator.loss, str) or estimator.loss not in losses:
+    loss = estimator._get_loss(1)
+    smooth = loss.structured and loss.convex and math.isfinite(loss.curvature or math.inf)
+    if not smooth or (ambiguity.order == 1 and loss != get_loss("logistic")):
         raise UnsupportedError(_OFFERED.format(f"loss={estimator.loss!r}"))
     if is_classifier(estimator) and len(np.unique(y)) > 2:
         raise UnsupportedError(_OFFERED.format(f"{len(np.unique(y))} classes"))

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from drojko._adam import Adam, Batches, cosine
-from drojko._settings import check_settings
+from drojko._numerics import Adam, Batches, cosine
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
+from drojko.flows.settings import check_settings
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.envelope import QuadraticEnvelope
 

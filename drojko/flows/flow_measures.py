@@ -27,8 +27,17 @@ class FlowStep(ParticleMeasure):
         \dots \circ T_1
 
     ``sample`` pushes fresh draws; ``log_prob`` at any point inverts the maps, by Newton's method
-    in float64. ``particles`` are those that the flow was run on, ``log_density`` (n,) the exact
-    log rho_k there, without inversion; ``weights`` (n,) sum to 1.
+    in float64.
+
+    Parameters
+    ----------
+    base : Measure
+        rho_0.
+    map : TransportMap
+        T: one map, or the composition of all steps so far.
+    held : Particles, default=None
+        Those that the flow was run on: ``particles`` (n, d), ``weights`` (n,), which sum to 1, and
+        ``log_density`` (n,), the exact log rho_k there, without inversion.
 
     Examples
     --------

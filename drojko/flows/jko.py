@@ -162,7 +162,7 @@ class JKOFlow(FlowSolver):
         if self.adaptive is None:
             return self._once(state, min(self._size(state.step), state.until - state.time))
         h = state.proposed or self._size(0)
-        for _ in range(_TRIALS):
+        for _ in range(_TRIALS):  # within one step of the driver, which it may not leave without
             h = min(h, state.until - state.time)
             whole = self._once(state, h)
             half = self._once(state, 0.5 * h)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Status, nested
 from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.flows.functionals.base import Energy
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.transport.maps import TransportMap
 
@@ -132,83 +134,105 @@ class LineScheme:
         """The map that minimises J on ``train``; ``held`` is evaluated only."""
         if train.particles.x.shape[1] != 1:
             raise UnsupportedError("LineScheme is for one dimension: use ICNNScheme")
-        found = self._solve(train)
+        newton = _LineNewton(train, self.tol)
+        state = nested(newton, newton.init(None), max_iter=self.max_iter).state
+        found = MonotoneMap(newton.x, state.t)
         parts = []
         for problem in (train, held):
             x = problem.particles.x
             parts.append(problem.evaluate(found.map(x), found.log_abs_det_jacobian(x)))
         return FittedMap(found, None, parts[0], parts[1], True)
 
-    def _solve(self, problem: MapProblem) -> MonotoneMap:
-        from scipy.linalg import solveh_banded
 
+@dataclass(frozen=True, eq=False)
+class _LineState:
+    """Images of the particles in their order, J there, and how the last step went."""
+
+    t: np.ndarray
+    value: float
+    decrement: float = math.inf
+    length: float = 1.0
+
+
+class _LineNewton:
+    """Newton's method on the images of a problem's particles; those of no weight only follow."""
+
+    def __init__(self, problem: MapProblem, tol: float) -> None:
         p = problem.particles
         order = torch.argsort(p.x[:, 0])
         keep = p.w[order] > _LIGHT * p.w.max()
         keep[1:] &= torch.diff(p.x[order, 0]) > 0.0
         order = order[keep]
-        x, w = p.x[order, 0].numpy(), (p.w[order] / p.w[order].sum()).numpy()
-        if len(x) < 2:
+        self.x, self.w = p.x[order, 0].numpy(), (p.w[order] / p.w[order].sum()).numpy()
+        if len(self.x) < 2:
             raise InvalidDataError("LineScheme needs two or more different particles")
-        weights, log_density = torch.as_tensor(w), p.log_density[order]
-        functional = problem.functional.take(order)
-        offset = _OFFSET * problem.scale
-
-        def energy(t: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-            at = functional.evaluate(torch.as_tensor(t).unsqueeze(1), log_density, weights)
-            return at.value, at.point[:, 0].numpy(), at.log_density.numpy()
-
-        theta = float(energy(x)[2].sum())
+        self.log_density, self.tol = p.log_density[order], tol
+        self.functional = problem.functional.take(order)
+        self.offset = _OFFSET * problem.scale
+        theta = float(self._energy(self.x).log_density.sum())
         if problem.functional.density == "absolute":
             raise UnsupportedError(
                 f"LineScheme got {problem.functional!r}; it takes potentials and entropies: use "
                 "ICNNScheme"
             )
-        mass = theta * 0.5 * (w[1:] + w[:-1])
-        inverse_h = 1.0 / problem.tau if math.isfinite(problem.tau) else 0.0
+        self.mass = theta * 0.5 * (self.w[1:] + self.w[:-1])
+        self.inverse_h = 1.0 / problem.tau if math.isfinite(problem.tau) else 0.0
 
-        def value(t: np.ndarray) -> float:
-            gap = np.diff(t)
-            if (gap <= 0.0).any():
-                return math.inf
-            barrier = float(mass @ np.log(gap / np.diff(x))) if theta else 0.0
-            return energy(t)[0] + 0.5 * inverse_h * float(w @ (t - x) ** 2) - barrier
+    def _energy(self, t: np.ndarray) -> Energy:
+        z = torch.as_tensor(t).unsqueeze(1)
+        return self.functional.evaluate(z, self.log_density, torch.as_tensor(self.w))
 
-        t, current = x.copy(), value(x)
-        for _ in range(self.max_iter):
-            gap = np.diff(t)
-            force = energy(t)[1] + inverse_h * w * (t - x)
-            force[1:] -= mass / gap
-            force[:-1] += mass / gap
-            bend = (energy(t + offset)[1] - energy(t - offset)[1]) / (2.0 * offset)
-            bars = mass / gap**2
-            # A convex model where V bends down more than the movement holds.
-            diagonal = np.maximum(bend + inverse_h * w, 1e-3 * (np.abs(bend) + inverse_h * w))
-            diagonal[1:] += bars
-            diagonal[:-1] += bars
-            # Scaled to a unit diagonal: weights span many orders of magnitude.
-            unit = np.sqrt(np.maximum(diagonal, 1e-300))
-            bands = np.ones((2, len(t)))
-            bands[0, 0] = 0.0
-            bands[0, 1:] = -bars / (unit[1:] * unit[:-1])
-            bands[1] *= 1.0 + 1e-14
-            step = -solveh_banded(bands, force / unit) / unit
-            slope = float(force @ step)
-            change = np.diff(step)
-            shrink = change < 0.0
-            length = (
-                min(1.0, 0.9 / max(float((-change[shrink] / gap[shrink]).max()), 1e-300))
-                if (shrink.any())
-                else 1.0
-            )
-            while length > 1e-12:
-                new = value(t + length * step)
-                if new <= current + 1e-4 * length * slope or abs(slope) < 1e-13:
-                    break
-                length *= 0.5
-            else:
-                break
-            t, current = t + length * step, new
-            if -slope < self.tol and length == 1.0:
-                break
-        return MonotoneMap(x, t)
+    def _force(self, t: np.ndarray) -> np.ndarray:
+        return self._energy(t).point[:, 0].numpy()
+
+    def _value(self, t: np.ndarray) -> float:
+        gap, x = np.diff(t), self.x
+        if (gap <= 0.0).any():
+            return math.inf
+        barrier = float(self.mass @ np.log(gap / np.diff(x))) if self.mass.any() else 0.0
+        return self._energy(t).value + 0.5 * self.inverse_h * float(self.w @ (t - x) ** 2) - barrier
+
+    def init(self, problem: None) -> _LineState:
+        """The identity."""
+        return _LineState(self.x.copy(), self._value(self.x))
+
+    def step(self, state: _LineState) -> _LineState:
+        """One Newton step, as long as the particles keep their order and J falls enough."""
+        from scipy.linalg import solveh_banded
+
+        t, mass, moved = state.t, self.mass, self.inverse_h * self.w
+        gap = np.diff(t)
+        force = self._force(t) + moved * (t - self.x)
+        force[1:] -= mass / gap
+        force[:-1] += mass / gap
+        ends = self._force(t + self.offset), self._force(t - self.offset)
+        bend = (ends[0] - ends[1]) / (2.0 * self.offset)
+        bars = mass / gap**2
+        # A convex model where V bends down more than the movement holds.
+        diagonal = np.maximum(bend + moved, 1e-3 * (np.abs(bend) + moved))
+        diagonal[1:] += bars
+        diagonal[:-1] += bars
+        # Scaled to a unit diagonal: weights span many orders of magnitude.
+        unit = np.sqrt(np.maximum(diagonal, 1e-300))
+        bands = np.ones((2, len(t)))
+        bands[0, 0] = 0.0
+        bands[0, 1:] = -bars / (unit[1:] * unit[:-1])
+        bands[1] *= 1.0 + 1e-14
+        step = -solveh_banded(bands, force / unit) / unit
+        slope = float(force @ step)
+        closing = (-np.diff(step) / gap).max()
+        length = min(1.0, 0.9 / max(float(closing), 1e-300))
+        while length > 1e-12:
+            value = self._value(t + length * step)
+            if value <= state.value + 1e-4 * length * slope or abs(slope) < 1e-13:
+                return _LineState(t + length * step, value, -slope, length)
+            length *= 0.5
+        return replace(state, decrement=0.0, length=1.0)  # no step gains: rounding
+
+    def finite(self, state: _LineState) -> bool:
+        """Whether the value is a number."""
+        return math.isfinite(state.value)
+
+    def terminate(self, state: _LineState) -> Status | None:
+        """Stop on the decrement of a whole step."""
+        return Status.CONVERGED if state.decrement < self.tol and state.length == 1.0 else None

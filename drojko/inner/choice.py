@@ -119,7 +119,19 @@ _NAMED: dict[str, type[InnerSolver]] = {
 def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
     """The settings object of a name; settings pass through after validation.
 
-    Raises `InvalidDataError` for an unknown name, another object, or a setting out of range.
+    Parameters
+    ----------
+    inner : {"icnn", "importance", "pointwise", "semidual"}, InnerSolver or None
+        None: "icnn".
+
+    Returns
+    -------
+    InnerSolver
+
+    Raises
+    ------
+    InvalidDataError
+        For an unknown name, another object, or a setting out of range.
 
     Examples
     --------

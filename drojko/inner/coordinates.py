@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drojko.ambiguity.ground.cost import GroundCost
-from drojko.inner.transport.swaps import Swaps
+from drojko.inner.swaps import Swaps
 
 __all__ = ["Coordinates"]
 
@@ -22,10 +22,20 @@ class Coordinates:
     :math:`\sigma^2 \|q - q_0\|^2` exactly, and no displacement outside these coordinates can
     change the loss, so nothing is lost by moving q only. Immutable columns have no coordinate.
 
-    ``encoder`` and ``lift`` have shape (d, r); q = x @ encoder, x' = x + (q' - q) @ lift.T.
-    ``None`` for both means q = x / sigma. ``lower`` and ``upper`` of shape (r,) are the bounds
-    in coordinates, both None where there are none. ``swaps`` are the immutable columns that may
-    take another category: coordinates do not depend on those columns.
+    Parameters
+    ----------
+    scale : float
+        sigma, the spread of the points in the cost's metric.
+    encoder, lift : Tensor of shape (d, r), default=None
+        q = x @ encoder, x' = x + (q' - q) @ lift.T; None for both: q = x / sigma.
+    lower, upper : Tensor of shape (r,), default=None
+        Bounds in coordinates; both None where there are none.
+    n_features : int
+        d.
+    immutable : Tensor, default=None
+        Indices of the columns that cannot move.
+    swaps : Swaps, default=None
+        Immutable columns that may take another category: no coordinate depends on those.
 
     Examples
     --------

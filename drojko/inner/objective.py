@@ -17,7 +17,22 @@ __all__ = ["Batch", "Objective"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Reference draws x, y with their coordinates q0."""
+    """Reference draws with their coordinates.
+
+    Attributes
+    ----------
+    x, y : Tensor of shape (n, d) and (n,)
+        Features, and class indices or targets.
+    q0 : Tensor of shape (n, r)
+        `Coordinates.encode` of x.
+
+    Examples
+    --------
+    >>> x = torch.arange(6.0).reshape(3, 2)
+    >>> batch = Batch(x, torch.tensor([0, 1, 0]), x)
+    >>> len(batch.repeat(2)), batch.take(torch.tensor([1])).x.tolist()
+    (6, [[2.0, 3.0]])
+    """
 
     x: Tensor
     y: Tensor
@@ -41,6 +56,33 @@ class Objective:
 
     In the scaled coordinates the cost is ``strength * ||q - q0||^2`` with
     ``strength = penalty * scale^2``. Values are in units of the loss.
+
+    Parameters
+    ----------
+    model : TabularModel
+        f.
+    loss : Loss
+    coordinates : Coordinates
+        What can move, and at what cost.
+    penalty : float
+        Price of a unit of the ground cost, in units of the loss per squared unit of X.
+
+    Examples
+    --------
+    A squared error of f(x) = x, moved from 0 to 1 at a penalty of 3: 1 - 3:
+
+    >>> import numpy as np
+    >>> from drojko.ambiguity import GroundCost
+    >>> from drojko.losses import get_loss
+    >>> from drojko.models import MLP
+    >>> model = MLP(1, 1, hidden=())
+    >>> with torch.no_grad():
+    ...     _ = [p.fill_(float(p.ndim == 2)) for p in model.parameters()]
+    >>> x, y = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    >>> coordinates = Coordinates.build(GroundCost(np.ones(1)), x)
+    >>> J = Objective(model, get_loss("squared", "regression"), coordinates, penalty=3.0)
+    >>> J.value(J.batch(x, y), torch.ones(1, 1, dtype=torch.float64)).tolist()
+    [-2.0]
     """
 
     model: TabularModel

@@ -9,7 +9,6 @@ import torch
 from sklearn.base import BaseEstimator
 
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.transport.adversary import Adversary
 
 __all__ = ["InnerSolver"]
 
@@ -35,6 +34,10 @@ class InnerSolver(BaseEstimator):
         n_labels: int = 0,
         label_cost: float = math.inf,
         max_time: float | None = None,
-    ) -> Adversary:
-        """Learn the worst-case map of ``objective`` from the draws ``batch``."""
+    ) -> Any:
+        """Learn the worst-case map of ``objective`` from the draws ``batch``, an `Adversary`.
+
+        ``n_labels`` classes (0: regression), a change of which costs ``label_cost``, in the units
+        of the ground cost; ``max_time`` in seconds.
+        """
         raise NotImplementedError

@@ -38,6 +38,7 @@ class WorstCase(ABC):
     classes: np.ndarray | None
     feature_names: tuple[str, ...] | None
     cost_weights: np.ndarray | None
+    attained_risk: Any
 
     @property
     @abstractmethod
@@ -56,9 +57,9 @@ class WorstCase(ABC):
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,)."""
 
-    @abstractmethod
     def risk(self) -> float:
         """Mean loss under this measure, on the draws of the certificate."""
+        return self.attained_risk
 
     @abstractmethod
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -129,6 +130,21 @@ class WorstCase(ABC):
         return tuple(f"x{j}" for j in range(self.n_features))
 
     # -- labels as they came in -------------------------------------------------------------
+
+    def _points(self, X: Any, **like: Any) -> Tensor:
+        """Rows of X as a tensor of shape (n, d), float64 unless ``like`` says otherwise."""
+        x = torch.as_tensor(np.array(X, dtype=np.float64), **like)
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
+        return x
+
+    def _queries(self, X: Any, y: Any, **like: Any) -> tuple[Tensor, Tensor]:
+        """Rows and their labels as class indices or targets, checked."""
+        x = self._points(X, **like)
+        labels = self._encode(y, x)
+        if len(labels) != len(x):
+            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
+        return x, labels
 
     def _encode(self, y: Any, x: Tensor) -> Tensor:
         if self.classes is None:

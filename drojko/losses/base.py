@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
+from drojko.losses.jets import Jet, smooth_jet, smooth_shift
 from drojko.losses.pieces import Response, SmoothLoss, affine_response
 from drojko.losses.smoothing import Smoothed, conjugate_bound
 from drojko.losses.tilts import Tilted, still
@@ -18,6 +19,16 @@ from drojko.losses.tilts import Tilted, still
 __all__ = ["Loss", "as_kappa", "either", "sign"]
 
 _FAR = 1e6  # where a loss without stated asymptotes is read for them
+
+
+class _Growth:
+    """What follows from slopes and curvature; a class or an instance may state another."""
+
+    def __get__(self, loss: Loss | None, kind: type[Loss]) -> float:
+        stated = kind if loss is None else loss
+        if stated.lipschitz is not None and math.isfinite(stated.lipschitz):
+            return 0.0
+        return math.inf if stated.curvature is None else 0.5 * stated.curvature
 
 
 class Loss:
@@ -39,7 +50,8 @@ class Loss:
         Bounds of the norm of the gradient and of the second derivative; ``inf`` where there is
         none, None where it is not known.
     growth : float
-        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``.
+        The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``; by default what
+        follows from the two above.
     kinks : tuple of float
         The `u` where the loss is not differentiable.
     convex : bool
@@ -58,6 +70,10 @@ class Loss:
         rise; empty if it is none.
     asymptotes : ((slope, level), (slope, level)) or None
         The lines in `u` that it approaches towards -inf and +inf and never falls below.
+    conjugate_bend : float or None
+        The k of a conjugate that is ``k p^2`` plus a linear function of the slope p.
+    straight : bool
+        Whether a smooth loss has straight parts, where Newton's method needs smoothing to start.
     margin : float
         Several classes: what it adds to f_j - f_y once that outgrows everything else.
 
@@ -76,7 +92,7 @@ class Loss:
     scalar: bool = True
     lipschitz: float | None = None
     curvature: float | None = None
-    growth: float = math.inf
+    growth: float = _Growth()  # type: ignore[assignment]
     kinks: tuple[float, ...] = ()
     convex: bool = False
     attained: bool = True
@@ -85,6 +101,8 @@ class Loss:
     structured: bool = True
     lines: tuple[tuple[float, float], ...] = ()
     margin: float = 0.0
+    conjugate_bend: float | None = None
+    straight: bool = False
 
     # -- values and derivatives ---------------------------------------------------------------
 
@@ -114,7 +132,7 @@ class Loss:
         `UnboundedRiskError` unless every `kappa` exceeds ``growth``. A loss of your own implements
         ``_shift(f, y, kappa)``, which is asked for finite `kappa` above ``growth`` only.
         """
-        if not self.offers("_shift"):
+        if not self.offers("_shift") and not self.smooth_within:
             raise self._lacks(
                 "_shift",
                 "exact worst cases of linear models need",
@@ -134,7 +152,40 @@ class Loss:
         return torch.where(infinite, torch.zeros_like(t), t)
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        raise NotImplementedError
+        flat = [v.reshape(-1).numpy(force=True) for v in (f.double(), y.expand_as(f).double())]
+        each = kappa.double().expand_as(f).reshape(-1).numpy(force=True)
+        found = np.empty_like(flat[0])
+        for k in np.unique(each):
+            rows = each == k
+            found[rows] = smooth_shift(self, flat[0][rows], flat[1][rows], 0.25 / float(k))
+        return torch.from_numpy(found).reshape(f.shape).to(f)
+
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        r"""The worst case with its derivatives, kinks smoothed by `mu`; arrays of shape (n,).
+
+        .. math:: G(u, \sigma) = \max_t\; \ell(u + t, y) - t^2 / 4\sigma
+
+        `dual` is that of `drojko.losses.jets`. A smooth convex loss has it by default as long as
+        ``2 sigma * curvature < 1``.
+        """
+        if not self.smooth_within:
+            raise self._lacks("worst_jet", "exact linear training under order 2 needs")
+        return smooth_jet(self, u, y, sigma)
+
+    @property
+    def has_worst_jet(self) -> bool:
+        """Whether `worst_jet` is there, at any sigma or at small ones."""
+        return self.scalar and (self.offers("worst_jet") or self.smooth_within)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Whether `worst_jet` is smooth at this sigma, with a margin for later changes of it."""
+        return self.smooth_within and 2.0 * sigma * float(self.curvature or 0.0) < 0.98
+
+    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The sigmas at which maximisers of the worst case at `f` jump."""
+        return np.empty(0)
 
     def envelope(self, f: Tensor, y: Tensor, kappa: float | Tensor) -> Tensor:
         """A global maximiser f' of ``loss(f', y) - kappa (f' - f)^2``, shape (n,)."""
@@ -183,7 +234,7 @@ class Loss:
         """
         if self.kinks:
             raise self._lacks("smoothed", "linear training with kinks needs", _AUTOGRAD)
-        line = self._line(f, y)
+        line = self.line(f, y)
         return Smoothed(*line, line[1])
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
@@ -196,7 +247,7 @@ class Loss:
             return np.full_like(slope, -np.inf)
 
         def line(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            value, first, second = self._line(f, y)
+            value, first, second = self.line(f, y)
             return value - slope * f, first - slope, second
 
         return conjugate_bound(line, np.zeros_like(slope) if near is None else near)
@@ -206,11 +257,21 @@ class Loss:
         bound = math.inf if self.lipschitz is None else self.lipschitz
         return np.full(len(y), -bound), np.full(len(y), bound)
 
-    def _line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Value, slope and curvature of a scalar loss, shape (n,) each."""
         at, target = torch.from_numpy(f), torch.from_numpy(y)
         parts = (self.value, self.gradient, self.second_derivative)
         value, slope, second = (part(at, target).detach().numpy() for part in parts)
         return value, slope, second
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether `rate_bound` may be finite, and a proof."""
+        known = (self.lipschitz, self.curvature)
+        stated = any(bound is not None and math.isfinite(bound) for bound in known)
+        return self.structured and (
+            self.has_worst_case or stated if self.scalar else self.has_pairs
+        )
 
     # -- bounds on balls of outputs -----------------------------------------------------------
 

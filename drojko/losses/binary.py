@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from drojko.losses.base import Loss, sign
+from drojko.losses.jets import Jet, hinge_jet, logistic_jet
 from drojko.losses.logistic_shift import even_logistic_root, logistic_shift
 from drojko.losses.multiclass import CrammerSinger, Softmax
 from drojko.losses.pieces import Response, Softplus, margins
@@ -40,7 +41,6 @@ class Logistic(Loss):
     name = "logistic"
     lipschitz = 1.0
     curvature = 0.25
-    growth = 0.0
     convex = True
     attained = False
 
@@ -104,6 +104,21 @@ class Logistic(Loss):
     def multiclass(self) -> Softmax:
         return Softmax()
 
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """Two maximisers from sigma = 2 on."""
+        return logistic_jet(u, y, sigma, mu, dual)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Below 2."""
+        return sigma < 1.96
+
+    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The margins beyond 2."""
+        margin = (2.0 * y - 1.0) * f
+        return margin[margin > 2.0]
+
     def worst_near(
         self, f: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -152,8 +167,8 @@ class Hinge(Loss):
     name = "hinge"
     lipschitz = 1.0
     curvature = math.inf
-    growth = 0.0
     kinks = (1.0,)
+    conjugate_bend = 0.0
     convex = True
     calibrated = False
     lines = ((-1.0, 1.0), (0.0, 0.0))
@@ -167,6 +182,21 @@ class Hinge(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
+
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """A line falling in the margin against 0."""
+        return hinge_jet(u, y, sigma, mu, dual)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Never."""
+        return False
+
+    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """How far margins are beyond 1."""
+        excess = (2.0 * y - 1.0) * f - 1.0
+        return excess[excess > 0.0]
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None

@@ -24,7 +24,6 @@ class _Pairwise(Loss):
 
     scalar = False
     lipschitz = math.sqrt(2.0)
-    growth = 0.0
     convex = True
     two_classes: type[Loss] = Loss
 

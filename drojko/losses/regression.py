@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
+from drojko.losses.jets import Jet, huber_jet, lines_jet, square_jet
 from drojko.losses.pieces import Response, residuals
 from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
 from drojko.losses.tilts import Tilted, gentle, huber_tilt, kinked_tilt, squared_tilt
@@ -31,9 +32,9 @@ class Squared(Loss):
     task = "regression"
     lipschitz = math.inf
     curvature = 2.0
-    growth = 1.0
     convex = True
     quadratic = True
+    conjugate_bend = 0.25
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         return (f - y).square()
@@ -43,6 +44,12 @@ class Squared(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(f, 2.0)
+
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """(f - y)² / (1 - 4 sigma)."""
+        return square_jet(u - y, sigma)
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -90,8 +97,8 @@ class Quantile(Loss):
     name = "quantile"
     task = "regression"
     curvature = math.inf
-    growth = 0.0
     kinks = (0.0,)
+    conjugate_bend = 0.0
     convex = True
 
     def __init__(self, q: float = 0.5) -> None:
@@ -112,6 +119,22 @@ class Quantile(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(f)
+
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """Two lines, raised by their slopes squared."""
+        return lines_jet(u - y, self.slopes, sigma, mu, dual)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Never."""
+        return False
+
+    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Where both lines reach as high."""
+        total = sum(self.slopes)
+        ratio = (y - f) / total if total else np.zeros(0)
+        return ratio[ratio > 0.0]
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
@@ -175,6 +198,9 @@ class Absolute(Quantile):
         self.slopes = (-1.0, 1.0)
         self.lipschitz = 1.0
 
+    def __repr__(self) -> str:
+        return "Absolute()"
+
 
 class Huber(Loss):
     r"""Huber loss: ``r²/2`` for ``|r| <= delta``, else ``delta |r| - delta²/2``, r = f - y.
@@ -191,7 +217,8 @@ class Huber(Loss):
     name = "huber"
     task = "regression"
     curvature = 1.0
-    growth = 0.0
+    conjugate_bend = 0.5
+    straight = True
     convex = True
 
     def __init__(self, delta: float = 1.35) -> None:
@@ -210,6 +237,16 @@ class Huber(Loss):
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return ((f - y).abs() <= self.delta).to(f.dtype)
+
+    def worst_jet(
+        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+    ) -> Jet:
+        """Two maximisers from sigma = 1/2 on."""
+        return huber_jet(u - y, self.delta, sigma, mu, dual)
+
+    def kink_free(self, sigma: float) -> bool:
+        """Below 1/2."""
+        return sigma < 0.49
 
     def smoothed(
         self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None

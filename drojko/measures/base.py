@@ -179,5 +179,17 @@ def components(reference: LabelledMeasure) -> list[Any]:
 
 
 def has_atoms(reference: LabelledMeasure) -> bool:
-    """Whether `points` come around fixed atoms, in the same order at every call."""
+    """Whether `points` come around fixed atoms, in the same order at every call.
+
+    Parameters
+    ----------
+    reference : LabelledMeasure
+
+    Examples
+    --------
+    >>> from drojko.measures import ClassConditional, Empirical, Gaussian
+    >>> X, y = [[0.0], [1.0], [5.0], [6.0]], [0, 0, 1, 1]
+    >>> [has_atoms(ClassConditional(m).fit(X, y)) for m in (Empirical(), Gaussian())]
+    [True, False]
+    """
     return all(hasattr(part, "atoms_") for part in components(reference))

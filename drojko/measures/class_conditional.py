@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from drojko.measures.kde import KDE
 __all__ = ["ClassConditional"]
 
 
+@dataclass(eq=False, repr=False)
 class ClassConditional(LabelledMeasure):
     """P(dx, y = k) = pi_k P_k(dx): class weights and a measure for each class.
 
@@ -56,16 +58,10 @@ class ClassConditional(LabelledMeasure):
     _state = "measures_"
     _remedy = "call fit(X, y) first, or use ClassConditional.from_measures"
 
-    def __init__(
-        self,
-        measure: Measure | None = None,
-        *,
-        measures: Sequence[Measure] | None = None,
-        weights: Any = None,
-    ):
-        self.measure = measure
-        self.measures = measures
-        self.weights = weights
+    measure: Measure | None = None
+    _: KW_ONLY
+    measures: Sequence[Measure] | None = None
+    weights: Any = None
 
     @classmethod
     def from_measures(cls, measures: Sequence[Measure], weights: Any = None) -> ClassConditional:
@@ -99,7 +95,8 @@ class ClassConditional(LabelledMeasure):
         # Measures with a fit of their own take no scale; on large tables it would be the dear part.
         scaled = type(template)._fit is not Measure._fit
         scale = pooled_scale(parts, mass / mass.sum()) if scaled else np.ones(rows.shape[1])
-        self.measures_ = [clone(template)._fit_class(*part, scale) for part in parts]
+        copies: Any = [clone(template) for _ in parts]
+        self.measures_ = [c._fit_class(*part, scale) for c, part in zip(copies, parts)]
         self.weights_ = mass / mass.sum()
         return self
 

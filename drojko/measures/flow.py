@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from drojko import _random
-from drojko._adam import Adam, cosine
+from drojko._numerics import Adam, cosine
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -19,6 +20,7 @@ from drojko.measures.base import Measure, choose, draws, normal
 __all__ = ["FlowMeasure"]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FlowMeasure(Measure):
     """Neural spline flow, p(x) = N(f(x); 0, I) |det Df(x)|, with f learned by likelihood.
 
@@ -73,24 +75,13 @@ class FlowMeasure(Measure):
     _state = "parameters_"
     _remedy = "call fit(X) first"
 
-    def __init__(
-        self,
-        *,
-        transforms: int = 2,
-        hidden_layer_sizes: Any = (32, 32),
-        noise: str | float = "auto",
-        max_iter: int = 500,
-        batch_size: int = 256,
-        learning_rate: float = 5e-3,
-        random_state: Any = 0,
-    ):
-        self.transforms = transforms
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.noise = noise
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
+    transforms: int = 2
+    hidden_layer_sizes: Any = (32, 32)
+    noise: str | float = "auto"
+    max_iter: int = 500
+    batch_size: int = 256
+    learning_rate: float = 5e-3
+    random_state: Any = 0
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
         noise = scott(weights, rows.shape[1]) if self.noise == "auto" else self.noise
@@ -158,7 +149,10 @@ class FlowMeasure(Measure):
 
 
 def adam(loss: Any, parameters: list[Tensor], max_iter: int, learning_rate: float) -> list[float]:
-    """Minimise a stochastic loss in place by Adam with a cosine rate; returns the losses."""
+    """Minimise a stochastic loss in place by Adam with a cosine rate; returns the losses.
+
+    A fixed number of steps, as its rate is made for: nothing but a bad loss ends them early.
+    """
     states = [Adam.like(p.detach()) for p in parameters]
     losses = []
     for step in range(1, count(max_iter) + 1):

@@ -88,8 +88,8 @@ class Grouped(LabelledMeasure):
             if by_class:  # a group numbers the classes that it has
                 classes, target = np.unique(target.astype(np.int64), return_inverse=True)
                 self.classes_.append(classes)
-            part = clone(template).fit(rows[inside], target, sample_weight=weights[inside])
-            self.parts_.append(part)
+            part: Any = clone(template)
+            self.parts_.append(part.fit(rows[inside], target, sample_weight=weights[inside]))
         self.names_, self.shares_ = names, mass / mass.sum()
         return self
 

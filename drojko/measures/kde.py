@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ _PAIRS = 2**19
 _SCORED = 2048  # atoms that the leave-one-out likelihood averages over, at most
 
 
+@dataclass(eq=False, repr=False)
 class KDE(Measure):
     """Gaussian kernels around weighted atoms, P = sum_i w_i N(x_i, diag(b^2)), b_j = h s_j.
 
@@ -84,18 +86,11 @@ class KDE(Measure):
     _state = "bandwidth_"
     _remedy = "call fit(X) first"
 
-    def __init__(
-        self,
-        bandwidth: str | float = "auto",
-        *,
-        max_shift: float | None = None,
-        shift_weights: Any = None,
-        fixed: Any = None,
-    ):
-        self.bandwidth = bandwidth
-        self.max_shift = max_shift
-        self.shift_weights = shift_weights
-        self.fixed = fixed
+    bandwidth: str | float = "auto"
+    _: KW_ONLY
+    max_shift: float | None = None
+    shift_weights: Any = None
+    fixed: Any = None
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
         dim = rows.shape[1]

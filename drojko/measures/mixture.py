@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = ["GaussianMixture"]
 _ENTRIES = 2**19  # numbers held at once by log_prob
 
 
+@dataclass(eq=False, repr=False)
 class GaussianMixture(Measure):
     """Mixture of normal distributions, p(x) = sum_k pi_k N(x; m_k, S_k), full covariances.
 
@@ -75,24 +77,14 @@ class GaussianMixture(Measure):
     _state = "factors_"
     _remedy = "call fit(X) first, or give means= and covariances="
 
-    def __init__(
-        self,
-        n_components: int | None = None,
-        *,
-        means: Any = None,
-        covariances: Any = None,
-        weights: Any = None,
-        max_components: int = 5,
-        ridge: float = 1e-4,
-        random_state: Any = 0,
-    ):
-        self.n_components = n_components
-        self.means = means
-        self.covariances = covariances
-        self.weights = weights
-        self.max_components = max_components
-        self.ridge = ridge
-        self.random_state = random_state
+    n_components: int | None = None
+    _: KW_ONLY
+    means: Any = None
+    covariances: Any = None
+    weights: Any = None
+    max_components: int = 5
+    ridge: float = 1e-4
+    random_state: Any = 0
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
         n, dim = rows.shape
@@ -229,7 +221,10 @@ def weighted_em(
     tol: float = 1e-6,
     max_iter: int = 200,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Climb sum_i w_i log p(x_i) from a start until a step gains less than `tol`."""
+    """Climb sum_i w_i log p(x_i) from a start until a step gains less than `tol`.
+
+    The loop continues that of scikit-learn, which takes no weights, with its own limits.
+    """
     before = -np.inf
     for _ in range(max_iter):
         terms, log_density = log_terms(rows, share, means, covariances)

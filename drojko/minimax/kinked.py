@@ -27,7 +27,8 @@ def minimise_kinked(
 
     Across a kink the subgradient jumps, H learns that the function is steep there, and the steps
     follow the kink to its lowest point. L-BFGS forgets that, and stops at some point of the kink.
-    It ends where no step along -H g nor along -g is found to descend.
+    It ends where no step along -H g nor along -g is found to descend. It is the last part of an
+    L-BFGS run and reports to it, as SciPy's loop does: that run holds the limits.
 
     Parameters
     ----------

@@ -126,6 +126,7 @@ class LBFGSRun(ABC):
     def minimise(self, point: np.ndarray, max_iter: int, memory: int) -> Status:
         """L-BFGS-B from ``point`` (Byrd, Lu, Nocedal, Zhu, 1995); CONVERGED or MAX_ITER.
 
+        The loop is SciPy's own: `iteration` holds our limits in its callback.
         A line search that finds no further descent ends at a kink: a minimum of a nonsmooth
         function as far as first-order information can tell. Other ways to end raise `Stop`.
         """

@@ -37,6 +37,7 @@ __all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain
 LEAST, EACH = 20_000, 100
 #: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
 _FIRST, _SECOND = 20, 100
+_NARROW = 40  # parameters that count at least, where samples are cheap
 _MEMORY = 20  # pairs that the metric is corrected by
 _MOST = 30  # iterations, where half a dozen are usual
 _RARE = 0.5  # share of a column's variance that a sample is to have, ...
@@ -185,11 +186,14 @@ class ManyRows:
     def __init__(self, objective: Any, tol: float, carriers: np.ndarray | None = None):
         self.objective, self.tol, self.carriers = objective, tol, carriers
         self.rows: Rows = objective.rows
-        self.few = None if carriers is None else self.rows.take(carriers)
+        self.few = self.rows if carriers is None else self.rows.take(carriers)
 
-    def init(self, problem: tuple[np.ndarray, np.ndarray, Any]) -> State | None:
+    def init(self, problem: State) -> State:
+        """The state that `begin` gave."""
+        return problem
+
+    def begin(self, z: np.ndarray, p: np.ndarray, metric: Any = None) -> State | None:
         """State at (z, p) with a metric (None: the Hessian); None where it is not defined."""
-        z, p, metric = problem
         u = self.rows.predict(z)
         sums = self._sums(z, p, u, None)
         if self.carriers is not None and (
@@ -265,6 +269,8 @@ class ManyRows:
         y, w, u, near = self.rows.y[index], self.rows.w[index], s.u[index], s.sums.near[index]
         levels, size = o.levels(s.z, s.p), self.rows.size
         own = new = o.at(y, w, u, levels, near, True)
+        if own is None or new is None:
+            return -math.inf
         factor = _factorised(few, _hessian(few, own, None, k))
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
@@ -400,16 +406,17 @@ def fit_many(
         return bool(limits.callback(count, solver.record(state)))
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-        point, index = None, np.zeros(0, dtype=int)
+        point, solved, index = None, None, np.zeros(0, dtype=int)
         for each, accuracy in ((_FIRST, 1e-3), (_SECOND, 1e-4)):
-            index, weights = _drawn(rows, min(each * rows.size, rows.n // 4), classes)
+            size = min(each * max(rows.size, _NARROW), rows.n // 4)
+            index, weights = _drawn(rows, size, classes)
             some = objective.sample(index, weights)
             solved = _newton(some, some.start() if point is None else point, accuracy)
-            if solved is None:
-                return None
-            point = solved.z, solved.p
+            point = None if solved is None else (solved.z, solved.p)
+        if solved is None:
+            return None
         solver = ManyRows(objective, goal, np.unique(index))
-        first = solver.init((*point, solved.metric))
+        first = solver.begin(solved.z, solved.p, solved.metric)
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
@@ -454,7 +461,7 @@ def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, np.ndarray
 def _newton(some: Any, point: Any, tol: float, most: int = 30) -> State | None:
     """The solution of a sample by Newton's method, or None."""
     solver = ManyRows(some, tol)
-    first = solver.init((*point, None))
+    first = solver.begin(*point)
     if first is None or not solver.finite(first):
         return None
     if solver.terminate(first) is not None:
@@ -505,4 +512,4 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.w @ rows.y)
     state = _newton(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=8)
-    return state.z, state.u
+    return (z, rows.predict(z)) if state is None else (state.z, state.u)

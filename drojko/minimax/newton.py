@@ -30,9 +30,9 @@ from drojko.minimax.row_objective import (
 
 __all__ = ["Newton", "Start", "State", "fit", "solve_symmetric"]
 
-_LARGE, _SAMPLE = 8_000, 2_000  # rows from which on a sample is solved first, and its size
+_LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
 _STUCK = 6  # stages without progress after which a run has stalled
-_LONG = 12  # steps after which a stage was entered too early
+_LONG = 20  # steps after which a stage was entered too early
 _CONSTANT = (
     "The optimum is a constant model: against this set no use of the columns pays. A smaller "
     "radius (a larger penalty or alpha of CVaR) gives a model that uses them."
@@ -51,10 +51,11 @@ class State(Iterate):
     decrement: float = math.inf
     iteration: int = 0
     stage: int = 0  # steps in this stage
-    factor: float = 0.1  # by which mu falls next
-    usual: float = 0.1  # by which it falls after a stage of ordinary length
+    factor: float = 0.3  # by which mu falls next
+    usual: float = 0.3  # by which it falls after a stage of ordinary length
     returns: int = 0  # to a larger mu
     stuck: int = 0
+    next_bound: int = 0  # iteration from which on bounds are worth another try
     ended: Status | None = None
     unbounded: str | None = None
 
@@ -89,7 +90,7 @@ class Newton:
             u = o.rows.predict(z)
             p = o.restart(u, p, mu) if problem.p is None else problem.p
         p, terms = self._evaluate(z, p, u, mu, {})
-        state = State(z, p, u, mu, terms)
+        state = State(z, p, u, mu, terms, factor=o.cooling, usual=o.cooling)
         row = o.record(state)
         return replace(state, upper=row["robust_risk"], best_z=z, best_p=p, row=row)
 
@@ -122,7 +123,7 @@ class Newton:
             if decrement <= 1e-3 * mu:
                 break
             t = self._longest(p, move)
-            for _ in range(30):
+            for _ in range(10):
                 new = o.terms(z, p + t * move, u, mu, duals)
                 if new.value <= terms.value - 1e-4 * t * decrement + 1e-14 * abs(terms.value):
                     break
@@ -138,6 +139,10 @@ class Newton:
         """One joint step, bounds where they can decide, and the next mu where a stage ends."""
         if state.ended is not None:
             return state
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
+            return self._step(state)
+
+    def _step(self, state: State) -> State:
         state = replace(state, iteration=state.iteration + 1, stage=state.stage + 1)
         new, t = self._move(state)
         row = self.objective.record(new)
@@ -167,9 +172,10 @@ class Newton:
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
             new = o.terms(z, p, u, st.mu, st.duals, second=k > 0)
-            if not new.value <= goal and k and (new.finite or trial == 0):
+            if k and not new.finite and trial < 4:
                 base = p if new.finite else o.restart(u, st.p, st.mu)
-                p, new = self._settle(z, base, u, st.mu, st.duals, 6)
+                base = o.tidy(z, u, base, st.mu, refused=True)
+                p, new = self._settle(z, base, u, st.mu, st.duals, 2)
             if new.value <= goal:
                 break
             t *= 0.5 if t > 0.1 else 0.2
@@ -180,7 +186,7 @@ class Newton:
         # Duals far from the path mislead: after short steps they start afresh from the primal ones.
         duals = (
             {}
-            if t < 0.1
+            if t < 0.01
             else {
                 name: record.moved(new.records[name], t) for name, record in terms.records.items()
             }
@@ -216,28 +222,36 @@ class Newton:
         st = replace(st, unbounded=o.unbounded(st))
         if st.unbounded is not None:
             return replace(st, ended=Status.CONVERGED)
-        bias = o.bias(st)
+        # How far the smoothed value lies from the exact one is of the order of the bias; duals far
+        # from balance say less than that.
+        excess = abs(st.terms.value - st.row["robust_risk"])
+        bias = min(max(o.bias(st), excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
-        decisive = bias <= tol * size or st.mu <= max(0.3 * tol * size, ROUNDING * o.unit)
-        if ready and (decisive or st.iteration % 10 == 0 or st.stuck):
-            st = self.bounded(st)
+        decisive = bias <= 2.0 * tol * size or st.mu <= ROUNDING * o.unit
+        decisive = decisive and st.decrement <= max(tol * size, settled)
+        if st.iteration >= st.next_bound and (decisive or st.stuck):
+            before, st = st.lower, self.bounded(st)
             if st.ended is not None:
                 return st
+            wait = 1 if st.lower > before else 3
+            st = replace(st, next_bound=st.iteration + wait)
         early = (st.stage >= _LONG or (st.stuck > 0 and st.decrement > settled)) and st.returns < 6
         if early:
             # Cooled too fast: back to where the path is wide, and gently from there.
             mu = 5.0 * st.mu * (0.3 if st.stuck else 1.0)
-            usual = max(st.usual, 0.3)
+            usual = max(st.usual, 0.5)
             st = replace(st, returns=st.returns + 1, usual=usual, duals={}, stuck=0)
-        elif ready and (t >= 0.9 or st.stuck or st.decrement <= 1e-2 * max(bias, tol * size)):
+        elif ready:
             if st.mu < 1e-15 * size or st.stuck > _STUCK:
                 return replace(st, ended=Status.STALLED)
-            factor = st.usual if st.stage <= 5 else min(3.0 * st.usual, 0.5)
+            factor = st.usual
             if st.stage <= 1 and t >= 0.9 and st.decrement <= 0.05 * bias:
                 factor = max(0.3 * st.factor, 1e-2)
+            elif st.stage > 3 or t < 0.9:
+                factor = 0.5
             # No further than asked for: the bias falls at least like mu.
-            mu = st.mu * min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.3)
+            mu = st.mu * min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
             st = replace(st, factor=factor)
         else:
             return st
@@ -367,7 +381,7 @@ def _from_sample(objective: Any, limits: Limits) -> Start | None:
     if first.ended is not None:
         return None
     end = run(solver, first, max_iter=100, max_time=limits.time_left).state
-    return Start(end.best_z, None, 1e-3 * max(abs(end.upper) / some.unit, 1e-9))
+    return Start(end.best_z, None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
 
 
 def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam
 from drojko._driver import Status, run
+from drojko._numerics import Adam
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.models import flatten_parameters, views_like
 

@@ -91,12 +91,15 @@ class RowObjective(Protocol):
         Entries of p that must stay positive.
     first_smoothing : float
         mu at the start over ``unit``; a smooth objective may start at its last one.
+    cooling : float
+        By which mu falls after a stage of ordinary length.
     """
 
     rows: Rows
     unit: float
     positive: tuple[int, ...]
     first_smoothing: float
+    cooling: float
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The first point, for instance the best constant model; sets ``unit``."""
@@ -114,8 +117,13 @@ class RowObjective(Protocol):
         """Evaluate the smoothed problem; without ``second``, second derivatives may be absent."""
         ...
 
-    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """Better p for this u, best ones where that is cheap; p itself otherwise."""
+    def tidy(
+        self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False
+    ) -> np.ndarray:
+        """Better p for this u, the best where that is cheap; p itself otherwise.
+
+        ``refused``: the line search did not take p as it was.
+        """
         ...
 
     def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:

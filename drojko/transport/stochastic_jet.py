@@ -15,7 +15,20 @@ __all__ = ["Probes", "lanczos", "stochastic_jet"]
 
 @dataclass(frozen=True)
 class Probes:
-    """How log-determinants are estimated: ``count`` random vectors per point, Lanczos steps."""
+    """How `stochastic_jet` estimates log-determinants.
+
+    Parameters
+    ----------
+    count : int
+        Random vectors per point: the variance falls like 1 / count.
+    steps : int
+        Lanczos steps along each: exact from d on.
+
+    Examples
+    --------
+    >>> Probes(count=4)
+    Probes(count=4, steps=20)
+    """
 
     count: int = 1
     steps: int = 20

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import drojko
-from drojko.approaches import transport as _transport
+from drojko.approaches.transport import approach as _transport
 from tests.estimators._cases import binary, mlp, unfitted
 
 pytestmark = [

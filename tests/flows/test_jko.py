@@ -15,7 +15,7 @@ from drojko.flows.functionals import (
     PotentialEnergy,
     WassersteinTo,
 )
-from drojko.flows.icnn.affine_fit import AffineStart
+from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import MapProblem
 from drojko.flows.particles import Particles, draw_particles
 from drojko.measures import Empirical, Gaussian, GaussianMixture
@@ -242,3 +242,22 @@ def test_mistakes_are_told():
     result = JKOFlow(Entropy(), ICNNScheme(n_particles=50), step_size=0.01).run(atoms, 1, 0)
     with pytest.raises(UnsupportedError):
         result.measures[1].log_density
+
+
+def test_ctrl_c_inside_a_step_ends_the_flow(monkeypatch):
+    """The fit of a map is a run of its own, whose interrupt must not be lost."""
+    step, made = AffineFit.step, []
+
+    def interrupted(self, state):
+        made.append(1)
+        if len(made) == 12:
+            raise KeyboardInterrupt
+        return step(self, state)
+
+    monkeypatch.setattr(AffineFit, "step", interrupted)
+    flow = JKOFlow(InternalEnergy(2.0), ICNNScheme(n_particles=100, iterations=0), step_size=0.05)
+    with pytest.raises(KeyboardInterrupt) as error:
+        flow.run(Gaussian([0.0, 0.0], np.eye(2)), 50, random_state=0)
+    assert error.value.result.status == "interrupted"
+    assert 1 <= error.value.result.n_steps < 12
+    assert len(made) == 12

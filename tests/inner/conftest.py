@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import make_moons
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.ambiguity import GroundCost
 from drojko.inner import Adversary, Coordinates, Objective
 from drojko.losses import get_loss

@@ -107,8 +107,9 @@ def solve(
         -l + kappa K (p - w) - s + nu 1 = 0,  p s = mu,  kappa t = mu,
         1'p = 1,  (p - w)'K(p - w) / 2 + t = radius^2 / 2,
 
-    with kappa = 2 penalty fixed in the penalised form. A solution is approximate: who needs
-    bounds makes them from p (primal) and kappa (p - w) (dual), see `drojko.ambiguity.MMD`.
+    with kappa = 2 penalty fixed in the penalised form; at most 80 steps within one evaluation of a
+    dual, which no limit of a fit has to reach. A solution is approximate: who needs bounds makes
+    them from p (primal) and kappa (p - w) (dual), see `drojko.ambiguity.MMD`.
 
     Parameters
     ----------

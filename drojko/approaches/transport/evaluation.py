@@ -178,7 +178,8 @@ def _measure(
     x, y, w = points
     arrays = (x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy())
     if is_exact(plan, model):
-        certificate, worst = _ridge(plan, model, points, sampled, stationarity)
+        guess = adversary.objective.penalty
+        certificate, worst = _ridge(plan, model, points, sampled, stationarity, guess)
         return Measured(certificate, adversary, *worst, arrays)
     evaluation = certify(
         adversary,
@@ -220,6 +221,7 @@ def _ridge(
     points: tuple[Tensor, Tensor, Tensor],
     sampled: bool,
     stationarity: float,
+    guess: float | None = None,
 ) -> tuple[Certificate, tuple[float, float, float]]:
     """Exact certificate of a linear model with a scalar loss: both sides from one root."""
     if not isinstance(model, MLP):
@@ -237,7 +239,8 @@ def _ridge(
         worst = (math.inf, math.inf, 0.0)
         penalty = math.inf
     else:
-        found = ridge_robust_risk(data, coef, intercept, radius=radius, penalty=plan.penalty)
+        form: dict[str, Any] = {"radius": radius, "penalty": plan.penalty}
+        found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
         value, lower, nominal = found.value, found.attained, found.nominal
         cost, penalty = found.transport_cost, found.penalty
         priced = penalty * cost if cost > 0 else 0.0

@@ -17,7 +17,6 @@ from drojko.inner.transport import linear_classes
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.ascent import Ascent, proximal_ascent
 from drojko.inner.transport.bounds import Structure
-from drojko.inner.transport.candidates import better_of
 
 __all__ = ["best_start", "climb", "in_blocks", "join", "solve", "upper"]
 
@@ -97,7 +96,7 @@ def climb(
         if screening:
             found = proximal_ascent(objective, part, part.q0, screening)
             for start in own:
-                found = better_of(found, proximal_ascent(objective, part, start, screening))
+                found = found.better(proximal_ascent(objective, part, start, screening))
             q = found.q
         else:
             q = best_start(objective, part, own)

@@ -43,7 +43,7 @@ def transport(
     general: Health,
     max_evaluations: int,
 ) -> list[Row]:
-    """One `Found` per size."""
+    """One `Row` per size."""
     if math.isfinite(problem.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)

@@ -18,8 +18,21 @@ __all__ = ["Energy", "Functional", "Scaled", "Sum"]
 class Energy:
     """A value and its derivatives on n weighted particles.
 
-    ``point`` (n, d) is the derivative in the particles z, ``log_density`` (n,) the one in the
-    values of log rho at them; both are derivatives of the whole sum, weights included.
+    Attributes
+    ----------
+    value : float
+        F, in its own units.
+    point : Tensor of shape (n, d)
+        Derivative in the particles z, of the whole sum, weights included.
+    log_density : Tensor of shape (n,)
+        That in the values of log rho at them.
+
+    Examples
+    --------
+    >>> from drojko.flows.functionals import Entropy
+    >>> half = torch.full((2,), 0.5)
+    >>> Entropy().evaluate(torch.zeros(2, 1), torch.tensor([0.0, -1.0]), half).log_density
+    tensor([0.5000, 0.5000])
     """
 
     value: float

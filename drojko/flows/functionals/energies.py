@@ -156,7 +156,7 @@ class FDivergence(Functional):
     ) -> None:
         if kind not in ("chi-square", "cressie-read", "kl"):
             raise InvalidDataError(f"kind={kind!r}; choose 'chi-square', 'cressie-read' or 'kl'")
-        if not math.isfinite(k) or k in (0.0, 1.0):
+        if kind == "cressie-read" and (not math.isfinite(k) or k in (0.0, 1.0)):
             raise InvalidDataError(f"k={k!r}; give a finite order other than 0 and 1")
         self.log_prob, self.kind, self.k = log_prob, kind, float(k)
 

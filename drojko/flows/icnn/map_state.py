@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.icnn import ICNN
 from drojko.transport.initialise import bures_map, set_affine

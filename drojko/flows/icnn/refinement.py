@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam, Batches, cosine
 from drojko._driver import Status, nested
+from drojko._numerics import Adam, Batches, cosine
 from drojko.flows.icnn.affine_fit import AffineFit
 from drojko.flows.icnn.map_problem import Evaluated, MapProblem
 from drojko.models import flatten_parameters, views_like

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam, Batches, cosine
+from drojko._numerics import Adam, Batches, cosine
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.flows.importance.velocity import Velocity, VelocityFlow
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drojko._numerics import root
 from drojko.exceptions import InvalidDataError, SolverError
 
 __all__ = ["RejectionBlock", "RejectionStep", "effective_sample_size", "tail_index", "tail_share"]
 
-_HALVINGS = 60
 _MOST_STEPS = 200  # each makes what is left of the error a fifth, at the end
 
 
@@ -159,7 +159,7 @@ class RejectionBlock:
         enough: float = 0.999,
         n_groups: int = 1,
     ) -> RejectionBlock:
-        """The block for draws with u = log(g / p): bounds c and normalisers by bisection.
+        """The block for draws with u = log(g / p): bounds c and normalisers.
 
         Parameters
         ----------
@@ -214,15 +214,14 @@ def _update(s: Tensor, step: RejectionStep) -> Tensor:
 
 
 def _bound(s: Tensor, mass: Tensor, rate: float) -> RejectionStep:
-    """Log c with E alpha = 1 - r, by bisection; mass sums to 1."""
+    """Log c with E alpha = 1 - r; mass sums to 1."""
     kept = s > -math.inf
     rate = max(rate, 1.0 - 0.999 * float(mass[kept].sum()))  # g may vanish on more than r
     low, high = float(s[kept].min()) - 1.0, float(s.max()) + 1.0 - math.log(1.0 - rate)
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        if float(mass @ (s - middle).clamp_max(0.0).exp()) > 1.0 - rate:
-            low = middle
-        else:
-            high = middle
-    log_bound = 0.5 * (low + high)
-    return RejectionStep(log_bound, float(mass @ (s - log_bound).clamp_max(0.0).exp()))
+
+    def refused(log_bound: float) -> tuple[float, float]:
+        accepted = mass * (s - log_bound).clamp_max(0.0).exp()
+        return 1.0 - rate - float(accepted.sum()), float(accepted[s < log_bound].sum())
+
+    log_bound = root(refused, 0.5 * (low + high), low=low, high=high)
+    return RejectionStep(log_bound, 1.0 - rate - refused(log_bound)[0])

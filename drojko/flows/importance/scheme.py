@@ -15,7 +15,6 @@ from torch import Tensor
 
 from drojko._driver import Outcome, run
 from drojko._random import spawn
-from drojko._settings import check_settings
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional, Scaled, Sum
@@ -24,6 +23,7 @@ from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
 from drojko.flows.importance.velocity import VelocityFlow
 from drojko.flows.result import FlowResult, FlowSolver, finish
+from drojko.flows.settings import check_settings
 from drojko.measures.base import Measure
 
 __all__ = ["ImportanceCorrectedScheme", "ImportanceState"]

@@ -21,7 +21,20 @@ class SemiDualStep(ParticleMeasure):
 
     ``sample`` pushes fresh draws of the initial measure through one network. There is no
     ``log_prob``: T_k has no inverse in closed form, and the target no density. `log_ratio` is
-    what is known. ``particles`` (n, d) and ``weights`` (n,) are the last ones of the step.
+    what is known.
+
+    Parameters
+    ----------
+    base : Measure
+        rho_0.
+    map : WholeMap
+        T_k.
+    critic : Critic
+        w, of which log_ratio and potential are functions.
+    conjugate : Conjugate
+        Of the divergence.
+    held : Particles, default=None
+        ``particles`` (n, d) and ``weights`` (n,), the last ones of the step.
 
     Examples
     --------

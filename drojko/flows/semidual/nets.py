@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.models import MLP, flatten_parameters, views_like
 from drojko.transport.maps import TransportMap
 

@@ -67,7 +67,10 @@ class Phase:
     def train(
         self, iterations: int, batch: int, larger: int, map_steps: int, rates: tuple[float, float]
     ) -> None:
-        """Alternate; rates fall to a twentieth along a cosine. No map steps: the critic alone."""
+        """Alternate; rates fall to a twentieth along a cosine. No map steps: the critic alone.
+
+        A fixed number of steps of a game, which nothing ends early; Ctrl-C ends the flow around.
+        """
         out = self.map.linearise(self.inner)[0] if map_steps == 0 else None
         for i in range(iterations):
             decay = 0.525 + 0.475 * math.cos(math.pi * i / iterations)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from drojko._driver import Outcome, run
 from drojko._random import spawn
-from drojko._settings import check_settings
 from drojko.exceptions import InvalidDataError
 from drojko.flows.exact import affine_step
 from drojko.flows.functionals.base import Functional
@@ -26,6 +25,7 @@ from drojko.flows.result import FlowResult, FlowSolver, finish
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.nets import Critic, Learner, WholeMap
 from drojko.flows.semidual.phase import Cloud, Phase
+from drojko.flows.settings import check_settings
 from drojko.measures.base import Measure
 
 __all__ = ["SemiDualScheme", "SemiDualState"]

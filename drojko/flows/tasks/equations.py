@@ -104,6 +104,19 @@ def ornstein_uhlenbeck(
     From a normal law each step is solved to rounding; `drojko.flows.exact` has the chain and the
     law. From another one the maps are those of ``scheme``.
 
+    Parameters
+    ----------
+    target : Gaussian
+        N(b, A^-1).
+    initial : Measure
+        rho_0.
+    step_size, n_steps, scheme, random_state
+        As in `fokker_planck`.
+
+    Returns
+    -------
+    FlowResult
+
     Examples
     --------
     >>> from drojko.flows.exact import gaussian_step
@@ -135,7 +148,18 @@ def porous_medium(
 ) -> FlowResult:
     r"""Solve the porous-medium equation :math:`\dot u = \Delta u^m`, m > 1.
 
-    The initial measure needs a density; `drojko.flows.exact.Barenblatt` is the self-similar one.
+    Parameters
+    ----------
+    initial : Measure
+        rho_0, with a density; `drojko.flows.exact.Barenblatt` is the self-similar one.
+    m : float
+        The power.
+    step_size, n_steps, scheme, random_state
+        As in `fokker_planck`.
+
+    Returns
+    -------
+    FlowResult
 
     Examples
     --------

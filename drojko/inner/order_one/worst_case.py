@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.ambiguity.ground.norms import primal_norm
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.exceptions import UnsupportedError
 from drojko.inner.order_one.plan import FarPlan, LinearAdversary
 from drojko.inner.worst_case import WorstCase
 from drojko.measures.base import LabelledMeasure
@@ -98,13 +98,8 @@ class FarWorstCase(WorstCase):
         return x + np.where(rows, plan.distance, 0.0)[:, None] * adversary.directions()[index], y
 
     def _arrays(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        x = np.array(X, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {x.shape}; expected (n, {self.n_features})")
-        labels = self._encode(y, torch.from_numpy(x)).numpy()
-        if len(labels) != len(x):
-            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
-        return x, labels
+        x, labels = self._queries(X, y)
+        return x.numpy(), labels.numpy()
 
     # -- the measure -------------------------------------------------------------------------
 
@@ -161,10 +156,6 @@ class FarWorstCase(WorstCase):
     def _density(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         tensors: tuple[Tensor, Tensor] = (torch.from_numpy(x), torch.from_numpy(y))
         return self.reference.log_prob(*tensors).double().exp().cpu().numpy()
-
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""

@@ -230,7 +230,8 @@ def _summary(
         weight = p.w * (log_weight - top).exp()
         normaliser = float(weight.sum()) * math.exp(top)
         mass = weight / weight.sum()
-        exact = _own_divergence(kind, k, log_ratio - math.log(normaliser) + log_share, mass)
+        own = log_ratio - math.log(normaliser) + log_share
+        exact, _ = own_divergence(kind, k, own, mass)
     return ClassFlow(
         found,
         p,
@@ -244,13 +245,15 @@ def _summary(
     )
 
 
-def _own_divergence(kind: str, k: float, u: Tensor, mass: Tensor) -> float:
-    """E0 f(r) from u = log r at points of mass under r P0; points with r = 0 are missed there.
+def own_divergence(kind: str, k: float, u: Tensor, mass: Tensor) -> tuple[float, Tensor]:
+    """E0 f(r) from u = log r at points of mass under r P0, and its terms f(r)/r, up to a constant.
 
     In E0 r^k - 1 and E0 r log r the points without ratio count nothing, so nothing is missed.
     """
-    u, mass = u[mass > 0], mass[mass > 0]
+    u = torch.where(mass > 0, u, torch.zeros_like(u))
     if kind == "kl":
-        return float((mass * u).sum())
-    k, scale = (2.0, 2.0) if kind == "chi-square" else (k, 1.0)
-    return scale * (float((mass * ((k - 1.0) * u).exp()).sum()) - 1.0) / (k * (k - 1.0))
+        terms = u
+    else:
+        scale = (2.0 if kind == "chi-square" else 1.0) / (k * (k - 1.0))
+        terms = scale * (((k - 1.0) * u).exp() - 1.0)
+    return float(mass @ terms), terms

@@ -14,7 +14,6 @@ from torch import Tensor
 from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._settings import check_settings
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
@@ -23,6 +22,8 @@ from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
 from drojko.flows.jko import JKOFlow
+from drojko.flows.settings import check_settings
+from drojko.inner.reweighting.density_flow import own_divergence
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose, components, draws
@@ -266,7 +267,7 @@ class Importance(InnerSolver):
         own = exact - log_z + log_share
         kind, k = known.kind, known.order
         risk = float(mass @ losses)
-        divergence, parts = _divergence(kind, k, own, mass)
+        divergence, parts = own_divergence(kind, k, own, mass)
         # Of value = E* [loss - penalty f(r)/r], and what an error of the normaliser adds to D.
         each = losses - penalty * parts
         kept = mass > 0
@@ -381,18 +382,6 @@ def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
     return torch.where(inside > 0, positive, torch.full_like(positive, -math.inf))
 
 
-def _divergence(kind: str, k: float, own: Tensor, mass: Tensor) -> tuple[float, Tensor]:
-    """D from log r at points of mass under r P0, and its terms f(r)/r up to a constant factor."""
-    kept = mass > 0
-    terms = torch.zeros_like(own)
-    if kind == "kl":
-        terms[kept] = own[kept]
-        return float(mass @ terms), terms
-    scale = (2.0 if kind == "chi-square" else 1.0) / (k * (k - 1.0))
-    terms[kept] = scale * (((k - 1.0) * own[kept]).exp() - 1.0)
-    return float(mass @ terms), terms
-
-
 def _steepness(kind: str, k: float, own: Tensor, mass: Tensor) -> float:
     """Derivative of D in the log of the normaliser, in absolute value."""
     if kind == "kl":
@@ -415,14 +404,8 @@ class ImportanceWorstCase(ReweightedWorstCase):
     def class_flow(self, k: int = 0) -> RatioFlow:
         """The flow of one class, with its weighted draws; computed on first use."""
         if ("importance", k) not in self._cache:
-            reference = components(self.reference)[k]
-            share, loss = 0.0, self._joint_loss
-            if self.classes is not None:
-                share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
-
-                def loss(z: Tensor) -> Tensor:
-                    return self.capped_loss(z, torch.full((len(z),), k))
-
+            part = self._joint_loss, components(self.reference)[k], 0.0
+            loss, reference, share = part if self.classes is None else self._part(k)
             self._cache["importance", k] = Importance(**self.settings).fit_ratio(
                 self.ambiguity,
                 self.penalty,
@@ -465,10 +448,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
             return z[:, :-1].numpy(), z[:, -1].numpy()
         shares = torch.from_numpy(self.label_shares())
         y = torch.multinomial(shares, n, replacement=True, generator=gen)
-        x = torch.empty(n, self.n_features, dtype=torch.float64)
-        for k in y.unique().tolist():
-            rows = y == k
-            x[rows] = self.class_flow(int(k)).sample(int(rows.sum()), gen)
+        x = self._by_class(y, lambda k, rows: self.class_flow(k).sample(int(rows.sum()), gen))
         return x.numpy(), self._decode(y)
 
     def __repr__(self) -> str:

@@ -81,10 +81,6 @@ class MeasuredWorstCase(WorstCase):
         x: Tensor = torch.from_numpy(np.array(X, dtype=np.float64))
         return self.measure.log_prob(x, self._encode(y, x)).numpy()
 
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
-
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Points of this measure, twice (nothing moves), labels and masses."""
         x, y, w = self.measure.points(2000, make_generator(0))

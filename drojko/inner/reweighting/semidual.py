@@ -14,7 +14,6 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._settings import check_settings
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
@@ -23,9 +22,10 @@ from drojko.flows.functionals.divergence_to import DivergenceTo
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.scheme import SemiDualScheme
+from drojko.flows.settings import check_settings
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
-from drojko.measures.base import Measure, choose, components
+from drojko.measures.base import Measure, choose
 from drojko.measures.empirical import Empirical
 from drojko.measures.pushforward import Pushforward
 from drojko.transport.maps import AffineMap, TransportMap
@@ -240,7 +240,8 @@ class SemiDual(InnerSolver):
                 f"{penalty:g}: " + ("nothing moves" if penalty else "all mass is on one sample")
             )
         gen = make_generator(random_state)
-        kind = ambiguity.divergence.kind
+        known: Any = ambiguity.divergence
+        kind = known.kind
         price = penalty if kind == "kl" else penalty * math.exp(log_share)
         x, w = reference.points(self.n_particles, spawn(gen))
         if len(torch.unique(x, dim=0)) < _FEWEST:
@@ -329,29 +330,30 @@ def _against_dual(
 class SemiDualWorstCase(ReweightedWorstCase):
     """A reweighted worst case with learned maps that need samples of the reference only.
 
-    ``sample``, ``risk`` and the ratio are the exact reweighting, as in `ReweightedWorstCase`;
-    `transport` and `generate` use the map of each class. ``settings`` are those of `SemiDual`.
+    ``sample``, ``risk`` and the ratio are the exact reweighting; `transport` and `generate` use
+    the map of each class.
+
+    Parameters
+    ----------
+    ambiguity, penalty, shift, loss_function, reference, ...
+        As in `ReweightedWorstCase`.
+    settings : dict
+        Of `SemiDual`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
 
     def potential_flow(self, k: int = 0) -> PotentialFlow:
         """The learned map and potential of class index ``k`` with its bounds; computed once."""
-        if self.classes is None:
-            raise UnsupportedError(
-                "transport: a map of a joint measure would move the targets too; use sample"
-            )
         if ("semidual", k) not in self._cache:
-            share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+            loss, reference, share = self._part(k)
             self._cache["semidual", k] = SemiDual(**self.settings).fit_ratio(
-                self.ambiguity,
-                self.penalty,
-                lambda z: self.capped_loss(z, torch.full((len(z),), k)),
-                components(self.reference)[k],
-                self.seed,
-                share,
+                self.ambiguity, self.penalty, loss, reference, self.seed, share
             )
         return self._cache["semidual", k]
+
+    def _map(self, k: int) -> TransportMap:
+        return self.potential_flow(k).map
 
     def transport(self, X: Any, y: Any) -> np.ndarray:
         """Where rows X with labels y are moved, shape (n, d), by the learned map of each class.
@@ -363,12 +365,7 @@ class SemiDualWorstCase(ReweightedWorstCase):
         InvalidDataError
             For classes with fewer than 50 samples.
         """
-        x, labels = self._queries(X, y)
-        images = x.clone()
-        for k in labels.unique().tolist():
-            rows = labels == k
-            images[rows] = self.potential_flow(int(k)).map.map(x[rows]).to(x)
-        return images.numpy()
+        return super().transport(X, y)
 
     def generate(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw ``n`` samples of the learned worst case: new points beside the reference's."""
@@ -376,10 +373,9 @@ class SemiDualWorstCase(ReweightedWorstCase):
             raise UnsupportedError("generate: maps of a joint measure are not learned; use sample")
         gen = make_generator(random_state)
         labels = choose(self.label_shares(), n, gen)
-        images = torch.empty(n, self.n_features, dtype=torch.float64)
-        for k in labels.unique().tolist():
-            rows = labels == k
-            images[rows] = self.potential_flow(int(k)).measure.sample(int(rows.sum()), gen)
+        images = self._by_class(
+            labels, lambda k, rows: self.potential_flow(k).measure.sample(int(rows.sum()), gen)
+        )
         return images.numpy(), self._decode(labels)
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:

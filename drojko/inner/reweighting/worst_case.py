@@ -21,6 +21,7 @@ from drojko.measures._nets import net
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.empirical import Empirical
 from drojko.measures.gaussian import Gaussian
+from drojko.transport.maps import TransportMap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,15 +273,6 @@ class ReweightedWorstCase(WorstCase):
         rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
         return x[rows], y[rows]
 
-    def _queries(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-        x = torch.as_tensor(np.array(X, dtype=np.float64))
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
-        labels = self._encode(y, x)
-        if len(labels) != len(x):
-            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
-        return x, labels
-
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
 
@@ -351,35 +343,45 @@ class ReweightedWorstCase(WorstCase):
             regression, and more than 50 columns.
         """
         x, labels = self._queries(X, y)
-        images = x.clone()
+        return self._by_class(labels, lambda k, rows: self._map(k).map(x[rows])).numpy()
+
+    def _by_class(self, labels: Tensor, make: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Points of each class k at its rows, (n, d): ``make`` gets k and the rows as a mask."""
+        out = torch.empty(len(labels), self.n_features, dtype=torch.float64)
         for k in labels.unique().tolist():
             rows = labels == k
-            images[rows] = self.flow(int(k)).map.map(x[rows])
-        return images.numpy()
+            out[rows] = make(int(k), rows).double()
+        return out
+
+    def _map(self, k: int) -> TransportMap:
+        return self.flow(k).map
 
     def flow(self, k: int = 0) -> ClassFlow:
         """The learned map of class index ``k`` with what it attains; computed once."""
-        if self.classes is None:
-            raise UnsupportedError(
-                "transport: a map of a joint measure would move the targets too; use sample"
-            )
         if self.n_features > _COLUMNS:
             raise UnsupportedError(
                 f"transport: {self.n_features} columns; exact log-determinants are offered up to "
                 f"{_COLUMNS}. Use sample, which needs none"
             )
         if ("flow", k) not in self._cache:
-            share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+            loss, reference, share = self._part(k)
             self._cache["flow", k] = DensityFlow().fit(
-                self.ambiguity,
-                self.penalty,
-                self.shift,
-                lambda z: self.capped_loss(z, torch.full((len(z),), k)),
-                components(self.reference)[k],
-                self.seed,
-                share,
+                self.ambiguity, self.penalty, self.shift, loss, reference, self.seed, share
             )
         return self._cache["flow", k]
+
+    def _part(self, k: int) -> tuple[Callable[[Tensor], Tensor], Measure, float]:
+        """Loss and reference of class index k, and the log of the change of its mass."""
+        if self.classes is None:
+            raise UnsupportedError(
+                "transport: a map of a joint measure would move the targets too; use sample"
+            )
+        share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+
+        def loss(z: Tensor) -> Tensor:
+            return self.capped_loss(z, torch.full((len(z),), k))
+
+        return loss, components(self.reference)[k], share
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, images, labels and masses under P*; computed once.

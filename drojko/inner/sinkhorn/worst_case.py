@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Objective
 from drojko.inner.sinkhorn.draws import draw_tilted
 from drojko.inner.sinkhorn.particles import draw_particles
@@ -109,14 +109,9 @@ class GibbsWorstCase(WorstCase):
             found = self.objective.model.linearise(torch.as_tensor(x, **self._like))[0]
         return found.double().cpu().numpy()
 
-    def _queries(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        x = np.array(X, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {x.shape}; expected (n, {self.n_features})")
-        labels = self._encode(y, torch.zeros(1, dtype=torch.float64)).cpu().numpy()
-        if len(labels) != len(x):
-            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
-        return x, labels
+    def _arrays(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        x, labels = self._queries(X, y)
+        return x.numpy(), labels.numpy()
 
     def _particles(self, x: Tensor, y: Tensor, gen: torch.Generator) -> Iterator[tuple[Any, Any]]:
         """Blocks of (batch, particles)."""
@@ -187,7 +182,7 @@ class GibbsWorstCase(WorstCase):
     @torch.no_grad()
     def transport(self, X: Any, y: Any) -> np.ndarray:
         """Conditional mean of gamma_x for rows X with labels y, shape (n, d)."""
-        x, labels = self._queries(X, y)
+        x, labels = self._arrays(X, y)
         if self.exact:
             theta, s = self._direction
             eta = self._eta(s)
@@ -253,7 +248,7 @@ class GibbsWorstCase(WorstCase):
                 "log_prob: in regression hardly two samples share a target, so there is no density "
                 "of X given y; log_marginal(X) is the density of X"
             )
-        x, labels = self._queries(X, y)
+        x, labels = self._arrays(X, y)
         atoms = self._atoms()[1].cpu().numpy()
         out = np.full(len(x), -np.inf)
         for label in np.unique(labels):
@@ -264,9 +259,7 @@ class GibbsWorstCase(WorstCase):
     @torch.no_grad()
     def log_marginal(self, X: Any) -> np.ndarray:
         """Log density of X with labels left out, shape (n,); raises as `log_prob` for columns."""
-        x = np.array(X, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {x.shape}; expected (n, {self.n_features})")
+        x = self._points(X).numpy()
         return self._mixture(x, np.arange(len(self._atoms()[2])))
 
     def _mixture(self, z: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -300,10 +293,6 @@ class GibbsWorstCase(WorstCase):
         f = self.objective.model.linearise(torch.as_tensor(z, **self._like))[0]
         labels = y.to(f.device) if self.classes is not None else y.to(f)
         return self.objective.loss.value(f, labels).double().cpu().numpy()
-
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, one draw of gamma_x of each, labels and masses; computed once."""

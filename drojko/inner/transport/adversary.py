@@ -11,11 +11,11 @@ from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
 from drojko.inner.transport import linear_classes, swapping
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.bounds import Structure, is_ridge, structure, upper_bound
 from drojko.inner.transport.candidates import Candidate, Stay, Support, best_of
-from drojko.inner.transport.swaps import MOST_COMBINATIONS, Swaps, best_prefix
 from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
@@ -26,11 +26,20 @@ _FAR = 1e7  # mean displacement, in spreads of the data, that only an unbounded 
 
 @dataclass(frozen=True, repr=False)
 class Moved:
-    """Worst-case positions of a batch: coordinates, labels, categories, and what they attain.
+    r"""Worst-case positions of a batch, and what they attain: :math:`J = \ell(x') - \lambda c`.
 
-    ``at`` are the samples at the labels and categories they take, from where they moved to ``q``.
-    ``value`` is J, ``risk`` the loss there, ``cost`` the ground cost (label moves and swaps
-    included), each of shape (n,); ``found`` holds the ascent that ended there.
+    Attributes
+    ----------
+    batch : Batch
+        The n samples.
+    at : Batch
+        The same at the labels and categories that they take, from where they moved to ``q``.
+    found : Ascent
+        The ascent that ended there.
+    value, cost, risk : Tensor of shape (n,)
+        J, the ground cost (label moves and swaps included) and the loss.
+    q, labels : Tensor of shape (n, r) and (n,)
+        Positions in coordinates, and labels there.
     """
 
     batch: Batch
@@ -42,10 +51,12 @@ class Moved:
 
     @property
     def q(self) -> Tensor:
+        """Positions in coordinates, shape (n, r)."""
         return self.found.q
 
     @property
     def labels(self) -> Tensor:
+        """Labels that are taken, shape (n,)."""
         return self.at.y
 
     @staticmethod
@@ -65,11 +76,7 @@ class Moved:
         def pick(own: Tensor, theirs: Tensor) -> Tensor:
             return torch.where(wins.unsqueeze(1) if own.ndim > 1 else wins, theirs, own)
 
-        found = Ascent(
-            pick(self.q, other.q),
-            pick(self.found.value, other.found.value),
-            pick(self.found.gradient, other.found.gradient),
-        )
+        found = self.found.better(other.found, wins)
         return Moved(
             self.batch,
             Batch(pick(self.at.x, other.at.x), pick(self.at.y, other.at.y), self.batch.q0),
@@ -82,10 +89,48 @@ class Moved:
 
 @dataclass(frozen=True)
 class Adversary:
-    r"""The map x -> argmax over candidates of J, after proximal corrections.
+    r"""The worst-case map :math:`x \mapsto \arg\max_q J(q)`, over candidates and their ascents.
 
-    ``solve`` moves any batch of draws, not only those it was built on. For a ridge loss without
+    `solve` moves any batch of draws, not only those it was built on. For a ridge loss without
     bounds the maximiser is a formula and the candidates are not used.
+
+    Parameters
+    ----------
+    objective : Objective
+        J, at a penalty.
+    candidates : tuple of Candidate
+        Maps that ascents start from.
+    screening, corrections : int
+        Proximal steps from every candidate, and from the best one of each sample.
+    tol : float
+        Samples stop where an ascent would gain less than this, relative to 1 + |J|.
+    n_labels : int
+        Classes; 0: regression.
+    label_cost : float
+        Ground cost of another label, in the units of X squared; infinite: labels stay.
+
+    Raises
+    ------
+    UnboundedRiskError
+        From `solve`, where the loss grows as fast as penalty times cost.
+
+    Examples
+    --------
+    A squared error of f(x) = x at 1 and penalty 2: argmax of z^2 - 2 (z - 1)^2 is z = 2.
+
+    >>> import numpy as np
+    >>> from drojko.ambiguity import GroundCost
+    >>> from drojko.inner.coordinates import Coordinates
+    >>> from drojko.losses import get_loss
+    >>> model = MLP(1, 1, hidden=())
+    >>> with torch.no_grad():
+    ...     _ = [p.fill_(float(p.ndim == 2)) for p in model.parameters()]
+    >>> x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    >>> coordinates = Coordinates.build(GroundCost(np.ones(1)), x)
+    >>> J = Objective(model, get_loss("squared", "regression"), coordinates, penalty=2.0)
+    >>> moved = Adversary(J).solve(J.batch(x, y))
+    >>> moved.value.tolist(), moved.cost.tolist()
+    ([2.0], [1.0])
     """
 
     objective: Objective
@@ -102,6 +147,7 @@ class Adversary:
 
     @property
     def exact(self) -> bool:
+        """Whether the maximiser is a formula."""
         return is_ridge(self.objective) and self.objective.coordinates.lower is None
 
     @property

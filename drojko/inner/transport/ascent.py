@@ -20,6 +20,16 @@ class Ascent:
     value: Tensor
     gradient: Tensor
 
+    def better(self, other: Ascent, wins: Tensor | None = None) -> Ascent:
+        """Sample by sample the one of larger value, or the other where it ``wins``."""
+        wins = other.value > self.value if wins is None else wins
+        pick = wins.unsqueeze(1)
+        return Ascent(
+            torch.where(pick, other.q, self.q),
+            torch.where(wins, other.value, self.value),
+            torch.where(pick, other.gradient, self.gradient),
+        )
+
 
 def proximal_ascent(
     objective: Objective,

@@ -52,7 +52,7 @@ def structure(objective: Objective) -> Structure:
     """
     model, lift = objective.model, objective.coordinates.lift
     loss = objective.loss
-    if not isinstance(model, MLP) or not loss.structured:
+    if not isinstance(model, MLP) or not loss.has_bounds:
         return Structure(None, math.inf, False)
     weights = [w.detach() for w in model.weights]
     first = weights[0] * objective.coordinates.scale if lift is None else weights[0] @ lift
@@ -74,7 +74,6 @@ def structure(objective: Objective) -> Structure:
         top = 0.0 if still else float(loss.input_curvature(norms.double().square()))
         # sup over y and p of |sum_k A_kj (p_k - 1[k = y])|
         pull = rows.max(0).values - rows.min(0).values
-        pull = pull if loss.has_pairs else torch.full_like(pull, torch.inf)
     curvature = _composed_curvature(model, first, top, pull) if len(weights) > 1 else top
     return Structure(norms, curvature, is_ridge(objective))
 
@@ -106,15 +105,13 @@ def _spectral(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix, 2)) * slack
 
 
-def lipschitz_bound(objective: Objective, batch: Batch, norms: Tensor) -> Tensor | None:
+def lipschitz_bound(objective: Objective, batch: Batch, norms: Tensor) -> Tensor:
     """sup_q J(q) when outputs move by at most ``norms`` times the displacement.
 
     One output: the worst case of the loss in the output itself, a one-dimensional problem with
     an exact solution for most. Several: the loss's bound by the rates of all output differences.
     """
     loss, strength = objective.loss, objective.strength
-    if not (loss.scalar or loss.has_pairs):
-        return None
     f = objective.model.linearise(batch.x)[0]
     if loss.scalar:
         return loss.rate_bound(f, batch.y, norms, strength)
@@ -141,9 +138,8 @@ def upper_bound(
     options: list[tuple[Tensor, str]] = []
     if known.norms is not None:
         bound = lipschitz_bound(objective, batch, known.norms)
-        if bound is not None:
-            proof = "ridge-1d" if known.ridge else "lipschitz"
-            options.append((torch.maximum(bound, found.value), proof))
+        proof = "ridge-1d" if known.ridge else "lipschitz"
+        options.append((torch.maximum(bound, found.value), proof))
     if known.ridge and options and objective.coordinates.lower is None:
         return options[0]
     modulus = 2.0 * objective.strength - known.curvature

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -266,21 +266,9 @@ def best_of(
     best: Ascent | None = None
     for start in starts:
         found = proximal_ascent(objective, batch, start, screening)
-        best = found if best is None else better_of(best, found)
+        best = found if best is None else best.better(found)
     if best is None:
         best = proximal_ascent(objective, batch, batch.q0, screening)
     if corrections == 0:
         return best
-    return better_of(best, proximal_ascent(objective, batch, best.q, corrections, tol=tol))
-
-
-def better_of(first: Ascent, second: Ascent) -> Ascent:
-    """Sample by sample the one with the larger value."""
-    better = second.value > first.value
-    pick = better.unsqueeze(1)
-    return replace(
-        first,
-        q=torch.where(pick, second.q, first.q),
-        value=torch.where(better, second.value, first.value),
-        gradient=torch.where(pick, second.gradient, first.gradient),
-    )
+    return best.better(proximal_ascent(objective, batch, best.q, corrections, tol=tol))

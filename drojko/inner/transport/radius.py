@@ -27,8 +27,19 @@ class BallSolution:
     The cost spent falls as the penalty rises, with jumps where the maximiser of a sample jumps.
     The mixture ``share * low + (1 - share) * high`` of the worst cases at two penalties on either
     side of the jump spends exactly the budget, so it attains the dual value: there is no gap left
-    by the radius itself. ``share`` is 0 where one map suffices. ``adversary`` gives both maps, on
-    these draws and on any other.
+    by the radius itself.
+
+    Attributes
+    ----------
+    penalty : float
+        The multiplier of the radius squared, in units of the loss per squared unit of X.
+    low, high : Moved
+        Worst cases at the two penalties.
+    low_penalty, high_penalty : float
+    share : float
+        Of the first; 0 where one map suffices.
+    adversary : Adversary
+        Gives both maps, on these draws and on any other.
     """
 
     penalty: float
@@ -73,6 +84,7 @@ class _Trial:
 class _Search:
     """Penalties on either side of a budget, for one adversary and its reference draws.
 
+    A root search with jumps, of at most 40 solves within one evaluation: no run of its own.
     ``warm``: start each solve from the positions of its neighbours as well. ``share``: let every
     sample try what the first solve found for the others.
     """

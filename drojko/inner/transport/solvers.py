@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drojko._adam import cosine
 from drojko._driver import Status, nested
-from drojko._settings import check_settings
+from drojko._numerics import cosine
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.map_state import MapState
+from drojko.flows.settings import check_settings
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary

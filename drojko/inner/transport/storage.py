@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
+from drojko.inner.swaps import Swaps
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.candidates import (
     BoxPath,
@@ -22,7 +23,6 @@ from drojko.inner.transport.candidates import (
     Stay,
     Support,
 )
-from drojko.inner.transport.swaps import Swaps
 from drojko.losses import Loss
 from drojko.models import TabularModel
 from drojko.transport.icnn import ICNN

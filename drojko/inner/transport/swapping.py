@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.swaps import Swaps
 from drojko.inner.transport import linear_classes
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure, lipschitz_bound
-from drojko.inner.transport.swaps import Swaps
 from drojko.models import ACTIVATIONS, MLP
 
 __all__ = ["every_combination", "greedy", "lipschitz_upper", "search"]
@@ -152,7 +152,6 @@ def lipschitz_upper(
     if not kappa > loss.growth:
         return torch.full_like(f, math.inf), "lipschitz"
     best = lipschitz_bound(objective, batch, norms)
-    best = loss.robust_value(f, batch.y, kappa) if best is None else best
     for k in range(swaps.n_groups):
         for sign in (1.0, -1.0):
             value = loss.robust_value(f + sign * moved[:, k], batch.y, kappa)

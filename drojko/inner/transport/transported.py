@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.worst_case import WorstCase
@@ -27,6 +27,29 @@ class TransportedWorstCase(WorstCase):
     In penalty form the plan is the map x -> argmax_z loss(z) - penalty * c(z, x). In radius form
     it is a mixture of two such maps, at penalties just below and above the multiplier of the
     radius, which spends the budget exactly.
+
+    Parameters
+    ----------
+    adversary : Adversary
+        The maps, at any penalty.
+    reference : LabelledMeasure
+        P0.
+    low_penalty, high_penalty, share : float
+        The two penalties of the mixture, and the share of the first.
+    attained_risk : float
+        What `risk` returns.
+    evaluation : tuple of ndarray, default=None
+        Draws x (n, d), y (n,), w (n,) that `pairs` shows; None: 2000 points of the reference.
+    classes, feature_names, cost_weights
+        As in `WorstCase`.
+
+    Examples
+    --------
+    >>> from drojko import DRORegressor
+    >>> X, y = np.arange(6.0).reshape(-1, 1), np.array([0.0, 1.0, 2.0, 3.0, 4.0, 6.0])
+    >>> worst = DRORegressor(reference="empirical").fit(X, y).worst_case_
+    >>> type(worst).__name__, worst.transport(X, y).shape
+    ('TransportedWorstCase', (6, 1))
     """
 
     adversary: Adversary
@@ -45,16 +68,7 @@ class TransportedWorstCase(WorstCase):
 
     def _batch(self, X: Any, y: Any) -> Batch:
         like = self.adversary.objective.model_like()
-        x = torch.as_tensor(np.array(X, dtype=np.float64), **like)
-        if x.ndim != 2 or x.shape[1] != self.adversary.objective.coordinates.n_features:
-            raise InvalidDataError(
-                f"X has shape {tuple(x.shape)}; expected "
-                f"(n, {self.adversary.objective.coordinates.n_features})"
-            )
-        labels = self._encode(y, x)
-        if len(labels) != len(x):
-            raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
-        return self.adversary.objective.batch(x, labels)
+        return self.adversary.objective.batch(*self._queries(X, y, **like))
 
     def _reference_batch(self, x: Tensor, y: Tensor) -> Batch:
         """Draws of the reference; those beyond the bounds count as lying on them."""
@@ -72,7 +86,7 @@ class TransportedWorstCase(WorstCase):
             return self.adversary.stay(batch)
         return self.adversary.with_penalty(penalty).solve(batch)
 
-    def _points(self, batch: Batch, moved: Moved) -> Tensor:
+    def _images(self, batch: Batch, moved: Moved) -> Tensor:
         return self.adversary.objective.decode(moved.at, moved.q)
 
     # -- the measure -------------------------------------------------------------------------
@@ -89,10 +103,10 @@ class TransportedWorstCase(WorstCase):
         if self.share > 0.0:
             low = self._at(self.low_penalty, batch)
             coin = torch.rand(n, generator=gen, dtype=torch.float64).to(low.q.device) < self.share
-            x = torch.where(coin.unsqueeze(1), self._points(batch, low), self._points(batch, moved))
+            x = torch.where(coin.unsqueeze(1), self._images(batch, low), self._images(batch, moved))
             labels = torch.where(coin, low.labels, moved.labels)
         else:
-            x, labels = self._points(batch, moved), moved.labels
+            x, labels = self._images(batch, moved), moved.labels
         return x.cpu().numpy(), self._decode(labels)
 
     @torch.no_grad()
@@ -103,7 +117,7 @@ class TransportedWorstCase(WorstCase):
         budget.
         """
         batch = self._batch(X, y)
-        return self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
+        return self._images(batch, self._at(self.high_penalty, batch)).cpu().numpy()
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
@@ -163,10 +177,6 @@ class TransportedWorstCase(WorstCase):
         density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
         return torch.where(reached, density, torch.full_like(density, -torch.inf))
 
-    def risk(self) -> float:
-        """Mean loss under this measure, on the draws of the certificate."""
-        return self.attained_risk
-
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
         if "evaluated" not in self._cache:
@@ -179,9 +189,9 @@ class TransportedWorstCase(WorstCase):
                 x, y, w = self.evaluation
                 batch = self._batch(x, y)
             with torch.no_grad():
-                image = self._points(batch, self._at(self.high_penalty, batch)).cpu().numpy()
+                image = self._images(batch, self._at(self.high_penalty, batch)).cpu().numpy()
                 if self.share > 0.0:
-                    low = self._points(batch, self._at(self.low_penalty, batch)).cpu().numpy()
+                    low = self._images(batch, self._at(self.low_penalty, batch)).cpu().numpy()
                     x = np.concatenate([x, x])
                     y = np.concatenate([y, y])
                     image = np.concatenate([image, low])

@@ -78,9 +78,13 @@ class Cones:
             return -y[:, 1:], -float(y[:, 0].sum()) - self.y_floor, 0.0
         low, high = y[:, :m], y[:, m : 2 * m]
         if self.q == 1:
-            rest = np.abs(y[:, 2 * m :] - low - high).max(initial=0.0)
-            return low - high, -float(y[:, -1].sum()) - self.y_floor, float(rest)
+            rest = float(np.abs(self.rest()).max(initial=0.0))
+            return low - high, -float(y[:, -1].sum()) - self.y_floor, rest
         return low - high, -float(y.sum()) - self.y_floor, 0.0
+
+    def rest(self) -> np.ndarray:
+        """Gradient of sum y g in u, (E, m); empty without u."""
+        return self._rest(self.y) if self.q == 1 else np.zeros((0, 0))
 
     # -- Newton ------------------------------------------------------------------------------
 

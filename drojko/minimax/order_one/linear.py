@@ -25,9 +25,11 @@ from drojko._driver import Outcome, Status, run
 from drojko.ambiguity.ground.norms import dual_norm
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
+from drojko.minimax.order_one.bound import lower_bound
 from drojko.minimax.order_one.interior import InteriorPoint
 from drojko.minimax.order_one.system import State, System
 from drojko.minimax.order_one.units import Units
+from drojko.minimax.row_objective import relative_gap
 
 __all__ = ["LipschitzSolution", "lipschitz_norm", "slope_bound", "solve_lipschitz"]
 
@@ -42,9 +44,10 @@ class LipschitzSolution:
     """A linear model and how its training ended.
 
     ``coef`` (K, d) and ``intercept`` (K,), K = 1 for two classes and regression. ``objective`` is
-    the robust objective, alpha's term included; ``gap`` bounds what a perfect solver could still
-    gain, up to ``stationarity``, the largest entry of the gradient of the Lagrangian over
-    standardised columns. ``lam`` is the multiplier of the radius.
+    the robust objective, alpha's term included; ``gap`` is a proven bound of (objective - minimum)
+    / objective, NaN where nothing is proven (several outputs); ``stationarity`` the largest entry
+    of the gradient of the Lagrangian over standardised columns. ``lam`` is the multiplier of the
+    radius.
     """
 
     coef: np.ndarray
@@ -210,19 +213,28 @@ def solve_lipschitz(
         max_time=max_time,
         callback=report,
     )
-    return _finish(system, units, outcome, norm, inverse, loss, radius, still)
+    least = -math.inf
+    if n_outputs == 1:
+        least = float(units.weight @ units.loss.least(np.zeros(len(y)), _target(units, y)))
+    return _finish(system, units, outcome, loss, radius, still, least, solver.unit, tol)
+
+
+def _target(units: Units, y: np.ndarray) -> np.ndarray:
+    """Targets in the units of the problem; labels as they are."""
+    if units.loss.task != "regression":
+        return np.asarray(y)
+    return (np.asarray(y) - units.middle) / units.target_unit
 
 
 def _system(
     units, y, n_outputs, radius, penalty, norm, inverse, label_cost, intercept, still
 ) -> System:
-    target, loss = np.asarray(y), units.loss
+    target, loss = _target(units, y), units.loss
     cost = label_cost
     slope, floor = 0.0, 0.0
     if not still:
         slope = slope_bound(loss)
     if loss.task == "regression":
-        target = (target - units.middle) / units.target_unit
         cost = label_cost * units.target_unit
         floor = slope / cost
     factor = np.sqrt(inverse) * units.inverse_scale
@@ -301,14 +313,29 @@ def _objective(system: System, W: np.ndarray, b: np.ndarray, lam: float) -> tupl
     return value + (system.radius * lam if system.lam_free else 0.0), lam
 
 
-def _finish(system, units, outcome: Outcome[State], norm, inverse, loss, radius, still):
+def _finish(
+    system,
+    units,
+    outcome: Outcome[State],
+    loss,
+    radius,
+    still,
+    least: float,
+    unit: float,
+    tol: float,
+):
     state = outcome.state
     W, b = state.W, state.b
     objective, lam = _objective(system, W, b, state.lam)
     if system.cones and system.mutable.size:
         W, b, objective, lam = _rounded(system, W, b, objective, lam)
     status, message = outcome.status, outcome.message
-    if status == Status.CONVERGED or status == Status.MAX_ITER:
+    gap = relative_gap(objective, lower_bound(system, state, objective, least), unit)
+    if status in (Status.CONVERGED, Status.MAX_ITER):
+        if gap <= tol and status is not Status.CONVERGED:
+            status, message = Status.CONVERGED, Status.CONVERGED.advice
+        elif gap > tol and status is Status.CONVERGED:
+            status, message = Status.STALLED, Status.STALLED.advice
         diverging = not system.cones and not loss.attained and not system.decay.any()
         if diverging and objective < 1e-6:
             status, message = "unbounded", _SEPARABLE
@@ -326,7 +353,7 @@ def _finish(system, units, outcome: Outcome[State], norm, inverse, loss, radius,
         intercept=intercept,
         lam=math.inf if still else lam * units.loss_unit,
         objective=objective * units.loss_unit,
-        gap=state.gap * units.loss_unit,
+        gap=gap,
         stationarity=state.residual,
         n_iter=outcome.n_iter,
         status=str(status),

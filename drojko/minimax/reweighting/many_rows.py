@@ -40,7 +40,7 @@ class Divergent:
         self.ridge = np.zeros(rows.size)
         self.ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / rows.scale**2)
         self.ball = ambiguity.penalty is None
-        self.radius = float(ambiguity.radius) if self.ball else 0.0
+        self.radius = float(ambiguity.radius or 0.0)
         self.positive: tuple[int, ...] = (1,) if self.ball else ()
 
     def sample(self, index: np.ndarray, weights: np.ndarray) -> Divergent:

@@ -38,6 +38,7 @@ SEPARABLE = (
     "The classes can be separated, and a set that reweights moves no point: without alpha the "
     "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
 )
+_REPAIRS = 10  # Newton steps towards balance at most
 _BALANCE = 1e-11  # imbalance of the masses, over their sum, that is rounding
 
 
@@ -60,7 +61,7 @@ class Reweighted:
         self.goal, self.unit = goal, 1.0
         self.levels: Levels = Plain(None, np.ones(1))
         self.positive: tuple[int, ...] = ()
-        self.first_smoothing = 0.3
+        self.first_smoothing, self.cooling = 0.3, 0.3
 
     # Cells --------------------------------------------------------------------------------------
 
@@ -91,10 +92,27 @@ class Reweighted:
         self.levels = self.bound.levels(unit)
         self.positive = self.levels.positive
         smooth = not self.loss.kinks and not self.levels.kinked
-        self.first_smoothing = self.goal if smooth else 0.3
+        self.first_smoothing = 0.3 * self.goal if smooth else 0.3 if self.levels.kinked else 0.03
+        self.cooling = 0.3 if self.levels.kinked else 0.1
         if unit <= 1e-280:  # fitted: there is nothing to solve
             return z, np.zeros(self.levels.count)
-        return z, self.levels.start(self._means(losses), 0.3 * unit)
+        z = self._plain(z, 0.3 * unit)
+        losses = self.exact(rows.predict(z))
+        return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
+
+    def _plain(self, z: np.ndarray, mu: float) -> np.ndarray:
+        """A step towards the least plain risk: where all losses are equal, no set has a say."""
+        rows, w, y = self.rows, self.rows.w, self.rows.y
+        jet = self.loss.smoothed(rows.predict(z), y, mu)
+        hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
+        gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
+        move = np.zeros(rows.size)
+        move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+        with np.errstate(over="ignore", invalid="ignore"):  # where there is no curvature at all
+            new = self.loss.smoothed(rows.predict(z + move), y, mu)
+            rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
+            better = float(w @ (new.value - jet.value)) + rise < 0.0
+        return z + move if better else z
 
     def _constant(self) -> float:
         """Mean target where the loss has no bounded slopes, otherwise the quantile it asks for."""
@@ -155,9 +173,14 @@ class Reweighted:
         detail = _Detail(loss, rise)
         return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
 
-    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """The best levels: with them the joint step is that of the eliminated problem."""
-        if not p.size or self.levels.kinked:
+    def tidy(
+        self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False
+    ) -> np.ndarray:
+        """The best levels: with them the joint step is that of the eliminated problem.
+
+        Where levels are kinks, theirs have duals of their own: only a refused step needs the best.
+        """
+        if not p.size or (self.levels.kinked and not refused):
             return p
         losses = self.loss.smoothed(u, self.rows.y, mu).value
         if not np.isfinite(losses).all():
@@ -202,9 +225,7 @@ class Reweighted:
     def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
         """Exact objective, and the bound of repaired duals."""
         upper = self.record(state)["robust_risk"]
-        lower = self._lower(state, need, False)
-        if lower < need and self.positive:
-            lower = max(lower, self._lower(state, need, True))
+        lower = self._lower(state, need)
         return upper, max(lower, self._trivial())
 
     def _trivial(self) -> float:
@@ -219,7 +240,7 @@ class Reweighted:
     def _clipped(self, s: np.ndarray) -> np.ndarray:
         return np.clip(s, *self.loss.domain(self.rows.y))
 
-    def _lower(self, state: Iterate, need: float, spend: bool) -> float:
+    def _lower(self, state: Iterate, need: float) -> float:
         """The best bound of a few Newton steps on (s, q) towards balance, inside their domains."""
         rows, levels, k = self.rows, self.levels, state.p.size
         detail: _Detail = state.terms.detail
@@ -233,15 +254,16 @@ class Reweighted:
         ]
         want, size = -self.ridge * state.z, rows.size
         free = np.append(rows.free, np.ones(k, dtype=bool))
-        best = -math.inf
-        for _ in range(3 if rows.n > 1000 else 8):
+        best, left = -math.inf, math.inf
+        for step in range(_REPAIRS):
             q = _total(parts)
             best = max(best, self._bound(state, q, s))
             if best >= need:
                 return best
-            lack = sum((levels.missing(part, spend, state) for part in parts), levels.tied(parts))
+            lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
             residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
-            if np.abs(residual[free]).max(initial=0.0) <= 1e-16 * float(levels.weights @ q):
+            before, left = left, float(np.abs(residual[free]).max(initial=0.0))
+            if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
             system = self._repair(parts, s, bend, state.terms.Hpp)
             move = np.zeros(size + k)
@@ -272,7 +294,7 @@ class Reweighted:
             system[:size, size:] = pull @ (w * cross).T
         system[np.arange(size), np.arange(size)] += self.ridge
         system[size:, :size] = system[:size, size:].T
-        system[size:, size:] = Hpp
+        system[size:, size:] = self.levels.response(parts, Hpp)
         return system
 
     def _bound(self, state: Iterate, q: np.ndarray, s: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.ambiguity import AmbiguitySet, Dual
 from drojko.measures.base import components
 from drojko.measures.empirical import Empirical

@@ -16,7 +16,6 @@ arXiv 2109.11926.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,10 +25,13 @@ from scipy.linalg import cho_factor, cho_solve
 
 from drojko._driver import Status, run
 from drojko.exceptions import UnboundedRiskError
-from drojko.losses import Squared
 from drojko.losses.tilts import Tilted
-from drojko.minimax.transport.data import RidgeData, Rows
-from drojko.minimax.transport.linear import solve_ridge
+from drojko.minimax.limits import Limits
+from drojko.minimax.row_objective import ROUNDING, relative_gap
+from drojko.minimax.sinkhorn.bound import lower_bound
+from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.linear import RidgeSolution, solve_ridge
+from drojko.rows import Rows
 
 __all__ = ["SinkhornRisk", "SinkhornSolution", "sinkhorn_risk", "solve_sinkhorn"]
 
@@ -120,17 +122,17 @@ def sinkhorn_risk(
 
 
 def _check_growth(data: RidgeData, square: float, penalty: float) -> None:
-    if isinstance(data.loss, Squared) and penalty <= square:
+    if data.loss.growth and penalty <= data.loss.growth * square:
         raise UnboundedRiskError(
-            f"squared loss: the worst case is infinite for penalty={penalty:.6g}; it is finite for "
-            f"penalty > {square:.6g}, the squared dual norm of the coefficients"
+            f"{data.loss.name} loss: the worst case is infinite for penalty={penalty:.6g}; it is "
+            f"finite for penalty > {square:.6g}, the squared dual norm of the coefficients"
         )
 
 
 def _multiplier(data, f, s, square, epsilon, radius, guess) -> tuple[float, Tilted]:
     """Root of epsilon E KL = radius: nonincreasing in the multiplier; Newton on logarithms."""
     w = data.weight
-    least = square if isinstance(data.loss, Squared) else 0.0
+    least = data.loss.growth * square
 
     def at(extra: float):
         lam = least + extra
@@ -173,15 +175,18 @@ def _multiplier(data, f, s, square, epsilon, radius, guess) -> tuple[float, Tilt
 class SinkhornSolution:
     """A model, its robust objective and how the run ended.
 
-    ``objective`` is ``risk.value`` plus alpha/2 |coef|^2; ``decrement`` bounds, to second order,
-    what is left to gain. ``status`` is one of "converged", "max_iter", "max_time", "callback" and
-    "interrupted".
+    ``objective`` is ``risk.value`` plus alpha/2 |coef|^2, ``lower_bound`` proven for every linear
+    model; ``decrement`` bounds, to second order, what is left to gain. ``status`` is "converged"
+    where `relative_gap` is at most the tolerance, otherwise one of "stalled", "max_iter",
+    "max_time", "callback" and "interrupted".
     """
 
     coef: np.ndarray
     intercept: float
     penalty: float
     objective: float
+    lower_bound: float
+    unit: float
     decrement: float
     stationarity: float
     n_iter: int
@@ -190,11 +195,15 @@ class SinkhornSolution:
     history: list[dict[str, float]]
     risk: SinkhornRisk
 
+    @property
+    def relative_gap(self) -> float:
+        """What a perfect solver could still gain, at most, over the objective."""
+        return relative_gap(self.objective, self.lower_bound, self.unit)
+
 
 @dataclass(frozen=True)
 class _State:
     z: np.ndarray
-    b: float
     lam: float
     value: float
     divergence: float
@@ -216,7 +225,8 @@ def solve_sinkhorn(
     penalty: float | None = None,
     alpha: float = 0.0,
     fit_intercept: bool = True,
-    tol: float = 1e-9,
+    tol: float = 1e-6,
+    aim: float | None = None,
     max_iter: int = 200,
     max_time: float | None = None,
     warm_start: tuple[np.ndarray, float, float | None] | None = None,
@@ -233,7 +243,8 @@ def solve_sinkhorn(
     epsilon : float
     radius, penalty : exactly one of them; the radius in squared units of X.
     alpha, fit_intercept, max_iter, max_time, callback : as in `solve_ridge`
-    tol : float, relative accuracy of the objective aimed at.
+    tol : float, largest relative gap, `SinkhornSolution.relative_gap`, that counts as converged.
+    aim : float, relative accuracy worked for; None: 1e-9, or `tol` where that is less.
     warm_start : (coef, intercept, multiplier or None)
 
     Raises
@@ -250,21 +261,20 @@ def solve_sinkhorn(
     >>> solution.status, solution.decrement < 1e-9
     ('converged', True)
     """
-    began = time.perf_counter()
-    rows = Rows(data, centred=fit_intercept)
-    form = {"radius": radius, "penalty": penalty}
-    vertex = _vertex(rows, data, alpha, fit_intercept) if radius else None
-    first = warm_start or _first(data, epsilon, form, alpha, fit_intercept)
-    coef, intercept, lam = first
-    solver = _Newton(rows, data, epsilon, radius, penalty, alpha, fit_intercept, tol)
-    square = data.squared_norm(coef)
-    if square == 0.0 and radius:
-        outcome = None
-    else:
-        if radius:
-            f, s = data.predictions(coef, intercept), math.sqrt(0.5 * epsilon * square)
-            lam, _ = _multiplier(data, f, s, square, epsilon, radius, lam)
-        start = (*rows.inward(coef, intercept), lam or 0.0)
+    limits = Limits(max_iter, tol, max_time, callback)
+    rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
+    # The noise is there at radius 0, too.
+    ground = Ground.of(rows, data, 1.0, None, alpha)
+    w2 = None if warm_start else _first(data, epsilon, radius, penalty, alpha, fit_intercept)
+    problem = _Problem(rows, data, ground, epsilon, radius, penalty)
+    coef, intercept, lam = warm_start or (w2[0].coef, w2[0].intercept, w2[0].penalty)
+    found = _Found(problem, 0.0 if w2 is None else w2[1])
+    if radius:
+        found.offer(rows.inward(*_vertex(data, alpha, fit_intercept)))
+    z = rows.inward(coef, intercept)
+    outcome = None
+    if data.squared_norm(coef) > 0.0 or not radius:
+        solver = _Newton(problem, ground, min(tol, 1e-9) if aim is None else aim)
         count = 0
 
         def call(state: _State) -> bool:
@@ -272,80 +282,205 @@ def solve_sinkhorn(
             count += 1
             if callback is None:
                 return False
-            coef, intercept = rows.outward(state.z, state.b)
+            coef, intercept = rows.outward(state.z)
             return bool(
                 callback(count, {**solver.record(state), "coef": coef, "intercept": intercept})
             )
 
-        left = None if max_time is None else max(0.0, max_time - (time.perf_counter() - began))
         outcome = run(
-            solver, solver.init(start), max_iter=max_iter, max_time=left, callback=call,
-            best=lambda state: state.value,
+            solver, solver.init((z, problem.multiplier(z, lam, ground))), max_iter=max_iter,
+            max_time=limits.time_left, callback=call, best=lambda state: state.value,
         )  # fmt: skip
-    size = {"epsilon": epsilon, **form}
-    options = []
-    if outcome is not None:
-        state = outcome.best_state
-        coef, intercept = rows.outward(state.z, state.b)
-        guess = state.lam if radius else None
-        options.append((coef, intercept, sinkhorn_risk(data, coef, intercept, guess=guess, **size)))
-        if radius:  # the same one with what can be moved left out
-            coef, intercept = rows.outward(np.where(rows.cost > 0.0, 0.0, state.z), state.b)
-            options.append((coef, intercept, sinkhorn_risk(data, coef, intercept, **size)))
-    if vertex is not None:
-        options.append((*vertex, sinkhorn_risk(data, *vertex, **size)))
-    elif outcome is None:
-        options.append((coef, intercept, sinkhorn_risk(data, coef, intercept, **size)))
-    objectives = [o[2].value + 0.5 * alpha * float(o[0] @ o[0]) for o in options]
-    # Near a model that nobody can touch, Newton's method only approaches it: prefer that one.
-    chosen = int(np.argmin(objectives[1:])) + 1 if len(options) > 1 else 0
-    if objectives[0] < objectives[chosen] * (1.0 - 1e-9):
-        chosen = 0
-    coef, intercept, risk = options[chosen]
-    last = outcome.best_state if outcome is not None and chosen == 0 else None
+        best = outcome.best_state
+        found.offer(best.z, best.lam)
     status = outcome.status if outcome is not None else Status.CONVERGED
-    if outcome is not None and chosen and status is Status.MAX_ITER:
-        status = Status.CONVERGED
-    n_iter = outcome.n_iter if outcome is not None else 0
+    unbounded = w2 is not None and w2[0].status == "unbounded"
+    if status in (Status.CONVERGED, Status.MAX_ITER) and not unbounded:
+        if outcome is not None:
+            found.prove(solver, ground, best, min(tol, 1e-6))
+        unit = _unit(data, fit_intercept)
+        _by_stages(problem, found, z, unit, limits, w2, fit_intercept)
+        close = relative_gap(found.objective, found.lower, unit) <= tol
+        ended = Status.STALLED if status is Status.CONVERGED else status
+        status = Status.CONVERGED if close else ended
+    message = f"Stopped after {outcome.n_iter if outcome else 0} iterations. {status.advice}"
+    coef, intercept = rows.outward(found.z)
+    last = best if outcome is not None and found.z is best.z else None
     return SinkhornSolution(
         coef=coef,
         intercept=float(intercept),
-        penalty=risk.penalty,
-        objective=objectives[chosen],
+        penalty=found.risk.penalty,
+        objective=found.objective,
+        lower_bound=min(found.lower, found.objective),
+        unit=_unit(data, fit_intercept),
         decrement=last.decrement if last is not None else 0.0,
         stationarity=last.slope if last is not None else 0.0,
-        n_iter=n_iter,
-        status=str(status),
-        message=f"Stopped after {n_iter} iterations. {status.advice}",
+        n_iter=outcome.n_iter if outcome is not None else 0,
+        status="unbounded" if unbounded else str(status),
+        message=w2[0].message if unbounded else message,
         history=outcome.history if outcome is not None else [],
-        risk=risk,
+        risk=found.risk,
     )
 
 
-def _first(data, epsilon, form, alpha, fit_intercept) -> tuple[np.ndarray, float, float | None]:
-    """The Wasserstein solution; where that is constant, the one of a smaller radius.
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    rows: Rows
+    data: RidgeData
+    ground: Ground
+    epsilon: float
+    radius: float | None
+    penalty: float | None
+
+    def risk(self, z: np.ndarray, guess: float | None = None) -> SinkhornRisk:
+        """The exact risk at z."""
+        return sinkhorn_risk(
+            self.data, *self.rows.outward(z), epsilon=self.epsilon, radius=self.radius,
+            penalty=self.penalty, guess=guess,
+        )  # fmt: skip
+
+    def spending(self, u: np.ndarray, s: float, guess: float | None) -> tuple[float, Tilted]:
+        """The multiplier that spends the radius at predictions u and noise s; the laws there."""
+        square = 2.0 * s * s / self.epsilon
+        radius = float(self.radius or 0.0)
+        return _multiplier(self.data, u, s, square, self.epsilon, radius, guess)
+
+    def multiplier(self, z: np.ndarray, guess: float | None, ground: Ground) -> float:
+        """The multiplier at z: that of the radius, the penalty, or 0 where nothing is tilted."""
+        if not self.radius:
+            return self.penalty or 0.0
+        s = math.sqrt(0.5 * self.epsilon * ground.square(z))
+        return self.spending(self.rows.predict(z), s, guess or None)[0]
+
+
+class _Found:
+    """The best model so far, and the best lower bound."""
+
+    def __init__(self, problem: _Problem, lower: float) -> None:
+        self.problem, self.lower, self.objective = problem, lower, math.inf
+        self.z: np.ndarray = np.zeros(0)
+        self.risk: SinkhornRisk = None  # type: ignore[assignment]
+
+    def offer(self, z: np.ndarray, guess: float | None = None) -> None:
+        """Take z, or z without what can be moved, where it is better.
+
+        Near a model that nobody can touch Newton's method only approaches it: prefer that one.
+        """
+        problem = self.problem
+        for at, lam in ((np.where(problem.ground.cost > 0.0, 0.0, z), None), (z, guess)):
+            try:
+                risk = problem.risk(at, lam if problem.radius else None)
+            except UnboundedRiskError:
+                continue
+            objective = risk.value + problem.ground.decay(at)
+            if objective < self.objective * (1.0 - 1e-9) or math.isinf(self.objective):
+                self.z, self.risk, self.objective = at, risk, objective
+
+    def proven(self, tol: float) -> bool:
+        """Whether the bound needs no more work."""
+        return self.lower >= self.objective * (1.0 - 0.5 * tol)
+
+    def prove(self, solver: _Newton, ground: Ground, state: _State, tol: float) -> None:
+        """Tangents at the state, after the steps that make a bound of first order sharp."""
+        if self.proven(tol):
+            return
+        for _ in range(4):
+            if state.decrement <= 1e-15 * abs(state.value) or state.stalled >= 3:
+                break
+            state = solver.step(state)
+        problem, need = self.problem, self.objective * (1.0 - 0.5 * tol)
+        bound = lower_bound(
+            problem.rows, problem.data, ground, state.z, state.lam, need, problem.spending,
+            epsilon=problem.epsilon, radius=problem.radius, penalty=problem.penalty,
+        )  # fmt: skip
+        self.lower = max(self.lower, bound)
+
+
+def _by_stages(
+    problem: _Problem, found: _Found, z: np.ndarray, unit: float, limits: Limits, w2, intercept
+) -> None:
+    """Prove what is not proven yet: W2's bound to more digits, then noise that fades away.
+
+    By Jensen's inequality Sinkhorn's risk of any model is at least W2's at the same size. More
+    noise than the set has smooths the kinks of the loss and the vertex z = 0.
+    """
+    tol = min(limits.tol, 1e-6)
+    if found.proven(tol):
+        return
+    if w2 is not None and not found.problem.ground.cost @ found.z**2:
+        form = (problem.radius, problem.penalty, w2[2], intercept)
+        found.lower = max(found.lower, _transport(problem.data, *form, 1e-6).lower_bound)
+    lip = problem.data.loss.lipschitz or math.inf
+    slope = lip if math.isfinite(lip) else 2.0 * math.sqrt(unit)
+    width, lam = unit / (slope * math.sqrt(0.5 * problem.epsilon)), None
+    if problem.penalty is not None and problem.data.loss.growth:
+        width = min(width, 5.0 * math.sqrt(problem.penalty))
+    for stage in range(1, 11):
+        if found.proven(tol) or limits.time_left == 0.0:
+            return
+        ground = replace(problem.ground, offset=(width * 0.1**stage) ** 2)
+        solver = _Newton(problem, ground, 1e-6)
+        try:
+            lam = problem.multiplier(z, lam, ground)
+            outcome = run(solver, solver.init((z, lam)), max_iter=50, best=lambda s: s.value)
+        except UnboundedRiskError:
+            continue
+        z, lam = outcome.best_state.z, outcome.best_state.lam
+        if stage >= 3:
+            found.offer(z, lam)
+            found.prove(solver, ground, outcome.best_state, tol)
+
+
+def _unit(data: RidgeData, fit_intercept: bool) -> float:
+    """A loss of ordinary size, that of a constant model; at least rounding, over `ROUNDING`."""
+    y, w = data.y, data.weight
+    middle = float(np.median(y)) if fit_intercept and data.loss.task == "regression" else 0.0
+    unit = float(w @ _plain(data.loss, np.full_like(y, middle), y))
+    if data.loss.task == "regression":
+        near = y + 8e-16 * np.abs(y).max()
+        unit = max(unit, float(_plain(data.loss, near, y).max()) / ROUNDING)
+    return unit
+
+
+def _plain(loss, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return loss.tilt(f, y, 0.0, 0.0).value
+
+
+def _transport(
+    data, radius, penalty, alpha, fit_intercept, aim: float, shrink: float = 1.0
+) -> RidgeSolution:
+    """The Wasserstein problem of the same size."""
+    return solve_ridge(
+        data,
+        radius=None if radius is None else math.sqrt(radius) * shrink,
+        penalty=penalty,
+        alpha=alpha,
+        fit_intercept=fit_intercept,
+        tol=aim,
+        aim=aim,
+        max_iter=100,
+    )
+
+
+def _first(
+    data, epsilon, radius, penalty, alpha, fit_intercept
+) -> tuple[RidgeSolution, float, float]:
+    """The Wasserstein solution, where that is constant the one of a smaller radius; its bound.
 
     Of radius 0 the noise is what keeps coefficients small: a ball of its size does so, too.
     """
-    radius, penalty = form["radius"], form["penalty"]
-    size = None if radius is None else math.sqrt(radius or 0.25 * epsilon)
+    lower, size = 0.0, 0.25 * epsilon if radius == 0.0 else radius
     for shrink in (1.0, 0.5, 0.1, 0.01):
-        found = solve_ridge(
-            data,
-            radius=None if size is None else size * shrink,
-            penalty=penalty,
-            alpha=alpha,
-            fit_intercept=fit_intercept,
-            tol=1e-4,
-            max_iter=100,
-        )
-        if size is None or data.squared_norm(found.coef) > 0:
+        found = _transport(data, size, penalty, alpha, fit_intercept, 1e-4, shrink)
+        if shrink == 1.0 and radius != 0.0:
+            lower = found.lower_bound
+        if radius is None or data.squared_norm(found.coef) > 0:
             break
-    usable = found.penalty if 0 < found.penalty < math.inf else None
-    return found.coef, found.intercept, usable
+    usable = found.penalty if 0 < found.penalty < math.inf else 0.0
+    return replace(found, penalty=usable), lower, alpha
 
 
-def _vertex(rows: Rows, data: RidgeData, alpha, fit_intercept) -> tuple[np.ndarray, float] | None:
+def _vertex(data: RidgeData, alpha, fit_intercept) -> tuple[np.ndarray, float]:
     """The best model on columns that never move; their robust risk is the plain one."""
     free = data.inverse_cost == 0.0
     X = data.X[:, free] if free.any() else np.zeros((len(data.y), 1))
@@ -360,104 +495,81 @@ def _vertex(rows: Rows, data: RidgeData, alpha, fit_intercept) -> tuple[np.ndarr
 
 
 class _Newton:
-    """Newton's method with backtracking on (z, b, lambda), z in standardised columns."""
+    """Newton's method with backtracking on (z, lambda), z on standardised columns."""
 
-    def __init__(self, rows, data, epsilon, radius, penalty, alpha, fit_intercept, tol) -> None:
-        self.rows, self.data, self.epsilon = rows, data, epsilon
-        self.radius, self.penalty = radius, penalty
-        self.alpha, self.fit_intercept, self.tol = alpha, fit_intercept, tol
-        self.squared = isinstance(data.loss, Squared)
-        self.alive = ~rows.dead
-        self.decay = alpha * rows.inverse_scale**2
-        self.growing = math.inf
+    def __init__(self, problem: _Problem, ground: Ground, tol: float) -> None:
+        self.rows, self.data, self.ground = problem.rows, problem.data, ground
+        self.epsilon, self.radius, self.penalty = problem.epsilon, problem.radius, problem.penalty
+        self.tol = tol
 
     def init(self, problem: Any) -> _State:
-        z, b, lam = problem
-        return self._at(np.where(self.alive, z, 0.0), b, self._lam(lam))
+        z, lam = problem
+        return self._at(z, self._lam(lam))
 
     def _lam(self, lam: float) -> float:
         return float(self.penalty) if self.penalty is not None else lam
 
-    def _square(self, z) -> float:
-        return float(self.rows.cost @ (z * z))
-
     def finite(self, state: _State) -> bool:
         return math.isfinite(state.value) and bool(np.isfinite(state.gradient).all())
 
-    def _tilted(self, z, b, lam):
-        square = self._square(z)
+    def _tilted(self, z, lam):
+        square = self.ground.square(z)
         s = math.sqrt(0.5 * self.epsilon * square)
         eta = 1.0 / (self.epsilon * lam) if self.radius or self.penalty is not None else 0.0
-        if self.squared and eta > 0.0 and lam <= square:
+        if eta > 0.0 and self.data.loss.growth and lam <= self.data.loss.growth * square:
             return None, s, eta, math.inf
-        found = self.data.loss.tilt(self.rows.predict(z, b), self.data.y, s, eta)
-        value = float(self.data.weight @ found.value) + 0.5 * float(self.decay @ (z * z))
+        found = self.data.loss.tilt(self.rows.predict(z), self.data.y, s, eta)
+        value = float(self.data.weight @ found.value) + self.ground.decay(z)
         if self.radius:
             value += lam * self.radius
         return found, s, eta, value
 
-    def _at(self, z, b, lam, stalled: int = 0, known=None) -> _State:
-        rows, w, d = self.rows, self.data.weight, len(z)
-        found, s, eta, value = known or self._tilted(z, b, lam)
+    def _at(self, z, lam, stalled: int = 0, known=None) -> _State:
+        rows, w, size = self.rows, self.data.weight, self.rows.size
+        found, s, eta, value = known or self._tilted(z, lam)
         if found is None:
-            least = self._square(z)
-            raise UnboundedRiskError(
-                f"squared loss: the worst case is infinite for penalty={lam:.6g}; it is finite for "
-                f"penalty > {least:.6g}, the squared dual norm of the first coefficients"
-            )
+            _check_growth(self.data, self.ground.square(z), lam)
         ff, fs, ft, ss, st, tt = found.second(eta)
-        heat = np.zeros(d)
-        if s > 0.0:
-            heat = 0.5 * self.epsilon * rows.cost * z / s
-        columns = np.stack([w * found.mean[0], w * fs, w * ft], axis=1)
-        curve = w * ff
-        sums, hessian, edge = np.zeros((d, 3)), np.zeros((d, d)), np.zeros(d)
-        for block in rows.blocks():
-            x = rows.block(block)
-            sums += x.T @ columns[block]
-            hessian += (x * curve[block, None]).T @ x
-            edge += x.T @ curve[block]
+        cost, ridge = self.ground.cost, self.ground.ridge
+        heat = 0.5 * self.epsilon * cost * z / s if s > 0.0 else np.zeros(size)
+        sums = rows.sum(np.stack([w * found.mean[0], w * fs, w * ft], axis=1))
         slope_s, mean_ss, mean_st = (float(w @ v) for v in (found.mean[1], ss, st))
-        gradient_z = sums[:, 0] + slope_s * heat + self.decay * z
-        cross = np.outer(sums[:, 1], heat)
-        hessian += cross + cross.T + (mean_ss - (slope_s / s if s else 0.0)) * np.outer(heat, heat)
-        around = slope_s * 0.5 * self.epsilon * rows.cost / s if s else np.zeros(d)
-        hessian[np.diag_indices(d)] += around + self.decay
         spent = self.epsilon * float(w @ found.divergence)
-        size = d + 2
-        H, g = np.zeros((size, size)), np.zeros(size)
-        H[:d, :d], g[:d] = hessian, gradient_z
-        H[:d, d] = H[d, :d] = edge + float(w @ fs) * heat
-        H[d, d], g[d] = float(curve.sum()), float(columns[:, 0].sum())
-        H[:d, d + 1] = H[d + 1, :d] = self.epsilon * (sums[:, 2] + mean_st * heat)
-        H[d, d + 1] = H[d + 1, d] = self.epsilon * float(columns[:, 2].sum())
-        H[d + 1, d + 1] = self.epsilon**2 * float(w @ tt)
-        g[d + 1] = (self.radius or 0.0) - spent
-        free = np.append(self.alive, [self.fit_intercept, bool(self.radius)])
+        H, g = np.zeros((size + 1, size + 1)), np.zeros(size + 1)
+        g[:size] = sums[:, 0] + slope_s * heat + ridge * z
+        g[size] = (self.radius or 0.0) - spent
+        cross = np.outer(sums[:, 1], heat)
+        hessian = rows.gram(np.maximum(w * ff, 0.0)) + cross + cross.T
+        hessian += (mean_ss - (slope_s / s if s else 0.0)) * np.outer(heat, heat)
+        around = slope_s * 0.5 * self.epsilon * cost / s if s else 0.0
+        hessian[np.diag_indices(size)] += around + ridge
+        H[:size, :size] = hessian
+        H[:size, size] = H[size, :size] = self.epsilon * (sums[:, 2] + mean_st * heat)
+        H[size, size] = self.epsilon**2 * float(w @ tt)
+        free = np.append(rows.free, bool(self.radius))
         g = np.where(free, g, 0.0)
         if not (np.isfinite(g).all() and np.isfinite(H).all()):
             # Where coefficients and multiplier vanish together: next to the constant model.
-            none = np.zeros(size)
-            return _State(z, b, lam, value, spent, none, none, 0.0, 99)
-        step = np.zeros(size)
+            none = np.zeros(size + 1)
+            return _State(z, lam, value, spent, none, none, 0.0, 99)
+        step = np.zeros(size + 1)
         step[free] = _solve(H[np.ix_(free, free)], -g[free])
         decrement = -float(g @ step)
-        return _State(z, b, lam, value, spent, g, step, max(decrement, 0.0), stalled)
+        return _State(z, lam, value, spent, g, step, max(decrement, 0.0), stalled)
 
     def step(self, state: _State) -> _State:
-        d = len(state.z)
-        dz, db, dl = state.step[:d], float(state.step[d]), float(state.step[d + 1])
+        dz, dl = state.step[:-1], float(state.step[-1])
         t = 1.0
         if dl < 0:
             t = min(1.0, 0.9 * state.lam / -dl)
         accuracy = 1e-15 * (1.0 + abs(state.value))
         for _ in range(40):
-            z, b, lam = state.z + t * dz, state.b + t * db, self._lam(state.lam + t * dl)
-            known = self._tilted(z, b, lam)
+            z, lam = state.z + t * dz, self._lam(state.lam + t * dl)
+            known = self._tilted(z, lam)
             if known[3] <= state.value - 1e-4 * t * state.decrement + accuracy:
                 gained = state.value - known[3]
                 small = gained <= 1e-14 * abs(state.value)
-                return self._at(z, b, lam, state.stalled + 1 if small else 0, known)
+                return self._at(z, lam, state.stalled + 1 if small else 0, known)
             t *= 0.5 if t > 1e-3 else 0.1
         return replace(state, stalled=99)
 

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from drojko.losses.jets import jet
 from drojko.minimax.transport.data import Ground, RidgeData, blocks
-from drojko.minimax.transport.jets import bend, jet
 from drojko.rows import Rows
 
-__all__ = ["Plan", "lower_bound", "plan_of"]
+__all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
 
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _EPS = float(np.finfo(np.float64).eps)
@@ -94,10 +94,10 @@ def lower_bound(
 
 
 def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray) -> float:
-    pinned = _pinned(rows, ground)
+    pinned = pinned_columns(rows, ground)
     mass = plan.mass
     if pinned.any():
-        balanced = _balance(rows, mass, plan.slope, pinned)
+        balanced = balance(rows, mass, plan.slope, pinned)
         if balanced is None:
             return -math.inf
         mass = balanced
@@ -119,13 +119,13 @@ def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndar
     return found - 8.0 * _EPS * (size + float(np.abs(c) @ np.abs(z)))
 
 
-def _pinned(rows: Rows, ground: Ground) -> np.ndarray:
+def pinned_columns(rows: Rows, ground: Ground) -> np.ndarray:
     """Parameters that nothing holds: in these c must vanish exactly."""
     pinned = rows.free & (ground.ridge == 0.0)
     return pinned & (ground.cost == 0.0) if ground.moves else pinned
 
 
-def _balance(
+def balance(
     rows: Rows, mass: np.ndarray, slope: np.ndarray, pinned: np.ndarray
 ) -> np.ndarray | None:
     """Thin out the masses so that the slopes balance on the pinned columns.
@@ -134,27 +134,22 @@ def _balance(
     that makes all factors at most 1; None where no such factors in [0, 1] balance.
     """
     cols = np.flatnonzero(pinned)
+    B = np.ones((rows.n, cols.size))
+    for k, j in enumerate(cols[cols < rows.d]):
+        B[:, k] = (rows.X[:, j] - rows.mean[j]) / rows.scale[j]
     out = mass
     for _ in range(2):  # the second time takes the rounding of the first away
-        moment, residual = np.zeros((cols.size, cols.size)), np.zeros(cols.size)
-        for part in rows.blocks():
-            B, force = rows.block(part)[:, cols], out[:, part] * slope[:, part]
-            moment += (B * np.abs(force).sum(axis=0)[:, None]).T @ B
-            residual += force.sum(axis=0) @ B
+        force = out * slope
+        moment = (B * np.abs(force).sum(axis=0)[:, None]).T @ B
+        residual = force.sum(axis=0) @ B
         direction = np.linalg.lstsq(moment, -residual, rcond=1e-14)[0]
-        new, top = np.empty_like(out), 1.0
-        left, size = np.zeros(cols.size), np.zeros(cols.size)
-        for part in rows.blocks():
-            B, p = rows.block(part)[:, cols], slope[:, part]
-            factor = 1.0 + np.sign(p) * (B @ direction)
-            if not (factor >= 0).all():
-                return None
-            top = max(top, float(factor.max(initial=1.0)))
-            new[:, part] = out[:, part] * factor
-            force = new[:, part] * p
-            left += force.sum(axis=0) @ B
-            size += np.abs(force).sum(axis=0) @ np.abs(B)
-        out = np.where(slope != 0, new / top, out)
+        factor = 1.0 + np.sign(slope) * (B @ direction)
+        if not (factor[slope != 0] >= 0).all():
+            return None
+        top = max(1.0, float(factor.max(initial=1.0)))
+        out = np.where(slope != 0, out * factor / top, out)
+        force = out * slope
+        left, size = force.sum(axis=0) @ B, np.abs(force).sum(axis=0) @ np.abs(B)
     # An unsolvable balance (say, collinear columns) must not pass for a solved one.
     return out if (np.abs(left) <= 1e-13 * size + 1e-300).all() else None
 
@@ -163,7 +158,7 @@ def _of_means(
     rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray, need: float
 ) -> float:
     """The bound of the rows' mean slopes, after a few Newton steps on them."""
-    w, pinned = rows.w, _pinned(rows, ground)
+    w, pinned = rows.w, pinned_columns(rows, ground)
     lo, hi = data.loss.domain(data.y)
     a = np.divide(plan.force, w, out=np.zeros_like(w), where=w > 0)
     curvature, best = plan.curvature.copy(), -math.inf
@@ -177,7 +172,7 @@ def _of_means(
         if best >= need or step == 4:
             break
         want = -ground.ridge * z
-        S = spread if bend(data.loss) else float(w @ _most(data.loss, a, lo, hi))
+        S = spread if data.loss.conjugate_bend else float(w @ _most(data.loss, a, lo, hi))
         if ground.penalty is not None:
             want -= S / (2.0 * ground.penalty) * ground.cost * z
         elif ground.radius is not None and norm > 0.0:
@@ -196,12 +191,12 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
     w, loss = rows.w, data.loss
     mass = w[None]
     if pinned.any():
-        balanced = _balance(rows, mass, a[None], pinned)
+        balanced = balance(rows, mass, a[None], pinned)
         if balanced is None:
             return None
         a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)
     lo, hi = loss.domain(data.y)
-    square, k = a * a, bend(loss)
+    square, k = a * a, loss.conjugate_bend
     least = loss.least(a, data.y)
     c = rows.sum(w * a)
     c[pinned] = 0.0
@@ -215,7 +210,7 @@ def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> 
 
 def _most(loss, a: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     """The most that the second moment of a row's slopes can be, given their mean."""
-    if bend(loss) is None:
+    if loss.conjugate_bend is None:
         return a * a
     return (lo + hi) * a - lo * hi if np.isfinite(lo).all() else np.full_like(a, np.inf)
 

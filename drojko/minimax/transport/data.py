@@ -9,12 +9,10 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
+from drojko.losses import Loss
 from drojko.rows import Rows
 
 __all__ = ["Ground", "RidgeData"]
-
-_EXACT = (Logistic, Hinge, Quantile, Huber, Squared)
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,10 @@ class RidgeData:
 
     def __post_init__(self) -> None:
         X, put = self.X, lambda name, value: object.__setattr__(self, name, value)
-        if not isinstance(self.loss, _EXACT):
+        if not self.loss.has_worst_jet:
             raise UnsupportedError(
-                f"the exact linear solver knows logistic, hinge, squared, absolute, huber and "
-                f"quantile, not {self.loss!r}"
+                f"{self.loss!r} has no `worst_jet`, which the exact linear solver needs: implement "
+                "it, or state a finite curvature of a smooth convex loss"
             )
         if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
             raise InvalidDataError("X: expected a two-dimensional float32 or float64 array")

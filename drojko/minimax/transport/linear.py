@@ -24,10 +24,12 @@ import torch
 
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.losses import Squared
+from drojko.minimax.limits import Limits
+from drojko.minimax.many_rows import fit_many
 from drojko.minimax.row_objective import ROUNDING, relative_gap
 from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.newton import Newton, State
 from drojko.minimax.transport.risk import RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
@@ -185,9 +187,9 @@ def solve_ridge(
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
     ground = Ground.of(rows, data, settings.radius, settings.penalty, settings.alpha)
     problem = _Problem(rows, data, ground, settings)
-    if isinstance(data.loss, Squared):
+    if data.loss.quadratic:
         return _solve_squares(problem)
-    return _solve(problem, warm_start)
+    return _solve_many(problem) or _solve(problem, warm_start)
 
 
 def _check(radius, penalty, alpha, tol, aim, max_iter, max_time, callback) -> _Settings:
@@ -244,6 +246,38 @@ class _Problem:
             if best >= need or state.mu == 0.0:
                 break
         return best
+
+
+def _solve_many(problem: _Problem) -> RidgeSolution | None:
+    """A smooth optimum from a sample of many rows; None where it is another solver's."""
+    data, settings = problem.data, problem.settings
+    if data.flips or not problem.ground.moves or not data.loss.kink_free(0.0):
+        return None
+    model: dict[str, Any] = {}
+
+    def tell(count: int, info: dict[str, Any]) -> bool:
+        return settings.callback is not None and bool(settings.callback(count, {**info, **model}))
+
+    left = settings.deadline - time.perf_counter()
+    found = fit_many(
+        Transported(problem.rows, data.loss, problem.ground),
+        Limits(settings.max_iter, settings.tol, None if math.isinf(left) else left, tell),
+        classes=data.loss.task == "classification",
+        goal=0.5 * settings.aim,
+        report=lambda coef, intercept: model.update(coef=coef, intercept=intercept),
+    )
+    if found is None:
+        return None
+    z, columns = problem.rows.inward(found.coef, found.intercept), found.history
+    risk, objective = problem.risk(z, found.multiplier)
+    history = [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True)
+    ]
+    return RidgeSolution.judged(
+        problem, z, risk, objective, max(found.lower, 0.0), found.unit, Status(found.status),
+        found.message, stationarity=found.stationarity, n_iter=found.n_iter, history=history,
+    )  # fmt: skip
 
 
 def _solve(problem: _Problem, warm_start) -> RidgeSolution:

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from drojko.losses import Loss
+from drojko.losses.jets import jet
 from drojko.minimax.many_rows import Rest, RowSums, from_plain, line
-from drojko.minimax.transport.jets import jet, kink_free
+from drojko.minimax.transport.data import Ground
 from drojko.rows import Rows
 
 __all__ = ["Transported"]
@@ -31,48 +32,28 @@ _BLOCK = 1 << 14  # rows whose work arrays stay in cache
 
 
 class Transported:
-    """The objective; of radius > 0 and penalty exactly one is given. ``cost`` is that of z."""
+    """The objective, on a ground where something moves."""
 
-    positive: tuple[int, ...]
-
-    def __init__(
-        self,
-        rows: Rows,
-        loss: Loss,
-        inverse_cost: np.ndarray,
-        *,
-        radius: float | None = None,
-        penalty: float | None = None,
-        alpha: float = 0.0,
-        offset: float = 0.0,
-    ):
-        self.rows, self.loss, self.offset = rows, loss, offset
-        self.radius, self.penalty, self.alpha = radius or 0.0, penalty or math.inf, alpha
-        self.inverse_cost, self.budget = inverse_cost, self.radius**2
-        self.priced = penalty is not None
-        self.cost, self.ridge = np.zeros(rows.size), np.zeros(rows.size)
-        self.cost[: rows.d] = np.where(rows.dead, 0.0, inverse_cost / rows.scale**2)
-        self.ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / rows.scale**2)
-        self.positive = () if self.priced else (0,)
+    def __init__(self, rows: Rows, loss: Loss, ground: Ground):
+        self.rows, self.loss, self.ground = rows, loss, ground
+        self.priced = ground.penalty is not None
+        self.penalty, self.budget = ground.penalty or math.inf, (ground.radius or 0.0) ** 2
+        self.positive: tuple[int, ...] = () if self.priced else (0,)
 
     def sample(self, index: np.ndarray, weights: np.ndarray) -> Transported:
         """The same problem on some rows."""
-        form = {"penalty": self.penalty} if self.priced else {"radius": self.radius}
-        some = self.rows.take(index, weights)
-        return Transported(
-            some, self.loss, self.inverse_cost, **form, alpha=self.alpha, offset=self.offset
-        )
+        return Transported(self.rows.take(index, weights), self.loss, self.ground)
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """The model of least mean loss, roughly, no steeper than kinks allow."""
-        z, u = from_plain(self.rows, self.loss, self.ridge)
+        z, u = from_plain(self.rows, self.loss, self.ground.ridge)
         if self.priced:
-            while not kink_free(self.loss, 2.0 * self._sigma(z, z[:0])):
+            while not self.loss.kink_free(2.0 * self._sigma(z, z[:0])):
                 z = 0.5 * z
             return z, z[:0]
         slope = line(self.loss, u, self.rows.y)[1]
-        sigma = 0.5 * self.radius * math.sqrt(self._square(z) / float(self.rows.w @ slope**2))
-        while not kink_free(self.loss, 2.0 * sigma):
+        sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / float(self.rows.w @ slope**2))
+        while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5
         return z, np.array([sigma])
 
@@ -95,7 +76,7 @@ class Transported:
     ) -> RowSums | None:
         """Sums of G, block by block; ``spent`` is E p²."""
         sigma, n = float(levels[0]), len(u)
-        if not (sigma > 0.0 and kink_free(self.loss, sigma) and np.isfinite(u).all()):
+        if not (sigma > 0.0 and self.loss.kink_free(sigma) and np.isfinite(u).all()):
             return None
         slope, root = np.empty(n), np.empty(n)
         bend = np.empty(n) if second else slope
@@ -118,48 +99,44 @@ class Transported:
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
         """Ball and ridge; of a penalty, what sigma passes on to z."""
-        value = 0.5 * float(self.ridge @ z**2)
+        cost, ridge = self.ground.cost, self.ground.ridge
+        value, square = self.ground.decay(z), self.ground.square(z)
         rate = 0.5 * sums.spent / self.penalty if self.priced else 0.5 * self.budget / p[0]
-        gz = (rate * self.cost + self.ridge) * z
-        Hz = np.diag(rate * self.cost + self.ridge)
+        gz, Hz = (rate * cost + ridge) * z, np.diag(rate * cost + ridge)
         if self.priced:
-            pull = 0.5 / self.penalty * self.cost * z
             if sums.hup is not None:
+                pull = 0.5 / self.penalty * cost * z
                 across = np.outer(self.rows.sum(sums.hup[:, 0]), pull)
                 Hz += across + across.T + sums.hpp[0, 0] * np.outer(pull, pull)
             return Rest(value, gz, np.zeros(0), Hz)
-        sigma, square = float(p[0]), self._square(z)
+        sigma = float(p[0])
         value += 0.25 * self.budget * square / sigma
         gp = np.array([-0.25 * self.budget * square / sigma**2])
-        Hzp = (-rate / sigma * self.cost * z)[:, None]
+        Hzp = (-rate / sigma * cost * z)[:, None]
         return Rest(value, gz, gp, Hz, Hzp, 0.5 * self.budget * square / sigma**3)
 
     def _sigma(self, z: np.ndarray, p: np.ndarray) -> float:
-        return 0.25 * self._square(z) / self.penalty if self.priced else float(p[0])
-
-    def _square(self, z: np.ndarray) -> float:
-        return float(self.cost @ (z * z)) + self.offset
+        return 0.25 * self.ground.square(z) / self.penalty if self.priced else float(p[0])
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
         """Minimum over z of worth + c'z + what the adversary adds + ridge."""
-        movable = self.cost > 0.0
+        cost, ridge, offset = self.ground.cost, self.ground.ridge, self.ground.offset
         if self.priced:
-            curve = 0.5 * sums.spent / self.penalty * self.cost + self.ridge
+            curve = 0.5 * sums.spent / self.penalty * cost + ridge
             held = curve > 0.0
             left = 0.5 * float((c[held] ** 2 / curve[held]).sum())
-            return sums.worth - left + 0.25 * self.offset * sums.spent / self.penalty
-        ball = np.where(movable, c + self.ridge * z, 0.0)  # the ridge holds the rest
-        norm = float((ball[movable] ** 2 / self.cost[movable]).sum())
-        strength = self.budget * sums.spent
+            return sums.worth - left + 0.25 * offset * sums.spent / self.penalty
+        movable = cost > 0.0
+        ball = (c + ridge * z)[movable]  # the ridge holds the rest
+        norm, strength = float((ball**2 / cost[movable]).sum()), self.budget * sums.spent
         # Slope 0 for a share of the mass where the ball is held too loosely.
         keep = min(1.0, strength / norm * (1.0 - 1e-15)) if norm > 0.0 else 1.0
         spare = max(keep * strength - keep**2 * norm, 0.0)
-        left = 0.5 * keep**2 * float(self.ridge @ z**2)
-        return keep * sums.worth - left + math.sqrt(spare * self.offset)
+        return keep * sums.worth - keep**2 * self.ground.decay(z) + math.sqrt(spare * offset)
 
     def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
         """The price of a unit of cost, and the mean cost of the worst case."""
-        sigma, square = self._sigma(z, p), self._square(z)
+        sigma, square = self._sigma(z, p), self.ground.square(z)
         cost = 4.0 * sigma**2 * sums.spent / square if square > 0.0 else 0.0
         return {"penalty": 0.25 * square / sigma, "transport_cost": cost}
 

@@ -20,9 +20,8 @@ import numpy as np
 import scipy.linalg
 
 from drojko._driver import Status
-from drojko.losses import Huber
+from drojko.losses.jets import Jet, jet, kinks
 from drojko.minimax.transport.data import Ground, RidgeData
-from drojko.minimax.transport.jets import Jet, jet, kink_free, kinks
 from drojko.rows import Rows
 
 __all__ = ["Newton", "State"]
@@ -195,7 +194,7 @@ class Newton:
                 lam = 0.5 * math.sqrt(self.norm(s)) * lip / self.radius
             s = replace(s, h=0.25 * self.norm(s) / lam if self.by_sigma else lam)
         s = self._evaluate(s, polish=True)
-        if self._smooth(s) and not isinstance(self.data.loss, Huber):
+        if self._smooth(s) and not self.data.loss.straight:
             s = self._evaluate(replace(s, mu=0.0), polish=True)
         return s
 
@@ -267,10 +266,12 @@ class Newton:
     def _separated(self, s: State) -> bool:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
         data = self.data
-        held = self.penalty is not None or self.ground.ridge.any()
-        if data.loss.attained or held:
+        if data.loss.attained:
             return False
-        if self.radius is not None and s.value > 1e-10 * self.scale:
+        held = self.penalty is not None or self.ground.ridge.any()
+        if held and np.ptp(data.y[data.weight > 0]) > 0:
+            return False  # only the intercept of a single class is free to grow
+        if (held or self.radius is not None) and s.value > 1e-10 * self.scale:
             return False
         return bool((((2.0 * data.y - 1.0) * s.u > 0) | (data.weight == 0)).all())
 
@@ -292,7 +293,7 @@ class Newton:
 
     def _smooth(self, s: State) -> bool:
         flips = self.data.flips and self.robust
-        return not s.kinked and not flips and kink_free(self.data.loss, self.sigma(s))
+        return not s.kinked and not flips and self.data.loss.kink_free(self.sigma(s))
 
     def _next_stage(self, s: State) -> State:
         mu = 0.0 if self._smooth(s) and s.mu < self.LAST * self.scale else 0.1 * s.mu
@@ -304,29 +305,21 @@ class Newton:
     # -- second-order model -----------------------------------------------------------------------
 
     def _second_order(self, s: State, duals: np.ndarray | None):
-        cols, size = self.columns, self.columns.size
-        gradient, mixed, label = np.zeros(size), np.zeros(size), np.zeros(size)
-        hessian = np.zeros((size, size))
-        slope_square, sums = 0.0, _Sums()
+        cols, size, data = self.columns, self.columns.size, self.data
+        sums, columns, weight = _Sums(), np.zeros((s.u.size, 3)), np.empty_like(s.u)
         for rows in self.rows.blocks():
-            w = self.data.weight[rows]
+            w = data.weight[rows]
             j = self._jet(rows, s, duals)
             sums.add(w, j)
-            slope_square += float(w @ (j.u * j.u))
-            block = self.rows.block(rows)
-            B = block if size == block.shape[1] else block[:, cols]
-            gradient += (w * j.u) @ B
-            if self.robust:
-                mixed += (w * j.us) @ B
-            if np.any(j.ul):
-                label += (w * j.ul) @ B
-            weight = np.maximum(w * j.uu, 0.0)
-            top = weight.max(initial=0.0)
-            keep = weight > 1e-13 * top  # far from a kink most rows have no curvature at all
-            if top > 0 and keep.mean() < 0.7:
-                B, weight = B[keep], weight[keep]
-            B = B * np.sqrt(weight)[:, None]
-            hessian += B.T @ B
+            for k, part in enumerate((j.u, j.us, j.ul)):
+                columns[rows, k] = w * part
+            weight[rows] = np.maximum(w * j.uu, 0.0)
+        # Far from a kink most rows have no curvature at all.
+        weight[weight <= 1e-13 * weight.max(initial=0.0)] = 0.0
+        live = data.weight > 0
+        slope_square = float((columns[live, 0] ** 2 / data.weight[live]).sum())
+        gradient, mixed, label = self.rows.sum(columns)[cols].T
+        hessian = self.rows.gram(weight)[np.ix_(cols, cols)]
         z, diagonal = s.z[cols], np.arange(size)
         gradient += self.ground.ridge[cols] * z
         hessian[diagonal, diagonal] += self.ground.ridge[cols]

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.losses import Hinge, Logistic, Quantile, Squared
-from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.data import RidgeData, blocks
 
 __all__ = ["RidgeRisk", "ridge_robust_risk"]
+
+
+_CLOSE = 1e-13  # relative distance of primal and dual value that is rounding
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class _Model:
         self.loss = data.loss
         self._f = torch.from_numpy(self.u)
         self._y = torch.from_numpy(data.y)
+        self._near: np.ndarray | None = None
 
     def _loss(self, shift: np.ndarray | float, y: torch.Tensor) -> np.ndarray:
         return self.loss.value(self._f + torch.as_tensor(shift), y).numpy()
@@ -75,9 +78,23 @@ class _Model:
         if self.norm == 0.0 or math.isinf(lam):
             shift, cost = np.zeros_like(self.u), np.zeros_like(self.u)
         else:
-            shift = self.loss.shift(self._f, y, lam / self.norm).numpy()
+            shift = self._shift(lam, y)
             cost = shift * shift / self.norm
         return shift, cost, self._loss(shift, y)
+
+    def _shift(self, lam: float, y: torch.Tensor) -> np.ndarray:
+        """Worst shifts, found from the last ones where the loss knows how."""
+        sigma = 0.25 * self.norm / lam
+        nearby = getattr(self.loss, "worst_near", None)
+        if nearby is None or y is not self._y or not self.loss.kink_free(sigma):
+            return self.loss.shift(self._f, y, lam / self.norm).numpy()
+        shift, near = np.empty_like(self.u), np.empty_like(self.u)
+        for part in blocks(self.u.size, 16):
+            last = None if self._near is None else self._near[part]
+            found = nearby(self.u[part], self.data.y[part], sigma, last)
+            shift[part], near[part] = 2.0 * sigma * found[1], found[3]
+        self._near = near
+        return shift
 
     def plan(self, lam: float) -> _Plan:
         shift, cost, risk = self._moved(lam, self._y)
@@ -95,19 +112,7 @@ class _Model:
 
     def jumps(self) -> np.ndarray:
         """Penalties at which a single point's maximiser jumps, sorted (label flips excepted)."""
-        if isinstance(self.loss, Logistic | Hinge):
-            excess = (2.0 * self.data.y - 1.0) * self.u
-            if isinstance(self.loss, Hinge):
-                excess = excess - 1.0
-            at = excess[excess > (2.0 if isinstance(self.loss, Logistic) else 0.0)]
-        elif isinstance(self.loss, Quantile):
-            low, high = self.loss.slopes
-            if low + high == 0.0:
-                return np.empty(0)
-            ratio = (self.data.y - self.u) / (low + high)
-            at = ratio[ratio > 0]
-        else:
-            return np.empty(0)
+        at = self.loss.jumps(self.u, self.data.y)
         with np.errstate(over="ignore"):
             return np.unique(self.norm / (4.0 * at))
 
@@ -126,7 +131,7 @@ def ridge_robust_risk(
     .. math:: \min_{\lambda \ge 0} \lambda r^2
               + E \max_t \{\ell(u + t, y) - \lambda t^2 / n^2\}, \qquad u = \theta'x + b,
 
-    or its second term at ``penalty``. The optimal λ is found to a relative 1e-13; where the
+    or its second term at ``penalty``. Plan and bound agree to a relative 1e-13; where the
     transport cost jumps there, a mixture of the plans on both sides spends the budget exactly, so
     that ``attained`` and ``value`` agree.
 
@@ -171,18 +176,23 @@ def ridge_robust_risk(
     budget = radius * radius
     if budget == 0.0 or (model.norm == 0.0 and not data.flips):
         return _result(nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
-    if isinstance(data.loss, Squared):
+    if data.loss.quadratic:
         return _squared(model, radius, nominal.risk)
     low, high = _bracket(model, budget, guess)
     if low.cost >= budget:
         low, high = _narrow(model, budget, low, high)
     else:
         high = low  # λ = 0: the model gives the adversary nothing more to spend on
+    value, mixture, attained = _mixed(budget, low, high)
+    return _result(value, low, high, mixture, nominal.risk, attained)
+
+
+def _mixed(budget: float, low: _Plan, high: _Plan) -> tuple[float, float, float]:
+    """The bound of the better multiplier, and the mixture on budget with its risk."""
     spread = low.cost - high.cost
     mixture = min(max((budget - high.cost) / spread, 0.0), 1.0) if spread > 0 else 1.0
     value = min(low.value + low.lam * budget, high.value + high.lam * budget)
-    attained = mixture * low.risk + (1.0 - mixture) * high.risk
-    return _result(value, low, high, mixture, nominal.risk, attained)
+    return value, mixture, mixture * low.risk + (1.0 - mixture) * high.risk
 
 
 def _result(
@@ -239,13 +249,13 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, 
         if model.norm == 0.0 and lam < 1e-30 / model.data.label_cost:
             lam = 0.0  # flipping every label that pays does not exhaust the budget
         low = model.plan(lam)
-        factor *= factor
+        factor = factor**8 if factor < 2.0 else factor * factor
     factor = min(factor, 4.0) if guess is None else factor
     for _ in range(200):
         if high.cost <= budget:
             break
         low, high = high, model.plan(high.lam * factor)
-        factor *= factor
+        factor = factor**8 if factor < 2.0 else factor * factor
     return low, high
 
 
@@ -259,6 +269,9 @@ def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Pla
             break
         if low.cost <= budget * (1 + 1e-14) or high.cost >= budget * (1 - 1e-14):
             break  # the mixture of the two ends costs exactly the budget
+        value, _, attained = _mixed(budget, low, high)
+        if value - attained <= _CLOSE * abs(value):
+            break
         a, b = np.searchsorted(jumps, [low.lam * (1 + eps), high.lam * (1 - eps)])
         lam = math.nan
         if b > a and (iteration % 2 == 1 or b - a <= 2):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._adam import Adam
+from drojko._numerics import Adam
 from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved

@@ -16,7 +16,6 @@ from drojko.inner.transport.candidates import (
     Stay,
     Support,
     best_of,
-    better_of,
     first_candidates,
 )
 from drojko.losses import get_loss
@@ -86,11 +85,11 @@ def test_without_candidates_the_sample_is_the_start(problem):
     assert torch.equal(a.q, b.q)
 
 
-def test_better_of_takes_value_point_and_gradient_together(problem):
+def test_the_better_ascent_takes_value_point_and_gradient_together(problem):
     objective, batch = problem
     first = proximal_ascent(objective, batch, batch.q0, 1)
     second = proximal_ascent(objective, batch, batch.q0 + 1.0, 9)
-    best = better_of(first, second)
+    best = first.better(second)
     assert torch.equal(best.value, torch.maximum(first.value, second.value))
     value, gradient = objective.value_and_gradient(batch, best.q)
     torch.testing.assert_close(best.value, value)

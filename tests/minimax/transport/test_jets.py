@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drojko.losses import get_loss
-from drojko.minimax.transport.jets import jet
+from drojko.losses.jets import jet
 
 LOSSES = [
     get_loss("logistic"),

@@ -81,10 +81,8 @@ class Swaps:
         """Ground cost of changing categories ``own`` to ``choice``, both (n, G); shape (n,)."""
         return (choice != own).to(self.costs.dtype) @ self.costs
 
-    def steps(self, images: Tensor | None = None) -> list[Tensor]:
-        """Per group the categories (K_g, m_g), or their images under a matrix (r, d)."""
-        if images is None:
-            return list(self.values)
+    def steps(self, images: Tensor) -> list[Tensor]:
+        """Per group the images of its categories under a matrix (r, d), shape (K_g, r)."""
         return [v @ images[:, c].T for c, v in zip(self.columns, self.values, strict=True)]
 
 

@@ -18,14 +18,27 @@ much the smoothed value exceeds that of its plan.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from drojko.losses import Hinge, Huber, Logistic, Loss, Quantile, Squared
-from drojko.losses.binary import even_logistic_root
+from drojko.exceptions import UnsupportedError
+from drojko.losses.logistic_shift import even_logistic_root
 
-__all__ = ["Atom", "Jet", "jet", "kink_free", "kinks"]
+__all__ = [
+    "Atom",
+    "Jet",
+    "hinge_jet",
+    "huber_jet",
+    "jet",
+    "kinks",
+    "lines_jet",
+    "logistic_jet",
+    "smooth_jet",
+    "smooth_shift",
+    "square_jet",
+]
 
 Number = np.ndarray | float
 
@@ -63,7 +76,7 @@ class Jet:
 
 
 def jet(
-    loss: Loss,
+    loss: Any,
     u: np.ndarray,
     y: np.ndarray,
     sigma: float,
@@ -78,11 +91,11 @@ def jet(
     """
     if duals is None:
         duals = np.empty((3, 0, 0))
-    own = _own_label(loss, u, y, sigma, mu, duals[0])
+    own = loss.worst_jet(u, y, sigma, mu, duals[0])
     if flip_price is None:
         return own
     lam, cost = flip_price
-    other = _own_label(loss, u, 1.0 - y, sigma, mu, duals[1])
+    other = loss.worst_jet(u, 1.0 - y, sigma, mu, duals[1])
     other.value = other.value - lam * cost
     other.l = -cost
     for atom in other.atoms:
@@ -95,40 +108,75 @@ def kinks(flips: bool) -> int:
     return 3 if flips else 1
 
 
-def kink_free(loss: Loss, sigma: float) -> bool:
-    """Whether G is differentiable in u at this σ, with a margin for later changes of σ."""
-    if isinstance(loss, Logistic):
-        return sigma < 1.96  # kinks from σ = 2 on
-    return isinstance(loss, Huber) and sigma < 0.49  # from 1/2 on
+def hinge_jet(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray) -> Jet:
+    """The larger of 0 and a line that falls in the margin."""
+    s = 2.0 * y - 1.0
+    x = 1.0 + sigma - s * u
+    return _even(x, (-s, 1.0), 0.5 * x, (-0.5 * s, 0.5), _constant(0.5), mu, dual)
 
 
-def _own_label(
-    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
+def lines_jet(
+    r: np.ndarray, slopes: tuple[float, float], sigma: float, mu: float, dual: np.ndarray
 ) -> Jet:
-    if isinstance(loss, Logistic):
-        return _logistic(u, y, sigma, mu, dual)
-    if isinstance(loss, Hinge):
-        s = 2.0 * y - 1.0
-        x = 1.0 + sigma - s * u
-        return _even(x, (-s, 1.0), 0.5 * x, (-0.5 * s, 0.5), _constant(0.5), mu, dual)
-    if isinstance(loss, Quantile):
-        low, high = loss.slopes
-        gap, mean, r = high - low, 0.5 * (high + low), u - y
-        # Half the difference of the two lines is d x with d = gap/2.
-        x = r + 2.0 * mean * sigma
-        square = 0.5 * (high**2 + low**2)
-        linear = mean * r + square * sigma
-        return _even(x, (1.0, 2.0 * mean), linear, (mean, square), _constant(0.5 * gap), mu, dual)
-    if isinstance(loss, Huber):
-        return _huber(u - y, loss.delta, sigma, mu, dual)
-    if isinstance(loss, Squared):
-        room = 1.0 - 4.0 * sigma
-        slope = 2.0 * (u - y) / room
-        square = slope * slope
-        out = Jet(0.5 * slope * (u - y), slope, square, atoms=[Atom(1.0, slope)], curve_s=square)
-        out.uu, out.us, out.ss = 2.0 / room, 4.0 * slope / room, 8.0 * square / room
-        return out
-    raise TypeError(f"no jet for {loss!r}")
+    """The larger of two lines through residual 0."""
+    low, high = slopes
+    gap, mean = high - low, 0.5 * (high + low)
+    # Half the difference of the two raised lines is d x with d = gap/2.
+    x = r + 2.0 * mean * sigma
+    square = 0.5 * (high**2 + low**2)
+    linear = mean * r + square * sigma
+    return _even(x, (1.0, 2.0 * mean), linear, (mean, square), _constant(0.5 * gap), mu, dual)
+
+
+def square_jet(r: np.ndarray, sigma: float) -> Jet:
+    """The squared residual, finite for sigma < 1/4."""
+    room = 1.0 - 4.0 * sigma
+    return _one(r * r / room, 2.0 * r / room, 2.0 / room)
+
+
+def smooth_jet(loss: Any, u: np.ndarray, y: np.ndarray, sigma: float) -> Jet:
+    """A smooth convex loss while nothing but its own cost bends more than it does, by Newton."""
+    t = smooth_shift(loss, u, y, sigma)
+    value, slope, second = loss.line(u + t, y)
+    if sigma > 0.0:
+        value = value - t * t / (4.0 * sigma)
+    return _one(value, slope, second / (1.0 - 2.0 * sigma * second))
+
+
+def smooth_shift(loss: Any, u: np.ndarray, y: np.ndarray, sigma: float) -> np.ndarray:
+    """The maximiser of loss(u + t) - t² / (4 sigma), concave as 2 sigma curvature < 1."""
+    t = np.zeros_like(u)
+    if sigma == 0.0:
+        return t
+    if not 2.0 * sigma * loss.curvature < 1.0:
+        raise UnsupportedError(
+            f"{type(loss).__name__} has no `worst_jet`, which exact linear training needs once "
+            "the worst case is not concave (2 sigma * curvature >= 1): implement it and `_shift`, "
+            "take a smaller radius, or give the function itself as loss="
+        )
+    low, high = np.full_like(u, -np.inf), np.full_like(u, np.inf)
+    for _ in range(100):
+        _, slope, second = loss.line(u + t, y)
+        rest = t - 2.0 * sigma * slope
+        low, high = np.where(rest <= 0.0, t, low), np.where(rest >= 0.0, t, high)
+        new = t - rest / (1.0 - 2.0 * sigma * second)
+        inside = (new > low) & (new < high)
+        # The slope of `rest` is at least this: a step that is safe where Newton's is not.
+        safe = t - rest
+        middle = np.where(np.isfinite(low) & np.isfinite(high), 0.5 * (low + high), safe)
+        new = np.where(rest == 0.0, t, np.where(inside, new, middle))
+        if (np.abs(new - t) <= 4e-16 * (np.abs(t) + np.abs(u))).all():
+            return new
+        t = new
+    return t
+
+
+def _one(value: np.ndarray, slope: np.ndarray, bend: Number) -> Jet:
+    """Jet of a worst case with one maximiser, from its slope and curvature in u."""
+    square = slope * slope
+    out = Jet(value, slope, square, uu=bend, curve_s=square, atoms=[Atom(1.0, slope)])
+    out.us, out.ss = 2.0 * slope * bend, 4.0 * square * bend
+    return out
 
 
 @dataclass
@@ -247,7 +295,7 @@ def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
     return out
 
 
-def _logistic(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray) -> Jet:
+def logistic_jet(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray) -> Jet:
     # In the margin m: max_p -pm + p²σ + H(p); p = 1/2 ± d gives x = σ - m and the linear part
     # σ/4 - m/2. Written with τ = logit(1/2 + d), so that tails keep their relative accuracy.
     s = 2.0 * y - 1.0
@@ -289,7 +337,7 @@ def _logistic(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.nd
     return out
 
 
-def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarray) -> Jet:
+def huber_jet(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarray) -> Jet:
     # max_|p|<=δ p r + p² (σ - 1/2): interior for σ < 1/2, otherwise p = ±δ.
     room = 1.0 - 2.0 * sigma
 
@@ -301,12 +349,3 @@ def _huber(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarra
 
     # The width is in units of r: the loss has slope δ there.
     return _even(r, (1.0, 0.0), 0.0 * r, (0.0, 0.0), branch, mu / delta, dual)
-
-
-def bend(loss: Loss) -> float | None:
-    """The k of a conjugate that is k p² plus a linear function; None for other ones."""
-    if isinstance(loss, Squared):
-        return 0.25
-    if isinstance(loss, Huber):
-        return 0.5
-    return None if isinstance(loss, Logistic) else 0.0
