@@ -170,7 +170,7 @@ class Newton:
             z, u, p = st.z + t * dz, st.u + t * du, st.p + t * dp
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
-            new = o.terms(z, p, u, st.mu, st.duals, second=k > 0)
+            new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
             if k and not new.finite and trial < 4:
                 base = p if new.finite else o.restart(u, st.p, st.mu)
                 base = o.tidy(z, u, base, st.mu, refused=True)
@@ -191,8 +191,10 @@ class Newton:
             }
         )
         st = replace(st, z=z, p=p, u=u, duals=duals, stuck=st.stuck + 1 if slow else 0)
-        o.accepted(st)
-        return replace(st, terms=o.terms(z, p, u, st.mu, duals)), t
+        # Without kinks the terms of the line search are those of the new iterate.
+        if o.accepted(st) or new.records:
+            new = o.terms(z, p, u, st.mu, duals)
+        return replace(st, terms=new), t
 
     def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature in (z, p)."""
@@ -345,8 +347,10 @@ def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearF
     if st.unbounded is not None:
         word, message = "unbounded", st.unbounded
     coef, intercept = objective.rows.outward(st.best_z)
-    best = replace(st, z=st.best_z, p=st.best_p, u=objective.rows.predict(st.best_z))
-    row = objective.record(best)
+    best, row = st, st.row
+    if st.best_z is not st.z:
+        best = replace(st, z=st.best_z, p=st.best_p, u=objective.rows.predict(st.best_z))
+        row = objective.record(best)
     return LinearFit(
         coef, intercept, row["penalty"], st.upper, st.lower, word, message, outcome.n_iter,
         float(st.row.get("stationarity", math.nan)), outcome.columns(), st.best_p, objective.unit,

@@ -81,14 +81,16 @@ def lower_bound(
     plan: Plan,
     z: np.ndarray,
     need: float = math.inf,
+    repair: bool = True,
 ) -> float:
     """Lower bound on the minimum of the robust objective; 0, as for any loss, if nothing better.
 
     `plan` and the parameters `z` only suggest an adversary: the bound holds whatever they are, and
-    is tight when they are nearly optimal. Repairs end once `need` is reached.
+    is tight when they are nearly optimal. Repairs end once `need` is reached, if
+    there are any.
     """
     best = max(_of_plan(rows, data, ground, plan, z), 0.0)
-    if best >= need or any(plan.flips):
+    if best >= need or any(plan.flips) or not repair:
         return best
     return max(best, _of_means(rows, data, ground, plan, z, need))
 

@@ -232,7 +232,9 @@ class _Problem:
         )
         return risk, risk.value + 0.5 * settings.alpha * float(coef @ coef)
 
-    def bound(self, state: State, lam: float, sigma: float, need: float = math.inf) -> float:
+    def bound(
+        self, state: State, lam: float, sigma: float, need: float = math.inf, repair: bool = True
+    ) -> float:
         """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
         if need <= 0.0:
             return 0.0
@@ -242,7 +244,8 @@ class _Problem:
         # Far from its kinks smoothing leaves a little mass on the wrong side.
         for mu, split in ((state.mu, duals), (0.0, None)):
             plan = plan_of(data, state.u, sigma, mu, price, split)
-            best = max(best, lower_bound(self.rows, data, self.ground, plan, state.z, need))
+            found = lower_bound(self.rows, data, self.ground, plan, state.z, need, repair)
+            best = max(best, found)
             if best >= need or state.mu == 0.0:
                 break
         return best
@@ -348,7 +351,7 @@ def _is_optimal(problem: _Problem, vertex: State) -> bool:
     if problem.ground.radius is None or problem.data.flips or problem.data.label_norm:
         return False  # there the plan of an immovable model says nothing about labels
     aim = problem.settings.goal * objective
-    return objective - problem.bound(vertex, math.inf, 0.0, objective - aim) <= aim
+    return objective - problem.bound(vertex, math.inf, 0.0, objective - aim, repair=False) <= aim
 
 
 def _first(rows: Rows, warm_start, vertex: State) -> tuple[np.ndarray, float | None]:

@@ -101,6 +101,7 @@ class Newton:
         self.by_sigma = radius is not None and not data.flips  # what State.h is
         self.free = rows.free if free is None else free & rows.free
         self.columns = np.flatnonzero(self.free)
+        self.constant = rows.intercept and self.columns.tolist() == [rows.d]
         self.scale = 0.0  # a typical size of the loss; set by init
 
     # -- the function ---------------------------------------------------------------------------
@@ -311,8 +312,12 @@ class Newton:
         weight[weight <= 1e-13 * weight.max(initial=0.0)] = 0.0
         live = data.weight > 0
         slope_square = float((columns[live, 0] ** 2 / data.weight[live]).sum())
-        gradient, mixed, label = self.rows.sum(columns)[cols].T
-        hessian = self.rows.gram(weight)[np.ix_(cols, cols)]
+        if self.constant:
+            gradient, mixed, label = columns.sum(axis=0)[:, None]
+            hessian = np.array([[weight.sum()]])
+        else:
+            gradient, mixed, label = self.rows.sum(columns)[cols].T
+            hessian = self.rows.gram(weight)[np.ix_(cols, cols)]
         z, diagonal = s.z[cols], np.arange(size)
         gradient += self.ground.ridge[cols] * z
         hessian[diagonal, diagonal] += self.ground.ridge[cols]
