@@ -122,6 +122,7 @@ def test_a_map_that_has_learned_little_says_so():
         worst.transport(X[:2], y[:2])
 
 
+@pytest.mark.filterwarnings("ignore:.*optimum is a constant model")
 def test_no_map_is_chosen_where_none_can_be_learned():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(2400, 2)), np.repeat([0, 1], 1200)

@@ -221,6 +221,7 @@ def test_mistakes_are_told():
 
 
 @pytest.mark.promise(1)
+@pytest.mark.filterwarnings("ignore:.*optimum is a constant model")
 @pytest.mark.parametrize(
     "ambiguity",
     [TotalVariation(0.1), TotalVariation(penalty=2.0), CressieRead(0.5, 0.1),
