@@ -8,7 +8,7 @@ import numpy as np
 
 from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.point import Curve, Dual
-from drojko.ambiguity.duals.scaling import floats
+from drojko.ambiguity.duals.scaling import Sample, floats
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["Reweighting"]
@@ -57,9 +57,13 @@ class Reweighting:
             and never above it. Divergences keep their multiplier above ``smoothing / radius``;
             total variation and CVaR get an entropy.
         """
-        if smoothing <= 0.0:
-            return self.ambiguity.dual(losses, self.weights)
-        return self.curve(losses, smoothing, barrier=False)
+        if smoothing > 0.0:
+            return self.curve(losses, smoothing, barrier=False)
+        sample = Sample(self._checked(losses), self.weights, plain=self.positive)
+        sample.hint = self.start
+        found = self.ambiguity._dual(sample)
+        self.start = sample.hint
+        return found
 
     #: How rows make up cells, (n, cells); None: every row is one.
     cells = None
@@ -75,7 +79,10 @@ class Reweighting:
         method takes long steps. Then it is ``attained`` that is within the smoothing of the exact
         value, and ``value`` may be lower.
         """
+        return self.ambiguity._curve(self, self._checked(losses), float(smoothing), barrier)
+
+    def _checked(self, losses: Any) -> np.ndarray:
         values = floats(losses, "losses")
         if values.shape != self.weights.shape or not np.isfinite(values).all():
             raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
-        return self.ambiguity._curve(self, values, float(smoothing), barrier)
+        return values
