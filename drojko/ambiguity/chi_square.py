@@ -77,7 +77,8 @@ class ChiSquare(DensityRatioSet):
         """Return (1 + t/2)_+^2 - 1 and its derivatives, the kink of the second one smoothed."""
         with np.errstate(over="ignore"):
             kink = Kink.at(1.0 + 0.5 * t, delta)
-            a, b = kink.value, kink.slope
+            a = kink.value
+            b = a / kink.root
             return a * a - 1.0, a * b, 0.5 * (b * b + a * kink.second)
 
     def steepness(self, ratio: np.ndarray) -> np.ndarray:

@@ -169,6 +169,7 @@ class Priced(Levels):
         self.ball = ambiguity.penalty is None
         self.count = 2 if self.ball else 1
         self.positive = (1,) if self.ball else ()
+        self._last: Any = None
 
     def start(self, losses: np.ndarray, mu: float) -> np.ndarray:
         """At the exact dual, where that has a multiplier."""
@@ -187,6 +188,9 @@ class Priced(Levels):
         self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
     ) -> Rise | None:
         """Evaluate lambda f*((L - eta) / lambda); a price cools with mu towards the one given."""
+        key, last = (losses, p, mu), self._last
+        if last is not None and all(a is b for a, b in zip(key, last[0], strict=True)):
+            return last[1]  # the best levels are evaluated once more
         weights = self.weights
         lam = float(p[1]) if self.ball else float(self.ambiguity.penalty) + 0.1 * mu
         if not lam > 0.0:
@@ -207,13 +211,17 @@ class Priced(Levels):
         else:
             radius = float(self.ambiguity.radius)
             value += lam * radius - mu * math.log(lam / self.unit)
-            cross = np.stack([-steep, -t * steep])
-            s1, s2 = float(weights @ (t * steep)), float(weights @ (t * t * steep))
+            cross = np.empty((2, t.size))
+            np.negative(steep, out=cross[0])
+            np.multiply(cross[0], t, out=cross[1])
+            s1, s2 = -float(weights @ cross[1]), -float(weights @ (cross[1] * t))
             slope = radius + float(weights @ (f - t * q)) - mu / lam
             gradient = np.array([1.0 - weights @ q, slope])
             hessian = np.array([[s0, s1], [s1, s2 + mu / lam**2]])
         part = Part(q, steep, cross, math.inf, 0, 1.0)
-        return Rise(value, q, steep, cross, gradient, hessian, (part,), {})
+        found = Rise(value, q, steep, cross, gradient, hessian, (part,), {})
+        self._last = (key, found)
+        return found
 
     def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """Damped Newton steps in the levels."""
@@ -338,13 +346,14 @@ def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: 
         t = min([1.0, *(0.9 * p[j] / -move[j] for j in levels.positive if move[j] < 0)])
         goal = rise.value + 1e-15 * abs(rise.value)
         for _ in range(20):
-            new = levels.rise(losses, p + t * move, mu, {})
+            there = p + t * move
+            new = levels.rise(losses, there, mu, {})
             if new is not None and new.value <= goal - 1e-4 * t * decrement:
                 break
             t *= 0.4
         else:
             break
-        p, rise = p + t * move, new
+        p, rise = there, new
     return p
 
 

@@ -89,9 +89,13 @@ class Newton:
             u = o.rows.predict(z)
             p = o.restart(u, p, mu) if problem.p is None else problem.p
         p, terms = self._evaluate(z, p, u, mu, {})
-        state = State(z, p, u, mu, terms, factor=o.cooling, usual=o.cooling)
-        row = o.record(state)
-        return replace(state, upper=row["robust_risk"], best_z=z, best_p=p, row=row)
+        cooling = o.cooling
+        state = State(z, p, u, mu, terms, best_z=z, best_p=p, factor=cooling, usual=cooling)
+        return state if problem is None else self._judged(state)  # steps improve on the own start
+
+    def _judged(self, state: State) -> State:
+        row = self.objective.record(state)
+        return replace(state, upper=row["robust_risk"], row=row)
 
     def _evaluate(
         self, z: np.ndarray, p: np.ndarray, u: np.ndarray, mu: float, duals: Mapping[str, Any]
@@ -149,7 +153,11 @@ class Newton:
         new = replace(new, row=row)
         if row["robust_risk"] <= new.upper:
             new = replace(new, upper=row["robust_risk"], best_z=new.z, best_p=new.p)
-        return self._schedule(new, t)
+        # Steps towards smoothed kinks gain less and less, at least as fast as the last two did;
+        # a smooth problem gets a step more, for its digits.
+        rate = new.decrement / state.decrement if new.stage > 1 else 0.5
+        rate = min(rate, 0.5) if t == 1.0 and new.terms.records else 1.0
+        return self._schedule(new, t, rate * new.decrement)
 
     def _move(self, st: State) -> tuple[State, float]:
         """The iterate after a joint step of an accepted length t; 0 where there was none."""
@@ -217,7 +225,7 @@ class Newton:
 
     # The schedule -------------------------------------------------------------------------------
 
-    def _schedule(self, st: State, t: float) -> State:
+    def _schedule(self, st: State, t: float, left: float) -> State:
         o, tol = self.objective, self.tol
         size = max(abs(st.terms.value), ROUNDING * o.unit)
         st = replace(st, unbounded=o.unbounded(st))
@@ -229,8 +237,8 @@ class Newton:
         bias = min(max(o.bias(st), excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
-        decisive = bias <= 2.0 * tol * size or st.mu <= ROUNDING * o.unit
-        decisive = decisive and st.decrement <= max(tol * size, settled)
+        decisive = bias <= 4.0 * tol * size or st.mu <= ROUNDING * o.unit
+        decisive = decisive and left <= max(tol * size, settled)
         if st.iteration >= st.next_bound and (decisive or st.stuck):
             before, st = st.lower, self.bounded(st)
             if st.ended is not None:
@@ -249,6 +257,8 @@ class Newton:
             factor = st.usual
             if st.stage <= 1 and t >= 0.9 and st.decrement <= 0.05 * bias:
                 factor = max(0.3 * st.factor, 1e-2)
+            elif st.stage <= 2 and t >= 0.9 and st.decrement <= 0.03 * bias:
+                factor = 0.3 * st.usual
             elif st.stage > 3 or t < 0.9:
                 factor = 0.5
             # No further than asked for: the bias falls at least like mu.
@@ -278,7 +288,7 @@ class Newton:
 
     def finite(self, state: State) -> bool:
         """Whether the iterate is."""
-        return bool(np.isfinite(state.z).all()) and math.isfinite(state.upper)
+        return bool(np.isfinite(state.z).all()) and math.isfinite(state.upper if state.row else 0.0)
 
     def record(self, state: State) -> dict[str, float]:
         """A row of the history, with the proven gap so far (NaN before there is one)."""
@@ -333,6 +343,7 @@ def fit(
 def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearFit:
     """Bounds where they are missing, the status that they allow, and the model."""
     st, status = outcome.state, outcome.status
+    st = st if st.row else solver._judged(st)
     if st.lower == -math.inf and st.unbounded is None and status is not Status.INTERRUPTED:
         st = replace(solver.bounded(st), ended=st.ended)
     gap = relative_gap(st.upper, st.lower, objective.unit)

@@ -86,7 +86,9 @@ class DensityRatioSet(AmbiguitySet):
             For settings without meaning, losses that are not finite, negative weights.
         """
         self._validate_params()
-        sample = Sample(losses, weights)
+        return self._dual(Sample(losses, weights))
+
+    def _dual(self, sample: Sample) -> Dual:
         if sample.constant:
             given = self.penalty
             worst = Worst(0.0, 0.0 if given is None else sample.reduce(given), 0.0, None, 0.0)

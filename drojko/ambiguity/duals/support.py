@@ -8,7 +8,7 @@ import numpy as np
 
 from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.scaling import floats
+from drojko.ambiguity.duals.scaling import Sample, floats
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["Reweighting"]
@@ -57,12 +57,16 @@ class Reweighting:
             and never above it. Divergences keep their multiplier above ``smoothing / radius``;
             total variation and CVaR get an entropy.
         """
-        if smoothing <= 0.0:
-            return self.ambiguity.dual(losses, self.weights)
         values = floats(losses, "losses")
         if values.shape != self.weights.shape or not np.isfinite(values).all():
             raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
-        return self.ambiguity._smoothed(self, values, float(smoothing))
+        if smoothing > 0.0:
+            return self.ambiguity._smoothed(self, values, float(smoothing))
+        sample = Sample(values, self.weights, plain=self.positive)
+        sample.hint = self.start
+        found = self.ambiguity._dual(sample)
+        self.start = sample.hint
+        return found
 
     #: How rows make up cells, (n, cells); None: every row is one.
     cells = None

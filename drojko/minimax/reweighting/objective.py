@@ -93,7 +93,8 @@ class Reweighted:
         self.levels = self.bound.levels(unit)
         self.positive = self.levels.positive
         smooth = not self.loss.kinks and not self.levels.kinked
-        self.first_smoothing = 0.3 * self.goal if smooth else 0.3 if self.levels.kinked else 0.03
+        both = self.levels.kinked and self.loss.kinks
+        self.first_smoothing = 0.3 * self.goal if smooth else 0.3 if both else 0.03
         self.cooling = 0.3 if self.levels.kinked else 0.1
         if unit <= 1e-280:  # fitted: there is nothing to solve
             return z, np.zeros(self.levels.count)
@@ -317,10 +318,16 @@ class Reweighted:
         if not total > 0.0:
             return -math.inf
         q = q / max(total, 1.0)
+        mass = self._masses(q)
+        c = rows.sum(mass * s)
+        scale = float(mass @ np.abs(s)) + 1e-300
+        pinned = (self.ridge == 0.0) & rows.free
+        if (np.abs(c[pinned]) > _BALANCE * scale).any():
+            return -math.inf
         full, price = self.levels.inside(q + (1.0 - w @ q))
         some = q > 0.0
         keep = min(1.0, float((full[some] / q[some]).min()))
-        mass = keep * self._masses(q)
+        mass, c = keep * mass, keep * c
         least = self.loss.least(s, rows.y, state.u)
         rest = self._masses(full) - mass
         if float(rest.sum()) > 1e-15:
@@ -328,11 +335,6 @@ class Reweighted:
             least_rest = float(np.maximum(rest, 0.0) @ base)
         else:
             least_rest = 0.0
-        c = rows.sum(mass * s)
-        scale = float(mass @ np.abs(s)) + 1e-300
-        pinned = (self.ridge == 0.0) & rows.free
-        if (np.abs(c[pinned]) > _BALANCE * scale).any():
-            return -math.inf
         held = self.ridge > 0.0
         value = float(mass @ least) + least_rest - price
         value -= 0.5 * float((c[held] ** 2 / self.ridge[held]).sum())
