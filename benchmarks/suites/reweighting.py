@@ -47,6 +47,9 @@ class _Plain:
     def on(self, x, weights, groups=None):
         return self
 
+    def bind(self, x, y, weights, groups=None):
+        return self
+
     def dual(self, losses, smoothing: float = 0.0) -> Dual:
         return self.answer
 

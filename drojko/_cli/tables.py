@@ -70,8 +70,8 @@ def task_of(y: Any) -> str:
     Examples
     --------
     >>> import pandas as pd
-        >>> from drojko._cli.tables import task_of
-        >>> task_of(pd.Series([0, 1, 1, 0])), task_of(pd.Series([0.5, 1.0, 1.5]))
+    >>> from drojko._cli.tables import task_of
+    >>> task_of(pd.Series([0, 1, 1, 0])), task_of(pd.Series([0.5, 1.0, 1.5]))
     ('classification', 'regression')
     """
     import pandas as pd

@@ -66,8 +66,8 @@ class Plan:
         weight, bias = model.weights[0], model.biases[0]
 
         def load(coef: np.ndarray, intercept: Any) -> None:
-            weight.data.copy_(torch.as_tensor(np.atleast_2d(coef)))
-            bias.data.copy_(torch.as_tensor(intercept))
+            weight.data.copy_(torch.as_tensor(np.atleast_2d(coef), dtype=weight.dtype))
+            bias.data.copy_(torch.as_tensor(intercept, dtype=bias.dtype))  # not float32
 
         def callback(iteration: int, info: dict[str, Any]) -> bool:
             if self.callback is None:
