@@ -8,7 +8,7 @@ import numpy as np
 
 from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.scaling import Sample, floats
+from drojko.ambiguity.duals.scaling import floats
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["Reweighting"]
@@ -62,11 +62,7 @@ class Reweighting:
             raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
         if smoothing > 0.0:
             return self.ambiguity._smoothed(self, values, float(smoothing))
-        sample = Sample(values, self.weights, plain=self.positive)
-        sample.hint = self.start
-        found = self.ambiguity._dual(sample)
-        self.start = sample.hint
-        return found
+        return self.ambiguity.dual(values, self.weights)  # which a set of one's own may override
 
     #: How rows make up cells, (n, cells); None: every row is one.
     cells = None
