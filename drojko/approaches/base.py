@@ -4,30 +4,172 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from drojko._random import generator as make_generator
+from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, GroundCost
-from drojko.approaches.plan import Plan, Points
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.inner.coordinates import Coordinates
+from drojko.inner.objective import Objective
+from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
-from drojko.minimax.problem import TrainResult
-from drojko.models import TabularModel
+from drojko.minimax.limits import Limits
+from drojko.minimax.problem import Callback, RobustProblem, TrainResult
+from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.subgradient import Subgradient
+from drojko.models import TabularModel, is_linear
 
-__all__ = ["Approach", "Assessment", "FittedModel", "NoWorstCase"]
+__all__ = [
+    "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase", "Parameters", "Plan",
+    "Points", "parameters_of",
+]  # fmt: skip
 
+#: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
+Points = tuple[Any, Any, Any]
+#: Coefficients (n_outputs, d) and intercepts (n_outputs,) of a linear model, float64.
+Parameters = tuple[np.ndarray, np.ndarray]
 #: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
 _RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
+_COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 class NoWorstCase(UnsupportedError, AttributeError):
     """An attribute that these settings do not have: ``hasattr`` and ``dir`` take it as absent."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a fit or an evaluation needs, in the units of the data.
+
+    A linear model on the rows themselves needs no reference, inner solver or generator: its rows
+    are the ``atoms``, whose ``groups`` count from there.
+    """
+
+    ambiguity: AmbiguitySet
+    cost: GroundCost
+    loss: Loss
+    radius: float | None
+    penalty: float | None
+    label_cost: float
+    n_labels: int
+    dtype: torch.dtype
+    device: str
+    n_outputs: int = 1
+    reference: LabelledMeasure | Any = None
+    inner: InnerSolver | Any = None
+    generator: torch.Generator | Any = None
+    alpha: float = 0.0
+    fit_intercept: bool = True
+    max_iter: int = 200
+    tol: float = 1e-3
+    max_time: float | None = None
+    n_draws: int = 2000
+    outer: Subgradient = field(default_factory=Subgradient)
+    callback: Callback | None = None
+    groups: Any = None
+    atoms: Points | None = None  # all points of an empirical reference
+
+    @property
+    def limits(self) -> Limits:
+        """When training ends; the clock starts here."""
+        return Limits(self.max_iter, self.tol, self.max_time, self.callback)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether points are draws of a continuous reference."""
+        return self.atoms is None
+
+    @property
+    def known(self) -> bool:
+        """Whether the exact linear solver knows the worst cases of the loss, with derivatives."""
+        return self.loss.scalar and self.loss.has_worst_case and self.loss.has_worst_jet
+
+    @property
+    def classes(self) -> bool:
+        """Whether the exact multi-class solver applies (for a linear model)."""
+        known = not self.loss.scalar and self.loss.has_worst_case
+        free = not self.cost.bounded and not self.cost.swaps
+        return known and free and math.isinf(self.label_cost)
+
+    def draw(self, count: int) -> Points:
+        """The atoms, or draws of the reference, as arrays."""
+        if self.atoms is None:
+            drawn = self.problem(None).draw(count, spawn(self.generator))
+            return tuple(part.cpu().numpy() for part in drawn)  # type: ignore[return-value]
+        return self.atoms
+
+    def ridge(self, points: Points) -> RidgeData:
+        """Points as the exact linear solvers of sets that move them take them."""
+        x, y, w = (p.cpu().numpy() if isinstance(p, Tensor) else p for p in points)
+        return RidgeData(
+            x,
+            y,
+            weight=w,
+            inverse_cost=self.cost.inverse_weights,
+            label_cost=self.label_cost,
+            loss=self.loss,
+        )
+
+    def problem(self, model: TabularModel | Any) -> RobustProblem:
+        """What is fixed while a module is trained."""
+        shared = {f.name for f in fields(RobustProblem)} & {f.name for f in fields(Plan)}
+        return RobustProblem(model=model, **{name: getattr(self, name) for name in shared})
+
+
+@dataclass(frozen=True)
+class LinearProblem(ABC):
+    """A linear model against a set, on arrays: no module, no search, no draws but the plan's."""
+
+    plan: Plan
+
+    @abstractmethod
+    def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
+        """Train, from parameters and a multiplier where they are given.
+
+        The plan's callback finds ``coef`` and ``intercept`` of each iterate in its ``info``.
+        """
+
+    @abstractmethod
+    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
+        """Certify on the atoms, or on draws that training has not seen."""
+
+    def solved(self, solver: Any, *data: Any, **options: Any) -> tuple[Parameters, TrainResult]:
+        """What a solver finds that takes the plan's numbers by name."""
+        plan = self.plan
+        found = solver(
+            *data,
+            radius=plan.radius,
+            penalty=plan.penalty,
+            alpha=plan.alpha,
+            fit_intercept=plan.fit_intercept,
+            tol=plan.tol,
+            max_iter=plan.max_iter,
+            max_time=plan.max_time,
+            callback=plan.callback,
+            **options,
+        )
+        history = {
+            name: np.array([row.get(name, math.nan) for row in found.history]) for name in _COLUMNS
+        }
+        result = TrainResult(
+            found.status,
+            found.message,
+            found.n_iter,
+            found.penalty,
+            found.stationarity,
+            history,
+            found.relative_gap,
+        )
+        return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
 
 
 @dataclass(frozen=True)
@@ -56,6 +198,14 @@ class FittedModel:
     dtype: torch.dtype
     device: str
 
+    def objective(self, cost_weights: Any, penalty: float) -> Objective:
+        """What an adversary climbs, under a cost without bounds, scaled by the reference."""
+        x, _, _ = self.reference.points(1000, make_generator(0))
+        x = x.to(dtype=self.dtype, device=self.device)
+        cost = GroundCost(np.asarray(cost_weights, dtype=np.float64))
+        coordinates = Coordinates.build(cost, x, self.model.first_layer())
+        return Objective(self.model, self.loss, coordinates, penalty)
+
 
 class Approach(ABC):
     """How one kind of ambiguity set is trained against, certified and sampled. Stateless."""
@@ -64,10 +214,22 @@ class Approach(ABC):
     name: str
     #: Whether certificates need gradients of the model in its inputs.
     gradients = True
+    #: What `serves` asks of a set: whether it moves points (None: no matter), of which orders
+    #: (None: the reference alone, radius 0; empty: no matter), with noise, and its methods.
+    moves: bool | None = None
+    orders: tuple[float | None, ...] = ()
+    noisy = False
+    methods: tuple[str, ...] = ()
 
-    @abstractmethod
     def serves(self, ambiguity: AmbiguitySet) -> bool:
         """Whether the set offers what this approach needs."""
+        order = None if ambiguity.radius == 0 else ambiguity.order
+        return (
+            self.moves in (None, ambiguity.moves)
+            and (not self.orders or order in self.orders)
+            and not (self.noisy and ambiguity.epsilon is None)
+            and all(callable(getattr(ambiguity, name, None)) for name in self.methods)
+        )
 
     def resolve(self, ambiguity: AmbiguitySet, X: np.ndarray, names: Any) -> GroundCost:
         """Check the set against the data; the geometry of X, trivial where nothing moves."""
@@ -86,6 +248,12 @@ class Approach(ABC):
         """How far (root mean square) a kernel density reference may move its samples."""
         return None
 
+    def atoms(
+        self, ambiguity: AmbiguitySet, points: Points, groups: Any
+    ) -> tuple[Points, np.ndarray | None]:
+        """The atoms of an empirical reference, arrays, and the index of the group of each."""
+        return points, None
+
     def measure(
         self,
         ambiguity: AmbiguitySet,
@@ -100,6 +268,10 @@ class Approach(ABC):
             return reference
         return reference.fit(X, y, sample_weight=weight)
 
+    def linear(self, plan: Plan) -> LinearProblem | None:
+        """How a linear model is trained and certified on arrays; None: as any module."""
+        return None
+
     def reject(self, plan: Plan, model: TabularModel) -> None:  # noqa: B027
         """Raise for combinations without a meaning or not supported."""
 
@@ -107,30 +279,64 @@ class Approach(ABC):
         """How many iterations a callback may see."""
         return plan.max_iter
 
-    @abstractmethod
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
-        """Train ``model`` in place; ``start`` is the penalty of a previous fit."""
+        """Train a module in place; ``start`` is the penalty of a previous fit."""
+        raise self._only_linear(plan)
 
-    @abstractmethod
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        """Certify a trained model on draws that training has not seen, or on the atoms."""
+        """Certify a trained module on draws that training has not seen, or on the atoms."""
+        raise self._only_linear(plan)
 
-    @abstractmethod
     def certify(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Certificate of a fixed model on the empirical measure of points x, y, weights."""
+        self.reject(plan, model)
+        exact = self.assessed(plan, model, points)
+        if exact is None:
+            raise self._only_linear(plan)
+        return exact.certificate
 
-    def found(self, plan: Plan, model: TabularModel, certificate: Certificate, atoms: int) -> Any:
+    def _only_linear(self, plan: Plan) -> UnsupportedError:
+        return UnsupportedError(
+            f"{type(plan.ambiguity).__name__} is for linear models here: use model='linear'"
+        )
+
+    def assessed(self, plan: Plan, model: TabularModel, points: Points) -> Assessment | None:
+        """What `linear` says of a linear model on the empirical measure of points."""
+        if not is_linear(model):
+            return None
+        arrays: Any = tuple(p.cpu().numpy() if isinstance(p, Tensor) else p for p in points)
+        atoms, groups = self.atoms(plan.ambiguity, arrays, plan.groups)
+        plan = replace(plan, atoms=atoms, groups=groups, n_outputs=model.n_outputs)
+        problem = self.linear(plan)
+        if problem is None:
+            return None
+        result = TrainResult("converged", "", 0, math.nan, math.nan)
+        return problem.assess(parameters_of(model), result)
+
+    def found(
+        self, plan: Plan, model: TabularModel, certificate: Certificate, points: Points
+    ) -> Any:
         """State of the worst case of a fixed model, for `worst_case`; None where there is none."""
-        result = TrainResult("converged", "", 0, certificate.penalty, math.nan)
-        return self.assess(plan, model, result, False, atoms).state
+        exact = self.assessed(plan, model, points)
+        if exact is None:
+            result = TrainResult("converged", "", 0, certificate.penalty, math.nan)
+            exact = self.assess(plan, model, result, False, len(points[0]))
+        return exact.state
 
     @abstractmethod
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:
         """Rebuild the worst case of `assess` from its state."""
+
+
+def parameters_of(model: TabularModel | Any) -> Parameters:
+    """Coefficients and intercepts of a linear module."""
+    first = (model.weights[0], model.biases[0])
+    coef, intercept = (part.detach().double().cpu().numpy().copy() for part in first)
+    return coef, intercept
 
 
 def _check_range(name: str, value: float | None, limits: tuple[float, float], hint: str) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drojko._numerics import standard_error
-from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
-from drojko.approaches.base import Approach, Assessment, FittedModel
-from drojko.approaches.plan import Plan, Points
+from drojko.approaches.base import (
+    Approach,
+    Assessment,
+    FittedModel,
+    LinearProblem,
+    Parameters,
+    Plan,
+    parameters_of,
+)
 from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.order_one.plan import FarPlan, LinearAdversary
@@ -31,14 +35,66 @@ INSIDE = 0.1
 DRAWS = 10_000
 
 
+@dataclass(frozen=True)
+class ClosedForm(LinearProblem):
+    """Mean loss plus radius times slope, for one output or one per class."""
+
+    def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
+        """Interior-point training."""
+        plan = self.plan
+        x, y, w = plan.draw(plan.n_draws)
+        (coef, intercept), result = self.solved(
+            solve_lipschitz,
+            x,
+            y,
+            loss=plan.loss,
+            weight=w,
+            n_outputs=plan.n_outputs,
+            norm=plan.ambiguity.norm,
+            inverse_weights=plan.cost.inverse_weights,
+            label_cost=plan.label_cost,
+            warm_start=None if start is None else start[0],
+        )
+        if plan.penalty is not None and plan.dtype != torch.float64:
+            coef = coef * (1.0 - 1e-6)  # rounding must not lift the slope above the penalty
+        return (coef, intercept), result
+
+    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
+        """Both sides of the certificate from the closed form."""
+        plan = self.plan
+        x, y, w = plan.draw(DRAWS)
+        adversary = LinearAdversary(
+            *parameters, plan.loss, plan.cost.inverse_weights, plan.ambiguity.norm, plan.label_cost
+        )
+        found = adversary.risk(x, y, w, radius=plan.radius, penalty=plan.penalty)
+        certificate = Certificate(
+            nominal_risk=found.nominal,
+            lower=min(found.attained, found.value),
+            upper=found.value,
+            worst_case_risk=found.worst_risk,
+            radius=plan.radius,
+            penalty=found.penalty,
+            transport_cost=found.transport_cost,
+            standard_error=standard_error(found.spread, w) if plan.sampled else 0.0,
+            stationarity=result.stationarity,
+            proof="dual",
+        )
+        state = {
+            "plan": asdict(found.plan),
+            "attained_risk": certificate.worst_case_risk,
+            "inverse_weights": plan.cost.inverse_weights,
+            "norm": plan.ambiguity.norm,
+            "label_cost": plan.label_cost,
+        }
+        return Assessment(certificate, state)
+
+
 class OrderOne(Approach):
     """Wasserstein sets of order 1 with a radius > 0 or a penalty."""
 
     name = "order-one"
-
-    def serves(self, ambiguity: AmbiguitySet) -> bool:
-        """Of radius 0 both orders are the reference alone."""
-        return ambiguity.moves and ambiguity.order == 1 and ambiguity.radius != 0
+    moves = True
+    orders = (1,)
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """A tenth of the radius."""
@@ -51,54 +107,15 @@ class OrderOne(Approach):
                 "order=1 needs a linear model: the slope of a network has no closed form. Use "
                 "model='linear', or order=2"
             )
+
+    def linear(self, plan: Plan) -> ClosedForm:
+        """Always: nothing else has the closed form."""
         slope_bound(plan.loss)
-
-    def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
-        """Interior-point training on the draws; the best parameters are left in the model."""
-        x, y, w = _arrays(plan, model, plan.n_draws)
-
-        result = plan.solve_linear(
-            solve_lipschitz,
-            (x, y),
-            model,
-            loss=plan.loss,
-            weight=w,
-            n_outputs=model.n_outputs,
-            norm=plan.ambiguity.norm,
-            inverse_weights=plan.cost.inverse_weights,
-            label_cost=plan.label_cost,
-            warm_start=None if start is None else _parameters(model),
-        )
-        if plan.penalty is not None and plan.dtype != torch.float64:
-            # Rounding must not lift the slope above the penalty.
-            model.weights[0].data.mul_(1.0 - 1e-6)  # type: ignore[index]
-        return result
-
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
-        """Both sides of the certificate from the closed form, on fresh draws or on the atoms."""
-        points = _arrays(plan, model, DRAWS if sampled else atoms)
-        certificate, plan_found = _measure(plan, model, points, sampled, result.stationarity)
-        state = {
-            "plan": asdict(plan_found),
-            "attained_risk": certificate.worst_case_risk,
-            "inverse_weights": plan.cost.inverse_weights,
-            "norm": plan.ambiguity.norm,
-            "label_cost": plan.label_cost,
-        }
-        return Assessment(certificate, state)
-
-    def certify(
-        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
-    ) -> Certificate:
-        """The closed form at the points themselves."""
-        self.reject(plan, model)
-        return _measure(plan, model, _numpy(*points), False, math.nan)[0]
+        return ClosedForm(plan)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> FarWorstCase:
         """The stored plan, applied to the reference."""
-        coef, intercept = _parameters(fitted.model)
+        coef, intercept = parameters_of(fitted.model)
         adversary = LinearAdversary(
             coef,
             intercept,
@@ -115,46 +132,3 @@ class OrderOne(Approach):
             fitted.classes,
             fitted.feature_names,
         )
-
-
-def _parameters(model: TabularModel) -> tuple[np.ndarray, np.ndarray]:
-    weight, bias = model.weights[0], model.biases[0]  # type: ignore[index]
-    return (
-        weight.detach().double().cpu().numpy().copy(),
-        bias.detach().double().cpu().numpy().copy(),
-    )
-
-
-def _numpy(x: Tensor, y: Tensor, w: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    labels = y.cpu().numpy()
-    labels = labels if labels.dtype.kind in "iu" else labels.astype(np.float64)
-    return x.double().cpu().numpy(), np.array(labels), w.double().cpu().numpy()
-
-
-def _arrays(plan: Plan, model: TabularModel, count: int):
-    return _numpy(*plan.problem(model).draw(count, spawn(plan.generator)))
-
-
-def _measure(
-    plan: Plan, model: TabularModel, points: Any, sampled: bool, stationarity: float
-) -> tuple[Certificate, FarPlan]:
-    x, y, w = points
-    coef, intercept = _parameters(model)
-    adversary = LinearAdversary(
-        coef, intercept, plan.loss, plan.cost.inverse_weights, plan.ambiguity.norm, plan.label_cost
-    )
-    found = adversary.risk(x, y, w, radius=plan.radius, penalty=plan.penalty)
-    error = standard_error(found.spread, w) if sampled else 0.0
-    certificate = Certificate(
-        nominal_risk=found.nominal,
-        lower=min(found.attained, found.value),
-        upper=found.value,
-        worst_case_risk=found.worst_risk,
-        radius=plan.radius,
-        penalty=found.penalty,
-        transport_cost=found.transport_cost,
-        standard_error=error,
-        stationarity=stationarity,
-        proof="dual",
-    )
-    return certificate, found.plan

@@ -6,25 +6,24 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from drojko._driver import Status
-from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet, GroundCost
-from drojko.approaches.base import Approach, Assessment, FittedModel
-from drojko.approaches.plan import Plan, Points
-from drojko.approaches.transport import training as _training
-from drojko.approaches.transport.evaluation import (
-    EXACT_DRAWS,
-    LEARNED_DRAWS,
-    best_constant,
-    make_constant,
+from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.base import (
+    Approach,
+    Assessment,
+    FittedModel,
+    LinearProblem,
+    Parameters,
+    Plan,
+    Points,
 )
+from drojko.approaches.transport import training as _training
+from drojko.approaches.transport.evaluation import LEARNED_DRAWS, best_constant, make_constant
+from drojko.approaches.transport.linear import DRAWS
 from drojko.certificates import Certificate
-from drojko.inner.coordinates import Coordinates
-from drojko.inner.objective import Objective
 from drojko.inner.sinkhorn.worst_case import GibbsWorstCase
 from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.sinkhorn.certificate import certify_linear, certify_sampled
@@ -44,7 +43,7 @@ class _SampledPlan(Plan):
     """A plan whose problem moves samples to particles; nothing is exact about it."""
 
     # The exact solvers are about transport.
-    ridge = relaxes = classes = property(lambda self: False)
+    known = classes = property(lambda self: False)
 
     def problem(self, model: TabularModel) -> RobustProblem:
         """The sampled problem; quasi-Newton needs the same draws at each evaluation."""
@@ -69,18 +68,42 @@ def _sampled(plan: Plan) -> _SampledPlan:
     return _SampledPlan(**{f.name: getattr(plan, f.name) for f in fields(Plan)})
 
 
-def _is_exact(plan: Plan, model: TabularModel) -> bool:
-    return is_linear(model) and model.n_outputs == 1 and plan.loss.has_tilt
+@dataclass(frozen=True)
+class Tilted(LinearProblem):
+    """A loss of one output whose log-mean under Gaussian noise is known."""
+
+    def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
+        """Newton's method with a proven gap."""
+        plan, warm = self.plan, None
+        if start is not None:
+            (coef, intercept), penalty = start
+            warm = (coef[0], float(intercept[0]), penalty)
+        data = plan.ridge(plan.draw(plan.n_draws))
+        return self.solved(solve_sinkhorn, data, epsilon=_epsilon(plan), warm_start=warm)
+
+    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
+        """Both sides from one root."""
+        plan, (coef, intercept) = self.plan, parameters
+        certificate, _ = certify_linear(
+            plan.ridge(plan.draw(DRAWS)),
+            coef[0],
+            float(intercept[0]),
+            epsilon=_epsilon(plan),
+            guess=result.penalty if 0 < result.penalty < math.inf else None,
+            sampled=plan.sampled,
+            stationarity=result.stationarity,
+            radius=plan.radius,
+            penalty=plan.penalty,
+        )
+        return Assessment(certificate, _state(plan, certificate))
 
 
 class SinkhornApproach(Approach):
     """Wasserstein sets with entropic smoothing."""
 
     name = "sinkhorn"
-
-    def serves(self, ambiguity: AmbiguitySet) -> bool:
-        """Points that move, with an entropic smoothing."""
-        return ambiguity.moves and ambiguity.epsilon is not None
+    moves = True
+    noisy = True
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """A tenth of the radius, or of the noise of the set itself in penalty form."""
@@ -88,10 +111,12 @@ class SinkhornApproach(Approach):
             return _INSIDE * math.sqrt(ambiguity.radius)
         return _INSIDE * math.sqrt(0.5 * float(ambiguity.epsilon or 0.0))
 
+    def linear(self, plan: Plan) -> Tilted | None:
+        """Where the noise is one-dimensional."""
+        return Tilted(plan) if plan.loss.scalar and plan.loss.has_tilt else None
+
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
-        """Newton's method where the noise is one-dimensional, particles otherwise."""
-        if _is_exact(plan, model):
-            return _train_linear(plan, model, start)
+        """Steps at particles around each sample."""
         result = _training.train(_sampled(plan), model, start)
         # Noise overlaps all classes: a minimum exists where separable data have none.
         if result.status == "unbounded":
@@ -102,15 +127,14 @@ class SinkhornApproach(Approach):
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        exact = _is_exact(plan, model)
-        count = (EXACT_DRAWS if exact else LEARNED_DRAWS) if sampled else atoms
+        count = LEARNED_DRAWS if sampled else atoms
         points = plan.problem(model).draw(count, spawn(plan.generator))
         guess = result.penalty if 0 < result.penalty < math.inf else None
         certificate = _certify(
             plan, model, points, spawn(plan.generator), sampled, guess, result.stationarity
         )
         constant = None
-        if not exact and is_linear(model):
+        if is_linear(model):
             output, risk = best_constant(plan, model, *(p.cpu().numpy() for p in points[1:]))
             if certificate.lower > risk:
                 constant = make_constant(model, output)
@@ -119,23 +143,24 @@ class SinkhornApproach(Approach):
                 )
         return Assessment(certificate, _state(plan, certificate), constant)
 
-    def found(self, plan: Plan, model: TabularModel, certificate: Certificate, atoms: int) -> Any:
+    def found(
+        self, plan: Plan, model: TabularModel, certificate: Certificate, points: Points
+    ) -> Any:
         """The tilted laws of this certificate; none at an infinite price."""
         return _state(plan, certificate) if math.isfinite(certificate.penalty) else None
 
     def certify(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
+        exact = self.assessed(plan, model, points)
+        if exact is not None:
+            return exact.certificate
         return _certify(plan, model, points, generator, False, None, math.nan)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> GibbsWorstCase:
         """The tilted laws around the reference."""
-        x, _, _ = fitted.reference.points(1000, make_generator(0))
-        x = x.to(dtype=fitted.dtype, device=fitted.device)
-        cost = GroundCost(np.asarray(state["cost_weights"], dtype=np.float64))
-        coordinates = Coordinates.build(cost, x, fitted.model.first_layer())
         return GibbsWorstCase(
-            Objective(fitted.model, fitted.loss, coordinates, state["penalty"]),
+            fitted.objective(state["cost_weights"], state["penalty"]),
             fitted.reference,
             state["epsilon"],
             state["attained_risk"],
@@ -154,16 +179,6 @@ def _state(plan: Plan, certificate: Certificate) -> dict[str, Any]:
     }
 
 
-def _train_linear(plan: Plan, model: Any, start: float | None) -> TrainResult:
-    data = _training.ridge_data(
-        plan, *plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
-    )
-    warm = None if start is None else (*_training.parameters(model), start)
-    return plan.solve_linear(
-        solve_sinkhorn, (data,), model, epsilon=_epsilon(plan), warm_start=warm
-    )
-
-
 def _certify(
     plan: Plan,
     model: Any,
@@ -174,17 +189,6 @@ def _certify(
     stationarity: float,
 ) -> Certificate:
     with torch.no_grad():
-        if _is_exact(plan, model):
-            return certify_linear(
-                _training.ridge_data(plan, *points),
-                *_training.parameters(model),
-                epsilon=_epsilon(plan),
-                guess=guess,
-                sampled=sampled,
-                stationarity=stationarity,
-                radius=plan.radius,
-                penalty=plan.penalty,
-            )[0]
         x, y, w = points
         if len(x) > _MOST_ATOMS:
             rows = torch.multinomial(w.cpu(), _MOST_ATOMS, generator=generator).to(x.device)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from drojko._random import spawn
-from drojko.approaches.base import FittedModel
-from drojko.approaches.plan import Plan
+from drojko.approaches.base import FittedModel, Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row
@@ -102,7 +101,7 @@ def _worst(
         reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
         plan = replace(plan, reference=reference)
     with torch.no_grad():
-        state = approach.found(plan, model, c, len(problem.x))
+        state = approach.found(plan, model, c, (problem.x, problem.y, problem.w))
     if state is None:
         return None
     fitted = FittedModel(

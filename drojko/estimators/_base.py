@@ -27,7 +27,7 @@ from drojko._sklearn import (
 from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.approaches.base import Assessment, FittedModel
-from drojko.approaches.plan import Plan
+from drojko.approaches.base import Plan
 from drojko.approaches.reference import NAMES, build_reference, count_atoms, is_sampled
 from drojko.approaches.registry import approach_named, approach_to
 from drojko.certificates import Certificate

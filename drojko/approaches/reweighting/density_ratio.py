@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,8 @@ from sklearn.base import clone
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet
-from drojko.approaches.base import Assessment, FittedModel
-from drojko.approaches.plan import Plan, Points
-from drojko.approaches.reference import is_sampled
-from drojko.approaches.reweighting.support import OnSupport, losses_of
+from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan, Points
+from drojko.approaches.reweighting.support import OnSupport, Reweighted, losses_of
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase, check_set
@@ -25,12 +22,28 @@ from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
 from drojko.measures.base import components
 from drojko.minimax.problem import TrainResult
-from drojko.models import MLP, TabularModel
+from drojko.models import TabularModel
 
 __all__ = ["DensityRatio"]
 
 #: Draws of a continuous reference: for the dual point, and as many for the certificate.
 DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Ratios(Reweighted):
+    """A density ratio: the dual point says what happens anywhere."""
+
+    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
+        """The exact dual of the losses; on draws, of a dual point that others gave."""
+        plan, fitted, law = self.plan, None, None
+        points, bound = self.support(DRAWS)
+        if plan.sampled:
+            law = _error_law(plan, parameters)
+            other, _ = self.support(DRAWS)
+            fitted = (self.losses(other, parameters), other[2])
+        losses = self.losses(points, parameters)
+        return _assessed(plan, bound, losses, points[2], fitted, result.stationarity, law)
 
 
 class DensityRatio(OnSupport):
@@ -41,63 +54,36 @@ class DensityRatio(OnSupport):
     """
 
     name = "reweighting"
-    _needs = ("on", "dual", "bounds_at", "log_ratio_at", "without_atoms", "discrepancy")
+    methods = ("on", "dual", "bounds_at", "log_ratio_at", "without_atoms", "discrepancy")
 
-    def serves(self, ambiguity: AmbiguitySet) -> bool:
-        """Sets with the methods of a `DensityRatioSet`."""
-        return all(callable(getattr(ambiguity, name, None)) for name in self._needs)
+    def linear(self, plan: Plan) -> Ratios:
+        """Always, once flows of the reference are known to fit the set."""
+        _check(plan)
+        return Ratios(plan)
 
     def reject(self, plan: Plan, model: TabularModel) -> None:
         """Flows of the reference need a density, and a ratio without jumps."""
-        if isinstance(plan.inner, Importance):
-            check_set(plan.ambiguity)
-            if not is_sampled(plan.reference):
-                raise UnsupportedError(
-                    "inner='importance' samples a worst case that has a density; the atoms of this "
-                    "reference are reweighted exactly without it: leave inner at its default, or "
-                    "give reference='mixture', 'kde' or 'gaussian'"
-                )
+        _check(plan)
 
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        draws = plan.problem(model).draw(DRAWS if sampled else atoms, spawn(plan.generator))
-        law = _error_law(plan, model) if sampled else None
-        if law is not None and plan.penalty is not None and plan.penalty <= law.least:
-            raise UnboundedRiskError(
-                f"KL: under the squared loss and a reference of Gaussian components, the worst "
-                f"case of this model is infinite for penalty={plan.penalty:g}; the smallest "
-                f"penalty that is finite is {law.least:.6g}: raise the penalty above it, give "
-                "radius= instead, or use reference='empirical'"
-            )
-        fitted = None
-        if sampled:
-            other = plan.problem(model).draw(DRAWS, spawn(plan.generator))
-            fitted = (losses_of(plan, model, other), other[2].cpu().numpy())
-        certificate, point = _certificate(plan, model, draws, fitted, result.stationarity)
-        largest = math.inf
-        if fitted is not None and plan.ambiguity.needs_largest(point.penalty):
-            largest = max(float(losses_of(plan, model, draws).max()), float(fitted[0].max()))
-        if law is not None:
-            certificate, point = _closed_form(plan, law, certificate, point)
-        state = {
-            "ambiguity": clone(plan.ambiguity),
-            "penalty": float(point.penalty),
-            "shift": float(point.shift),
-            "attained_risk": certificate.worst_case_risk,
-            "largest": largest,
-        }
-        if isinstance(plan.inner, Importance):
-            state["importance"] = plan.inner.get_params(deep=False)
-        if isinstance(plan.inner, SemiDual):
-            settings = plan.inner.get_params(deep=False)
-            state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
-        return Assessment(certificate, state)
+        def draw() -> tuple[Points, np.ndarray, np.ndarray]:
+            count = DRAWS if sampled else atoms
+            points = plan.problem(model).draw(count, spawn(plan.generator))
+            return points, losses_of(plan, model, points), points[2].cpu().numpy()
+
+        points, losses, w = draw()
+        bound = plan.ambiguity.bind(points[0], None, points[2])
+        fitted = draw()[1:] if sampled else None
+        return _assessed(plan, bound, losses, w, fitted, result.stationarity)
 
     def certify(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
-        return _certificate(plan, model, points, None, math.nan)[0]
+        bound = plan.ambiguity.bind(points[0], None, points[2])
+        losses = losses_of(plan, model, points)
+        return _assessed(plan, bound, losses, points[2].cpu().numpy(), None, math.nan).certificate
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> ReweightedWorstCase:
         """The reference with the ratios of the stored dual point."""
@@ -128,31 +114,67 @@ class DensityRatio(OnSupport):
         )
 
 
-def _certificate(
+def _check(plan: Plan) -> None:
+    """Flows of the reference need a density, and a ratio without jumps."""
+    if isinstance(plan.inner, Importance):
+        check_set(plan.ambiguity)
+        if not plan.sampled:
+            raise UnsupportedError(
+                "inner='importance' samples a worst case that has a density; the atoms of this "
+                "reference are reweighted exactly without it: leave inner at its default, or "
+                "give reference='mixture', 'kde' or 'gaussian'"
+            )
+
+
+def _assessed(
     plan: Plan,
-    model: TabularModel,
-    points: Points,
+    bound: Any,
+    losses: np.ndarray,
+    w: np.ndarray,
     fitted: tuple[np.ndarray, np.ndarray] | None,
     stationarity: float,
-) -> tuple[Certificate, Any]:
-    x, _, w = points
-    bound = plan.ambiguity.bind(x, None, w)
-    losses = losses_of(plan, model, points)
-    return reweighted_certificate(
-        plan.ambiguity, bound, losses, w.cpu().numpy(), fitted=fitted, stationarity=stationarity
+    law: ErrorLaw | None = None,
+) -> Assessment:
+    """Certificate and dual point from the losses; ``law`` where their tail has a closed form."""
+    certificate, point = reweighted_certificate(
+        plan.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
     )
+    largest = math.inf
+    if fitted is not None and plan.ambiguity.needs_largest(point.penalty):
+        largest = max(float(losses.max()), float(fitted[0].max()))
+    if law is not None:
+        certificate, point = _closed_form(plan, law, certificate, point)
+    state = {
+        "ambiguity": clone(plan.ambiguity),
+        "penalty": float(point.penalty),
+        "shift": float(point.shift),
+        "attained_risk": certificate.worst_case_risk,
+        "largest": largest,
+    }
+    if isinstance(plan.inner, Importance):
+        state["importance"] = plan.inner.get_params(deep=False)
+    if isinstance(plan.inner, SemiDual):
+        settings = plan.inner.get_params(deep=False)
+        state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
+    return Assessment(certificate, state)
 
 
-def _error_law(plan: Plan, model: TabularModel) -> ErrorLaw | None:
+def _error_law(plan: Plan, parameters: Parameters) -> ErrorLaw | None:
     """Law of the error where the exponential moments of the loss have a closed form."""
-    if not (isinstance(model, MLP) and len(model.weights) == 1) or plan.radius == 0.0:
-        return None
     divergence = plan.ambiguity.divergence
-    if divergence is None or divergence.kind != "kl" or not plan.loss.quadratic:
+    if plan.radius == 0.0 or not plan.loss.quadratic:
         return None
-    coef = model.weights[0].detach().double().cpu().numpy()[0]
-    intercept = float(model.biases[0].detach())
-    return error_law(components(plan.reference)[0], coef, intercept)
+    if divergence is None or divergence.kind != "kl":
+        return None
+    law = error_law(components(plan.reference)[0], parameters[0][0], float(parameters[1][0]))
+    if law is not None and plan.penalty is not None and plan.penalty <= law.least:
+        raise UnboundedRiskError(
+            f"KL: under the squared loss and a reference of Gaussian components, the worst "
+            f"case of this model is infinite for penalty={plan.penalty:g}; the smallest "
+            f"penalty that is finite is {law.least:.6g}: raise the penalty above it, give "
+            "radius= instead, or use reference='empirical'"
+        )
+    return law
 
 
 def _closed_form(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,94 @@ import torch
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.group import membership
-from drojko.approaches.base import Approach, Assessment, FittedModel
-from drojko.approaches.plan import Plan, Points
+from drojko.approaches.base import (
+    Approach,
+    Assessment,
+    FittedModel,
+    LinearProblem,
+    Parameters,
+    Plan,
+    Points,
+)
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.measures import ClassConditional, Empirical, Grouped, Joint, LabelledMeasure
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.reweighting.solve import solve_reweighted
+from drojko.minimax.reweighting.solve import solve_linear, solve_reweighted
 from drojko.models import TabularModel
 
-__all__ = ["OnSupport", "losses_of"]
+__all__ = ["OnSupport", "Reweighted", "losses_of"]
 
 #: Draws of a continuous reference for a certificate, unless the set says less.
 DRAWS = 10_000
+#: Rows that predictions are made of at a time.
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Reweighted(LinearProblem):
+    """Losses of a linear model at weighted points, and a set that reweights them."""
+
+    @cached_property
+    def _bound(self) -> Any:
+        """The set on the atoms: one for training and certificate."""
+        return self.plan.ambiguity.bind(
+            *map(torch.from_numpy, self.plan.atoms or ()), self.plan.groups
+        )
+
+    def support(self, count: int) -> tuple[Points, Any]:
+        """Points as arrays, of positive weight, and the set on them."""
+        plan = self.plan
+        if plan.atoms is not None:
+            return plan.atoms, self._bound
+        count = _at_most(plan, count)
+        drawn = plan.problem(None).support(plan.ambiguity, count, spawn(plan.generator))
+        x, y, w = (part.cpu().numpy() for part in drawn[:3])
+        return (x, y, w), drawn[3]
+
+    def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
+        """Newton's method with a proven gap, or L-BFGS where there is no proof."""
+        plan, now = self.plan, {}
+        (x, y, w), bound = self.support(plan.n_draws)
+
+        def callback(iteration: int, info: dict[str, Any]) -> bool:
+            return plan.callback is not None and bool(plan.callback(iteration, {**info, **now}))
+
+        found = solve_linear(
+            x,
+            y,
+            w,
+            bound,
+            plan.loss,
+            n_outputs=plan.n_outputs,
+            alpha=plan.alpha,
+            fit_intercept=plan.fit_intercept,
+            limits=replace(plan.limits, callback=callback),
+            start=None if start is None else start[0],
+            report=lambda coef, intercept: now.update(coef=coef, intercept=intercept),
+        )
+        parameters = np.atleast_2d(found.coef), np.atleast_1d(found.intercept)
+        return parameters, TrainResult.of(found)
+
+    def losses(self, points: Points, parameters: Parameters) -> np.ndarray:
+        """Losses at the points, float64, shape (n,)."""
+        x, y, _ = points
+        coef, intercept = parameters
+        value = self.plan.loss.value
+        parts = []
+        for start in range(0, len(x), BLOCK):
+            f = x[start : start + BLOCK] @ coef.T + intercept
+            f = f[:, 0] if self.plan.n_outputs == 1 else f
+            labels = torch.from_numpy(y[start : start + BLOCK])
+            parts.append(value(torch.from_numpy(np.ascontiguousarray(f)), labels).numpy())
+        return np.concatenate(parts)
+
+    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
+        """The exact dual of the losses."""
+        points, bound = self.support(DRAWS)
+        losses = self.losses(points, parameters)
+        return assessed(self.plan, points, bound, losses, self.plan.sampled, result.stationarity)
 
 
 class OnSupport(Approach):
@@ -37,10 +112,18 @@ class OnSupport(Approach):
 
     name = "support"
     gradients = False
+    methods = ("on",)
 
-    def serves(self, ambiguity: AmbiguitySet) -> bool:
-        """Sets that are a function of the losses of given points."""
-        return callable(getattr(ambiguity, "on", None))
+    def atoms(
+        self, ambiguity: AmbiguitySet, points: Points, groups: Any
+    ) -> tuple[Points, np.ndarray | None]:
+        """The rows; a row in several groups stands once for each, as in the centre of the set."""
+        if not ambiguity.knows_groups:
+            return points, None
+        x, y, w = points
+        members, _ = _membership(groups, w)
+        rows, index = np.nonzero(members)
+        return (x[rows], y[rows], w[rows] / w[rows].sum()), index
 
     def measure(
         self,
@@ -67,8 +150,12 @@ class OnSupport(Approach):
         fitted.names_ = names
         return fitted
 
+    def linear(self, plan: Plan) -> Reweighted:
+        """Always: the losses at the points are all that a set sees."""
+        return Reweighted(plan)
+
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
-        """Newton's method or L-BFGS for linear models, stochastic steps otherwise."""
+        """Stochastic steps."""
         return solve_reweighted(
             plan.problem(model),
             plan.ambiguity,
@@ -82,36 +169,21 @@ class OnSupport(Approach):
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
         count = _at_most(plan, DRAWS) if sampled else atoms
-        x, y, w, bound = plan.problem(model).support(plan.ambiguity, count, spawn(plan.generator))
-        certificate, dual = _certificate(
-            plan, model, (x, y, w), bound, sampled, result.stationarity
-        )
-        state: dict[str, Any] = {"attained_risk": certificate.worst_case_risk}
-        shares = getattr(dual, "group_weights", None)
-        if shares is not None:
-            state["group_weights"] = shares
-        else:
-            mass = w.cpu().numpy() * dual.ratio
-            kept = mass > 0
-            state["x"] = x.double().cpu().numpy()[kept]
-            state["y"] = y.cpu().numpy()[kept]
-            state["mass"] = mass[kept]
-        return Assessment(certificate, state)
+        *points, bound = plan.problem(model).support(plan.ambiguity, count, spawn(plan.generator))
+        arrays: Any = tuple(part.cpu().numpy() for part in points)
+        losses = losses_of(plan, model, points)
+        return assessed(plan, arrays, bound, losses, sampled, result.stationarity)
 
     def certify(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """The exact dual of the points."""
-        x, y, w = points
-        index = None
-        if plan.ambiguity.knows_groups:
-            members, _ = _membership(plan.groups, w.cpu().numpy())
-            # A row in several groups stands once for each, as in the centre of the set.
-            rows, index = np.nonzero(members)
-            x, y, w = x[rows], y[rows], w[rows]
-            w = w / w.sum()
-        bound = plan.ambiguity.bind(x, y, w, index)
-        return _certificate(plan, model, (x, y, w), bound, False, math.nan)[0]
+        arrays: Any = tuple(part.cpu().numpy() for part in points)
+        (x, y, w), groups = self.atoms(plan.ambiguity, arrays, plan.groups)
+        points = tuple(torch.as_tensor(p, device=plan.device) for p in (x, y, w))
+        bound = plan.ambiguity.bind(*points, groups)
+        losses = losses_of(plan, model, points)
+        return assessed(plan, (x, y, w), bound, losses, False, math.nan).certificate
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> MeasuredWorstCase:
         """The worst mixture of the groups, or the points with their worst masses."""
@@ -134,7 +206,7 @@ def losses_of(plan: Plan, model: TabularModel, points: Points) -> np.ndarray:
     """Losses of a model at weighted points, float64."""
     parts = [
         plan.loss.value(model.linearise(x)[0], y).detach().double().cpu()
-        for x, y in zip(points[0].split(65_536), points[1].split(65_536), strict=True)
+        for x, y in zip(points[0].split(BLOCK), points[1].split(BLOCK), strict=True)
     ]
     return torch.cat(parts).numpy()
 
@@ -172,23 +244,33 @@ def _by_class(x: np.ndarray, y: np.ndarray, mass: np.ndarray, n_classes: int) ->
     return ClassConditional(measures=parts, weights=np.bincount(y, mass, n_classes))
 
 
-def _certificate(
+def assessed(
     plan: Plan,
-    model: TabularModel,
     points: Points,
     bound: Any,
+    losses: np.ndarray,
     sampled: bool,
     stationarity: float,
-) -> tuple[Certificate, Any]:
-    losses, weights = losses_of(plan, model, points), points[2].cpu().numpy()
+) -> Assessment:
+    """Certificate and worst case from the losses at the points, arrays."""
+    x, y, w = points
     certificate, _ = reweighted_certificate(
         plan.ambiguity,
         bound,
         losses,
-        weights,
-        fitted=(losses, weights) if sampled else None,
+        w,
+        fitted=(losses, w) if sampled else None,
         stationarity=stationarity,
     )
     if plan.radius is not None:  # in the units of the set's radius
         certificate = replace(certificate, radius=plan.radius)
-    return certificate, bound.dual(losses)
+    state: dict[str, Any] = {"attained_risk": certificate.worst_case_risk}
+    dual = bound.dual(losses)
+    shares = getattr(dual, "group_weights", None)
+    if shares is not None:
+        state["group_weights"] = shares
+    else:
+        mass = w * dual.ratio
+        kept = mass > 0
+        state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
+    return Assessment(certificate, state)

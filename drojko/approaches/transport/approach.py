@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
-from drojko.approaches.base import Approach, Assessment, FittedModel, NoWorstCase
-from drojko.approaches.plan import Plan, Points
+from drojko.approaches.base import (
+    Approach,
+    Assessment,
+    FittedModel,
+    NoWorstCase,
+    Plan,
+    Points,
+)
 from drojko.approaches.transport.evaluation import assess, certify_points
+from drojko.approaches.transport.linear import ExactTransport
 from drojko.approaches.transport.training import most_iterations, reject, train
 from drojko.certificates import Certificate
+from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.storage import pack, unpack
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.minimax.problem import TrainResult
@@ -28,10 +37,8 @@ class Transport(Approach):
     """Wasserstein sets of order 2."""
 
     name = "transport"
-
-    def serves(self, ambiguity: AmbiguitySet) -> bool:
-        """Points that move at a squared cost, or not at all."""
-        return ambiguity.moves and (ambiguity.order == 2 or ambiguity.radius == 0)
+    moves = True
+    orders = (2, None)
 
     def resolve(self, ambiguity: AmbiguitySet, X: np.ndarray, names: Any) -> GroundCost:
         """The ground cost, within whose bounds the data must lie, with the data's categories."""
@@ -43,6 +50,11 @@ class Transport(Approach):
         """A tenth of the radius."""
         return None if ambiguity.radius is None else INSIDE * ambiguity.radius
 
+    def linear(self, plan: Plan) -> ExactTransport | None:
+        """Exact where one linear combination decides, and nothing is bounded."""
+        exact = plan.known and not plan.cost.bounded and not plan.cost.swaps
+        return ExactTransport(plan) if exact else None
+
     def reject(self, plan: Plan, model: TabularModel) -> None:
         """Targets of a regression that move need the exact solver."""
         reject(plan, model)
@@ -52,7 +64,7 @@ class Transport(Approach):
         return most_iterations(plan, model)
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
-        """Exact for ridge losses, quasi-Newton or subgradient steps otherwise."""
+        """Quasi-Newton for linear models, subgradient steps otherwise."""
         return train(plan, model, start)
 
     def assess(
@@ -74,17 +86,14 @@ class Transport(Approach):
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Learn the worst case of the points themselves."""
+        exact = self.assessed(plan, model, points)
+        if exact is not None:
+            return exact.certificate
         return certify_points(plan, model, *points, generator)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> TransportedWorstCase:
         """The image of the reference under the stored maps."""
-        adversary = unpack(
-            state["adversary"],
-            fitted.model,
-            fitted.loss,
-            dtype=fitted.dtype,
-            device=fitted.device,
-        )
+        adversary = _adversary(fitted, state)
         if fitted.classes is None and np.isfinite(adversary.label_cost):
             raise NoWorstCase(
                 "worst_case_: targets move under this label_cost, and a map of X alone does not "
@@ -102,3 +111,16 @@ class Transport(Approach):
             fitted.feature_names,
             state["cost_weights"],
         )
+
+
+def _adversary(fitted: FittedModel, state: dict[str, Any]) -> Adversary:
+    """The stored adversary, or the exact one of a linear model."""
+    if "adversary" in state:
+        like: dict[str, Any] = {"dtype": fitted.dtype, "device": fitted.device}
+        return unpack(state["adversary"], fitted.model, fitted.loss, **like)
+    penalty = state["high_penalty"]
+    return Adversary(
+        fitted.objective(state["cost_weights"], penalty if math.isfinite(penalty) else 1.0),
+        n_labels=state["n_labels"],
+        label_cost=state["label_cost"],
+    )

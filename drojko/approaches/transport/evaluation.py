@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko._numerics import standard_error
 from drojko._random import spawn
-from drojko.approaches.plan import Plan, Points
-from drojko.approaches.transport.training import is_exact, parameters, ridge_data
+from drojko.approaches.base import Plan, Points, parameters_of
+from drojko.approaches.transport.linear import certify_ridge
 from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.bounds import is_ridge
 from drojko.inner.transport.radius import BallSolution
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.transport.risk import ridge_robust_risk
-from drojko.models import MLP, TabularModel, is_linear
+from drojko.models import TabularModel, is_linear
 
 __all__ = ["Measured", "assess", "certify_points"]
 
-EXACT_DRAWS, LEARNED_DRAWS, MOST_ATOMS = 10_000, 1_000, 20_000
+LEARNED_DRAWS, MOST_ATOMS = 1_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,17 @@ def assess(
     plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
 ) -> Measured:
     """Learn the worst-case map on some draws and certify it on fresh ones."""
-    exact = is_exact(plan, model)
     penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
-    count = (EXACT_DRAWS if exact else LEARNED_DRAWS) if sampled else atoms
+    count = LEARNED_DRAWS if sampled else atoms
     draws = plan.problem(model).draw(count, spawn(plan.generator))
     adversary = learn(plan, model, draws, penalty)
     if sampled:  # atoms are what they are
         draws = plan.problem(model).draw(count, spawn(plan.generator))
     x, y, w = draws
-    subset = not exact and len(x) > MOST_ATOMS
+    subset = len(x) > MOST_ATOMS
     if subset:
         x, y, w = _subset((x, y, w), MOST_ATOMS, spawn(plan.generator))
     found = _measure(plan, model, adversary, (x, y, w), sampled or subset, result.stationarity)
-    if exact:
-        return found
     return _against_constant(plan, model, found, penalty, result.status != Status.MAX_ITER)
 
 
@@ -180,10 +175,6 @@ def _measure(
 ) -> Measured:
     x, y, w = points
     arrays = (x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy())
-    if is_exact(plan, model):
-        guess = adversary.objective.penalty
-        certificate, worst = _ridge(plan, model, points, sampled, stationarity, guess)
-        return Measured(certificate, adversary, *worst, arrays)
     evaluation = certify(
         adversary,
         adversary.objective.batch(x, y),
@@ -210,70 +201,9 @@ def _relaxed(plan: Plan, model: TabularModel, points: Any, found: Certificate) -
     if math.isfinite(plan.label_cost) and not plan.n_labels:
         return found
     try:
-        free, _ = _ridge(plan, model, points, False, math.nan)
+        free, _ = certify_ridge(plan, plan.ridge(points), *parameters_of(model))
     except UnboundedRiskError:
         return found
     if free.upper >= found.upper:
         return found
     return replace(found, upper=max(found.lower, free.upper), proof=free.proof)
-
-
-def _ridge(
-    plan: Plan,
-    model: TabularModel,
-    points: Points,
-    sampled: bool,
-    stationarity: float,
-    guess: float | None = None,
-) -> tuple[Certificate, tuple[float, float, float]]:
-    """Exact certificate of a linear model with a scalar loss: both sides from one root."""
-    if not isinstance(model, MLP):
-        raise TypeError("the exact certificate is for linear models")
-    coef, intercept = parameters(model)
-    data = ridge_data(plan, *points)
-    radius = plan.radius or None
-    if plan.radius == 0.0:
-        losses = plan.loss.value(
-            torch.from_numpy(data.predictions(coef, intercept)), torch.from_numpy(data.y)
-        ).numpy()
-        value = lower = float(data.weight @ losses)
-        nominal, cost, risk, spread = value, 0.0, value, losses
-        worst = (math.inf, math.inf, 0.0)
-        penalty = math.inf
-    else:
-        form: dict[str, Any] = {"radius": radius, "penalty": plan.penalty}
-        found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
-        value, lower, nominal = found.value, found.attained, found.nominal
-        cost, penalty = found.transport_cost, found.penalty
-        priced = penalty * cost if cost > 0 else 0.0
-        risk = lower if plan.penalty is None else lower + priced
-        worst = (found.penalty_low, found.penalty_high, found.mixture)
-        spread = _spread(data, coef, intercept, found, penalty)
-    error = standard_error(spread, data.weight) if sampled else 0.0
-    certificate = Certificate(
-        nominal_risk=nominal,
-        lower=min(lower, value),
-        upper=value,
-        worst_case_risk=risk,
-        radius=plan.radius,
-        penalty=penalty,
-        transport_cost=cost,
-        standard_error=error,
-        stationarity=stationarity,
-        proof="ridge-1d",
-    )
-    return certificate, worst
-
-
-def _spread(data: Any, coef: np.ndarray, intercept: float, found: Any, penalty: float) -> Any:
-    """Loss - penalty * cost per point: what the Monte-Carlo error is about."""
-    norm = data.squared_norm(coef)
-    u = data.predictions(coef, intercept) + found.shift
-    y = np.where(found.flip, 1.0 - data.y, data.y) if data.flips else data.y
-    losses = data.loss.value(torch.from_numpy(u), torch.from_numpy(y)).numpy()
-    if norm == 0 or math.isinf(penalty):
-        return losses
-    cost = found.shift**2 / norm
-    if data.flips:
-        cost = cost + data.label_cost * found.flip
-    return losses - penalty * cost

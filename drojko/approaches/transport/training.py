@@ -6,24 +6,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from drojko._driver import Status
 from drojko._random import spawn
-from drojko.approaches.plan import Plan
+from drojko.approaches.base import Plan
+from drojko.approaches.transport.linear import ExactTransport
 from drojko.exceptions import UnsupportedError
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.transport.classes import LinearClasses
-from drojko.minimax.transport.data import RidgeData
-from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import TabularModel, is_linear
 
-__all__ = ["is_exact", "most_iterations", "parameters", "reject", "ridge_data", "train"]
+__all__ = ["most_iterations", "reject", "train"]
 
 _SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
@@ -33,8 +30,6 @@ _SEPARABLE = (
 
 def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     """Train ``model`` in place with the outer solver that suits it."""
-    if is_exact(plan, model):
-        return _ridge(plan, model, start)
     result = _iterate(plan, model, start)
     if result.status == Status.CONVERGED and _separated(plan, model):
         return replace(result, status="unbounded", message=_SEPARABLE)
@@ -75,7 +70,7 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
             n_draws=plan.n_draws,
             penalty=start,
         )
-    if is_linear(model) and start is None and plan.relaxes:
+    if is_linear(model) and start is None and plan.known:
         start = _relaxed_start(plan, model)
     settings = QuasiNewton() if is_linear(model) else plan.outer
     run = Conditioned.of(plan.problem(model), plan.fit_intercept, plan.n_draws, plan.generator)
@@ -98,45 +93,22 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
 
 def _relaxed_start(plan: Plan, model: Any) -> float | None:
     """Start from the exact answer without bounds and swaps: near the answer, also at its kinks."""
-    result = _ridge(replace(plan, callback=None), model, None)
+    atoms: Any = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
+    atoms = tuple(part.cpu().numpy() for part in atoms)
+    free = replace(plan, callback=None, atoms=atoms)
+    (coef, intercept), result = ExactTransport(free).fit(None)
     if result.status == Status.INTERRUPTED:
         raise KeyboardInterrupt(result.message)
+    with torch.no_grad():
+        model.weights[0].copy_(torch.as_tensor(coef))
+        model.biases[0].copy_(torch.as_tensor(intercept))
     model.warm = True
     return result.penalty if 0.0 < result.penalty < math.inf else None
 
 
-def is_exact(plan: Plan, model: TabularModel) -> bool:
-    """Whether one linear combination decides, whose worst case is known, and nothing is bounded."""
-    return is_linear(model) and plan.ridge and model.n_outputs == 1
-
-
-def _ridge(plan: Plan, model: Any, start: float | None) -> TrainResult:
-    data = ridge_data(plan, *plan.problem(model).draw(plan.n_draws, spawn(plan.generator)))
-    warm = None if start is None else parameters(model)
-    return plan.solve_linear(solve_ridge, (data,), model, warm_start=warm)
-
-
-def parameters(model: Any) -> tuple[np.ndarray, float]:
-    """Coefficients of shape (d,) and intercept of a linear model with one output."""
-    return model.weights[0].detach().double().cpu().numpy()[0].copy(), model.biases[0].item()
-
-
-def ridge_data(plan: Plan, x: Tensor, y: Tensor, w: Tensor) -> RidgeData:
-    """Weighted points as the exact linear solver takes them; shares memory with ``x``."""
-    return RidgeData(
-        x.cpu().numpy(),
-        y.cpu().numpy(),
-        weight=w.cpu().numpy(),
-        inverse_cost=plan.cost.inverse_weights,
-        label_cost=plan.label_cost,
-        loss=plan.loss,
-    )
-
-
 def reject(plan: Plan, model: TabularModel) -> None:
     """Raise for combinations without a meaning or not yet supported."""
-    regression = plan.n_labels == 0
-    if regression and math.isfinite(plan.label_cost) and not is_exact(plan, model):
+    if plan.n_labels == 0 and math.isfinite(plan.label_cost):
         raise UnsupportedError(
             "a finite label_cost in regression needs a linear model without bounds "
             "and swaps: "

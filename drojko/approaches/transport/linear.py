@@ -1,0 +1,105 @@
+"""Linear models against transport sets of order 2: the worst case is a search on a line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko._numerics import standard_error
+from drojko.approaches.base import Assessment, LinearProblem, Parameters, Plan
+from drojko.certificates import Certificate
+from drojko.minimax.problem import TrainResult
+from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.linear import solve_ridge
+from drojko.minimax.transport.risk import ridge_robust_risk
+
+__all__ = ["DRAWS", "ExactTransport", "certify_ridge"]
+
+#: Draws of a continuous reference for a certificate.
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class ExactTransport(LinearProblem):
+    """A loss of one output whose worst cases are known, and columns without bounds or swaps."""
+
+    def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
+        """Newton's method with a proven gap."""
+        warm = None if start is None else (start[0][0][0], float(start[0][1][0]))
+        data = self.plan.ridge(self.plan.draw(self.plan.n_draws))
+        return self.solved(solve_ridge, data, warm_start=warm)
+
+    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
+        """Both sides from one root."""
+        plan = self.plan
+        guess = result.penalty if 0 < result.penalty < math.inf else None
+        certificate, (low, high, share) = certify_ridge(
+            plan, plan.ridge(plan.draw(DRAWS)), *parameters, guess=guess, result=result
+        )
+        state = {
+            "low_penalty": low,
+            "high_penalty": high,
+            "share": share,
+            "attained_risk": certificate.worst_case_risk,
+            "cost_weights": plan.cost.weights,
+            "n_labels": plan.n_labels,
+            "label_cost": plan.label_cost,
+        }
+        return Assessment(certificate, state)
+
+
+def certify_ridge(
+    plan: Plan,
+    data: RidgeData,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    guess: float | None = None,
+    result: TrainResult | None = None,
+) -> tuple[Certificate, tuple[float, float, float]]:
+    """Exact certificate: both sides from one root; and the plan (two penalties and a share)."""
+    coef, intercept = coef[0], float(intercept[0])  # type: ignore[assignment]
+    if plan.radius == 0.0:
+        u = torch.from_numpy(data.predictions(coef, intercept))
+        spread = plan.loss.value(u, torch.from_numpy(data.y)).numpy()
+        value = lower = nominal = risk = float(data.weight @ spread)
+        cost, penalty, worst = 0.0, math.inf, (math.inf, math.inf, 0.0)
+    else:
+        form: dict[str, Any] = {"radius": plan.radius or None, "penalty": plan.penalty}
+        found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
+        value, lower, nominal = found.value, found.attained, found.nominal
+        cost, penalty = found.transport_cost, found.penalty
+        priced = penalty * cost if cost > 0 else 0.0
+        risk = lower if plan.penalty is None else lower + priced
+        worst = (found.penalty_low, found.penalty_high, found.mixture)
+        spread = _spread(data, coef, intercept, found, penalty) if plan.sampled else None
+    certificate = Certificate(
+        nominal_risk=nominal,
+        lower=min(lower, value),
+        upper=value,
+        worst_case_risk=risk,
+        radius=plan.radius,
+        penalty=penalty,
+        transport_cost=cost,
+        standard_error=standard_error(spread, data.weight) if plan.sampled else 0.0,
+        stationarity=math.nan if result is None else result.stationarity,
+        proof="ridge-1d",
+    )
+    return certificate, worst
+
+
+def _spread(data: Any, coef: np.ndarray, intercept: float, found: Any, penalty: float) -> Any:
+    """Loss - penalty * cost per point: what the Monte-Carlo error is about."""
+    norm = data.squared_norm(coef)
+    u = data.predictions(coef, intercept) + found.shift
+    y = np.where(found.flip, 1.0 - data.y, data.y) if data.flips else data.y
+    losses = data.loss.value(torch.from_numpy(u), torch.from_numpy(y)).numpy()
+    if norm == 0 or math.isinf(penalty):
+        return losses
+    cost = found.shift**2 / norm
+    if data.flips:
+        cost = cost + data.label_cost * found.flip
+    return losses - penalty * cost
