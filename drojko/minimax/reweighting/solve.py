@@ -13,6 +13,7 @@ ratios from stale losses (`ReweightedPasses`). The gradient is Danskin's, E q gr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from drojko._driver import Status
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.divergence import Priced
-from drojko.losses import CrammerSinger
+from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
 from drojko.minimax.limits import Limits
@@ -34,16 +35,98 @@ from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.passes import ReweightedPasses
+from drojko.minimax.row_objective import LinearFit
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP
 from drojko.rows import Rows
 
-__all__ = ["solve_reweighted"]
+__all__ = ["solve_linear", "solve_reweighted"]
 
 #: Relative accuracy of the objective of linear models, whatever tol is.
 ACCURACY = 2e-6
 #: More columns than these are for L-BFGS: a Gram matrix costs n d^2.
 WIDE = 800
+
+
+def solve_linear(
+    X: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray | None,
+    bound: Any,
+    loss: Loss,
+    *,
+    n_outputs: int = 1,
+    alpha: float = 0.0,
+    fit_intercept: bool = True,
+    limits: Limits | None = None,
+    start: tuple[Any, Any] | None = None,
+    warm: bool = True,
+    report: Callable[[Any, Any], None] | None = None,
+) -> LinearFit:
+    """Train a linear model on arrays.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+    y : array of shape (n,)
+        Targets, or class indices.
+    weight : array of shape (n,), default=None
+        Positive masses; only proportions matter. None: equal.
+    bound : object
+        The set on these points, as ``ambiguity.bind(X, y, weight, groups)`` gives it: it knows
+        its radius or penalty.
+    loss : Loss
+    n_outputs : int, default=1
+    alpha : float, default=0.0
+    fit_intercept : bool, default=True
+    limits : Limits, default=None
+    start : tuple of coefficients and intercepts, default=None
+    warm : bool, default=True
+        Whether ``start`` is near the optimum, so that schedules may begin late.
+    report : callable, default=None
+        ``report(coef, intercept)``, called before each callback with the iterate.
+
+    Returns
+    -------
+    LinearFit
+        ``coef`` of shape (d,), with several outputs (n_outputs, d) and as many intercepts; what
+        has no proof has no lower bound, and its relative gap is NaN.
+    """
+    limits = limits or Limits()
+    rows = Rows(X, y, weight, intercept=fit_intercept)
+    first = None
+    if start is not None:
+        pairs = zip(np.atleast_2d(start[0]), np.atleast_1d(start[1]), strict=True)
+        first = np.stack([rows.inward(coef, float(b)) for coef, b in pairs])
+    task = _Task(rows, loss, bound, alpha, limits, report, n_outputs)
+    proven = loss.convex and n_outputs == 1 and hasattr(bound, "levels")
+    many = _many_rows(task) if proven else None
+    if many is not None:
+        return many
+    if proven and rows.size <= WIDE:
+        return _newton(task, Start(first[0]) if first is not None and warm else None)
+    found, z = _quasi_newton(task, first, warm)
+    if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
+        return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
+    return found
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A linear problem on arrays, and who is told of its iterates."""
+
+    rows: Rows
+    loss: Loss
+    bound: Any
+    alpha: float
+    limits: Limits
+    report: Callable[[Any, Any], None] | None
+    n_outputs: int
+
+    @property
+    def accuracy(self) -> float:
+        """The relative gap aimed at."""
+        return min(self.limits.tol, ACCURACY)
 
 
 def solve_reweighted(
@@ -83,83 +166,65 @@ def solve_reweighted(
     if not (isinstance(model, MLP) and len(model.weights) == 1):
         return _network(problem, ambiguity, generator, n_draws, groups, outer, limits)
     x, y, w, bound = problem.support(ambiguity, n_draws, generator, groups)
-    rows = Rows(x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy(), intercept=model.bias)
-    proven = problem.loss.convex and model.n_outputs == 1 and hasattr(bound, "levels")
-    many = _many_rows(problem, rows, bound, limits) if proven else None
-    if many is not None:
-        return many
-    if proven and rows.size <= WIDE:
-        return _newton(problem, rows, bound, limits, None)
-    result = _quasi_newton(problem, rows, bound, generator, limits)
-    if proven and result.status in (Status.CONVERGED, Status.MAX_ITER):
-        start = Start(_parameters(model, rows)[0], None, 10.0 * ACCURACY)
-        return _newton(problem, rows, bound, limits, start)
-    return result
+    weights, biases = model.weights[0], model.biases[0]
 
-
-def _parameters(model: MLP, rows: Rows) -> np.ndarray:
-    """The model's parameters on standardised columns, shape (outputs, columns)."""
-    weight = model.weights[0].detach().double().cpu().numpy()
-    bias = np.zeros(len(weight))
-    if model.bias:
-        bias = model.biases[0].detach().double().cpu().numpy()
-    return np.stack([rows.inward(coef, float(b)) for coef, b in zip(weight, bias, strict=True)])
-
-
-def _load(model: MLP, *rows: tuple[np.ndarray, float]) -> None:
-    """Put coefficients and intercepts of the outputs into the model."""
-    for k, (coef, intercept) in enumerate(rows):
-        model.weights[0].data[k] = torch.as_tensor(coef)
+    def load(coef: Any, intercept: Any) -> None:
+        weights.data.copy_(torch.as_tensor(np.atleast_2d(coef)))
         if model.bias:
-            model.biases[0].data[k] = intercept
+            biases.data.copy_(torch.as_tensor(np.atleast_1d(intercept)))
+
+    found = solve_linear(
+        x.cpu().numpy(),
+        y.cpu().numpy(),
+        w.cpu().numpy(),
+        bound,
+        problem.loss,
+        n_outputs=model.n_outputs,
+        alpha=problem.alpha,
+        fit_intercept=model.bias,
+        limits=limits,
+        start=tuple(p.detach().double().cpu().numpy() for p in (weights, biases)),
+        warm=model.warm,
+        report=load,
+    )
+    load(found.coef, found.intercept)
+    return TrainResult.of(found)
 
 
-def _many_rows(
-    problem: RobustProblem, rows: Rows, bound: Any, limits: Limits
-) -> TrainResult | None:
+def _many_rows(task: _Task) -> LinearFit | None:
     """A smooth loss under an f-divergence, from a sample of many rows."""
-    model: Any = problem.model
-    smooth = math.isfinite(problem.loss.curvature or math.inf) and bound.cells is None
+    rows, loss, bound = task.rows, task.loss, task.bound
+    smooth = math.isfinite(loss.curvature or math.inf) and bound.cells is None
     if not smooth or not isinstance(bound.levels(1.0), Priced):
         return None
-    found = fit_many(
-        Divergent(rows, problem.loss, bound.ambiguity, problem.alpha),
-        limits,
-        classes=problem.loss.task == "classification",
-        goal=min(limits.tol, ACCURACY),
-        report=lambda coef, intercept: _load(model, (coef, intercept)),
+    return fit_many(
+        Divergent(rows, loss, bound.ambiguity, task.alpha),
+        task.limits,
+        classes=loss.task == "classification",
+        goal=task.accuracy,
+        report=task.report,
     )
-    if found is None:
-        return None
-    _load(model, (found.coef, found.intercept))
-    return TrainResult.of(found)
 
 
-def _newton(
-    problem: RobustProblem, rows: Rows, bound: Any, limits: Limits, start: Start | None
-) -> TrainResult:
+def _newton(task: _Task, start: Start | None) -> LinearFit:
     """The joint Newton's method, with a proven gap."""
-    model: Any = problem.model
-    accuracy = min(limits.tol, ACCURACY)
-    if start is None and model.warm:
-        start = Start(_parameters(model, rows)[0])
-    found = fit(
-        Reweighted(rows, problem.loss, bound, problem.alpha, accuracy),
-        limits,
-        goal=accuracy,
+    return fit(
+        Reweighted(task.rows, task.loss, task.bound, task.alpha, task.accuracy),
+        task.limits,
+        goal=task.accuracy,
         start=start,
-        report=lambda coef, intercept: _load(model, (coef, intercept)),
+        report=task.report,
     )
-    _load(model, (found.coef, found.intercept))
-    return TrainResult.of(found)
 
 
 def _quasi_newton(
-    problem: RobustProblem, rows: Rows, bound: Any, generator: torch.Generator, limits: Limits
-) -> TrainResult:
-    run = _Run(problem, generator, 0, None, limits.tol, limits.time_left, limits.callback)
-    run.rows, run.bound = rows, bound
-    point, status = run.start(), Status.MAX_ITER
+    task: _Task, first: np.ndarray | None, warm: bool
+) -> tuple[LinearFit, np.ndarray]:
+    """L-BFGS, with nothing proven; and the point in standardised columns."""
+    limits = task.limits
+    run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
+    run.task = task
+    point, status = run.begin(first, warm), Status.MAX_ITER
     try:
         for _ in range(_STAGES):
             status = run.minimise(point, limits.max_iter, memory=30)
@@ -173,10 +238,26 @@ def _quasi_newton(
         status = stop.status
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
-    result = run.result(status)
+    word, message = str(status), f"Stopped after {len(run.history)} iterations. {status.advice}"
     if run.separated():
-        return replace(result, status="unbounded", message=SEPARABLE)
-    return result
+        word, message = "unbounded", SEPARABLE
+    coef, intercept = run.model(run.best_point)
+    names = run.history[0] if run.history else {}
+    found = LinearFit(
+        coef,
+        intercept,
+        run.multiplier,
+        run.best_value,
+        -math.inf,
+        word,
+        message,
+        len(run.history),
+        run.best_slope,
+        {name: np.array([row[name] for row in run.history]) for name in names},
+        np.zeros(0),
+        run.unit_risk,
+    )
+    return found, run.best_point.reshape(run.shape)
 
 
 _STAGES = 7  # smoothings of L-BFGS, each a tenth of the one before
@@ -191,18 +272,21 @@ class _Run(LBFGSRun):
     stage_start: int = 0
     multiplier: float = math.inf
 
-    rows: Rows = None  # type: ignore[assignment]
-    bound: Any = None
+    task: _Task = None  # type: ignore[assignment]
 
     def start(self) -> np.ndarray:
-        model: Any = self.problem.model
-        start = _parameters(model, self.rows)
+        return self.best_point
+
+    def begin(self, first: np.ndarray | None, warm: bool) -> np.ndarray:
+        """The first point, and the units there."""
+        self.rows, self.loss, self.bound = self.task.rows, self.task.loss, self.task.bound
+        start = np.zeros((self.task.n_outputs, self.rows.size)) if first is None else first
         self.shape = start.shape
         self.labels = torch.from_numpy(self.rows.y)
         losses = self._jet(self._outputs(start), 1e-3)[0]
         self.unit_risk = max(float(self.rows.w @ np.abs(losses)), 1e-300)
-        self.mu = (1e-3 if model.warm else 1e-1) * self.unit_risk
-        decay = self.problem.alpha / self.rows.scale**2
+        self.mu = (1e-3 if warm and first is not None else 1e-1) * self.unit_risk
+        decay = self.task.alpha / self.rows.scale**2
         self.decay = np.append(decay, 0.0) if self.rows.intercept else decay
         self.best_point = start.ravel().copy()
         return self.best_point
@@ -236,13 +320,20 @@ class _Run(LBFGSRun):
     def penalty_of(self, point: np.ndarray) -> float:
         return self.multiplier
 
+    def model(self, point: np.ndarray) -> tuple[Any, Any]:
+        """Coefficients and intercepts of the outputs."""
+        pairs = [self.rows.outward(z) for z in point.reshape(self.shape)]
+        if len(pairs) == 1:
+            return pairs[0]
+        return np.stack([coef for coef, _ in pairs]), np.array([b for _, b in pairs])
+
     def load(self, point: np.ndarray) -> None:
-        model: Any = self.problem.model
-        _load(model, *(self.rows.outward(z) for z in point.reshape(self.shape)))
+        if self.task.report is not None:
+            self.task.report(*self.model(point))
 
     def _jet(self, f: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Smoothed loss, gradient in f of shape (n, outputs), and an affine minorant at f."""
-        loss = self.problem.loss
+        loss = self.loss
         if isinstance(loss, CrammerSinger):
             own = torch.nn.functional.one_hot(self.labels, f.shape[1]).double().numpy()
             scores = f - (f * own).sum(1, keepdims=True) + 1.0 - own
@@ -286,11 +377,11 @@ class _Run(LBFGSRun):
         if low is losses:
             return losses
         outputs = torch.from_numpy(f[:, 0].copy() if f.shape[1] == 1 else f)
-        return self.problem.loss.value(outputs, self.labels).numpy()
+        return self.loss.value(outputs, self.labels).numpy()
 
     def separated(self) -> bool:
         """Whether scaling the model up drives its cross-entropy to zero."""
-        if self.problem.alpha or self.problem.loss.attained:
+        if self.task.alpha or self.loss.attained:
             return False
         f = self._outputs(self.best_point.reshape(self.shape))
         y = self.rows.y
