@@ -30,7 +30,7 @@ from drojko.models import TabularModel, is_linear
 
 __all__ = [
     "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase", "Parameters", "Plan",
-    "Points", "parameters_of",
+    "Points", "arrays", "parameters_of",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -100,16 +100,18 @@ class Plan:
         free = not self.cost.bounded and not self.cost.swaps
         return known and free and math.isinf(self.label_cost)
 
+    @property
+    def child(self) -> torch.Generator:
+        """A generator for the next stage."""
+        return spawn(self.generator)
+
     def draw(self, count: int) -> Points:
         """The atoms, or draws of the reference, as arrays."""
-        if self.atoms is None:
-            drawn = self.problem(None).draw(count, spawn(self.generator))
-            return tuple(part.cpu().numpy() for part in drawn)  # type: ignore[return-value]
-        return self.atoms
+        return arrays(self.atoms or self.problem(None).draw(count, self.child))
 
     def ridge(self, points: Points) -> RidgeData:
         """Points as the exact linear solvers of sets that move them take them."""
-        x, y, w = (p.cpu().numpy() if isinstance(p, Tensor) else p for p in points)
+        x, y, w = arrays(points)
         return RidgeData(
             x,
             y,
@@ -248,6 +250,12 @@ class Approach(ABC):
         """How far (root mean square) a kernel density reference may move its samples."""
         return None
 
+    def groups(
+        self, ambiguity: AmbiguitySet, groups: Any, weight: np.ndarray
+    ) -> tuple[np.ndarray, list[Any]] | None:
+        """Groups of rows as an indicator matrix, and their names; None where nobody asks."""
+        return None
+
     def atoms(
         self, ambiguity: AmbiguitySet, points: Points, groups: Any
     ) -> tuple[Points, np.ndarray | None]:
@@ -308,8 +316,7 @@ class Approach(ABC):
         """What `linear` says of a linear model on the empirical measure of points."""
         if not is_linear(model):
             return None
-        arrays: Any = tuple(p.cpu().numpy() if isinstance(p, Tensor) else p for p in points)
-        atoms, groups = self.atoms(plan.ambiguity, arrays, plan.groups)
+        atoms, groups = self.atoms(plan.ambiguity, arrays(points), plan.groups)
         plan = replace(plan, atoms=atoms, groups=groups, n_outputs=model.n_outputs)
         problem = self.linear(plan)
         if problem is None:
@@ -330,6 +337,12 @@ class Approach(ABC):
     @abstractmethod
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:
         """Rebuild the worst case of `assess` from its state."""
+
+
+def arrays(points: Points) -> Points:
+    """Points as arrays, without a copy."""
+    x, y, w = (p.cpu().numpy() if isinstance(p, Tensor) else p for p in points)
+    return x, y, w
 
 
 def parameters_of(model: TabularModel | Any) -> Parameters:

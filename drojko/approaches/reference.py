@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
+import torch
 from sklearn.base import clone
 
 from drojko.ambiguity import GroundCost
@@ -17,13 +18,14 @@ from drojko.measures import (
     FlowMeasure,
     Gaussian,
     GaussianMixture,
+    Grouped,
     Joint,
     LabelledMeasure,
     Measure,
 )
 from drojko.measures.base import components
 
-__all__ = ["NAMES", "build_reference", "count_atoms", "is_sampled"]
+__all__ = ["NAMES", "atoms_of", "build_reference", "count_atoms", "empirical", "is_sampled"]
 
 NAMES = ("empirical", "gaussian", "kde", "mixture", "flow")
 
@@ -95,6 +97,28 @@ def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -
             fixed=np.flatnonzero(~cost.mutable).tolist(),
         )
     raise InvalidDataError(f"reference={name!r}; expected one of {', '.join(NAMES)} or a measure")
+
+
+def empirical(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: Any, classification: bool
+) -> LabelledMeasure:
+    """The empirical measure of rows, of each group where ``groups`` (members, names) are given."""
+    plain = ClassConditional(Empirical()) if classification else Joint(Empirical())
+    if groups is None:
+        return plain.fit(x, y, sample_weight=weight)
+    members, names = groups
+    fitted = Grouped(plain).fit(x, y, sample_weight=weight, groups=members)
+    fitted.names_ = names
+    return fitted
+
+
+def atoms_of(reference: LabelledMeasure, count: int) -> tuple[Any, np.ndarray | None]:
+    """All points of an empirical reference, and the index of the group of each."""
+    unused = torch.Generator()
+    if isinstance(reference, Grouped):
+        *points, index = reference.grouped_points(count, unused)
+        return tuple(points), index.numpy()
+    return reference.points(count, unused), None
 
 
 def is_sampled(reference: LabelledMeasure) -> bool:

@@ -15,7 +15,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from drojko._callbacks import CallbackSupportMixin, FitProgress
-from drojko._random import spawn
 from drojko._sklearn import (
     HasMethods,
     Interval,
@@ -25,27 +24,40 @@ from drojko._sklearn import (
     check_is_fitted,
 )
 from drojko._threads import SMALL, one_thread
-from drojko.ambiguity import AmbiguitySet, Wasserstein
-from drojko.approaches.base import Assessment, FittedModel
-from drojko.approaches.base import Plan
-from drojko.approaches.reference import NAMES, build_reference, count_atoms, is_sampled
+from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
+from drojko.approaches.base import (
+    Approach,
+    Assessment,
+    FittedModel,
+    LinearProblem,
+    Plan,
+    Points,
+)
+from drojko.approaches.reference import (
+    NAMES,
+    atoms_of,
+    build_reference,
+    count_atoms,
+    empirical,
+    is_sampled,
+)
 from drojko.approaches.registry import approach_named, approach_to
 from drojko.certificates import Certificate
 from drojko.estimators._input import check_device, plain
-from drojko.estimators._models import build_model
+from drojko.estimators._models import OnModule, build_model
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
 from drojko.inner.reweighting.semidual import SemiDual
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.solvers import ICNNJKO, Pointwise
-from drojko.inner.transport.storage import pack_module, unpack_module
+from drojko.inner.transport.storage import unpack_module
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
-from drojko.minimax.problem import TrainResult
+from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
-from drojko.models import ACTIVATIONS, MLP, TabularModel
+from drojko.models import ACTIVATIONS, TabularModel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +70,41 @@ def _seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
+#: Attributes that are rebuilt on demand.
+_CACHES = ("_model_cache", "_reference_cache", "_worst_cache")
+#: Inner solvers that an exact linear fit has no use for.
+_SIMPLE = (None, "icnn", "pointwise")
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class _OnArrays:
+    """Training of a linear model from arrays to arrays."""
+
+    def __init__(self, problem: LinearProblem, n_features: int) -> None:
+        self.problem, self.most = problem, problem.plan.max_iter
+        outputs = problem.plan.n_outputs
+        self.shapes = {"weights.0": (outputs, n_features), "biases.0": (outputs,)}
+        self.dtype = str(problem.plan.dtype).removeprefix("torch.")
+
+    def seen(self, info: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The parameters of an iterate, as a module would hold them."""
+        pairs = zip(self.shapes.items(), (info["coef"], info["intercept"]), strict=True)
+        return {name: np.array(value, self.dtype).reshape(shape) for (name, shape), value in pairs}
+
+    def train(self, start: Any, report: Callback) -> tuple[dict[str, np.ndarray], TrainResult]:
+        """Parameters and how training ended."""
+        if start is not None:
+            before = tuple(value.astype(np.float64) for value in start[0].values())
+            start = (before, start[1])
+        problem = replace(self.problem, plan=replace(self.problem.plan, callback=report))
+        (coef, intercept), result = problem.fit(start)
+        self.problem, self.parameters = problem, self.seen({"coef": coef, "intercept": intercept})
+        return self.parameters, result
+
+    def assess(self, result: TrainResult) -> Assessment:
+        """Certificate and worst case of what was stored, in its precision."""
+        stored: Any = tuple(value.astype(np.float64) for value in self.parameters.values())
+        return self.problem.assess(stored, result)
 
 
 class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
@@ -120,56 +166,48 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
-        check_device(self.device)
-        self._plain_inner().check(ambiguity)
+        if self.device != "cpu":
+            check_device(self.device)
+        if self.inner not in _SIMPLE:
+            self._plain_inner().check(ambiguity)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weight.sum() > 0:
             raise InvalidDataError("sample_weight sums to zero: no sample is left")
         if self._classification:
             self._check_classes(y, weight)
-        n_outputs = self._outputs()
         seed = _seed(self.random_state)
-        generator = torch.Generator().manual_seed(seed)
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
         with one_thread(X.size < SMALL):
-            smoothing = approach.smoothing(ambiguity)
-            reference = build_reference(self.reference, cost, smoothing, self._classification, seed)
-            reference = approach.measure(ambiguity, reference, X, y, weight, groups)
-            atoms = count_atoms(reference, len(X))
-            sampled = is_sampled(reference)
-            inner, chosen = self._inner(ambiguity, X, y, sampled)
-            plan = replace(
-                self._plan(reference, cost, ambiguity, n_outputs, generator),
-                n_draws=self.n_draws or self._default_draws(atoms, sampled),
-                inner=inner,
-                atoms=None if sampled else reference.points(atoms, torch.Generator()),
-            )
-            model = self._build_model(n_outputs, spawn(generator))
-            approach.reject(plan, model)
-            start = self._warm(model) if self.warm_start else None
-            metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-            most = approach.most_iterations(plan, model)
-            with FitProgress(self, most, X=X, y=target, metadata=metadata) as progress:
+            plan = self._plan(ambiguity, cost, self._outputs())
+            plan, chosen = self._placed(plan, approach, (X, y, weight), groups, seed)
+            linear = approach.linear(plan) if self.model == "linear" else None
+            if linear is None:
+                work: Any = OnModule(approach, plan, self._build_model(plan.n_outputs, plan.child))
+            else:
+                work = _OnArrays(linear, X.shape[1])
+            start = self._start(work.shapes) if self.warm_start else None
+            with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
 
                 def report(iteration: int, info: dict[str, Any]) -> bool:
-                    fitted = {"n_iter_": iteration, "_n_outputs": model.n_outputs}
-                    return progress.step(lambda: {**self._attributes(model), **fitted})
+                    fitted = {"n_iter_": iteration, "_n_outputs": plan.n_outputs}
+                    return progress.step(lambda: {**self._attributes(work.seen(info)), **fitted})
 
-                result = approach.train(replace(plan, callback=report), model, start)
-            self._store(model, plan, result)
+                parameters, result = work.train(start, report)
+            self._store(parameters, plan, result)
             if result.status == "interrupted":
                 raise KeyboardInterrupt(result.message)
             if chosen:
                 self.message_ = f"{result.message} {chosen}"
             try:
-                found = approach.assess(plan, model, result, sampled, atoms)
+                found = work.assess(result)
             except KeyboardInterrupt:
                 # The model is trained; what is missing is its certificate.
                 self.status_ = "interrupted"
                 self.message_ = f"Interrupted while the certificate was computed. {result.message}"
                 raise
             if found.constant is not None:  # the model was changed after all
-                self._store(model, plan, replace(result, gap=math.nan))
+                self._store(work.parameters, plan, replace(result, gap=math.nan))
                 self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
             if chosen:
                 kept = replace(found.certificate, inner=chosen)
@@ -177,6 +215,45 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             self._keep(found, approach.name)
         self._warn(result, found.advice)
         return self
+
+    def _placed(
+        self, plan: Plan, approach: Approach, rows: Points, groups: Any, seed: int
+    ) -> tuple[Plan, str]:
+        """The plan with its points; and in words why "auto" chose an inner solver.
+
+        A linear model on the rows themselves needs neither a measure nor an inner solver.
+        """
+        x, y, weight = rows
+        simple = self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
+        if simple and approach.linear(plan) is not None:
+            kept = weight > 0
+            points = (x[kept], y[kept], weight[kept] / weight.sum())  # not the caller's arrays
+            known = approach.groups(plan.ambiguity, groups, weight)
+            if known is not None:
+                known = (known[0][kept], known[1])
+            self._reference = (*points, known)
+            atoms, index = approach.atoms(plan.ambiguity, points, known)
+            return replace(plan, atoms=atoms, groups=index), ""
+        smoothing = approach.smoothing(plan.ambiguity)
+        reference = build_reference(
+            self.reference, plan.cost, smoothing, self._classification, seed
+        )
+        reference = approach.measure(plan.ambiguity, reference, *rows, groups)
+        self._reference = reference
+        count = count_atoms(reference, len(x))
+        sampled = is_sampled(reference)
+        inner, chosen = self._inner(plan.ambiguity, x, y, sampled)
+        plan = replace(
+            plan,
+            reference=reference,
+            inner=inner,
+            generator=torch.Generator().manual_seed(seed),
+            n_draws=self.n_draws or self._default_draws(count, sampled),
+        )
+        if not sampled:
+            atoms, index = atoms_of(reference, count)
+            plan = replace(plan, atoms=atoms, groups=index)
+        return plan, chosen
 
     def _inner(
         self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray, sampled: bool
@@ -209,20 +286,18 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         n_classes = len(self.classes_) if self._classification else 0
         return n_classes if n_classes > 2 else 1
 
-    def _plan(self, reference, cost, ambiguity, n_outputs, generator) -> Plan:
+    def _plan(self, ambiguity: AmbiguitySet, cost: GroundCost, n_outputs: int) -> Plan:
         return Plan(
-            reference=reference,
             ambiguity=ambiguity,
             cost=cost,
             loss=self._get_loss(n_outputs),
-            inner=self._plain_inner(),
+            n_outputs=n_outputs,
             radius=None if ambiguity.radius is None else float(ambiguity.radius),
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
             label_cost=float(ambiguity.label_cost),
             n_labels=len(self.classes_) if self._classification else 0,
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
-            generator=generator,
             alpha=float(self.alpha),
             fit_intercept=self.fit_intercept,
             max_iter=self.max_iter,
@@ -265,45 +340,38 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             return max(atoms, min(4 * atoms, 20_000), 5_000)
         return max(atoms, 2_000)  # a dearer pass, or draws that are made anew every pass
 
-    def _warm(self, model: TabularModel) -> float | None:
-        if not hasattr(self, "parameters_"):
+    def _start(self, shapes: dict[str, tuple[int, ...]]) -> tuple[Any, float] | None:
+        """Parameters and penalty of the last fit, where they are of the same shapes."""
+        before = getattr(self, "parameters_", {})
+        if {name: value.shape for name, value in before.items()} != shapes:
             return None
-        shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-        if shapes != {k: tuple(v.shape) for k, v in self.parameters_.items()}:
-            return None
-        model.load_state_dict({k: torch.tensor(v) for k, v in self.parameters_.items()})
-        if isinstance(model, MLP):
-            model.warm = True
-        return self.certificate_.penalty if self.certificate_ is not None else None
+        return before, math.nan if self.certificate_ is None else self.certificate_.penalty
 
-    def _attributes(self, model: TabularModel) -> dict[str, Any]:
+    def _attributes(self, parameters: dict[str, np.ndarray]) -> dict[str, Any]:
         """Attributes that suffice to predict with the current parameters."""
-        attributes: dict[str, Any] = {"parameters_": pack_module(model)}
-        if isinstance(model, MLP) and len(model.weights) == 1:
-            coef = model.weights[0].detach().double().cpu().numpy().copy()
-            intercept = model.biases[0].detach().double().cpu().numpy().copy()
+        attributes: dict[str, Any] = {"parameters_": parameters}
+        if parameters.keys() == {"weights.0", "biases.0"}:
+            coef, intercept = (parameters[k].astype(np.float64) for k in ("weights.0", "biases.0"))
             attributes.update(self._linear_attributes(coef, intercept))
         return attributes
 
     def _linear_attributes(self, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
         return {"coef_": coef, "intercept_": intercept}
 
-    def _store(self, model: TabularModel, plan: Plan, result: TrainResult) -> None:
-        attributes = self._attributes(model)
-        if not all(np.isfinite(v).all() for v in attributes["parameters_"].values()):
+    def _store(self, parameters: dict[str, np.ndarray], plan: Plan, result: TrainResult) -> None:
+        if not all(np.isfinite(v).all() for v in parameters.values()):
             raise NonFiniteError("training left no finite model; lower learning_rate")
-        for name, value in attributes.items():
+        for name, value in self._attributes(parameters).items():
             setattr(self, name, value)
-        self._n_outputs = model.n_outputs
+        self._n_outputs = plan.n_outputs
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message
         self.optimality_gap_ = float(result.gap)
         self._history = {k: np.asarray(v, dtype=np.float64) for k, v in result.history.items()}
-        self.reference_ = plan.reference
         self.certificate_ = None
         self._worst = None
-        for cached in ("_model_cache", "_worst_cache"):
+        for cached in _CACHES:
             self.__dict__.pop(cached, None)
 
     def _keep(self, found: Assessment, approach: str) -> None:
@@ -367,6 +435,16 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         return pd.DataFrame({name: self._history.get(name, empty) for name in columns})
 
     @property
+    def reference_(self) -> LabelledMeasure:
+        """The fitted reference."""
+        check_is_fitted(self, "n_iter_")
+        if not isinstance(self._reference, tuple):
+            return self._reference
+        if "_reference_cache" not in self.__dict__:
+            self.__dict__["_reference_cache"] = empirical(*self._reference, self._classification)
+        return self.__dict__["_reference_cache"]
+
+    @property
     def worst_case_(self) -> WorstCase:
         """The worst-case distribution of the fitted model."""
         check_is_fitted(self, "n_iter_")
@@ -402,8 +480,12 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)
-        plan = self._plan(self.reference_, cost, ambiguity, self._n_outputs, generator)
-        plan = replace(plan, groups=groups)
+        plan = replace(
+            self._plan(ambiguity, cost, self._n_outputs),
+            inner=self._plain_inner(),
+            generator=generator,
+            groups=groups,
+        )
         with one_thread(X.size < SMALL), torch.no_grad():
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)
@@ -415,7 +497,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("_model_cache", "_worst_cache")}
+        return {k: v for k, v in state.items() if k not in _CACHES}
 
     def save(self, path: Any) -> None:
         """Write the fitted estimator to ``path``; `drojko.load` reads it without running code."""

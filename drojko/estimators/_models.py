@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,51 @@ import torch
 from torch import Tensor, nn
 
 from drojko._random import spawn
+from drojko.approaches.base import Approach, Assessment, Plan
 from drojko.exceptions import InvalidDataError
+from drojko.inner.transport.storage import pack_module
+from drojko.minimax.problem import Callback, TrainResult
 from drojko.models import MLP, Linear, LogitDifference, ModuleModel, TabularModel
 
-__all__ = ["build_model"]
+__all__ = ["OnModule", "build_model"]
 
 _FACTORY = threading.Lock()
+
+
+class OnModule:
+    """Training of a module in place."""
+
+    def __init__(self, approach: Approach, plan: Plan, model: TabularModel) -> None:
+        approach.reject(plan, model)
+        self.approach, self.plan, self.model = approach, plan, model
+        self.most = approach.most_iterations(plan, model)
+        self.shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The present parameters."""
+        return pack_module(self.model)
+
+    def seen(self, info: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The parameters of an iterate."""
+        return self.parameters
+
+    def train(self, start: Any, report: Callback) -> tuple[dict[str, np.ndarray], TrainResult]:
+        """Parameters and how training ended."""
+        penalty = None
+        if start is not None:
+            before, penalty = start
+            self.model.load_state_dict({k: torch.tensor(v) for k, v in before.items()})
+            if isinstance(self.model, MLP):
+                self.model.warm = True
+            penalty = None if math.isnan(penalty) else penalty
+        result = self.approach.train(replace(self.plan, callback=report), self.model, penalty)
+        return self.parameters, result
+
+    def assess(self, result: TrainResult) -> Assessment:
+        """Certificate and worst case."""
+        atoms = 0 if self.plan.atoms is None else len(self.plan.atoms[0])
+        return self.approach.assess(self.plan, self.model, result, self.plan.sampled, atoms)
 
 
 def build_model(

@@ -21,6 +21,7 @@ from drojko.approaches.base import (
     Parameters,
     Plan,
     Points,
+    arrays,
 )
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
@@ -45,15 +46,14 @@ class Reweighted(LinearProblem):
     @cached_property
     def _bound(self) -> Any:
         """The set on the atoms: one for training and certificate."""
-        return self.plan.ambiguity.bind(
-            *map(torch.from_numpy, self.plan.atoms or ()), self.plan.groups
-        )
+        atoms = map(torch.from_numpy, self.plan.draw(0))
+        return self.plan.ambiguity.bind(*atoms, self.plan.groups)
 
     def support(self, count: int) -> tuple[Points, Any]:
         """Points as arrays, of positive weight, and the set on them."""
         plan = self.plan
         if plan.atoms is not None:
-            return plan.atoms, self._bound
+            return plan.draw(0), self._bound
         count = _at_most(plan, count)
         drawn = plan.problem(None).support(plan.ambiguity, count, spawn(plan.generator))
         x, y, w = (part.cpu().numpy() for part in drawn[:3])
@@ -114,6 +114,12 @@ class OnSupport(Approach):
     gradients = False
     methods = ("on",)
 
+    def groups(
+        self, ambiguity: AmbiguitySet, groups: Any, weight: np.ndarray
+    ) -> tuple[np.ndarray, list[Any]] | None:
+        """What `Group` sets ask for."""
+        return _membership(groups, weight) if ambiguity.knows_groups else None
+
     def atoms(
         self, ambiguity: AmbiguitySet, points: Points, groups: Any
     ) -> tuple[Points, np.ndarray | None]:
@@ -170,16 +176,14 @@ class OnSupport(Approach):
     ) -> Assessment:
         count = _at_most(plan, DRAWS) if sampled else atoms
         *points, bound = plan.problem(model).support(plan.ambiguity, count, spawn(plan.generator))
-        arrays: Any = tuple(part.cpu().numpy() for part in points)
-        losses = losses_of(plan, model, points)
-        return assessed(plan, arrays, bound, losses, sampled, result.stationarity)
+        losses = losses_of(plan, model, points)  # type: ignore[arg-type]
+        return assessed(plan, arrays(points), bound, losses, sampled, result.stationarity)
 
     def certify(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """The exact dual of the points."""
-        arrays: Any = tuple(part.cpu().numpy() for part in points)
-        (x, y, w), groups = self.atoms(plan.ambiguity, arrays, plan.groups)
+        (x, y, w), groups = self.atoms(plan.ambiguity, arrays(points), plan.groups)
         points = tuple(torch.as_tensor(p, device=plan.device) for p in (x, y, w))
         bound = plan.ambiguity.bind(*points, groups)
         losses = losses_of(plan, model, points)
@@ -217,6 +221,8 @@ def _at_most(plan: Plan, count: int) -> int:
 
 def _membership(groups: Any, weight: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     """Indicator matrix and names of groups, one row per weight, none without weight."""
+    if isinstance(groups, tuple) and len(groups) == 2 and isinstance(groups[1], list):
+        return groups  # already
     if groups is None:
         raise InvalidDataError(
             "a Group set needs the groups of the rows: give groups=, a label per row or columns "
