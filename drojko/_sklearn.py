@@ -1,4 +1,4 @@
-"""The one module that imports scikit-learn's private names, and a mixin for nested settings.
+"""The one module that imports scikit-learn's private names: nested settings, checks of arrays.
 
 Third-party estimators need `_fit_context`, parameter constraints and `_check_sample_weight`, all of
 them private in scikit-learn. When one of them moves, this file is the only one to change.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -43,6 +44,8 @@ __all__ = [
     "_get_feature_names",
     "check_classification_targets",
     "check_is_fitted",
+    "checked_data",
+    "plain",
     "validate_data",
 ]
 
@@ -108,3 +111,49 @@ class NestedDefaults:
                 f"one of {', '.join(repr(known) for known in factories)}"
             )
         return factories[value]()
+
+
+def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any) -> Any:
+    """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
+    kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
+    try:
+        return validate_data(estimator, X, y, **kwargs)
+    except ValueError as error:
+        text = str(error)
+        if "could not convert" in text or "contains NaN" in text or "infinity" in text:
+            found = _bad_column(X)
+            if found is not None:
+                raise InvalidDataError(f"{found}. {text}") from error
+        raise
+
+
+def _bad_column(X: Any) -> str | None:
+    """What is wrong with the first column of a frame or an array that holds no finite numbers."""
+    if not hasattr(X, "shape") or len(X.shape) != 2:
+        return None
+    names = getattr(X, "columns", None)
+    for j in range(X.shape[1]):
+        column = X.iloc[:, j] if hasattr(X, "iloc") else X[:, j]
+        name = repr(plain(names[j])) if names is not None else str(j)
+        try:
+            values = np.asarray(column, dtype=np.float64)
+        except (TypeError, ValueError):
+            dtype = getattr(column, "dtype", "mixed")
+            return (
+                f"column {name} of X has dtype {dtype} and holds no numbers: encode it first, for "
+                "instance with a OneHotEncoder in a ColumnTransformer; an ambiguity set takes "
+                "one-hot groups as categorical_features"
+            )
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row = int(bad.argmax())
+            return (
+                f"column {name} of X holds {values[row]} in row {row}: impute or drop such rows "
+                "first, for instance with a SimpleImputer in a Pipeline"
+            )
+    return None
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar as the Python value that messages should show."""
+    return value.item() if isinstance(value, np.generic) else value

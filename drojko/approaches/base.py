@@ -204,7 +204,7 @@ class FittedModel:
         """What an adversary climbs, under a cost without bounds, scaled by the reference."""
         x, _, _ = self.reference.points(1000, make_generator(0))
         x = x.to(dtype=self.dtype, device=self.device)
-        cost = GroundCost(np.asarray(cost_weights, dtype=np.float64))
+        cost = GroundCost(np.array(cost_weights, dtype=np.float64))  # perhaps of a mapped file
         coordinates = Coordinates.build(cost, x, self.model.first_layer())
         return Objective(self.model, self.loss, coordinates, penalty)
 

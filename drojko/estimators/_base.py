@@ -22,6 +22,7 @@ from drojko._sklearn import (
     StrOptions,
     _check_sample_weight,
     check_is_fitted,
+    plain,
 )
 from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
@@ -42,9 +43,7 @@ from drojko.approaches.reference import (
     is_sampled,
 )
 from drojko.approaches.registry import approach_named, approach_to
-from drojko.certificates import Certificate
-from drojko.estimators._input import check_device, plain
-from drojko.estimators._models import OnModule, build_model
+from drojko.estimators._models import OnModule, build_model, check_device
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -471,8 +470,17 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         )
         return approach_named(state["approach"]).worst_case(fitted, state)
 
-    def _robust_certificate(self, X, y, ambiguity, sample_weight, groups=None) -> Certificate:
-        """Certificate of the fitted model on new data (the empirical measure of X, y)."""
+    def _known(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """New rows, checked, and their targets as training takes them."""
+        raise NotImplementedError
+
+    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None, groups=None):
+        """Certificate of the fitted model on new data, around their empirical measure.
+
+        ``groups`` as in `fit`: a `Group` set needs them.
+        """
+        check_is_fitted(self)
+        X, y = self._known(X, y)
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
@@ -492,6 +500,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             target = target if n_labels else target.to(plan.dtype)
             w = torch.as_tensor(weight / weight.sum(), device=plan.device)
             return approach.certify(plan, self._fitted_model(), (x, target, w), generator)
+
+    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
+        """Minus the certified upper bound of the worst-case risk on new data; larger is better.
+
+        ``ambiguity=None`` takes the estimator's own set. To compare estimators, fix one set: see
+        `drojko.make_robust_scorer`.
+        """
+        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper
 
     # -- persistence -------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Models by name or from a user's factory, at their initial parameters."""
+"""Modules: by name or from a user's factory, at their initial parameters; their training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drojko.inner.transport.storage import pack_module
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.models import MLP, Linear, LogitDifference, ModuleModel, TabularModel
 
-__all__ = ["OnModule", "build_model"]
+__all__ = ["OnModule", "build_model", "check_device"]
 
 _FACTORY = threading.Lock()
 
@@ -152,3 +152,14 @@ def _module_model(
             "other rows of the batch. Replace batch statistics by LayerNorm or fixed statistics"
         )
     return ModuleModel(LogitDifference(module) if first.shape[1:] == (2,) else module, n_outputs)
+
+
+def check_device(device: Any) -> None:
+    """Raise `InvalidDataError` for a torch device that is unknown or absent."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidDataError(
+            f"device={device!r} cannot be used ({reason}); device='cpu' always can"
+        ) from error

@@ -12,9 +12,8 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 
 from drojko._random import spawn
-from drojko._sklearn import _check_sample_weight
+from drojko._sklearn import _check_sample_weight, checked_data
 from drojko.estimators._calibration import LEVELS
-from drojko.estimators._input import checked_data
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses import get_loss

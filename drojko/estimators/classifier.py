@@ -13,9 +13,10 @@ from drojko._sklearn import (
     _fit_context,
     check_classification_targets,
     check_is_fitted,
+    checked_data,
+    plain,
 )
 from drojko.estimators._base import BaseDRO
-from drojko.estimators._input import checked_data, plain
 from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.losses import Loss, get_loss
 
@@ -251,22 +252,9 @@ class DROClassifier(ClassifierMixin, BaseDRO):
             return np.column_stack([1.0 - positive, positive])
         return softmax(scores, axis=1)
 
-    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None, groups=None):
-        """Certificate of the fitted model on new data, around their empirical measure.
-
-        ``groups`` as in `fit`: a `Group` set needs them.
-        """
-        check_is_fitted(self)
+    def _known(self, X, y):
         X, y = checked_data(self, X, y, reset=False)
         index = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
         if not np.array_equal(self.classes_[index], y):
             raise InvalidDataError(f"y holds labels that are not in {self.classes_.tolist()}")
-        return self._robust_certificate(X, index, ambiguity, sample_weight, groups)
-
-    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
-        """Minus the certified upper bound of the worst-case risk on new data; larger is better.
-
-        ``ambiguity=None`` takes the estimator's own set. To compare estimators, fix one set: see
-        `drojko.make_robust_scorer`.
-        """
-        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper
+        return X, index

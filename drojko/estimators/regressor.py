@@ -7,9 +7,8 @@ from numbers import Real
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from drojko._sklearn import Interval, _fit_context, check_is_fitted
+from drojko._sklearn import Interval, _fit_context, check_is_fitted, checked_data
 from drojko.estimators._base import BaseDRO
-from drojko.estimators._input import checked_data
 from drojko.losses import Loss, loss_with
 
 __all__ = ["DRORegressor"]
@@ -157,16 +156,6 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
         X = checked_data(self, X, reset=False)
         return self._predictions(np.asarray(X))
 
-    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None, groups=None):
-        """Certificate of the fitted model on new data, around their empirical measure.
-
-        ``groups`` as in `fit`: a `Group` set needs them.
-        """
-        check_is_fitted(self)
+    def _known(self, X, y):
         X, y = checked_data(self, X, y, reset=False, y_numeric=True)
-        y = np.asarray(y, dtype=np.float64)
-        return self._robust_certificate(X, y, ambiguity, sample_weight, groups)
-
-    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
-        """Minus the certified upper bound of the worst-case risk on new data; larger is better."""
-        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper
+        return X, np.asarray(y, dtype=np.float64)

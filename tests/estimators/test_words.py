@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import make_classification
 from sklearn.exceptions import ConvergenceWarning
 
@@ -19,7 +20,7 @@ from drojko.ambiguity import (
     TotalVariation,
     Wasserstein,
 )
-from drojko.approaches.reweighting.support import OnSupport
+from drojko.approaches.reweighting.support import Reweighted
 from drojko.measures import ClassConditional, Joint
 
 SETS = [
@@ -74,13 +75,13 @@ def test_converged_is_a_proven_gap(ambiguity, loss, data):
 
 def test_a_stall_is_told(data, monkeypatch):
     X, y, groups = data
-    train = OnSupport.train
+    fit = Reweighted.fit
 
-    def stalled(self, plan, model, start):
-        found = train(self, plan, model, start)
-        return replace(found, status="stalled", message="Look here.", gap=0.5)
+    def stalled(self, start):
+        parameters, found = fit(self, start)
+        return parameters, replace(found, status="stalled", message="Look here.", gap=0.5)
 
-    monkeypatch.setattr(OnSupport, "train", stalled)
+    monkeypatch.setattr(Reweighted, "fit", stalled)
     model = DRORegressor(KL(radius=0.1), reference="empirical", alpha=0.01)
     ((category, message),) = told(model, X, y, groups)
     assert category is ConvergenceWarning
@@ -117,7 +118,7 @@ def test_where_nothing_is_proven_there_is_no_number(settings, data):
 
 @pytest.mark.parametrize("ambiguity", [*SETS[:9], MMD(radius=0.1)], ids=repr)
 @pytest.mark.parametrize("classes", [True, False])
-def test_atoms_are_drawn_once(ambiguity, classes, data, monkeypatch):
+def test_a_linear_model_on_its_rows_draws_nothing(ambiguity, classes, data, monkeypatch):
     X, y, groups = data
     kind = ClassConditional if classes else Joint
     points, calls = kind.points, []
@@ -132,4 +133,6 @@ def test_atoms_are_drawn_once(ambiguity, classes, data, monkeypatch):
     else:
         model = DRORegressor(ambiguity, loss="huber", reference="empirical")
     told(model, X, y, groups)
-    assert len(calls) == 1
+    assert calls == []
+    assert len(model.reference_.points(len(X), torch.Generator())[0]) == len(X)
+    assert calls == [1]
