@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 
 import drojko
 from drojko.approaches.transport import approach as _transport
+from drojko.approaches.transport.linear import ExactTransport
 from tests.estimators._cases import binary, mlp, unfitted
 
 pytestmark = [
@@ -143,6 +144,7 @@ def test_ctrl_c_while_the_certificate_is_computed(name, monkeypatch):
     estimator, X, y = unfitted(name)
     expected = clone(estimator).fit(X, y).predict(X)
     monkeypatch.setattr(_transport, "assess", interrupted)
+    monkeypatch.setattr(ExactTransport, "assess", interrupted)
     with pytest.raises(KeyboardInterrupt):
         estimator.fit(X, y)
     assert estimator.status_ == "interrupted"
