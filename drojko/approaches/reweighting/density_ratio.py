@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from drojko._random import spawn
-from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan, Points
-from drojko.approaches.reweighting.support import OnSupport, Reweighted, losses_of
+from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan
+from drojko.approaches.reweighting.support import Draw, OnSupport
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase, check_set
@@ -21,29 +19,8 @@ from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
 from drojko.measures.base import components
-from drojko.minimax.problem import TrainResult
-from drojko.models import TabularModel
 
 __all__ = ["DensityRatio"]
-
-#: Draws of a continuous reference: for the dual point, and as many for the certificate.
-DRAWS = 10_000
-
-
-@dataclass(frozen=True)
-class Ratios(Reweighted):
-    """A density ratio: the dual point says what happens anywhere."""
-
-    def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
-        """The exact dual of the losses; on draws, of a dual point that others gave."""
-        plan, fitted, law = self.plan, None, None
-        points, bound = self.support(DRAWS)
-        if plan.sampled:
-            law = _error_law(plan, parameters)
-            other, _ = self.support(DRAWS)
-            fitted = (self.losses(other, parameters), other[2])
-        losses = self.losses(points, parameters)
-        return _assessed(plan, bound, losses, points[2], fitted, result.stationarity, law)
 
 
 class DensityRatio(OnSupport):
@@ -56,34 +33,51 @@ class DensityRatio(OnSupport):
     name = "reweighting"
     methods = ("on", "dual", "bounds_at", "log_ratio_at", "without_atoms", "discrepancy")
 
-    def linear(self, plan: Plan) -> Ratios:
-        """Always, once flows of the reference are known to fit the set."""
-        _check(plan)
-        return Ratios(plan)
-
-    def reject(self, plan: Plan, model: TabularModel) -> None:
+    def check(self, plan: Plan) -> None:
         """Flows of the reference need a density, and a ratio without jumps."""
-        _check(plan)
+        if isinstance(plan.inner, Importance):
+            check_set(plan.ambiguity)
+            if not plan.sampled:
+                raise UnsupportedError(
+                    "inner='importance' samples a worst case that has a density; the atoms of this "
+                    "reference are reweighted exactly without it: leave inner at its default, or "
+                    "give reference='mixture', 'kde' or 'gaussian'"
+                )
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
+    def judge(
+        self,
+        plan: Plan,
+        draw: Callable[[], Draw],
+        stationarity: float,
+        parameters: Parameters | None = None,
     ) -> Assessment:
-        def draw() -> tuple[Points, np.ndarray, np.ndarray]:
-            count = DRAWS if sampled else atoms
-            points = plan.problem(model).draw(count, spawn(plan.generator))
-            return points, losses_of(plan, model, points), points[2].cpu().numpy()
-
-        points, losses, w = draw()
-        bound = plan.ambiguity.bind(points[0], None, points[2])
-        fitted = draw()[1:] if sampled else None
-        return _assessed(plan, bound, losses, w, fitted, result.stationarity)
-
-    def certify(
-        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
-    ) -> Certificate:
-        bound = plan.ambiguity.bind(points[0], None, points[2])
-        losses = losses_of(plan, model, points)
-        return _assessed(plan, bound, losses, points[2].cpu().numpy(), None, math.nan).certificate
+        """The exact dual of atoms; on draws, bounds of a dual point that other draws gave."""
+        law, fitted, largest = None, None, math.inf
+        if plan.sampled:
+            law = None if parameters is None else _error_law(plan, parameters)
+            (_, _, w), _, losses = draw()
+            fitted = losses, w
+        (_, _, w), bound, losses = draw()
+        certificate, point = reweighted_certificate(
+            plan.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
+        )
+        if fitted is not None and plan.ambiguity.needs_largest(point.penalty):
+            largest = max(float(losses.max()), float(fitted[0].max()))
+        if law is not None:
+            certificate, point = _closed_form(plan, law, certificate, point)
+        state = {
+            "ambiguity": clone(plan.ambiguity),
+            "penalty": float(point.penalty),
+            "shift": float(point.shift),
+            "attained_risk": certificate.worst_case_risk,
+            "largest": largest,
+        }
+        if isinstance(plan.inner, Importance):
+            state["importance"] = plan.inner.get_params(deep=False)
+        if isinstance(plan.inner, SemiDual):
+            settings = plan.inner.get_params(deep=False)
+            state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
+        return Assessment(certificate, state)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> ReweightedWorstCase:
         """The reference with the ratios of the stored dual point."""
@@ -112,51 +106,6 @@ class DensityRatio(OnSupport):
             state["attained_risk"],
             **own,
         )
-
-
-def _check(plan: Plan) -> None:
-    """Flows of the reference need a density, and a ratio without jumps."""
-    if isinstance(plan.inner, Importance):
-        check_set(plan.ambiguity)
-        if not plan.sampled:
-            raise UnsupportedError(
-                "inner='importance' samples a worst case that has a density; the atoms of this "
-                "reference are reweighted exactly without it: leave inner at its default, or "
-                "give reference='mixture', 'kde' or 'gaussian'"
-            )
-
-
-def _assessed(
-    plan: Plan,
-    bound: Any,
-    losses: np.ndarray,
-    w: np.ndarray,
-    fitted: tuple[np.ndarray, np.ndarray] | None,
-    stationarity: float,
-    law: ErrorLaw | None = None,
-) -> Assessment:
-    """Certificate and dual point from the losses; ``law`` where their tail has a closed form."""
-    certificate, point = reweighted_certificate(
-        plan.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
-    )
-    largest = math.inf
-    if fitted is not None and plan.ambiguity.needs_largest(point.penalty):
-        largest = max(float(losses.max()), float(fitted[0].max()))
-    if law is not None:
-        certificate, point = _closed_form(plan, law, certificate, point)
-    state = {
-        "ambiguity": clone(plan.ambiguity),
-        "penalty": float(point.penalty),
-        "shift": float(point.shift),
-        "attained_risk": certificate.worst_case_risk,
-        "largest": largest,
-    }
-    if isinstance(plan.inner, Importance):
-        state["importance"] = plan.inner.get_params(deep=False)
-    if isinstance(plan.inner, SemiDual):
-        settings = plan.inner.get_params(deep=False)
-        state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
-    return Assessment(certificate, state)
 
 
 def _error_law(plan: Plan, parameters: Parameters) -> ErrorLaw | None:

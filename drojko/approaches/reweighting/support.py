@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -39,9 +40,15 @@ DRAWS = 10_000
 BLOCK = 65_536
 
 
+#: Points as arrays, the set on them, and the losses there, float64.
+Draw = tuple[Points, Any, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Reweighted(LinearProblem):
     """Losses of a linear model at weighted points, and a set that reweights them."""
+
+    approach: OnSupport
 
     @cached_property
     def _bound(self) -> Any:
@@ -54,23 +61,19 @@ class Reweighted(LinearProblem):
         plan = self.plan
         if plan.atoms is not None:
             return plan.draw(0), self._bound
-        count = _at_most(plan, count)
-        drawn = plan.problem(None).support(plan.ambiguity, count, spawn(plan.generator))
-        x, y, w = (part.cpu().numpy() for part in drawn[:3])
-        return (x, y, w), drawn[3]
+        *drawn, bound = _support(plan, None, count)
+        return arrays(drawn), bound
 
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Newton's method with a proven gap, or L-BFGS where there is no proof."""
         plan, now = self.plan, {}
-        (x, y, w), bound = self.support(plan.n_draws)
+        points, bound = self.support(plan.n_draws)
 
         def callback(iteration: int, info: dict[str, Any]) -> bool:
             return plan.callback is not None and bool(plan.callback(iteration, {**info, **now}))
 
         found = solve_linear(
-            x,
-            y,
-            w,
+            *points,
             bound,
             plan.loss,
             n_outputs=plan.n_outputs,
@@ -83,24 +86,21 @@ class Reweighted(LinearProblem):
         parameters = np.atleast_2d(found.coef), np.atleast_1d(found.intercept)
         return parameters, TrainResult.of(found)
 
-    def losses(self, points: Points, parameters: Parameters) -> np.ndarray:
-        """Losses at the points, float64, shape (n,)."""
-        x, y, _ = points
-        coef, intercept = parameters
-        value = self.plan.loss.value
-        parts = []
-        for start in range(0, len(x), BLOCK):
-            f = x[start : start + BLOCK] @ coef.T + intercept
-            f = f[:, 0] if self.plan.n_outputs == 1 else f
-            labels = torch.from_numpy(y[start : start + BLOCK])
-            parts.append(value(torch.from_numpy(np.ascontiguousarray(f)), labels).numpy())
-        return np.concatenate(parts)
-
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
-        """The exact dual of the losses."""
-        points, bound = self.support(DRAWS)
-        losses = self.losses(points, parameters)
-        return assessed(self.plan, points, bound, losses, self.plan.sampled, result.stationarity)
+        """The dual of the losses."""
+        plan, (coef, intercept) = self.plan, parameters
+
+        def draw() -> Draw:
+            points, bound = self.support(DRAWS)
+            parts = []
+            for start in range(0, len(points[0]), BLOCK):
+                x, y = (part[start : start + BLOCK] for part in points[:2])
+                f = x @ coef.T + intercept
+                f = np.ascontiguousarray(f[:, 0] if plan.n_outputs == 1 else f)
+                parts.append(plan.loss.value(torch.from_numpy(f), torch.from_numpy(y)).numpy())
+            return points, bound, np.concatenate(parts)
+
+        return self.approach.judge(plan, draw, result.stationarity, parameters)
 
 
 class OnSupport(Approach):
@@ -158,7 +158,15 @@ class OnSupport(Approach):
 
     def linear(self, plan: Plan) -> Reweighted:
         """Always: the losses at the points are all that a set sees."""
-        return Reweighted(plan)
+        self.check(plan)
+        return Reweighted(plan, self)
+
+    def check(self, plan: Plan) -> None:
+        """Raise for settings that do not fit the set."""
+
+    def reject(self, plan: Plan, model: TabularModel) -> None:
+        """As `check`."""
+        self.check(plan)
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Stochastic steps."""
@@ -166,7 +174,7 @@ class OnSupport(Approach):
             plan.problem(model),
             plan.ambiguity,
             spawn(plan.generator),
-            n_draws=_at_most(plan, plan.n_draws),  # an empirical reference has its atoms anyway
+            n_draws=min(plan.n_draws, plan.ambiguity.most_draws or plan.n_draws),
             outer=plan.outer,
             limits=plan.limits,
         )
@@ -174,20 +182,51 @@ class OnSupport(Approach):
     def assess(
         self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
     ) -> Assessment:
-        count = _at_most(plan, DRAWS) if sampled else atoms
-        *points, bound = plan.problem(model).support(plan.ambiguity, count, spawn(plan.generator))
-        losses = losses_of(plan, model, points)  # type: ignore[arg-type]
-        return assessed(plan, arrays(points), bound, losses, sampled, result.stationarity)
+        def draw() -> Draw:
+            *points, bound = _support(plan, model, DRAWS if sampled else atoms)
+            return arrays(points), bound, losses_of(plan, model, points)
+
+        return self.judge(plan, draw, result.stationarity)
 
     def certify(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """The exact dual of the points."""
-        (x, y, w), groups = self.atoms(plan.ambiguity, arrays(points), plan.groups)
-        points = tuple(torch.as_tensor(p, device=plan.device) for p in (x, y, w))
+        atoms, groups = self.atoms(plan.ambiguity, arrays(points), plan.groups)
+        points = tuple(torch.as_tensor(part, device=plan.device) for part in atoms)
         bound = plan.ambiguity.bind(*points, groups)
-        losses = losses_of(plan, model, points)
-        return assessed(plan, (x, y, w), bound, losses, False, math.nan).certificate
+        draw = (atoms, bound, losses_of(plan, model, points))
+        return self.judge(replace(plan, atoms=atoms), lambda: draw, math.nan).certificate
+
+    def judge(
+        self,
+        plan: Plan,
+        draw: Callable[[], Draw],
+        stationarity: float,
+        parameters: Parameters | None = None,
+    ) -> Assessment:
+        """Certificate and worst case from the losses of a model; its parameters if it is linear."""
+        (x, y, w), bound, losses = draw()
+        certificate, _ = reweighted_certificate(
+            plan.ambiguity,
+            bound,
+            losses,
+            w,
+            fitted=(losses, w) if plan.sampled else None,
+            stationarity=stationarity,
+        )
+        if plan.radius is not None:  # in the units of the set's radius
+            certificate = replace(certificate, radius=plan.radius)
+        state: dict[str, Any] = {"attained_risk": certificate.worst_case_risk}
+        dual = bound.dual(losses)
+        shares = getattr(dual, "group_weights", None)
+        if shares is not None:
+            state["group_weights"] = shares
+        else:
+            mass = w * dual.ratio
+            kept = mass > 0
+            state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
+        return Assessment(certificate, state)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> MeasuredWorstCase:
         """The worst mixture of the groups, or the points with their worst masses."""
@@ -215,8 +254,10 @@ def losses_of(plan: Plan, model: TabularModel, points: Points) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _at_most(plan: Plan, count: int) -> int:
-    return min(count, plan.ambiguity.most_draws or count)
+def _support(plan: Plan, model: Any, count: int) -> Any:
+    """Points and the set on them; of an empirical reference the atoms, whatever the count."""
+    most = plan.ambiguity.most_draws or count
+    return plan.problem(model).support(plan.ambiguity, min(count, most), plan.child)
 
 
 def _membership(groups: Any, weight: np.ndarray) -> tuple[np.ndarray, list[Any]]:
@@ -248,35 +289,3 @@ def _by_class(x: np.ndarray, y: np.ndarray, mass: np.ndarray, n_classes: int) ->
         inside = y == k
         parts.append(Empirical(x[inside], mass[inside]) if inside.any() else Empirical(x[:1]))
     return ClassConditional(measures=parts, weights=np.bincount(y, mass, n_classes))
-
-
-def assessed(
-    plan: Plan,
-    points: Points,
-    bound: Any,
-    losses: np.ndarray,
-    sampled: bool,
-    stationarity: float,
-) -> Assessment:
-    """Certificate and worst case from the losses at the points, arrays."""
-    x, y, w = points
-    certificate, _ = reweighted_certificate(
-        plan.ambiguity,
-        bound,
-        losses,
-        w,
-        fitted=(losses, w) if sampled else None,
-        stationarity=stationarity,
-    )
-    if plan.radius is not None:  # in the units of the set's radius
-        certificate = replace(certificate, radius=plan.radius)
-    state: dict[str, Any] = {"attained_risk": certificate.worst_case_risk}
-    dual = bound.dual(losses)
-    shares = getattr(dual, "group_weights", None)
-    if shares is not None:
-        state["group_weights"] = shares
-    else:
-        mass = w * dual.ratio
-        kept = mass > 0
-        state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
-    return Assessment(certificate, state)

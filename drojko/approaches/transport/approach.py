@@ -19,13 +19,16 @@ from drojko.approaches.base import (
 )
 from drojko.approaches.transport.evaluation import assess, certify_points
 from drojko.approaches.transport.linear import ExactTransport
-from drojko.approaches.transport.training import most_iterations, reject, train
+from drojko.approaches.transport.training import train
 from drojko.certificates import Certificate
+from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.storage import pack, unpack
 from drojko.inner.transport.transported import TransportedWorstCase
+from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
-from drojko.models import TabularModel
+from drojko.minimax.transport.classes import LinearClasses
+from drojko.models import TabularModel, is_linear
 
 __all__ = ["Transport"]
 
@@ -57,11 +60,18 @@ class Transport(Approach):
 
     def reject(self, plan: Plan, model: TabularModel) -> None:
         """Targets of a regression that move need the exact solver."""
-        reject(plan, model)
+        if plan.n_labels == 0 and math.isfinite(plan.label_cost):
+            raise UnsupportedError(
+                "a finite label_cost in regression needs a linear model without bounds "
+                "and swaps: set label_cost=inf"
+            )
 
     def most_iterations(self, plan: Plan, model: TabularModel) -> int:
         """The limit of a staged solver is one per stage."""
-        return most_iterations(plan, model)
+        if is_linear(model) and model.n_outputs > 1 and plan.classes:
+            return plan.max_iter * len(LinearClasses().smoothings)
+        kinked = is_linear(model) and plan.cost.swaps
+        return plan.max_iter * (1 + len(DETOURS)) if kinked else plan.max_iter
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Quasi-Newton for linear models, subgradient steps otherwise."""

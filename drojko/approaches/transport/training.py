@@ -12,15 +12,13 @@ from drojko._driver import Status
 from drojko._random import spawn
 from drojko.approaches.base import Plan
 from drojko.approaches.transport.linear import ExactTransport
-from drojko.exceptions import UnsupportedError
 from drojko.minimax.conditioning import Conditioned
-from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.transport.classes import LinearClasses
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import TabularModel, is_linear
 
-__all__ = ["most_iterations", "reject", "train"]
+__all__ = ["train"]
 
 _SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
@@ -34,15 +32,6 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     if result.status == Status.CONVERGED and _separated(plan, model):
         return replace(result, status="unbounded", message=_SEPARABLE)
     return result
-
-
-def most_iterations(plan: Plan, model: TabularModel) -> int:
-    """How many iterations a callback may see; the limit of a staged solver is one per stage."""
-    staged = is_linear(model) and model.n_outputs > 1 and plan.classes
-    if staged:
-        return plan.max_iter * len(LinearClasses().smoothings)
-    kinked = is_linear(model) and plan.cost.swaps
-    return plan.max_iter * (1 + len(DETOURS)) if kinked else plan.max_iter
 
 
 def _separated(plan: Plan, model: TabularModel) -> bool:
@@ -104,13 +93,3 @@ def _relaxed_start(plan: Plan, model: Any) -> float | None:
         model.biases[0].copy_(torch.as_tensor(intercept))
     model.warm = True
     return result.penalty if 0.0 < result.penalty < math.inf else None
-
-
-def reject(plan: Plan, model: TabularModel) -> None:
-    """Raise for combinations without a meaning or not yet supported."""
-    if plan.n_labels == 0 and math.isfinite(plan.label_cost):
-        raise UnsupportedError(
-            "a finite label_cost in regression needs a linear model without bounds "
-            "and swaps: "
-            "set label_cost=inf"
-        )
