@@ -106,7 +106,8 @@ class Program:
 
         for parameter, of in self.form.sizes:
             parameter.value = of(size)
-        name = self.solver or self._default()
+        # HiGHS for linear programs, Clarabel for all cones.
+        name = self.solver or ("HIGHS" if self.problem.is_lp() else "CLARABEL")
         for settings in SETTINGS[name] if not self.options else ({},):
             self._call(name, {**settings, **self.options})
             if self.problem.status != cp.OPTIMAL_INACCURATE:
@@ -132,10 +133,6 @@ class Program:
                 f"{name} failed: {error}. Choose another solver of {', '.join(SOLVERS)}, scale the "
                 "features, or use drojko's own estimators, which need none"
             ) from error
-
-    def _default(self) -> str:
-        """HiGHS for linear programs, Clarabel for all cones."""
-        return "HIGHS" if self.problem.is_lp() else "CLARABEL"
 
 
 def check_solver(solver: Any) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin, clone
@@ -41,11 +42,19 @@ def _unsupported(what: str) -> UnsupportedError:
     return UnsupportedError(f"{what} has no convex reformulation here. Supported: {pairs}")
 
 
+@dataclass(eq=False, repr=False)
 class _ConvexDRO(NestedDefaults, BaseEstimator):
     """What both estimators share."""
 
+    ambiguity: AmbiguitySet | None = None
+    _: KW_ONLY
+    alpha: float = 0.0
+    fit_intercept: bool = True
+    solver: str | None = None
+    solver_options: dict[str, Any] | None = None
+
     _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1, order=1)}
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "ambiguity": [AmbiguitySet, None],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "fit_intercept": ["boolean"],
@@ -225,6 +234,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         return {k: v for k, v in state.items() if k not in ("_program", "_table", "_rows")}
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
     r"""Robust linear classifier on the empirical measure, by conic programming.
 
@@ -290,27 +300,11 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
     (0.367, (100,))
     """
 
-    _parameter_constraints: dict = {
+    loss: str | Loss = "logistic"
+    _parameter_constraints: ClassVar[dict] = {
         **_ConvexDRO._parameter_constraints,
         "loss": [str, Loss],
     }
-
-    def __init__(
-        self,
-        ambiguity=None,
-        *,
-        loss="logistic",
-        alpha=0.0,
-        fit_intercept=True,
-        solver=None,
-        solver_options=None,
-    ):
-        self.ambiguity = ambiguity
-        self.loss = loss
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.solver = solver
-        self.solver_options = solver_options
 
     def _loss(self) -> Loss:
         return loss_with(self.loss, "classification", len(self.classes_))
@@ -340,6 +334,7 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
         return super().predict_proba(X)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     r"""Robust linear regression on the empirical measure, by conic programming.
 
@@ -385,34 +380,16 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     (0.634, 0.763)
     """
 
+    loss: str | Loss = "squared"
+    quantile: float = 0.5
+    delta: float = 1.35
     _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1)}
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         **_ConvexDRO._parameter_constraints,
         "loss": [str, Loss],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
         "delta": [Interval(Real, 0, None, closed="neither")],
     }
-
-    def __init__(
-        self,
-        ambiguity=None,
-        *,
-        loss="squared",
-        quantile=0.5,
-        delta=1.35,
-        alpha=0.0,
-        fit_intercept=True,
-        solver=None,
-        solver_options=None,
-    ):
-        self.ambiguity = ambiguity
-        self.loss = loss
-        self.quantile = quantile
-        self.delta = delta
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.solver = solver
-        self.solver_options = solver_options
 
     def _loss(self) -> Loss:
         return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)
