@@ -60,18 +60,16 @@ class Box(Constraint):
         """Clip to the bounds."""
         low, high = _range("Box", self.lower, self.upper, params.numel())
         flat = params.reshape(-1)
-        return torch.clamp(flat, torch.tensor(low).to(flat), torch.tensor(high).to(flat)).view_as(
-            params
-        )
+        low, high = (torch.tensor(side).to(flat) for side in (low, high))
+        return torch.clamp(flat, low, high).view_as(params)
 
 
 @dataclass(frozen=True)
-class Nonnegative(Constraint):
+class Nonnegative(Box):
     r"""Decisions with :math:`\theta \ge 0`."""
 
-    def project(self, params: Tensor) -> Tensor:
-        """Clip at zero."""
-        return params.clamp_min(0.0)
+    lower: Any = field(default=0.0, init=False, repr=False)
+    upper: Any = field(default=None, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +174,10 @@ class Region:
             flat[where] = project(flat[where].view(shape)).reshape(-1)
         return flat
 
+    def nearest(self, point: np.ndarray) -> np.ndarray:
+        """`project` of an array."""
+        return self.project(torch.from_numpy(point)).numpy()
+
     def recession(self, move: np.ndarray) -> np.ndarray:
         """A direction near ``move`` that never leaves the rows and cones."""
         move = np.array(move)
@@ -241,12 +243,10 @@ def build_region(constraint: Any, layout: Layout) -> Region:
         item = _constraint(value)
         project = item.project if isinstance(item, Constraint) else item
         parts.append((part, shapes[name], project))
-        if not isinstance(item, Box | Nonnegative):
+        if not isinstance(item, Box):
             joined.append(part)
         if isinstance(item, Box):
             low[part], high[part] = _range("Box", item.lower, item.upper, n)
-        elif isinstance(item, Nonnegative):
-            low[part] = 0.0
         elif isinstance(item, Simplex):
             low[part], high[part] = item.limits(n)
             sums.append((part, float(item.total)))

@@ -27,6 +27,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
 from drojko.models import ModuleModel
+from drojko.problems.constraints import Region
 from drojko.problems.families.adversary import Identity, StructuredAdversary
 
 __all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "Wall"]
@@ -122,9 +123,16 @@ class Oracle(ABC):
         """The loss and its parameters, a `DecisionModule`."""
         return self.model.module
 
-    def start(self) -> np.ndarray:
-        """The first point: the decision as given."""
-        return self.module.flat.detach().numpy().copy()
+    def start(self, region: Region) -> tuple[np.ndarray, Answer]:
+        """The decision as given, inside the region, and its answer."""
+        point = region.nearest(self.module.flat.detach().numpy().copy())
+        answer = self(point)
+        if not isinstance(answer, Answer):
+            raise UnboundedRiskError(
+                "the worst-case risk is infinite at the first decision; start at params whose "
+                "worst case is finite, raise the penalty, or give a radius"
+            )
+        return point, answer
 
     def load(self, point: np.ndarray) -> None:
         """Put a point's decision into the model."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko.ambiguity import Wasserstein
 from drojko.certificates import Certificate
-from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.transport.radius import mean
 from drojko.inner.worst_case import WorstCase
 from drojko.measures.base import LabelledMeasure
@@ -152,7 +152,7 @@ class ThinnedWorstCase(WorstCase):
     attained_risk: float
     classes: np.ndarray | None = None
     feature_names: tuple[str, ...] | None = None
-    cost_weights: np.ndarray | None = field(default=None)
+    cost_weights: np.ndarray | None = None
 
     @property
     def n_features(self) -> int:
@@ -167,10 +167,7 @@ class ThinnedWorstCase(WorstCase):
 
     def transport(self, X: Any, y: Any) -> np.ndarray:
         """Where the share that moves goes, shape (n, d)."""
-        x = np.asarray(X, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {x.shape}; expected (n, {self.n_features})")
-        return x + self.move
+        return self._points(X).numpy() + self.move
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of the mixture of the reference and its shifted image, shape (n,)."""
@@ -179,9 +176,6 @@ class ThinnedWorstCase(WorstCase):
         came = self.reference.log_prob(x - self.move, y).numpy()
         with np.errstate(divide="ignore"):
             return np.logaddexp(np.log1p(-self.share) + stay, np.log(self.share) + came)
-
-    def risk(self) -> float:
-        return self.attained_risk
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         x, y, w = self.reference.points(2000, make_generator(0))

@@ -11,23 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import standard_error
-from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
+from drojko.ambiguity import AmbiguitySet, Wasserstein
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.approaches.registry import approach_to
-from drojko.certificates import (
-    Certificate,
-    attained_without_atoms,
-    certify,
-    reweighted_certificate,
-)
+from drojko.certificates import Certificate, certify, reweighted_certificate
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.transport.radius import BallSolution, mean
+from drojko.inner.transport.radius import BallSolution
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import Empirical
@@ -37,7 +30,7 @@ from drojko.problems.families.base import Decided, Family
 from drojko.problems.families.oracle import BallOracle, Draws, Oracle, RatioOracle
 from drojko.problems.families.order_one import order_one
 from drojko.problems.families.structured import StructuredLoss
-from drojko.problems.families.tails import check_moment, proof_on_draws
+from drojko.problems.families.tails import check_moment, warn_of_few
 
 __all__ = ["family_of"]
 
@@ -126,11 +119,12 @@ class _DecisionLoss:
 
 
 @dataclass(frozen=True)
-class _Ratio(Family):
-    """Sets that limit the density ratio."""
+class _Reweighting(Family):
+    """Sets that reweight: by a limit of the density ratio (``tilts``), or given points."""
 
-    ambiguity: DensityRatioSet
+    ambiguity: AmbiguitySet
     names: tuple[str, ...] | None
+    tilts: bool
     exact: bool = True
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
@@ -138,84 +132,38 @@ class _Ratio(Family):
 
     def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
         module: Any = of.model.module
-        if of.sampled:
-            check_moment(self.ambiguity, module.loss, module.params, of.reference)
+        ambiguity: Any = self.ambiguity
+        if of.sampled and self.tilts:
+            check_moment(ambiguity, module.loss, module.params, of.reference)
         with torch.no_grad():
-            losses = of.model.linearise(of.draws.x)[0].double()
-        dual = self.ambiguity.dual(losses.numpy(), of.draws.w.numpy())
-        priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
-        ratio = torch.from_numpy(dual.ratio)
-        error, proof = 0.0, dual.proof
-        if of.sampled:
-            mass = (of.draws.w * ratio).numpy()
-            proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
-            # The dual point is stationary: to first order the value moves like this mean.
-            spread = ratio * (losses - dual.shift)
-            error = standard_error(spread, of.draws.w)
-        attained, spent, largest = dual.attained, dual.radius, math.inf
-        multiplier, nominal = dual.penalty, mean(losses, of.draws.w)
-        if of.sampled and self.ambiguity.needs_largest(dual.penalty):
-            # Mass on the largest of these draws is nothing that the reference could give.
-            x, w = of.reference.points(len(of.draws.w), spawn(of.generator))
-            with torch.no_grad():
-                fresh = of.model.linearise(x)[0].double()
-            largest = float(losses.max())
-            attained, spent = attained_without_atoms(
-                self.ambiguity, dual, largest, fresh.numpy(), w.numpy()
-            )
-            priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * spent
-            multiplier = dual.penalty if spent > 0.0 else math.inf  # the reference itself
-        certificate = Certificate(
-            nominal_risk=nominal,
-            lower=min(max(attained - priced, nominal), dual.value),
-            upper=dual.value,
-            worst_case_risk=attained,
-            radius=self.ambiguity.radius,
-            penalty=dual.penalty,
-            transport_cost=spent,
-            standard_error=error,
-            stationarity=of.stationarity,
-            proof=proof,
+            losses = of.model.linearise(of.draws.x)[0].double().numpy()
+        w, bound = of.draws.w.numpy(), ambiguity.bind(of.draws.x, None, of.draws.w)
+        fitted = (losses, w) if of.sampled else None
+        certificate, dual = reweighted_certificate(
+            ambiguity, bound, losses, w, fitted=fitted, stationarity=of.stationarity
         )
-
-        measure = ReweightedWorstCase(
-            self.ambiguity,
-            multiplier,
+        certificate = replace(certificate, radius=ambiguity.radius)
+        mass = w * dual.ratio
+        if not self.tilts:
+            worst = Unlabelled(Empirical(of.draws.x.numpy(), mass))
+            return certificate, MeasuredWorstCase(
+                worst, certificate.worst_case_risk, LABEL, self.names
+            )
+        largest = math.inf
+        if of.sampled and ambiguity.needs_largest(certificate.penalty):
+            largest = float(losses.max())
+        elif of.sampled and certificate.proof == "local-estimate":
+            warn_of_few(ambiguity, mass)
+        return certificate, ReweightedWorstCase(
+            ambiguity,
+            dual.penalty,
             dual.shift,
             _DecisionLoss(module),
             Unlabelled(of.reference),
             classes=LABEL,
             feature_names=self.names,
-            attained_risk=attained,
+            attained_risk=certificate.worst_case_risk,
             largest=largest,
-        )
-        return certificate, measure
-
-
-@dataclass(frozen=True)
-class _OnSupport(Family):
-    """Sets that reweight given points, by what ``on`` returns."""
-
-    ambiguity: AmbiguitySet
-    names: tuple[str, ...] | None
-    exact: bool = True
-
-    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
-        return RatioOracle(model, draws, self.ambiguity)
-
-    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
-        with torch.no_grad():
-            losses = of.model.linearise(of.draws.x)[0].double().numpy()
-        w, bound = of.draws.w.numpy(), self.ambiguity.bind(of.draws.x, None, of.draws.w)
-        fitted = (losses, w) if of.sampled else None
-        certificate, dual = reweighted_certificate(
-            self.ambiguity, bound, losses, w, fitted=fitted, stationarity=of.stationarity
-        )
-        if self.ambiguity.radius is not None:
-            certificate = replace(certificate, radius=float(self.ambiguity.radius))
-        worst = Unlabelled(Empirical(of.draws.x.numpy(), w * dual.ratio))
-        return certificate, MeasuredWorstCase(
-            worst, certificate.worst_case_risk, LABEL, self.names, None
         )
 
 
@@ -234,8 +182,12 @@ _FAMILIES: dict[str, Any] = {
     "order-one": lambda ambiguity, resolved, loss, inner, names: order_one(
         ambiguity, resolved, loss, names
     ),
-    "reweighting": lambda ambiguity, resolved, loss, inner, names: _Ratio(ambiguity, names),
-    "support": lambda ambiguity, resolved, loss, inner, names: _OnSupport(ambiguity, names),
+    "reweighting": lambda ambiguity, resolved, loss, inner, names: _Reweighting(
+        ambiguity, names, True
+    ),
+    "support": lambda ambiguity, resolved, loss, inner, names: _Reweighting(
+        ambiguity, names, False
+    ),
 }
 
 

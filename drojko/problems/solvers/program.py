@@ -10,7 +10,17 @@ import numpy as np
 
 from drojko.problems.constraints import Region
 
-__all__ = ["Program"]
+__all__ = ["Program", "View"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a program sees: the region from a point of it, in sizes of moves and of values."""
+
+    region: Region
+    best: np.ndarray
+    scale: np.ndarray
+    unit: float
 
 
 @dataclass
@@ -24,10 +34,9 @@ class Program:
     sizes: list[np.ndarray]
 
     @staticmethod
-    def of(
-        region: Region, centre: np.ndarray, scale: np.ndarray, box: np.ndarray, extra: int
-    ) -> Program:
-        """The constraints of the region, and a box around the centre, on centre + scale * y."""
+    def of(view: View, box: np.ndarray, extra: int) -> Program:
+        """The constraints of the region, and a box around the best point, on best + scale * y."""
+        region, centre, scale = view.region, view.best, view.scale
         n = len(scale)
         program = Program(n + extra, [], [], [], [])
         pad = np.zeros((n, extra))
