@@ -14,11 +14,11 @@ from drojko.approaches.base import FittedModel
 from drojko.approaches.plan import Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.setup import atoms_of
 from drojko.auditing.reporting.row import Row
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
 
 __all__ = ["certified", "plan_of"]
 
@@ -98,7 +98,7 @@ def _worst(
 ) -> WorstCase | None:
     if plan.ambiguity.knows_groups:
         arrays = (problem.x.numpy(), problem.y.numpy(), problem.w.numpy())
-        unfitted = _unfitted(problem.reference)
+        unfitted = atoms_of(problem.classes is not None)
         reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
         plan = replace(plan, reference=reference)
     with torch.no_grad():
@@ -115,12 +115,6 @@ def _worst(
         "cpu",
     )
     return approach.worst_case(fitted, state)
-
-
-def _unfitted(reference: LabelledMeasure) -> LabelledMeasure:
-    """The same kind of measure, to be fitted to each group."""
-    classes = isinstance(reference, ClassConditional)
-    return ClassConditional(Empirical()) if classes else Joint(Empirical())
 
 
 def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:

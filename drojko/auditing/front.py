@@ -154,7 +154,7 @@ def audit(
         problem = replace(problem, progress=progress)
         general = health(problem)
         if general.unusable:
-            found = unusable(problem, sizes, general)
+            found = unusable(sizes)
         else:
             # Families that audits know more of than a certificate, by the name of their approach.
             name_of = approach_to(problem.ambiguity).name

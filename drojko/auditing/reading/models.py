@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,7 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
         )
     if isinstance(model, nn.Module):
         return _torch(model, table, np.asarray(y))
-    for name in ("best_estimator_",):  # a search is its best model
-        model = getattr(model, name, model)
+    model = getattr(model, "best_estimator_", model)  # a search is its best model
     if not hasattr(model, "predict"):
         raise InvalidDataError(
             f"{type(model).__name__} has no predict: audit takes a torch module, a fitted drojko "
@@ -93,8 +92,6 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
     classes = np.asarray(model.classes_) if classifier else None
     if classes is not None and len(classes) < 2:
         raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
-    if classes is None and not hasattr(model, "predict"):
-        raise InvalidDataError("the model neither classifies nor predicts")
     probabilities = classifier and _answers(model, "predict_proba")
     try:
         tabular, space, note = _differentiable(model, X)
@@ -149,12 +146,11 @@ def _keys_of_frame(X: Any) -> list[Any] | None:
 
 def _differentiable(model: Any, X: Any) -> tuple[TabularModel, Space, str]:
     """The model as an affine map and a network; raises `NotAffine` where it is not."""
-    names = [str(c) for c in X.columns] if hasattr(X, "columns") else []
     channels: list[Any] = [Raw(j) for j in range(X.shape[1])]
     last = model
     while type(last).__name__ == "Pipeline":
         for _, step in last.steps[:-1]:
-            channels = channels_of(step, channels, names)
+            channels = channels_of(step, channels)
         last = last.steps[-1][1]
     network = _network(last)
     inputs = [numeric(channel) for channel in channels]
@@ -181,7 +177,7 @@ def _network(model: Any) -> TabularModel:
     kind = type(model).__name__
     if not type(model).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is not known here")
-    if kind in _LINEAR:
+    if hasattr(model, "coef_") and hasattr(model, "intercept_"):  # the copy is compared later
         coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
         bias = np.broadcast_to(np.asarray(model.intercept_, dtype=np.float64), len(coef))
         return network([coef], [np.array(bias)], "softplus")
@@ -196,16 +192,6 @@ def _network(model: Any) -> TabularModel:
             activation = "softplus"
         return network(weights, biases, activation)
     raise NotAffine(f"{kind} is neither linear nor a perceptron")
-
-
-_LINEAR = {
-    "LogisticRegression", "LogisticRegressionCV", "SGDClassifier", "LinearSVC", "RidgeClassifier",
-    "RidgeClassifierCV", "Perceptron", "LinearDiscriminantAnalysis", "LinearRegression", "Ridge",
-    "RidgeCV", "Lasso", "LassoCV", "LassoLars", "ElasticNet", "ElasticNetCV", "Lars",
-    "OrthogonalMatchingPursuit", "BayesianRidge", "ARDRegression", "HuberRegressor",
-    "QuantileRegressor", "TheilSenRegressor", "SGDRegressor", "LinearSVR",
-    "PassiveAggressiveClassifier", "PassiveAggressiveRegressor",
-}  # fmt: skip
 
 
 def network(weights: list[np.ndarray], biases: list[np.ndarray], activation: str) -> MLP:
@@ -268,7 +254,7 @@ def _verified(found: AuditedModel, X: Any) -> AuditedModel:
     if copied.shape == own.shape and (np.abs(copied - own)[near] <= 1e-6 * scale).all():
         return found
     note = "no gradients: the differentiable copy does not give the model's own answers"
-    return AuditedModel(found.scores, None, found.space, found.classes, found.probabilities, note)
+    return replace(found, tabular=None, note=note)
 
 
 # torch ------------------------------------------------------------------------------------------
@@ -297,13 +283,10 @@ def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
     discrete = y.dtype.kind in "biuOUS" or (width > 1)
     classes: np.ndarray | None = None
     if discrete:
-        classes = labels if width == 1 else np.arange(width)
         if width == 1 and len(labels) > 2:
             raise InvalidDataError(f"the module has one output, y has {len(labels)} classes")
-        if width == 1 and len(labels) < 2:
-            classes = np.array([0, 1])
-        if width > 1 and y.dtype.kind not in "biu":
-            classes = labels
+        named = len(labels) == 2 if width == 1 else y.dtype.kind not in "biu"
+        classes = labels if named else np.arange(max(2, width))
         if len(classes) != max(2, width):
             raise InvalidDataError(
                 f"the module has {width} outputs, y has {len(labels)} classes: give y as class "

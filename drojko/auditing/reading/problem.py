@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
@@ -84,15 +85,13 @@ class AuditProblem:
         """Predicted labels, or the predicted numbers of a regression."""
         if self.classes is None:
             return f.numpy()
-        index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
-        return self.classes[index.numpy()]
+        return self.classes[_predicted(f).numpy()]
 
     def accuracy(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
         """Share of rows whose label is predicted; NaN for regression."""
         if self.classes is None:
             return float("nan")
-        index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
-        right = (index == y).double()
+        right = (_predicted(f) == y).double()
         return min(1.0, float(mass @ right / mass.sum()))  # rounding must not exceed one
 
     def auc(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
@@ -107,18 +106,16 @@ class AuditProblem:
         return float(np.mean(areas)) if areas else float("nan")
 
 
+def _predicted(f: Tensor) -> Tensor:
+    """Class indices."""
+    return (f > 0).long() if f.ndim == 1 else f.argmax(1)
+
+
 def _auc(score: np.ndarray, positive: np.ndarray, mass: np.ndarray) -> float:
     """P(score of a positive > that of a negative), ties counted half."""
-    if not np.isfinite(score).all():
+    if not np.isfinite(score).all() or not mass[positive].sum() * mass[~positive].sum() > 0:
         return float("nan")
-    total = mass[positive].sum() * mass[~positive].sum()
-    if not total > 0:
-        return float("nan")
-    values, at = np.unique(score, return_inverse=True)
-    up = np.bincount(at, np.where(positive, mass, 0.0), len(values))
-    down = np.bincount(at, np.where(positive, 0.0, mass), len(values))
-    below = np.cumsum(down) - 0.5 * down
-    return float(min(1.0, up @ below / total))
+    return min(1.0, float(roc_auc_score(positive, score, sample_weight=mass)))
 
 
 class ScoresModel(TabularModel):
