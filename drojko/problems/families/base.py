@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drojko.certificates import Certificate
+from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import Measure
 from drojko.models import ModuleModel
@@ -29,11 +31,20 @@ class Decided:
     stationarity: float
 
 
+@dataclass(frozen=True)
 class Family(ABC):
-    """One kind of ambiguity set, resolved for the columns of z."""
+    """One kind of ambiguity set, ``resolved`` for the columns of z, and the loss it is met by."""
 
-    #: Whether worst cases are formulas, so that bounds are proven and many draws are cheap.
-    exact: bool
+    ambiguity: Any
+    resolved: Any
+    loss: Any
+    inner: InnerSolver
+    names: tuple[str, ...] | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether worst cases are formulas, so that bounds are proven and many draws are cheap."""
+        return True
 
     def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
         """Reference points that the set can use."""

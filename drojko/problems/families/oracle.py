@@ -34,6 +34,7 @@ __all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "W
 
 #: Rounding of a mean of losses, relative to their size.
 EPS = 16.0 * float(np.finfo(float).eps)
+_CORRECTIONS = 30  # of worst cases that have no formula, from one decision to the next
 _PROBES = 8  # random signs that sizes of slopes are estimated from
 
 
@@ -195,7 +196,7 @@ class BallOracle(Oracle):
     """Transport sets: worst-case positions of all draws, at the multiplier of the radius.
 
     Losses with an exact worst case are solved by their formula. Others start where the last
-    decision left the draws and climb by ``corrections`` steps: ``attained`` is attained all the
+    decision left the draws and climb by 30 steps: ``attained`` is attained all the
     same, ``value`` then is an estimate.
     """
 
@@ -204,15 +205,11 @@ class BallOracle(Oracle):
         model: ModuleModel,
         draws: Draws,
         cost: GroundCost,
-        radius: float | None,
-        penalty: float | None,
-        *,
+        ambiguity: AmbiguitySet,
         exact: bool,
-        corrections: int = 30,
     ) -> None:
         super().__init__(model, draws)
-        self.radius, self.penalty = radius, penalty
-        self.exact, self.corrections = exact, corrections
+        self.radius, self.penalty, self.exact = ambiguity.radius, ambiguity.penalty, exact
         self.coordinates = Coordinates.build(cost, draws.x, None, False)
         self.batch = Batch(draws.x, draws.y, self.coordinates.encode(draws.x))
         self.displacement = torch.zeros_like(self.batch.q0)
@@ -227,7 +224,7 @@ class BallOracle(Oracle):
         objective = self.objective(penalty)
         if self.exact:
             return StructuredAdversary(objective)
-        return Adversary(objective, screening=0, corrections=self.corrections)
+        return Adversary(objective, screening=0, corrections=_CORRECTIONS)
 
     def first_penalty(self) -> float:
         """The penalty at which a locally linear loss would spend the radius."""

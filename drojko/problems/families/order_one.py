@@ -9,7 +9,7 @@ Data-driven distributionally robust optimization using the Wasserstein metric, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from drojko.problems.families.base import Decided, Family
 from drojko.problems.families.oracle import Answer, Draws, Oracle, Wall
 from drojko.problems.families.structured import Geometry, StructuredLoss
 
-__all__ = ["OrderOne", "ThinnedWorstCase", "order_one"]
+__all__ = ["OrderOne", "ThinnedWorstCase"]
 
 #: Share of the gain that the attained measure may miss.
 _MISSED = 1e-3
@@ -56,10 +56,9 @@ class _SlopeOracle(Oracle):
                 (found,) = torch.autograd.grad(slope, module.flat, allow_unused=True)
                 steep = steep if found is None else found
         slope = slope.detach()
-        if self.ambiguity.penalty is not None and float(slope) > self.ambiguity.penalty * (
-            1 + 1e-9
-        ):
-            return Wall(float(slope) - self.ambiguity.penalty, steep.detach().numpy().copy())
+        penalty = self.ambiguity.penalty
+        if penalty is not None and float(slope) > penalty * (1 + 1e-9):
+            return Wall(float(slope) - penalty, steep.detach().numpy().copy())
         losses, backward = self.model.linearise(self.draws.x)
         (gradient,) = backward(self.draws.w, parameters=True)
         radius = self.ambiguity.radius or 0.0
@@ -71,12 +70,23 @@ class _SlopeOracle(Oracle):
 
 @dataclass(frozen=True)
 class OrderOne(Family):
-    """Order-1 transport of losses with a known slope."""
+    """Order-1 transport of losses with a known slope.
 
-    ambiguity: Wasserstein
-    geometry: Geometry
-    names: tuple[str, ...] | None
-    exact: bool = True
+    Raises `UnsupportedError` for other losses and with bounds.
+    """
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, StructuredLoss) or not self.loss.has_slope:
+            raise UnsupportedError(
+                "order=1 is offered for losses whose slope in z is known (MaxAffine, "
+                "SeparableMaxAffine: newsvendor and portfolio); use order=2"
+            )
+        if self.resolved.bounded:
+            raise UnsupportedError("order=1 with bounds is not offered for decisions; use order=2")
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.resolved.inverse_weights, float(self.ambiguity.norm))
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return _SlopeOracle(model, draws, self.ambiguity, self.geometry)
@@ -191,21 +201,3 @@ class ThinnedWorstCase(WorstCase):
             f"ThinnedWorstCase(risk={self.attained_risk:.6g}, a share {self.share:.3g} of the mass "
             f"moves by {length:.4g}; order=2 shows a more plausible shift)"
         )
-
-
-def order_one(
-    ambiguity: Wasserstein, resolved: Any, loss: Any, names: Sequence[str] | None
-) -> OrderOne:
-    """The family of an order-1 set, for losses whose slope is known.
-
-    Raises `UnsupportedError` for other losses and with bounds.
-    """
-    if not isinstance(loss, StructuredLoss) or not loss.has_slope:
-        raise UnsupportedError(
-            "order=1 is offered for losses whose slope in z is known (MaxAffine, "
-            "SeparableMaxAffine: newsvendor and portfolio); use order=2"
-        )
-    if resolved.bounded:
-        raise UnsupportedError("order=1 with bounds is not offered for decisions; use order=2")
-    geometry = Geometry(resolved.inverse_weights, float(ambiguity.norm))
-    return OrderOne(ambiguity, geometry, None if names is None else tuple(names))

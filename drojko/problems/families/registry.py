@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.ambiguity import AmbiguitySet, Wasserstein
-from drojko.ambiguity.ground.cost import GroundCost
+from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate, certify, reweighted_certificate
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
@@ -28,43 +27,38 @@ from drojko.models import ModuleModel
 from drojko.problems.families.adversary import LABEL, StructuredAdversary, Unlabelled
 from drojko.problems.families.base import Decided, Family
 from drojko.problems.families.oracle import BallOracle, Draws, Oracle, RatioOracle
-from drojko.problems.families.order_one import order_one
+from drojko.problems.families.order_one import OrderOne
 from drojko.problems.families.structured import StructuredLoss
 from drojko.problems.families.tails import check_moment, warn_of_few
 
 __all__ = ["family_of"]
 
 
-@dataclass(frozen=True)
 class _Transport(Family):
     """Order-2 transport."""
 
-    ambiguity: Wasserstein
-    cost: GroundCost
-    structured: bool
-    exact: bool
-    inner: InnerSolver
-    names: tuple[str, ...] | None
+    @property
+    def exact(self) -> bool:
+        structured = isinstance(self.loss, StructuredLoss)
+        return structured and self.loss.applies(self.resolved.bounded)
 
     def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
         if not sampled:
-            self.cost.check_inside(x)
-        return Draws(self.cost.project(x.double()), w.double())
+            self.resolved.check_inside(x)
+        return Draws(self.resolved.project(x.double()), w.double())
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
-        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
-        if radius == 0.0:
+        if self.ambiguity.radius == 0.0:
             return RatioOracle(model, draws, None)
-        return BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+        return self._ball(model, draws)
 
-    def _adversary(
-        self, model: ModuleModel, draws: Draws, generator: torch.Generator
-    ) -> tuple[Adversary, BallOracle]:
-        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
-        tool = BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+    def _ball(self, model: ModuleModel, draws: Draws) -> BallOracle:
+        return BallOracle(model, draws, self.resolved, self.ambiguity, self.exact)
+
+    def _adversary(self, tool: BallOracle, generator: torch.Generator) -> Adversary:
         penalty = tool.first_penalty()
         if self.exact:
-            return tool.adversary(penalty), tool
+            return tool.adversary(penalty)
         while True:
             try:
                 found = self.inner.fit(tool.objective(penalty), tool.batch, generator)
@@ -74,13 +68,14 @@ class _Transport(Family):
                 if self.ambiguity.radius is None or penalty > 1e250:
                     raise
                 penalty *= 4.0
-        if not self.structured:
-            return found, tool
+        if not isinstance(self.loss, StructuredLoss):
+            return found
         known = {name: getattr(found, name) for name in found.__dataclass_fields__}
-        return StructuredAdversary(**known), tool
+        return StructuredAdversary(**known)
 
     def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
-        adversary, tool = self._adversary(of.model, of.draws, of.generator)
+        tool = self._ball(of.model, of.draws)
+        adversary = self._adversary(tool, of.generator)
         found = certify(
             adversary,
             tool.batch,
@@ -103,7 +98,7 @@ class _Transport(Family):
             arrays,
             LABEL,
             self.names,
-            self.cost.weights,
+            self.resolved.weights,
         )
         return found.certificate, measure
 
@@ -118,21 +113,17 @@ class _DecisionLoss:
         return self.module(x)
 
 
-@dataclass(frozen=True)
-class _Reweighting(Family):
-    """Sets that reweight: by a limit of the density ratio (``tilts``), or given points."""
+class _Tilted(Family):
+    """Sets that limit the density ratio."""
 
-    ambiguity: AmbiguitySet
-    names: tuple[str, ...] | None
-    tilts: bool
-    exact: bool = True
+    #: Whether the ratio is a function of the loss, at any point; else of given points.
+    tilts = True
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return RatioOracle(model, draws, self.ambiguity)
 
     def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
-        module: Any = of.model.module
-        ambiguity: Any = self.ambiguity
+        module, ambiguity = of.model.module, self.ambiguity
         if of.sampled and self.tilts:
             check_moment(ambiguity, module.loss, module.params, of.reference)
         with torch.no_grad():
@@ -167,27 +158,18 @@ class _Reweighting(Family):
         )
 
 
-def _transport(
-    ambiguity: Any, resolved: Any, loss: Any, inner: InnerSolver, names: tuple[str, ...] | None
-) -> Family:
-    """Order 2; order 1 in `order_one`."""
-    structured = isinstance(loss, StructuredLoss)
-    exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
-    return _Transport(ambiguity, resolved, structured, exact, inner, names)
+class _OnSupport(_Tilted):
+    """Sets that reweight given points."""
+
+    tilts = False
 
 
-#: What an approach is called, and what makes the family of its sets for decisions.
-_FAMILIES: dict[str, Any] = {
-    "transport": _transport,
-    "order-one": lambda ambiguity, resolved, loss, inner, names: order_one(
-        ambiguity, resolved, loss, names
-    ),
-    "reweighting": lambda ambiguity, resolved, loss, inner, names: _Reweighting(
-        ambiguity, names, True
-    ),
-    "support": lambda ambiguity, resolved, loss, inner, names: _Reweighting(
-        ambiguity, names, False
-    ),
+#: What an approach is called, and the family of its sets for decisions.
+_FAMILIES: dict[str, type[Family]] = {
+    "transport": _Transport,
+    "order-one": OrderOne,
+    "reweighting": _Tilted,
+    "support": _OnSupport,
 }
 
 
