@@ -31,7 +31,6 @@ _SHOWN = 2_000
 
 
 def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
-    """The plan that solvers work on."""
     return Plan(
         reference=problem.reference,
         ambiguity=ambiguity,

@@ -43,7 +43,6 @@ class Dual:
 
 
 def put(pool: Pool, adversary: Adversary, moved: Moved, source: str) -> None:
-    """Add what was found to a pool."""
     x = adversary.objective.decode(moved.at, moved.q)
     pool.add(x, moved.labels, moved.cost, moved.risk, source)
 

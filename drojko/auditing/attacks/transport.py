@@ -137,7 +137,6 @@ class _Work:
     # -- one size ----------------------------------------------------------------------------
 
     def found(self, size: float, before: Row | None) -> Row:
-        """Everything about one size."""
         mixture = self.mixture(size)
         radius = size if self.ball else math.sqrt(mixture.cost)
         noise = noise_risk(self.problem, radius, _REPEATS, spawn(self.problem.generator))
@@ -159,7 +158,6 @@ class _Work:
         return one
 
     def mixture(self, size: float, sources: Any = None) -> Mixture:
-        """The best plan of some sources."""
         if self.ball:
             return self.pool.plan(self.problem.w, size**2, sources)
         return self.pool.at_penalty(self.problem.w, size, sources)

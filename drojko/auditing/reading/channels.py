@@ -42,7 +42,6 @@ class Affine:
     offset: float = 0.0
 
     def scaled(self, factor: float, shift: float) -> Affine:
-        """Factor * self + shift."""
         terms = {key: factor * value for key, value in self.terms.items()}
         return Affine(terms, factor * self.offset + shift)
 

@@ -195,7 +195,6 @@ def _network(model: Any) -> TabularModel:
 
 
 def network(weights: list[np.ndarray], biases: list[np.ndarray], activation: str) -> MLP:
-    """A perceptron with given weights."""
     hidden = [len(w) for w in weights[:-1]]
     gen = torch.Generator().manual_seed(0)
     net = MLP(

@@ -50,7 +50,6 @@ class AuditProblem:
 
     @property
     def classes(self) -> np.ndarray | None:
-        """Labels of a classification."""
         return self.model.classes
 
     @property
@@ -73,11 +72,9 @@ class AuditProblem:
             return torch.cat([tabular(part) for part in x.split(_BLOCK)])
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """Loss of each row, shape (n,)."""
         return self.loss.value(self.outputs(x), y).detach().double()
 
     def labels(self, y: Tensor) -> np.ndarray:
-        """Labels as they came in."""
         values = y.numpy()
         return values if self.classes is None else self.classes[values]
 
@@ -107,7 +104,6 @@ class AuditProblem:
 
 
 def _predicted(f: Tensor) -> Tensor:
-    """Class indices."""
     return (f > 0).long() if f.ndim == 1 else f.argmax(1)
 
 
@@ -127,7 +123,6 @@ class ScoresModel(TabularModel):
         self.n_outputs = n_outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Answers at the rows of x."""
         return torch.as_tensor(self.scores(x.numpy()), dtype=torch.float64)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:

@@ -34,7 +34,6 @@ FEATURES, MOVES, IMAGES, CHANGES = 12, 8, 12, 4
 
 
 def render(report: AuditReport) -> str:
-    """The page as text."""
     from markupsafe import Markup
 
     assets, table, checks = files("drojko.auditing"), report.table, report.checks
@@ -113,7 +112,6 @@ def _charts(report: AuditReport) -> str:
 
 
 def _panel(report: AuditReport, size: float) -> dict[str, Any]:
-    """What happens at one size."""
     try:
         moves = {"moves": _moves(report, size), "images": _images(report, size)}
         return _displacement(report, size) | moves

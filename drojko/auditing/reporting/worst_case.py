@@ -74,7 +74,6 @@ class MovedRows(WorstCase):
 
     @cached_property
     def measure(self) -> LabelledMeasure:
-        """The labelled measure itself."""
         if self.classes is None:
             return Joint(self._template(len(self.after))).fit(self.after, self.labels, self.mass)
         return by_class(self._template, self.after, self.labels, self.mass, len(self.classes))
@@ -137,10 +136,8 @@ class MovedRows(WorstCase):
         return self.measure.log_prob(*self._queries(X, y)).numpy()
 
     def risk(self) -> float:
-        """Mean loss of the moved rows."""
         return float(self.mass @ self.loss_after)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, their images, labels and masses."""
         labels = self.source if self.classes is None else self.classes[self.source]
         return self.before, self.after, labels, self.mass

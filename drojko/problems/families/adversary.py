@@ -46,15 +46,12 @@ class Identity(Loss):
     growth = math.inf  # in z: nothing is known of it
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """F itself."""
         return f
 
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
-        """One."""
         return torch.ones_like(f)
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
-        """Zero."""
         return torch.zeros_like(f)
 
 
@@ -103,14 +100,12 @@ class Unlabelled(LabelledMeasure):
         return self.measure_.dim
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws and zeros."""
         z = self.measure_.sample(n, generator)
         return z, torch.zeros(len(z), dtype=torch.long)
 
     def points(
         self, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted points and zeros."""
         z, w = self.measure_.points(n, generator)
         return z, torch.zeros(len(z), dtype=torch.long), w
 

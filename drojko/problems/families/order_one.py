@@ -169,7 +169,6 @@ class ThinnedWorstCase(WorstCase):
         return len(self.move)
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` rows and their labels."""
         gen = make_generator(random_state)
         x, y = self.reference.sample(n, gen)
         coin = torch.rand(n, generator=gen, dtype=torch.float64).numpy() < self.share

@@ -45,7 +45,6 @@ class Cuts:
 
     @staticmethod
     def first(point: np.ndarray, answer: Answer) -> Cuts:
-        """The cut of one answer."""
         return Cuts(answer.gradient[None], point[None], np.array([answer.attained]))
 
     def add(self, point: np.ndarray, answer: Answer, kept: np.ndarray) -> Cuts:

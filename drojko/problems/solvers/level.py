@@ -274,7 +274,6 @@ class LevelBundle:
         return math.isfinite(state.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: LevelState) -> Status | None:
-        """Converged when the proven gap is within the tolerance."""
         if state.relative_gap <= self.tol:
             return Status.CONVERGED
         if state.direction is not None:
@@ -283,7 +282,6 @@ class LevelBundle:
         return None if patient else Status.STALLED
 
     def record(self, state: LevelState) -> dict[str, float]:
-        """A row of the history."""
         return {"robust_risk": state.value, "lower_bound": state.lower, "gap": state.gap}
 
 

@@ -101,7 +101,6 @@ class SpectralState:
 
     @property
     def value(self) -> float:
-        """The robust risk at the point."""
         return self.answer.value
 
 
@@ -188,7 +187,6 @@ class SpectralGradient:
         return float(np.linalg.norm(ratio))
 
     def step(self, state: SpectralState) -> SpectralState:
-        """One projected step."""
         gradient, inverse = state.answer.gradient, state.metric.lengths**-2.0
         length = state.lengths[-1]
         direction = self.region.nearest(state.point - length / inverse * gradient) - state.point
@@ -226,15 +224,12 @@ class SpectralGradient:
         return self._judged(replace(state, trail=trail, count=state.count + 1))
 
     def finite(self, state: SpectralState) -> bool:
-        """Whether the point and its value are."""
         return math.isfinite(state.answer.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: SpectralState) -> Status | None:
-        """Converged when the projected gradient is within the tolerance."""
         if state.stationarity <= self.tol:
             return Status.CONVERGED
         return Status.STALLED if state.stalled else None
 
     def record(self, state: SpectralState) -> dict[str, float]:
-        """A row of the history."""
         return {"robust_risk": state.answer.value, "stationarity": state.stationarity}
