@@ -185,49 +185,35 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         if form.epigraph is not None:
             dual = np.maximum(np.asarray(form.epigraph.dual_value), 0.0)
             self.worst_case_weights_ = self._rows.masses(dual)
-        elif form.cost is not None and form.multiplier is None:
-            self.worst_case_atoms_ = self._rows.atoms(self._squared_atoms(theta, intercept, size))
         elif form.cost is not None and self._nested("ambiguity").order == 2:
-            self.worst_case_atoms_ = self._rows.atoms(self._affine_atoms(theta, intercept))
+            self.worst_case_atoms_ = self._rows.atoms(self._atoms(theta, intercept, size))
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
         raise NotImplementedError
 
-    def _errors(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Margins or residuals at the atoms."""
-        f = self._table.x @ theta + intercept
-        return f * self._table.sign if self._table.sign is not None else f - self._table.target
-
-    def _inverse_weights(self) -> np.ndarray:
-        cost = self._program.form.cost
-        return np.ones(self.n_features_in_) if cost is None else cost.inverse_weights
-
-    def _squared_atoms(self, theta: np.ndarray, intercept: np.ndarray, size: float) -> np.ndarray:
-        """Each residual is stretched by the same factor."""
-        ambiguity, inverse = self._nested("ambiguity"), self._inverse_weights()
-        e = self._errors(theta, intercept)
+    def _atoms(self, theta: np.ndarray, intercept: np.ndarray, size: float) -> np.ndarray:
+        """Where the atoms move in order 2: by a multiple of theta in the geometry of X."""
+        table, ambiguity = self._table, self._nested("ambiguity")
+        inverse = self._program.form.cost.inverse_weights
         square = float(theta @ (inverse * theta))
-        if math.isfinite(ambiguity.label_cost):
-            square += 1.0 / ambiguity.label_cost
-        risk = float(self._table.mass @ e**2)
-        if square == 0 or risk == 0:
-            return self._table.x.copy()
-        penalty = size
-        if ambiguity.penalty is None:
-            penalty = math.sqrt(square) * (math.sqrt(risk) / size + math.sqrt(square))
-        step = e / (penalty - square)
-        return self._table.x + np.outer(step, inverse * theta)
-
-    def _affine_atoms(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Each atom moves by slope * theta / (2 penalty) for the piece that is active for it."""
-        inverse, pieces = self._inverse_weights(), self._loss().lines
-        u = self._errors(theta, intercept)
-        penalty = max(self.multiplier_ or 0.0, 1e-300)
-        sigma = float(theta @ (inverse * theta)) / (4.0 * penalty)
-        values = np.array([s * u + o + s**2 * sigma for s, o in pieces])
-        slope = np.array([s for s, _ in pieces])[values.argmax(axis=0)]
-        sign = 1.0 if self._table.sign is None else self._table.sign
-        return self._table.x + np.outer(sign * slope / (2.0 * penalty), inverse * theta)
+        f, sign = table.x @ theta + intercept, table.sign
+        u = f - table.target if sign is None else f * sign
+        if self.multiplier_ is None:  # each residual is stretched by the same factor
+            if math.isfinite(ambiguity.label_cost):
+                square += 1.0 / ambiguity.label_cost
+            risk = float(table.mass @ u**2)
+            if square == 0 or risk == 0:
+                return table.x.copy()
+            penalty = size
+            if ambiguity.penalty is None:
+                penalty = math.sqrt(square) * (math.sqrt(risk) / size + math.sqrt(square))
+            step = u / (penalty - square)
+        else:  # by slope / (2 penalty) for the piece that is active for it
+            penalty, pieces = max(self.multiplier_, 1e-300), self._loss().lines
+            values = np.array([s * u + o + s**2 * square / (4.0 * penalty) for s, o in pieces])
+            slope = np.array([s for s, _ in pieces])[values.argmax(axis=0)]
+            step = (1.0 if sign is None else sign) * slope / (2.0 * penalty)
+        return table.x + np.outer(step, inverse * theta)
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()

@@ -117,8 +117,7 @@ class Simplex(Constraint):
         left = kinks[above - 1] if above > 0 else kinks[0] - 1.0
         right = kinks[above] if above < len(kinks) else kinks[-1] + 1.0
         at = [float(np.clip(v - tau, low, high).sum()) for tau in (left, right)]
-        slope = (at[1] - at[0]) / (right - left) if right > left else 0.0
-        tau = left + (self.total - at[0]) / slope if slope else left
+        tau = left + (self.total - at[0]) * (right - left) / ((at[1] - at[0]) or math.inf)
         return torch.tensor(np.clip(v - tau, low, high)).to(params).view_as(params)
 
 
@@ -232,8 +231,7 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             f"constraint={constraint!r} and params hold {list(where)}: give a dict from these "
             "names to constraints"
         )
-    unknown = sorted(set(given) - set(where))
-    if unknown:
+    if unknown := sorted(set(given) - set(where)):
         raise InvalidDataError(f"constraint names {unknown}; params are {list(where)}")
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     low, high = np.full(size, -math.inf), np.full(size, math.inf)

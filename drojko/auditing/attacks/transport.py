@@ -299,8 +299,7 @@ class _Work:
         """A learned map that moves nothing is broken, whatever else finds the worst case."""
         if self.learned is None:
             return
-        adversary, batch = self.learned.adversary, self.learned.batch
-        few = batch.take(self.learned.sample)
+        adversary, few = self.learned.adversary, self.learned.few
         for candidate in adversary.candidates:
             if isinstance(candidate, LearnedMap):
                 q = candidate.starts(adversary.objective, few)[0]
