@@ -149,7 +149,11 @@ def audit(
         raise InvalidDataError(
             f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
         )
-    sizes = [(size, _in_units(own, problem)) for size, own in sets]
+    sizes = []
+    for size, own in sets:  # with the columns of the problem's own
+        given = own.get_params(deep=False)
+        kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
+        sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
     with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
         problem = replace(problem, progress=progress)
         general = health(problem)
@@ -172,22 +176,10 @@ def audit(
             found,
             general.nominal,
             size_name(ambiguity, radii),
-            name or _name(model),
+            name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
             images,
             {"ambiguity": repr(ambiguity), "reference": str(reference), "scale": scale},
         )
-
-
-def _in_units(own: Any, problem: AuditProblem) -> Any:
-    """A set of the path with the columns of the problem's own."""
-    sizes = own.get_params(deep=False)
-    kept = {k: sizes[k] for k in {"penalty", own.size_name} & set(sizes)}
-    return cast(Any, clone(problem.ambiguity)).set_params(**kept)
-
-
-def _name(model: Any) -> str:
-    steps = getattr(model, "steps", None)
-    return type(steps[-1][1] if steps else model).__name__
 
 
 def _report(

@@ -116,7 +116,10 @@ class RobustnessCurveDisplay(Display):
         model, X = unwrap(estimator, X)
         balls: Any = clone(model._nested("ambiguity") if ambiguity is None else ambiguity)
         if radii is None:
-            radii = np.linspace(0.0, 2.0 * _radius_of(model), 9)
+            radius = model._nested("ambiguity").radius
+            if radius is None and model.certificate_ is not None:  # what the worst case spends
+                radius = float(np.sqrt(model.certificate_.transport_cost))
+            radii = np.linspace(0.0, 2.0 * (radius or 0.1), 9)
         radii = np.asarray(radii, dtype=float)
         if radii.ndim != 1 or not radii.size:
             raise InvalidDataError(f"radii has shape {radii.shape}; expected a list of numbers")
@@ -258,14 +261,6 @@ class RobustnessCurveDisplay(Display):
             alpha=0.10,
             linewidth=0,
         )
-
-
-def _radius_of(model: Any) -> float:
-    """The radius of the fit; in penalty form the one that its worst case spends."""
-    radius = model._nested("ambiguity").radius
-    if radius is None and model.certificate_ is not None:
-        radius = float(np.sqrt(model.certificate_.transport_cost))
-    return radius or 0.1
 
 
 def _unit(about: Any) -> str:

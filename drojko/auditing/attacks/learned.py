@@ -52,16 +52,20 @@ def learn(
     problem: AuditProblem, pool: Pool, sizes: list[tuple[float, Any]], inner: InnerSolver
 ) -> Learned:
     """Worst cases at every size; layers are added to ``pool``."""
-    plan = plan_of(problem, sizes[-1][1], inner)
+    plan, n = plan_of(problem, sizes[-1][1], inner), len(problem.x)
     objective = plan.problem(problem.tabular).objective(problem.x, 1.0)
     adversary = Adversary(objective, n_labels=problem.n_labels, label_cost=problem.label_cost)
+    sample = torch.arange(n)
+    if n > LEARNED * 5 // 3:  # rows drawn by mass, in order
+        gen = spawn(problem.generator)
+        sample = torch.multinomial(problem.w, LEARNED, False, generator=gen).sort().values
     found = Learned(
         problem,
         pool,
         inner,
         adversary,
         objective.batch(problem.x, problem.y),
-        _sample(problem, LEARNED),
+        sample,
         [size for size, own in sizes if own.radius is not None and size > 0],
         [size for size, own in sizes if own.penalty is not None],
     )
@@ -73,15 +77,6 @@ def learn(
         found.spread()
         found.bound()
     return found
-
-
-def _sample(problem: AuditProblem, size: int) -> Tensor:
-    """Rows drawn by mass, in order; all of them where there are few."""
-    n = len(problem.x)
-    if n <= size * 5 // 3:
-        return torch.arange(n)
-    rows = torch.multinomial(problem.w, size, False, generator=spawn(problem.generator))
-    return rows.sort().values
 
 
 @dataclass(eq=False)
@@ -171,8 +166,7 @@ class Learned:
 
     def _known(self, penalty: float) -> list[Tensor]:
         """Positions of the pool that are best at a penalty."""
-        choice = self.tried.at_penalty(self.w, penalty).low
-        x = self.tried.take(choice)[0]
+        x = self.tried.best(self.w, penalty)[0]
         return [self.adversary.objective.coordinates.encode(x)]
 
     def _try(self, penalty: float, starts: list[Tensor], steps: int) -> None:
@@ -292,12 +286,10 @@ class Learned:
         adversary = self.adversary.with_penalty(penalty)
         objective, batch = adversary.objective, self.batch
         encode = objective.coordinates.encode
-        choice = self.pool.at_penalty(self.problem.w, penalty, ("learned",)).low
-        starts = [encode(self.pool.take(choice)[0])]
+        starts = [encode(self.pool.best(self.problem.w, penalty, ("learned",))[0])]
         starts += [] if start is None else [start]
         if not self.all_rows and plain(adversary) and adversary.corrections:
-            few = self.tried.at_penalty(self.w, penalty).low
-            x, y, _, risk = self.tried.take(few)
+            x, y, _, risk = self.tried.best(self.w, penalty)
             support = Support(encode(x), y if self.problem.n_labels else None, risk)
             starts += support.starts(objective, batch)
         moved = climb(adversary, batch, starts, steps)
@@ -338,8 +330,7 @@ class Learned:
         if few:
             pool, batch, w = self.tried, self.few, self.w
         quick = replace(self.adversary.with_penalty(penalty), candidates=())
-        choice = pool.at_penalty(w, penalty, ("learned",)).low
-        start = quick.objective.coordinates.encode(pool.take(choice)[0])
+        start = quick.objective.coordinates.encode(pool.best(w, penalty, ("learned",))[0])
         moved = climb(quick, batch, [start], steps, tol=1e-10)
         if moved is None:
             return Dual(penalty, math.inf, "lipschitz")

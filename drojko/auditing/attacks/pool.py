@@ -90,6 +90,12 @@ class Pool:
         choice, spent, attained = _select(cost, risk, weights, penalty)
         return Mixture(penalty, index[choice], index[choice], 0.0, attained, spent)
 
+    def best(
+        self, weights: Tensor, penalty: float, sources: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, ...]:
+        """`take` of `at_penalty`."""
+        return self.take(self.at_penalty(weights, penalty, sources).low)
+
     def take(self, choice: Tensor) -> tuple[Tensor, ...]:
         """Positions, labels, costs and losses of one candidate per row."""
         found = tuple(part.clone() for part in self.layers[0][:4])

@@ -47,7 +47,7 @@ def attack(learned: Learned, sizes: list[float]) -> dict[float, tuple[float, flo
     for size in problem.progress.over(order, "ascent with restarts", 0.2):
         penalty = learned.penalties[size]
         at = bare.with_penalty(penalty)
-        x, _, cost, risk = pool.take(pool.at_penalty(problem.w, penalty, ("learned",)).low)
+        x, _, cost, risk = pool.best(problem.w, penalty, ("learned",))
         value = (risk - penalty * cost)[rows]
         # Root mean square move of the rows that move, in the units of the cost.
         length = math.sqrt(float(cost[cost > 0].mean())) if bool((cost > 0).any()) else 0.0

@@ -143,8 +143,7 @@ class Search:
             self.current = {}
         penalty = self.penalties[step % len(self.penalties)]
         if penalty not in self.current:
-            choice = self.pool.at_penalty(self.problem.w, penalty).low
-            x, _, cost, risk = self.pool.take(choice)
+            x, _, cost, risk = self.pool.best(self.problem.w, penalty)
             self.current[penalty] = (x, risk - penalty * cost)
         x, value = self.current[penalty]
         trial = self.change(x, step)
@@ -195,4 +194,4 @@ class Search:
         own = Pool([pool.layers[0], *pool.layers[self.first :]])
         del pool.layers[self.first :]
         for penalty in sorted(set(grid)):
-            pool.add(*own.take(own.at_penalty(self.problem.w, penalty).low), "search")
+            pool.add(*own.best(self.problem.w, penalty), "search")

@@ -124,7 +124,7 @@ class _Work:
         search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]
         theirs = own.at_penalty(few.w, penalty)
-        _, _, cost, risk = self.pool.take(self.pool.at_penalty(problem.w, penalty, _SOLVER).low)
+        _, _, cost, risk = self.pool.best(problem.w, penalty, _SOLVER)
         value = float(few.w @ (risk - penalty * cost)[rows])
         start = float(few.w @ own.nominal)
         self.searched = (value - start, theirs.risk - penalty * theirs.cost - start)

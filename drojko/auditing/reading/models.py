@@ -155,18 +155,14 @@ def _differentiable(model: Any, X: Any) -> tuple[TabularModel, Space, str]:
     network = _network(last)
     inputs = [numeric(channel) for channel in channels]
     keys = {key for channel in inputs for key in channel.terms}
-    keys |= _untouched(X, {key.column for key in keys})
+    used = {key.column for key in keys}
+    # Number columns that the model drops may be named in weights all the same.
+    for j in range(X.shape[1]):
+        if j not in used and (not hasattr(X, "columns") or X.iloc[:, j].dtype.kind in "iuf"):
+            keys.add(Key(j))
     space = Space.of(X, list(keys))
     matrix, offset = space.affine(inputs)
     return fold(network, matrix, offset), space, f"exact gradients of {type(last).__name__}"
-
-
-def _untouched(X: Any, used: set[int]) -> set[Any]:
-    """Number columns that the model drops: they may be named in weights all the same."""
-    free = [j for j in range(X.shape[1]) if j not in used]
-    if hasattr(X, "columns"):
-        free = [j for j in free if X.iloc[:, j].dtype.kind in "iuf"]
-    return {Key(j) for j in free}
 
 
 def _network(model: Any) -> TabularModel:
@@ -201,27 +197,9 @@ def network(weights: list[np.ndarray], biases: list[np.ndarray], activation: str
         weights[0].shape[1], len(weights[-1]), hidden=hidden, activation=activation, generator=gen
     )
     with torch.no_grad():
-        for own, w in zip(net.weights, weights, strict=True):
-            own.copy_(torch.as_tensor(w))
-        for own, b in zip(net.biases, biases, strict=True):
-            own.copy_(torch.as_tensor(b))
+        for own, value in zip(net.parameters(), [*weights, *biases], strict=True):
+            own.copy_(torch.as_tensor(value))
     return net
-
-
-class _Affine(nn.Module):
-    """module(A x + b)."""
-
-    matrix: Tensor
-    offset: Tensor
-
-    def __init__(self, module: nn.Module, matrix: np.ndarray, offset: np.ndarray) -> None:
-        super().__init__()
-        self.module = module
-        self.register_buffer("matrix", torch.as_tensor(matrix))
-        self.register_buffer("offset", torch.as_tensor(offset))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(torch.addmm(self.offset, x, self.matrix.T))
 
 
 def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> TabularModel:
@@ -229,7 +207,11 @@ def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> Tabular
     if np.array_equal(matrix, np.eye(len(matrix), matrix.shape[1])) and not offset.any():
         return model
     if not isinstance(model, MLP):
-        return ModuleModel(_Affine(model, matrix, offset), model.n_outputs)
+        first = nn.utils.skip_init(nn.Linear, *matrix.shape[::-1], dtype=torch.float64)
+        with torch.no_grad():
+            first.weight.copy_(torch.as_tensor(matrix))
+            first.bias.copy_(torch.as_tensor(offset))
+        return ModuleModel(nn.Sequential(first.requires_grad_(False), model), model.n_outputs)
     weights = [w.detach().double().numpy() for w in model.weights]
     biases = [b.detach().double().numpy() for b in model.biases]
     biases[0] = biases[0] + weights[0] @ offset

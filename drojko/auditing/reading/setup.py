@@ -87,7 +87,12 @@ def build_problem(
     names = list(space.names) if space.frame else None
     cost = approach_to(own).resolve(own, u, names)
     cost = replace(cost, weights=np.where(space.fixed, np.inf, cost.weights))
-    cost = _scaled(cost, scale, u, w).observed(u)
+    if scale is not None:
+        if not (isinstance(scale, str) and scale == "standard"):
+            raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
+        variance = w @ (u - w @ u) ** 2
+        cost = replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
+    cost = cost.observed(u)
     if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
     found = get_loss_for(model, loss)
@@ -152,15 +157,6 @@ def _weights(sample_weight: Any, n: int) -> np.ndarray:
             f"sample_weight: expected {n} finite non-negative numbers, not all zero"
         )
     return w
-
-
-def _scaled(cost: GroundCost, scale: Any, u: np.ndarray, w: np.ndarray) -> GroundCost:
-    if scale is None:
-        return cost
-    if not (isinstance(scale, str) and scale == "standard"):
-        raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
-    variance = w @ (u - w @ u) ** 2
-    return replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
 
 
 def get_loss_for(model: AuditedModel, loss: Any) -> Loss:

@@ -246,18 +246,17 @@ class BallOracle(Oracle):
                 value = mean(moved.value, self.draws.w)
                 gradient = self.slope(self._points(moved), self.draws.w)
                 return self._answer(value, value, gradient, moved)
-            return self._of_ball(self._bracketed() or self._searched(self.radius, starts))
+            ball = self._bracketed()
+            if ball is None:
+                penalty = self.first_penalty()
+                if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
+                    penalty = self.guess
+                known = {"start": penalty, "tol": 1e-8, "starts": starts}
+                at = self.adversary(penalty)
+                ball = solve_ball(at, self.batch, self.draws.w, self.radius, **known)
+            return self._of_ball(ball)
         except UnboundedRiskError:
             return None
-
-    def _searched(self, radius: float, starts: list[Tensor]) -> BallSolution:
-        penalty = self.first_penalty()
-        if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
-            penalty = self.guess
-        adversary = self.adversary(penalty)
-        return solve_ball(
-            adversary, self.batch, self.draws.w, radius, start=penalty, tol=1e-8, starts=starts
-        )
 
     def _bracketed(self) -> BallSolution | None:
         """The ball of a loss that knows its multiplier, from two solves."""

@@ -247,8 +247,10 @@ class LevelBundle:
 
     def _moved(self, state: LevelState, point: np.ndarray, answer: Answer) -> LevelState:
         """The state at a better point; sizes are measured anew where losses are of another one."""
-        size = max(self._mean_size(point), answer.size)
-        gauge = state.gauge
+        self.oracle.load(point)
+        with torch.no_grad():
+            losses = self.oracle.module(self.oracle.draws.x).double()
+        size, gauge = max(float(self.oracle.draws.w @ losses.abs()), answer.size), state.gauge
         if not 0.5 * gauge.size < size < 2.0 * gauge.size:
             gauge = self.oracle.gauge(point, answer)
         largest = max(state.largest, size)
@@ -261,13 +263,6 @@ class LevelBundle:
             largest=largest,
             rounding=gauge.rounding(point, answer.gradient),
         )
-
-    def _mean_size(self, point: np.ndarray) -> float:
-        """Mean of |loss| at a decision."""
-        with torch.no_grad():
-            self.oracle.load(point)
-            losses = self.oracle.module(self.oracle.draws.x)
-        return float(self.oracle.draws.w @ losses.double().abs())
 
     def finite(self, state: LevelState) -> bool:
         """Whether the point and its value are; the lower bound may be infinite."""
