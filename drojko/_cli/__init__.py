@@ -283,9 +283,9 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table.
     """
     sizes = _sizes(radii)
-    for name in ("html", "csv", "samples"):
-        if given[name] is not None:
-            _check_folder(given[name])
+    wanted = {name: path for name in ("html", "csv", "samples") if (path := given[name])}
+    for path in wanted.values():
+        _check_folder(path)
     from drojko._cli.tables import labels
     from drojko._persist import load_any
 
@@ -306,17 +306,16 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
             fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
             scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
         )  # fmt: skip
-        for name, save in (
-            ("html", report.to_html),
-            ("csv", lambda path: report.table.to_csv(path, index=False)),
-            ("samples", report.export),
-        ):
-            if given[name] is not None:
-                save(given[name])
+        savers = {
+            "html": report.to_html,
+            "csv": lambda path: report.table.to_csv(path, index=False),
+            "samples": report.export,
+        }
+        for name, path in wanted.items():
+            savers[name](path)
     console.print(str(report), soft_wrap=True)
-    for name in ("html", "csv", "samples"):
-        if given[name] is not None:
-            console.print(f"{name}: {given[name]}")
+    for name, path in wanted.items():
+        console.print(f"{name}: {path}")
 
 
 def _sizes(text: str) -> list[float]:

@@ -39,7 +39,7 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
         inner=inner,
         radius=None if ambiguity.radius is None else float(ambiguity.radius),
         penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-        label_cost=problem.label_cost,
+        label_cost=problem.ambiguity.label_cost,
         n_labels=problem.n_labels,
         dtype=torch.float64,
         device="cpu",

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from drojko.auditing.reading.problem import AuditProblem
-from drojko.auditing.reporting.row import Row, check
-from drojko.certificates import Certificate
+from drojko.auditing.reporting.row import check
 
-__all__ = ["Health", "health", "unusable"]
+__all__ = ["Health", "health"]
 
 #: Rows that repeated answers and gradients are checked on.
 ROWS = 500
@@ -125,9 +124,3 @@ def _slopes(problem: AuditProblem, found: Health) -> None:
             check("copy answers as the model", gap, gap <= 1e-4, "largest difference of logits"),
             "the differentiable copy and the model disagree",
         )
-
-
-def unusable(sizes: list[tuple[float, Any]]) -> list[Row]:
-    """Rows without figures, for a model whose answers are not finite."""
-    four, two = [math.nan] * 4, [math.nan] * 2
-    return [Row(size, Certificate(*four, own.radius, *two), None) for size, own in sizes]

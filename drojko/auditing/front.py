@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
 from drojko.auditing.certified import certified
-from drojko.auditing.checks import health, unusable
+from drojko.auditing.checks import health
 from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.problem import AuditProblem
@@ -22,6 +23,7 @@ from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
 from drojko.auditing.reweighting import reweight
+from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.choice import get_inner
 from drojko.inner.transport.solvers import ICNNJKO
@@ -158,7 +160,11 @@ def audit(
         problem = replace(problem, progress=progress)
         general = health(problem)
         if general.unusable:
-            found = unusable(sizes)
+            nan = math.nan
+            found = [
+                Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan), None)
+                for size, own in sizes
+            ]
         else:
             # Families that audits know more of than a certificate, by the name of their approach.
             name_of = approach_to(problem.ambiguity).name

@@ -30,8 +30,7 @@ from drojko.inner.solver import InnerSolver
 from drojko.measures import Empirical
 from drojko.problems.constraints import Region, build_region
 from drojko.problems.families.adversary import decision_model
-from drojko.problems.families.base import Decided, Family
-from drojko.problems.families.oracle import Draws
+from drojko.problems.families.oracle import Decided, Draws, Family
 from drojko.problems.families.registry import family_of
 from drojko.problems.parameters import Layout
 from drojko.problems.reference import reference_of

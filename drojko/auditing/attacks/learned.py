@@ -54,7 +54,9 @@ def learn(
     """Worst cases at every size; layers are added to ``pool``."""
     plan, n = plan_of(problem, sizes[-1][1], inner), len(problem.x)
     objective = plan.problem(problem.tabular).objective(problem.x, 1.0)
-    adversary = Adversary(objective, n_labels=problem.n_labels, label_cost=problem.label_cost)
+    adversary = Adversary(
+        objective, n_labels=problem.n_labels, label_cost=problem.ambiguity.label_cost
+    )
     sample = torch.arange(n)
     if n > LEARNED * 5 // 3:  # rows drawn by mass, in order
         gen = spawn(problem.generator)
@@ -229,7 +231,7 @@ class Learned:
                     self.few,
                     spawn(self.problem.generator),
                     n_labels=self.problem.n_labels,
-                    label_cost=self.problem.label_cost,
+                    label_cost=self.problem.ambiguity.label_cost,
                 )
             except UnboundedRiskError:
                 continue

@@ -10,7 +10,6 @@ from torch import Tensor
 from drojko._random import spawn
 from drojko.auditing.attacks.blocks import ascend
 from drojko.auditing.attacks.learned import Learned, put
-from drojko.auditing.attacks.noise import directions
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -39,7 +38,9 @@ def attack(learned: Learned, sizes: list[float]) -> dict[float, tuple[float, flo
     found: dict[float, tuple[float, float, float]] = {}
     base = pool.nominal[rows]
     bare = Adversary(
-        learned.adversary.objective, n_labels=problem.n_labels, label_cost=problem.label_cost
+        learned.adversary.objective,
+        n_labels=problem.n_labels,
+        label_cost=problem.ambiguity.label_cost,
     )
     start_all: list[Tensor] = []
     start_few: list[Tensor] = []
@@ -80,7 +81,7 @@ def _best(
     starts = [batch.q0]
     for _ in range(RESTARTS):
         far = 2.0 * length * torch.rand((n, 1), generator=gen, dtype=torch.float64)
-        x = batch.x + far * directions(problem, n, gen)
+        x = batch.x + far * problem.directions(n, gen)
         starts.append(at.objective.coordinates.encode(x))
     best = ascend(at, batch, starts[:1], STEPS)
     for start in (*starts[1:], *more):

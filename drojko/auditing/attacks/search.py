@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.auditing.attacks.noise import directions
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.reading.problem import AuditProblem
 
@@ -87,7 +86,7 @@ class Search:
 
     def fresh(self) -> Tensor:
         n = len(self.problem.x)
-        move = directions(self.problem, n, self.generator) * (self.far * self.uniform(n, 1))
+        move = self.problem.directions(n, self.generator) * (self.far * self.uniform(n, 1))
         return self.problem.x + move
 
     # -- lines -------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ class Search:
             trial = self.problem.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
         else:  # shaken
             scale = length * (0.1 + 0.5 * self.uniform(n, 1))
-            trial = x + scale * directions(self.problem, n, self.generator)
+            trial = x + scale * self.problem.directions(n, self.generator)
         # A row that stays where it is tries what another row does, or a random move.
         return torch.where(still, self.fresh(), trial)
 

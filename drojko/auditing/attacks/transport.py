@@ -12,7 +12,6 @@ import torch
 from drojko._numerics import standard_error
 from drojko._random import spawn
 from drojko.auditing.attacks.learned import Dual, Learned, learn
-from drojko.auditing.attacks.noise import noise_risk
 from drojko.auditing.attacks.pool import Mixture, Pool
 from drojko.auditing.attacks.restarts import MORE, attack
 from drojko.auditing.attacks.search import search
@@ -44,7 +43,7 @@ def transport(
     max_evaluations: int,
 ) -> list[Row]:
     """One `Row` per size."""
-    if math.isfinite(problem.label_cost) and not problem.n_labels:
+    if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
     pool = _begin(problem)
@@ -139,7 +138,7 @@ class _Work:
     def found(self, size: float, before: Row | None) -> Row:
         mixture = self.mixture(size)
         radius = size if self.ball else math.sqrt(mixture.cost)
-        noise = noise_risk(self.problem, radius, _REPEATS, spawn(self.problem.generator))
+        noise = self.noise(radius, spawn(self.problem.generator))
         certificate = self.certificate(size, mixture, before)
         worst = self.worst(mixture, radius)
         one = Row(size, certificate, worst, (worst.after, worst.labels, worst.mass), noise)
@@ -156,6 +155,17 @@ class _Work:
         if len(self.pool.layers) == 1:
             one.note("nothing was searched")
         return one
+
+    def noise(self, radius: float, generator: torch.Generator) -> float:
+        """Mean loss when every row moves by ``radius`` in a random direction, within the bounds."""
+        problem, total = self.problem, 0.0
+        if radius == 0.0:
+            return float(problem.w @ self.pool.nominal)
+        for _ in range(_REPEATS):
+            move = radius * problem.directions(len(problem.x), generator)
+            losses = problem.losses(problem.cost.project(problem.x + move), problem.y)
+            total += float(problem.w @ losses)
+        return total / _REPEATS
 
     def mixture(self, size: float, sources: Any = None) -> Mixture:
         if self.ball:

@@ -43,7 +43,6 @@ class AuditProblem:
     smooth: bool
     sampled: bool
     generator: torch.Generator
-    label_cost: float = np.inf
     groups: Any = None
     calls: list[int] = field(default_factory=lambda: [0])
     progress: Progress = field(default_factory=Progress)
@@ -74,9 +73,15 @@ class AuditProblem:
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         return self.loss.value(self.outputs(x), y).detach().double()
 
-    def labels(self, y: Tensor) -> np.ndarray:
-        values = y.numpy()
-        return values if self.classes is None else self.classes[values]
+    def directions(self, n: int, generator: torch.Generator) -> Tensor:
+        """Uniform directions of unit cost in the columns that move, shape (n, d)."""
+        mutable = torch.as_tensor(self.cost.mutable)
+        root = torch.as_tensor(self.cost.inverse_weights).sqrt()
+        draw = torch.randn((n, int(mutable.sum())), generator=generator, dtype=torch.float64)
+        draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        out = torch.zeros((n, len(mutable)), dtype=torch.float64)
+        out[:, mutable] = draw * root[mutable]
+        return out
 
     def predictions(self, f: Tensor) -> np.ndarray:
         """Predicted labels, or the predicted numbers of a regression."""

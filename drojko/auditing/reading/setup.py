@@ -110,7 +110,6 @@ def build_problem(
         smooth=smooth,
         sampled=False,
         generator=generator,
-        label_cost=float(own.label_cost),
         groups=groups,
     )
     if not is_sampled(problem.reference):

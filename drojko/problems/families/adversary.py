@@ -18,7 +18,7 @@ from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.bounds import Structure
 from drojko.inner.transport.local_bounds import strong_gap
 from drojko.losses import Loss
-from drojko.measures.base import LabelledMeasure, Measure
+from drojko.measures import ClassConditional, LabelledMeasure, Measure
 from drojko.models import ModuleModel
 from drojko.problems.families.structured import StructuredLoss
 from drojko.problems.parameters import Layout
@@ -28,8 +28,8 @@ __all__ = [
     "DecisionModule",
     "Identity",
     "StructuredAdversary",
-    "Unlabelled",
     "decision_model",
+    "unlabelled",
 ]
 
 #: The one label that there is.
@@ -86,31 +86,9 @@ def decision_model(loss: Callable[[Any, Tensor], Tensor], layout: Layout, flat: 
     return ModuleModel(DecisionModule(loss, layout, flat), 1)
 
 
-class Unlabelled(LabelledMeasure):
-    """A measure with the label 0 at every point."""
-
-    _state = "measure_"
-
-    def __init__(self, measure: Measure):
-        self.measure = measure
-        self.measure_ = measure
-
-    @property
-    def dim(self) -> int:
-        return self.measure_.dim
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        z = self.measure_.sample(n, generator)
-        return z, torch.zeros(len(z), dtype=torch.long)
-
-    def points(
-        self, n: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        z, w = self.measure_.points(n, generator)
-        return z, torch.zeros(len(z), dtype=torch.long), w
-
-    def log_prob(self, x: Any, y: Any) -> Tensor:
-        return self.measure_.log_prob(x)
+def unlabelled(measure: Measure) -> LabelledMeasure:
+    """The measure with the label 0 at every point."""
+    return ClassConditional.from_measures([measure])
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,22 @@ from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
+from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import Measure
 from drojko.models import ModuleModel
 from drojko.problems.constraints import Region
 from drojko.problems.families.adversary import Identity, StructuredAdversary
 
-__all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "Wall"]
+__all__ = [
+    "Answer", "BallOracle", "Decided", "Draws", "Family", "Gauge", "Oracle", "RatioOracle", "Wall",
+]  # fmt: skip
 
 #: Rounding of a mean of losses, relative to their size.
 EPS = 16.0 * float(np.finfo(float).eps)
@@ -167,6 +173,46 @@ class Oracle(ABC):
         return gradient.detach().numpy().copy()
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A decision to certify: the model at it, and the draws of the reference it is judged on."""
+
+    model: ModuleModel
+    draws: Draws
+    reference: Measure
+    sampled: bool
+    generator: torch.Generator
+    stationarity: float
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """One kind of ambiguity set, ``resolved`` for the columns of z, and the loss it is met by."""
+
+    ambiguity: Any
+    resolved: Any
+    loss: Any
+    inner: InnerSolver
+    names: tuple[str, ...] | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether worst cases are formulas, so that bounds are proven and many draws are cheap."""
+        return True
+
+    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
+        """Reference points that the set can use."""
+        return Draws(x.double(), w.double())
+
+    @abstractmethod
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        """Robust values and cuts on these draws."""
+
+    @abstractmethod
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
+        """Certificate and worst case of the model's decision."""
+
+
 class RatioOracle(Oracle):
     """Sets that reweight the draws: the exact dual, at every point."""
 
@@ -251,9 +297,10 @@ class BallOracle(Oracle):
                 penalty = self.first_penalty()
                 if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
                     penalty = self.guess
-                known = {"start": penalty, "tol": 1e-8, "starts": starts}
-                at = self.adversary(penalty)
-                ball = solve_ball(at, self.batch, self.draws.w, self.radius, **known)
+                at, w = self.adversary(penalty), self.draws.w
+                ball = solve_ball(
+                    at, self.batch, w, self.radius, start=penalty, tol=1e-8, starts=starts
+                )
             return self._of_ball(ball)
         except UnboundedRiskError:
             return None

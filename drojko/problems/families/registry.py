@@ -24,9 +24,15 @@ from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import Empirical
 from drojko.models import ModuleModel
-from drojko.problems.families.adversary import LABEL, StructuredAdversary, Unlabelled
-from drojko.problems.families.base import Decided, Family
-from drojko.problems.families.oracle import BallOracle, Draws, Oracle, RatioOracle
+from drojko.problems.families.adversary import LABEL, StructuredAdversary, unlabelled
+from drojko.problems.families.oracle import (
+    BallOracle,
+    Decided,
+    Draws,
+    Family,
+    Oracle,
+    RatioOracle,
+)
 from drojko.problems.families.order_one import OrderOne
 from drojko.problems.families.structured import StructuredLoss
 from drojko.problems.families.tails import check_moment, warn_of_few
@@ -92,7 +98,7 @@ class _Transport(Family):
         arrays = (of.draws.x.numpy(), np.zeros(len(of.draws.x), dtype=np.int64), of.draws.w.numpy())
         measure = TransportedWorstCase(
             found.adversary,
-            Unlabelled(of.reference),
+            unlabelled(of.reference),
             *plan,
             found.certificate.worst_case_risk,
             arrays,
@@ -136,7 +142,7 @@ class _Tilted(Family):
         certificate = replace(certificate, radius=ambiguity.radius)
         mass = w * dual.ratio
         if not self.tilts:
-            worst = Unlabelled(Empirical(of.draws.x.numpy(), mass))
+            worst = unlabelled(Empirical(of.draws.x.numpy(), mass))
             return certificate, MeasuredWorstCase(
                 worst, certificate.worst_case_risk, LABEL, self.names
             )
@@ -150,7 +156,7 @@ class _Tilted(Family):
             dual.penalty,
             dual.shift,
             _DecisionLoss(module),
-            Unlabelled(of.reference),
+            unlabelled(of.reference),
             classes=LABEL,
             feature_names=self.names,
             attained_risk=certificate.worst_case_risk,
