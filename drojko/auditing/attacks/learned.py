@@ -54,9 +54,7 @@ def learn(
     """Worst cases at every size; layers are added to ``pool``."""
     plan, n = plan_of(problem, sizes[-1][1], inner), len(problem.x)
     objective = plan.problem(problem.tabular).objective(problem.x, 1.0)
-    adversary = Adversary(
-        objective, n_labels=problem.n_labels, label_cost=problem.ambiguity.label_cost
-    )
+    adversary = problem.adversary(objective)
     sample = torch.arange(n)
     if n > LEARNED * 5 // 3:  # rows drawn by mass, in order
         gen = spawn(problem.generator)

@@ -37,11 +37,7 @@ def attack(learned: Learned, sizes: list[float]) -> dict[float, tuple[float, flo
     )
     found: dict[float, tuple[float, float, float]] = {}
     base = pool.nominal[rows]
-    bare = Adversary(
-        learned.adversary.objective,
-        n_labels=problem.n_labels,
-        label_cost=problem.ambiguity.label_cost,
-    )
+    bare = problem.adversary(learned.adversary.objective)
     start_all: list[Tensor] = []
     start_few: list[Tensor] = []
     order = sorted(sizes, key=lambda size: learned.penalties[size])

@@ -14,6 +14,8 @@ from torch import Tensor
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import AuditedModel
+from drojko.inner.objective import Objective
+from drojko.inner.transport.adversary import Adversary
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.models import TabularModel
@@ -60,6 +62,11 @@ class AuditProblem:
     def tabular(self) -> TabularModel:
         """The model as solvers take it; one without derivatives where there are none."""
         return self.model.tabular or ScoresModel(self.model.scores, self.model.n_outputs)
+
+    def adversary(self, objective: Objective) -> Adversary:
+        """Ascents from the rows themselves, at whatever label they may take."""
+        label_cost = self.ambiguity.label_cost
+        return Adversary(objective, n_labels=self.n_labels, label_cost=label_cost)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Answers at the rows of x, shape (n,) or (n, K); counted."""
