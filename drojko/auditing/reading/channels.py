@@ -1,7 +1,7 @@
 """Pre-processing as an affine map of the raw columns, category indicators included.
 
-A fitted scikit-learn transformer is followed channel by channel. A channel is either a raw column
-that nothing has touched yet, or an affine function of `Key`s: raw numbers and category indicators.
+A fitted scikit-learn transformer is followed channel by channel. A channel is an affine function of
+`Key`s, raw numbers and category indicators; a column that nothing has touched yet is its own key.
 What is not affine raises `NotAffine`, and the model is then audited without gradients.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Affine", "Key", "NotAffine", "Raw", "channels_of"]
+__all__ = ["Affine", "Key", "NotAffine", "channels_of"]
 
 
 class NotAffine(Exception):
@@ -28,13 +28,6 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Raw:
-    """A raw column, as it came in."""
-
-    column: int
-
-
-@dataclass(frozen=True)
 class Affine:
     """sum of coefficient * key + offset."""
 
@@ -46,22 +39,13 @@ class Affine:
         return Affine(terms, factor * self.offset + shift)
 
 
-Channel = Raw | Affine
-
-
-def numeric(channel: Channel) -> Affine:
-    """A raw column read as a number."""
-    return Affine({Key(channel.column): 1.0}) if isinstance(channel, Raw) else channel
-
-
-def combined(matrix: np.ndarray, channels: list[Channel], offset: np.ndarray) -> list[Channel]:
+def combined(matrix: np.ndarray, channels: list[Affine], offset: np.ndarray) -> list[Affine]:
     """Rows of matrix @ channels + offset."""
-    parts = [numeric(channel) for channel in channels]
-    result: list[Channel] = []
+    result: list[Affine] = []
     for row, shift in zip(matrix, offset):
         terms: dict[Key, float] = {}
         total = float(shift)
-        for weight, part in zip(row, parts):
+        for weight, part in zip(row, channels):
             if weight == 0.0:
                 continue
             total += float(weight) * part.offset
@@ -71,7 +55,7 @@ def combined(matrix: np.ndarray, channels: list[Channel], offset: np.ndarray) ->
     return result
 
 
-def channels_of(step: Any, channels: list[Channel]) -> list[Channel]:
+def channels_of(step: Any, channels: list[Affine]) -> list[Affine]:
     """The channels that a fitted transformer makes of its input channels."""
     if step is None or step == "passthrough":
         return channels
@@ -85,25 +69,25 @@ def channels_of(step: Any, channels: list[Channel]) -> list[Channel]:
 # Steps ------------------------------------------------------------------------------------------
 
 
-def _scaler(step: Any, channels: list[Channel]) -> list[Channel]:
+def _scaler(step: Any, channels: list[Affine]) -> list[Affine]:
     """(x - centre) / scale, where the step has these."""
     centre = step.mean_ if getattr(step, "with_mean", False) else getattr(step, "center_", None)
     scale = np.asarray(1.0 if step.scale_ is None else step.scale_)
     return _diagonal(channels, 1.0 / scale, -np.asarray(0.0 if centre is None else centre) / scale)
 
 
-def _min_max(step: Any, channels: list[Channel]) -> list[Channel]:
+def _min_max(step: Any, channels: list[Affine]) -> list[Affine]:
     if step.clip:
         raise NotAffine("MinMaxScaler(clip=True) clips")
     return _diagonal(channels, step.scale_, step.min_)
 
 
-def _diagonal(channels: list[Channel], factor: Any, shift: Any) -> list[Channel]:
+def _diagonal(channels: list[Affine], factor: Any, shift: Any) -> list[Affine]:
     each = np.broadcast_to(np.stack(np.broadcast_arrays(factor, shift), -1), (len(channels), 2))
-    return [numeric(c).scaled(*row) for c, row in zip(channels, each.tolist())]
+    return [c.scaled(*row) for c, row in zip(channels, each.tolist())]
 
 
-def _components(step: Any, channels: list[Channel]) -> list[Channel]:
+def _components(step: Any, channels: list[Affine]) -> list[Affine]:
     matrix = np.asarray(step.components_)
     if getattr(step, "whiten", False):
         variance = np.sqrt(step.explained_variance_)
@@ -113,7 +97,7 @@ def _components(step: Any, channels: list[Channel]) -> list[Channel]:
     return combined(matrix, channels, offset)
 
 
-def _imputer(step: Any, channels: list[Channel]) -> list[Channel]:
+def _imputer(step: Any, channels: list[Affine]) -> list[Affine]:
     if step.add_indicator:
         raise NotAffine("an imputer with indicators adds columns")
     statistics = np.asarray(step.statistics_, dtype=object)
@@ -123,19 +107,19 @@ def _imputer(step: Any, channels: list[Channel]) -> list[Channel]:
     return channels  # complete rows pass unchanged
 
 
-def _selection(step: Any, channels: list[Channel]) -> list[Channel]:
+def _selection(step: Any, channels: list[Affine]) -> list[Affine]:
     return [c for c, keep in zip(channels, step.get_support(), strict=True) if keep]
 
 
-def _function(step: Any, channels: list[Channel]) -> list[Channel]:
+def _function(step: Any, channels: list[Affine]) -> list[Affine]:
     if step.func is not None:
         raise NotAffine("FunctionTransformer with a function of its own")
     return channels
 
 
-def _one_hot(step: Any, channels: list[Channel]) -> list[Channel]:
+def _one_hot(step: Any, channels: list[Affine]) -> list[Affine]:
     dropped = step.drop_idx_ if step.drop_idx_ is not None else [None] * len(channels)
-    result: list[Channel] = []
+    result: list[Affine] = []
     for keys, drop in zip(_indicators(step, channels), dropped, strict=True):
         # A dropped category is one all the same: the first channel names them all.
         every = dict.fromkeys(keys, 0.0)
@@ -146,38 +130,39 @@ def _one_hot(step: Any, channels: list[Channel]) -> list[Channel]:
     return result
 
 
-def _ordinal(step: Any, channels: list[Channel]) -> list[Channel]:
+def _ordinal(step: Any, channels: list[Affine]) -> list[Affine]:
     every = _indicators(step, channels)
     return [Affine({key: float(k) for k, key in enumerate(keys)}) for keys in every]
 
 
-def _indicators(step: Any, channels: list[Channel]) -> list[list[Key]]:
+def _indicators(step: Any, channels: list[Affine]) -> list[list[Key]]:
     """The categories that an encoder knows of each column."""
     if getattr(step, "_infrequent_enabled", False):
         raise NotAffine(f"{type(step).__name__} that merges infrequent categories")
-    if not all(isinstance(channel, Raw) for channel in channels):
+    columns = [next(iter(channel.terms)) for channel in channels if channel.terms]
+    if channels != [Affine({Key(key.column): 1.0}) for key in columns]:
         raise NotAffine("an encoder of a transformed column")
-    pairs = zip(channels, step.categories_, strict=True)
-    return [[Key(channel.column, c) for c in categories.tolist()] for channel, categories in pairs]
+    pairs = zip(columns, step.categories_, strict=True)
+    return [[Key(key.column, c) for c in categories.tolist()] for key, categories in pairs]
 
 
-def _pipeline(step: Any, channels: list[Channel]) -> list[Channel]:
+def _pipeline(step: Any, channels: list[Affine]) -> list[Affine]:
     for _, inner in step.steps:
         channels = channels_of(inner, channels)
     return channels
 
 
-def _union(step: Any, channels: list[Channel]) -> list[Channel]:
+def _union(step: Any, channels: list[Affine]) -> list[Affine]:
     if step.transformer_weights:
         raise NotAffine("FeatureUnion with transformer_weights")
     parts = [channels_of(t, channels) for _, t in step.transformer_list if t != "drop"]
     return [channel for part in parts for channel in part]
 
 
-def _columns(step: Any, channels: list[Channel]) -> list[Channel]:
+def _columns(step: Any, channels: list[Affine]) -> list[Affine]:
     if step.transformer_weights:
         raise NotAffine("ColumnTransformer with transformer_weights")
-    result: list[Channel] = []
+    result: list[Affine] = []
     for name, inner, _ in step.transformers_:
         picked = [channels[i] for i in step._transformer_to_input_indices[name]]
         if picked and not (isinstance(inner, str) and inner == "drop"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drojko.auditing.reading.channels import Key, NotAffine, Raw, channels_of, numeric
+from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
 from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
@@ -146,22 +146,21 @@ def _keys_of_frame(X: Any) -> list[Any] | None:
 
 def _differentiable(model: Any, X: Any) -> tuple[TabularModel, Space, str]:
     """The model as an affine map and a network; raises `NotAffine` where it is not."""
-    channels: list[Any] = [Raw(j) for j in range(X.shape[1])]
+    channels = [Affine({Key(j): 1.0}) for j in range(X.shape[1])]
     last = model
     while type(last).__name__ == "Pipeline":
         for _, step in last.steps[:-1]:
             channels = channels_of(step, channels)
         last = last.steps[-1][1]
     network = _network(last)
-    inputs = [numeric(channel) for channel in channels]
-    keys = {key for channel in inputs for key in channel.terms}
+    keys = {key for channel in channels for key in channel.terms}
     used = {key.column for key in keys}
     # Number columns that the model drops may be named in weights all the same.
     for j in range(X.shape[1]):
         if j not in used and (not hasattr(X, "columns") or X.iloc[:, j].dtype.kind in "iuf"):
             keys.add(Key(j))
     space = Space.of(X, list(keys))
-    matrix, offset = space.affine(inputs)
+    matrix, offset = space.affine(channels)
     return fold(network, matrix, offset), space, f"exact gradients of {type(last).__name__}"
 
 
