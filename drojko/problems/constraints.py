@@ -157,14 +157,13 @@ class Region:
     variables whose entries a projection ties together.
     """
 
-    size: int
-    parts: tuple[tuple[slice, tuple[int, ...], Callable[[Tensor], Tensor]], ...] = ()
-    lower: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    upper: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    sums: tuple[tuple[slice, float], ...] = ()
-    balls: tuple[tuple[slice, np.ndarray, float], ...] = ()
-    rows: bool = True
-    joined: tuple[slice, ...] = ()
+    parts: tuple[tuple[slice, tuple[int, ...], Callable[[Tensor], Tensor]], ...]
+    lower: np.ndarray
+    upper: np.ndarray
+    sums: tuple[tuple[slice, float], ...]
+    balls: tuple[tuple[slice, np.ndarray, float], ...]
+    joined: tuple[slice, ...]
+    rows: bool
 
     def project(self, flat: Tensor) -> Tensor:
         """Nearest decision that meets every constraint."""
@@ -180,9 +179,8 @@ class Region:
     def recession(self, move: np.ndarray) -> np.ndarray:
         """A direction near ``move`` that never leaves the rows and cones."""
         move = np.array(move)
-        if len(self.lower):
-            move[np.isfinite(self.lower)] = np.maximum(move[np.isfinite(self.lower)], 0.0)
-            move[np.isfinite(self.upper)] = np.minimum(move[np.isfinite(self.upper)], 0.0)
+        move[np.isfinite(self.lower)] = np.maximum(move[np.isfinite(self.lower)], 0.0)
+        move[np.isfinite(self.upper)] = np.minimum(move[np.isfinite(self.upper)], 0.0)
         for where, _ in self.sums:
             part = move[where]
             free = np.isinf(self.lower[where]) & np.isinf(self.upper[where])
@@ -253,6 +251,4 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             balls.append((part, centre, float(item.radius)))
         else:
             rows = False
-    return Region(
-        size, tuple(parts), low, high, tuple(sums), tuple(balls), rows, joined=tuple(joined)
-    )
+    return Region(tuple(parts), low, high, tuple(sums), tuple(balls), tuple(joined), rows)

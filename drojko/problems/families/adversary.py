@@ -69,6 +69,10 @@ class DecisionModule(nn.Module):
         """The decision in the user's shape, without gradient."""
         return self.layout.split(self.flat.detach())
 
+    def of_labelled(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same of rows with labels, which say nothing."""
+        return self(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Loss of each row, shape (n,)."""
         value = self.loss(self.layout.split(self.flat), x)
@@ -107,7 +111,7 @@ class StructuredAdversary(Adversary):
     @property
     def exact(self) -> bool:
         """Whether the formula holds: no candidates, no warm starts."""
-        return self._structured.solves(self.objective.coordinates)
+        return self._structured.applies(self.objective.coordinates.lower is not None)
 
     def _params(self) -> Any:
         model: Any = self.objective.model

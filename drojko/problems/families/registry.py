@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,16 +109,6 @@ class _Transport(Family):
         return found.certificate, measure
 
 
-@dataclass(frozen=True)
-class _DecisionLoss:
-    """The loss of a decision as one of (z, label); a class, so that it can be pickled."""
-
-    module: Any
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.module(x)
-
-
 class _Tilted(Family):
     """Sets that limit the density ratio."""
 
@@ -155,7 +145,7 @@ class _Tilted(Family):
             ambiguity,
             dual.penalty,
             dual.shift,
-            _DecisionLoss(module),
+            module.of_labelled,
             unlabelled(of.reference),
             classes=LABEL,
             feature_names=self.names,

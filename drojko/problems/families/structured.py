@@ -70,10 +70,6 @@ class StructuredLoss(ABC):
         """Whether `maximise` holds where columns have bounds, or have none."""
         return self.within_bounds or not bounded
 
-    def solves(self, coordinates: Coordinates) -> bool:
-        """Whether `maximise` holds in these coordinates."""
-        return self.applies(coordinates.lower is not None)
-
     def bracket(
         self, params: Any, coordinates: Coordinates, x: Tensor, weights: Tensor, budget: float
     ) -> tuple[float, float] | None:

@@ -72,7 +72,7 @@ class Cuts:
         program = self._program(view, width, 1)
         values = self.at(best)
         matrix = np.column_stack([self.slopes * scale / unit, -np.ones(m)])
-        program.rows(matrix, (upper - values) / unit)
+        program.add("rows", matrix, (upper - values) / unit)
         found, multipliers, dual = program.solve(np.zeros(n + 1), np.append(np.zeros(n), 1.0))
         if found is None or multipliers is None:
             return None
@@ -151,7 +151,7 @@ class Cuts:
         """
         best, scale, unit = view.best, view.scale, view.unit
         program = self._program(view, math.sqrt(len(best)) * width, 0)
-        program.rows(self.slopes * scale / unit, (target - self.at(best)) / unit)
+        program.add("rows", self.slopes * scale / unit, (target - self.at(best)) / unit)
         found, _, _ = program.solve(np.ones(len(scale)), np.zeros(len(scale)))
         if found is None:
             return None, None
@@ -164,15 +164,13 @@ class Cuts:
         if self.walls:
             slopes = np.vstack([slope for slope, _ in self.walls])
             bounds = np.array([bound for _, bound in self.walls]) - slopes @ view.best
-            program.rows(np.pad(slopes * view.scale, ((0, 0), (0, extra))), bounds)
+            program.add("rows", np.pad(slopes * view.scale, ((0, 0), (0, extra))), bounds)
         return program
 
 
 def _reach(region: Region, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far each variable can go from the best point inside the region, either way."""
-    low, high = np.full(len(best), -math.inf), np.full(len(best), math.inf)
-    if len(region.lower):
-        low, high = region.lower.copy(), region.upper.copy()
+    low, high = region.lower.copy(), region.upper.copy()
     for where, total in region.sums:
         others = (_others(low[where]), _others(-high[where]))
         high[where] = np.minimum(high[where], total - others[0])

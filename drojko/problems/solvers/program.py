@@ -45,8 +45,8 @@ class Program:
             row[0, where] = scale[where]
             program.add("zero", row, np.array([total - centre[where].sum()]))
         eye = np.column_stack([np.eye(n), pad])
-        program.rows(eye, np.clip(region.upper - centre, 0.0, box) / scale)
-        program.rows(-eye, np.clip(centre - region.lower, 0.0, box) / scale)
+        program.add("rows", eye, np.clip(region.upper - centre, 0.0, box) / scale)
+        program.add("rows", -eye, np.clip(centre - region.lower, 0.0, box) / scale)
         for where, middle, radius in region.balls:
             rows = np.zeros((where.stop - where.start + 1, n + extra))
             rows[1:, where] = -np.diag(scale[where])
@@ -57,7 +57,7 @@ class Program:
     def add(
         self, kind: str, matrix: np.ndarray, bound: np.ndarray, size: float | None = None
     ) -> None:
-        """Rows bound - matrix @ y in a cone, each divided by its size."""
+        """Rows bound - matrix @ y in a cone, each divided by its size; of "rows" at least 0."""
         sizes = np.full(len(bound), size)
         if size is None:
             sizes = np.maximum(np.abs(matrix).max(1), 1e-300)
@@ -65,10 +65,6 @@ class Program:
         self.bounds.append(bound / sizes)
         self.cones.append((kind, len(bound)))
         self.sizes.append(sizes)
-
-    def rows(self, matrix: np.ndarray, bound: np.ndarray) -> None:
-        """Rows with ``matrix @ y <= bound``."""
-        self.add("rows", matrix, bound)
 
     def solve(
         self, quadratic: np.ndarray, linear: np.ndarray
