@@ -194,7 +194,8 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
     def _atoms(self, theta: np.ndarray, intercept: np.ndarray, size: float) -> np.ndarray:
         """Where the atoms move in order 2: by a multiple of theta in the geometry of X."""
         table, ambiguity = self._table, self._nested("ambiguity")
-        inverse = self._program.form.cost.inverse_weights
+        cost: Any = self._program.form.cost
+        inverse = cost.inverse_weights
         square = float(theta @ (inverse * theta))
         f, sign = table.x @ theta + intercept, table.sign
         u = f - table.target if sign is None else f * sign

@@ -35,7 +35,7 @@ class Display:
 
             ax = plt.subplots(layout="constrained", **figure)[1]
         self.ax_, self.figure_ = ax, ax.figure  # pyright: ignore
-        return ax
+        return self.ax_
 
 
 def note(ax: Axes, text: str, at: tuple[float, float], right: float, **where: Any) -> None:

@@ -71,8 +71,9 @@ class Pool:
         """
         known = (*sources, "stay") if sources is not None else None
         at = [k for k, layer in enumerate(self.layers) if known is None or layer.source in known]
-        cost, risk = (torch.stack([self.layers[k][part] for k in at]) for part in (2, 3))
-        return torch.tensor(at), cost, risk
+        layers = [self.layers[k] for k in at]
+        cost, risk = ([layer.cost for layer in layers], [layer.risk for layer in layers])
+        return torch.tensor(at), torch.stack(cost), torch.stack(risk)
 
     def plan(
         self, weights: Tensor, budget: float, sources: tuple[str, ...] | None = None
@@ -92,18 +93,19 @@ class Pool:
 
     def best(
         self, weights: Tensor, penalty: float, sources: tuple[str, ...] | None = None
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`take` of `at_penalty`."""
         return self.take(self.at_penalty(weights, penalty, sources).low)
 
-    def take(self, choice: Tensor) -> tuple[Tensor, ...]:
+    def take(self, choice: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Positions, labels, costs and losses of one candidate per row."""
-        found = tuple(part.clone() for part in self.layers[0][:4])
+        x, y, cost, risk = (part.clone() for part in self.layers[0][:4])
         for k in choice.unique().tolist():
-            rows = choice == k
-            for part, own in zip(found, self.layers[k][:4]):
-                part[rows] = own[rows]
-        return found
+            if k:
+                rows = choice == k
+                for part, own in zip((x, y, cost, risk), self.layers[k]):
+                    part[rows] = own[rows]
+        return x, y, cost, risk
 
 
 def _select(

@@ -206,7 +206,7 @@ def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> Tabular
     if np.array_equal(matrix, np.eye(len(matrix), matrix.shape[1])) and not offset.any():
         return model
     if not isinstance(model, MLP):
-        first = nn.utils.skip_init(nn.Linear, *matrix.shape[::-1], dtype=torch.float64)
+        first: Any = nn.utils.skip_init(nn.Linear, *matrix.shape[::-1], dtype=torch.float64)
         with torch.no_grad():
             first.weight.copy_(torch.as_tensor(matrix))
             first.bias.copy_(torch.as_tensor(offset))

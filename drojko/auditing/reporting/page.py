@@ -158,7 +158,7 @@ def _moves(report: AuditReport, size: float) -> list[dict[str, Any]]:
                 continue
             if isinstance(one, Real) and isinstance(two, Real):
                 text = f"{name} {_number(one, 3)} → {_number(two, 3)} ({_change(two - one)})"
-                changes.append((abs(two - one) / scale, text))
+                changes.append((abs(float(two) - float(one)) / scale, text))
             else:
                 changes.append((math.inf, f"{name}: {one} → {two}"))
         changes.sort(key=lambda item: -item[0])

@@ -118,7 +118,7 @@ class OrderOne(Family):
             proof="dual",
         )
         distance = budget / share if slope > 0 else 0.0
-        moves = _Shift(direction, self.geometry.inverse_weights, self.geometry.norm)
+        moves: Any = _Shift(direction, self.geometry.inverse_weights, self.geometry.norm)
         plan = FarPlan(threshold=0.0, share=share, distance=distance, mass=share)
         worst = FarWorstCase(moves, plan, unlabelled(of.reference), risk, LABEL, self.names)
         return certificate, worst

@@ -119,7 +119,8 @@ class _Tilted(Family):
         return RatioOracle(model, draws, self.ambiguity)
 
     def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
-        module, ambiguity = of.model.module, self.ambiguity
+        module: Any = of.model.module
+        ambiguity = self.ambiguity
         if of.sampled and self.tilts:
             check_moment(ambiguity, module.loss, module.params, of.reference)
         with torch.no_grad():
