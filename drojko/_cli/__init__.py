@@ -135,10 +135,7 @@ def _comparison(plain: Any, robust: Any) -> Any:
 )  # fmt: skip
 @click.option("--max-iter", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--random-state", type=int, default=0, show_default=True)
-@click.option(
-    "-o", "--output", required=True, type=_OUT,
-    help="Model file; drojko.load reads it.",
-)  # fmt: skip
+@click.option("-o", "--output", required=True, type=_OUT, help="Model file; drojko.load reads it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) -> None:
     """Fit, certify and save a model of a table.
