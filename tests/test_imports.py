@@ -14,7 +14,7 @@ import drojko
 ROOT = Path(drojko.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in MODULES]
-LAZY = {"click", "cvxpy", "matplotlib", "ot", "pandas", "rich", "skops", "zuko"}
+LAZY = {"click", "cvxpy", "jinja2", "matplotlib", "ot", "pandas", "rich", "skops", "zuko"}
 
 
 def in_a_fresh_process(script):

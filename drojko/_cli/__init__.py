@@ -28,6 +28,14 @@ _LOSSES = {
 }
 _SPREAD = 100.0  # ratio of standard deviations that deserves a remark
 
+# What several commands take.
+_IN = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUT = click.Path(dir_okay=False, path_type=Path)
+_immutable = click.option(
+    "--immutable", multiple=True, help="Column that never moves; may be repeated."
+)
+_drop = click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="drojko")
@@ -45,7 +53,7 @@ def main() -> None:
 )  # fmt: skip
 @click.option(
     "--out", default="drojko-demo.png", show_default=True,
-    type=click.Path(dir_okay=False, path_type=Path), help="Where the picture goes.",
+    type=_OUT, help="Where the picture goes.",
 )  # fmt: skip
 def demo(radius: float, out: Path) -> None:
     """Plain against robust on real data, in seconds."""
@@ -61,7 +69,6 @@ def demo(radius: float, out: Path) -> None:
         "30 standardised features.\n"
         "plain:  logistic regression with scikit-learn's default L2 penalty (radius 0)\n"
         f"robust: logistic regression for every shift of W2 distance up to {radius:g}\n",
-        highlight=False,
     )
     console.print("Certificate of the robust model, around its training data", style="bold")
     _print_certificate(console, found.robust.certificate_)
@@ -70,7 +77,6 @@ def demo(radius: float, out: Path) -> None:
     accuracy = [model.score(found.X, found.y) for model in (found.plain, found.robust)]
     console.print(
         f"Held-out accuracy: plain {accuracy[0]:.3f}, robust {accuracy[1]:.3f}. Picture: {out}",
-        highlight=False,
     )
 
 
@@ -94,7 +100,7 @@ def _comparison(plain: Any, robust: Any) -> Any:
 
 
 @main.command()
-@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("data", type=_IN)
 @click.option("--target", required=True, help="Column to predict.")
 @click.option(
     "--radius", type=click.FloatRange(min=0),
@@ -116,8 +122,8 @@ def _comparison(plain: Any, robust: Any) -> Any:
 @click.option(
     "--alpha", type=click.FloatRange(min=0), default=0.0, show_default=True, help="L2 penalty."
 )
-@click.option("--immutable", multiple=True, help="Column that never moves; may be repeated.")
-@click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
+@_immutable
+@_drop
 @click.option(
     "--standardize", is_flag=True,
     help="Scale the columns to unit variance first; the radius is then in standard deviations.",
@@ -129,10 +135,7 @@ def _comparison(plain: Any, robust: Any) -> Any:
 )  # fmt: skip
 @click.option("--max-iter", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--random-state", type=int, default=0, show_default=True)
-@click.option(
-    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
-    help="Model file; drojko.load reads it.",
-)  # fmt: skip
+@click.option("-o", "--output", required=True, type=_OUT, help="Model file; drojko.load reads it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) -> None:
     """Fit, certify and save a model of a table.
@@ -143,13 +146,9 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
         raise click.UsageError("give --radius or --penalty, not both")
     _check_folder(output)
     with _failures():
-        from drojko._cli.tables import labels, read_table, split_target, task_of
+        from drojko._cli.tables import labels, task_of
 
-        frame = read_table(data)
-        _check_columns("target", (target,), frame.columns)
-        _check_columns("drop", options["drop"], frame.columns)
-        X, y = split_target(frame, target, options["drop"])
-        _check_columns("immutable", options["immutable"], X.columns)
+        X, y = _table(data, target, options, numbers=True)
         task = task_of(y) if options["task"] == "auto" else options["task"]
         y = labels(y, task)
         model, estimator = _build(task, options)
@@ -211,21 +210,19 @@ def _report(
     console.print(
         f"{X.shape[0]} rows, {X.shape[1]} features; {kind}"
         + ("" if options["task"] != "auto" else "; --task says otherwise where this is wrong"),
-        highlight=False,
         soft_wrap=True,
     )
-    console.print(f"{estimator.status_}: {estimator.message_}", highlight=False, soft_wrap=True)
+    console.print(f"{estimator.status_}: {estimator.message_}", soft_wrap=True)
     spread = X.std().replace(0.0, math.nan).dropna()
     if len(spread) and spread.max() > _SPREAD * spread.min() and not options["standardize"]:
         console.print(
             f"note: {spread.idxmax()!r} spreads {spread.max() / spread.min():.0f} times as wide as "
             f"{spread.idxmin()!r}, and the radius is in the units of the columns: consider "
             "--standardize",
-            highlight=False,
             soft_wrap=True,
         )
     _print_certificate(console, estimator.certificate_)
-    console.print(f"saved: {output}", highlight=False, soft_wrap=True)
+    console.print(f"saved: {output}", soft_wrap=True)
 
 
 def _summary(task: str, estimator: Any, X: Any, output: Path) -> dict[str, Any]:
@@ -254,8 +251,8 @@ def _plain(value: Any) -> Any:
 
 
 @main.command()
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("model", type=_IN)
+@click.argument("data", type=_IN)
 @click.option("--target", required=True, help="Column with the labels.")
 @click.option(
     "--radii", default="0.1,0.2,0.4", show_default=True,
@@ -266,11 +263,11 @@ def _plain(value: Any) -> Any:
     type=click.Choice(["wasserstein", "kl", "chi-square", "cvar"]), help="Ambiguity set.",
 )  # fmt: skip
 @click.option("--standardize", is_flag=True, help="Distances in standard deviations of columns.")
-@click.option("--immutable", multiple=True, help="Column that never moves; may be repeated.")
-@click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
-@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write the table.")
-@click.option("--samples", type=click.Path(dir_okay=False, path_type=Path),
+@_immutable
+@_drop
+@click.option("--html", type=_OUT, help="Write a page.")
+@click.option("--csv", type=_OUT, help="Write the table.")
+@click.option("--samples", type=_OUT,
               help="Write 1000 draws of the worst case, .csv or .parquet.")  # fmt: skip
 @click.option("--trust", multiple=True,
               help="Type that a skops file may hold, such as my.module.Class.")  # fmt: skip
@@ -283,10 +280,10 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table.
     """
     sizes = _sizes(radii)
-    for name in ("html", "csv", "samples"):
-        if given[name] is not None:
-            _check_folder(given[name])
-    from drojko._cli.tables import labels, read_table, split_target
+    wanted = {name: path for name in ("html", "csv", "samples") if (path := given[name])}
+    for path in wanted.values():
+        _check_folder(path)
+    from drojko._cli.tables import labels
     from drojko._persist import load_any
 
     console = _console()
@@ -295,11 +292,7 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
         from drojko.auditing import audit as run
 
         fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
-        frame = read_table(data)
-        _check_columns("target", (target,), frame.columns)
-        _check_columns("drop", given["drop"], frame.columns)
-        X, y = split_target(frame, target, given["drop"], numbers=False)
-        _check_columns("immutable", given["immutable"], X.columns)
+        X, y = _table(data, target, given, numbers=False)
         y = labels(y, "classification" if hasattr(fitted, "classes_") else "regression")
         chosen = {
             "wasserstein": lambda: sets.Wasserstein(immutable=list(given["immutable"]) or None),
@@ -310,17 +303,16 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
             fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
             scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
         )  # fmt: skip
-        for name, save in (
-            ("html", report.to_html),
-            ("csv", lambda path: report.table.to_csv(path, index=False)),
-            ("samples", report.export),
-        ):
-            if given[name] is not None:
-                save(given[name])
-    console.print(str(report), highlight=False, soft_wrap=True)
-    for name in ("html", "csv", "samples"):
-        if given[name] is not None:
-            console.print(f"{name}: {given[name]}", highlight=False)
+        savers = {
+            "html": report.to_html,
+            "csv": lambda path: report.table.to_csv(path, index=False),
+            "samples": report.export,
+        }
+        for name, path in wanted.items():
+            savers[name](path)
+    console.print(str(report), soft_wrap=True)
+    for name, path in wanted.items():
+        console.print(f"{name}: {path}")
 
 
 def _sizes(text: str) -> list[float]:
@@ -385,6 +377,18 @@ def _benchmarks() -> Path:
 # -- plumbing ------------------------------------------------------------------------------------
 
 
+def _table(data: Path, target: str, options: dict[str, Any], *, numbers: bool) -> tuple[Any, Any]:
+    """Features and target of a file, with the columns that were named checked."""
+    from drojko._cli.tables import read_table, split_target
+
+    frame = read_table(data)
+    _check_columns("target", (target,), frame.columns)
+    _check_columns("drop", options["drop"], frame.columns)
+    X, y = split_target(frame, target, options["drop"], numbers=numbers)
+    _check_columns("immutable", options["immutable"], X.columns)
+    return X, y
+
+
 def _check_columns(option: str, wanted: Any, known: Any) -> None:
     for name in wanted:
         if name not in known:
@@ -417,7 +421,7 @@ def _failures() -> Iterator[None]:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(highlight=False)
 
 
 def _print_certificate(console: Any, certificate: Certificate | None) -> None:
@@ -428,8 +432,6 @@ def _print_certificate(console: Any, certificate: Certificate | None) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(justify="left")
-    table.add_column(justify="left")
     for name, value in certificate.rows():
         table.add_row(name.replace("[", r"\["), value)
     console.print(table)

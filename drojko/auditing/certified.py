@@ -13,11 +13,11 @@ from drojko._random import spawn
 from drojko.approaches.base import FittedModel, Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.setup import atoms_of
 from drojko.auditing.reporting.row import Row
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
 
 __all__ = ["certified", "plan_of"]
 
@@ -30,7 +30,6 @@ _SHOWN = 2_000
 
 
 def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
-    """The plan that solvers work on."""
     return Plan(
         reference=problem.reference,
         ambiguity=ambiguity,
@@ -39,7 +38,7 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
         inner=inner,
         radius=None if ambiguity.radius is None else float(ambiguity.radius),
         penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
-        label_cost=problem.label_cost,
+        label_cost=problem.ambiguity.label_cost,
         n_labels=problem.n_labels,
         dtype=torch.float64,
         device="cpu",
@@ -97,7 +96,7 @@ def _worst(
 ) -> WorstCase | None:
     if plan.ambiguity.knows_groups:
         arrays = (problem.x.numpy(), problem.y.numpy(), problem.w.numpy())
-        unfitted = _unfitted(problem.reference)
+        unfitted = atoms_of(problem.classes is not None)
         reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
         plan = replace(plan, reference=reference)
     with torch.no_grad():
@@ -114,12 +113,6 @@ def _worst(
         "cpu",
     )
     return approach.worst_case(fitted, state)
-
-
-def _unfitted(reference: LabelledMeasure) -> LabelledMeasure:
-    """The same kind of measure, to be fitted to each group."""
-    classes = isinstance(reference, ClassConditional)
-    return ClassConditional(Empirical()) if classes else Joint(Empirical())
 
 
 def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drojko._random import spawn
 from drojko.auditing.reading.problem import AuditProblem
@@ -20,16 +18,6 @@ __all__ = ["reweight"]
 
 #: Random reweightings of the same size, whose mean risk is shown beside the worst one.
 RANDOM = 8
-
-
-@dataclass(frozen=True, eq=False)
-class _Losses:
-    """Losses of a problem as a function of points."""
-
-    problem: AuditProblem
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.problem.losses(x, y)
 
 
 def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
@@ -55,7 +43,7 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
             ambiguity,
             float(point.penalty),
             float(point.shift),
-            _Losses(problem),
+            problem.losses,
             problem.reference,
             problem.classes,
             names,

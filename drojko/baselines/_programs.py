@@ -106,9 +106,18 @@ class Program:
 
         for parameter, of in self.form.sizes:
             parameter.value = of(size)
-        name = self.solver or self._default()
+        # HiGHS for linear programs, Clarabel for all cones.
+        name = self.solver or ("HIGHS" if self.problem.is_lp() else "CLARABEL")
         for settings in SETTINGS[name] if not self.options else ({},):
-            self._call(name, {**settings, **self.options})
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what it warns of is raised below
+                    self.problem.solve(solver=name, **settings, **self.options)
+            except cp.error.SolverError as error:
+                raise SolverError(
+                    f"{name} failed: {error}. Choose another solver of {', '.join(SOLVERS)}, scale "
+                    "the features, or use drojko's own estimators, which need none"
+                ) from error
             if self.problem.status != cp.OPTIMAL_INACCURATE:
                 break
         status = self.problem.status
@@ -119,23 +128,6 @@ class Program:
         if "infeasible" in status or "unbounded" in status:
             reason = "the worst-case risk is infinite for every model, or has no lower bound"
         raise SolverError(f"{name} ended with status {status!r}; {reason}")
-
-    def _call(self, name: str, options: dict[str, Any]) -> None:
-        import cvxpy as cp
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what it warns of is raised by the caller
-                self.problem.solve(solver=name, **options)
-        except cp.error.SolverError as error:
-            raise SolverError(
-                f"{name} failed: {error}. Choose another solver of {', '.join(SOLVERS)}, scale the "
-                "features, or use drojko's own estimators, which need none"
-            ) from error
-
-    def _default(self) -> str:
-        """HiGHS for linear programs, Clarabel for all cones."""
-        return "HIGHS" if self.problem.is_lp() else "CLARABEL"
 
 
 def check_solver(solver: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,26 @@ def _group(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[A
     if ambiguity.radius is None and ambiguity.penalty is None:
         return cp.max(risks), [means], []
     shares = mass / mass.sum()
-    risk, constraints, sizes = _total_variation(risks, shares, ambiguity.penalty is None)
+    risk, constraints, sizes = _total_variation(ambiguity, risks, replace(table, mass=shares))
     return risk, [means, *constraints], sizes
 
 
-def _cvar(t: Any, mass: np.ndarray) -> tuple[Any, list[Any], list[Any]]:
+def _cvar(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     import cvxpy as cp
 
     eta, inverse = cp.Variable(), cp.Parameter(nonneg=True)
-    return eta + inverse * (mass @ cp.pos(t - eta)), [], [(inverse, lambda alpha: 1.0 / alpha)]
+    return (
+        eta + inverse * (table.mass @ cp.pos(t - eta)),
+        [],
+        [(inverse, lambda alpha: 1.0 / alpha)],
+    )
 
 
-def _total_variation(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]]:
+def _total_variation(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Ball: r max + (1 - r) CVaR; penalised: eta + E max(loss - eta, -c/2), loss - eta <= c/2."""
     import cvxpy as cp
 
+    ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     if ball:
         rest = cp.Parameter(nonneg=True)
@@ -91,10 +97,11 @@ def _total_variation(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[An
     return risk, [t - eta <= 0.5 * size], [(size, float)]
 
 
-def _kl(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]]:
+def _kl(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Eta + lambda r, with the mean of lambda exp((loss - eta) / lambda) at most lambda."""
     import cvxpy as cp
 
+    ball, mass = ambiguity.penalty is None, table.mass
     eta, size, u = cp.Variable(), cp.Parameter(nonneg=True), cp.Variable(t.shape[0])
     lam = cp.Variable(nonneg=True) if ball else size
     cone = cp.constraints.ExpCone(t - eta, lam * np.ones(t.shape[0]), u)
@@ -102,10 +109,11 @@ def _kl(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]
     return risk, [cone, mass @ u <= lam], [(size, float)]
 
 
-def _chi_square(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], list[Any]]:
+def _chi_square(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Ball: eta + sqrt(1 + r) ||(loss - eta)_+||; penalised: eta + c + E (loss - eta)_+^2 / 4c."""
     import cvxpy as cp
 
+    ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     if ball:
         risk = eta + size * cp.norm2(cp.multiply(np.sqrt(mass), cp.pos(t - eta)))
@@ -115,9 +123,7 @@ def _chi_square(t: Any, mass: np.ndarray, ball: bool) -> tuple[Any, list[Any], l
     return risk, [], [(size, float), (inverse, lambda penalty: 0.25 / penalty)]
 
 
-def _cressie_read(
-    t: Any, mass: np.ndarray, ball: bool, k: float
-) -> tuple[Any, list[Any], list[Any]]:
+def _cressie_read(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     r"""Eta + lambda r + (E u - lambda) / k in power cones.
 
     lambda f*((l - eta) / lambda) + lambda / k = u / k with, for k > 1 and m >= lambda + (k - 1)
@@ -126,7 +132,8 @@ def _cressie_read(
     """
     import cvxpy as cp
 
-    n = t.shape[0]
+    n, k = t.shape[0], float(ambiguity.k)
+    ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     u, m = cp.Variable(n), cp.Variable(n, nonneg=True)
     lam = cp.Variable(nonneg=True) if ball else size
@@ -147,13 +154,9 @@ def _cressie_read(
 _FORMS: dict[str, Any] = {
     "mmd": _mmd,
     "group": _group,
-    "cvar": lambda ambiguity, t, table: _cvar(t, table.mass),
-    "total-variation": lambda ambiguity, t, table: _total_variation(
-        t, table.mass, ambiguity.penalty is None
-    ),
-    "kl": lambda ambiguity, t, table: _kl(t, table.mass, ambiguity.penalty is None),
-    "chi-square": lambda ambiguity, t, table: _chi_square(t, table.mass, ambiguity.penalty is None),
-    "cressie-read": lambda ambiguity, t, table: _cressie_read(
-        t, table.mass, ambiguity.penalty is None, float(ambiguity.k)
-    ),
+    "cvar": _cvar,
+    "total-variation": _total_variation,
+    "kl": _kl,
+    "chi-square": _chi_square,
+    "cressie-read": _cressie_read,
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,10 +32,21 @@ from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_li
 __all__ = ["AdversarialClassifier", "WRMClassifier"]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _AscentClassifier(LogitClassifier, BaseEstimator):
     """Adam on mini-batches whose samples were moved by `_attack`."""
 
-    _parameter_constraints: dict = {
+    model: str = "mlp"
+    hidden_layer_sizes: Sequence[int] | int = (64,)
+    activation: str = "softplus"
+    alpha: float = 0.0
+    steps: int = 15
+    max_iter: int = 100
+    batch_size: int = 128
+    learning_rate: float = 5e-3
+    random_state: Any = None
+
+    _parameter_constraints: ClassVar[dict] = {
         "model": [StrOptions({"linear", "mlp"})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
@@ -111,6 +124,7 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
             return model(torch.tensor(X)).numpy()
 
 
+@dataclass(eq=False, repr=False)
 class WRMClassifier(_AscentClassifier):
     r"""Adversarial training with a price on distance, sample by sample.
 
@@ -151,35 +165,11 @@ class WRMClassifier(_AscentClassifier):
     True
     """
 
-    _parameter_constraints: dict = {
+    penalty: float = 1.0
+    _parameter_constraints: ClassVar[dict] = {
         **_AscentClassifier._parameter_constraints,
         "penalty": [Interval(Real, 0, None, closed="neither")],
     }
-
-    def __init__(
-        self,
-        penalty=1.0,
-        *,
-        model="mlp",
-        hidden_layer_sizes=(64,),
-        activation="softplus",
-        alpha=0.0,
-        steps=15,
-        max_iter=100,
-        batch_size=128,
-        learning_rate=5e-3,
-        random_state=None,
-    ):
-        self.penalty = penalty
-        self.model = model
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.alpha = alpha
-        self.steps = steps
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
 
     def _attack(self, model: MLP, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
         z = x
@@ -189,6 +179,7 @@ class WRMClassifier(_AscentClassifier):
         return z
 
 
+@dataclass(eq=False, repr=False)
 class AdversarialClassifier(_AscentClassifier):
     r"""Plain adversarial training: every sample moves by at most the radius.
 
@@ -221,35 +212,11 @@ random_state
     True
     """
 
-    _parameter_constraints: dict = {
+    radius: float = 0.1
+    _parameter_constraints: ClassVar[dict] = {
         **_AscentClassifier._parameter_constraints,
         "radius": [Interval(Real, 0, None, closed="left")],
     }
-
-    def __init__(
-        self,
-        radius=0.1,
-        *,
-        model="mlp",
-        hidden_layer_sizes=(64,),
-        activation="softplus",
-        alpha=0.0,
-        steps=15,
-        max_iter=100,
-        batch_size=128,
-        learning_rate=5e-3,
-        random_state=None,
-    ):
-        self.radius = radius
-        self.model = model
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.alpha = alpha
-        self.steps = steps
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
 
     def _attack(self, model: MLP, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
         z = x

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin, clone
@@ -41,11 +42,19 @@ def _unsupported(what: str) -> UnsupportedError:
     return UnsupportedError(f"{what} has no convex reformulation here. Supported: {pairs}")
 
 
+@dataclass(eq=False, repr=False)
 class _ConvexDRO(NestedDefaults, BaseEstimator):
     """What both estimators share."""
 
+    ambiguity: AmbiguitySet | None = None
+    _: KW_ONLY
+    alpha: float = 0.0
+    fit_intercept: bool = True
+    solver: str | None = None
+    solver_options: dict[str, Any] | None = None
+
     _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1, order=1)}
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "ambiguity": [AmbiguitySet, None],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "fit_intercept": ["boolean"],
@@ -176,55 +185,43 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         if form.epigraph is not None:
             dual = np.maximum(np.asarray(form.epigraph.dual_value), 0.0)
             self.worst_case_weights_ = self._rows.masses(dual)
-        elif form.cost is not None and form.multiplier is None:
-            self.worst_case_atoms_ = self._rows.atoms(self._squared_atoms(theta, intercept, size))
         elif form.cost is not None and self._nested("ambiguity").order == 2:
-            self.worst_case_atoms_ = self._rows.atoms(self._affine_atoms(theta, intercept))
+            self.worst_case_atoms_ = self._rows.atoms(self._atoms(theta, intercept, size))
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
         raise NotImplementedError
 
-    def _errors(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Margins or residuals at the atoms."""
-        f = self._table.x @ theta + intercept
-        return f * self._table.sign if self._table.sign is not None else f - self._table.target
-
-    def _inverse_weights(self) -> np.ndarray:
-        cost = self._program.form.cost
-        return np.ones(self.n_features_in_) if cost is None else cost.inverse_weights
-
-    def _squared_atoms(self, theta: np.ndarray, intercept: np.ndarray, size: float) -> np.ndarray:
-        """Each residual is stretched by the same factor."""
-        ambiguity, inverse = self._nested("ambiguity"), self._inverse_weights()
-        e = self._errors(theta, intercept)
+    def _atoms(self, theta: np.ndarray, intercept: np.ndarray, size: float) -> np.ndarray:
+        """Where the atoms move in order 2: by a multiple of theta in the geometry of X."""
+        table, ambiguity = self._table, self._nested("ambiguity")
+        cost: Any = self._program.form.cost
+        inverse = cost.inverse_weights
         square = float(theta @ (inverse * theta))
-        if math.isfinite(ambiguity.label_cost):
-            square += 1.0 / ambiguity.label_cost
-        risk = float(self._table.mass @ e**2)
-        if square == 0 or risk == 0:
-            return self._table.x.copy()
-        penalty = size
-        if ambiguity.penalty is None:
-            penalty = math.sqrt(square) * (math.sqrt(risk) / size + math.sqrt(square))
-        step = e / (penalty - square)
-        return self._table.x + np.outer(step, inverse * theta)
-
-    def _affine_atoms(self, theta: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Each atom moves by slope * theta / (2 penalty) for the piece that is active for it."""
-        inverse, pieces = self._inverse_weights(), self._loss().lines
-        u = self._errors(theta, intercept)
-        penalty = max(self.multiplier_ or 0.0, 1e-300)
-        sigma = float(theta @ (inverse * theta)) / (4.0 * penalty)
-        values = np.array([s * u + o + s**2 * sigma for s, o in pieces])
-        slope = np.array([s for s, _ in pieces])[values.argmax(axis=0)]
-        sign = 1.0 if self._table.sign is None else self._table.sign
-        return self._table.x + np.outer(sign * slope / (2.0 * penalty), inverse * theta)
+        f, sign = table.x @ theta + intercept, table.sign
+        u = f - table.target if sign is None else f * sign
+        if self.multiplier_ is None:  # each residual is stretched by the same factor
+            if math.isfinite(ambiguity.label_cost):
+                square += 1.0 / ambiguity.label_cost
+            risk = float(table.mass @ u**2)
+            if square == 0 or risk == 0:
+                return table.x.copy()
+            penalty = size
+            if ambiguity.penalty is None:
+                penalty = math.sqrt(square) * (math.sqrt(risk) / size + math.sqrt(square))
+            step = u / (penalty - square)
+        else:  # by slope / (2 penalty) for the piece that is active for it
+            penalty, pieces = max(self.multiplier_, 1e-300), self._loss().lines
+            values = np.array([s * u + o + s**2 * square / (4.0 * penalty) for s, o in pieces])
+            slope = np.array([s for s, _ in pieces])[values.argmax(axis=0)]
+            step = (1.0 if sign is None else sign) * slope / (2.0 * penalty)
+        return table.x + np.outer(step, inverse * theta)
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
         return {k: v for k, v in state.items() if k not in ("_program", "_table", "_rows")}
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
     r"""Robust linear classifier on the empirical measure, by conic programming.
 
@@ -290,27 +287,11 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
     (0.367, (100,))
     """
 
-    _parameter_constraints: dict = {
+    loss: str | Loss = "logistic"
+    _parameter_constraints: ClassVar[dict] = {
         **_ConvexDRO._parameter_constraints,
         "loss": [str, Loss],
     }
-
-    def __init__(
-        self,
-        ambiguity=None,
-        *,
-        loss="logistic",
-        alpha=0.0,
-        fit_intercept=True,
-        solver=None,
-        solver_options=None,
-    ):
-        self.ambiguity = ambiguity
-        self.loss = loss
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.solver = solver
-        self.solver_options = solver_options
 
     def _loss(self) -> Loss:
         return loss_with(self.loss, "classification", len(self.classes_))
@@ -340,6 +321,7 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
         return super().predict_proba(X)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     r"""Robust linear regression on the empirical measure, by conic programming.
 
@@ -385,34 +367,16 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     (0.634, 0.763)
     """
 
+    loss: str | Loss = "squared"
+    quantile: float = 0.5
+    delta: float = 1.35
     _nested_defaults = {"ambiguity": lambda: Wasserstein(radius=0.1)}
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         **_ConvexDRO._parameter_constraints,
         "loss": [str, Loss],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
         "delta": [Interval(Real, 0, None, closed="neither")],
     }
-
-    def __init__(
-        self,
-        ambiguity=None,
-        *,
-        loss="squared",
-        quantile=0.5,
-        delta=1.35,
-        alpha=0.0,
-        fit_intercept=True,
-        solver=None,
-        solver_options=None,
-    ):
-        self.ambiguity = ambiguity
-        self.loss = loss
-        self.quantile = quantile
-        self.delta = delta
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.solver = solver
-        self.solver_options = solver_options
 
     def _loss(self) -> Loss:
         return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)

@@ -1,4 +1,4 @@
-"""What the displays share: colours, axes, and the way into meta-estimators."""
+"""What the displays share: colours, axes, notes, and the way into meta-estimators."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "INK", "MARKERS", "MUTED", "get_axes", "label_of", "tidy", "unwrap"]
+__all__ = ["COLOURS", "INK", "MARKERS", "MUTED", "Display", "label_of", "note", "tidy", "unwrap"]
 
 #: Colours that colour-blind readers tell apart, after M. Okabe and K. Ito (2008), "Color universal
 #: design"; yellow comes last, as it is faint on white.
@@ -21,13 +22,26 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 INK, MUTED = "#333333", "#9A9A9A"
 
 
-def get_axes(ax: Axes | None, **figure: Any) -> Axes:
-    """Return the axes to draw in: the given ones, or those of a new figure."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
+class Display:
+    """What is drawn knows where: ``ax_`` and ``figure_`` once ``plot`` was called."""
 
-    return plt.subplots(layout="constrained", **figure)[1]
+    ax_: Axes
+    figure_: Figure
+
+    def _begin(self, ax: Axes | None, **figure: Any) -> Axes:
+        """The axes to draw in: the given ones, or those of a new figure."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(layout="constrained", **figure)[1]
+        self.ax_, self.figure_ = ax, ax.figure  # pyright: ignore
+        return self.ax_
+
+
+def note(ax: Axes, text: str, at: tuple[float, float], right: float, **where: Any) -> None:
+    """Small text a few points to the right of a place."""
+    style = {"va": "center", "fontsize": "small", "color": INK}
+    ax.annotate(text, at, xytext=(right, 0), textcoords="offset points", **style, **where)
 
 
 def tidy(ax: Axes, *, grid: str | None = "both") -> None:

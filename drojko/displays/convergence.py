@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko.displays._style import COLOURS, INK, MUTED, tidy, unwrap
+from drojko.displays._style import COLOURS, MUTED, Display, note, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["ConvergenceDisplay"]
 
@@ -23,7 +23,8 @@ _TITLES = {
 }
 
 
-class ConvergenceDisplay:
+@dataclass(eq=False, repr=False)
+class ConvergenceDisplay(Display):
     r"""The history of a fit, one panel for each quantity, over the iterations.
 
     Parameters
@@ -56,14 +57,10 @@ class ConvergenceDisplay:
     (True, (3,))
     """
 
-    ax_: Axes
-    axes_: np.ndarray
-    figure_: Figure
-
-    def __init__(self, history: Any, *, budget: float | None = None, status: str | None = None):
-        self.history = history
-        self.budget = budget
-        self.status = status
+    history: Any
+    _: KW_ONLY
+    budget: float | None = None
+    status: str | None = None
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Axes | None = None, **settings: Any) -> Self:
@@ -114,16 +111,7 @@ class ConvergenceDisplay:
                 panel.set_yscale("log")
             if name == "transport_cost" and self.budget:
                 panel.axhline(self.budget, color=MUTED, linestyle="--", linewidth=1)
-                panel.annotate(
-                    "radius²",
-                    (1, self.budget),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(3, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize="small",
-                    color=INK,
-                )
+                note(panel, "radius²", (1, self.budget), 3, xycoords=("axes fraction", "data"))
             if not shown.any():
                 panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
             tidy(panel)

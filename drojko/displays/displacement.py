@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko.displays._style import COLOURS, INK, MUTED, get_axes, label_of, tidy, unwrap
+from drojko.displays._style import COLOURS, INK, MUTED, Display, label_of, note, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["DisplacementDisplay"]
 
 
-class DisplacementDisplay:
+@dataclass(eq=False, repr=False)
+class DisplacementDisplay(Display):
     r"""Bars: the share of the transport budget by feature, split by class.
 
     .. math:: \text{share}_{jk} = w_j E[(T(x)_j - x_j)^2\, 1\{y = k\}] \,/\, E\,c(x, T(x))
@@ -44,11 +45,7 @@ class DisplacementDisplay:
     'x2'
     """
 
-    ax_: Axes
-    figure_: Figure
-
-    def __init__(self, displacement: Any):
-        self.displacement = displacement
+    displacement: Any
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Axes | None = None, **settings: Any) -> Self:
@@ -85,14 +82,12 @@ class DisplacementDisplay:
         ranking = self.ranking()
         top, rest = ranking[:max_features], ranking[max_features:]
         frame = self.displacement
-        self.ax_ = ax = get_axes(ax, figsize=(6.4, 1.6 + 0.34 * len(top)))
-        self.figure_ = ax.figure  # pyright: ignore
+        ax = self._begin(ax, figsize=(6.4, 1.6 + 0.34 * len(top)))
         place = np.arange(len(top))
         left = np.zeros(len(top))
-        several = "class" in frame.columns
-        groups = list(frame["class"].unique()) if several else [None]
+        groups = list(frame["class"].unique()) if "class" in frame.columns else [None]
         for k, group in enumerate(groups):
-            part = frame[frame["class"] == group] if several else frame
+            part = frame if group is None else frame[frame["class"] == group]
             share = part.set_index("feature")["share"].reindex(top).fillna(0.0).to_numpy()
             ax.barh(
                 place,
@@ -102,36 +97,25 @@ class DisplacementDisplay:
                 color=COLOURS[k % len(COLOURS)],
                 edgecolor="white",
                 linewidth=0.8,
-                label=label_of(group) if several else None,
+                label=None if group is None else f"class {label_of(group)}",
             )
             left = left + share
         for row, value in enumerate(left):
-            ax.annotate(
-                f"{value:.0%}" if value >= 0.005 or value == 0 else "<1%",
-                (value, row),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize="small",
-                color=INK,
-            )
+            note(ax, f"{value:.0%}" if value >= 0.005 or value == 0 else "<1%", (value, row), 4)
         ax.set_yticks(place, [str(name) for name in top])
         ax.set_ylim(len(top) - 0.4, -0.6)
         ax.set_xlim(0, max(1e-9, 1.12 * left.max()))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        note = ""
+        others = ""
         if rest:
             pooled = float(frame[frame["feature"].isin(rest)]["share"].sum())
-            note = f" ({len(rest)} other feature{'s' if len(rest) > 1 else ''}: {pooled:.0%})"
-        ax.set_xlabel(f"share of the transport budget{note}")
+            others = f" ({len(rest)} other feature{'s' if len(rest) > 1 else ''}: {pooled:.0%})"
+        ax.set_xlabel(f"share of the transport budget{others}")
         tidy(ax, grid="x")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_color(MUTED)
-        if several and len(groups) > 1:
-            handles, labels = ax.get_legend_handles_labels()
+        if len(groups) > 1:
             ax.legend(
-                handles,
-                [f"class {label}" for label in labels],
                 frameon=False,
                 loc="lower left",
                 bbox_to_anchor=(0.0, 1.0),

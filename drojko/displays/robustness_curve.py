@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.base import clone
 
-from drojko.displays._style import COLOURS, get_axes, tidy, unwrap
+from drojko.displays._style import COLOURS, Display, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["RobustnessCurveDisplay"]
 
@@ -22,7 +22,8 @@ _LOG = 30.0  # ratio of risks above which the axis is logarithmic
 _UNPROVEN = "local-estimate"
 
 
-class RobustnessCurveDisplay:
+@dataclass(eq=False, repr=False, kw_only=True)
+class RobustnessCurveDisplay(Display):
     r"""Worst-case risk of a fixed model on given data, over the radius of the ambiguity set.
 
     .. math:: r \mapsto \sup\{E_P\,\ell : D(P, P_0) \le r\}, \quad
@@ -67,31 +68,15 @@ class RobustnessCurveDisplay:
     True
     """
 
-    ax_: Axes
-    figure_: Figure
-
-    def __init__(
-        self,
-        *,
-        radii: Any,
-        nominal_risk: float,
-        worst_case_risk: Any,
-        upper_bound: Any,
-        proof: Sequence[str],
-        name: str | None = None,
-        nominal_accuracy: float | None = None,
-        worst_case_accuracy: Any = None,
-        unit: str = "radius (units of X)",
-    ):
-        self.radii = radii
-        self.nominal_risk = nominal_risk
-        self.worst_case_risk = worst_case_risk
-        self.upper_bound = upper_bound
-        self.proof = proof
-        self.name = name
-        self.nominal_accuracy = nominal_accuracy
-        self.worst_case_accuracy = worst_case_accuracy
-        self.unit = unit
+    radii: Any
+    nominal_risk: float
+    worst_case_risk: Any
+    upper_bound: Any
+    proof: Sequence[str]
+    name: str | None = None
+    nominal_accuracy: float | None = None
+    worst_case_accuracy: Any = None
+    unit: str = "radius (units of X)"
 
     @classmethod
     def from_estimator(
@@ -131,7 +116,10 @@ class RobustnessCurveDisplay:
         model, X = unwrap(estimator, X)
         balls: Any = clone(model._nested("ambiguity") if ambiguity is None else ambiguity)
         if radii is None:
-            radii = np.linspace(0.0, 2.0 * _radius_of(model), 9)
+            radius = model._nested("ambiguity").radius
+            if radius is None and model.certificate_ is not None:  # what the worst case spends
+                radius = float(np.sqrt(model.certificate_.transport_cost))
+            radii = np.linspace(0.0, 2.0 * (radius or 0.1), 9)
         radii = np.asarray(radii, dtype=float)
         if radii.ndim != 1 or not radii.size:
             raise InvalidDataError(f"radii has shape {radii.shape}; expected a list of numbers")
@@ -173,16 +161,20 @@ class RobustnessCurveDisplay:
         if "radius" not in table.columns:
             raise InvalidDataError("the report has no radii: it was made with a penalty")
         table = table.sort_values("radius")
+        numbers = {
+            name: table[name].to_numpy(dtype=float)
+            for name in ("worst_case_risk", "upper_bound", "worst_case_accuracy")
+            if name in table
+        }
+        accurate = "nominal_accuracy" in table
         display = cls(
             radii=table["radius"].to_numpy(dtype=float),
             nominal_risk=float(table["nominal_risk"].iloc[0]),
-            worst_case_risk=table["worst_case_risk"].to_numpy(dtype=float),
-            upper_bound=table["upper_bound"].to_numpy(dtype=float),
             proof=tuple(table["proof"]),
             name=getattr(report, "name", None) if name is None else name,
-            nominal_accuracy=_column(table, "nominal_accuracy", first=True),
-            worst_case_accuracy=_column(table, "worst_case_accuracy"),
+            nominal_accuracy=table["nominal_accuracy"].iloc[0] if accurate else None,
             unit=_unit(getattr(report, "about", {})),
+            **numbers,
         )
         return display.plot(ax, **settings)
 
@@ -219,56 +211,34 @@ class RobustnessCurveDisplay:
         """
         if metric not in ("risk", "accuracy"):
             raise InvalidDataError(f"metric={metric!r}; expected 'risk' or 'accuracy'")
-        self.ax_ = ax = get_axes(ax, figsize=(6.4, 4.2))
-        self.figure_ = ax.figure  # pyright: ignore
+        values, level = self.worst_case_risk, self.nominal_risk
+        accuracy, exact = metric == "accuracy", upper and self.exact
+        label = "worst case (exact)" if exact else "worst case found (lower bound)"
+        if accuracy:
+            values, level = self.worst_case_accuracy, self.nominal_accuracy
+            label = "accuracy in the worst case found"
+        if values is None or (accuracy and not np.isfinite(np.asarray(values, dtype=float)).any()):
+            raise InvalidDataError(
+                "no accuracies are known: they are those of audits of classifiers"
+            )
+        ax = self._begin(ax, figsize=(6.4, 4.2))
         known: Any = ax
         count = getattr(known, "_drojko_curves", 0)
         known._drojko_curves = count + 1
         colour = COLOURS[count % len(COLOURS)]
         prefix = "" if self.name is None else f"{self.name}: "
         radii = np.asarray(self.radii)
-        if metric == "accuracy":
-            return self._plot_accuracy(ax, colour, prefix, nominal)
-        exact = upper and self.exact
-        label = "worst case (exact)" if exact else "worst case found (lower bound)"
-        ax.plot(
-            radii, self.worst_case_risk, color=colour, marker="o", markersize=4,
-            label=prefix + label,
-        )  # fmt: skip
-        if upper and not exact:
+        ax.plot(radii, values, color=colour, marker="o", markersize=4, label=prefix + label)
+        if upper and not exact and not accuracy:
             self._plot_upper(ax, colour, prefix)
-        if nominal:
+        if nominal and level is not None:
             ax.axhline(
-                self.nominal_risk, color=colour, linestyle=(0, (1, 2)), linewidth=1.2, alpha=0.8,
-                label=prefix + "nominal risk",
+                level, color=colour, linestyle=(0, (1, 2)), linewidth=1.2, alpha=0.8,
+                label=f"{prefix}nominal {metric}",
             )  # fmt: skip
-        _scale(ax)
+        _scale(ax, accuracy)
         ax.set_xlabel(self.unit)
-        ax.set_ylabel("risk")
-        tidy(ax)
-        ax.legend(frameon=False, fontsize="small")
-        return self
-
-    def _plot_accuracy(self, ax: Axes, colour: str, prefix: str, nominal: bool) -> Self:
-        values = self.worst_case_accuracy
-        if values is None or not np.isfinite(np.asarray(values, dtype=float)).any():
-            raise InvalidDataError(
-                "no accuracies are known: they are those of audits of classifiers"
-            )
-        ax.plot(
-            self.radii, values, color=colour, marker="o", markersize=4,
-            label=f"{prefix}accuracy in the worst case found",
-        )  # fmt: skip
-        if nominal and self.nominal_accuracy is not None:
-            ax.axhline(
-                self.nominal_accuracy, color=colour, linestyle=(0, (1, 2)), linewidth=1.2,
-                alpha=0.8, label=f"{prefix}nominal accuracy",
-            )  # fmt: skip
-        drawn = [np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()]
-        lowest = float(np.nanmin(np.concatenate(drawn)))
-        ax.set_ylim(max(-0.02, lowest - 0.1), 1.02)
-        ax.set_xlabel(self.unit)
-        ax.set_ylabel("accuracy")
+        ax.set_ylabel(metric)
         tidy(ax)
         ax.legend(frameon=False, fontsize="small")
         return self
@@ -293,21 +263,6 @@ class RobustnessCurveDisplay:
         )
 
 
-def _radius_of(model: Any) -> float:
-    """The radius of the fit; in penalty form the one that its worst case spends."""
-    radius = model._nested("ambiguity").radius
-    if radius is None and model.certificate_ is not None:
-        radius = float(np.sqrt(model.certificate_.transport_cost))
-    return radius or 0.1
-
-
-def _column(table: Any, name: str, first: bool = False) -> Any:
-    if name not in table.columns:
-        return None
-    values = table[name].to_numpy(dtype=float)
-    return float(values[0]) if first else values
-
-
 def _unit(about: Any) -> str:
     """What an audit's sizes are, in words."""
     text = str(about.get("ambiguity", "Wasserstein"))
@@ -318,11 +273,13 @@ def _unit(about: Any) -> str:
     return f"radius ({text.split('(')[0]})"
 
 
-def _scale(ax: Axes) -> None:
-    """Logarithmic where risks of very different size meet, from zero otherwise."""
+def _scale(ax: Axes, accuracy: bool) -> None:
+    """Logarithmic where risks of very different size meet, from zero otherwise; of shares to 1."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
     values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() / values.min() > _LOG:
+    if accuracy:
+        ax.set_ylim(max(-0.02, float(values.min()) - 0.1), 1.02)
+    elif values.size and values.min() > 0 and values.max() / values.min() > _LOG:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.yaxis.set_minor_formatter(lambda value, _: "")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko.displays._style import COLOURS, INK, MARKERS, get_axes, label_of, tidy, unwrap
+from drojko.displays._style import COLOURS, INK, MARKERS, MUTED, Display, label_of, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["WorstCaseDisplay"]
 
 _MOST_CLASSES = len(COLOURS)
 
 
-class WorstCaseDisplay:
+@dataclass(eq=False, repr=False, kw_only=True)
+class WorstCaseDisplay(Display):
     r"""Draws x of the reference, arrows x -> T(x), and their images in the worst case.
 
     Parameters
@@ -56,29 +57,14 @@ class WorstCaseDisplay:
     (('sepal width (cm)', 'petal length (cm)'), (50, 2))
     """
 
-    ax_: Axes
-    figure_: Figure
-
-    def __init__(
-        self,
-        *,
-        source: Any,
-        target: Any,
-        y: Any,
-        features: tuple[str, str],
-        classes: Any = None,
-        share: float | None = None,
-        boundary: tuple[Any, Any, Any] | None = None,
-        columns: tuple[int, int] = (0, 1),
-    ):
-        self.source = source
-        self.target = target
-        self.y = y
-        self.features = features
-        self.classes = classes
-        self.share = share
-        self.boundary = boundary
-        self.columns = columns
+    source: Any
+    target: Any
+    y: Any
+    features: tuple[str, str]
+    classes: Any = None
+    share: float | None = None
+    boundary: tuple[Any, Any, Any] | None = None
+    columns: tuple[int, int] = (0, 1)
 
     @classmethod
     def from_estimator(
@@ -170,17 +156,16 @@ class WorstCaseDisplay:
         boundary : bool, default=True
             Whether to draw the decision regions, where they are known.
         """
-        self.ax_ = ax = get_axes(ax, figsize=(6.4, 5.0))
-        self.figure_ = ax.figure  # pyright: ignore
+        ax = self._begin(ax, figsize=(6.4, 5.0))
         source, target = np.asarray(self.source), np.asarray(self.target)
         if boundary and self.boundary is not None:
             _draw_boundary(ax, *self.boundary)
         if arrows:
             _draw_arrows(ax, source, target)
-        if self.classes is None:
-            self._plot_values(ax, source, target)
-        else:
-            self._plot_classes(ax, source, target)
+        handles = self._plot_rows(ax, source, target)
+        handles.append(_handle("o", MUTED if self.classes is None else INK, False, "reference"))
+        handles.append(_handle("o", INK, True, "worst case"))
+        ax.legend(handles=handles, frameon=True, framealpha=0.9, edgecolor="none", fontsize="small")
         ax.set_xlabel(self.features[0])
         ax.set_ylabel(self.features[1])
         if self.share is not None and 0.0 < self.share < 0.995:
@@ -191,51 +176,34 @@ class WorstCaseDisplay:
         tidy(ax, grid=None)
         return self
 
-    def _plot_classes(self, ax: Axes, source: np.ndarray, target: np.ndarray) -> None:
-        from matplotlib.lines import Line2D
-
+    def _plot_rows(self, ax: Axes, source: np.ndarray, target: np.ndarray) -> list[Any]:
+        """Marks of the rows by class, or coloured by y; what the legend says of classes."""
+        before: dict[str, Any] = {"facecolor": "white", "zorder": 2}
+        after: dict[str, Any] = {"edgecolor": "white", "s": 28, "zorder": 4}
+        if self.classes is None:
+            ax.scatter(*source.T, edgecolor=MUTED, linewidth=0.9, s=26, **before)
+            colours = np.asarray(self.y, float)
+            drawn = ax.scatter(*target.T, c=colours, cmap="cividis", linewidth=0.4, **after)
+            self.figure_.colorbar(drawn, ax=ax, label="y", fraction=0.05)
+            return []
         if len(self.classes) > _MOST_CLASSES:
             raise InvalidDataError(
                 f"{len(self.classes)} classes; at most {_MOST_CLASSES} can be told apart"
             )
         handles = []
-        for k, label in enumerate(self.classes):
-            rows = np.asarray(self.y) == label
-            style = {"marker": MARKERS[k]}
-            ax.scatter(
-                *source[rows].T, facecolor="white", edgecolor=COLOURS[k], linewidth=0.8,
-                s=18, zorder=2, **style,
-            )  # fmt: skip
-            ax.scatter(
-                *target[rows].T, facecolor=COLOURS[k], edgecolor="white", linewidth=0.5,
-                s=28, zorder=4, **style,
-            )  # fmt: skip
-            handles.append(
-                _handle(Line2D, MARKERS[k], COLOURS[k], True, f"class {label_of(label)}")
-            )
-        handles.append(_handle(Line2D, "o", INK, False, "reference"))
-        handles.append(_handle(Line2D, "o", INK, True, "worst case"))
-        ax.legend(handles=handles, frameon=True, framealpha=0.9, edgecolor="none", fontsize="small")
-
-    def _plot_values(self, ax: Axes, source: np.ndarray, target: np.ndarray) -> None:
-        from matplotlib.lines import Line2D
-
-        ax.scatter(*source.T, facecolor="white", edgecolor="#9A9A9A", linewidth=0.9, s=26, zorder=2)
-        drawn = ax.scatter(
-            *target.T, c=np.asarray(self.y, float), cmap="cividis", edgecolor="white",
-            linewidth=0.4, s=28, zorder=4,
-        )  # fmt: skip
-        self.figure_.colorbar(drawn, ax=ax, label="y", fraction=0.05)
-        handles = [
-            _handle(Line2D, "o", "#9A9A9A", False, "reference"),
-            _handle(Line2D, "o", INK, True, "worst case"),
-        ]
-        ax.legend(handles=handles, frameon=True, framealpha=0.9, edgecolor="none", fontsize="small")
+        for label, colour, marker in zip(self.classes, COLOURS, MARKERS):
+            rows, mark = np.asarray(self.y) == label, {"marker": marker}
+            ax.scatter(*source[rows].T, edgecolor=colour, linewidth=0.8, s=18, **mark, **before)
+            ax.scatter(*target[rows].T, facecolor=colour, linewidth=0.5, **mark, **after)
+            handles.append(_handle(marker, colour, True, f"class {label_of(label)}"))
+        return handles
 
 
-def _handle(line: Any, marker: str, colour: str, filled: bool, label: str) -> Any:
+def _handle(marker: str, colour: str, filled: bool, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
     face = colour if filled else "white"
-    return line(
+    return Line2D(
         [], [], linestyle="", marker=marker, markerfacecolor=face, markeredgecolor=colour,
         label=label,
     )  # fmt: skip

@@ -60,18 +60,16 @@ class Box(Constraint):
         """Clip to the bounds."""
         low, high = _range("Box", self.lower, self.upper, params.numel())
         flat = params.reshape(-1)
-        return torch.clamp(flat, torch.tensor(low).to(flat), torch.tensor(high).to(flat)).view_as(
-            params
-        )
+        low, high = (torch.tensor(side).to(flat) for side in (low, high))
+        return torch.clamp(flat, low, high).view_as(params)
 
 
 @dataclass(frozen=True)
-class Nonnegative(Constraint):
+class Nonnegative(Box):
     r"""Decisions with :math:`\theta \ge 0`."""
 
-    def project(self, params: Tensor) -> Tensor:
-        """Clip at zero."""
-        return params.clamp_min(0.0)
+    lower: Any = field(default=0.0, init=False, repr=False)
+    upper: Any = field(default=None, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +117,7 @@ class Simplex(Constraint):
         left = kinks[above - 1] if above > 0 else kinks[0] - 1.0
         right = kinks[above] if above < len(kinks) else kinks[-1] + 1.0
         at = [float(np.clip(v - tau, low, high).sum()) for tau in (left, right)]
-        slope = (at[1] - at[0]) / (right - left) if right > left else 0.0
-        tau = left + (self.total - at[0]) / slope if slope else left
+        tau = left + (self.total - at[0]) * (right - left) / ((at[1] - at[0]) or math.inf)
         return torch.tensor(np.clip(v - tau, low, high)).to(params).view_as(params)
 
 
@@ -160,14 +157,13 @@ class Region:
     variables whose entries a projection ties together.
     """
 
-    size: int
-    parts: tuple[tuple[slice, tuple[int, ...], Callable[[Tensor], Tensor]], ...] = ()
-    lower: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    upper: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    sums: tuple[tuple[slice, float], ...] = ()
-    balls: tuple[tuple[slice, np.ndarray, float], ...] = ()
-    rows: bool = True
-    joined: tuple[slice, ...] = ()
+    parts: tuple[tuple[slice, tuple[int, ...], Callable[[Tensor], Tensor]], ...]
+    lower: np.ndarray
+    upper: np.ndarray
+    sums: tuple[tuple[slice, float], ...]
+    balls: tuple[tuple[slice, np.ndarray, float], ...]
+    joined: tuple[slice, ...]
+    rows: bool
 
     def project(self, flat: Tensor) -> Tensor:
         """Nearest decision that meets every constraint."""
@@ -176,12 +172,15 @@ class Region:
             flat[where] = project(flat[where].view(shape)).reshape(-1)
         return flat
 
+    def nearest(self, point: np.ndarray) -> np.ndarray:
+        """`project` of an array."""
+        return self.project(torch.from_numpy(point)).numpy()
+
     def recession(self, move: np.ndarray) -> np.ndarray:
         """A direction near ``move`` that never leaves the rows and cones."""
         move = np.array(move)
-        if len(self.lower):
-            move[np.isfinite(self.lower)] = np.maximum(move[np.isfinite(self.lower)], 0.0)
-            move[np.isfinite(self.upper)] = np.minimum(move[np.isfinite(self.upper)], 0.0)
+        move[np.isfinite(self.lower)] = np.maximum(move[np.isfinite(self.lower)], 0.0)
+        move[np.isfinite(self.upper)] = np.minimum(move[np.isfinite(self.upper)], 0.0)
         for where, _ in self.sums:
             part = move[where]
             free = np.isinf(self.lower[where]) & np.isinf(self.upper[where])
@@ -230,8 +229,7 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             f"constraint={constraint!r} and params hold {list(where)}: give a dict from these "
             "names to constraints"
         )
-    unknown = sorted(set(given) - set(where))
-    if unknown:
+    if unknown := sorted(set(given) - set(where)):
         raise InvalidDataError(f"constraint names {unknown}; params are {list(where)}")
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     low, high = np.full(size, -math.inf), np.full(size, math.inf)
@@ -241,12 +239,10 @@ def build_region(constraint: Any, layout: Layout) -> Region:
         item = _constraint(value)
         project = item.project if isinstance(item, Constraint) else item
         parts.append((part, shapes[name], project))
-        if not isinstance(item, Box | Nonnegative):
+        if not isinstance(item, Box):
             joined.append(part)
         if isinstance(item, Box):
             low[part], high[part] = _range("Box", item.lower, item.upper, n)
-        elif isinstance(item, Nonnegative):
-            low[part] = 0.0
         elif isinstance(item, Simplex):
             low[part], high[part] = item.limits(n)
             sums.append((part, float(item.total)))
@@ -255,6 +251,4 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             balls.append((part, centre, float(item.radius)))
         else:
             rows = False
-    return Region(
-        size, tuple(parts), low, high, tuple(sums), tuple(balls), rows, joined=tuple(joined)
-    )
+    return Region(tuple(parts), low, high, tuple(sums), tuple(balls), tuple(joined), rows)

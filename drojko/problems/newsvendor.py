@@ -13,7 +13,7 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import Measure
 from drojko.problems.constraints import Box
-from drojko.problems.families.structured import MaxAffine, SeparableMaxAffine, StructuredLoss
+from drojko.problems.families.structured import MaxAffine, SeparableMaxAffine
 from drojko.problems.problem import MinimaxProblem
 from drojko.problems.reference import reference_of
 
@@ -81,20 +81,10 @@ def newsvendor(
     measure, _ = reference_of(demand)
     columns = measure.dim
     h, b = (_costs(n, v, columns) for n, v in (("holding", holding), ("shortage", shortage)))
-    loss: StructuredLoss
-    if columns == 1:
-        loss = MaxAffine(_Single(float(h[0]), float(b[0])))
-    else:
-        loss = SeparableMaxAffine(_Several(h, b))
+    loss = (MaxAffine if columns == 1 else SeparableMaxAffine)(_Costs(h, b))
     start = Box(lower, upper).project(_centre(measure))
-    return MinimaxProblem(
-        loss,
-        float(start[0]) if columns == 1 else start.numpy(),
-        demand,
-        ambiguity,
-        constraint=Box(lower, upper),
-        convex=True,
-    )
+    first = float(start[0]) if columns == 1 else start.numpy()
+    return MinimaxProblem(loss, first, demand, ambiguity, constraint=Box(lower, upper), convex=True)
 
 
 def _centre(measure: Measure) -> Tensor:
@@ -104,25 +94,15 @@ def _centre(measure: Measure) -> Tensor:
         return measure.sample(1000, generator(0)).mean(0)
 
 
-class _Single:
-    """Pieces of one product, params a number."""
-
-    def __init__(self, h: float, b: float) -> None:
-        self.h, self.b = h, b
-
-    def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        slopes = q.new_tensor([[-self.h], [self.b]])
-        return slopes, torch.stack([self.h * q, -self.b * q])
-
-
-class _Several:
-    """Pieces of several products, params of shape (d,)."""
+class _Costs:
+    """Pieces of every product; params are a number for one, of shape (d,) for several."""
 
     def __init__(self, h: np.ndarray, b: np.ndarray) -> None:
         self.h, self.b = torch.tensor(h), torch.tensor(b)
 
     def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.stack([-self.h, self.b]), torch.stack([self.h * q, -self.b * q])
+        offsets = torch.stack([self.h * q, -self.b * q])
+        return torch.stack([-self.h, self.b]), offsets.reshape(2, *q.shape)
 
 
 def _costs(name: str, value: Any, columns: int) -> np.ndarray:

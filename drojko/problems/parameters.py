@@ -41,21 +41,19 @@ class Layout:
         """Layout of ``params`` (number, array, tensor, dict or list of these) and its values."""
         if isinstance(params, dict):
             container, names, values = "dict", tuple(map(str, params)), list(params.values())
-        elif isinstance(params, list | tuple) and any(_is_variable(value) for value in params):
+        elif isinstance(params, list | tuple) and any(
+            isinstance(value, Tensor | np.ndarray) for value in params
+        ):
             container, values = "list", list(params)
             names = tuple(map(str, range(len(values))))
         else:
             container, names, values = "one", ("params",), [params]
-        tensors, kinds = [], []
-        for name, value in zip(names, values, strict=True):
-            tensor, kind = _tensor(name, value)
-            tensors.append(tensor)
-            kinds.append(kind)
-        shapes = tuple(tuple(t.shape) for t in tensors)
-        flat = torch.cat([t.reshape(-1) for t in tensors]) if tensors else torch.zeros(0)
+        found = [_tensor(name, value) for name, value in zip(names, values, strict=True)]
+        flat = torch.cat([torch.zeros(0), *(tensor.reshape(-1) for tensor, _ in found)])
         if flat.numel() == 0:
             raise InvalidDataError("params holds no number to decide on")
-        return Layout(container, names, shapes, tuple(kinds)), flat
+        shapes, kinds = zip(*((tuple(tensor.shape), kind) for tensor, kind in found))
+        return Layout(container, names, shapes, kinds), flat.double()
 
     @property
     def slices(self) -> dict[str, slice]:
@@ -100,11 +98,6 @@ class Layout:
         if self.container == "list":
             return list(values)
         return dict(zip(self.names, values, strict=True))
-
-
-def _is_variable(value: Any) -> bool:
-    """Whether a list of these is a list of variables, and not one variable's numbers."""
-    return isinstance(value, Tensor | np.ndarray)
 
 
 def _tensor(name: str, value: Any) -> tuple[Tensor, str]:

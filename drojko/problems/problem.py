@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -29,8 +30,7 @@ from drojko.inner.solver import InnerSolver
 from drojko.measures import Empirical
 from drojko.problems.constraints import Region, build_region
 from drojko.problems.families.adversary import decision_model
-from drojko.problems.families.base import Decided, Family
-from drojko.problems.families.oracle import Draws
+from drojko.problems.families.oracle import Decided, Draws, Family
 from drojko.problems.families.registry import family_of
 from drojko.problems.parameters import Layout
 from drojko.problems.reference import reference_of
@@ -187,8 +187,7 @@ class MinimaxProblem:
                 "drojko.problems (MaxAffine, SeparableMaxAffine, Quadratic)"
             )
         approach_to(ambiguity)
-        whole = isinstance(n_draws, Integral) and not isinstance(n_draws, bool)
-        if n_draws is not None and not (whole and n_draws >= 2):
+        if n_draws is not None and not _whole(n_draws, 2):
             raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")
         self.loss = loss
         self.layout, self.first = Layout.of(params)
@@ -202,8 +201,7 @@ class MinimaxProblem:
             )
         self.constraint = constraint
         self.region: Region = build_region(constraint, self.layout)
-        self.convex = convex
-        self.n_draws = None if n_draws is None else int(n_draws)
+        self.convex, self.n_draws = convex, n_draws
         self.family: Family = family_of(ambiguity, loss, self.inner, self.reference.dim, self.names)
 
     def _draws(self, generator: torch.Generator) -> Draws:
@@ -297,8 +295,7 @@ class MinimaxProblem:
         ConvergenceWarning
             When a limit or a stall comes before the tolerance, or there is no minimum.
         """
-        whole = isinstance(max_iter, Integral) and not isinstance(max_iter, bool)
-        if not (whole and max_iter >= 1 and 0.0 <= tol < math.inf):
+        if not (_whole(max_iter, 1) and 0.0 <= tol < math.inf):
             raise InvalidDataError(
                 f"solve got max_iter={max_iter!r} and tol={tol!r}; expected an integer of at least "
                 "1 and a number of at least 0"
@@ -307,16 +304,25 @@ class MinimaxProblem:
         draws = self._draws(spawn(generator))
         model = decision_model(self.loss, self.layout, self.region.project(self.first))
         self._check(model, draws)
-        with one_thread(draws.x.numel() < _SMALL), _shown(verbose, callback) as report:
+        count = itertools.count(1)
+        with one_thread(draws.x.numel() < _SMALL), _status(verbose) as shown:
             oracle = self.family.oracle(model, draws)
             kind: Any = LevelBundle if self.convex and self.region.rows else SpectralGradient
             solver = kind(oracle, self.region, tol)
+
+            def report(state: Any) -> bool:
+                iteration, record = next(count), solver.record(state)
+                if shown is not None:
+                    numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.items())
+                    shown.update(f"iteration {iteration}: {numbers}")
+                return callback is not None and bool(callback(iteration, record))
+
             outcome: Outcome[Any] = run(
                 solver,
                 solver.init(None),
                 max_iter=int(max_iter),
                 max_time=max_time,
-                callback=lambda state: report(solver.record(state)),
+                callback=report,
                 best=lambda state: state.value,
             )
         state, status, message = outcome.best_state, outcome.status, outcome.message
@@ -359,25 +365,14 @@ class MinimaxProblem:
         )
 
 
-@contextmanager
-def _shown(verbose: bool, callback: Callback | None):
-    """A reporter of records: counts, shows them while they come, asks the callback."""
-    count = 0
-    shown: Any = None
-
-    def report(record: dict[str, float]) -> bool:
-        nonlocal count
-        count += 1
-        if shown is not None:
-            numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.items())
-            shown.update(f"iteration {count}: {numbers}")
-        return bool(callback(count, record)) if callback is not None else False
-
-    if not verbose:
-        yield report
-        return
+def _status(shown: bool) -> Any:
+    """Where progress is shown while the block lasts; None: it is not."""
+    if not shown:
+        return nullcontext()
     from rich.console import Console
 
-    with Console(stderr=True).status("MinimaxProblem") as opened:
-        shown = opened
-        yield report
+    return Console(stderr=True).status("MinimaxProblem")
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least

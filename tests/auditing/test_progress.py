@@ -1,5 +1,4 @@
 import pickle
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from drojko import audit
 from drojko.ambiguity import KL, Group, Wasserstein
+from drojko.auditing import front
 from drojko.auditing.progress import Progress
 
 
@@ -45,8 +45,7 @@ def test_shares_say_what_is_done_and_never_pass_the_whole(table, kind, monkeypat
         def __exit__(self, *error):
             return None
 
-    module = sys.modules["drojko.auditing.audit"]  # the package has a function of that name
-    monkeypatch.setattr(module, "progress_bar", lambda shown: Recorder())
+    monkeypatch.setattr(front, "progress_bar", lambda shown: Recorder())
     given = {"groups": y} if kind == "groups" else {}
     radii = [0.1, 0.3]
     report = audit(model, X, y, ambiguity, radii=radii, scale="standard", random_state=0,

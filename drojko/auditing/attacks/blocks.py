@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport import linear_classes
 from drojko.inner.transport.adversary import Adversary, Moved
-from drojko.inner.transport.ascent import Ascent, proximal_ascent
+from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure
 
-__all__ = ["best_start", "climb", "in_blocks", "join", "solve", "upper"]
+__all__ = ["ascend", "climb", "plain", "solve", "upper"]
 
-#: Rows of one block: its work arrays stay in cache.
-_BLOCK = 2_048
-
-
-def cores() -> int:
-    """Cores that this process may use, at most 8."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
-    return max(1, min(8, count))
+#: Rows of one block (its work arrays stay in cache), and cores that are used at most.
+_BLOCK, _CORES = 2_048, 8
 
 
-def in_blocks(function: Callable[[Tensor], Any], n: int) -> list[Any]:
+def _in_blocks(function: Callable[[Tensor], Any], n: int) -> list[Any]:
     """``function`` of the row indices of each block, on threads: rows do not interact."""
-    blocks = [torch.arange(a, min(a + _BLOCK, n)) for a in range(0, n, _BLOCK)]
+    blocks = torch.arange(n).split(_BLOCK)
     if len(blocks) == 1:
         return [function(blocks[0])]
-    with ThreadPoolExecutor(min(cores(), len(blocks))) as pool:
+    with ThreadPoolExecutor(min(cpu_count(), _CORES, len(blocks))) as pool:
         return list(pool.map(function, blocks))
 
 
-def join(parts: list[Moved], batch: Batch) -> Moved:
-    """One result for all rows."""
-    if len(parts) == 1:
-        return parts[0]
-    at = Batch(*(torch.cat([getattr(p.at, k) for p in parts]) for k in ("x", "y", "q0")))
-    found = Ascent(
-        *(torch.cat([getattr(p.found, k) for p in parts]) for k in ("q", "value", "gradient"))
-    )
-    value, cost, risk = (
-        torch.cat([getattr(p, k) for p in parts]) for k in ("value", "cost", "risk")
-    )
-    return Moved(batch, at, found, value, cost, risk)
+def _each(function: Callable[..., Tensor], *parts: Any) -> Any:
+    """``function`` of the tensors of dataclasses of one kind, field by field."""
+    if isinstance(parts[0], Tensor):
+        return function(*parts)
+    values = zip(*([getattr(part, f.name) for f in fields(part)] for part in parts))
+    return type(parts[0])(*(_each(function, *value) for value in values))
 
 
-def best_start(objective: Objective, batch: Batch, starts: Sequence[Tensor]) -> Tensor:
+def _join(parts: list[Moved]) -> Moved:
+    return parts[0] if len(parts) == 1 else _each(lambda *tensors: torch.cat(tensors), *parts)
+
+
+def _best_start(objective: Objective, batch: Batch, starts: Sequence[Tensor]) -> Tensor:
     """Row by row the start of largest value, shape (n, r); NaN never wins."""
     best_q = batch.q0
     best = objective.risk(batch, best_q)
@@ -74,35 +65,32 @@ def plain(adversary: Adversary) -> bool:
 
 
 @torch.no_grad()
-def climb(
+def ascend(
     adversary: Adversary,
     batch: Batch,
     starts: Sequence[Tensor],
     steps: int,
     screening: int = 0,
     tol: float = 1e-9,
-    bare: bool = False,
 ) -> Moved:
     """Ascend from the best of the starts, or from each for a few steps before; all rows.
 
-    ``bare``: by gradients alone, whatever formula the adversary knows.
+    By gradients alone, whatever formula the adversary knows.
     """
     objective = adversary.objective
 
     def block(rows: Tensor) -> Moved:
         part, own = batch.take(rows), [s[rows] for s in starts]
-        if not (bare or plain(adversary)):
-            return adversary.solve(part, own)
         if screening:
             found = proximal_ascent(objective, part, part.q0, screening)
             for start in own:
                 found = found.better(proximal_ascent(objective, part, start, screening))
             q = found.q
         else:
-            q = best_start(objective, part, own)
+            q = _best_start(objective, part, own)
         return Moved.of(objective, part, part, proximal_ascent(objective, part, q, steps, tol=tol))
 
-    return join(in_blocks(block, len(batch)), batch)
+    return _join(_in_blocks(block, len(batch)))
 
 
 @torch.no_grad()
@@ -113,27 +101,26 @@ def solve(adversary: Adversary, batch: Batch, starts: Sequence[Tensor] = ()) -> 
         return adversary.solve(batch.take(rows), [s[rows] for s in starts])
 
     try:
-        return join(in_blocks(block, len(batch)), batch)
+        return _join(_in_blocks(block, len(batch)))
     except UnboundedRiskError:
         return None
+
+
+def climb(
+    adversary: Adversary, batch: Batch, starts: Sequence[Tensor], steps: int, **how: Any
+) -> Moved | None:
+    """`ascend` where that is all there is to do, and `solve` elsewhere."""
+    if plain(adversary):
+        return ascend(adversary, batch, starts, steps, **how)
+    return solve(adversary, batch, starts)
 
 
 @torch.no_grad()
 def upper(adversary: Adversary, moved: Moved, known: Structure) -> tuple[Tensor, str]:
     """Upper bounds of sup J per row with their weakest proof."""
     order = ("ridge-1d", "strong-concavity", "lipschitz", "local-estimate")
-
-    def block(rows: Tensor) -> tuple[Tensor, str]:
-        part = replace(
-            moved,
-            batch=moved.batch.take(rows),
-            at=moved.at.take(rows),
-            found=Ascent(moved.found.q[rows], moved.found.value[rows], moved.found.gradient[rows]),
-            value=moved.value[rows],
-            cost=moved.cost[rows],
-            risk=moved.risk[rows],
-        )
-        return adversary.upper(part, known)
-
-    parts = in_blocks(block, len(moved.batch))
+    parts = _in_blocks(
+        lambda rows: adversary.upper(_each(lambda tensor: tensor[rows], moved), known),
+        len(moved.batch),
+    )
     return torch.cat([p[0] for p in parts]), max((p[1] for p in parts), key=order.index)

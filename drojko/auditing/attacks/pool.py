@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mixture", "Pool", "envelope"]
+__all__ = ["Layer", "Mixture", "Pool", "envelope"]
 
 _MOST_STEPS = 200
 
@@ -25,54 +26,60 @@ class Mixture:
     cost: float
 
 
+class Layer(NamedTuple):
+    """A candidate of every row: positions (n, d), labels, costs and losses (n,), its source."""
+
+    x: Tensor
+    y: Tensor
+    cost: Tensor
+    risk: Tensor
+    source: str
+
+
 @dataclass(eq=False)
 class Pool:
-    """Layers of candidates: positions (n, d), labels, costs and losses (n,), where they come from.
+    """Layers of candidates, the first of them the rows themselves at no cost.
 
-    The first layer is the rows themselves at no cost. Every plan made of candidates is feasible, so
-    its risk is attained; a candidate serves every budget, so that plans are monotone in it.
+    Every plan made of candidates is feasible, so its risk is attained; a candidate serves every
+    budget, so that plans are monotone in it.
     """
 
-    x: list[Tensor] = field(default_factory=list)
-    y: list[Tensor] = field(default_factory=list)
-    cost: list[Tensor] = field(default_factory=list)
-    risk: list[Tensor] = field(default_factory=list)
-    source: list[str] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor, risk: Tensor) -> Pool:
+        """A pool that holds the rows themselves."""
+        pool = Pool()
+        pool.add(x, y, torch.zeros_like(risk), risk, "stay")
+        return pool
+
+    @property
+    def nominal(self) -> Tensor:
+        """Losses of the rows where they are, shape (n,)."""
+        return self.layers[0].risk
 
     def add(self, x: Tensor, y: Tensor, cost: Tensor, risk: Tensor, source: str) -> None:
         """Add a layer; candidates without a finite cost and loss are never chosen."""
         bad = ~(torch.isfinite(cost) & torch.isfinite(risk))
-        self.x.append(x)
-        self.y.append(y)
-        self.cost.append(torch.where(bad, 0.0, cost.double()))
-        self.risk.append(torch.where(bad, -torch.inf, risk.double()))
-        self.source.append(source)
+        cost = torch.where(bad, 0.0, cost.double())
+        self.layers.append(Layer(x, y, cost, torch.where(bad, -torch.inf, risk.double()), source))
 
-    def layers(self, sources: tuple[str, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _of(self, sources: tuple[str, ...] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Indices (k,) of the layers of some sources, their costs and losses (k, n).
 
         The rows themselves always belong to them.
         """
-        at = [k for k, s in enumerate(self.source) if k == 0 or sources is None or s in sources]
-        cost, risk = (torch.stack([part[k] for k in at]) for part in (self.cost, self.risk))
-        return torch.tensor(at), cost, risk
-
-    def since(self, first: int) -> Pool:
-        """The rows themselves and the layers from ``first`` on."""
-        parts = ([part[0], *part[first:]] for part in (self.x, self.y, self.cost, self.risk))
-        x, y, cost, risk = parts
-        return Pool(x, y, cost, risk, [self.source[0], *self.source[first:]])
-
-    def drop(self, first: int) -> None:
-        """Forget the layers from ``first`` on."""
-        for part in (self.x, self.y, self.cost, self.risk, self.source):
-            del part[first:]
+        known = (*sources, "stay") if sources is not None else None
+        at = [k for k, layer in enumerate(self.layers) if known is None or layer.source in known]
+        layers = [self.layers[k] for k in at]
+        cost, risk = ([layer.cost for layer in layers], [layer.risk for layer in layers])
+        return torch.tensor(at), torch.stack(cost), torch.stack(risk)
 
     def plan(
         self, weights: Tensor, budget: float, sources: tuple[str, ...] | None = None
     ) -> Mixture:
         """The best mixture of candidates of some sources whose mean cost is within the budget."""
-        index, cost, risk = self.layers(sources)
+        index, cost, risk = self._of(sources)
         found = envelope(cost, risk, weights, budget)
         return replace(found, low=index[found.low], high=index[found.high])
 
@@ -80,19 +87,24 @@ class Pool:
         self, weights: Tensor, penalty: float, sources: tuple[str, ...] | None = None
     ) -> Mixture:
         """The best candidates at a price of the cost."""
-        index, cost, risk = self.layers(sources)
+        index, cost, risk = self._of(sources)
         choice, spent, attained = _select(cost, risk, weights, penalty)
         return Mixture(penalty, index[choice], index[choice], 0.0, attained, spent)
 
+    def best(
+        self, weights: Tensor, penalty: float, sources: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`take` of `at_penalty`."""
+        return self.take(self.at_penalty(weights, penalty, sources).low)
+
     def take(self, choice: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Positions, labels, costs and losses of one candidate per row."""
-        x, y = self.x[0].clone(), self.y[0].clone()
-        cost, risk = self.cost[0].clone(), self.risk[0].clone()
+        x, y, cost, risk = (part.clone() for part in self.layers[0][:4])
         for k in choice.unique().tolist():
             if k:
                 rows = choice == k
-                x[rows], y[rows] = self.x[k][rows], self.y[k][rows]
-                cost[rows], risk[rows] = self.cost[k][rows], self.risk[k][rows]
+                for part, own in zip((x, y, cost, risk), self.layers[k]):
+                    part[rows] = own[rows]
         return x, y, cost, risk
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.auditing.attacks.noise import directions
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.reading.problem import AuditProblem
 
-__all__ = ["random_search", "search"]
+__all__ = ["Search", "search"]
 
 #: Share of the calls of each phase: random moves, lines towards other rows; the rest improves.
 RANDOM, LINES = 0.2, 0.35
@@ -32,39 +31,28 @@ def search(
     coordinates put back or halved, whole moves shortened or shaken, accepted where the loss minus
     the price of the cost rises. The prices are those of the radii.
     """
-    state = _Search(problem, pool, radii, generator)
-    lines = int(LINES * calls)
-    donors = max(1, min(_DONORS, lines // (_BISECTIONS + 1)))
-    for _ in range(max(1, int(RANDOM * calls))):
-        state.random()
+    state = Search(problem, pool, radii, generator)
     used = max(1, int(RANDOM * calls))
-    if lines > _BISECTIONS:
-        for k in range(donors):
-            used += state.line(k)
+    for _ in range(used):
+        state.random()
+    for k in range(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 1))):
+        used += state.line(k)
     for step in problem.progress.over(range(calls - used), "search", 0.7):
         state.improve(step)
     state.prune()
 
 
-def random_search(
-    problem: AuditProblem, pool: Pool, radii: list[float], calls: int, generator: torch.Generator
-) -> None:
-    """Random directions and distances alone: the plain alternative to `search`."""
-    state = _Search(problem, pool, radii, generator)
-    for _ in range(calls):
-        state.random()
-    state.prune()
-
-
 @dataclass(eq=False)
-class _Search:
+class Search:
+    """Changes of the rows' moves, each of which is asked about and becomes a layer of the pool."""
+
     problem: AuditProblem
     pool: Pool
     radii: list[float]
     generator: torch.Generator
 
     def __post_init__(self) -> None:
-        self.first = len(self.pool.x)
+        self.first = len(self.pool.layers)
         self.far = 3.0 * max(self.radii)
         self.mutable = torch.as_tensor(self.problem.cost.mutable)
         weights = np.where(self.problem.cost.mutable, self.problem.cost.weights, 0.0)
@@ -88,15 +76,18 @@ class _Search:
         )
         cost = (x - self.problem.x).square() @ self.weights
         self.pool.add(x, self.problem.y, cost, risk, "search")
-        if len(self.pool.x) - self.first > 3 * _KEPT:
+        if len(self.pool.layers) - self.first > 3 * _KEPT:
             self.prune()
         return risk, cost
 
     def random(self) -> None:
         """A random direction and distance for every row."""
+        self.ask(self.fresh())
+
+    def fresh(self) -> Tensor:
         n = len(self.problem.x)
-        move = directions(self.problem, n, self.generator) * (self.far * self.uniform(n, 1))
-        self.ask(self.problem.x + move)
+        move = self.problem.directions(n, self.generator) * (self.far * self.uniform(n, 1))
+        return self.problem.x + move
 
     # -- lines -------------------------------------------------------------------------------
 
@@ -106,7 +97,7 @@ class _Search:
             self.donors = self.find_donors()
         problem = self.problem
         goal = problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
-        base = self.pool.risk[0]
+        base = self.pool.nominal
         top, _ = self.ask(goal)
         low, high = torch.zeros_like(base), torch.ones_like(base)
         for _ in range(_BISECTIONS):
@@ -128,7 +119,7 @@ class _Search:
             y = problem.y[rows]
             every = f.repeat_interleave(len(rows), 0)
             loss = problem.loss.value(every, y.repeat(len(f))).double().reshape(len(f), len(rows))
-            gain = loss.T - self.pool.risk[0][rows, None]
+            gain = loss.T - self.pool.nominal[rows, None]
             cost = torch.cdist(problem.x[rows] * root, z * root).square()
             ratio = torch.where(gain > 0, gain / cost.clamp_min(1e-12 * self.far**2), -cost)
             best.append(picked[ratio.topk(min(_DONORS, len(z)), 1).indices])
@@ -138,14 +129,11 @@ class _Search:
 
     def prices(self) -> None:
         """Penalties of the radii, for what is known so far."""
-        found = []
-        for radius in self.radii:
-            penalty = self.pool.plan(self.problem.w, radius**2).penalty
-            if penalty > 0 and math.isfinite(penalty):
-                found.append(penalty)
-        gain = float(self.problem.w @ (torch.stack(self.pool.risk).amax(0) - self.pool.risk[0]))
+        known = {self.pool.plan(self.problem.w, radius**2).penalty for radius in self.radii}
+        best = torch.stack([layer.risk for layer in self.pool.layers]).amax(0)
+        gain = float(self.problem.w @ (best - self.pool.nominal))
         least = max(gain, 1e-300) / max(self.radii) ** 2
-        self.penalties = sorted(set(found)) or [least]
+        self.penalties = sorted(p for p in known if 0 < p < math.inf) or [least]
 
     def improve(self, step: int) -> None:
         """One change of the best move of every row at one of the prices."""
@@ -154,8 +142,7 @@ class _Search:
             self.current = {}
         penalty = self.penalties[step % len(self.penalties)]
         if penalty not in self.current:
-            choice = self.pool.at_penalty(self.problem.w, penalty).low
-            x, _, cost, risk = self.pool.take(choice)
+            x, _, cost, risk = self.pool.best(self.problem.w, penalty)
             self.current[penalty] = (x, risk - penalty * cost)
         x, value = self.current[penalty]
         trial = self.change(x, step)
@@ -190,25 +177,20 @@ class _Search:
             trial = self.problem.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
         else:  # shaken
             scale = length * (0.1 + 0.5 * self.uniform(n, 1))
-            trial = x + scale * directions(self.problem, n, self.generator)
+            trial = x + scale * self.problem.directions(n, self.generator)
         # A row that stays where it is tries what another row does, or a random move.
-        fresh = self.problem.x + directions(self.problem, n, self.generator) * (
-            self.far * self.uniform(n, 1)
-        )
-        return torch.where(still, fresh, trial)
+        return torch.where(still, self.fresh(), trial)
 
     def prune(self) -> None:
         """Keep the best candidates at a grid of penalties, and at those of the radii."""
         pool = self.pool
-        if len(pool.x) - self.first <= _KEPT:
+        if len(pool.layers) - self.first <= _KEPT:
             return
         self.prices()
         low, high = 0.2 * self.penalties[0], 5.0 * self.penalties[-1]
         count = max(4, _KEPT - len(self.penalties))
         grid = np.geomspace(low, high, count).tolist() + self.penalties
-        own, layers = pool.since(self.first), []
+        own = Pool([pool.layers[0], *pool.layers[self.first :]])
+        del pool.layers[self.first :]
         for penalty in sorted(set(grid)):
-            layers.append(own.take(own.at_penalty(self.problem.w, penalty).low))
-        pool.drop(self.first)
-        for x, y, cost, risk in layers:
-            pool.add(x, y, cost, risk, "search")
+            pool.add(*own.best(self.problem.w, penalty), "search")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ import torch
 
 from drojko._numerics import standard_error
 from drojko._random import spawn
-from drojko.auditing.attacks.largest_loss import largest_loss
-from drojko.auditing.attacks.learned import Dual, Learned, begin, learn
-from drojko.auditing.attacks.noise import noise_risk
+from drojko.auditing.attacks.learned import Dual, Learned, learn
 from drojko.auditing.attacks.pool import Mixture, Pool
-from drojko.auditing.attacks.restarts import MORE, Attack, attack
+from drojko.auditing.attacks.restarts import MORE, attack
 from drojko.auditing.attacks.search import search
 from drojko.auditing.checks import Health
 from drojko.auditing.progress import Progress
+from drojko.auditing.reading.models import CLIP
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
@@ -44,47 +43,64 @@ def transport(
     max_evaluations: int,
 ) -> list[Row]:
     """One `Row` per size."""
-    if math.isfinite(problem.label_cost) and not problem.n_labels:
+    if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
-    pool = begin(problem)
-    work = _Work(problem, pool, sizes, general)
+    pool = _begin(problem)
+    work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
         work.learned = learn(problem, pool, sizes, inner)
-        work.attack = attack(problem, pool, work.learned, work.positive)
+        work.attack = attack(work.learned, work.positive)
         work.spare(max_evaluations)
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
         search(problem, pool, work.scales(), calls, spawn(problem.generator))
     work.cap = largest_loss(problem)
     found: list[Row] = []
-    for size, ambiguity in problem.progress.over(sizes, "worst cases", 0.1):
-        found.append(work.found(size, ambiguity, found[-1] if found else None))
+    for size, _ in problem.progress.over(sizes, "worst cases", 0.1):
+        found.append(work.found(size, found[-1] if found else None))
     return found
+
+
+def _begin(problem: AuditProblem) -> Pool:
+    return Pool.of(problem.x, problem.y, problem.losses(problem.x, problem.y))
+
+
+def largest_loss(problem: AuditProblem) -> float:
+    r"""Mean over the rows of the largest loss of any answer, infinity where there is no limit.
+
+    Probabilities are read between 1e-6 and 1, so that logits stay within :math:`\pm\log 10^6` and
+    a convex loss is largest at the ends. The bound is loose: the penalty of its dual is 0.
+    """
+    model = problem.model
+    if model.tabular is not None or not model.probabilities or model.classes is None:
+        return math.inf
+    largest = problem.loss.largest(problem.y, problem.n_labels, -math.log(CLIP), CLIP)
+    return float(problem.w @ largest.double())
 
 
 @dataclass(eq=False)
 class _Work:
+    """What was searched, for a ``ball`` of each size or at each penalty."""
+
     problem: AuditProblem
     pool: Pool
     sizes: list[tuple[float, Any]]
-    general: Health
+    ball: bool
     learned: Learned | None = None
-    attack: Attack | None = None
+    attack: dict[float, tuple[float, float, float]] = field(default_factory=dict)
     cap: float = math.inf
-    calls: int = 0
     searched: tuple[float, float] | None = None
 
     @property
     def positive(self) -> list[float]:
         """Sizes at which something can move."""
-        return [size for size, own in self.sizes if own.penalty is not None or size > 0]
+        return [size for size, _ in self.sizes if size > 0 or not self.ball]
 
     def scales(self) -> list[float]:
         """Radii for the search; those that penalties may spend where there are none."""
-        radii = [size for size, own in self.sizes if own.radius is not None and size > 0]
-        if radii:
-            return radii
+        if self.ball and self.positive:
+            return self.positive
         spread = float(
             (self.problem.w @ self.problem.cost.cost(self.problem.x, self.problem.x.mean(0))).sqrt()
         )
@@ -103,62 +119,64 @@ class _Work:
             w=problem.w[rows] / problem.w[rows].sum(),
             rows=problem.rows[rows.numpy()], progress=Progress(),
         )  # fmt: skip
-        own = begin(few)
+        own = _begin(few)
         search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]
         theirs = own.at_penalty(few.w, penalty)
-        _, _, cost, risk = self.pool.take(self.pool.at_penalty(problem.w, penalty, _SOLVER).low)
+        _, _, cost, risk = self.pool.best(problem.w, penalty, _SOLVER)
         value = float(few.w @ (risk - penalty * cost)[rows])
-        nominal = own.risk[0]
-        start = float(few.w @ nominal)
+        start = float(few.w @ own.nominal)
         self.searched = (value - start, theirs.risk - penalty * theirs.cost - start)
-        self.calls = SPARE_CALLS
         if len(rows) == n:
-            for k in range(1, len(own.x)):
-                self.pool.add(own.x[k], own.y[k], own.cost[k], own.risk[k], "search")
-        elif self.searched[1] > self.searched[0] + MORE * abs(self.searched[0]) + 1e-12:
+            self.pool.layers += own.layers[1:]
+        elif not _enough(*self.searched):
             calls = max(8, min(SPARE_CALLS, max_evaluations // n))
             search(problem, self.pool, self.scales(), calls, spawn(problem.generator))
 
     # -- one size ----------------------------------------------------------------------------
 
-    def found(self, size: float, ambiguity: Any, before: Row | None) -> Row:
-        """Everything about one size."""
-        problem, pool = self.problem, self.pool
-        ball = ambiguity.radius is not None
-        mixture = self.mixture(size, ball)
-        noise_radius = size if ball else math.sqrt(mixture.cost)
-        noise = noise_risk(problem, noise_radius, _REPEATS, spawn(problem.generator))
-        certificate = self.certificate(size, ball, mixture, before)
-        worst = self.worst(mixture, size, ball)
+    def found(self, size: float, before: Row | None) -> Row:
+        mixture = self.mixture(size)
+        radius = size if self.ball else math.sqrt(mixture.cost)
+        noise = self.noise(radius, spawn(self.problem.generator))
+        certificate = self.certificate(size, mixture, before)
+        worst = self.worst(mixture, radius)
         one = Row(size, certificate, worst, (worst.after, worst.labels, worst.mass), noise)
         if self.learned is not None:
-            one.ascent = self.mixture(size, ball, ("ascent",)).risk
-        if size > 0 or not ball:
-            self.compare(one, size, ball, mixture)
+            one.ascent = self.mixture(size, ("ascent",)).risk
+        if size in self.positive:
+            self.compare(one, size, mixture)
         slack = 1e-12 * (1.0 + abs(noise))
-        if noise > certificate.worst_case_risk + slack and size > 0 and ball:
+        if noise > certificate.worst_case_risk + slack and size > 0 and self.ball:
             one.note(
                 f"weak inner solver: random noise of the same budget has risk {noise:.4g}, more "
                 f"than the {certificate.worst_case_risk:.4g} that was found"
             )
-        if pool.source[1:] == []:
+        if len(self.pool.layers) == 1:
             one.note("nothing was searched")
         return one
 
-    def mixture(self, size: float, ball: bool, sources: Any = None) -> Mixture:
-        """The best plan of some sources."""
-        if ball:
+    def noise(self, radius: float, generator: torch.Generator) -> float:
+        """Mean loss when every row moves by ``radius`` in a random direction, within the bounds."""
+        problem, total = self.problem, 0.0
+        if radius == 0.0:
+            return float(problem.w @ self.pool.nominal)
+        for _ in range(_REPEATS):
+            move = radius * problem.directions(len(problem.x), generator)
+            losses = problem.losses(problem.cost.project(problem.x + move), problem.y)
+            total += float(problem.w @ losses)
+        return total / _REPEATS
+
+    def mixture(self, size: float, sources: Any = None) -> Mixture:
+        if self.ball:
             return self.pool.plan(self.problem.w, size**2, sources)
         return self.pool.at_penalty(self.problem.w, size, sources)
 
-    def certificate(
-        self, size: float, ball: bool, mixture: Mixture, before: Row | None
-    ) -> Certificate:
-        nominal = float(self.problem.w @ self.pool.risk[0])
-        risk, cost = mixture.risk, mixture.cost
-        lower = risk if ball else risk - size * cost
-        upper, proof = self.upper(size, ball, nominal)
+    def certificate(self, size: float, mixture: Mixture, before: Row | None) -> Certificate:
+        ball, risk = self.ball, mixture.risk
+        nominal = float(self.problem.w @ self.pool.nominal)
+        lower = risk if ball else risk - size * mixture.cost
+        upper, proof = self.upper(size, nominal)
         if ball and before is not None:  # rounding must not undo what is monotone
             risk = lower = max(risk, before.certificate.worst_case_risk)
         return Certificate(
@@ -168,13 +186,14 @@ class _Work:
             worst_case_risk=risk,
             radius=size if ball else None,
             penalty=mixture.penalty if ball else size,
-            transport_cost=cost,
+            transport_cost=mixture.cost,
             standard_error=self.error(mixture) if self.problem.sampled else 0.0,
             proof=proof,
         )
 
-    def upper(self, size: float, ball: bool, nominal: float) -> tuple[float, str]:
+    def upper(self, size: float, nominal: float) -> tuple[float, str]:
         """The smallest proven dual value; an estimate only where nothing is proven."""
+        ball = self.ball
         if ball and size == 0.0:
             return nominal, "dual"
         duals = list(self.learned.duals) if self.learned is not None else []
@@ -197,7 +216,7 @@ class _Work:
             value = value + share * (risk - priced)
         return standard_error(value, self.problem.w)
 
-    def worst(self, mixture: Mixture, size: float, ball: bool) -> MovedRows:
+    def worst(self, mixture: Mixture, radius: float) -> MovedRows:
         """The plan as rows before and after."""
         problem, pool = self.problem, self.pool
         parts = []
@@ -208,12 +227,11 @@ class _Work:
             shares.append((mixture.low, split, mixture.share * split.double()))
         for choice, rows, share in shares:
             x, y, cost, risk = pool.take(choice)
-            part = (problem.x, x, problem.y, y, problem.w * share, pool.risk[0], risk, cost)
+            part = (problem.x, x, problem.y, y, problem.w * share, pool.nominal, risk, cost)
             index = torch.as_tensor(problem.rows.copy())
             parts.append([t[rows & (problem.w * share > 0)].numpy() for t in (*part, index)])
         joined = [np.concatenate(column) for column in zip(*parts)]
         before, after, source, labels, mass, loss_before, loss_after, costs, index = joined
-        radius = size if ball else math.sqrt(mixture.cost)
         solver = self.learned.adversary if self.learned is not None else None
         return MovedRows(
             before, after, source, labels, mass, index, loss_before, loss_after, costs,
@@ -224,12 +242,14 @@ class _Work:
 
     # -- baselines ---------------------------------------------------------------------------
 
-    def compare(self, one: Row, size: float, ball: bool, mixture: Mixture) -> None:
+    def compare(self, one: Row, size: float, mixture: Mixture) -> None:
         """Is any baseline better than the inner solver? Findings, and the checklist."""
         nominal = one.certificate.nominal_risk
-        objective = (lambda m: m.risk) if ball else (lambda m: m.risk - size * m.cost)
-        best = objective(mixture) - nominal
-        lines = one.checks
+
+        def gain(of: Mixture) -> float:
+            return (of.risk if self.ball else of.risk - size * of.cost) - nominal
+
+        best, lines = gain(mixture), one.checks
         if self.learned is None:
             lines.append(check("search without gradients", best, None, "gain, a lower bound"))
             one.note(
@@ -237,13 +257,13 @@ class _Work:
                 + ("" if math.isfinite(self.cap) else ", and no upper bound is known")
             )
             return
-        own = objective(self.mixture(size, ball, ("learned",))) - nominal
+        own = gain(self.mixture(size, _SOLVER))
         slack = MORE * abs(own) + 1e-10 * (1.0 + abs(nominal))
         lines.append(check("gain of the inner solver", own, None, "risk above the nominal one"))
         for source, words in _BASELINES.items():
-            theirs = objective(self.mixture(size, ball, (source,))) - nominal
-            if source not in self.pool.source:
+            if source not in {layer.source for layer in self.pool.layers}:
                 continue
+            theirs = gain(self.mixture(size, (source,)))
             lines.append(check(f"gain of {words}", theirs, theirs <= own + slack, "same budget"))
             if theirs > own + slack:
                 kind = "weak inner solver (frozen)" if own <= 0.0 else "weak inner solver"
@@ -251,8 +271,7 @@ class _Work:
                     f"{kind}: {words} gains {theirs:.4g}, the inner solver {own:.4g}, the better "
                     "one is used"
                 )
-        together = best > own + slack
-        if together and not one.findings:
+        if best > own + slack and not one.findings:
             one.note(
                 f"weak inner solver: row by row, baselines raise the gain from {own:.4g} to "
                 f"{best:.4g}, the better ones are used"
@@ -261,43 +280,36 @@ class _Work:
         self._map(one)
 
     def _sampled(self, one: Row, size: float) -> None:
-        if self.attack is not None and size in self.attack.values:
-            own, theirs, _ = self.attack.values[size]
-            passed = theirs <= own + MORE * abs(own) + 1e-12
-            one.checks.append(
-                check("restarts on a sample", theirs - own, passed, "gain above the inner solver's")
-            )
-            if not passed and not one.findings:
+        def versus(name: str, words: str, own: float, theirs: float, known: bool) -> None:
+            passed = _enough(own, theirs)
+            line = check(name, theirs - own, passed, "gain above the inner solver's")
+            one.checks.append(line)
+            if not (passed or known):
                 one.note(
-                    f"weak inner solver: restarts gain {theirs:.4g} on a sample of rows, the inner "
-                    f"solver {own:.4g}, the better ones are used"
+                    f"weak inner solver: {words.format(f'{theirs:.4g} on a sample of rows')}, the "
+                    f"inner solver {own:.4g}, the better ones are used"
                 )
-            more = self.attack.doubled.get(size, 0.0)
-            one.checks.append(
-                check("doubled iterations", more, more <= 0.01, "share of the gain that they add")
+
+        if size in self.attack:
+            own, theirs, more = self.attack[size]
+            versus("restarts on a sample", "restarts gain {}", own, theirs, bool(one.findings))
+            line = check(
+                "doubled iterations", more, more <= 0.01, "share of the gain that they add"
             )
+            one.checks.append(line)
             if more > 0.01:
                 one.note(
                     f"weak inner solver: doubled iterations add {more:.1%} to the gain on a sample"
                 )
         if self.searched is not None and size == self.positive[-1]:
-            own, theirs = self.searched
-            passed = theirs <= own + MORE * abs(own) + 1e-12
-            one.checks.append(
-                check("search on a sample", theirs - own, passed, "gain above the inner solver's")
-            )
-            if not passed:
-                one.note(
-                    f"weak inner solver: a search without gradients gains {theirs:.4g} on a sample "
-                    f"of rows, the inner solver {own:.4g}, the better one is used"
-                )
+            words = "a search without gradients gains {}"
+            versus("search on a sample", words, *self.searched, False)
 
     def _map(self, one: Row) -> None:
         """A learned map that moves nothing is broken, whatever else finds the worst case."""
         if self.learned is None:
             return
-        adversary, batch = self.learned.adversary, self.learned.batch
-        few = batch.take(self.learned.sample)
+        adversary, few = self.learned.adversary, self.learned.few
         for candidate in adversary.candidates:
             if isinstance(candidate, LearnedMap):
                 q = candidate.starts(adversary.objective, few)[0]
@@ -305,6 +317,11 @@ class _Work:
                 one.checks.append(check("the learned map moves", moved, moved > 0, "in spreads"))
                 if not moved > 0:
                     one.note("frozen map: the learned map moves no row")
+
+
+def _enough(own: float, theirs: float) -> bool:
+    """Whether a baseline's gain is no more than the inner solver's."""
+    return theirs <= own + MORE * abs(own) + 1e-12
 
 
 _SOLVER = ("learned",)

@@ -28,13 +28,18 @@ def in_matrix(ambiguity: AmbiguitySet, space: Space) -> AmbiguitySet:
     lookup = _Lookup(space)
     changes: dict[str, Any] = {}
     if parameters.get("immutable") is not None:
-        changes["immutable"] = lookup.every(parameters["immutable"])
+        found = [lookup.indices(entry) for entry in _listed(parameters["immutable"])]
+        changes["immutable"] = sorted({i for part in found for i in part})
     weights: Any = parameters.get("weights")
     if isinstance(weights, dict):
         pairs = weights.items()
         changes["weights"] = {i: v for c, v in pairs for i in lookup.indices(c)}
     elif weights is not None and np.ndim(weights) == 1:
-        changes["weights"] = lookup.spread("weights", weights)
+        if len(weights) != len(space.raw_names):
+            raise InvalidDataError(
+                f"weights has {len(weights)} entries; X has {len(space.raw_names)} columns"
+            )
+        changes["weights"] = [float(weights[key.column]) for key in space.keys]
     bounds = parameters.get("bounds")
     if isinstance(bounds, dict):
         changes["bounds"] = {i: v for c, v in bounds.items() for i in lookup.numbers(c)}
@@ -44,17 +49,20 @@ def in_matrix(ambiguity: AmbiguitySet, space: Space) -> AmbiguitySet:
         )
     groups = parameters.get("categorical_features")
     if groups is not None:
-        changes["categorical_features"] = [lookup.group(entry) for entry in _entries(groups)]
+        changes["categorical_features"] = [lookup.group(entry) for entry in _listed(groups)]
     if isinstance(parameters.get("swap_cost"), dict):
         pairs = parameters["swap_cost"].items()
         changes["swap_cost"] = {lookup.indices(c)[0]: v for c, v in pairs}
     return cast(AmbiguitySet, cast(Any, clone(ambiguity)).set_params(**changes))
 
 
-def _entries(groups: Any) -> list[Any]:
-    if np.asarray(groups, dtype=object).dtype == bool or all(isinstance(g, bool) for g in groups):
-        return [j for j, on in enumerate(groups) if on]
-    return list(groups)
+def _listed(entries: Any) -> list[Any]:
+    """The entries of a list, or of a mask."""
+    if isinstance(entries, str):
+        return [entries]
+    if all(isinstance(entry, bool | np.bool_) for entry in entries):
+        return [j for j, on in enumerate(entries) if on]
+    return list(entries)
 
 
 class _Lookup:
@@ -88,22 +96,6 @@ class _Lookup:
         if not found:
             raise InvalidDataError(f"column {entry!r} holds categories: it has no bounds")
         return found
-
-    def every(self, entries: Any) -> list[int]:
-        if isinstance(entries, str):
-            entries = [entries]
-        mask = np.asarray(entries)
-        if mask.dtype == bool:
-            entries = np.flatnonzero(mask).tolist()
-        return sorted({i for entry in entries for i in self.indices(entry)})
-
-    def spread(self, name: str, values: Any) -> list[float]:
-        values = np.asarray(values, dtype=np.float64)
-        if len(values) != len(self.places):
-            raise InvalidDataError(
-                f"{name} has {len(values)} entries; X has {len(self.places)} columns"
-            )
-        return [float(values[key.column]) for key in self.space.keys]
 
     def group(self, entry: Any) -> Any:
         if isinstance(entry, str | int | np.integer):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drojko.auditing.reading.channels import Key, NotAffine, Raw, channels_of, numeric
+from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
 from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
@@ -70,8 +70,7 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
         )
     if isinstance(model, nn.Module):
         return _torch(model, table, np.asarray(y))
-    for name in ("best_estimator_",):  # a search is its best model
-        model = getattr(model, name, model)
+    model = getattr(model, "best_estimator_", model)  # a search is its best model
     if not hasattr(model, "predict"):
         raise InvalidDataError(
             f"{type(model).__name__} has no predict: audit takes a torch module, a fitted drojko "
@@ -93,8 +92,6 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
     classes = np.asarray(model.classes_) if classifier else None
     if classes is not None and len(classes) < 2:
         raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
-    if classes is None and not hasattr(model, "predict"):
-        raise InvalidDataError("the model neither classifies nor predicts")
     probabilities = classifier and _answers(model, "predict_proba")
     try:
         tabular, space, note = _differentiable(model, X)
@@ -149,28 +146,22 @@ def _keys_of_frame(X: Any) -> list[Any] | None:
 
 def _differentiable(model: Any, X: Any) -> tuple[TabularModel, Space, str]:
     """The model as an affine map and a network; raises `NotAffine` where it is not."""
-    names = [str(c) for c in X.columns] if hasattr(X, "columns") else []
-    channels: list[Any] = [Raw(j) for j in range(X.shape[1])]
+    channels = [Affine({Key(j): 1.0}) for j in range(X.shape[1])]
     last = model
     while type(last).__name__ == "Pipeline":
         for _, step in last.steps[:-1]:
-            channels = channels_of(step, channels, names)
+            channels = channels_of(step, channels)
         last = last.steps[-1][1]
     network = _network(last)
-    inputs = [numeric(channel) for channel in channels]
-    keys = {key for channel in inputs for key in channel.terms}
-    keys |= _untouched(X, {key.column for key in keys})
+    keys = {key for channel in channels for key in channel.terms}
+    used = {key.column for key in keys}
+    # Number columns that the model drops may be named in weights all the same.
+    for j in range(X.shape[1]):
+        if j not in used and (not hasattr(X, "columns") or X.iloc[:, j].dtype.kind in "iuf"):
+            keys.add(Key(j))
     space = Space.of(X, list(keys))
-    matrix, offset = space.affine(inputs)
+    matrix, offset = space.affine(channels)
     return fold(network, matrix, offset), space, f"exact gradients of {type(last).__name__}"
-
-
-def _untouched(X: Any, used: set[int]) -> set[Any]:
-    """Number columns that the model drops: they may be named in weights all the same."""
-    free = [j for j in range(X.shape[1]) if j not in used]
-    if hasattr(X, "columns"):
-        free = [j for j in free if X.iloc[:, j].dtype.kind in "iuf"]
-    return {Key(j) for j in free}
 
 
 def _network(model: Any) -> TabularModel:
@@ -181,7 +172,7 @@ def _network(model: Any) -> TabularModel:
     kind = type(model).__name__
     if not type(model).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is not known here")
-    if kind in _LINEAR:
+    if hasattr(model, "coef_") and hasattr(model, "intercept_"):  # the copy is compared later
         coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
         bias = np.broadcast_to(np.asarray(model.intercept_, dtype=np.float64), len(coef))
         return network([coef], [np.array(bias)], "softplus")
@@ -198,45 +189,16 @@ def _network(model: Any) -> TabularModel:
     raise NotAffine(f"{kind} is neither linear nor a perceptron")
 
 
-_LINEAR = {
-    "LogisticRegression", "LogisticRegressionCV", "SGDClassifier", "LinearSVC", "RidgeClassifier",
-    "RidgeClassifierCV", "Perceptron", "LinearDiscriminantAnalysis", "LinearRegression", "Ridge",
-    "RidgeCV", "Lasso", "LassoCV", "LassoLars", "ElasticNet", "ElasticNetCV", "Lars",
-    "OrthogonalMatchingPursuit", "BayesianRidge", "ARDRegression", "HuberRegressor",
-    "QuantileRegressor", "TheilSenRegressor", "SGDRegressor", "LinearSVR",
-    "PassiveAggressiveClassifier", "PassiveAggressiveRegressor",
-}  # fmt: skip
-
-
 def network(weights: list[np.ndarray], biases: list[np.ndarray], activation: str) -> MLP:
-    """A perceptron with given weights."""
     hidden = [len(w) for w in weights[:-1]]
     gen = torch.Generator().manual_seed(0)
     net = MLP(
         weights[0].shape[1], len(weights[-1]), hidden=hidden, activation=activation, generator=gen
     )
     with torch.no_grad():
-        for own, w in zip(net.weights, weights, strict=True):
-            own.copy_(torch.as_tensor(w))
-        for own, b in zip(net.biases, biases, strict=True):
-            own.copy_(torch.as_tensor(b))
+        for own, value in zip(net.parameters(), [*weights, *biases], strict=True):
+            own.copy_(torch.as_tensor(value))
     return net
-
-
-class _Affine(nn.Module):
-    """module(A x + b)."""
-
-    matrix: Tensor
-    offset: Tensor
-
-    def __init__(self, module: nn.Module, matrix: np.ndarray, offset: np.ndarray) -> None:
-        super().__init__()
-        self.module = module
-        self.register_buffer("matrix", torch.as_tensor(matrix))
-        self.register_buffer("offset", torch.as_tensor(offset))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(torch.addmm(self.offset, x, self.matrix.T))
 
 
 def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> TabularModel:
@@ -244,7 +206,11 @@ def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> Tabular
     if np.array_equal(matrix, np.eye(len(matrix), matrix.shape[1])) and not offset.any():
         return model
     if not isinstance(model, MLP):
-        return ModuleModel(_Affine(model, matrix, offset), model.n_outputs)
+        first: Any = nn.utils.skip_init(nn.Linear, *matrix.shape[::-1], dtype=torch.float64)
+        with torch.no_grad():
+            first.weight.copy_(torch.as_tensor(matrix))
+            first.bias.copy_(torch.as_tensor(offset))
+        return ModuleModel(nn.Sequential(first.requires_grad_(False), model), model.n_outputs)
     weights = [w.detach().double().numpy() for w in model.weights]
     biases = [b.detach().double().numpy() for b in model.biases]
     biases[0] = biases[0] + weights[0] @ offset
@@ -268,7 +234,7 @@ def _verified(found: AuditedModel, X: Any) -> AuditedModel:
     if copied.shape == own.shape and (np.abs(copied - own)[near] <= 1e-6 * scale).all():
         return found
     note = "no gradients: the differentiable copy does not give the model's own answers"
-    return AuditedModel(found.scores, None, found.space, found.classes, found.probabilities, note)
+    return replace(found, tabular=None, note=note)
 
 
 # torch ------------------------------------------------------------------------------------------
@@ -297,13 +263,10 @@ def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
     discrete = y.dtype.kind in "biuOUS" or (width > 1)
     classes: np.ndarray | None = None
     if discrete:
-        classes = labels if width == 1 else np.arange(width)
         if width == 1 and len(labels) > 2:
             raise InvalidDataError(f"the module has one output, y has {len(labels)} classes")
-        if width == 1 and len(labels) < 2:
-            classes = np.array([0, 1])
-        if width > 1 and y.dtype.kind not in "biu":
-            classes = labels
+        named = len(labels) == 2 if width == 1 else y.dtype.kind not in "biu"
+        classes = labels if named else np.arange(max(2, width))
         if len(classes) != max(2, width):
             raise InvalidDataError(
                 f"the module has {width} outputs, y has {len(labels)} classes: give y as class "

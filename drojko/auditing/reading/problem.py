@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import AuditedModel
+from drojko.inner.objective import Objective
+from drojko.inner.transport.adversary import Adversary
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.models import TabularModel
@@ -42,14 +45,12 @@ class AuditProblem:
     smooth: bool
     sampled: bool
     generator: torch.Generator
-    label_cost: float = np.inf
     groups: Any = None
     calls: list[int] = field(default_factory=lambda: [0])
     progress: Progress = field(default_factory=Progress)
 
     @property
     def classes(self) -> np.ndarray | None:
-        """Labels of a classification."""
         return self.model.classes
 
     @property
@@ -62,6 +63,11 @@ class AuditProblem:
         """The model as solvers take it; one without derivatives where there are none."""
         return self.model.tabular or ScoresModel(self.model.scores, self.model.n_outputs)
 
+    def adversary(self, objective: Objective) -> Adversary:
+        """Ascents from the rows themselves, at whatever label they may take."""
+        label_cost = self.ambiguity.label_cost
+        return Adversary(objective, n_labels=self.n_labels, label_cost=label_cost)
+
     def outputs(self, x: Tensor) -> Tensor:
         """Answers at the rows of x, shape (n,) or (n, K); counted."""
         self.calls[0] += len(x)
@@ -72,27 +78,29 @@ class AuditProblem:
             return torch.cat([tabular(part) for part in x.split(_BLOCK)])
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """Loss of each row, shape (n,)."""
         return self.loss.value(self.outputs(x), y).detach().double()
 
-    def labels(self, y: Tensor) -> np.ndarray:
-        """Labels as they came in."""
-        values = y.numpy()
-        return values if self.classes is None else self.classes[values]
+    def directions(self, n: int, generator: torch.Generator) -> Tensor:
+        """Uniform directions of unit cost in the columns that move, shape (n, d)."""
+        mutable = torch.as_tensor(self.cost.mutable)
+        root = torch.as_tensor(self.cost.inverse_weights).sqrt()
+        draw = torch.randn((n, int(mutable.sum())), generator=generator, dtype=torch.float64)
+        draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        out = torch.zeros((n, len(mutable)), dtype=torch.float64)
+        out[:, mutable] = draw * root[mutable]
+        return out
 
     def predictions(self, f: Tensor) -> np.ndarray:
         """Predicted labels, or the predicted numbers of a regression."""
         if self.classes is None:
             return f.numpy()
-        index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
-        return self.classes[index.numpy()]
+        return self.classes[_predicted(f).numpy()]
 
     def accuracy(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
         """Share of rows whose label is predicted; NaN for regression."""
         if self.classes is None:
             return float("nan")
-        index = (f > 0).long() if f.ndim == 1 else f.argmax(1)
-        right = (index == y).double()
+        right = (_predicted(f) == y).double()
         return min(1.0, float(mass @ right / mass.sum()))  # rounding must not exceed one
 
     def auc(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
@@ -107,18 +115,15 @@ class AuditProblem:
         return float(np.mean(areas)) if areas else float("nan")
 
 
+def _predicted(f: Tensor) -> Tensor:
+    return (f > 0).long() if f.ndim == 1 else f.argmax(1)
+
+
 def _auc(score: np.ndarray, positive: np.ndarray, mass: np.ndarray) -> float:
     """P(score of a positive > that of a negative), ties counted half."""
-    if not np.isfinite(score).all():
+    if not np.isfinite(score).all() or not mass[positive].sum() * mass[~positive].sum() > 0:
         return float("nan")
-    total = mass[positive].sum() * mass[~positive].sum()
-    if not total > 0:
-        return float("nan")
-    values, at = np.unique(score, return_inverse=True)
-    up = np.bincount(at, np.where(positive, mass, 0.0), len(values))
-    down = np.bincount(at, np.where(positive, 0.0, mass), len(values))
-    below = np.cumsum(down) - 0.5 * down
-    return float(min(1.0, up @ below / total))
+    return min(1.0, float(roc_auc_score(positive, score, sample_weight=mass)))
 
 
 class ScoresModel(TabularModel):
@@ -130,7 +135,6 @@ class ScoresModel(TabularModel):
         self.n_outputs = n_outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Answers at the rows of x."""
         return torch.as_tensor(self.scores(x.numpy()), dtype=torch.float64)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:

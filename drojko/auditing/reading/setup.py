@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss, get_loss
-from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure
+from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure, Measure
 
-__all__ = ["build_problem", "sets_of", "size_name"]
+__all__ = ["atoms_of", "build_problem", "by_class", "sets_of", "size_name"]
 
 #: Fixed draws of a continuous reference.
 DRAWS = 5_000
@@ -80,12 +81,18 @@ def build_problem(
     kept = w > 0
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
-    if groups is not None:
-        groups = np.asarray(groups)[kept] if len(np.asarray(groups)) == len(kept) else groups
+    if groups is not None and len(np.asarray(groups)) == len(kept):
+        groups = np.asarray(groups)[kept]
     own = in_matrix(ambiguity, space)
     names = list(space.names) if space.frame else None
-    cost = _unmoved(approach_to(own).resolve(own, u, names), space.fixed)
-    cost = _scaled(cost, scale, u, w).observed(u)
+    cost = approach_to(own).resolve(own, u, names)
+    cost = replace(cost, weights=np.where(space.fixed, np.inf, cost.weights))
+    if scale is not None:
+        if not (isinstance(scale, str) and scale == "standard"):
+            raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
+        variance = w @ (u - w @ u) ** 2
+        cost = replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
+    cost = cost.observed(u)
     if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
     found = get_loss_for(model, loss)
@@ -103,7 +110,6 @@ def build_problem(
         smooth=smooth,
         sampled=False,
         generator=generator,
-        label_cost=float(own.label_cost),
         groups=groups,
     )
     if not is_sampled(problem.reference):
@@ -152,31 +158,19 @@ def _weights(sample_weight: Any, n: int) -> np.ndarray:
     return w
 
 
-def _unmoved(cost: GroundCost, fixed: np.ndarray) -> GroundCost:
-    weights = np.where(fixed, np.inf, cost.weights)
-    return replace(cost, weights=weights)
-
-
-def _scaled(cost: GroundCost, scale: Any, u: np.ndarray, w: np.ndarray) -> GroundCost:
-    if scale is None:
-        return cost
-    if not (isinstance(scale, str) and scale == "standard"):
-        raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
-    variance = w @ (u - w @ u) ** 2
-    return replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
-
-
 def get_loss_for(model: AuditedModel, loss: Any) -> Loss:
     """The loss of a name, a callable or None: what the model's answers allow."""
-    task = "regression" if model.classes is None else "classification"
-    if loss is None:
-        if model.classes is None:
-            loss = "squared"
-        else:
-            loss = "logistic" if model.probabilities else "hinge"
+    if model.classes is None:
+        return get_loss("squared" if loss is None else loss, task="regression", n_classes=None)
+    usual = "logistic" if model.probabilities else "hinge"
     return get_loss(
-        loss, task=task, n_classes=None if model.classes is None else len(model.classes)
+        usual if loss is None else loss, task="classification", n_classes=len(model.classes)
     )
+
+
+def atoms_of(classification: bool) -> LabelledMeasure:
+    """An empirical measure, to be fitted."""
+    return ClassConditional(Empirical()) if classification else Joint(Empirical())
 
 
 def _reference(
@@ -185,8 +179,7 @@ def _reference(
     """The measure that the numbers are about, and whether samples of the worst case are smooth."""
     classification = model.classes is not None
     if isinstance(reference, str) and reference in ("kde", "empirical"):
-        atoms = ClassConditional(Empirical()) if classification else Joint(Empirical())
-        return atoms, reference == "kde"
+        return atoms_of(classification), reference == "kde"
     seed = int(torch.randint(2**31 - 1, (1,), generator=spawn(generator)))
     return build_reference(reference, cost, None, classification, seed), True
 
@@ -198,16 +191,21 @@ def _fit(
         return measure
     if model.classes is None:
         return measure.fit(u, target, w)
-    # Classes that the data lack keep their place, without mass.
     template: Any = getattr(measure, "measure", None)
-    mass = np.bincount(target, w, len(model.classes))
-    if mass.all() or template is None:
+    if len(np.unique(target)) == len(model.classes) or template is None:
         return measure.fit(u, target, w)
-    parts = []
-    for k in range(len(mass)):
-        inside = target == k
-        if not inside.any():
-            parts.append(Empirical(u[:1])._ready())
+    return by_class(lambda rows: clone(template), u, target, w, len(model.classes))
+
+
+def by_class(
+    template: Callable[[int], Any], x: np.ndarray, labels: np.ndarray, mass: np.ndarray, n: int
+) -> ClassConditional:
+    """A measure per class, by its number of rows; classes without mass keep their place."""
+    parts: list[Measure] = []
+    for k in range(n):
+        inside = (labels == k) & (mass > 0)
+        if not inside.any():  # never drawn
+            parts.append(Empirical(x[:1])._ready())
         else:
-            parts.append(cast(Any, clone(template)).fit(u[inside], w[inside]))
-    return ClassConditional.from_measures(parts, mass)
+            parts.append(template(int(inside.sum())).fit(x[inside], mass[inside]))
+    return ClassConditional.from_measures(parts, np.bincount(labels, mass, n))

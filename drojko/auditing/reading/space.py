@@ -114,6 +114,13 @@ class Space:
             data[name] = pd.Series(categories[pick]).astype(self.dtypes.get(name, object))
         return pd.DataFrame(data)
 
+    def table(self, U: np.ndarray) -> Any:
+        """`decode` as a DataFrame, whatever the user's table is."""
+        import pandas as pd
+
+        rows = self.decode(U)
+        return rows if self.frame else pd.DataFrame(rows, columns=list(self.raw_names))
+
     def _raw(self, X: Any) -> list[np.ndarray]:
         if X.shape[1] != len(self.raw_names):
             raise InvalidDataError(

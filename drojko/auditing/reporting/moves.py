@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -20,67 +19,49 @@ if TYPE_CHECKING:
 __all__ = ["Moves", "moves_of", "top_moves"]
 
 
-@dataclass(frozen=True, eq=False)
-class Moves:
-    """Rows before and after, shape (m, d), with labels, losses, masses and harm of shape (m,).
+class Side(NamedTuple):
+    """Rows (m, d) before or after their move, with labels, losses and masses (m,)."""
 
-    ``harm`` is the rise of the risk that a row makes: mass * loss after minus mass * loss before.
+    x: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+    mass: np.ndarray
+
+
+class Moves(NamedTuple):
+    """Positions of rows in the audited table, how they are before and after, and their harm (m,).
+
+    The harm is the rise of the risk that a row makes: mass * loss after minus mass * loss before.
     """
 
     rows: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    label_before: np.ndarray
-    label_after: np.ndarray
-    loss_before: np.ndarray
-    loss_after: np.ndarray
-    mass_before: np.ndarray
-    mass_after: np.ndarray
-
-    @property
-    def harm(self) -> np.ndarray:
-        """Rise of the risk by each row, shape (m,)."""
-        return self.mass_after * self.loss_after - self.mass_before * self.loss_before
-
-    def top(self, n: int) -> Moves:
-        """The ``n`` most harmful ones."""
-        order = np.argsort(-self.harm, kind="stable")[:n]
-        return Moves(*(getattr(self, name)[order] for name in self.__dataclass_fields__))
+    before: Side
+    after: Side
+    harm: np.ndarray
 
 
-def moves_of(worst: WorstCase, problem: AuditProblem) -> Moves:
-    """All moves of a worst case."""
+def moves_of(worst: WorstCase, problem: AuditProblem, n: int) -> Moves:
+    """The ``n`` most harmful moves of a worst case."""
     if isinstance(worst, MovedRows):
-        return Moves(
-            worst.rows,
-            worst.before,
-            worst.after,
-            worst._decode(torch.as_tensor(worst.source)),
-            worst._decode(torch.as_tensor(worst.labels)),
-            worst.loss_before,
-            worst.loss_after,
-            worst.mass,
-            worst.mass,
-        )
-    if isinstance(worst, ReweightedWorstCase):
+        source, labels = (worst._decode(torch.as_tensor(y)) for y in (worst.source, worst.labels))
+        before = Side(worst.before, source, worst.loss_before, worst.mass)
+        after = Side(worst.after, labels, worst.loss_after, worst.mass)
+    elif isinstance(worst, ReweightedWorstCase):
         pool = worst.pool
-        x, y, losses = pool.x.numpy(), worst._decode(pool.y), pool.losses.numpy()
-        rows = _rows_of(problem, pool.x.numpy())
-        return Moves(rows, x, x, y, y, losses, losses, pool.w.numpy(), pool.mass.numpy())
-    before, after, labels, mass = worst.pairs()
-    x, z = torch.as_tensor(np.array(before)), torch.as_tensor(np.array(after))
-    y = worst._encode(labels, x)
-    return Moves(
-        _rows_of(problem, np.asarray(before)),
-        np.asarray(before),
-        np.asarray(after),
-        np.asarray(labels),
-        np.asarray(labels),
-        problem.losses(x, y).numpy(),
-        problem.losses(z, y).numpy(),
-        np.asarray(mass),
-        np.asarray(mass),
-    )
+        before = Side(pool.x.numpy(), worst._decode(pool.y), pool.losses.numpy(), pool.w.numpy())
+        after = before._replace(mass=pool.mass.numpy())
+    else:
+        *points, labels, mass = worst.pairs()
+        before, after = (
+            Side(z, labels, problem.losses(x, worst._encode(labels, x)).numpy(), mass)
+            for z, x in ((z, torch.as_tensor(np.array(z))) for z in points)
+        )
+    known = getattr(worst, "rows", None)
+    rows = _rows_of(problem, before.x) if known is None else known
+    harm = after.mass * after.losses - before.mass * before.losses
+    top = np.argsort(-harm, kind="stable")[:n]
+    before, after = (Side(*(part[top] for part in side)) for side in (before, after))
+    return Moves(rows[top], before, after, harm[top])
 
 
 def _rows_of(problem: AuditProblem, x: np.ndarray) -> np.ndarray:
@@ -95,25 +76,19 @@ def top_moves(worst: WorstCase, problem: AuditProblem, n: int) -> pd.DataFrame:
 
     if n < 1:
         raise InvalidDataError(f"n={n!r}; expected at least 1")
-    found, space = moves_of(worst, problem).top(n), problem.model.space
-    parts = []
-    for state in ("before", "after"):
-        u = getattr(found, state)
-        raw = space.decode(u)
-        frame = raw if hasattr(raw, "columns") else pd.DataFrame(raw, columns=space.raw_names)
-        frame = frame.reset_index(drop=True)
-        extra = pd.DataFrame(
-            {
-                "target": getattr(found, f"label_{state}"),
-                "prediction": problem.predictions(problem.outputs(torch.as_tensor(np.array(u)))),
-                "loss": getattr(found, f"loss_{state}"),
-                "mass": getattr(found, f"mass_{state}"),
-                "harm": found.harm,
-            }
-        )
+    found, parts = moves_of(worst, problem, n), []
+    for state, side in (("before", found.before), ("after", found.after)):
+        frame = problem.model.space.table(side.x)
+        extra = {
+            "target": side.labels,
+            "prediction": problem.predictions(problem.outputs(torch.as_tensor(np.array(side.x)))),
+            "loss": side.losses,
+            "mass": side.mass,
+            "harm": found.harm,
+        }
         taken = set(frame.columns)
-        extra = extra.rename(columns={c: f"{c}_" for c in extra.columns if c in taken})
-        frame = pd.concat([frame, extra], axis=1)
+        for name, values in extra.items():
+            frame[f"{name}_" if name in taken else name] = values
         frame.index = pd.MultiIndex.from_arrays(
             [found.rows, [state] * len(frame)], names=["row", "state"]
         )

@@ -149,8 +149,8 @@ class AuditReport:
         """
         if self.image_shape is None:
             raise InvalidDataError("rows are pictures only where audit was given images=(h, w)")
-        found = moves_of(self.worst_case(radius), self.problem).top(n)
-        pairs = np.stack([found.before, found.after], axis=1)
+        found = moves_of(self.worst_case(radius), self.problem, n)
+        pairs = np.stack([found.before.x, found.after.x], axis=1)
         return pairs.reshape(len(pairs), 2, *self.image_shape)
 
     def to_frame(self) -> pd.DataFrame:
@@ -159,12 +159,8 @@ class AuditReport:
 
     def samples(self, n: int = 1000, radius: float | None = None, random_state: Any = 0) -> Any:
         """``n`` draws of the worst case as a DataFrame like X, the label in ``target``."""
-        import pandas as pd
-
         x, y = self.worst_case(radius).sample(n, random_state)
-        decoded = self.space.decode(x)
-        if not hasattr(decoded, "columns"):
-            decoded = pd.DataFrame(decoded, columns=list(self.space.raw_names))
+        decoded = self.space.table(x)
         name = "target"
         while name in decoded.columns:
             name = f"{name}_"

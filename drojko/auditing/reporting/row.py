@@ -29,7 +29,6 @@ class Row:
     findings: list[str] = field(default_factory=list)
 
     def note(self, finding: str) -> None:
-        """Add a finding once."""
         if finding not in self.findings:
             self.findings.append(finding)
 
@@ -42,7 +41,6 @@ def check(name: str, value: float, passed: bool | None, detail: str) -> dict[str
 def table_row(
     name: str, problem: AuditProblem, found: Row, nominal: dict[str, float]
 ) -> dict[str, Any]:
-    """The row of the table."""
     c = found.certificate
     upper = c.upper
     if c.radius is None and c.penalty is not None and math.isfinite(c.penalty):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 from drojko._random import generator as make_generator
 from drojko.ambiguity import GroundCost
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.auditing.reading.setup import by_class
+from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.worst_case import WorstCase
-from drojko.measures import KDE, ClassConditional, Empirical, Joint, LabelledMeasure, Measure
+from drojko.measures import KDE, Empirical, Joint, LabelledMeasure, Measure
 
 __all__ = ["MovedRows"]
 
@@ -61,7 +63,6 @@ class MovedRows(WorstCase):
     cost_weights: np.ndarray | None = None
     adversary: Adversary | None = None
     penalty: float = np.inf
-    _cache: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         moved = float(self.mass[self.costs > 0].sum())
@@ -71,29 +72,14 @@ class MovedRows(WorstCase):
     def n_features(self) -> int:
         return self.before.shape[1]
 
-    @property
+    @cached_property
     def measure(self) -> LabelledMeasure:
-        """The labelled measure itself."""
-        if "measure" not in self._cache:
-            self._cache["measure"] = self._build()
-        return self._cache["measure"]
-
-    def _build(self) -> LabelledMeasure:
         if self.classes is None:
-            return Joint(self._template()).fit(self.after, self.labels, self.mass)
-        parts: list[Measure] = []
-        for k in range(len(self.classes)):
-            inside = (self.labels == k) & (self.mass > 0)
-            if not inside.any():  # a class without mass: never drawn
-                parts.append(Empirical(self.after[:1]))
-                continue
-            template = self._template() if inside.sum() > 1 else Empirical()
-            parts.append(template.fit(self.after[inside], self.mass[inside]))
-        shares = np.bincount(self.labels, self.mass, len(self.classes))
-        return ClassConditional.from_measures(parts, shares)
+            return Joint(self._template(len(self.after))).fit(self.after, self.labels, self.mass)
+        return by_class(self._template, self.after, self.labels, self.mass, len(self.classes))
 
-    def _template(self) -> Measure:
-        if not self.smoothing > 0:
+    def _template(self, n: int) -> Measure:
+        if not self.smoothing > 0 or (n < 2 and self.classes is not None):
             return Empirical()
         mutable = self.ground.mutable
         return KDE(
@@ -112,10 +98,7 @@ class MovedRows(WorstCase):
         By the solver's map where the model has gradients, and by the move of the closest audited
         row of the same label otherwise.
         """
-        x = torch.as_tensor(np.array(X, dtype=np.float64))
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
-        labels = self._encode(y, x)
+        x, labels = self._queries(X, y)
         if self.adversary is not None and np.isfinite(self.penalty) and self.penalty > 0:
             adversary = self.adversary.with_penalty(self.penalty)
             with torch.no_grad():
@@ -150,14 +133,11 @@ class MovedRows(WorstCase):
                 "log_prob: this worst case is made of atoms; audit with reference='kde' and a "
                 "radius > 0 for one with a density"
             )
-        x = torch.as_tensor(np.array(X, dtype=np.float64))
-        return self.measure.log_prob(x, self._encode(y, x)).numpy()
+        return self.measure.log_prob(*self._queries(X, y)).numpy()
 
     def risk(self) -> float:
-        """Mean loss of the moved rows."""
         return float(self.mass @ self.loss_after)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, their images, labels and masses."""
         labels = self.source if self.classes is None else self.classes[self.source]
         return self.before, self.after, labels, self.mass

@@ -18,7 +18,7 @@ from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.bounds import Structure
 from drojko.inner.transport.local_bounds import strong_gap
 from drojko.losses import Loss
-from drojko.measures.base import LabelledMeasure, Measure
+from drojko.measures import ClassConditional, LabelledMeasure, Measure
 from drojko.models import ModuleModel
 from drojko.problems.families.structured import StructuredLoss
 from drojko.problems.parameters import Layout
@@ -28,8 +28,8 @@ __all__ = [
     "DecisionModule",
     "Identity",
     "StructuredAdversary",
-    "Unlabelled",
     "decision_model",
+    "unlabelled",
 ]
 
 #: The one label that there is.
@@ -46,15 +46,12 @@ class Identity(Loss):
     growth = math.inf  # in z: nothing is known of it
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """F itself."""
         return f
 
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
-        """One."""
         return torch.ones_like(f)
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
-        """Zero."""
         return torch.zeros_like(f)
 
 
@@ -71,6 +68,10 @@ class DecisionModule(nn.Module):
     def params(self) -> Any:
         """The decision in the user's shape, without gradient."""
         return self.layout.split(self.flat.detach())
+
+    def of_labelled(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same of rows with labels, which say nothing."""
+        return self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Loss of each row, shape (n,)."""
@@ -89,33 +90,9 @@ def decision_model(loss: Callable[[Any, Tensor], Tensor], layout: Layout, flat: 
     return ModuleModel(DecisionModule(loss, layout, flat), 1)
 
 
-class Unlabelled(LabelledMeasure):
-    """A measure with the label 0 at every point."""
-
-    _state = "measure_"
-
-    def __init__(self, measure: Measure):
-        self.measure = measure
-        self.measure_ = measure
-
-    @property
-    def dim(self) -> int:
-        return self.measure_.dim
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws and zeros."""
-        z = self.measure_.sample(n, generator)
-        return z, torch.zeros(len(z), dtype=torch.long)
-
-    def points(
-        self, n: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted points and zeros."""
-        z, w = self.measure_.points(n, generator)
-        return z, torch.zeros(len(z), dtype=torch.long), w
-
-    def log_prob(self, x: Any, y: Any) -> Tensor:
-        return self.measure_.log_prob(x)
+def unlabelled(measure: Measure) -> LabelledMeasure:
+    """The measure with the label 0 at every point."""
+    return ClassConditional.from_measures([measure])
 
 
 @dataclass(frozen=True)
@@ -134,7 +111,7 @@ class StructuredAdversary(Adversary):
     @property
     def exact(self) -> bool:
         """Whether the formula holds: no candidates, no warm starts."""
-        return self._structured.solves(self.objective.coordinates)
+        return self._structured.applies(self.objective.coordinates.lower is not None)
 
     def _params(self) -> Any:
         model: Any = self.objective.model

@@ -21,18 +21,26 @@ from torch import Tensor
 
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
+from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
+from drojko.inner.worst_case import WorstCase
+from drojko.measures import Measure
 from drojko.models import ModuleModel
+from drojko.problems.constraints import Region
 from drojko.problems.families.adversary import Identity, StructuredAdversary
 
-__all__ = ["Answer", "BallOracle", "Draws", "Gauge", "Oracle", "RatioOracle", "Wall"]
+__all__ = [
+    "Answer", "BallOracle", "Decided", "Draws", "Family", "Gauge", "Oracle", "RatioOracle", "Wall",
+]  # fmt: skip
 
 #: Rounding of a mean of losses, relative to their size.
 EPS = 16.0 * float(np.finfo(float).eps)
+_CORRECTIONS = 30  # of worst cases that have no formula, from one decision to the next
 _PROBES = 8  # random signs that sizes of slopes are estimated from
 
 
@@ -122,9 +130,16 @@ class Oracle(ABC):
         """The loss and its parameters, a `DecisionModule`."""
         return self.model.module
 
-    def start(self) -> np.ndarray:
-        """The first point: the decision as given."""
-        return self.module.flat.detach().numpy().copy()
+    def start(self, region: Region) -> tuple[np.ndarray, Answer]:
+        """The decision as given, inside the region, and its answer."""
+        point = region.nearest(self.module.flat.detach().numpy().copy())
+        answer = self(point)
+        if not isinstance(answer, Answer):
+            raise UnboundedRiskError(
+                "the worst-case risk is infinite at the first decision; start at params whose "
+                "worst case is finite, raise the penalty, or give a radius"
+            )
+        return point, answer
 
     def load(self, point: np.ndarray) -> None:
         """Put a point's decision into the model."""
@@ -158,6 +173,46 @@ class Oracle(ABC):
         return gradient.detach().numpy().copy()
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A decision to certify: the model at it, and the draws of the reference it is judged on."""
+
+    model: ModuleModel
+    draws: Draws
+    reference: Measure
+    sampled: bool
+    generator: torch.Generator
+    stationarity: float
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """One kind of ambiguity set, ``resolved`` for the columns of z, and the loss it is met by."""
+
+    ambiguity: Any
+    resolved: Any
+    loss: Any
+    inner: InnerSolver
+    names: tuple[str, ...] | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether worst cases are formulas, so that bounds are proven and many draws are cheap."""
+        return True
+
+    def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
+        """Reference points that the set can use."""
+        return Draws(x.double(), w.double())
+
+    @abstractmethod
+    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
+        """Robust values and cuts on these draws."""
+
+    @abstractmethod
+    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
+        """Certificate and worst case of the model's decision."""
+
+
 class RatioOracle(Oracle):
     """Sets that reweight the draws: the exact dual, at every point."""
 
@@ -187,7 +242,7 @@ class BallOracle(Oracle):
     """Transport sets: worst-case positions of all draws, at the multiplier of the radius.
 
     Losses with an exact worst case are solved by their formula. Others start where the last
-    decision left the draws and climb by ``corrections`` steps: ``attained`` is attained all the
+    decision left the draws and climb by 30 steps: ``attained`` is attained all the
     same, ``value`` then is an estimate.
     """
 
@@ -196,15 +251,11 @@ class BallOracle(Oracle):
         model: ModuleModel,
         draws: Draws,
         cost: GroundCost,
-        radius: float | None,
-        penalty: float | None,
-        *,
+        ambiguity: AmbiguitySet,
         exact: bool,
-        corrections: int = 30,
     ) -> None:
         super().__init__(model, draws)
-        self.radius, self.penalty = radius, penalty
-        self.exact, self.corrections = exact, corrections
+        self.radius, self.penalty, self.exact = ambiguity.radius, ambiguity.penalty, exact
         self.coordinates = Coordinates.build(cost, draws.x, None, False)
         self.batch = Batch(draws.x, draws.y, self.coordinates.encode(draws.x))
         self.displacement = torch.zeros_like(self.batch.q0)
@@ -219,7 +270,7 @@ class BallOracle(Oracle):
         objective = self.objective(penalty)
         if self.exact:
             return StructuredAdversary(objective)
-        return Adversary(objective, screening=0, corrections=self.corrections)
+        return Adversary(objective, screening=0, corrections=_CORRECTIONS)
 
     def first_penalty(self) -> float:
         """The penalty at which a locally linear loss would spend the radius."""
@@ -241,18 +292,18 @@ class BallOracle(Oracle):
                 value = mean(moved.value, self.draws.w)
                 gradient = self.slope(self._points(moved), self.draws.w)
                 return self._answer(value, value, gradient, moved)
-            return self._of_ball(self._bracketed() or self._searched(self.radius, starts))
+            ball = self._bracketed()
+            if ball is None:
+                penalty = self.first_penalty()
+                if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
+                    penalty = self.guess
+                at, w = self.adversary(penalty), self.draws.w
+                ball = solve_ball(
+                    at, self.batch, w, self.radius, start=penalty, tol=1e-8, starts=starts
+                )
+            return self._of_ball(ball)
         except UnboundedRiskError:
             return None
-
-    def _searched(self, radius: float, starts: list[Tensor]) -> BallSolution:
-        penalty = self.first_penalty()
-        if self.guess is not None and 1e-2 * penalty < self.guess < 1e2 * penalty:
-            penalty = self.guess
-        adversary = self.adversary(penalty)
-        return solve_ball(
-            adversary, self.batch, self.draws.w, radius, start=penalty, tol=1e-8, starts=starts
-        )
 
     def _bracketed(self) -> BallSolution | None:
         """The ball of a loss that knows its multiplier, from two solves."""

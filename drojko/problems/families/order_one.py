@@ -9,8 +9,8 @@ Data-driven distributionally robust optimization using the Wasserstein metric, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,19 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import standard_error
-from drojko._random import generator as make_generator
 from drojko.ambiguity import Wasserstein
 from drojko.certificates import Certificate
-from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.exceptions import UnboundedRiskError, UnsupportedError
+from drojko.inner.order_one.plan import FarPlan
+from drojko.inner.order_one.worst_case import FarWorstCase
 from drojko.inner.transport.radius import mean
 from drojko.inner.worst_case import WorstCase
-from drojko.measures.base import LabelledMeasure
 from drojko.models import ModuleModel
-from drojko.problems.families.adversary import LABEL, Unlabelled
-from drojko.problems.families.base import Decided, Family
-from drojko.problems.families.oracle import Answer, Draws, Oracle, Wall
+from drojko.problems.families.adversary import LABEL, unlabelled
+from drojko.problems.families.oracle import Answer, Decided, Draws, Family, Oracle, Wall
 from drojko.problems.families.structured import Geometry, StructuredLoss
 
-__all__ = ["OrderOne", "ThinnedWorstCase", "order_one"]
+__all__ = ["OrderOne"]
 
 #: Share of the gain that the attained measure may miss.
 _MISSED = 1e-3
@@ -56,10 +55,9 @@ class _SlopeOracle(Oracle):
                 (found,) = torch.autograd.grad(slope, module.flat, allow_unused=True)
                 steep = steep if found is None else found
         slope = slope.detach()
-        if self.ambiguity.penalty is not None and float(slope) > self.ambiguity.penalty * (
-            1 + 1e-9
-        ):
-            return Wall(float(slope) - self.ambiguity.penalty, steep.detach().numpy().copy())
+        penalty = self.ambiguity.penalty
+        if penalty is not None and float(slope) > penalty * (1 + 1e-9):
+            return Wall(float(slope) - penalty, steep.detach().numpy().copy())
         losses, backward = self.model.linearise(self.draws.x)
         (gradient,) = backward(self.draws.w, parameters=True)
         radius = self.ambiguity.radius or 0.0
@@ -71,12 +69,23 @@ class _SlopeOracle(Oracle):
 
 @dataclass(frozen=True)
 class OrderOne(Family):
-    """Order-1 transport of losses with a known slope."""
+    """Order-1 transport of losses with a known slope.
 
-    ambiguity: Wasserstein
-    geometry: Geometry
-    names: tuple[str, ...] | None
-    exact: bool = True
+    Raises `UnsupportedError` for other losses and with bounds.
+    """
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, StructuredLoss) or not self.loss.has_slope:
+            raise UnsupportedError(
+                "order=1 is offered for losses whose slope in z is known (MaxAffine, "
+                "SeparableMaxAffine: newsvendor and portfolio); use order=2"
+            )
+        if self.resolved.bounded:
+            raise UnsupportedError("order=1 with bounds is not offered for decisions; use order=2")
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.resolved.inverse_weights, float(self.ambiguity.norm))
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return _SlopeOracle(model, draws, self.ambiguity, self.geometry)
@@ -109,10 +118,37 @@ class OrderOne(Family):
             proof="dual",
         )
         distance = budget / share if slope > 0 else 0.0
-        worst = ThinnedWorstCase(
-            Unlabelled(of.reference), distance * direction, share, risk, LABEL, self.names
-        )
+        moves: Any = _Shift(direction, self.geometry.inverse_weights, self.geometry.norm)
+        plan = FarPlan(threshold=0.0, share=share, distance=distance, mass=share)
+        worst = FarWorstCase(moves, plan, unlabelled(of.reference), risk, LABEL, self.names)
         return certificate, worst
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """One direction for every row, as a `FarWorstCase` asks for it."""
+
+    direction: np.ndarray
+    inverse_weights: np.ndarray
+    norm: float
+    flips = False
+    moves_target = False
+
+    @property
+    def coef(self) -> np.ndarray:
+        return self.direction[None]
+
+    def directions(self) -> np.ndarray:
+        return self.direction[None]
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def slope(self) -> float:
+        return 0.0
+
+    def deficits(self, f: np.ndarray, y: np.ndarray, slope: float) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(f)), np.zeros(len(f), dtype=int)
 
 
 def _thin(
@@ -136,82 +172,3 @@ def _thin(
                 break
             share *= 0.5
     return share, min(risk, nominal + gain)
-
-
-@dataclass(frozen=True, repr=False)
-class ThinnedWorstCase(WorstCase):
-    """A share of the reference's mass moves by ``move``, the rest stays.
-
-    The supremum of order 1 is approached by ever less mass that moves ever farther; this measure
-    misses at most a thousandth of the gain.
-    """
-
-    reference: LabelledMeasure
-    move: np.ndarray
-    share: float
-    attained_risk: float
-    classes: np.ndarray | None = None
-    feature_names: tuple[str, ...] | None = None
-    cost_weights: np.ndarray | None = field(default=None)
-
-    @property
-    def n_features(self) -> int:
-        return len(self.move)
-
-    def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` rows and their labels."""
-        gen = make_generator(random_state)
-        x, y = self.reference.sample(n, gen)
-        coin = torch.rand(n, generator=gen, dtype=torch.float64).numpy() < self.share
-        return x.numpy() + coin[:, None] * self.move, self._decode(y)
-
-    def transport(self, X: Any, y: Any) -> np.ndarray:
-        """Where the share that moves goes, shape (n, d)."""
-        x = np.asarray(X, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise InvalidDataError(f"X has shape {x.shape}; expected (n, {self.n_features})")
-        return x + self.move
-
-    def log_prob(self, X: Any, y: Any) -> np.ndarray:
-        """Log density of the mixture of the reference and its shifted image, shape (n,)."""
-        x = np.asarray(X, dtype=np.float64)
-        stay = self.reference.log_prob(x, y).numpy()
-        came = self.reference.log_prob(x - self.move, y).numpy()
-        with np.errstate(divide="ignore"):
-            return np.logaddexp(np.log1p(-self.share) + stay, np.log(self.share) + came)
-
-    def risk(self) -> float:
-        return self.attained_risk
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        x, y, w = self.reference.points(2000, make_generator(0))
-        x, w = x.numpy(), w.numpy()
-        image = np.concatenate([x, x + self.move])
-        mass = np.concatenate([w * (1.0 - self.share), w * self.share])
-        labels = self._decode(y)
-        return np.concatenate([x, x]), image, np.concatenate([labels, labels]), mass
-
-    def __repr__(self) -> str:
-        length = float(np.linalg.norm(self.move))
-        return (
-            f"ThinnedWorstCase(risk={self.attained_risk:.6g}, a share {self.share:.3g} of the mass "
-            f"moves by {length:.4g}; order=2 shows a more plausible shift)"
-        )
-
-
-def order_one(
-    ambiguity: Wasserstein, resolved: Any, loss: Any, names: Sequence[str] | None
-) -> OrderOne:
-    """The family of an order-1 set, for losses whose slope is known.
-
-    Raises `UnsupportedError` for other losses and with bounds.
-    """
-    if not isinstance(loss, StructuredLoss) or not loss.has_slope:
-        raise UnsupportedError(
-            "order=1 is offered for losses whose slope in z is known (MaxAffine, "
-            "SeparableMaxAffine: newsvendor and portfolio); use order=2"
-        )
-    if resolved.bounded:
-        raise UnsupportedError("order=1 with bounds is not offered for decisions; use order=2")
-    geometry = Geometry(resolved.inverse_weights, float(ambiguity.norm))
-    return OrderOne(ambiguity, geometry, None if names is None else tuple(names))

@@ -4,74 +4,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import standard_error
-from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet, DensityRatioSet, Wasserstein
-from drojko.ambiguity.ground.cost import GroundCost
+from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
-from drojko.certificates import (
-    Certificate,
-    attained_without_atoms,
-    certify,
-    reweighted_certificate,
-)
+from drojko.certificates import Certificate, certify, reweighted_certificate
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.transport.radius import BallSolution, mean
+from drojko.inner.transport.radius import BallSolution
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import Empirical
 from drojko.models import ModuleModel
-from drojko.problems.families.adversary import LABEL, StructuredAdversary, Unlabelled
-from drojko.problems.families.base import Decided, Family
-from drojko.problems.families.oracle import BallOracle, Draws, Oracle, RatioOracle
-from drojko.problems.families.order_one import order_one
+from drojko.problems.families.adversary import LABEL, StructuredAdversary, unlabelled
+from drojko.problems.families.oracle import (
+    BallOracle,
+    Decided,
+    Draws,
+    Family,
+    Oracle,
+    RatioOracle,
+)
+from drojko.problems.families.order_one import OrderOne
 from drojko.problems.families.structured import StructuredLoss
-from drojko.problems.families.tails import check_moment, proof_on_draws
+from drojko.problems.families.tails import check_moment, warn_of_few
 
 __all__ = ["family_of"]
 
 
-@dataclass(frozen=True)
 class _Transport(Family):
     """Order-2 transport."""
 
-    ambiguity: Wasserstein
-    cost: GroundCost
-    structured: bool
-    exact: bool
-    inner: InnerSolver
-    names: tuple[str, ...] | None
+    @property
+    def exact(self) -> bool:
+        structured = isinstance(self.loss, StructuredLoss)
+        return structured and self.loss.applies(self.resolved.bounded)
 
     def inside(self, x: Tensor, w: Tensor, sampled: bool) -> Draws:
         if not sampled:
-            self.cost.check_inside(x)
-        return Draws(self.cost.project(x.double()), w.double())
+            self.resolved.check_inside(x)
+        return Draws(self.resolved.project(x.double()), w.double())
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
-        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
-        if radius == 0.0:
+        if self.ambiguity.radius == 0.0:
             return RatioOracle(model, draws, None)
-        return BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+        return self._ball(model, draws)
 
-    def _adversary(
-        self, model: ModuleModel, draws: Draws, generator: torch.Generator
-    ) -> tuple[Adversary, BallOracle]:
-        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
-        tool = BallOracle(model, draws, self.cost, radius, penalty, exact=self.exact)
+    def _ball(self, model: ModuleModel, draws: Draws) -> BallOracle:
+        return BallOracle(model, draws, self.resolved, self.ambiguity, self.exact)
+
+    def _adversary(self, tool: BallOracle, generator: torch.Generator) -> Adversary:
         penalty = tool.first_penalty()
         if self.exact:
-            return tool.adversary(penalty), tool
+            return tool.adversary(penalty)
         while True:
             try:
                 found = self.inner.fit(tool.objective(penalty), tool.batch, generator)
@@ -81,13 +74,14 @@ class _Transport(Family):
                 if self.ambiguity.radius is None or penalty > 1e250:
                     raise
                 penalty *= 4.0
-        if not self.structured:
-            return found, tool
+        if not isinstance(self.loss, StructuredLoss):
+            return found
         known = {name: getattr(found, name) for name in found.__dataclass_fields__}
-        return StructuredAdversary(**known), tool
+        return StructuredAdversary(**known)
 
     def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
-        adversary, tool = self._adversary(of.model, of.draws, of.generator)
+        tool = self._ball(of.model, of.draws)
+        adversary = self._adversary(tool, of.generator)
         found = certify(
             adversary,
             tool.batch,
@@ -104,138 +98,75 @@ class _Transport(Family):
         arrays = (of.draws.x.numpy(), np.zeros(len(of.draws.x), dtype=np.int64), of.draws.w.numpy())
         measure = TransportedWorstCase(
             found.adversary,
-            Unlabelled(of.reference),
+            unlabelled(of.reference),
             *plan,
             found.certificate.worst_case_risk,
             arrays,
             LABEL,
             self.names,
-            self.cost.weights,
+            self.resolved.weights,
         )
         return found.certificate, measure
 
 
-@dataclass(frozen=True)
-class _DecisionLoss:
-    """The loss of a decision as one of (z, label); a class, so that it can be pickled."""
-
-    module: Any
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.module(x)
-
-
-@dataclass(frozen=True)
-class _Ratio(Family):
+class _Tilted(Family):
     """Sets that limit the density ratio."""
 
-    ambiguity: DensityRatioSet
-    names: tuple[str, ...] | None
-    exact: bool = True
+    #: Whether the ratio is a function of the loss, at any point; else of given points.
+    tilts = True
 
     def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
         return RatioOracle(model, draws, self.ambiguity)
 
     def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
         module: Any = of.model.module
-        if of.sampled:
-            check_moment(self.ambiguity, module.loss, module.params, of.reference)
-        with torch.no_grad():
-            losses = of.model.linearise(of.draws.x)[0].double()
-        dual = self.ambiguity.dual(losses.numpy(), of.draws.w.numpy())
-        priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * dual.radius
-        ratio = torch.from_numpy(dual.ratio)
-        error, proof = 0.0, dual.proof
-        if of.sampled:
-            mass = (of.draws.w * ratio).numpy()
-            proof = proof_on_draws(self.ambiguity, mass, dual.penalty)
-            # The dual point is stationary: to first order the value moves like this mean.
-            spread = ratio * (losses - dual.shift)
-            error = standard_error(spread, of.draws.w)
-        attained, spent, largest = dual.attained, dual.radius, math.inf
-        multiplier, nominal = dual.penalty, mean(losses, of.draws.w)
-        if of.sampled and self.ambiguity.needs_largest(dual.penalty):
-            # Mass on the largest of these draws is nothing that the reference could give.
-            x, w = of.reference.points(len(of.draws.w), spawn(of.generator))
-            with torch.no_grad():
-                fresh = of.model.linearise(x)[0].double()
-            largest = float(losses.max())
-            attained, spent = attained_without_atoms(
-                self.ambiguity, dual, largest, fresh.numpy(), w.numpy()
-            )
-            priced = 0.0 if self.ambiguity.penalty is None else dual.penalty * spent
-            multiplier = dual.penalty if spent > 0.0 else math.inf  # the reference itself
-        certificate = Certificate(
-            nominal_risk=nominal,
-            lower=min(max(attained - priced, nominal), dual.value),
-            upper=dual.value,
-            worst_case_risk=attained,
-            radius=self.ambiguity.radius,
-            penalty=dual.penalty,
-            transport_cost=spent,
-            standard_error=error,
-            stationarity=of.stationarity,
-            proof=proof,
-        )
-
-        measure = ReweightedWorstCase(
-            self.ambiguity,
-            multiplier,
-            dual.shift,
-            _DecisionLoss(module),
-            Unlabelled(of.reference),
-            classes=LABEL,
-            feature_names=self.names,
-            attained_risk=attained,
-            largest=largest,
-        )
-        return certificate, measure
-
-
-@dataclass(frozen=True)
-class _OnSupport(Family):
-    """Sets that reweight given points, by what ``on`` returns."""
-
-    ambiguity: AmbiguitySet
-    names: tuple[str, ...] | None
-    exact: bool = True
-
-    def oracle(self, model: ModuleModel, draws: Draws) -> Oracle:
-        return RatioOracle(model, draws, self.ambiguity)
-
-    def certify(self, of: Decided) -> tuple[Certificate, WorstCase]:
+        ambiguity = self.ambiguity
+        if of.sampled and self.tilts:
+            check_moment(ambiguity, module.loss, module.params, of.reference)
         with torch.no_grad():
             losses = of.model.linearise(of.draws.x)[0].double().numpy()
-        w, bound = of.draws.w.numpy(), self.ambiguity.bind(of.draws.x, None, of.draws.w)
+        w, bound = of.draws.w.numpy(), ambiguity.bind(of.draws.x, None, of.draws.w)
         fitted = (losses, w) if of.sampled else None
         certificate, dual = reweighted_certificate(
-            self.ambiguity, bound, losses, w, fitted=fitted, stationarity=of.stationarity
+            ambiguity, bound, losses, w, fitted=fitted, stationarity=of.stationarity
         )
-        if self.ambiguity.radius is not None:
-            certificate = replace(certificate, radius=float(self.ambiguity.radius))
-        worst = Unlabelled(Empirical(of.draws.x.numpy(), w * dual.ratio))
-        return certificate, MeasuredWorstCase(
-            worst, certificate.worst_case_risk, LABEL, self.names, None
+        certificate = replace(certificate, radius=ambiguity.radius)
+        mass = w * dual.ratio
+        if not self.tilts:
+            worst = unlabelled(Empirical(of.draws.x.numpy(), mass))
+            return certificate, MeasuredWorstCase(
+                worst, certificate.worst_case_risk, LABEL, self.names
+            )
+        largest = math.inf
+        if of.sampled and ambiguity.needs_largest(certificate.penalty):
+            largest = float(losses.max())
+        elif of.sampled and certificate.proof == "local-estimate":
+            warn_of_few(ambiguity, mass)
+        return certificate, ReweightedWorstCase(
+            ambiguity,
+            dual.penalty,
+            dual.shift,
+            module.of_labelled,
+            unlabelled(of.reference),
+            classes=LABEL,
+            feature_names=self.names,
+            attained_risk=certificate.worst_case_risk,
+            largest=largest,
         )
 
 
-def _transport(
-    ambiguity: Any, resolved: Any, loss: Any, inner: InnerSolver, names: tuple[str, ...] | None
-) -> Family:
-    """Order 2; order 1 in `order_one`."""
-    structured = isinstance(loss, StructuredLoss)
-    exact = isinstance(loss, StructuredLoss) and loss.applies(resolved.bounded)
-    return _Transport(ambiguity, resolved, structured, exact, inner, names)
+class _OnSupport(_Tilted):
+    """Sets that reweight given points."""
+
+    tilts = False
 
 
-#: What an approach is called, and what makes the family of its sets for decisions.
-_FAMILIES: dict[str, Any] = {
-    "transport": _transport,
-    "order-one": lambda ambiguity, resolved, loss, inner, names: order_one(
-        ambiguity, resolved, loss, names
-    ),
-    "reweighting": lambda ambiguity, resolved, loss, inner, names: _Ratio(ambiguity, names),
-    "support": lambda ambiguity, resolved, loss, inner, names: _OnSupport(ambiguity, names),
+#: What an approach is called, and the family of its sets for decisions.
+_FAMILIES: dict[str, type[Family]] = {
+    "transport": _Transport,
+    "order-one": OrderOne,
+    "reweighting": _Tilted,
+    "support": _OnSupport,
 }
 
 

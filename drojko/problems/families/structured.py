@@ -70,10 +70,6 @@ class StructuredLoss(ABC):
         """Whether `maximise` holds where columns have bounds, or have none."""
         return self.within_bounds or not bounded
 
-    def solves(self, coordinates: Coordinates) -> bool:
-        """Whether `maximise` holds in these coordinates."""
-        return self.applies(coordinates.lower is not None)
-
     def bracket(
         self, params: Any, coordinates: Coordinates, x: Tensor, weights: Tensor, budget: float
     ) -> tuple[float, float] | None:
@@ -111,7 +107,36 @@ def _matrix(name: str, value: Any, like: Tensor, columns: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MaxAffine(StructuredLoss):
+class _Pieces(StructuredLoss):
+    """What maxima of affine functions share: ``pieces(params) -> (slopes, offsets)``."""
+
+    pieces: Callable[[Any], tuple[Tensor, Tensor]]
+    has_slope = True
+
+    @abstractmethod
+    def _data(self, params: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes and offsets, checked against rows of a table."""
+
+    def _slopes(self, params: Any, geometry: Geometry) -> Tensor:
+        return self._data(params, torch.zeros(1, len(geometry.inverse_weights)).double())[0]
+
+
+def _best_move(objective: Objective, batch: Batch, pull: Tensor, scores: Any) -> Tensor:
+    """The best of the pieces' own moves, whole or, where scores have columns, in each column."""
+    q, best = batch.q0, torch.full_like(scores[0], -math.inf)
+    for direction, score in zip(pull, scores, strict=True):
+        at = objective.coordinates.project(batch.q0 + direction / (2.0 * objective.strength))
+        move = at - batch.q0
+        gain = move * direction - objective.strength * move.square()
+        value = score + (gain.sum(1) if score.ndim == 1 else gain)
+        better = value > best
+        best = torch.where(better, value, best)
+        q = torch.where(better if score.ndim > 1 else better.unsqueeze(1), at, q)
+    return q
+
+
+@dataclass(frozen=True)
+class MaxAffine(_Pieces):
     r"""A maximum of affine functions of z.
 
     .. math:: \ell(\theta, z) = \max_i\; a_i(\theta)^\top z + b_i(\theta), \qquad
@@ -134,8 +159,6 @@ class MaxAffine(StructuredLoss):
     tensor([2., 6.])
     """
 
-    pieces: Callable[[Any], tuple[Tensor, Tensor]]
-
     def _data(self, params: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         slopes, offsets = self.pieces(params)
         slopes = _matrix("the slopes of MaxAffine", slopes, like, like.shape[1])
@@ -146,11 +169,6 @@ class MaxAffine(StructuredLoss):
                 f"({len(slopes)},), one per row of the slopes"
             )
         return slopes, offsets
-
-    has_slope = True
-
-    def _slopes(self, params: Any, geometry: Geometry) -> Tensor:
-        return self._data(params, torch.zeros(1, len(geometry.inverse_weights)).double())[0]
 
     def slope(self, params: Any, geometry: Geometry) -> Tensor:
         """The largest dual norm of a piece."""
@@ -201,19 +219,11 @@ class MaxAffine(StructuredLoss):
         if objective.coordinates.lower is None:
             score = score + pull.square().sum(1) / (4.0 * strength)
             return batch.q0 + pull[score.argmax(1)] / (2.0 * strength)
-        best, q = torch.full_like(score[:, 0], -math.inf), batch.q0
-        for i, direction in enumerate(pull):
-            at = objective.coordinates.project(batch.q0 + direction / (2.0 * strength))
-            move = at - batch.q0
-            value = score[:, i] + move @ direction - strength * move.square().sum(1)
-            better = value > best
-            best = torch.where(better, value, best)
-            q = torch.where(better.unsqueeze(1), at, q)
-        return q
+        return _best_move(objective, batch, pull, score.T)
 
 
 @dataclass(frozen=True)
-class SeparableMaxAffine(StructuredLoss):
+class SeparableMaxAffine(_Pieces):
     r"""A sum over the columns of maxima of affine functions of one column.
 
     .. math:: \ell(\theta, z) = \sum_j \max_i\; s_{ij}(\theta) z_j + o_{ij}(\theta)
@@ -234,18 +244,11 @@ class SeparableMaxAffine(StructuredLoss):
     tensor([8.])
     """
 
-    pieces: Callable[[Any], tuple[Tensor, Tensor]]
-
     def _data(self, params: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         slopes, offsets = self.pieces(params)
         slopes = _matrix("the slopes of SeparableMaxAffine", slopes, like, like.shape[1])
         offsets = _matrix("the offsets of SeparableMaxAffine", offsets, like, like.shape[1])
         return slopes, offsets
-
-    has_slope = True
-
-    def _slopes(self, params: Any, geometry: Geometry) -> Tensor:
-        return self._data(params, torch.zeros(1, len(geometry.inverse_weights)).double())[0]
 
     def slope(self, params: Any, geometry: Geometry) -> Tensor:
         """Dual norm of the columns' steepest pieces."""
@@ -265,22 +268,14 @@ class SeparableMaxAffine(StructuredLoss):
     def maximise(self, params: Any, objective: Objective, batch: Batch) -> Tensor:
         """The best piece of each column; a coordinate is a column that may move."""
         slopes, offsets = self._data(params, batch.x)
-        pull, strength = objective.coordinates.pull(slopes), objective.strength
         columns = torch.ones(batch.x.shape[1], dtype=torch.bool, device=batch.x.device)
         if objective.coordinates.immutable is not None:
             columns[objective.coordinates.immutable] = False
         x = batch.x[:, columns]
-        best, q = torch.full_like(batch.q0, -math.inf), batch.q0
-        for direction, slope, offset in zip(
-            pull, slopes[:, columns], offsets[:, columns], strict=True
-        ):
-            at = objective.coordinates.project(batch.q0 + direction / (2.0 * strength))
-            move = at - batch.q0
-            value = x * slope + offset + move * direction - strength * move.square()
-            better = value > best
-            best = torch.where(better, value, best)
-            q = torch.where(better, at, q)
-        return q
+        scores = [
+            x * slope + offset for slope, offset in zip(slopes[:, columns], offsets[:, columns])
+        ]
+        return _best_move(objective, batch, objective.coordinates.pull(slopes), scores)
 
 
 @dataclass(frozen=True)

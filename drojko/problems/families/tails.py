@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity import DensityRatioSet
-from drojko.certificates import proof_of_tilt
 from drojko.exceptions import ConvergenceWarning, UnboundedRiskError
 from drojko.measures import KDE, Gaussian, GaussianMixture, Measure
 from drojko.problems.families.structured import StructuredLoss
 
-__all__ = ["check_moment", "proof_on_draws"]
+__all__ = ["check_moment", "warn_of_few"]
 
 
 def check_moment(ambiguity: DensityRatioSet, loss: Any, params: Any, reference: Measure) -> None:
@@ -57,16 +56,12 @@ def _covariances(reference: Measure) -> list[np.ndarray] | None:
     return None
 
 
-def proof_on_draws(ambiguity: DensityRatioSet, mass: np.ndarray, penalty: float) -> str:
-    """`proof_of_tilt`, with a warning where a few draws carry the worst case."""
-    proof = proof_of_tilt(ambiguity, mass, penalty)
-    if proof == "local-estimate" and not ambiguity.needs_largest(penalty):
-        warnings.warn(
-            f"{ambiguity!r}: the worst case rests on {1.0 / float(mass @ mass):.2g} of {len(mass)} "
-            "draws in effect; its risk is an estimate that may be far too low, or infinite: raise "
-            "the penalty or shrink the radius, give more n_draws, or take the data themselves as "
-            "reference",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    return proof
+def warn_of_few(ambiguity: Any, mass: np.ndarray) -> None:
+    """A few draws carry the worst case: its risk is an estimate."""
+    warnings.warn(
+        f"{ambiguity!r}: the worst case rests on {1.0 / float(mass @ mass):.2g} of {len(mass)} "
+        "draws in effect; its risk is an estimate that may be far too low, or infinite: raise the "
+        "penalty or shrink the radius, give more n_draws, or take the data themselves as reference",
+        ConvergenceWarning,
+        stacklevel=2,
+    )

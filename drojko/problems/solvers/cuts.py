@@ -9,7 +9,7 @@ import numpy as np
 
 from drojko.problems.constraints import Region
 from drojko.problems.families.oracle import Answer
-from drojko.problems.solvers.program import Program
+from drojko.problems.solvers.program import Program, View
 
 __all__ = ["Cuts", "Relaxed"]
 
@@ -45,7 +45,6 @@ class Cuts:
 
     @staticmethod
     def first(point: np.ndarray, answer: Answer) -> Cuts:
-        """The cut of one answer."""
         return Cuts(answer.gradient[None], point[None], np.array([answer.attained]))
 
     def add(self, point: np.ndarray, answer: Answer, kept: np.ndarray) -> Cuts:
@@ -62,39 +61,30 @@ class Cuts:
         return self.heights + ((point - self.points) * self.slopes).sum(1)
 
     def relax(
-        self,
-        region: Region,
-        best: np.ndarray,
-        upper: float,
-        width: np.ndarray,
-        scale: np.ndarray,
-        unit: float,
-        noise: np.ndarray,
+        self, view: View, upper: float, width: np.ndarray, noise: np.ndarray
     ) -> Relaxed | None:
         """Least value in the box of half-width ``width`` around the best point; None: failed.
 
-        ``scale`` and ``unit`` are sizes of moves and of values, ``noise`` the sizes of the slopes
-        whose mean a cut is.
+        ``noise`` are the sizes of the slopes whose mean a cut is.
         """
+        best, scale, unit = view.best, view.scale, view.unit
         n, m = len(scale), len(self.heights)
-        program = Program.of(region, best, scale, width, 1)
-        self._wall_in(program, best, scale)
+        program = self._program(view, width, 1)
         values = self.at(best)
         matrix = np.column_stack([self.slopes * scale / unit, -np.ones(m)])
-        program.rows(matrix, (upper - values) / unit)
+        program.add("rows", matrix, (upper - values) / unit)
         found, multipliers, dual = program.solve(np.zeros(n + 1), np.append(np.zeros(n), 1.0))
         if found is None or multipliers is None:
             return None
         low = upper + unit * min(float(found[-1]), dual)
         point = best + scale * found[:n]
         scaled = multipliers * np.append(np.full(len(multipliers) - m, unit), np.ones(m))
-        proven = self._bound(region, best, values, width, point, scaled, noise)
+        proven = self._bound(view, values, width, point, scaled, noise)
         return Relaxed(low, proven, point, width)
 
     def _bound(
         self,
-        region: Region,
-        best: np.ndarray,
+        view: View,
         values: np.ndarray,
         width: np.ndarray,
         point: np.ndarray,
@@ -107,6 +97,7 @@ class Cuts:
         where a variable may go anywhere its slope has to vanish. The multipliers of sums may have
         any sign, those of walls are clipped at zero.
         """
+        region, best = view.region, view.best
         m, k = len(values), len(self.walls)
         sums = np.zeros((len(region.sums), len(best)))
         for row, (where, _) in zip(sums, region.sums, strict=True):
@@ -152,41 +143,34 @@ class Cuts:
         return found
 
     def project(
-        self,
-        region: Region,
-        best: np.ndarray,
-        target: float,
-        width: np.ndarray,
-        scale: np.ndarray,
-        unit: float,
+        self, view: View, target: float, width: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Nearest point of the level set to the best one, and the cuts' slack there.
 
         It is no farther than the corners of the box that reaches the level.
         """
-        values = self.at(best)
-        program = Program.of(region, best, scale, math.sqrt(len(best)) * width, 0)
-        self._wall_in(program, best, scale)
-        program.rows(self.slopes * scale / unit, (target - values) / unit)
+        best, scale, unit = view.best, view.scale, view.unit
+        program = self._program(view, math.sqrt(len(best)) * width, 0)
+        program.add("rows", self.slopes * scale / unit, (target - self.at(best)) / unit)
         found, _, _ = program.solve(np.ones(len(scale)), np.zeros(len(scale)))
         if found is None:
             return None, None
         point = best + scale * found
         return point, target - self.at(point)
 
-    def _wall_in(self, program: Program, best: np.ndarray, scale: np.ndarray) -> None:
+    def _program(self, view: View, width: np.ndarray, extra: int) -> Program:
+        """The region, a box and the walls."""
+        program = Program.of(view, width, extra)
         if self.walls:
             slopes = np.vstack([slope for slope, _ in self.walls])
-            bounds = np.array([bound for _, bound in self.walls]) - slopes @ best
-            extra = np.zeros((len(slopes), program.size - len(scale)))
-            program.rows(np.column_stack([slopes * scale, extra]), bounds)
+            bounds = np.array([bound for _, bound in self.walls]) - slopes @ view.best
+            program.add("rows", np.pad(slopes * view.scale, ((0, 0), (0, extra))), bounds)
+        return program
 
 
 def _reach(region: Region, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far each variable can go from the best point inside the region, either way."""
-    low, high = np.full(len(best), -math.inf), np.full(len(best), math.inf)
-    if len(region.lower):
-        low, high = region.lower.copy(), region.upper.copy()
+    low, high = region.lower.copy(), region.upper.copy()
     for where, total in region.sums:
         others = (_others(low[where]), _others(-high[where]))
         high[where] = np.minimum(high[where], total - others[0])

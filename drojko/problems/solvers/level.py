@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from drojko._driver import Status
-from drojko.exceptions import UnboundedRiskError
 from drojko.problems.constraints import Region
 from drojko.problems.families.oracle import EPS, Answer, Gauge, Oracle, Wall
 from drojko.problems.solvers.cuts import Cuts, Relaxed
+from drojko.problems.solvers.program import View
 
 __all__ = ["LevelBundle", "LevelState"]
 
@@ -42,8 +42,8 @@ class LevelState:
     """
 
     cuts: Cuts
-    best: np.ndarray
-    upper: float
+    point: np.ndarray
+    value: float
     lower: float
     width: np.ndarray
     gauge: Gauge
@@ -57,15 +57,17 @@ class LevelState:
     mark: float = math.inf
     waited: int = 0
 
+    stationarity: ClassVar[float] = math.nan  # the gap is what is known
+
     @property
     def gap(self) -> float:
         """Proven distance of the best value from the optimum; inf while nothing is proven."""
-        return max(0.0, self.upper - self.lower)
+        return max(0.0, self.value - self.lower)
 
     @property
     def size(self) -> float:
         """What gaps are measured in: the value, and a percent of the losses should that be zero."""
-        return abs(self.upper) + 0.01 * self.relative
+        return abs(self.value) + 0.01 * self.relative
 
     @property
     def relative_gap(self) -> float:
@@ -74,21 +76,6 @@ class LevelState:
         if math.isinf(left):
             return math.nan
         return left / self.size if self.size > 0.0 else (math.inf if left > 0.0 else 0.0)
-
-    @property
-    def point(self) -> np.ndarray:
-        """The best point."""
-        return self.best
-
-    @property
-    def value(self) -> float:
-        """Its value."""
-        return self.upper
-
-    @property
-    def stationarity(self) -> float:
-        """NaN: the gap is what is known."""
-        return math.nan
 
 
 @dataclass(frozen=True)
@@ -112,13 +99,7 @@ class LevelBundle:
 
     def init(self, problem: Any = None) -> LevelState:
         """The first point and its cut."""
-        point = self.region.project(torch.from_numpy(self.oracle.start())).numpy()
-        answer = self.oracle(point)
-        if not isinstance(answer, Answer):
-            raise UnboundedRiskError(
-                "the worst-case risk is infinite at the first decision; start at params whose "
-                "worst case is finite, raise the penalty, or give a radius"
-            )
+        point, answer = self.oracle.start(self.region)
         gauge = self.oracle.gauge(point, answer)
         lengths = gauge.lengths(point, answer.gradient)
         return LevelState(
@@ -137,85 +118,74 @@ class LevelBundle:
 
     def step(self, state: LevelState) -> LevelState:
         """One relaxation, one projection, one answer."""
-        upper, state = state.upper, self._advance(state)
-        descends = math.isinf(state.lower) and upper - state.upper > 1e-3 * state.size
-        if descends and (np.abs(state.best - state.start) > state.reach).any():
+        upper, state = state.value, self._advance(state)
+        descends = math.isinf(state.lower) and upper - state.value > 1e-3 * state.size
+        if descends and (np.abs(state.point - state.start) > state.reach).any():
             state = replace(state, direction=self._endless(state), reach=10.0 * state.reach)
         if state.gap < 0.95 * state.mark or descends:
             return replace(state, mark=state.gap, waited=0)
         return replace(state, waited=state.waited + 1)
 
     def _advance(self, state: LevelState) -> LevelState:
-        scale, unit = _scales(state), _unit(state)
-        relaxed, state = self._relax(state, scale, unit)
+        view = View(self.region, state.point, _scales(state), _unit(state))
+        relaxed, state = self._relax(state, view)
         if state.relative_gap <= self.tol:
             return state
         low = max(relaxed.low, state.lower)
-        target = low + _LEVEL * (state.upper - low)
-        candidate, slack = self._project(state, target, relaxed.width, scale, unit)
+        target = low + _LEVEL * (state.value - low)
+        candidate, slack = self._project(state, target, relaxed.width, view)
         if candidate is None:
             candidate = relaxed.point
-        candidate = self.region.project(torch.from_numpy(candidate)).numpy()
-        candidate, answer, state = self._ask(state, candidate, state.upper - target)
+        candidate = self.region.nearest(candidate)
+        candidate, answer, state = self._ask(state, candidate, state.value - target)
         if answer is None:
             return replace(state, stalled=state.stalled + 1)
-        hoped = state.upper - target
+        hoped = state.value - target
         # Descent goes on, and so may the box; or nothing does, and it may be the reason.
-        if answer.value <= state.upper - 0.5 * hoped or state.waited > len(candidate):
-            touched = np.abs(relaxed.point - state.best) > 0.99 * state.width
+        if answer.value <= state.value - 0.5 * hoped or state.waited > len(candidate):
+            touched = np.abs(relaxed.point - state.point) > 0.99 * state.width
             state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
         kept = np.ones(len(state.cuts.heights), bool)
         most = 3 * len(candidate) + 60
         if slack is not None and len(slack) >= most:
             kept[np.argsort(-slack)[: len(slack) - most + 20]] = False
         found = replace(state, cuts=state.cuts.add(candidate, answer, kept))
-        still = bool(np.allclose(candidate, state.best, rtol=1e-14, atol=0.0))
+        still = bool(np.allclose(candidate, state.point, rtol=1e-14, atol=0.0))
         found = replace(found, stalled=state.stalled + 1 if still else 0)
-        return self._moved(found, candidate, answer) if answer.value < state.upper else found
+        return self._moved(found, candidate, answer) if answer.value < state.value else found
 
-    def _relax(
-        self, state: LevelState, scale: np.ndarray, unit: float
-    ) -> tuple[Relaxed, LevelState]:
+    def _relax(self, state: LevelState, view: View) -> tuple[Relaxed, LevelState]:
         """The cuts' minimum, in a box that grows until it is not what closes the gap."""
         # Sides longer than the moves that matter by many orders cost digits.
-        box, retries = np.minimum(state.width, _LONG * scale), 0
+        box, retries = np.minimum(state.width, _LONG * view.scale), 0
         while True:
-            found = state.cuts.relax(
-                self.region, state.best, state.upper, box, scale, unit, state.gauge.slopes
-            )
+            found = state.cuts.relax(view, state.value, box, state.gauge.slopes)
             if found is None:
                 if retries == _RETRIES:
-                    return Relaxed(state.lower, -math.inf, state.best, box), state
-                scale, retries = _COARSER * scale, retries + 1
-                box = np.minimum(state.width, _LONG * scale)
+                    return Relaxed(state.lower, -math.inf, state.point, box), state
+                view, retries = replace(view, scale=_COARSER * view.scale), retries + 1
+                box = np.minimum(state.width, _LONG * view.scale)
                 continue
-            state = replace(state, lower=max(state.lower, min(found.proven, state.upper)))
-            touched = np.abs(found.point - state.best) > 0.99 * box
+            state = replace(state, lower=max(state.lower, min(found.proven, state.value)))
+            touched = np.abs(found.point - state.point) > 0.99 * box
             if (touched & (box < state.width)).any():
                 box = np.where(touched, np.minimum(_LONG * box, state.width), box)
                 continue
-            room = state.upper - found.low > self.tol * state.size + state.rounding
+            room = state.value - found.low > self.tol * state.size + state.rounding
             closed = state.relative_gap <= max(self.tol, _ROUNDING)
             if not touched.any():  # nor need it be, where the box is a speck
-                touched = state.width < state.gauge.lengths(state.best, state.cuts.slopes[-1])
-            if closed or room or not touched.any() or state.width.max() > 1e30 * scale.max():
+                touched = state.width < state.gauge.lengths(state.point, state.cuts.slopes[-1])
+            if closed or room or not touched.any() or state.width.max() > 1e30 * view.scale.max():
                 return found, state
             state = replace(state, width=np.where(touched, _GROWTH, 1.0) * state.width)
             box = np.where(touched, state.width, box)
 
     def _project(
-        self,
-        state: LevelState,
-        target: float,
-        width: np.ndarray,
-        scale: np.ndarray,
-        unit: float,
+        self, state: LevelState, target: float, width: np.ndarray, view: View
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        if not math.isfinite(target):
-            return None, None
-        for power in range(_RETRIES + 1):
-            length = _COARSER**power * scale
-            found = state.cuts.project(self.region, state.best, target, width, length, unit)
+        for power in range(_RETRIES + 1 if math.isfinite(target) else 0):
+            coarser = replace(view, scale=_COARSER**power * view.scale)
+            found = state.cuts.project(coarser, target, width)
             if found[0] is not None:
                 return found
         return None, None
@@ -231,16 +201,16 @@ class LevelBundle:
         shares = iter((0.9999, 0.99, 0.9, *0.5 ** np.arange(1.0, 50.0)))
         share, shrunk = 1.0, 0
         while True:
-            candidate = state.best + share * (aim - state.best)
+            candidate = state.point + share * (aim - state.point)
             answer = self.oracle(candidate)
             if isinstance(answer, Answer):
                 most = _FAR * max(share * hoped, state.relative)
-                rise = answer.value - state.upper
+                rise = answer.value - state.value
                 if rise > _FAR * most and shrunk < _STEPS_BACK:
                     share, shrunk = share * max(math.sqrt(most / rise), 0.1), shrunk + 1
                     continue
                 if _GROWTH * share < 1.0:  # and so was the box, where it was made use of
-                    used = np.abs(aim - state.best) > 0.1 * state.width
+                    used = np.abs(aim - state.point) > 0.1 * state.width
                     width = np.where(used, _GROWTH * share, 1.0) * state.width
                     state = replace(state, width=width)
                 return candidate, answer, state
@@ -260,14 +230,14 @@ class LevelBundle:
         a thousand and a million times as far, it is that of all lengths the problem has (and a
         million is far for variables without any).
         """
-        move = self.region.recession(state.best - state.start)
+        move = self.region.recession(state.point - state.start)
         length = float(np.abs(move).max())
         if not length > 0.0:
             return None
         shares = np.array([0.0, 1.0, 1e3, 1e6 * max(1.0, 1.0 / length)])
         values = []
         for share in shares:
-            answer = self.oracle(state.best + share * move)
+            answer = self.oracle(state.point + share * move)
             if not isinstance(answer, Answer):
                 return None
             values.append(answer.value)
@@ -277,44 +247,37 @@ class LevelBundle:
 
     def _moved(self, state: LevelState, point: np.ndarray, answer: Answer) -> LevelState:
         """The state at a better point; sizes are measured anew where losses are of another one."""
-        size = max(self._mean_size(point), answer.size)
-        gauge = state.gauge
+        self.oracle.load(point)
+        with torch.no_grad():
+            losses = self.oracle.module(self.oracle.draws.x).double()
+        size, gauge = max(float(self.oracle.draws.w @ losses.abs()), answer.size), state.gauge
         if not 0.5 * gauge.size < size < 2.0 * gauge.size:
             gauge = self.oracle.gauge(point, answer)
         largest = max(state.largest, size)
         return replace(
             state,
-            best=point,
-            upper=answer.value,
+            point=point,
+            value=answer.value,
             gauge=gauge,
             relative=max(size, 1e-9 * largest),
             largest=largest,
             rounding=gauge.rounding(point, answer.gradient),
         )
 
-    def _mean_size(self, point: np.ndarray) -> float:
-        """Mean of |loss| at a decision."""
-        with torch.no_grad():
-            self.oracle.load(point)
-            losses = self.oracle.module(self.oracle.draws.x)
-        return float(self.oracle.draws.w @ losses.double().abs())
-
     def finite(self, state: LevelState) -> bool:
         """Whether the point and its value are; the lower bound may be infinite."""
-        return math.isfinite(state.upper) and bool(np.isfinite(state.best).all())
+        return math.isfinite(state.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: LevelState) -> Status | None:
-        """Converged when the proven gap is within the tolerance."""
         if state.relative_gap <= self.tol:
             return Status.CONVERGED
         if state.direction is not None:
             return Status.UNBOUNDED
-        patient = state.stalled < _STALLED and state.waited < _PATIENCE + 2 * len(state.best)
+        patient = state.stalled < _STALLED and state.waited < _PATIENCE + 2 * len(state.point)
         return None if patient else Status.STALLED
 
     def record(self, state: LevelState) -> dict[str, float]:
-        """A row of the history."""
-        return {"robust_risk": state.upper, "lower_bound": state.lower, "gap": state.gap}
+        return {"robust_risk": state.value, "lower_bound": state.lower, "gap": state.gap}
 
 
 def _unit(state: LevelState) -> float:

@@ -10,7 +10,17 @@ import numpy as np
 
 from drojko.problems.constraints import Region
 
-__all__ = ["Program"]
+__all__ = ["Program", "View"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a program sees: the region from a point of it, in sizes of moves and of values."""
+
+    region: Region
+    best: np.ndarray
+    scale: np.ndarray
+    unit: float
 
 
 @dataclass
@@ -24,10 +34,9 @@ class Program:
     sizes: list[np.ndarray]
 
     @staticmethod
-    def of(
-        region: Region, centre: np.ndarray, scale: np.ndarray, box: np.ndarray, extra: int
-    ) -> Program:
-        """The constraints of the region, and a box around the centre, on centre + scale * y."""
+    def of(view: View, box: np.ndarray, extra: int) -> Program:
+        """The constraints of the region, and a box around the best point, on best + scale * y."""
+        region, centre, scale = view.region, view.best, view.scale
         n = len(scale)
         program = Program(n + extra, [], [], [], [])
         pad = np.zeros((n, extra))
@@ -36,8 +45,8 @@ class Program:
             row[0, where] = scale[where]
             program.add("zero", row, np.array([total - centre[where].sum()]))
         eye = np.column_stack([np.eye(n), pad])
-        program.rows(eye, np.clip(region.upper - centre, 0.0, box) / scale)
-        program.rows(-eye, np.clip(centre - region.lower, 0.0, box) / scale)
+        program.add("rows", eye, np.clip(region.upper - centre, 0.0, box) / scale)
+        program.add("rows", -eye, np.clip(centre - region.lower, 0.0, box) / scale)
         for where, middle, radius in region.balls:
             rows = np.zeros((where.stop - where.start + 1, n + extra))
             rows[1:, where] = -np.diag(scale[where])
@@ -48,7 +57,7 @@ class Program:
     def add(
         self, kind: str, matrix: np.ndarray, bound: np.ndarray, size: float | None = None
     ) -> None:
-        """Rows bound - matrix @ y in a cone, each divided by its size."""
+        """Rows bound - matrix @ y in a cone, each divided by its size; of "rows" at least 0."""
         sizes = np.full(len(bound), size)
         if size is None:
             sizes = np.maximum(np.abs(matrix).max(1), 1e-300)
@@ -56,10 +65,6 @@ class Program:
         self.bounds.append(bound / sizes)
         self.cones.append((kind, len(bound)))
         self.sizes.append(sizes)
-
-    def rows(self, matrix: np.ndarray, bound: np.ndarray) -> None:
-        """Rows with ``matrix @ y <= bound``."""
-        self.add("rows", matrix, bound)
 
     def solve(
         self, quadratic: np.ndarray, linear: np.ndarray

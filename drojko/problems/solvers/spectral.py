@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
 
 from drojko._driver import Status
-from drojko.exceptions import UnboundedRiskError
 from drojko.problems.constraints import Region
 from drojko.problems.families.oracle import Answer, Gauge, Oracle
 
@@ -93,33 +91,17 @@ class SpectralState:
     trail: tuple[tuple[np.ndarray, np.ndarray], ...]
     count: int = 0
     regauged: int = 0
-    residual: float = math.inf
+    stationarity: float = math.inf
     stalled: bool = False
+
+    # Nothing is proven of other decisions.
+    gap: ClassVar[float] = math.inf
+    relative_gap: ClassVar[float] = math.nan
+    direction: ClassVar[None] = None
 
     @property
     def value(self) -> float:
-        """The robust risk at the point."""
         return self.answer.value
-
-    @property
-    def stationarity(self) -> float:
-        """The residual."""
-        return self.residual
-
-    @property
-    def gap(self) -> float:
-        """Infinite: nothing is proven of other decisions."""
-        return math.inf
-
-    @property
-    def relative_gap(self) -> float:
-        """NaN, likewise."""
-        return math.nan
-
-    @property
-    def direction(self) -> None:
-        """None, likewise."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -137,32 +119,13 @@ class SpectralGradient:
     region: Region
     tol: float
 
-    def _projected(self, point: np.ndarray) -> np.ndarray:
-        return self.region.project(torch.from_numpy(point)).numpy()
-
     def init(self, problem: Any = None) -> SpectralState:
         """The first point, with a step of at most the natural lengths."""
-        point = self._projected(self.oracle.start())
-        answer = self.oracle(point)
-        if not isinstance(answer, Answer):
-            raise UnboundedRiskError(
-                "the worst-case risk is infinite at the first decision; start at params whose "
-                "worst case is finite, raise the penalty, or give a radius"
-            )
+        point, answer = self.oracle.start(self.region)
         metric = _Metric.of(self.region, self.oracle.gauge(point, answer), point, answer.gradient)
         length = metric.coarse().step(answer.gradient)
-        return self._judged(
-            SpectralState(
-                point,
-                answer,
-                (length,),
-                (answer.value,),
-                metric.coarse(),
-                metric,
-                metric,
-                ((point, answer.gradient),),
-            )
-        )
+        first = ((length,), (answer.value,), metric.coarse(), metric, metric)
+        return self._judged(SpectralState(point, answer, *first, ((point, answer.gradient),)))
 
     def _judged(self, state: SpectralState) -> SpectralState:
         """With its residual, which counts as small only in the sizes of where it is."""
@@ -170,7 +133,7 @@ class SpectralGradient:
         # The sizes of the start may be far from those here: steps, too, follow now and then.
         afresh = state.count >= 8 and state.count & (state.count - 1) == 0
         if not (afresh or residual <= self.tol):
-            return replace(state, residual=residual)
+            return replace(state, stationarity=residual)
         gauge = self.oracle.gauge(state.point, state.answer)
         judge = _Metric.of(self.region, gauge, state.point, state.answer.gradient)
         judge = judge.above(state.first)
@@ -181,7 +144,7 @@ class SpectralGradient:
             grown = np.minimum(judge.lengths, _LONGER * state.metric.lengths)
             metric = replace(judge, lengths=grown).coarse()
             state = replace(state, metric=metric, lengths=(metric.step(state.answer.gradient),))
-        return replace(state, residual=residual)
+        return replace(state, stationarity=residual)
 
     def _stationarity(self, state: SpectralState) -> float:
         """The residual, at a kink that of a mixture of the gradients around.
@@ -214,20 +177,19 @@ class SpectralGradient:
         """
         lengths = state.judge.lengths
         steep = np.where(state.judge.slopes > 0, state.judge.slopes, 1.0)
-        ratio = np.abs(self._projected(state.point - lengths * gradient / steep) - state.point)
+        ratio = np.abs(self.region.nearest(state.point - lengths * gradient / steep) - state.point)
         ratio = ratio / lengths
         if len(state.lengths) > 1 and state.judge.size > 0:
             scaled = max(state.lengths) * state.metric.lengths**2
-            move = self._projected(state.point - scaled * gradient) - state.point
+            move = self.region.nearest(state.point - scaled * gradient) - state.point
             promised = np.sqrt(np.abs(move * gradient) / state.judge.size)
             ratio = np.where(ratio < 0.5, ratio, np.minimum(ratio, promised))
         return float(np.linalg.norm(ratio))
 
     def step(self, state: SpectralState) -> SpectralState:
-        """One projected step."""
         gradient, inverse = state.answer.gradient, state.metric.lengths**-2.0
         length = state.lengths[-1]
-        direction = self._projected(state.point - length / inverse * gradient) - state.point
+        direction = self.region.nearest(state.point - length / inverse * gradient) - state.point
         slope = float(gradient @ direction)
         share, highest = 1.0, max(state.recent)
         near: list[tuple[np.ndarray, np.ndarray]] = []
@@ -249,7 +211,7 @@ class SpectralGradient:
         else:
             self.oracle.load(state.point)
             state = replace(state, trail=(*state.trail, *near))
-            return replace(state, stalled=True, residual=self._stationarity(state))
+            return replace(state, stalled=True, stationarity=self._stationarity(state))
         move, change = point - state.point, answer.gradient - gradient
         bend = float(move @ change)
         square = float(move @ (inverse * move))
@@ -257,28 +219,17 @@ class SpectralGradient:
         following = min(max(following, 1e-10 * length), 1e10 * length)
         recent = (*state.recent, answer.value)[-_MEMORY:]
         lengths = (*state.lengths, following)[-_MEMORY:]
-        return self._judged(
-            replace(
-                state,
-                point=point,
-                answer=answer,
-                lengths=lengths,
-                recent=recent,
-                trail=(*state.trail, (point, answer.gradient))[-_MEMORY:],
-                count=state.count + 1,
-            )
-        )
+        trail = (*state.trail, (point, answer.gradient))[-_MEMORY:]
+        state = replace(state, point=point, answer=answer, lengths=lengths, recent=recent)
+        return self._judged(replace(state, trail=trail, count=state.count + 1))
 
     def finite(self, state: SpectralState) -> bool:
-        """Whether the point and its value are."""
         return math.isfinite(state.answer.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: SpectralState) -> Status | None:
-        """Converged when the projected gradient is within the tolerance."""
-        if state.residual <= self.tol:
+        if state.stationarity <= self.tol:
             return Status.CONVERGED
         return Status.STALLED if state.stalled else None
 
     def record(self, state: SpectralState) -> dict[str, float]:
-        """A row of the history."""
-        return {"robust_risk": state.answer.value, "stationarity": state.residual}
+        return {"robust_risk": state.answer.value, "stationarity": state.stationarity}

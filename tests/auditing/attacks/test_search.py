@@ -10,8 +10,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from drojko import audit
 from drojko.ambiguity import Wasserstein
-from drojko.auditing.attacks.learned import begin
-from drojko.auditing.attacks.search import random_search, search
+from drojko.auditing.attacks.pool import Pool
+from drojko.auditing.attacks.search import Search, search
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.setup import build_problem
 
@@ -24,12 +24,20 @@ def problem_of(model, X, y):
     )  # fmt: skip
 
 
+def random_search(problem, pool, radii, calls, generator):
+    """Random directions and distances alone: the plain alternative."""
+    state = Search(problem, pool, radii, generator)
+    for _ in range(calls):
+        state.random()
+    state.prune()
+
+
 @pytest.mark.parametrize("radius", [0.05, 0.2])
 def test_the_search_beats_random_moves_at_the_same_calls(forest, moons, radius):
     values = []
     for method in (search, random_search):
         problem = problem_of(forest, *moons)
-        pool = begin(problem)
+        pool = Pool.of(problem.x, problem.y, problem.losses(problem.x, problem.y))
         before = problem.calls[0]
         method(problem, pool, [radius], 60, torch.Generator().manual_seed(1))
         values.append(pool.plan(problem.w, radius**2).risk)

@@ -84,7 +84,7 @@ def test_density_and_draws_agree():
     _, worst = problem.evaluate(5.0, random_state=0)
     line = np.linspace(-5, 15, 401)[:, None]
     near = np.exp(worst.log_prob(line)).sum() * 0.05
-    assert near == pytest.approx(1 - worst.labelled.share, abs=1e-6)
+    assert near == pytest.approx(1 - worst.labelled.moved_mass, abs=1e-6)
     assert worst.sample(10, random_state=0).shape == (10, 1)
 
 

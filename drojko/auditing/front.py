@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
 from drojko.auditing.certified import certified
-from drojko.auditing.checks import health, unusable
+from drojko.auditing.checks import health
 from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.problem import AuditProblem
@@ -22,6 +23,7 @@ from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
 from drojko.auditing.reweighting import reweight
+from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.choice import get_inner
 from drojko.inner.transport.solvers import ICNNJKO
@@ -149,12 +151,20 @@ def audit(
         raise InvalidDataError(
             f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
         )
-    sizes = [(size, _in_units(own, problem)) for size, own in sets]
+    sizes = []
+    for size, own in sets:  # with the columns of the problem's own
+        given = own.get_params(deep=False)
+        kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
+        sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
     with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
         problem = replace(problem, progress=progress)
         general = health(problem)
         if general.unusable:
-            found = unusable(problem, sizes, general)
+            nan = math.nan
+            found = [
+                Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan), None)
+                for size, own in sizes
+            ]
         else:
             # Families that audits know more of than a certificate, by the name of their approach.
             name_of = approach_to(problem.ambiguity).name
@@ -172,22 +182,10 @@ def audit(
             found,
             general.nominal,
             size_name(ambiguity, radii),
-            name or _name(model),
+            name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
             images,
             {"ambiguity": repr(ambiguity), "reference": str(reference), "scale": scale},
         )
-
-
-def _in_units(own: Any, problem: AuditProblem) -> Any:
-    """A set of the path with the columns of the problem's own."""
-    sizes = own.get_params(deep=False)
-    kept = {k: sizes[k] for k in {"penalty", own.size_name} & set(sizes)}
-    return cast(Any, clone(problem.ambiguity)).set_params(**kept)
-
-
-def _name(model: Any) -> str:
-    steps = getattr(model, "steps", None)
-    return type(steps[-1][1] if steps else model).__name__
 
 
 def _report(
