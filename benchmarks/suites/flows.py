@@ -13,15 +13,15 @@ from fixtures import generator
 from harness import Check, Context, clock, median, numbers
 from torch import Tensor
 
-from drojko.flows import ICNNScheme, JKOFlow
-from drojko.flows.envelope_scheme import EnvelopeScheme
-from drojko.flows.exact import (
+from benchmarks.exact_flows import (
     Barenblatt,
     barenblatt_step,
     gaussian_step,
     ornstein_uhlenbeck_law,
     symmetric_kl,
 )
+from drojko.flows import ICNNScheme, JKOFlow
+from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.tasks import (
     bayesian_logistic,

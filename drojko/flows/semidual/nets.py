@@ -14,7 +14,7 @@ from drojko._numerics import Adam
 from drojko.models import MLP, flatten_parameters, views_like
 from drojko.transport.maps import TransportMap
 
-__all__ = ["Critic", "Learner", "WholeMap", "gaussian_log_ratio"]
+__all__ = ["Critic", "Learner", "WholeMap", "affine_step", "gaussian_log_ratio"]
 
 
 class Learner:
@@ -185,6 +185,40 @@ class Critic(nn.Module):
     def value(self, y: Tensor) -> Tensor:
         """w(y), shape (n,), float64."""
         return torch.cat([self.linearise(p.float())[0] for p in y.split(20_000)]).double()
+
+
+def affine_step(
+    mean: Tensor,
+    covariance: Tensor,
+    target_mean: Tensor,
+    target: Tensor,
+    h: float,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""Map of the JKO step of a Kullback-Leibler flow from N(m, S), as (P, t): T(x) = P x + t.
+
+    It is exact, and the image is N(m', S'):
+
+    .. math:: P = (R - \eta S'^{-1})^{-1} = R^{-1/2} (I - \eta Z^{-1})^{-1} R^{-1/2},\qquad
+        Z = R^{1/2} S' R^{1/2}
+
+    >>> one = torch.eye(1, dtype=torch.float64)
+    >>> P, t = affine_step(0 * one[0], one, 2 * one[0], 4 * one, 0.5)
+    >>> round(float(t), 6), round(float(P**2), 6)     # N(0.222222, 1.551714)
+    (0.222222, 1.551714)
+    """
+    eta = h * temperature
+    precision = torch.linalg.inv(target)
+    r = torch.eye(len(mean), dtype=mean.dtype) + h * precision
+    values, vectors = torch.linalg.eigh(r)
+    inverse = (vectors * values.rsqrt()) @ vectors.T
+    values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse)
+    g = values.clamp_min(0.0)
+    z = 0.5 * (g + 2.0 * eta + (g.square() + 4.0 * eta * g).sqrt())
+    matrix = inverse @ (vectors / (1.0 - eta / z)) @ vectors.T @ inverse
+    matrix = 0.5 * (matrix + matrix.T)
+    moved = torch.linalg.solve(r, mean + h * precision @ target_mean)
+    return matrix, moved - matrix @ mean
 
 
 def gaussian_log_ratio(

@@ -16,14 +16,13 @@ from torch import Tensor
 from drojko._driver import Outcome, run
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError
-from drojko.flows.exact import affine_step
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.conjugates import conjugate_named
 from drojko.flows.functionals.divergence_to import split
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.result import FlowResult, FlowSolver, finish
 from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.nets import Critic, Learner, WholeMap
+from drojko.flows.semidual.nets import Critic, Learner, WholeMap, affine_step
 from drojko.flows.semidual.phase import Cloud, Phase
 from drojko.flows.settings import check_settings
 from drojko.measures.base import Measure

@@ -101,8 +101,8 @@ def ornstein_uhlenbeck(
 ) -> FlowResult:
     """Flow of dz = -A (z - b) dt + sqrt(2) dW towards N(b, A^-1).
 
-    From a normal law each step is solved to rounding; `drojko.flows.exact` has the chain and the
-    law. From another one the maps are those of ``scheme``.
+    From a normal law each step is solved to rounding. From another one the maps are those of
+    ``scheme``.
 
     Parameters
     ----------
@@ -119,12 +119,9 @@ def ornstein_uhlenbeck(
 
     Examples
     --------
-    >>> from drojko.flows.exact import gaussian_step
     >>> start, target = Gaussian([0.0], [[1.0]]), Gaussian([2.0], [[4.0]])
     >>> result = ornstein_uhlenbeck(target, start, 0.5, 1, random_state=0)
-    >>> x = result.measures[-1].particles
-    >>> exact = gaussian_step(start, target, 0.5)
-    >>> abs(float(x.mean() - exact.mean)) < 1e-6
+    >>> abs(float(result.measures[-1].particles.mean()) - 2 / 9) < 1e-6  # of the exact step
     True
     """
     mean, precision = target.mean, torch.linalg.inv(target.covariance)
@@ -151,7 +148,7 @@ def porous_medium(
     Parameters
     ----------
     initial : Measure
-        rho_0, with a density; `drojko.flows.exact.Barenblatt` is the self-similar one.
+        rho_0, with a density.
     m : float
         The power.
     step_size, n_steps, scheme, random_state
@@ -163,11 +160,9 @@ def porous_medium(
 
     Examples
     --------
-    >>> from drojko.flows.exact import Barenblatt, barenblatt_step
-    >>> result = porous_medium(Barenblatt(2), 0.05, 1, random_state=0)
+    >>> result = porous_medium(Gaussian([0.0], [[1.0]]), 0.05, 1, random_state=0)
     >>> x, w = result.measures[-1].particles, result.measures[-1].weights
-    >>> scale = float((w @ x.square().sum(1)) / Barenblatt(2).covariance.trace()) ** 0.5
-    >>> abs(scale / barenblatt_step(1.0, 2, 2.0, 0.05) - 1) < 1e-4
+    >>> 1.0 < float(w @ x[:, 0] ** 2) < 1.06  # d/dt E|x|^2 = 2 d E u, 0.56 at first
     True
     """
     return _run(InternalEnergy(m), initial, step_size, n_steps, scheme, random_state)
