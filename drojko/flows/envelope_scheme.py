@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from drojko._numerics import Adam, Batches, cosine
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
+from drojko.flows.icnn.refinement import refine
 from drojko.flows.settings import check_settings
-from drojko.models import flatten_parameters, views_like
 from drojko.transport.envelope import QuadraticEnvelope
 
 __all__ = ["EnvelopeScheme"]
 
-_STAGES = 8  # looks at the particles kept apart
 _LARGEST = 10.0  # norm of a gradient step
 _BLOCK = 2000
 
@@ -90,40 +87,22 @@ class EnvelopeScheme:
             train.particles.w, min(self.components, len(train.particles.x)), generator=generator
         )
         potential = QuadraticEnvelope(train.inner[rows], first.matrix, first.shift)
-        self._train(train, held, potential, generator)
+        parameters = list(potential.parameters())
+        refine(
+            potential,
+            len(train.particles.x),
+            generator,
+            lambda rows: _gradient(train.take(rows), potential, parameters),
+            lambda: evaluate(held, potential).value,
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            rate=self.rate,
+            largest=_LARGEST,
+        )
         found = evaluate(held, potential)
         if not found.finite or first.fitted.held.value - found.value <= self.tol * first.gain:
             return first.fitted
         return first.refined(potential, evaluate(train, potential), found)
-
-    def _train(
-        self,
-        train: MapProblem,
-        held: MapProblem,
-        potential: QuadraticEnvelope,
-        generator: torch.Generator,
-    ) -> None:
-        """A fixed number of steps, all inside one step of the flow: nothing ends them early."""
-        flat = flatten_parameters(potential)
-        adam, best, best_value = Adam.like(flat), flat.clone(), math.inf
-        parameters = list(potential.parameters())
-        views = views_like(adam.gradient, parameters)
-        n = len(train.particles.x)
-        batches = Batches(n, min(self.batch_size, n), generator)
-        stage = max(1, self.iterations // _STAGES)
-        for k in range(self.iterations):
-            part = train.take(batches.next())
-            for view, gradient in zip(views, _gradient(part, potential, parameters), strict=True):
-                view.copy_(gradient)
-            norm = float(adam.gradient.norm())
-            if math.isfinite(norm):
-                adam.gradient.mul_(min(1.0, _LARGEST / max(norm, 1e-300)))
-                adam.step(flat, self.rate * cosine(k / self.iterations, 0.02))
-            if (k + 1) % stage == 0:
-                value = evaluate(held, potential).value
-                if math.isfinite(value) and value < best_value:
-                    best, best_value = flat.clone(), value
-        flat.copy_(best)
 
 
 def _gradient(problem: MapProblem, potential: QuadraticEnvelope, parameters: list) -> tuple:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from drojko._driver import Status, nested
-from drojko._numerics import Adam, Batches, cosine
+from drojko._driver import nested
+from drojko._numerics import Batches, cosine
 from drojko.flows.icnn.affine_fit import AffineFit
 from drojko.flows.icnn.map_problem import Evaluated, MapProblem
-from drojko.models import flatten_parameters, views_like
+from drojko.models import Learner
 from drojko.transport.icnn import ICNN
 from drojko.transport.initialise import set_affine
 from drojko.transport.jet import forward
 from drojko.transport.stochastic_jet import Probes
 
-__all__ = ["DENSE", "RefineState", "Refinement", "fresh", "polish", "warm"]
+__all__ = ["DENSE", "fresh", "polish", "refine", "refine_network", "warm"]
 
 #: Columns up to which Hessians are formed and factorised at every step.
 DENSE = 32
@@ -55,7 +56,6 @@ def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator
         w = problem.particles.w
         mean = torch.einsum("n,nij->ij", w, hessian)
         set_affine(potential, matrix - mean, shift - w @ (gradient - problem.inner @ mean))
-    flatten_parameters(potential)
     return potential
 
 
@@ -97,102 +97,67 @@ def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICN
     return potential if at is None or at.finite else None
 
 
-@dataclass(frozen=True, eq=False)
-class RefineState:
-    """The potential in training, and the best one so far on the particles kept apart."""
+def refine(
+    potential: nn.Module,
+    n: int,
+    generator: torch.Generator,
+    gradient: Callable[[Tensor], Sequence[Tensor]],
+    value: Callable[[], float],
+    *,
+    iterations: int,
+    batch_size: int,
+    rate: float,
+    largest: float = math.inf,
+    least: float = 0.0,
+    patience: int = _STAGES,
+) -> None:
+    """Adam on mini-batches of n particles in a few stages; the best one by ``value`` counts.
 
-    potential: ICNN
-    flat: Tensor
-    adam: Adam
-    best: Tensor
-    best_value: float
-    stage: int = 0
-    stale: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Refinement:
-    """Adam on mini-batches in a few stages; the best stage on ``held`` counts.
-
-    It ends early where a stage gains less than ``least`` there.
+    ``gradient`` gets a batch's rows and says what J changes by in each parameter. Training ends
+    early after ``patience`` stages in a row that gained less than ``least``. All this is inside
+    one step of a flow: what interrupts it ends that one.
     """
+    learner = Learner(potential)
+    best, best_value, stale = learner.flat.clone(), value(), 0
+    batches, stage = Batches(n, min(batch_size, n), generator), max(1, iterations // _STAGES)
+    for k in range(iterations):
+        found = gradient(batches.next().to(learner.flat.device))
+        # A batch whose density left the floats is not worth a step.
+        learner.step(found, rate * cosine(min(k / iterations, 1.0), 0.02), largest)
+        if (k + 1) % stage:
+            continue
+        now = value()
+        stale = 0 if now < best_value - least else stale + 1
+        if math.isfinite(now) and now < best_value:
+            best, best_value = learner.flat.clone(), now
+        if stale >= patience:
+            break
+    learner.flat.copy_(best)
 
-    train: MapProblem
-    held: MapProblem
-    generator: torch.Generator
-    iterations: int
-    batch_size: int
-    rate: float
-    least: float
-    probes: Probes | None = None
 
-    @property
-    def _wide(self) -> bool:
-        return self.train.particles.x.shape[1] > DENSE
+def refine_network(
+    train: MapProblem,
+    held: MapProblem,
+    potential: ICNN,
+    generator: torch.Generator,
+    probes: Probes | None,
+    least: float,
+    **settings: Any,
+) -> None:
+    """`refine` the layers of a network, judged on ``held``."""
+    # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
+    # refitted afterwards, where there are enough particles for that. Layers find their directions
+    # late there: all stages are made.
+    wide = train.particles.x.shape[1] > DENSE
+    kept = {id(p) for p in (potential.factor, potential.shift)} if wide else set()
 
-    def init(self, problem: ICNN) -> RefineState:
-        """State at a potential whose parameters are one flat vector's views."""
-        flat = flatten_parameters(problem)
-        value = self.held.at_potential(problem, self.probes).value
-        return RefineState(problem, flat, Adam.like(flat), flat.clone(), value)
+    def gradient(rows: Tensor) -> list[Tensor]:
+        _, found = train.with_gradient(potential, rows, generator, probes)
+        pairs = zip(found, potential.parameters(), strict=True)
+        return [torch.zeros_like(g) if id(p) in kept else g for g, p in pairs]
 
-    def finite(self, state: RefineState) -> bool:
-        """Whether the parameters are finite."""
-        return bool(torch.isfinite(state.flat).all())
+    def value() -> float:
+        return held.at_potential(potential, probes).value
 
-    def step(self, state: RefineState) -> RefineState:
-        """One stage of mini-batch steps; the potential is updated in place."""
-        n = len(self.train.particles.x)
-        size = min(self.batch_size, n)
-        views = views_like(state.adam.gradient, list(state.potential.parameters()))
-        # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
-        # refitted afterwards, where there are enough particles for that.
-        wide = self._wide
-        quadratic = (state.potential.factor, state.potential.shift)
-        held = [
-            view
-            for view, p in zip(views, state.potential.parameters(), strict=True)
-            if any(p is q for q in quadratic)
-        ]
-        per_stage = max(1, self.iterations // _STAGES)
-        batches = Batches(n, size, self.generator)
-        for k in range(per_stage):
-            rows = batches.next().to(state.flat.device)
-            _, gradient = self.train.with_gradient(
-                state.potential, rows, self.generator, self.probes
-            )
-            for view, part in zip(views, gradient, strict=True):
-                view.copy_(part)
-            if wide:
-                for view in held:
-                    view.zero_()
-            norm = float(state.adam.gradient.norm())
-            if not math.isfinite(norm):
-                continue  # a batch whose density left the floats: not worth a step
-            phase = (state.stage * per_stage + k) / max(1, self.iterations)
-            state.adam.step(state.flat, self.rate * cosine(min(phase, 1.0), 0.02))
-        value = self.held.at_potential(state.potential, self.probes).value
-        stage = state.stage + 1
-        if math.isfinite(value) and value < state.best_value:
-            enough = value < state.best_value - self.least
-            stale = 0 if enough else state.stale + 1
-            return replace(
-                state, best=state.flat.clone(), best_value=value, stage=stage, stale=stale
-            )
-        return replace(state, stage=stage, stale=state.stale + 1)
-
-    def terminate(self, state: RefineState) -> Status | None:
-        """Stop after all stages, or three in a row that gained next to nothing.
-
-        In many columns layers find their directions late: there all stages are made.
-        """
-        wide = self._wide
-        if state.stage >= _STAGES or (state.stale >= _PATIENCE and not wide):
-            return Status.CONVERGED
-        return None
-
-    def result(self, start: ICNN) -> ICNN:
-        """The best potential of a run from ``start``; a copy."""
-        state = nested(self, self.init(copy.deepcopy(start)), max_iter=_STAGES).state
-        state.flat.copy_(state.best)
-        return state.potential
+    n, patience = len(train.particles.x), _STAGES if wide else _PATIENCE
+    refine(potential, n, generator, gradient, value, least=least, patience=patience, **settings)

@@ -10,7 +10,7 @@ import torch
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
-from drojko.flows.icnn.refinement import DENSE, Refinement, fresh, polish, warm
+from drojko.flows.icnn.refinement import DENSE, fresh, polish, refine_network, warm
 from drojko.transport.icnn import ICNN
 from drojko.transport.stochastic_jet import Probes
 
@@ -100,10 +100,10 @@ class ICNNScheme:
             held.at_potential(other, probes).value < held.at_potential(potential, probes).value
         ):
             potential = other
-        refinement = Refinement(
-            train, held, generator, self.iterations, self.batch_size, self.rate, 0.1 * least, probes
-        )
-        potential = refinement.result(potential)
+        refine_network(
+            train, held, potential, generator, probes, 0.1 * least,
+            iterations=self.iterations, batch_size=self.batch_size, rate=self.rate,
+        )  # fmt: skip
         polish(train, potential)
         found, final = held.at_potential(potential), train.at_potential(potential)
         affine = first.fitted

@@ -10,27 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drojko._numerics import Adam
-from drojko.models import MLP, flatten_parameters, views_like
+from drojko.models import MLP
 from drojko.transport.maps import TransportMap
 
-__all__ = ["Critic", "Learner", "WholeMap", "affine_step", "gaussian_log_ratio"]
-
-
-class Learner:
-    """A module's parameters as one flat vector, with Adam's moments, kept across phases."""
-
-    def __init__(self, module: nn.Module, decay: tuple[float, float]) -> None:
-        self.flat = flatten_parameters(module)
-        self.adam = Adam.like(self.flat)
-        self.adam.decay = decay
-        self.views = views_like(self.adam.gradient, list(module.parameters()))
-
-    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
-        """One step of Adam along minus the gradients, in the order of the parameters."""
-        for view, gradient in zip(self.views, gradients, strict=True):
-            view.copy_(gradient.view_as(view))
-        self.adam.step(self.flat, rate)
+__all__ = ["Critic", "WholeMap", "affine_step", "gaussian_log_ratio"]
 
 
 def _network(

@@ -11,7 +11,8 @@ from torch import Tensor
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.conjugates import Conjugate
 from drojko.flows.particles import Particles
-from drojko.flows.semidual.nets import Critic, Learner, WholeMap, gaussian_log_ratio
+from drojko.flows.semidual.nets import Critic, WholeMap, gaussian_log_ratio
+from drojko.models import Learner
 
 __all__ = ["Cloud", "Phase"]
 

@@ -22,10 +22,11 @@ from drojko.flows.functionals.divergence_to import split
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.result import FlowResult, FlowSolver, finish
 from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.nets import Critic, Learner, WholeMap, affine_step
+from drojko.flows.semidual.nets import Critic, WholeMap, affine_step
 from drojko.flows.semidual.phase import Cloud, Phase
 from drojko.flows.settings import check_settings
 from drojko.measures.base import Measure
+from drojko.models import Learner
 
 __all__ = ["SemiDualScheme", "SemiDualState"]
 
