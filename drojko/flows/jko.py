@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Status, run
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.flow_measures import FlowStep
@@ -20,7 +20,7 @@ from drojko.flows.functionals.base import Functional
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.result import FlowResult, FlowSolver, finish
+from drojko.flows.result import FlowResult, FlowSolver, Steps, finish
 from drojko.measures.base import Measure
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import Composition, TransportMap
@@ -30,25 +30,25 @@ __all__ = ["FlowState", "JKOFlow"]
 _TRIALS = 8  # step sizes tried for one adaptive step
 
 
-@dataclass(frozen=True, eq=False)
-class FlowState:
-    """Where a flow is: particles to train on, particles kept apart, and all maps so far."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FlowState(Steps):
+    """Where a flow is: particles to train on, particles kept apart, and all measures so far."""
 
     train: Particles
     held: Particles
     generator: torch.Generator
-    maps: tuple[TransportMap, ...] = ()
     potential: ICNN | None = None
-    images: tuple[Particles, ...] = ()
-    time: float = 0.0
-    last: dict[str, float] = field(default_factory=dict)
     until: float = math.inf
     proposed: float | None = None
 
     @property
-    def step(self) -> int:
-        """Steps taken."""
-        return len(self.maps)
+    def maps(self) -> tuple[TransportMap, ...]:
+        """T_1, ..., T_k."""
+        return getattr(self.measures[-1], "maps", ()) if self.step else ()
+
+    def moved(self, *maps: TransportMap, to: Particles) -> FlowStep:
+        """The measure that further maps lead to, with its particles."""
+        return FlowStep(self.measures[0], Composition((*self.maps, *maps)), to)
 
 
 class JKOFlow(FlowSolver):
@@ -121,7 +121,7 @@ class JKOFlow(FlowSolver):
             )
         scheme = ICNNScheme() if scheme is None else scheme
         if isinstance(scheme, type) or not (
-            hasattr(scheme, "run_flow") or hasattr(scheme, "fit_map")
+            hasattr(scheme, "solver") or hasattr(scheme, "fit_map")
         ):
             raise InvalidDataError(
                 f"scheme={scheme!r}; expected settings such as ICNNScheme(), SemiDualScheme() or "
@@ -155,7 +155,7 @@ class JKOFlow(FlowSolver):
                 f"{self.functional!r} is a functional of the density, and "
                 f"{type(initial).__name__} has none; start from a continuous measure"
             )
-        return FlowState(train, held, gen, images=(train,))
+        return FlowState(measures=(initial,), train=train, held=held, generator=gen)
 
     def step(self, state: FlowState) -> FlowState:
         """One JKO step; the state given stays as it is."""
@@ -182,9 +182,8 @@ class JKOFlow(FlowSolver):
         last["step_seconds"] += whole.last["step_seconds"]
         for name in ("translation", "linear", "refined"):
             last[name] = max(half.last[name], both.last[name])
-        maps = (*state.maps, Composition(both.maps[-2:]))
-        images = (*state.images, both.train)
-        return replace(both, maps=maps, images=images, last=last, proposed=h * change)
+        image = state.moved(Composition(both.maps[-2:]), to=both.train)
+        return replace(both, measures=(*state.measures, image), last=last, proposed=h * change)
 
     def _once(self, state: FlowState, h: float) -> FlowState:
         train = MapProblem.of(self.functional, state.train, h)
@@ -197,28 +196,20 @@ class JKOFlow(FlowSolver):
         shift, linear = train.residual(found.train)
         move = max(found.train.move, 1e-300)
         mass = float(found.train.d_log_det.sum()) * math.sqrt(train.particles.x.shape[1])
-        last = {
-            "step": state.step + 1,
-            "time": state.time + h,
+        numbers = {
             "energy": found.held.energy,
             "movement": found.held.move / (2.0 * h),
             "decrease": before.value - found.held.energy,
             "translation": shift / (math.sqrt(move) / h),
             "linear": linear / (move / h + abs(mass)),
             "refined": float(found.refined),
-            "step_seconds": time.perf_counter() - began,
         }
         image = state.train.moved(found.train.image, found.train.log_det)
-        return replace(
-            state,
-            train=image,
-            held=state.held.moved(found.held.image, found.held.log_det),
-            maps=(*state.maps, found.map),
-            potential=found.potential,
-            images=(*state.images, image),
-            time=state.time + h,
-            last=last,
-        )
+        held = state.held.moved(found.held.image, found.held.log_det)
+        return state.after(
+            state.moved(found.map, to=image), h, began, numbers,
+            train=image, held=held, potential=found.potential,
+        )  # fmt: skip
 
     def terminate(self, state: FlowState) -> Status | None:
         """A flow goes on for as many steps as asked for, or until its last time."""
@@ -276,23 +267,19 @@ class JKOFlow(FlowSolver):
         wrong = [h for h in map(self._size, range(n_steps)) if not 0.0 < h < math.inf]
         if wrong:
             raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")
-        if hasattr(self.scheme, "run_flow"):  # a scheme with a state of its own
+        if not until > 0.0:
+            raise InvalidDataError(f"until={until!r}; it must be a positive time")
+        solver: FlowSolver | Any = self
+        if hasattr(self.scheme, "solver"):  # a scheme with a state of its own
             if self.adaptive is not None or until != math.inf:
                 raise UnsupportedError(
                     f"{type(self.scheme).__name__} takes the step sizes given: leave out adaptive "
                     "and until"
                 )
-            steps = [self._size(k) for k in range(n_steps)]
-            gen = make_generator(random_state)
-            return self.scheme.run_flow(self.functional, initial, steps, gen, callback)
-        if not until > 0.0:
-            raise InvalidDataError(f"until={until!r}; it must be a positive time")
-        start = replace(self.init((initial, make_generator(random_state))), until=until)
-        outcome: Outcome[FlowState] = run(self, start, max_iter=n_steps, callback=callback)
-        state = outcome.state
-        measures: list[Measure] = [initial]
-        for k in range(state.step):
-            steps = Composition(state.maps[: k + 1])
-            measures.append(FlowStep(initial, steps, state.images[k + 1]))
+            solver = self.scheme.solver(self.functional, [self._size(k) for k in range(n_steps)])
+        start: Any = solver.init((initial, make_generator(random_state)))
+        if solver is self:
+            start = replace(start, until=until)
+        outcome = run(solver, start, max_iter=n_steps, callback=callback)
         # The number of steps is a limit where a time is the goal.
-        return finish(outcome, measures, complete=math.isinf(until))
+        return finish(solver, outcome, complete=math.isinf(until))

@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, run
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.conjugates import conjugate_named
 from drojko.flows.functionals.divergence_to import split
 from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.result import FlowResult, FlowSolver, finish
+from drojko.flows.result import FlowSolver, Steps
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.nets import Critic, WholeMap, affine_step
 from drojko.flows.semidual.phase import Cloud, Phase
@@ -35,20 +33,17 @@ _NORMALISER = (0.8, 1.25)
 _LOGISTIC = conjugate_named("jensen-shannon")
 
 
-@dataclass(frozen=True, eq=False)
-class SemiDualState:
-    """Two networks, their optimisers, and the target: nothing that grows with the steps."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SemiDualState(Steps):
+    """Two networks, their optimisers, and the target: nothing else grows with the steps."""
 
     map: WholeMap
     critic: Critic
     learners: tuple[Learner, Learner]
     target: Particles
     held: Particles
+    generator: torch.Generator
     refined: bool = False
-    step: int = 0
-    time: float = 0.0
-    steps: tuple[SemiDualStep, ...] = ()
-    last: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -170,32 +165,10 @@ class SemiDualScheme:
 
     # -- what JKOFlow calls ------------------------------------------------------------------
 
-    def run_flow(
-        self,
-        functional: Functional,
-        initial: Measure,
-        sizes: Sequence[float],
-        generator: torch.Generator,
-        callback: Callable[[Any], bool | None] | None = None,
-    ) -> FlowResult:
-        """All steps of a flow; see `JKOFlow.run`."""
+    def solver(self, functional: Functional, sizes: Sequence[float]) -> FlowSolver:
+        """What runs the flow of ``functional`` with step sizes ``sizes``; for `JKOFlow.run`."""
         self.validate()
-        solver = _Solver(self, functional, initial, tuple(sizes), generator)
-        outcome: Outcome[SemiDualState] = run(
-            solver, solver.init(None), max_iter=len(sizes), callback=callback
-        )
-        return finish(outcome, [initial, *outcome.state.steps], self._advice)
-
-    def _advice(self, columns: dict[str, np.ndarray]) -> str:
-        found = columns.get("normaliser", np.empty(0))
-        if not len(found) or _NORMALISER[0] <= found[-1] <= _NORMALISER[1]:
-            return ""
-        return (
-            f"SemiDualScheme: the learned ratio has mean {found[-1]:.3g} over the target in the "
-            "last step, where 1 is exact: the critic has not converged, or the flow is still too "
-            "far from the target for its samples. Take more iterations, a larger target_batch, a "
-            "smaller step_size with more steps, or a wider initial measure"
-        )
+        return _Solver(self, functional, tuple(sizes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,16 +177,14 @@ class _Solver(FlowSolver):
 
     scheme: SemiDualScheme
     functional: Functional
-    initial: Measure
     sizes: tuple[float, ...]
-    generator: torch.Generator
 
-    def init(self, problem: None) -> SemiDualState:
+    def init(self, problem: tuple[Measure, torch.Generator]) -> SemiDualState:
         """Identity map, zero critic, and the target's points."""
-        s, gen = self.scheme, self.generator
+        s, (initial, gen) = self.scheme, problem
         _, divergence, _ = split(self.functional)
         target, held = _target_points(divergence.target, s.n_particles, gen)
-        start = draw_particles(self.initial, s.n_particles, spawn(gen))
+        start = draw_particles(initial, s.n_particles, spawn(gen))
         _check(start, target, self.scheme)
         mean, covariance = target.mean_and_covariance()
         spread = covariance.diagonal().sqrt()
@@ -225,16 +196,24 @@ class _Solver(FlowSolver):
         widths = s.hidden if s.critic_hidden is None else s.critic_hidden
         critic = Critic(mean, spread, tuple(widths), s.frequency, spawn(gen))
         learners = Learner(whole, s.decay), Learner(critic, s.decay)
-        return SemiDualState(whole, critic, learners, target, held)
+        return SemiDualState(
+            measures=(initial,),
+            map=whole,
+            critic=critic,
+            learners=learners,
+            target=target,
+            held=held,
+            generator=gen,
+        )
 
     def step(self, state: SemiDualState) -> SemiDualState:
         """One phase; the state given stays as it is, but for its optimisers' moments."""
         began, s, h = time.perf_counter(), self.scheme, self.sizes[state.step]
-        gen = spawn(self.generator)
+        gen, initial = spawn(state.generator), state.measures[0]
         factor, divergence, rest = split(self.functional)
         conjugate = conjugate_named(divergence.kind)
-        base = draw_particles(self.initial, s.n_particles, spawn(gen))
-        apart = draw_particles(self.initial, max(2, s.n_particles // 2), spawn(gen))
+        base = draw_particles(initial, s.n_particles, spawn(gen))
+        apart = draw_particles(initial, max(2, s.n_particles // 2), spawn(gen))
         target, held = state.target, state.held
         if state.step and not hasattr(divergence.target, "atoms_"):
             target, held = _target_points(divergence.target, s.n_particles, spawn(gen))
@@ -259,29 +238,17 @@ class _Solver(FlowSolver):
             phase.fix_ratio(Particles(image, base.w, base.w), target)
         refined = s.iterations > 0 and self._refine(state, phase, exact, apart, held)
         image, held_image = state.map.map(base.x), state.map.map(apart.x)
-        numbers = _measure(phase, apart, near, held_image, held, h)
-        last = {
-            "step": state.step + 1,
-            "time": state.time + h,
+        numbers = {
             "step_size": h,
             "averaged_step": h / image.shape[1],
-            **numbers,
+            **_measure(phase, apart, near, held_image, held, h),
             "refined": float(refined),
             "rows": float(phase.rows),
-            "step_seconds": time.perf_counter() - began,
         }
         frozen = copy.deepcopy(state.map), copy.deepcopy(state.critic)
-        measure = SemiDualStep(self.initial, *frozen, conjugate, Particles(image, base.w, base.w))
-        return replace(
-            state,
-            target=target,
-            held=held,
-            refined=refined,
-            step=state.step + 1,
-            time=state.time + h,
-            steps=(*state.steps, measure),
-            last=last,
-        )
+        measure = SemiDualStep(initial, *frozen, conjugate, Particles(image, base.w, base.w))
+        own = {"target": target, "held": held, "refined": refined}
+        return state.after(measure, h, began, numbers, **own)
 
     def _refine(
         self, state: SemiDualState, phase: Phase, exact: bool, apart: Particles, held: Particles
@@ -301,6 +268,18 @@ class _Solver(FlowSolver):
                 return False
         phase.train(iterations, s.batch_size, s.target_batch, s.map_steps, rates)
         return True
+
+    def advice(self, columns: dict[str, np.ndarray]) -> str:
+        """Say so where the learned ratio has not the mean that it ought to have."""
+        found = columns.get("normaliser", np.empty(0))
+        if not len(found) or _NORMALISER[0] <= found[-1] <= _NORMALISER[1]:
+            return ""
+        return (
+            f"SemiDualScheme: the learned ratio has mean {found[-1]:.3g} over the target in the "
+            "last step, where 1 is exact: the critic has not converged, or the flow is still too "
+            "far from the target for its samples. Take more iterations, a larger target_batch, a "
+            "smaller step_size with more steps, or a wider initial measure"
+        )
 
     def finite(self, state: SemiDualState) -> bool:
         """Whether both networks are finite."""

@@ -390,6 +390,8 @@ class ImportanceWorstCase(ReweightedWorstCase):
 
     settings: dict[str, Any] = field(default_factory=dict)
 
+    _learned_by = ", inner='importance'"
+
     def class_flow(self, k: int = 0) -> RatioFlow:
         """The flow of one class, with its weighted draws; computed on first use."""
         if ("importance", k) not in self._cache:
@@ -439,7 +441,3 @@ class ImportanceWorstCase(ReweightedWorstCase):
         y = torch.multinomial(shares, n, replacement=True, generator=gen)
         x = self._by_class(y, lambda k, rows: self.class_flow(k).sample(int(rows.sum()), gen))
         return x.numpy(), self._decode(y)
-
-    def __repr__(self) -> str:
-        own = super().__repr__()[:-1].replace("Reweighted", "Importance", 1)
-        return f"{own}, inner='importance')"

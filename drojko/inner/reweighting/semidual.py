@@ -19,6 +19,7 @@ from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedE
 from drojko.flows.functionals import PotentialEnergy
 from drojko.flows.functionals.conjugates import conjugate_named
 from drojko.flows.functionals.divergence_to import DivergenceTo
+from drojko.flows.jko import JKOFlow
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.scheme import SemiDualScheme
@@ -263,7 +264,8 @@ class SemiDual(InnerSolver):
         sizes = [_STEP * _GROWTH**k / price for k in range(self.steps)]
         with warnings.catch_warnings():  # what matters here is checked against the dual below
             warnings.simplefilter("ignore", ConvergenceWarning)
-            result = scheme.run_flow(functional, scaled, sizes, spawn(gen))
+            flow = JKOFlow(functional, scheme, step_size=sizes)
+            result = flow.run(scaled, self.steps, spawn(gen))
         last: Any = result.measures[-1]
         measure = last.in_units(reference, centre, unit)
         found = _against_dual(ambiguity, price, loss, x, w, measure, kind)
@@ -332,6 +334,8 @@ class SemiDualWorstCase(ReweightedWorstCase):
 
     settings: dict[str, Any] = field(default_factory=dict)
 
+    _learned_by = ", inner='semidual'"
+
     def potential_flow(self, k: int = 0) -> PotentialFlow:
         """The learned map and potential of class index ``k`` with its bounds; computed once."""
         if ("semidual", k) not in self._cache:
@@ -367,6 +371,3 @@ class SemiDualWorstCase(ReweightedWorstCase):
                 "reference='kde' or 'mixture' gives a reference with a density"
             )
         return super().log_prob(X, y)
-
-    def __repr__(self) -> str:
-        return super().__repr__()[:-1].replace("Reweighted", "SemiDual", 1) + ", inner='semidual')"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.flows.particles import match_moments
 from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
-from drojko.inner.worst_case import WorstCase
+from drojko.inner.worst_case import WorstCase, quantiles
 from drojko.measures._nets import net
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.empirical import Empirical
@@ -33,7 +33,6 @@ _ACCEPTANCE = 0.02
 #: Draws at once, and pairs of draws matched at most (the matching is cubic).
 _DRAWS, _PAIRED = 50_000, 400
 _COLUMNS = 50  # of a learned map
-_LEVELS = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +140,8 @@ class ReweightedWorstCase(WorstCase):
     cost_weights: np.ndarray | None = None
     largest: float = np.inf
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    _learned_by = ""  # what representations add
 
     @property
     def n_features(self) -> int:
@@ -382,34 +383,31 @@ class ReweightedWorstCase(WorstCase):
 
         return loss, components(self.reference)[k], share
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, images, labels and masses under P*; computed once.
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Up to 400 draws of P0 and of P* in each class: how mass would move if it moved.
 
-        Up to 400 draws of P0 and of P* in each class, matched with the least squared distance
-        after columns are scaled: how mass would move if it moved.
+        They are matched with the least squared distance after columns are scaled.
         """
-        if "pairs" not in self._cache:
-            from scipy.optimize import linear_sum_assignment
-            from scipy.spatial.distance import cdist
+        from scipy.optimize import linear_sum_assignment
+        from scipy.spatial.distance import cdist
 
-            pool, gen = self.pool, make_generator(self.seed)
-            labels = pool.y.numpy() if self.classes is not None else np.zeros(len(pool.y))
-            parts = []
-            for k in np.unique(labels):
-                rows = np.flatnonzero(labels == k)
-                w, mass = pool.w.numpy()[rows], pool.mass.numpy()[rows]
-                if not mass.any():
-                    continue
-                source = rows[choose(w / w.sum(), _PAIRED, gen).numpy()]
-                image = rows[choose(mass / mass.sum(), _PAIRED, gen).numpy()]
-                start, end = pool.x.numpy()[source], pool.x.numpy()[image]
-                scale = np.maximum(np.std(start, axis=0), 1e-300)
-                _, match = linear_sum_assignment(cdist(start / scale, end / scale, "sqeuclidean"))
-                weight = np.full(_PAIRED, mass.sum() / _PAIRED)
-                parts.append((start, end[match], self._decode(pool.y[source]), weight))
-            x, z, y, share = (np.concatenate(part) for part in zip(*parts))
-            self._cache["pairs"] = (x, z, y, share)
-        return self._cache["pairs"]
+        pool, gen = self.pool, make_generator(self.seed)
+        labels = pool.y.numpy() if self.classes is not None else np.zeros(len(pool.y))
+        parts = []
+        for k in np.unique(labels):
+            rows = np.flatnonzero(labels == k)
+            w, mass = pool.w.numpy()[rows], pool.mass.numpy()[rows]
+            if not mass.any():
+                continue
+            source = rows[choose(w / w.sum(), _PAIRED, gen).numpy()]
+            image = rows[choose(mass / mass.sum(), _PAIRED, gen).numpy()]
+            start, end = pool.x.numpy()[source], pool.x.numpy()[image]
+            scale = np.maximum(np.std(start, axis=0), 1e-300)
+            _, match = linear_sum_assignment(cdist(start / scale, end / scale, "sqeuclidean"))
+            weight = np.full(_PAIRED, mass.sum() / _PAIRED)
+            parts.append((start, end[match], self._decode(pool.y[source]), weight))
+        x, z, y, share = (np.concatenate(part) for part in zip(*parts))
+        return x, z, y, share
 
     def displacement(self) -> pd.DataFrame:
         """How each column changes from P0 to P*: a row per class and feature.
@@ -420,58 +418,34 @@ class ReweightedWorstCase(WorstCase):
         all of them (each class with its mass under P*), and ``mass``, the change of the class's
         probability (absent for regression).
         """
-        import pandas as pd
+        return super().displacement()
 
-        pool = self.pool
-        w, mass, x = pool.w.numpy(), pool.mass.numpy(), pool.x.numpy()
-        labels = pool.y.numpy()
-        groups = [None] if self.classes is None else range(len(self.classes))
-        rows, spent = [], []
-        for k in groups:
-            inside = np.ones(len(w), bool) if k is None else labels == k
-            before, after = w[inside].sum(), mass[inside].sum()
-            if not (before > 0 and after > 0):
-                continue
-            for j, name in enumerate(self.names):
-                change = _marginal_change(x[inside, j], w[inside] / before, mass[inside] / after)
-                label = {} if self.classes is None else {"class": self.classes[k]}
-                row: dict[str, Any] = {**label, "feature": name, **change}
-                if k is not None:
-                    row["mass"] = float(after - before)
-                rows.append(row)
-                spent.append(after * change["rms"] ** 2)
-        total = sum(spent) or 1.0
-        for row, part in zip(rows, spent):
-            row["share"] = part / total
-        return pd.DataFrame(rows)
+    def _changes(self, group: Any) -> Iterator[tuple[dict[str, float], float]]:
+        w, mass, x = (part.numpy() for part in (self.pool.w, self.pool.mass, self.pool.x))
+        rows = np.ones(len(w), bool) if group is None else self._decode(self.pool.y) == group
+        before, after = w[rows].sum(), mass[rows].sum()
+        if before > 0 and after > 0:
+            for column in x[rows].T:
+                row = _marginal_change(column, w[rows] / before, mass[rows] / after)
+                cost = after * row["rms"] ** 2
+                yield row if group is None else {**row, "mass": float(after - before)}, cost
 
     def __repr__(self) -> str:
         return (
-            f"ReweightedWorstCase({self.ambiguity!r}, risk={self.risk():.6g}, "
-            f"effective_sample_size={self.effective_sample_size:.3g})"
+            f"{type(self).__name__}({self.ambiguity!r}, risk={self.risk():.6g}, "
+            f"effective_sample_size={self.effective_sample_size:.3g}{self._learned_by})"
         )
 
 
 def _marginal_change(x: np.ndarray, w: np.ndarray, mass: np.ndarray) -> dict[str, float]:
     """Differences of mean and quantiles of one column under two weightings, and their W2."""
     order = np.argsort(x, kind="stable")
-    x = x[order]
     first, second = np.cumsum(w[order]), np.cumsum(mass[order])
-    first, second = first / first[-1], second / second[-1]
     # Both quantile functions are constant between the merged jumps.
     jumps = np.union1d(first, second)
     length = np.diff(jumps, prepend=0.0)
     middle = jumps - 0.5 * length
-    at = [x[np.minimum(np.searchsorted(c, middle), len(x) - 1)] for c in (first, second)]
-    low, mid, high = (float(_quantile(x, second, p) - _quantile(x, first, p)) for p in _LEVELS)
-    return {
-        "mean": float((mass - w) @ np.asarray(x)[np.argsort(order)]),
-        "q05": low,
-        "median": mid,
-        "q95": high,
-        "rms": float(np.sqrt(length @ (at[1] - at[0]) ** 2)),
-    }
-
-
-def _quantile(x: np.ndarray, cumulated: np.ndarray, level: float) -> float:
-    return float(x[min(int(np.searchsorted(cumulated, level)), len(x) - 1)])
+    at = [x[order][np.minimum(np.searchsorted(c, middle), len(x) - 1)] for c in (first, second)]
+    low, mid, high = (float(v) for v in quantiles(x, mass) - quantiles(x, w))
+    rms = float(np.sqrt(length @ (at[1] - at[0]) ** 2))
+    return {"mean": float((mass - w) @ x), "q05": low, "median": mid, "q95": high, "rms": rms}

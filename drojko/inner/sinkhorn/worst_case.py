@@ -108,10 +108,6 @@ class GibbsWorstCase(WorstCase):
             found = self.objective.model.linearise(torch.as_tensor(x, **self._like))[0]
         return found.double().cpu().numpy()
 
-    def _arrays(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        x, labels = self._queries(X, y)
-        return x.numpy(), labels.numpy()
-
     def _particles(self, x: Tensor, y: Tensor, gen: torch.Generator) -> Iterator[tuple[Any, Any]]:
         """Blocks of (batch, particles)."""
         objective = self.objective
@@ -293,16 +289,10 @@ class GibbsWorstCase(WorstCase):
         labels = y.to(f.device) if self.classes is not None else y.to(f)
         return self.objective.loss.value(f, labels).double().cpu().numpy()
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, one draw of gamma_x of each, labels and masses; computed once."""
-        if "pairs" not in self._cache:
-            gen = make_generator(0)
-            x, y, w = self.reference.points(_POOL, gen)
-            image = self._draw(x, y, gen)
-            self._cache["pairs"] = (
-                x.double().cpu().numpy(), image, self._decode(y), w.cpu().numpy()
-            )  # fmt: skip
-        return self._cache["pairs"]
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        gen = make_generator(0)
+        x, y, w = self.reference.points(_POOL, gen)
+        return x.double().cpu().numpy(), self._draw(x, y, gen), self._decode(y), w.cpu().numpy()
 
     def __repr__(self) -> str:
         return (

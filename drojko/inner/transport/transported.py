@@ -177,26 +177,24 @@ class TransportedWorstCase(WorstCase):
         density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
         return torch.where(reached, density, torch.full_like(density, -torch.inf))
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        if "evaluated" not in self._cache:
-            if self.evaluation is None:
-                gen = make_generator(0)
-                x, y, w = self.reference.points(2000, gen)
-                batch = self._reference_batch(x, y)
-                x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
-            else:
-                x, y, w = self.evaluation
-                batch = self._batch(x, y)
-            with torch.no_grad():
-                image = self._images(batch, self._at(self.high_penalty, batch)).cpu().numpy()
-                if self.share > 0.0:
-                    low = self._images(batch, self._at(self.low_penalty, batch)).cpu().numpy()
-                    x = np.concatenate([x, x])
-                    y = np.concatenate([y, y])
-                    image = np.concatenate([image, low])
-                    w = np.concatenate([w * (1 - self.share), w * self.share])
-            self._cache["evaluated"] = (x, image, y, w)
-        return self._cache["evaluated"]
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        if self.evaluation is None:
+            x, y, w = self.reference.points(2000, make_generator(0))
+            batch = self._reference_batch(x, y)
+            x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
+        else:
+            x, y, w = self.evaluation
+            batch = self._batch(x, y)
+        image = self._images(batch, self._at(self.high_penalty, batch)).cpu().numpy()
+        if self.share > 0.0:
+            low = self._images(batch, self._at(self.low_penalty, batch)).cpu().numpy()
+            x, y, image = (
+                np.concatenate([x, x]),
+                np.concatenate([y, y]),
+                np.concatenate([image, low]),
+            )
+            w = np.concatenate([w * (1 - self.share), w * self.share])
+        return x, image, y, w
 
     def _costs(self, x: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Moves by their weights; what a swap costs is shared by the columns that it changes."""
