@@ -224,7 +224,7 @@ class JKOFlow(FlowSolver):
     def run(
         self,
         initial: Measure,
-        n_steps: int,
+        n_steps: int | None = None,
         random_state: Any = None,
         callback: Callable[[FlowState], bool | None] | None = None,
         *,
@@ -236,8 +236,8 @@ class JKOFlow(FlowSolver):
         ----------
         initial : Measure
             rho_0, ready to use.
-        n_steps : int
-            At most.
+        n_steps : int, default=None
+            At most; None: as many as there are step sizes.
         random_state : None, int or generator
             Of the particles, of new networks and of their mini-batches.
         callback : callable, default=None
@@ -254,6 +254,11 @@ class JKOFlow(FlowSolver):
         KeyboardInterrupt
             With the steps so far as its ``result``.
         """
+        sizes = self.step_size if isinstance(self.step_size, Sequence | np.ndarray) else None
+        if n_steps is None:
+            if sizes is None:
+                raise InvalidDataError("give n_steps, or a step size for each step")
+            n_steps = len(sizes)
         if not isinstance(n_steps, Integral) or isinstance(n_steps, bool) or n_steps < 1:
             raise InvalidDataError(f"n_steps={n_steps!r}; a flow takes at least 1 step")
         if not isinstance(initial, Measure):
@@ -261,7 +266,6 @@ class JKOFlow(FlowSolver):
                 f"initial is {type(initial).__name__}; expected a measure to start from, such as "
                 "drojko.measures.Gaussian(...) or Empirical(X)"
             )
-        sizes = self.step_size if isinstance(self.step_size, Sequence | np.ndarray) else None
         if sizes is not None and len(sizes) < n_steps:
             raise InvalidDataError(f"step_size has {len(sizes)} entries for {n_steps} steps")
         wrong = [h for h in map(self._size, range(n_steps)) if not 0.0 < h < math.inf]

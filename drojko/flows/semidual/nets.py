@@ -67,9 +67,7 @@ class WholeMap(nn.Module, TransportMap):
         def backward(g: Tensor) -> list[Tensor]:
             g = g * self.scale
             deep = back(g.squeeze(1) if one else g, parameters=True)
-            own = {id(self.matrix): g.T @ inner, id(self.shift): g.sum(0)}
-            found = {id(p): d for p, d in zip(self.net.parameters(), deep, strict=True)} | own
-            return [found[id(p)] for p in self.parameters()]
+            return [g.T @ inner, g.sum(0), *deep]  # a module's own parameters come first
 
         return (out * self.scale + self.origin.float()).detach(), backward
 
@@ -148,13 +146,7 @@ class Critic(nn.Module):
             if not parameters:
                 inner = back(g) + g.unsqueeze(1) * (product + shift)
                 return inner / self.spread.to(y)
-            own = {
-                id(self.matrix): 0.5 * (y * g.unsqueeze(1)).T @ y,
-                id(self.shift): g @ y,
-            }
-            deep = back(g, parameters=True)
-            found = {id(p): d for p, d in zip(self.net.parameters(), deep, strict=True)} | own
-            return [found[id(p)] for p in self.parameters()]
+            return [0.5 * (y * g.unsqueeze(1)).T @ y, g @ y, *back(g, parameters=True)]
 
         return out, backward
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals import (
     Entropy,
     Functional,
@@ -24,22 +23,6 @@ from drojko.measures.gaussian import Gaussian
 __all__ = ["aggregation", "fokker_planck", "ornstein_uhlenbeck", "porous_medium"]
 
 Steps = float | Sequence[float]
-
-
-def _run(
-    functional: Functional,
-    initial: Measure,
-    step_size: Steps,
-    n_steps: int | None,
-    scheme: Any,
-    random_state: Any,
-) -> FlowResult:
-    if n_steps is None:
-        if isinstance(step_size, int | float):
-            raise InvalidDataError("give n_steps, or a step size for each step")
-        n_steps = len(step_size)
-    flow = JKOFlow(functional, scheme, step_size=step_size)
-    return flow.run(initial, n_steps, random_state)
 
 
 def fokker_planck(
@@ -87,7 +70,8 @@ def fokker_planck(
     2.0
     """
     functional = PotentialEnergy(potential, gradient) + temperature * Entropy()
-    return _run(functional, initial, step_size, n_steps, scheme, random_state)
+    flow = JKOFlow(functional, scheme, step_size=step_size)
+    return flow.run(initial, n_steps, random_state)
 
 
 def ornstein_uhlenbeck(
@@ -131,7 +115,8 @@ def ornstein_uhlenbeck(
         return 0.5 * (centred @ precision * centred).sum(1)
 
     functional = PotentialEnergy(potential, lambda z: (z - mean) @ precision) + Entropy()
-    return _run(functional, initial, step_size, n_steps, scheme, random_state)
+    flow = JKOFlow(functional, scheme, step_size=step_size)
+    return flow.run(initial, n_steps, random_state)
 
 
 def porous_medium(
@@ -165,7 +150,8 @@ def porous_medium(
     >>> 1.0 < float(w @ x[:, 0] ** 2) < 1.06  # d/dt E|x|^2 = 2 d E u, 0.56 at first
     True
     """
-    return _run(InternalEnergy(m), initial, step_size, n_steps, scheme, random_state)
+    flow = JKOFlow(InternalEnergy(m), scheme, step_size=step_size)
+    return flow.run(initial, n_steps, random_state)
 
 
 def aggregation(
@@ -203,4 +189,5 @@ def aggregation(
         functional = functional + PotentialEnergy(potential)
     if temperature:
         functional = functional + temperature * Entropy()
-    return _run(functional, initial, step_size, n_steps, scheme, random_state)
+    flow = JKOFlow(functional, scheme, step_size=step_size)
+    return flow.run(initial, n_steps, random_state)

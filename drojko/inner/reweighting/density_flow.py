@@ -14,6 +14,7 @@ from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import UnsupportedError
 from drojko.flows.functionals import FDivergence, Functional, KLDivergence, PotentialEnergy
+from drojko.flows.functionals.energies import scale_and_order
 from drojko.flows.icnn.map_problem import MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.particles import Particles, draw_particles
@@ -222,11 +223,9 @@ def _summary(
         risk = float((p.w * losses).sum())
         divergence = measured.value(p.x, p.log_density, p.w)
         log_ratio = torch.from_numpy(ambiguity.log_ratio_at(losses, penalty, shift))
-        log_weight = base + log_ratio - p.log_density
-        top = float(log_weight.max())
-        weight = p.w * (log_weight - top).exp()
-        normaliser = float(weight.sum()) * math.exp(top)
-        mass = weight / weight.sum()
+        log_mass = p.w.log() + base + log_ratio - p.log_density
+        normaliser = float(torch.logsumexp(log_mass, 0).exp())
+        mass = torch.softmax(log_mass, 0)
         own = log_ratio - math.log(normaliser) + log_share
         exact, _ = own_divergence(kind, k, own, mass)
     return ClassFlow(
@@ -247,10 +246,7 @@ def own_divergence(kind: str, k: float, u: Tensor, mass: Tensor) -> tuple[float,
 
     In E0 r^k - 1 and E0 r log r the points without ratio count nothing, so nothing is missed.
     """
-    u = torch.where(mass > 0, u, torch.zeros_like(u))
-    if kind == "kl":
-        terms = u
-    else:
-        scale = (2.0 if kind == "chi-square" else 1.0) / (k * (k - 1.0))
-        terms = scale * (((k - 1.0) * u).exp() - 1.0)
+    terms, (scale, k) = torch.where(mass > 0, u, torch.zeros_like(u)), scale_and_order(kind, k)
+    if k != 1.0:
+        terms = scale / (k * (k - 1.0)) * (((k - 1.0) * terms).exp() - 1.0)
     return float(mass @ terms), terms

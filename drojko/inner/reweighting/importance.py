@@ -17,6 +17,7 @@ from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
+from drojko.flows.functionals.energies import scale_and_order
 from drojko.flows.importance.fit_velocity import log_target
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
@@ -229,30 +230,20 @@ class Importance(InnerSolver):
             return ratio
 
         known: Any = ambiguity.divergence
-        smooth = known.kind == "kl"
 
         def target(x: Tensor) -> Tensor:
-            ratio = log_ratio(x, 0.0 if smooth else _FLOOR)
+            ratio = log_ratio(x, 0.0 if known.kind == "kl" else _FLOOR)
             return reference.log_prob(x) + ratio.to(torch.float64)
-
-        def excess(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                if smooth:
-                    return torch.zeros(len(x), dtype=torch.float64)
-                return (log_ratio(x) - log_ratio(x, _FLOOR)).double()
 
         measure, choice = self._way(target, reference, gen)
         x, log_density = measure.sample_with_log_prob(self.n_draws, spawn(gen))
         with torch.no_grad():
             losses = loss(x).detach().double().cpu()
             exact = log_ratio(x).double()
-            log_weight = target(x) + excess(x) - log_density
-        highest = float(log_weight.max())
-        w = (log_weight - highest).exp()
-        mass = w / w.sum()
-        log_z = highest + math.log(float(w.mean()))
-        spread = float(w.std() / w.mean()) / math.sqrt(len(w))
-        log_z_error = math.hypot(spread, measure.log_mass_error)
+            log_weight = reference.log_prob(x) + exact - log_density
+        mass = torch.softmax(log_weight, 0)
+        log_z = float(torch.logsumexp(log_weight, 0)) - math.log(len(mass))
+        log_z_error = math.hypot(float(mass.std()) * math.sqrt(len(mass)), measure.log_mass_error)
         own = exact - log_z + log_share
         kind, k = known.kind, known.order
         risk = float(mass @ losses)
@@ -264,7 +255,7 @@ class Importance(InnerSolver):
 
         def settle(x: Tensor, log_density: Tensor) -> Tensor:
             with torch.no_grad():
-                return target(x) + excess(x) - log_density - log_z
+                return reference.log_prob(x) + log_ratio(x).double() - log_density - log_z
 
         return RatioFlow(
             measure,
@@ -359,10 +350,10 @@ def check_set(ambiguity: Any) -> None:
 
 def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
     """Log of (f*)'(t) by torch operations; ``floor`` bounds the ratio from below."""
-    kind, k = ambiguity.divergence.kind, ambiguity.divergence.order
-    if kind == "kl":
+    scale, k = scale_and_order(ambiguity.divergence.kind, ambiguity.divergence.order)
+    if k == 1.0:
         return t
-    inside = 1.0 + (0.5 if kind == "chi-square" else k - 1.0) * t
+    inside = 1.0 + (k - 1.0) / scale * t
     if k < 1.0:  # infinite from inside = 0 on
         return torch.where(inside > 0, inside.clamp_min(1e-300).log() / (k - 1.0), math.inf)
     if floor:
@@ -373,11 +364,9 @@ def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
 
 def _steepness(kind: str, k: float, own: Tensor, mass: Tensor) -> float:
     """Derivative of D in the log of the normaliser, in absolute value."""
-    if kind == "kl":
-        return 1.0
+    scale, k = scale_and_order(kind, k)
     kept = mass > 0
-    scale = 2.0 / k if kind == "chi-square" else 1.0 / k
-    return abs(scale * float(mass[kept] @ ((k - 1.0) * own[kept]).exp()))
+    return abs(scale / k * float(mass[kept] @ ((k - 1.0) * own[kept]).exp()))
 
 
 @dataclass(frozen=True, repr=False)

@@ -50,12 +50,11 @@ def structure(objective: Objective) -> Structure:
     covariance of the rows under any class probabilities); one hidden layer adds the second
     derivative of the activation, weighted by the largest output differences.
     """
-    model, lift = objective.model, objective.coordinates.lift
-    loss = objective.loss
+    model, loss = objective.model, objective.loss
     if not isinstance(model, MLP) or not loss.has_bounds:
         return Structure(None, math.inf, False)
     weights = [w.detach() for w in model.weights]
-    first = weights[0] * objective.coordinates.scale if lift is None else weights[0] @ lift
+    first = objective.coordinates.pull(weights[0])
     slope = ACTIVATIONS[model.activation][1]
     inner = 1.0
     if len(weights) > 1:

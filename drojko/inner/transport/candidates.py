@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -156,18 +157,14 @@ class Support:
 
     def assign(self, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
         """Index of the best support point of each sample, and its value by the formula."""
-        index, value = [], []
-        strength = objective.strength
-        for a in range(0, len(batch), _BLOCK):
-            q0 = batch.q0[a : a + _BLOCK]
-            score = self.risks - strength * torch.cdist(q0, self.points).square()
+        found = []
+        for q0, y in zip(batch.q0.split(_BLOCK), batch.y.split(_BLOCK)):
+            score = self.risks - objective.strength * torch.cdist(q0, self.points).square()
             if self.labels is not None:
-                other = batch.y[a : a + _BLOCK, None] != self.labels
-                score = score.masked_fill(other, -torch.inf)
-            v, i = score.max(1)
-            index.append(i)
-            value.append(v)
-        return torch.cat(index), torch.cat(value)
+                score = score.masked_fill(y[:, None] != self.labels, -torch.inf)
+            found.append(score.max(1))
+        values, indices = (torch.cat(parts) for parts in zip(*found))
+        return indices, values
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
         """The best support point of each sample; the sample itself where there is none."""
@@ -263,12 +260,8 @@ def best_of(
 ) -> Ascent:
     """Best candidate per sample after ``screening`` steps each, then ``corrections`` steps."""
     starts = [q for c in candidates for q in c.starts(objective, batch)] + list(extra)
-    best: Ascent | None = None
-    for start in starts:
-        found = proximal_ascent(objective, batch, start, screening)
-        best = found if best is None else best.better(found)
-    if best is None:
-        best = proximal_ascent(objective, batch, batch.q0, screening)
+    found = (proximal_ascent(objective, batch, q, screening) for q in starts or [batch.q0])
+    best = reduce(Ascent.better, found)
     if corrections == 0:
         return best
     return best.better(proximal_ascent(objective, batch, best.q, corrections, tol=tol))
