@@ -106,17 +106,14 @@ class Conditioned(Measure):
         raise self._lacks("fit", "fit its prior")
 
     def get_params(self, deep: bool = True) -> dict:
-        """Return the settings."""
         names = ("prior", "log_likelihood", "n_particles", "random_state")
         return {name: getattr(self, name) for name in names}
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return self.particles_.x.shape[1]
 
     def log_prob(self, x: Any) -> Tensor:
-        """Log density at the rows of x, shape (n, d) -> (n,)."""
         rows = queries(x, self.dim)
         return self.prior.log_prob(rows) + self._likelihood(rows) - self.log_evidence_
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from drojko._numerics import check_settings
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
 from drojko.flows.icnn.refinement import refine
-from drojko.flows.settings import check_settings
 from drojko.transport.envelope import QuadraticEnvelope
 
 __all__ = ["EnvelopeScheme"]
@@ -66,7 +66,6 @@ class EnvelopeScheme:
     tol: float = 1e-3
 
     def validate(self) -> None:
-        """Raise `InvalidDataError` for a setting out of range."""
         check_settings(
             self,
             whole={"components": 1, "n_particles": 1, "batch_size": 1, "iterations": 0},

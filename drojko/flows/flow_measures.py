@@ -11,9 +11,9 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
-from drojko.flows.importance.fit_velocity import log_target
 from drojko.flows.importance.measure import ImportanceMeasure
 from drojko.flows.importance.rejection import RejectionBlock
+from drojko.flows.importance.velocity import log_target
 from drojko.flows.particles import ParticleMeasure
 from drojko.transport.maps import Composition, TransportMap
 

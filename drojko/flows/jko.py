@@ -146,7 +146,6 @@ class JKOFlow(FlowSolver):
     # -- the driver's functions --------------------------------------------------------------
 
     def init(self, problem: tuple[Measure, torch.Generator]) -> FlowState:
-        """Draw the particles."""
         initial, gen = problem
         train = draw_particles(initial, self.scheme.n_particles, gen)
         held = draw_particles(initial, max(2, self.scheme.n_particles // 2), gen)
@@ -216,7 +215,6 @@ class JKOFlow(FlowSolver):
         return Status.CONVERGED if state.time >= state.until * (1.0 - 1e-12) else None
 
     def finite(self, state: FlowState) -> bool:
-        """Whether the particles are finite."""
         return bool(torch.isfinite(state.train.x).all())
 
     # -- the public one ----------------------------------------------------------------------

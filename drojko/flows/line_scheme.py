@@ -51,7 +51,6 @@ class MonotoneMap(TransportMap):
         self.slope = self.inner.derivative()
 
     def _at(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values and slopes."""
         inside = np.clip(x, self.knots[0], self.knots[-1])
         slope = self.slope(inside)
         return self.inner(inside) + slope * (x - inside), np.maximum(slope, 1e-300)

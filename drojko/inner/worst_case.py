@@ -147,7 +147,6 @@ class WorstCase(ABC):
         return x, labels
 
     def _arrays(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The same as arrays."""
         x, labels = self._queries(X, y)
         return x.numpy(), labels.numpy()
 

@@ -13,8 +13,7 @@ from drojko.ambiguity import KL, ChiSquare
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows import ICNNScheme, JKOFlow, SemiDualScheme
 from drojko.flows.functionals import DivergenceTo, Entropy, PotentialEnergy, WassersteinTo
-from drojko.flows.functionals.conjugates import CONJUGATES, conjugate_named
-from drojko.flows.functionals.divergence_to import split
+from drojko.flows.functionals.divergence_to import CONJUGATES, conjugate_named, split
 from drojko.flows.semidual.nets import Critic, WholeMap, affine_step, gaussian_log_ratio
 from drojko.measures import Empirical, Gaussian
 

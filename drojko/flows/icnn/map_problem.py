@@ -11,7 +11,7 @@ from torch import Tensor
 from drojko.flows.functionals.base import Functional
 from drojko.flows.particles import Particles
 from drojko.transport.icnn import ICNN
-from drojko.transport.jet import jet
+from drojko.transport.jet import Jet, jet
 from drojko.transport.maps import AffineMap, TransportMap
 from drojko.transport.stochastic_jet import Probes, stochastic_jet
 
@@ -118,15 +118,8 @@ class MapProblem:
         Estimates of two potentials compare: they have their probes in common.
         """
         gen = torch.Generator().manual_seed(0)
-        found = []
-        for part in self.inner.split(_ROWS):
-            at = (
-                jet(potential, part)
-                if probes is None
-                else stochastic_jet(potential, part, gen, probes)
-            )
-            found.append((at.image, at.log_det))
-        image, log_det = (torch.cat(parts) for parts in zip(*found, strict=True))
+        found = [_jet(potential, part, gen, probes) for part in self.inner.split(_ROWS)]
+        image, log_det = (torch.cat(p) for p in zip(*((at.image, at.log_det) for at in found)))
         return self.evaluate(image * self.scale + self.centre, log_det)
 
     def with_gradient(
@@ -146,11 +139,7 @@ class MapProblem:
             zeros = out.new_zeros(len(out))
             found = part.evaluate(out * self.scale + self.centre, zeros)
             return found.value, back(found.d_image * self.scale)
-        if probes is None:
-            found = jet(potential, part.inner)
-        else:
-            assert generator is not None
-            found = stochastic_jet(potential, part.inner, generator, probes)
+        found = _jet(potential, part.inner, generator, probes)
         result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
         return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
 
@@ -187,3 +176,11 @@ class MapProblem:
         matrix = at.d_image.T @ (at.image - self.centre)
         matrix = matrix + at.d_log_det.sum() * torch.eye(len(shift)).to(matrix)
         return float(shift.norm()), float(matrix.norm())
+
+
+def _jet(
+    potential: ICNN, x: Tensor, generator: torch.Generator | None, probes: Probes | None
+) -> Jet:
+    if probes is None or generator is None:
+        return jet(potential, x)
+    return stochastic_jet(potential, x, generator, probes)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drojko._driver import nested
 from drojko._numerics import Batches, cosine
 from drojko.flows.icnn.affine_fit import AffineFit
 from drojko.flows.icnn.map_problem import Evaluated, MapProblem
@@ -72,14 +71,13 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
         residue = hidden_part(potential, problem.inner)
         fit = AffineFit.of(problem, residue)
         matrix = potential.quadratic().clone()
-        start = fit.init((matrix, potential.shift.detach().clone(), 1.0))
-        state = nested(fit, start, max_iter=max_iter).state
-        matrix, shift, share = fit.parts(state.point)
+        shift = potential.shift.detach().clone()
+        matrix, shift, share, at = fit.solve(matrix, shift, 1.0, max_iter)
         set_affine(potential, matrix, shift)
         share = max(share, 1e-12)
         weights = share * torch.nn.functional.softplus(potential.w, threshold=40.0)
         potential.w.copy_(weights + torch.log(-torch.expm1(-weights)))
-        return state.at
+        return at
 
 
 def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import check_settings
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
-from drojko.flows.functionals.base import Functional, Scaled, Sum
-from drojko.flows.importance.fit_velocity import Fitted, fit_velocity, log_target
+from drojko.flows.functionals.base import Functional
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
-from drojko.flows.importance.velocity import VelocityFlow
+from drojko.flows.importance.velocity import VelocityFlow, fit_velocity, log_target
 from drojko.flows.result import FlowSolver, Steps
-from drojko.flows.settings import check_settings
 from drojko.measures.base import Measure
 
 __all__ = ["ImportanceCorrectedScheme", "ImportanceState"]
@@ -169,7 +168,6 @@ class _Solver(FlowSolver):
         self.log_prob, self.factor = target_of(functional)
 
     def init(self, problem: tuple[Measure, torch.Generator]) -> ImportanceState:
-        """Draw the particles."""
         initial, gen = problem
         x = initial.sample(max(self.scheme.n_particles, 2 * _HELD), gen)
         try:
@@ -182,7 +180,6 @@ class _Solver(FlowSolver):
         return ImportanceState(measures=(initial,), x=x, log_density=log_density, generator=gen)
 
     def step(self, state: ImportanceState) -> ImportanceState:
-        """One JKO step and its rejection steps."""
         began, scheme = time.perf_counter(), self.scheme
         h = self.steps[state.step] * self.factor
         held = len(state.x) // _HELD
@@ -191,7 +188,8 @@ class _Solver(FlowSolver):
             measure = ImportanceMeasure(measure, self.log_prob)
         before = (log_target(self.log_prob, state.x) - state.log_density)[:held]
         for attempt in range(1 + _RETRIES):
-            found = self._fit(state, h, held, scheme.rate * _SLOWER**attempt)
+            rate = scheme.rate * _SLOWER**attempt
+            found = fit_velocity(self.log_prob, state.x[held:], h, state.generator, scheme, rate)
             x, grown = found.flow.single().push(state.x)
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
@@ -223,21 +221,6 @@ class _Solver(FlowSolver):
                 x, log_density = measure.sample_with_log_prob(len(x), state.generator)
         h = self.steps[state.step]
         return state.after(measure, h, began, numbers, x=x, log_density=log_density)
-
-    def _fit(self, state: ImportanceState, h: float, held: int, rate: float) -> Fitted:
-        scheme = self.scheme
-        return fit_velocity(
-            self.log_prob,
-            state.x[held:],
-            h,
-            state.generator,
-            width=scheme.width,
-            iterations=scheme.iterations,
-            batch_size=min(scheme.batch_size, len(state.x) - held),
-            rate=rate,
-            steps=scheme.integration_steps,
-            tol=scheme.tol,
-        )
 
     def _after(
         self, measure: ImportanceMeasure, stage: VelocityFlow | RejectionBlock
@@ -281,7 +264,6 @@ class _Solver(FlowSolver):
         )
 
     def finite(self, state: ImportanceState) -> bool:
-        """Whether the particles are finite."""
         return bool(torch.isfinite(state.x).all())
 
 
@@ -290,34 +272,20 @@ def target_of(functional: Functional) -> tuple[Callable[[Tensor], Tensor], float
 
     Raises UnsupportedError for functionals of another form.
     """
-    if isinstance(functional, KLDivergence):
-        return functional.log_prob, 1.0
-    if isinstance(functional, Scaled) and functional.factor > 0:
-        known, kappa = target_of(functional.functional)
-        return known, kappa * functional.factor
-    if isinstance(functional, Sum):
-        entropy = sum(_share(term, Entropy) for term in functional.terms)
-        rest = [term for term in functional.terms if not _share(term, Entropy)]
-        if entropy > 0 and rest and all(_share(term, PotentialEnergy) for term in rest):
-            parts = [(_share(term, PotentialEnergy), _inner(term)) for term in rest]
+    parts = functional.parts()
+    factor, term = parts[0]
+    if len(parts) == 1 and isinstance(term, KLDivergence) and factor > 0:
+        return term.log_prob, factor
+    entropy = sum(factor for factor, term in parts if isinstance(term, Entropy))
+    rest: Any = [part for part in parts if not isinstance(part[1], Entropy)]
+    if entropy > 0 and rest and all(isinstance(term, PotentialEnergy) for _, term in rest):
 
-            def log_prob(z: Tensor) -> Tensor:
-                energies = [factor * part.potential(z) for factor, part in parts]
-                return torch.stack(energies).sum(0) / -entropy
+        def log_prob(z: Tensor) -> Tensor:
+            energies = [factor * term.potential(z) for factor, term in rest]
+            return torch.stack(energies).sum(0) / -entropy
 
-            return log_prob, entropy
+        return log_prob, entropy
     raise UnsupportedError(
         f"the importance-corrected scheme follows KL(rho | g), as KLDivergence(log_prob) or "
         f"PotentialEnergy(V) + kappa * Entropy(); got {functional!r}. Use ICNNScheme for others"
     )
-
-
-def _share(term: Functional, kind: type) -> float:
-    """The factor of a term of a kind, 0 for others."""
-    if isinstance(term, Scaled):
-        return term.factor * _share(term.functional, kind)
-    return float(isinstance(term, kind))
-
-
-def _inner(term: Functional) -> Any:
-    return _inner(term.functional) if isinstance(term, Scaled) else term

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from drojko.exceptions import UnsupportedError
-from drojko.flows.functionals.conjugates import Conjugate
+from drojko.flows.functionals.divergence_to import Conjugate
 from drojko.flows.particles import ParticleMeasure, Particles
 from drojko.flows.semidual.nets import Critic, WholeMap
 from drojko.measures._arrays import queries

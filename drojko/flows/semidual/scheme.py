@@ -12,17 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import check_settings
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals.base import Functional
-from drojko.flows.functionals.conjugates import conjugate_named
-from drojko.flows.functionals.divergence_to import split
+from drojko.flows.functionals.divergence_to import conjugate_named, split
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.result import FlowSolver, Steps
 from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.nets import Critic, WholeMap, affine_step
-from drojko.flows.semidual.phase import Cloud, Phase
-from drojko.flows.settings import check_settings
+from drojko.flows.semidual.nets import Cloud, Critic, Phase, WholeMap, affine_step
 from drojko.measures.base import Measure
 from drojko.models import Learner
 
@@ -221,7 +219,7 @@ class _Solver(FlowSolver):
 
         phase = Phase(
             state.map, state.critic, state.learners, conjugate, factor, rest, h,
-            Cloud.of(state.map.inner(base.x), base.w), state.map.inner(base.x), x.float(),
+            Cloud.of(state.map.inner(base.x), base.w), x.float(),
             Cloud.of(target.x.float(), target.w), gen, s.gradient_penalty,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
             _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
@@ -282,7 +280,6 @@ class _Solver(FlowSolver):
         )
 
     def finite(self, state: SemiDualState) -> bool:
-        """Whether both networks are finite."""
         return all(bool(torch.isfinite(learner.flat).all()) for learner in state.learners)
 
 

@@ -133,10 +133,8 @@ class FarWorstCase(WorstCase):
         total = self._density(x, labels) * np.where(inside, 1.0 - share, 1.0)
         if self.plan.distance > 0:
             directions = self.adversary.directions()
-            options = [labels] if self.classes is not None else [np.zeros(len(x), int)]
-            if self.classes is None:
-                options.append(np.ones(len(x), int))
-            for index in options:
+            either = [np.zeros(len(x), int), np.ones(len(x), int)]
+            for index in either if self.classes is None else [labels]:
                 source = x - self.plan.distance * directions[index]
                 rows, own = self._steepest(source, labels)
                 came = rows & (own == index)

@@ -11,19 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import standard_error
+from drojko._numerics import check_settings, standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.functionals.energies import scale_and_order
-from drojko.flows.importance.fit_velocity import log_target
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
-from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
+from drojko.flows.importance.rejection import RejectionBlock, draw_kept, effective_sample_size
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
+from drojko.flows.importance.velocity import log_target
 from drojko.flows.jko import JKOFlow
-from drojko.flows.settings import check_settings
 from drojko.inner.reweighting.density_flow import own_divergence
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
@@ -90,15 +89,13 @@ class RatioFlow:
             x, log_density = self.measure.sample_with_log_prob(max(4 * n, _POOL), gen)
             weight = self.log_weight(x, log_density)
             return x[choose((weight - weight.max()).exp().numpy(), n, gen)]
-        parts: list[Tensor] = []
-        missing = n
-        while missing > 0:
-            x, log_density = self.measure.sample_with_log_prob(int(1.1 * missing) + 16, gen)
-            coin = torch.rand(len(x), generator=gen, dtype=torch.float64).log()
-            kept = coin <= self.log_weight(x, log_density).clamp_max(0.0)
-            parts.append(x[kept][:missing])
-            missing -= len(parts[-1])
-        return torch.cat(parts)
+
+        def draw(m: int) -> tuple[Tensor]:
+            x, log_density = self.measure.sample_with_log_prob(m, gen)
+            coin = torch.rand(m, generator=gen, dtype=torch.float64).log()
+            return (x[coin <= self.log_weight(x, log_density).clamp_max(0.0)],)
+
+        return draw_kept(n, draw, 1.0)[0]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

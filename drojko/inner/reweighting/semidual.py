@@ -12,18 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import check_settings
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
-from drojko.flows.functionals.conjugates import conjugate_named
-from drojko.flows.functionals.divergence_to import DivergenceTo
+from drojko.flows.functionals.divergence_to import DivergenceTo, conjugate_named
 from drojko.flows.jko import JKOFlow
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.measure import SemiDualStep
 from drojko.flows.semidual.scheme import SemiDualScheme
-from drojko.flows.settings import check_settings
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose

@@ -14,6 +14,7 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.flows.importance.rejection import draw_kept
 from drojko.flows.particles import match_moments
 from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase, quantiles
@@ -248,30 +249,20 @@ class ReweightedWorstCase(WorstCase):
         if np.isfinite(self.ambiguity.ratio_bound) and not pool.lift:
             bound = max(bound, self.ambiguity.ratio_bound / pool.normaliser)
         if 1.0 / bound < _ACCEPTANCE:
-            x, y = self._resample(n, gen)
-        else:
-            x, y = self._reject(n, bound, gen)
-        return x.numpy(), self._decode(y)
-
-    def _reject(self, n: int, bound: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-        xs: list[Tensor] = []
-        ys: list[Tensor] = []
-        missing = n
-        while missing > 0:
-            m = min(_DRAWS, int(1.2 * missing * bound) + 100)
+            m = max(self.n_pool, min(20 * n, 10 * _DRAWS))
             x, y = self.reference.sample(m, gen)
-            coin = torch.rand(m, generator=gen, dtype=torch.float64)
-            kept = coin * bound < self._ratio(self._losses(x, y))
-            xs.append(x[kept][:missing])
-            ys.append(y[kept][:missing])
-            missing -= len(xs[-1])
-        return torch.cat(xs), torch.cat(ys)
+            rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
+            x, y = x[rows], y[rows]
+        else:
 
-    def _resample(self, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-        m = max(self.n_pool, min(20 * n, 10 * _DRAWS))
-        x, y = self.reference.sample(m, gen)
-        rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
-        return x[rows], y[rows]
+            def draw(m: int) -> tuple[Tensor, Tensor]:
+                x, y = self.reference.sample(m, gen)
+                coin = torch.rand(m, generator=gen, dtype=torch.float64)
+                kept = coin * bound < self._ratio(self._losses(x, y))
+                return x[kept], y[kept]
+
+            x, y = draw_kept(n, draw, bound)
+        return x.numpy(), self._decode(y)
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).

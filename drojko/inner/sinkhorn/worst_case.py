@@ -109,7 +109,6 @@ class GibbsWorstCase(WorstCase):
         return found.double().cpu().numpy()
 
     def _particles(self, x: Tensor, y: Tensor, gen: torch.Generator) -> Iterator[tuple[Any, Any]]:
-        """Blocks of (batch, particles)."""
         objective = self.objective
         labels = y.to(self._like["device"]) if self.classes is not None else y.to(**self._like)
         batch = objective.batch(x.to(**self._like), labels)
@@ -159,20 +158,13 @@ class GibbsWorstCase(WorstCase):
             index = pick.to(found.q.device)[:, :, None].expand(1, *found.q.shape[1:])
             q = found.q.gather(0, index)[0]
             at = slice(start, start + len(some))
-            noisy = some.q0 + self._encode_move(noise[at])
-            across = noise[at] - self._lift(noisy - some.q0)
+            seen = coordinates.encode(torch.as_tensor(noise[at], **self._like))
+            zero = torch.zeros(len(some), self.n_features, **self._like)
+            seen = coordinates.decode(zero, torch.zeros_like(seen), seen)
+            across = noise[at] - seen.double().cpu().numpy()
             out[at] = coordinates.decode(some.x, some.q0, q).double().cpu().numpy() + across
             start += len(some)
         return out
-
-    def _encode_move(self, move: np.ndarray) -> Tensor:
-        coordinates = self.objective.coordinates
-        return coordinates.encode(torch.as_tensor(move, **self._like))
-
-    def _lift(self, q: Tensor) -> np.ndarray:
-        coordinates = self.objective.coordinates
-        zero = torch.zeros(len(q), self.n_features, **self._like)
-        return coordinates.decode(zero, torch.zeros_like(q), q).double().cpu().numpy()
 
     @torch.no_grad()
     def transport(self, X: Any, y: Any) -> np.ndarray:

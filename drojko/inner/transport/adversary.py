@@ -14,7 +14,7 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
 from drojko.inner.transport import linear_classes, swapping
-from drojko.inner.transport.ascent import Ascent
+from drojko.inner.transport.ascent import Ascent, picked
 from drojko.inner.transport.bounds import Structure, is_ridge, structure, upper_bound
 from drojko.inner.transport.candidates import Candidate, Stay, Support, best_of
 from drojko.models import MLP
@@ -72,20 +72,7 @@ class Moved:
 
     def better(self, other: Moved) -> Moved:
         """Sample by sample the one of larger value."""
-        wins = other.value > self.value
-
-        def pick(own: Tensor, theirs: Tensor) -> Tensor:
-            return torch.where(wins.unsqueeze(1) if own.ndim > 1 else wins, theirs, own)
-
-        found = self.found.better(other.found, wins)
-        return Moved(
-            self.batch,
-            Batch(pick(self.at.x, other.at.x), pick(self.at.y, other.at.y), self.batch.q0),
-            found,
-            pick(self.value, other.value),
-            pick(self.cost, other.cost),
-            pick(self.risk, other.risk),
-        )
+        return picked(other.value > self.value, other, self)
 
 
 @dataclass(frozen=True)
@@ -215,6 +202,13 @@ class Adversary:
 
     def _ridge_swaps(self, batch: Batch, swaps: Swaps) -> tuple[Batch, Tensor]:
         """The best categories for a ridge loss, and the cost of taking them."""
+        f, whole, kappa = self._line(batch)
+        own, price, loss = swaps.state(batch.x), self.objective.penalty, self.objective.loss
+        choice = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa)
+        return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
+
+    def _line(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
+        """Outputs (n,), their slope (1, d), and the price of a squared unit of output."""
         objective = self.objective
         f, backward = objective.model.linearise(batch.x)
         whole = backward(torch.ones_like(f))[:1]
@@ -222,9 +216,7 @@ class Adversary:
         kappa = objective.strength / square if square > 0 else math.inf
         if not kappa > objective.loss.growth:
             raise UnboundedRiskError(self._unbounded_message())
-        own, price = swaps.state(batch.x), objective.penalty
-        choice = best_prefix(swaps, own, whole[0], objective.loss, f, batch.y, price, kappa)
-        return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
+        return f, whole, kappa
 
     def _may_be_infinite(self) -> bool:
         """Whether nothing proves the worst case finite at this penalty."""
@@ -260,17 +252,11 @@ class Adversary:
         )
 
     def _ridge(self, batch: Batch) -> Ascent:
-        objective = self.objective
-        f, backward = objective.model.linearise(batch.x)
-        direction = objective.coordinates.pull(backward(torch.ones_like(f)))[:1]
-        square = float(direction.square().sum())
-        q = batch.q0
-        if square > 0:
-            kappa = objective.strength / square
-            if not kappa > objective.loss.growth:
-                raise UnboundedRiskError(self._unbounded_message())
-            shift = objective.loss.shift(f, batch.y, kappa)
-            q = q + shift.unsqueeze(1) * (direction / square)
+        objective, q = self.objective, batch.q0
+        f, whole, kappa = self._line(batch)
+        if kappa < math.inf:
+            shift = objective.loss.shift(f, batch.y, kappa) * (kappa / objective.strength)
+            q = q + shift.unsqueeze(1) * objective.coordinates.pull(whole)
         value, gradient = objective.value_and_gradient(batch, q)
         return Ascent(q, value, gradient)
 

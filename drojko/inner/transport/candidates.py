@@ -52,7 +52,6 @@ class Stay:
     """The sample itself: its ascent is what an attack on one sample would find."""
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The sample."""
         return [batch.q0]
 
 
@@ -80,7 +79,6 @@ class Condition:
 
     @property
     def dim(self) -> int:
-        """Number of context columns."""
         return (self.n_labels or 1) + (0 if self.columns is None else len(self.columns))
 
     def context(self, batch: Batch) -> Tensor:
@@ -102,7 +100,6 @@ class LearnedMap:
     condition: Condition
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The image under the map."""
         return [self.brenier.map(batch.q0, self.condition.context(batch))]
 
 
@@ -119,7 +116,6 @@ class OtherLabel:
     shares: Sequence[float] = (0.5, 0.75, 1.0, 1.25)
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """One start per share."""
         distance = torch.cdist(batch.q0, self.anchors)
         if self.labels is not None:
             distance = distance.masked_fill(batch.y[:, None] == self.labels[None, :], torch.inf)
@@ -204,7 +200,6 @@ class BoxPath:
         return BoxPath(direction, torch.cat([-half.flip(0), half]))
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The best point of the path."""
         best_q = batch.q0
         best = objective.value(batch, best_q)
         for mu in self.grid:
@@ -225,7 +220,6 @@ class PairMoves:
     """
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The best of the moves."""
         weights = objective.model.first_layer()
         if weights is None:
             return [batch.q0]

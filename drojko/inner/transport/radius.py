@@ -248,7 +248,8 @@ def solve_ball(
     """
     budget = radius * radius
     if budget == 0.0:
-        return _nothing(adversary, batch)
+        moved = adversary.stay(batch)
+        return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
     if adversary.exact:
         low, high = _Search(adversary, batch, weights, budget, tol or 1e-11).run(penalty)
@@ -272,14 +273,11 @@ def solve_ball(
 def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:
     if high.moved is None:
         raise UnboundedRiskError("the worst-case risk is infinite at every penalty")
-    adversary = adversary.with_penalty(high.penalty)
-    if low is None or low.moved is None:
-        penalty = high.penalty
-        return BallSolution(penalty, high.moved, high.moved, penalty, penalty, 0.0, adversary)
-    share = _share(low, high, budget)
+    low = high if low is None or low.moved is None else low
     return BallSolution(
-        high.penalty, low.moved, high.moved, low.penalty, high.penalty, share, adversary
-    )
+        high.penalty, low.moved, high.moved, low.penalty, high.penalty, _share(low, high, budget),
+        adversary.with_penalty(high.penalty),
+    )  # fmt: skip
 
 
 def _share(low: _Trial, high: _Trial, budget: float) -> float:
@@ -323,9 +321,3 @@ def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:
     part = math.log(low.cost / budget) / math.log(low.cost / high.cost)
     part = min(max(part, 1e-3), 1.0 - 1e-3)
     return math.exp(math.log(low.penalty) + part * math.log(high.penalty / low.penalty))
-
-
-def _nothing(adversary: Adversary, batch: Batch) -> BallSolution:
-    """Radius 0: nothing moves."""
-    moved = adversary.stay(batch)
-    return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
