@@ -10,7 +10,7 @@ import torch
 from drojko._numerics import check_settings
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
-from drojko.flows.icnn.refinement import refine
+from drojko.flows.icnn.scheme import refine
 from drojko.transport.envelope import QuadraticEnvelope
 
 __all__ = ["EnvelopeScheme"]

@@ -16,7 +16,6 @@ from benchmarks.exact_flows import (
 )
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows import ICNNScheme, JKOFlow
-from drojko.flows.conditioned import Conditioned
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.tasks import (
@@ -28,6 +27,7 @@ from drojko.flows.tasks import (
     porous_medium,
     sample_density,
 )
+from drojko.flows.tasks.filtering import Conditioned
 from drojko.measures import Gaussian
 from drojko.transport import ICNN
 from drojko.transport.envelope import QuadraticEnvelope

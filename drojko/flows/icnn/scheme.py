@@ -1,20 +1,166 @@
-"""The ICNN scheme: JKO steps over gradients of input-convex networks."""
+"""The ICNN scheme: JKO steps over gradients of input-convex networks, and their training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from drojko._numerics import Batches, cosine
 from drojko.exceptions import InvalidDataError
-from drojko.flows.icnn.affine_fit import AffineStart
-from drojko.flows.icnn.map_problem import FittedMap, MapProblem
-from drojko.flows.icnn.refinement import DENSE, fresh, polish, refine_network, warm
+from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
+from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
+from drojko.models import Learner
 from drojko.transport.icnn import ICNN
+from drojko.transport.initialise import set_affine
+from drojko.transport.jet import forward
 from drojko.transport.stochastic_jet import Probes
 
-__all__ = ["ICNNScheme"]
+__all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "refine_network", "warm"]
+
+#: Columns up to which Hessians are formed and factorised at every step.
+DENSE = 32
+_NUMBERS = 4e7  # of the Hessians that are held at once
+_ENOUGH = 2.0  # particles over d^2 that a refit of the quadratic needs
+_PATIENCE = 3
+_STAGES = 8  # looks at the particles kept apart
+_START = 0.2  # sum of the output weights of a fresh network: Hessian about a tenth of the identity
+
+
+def hidden_part(potential: ICNN, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (n, d) and Hessian (n, d, d) of the softplus layers alone."""
+    with torch.no_grad():
+        (image, hessian), quadratic = forward(potential, x), potential.quadratic()
+        return image - x @ quadratic - potential.shift, hessian - quadratic
+
+
+def thinned(problem: MapProblem) -> MapProblem:
+    """The problem on as many particles as may have their Hessians in memory together."""
+    n, d = problem.particles.x.shape
+    return problem if n * d * d <= _NUMBERS else problem.few(max(int(_NUMBERS / d**2), 1))
+
+
+def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator) -> ICNN:
+    """A network near the affine map (M, b)."""
+    like = problem.particles.x
+    potential = ICNN(like.shape[1], hidden=hidden, generator=generator)
+    potential = potential.to(like)
+    with torch.no_grad():
+        potential.w.fill_(math.log(math.expm1(_START / hidden[-1])))
+        problem = thinned(problem)
+        gradient, hessian = hidden_part(potential, problem.inner)
+        w = problem.particles.w
+        mean = torch.einsum("n,nij->ij", w, hessian)
+        set_affine(potential, matrix - mean, shift - w @ (gradient - problem.inner @ mean))
+    return potential
+
+
+def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluated | None:
+    """Refit the quadratic, the shift and the share of the layers; changes the potential.
+
+    None, and nothing is changed, where the particles are too few for that many numbers.
+    """
+    problem = thinned(problem)
+    n, d = problem.particles.x.shape
+    if n < _ENOUGH * d * d:  # they would be learned by heart
+        return None
+    with torch.no_grad():
+        residue = hidden_part(potential, problem.inner)
+        fit = AffineFit.of(problem, residue)
+        matrix = potential.quadratic().clone()
+        shift = potential.shift.detach().clone()
+        matrix, shift, share, at = fit.solve(matrix, shift, 1.0, max_iter)
+        set_affine(potential, matrix, shift)
+        share = max(share, 1e-12)
+        weights = share * torch.nn.functional.softplus(potential.w, threshold=40.0)
+        potential.w.copy_(weights + torch.log(-torch.expm1(-weights)))
+        return at
+
+
+def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:
+    """The last layers with the affine part refitted; None where they bend more than M allows."""
+    potential = copy.deepcopy(start).requires_grad_(True)
+    few = thinned(problem)
+    w = few.particles.w
+    gradient, hessian = hidden_part(potential, few.inner)
+    mean = torch.einsum("n,nij->ij", w, hessian)
+    rest = matrix - mean
+    if float(torch.linalg.eigvalsh(rest)[0]) < 0.02:
+        rest = rest + (0.02 - float(torch.linalg.eigvalsh(rest)[0])) * torch.eye(len(rest)).to(rest)
+    set_affine(potential, rest, shift - w @ (gradient - few.inner @ mean))
+    at = polish(problem, potential)
+    return potential if at is None or at.finite else None
+
+
+def refine(
+    potential: nn.Module,
+    n: int,
+    generator: torch.Generator,
+    gradient: Callable[[Tensor], Sequence[Tensor]],
+    value: Callable[[], float],
+    *,
+    iterations: int,
+    batch_size: int,
+    rate: float,
+    largest: float = math.inf,
+    least: float = 0.0,
+    patience: int = _STAGES,
+) -> None:
+    """Adam on mini-batches of n particles in a few stages; the best one by ``value`` counts.
+
+    ``gradient`` gets a batch's rows and says what J changes by in each parameter. Training ends
+    early after ``patience`` stages in a row that gained less than ``least``. All this is inside
+    one step of a flow: what interrupts it ends that one.
+    """
+    learner = Learner(potential)
+    best, best_value, stale = learner.flat.clone(), value(), 0
+    batches, stage = Batches(n, min(batch_size, n), generator), max(1, iterations // _STAGES)
+    for k in range(iterations):
+        found = gradient(batches.next().to(learner.flat.device))
+        # A batch whose density left the floats is not worth a step.
+        learner.step(found, rate * cosine(min(k / iterations, 1.0), 0.02), largest)
+        if (k + 1) % stage:
+            continue
+        now = value()
+        stale = 0 if now < best_value - least else stale + 1
+        if math.isfinite(now) and now < best_value:
+            best, best_value = learner.flat.clone(), now
+        if stale >= patience:
+            break
+    learner.flat.copy_(best)
+
+
+def refine_network(
+    train: MapProblem,
+    held: MapProblem,
+    potential: ICNN,
+    generator: torch.Generator,
+    probes: Probes | None,
+    least: float,
+    **settings: Any,
+) -> None:
+    """`refine` the layers of a network, judged on ``held``."""
+    # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
+    # refitted afterwards, where there are enough particles for that. Layers find their directions
+    # late there: all stages are made.
+    wide = train.particles.x.shape[1] > DENSE
+    kept = {id(p) for p in (potential.factor, potential.shift)} if wide else set()
+
+    def gradient(rows: Tensor) -> list[Tensor]:
+        _, found = train.with_gradient(potential, rows, generator, probes)
+        pairs = zip(found, potential.parameters(), strict=True)
+        return [torch.zeros_like(g) if id(p) in kept else g for g, p in pairs]
+
+    def value() -> float:
+        return held.at_potential(potential, probes).value
+
+    n, patience = len(train.particles.x), _STAGES if wide else _PATIENCE
+    refine(potential, n, generator, gradient, value, least=least, patience=patience, **settings)
 
 
 @dataclass(frozen=True)

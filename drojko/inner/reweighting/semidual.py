@@ -21,8 +21,7 @@ from drojko.flows.functionals import PotentialEnergy
 from drojko.flows.functionals.divergence_to import DivergenceTo, conjugate_named
 from drojko.flows.jko import JKOFlow
 from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.scheme import SemiDualScheme
+from drojko.flows.semidual.scheme import SemiDualScheme, SemiDualStep
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose
