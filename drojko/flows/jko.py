@@ -128,7 +128,7 @@ class JKOFlow(FlowSolver):
                 "ImportanceCorrectedScheme()"
             )
         try:
-            np.asarray(step_size, dtype=np.float64)
+            self._sizes = np.asarray(step_size, dtype=np.float64)
         except (TypeError, ValueError):
             raise InvalidDataError(
                 f"step_size={step_size!r}; expected a positive number, or one for each step"
@@ -139,9 +139,7 @@ class JKOFlow(FlowSolver):
         self.adaptive = adaptive
 
     def _size(self, k: int) -> float:
-        if isinstance(self.step_size, Sequence | np.ndarray):
-            return float(self.step_size[k])
-        return float(self.step_size if self.step_size is not None else math.nan)
+        return float(self._sizes[k] if self._sizes.ndim else self._sizes)
 
     # -- the driver's functions --------------------------------------------------------------
 
@@ -252,11 +250,10 @@ class JKOFlow(FlowSolver):
         KeyboardInterrupt
             With the steps so far as its ``result``.
         """
-        sizes = self.step_size if isinstance(self.step_size, Sequence | np.ndarray) else None
+        given = self._sizes.size if self._sizes.ndim else None
+        n_steps = given if n_steps is None else n_steps
         if n_steps is None:
-            if sizes is None:
-                raise InvalidDataError("give n_steps, or a step size for each step")
-            n_steps = len(sizes)
+            raise InvalidDataError("give n_steps, or a step size for each step")
         if not isinstance(n_steps, Integral) or isinstance(n_steps, bool) or n_steps < 1:
             raise InvalidDataError(f"n_steps={n_steps!r}; a flow takes at least 1 step")
         if not isinstance(initial, Measure):
@@ -264,8 +261,8 @@ class JKOFlow(FlowSolver):
                 f"initial is {type(initial).__name__}; expected a measure to start from, such as "
                 "drojko.measures.Gaussian(...) or Empirical(X)"
             )
-        if sizes is not None and len(sizes) < n_steps:
-            raise InvalidDataError(f"step_size has {len(sizes)} entries for {n_steps} steps")
+        if given is not None and given < n_steps:
+            raise InvalidDataError(f"step_size has {given} entries for {n_steps} steps")
         wrong = [h for h in map(self._size, range(n_steps)) if not 0.0 < h < math.inf]
         if wrong:
             raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")

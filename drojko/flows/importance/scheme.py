@@ -189,13 +189,15 @@ class _Solver(FlowSolver):
         before = (log_target(self.log_prob, state.x) - state.log_density)[:held]
         for attempt in range(1 + _RETRIES):
             rate = scheme.rate * _SLOWER**attempt
-            found = fit_velocity(self.log_prob, state.x[held:], h, state.generator, scheme, rate)
-            x, grown = found.flow.single().push(state.x)
+            flow, path_energy, integration_error = fit_velocity(
+                self.log_prob, state.x[held:], h, state.generator, scheme, rate
+            )
+            x, grown = flow.single().push(state.x)
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
             apart = u[:held]
             if _descends(apart, before):
-                measure = self._after(measure, found.flow)
+                measure = self._after(measure, flow)
                 break
         else:  # no field found: stay, and say so in the history
             x, log_density = state.x, state.log_density
@@ -205,8 +207,8 @@ class _Solver(FlowSolver):
             "energy": -float(apart.mean()) * self.factor,
             "training_energy": -float(u[held:].mean()) * self.factor,
             "movement": float((x - state.x)[:held].square().sum(1).mean()) / (2.0 * h),
-            "path_energy": found.path_energy / (2.0 * h),
-            "integration_error": found.integration_error,
+            "path_energy": path_energy / (2.0 * h),
+            "integration_error": integration_error,
             "rejections": 0.0,
             "log_bound": math.nan,
             "effective_sample_size": effective_sample_size(apart),

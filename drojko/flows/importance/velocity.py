@@ -13,7 +13,7 @@ from torch import Tensor
 from drojko._numerics import Adam, Batches, cosine
 from drojko.exceptions import InvalidDataError, NonFiniteError
 
-__all__ = ["Fitted", "Velocity", "VelocityFlow", "fit_velocity", "log_target"]
+__all__ = ["Velocity", "VelocityFlow", "fit_velocity", "log_target"]
 
 _FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "G", "A", "c")
 _BLOCK = 4096  # points integrated at once: their hidden layers stay in the cache
@@ -268,15 +268,6 @@ class VelocityFlow:
         return float((grown.detach() - log_det).square().mean().sqrt())
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted flow, the movement E |T - x|^2-like path energy, and the integration error."""
-
-    flow: VelocityFlow
-    path_energy: float
-    integration_error: float
-
-
 def log_target(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Log g at z (n,), -inf where g vanishes.
 
@@ -310,12 +301,13 @@ def fit_velocity(
     generator: torch.Generator,
     settings: Any,
     rate: float,
-) -> Fitted:
+) -> tuple[VelocityFlow, float, float]:
     r"""Minimise E[-log g(z(1)) - int div v dt + (1 / 2h) int |v|^2 dt] over fields v.
 
     Trained in single precision on batches of the particles ``x`` (n, d); the integrator's steps
     are doubled afterwards until log densities are right up to ``tol`` (`log_det_error`).
-    ``settings`` are those of `ImportanceCorrectedScheme`.
+    ``settings`` are those of `ImportanceCorrectedScheme`. Returns the flow, E int |v|^2 dt, and
+    the error of log densities.
     """
     iterations, steps = settings.iterations, settings.integration_steps
     # Quantiles rather than moments: a few far particles must not set the scale.
@@ -354,7 +346,7 @@ def fit_velocity(
     flow = VelocityFlow(velocity.to(torch.float64), steps)
     while (error := flow.log_det_error(x[:_PROBED])) > settings.tol and flow.steps < _MOST_STEPS:
         flow = VelocityFlow(flow.velocity, 2 * flow.steps)
-    return Fitted(flow, energy, error)
+    return flow, energy, error
 
 
 def _tamed(log_g: Tensor) -> Tensor:

@@ -165,10 +165,7 @@ class DensityFlow:
             that is zero or infinite.
         """
         gen = make_generator(random_state)
-        if not 0.0 < penalty < math.inf:
-            raise UnsupportedError(
-                f"a flow needs a positive, finite penalty; this dual point has {penalty:g}"
-            )
+        check_penalty("a flow", penalty)
         train = draw_particles(reference, self.scheme.n_particles, spawn(gen))
         held = draw_particles(reference, self.scheme.n_particles // 2, spawn(gen))
         if not train.known:
@@ -188,6 +185,15 @@ class DensityFlow:
             found = self.scheme.fit_map(problem, apart, gen, found.potential)
         image = held.moved(found.held.image, found.held.log_det)
         return _summary(ambiguity, penalty, shift, loss, reference, found.map, image, log_share)
+
+
+def check_penalty(what: str, penalty: float) -> None:
+    """Raise `UnsupportedError` for dual points at which nothing, or everything, moves."""
+    if not 0.0 < penalty < math.inf:
+        raise UnsupportedError(
+            f"{what} needs a positive, finite penalty; this dual point has {penalty:g}: "
+            + ("nothing moves" if penalty else "all mass is on the largest loss")
+        )
 
 
 def _anchored(p: Particles, image: Tensor) -> Particles:

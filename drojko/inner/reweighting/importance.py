@@ -23,7 +23,7 @@ from drojko.flows.importance.rejection import RejectionBlock, draw_kept, effecti
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
 from drojko.flows.importance.velocity import log_target
 from drojko.flows.jko import JKOFlow
-from drojko.inner.reweighting.density_flow import own_divergence
+from drojko.inner.reweighting.density_flow import check_penalty, own_divergence
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose, components, draws
@@ -209,11 +209,7 @@ class Importance(InnerSolver):
             Where too few draws of the reference carry the worst case to begin with.
         """
         check_set(ambiguity)
-        if not 0.0 < penalty < math.inf:
-            raise UnsupportedError(
-                f"inner='importance' needs a positive, finite penalty; this dual point has "
-                f"{penalty:g}"
-            )
+        check_penalty("inner='importance'", penalty)
         gen = make_generator(random_state)
 
         def log_ratio(x: Tensor, floor: float = 0.0) -> Tensor:
@@ -270,10 +266,7 @@ class Importance(InnerSolver):
         )
 
     def _way(
-        self,
-        target: Callable[[Tensor], Tensor],
-        reference: Measure,
-        gen: torch.Generator,
+        self, target: Callable[[Tensor], Tensor], reference: Measure, gen: torch.Generator
     ) -> tuple[ImportanceMeasure, str]:
         start = ImportanceMeasure(reference, target)
         x, log_density, groups = calibration_draws(start, self.n_calibration, spawn(gen))
@@ -281,13 +274,9 @@ class Importance(InnerSolver):
             u = log_target(target, x) - log_density
         words = []
         try:
+            most = max(self.direct_draws, 1.0 + 1e-9)
             block = RejectionBlock.design(
-                u,
-                None,
-                0.2,
-                most_draws=max(self.direct_draws, 1.0 + 1e-9),
-                enough=self.enough,
-                n_groups=groups,
+                u, None, 0.2, most_draws=most, enough=self.enough, n_groups=groups
             )
             ratio = block.log_ratio(u)
             share = effective_sample_size(u - ratio, ratio.exp())
@@ -303,8 +292,7 @@ class Importance(InnerSolver):
                 raise
             words.append(f"rejection steps alone: {error}")
             share, measure = 0.0, None
-        centred = x - x.mean(0)
-        variance = float(centred.square().mean())
+        variance = float((x - x.mean(0)).square().mean())
         sizes = [_FIRST * variance * _GROWTH**k for k in range(self.steps)]
         scheme = ImportanceCorrectedScheme(
             width=self.width,
@@ -322,16 +310,18 @@ class Importance(InnerSolver):
                 f"{error}. Or there is no worst case: exp(loss / penalty) has no mean where the "
                 "loss grows faster than the reference falls off; raise the penalty"
             ) from error
-        last = result.measures[-1]
-        flow_share = float(result.columns["effective_sample_size"][-1])
+        last: Any = result.measures[-1]
+        cost, flow_share = (
+            float(result.columns[name][-1])
+            for name in ("draws_per_sample", "effective_sample_size")
+        )
         words.append(
-            f"{self.steps} JKO steps and rejection steps: "
-            f"{float(result.columns['draws_per_sample'][-1]):.3g} draws per sample, effective "
+            f"{self.steps} JKO steps and rejection steps: {cost:.3g} draws per sample, effective "
             f"sample size {flow_share:.4f}"
         )
         if measure is not None and share >= flow_share:
             return measure, f"{words[0]} (taken); {words[1]}"
-        return last, f"{words[0]}; {words[1]} (taken)"  # type: ignore[return-value]
+        return last, f"{words[0]}; {words[1]} (taken)"
 
 
 def check_set(ambiguity: Any) -> None:

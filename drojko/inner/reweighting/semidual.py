@@ -22,6 +22,7 @@ from drojko.flows.functionals.divergence_to import DivergenceTo, conjugate_named
 from drojko.flows.jko import JKOFlow
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.scheme import SemiDualScheme, SemiDualStep
+from drojko.inner.reweighting.density_flow import check_penalty
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose
@@ -98,11 +99,8 @@ class PotentialFlow:
     def recovered(self) -> float:
         """Share of the exact gain V - nominal that the learned ratio attains, at most 1."""
         gain = self.dual - self.nominal
-        return (
-            1.0
-            if gain <= 1e-12 * max(1.0, abs(self.dual))
-            else ((self.lower - self.nominal) / gain)
-        )
+        none = gain <= 1e-12 * max(1.0, abs(self.dual))
+        return 1.0 if none else (self.lower - self.nominal) / gain
 
 
 class _InUnits(Pushforward):
@@ -222,11 +220,7 @@ class SemiDual(InnerSolver):
             For fewer than 50 samples, and samples in a subspace.
         """
         self.check(ambiguity)
-        if not 0.0 < penalty < math.inf:
-            raise UnsupportedError(
-                f"inner='semidual' needs a positive, finite penalty; this dual point has "
-                f"{penalty:g}: " + ("nothing moves" if penalty else "all mass is on one sample")
-            )
+        check_penalty("inner='semidual'", penalty)
         gen = make_generator(random_state)
         known: Any = ambiguity.divergence
         kind = known.kind

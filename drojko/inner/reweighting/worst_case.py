@@ -200,10 +200,6 @@ class ReweightedWorstCase(WorstCase):
             )
         return Pool(x, y, w, losses, ratio / normaliser, normaliser, top, lift)
 
-    def _plain_ratio(self, losses: Tensor) -> Tensor:
-        ratio = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
-        return self._finite(ratio, losses)
-
     def _finite(self, ratio: np.ndarray, losses: Tensor) -> Tensor:
         if not np.isfinite(ratio).all():
             raise UnboundedRiskError(
@@ -216,8 +212,8 @@ class ReweightedWorstCase(WorstCase):
     def _ratio(self, losses: Tensor) -> Tensor:
         """The normalised ratio at fresh points."""
         pool = self.pool
-        ratio = self._plain_ratio(losses) + pool.lift * (losses >= pool.top)
-        return ratio / pool.normaliser
+        below = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
+        return (self._finite(below, losses) + pool.lift * (losses >= pool.top)) / pool.normaliser
 
     @property
     def effective_sample_size(self) -> float:
@@ -281,7 +277,7 @@ class ReweightedWorstCase(WorstCase):
                 "not known; use log_joint for the density of (x, y)"
             )
         x, labels = self._queries(X, y)
-        shares = torch.from_numpy(self.label_shares() / self._reference_shares())
+        shares = torch.from_numpy(self.label_shares() / self._shares(self.pool.w))
         base = self.reference.log_prob(x, labels)
         ratio = self._ratio(self._losses(x, labels))
         return (base + ratio.log() - shares.log()[labels]).numpy()
@@ -296,7 +292,7 @@ class ReweightedWorstCase(WorstCase):
             (joint,) = components(self.reference)
             base = joint.log_prob(torch.cat([x, labels[:, None]], 1))
         else:
-            shares = torch.from_numpy(self._reference_shares())
+            shares = torch.from_numpy(self._shares(self.pool.w))
             base = self.reference.log_prob(x, labels) + shares.log()[labels]
         return (base + self._ratio(self._losses(x, labels)).log()).numpy()
 
@@ -309,9 +305,6 @@ class ReweightedWorstCase(WorstCase):
     def label_shares(self) -> np.ndarray:
         """P*(y = k) of each class, shape (K,); they sum to 1."""
         return self._shares(self.pool.mass)
-
-    def _reference_shares(self) -> np.ndarray:
-        return self._shares(self.pool.w)
 
     def _shares(self, mass: Tensor) -> np.ndarray:
         if self.classes is None:
@@ -367,7 +360,7 @@ class ReweightedWorstCase(WorstCase):
             raise UnsupportedError(
                 "transport: a map of a joint measure would move the targets too; use sample"
             )
-        share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+        share = float(np.log(self.label_shares()[k] / self._shares(self.pool.w)[k]))
 
         def loss(z: Tensor) -> Tensor:
             return self.capped_loss(z, torch.full((len(z),), k))

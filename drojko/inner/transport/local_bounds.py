@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,14 +110,13 @@ def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent)
     return LocalBound(value, concave <= lipschitz)
 
 
-@dataclass(frozen=True)
-class _Ball:
-    """Per sample: intervals of the units' slopes and bounds of their bends, layer by layer."""
+class _Layer(NamedTuple):
+    """Per sample: intervals of the units' slopes, their largest size, and bounds of their bends."""
 
-    middle: list[Tensor]
-    half: list[Tensor]
-    top: list[Tensor]
-    bend: list[Tensor]
+    middle: Tensor
+    half: Tensor
+    top: Tensor
+    bend: Tensor
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ class _Network:
             h = act(out[-1])[0]
         return out
 
-    def ball(self, centre: list[Tensor], radius: Tensor) -> _Ball:
+    def ball(self, centre: list[Tensor], radius: Tensor) -> list[_Layer]:
         """Intervals over the ball of a radius per sample around it."""
-        middle, half, top, bends = [], [], [], []
+        layers = []
         spread = radius.unsqueeze(1)  # l2 bound on the layer's input
         box: Tensor | None = None  # elementwise bound on it
         for a, w, norm in zip(centre, self.weights, self.norms, strict=True):
@@ -159,27 +159,23 @@ class _Network:
             if box is not None:
                 width = torch.minimum(width, box @ w.abs().T)
             low, high, bend = slope_range(self.activation, a - width, a + width)
-            middle.append(0.5 * (low + high))
-            half.append(0.5 * (high - low))
             largest = torch.maximum(high.abs(), low.abs())
-            top.append(largest)
-            bends.append(bend)
+            layers.append(_Layer(0.5 * (low + high), 0.5 * (high - low), largest, bend))
             box = largest * width
             spread = largest.amax(1, keepdim=True) * norm * spread
-        return _Ball(middle, half, top, bends)
+        return layers
 
-    def lipschitz(self, ball: _Ball, rows: Tensor) -> Tensor:
+    def lipschitz(self, ball: list[_Layer], rows: Tensor) -> Tensor:
         """Lipschitz constants on the ball of ``rows @ last hidden layer``, (n, k) or (n, 1)."""
         c = rows
         e = torch.zeros_like(c[..., 0])
-        for layer in range(len(self.weights) - 1, -1, -1):
-            middle, half = ball.middle[layer].unsqueeze(1), ball.half[layer].unsqueeze(1)
-            e = (c * half).norm(dim=2) + e * ball.top[layer].amax(1, keepdim=True)
-            c = (c * middle) @ self.weights[layer]
-            e = e * self.norms[layer]
+        for at, w, norm in zip(ball[::-1], self.weights[::-1], self.norms[::-1], strict=True):
+            e = (c * at.half.unsqueeze(1)).norm(dim=2) + e * at.top.amax(1, keepdim=True)
+            c = (c * at.middle.unsqueeze(1)) @ w
+            e = e * norm
         return c.norm(dim=2) + e
 
-    def curvature(self, ball: _Ball, top: Tensor, pull: Tensor) -> Tensor:
+    def curvature(self, ball: list[_Layer], top: Tensor, pull: Tensor) -> Tensor:
         """Upper curvature of the loss on the ball, shape (n,).
 
         ``top`` bounds the part from the loss's own curvature, ``pull`` of shape (n, width) the
@@ -188,19 +184,19 @@ class _Network:
         total = top
         upstream = [pull]
         for layer in range(len(self.weights) - 1, 0, -1):
-            below = (upstream[0] * ball.top[layer]) @ self.weights[layer].abs()
+            below = (upstream[0] * ball[layer].top) @ self.weights[layer].abs()
             upstream.insert(0, below)
         product = self.weights[0].expand(len(top), -1, -1)
         error = torch.zeros_like(top)
         norm = torch.full_like(top, self.norms[0])
         for layer, w in enumerate(self.weights):
             if layer:
-                middle, half = ball.middle[layer - 1], ball.half[layer - 1]
-                largest = ball.top[layer - 1].amax(1)
-                error = self.norms[layer] * (half.amax(1) * norm + largest * error)
-                product = w @ (middle.unsqueeze(2) * product)
+                below = ball[layer - 1]
+                largest = below.top.amax(1)
+                error = self.norms[layer] * (below.half.amax(1) * norm + largest * error)
+                product = w @ (below.middle.unsqueeze(2) * product)
                 norm = largest * self.norms[layer] * norm
-            weight = (upstream[layer] * ball.bend[layer]).clamp_min(0.0)
+            weight = (upstream[layer] * ball[layer].bend).clamp_min(0.0)
             weighted = weight.sqrt().unsqueeze(2) * product
             main = _largest_eigenvalue(weighted).sqrt()
             total = total + (main + weight.amax(1).sqrt() * error).square()
