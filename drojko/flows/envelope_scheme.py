@@ -9,14 +9,13 @@ import torch
 
 from drojko._numerics import check_settings
 from drojko.flows.icnn.affine_fit import AffineStart
-from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
+from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import refine
 from drojko.transport.envelope import QuadraticEnvelope
 
 __all__ = ["EnvelopeScheme"]
 
 _LARGEST = 10.0  # norm of a gradient step
-_BLOCK = 2000
 
 
 @dataclass(frozen=True)
@@ -86,41 +85,8 @@ class EnvelopeScheme:
             train.particles.w, min(self.components, len(train.particles.x)), generator=generator
         )
         potential = QuadraticEnvelope(train.inner[rows], first.matrix, first.shift)
-        parameters = list(potential.parameters())
-        refine(
-            potential,
-            len(train.particles.x),
-            generator,
-            lambda rows: _gradient(train.take(rows), potential, parameters),
-            lambda: evaluate(held, potential).value,
-            iterations=self.iterations,
-            batch_size=self.batch_size,
-            rate=self.rate,
-            largest=_LARGEST,
-        )
-        found = evaluate(held, potential)
+        refine(train, held, potential, generator, self, largest=_LARGEST)
+        found = held.at_potential(potential)
         if not found.finite or first.fitted.held.value - found.value <= self.tol * first.gain:
             return first.fitted
-        return first.refined(potential, evaluate(train, potential), found)
-
-
-def _gradient(problem: MapProblem, potential: QuadraticEnvelope, parameters: list) -> tuple:
-    with torch.enable_grad():
-        image, hessian = potential.jet(problem.inner)
-        factor, _ = torch.linalg.cholesky_ex(hessian)
-        log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        at = problem.evaluate((image * problem.scale + problem.centre).detach(), log_det.detach())
-        total = (image * at.d_image * problem.scale).sum() + (log_det * at.d_log_det).sum()
-        return torch.autograd.grad(total, parameters)
-
-
-@torch.no_grad()
-def evaluate(problem: MapProblem, potential: QuadraticEnvelope) -> Evaluated:
-    """J at the gradient of an envelope, a few particles at a time."""
-    images, log_dets = [], []
-    for x in problem.inner.split(_BLOCK):
-        image, hessian = potential.jet(x)
-        images.append(image)
-        factor = torch.linalg.cholesky(hessian)
-        log_dets.append(2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1))
-    return problem.evaluate(torch.cat(images) * problem.scale + problem.centre, torch.cat(log_dets))
+        return first.refined(potential, train.at_potential(potential), found)

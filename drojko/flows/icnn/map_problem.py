@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,8 @@ class MapProblem:
             d_image = torch.addcmul(d_image, p.w.unsqueeze(1), miss, value=1.0 / self.tau)
         return Evaluated(value, energy.value, move, image, log_det, d_image, -energy.log_density)
 
-    def at_potential(self, potential: ICNN, probes: Probes | None = None) -> Evaluated:
+    @torch.no_grad()
+    def at_potential(self, potential: Any, probes: Probes | None = None) -> Evaluated:
         """J at the gradient of a potential; with ``probes`` estimated, always from the same ones.
 
         Estimates of two potentials compare: they have their probes in common.
@@ -124,7 +126,7 @@ class MapProblem:
 
     def with_gradient(
         self,
-        potential: ICNN,
+        potential: Any,
         rows: Tensor | None = None,
         generator: torch.Generator | None = None,
         probes: Probes | None = None,
@@ -134,12 +136,13 @@ class MapProblem:
         With ``probes`` both are unbiased estimates, from signs of the generator.
         """
         part = self if rows is None else self.take(rows)
-        if not part.dense:
+        if not part.dense and isinstance(potential, ICNN):
             out, back = potential.linearise(part.inner)
             zeros = out.new_zeros(len(out))
             found = part.evaluate(out * self.scale + self.centre, zeros)
             return found.value, back(found.d_image * self.scale)
-        found = _jet(potential, part.inner, generator, probes)
+        with torch.enable_grad():
+            found = _jet(potential, part.inner, generator, probes)
         result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
         return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
 
@@ -179,8 +182,18 @@ class MapProblem:
 
 
 def _jet(
-    potential: ICNN, x: Tensor, generator: torch.Generator | None, probes: Probes | None
+    potential: Any, x: Tensor, generator: torch.Generator | None, probes: Probes | None
 ) -> Jet:
-    if probes is None or generator is None:
-        return jet(potential, x)
-    return stochastic_jet(potential, x, generator, probes)
+    if isinstance(potential, ICNN):
+        if probes is None or generator is None:
+            return jet(potential, x)
+        return stochastic_jet(potential, x, generator, probes)
+    image, hessian = potential.jet(x)
+    factor, _ = torch.linalg.cholesky_ex(hessian)
+    log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def backward(g: Tensor, c: Tensor) -> list[Tensor]:
+        total = (image * g).sum() + (log_det * c).sum()
+        return list(torch.autograd.grad(total, list(potential.parameters())))
+
+    return Jet(image.detach(), hessian, log_det.detach(), backward)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from drojko._numerics import Batches, cosine
 from drojko.exceptions import InvalidDataError
@@ -21,7 +21,7 @@ from drojko.transport.initialise import set_affine
 from drojko.transport.jet import forward
 from drojko.transport.stochastic_jet import Probes
 
-__all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "refine_network", "warm"]
+__all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "warm"]
 
 #: Columns up to which Hessians are formed and factorised at every step.
 DENSE = 32
@@ -98,69 +98,45 @@ def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICN
 
 
 def refine(
-    potential: nn.Module,
-    n: int,
+    train: MapProblem,
+    held: MapProblem,
+    potential: Any,
     generator: torch.Generator,
-    gradient: Callable[[Tensor], Sequence[Tensor]],
-    value: Callable[[], float],
+    scheme: Any,
     *,
-    iterations: int,
-    batch_size: int,
-    rate: float,
+    probes: Probes | None = None,
+    kept: Sequence[Tensor] = (),
     largest: float = math.inf,
     least: float = 0.0,
     patience: int = _STAGES,
 ) -> None:
-    """Adam on mini-batches of n particles in a few stages; the best one by ``value`` counts.
+    """Adam on mini-batches in a few stages, in place; the best one on ``held`` counts.
 
-    ``gradient`` gets a batch's rows and says what J changes by in each parameter. Training ends
-    early after ``patience`` stages in a row that gained less than ``least``. All this is inside
-    one step of a flow: what interrupts it ends that one.
+    ``scheme`` has iterations, batch_size and rate; parameters that are ``kept`` stay as they are.
+    Ends early after ``patience`` stages in a row that gained less than ``least``. All this is
+    inside one step of a flow: what interrupts it ends that one.
     """
+    n, iterations = len(train.particles.x), scheme.iterations
+    fixed = [any(p is q for q in kept) for p in potential.parameters()]
     learner = Learner(potential)
-    best, best_value, stale = learner.flat.clone(), value(), 0
-    batches, stage = Batches(n, min(batch_size, n), generator), max(1, iterations // _STAGES)
+    best, stale = learner.flat.clone(), 0
+    best_value = held.at_potential(potential, probes).value
+    batches, stage = Batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
     for k in range(iterations):
-        found = gradient(batches.next().to(learner.flat.device))
+        rows = batches.next().to(best.device)
+        _, found = train.with_gradient(potential, rows, generator, probes)
+        found = [torch.zeros_like(g) if still else g for g, still in zip(found, fixed, strict=True)]
         # A batch whose density left the floats is not worth a step.
-        learner.step(found, rate * cosine(min(k / iterations, 1.0), 0.02), largest)
+        learner.step(found, scheme.rate * cosine(k / iterations, 0.02), largest)
         if (k + 1) % stage:
             continue
-        now = value()
-        stale = 0 if now < best_value - least else stale + 1
-        if math.isfinite(now) and now < best_value:
-            best, best_value = learner.flat.clone(), now
+        value = held.at_potential(potential, probes).value
+        stale = 0 if value < best_value - least else stale + 1
+        if math.isfinite(value) and value < best_value:
+            best, best_value = learner.flat.clone(), value
         if stale >= patience:
             break
     learner.flat.copy_(best)
-
-
-def refine_network(
-    train: MapProblem,
-    held: MapProblem,
-    potential: ICNN,
-    generator: torch.Generator,
-    probes: Probes | None,
-    least: float,
-    **settings: Any,
-) -> None:
-    """`refine` the layers of a network, judged on ``held``."""
-    # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
-    # refitted afterwards, where there are enough particles for that. Layers find their directions
-    # late there: all stages are made.
-    wide = train.particles.x.shape[1] > DENSE
-    kept = {id(p) for p in (potential.factor, potential.shift)} if wide else set()
-
-    def gradient(rows: Tensor) -> list[Tensor]:
-        _, found = train.with_gradient(potential, rows, generator, probes)
-        pairs = zip(found, potential.parameters(), strict=True)
-        return [torch.zeros_like(g) if id(p) in kept else g for g, p in pairs]
-
-    def value() -> float:
-        return held.at_potential(potential, probes).value
-
-    n, patience = len(train.particles.x), _STAGES if wide else _PATIENCE
-    refine(potential, n, generator, gradient, value, least=least, patience=patience, **settings)
 
 
 @dataclass(frozen=True)
@@ -246,9 +222,14 @@ class ICNNScheme:
             held.at_potential(other, probes).value < held.at_potential(potential, probes).value
         ):
             potential = other
-        refine_network(
-            train, held, potential, generator, probes, 0.1 * least,
-            iterations=self.iterations, batch_size=self.batch_size, rate=self.rate,
+        # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
+        # refitted afterwards, where there are enough particles for that. Layers find their
+        # directions late there: all stages are made.
+        wide = d > DENSE
+        kept, patience = ((potential.factor, potential.shift), _STAGES) if wide else ((), _PATIENCE)
+        refine(
+            train, held, potential, generator, self,
+            probes=probes, kept=kept, least=0.1 * least, patience=patience,
         )  # fmt: skip
         polish(train, potential)
         found, final = held.at_potential(potential), train.at_potential(potential)
