@@ -129,14 +129,11 @@ class Velocity:
         new = Velocity(flat, d, width, centre, scale)
         parts = new.parts(flat)
 
-        def normal(like: Tensor, deviation: float) -> Tensor:
-            drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-            return (deviation * drawn).to(like.dtype)
-
-        parts["W1"].copy_(normal(parts["W1"], 1.5 / d**0.5))
-        parts["b1"].copy_(normal(parts["b1"], 1.0))
-        parts["W2"].copy_(normal(parts["W2"], 1.5 / width**0.5))
-        parts["k1"].copy_(normal(parts["k1"], 0.5))
+        first, second = 1.5 / d**0.5, 1.5 / width**0.5
+        for name, deviation in (("W1", first), ("b1", 1.0), ("W2", second), ("k1", 0.5)):
+            part = parts[name]
+            part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64))
+            part.mul_(deviation)
         return new
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:

@@ -413,7 +413,4 @@ class ImportanceWorstCase(ReweightedWorstCase):
         if self.classes is None:
             z = self.class_flow(0).sample(n, gen)
             return z[:, :-1].numpy(), z[:, -1].numpy()
-        shares = torch.from_numpy(self.label_shares())
-        y = torch.multinomial(shares, n, replacement=True, generator=gen)
-        x = self._by_class(y, lambda k, rows: self.class_flow(k).sample(int(rows.sum()), gen))
-        return x.numpy(), self._decode(y)
+        return self._by_label(n, gen, lambda k, m: self.class_flow(k).sample(m, gen))

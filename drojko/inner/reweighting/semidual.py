@@ -25,7 +25,7 @@ from drojko.flows.semidual.scheme import SemiDualScheme, SemiDualStep
 from drojko.inner.reweighting.density_flow import check_penalty
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
-from drojko.measures.base import Measure, choose
+from drojko.measures.base import Measure
 from drojko.measures.empirical import Empirical
 from drojko.measures.pushforward import Pushforward
 from drojko.transport.maps import AffineMap, TransportMap
@@ -345,11 +345,7 @@ class SemiDualWorstCase(ReweightedWorstCase):
         if self.classes is None:
             raise UnsupportedError("generate: maps of a joint measure are not learned; use sample")
         gen = make_generator(random_state)
-        labels = choose(self.label_shares(), n, gen)
-        images = self._by_class(
-            labels, lambda k, rows: self.potential_flow(k).measure.sample(int(rows.sum()), gen)
-        )
-        return images.numpy(), self._decode(labels)
+        return self._by_label(n, gen, lambda k, m: self.potential_flow(k).measure.sample(m, gen))
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,), where the reference has one.

@@ -337,6 +337,14 @@ class ReweightedWorstCase(WorstCase):
             out[rows] = make(int(k), rows).double()
         return out
 
+    def _by_label(
+        self, n: int, gen: torch.Generator, sample: Callable[[int, int], Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw n labels, and ``sample(k, m)`` points of each class k that came up m times."""
+        labels = choose(self.label_shares(), n, gen)
+        x = self._by_class(labels, lambda k, rows: sample(k, int(rows.sum())))
+        return x.numpy(), self._decode(labels)
+
     def _map(self, k: int) -> TransportMap:
         return self.flow(k).map
 

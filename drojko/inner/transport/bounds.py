@@ -11,15 +11,14 @@ from torch import Tensor
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.local_bounds import local_upper_bound, strong_gap
-from drojko.models import ACTIVATIONS, MLP
+from drojko.models import ACTIVATIONS, MLP, is_linear
 
 __all__ = ["Structure", "is_ridge", "is_single", "lipschitz_bound", "structure", "upper_bound"]
 
 
 def is_single(objective: Objective) -> bool:
     """Whether the loss is a function of one linear combination of the features."""
-    model = objective.model
-    linear = isinstance(model, MLP) and len(model.weights) == 1 and model.n_outputs == 1
+    linear = is_linear(objective.model) and objective.model.n_outputs == 1
     return linear and objective.loss.scalar
 
 

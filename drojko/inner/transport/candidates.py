@@ -20,7 +20,7 @@ from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, proximal_ascent
 from drojko.losses.moves import best_class_move
-from drojko.models import MLP
+from drojko.models import is_linear
 from drojko.transport.maps import BrenierMap
 
 __all__ = [
@@ -233,8 +233,7 @@ class PairMoves:
 def first_candidates(objective: Objective) -> tuple[Candidate, ...]:
     """What every solver starts from: the sample, and closed-form moves of linear models."""
     model = objective.model
-    linear = isinstance(model, MLP) and len(model.weights) == 1
-    if not linear:
+    if not is_linear(model):
         return (Stay(),)
     bounded = objective.coordinates.lower is not None
     if model.n_outputs > 1:
@@ -248,8 +247,8 @@ def best_of(
     candidates: Sequence[Candidate],
     *,
     screening: int,
-    corrections: int,
-    tol: float,
+    corrections: int = 0,
+    tol: float = 0.0,
     extra: Sequence[Tensor] = (),
 ) -> Ascent:
     """Best candidate per sample after ``screening`` steps each, then ``corrections`` steps."""
