@@ -86,7 +86,4 @@ class EnvelopeScheme:
         )
         potential = QuadraticEnvelope(train.inner[rows], first.matrix, first.shift)
         refine(train, held, potential, generator, self, largest=_LARGEST)
-        found = held.at_potential(potential)
-        if not found.finite or first.fitted.held.value - found.value <= self.tol * first.gain:
-            return first.fitted
-        return first.refined(potential, train.at_potential(potential), found)
+        return first.or_better(potential, self.tol)

@@ -131,13 +131,9 @@ class Sum(Functional):
         return Sum(tuple(term.take(rows) for term in self.terms))
 
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
-        total = torch.zeros_like(log_density)
-        for term in self.terms:
-            part = term.first_variation(z, log_density)
-            if part is None:
-                return None
-            total = total + part
-        return total
+        parts = [term.first_variation(z, log_density) for term in self.terms]
+        known = [part for part in parts if part is not None]
+        return torch.stack(known).sum(0) if len(known) == len(parts) else None
 
     def parts(self) -> list[tuple[float, Functional]]:
         return [part for term in self.terms for part in term.parts()]

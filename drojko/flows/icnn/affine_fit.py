@@ -214,8 +214,18 @@ class AffineStart:
         affine: Any = self.fitted.map
         return self.train.affine_gap(self.fitted.train, affine) <= _EXACT
 
-    def refined(self, potential: Any, train: Evaluated, held: Evaluated) -> FittedMap:
-        """The gradient of a trained potential in the place of the affine map."""
-        centre, scale = self.train.centre.clone(), self.train.scale
-        own = copy.deepcopy(potential).requires_grad_(False)
-        return FittedMap(BrenierMap(own, centre, scale), potential, train, held, True)
+    def or_better(self, potential: Any, tol: float) -> FittedMap:
+        """The gradient of a trained potential, where that is better than the affine map.
+
+        It is kept if it lowers J on the particles kept apart by more than ``tol`` times what the
+        affine map does, and by a tenth of what it gains on its own particles: otherwise what it
+        learned was those particles.
+        """
+        affine = self.fitted
+        found, final = self.held.at_potential(potential), self.train.at_potential(potential)
+        gain, own = affine.held.value - found.value, affine.train.value - final.value
+        if not (found.finite and gain > tol * self.gain and gain > 0.1 * own):
+            return affine
+        learned = copy.deepcopy(potential).requires_grad_(False)
+        brenier = BrenierMap(learned, self.train.centre.clone(), self.train.scale)
+        return FittedMap(brenier, potential, final, found, True)

@@ -199,12 +199,7 @@ class ICNNScheme:
         generator: torch.Generator,
         start: ICNN | None = None,
     ) -> FittedMap:
-        """The map that minimises J on ``train``; ``start`` is the potential of the step before.
-
-        A network is kept if it lowers J on the particles kept apart by more than ``tol`` times
-        what the affine map does, and by a tenth of what it gains on its own particles: otherwise
-        what it learned was those particles.
-        """
+        """The map that minimises J on ``train``; ``start`` is the potential of the step before."""
         if self.log_det not in ("auto", "exact", "stochastic"):
             raise InvalidDataError(
                 f"ICNNScheme got log_det={self.log_det!r}; expected auto, exact or stochastic"
@@ -215,7 +210,7 @@ class ICNNScheme:
             return first.fitted
         rough = self.log_det == "stochastic" or (self.log_det == "auto" and d > DENSE)
         probes = self.probes if rough and train.dense else None
-        train, held, least = first.train, first.held, self.tol * first.gain
+        train, held = first.train, first.held
         potential = fresh(train, tuple(self.hidden), first.matrix, first.shift, generator)
         other = None if start is None else warm(train, start, first.matrix, first.shift)
         if other is not None and (
@@ -229,12 +224,7 @@ class ICNNScheme:
         kept, patience = ((potential.factor, potential.shift), _STAGES) if wide else ((), _PATIENCE)
         refine(
             train, held, potential, generator, self,
-            probes=probes, kept=kept, least=0.1 * least, patience=patience,
+            probes=probes, kept=kept, least=0.1 * self.tol * first.gain, patience=patience,
         )  # fmt: skip
         polish(train, potential)
-        found, final = held.at_potential(potential), train.at_potential(potential)
-        affine = first.fitted
-        gain, own = affine.held.value - found.value, affine.train.value - final.value
-        if found.finite and gain > least and gain > 0.1 * own:
-            return first.refined(potential, final, found)
-        return affine
+        return first.or_better(potential, self.tol)

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,41 @@ __all__ = ["Cloud", "Critic", "Phase", "WholeMap", "affine_step", "gaussian_log_
 _OFFSET = 1e-3  # of the difference quotient in the gradient penalty, in units of the spread
 
 
-def _network(
-    n_in: int, n_out: int, hidden: Sequence[int], frequency: float, generator: torch.Generator
-) -> MLP:
-    net = MLP(
-        n_in, n_out, hidden=hidden, activation="silu", generator=generator, dtype=torch.float32
-    )
-    for bias in list(net.biases)[:-1]:  # kinks all over the data, not through its mean only
-        bias.data.copy_(0.5 * torch.randn(bias.shape, generator=generator))
-    if len(net.weights) > 1:
-        net.weights[0].data.mul_(frequency)
-        net.biases[0].data.mul_(frequency)
-    net.weights[-1].data.zero_()
-    return net
+class _Shaped(nn.Module):
+    """A network of standardised points (x - centre) / spread, with a part of low degree beside."""
+
+    def __init__(
+        self,
+        centre: Tensor,
+        spread: Tensor,
+        n_out: int,
+        matrix: Tensor,
+        shift: Tensor,
+        hidden: Sequence[int],
+        frequency: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.centre, self.spread = centre, spread
+        matrix, shift = (part.to(torch.float32, copy=True) for part in (matrix, shift))
+        self.matrix, self.shift = nn.Parameter(matrix), nn.Parameter(shift)
+        like: Any = {"activation": "silu", "generator": generator, "dtype": torch.float32}
+        self.net = net = MLP(len(centre), n_out, hidden=hidden, **like)
+        for bias in list(net.biases)[:-1]:  # kinks all over the data, not through its mean only
+            bias.data.copy_(0.5 * torch.randn(bias.shape, generator=generator))
+        if len(net.weights) > 1:
+            net.weights[0].data.mul_(frequency)
+            net.biases[0].data.mul_(frequency)
+        net.weights[-1].data.zero_()
+
+    def in_units(self, centre: Tensor, unit: Tensor) -> Self:
+        """The same for points x = centre + unit * z; not to be trained any more."""
+        new = copy.deepcopy(self)
+        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
+        return new
 
 
-class WholeMap(nn.Module, TransportMap):
+class WholeMap(_Shaped, TransportMap):
     r"""T(x) = c + s (b + L x' + net(x')), x' = (x - centre) / spread: all of the flow so far.
 
     Starts at the identity: the network's last layer is zero.
@@ -57,12 +76,9 @@ class WholeMap(nn.Module, TransportMap):
         frequency: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        dim = len(centre)
-        self.centre, self.spread, self.origin, self.scale = centre, spread, origin, scale
-        self.net = _network(dim, dim, hidden, frequency, generator)
-        self.matrix = nn.Parameter(torch.diag(spread / scale).float())
-        self.shift = nn.Parameter(((centre - origin) / scale).float())
+        identity = torch.diag(spread / scale), (centre - origin) / scale
+        super().__init__(centre, spread, len(centre), *identity, hidden, frequency, generator)
+        self.origin, self.scale = origin, scale
 
     def inner(self, x: Tensor) -> Tensor:
         """The network's input."""
@@ -86,10 +102,8 @@ class WholeMap(nn.Module, TransportMap):
         parts = [self.linearise(self.inner(part))[0] for part in x.split(20_000)]
         return torch.cat(parts).double()
 
-    def in_units(self, centre: Tensor, unit: Tensor) -> WholeMap:
-        """The map of x = centre + unit * z, where this one maps z; not to be trained any more."""
-        new = copy.deepcopy(self)
-        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
+    def in_units(self, centre: Tensor, unit: Tensor) -> Self:
+        new = super().in_units(centre, unit)
         new.origin, new.scale = centre + unit * self.origin, (unit * self.scale).float()
         return new
 
@@ -104,7 +118,7 @@ class WholeMap(nn.Module, TransportMap):
         self.shift.copy_(matrix @ self.shift + origin.float())
 
 
-class Critic(nn.Module):
+class Critic(_Shaped):
     r"""w(y) = q0(y') + q(y') + net(y'), y' = (y - centre) / spread.
 
     q0 is a quadratic held fixed in a phase (the log ratio of two Gaussian fits), q a trained one.
@@ -118,19 +132,9 @@ class Critic(nn.Module):
         frequency: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        dim = len(centre)
-        self.centre, self.spread = centre, spread
-        self.net = _network(dim, 1, hidden, frequency, generator)
-        self.matrix = nn.Parameter(torch.zeros(dim, dim))
-        self.shift = nn.Parameter(torch.zeros(dim))
-        self.fixed = (torch.zeros(dim, dim), torch.zeros(dim), 0.0)
-
-    def in_units(self, centre: Tensor, unit: Tensor) -> Critic:
-        """The same function of x = centre + unit * z."""
-        new = copy.deepcopy(self)
-        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
-        return new
+        zero = torch.zeros(len(centre), len(centre)), torch.zeros(len(centre))
+        super().__init__(centre, spread, 1, *zero, hidden, frequency, generator)
+        self.fixed = (*zero, 0.0)
 
     def fix(self, matrix: Tensor, shift: Tensor, constant: float) -> None:
         """Set q0(y) = y'My/2 + s'y + c, given in the coordinates of the data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -176,12 +176,12 @@ class DensityFlow:
         functional = self.functional(ambiguity, penalty, loss, reference.log_prob, log_share)
         variance = float(train.mean_and_covariance()[1].diagonal().mean())
         tau = self.tau * variance / penalty
-        problem, other = MapProblem.of(functional, train, tau), held
-        apart = problem.on(other)
+        problem = MapProblem.of(functional, train, tau)
+        apart = problem.on(held)
         found = self.scheme.fit_map(problem, apart, gen)
         for _ in range(self.steps - 1):
-            near = _anchored(train, found.train.image), _anchored(held, found.held.image)
-            problem, apart = problem.on(near[0]), problem.on(near[1])
+            problem = problem.on(replace(train, anchor=found.train.image))
+            apart = problem.on(replace(held, anchor=found.held.image))
             found = self.scheme.fit_map(problem, apart, gen, found.potential)
         image = held.moved(found.held.image, found.held.log_det)
         return _summary(ambiguity, penalty, shift, loss, reference, found.map, image, log_share)
@@ -194,10 +194,6 @@ def check_penalty(what: str, penalty: float) -> None:
             f"{what} needs a positive, finite penalty; this dual point has {penalty:g}: "
             + ("nothing moves" if penalty else "all mass is on the largest loss")
         )
-
-
-def _anchored(p: Particles, image: Tensor) -> Particles:
-    return Particles(p.x, p.w, p.log_density, p.known, image)
 
 
 def _check_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:

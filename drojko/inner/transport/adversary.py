@@ -291,10 +291,9 @@ class Adversary:
         known = structure(self.objective) if known is None else known
         batch, penalty = moved.batch, self.objective.penalty
         bound, proof = upper_bound(self.objective, moved.at, moved.found, known)
-        jumps = moved.cost - self.objective.cost(batch, moved.q)
-        bound = bound - penalty * jumps if self.discrete else bound
         if not self.discrete:
             return bound, proof
+        bound = bound - penalty * (moved.cost - self.objective.cost(batch, moved.q))
         for labelled, fee in self._labelled(batch):
             for other, weaker in self._upper_swapped(labelled, moved.q, known):
                 bound = torch.maximum(bound, other - penalty * fee)

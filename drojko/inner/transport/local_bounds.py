@@ -98,7 +98,7 @@ def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent)
             break
     ball = network.ball(centre, radius)
     norms = network.lipschitz(ball, scores.rows)
-    lipschitz = scores.supremum(norms, strength)
+    lipschitz = objective.loss.rate_bound(scores.outputs, batch.y, norms, strength)
     curvature = network.curvature(ball, *scores.slopes(norms, radius))
     modulus = 2.0 * strength - curvature
     # Concavity is known on the ball only: the segment from q to a maximiser must lie in it.
@@ -260,10 +260,6 @@ class _Scores:
         return (slope + (slope.square() + 4.0 * strength * excess).clamp_min(0.0).sqrt()) / (
             2.0 * strength
         )
-
-    def supremum(self, norms: Tensor, strength: float) -> Tensor:
-        """Largest loss - strength t^2 over t >= 0 with outputs moving at these rates."""
-        return self.objective.loss.rate_bound(self.outputs, self.labels, norms, strength)
 
     def slopes(self, norms: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds on the ball: curvature through the outputs, and |gradient| in the last layer."""
