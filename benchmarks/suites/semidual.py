@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from exact_flows import gaussian_step, ornstein_uhlenbeck_law, symmetric_kl
 from harness import Check, Context, clock, numbers
 from torch import Tensor
 
-from benchmarks.exact_flows import gaussian_step, ornstein_uhlenbeck_law, symmetric_kl
 from drojko.ambiguity import KL, ChiSquare
 from drojko.exceptions import ConvergenceWarning
 from drojko.flows import JKOFlow, SemiDualScheme
