@@ -366,13 +366,11 @@ def _target_points(
         first = draw_particles(target, n, spawn(generator))
         return first, draw_particles(target, max(2, n // 2), spawn(generator))
     x, w = target.points(n, generator)
+    atoms = Particles(x, w, w)
     if len(x) < 100:
-        return Particles(x, w, w), Particles(x, w, w)
-    order = torch.randperm(len(x), generator=generator)
-    cut = len(x) // 5
-    parts = [Particles(x[rows], w[rows] / w[rows].sum(), w[rows]) for rows in
-             (order[cut:], order[:cut])]  # fmt: skip
-    return parts[0], parts[1]
+        return atoms, atoms
+    order, cut = torch.randperm(len(x), generator=generator), len(x) // 5
+    return atoms.take(order[cut:]), atoms.take(order[:cut])
 
 
 def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
@@ -422,14 +420,12 @@ def _measure(
     ratio = c.ratio(on_target)
     divergence = float(apart.w @ c.potential(on_image)[0] - held.w @ c.conjugate(on_target)[0])
     energy = phase.factor * divergence
-    if phase.rest is not None:
-        energy += phase.rest.value(image, torch.zeros_like(apart.w), apart.w)
     move = float(apart.w @ (image - near).square().sum(1))
     w, slope = phase.critic.linearise(image.float())
     force = slope(phase.factor * c.potential(w)[1]).double()
     if phase.rest is not None:
-        point = phase.rest.evaluate(image, torch.zeros_like(apart.w), apart.w).point
-        force = force + point / apart.w.unsqueeze(1)
+        rest = phase.rest.evaluate(image, torch.zeros_like(apart.w), apart.w)
+        energy, force = energy + rest.value, force + rest.point / apart.w.unsqueeze(1)
     miss = (image - near) / h + force
     return {
         "energy": energy,
