@@ -46,10 +46,8 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     """
     parameters = list(module.parameters())
     flat = torch.cat([p.detach().reshape(-1) for p in parameters])
-    offset = 0
-    for p in parameters:
-        p.data = flat[offset : offset + p.numel()].view(p.shape)
-        offset += p.numel()
+    for p, view in zip(parameters, views_like(flat, parameters), strict=True):
+        p.data = view
     return flat
 
 
