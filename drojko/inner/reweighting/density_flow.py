@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,8 +184,32 @@ class DensityFlow:
             problem = problem.on(replace(train, anchor=found.train.image))
             apart = problem.on(replace(held, anchor=found.held.image))
             found = self.scheme.fit_map(problem, apart, gen, found.potential)
-        image = held.moved(found.held.image, found.held.log_det)
-        return _summary(ambiguity, penalty, shift, loss, reference, found.map, image, log_share)
+        p = held.moved(found.held.image, found.held.log_det)
+        known: Any = ambiguity.divergence
+        kind, k = known.kind, known.order
+        with torch.no_grad():
+            losses = loss(p.x).detach().double().cpu()
+            base = reference.log_prob(p.x)
+            measured = FDivergence(lambda z: base - log_share, kind, k)
+            risk = float((p.w * losses).sum())
+            divergence = measured.value(p.x, p.log_density, p.w)
+            log_ratio = torch.from_numpy(ambiguity.log_ratio_at(losses, penalty, shift))
+            log_mass = p.w.log() + base + log_ratio - p.log_density
+            normaliser = float(torch.logsumexp(log_mass, 0).exp())
+            mass = torch.softmax(log_mass, 0)
+            own = log_ratio - math.log(normaliser) + log_share
+            exact, _ = own_divergence(kind, k, own, mass)
+        return ClassFlow(
+            found.map,
+            p,
+            risk - penalty * divergence,
+            risk,
+            divergence,
+            normaliser,
+            float(1.0 / (mass.square() / p.w).sum()),
+            mass,
+            float((mass * losses).sum()) - penalty * exact,
+        )
 
 
 def check_penalty(what: str, penalty: float) -> None:
@@ -203,44 +228,6 @@ def _check_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
                 "a flow follows the gradient of the loss in x, and this loss has none (it does "
                 "not depend on x, or was detached)"
             )
-
-
-def _summary(
-    ambiguity: DensityRatioSet,
-    penalty: float,
-    shift: float,
-    loss: Callable[[Tensor], Tensor],
-    reference: Measure,
-    found: TransportMap,
-    p: Particles,
-    log_share: float,
-) -> ClassFlow:
-    known = ambiguity.divergence
-    assert known is not None
-    kind, k = known.kind, known.order
-    with torch.no_grad():
-        losses = loss(p.x).detach().double().cpu()
-        base = reference.log_prob(p.x)
-        measured = FDivergence(lambda z: base - log_share, kind, k)
-        risk = float((p.w * losses).sum())
-        divergence = measured.value(p.x, p.log_density, p.w)
-        log_ratio = torch.from_numpy(ambiguity.log_ratio_at(losses, penalty, shift))
-        log_mass = p.w.log() + base + log_ratio - p.log_density
-        normaliser = float(torch.logsumexp(log_mass, 0).exp())
-        mass = torch.softmax(log_mass, 0)
-        own = log_ratio - math.log(normaliser) + log_share
-        exact, _ = own_divergence(kind, k, own, mass)
-    return ClassFlow(
-        found,
-        p,
-        risk - penalty * divergence,
-        risk,
-        divergence,
-        normaliser,
-        float(1.0 / (mass.square() / p.w).sum()),
-        mass,
-        float((mass * losses).sum()) - penalty * exact,
-    )
 
 
 def own_divergence(kind: str, k: float, u: Tensor, mass: Tensor) -> tuple[float, Tensor]:

@@ -18,7 +18,7 @@ from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
-from drojko.flows.functionals.divergence_to import DivergenceTo, conjugate_named
+from drojko.flows.functionals.divergence_to import DivergenceTo
 from drojko.flows.jko import JKOFlow
 from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.semidual.scheme import SemiDualScheme, SemiDualStep
@@ -260,7 +260,26 @@ class SemiDual(InnerSolver):
             result = flow.run(scaled, self.steps, spawn(gen))
         last: Any = result.measures[-1]
         measure = last.in_units(reference, centre, unit)
-        found = _against_dual(ambiguity, price, loss, x, w, measure, kind)
+        with torch.no_grad():
+            losses = loss(x).detach().double().cpu()
+            risk = float(measure.weights @ loss(measure.particles).detach().double().cpu())
+        exact = ambiguity.priced(price).dual(losses, w)
+        conjugate, out = measure.conjugate, measure.critic.value(x)
+        ratio = conjugate.ratio(out)
+        normaliser = float(w @ ratio)
+        ratio = ratio / normaliser
+        u, star = conjugate.potential(out)[0], conjugate.conjugate(out)[0]
+        found = PotentialFlow(
+            measure,
+            float(w @ (ratio * losses - price * conjugate.f(ratio))),
+            exact.value,
+            float((losses - price * u).max()) + price * float(w @ star),
+            float(w @ losses),
+            ratio,
+            normaliser,
+            risk,
+            exact.attained,
+        )
         if found.weakness:
             warnings.warn(
                 f"inner='semidual': {found.weakness}; what the map generates is not the worst "
@@ -275,38 +294,6 @@ class SemiDual(InnerSolver):
 def learns(ambiguity: Any) -> bool:
     """Whether a map is learned for this set: of KL and chi-square."""
     return ambiguity.divergence is not None and ambiguity.divergence.kind in ("kl", "chi-square")
-
-
-def _against_dual(
-    ambiguity: DensityRatioSet,
-    price: float,
-    loss: Callable[[Tensor], Tensor],
-    x: Tensor,
-    w: Tensor,
-    measure: SemiDualStep,
-    kind: str,
-) -> PotentialFlow:
-    conjugate = conjugate_named(kind)
-    with torch.no_grad():
-        losses = loss(x).detach().double().cpu()
-        risk = float(measure.weights @ loss(measure.particles).detach().double().cpu())
-    exact = ambiguity.priced(price).dual(losses, w)
-    out = measure.critic.value(x)
-    ratio = conjugate.ratio(out)
-    normaliser = float(w @ ratio)
-    ratio = ratio / normaliser
-    u, star = conjugate.potential(out)[0], conjugate.conjugate(out)[0]
-    return PotentialFlow(
-        measure,
-        float(w @ (ratio * losses - price * conjugate.f(ratio))),
-        exact.value,
-        float((losses - price * u).max()) + price * float(w @ star),
-        float(w @ losses),
-        ratio,
-        normaliser,
-        risk,
-        exact.attained,
-    )
 
 
 @dataclass(frozen=True, repr=False)
