@@ -268,7 +268,7 @@ class JKOFlow(FlowSolver):
             raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")
         if not until > 0.0:
             raise InvalidDataError(f"until={until!r}; it must be a positive time")
-        solver: FlowSolver | Any = self
+        solver: Any = self
         if hasattr(self.scheme, "solver"):  # a scheme with a state of its own
             if self.adaptive is not None or until != math.inf:
                 raise UnsupportedError(

@@ -127,7 +127,9 @@ class ImportanceCorrectedScheme:
         counts: Any = self.rejections
         given = isinstance(counts, Sequence) and not isinstance(counts, str)
         each = [c for c in (counts if given else [counts]) if c is not None]
-        if not all(isinstance(c, Integral) and not isinstance(c, bool) and c >= 0 for c in each):
+        if not all(
+            isinstance(c, Integral) and not isinstance(c, bool) and int(c) >= 0 for c in each
+        ):
             raise InvalidDataError(
                 f"rejections={counts!r}; expected None, a number of steps, or one for each JKO step"
             )

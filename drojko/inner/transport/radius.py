@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -250,11 +251,16 @@ def solve_ball(
 def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:
     if high.moved is None:
         raise UnboundedRiskError("the worst-case risk is infinite at every penalty")
-    low = high if low is None or low.moved is None else low
+    below: Any = high if low is None else low
     return BallSolution(
-        high.penalty, low.moved, high.moved, low.penalty, high.penalty, _share(low, high, budget),
+        high.penalty,
+        below.moved,
+        high.moved,
+        below.penalty,
+        high.penalty,
+        _share(below, high, budget),
         adversary.with_penalty(high.penalty),
-    )  # fmt: skip
+    )
 
 
 def _share(low: _Trial, high: _Trial, budget: float) -> float:
