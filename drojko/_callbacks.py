@@ -1,8 +1,8 @@
 """The adapter on `sklearn.callback`: progress, monitoring and early stop of a fit.
 
-A fit is a root task with one subtask per outer iteration, ``outer``, and below it, on demand, one
-per step of the inner problem, ``jko``. `sklearn.callback` is experimental, so this module is its
-only importer; where it is missing, or the estimator takes no callbacks, everything is a no-op.
+A fit is a root task with one subtask per outer iteration, ``outer``. `sklearn.callback` is
+experimental, so this module is its only importer; where it is missing, or the estimator takes no
+callbacks, everything is a no-op.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ class FitProgress:
         The validated data, ``y`` with its original labels: a monitor scores predictions with it.
     metadata : dict, default=None
         Such as ``{"sample_weight": sample_weight}``.
-    inner_steps : int or None, default=0
-        Largest number of ``jko`` tasks in an iteration; 0: none is shown, None: unknown.
 
     Examples
     --------
@@ -84,14 +82,11 @@ class FitProgress:
         y: Any = None,
         *,
         metadata: dict[str, Any] | None = None,
-        inner_steps: int | None = 0,
     ):
         self._estimator = estimator
         self._max_iter = max_iter
         self._data = {"X": X, "y": y, "metadata": metadata}
-        self._inner_steps = inner_steps
         self._root: Any = None
-        self._task: Any = None
         self._cleanup = ExitStack()
 
     def __enter__(self) -> FitProgress:
@@ -116,15 +111,6 @@ class FitProgress:
             return None
         return self._cleanup.__exit__(kind, error, traceback)
 
-    def begin(self) -> None:
-        """Open the task of the next outer iteration; `step` does so itself when it is not open.
-
-        Worth calling at the start of an iteration when callbacks should see how long it takes.
-        """
-        if self._root is not None and self._task is None:
-            self._task = self._root.subcontext("outer", max_subtasks=self._inner_steps)
-            self._task.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
     def step(self, attributes: Attributes | None = None) -> bool:
         """End the current outer iteration and return whether a callback asks to stop.
 
@@ -136,20 +122,8 @@ class FitProgress:
         """
         if self._root is None:
             return False
-        self.begin()
-        task, self._task = self._task, None
-        return self._end(task, attributes)
-
-    def inner_step(self) -> bool:
-        """Report one step of the inner problem within the current outer iteration, as `step`."""
-        if self._root is None or self._inner_steps == 0:
-            return False
-        self.begin()
-        task = self._task.subcontext("jko")
+        task = self._root.subcontext("outer", max_subtasks=0)
         task.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-        return self._end(task, None)
-
-    def _end(self, task: Any, attributes: Attributes | None) -> bool:
         return task.call_on_fit_task_end(
             estimator=self._estimator, reconstruction_attributes=attributes, **self._data
         )

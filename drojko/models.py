@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drojko._numerics import Adam
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = [
     "MLP",
+    "Learner",
     "Linear",
     "ModuleModel",
     "TabularModel",
@@ -44,10 +46,8 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     """
     parameters = list(module.parameters())
     flat = torch.cat([p.detach().reshape(-1) for p in parameters])
-    offset = 0
-    for p in parameters:
-        p.data = flat[offset : offset + p.numel()].view(p.shape)
-        offset += p.numel()
+    for p, view in zip(parameters, views_like(flat, parameters), strict=True):
+        p.data = view
     return flat
 
 
@@ -64,6 +64,38 @@ def views_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         views.append(flat[offset : offset + p.numel()].view(p.shape))
         offset += p.numel()
     return views
+
+
+class Learner:
+    """A module's parameters as one flat vector, with Adam's moments and views of its gradient.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1)
+    >>> flat = Learner(layer).flat
+    >>> flat.data_ptr() == layer.weight.data_ptr()
+    True
+    """
+
+    def __init__(self, module: nn.Module, decay: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.flat = flatten_parameters(module)
+        self.adam = Adam.like(self.flat)
+        self.adam.decay = decay
+        self.views = views_like(self.adam.gradient, list(module.parameters()))
+
+    def step(self, gradients: Sequence[Tensor], rate: float, largest: float | None = None) -> None:
+        """One step of Adam along minus the gradients, in the order of the parameters.
+
+        With ``largest``, of a gradient shortened to that norm, and none where it is not finite.
+        """
+        for view, gradient in zip(self.views, gradients, strict=True):
+            view.copy_(gradient.view_as(view))
+        if largest is not None:
+            norm = float(self.adam.gradient.norm())
+            if not math.isfinite(norm):
+                return
+            self.adam.gradient.mul_(min(1.0, largest / max(norm, 1e-300)))
+        self.adam.step(self.flat, rate)
 
 
 def _softplus(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,23 +17,19 @@ from drojko.exceptions import UnsupportedError
 class Perceptron(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """A toy: `max_iter` gradient steps towards the difference of the class means."""
 
-    def __init__(self, max_iter=5, rate=0.5, verbose=0, inner=0):
+    def __init__(self, max_iter=5, rate=0.5, verbose=0):
         self.max_iter = max_iter
         self.rate = rate
         self.verbose = verbose
-        self.inner = inner
 
     def fit(self, X, y):
         self.classes_ = np.unique(y)
         target = X[y == self.classes_[1]].mean(0) - X[y == self.classes_[0]].mean(0)
         self.offset_ = X.mean(0)
-        with FitProgress(self, self.max_iter, X=X, y=y, inner_steps=self.inner) as progress:
-            self.stops_ = []
+        with FitProgress(self, self.max_iter, X=X, y=y) as progress:
 
             class Solver:
                 def step(_, theta):
-                    for _k in range(self.inner):
-                        self.stops_.append(progress.inner_step())
                     return theta + self.rate * (target - theta)
 
                 def terminate(_, theta):
@@ -109,15 +105,6 @@ def test_hooks_come_in_pairs_and_in_order(data):
         ("end", "fit", 0),
         ("teardown", "fit", 0),
     ]
-
-
-def test_inner_steps_lie_between_begin_and_end_of_their_iteration(data):
-    spy = Spy(at=lambda context: context.task_name == "jko" and context.task_id == 1)
-    toy = Perceptron(max_iter=2, inner=2).set_callbacks(spy).fit(*data)
-    steps = [entry[:2] for entry in spy.log if entry[1] != "fit"]
-    jko = [("begin", "jko"), ("end", "jko")]
-    assert steps == [("begin", "outer"), *jko, *jko, ("end", "outer")] * 2
-    assert toy.stops_ == [False, True] * 2
 
 
 @pytest.mark.promise(13)
@@ -211,7 +198,7 @@ def test_clone_keeps_the_callbacks(data):
 def test_degrades_to_no_ops(data, monkeypatch):
     monkeypatch.setattr(_callbacks, "_management", None)
     spy = Spy()
-    model = Perceptron(verbose=1, inner=1).set_callbacks(spy).fit(*data)
+    model = Perceptron(verbose=1).set_callbacks(spy).fit(*data)
     assert spy.log == []
     assert model.n_iter_ == 5
     standin = _callbacks._NoCallbacks()
@@ -222,6 +209,4 @@ def test_degrades_to_no_ops(data, monkeypatch):
 
 def test_estimator_without_callback_support():
     with FitProgress(BaseEstimator(), 3) as progress:
-        progress.begin()
-        assert not progress.inner_step()
         assert not progress.step({"coef_": 1})

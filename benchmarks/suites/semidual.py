@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from exact_flows import gaussian_step, ornstein_uhlenbeck_law, symmetric_kl
 from harness import Check, Context, clock, numbers
 from torch import Tensor
 
 from drojko.ambiguity import KL, ChiSquare
 from drojko.exceptions import ConvergenceWarning
 from drojko.flows import JKOFlow, SemiDualScheme
-from drojko.flows.exact import gaussian_step, ornstein_uhlenbeck_law, symmetric_kl
 from drojko.flows.functionals import DivergenceTo
 from drojko.inner.reweighting.semidual import SemiDual
 from drojko.measures import Empirical, Gaussian

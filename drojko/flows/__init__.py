@@ -10,8 +10,7 @@ from drojko.flows.importance.scheme import ImportanceCorrectedScheme
 from drojko.flows.jko import JKOFlow
 from drojko.flows.line_scheme import LineScheme
 from drojko.flows.result import FlowResult
-from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.scheme import SemiDualScheme
+from drojko.flows.semidual.scheme import SemiDualScheme, SemiDualStep
 
 __all__ = [
     "EnvelopeScheme",

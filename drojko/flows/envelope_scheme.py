@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from drojko._numerics import Adam, Batches, cosine
+from drojko._numerics import check_settings
 from drojko.flows.icnn.affine_fit import AffineStart
-from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
-from drojko.flows.settings import check_settings
-from drojko.models import flatten_parameters, views_like
+from drojko.flows.icnn.map_problem import FittedMap, MapProblem
+from drojko.flows.icnn.scheme import refine
 from drojko.transport.envelope import QuadraticEnvelope
 
 __all__ = ["EnvelopeScheme"]
 
-_STAGES = 8  # looks at the particles kept apart
 _LARGEST = 10.0  # norm of a gradient step
-_BLOCK = 2000
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,6 @@ class EnvelopeScheme:
     tol: float = 1e-3
 
     def validate(self) -> None:
-        """Raise `InvalidDataError` for a setting out of range."""
         check_settings(
             self,
             whole={"components": 1, "n_particles": 1, "batch_size": 1, "iterations": 0},
@@ -90,59 +85,5 @@ class EnvelopeScheme:
             train.particles.w, min(self.components, len(train.particles.x)), generator=generator
         )
         potential = QuadraticEnvelope(train.inner[rows], first.matrix, first.shift)
-        self._train(train, held, potential, generator)
-        found = evaluate(held, potential)
-        if not found.finite or first.fitted.held.value - found.value <= self.tol * first.gain:
-            return first.fitted
-        return first.refined(potential, evaluate(train, potential), found)
-
-    def _train(
-        self,
-        train: MapProblem,
-        held: MapProblem,
-        potential: QuadraticEnvelope,
-        generator: torch.Generator,
-    ) -> None:
-        """A fixed number of steps, all inside one step of the flow: nothing ends them early."""
-        flat = flatten_parameters(potential)
-        adam, best, best_value = Adam.like(flat), flat.clone(), math.inf
-        parameters = list(potential.parameters())
-        views = views_like(adam.gradient, parameters)
-        n = len(train.particles.x)
-        batches = Batches(n, min(self.batch_size, n), generator)
-        stage = max(1, self.iterations // _STAGES)
-        for k in range(self.iterations):
-            part = train.take(batches.next())
-            for view, gradient in zip(views, _gradient(part, potential, parameters), strict=True):
-                view.copy_(gradient)
-            norm = float(adam.gradient.norm())
-            if math.isfinite(norm):
-                adam.gradient.mul_(min(1.0, _LARGEST / max(norm, 1e-300)))
-                adam.step(flat, self.rate * cosine(k / self.iterations, 0.02))
-            if (k + 1) % stage == 0:
-                value = evaluate(held, potential).value
-                if math.isfinite(value) and value < best_value:
-                    best, best_value = flat.clone(), value
-        flat.copy_(best)
-
-
-def _gradient(problem: MapProblem, potential: QuadraticEnvelope, parameters: list) -> tuple:
-    with torch.enable_grad():
-        image, hessian = potential.jet(problem.inner)
-        factor, _ = torch.linalg.cholesky_ex(hessian)
-        log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        at = problem.evaluate((image * problem.scale + problem.centre).detach(), log_det.detach())
-        total = (image * at.d_image * problem.scale).sum() + (log_det * at.d_log_det).sum()
-        return torch.autograd.grad(total, parameters)
-
-
-@torch.no_grad()
-def evaluate(problem: MapProblem, potential: QuadraticEnvelope) -> Evaluated:
-    """J at the gradient of an envelope, a few particles at a time."""
-    images, log_dets = [], []
-    for x in problem.inner.split(_BLOCK):
-        image, hessian = potential.jet(x)
-        images.append(image)
-        factor = torch.linalg.cholesky(hessian)
-        log_dets.append(2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1))
-    return problem.evaluate(torch.cat(images) * problem.scale + problem.centre, torch.cat(log_dets))
+        refine(train, held, potential, generator, self, largest=_LARGEST)
+        return first.or_better(potential, self.tol)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
-from drojko.flows.importance.fit_velocity import log_target
 from drojko.flows.importance.measure import ImportanceMeasure
 from drojko.flows.importance.rejection import RejectionBlock
+from drojko.flows.importance.velocity import log_target
 from drojko.flows.particles import ParticleMeasure
+from drojko.measures.gaussian import Gaussian
+from drojko.measures.kde import KDE
 from drojko.transport.maps import Composition, TransportMap
 
 __all__ = ["FlowStep"]
@@ -132,21 +134,16 @@ class FlowStep(ParticleMeasure):
         Importance sampling with the density found by inversion: half of the draws around the
         particles (their kernel estimate), half from their normal law at twice its width.
         """
-        gen = make_generator(generator)
+        gen, m = make_generator(generator), n // 2
         mean, covariance = self._held().mean_and_covariance()
-        rows = torch.multinomial(self.weights, n - n // 2, replacement=True, generator=gen)
-        centres = self.particles[torch.unique(rows)][:500]
-        d, m = self.dim, n - n // 2
-        factor = torch.linalg.cholesky(covariance)
-        width = 1.2 * len(centres) ** (-1.0 / (d + 4))
-        noise = torch.randn(n, d, generator=gen, dtype=torch.float64) @ factor.T
-        pick = torch.randint(len(centres), (m,), generator=gen)
-        x = torch.cat([centres[pick] + width * noise[:m], mean + 2.0 * noise[m:]])
-        normal = torch.distributions.MultivariateNormal(mean * 0.0, scale_tril=factor)
-        near = normal.log_prob((x.unsqueeze(1) - centres) / width) - d * math.log(width)
-        kernel = torch.logsumexp(near, 1) - math.log(len(centres))
-        wide = normal.log_prob((x - mean) / 2.0) - d * math.log(2.0)
-        proposal = torch.logaddexp(kernel + math.log(m / n), wide + math.log(1.0 - m / n))
+        rows = torch.multinomial(self.weights, 500, replacement=True, generator=gen)
+        near = KDE("scott").fit(self.particles[rows].numpy())
+        wide = Gaussian(mean.numpy(), 4.0 * covariance.numpy())
+        x = torch.cat([near.sample(n - m, gen), wide.sample(m, gen)])
+        share = m / n
+        proposal = torch.logaddexp(
+            near.log_prob(x) + math.log(1.0 - share), wide.log_prob(x) + math.log(share)
+        )
         ratio = (self.log_prob(x) - proposal).exp()
         return float(ratio.mean()), float(ratio.std()) / math.sqrt(n)
 

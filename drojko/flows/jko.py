@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Status, run
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.flow_measures import FlowStep
@@ -20,7 +20,7 @@ from drojko.flows.functionals.base import Functional
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.result import FlowResult, FlowSolver, finish
+from drojko.flows.result import FlowResult, FlowSolver, Steps, finish
 from drojko.measures.base import Measure
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import Composition, TransportMap
@@ -30,25 +30,25 @@ __all__ = ["FlowState", "JKOFlow"]
 _TRIALS = 8  # step sizes tried for one adaptive step
 
 
-@dataclass(frozen=True, eq=False)
-class FlowState:
-    """Where a flow is: particles to train on, particles kept apart, and all maps so far."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FlowState(Steps):
+    """Where a flow is: particles to train on, particles kept apart, and all measures so far."""
 
     train: Particles
     held: Particles
     generator: torch.Generator
-    maps: tuple[TransportMap, ...] = ()
     potential: ICNN | None = None
-    images: tuple[Particles, ...] = ()
-    time: float = 0.0
-    last: dict[str, float] = field(default_factory=dict)
     until: float = math.inf
     proposed: float | None = None
 
     @property
-    def step(self) -> int:
-        """Steps taken."""
-        return len(self.maps)
+    def maps(self) -> tuple[TransportMap, ...]:
+        """T_1, ..., T_k."""
+        return getattr(self.measures[-1], "maps", ()) if self.step else ()
+
+    def moved(self, *maps: TransportMap, to: Particles) -> FlowStep:
+        """The measure that further maps lead to, with its particles."""
+        return FlowStep(self.measures[0], Composition((*self.maps, *maps)), to)
 
 
 class JKOFlow(FlowSolver):
@@ -121,14 +121,14 @@ class JKOFlow(FlowSolver):
             )
         scheme = ICNNScheme() if scheme is None else scheme
         if isinstance(scheme, type) or not (
-            hasattr(scheme, "run_flow") or hasattr(scheme, "fit_map")
+            hasattr(scheme, "solver") or hasattr(scheme, "fit_map")
         ):
             raise InvalidDataError(
                 f"scheme={scheme!r}; expected settings such as ICNNScheme(), SemiDualScheme() or "
                 "ImportanceCorrectedScheme()"
             )
         try:
-            np.asarray(step_size, dtype=np.float64)
+            self._sizes = np.asarray(step_size, dtype=np.float64)
         except (TypeError, ValueError):
             raise InvalidDataError(
                 f"step_size={step_size!r}; expected a positive number, or one for each step"
@@ -139,14 +139,11 @@ class JKOFlow(FlowSolver):
         self.adaptive = adaptive
 
     def _size(self, k: int) -> float:
-        if isinstance(self.step_size, Sequence | np.ndarray):
-            return float(self.step_size[k])
-        return float(self.step_size if self.step_size is not None else math.nan)
+        return float(self._sizes[k] if self._sizes.ndim else self._sizes)
 
     # -- the driver's functions --------------------------------------------------------------
 
     def init(self, problem: tuple[Measure, torch.Generator]) -> FlowState:
-        """Draw the particles."""
         initial, gen = problem
         train = draw_particles(initial, self.scheme.n_particles, gen)
         held = draw_particles(initial, max(2, self.scheme.n_particles // 2), gen)
@@ -155,7 +152,7 @@ class JKOFlow(FlowSolver):
                 f"{self.functional!r} is a functional of the density, and "
                 f"{type(initial).__name__} has none; start from a continuous measure"
             )
-        return FlowState(train, held, gen, images=(train,))
+        return FlowState(measures=(initial,), train=train, held=held, generator=gen)
 
     def step(self, state: FlowState) -> FlowState:
         """One JKO step; the state given stays as it is."""
@@ -182,9 +179,8 @@ class JKOFlow(FlowSolver):
         last["step_seconds"] += whole.last["step_seconds"]
         for name in ("translation", "linear", "refined"):
             last[name] = max(half.last[name], both.last[name])
-        maps = (*state.maps, Composition(both.maps[-2:]))
-        images = (*state.images, both.train)
-        return replace(both, maps=maps, images=images, last=last, proposed=h * change)
+        image = state.moved(Composition(both.maps[-2:]), to=both.train)
+        return replace(both, measures=(*state.measures, image), last=last, proposed=h * change)
 
     def _once(self, state: FlowState, h: float) -> FlowState:
         train = MapProblem.of(self.functional, state.train, h)
@@ -197,35 +193,26 @@ class JKOFlow(FlowSolver):
         shift, linear = train.residual(found.train)
         move = max(found.train.move, 1e-300)
         mass = float(found.train.d_log_det.sum()) * math.sqrt(train.particles.x.shape[1])
-        last = {
-            "step": state.step + 1,
-            "time": state.time + h,
+        numbers = {
             "energy": found.held.energy,
             "movement": found.held.move / (2.0 * h),
             "decrease": before.value - found.held.energy,
             "translation": shift / (math.sqrt(move) / h),
             "linear": linear / (move / h + abs(mass)),
             "refined": float(found.refined),
-            "step_seconds": time.perf_counter() - began,
         }
         image = state.train.moved(found.train.image, found.train.log_det)
-        return replace(
-            state,
-            train=image,
-            held=state.held.moved(found.held.image, found.held.log_det),
-            maps=(*state.maps, found.map),
-            potential=found.potential,
-            images=(*state.images, image),
-            time=state.time + h,
-            last=last,
-        )
+        held = state.held.moved(found.held.image, found.held.log_det)
+        return state.after(
+            state.moved(found.map, to=image), h, began, numbers,
+            train=image, held=held, potential=found.potential,
+        )  # fmt: skip
 
     def terminate(self, state: FlowState) -> Status | None:
         """A flow goes on for as many steps as asked for, or until its last time."""
         return Status.CONVERGED if state.time >= state.until * (1.0 - 1e-12) else None
 
     def finite(self, state: FlowState) -> bool:
-        """Whether the particles are finite."""
         return bool(torch.isfinite(state.train.x).all())
 
     # -- the public one ----------------------------------------------------------------------
@@ -233,7 +220,7 @@ class JKOFlow(FlowSolver):
     def run(
         self,
         initial: Measure,
-        n_steps: int,
+        n_steps: int | None = None,
         random_state: Any = None,
         callback: Callable[[FlowState], bool | None] | None = None,
         *,
@@ -245,8 +232,8 @@ class JKOFlow(FlowSolver):
         ----------
         initial : Measure
             rho_0, ready to use.
-        n_steps : int
-            At most.
+        n_steps : int, default=None
+            At most; None: as many as there are step sizes.
         random_state : None, int or generator
             Of the particles, of new networks and of their mini-batches.
         callback : callable, default=None
@@ -263,6 +250,10 @@ class JKOFlow(FlowSolver):
         KeyboardInterrupt
             With the steps so far as its ``result``.
         """
+        given = self._sizes.size if self._sizes.ndim else None
+        n_steps = given if n_steps is None else n_steps
+        if n_steps is None:
+            raise InvalidDataError("give n_steps, or a step size for each step")
         if not isinstance(n_steps, Integral) or isinstance(n_steps, bool) or n_steps < 1:
             raise InvalidDataError(f"n_steps={n_steps!r}; a flow takes at least 1 step")
         if not isinstance(initial, Measure):
@@ -270,29 +261,24 @@ class JKOFlow(FlowSolver):
                 f"initial is {type(initial).__name__}; expected a measure to start from, such as "
                 "drojko.measures.Gaussian(...) or Empirical(X)"
             )
-        sizes = self.step_size if isinstance(self.step_size, Sequence | np.ndarray) else None
-        if sizes is not None and len(sizes) < n_steps:
-            raise InvalidDataError(f"step_size has {len(sizes)} entries for {n_steps} steps")
+        if given is not None and given < n_steps:
+            raise InvalidDataError(f"step_size has {given} entries for {n_steps} steps")
         wrong = [h for h in map(self._size, range(n_steps)) if not 0.0 < h < math.inf]
         if wrong:
             raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")
-        if hasattr(self.scheme, "run_flow"):  # a scheme with a state of its own
+        if not until > 0.0:
+            raise InvalidDataError(f"until={until!r}; it must be a positive time")
+        solver: Any = self
+        if hasattr(self.scheme, "solver"):  # a scheme with a state of its own
             if self.adaptive is not None or until != math.inf:
                 raise UnsupportedError(
                     f"{type(self.scheme).__name__} takes the step sizes given: leave out adaptive "
                     "and until"
                 )
-            steps = [self._size(k) for k in range(n_steps)]
-            gen = make_generator(random_state)
-            return self.scheme.run_flow(self.functional, initial, steps, gen, callback)
-        if not until > 0.0:
-            raise InvalidDataError(f"until={until!r}; it must be a positive time")
-        start = replace(self.init((initial, make_generator(random_state))), until=until)
-        outcome: Outcome[FlowState] = run(self, start, max_iter=n_steps, callback=callback)
-        state = outcome.state
-        measures: list[Measure] = [initial]
-        for k in range(state.step):
-            steps = Composition(state.maps[: k + 1])
-            measures.append(FlowStep(initial, steps, state.images[k + 1]))
+            solver = self.scheme.solver(self.functional, [self._size(k) for k in range(n_steps)])
+        start: Any = solver.init((initial, make_generator(random_state)))
+        if solver is self:
+            start = replace(start, until=until)
+        outcome = run(solver, start, max_iter=n_steps, callback=callback)
         # The number of steps is a limit where a time is the goal.
-        return finish(outcome, measures, complete=math.isinf(until))
+        return finish(solver, outcome, complete=math.isinf(until))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Status, nested
-from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko._driver import Status
+from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.flows.functionals.base import Energy
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.transport.maps import TransportMap
@@ -39,29 +39,21 @@ class MonotoneMap(TransportMap):
     """
 
     def __init__(self, knots: np.ndarray, values: np.ndarray) -> None:
-        from scipy.interpolate import PchipInterpolator
+        from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 
         if len(knots) < 2 or (np.diff(knots) <= 0).any() or (np.diff(values) <= 0).any():
             raise InvalidDataError("a MonotoneMap needs two or more increasing knots and values")
         self.knots, self.values = knots, values
-        inner = PchipInterpolator(knots, values, extrapolate=False)
-        ends = np.diff(values)[[0, -1]] / np.diff(knots)[[0, -1]]
+        slopes = np.asarray(PchipInterpolator(knots, values).derivative()(knots))
         # The slope at an end may come out as zero there: a line continues the secant instead.
-        slopes = np.asarray(inner.derivative()(knots))
-        slopes[[0, -1]] = ends
-        self.slopes = slopes
+        slopes[[0, -1]] = np.diff(values)[[0, -1]] / np.diff(knots)[[0, -1]]
+        self.inner = CubicHermiteSpline(knots, values, slopes)
+        self.slope = self.inner.derivative()
 
     def _at(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values and slopes."""
-        k, y, m = self.knots, self.values, self.slopes
-        i = np.clip(np.searchsorted(k, x) - 1, 0, len(k) - 2)
-        width, rise = k[i + 1] - k[i], y[i + 1] - y[i]
-        t = np.clip((x - k[i]) / width, 0.0, 1.0)
-        a, b = m[i] * width, m[i + 1] * width
-        value = y[i] + t * (a + t * ((3 * rise - 2 * a - b) + t * (a + b - 2 * rise)))
-        slope = (a + t * (2 * (3 * rise - 2 * a - b) + 3 * t * (a + b - 2 * rise))) / width
-        beyond = np.where(x < k[0], x - k[0], np.where(x > k[-1], x - k[-1], 0.0))
-        return value + slope * beyond, np.maximum(slope, 1e-300)
+        inside = np.clip(x, self.knots[0], self.knots[-1])
+        slope = self.slope(inside)
+        return self.inner(inside) + slope * (x - inside), np.maximum(slope, 1e-300)
 
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return torch.as_tensor(self._at(x[:, 0].numpy())[0]).unsqueeze(1)
@@ -134,9 +126,8 @@ class LineScheme:
         """The map that minimises J on ``train``; ``held`` is evaluated only."""
         if train.particles.x.shape[1] != 1:
             raise UnsupportedError("LineScheme is for one dimension: use ICNNScheme")
-        newton = _LineNewton(train, self.tol)
-        state = nested(newton, newton.init(None), max_iter=self.max_iter).state
-        found = MonotoneMap(newton.x, state.t)
+        newton = _LineNewton(train)
+        found = MonotoneMap(newton.x, newton.solve(self.tol, self.max_iter))
         parts = []
         for problem in (train, held):
             x = problem.particles.x
@@ -144,20 +135,10 @@ class LineScheme:
         return FittedMap(found, None, parts[0], parts[1], True)
 
 
-@dataclass(frozen=True, eq=False)
-class _LineState:
-    """Images of the particles in their order, J there, and how the last step went."""
-
-    t: np.ndarray
-    value: float
-    decrement: float = math.inf
-    length: float = 1.0
-
-
 class _LineNewton:
     """Newton's method on the images of a problem's particles; those of no weight only follow."""
 
-    def __init__(self, problem: MapProblem, tol: float) -> None:
+    def __init__(self, problem: MapProblem) -> None:
         p = problem.particles
         order = torch.argsort(p.x[:, 0])
         keep = p.w[order] > _LIGHT * p.w.max()
@@ -166,7 +147,7 @@ class _LineNewton:
         self.x, self.w = p.x[order, 0].numpy(), (p.w[order] / p.w[order].sum()).numpy()
         if len(self.x) < 2:
             raise InvalidDataError("LineScheme needs two or more different particles")
-        self.log_density, self.tol = p.log_density[order], tol
+        self.log_density = p.log_density[order]
         self.functional = problem.functional.take(order)
         self.offset = _OFFSET * problem.scale
         theta = float(self._energy(self.x).log_density.sum())
@@ -192,15 +173,33 @@ class _LineNewton:
         barrier = float(self.mass @ np.log(gap / np.diff(x))) if self.mass.any() else 0.0
         return self._energy(t).value + 0.5 * self.inverse_h * float(self.w @ (t - x) ** 2) - barrier
 
-    def init(self, problem: None) -> _LineState:
-        """The identity."""
-        return _LineState(self.x.copy(), self._value(self.x))
+    def solve(self, tol: float, max_iter: int) -> np.ndarray:
+        """The images; ends where a whole step promises less than ``tol``.
 
-    def step(self, state: _LineState) -> _LineState:
-        """One Newton step, as long as the particles keep their order and J falls enough."""
+        All inside one step of the flow: what interrupts it ends that one.
+        """
+        t, value = self.x, self._value(self.x)
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the particles' energy is {value}. {Status.NON_FINITE.advice}")
+        for _ in range(max_iter):
+            step, slope, length = self._direction(t)
+            while length > 1e-12:
+                new = self._value(t + length * step)
+                if new <= value + 1e-4 * length * slope or abs(slope) < 1e-13:
+                    break
+                length *= 0.5
+            else:
+                break  # no step gains: rounding
+            t, value = t + length * step, new
+            if -slope < tol and length == 1.0:
+                break
+        return t
+
+    def _direction(self, t: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """Newton's step, J's slope along it, and how much of it keeps the particles' order."""
         from scipy.linalg import solveh_banded
 
-        t, mass, moved = state.t, self.mass, self.inverse_h * self.w
+        mass, moved = self.mass, self.inverse_h * self.w
         gap = np.diff(t)
         force = self._force(t) + moved * (t - self.x)
         force[1:] -= mass / gap
@@ -219,20 +218,5 @@ class _LineNewton:
         bands[0, 1:] = -bars / (unit[1:] * unit[:-1])
         bands[1] *= 1.0 + 1e-14
         step = -solveh_banded(bands, force / unit) / unit
-        slope = float(force @ step)
-        closing = (-np.diff(step) / gap).max()
-        length = min(1.0, 0.9 / max(float(closing), 1e-300))
-        while length > 1e-12:
-            value = self._value(t + length * step)
-            if value <= state.value + 1e-4 * length * slope or abs(slope) < 1e-13:
-                return _LineState(t + length * step, value, -slope, length)
-            length *= 0.5
-        return replace(state, decrement=0.0, length=1.0)  # no step gains: rounding
-
-    def finite(self, state: _LineState) -> bool:
-        """Whether the value is a number."""
-        return math.isfinite(state.value)
-
-    def terminate(self, state: _LineState) -> Status | None:
-        """Stop on the decrement of a whole step."""
-        return Status.CONVERGED if state.decrement < self.tol and state.length == 1.0 else None
+        closing = float((-np.diff(step) / gap).max())
+        return step, float(force @ step), min(1.0, 0.9 / max(closing, 1e-300))

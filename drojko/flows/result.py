@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from drojko.transport.maps import TransportMap
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FlowResult", "FlowSolver", "finish"]
+__all__ = ["FlowResult", "FlowSolver", "Steps", "finish"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,31 @@ class FlowResult:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Steps:
+    """What states of flows share: all measures so far, and the last step's row of the history."""
+
+    measures: tuple[Measure, ...]
+    time: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.measures) - 1
+
+    def after(
+        self, measure: Measure, h: float, began: float, numbers: dict[str, float], **changes: Any
+    ) -> Self:
+        """The state after a step of size h that began at a time of the clock."""
+        row = {"step": self.step + 1, "time": self.time + h, **numbers}
+        row["step_seconds"] = time.perf_counter() - began
+        measures = (*self.measures, measure)
+        return replace(self, measures=measures, time=row["time"], last=row, **changes)
+
+
 class FlowSolver:
-    """The driver's functions that flows share; states have a ``last`` row of numbers."""
+    """The driver's functions that flows share; the first state is of a measure and a generator."""
 
     def terminate(self, state: Any) -> Status | None:
         """A flow goes on for as many steps as asked for."""
@@ -85,35 +108,31 @@ class FlowSolver:
         """The last step's numbers."""
         return state.last
 
+    def advice(self, columns: dict[str, np.ndarray]) -> str:
+        """What the history says against the flow, which becomes a warning; or nothing."""
+        return ""
 
-def finish(
-    outcome: Outcome,
-    measures: list[Measure],
-    advice: Callable[[dict[str, np.ndarray]], str] = lambda columns: "",
-    *,
-    complete: bool = True,
-) -> FlowResult:
+
+def finish(solver: FlowSolver, outcome: Outcome, *, complete: bool = True) -> FlowResult:
     """The result of a flow's run; KeyboardInterrupt, with it, where that ended the run.
 
-    ``advice`` looks at the columns: what it says is a warning, and the message. ``complete``:
-    the number of steps was all that was asked for.
+    ``complete``: the number of steps was all that was asked for.
     """
     columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
     columns["seconds"] = columns.pop("step_seconds", np.empty(0))
     ended = outcome.status is Status.MAX_ITER and complete
     status = Status.CONVERGED if ended else outcome.status
     interrupted = status is Status.INTERRUPTED
-    words = "" if interrupted else advice(columns)
+    words = "" if interrupted else solver.advice(columns)
     if words:
-        warnings.warn(words, ConvergenceWarning, stacklevel=4)
-    message = f"Took {len(measures) - 1} steps. {words or status.advice}"
-    result = FlowResult(measures, str(status), message, columns)
-    return _interrupt(result) if interrupted else result
-
-
-def _interrupt(result: FlowResult) -> NoReturn:
+        warnings.warn(words, ConvergenceWarning, stacklevel=3)
+    n_steps = outcome.state.step
+    message = f"Took {n_steps} steps. {words or status.advice}"
+    result = FlowResult(list(outcome.state.measures), str(status), message, columns)
+    if not interrupted:
+        return result
     error: Any = KeyboardInterrupt(
-        f"Interrupted after {result.n_steps} steps: what they gave is the exception's `result`."
+        f"Interrupted after {n_steps} steps: what they gave is the exception's `result`."
     )
     error.result = result
     raise error

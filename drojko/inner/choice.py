@@ -76,36 +76,31 @@ def choose_inner(
     >>> print(choose_inner(KL(0.1), 5, sampled=False, n_samples=1000))
     inner='auto' chose SemiDual(): the reference is known by samples only, and maps are learned...
     """
+    learned = learns(ambiguity) and not sampled
     if ambiguity.order is not None:
         if exact_loss:
             return Choice(Pointwise(), "the ascent from each sample is exact for this loss")
         if n_features > 4 * _COLUMNS:
-            return Choice(
-                Pointwise(), f"{n_features} columns are too many for a map that helps the ascent"
-            )
-        return Choice(ICNNJKO(), "maps share what one sample finds with all others")
-    if learns(ambiguity) and not sampled:
-        if not labelled:
-            return Choice(ICNNJKO(), "a map would move the targets too; weights are exact")
-        if n_samples >= _SAMPLES:
-            return Choice(
-                SemiDual(),
-                "the reference is known by samples only, and maps are learned without a density",
-            )
-        return Choice(
-            ICNNJKO(),
-            f"{n_samples} distinct samples of a class are too few for maps; weights are exact"
-            if n_samples
-            else "the samples of a class lie in a subspace, where no map is learned; weights are "
-            "exact",
-        )
-    if ambiguity.divergence is not None and sampled:
-        if n_features <= _COLUMNS:
-            return Choice(ICNNJKO(), "the reference has a density, and maps with exact ones exist")
-        return Choice(
-            Importance(), f"{n_features} columns: rejection steps need no log-determinant"
-        )
-    return Choice(ICNNJKO(), "the worst case of this set has its own exact construction")
+            why = f"{n_features} columns are too many for a map that helps the ascent"
+            return Choice(Pointwise(), why)
+        why = "maps share what one sample finds with all others"
+    elif learned and not labelled:
+        why = "a map would move the targets too; weights are exact"
+    elif learned and n_samples >= _SAMPLES:
+        why = "the reference is known by samples only, and maps are learned without a density"
+        return Choice(SemiDual(), why)
+    elif learned and n_samples:
+        why = f"{n_samples} distinct samples of a class are too few for maps; weights are exact"
+    elif learned:
+        why = "the samples of a class lie in a subspace, where no map is learned; weights are exact"
+    elif ambiguity.divergence is None or not sampled:
+        why = "the worst case of this set has its own exact construction"
+    elif n_features <= _COLUMNS:
+        why = "the reference has a density, and maps with exact ones exist"
+    else:
+        why = f"{n_features} columns: rejection steps need no log-determinant"
+        return Choice(Importance(), why)
+    return Choice(ICNNJKO(), why)
 
 
 _NAMED: dict[str, type[InnerSolver]] = {

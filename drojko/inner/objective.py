@@ -135,15 +135,14 @@ class Objective:
             leaf = q.detach().requires_grad_(True)
             value = self.loss.value(self.model(self.decode(batch, leaf)), batch.y)
             (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
-            columns = []
-            for j in range(q.shape[1]):
-                if not gradient.requires_grad:
-                    columns.append(torch.zeros_like(q))
-                    continue
-                (column,) = torch.autograd.grad(
-                    gradient[:, j].sum(), leaf, retain_graph=True, allow_unused=True
-                )
-                columns.append(torch.zeros_like(q) if column is None else column)
+            if not gradient.requires_grad:
+                return q.new_zeros(*q.shape, q.shape[1])
+            columns = [
+                torch.autograd.grad(
+                    part.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True
+                )[0]
+                for part in gradient.unbind(1)
+            ]
         return torch.stack(columns, 2).detach()
 
     def model_like(self) -> dict[str, Any]:

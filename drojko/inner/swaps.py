@@ -144,10 +144,6 @@ def best_prefix(
             value = loss.robust_value(f + sign * moved, y, kappa) - penalty * paid
             wins = (value > best) & useful[:, k]
             best = torch.where(wins, value, best)
-            choice = torch.where(wins.unsqueeze(1) & taken, target, _kept(choice, own, wins))
+            # Groups outside of the prefix that wins return to the sample's own category.
+            choice = torch.where(wins.unsqueeze(1), torch.where(taken, target, own), choice)
     return choice
-
-
-def _kept(choice: Tensor, own: Tensor, wins: Tensor) -> Tensor:
-    """Where a new prefix wins, groups outside of it return to the sample's own category."""
-    return torch.where(wins.unsqueeze(1), own, choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from drojko.exceptions import InvalidDataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["WorstCase"]
+__all__ = ["WorstCase", "quantiles"]
 
 
 class WorstCase(ABC):
@@ -39,6 +40,7 @@ class WorstCase(ABC):
     feature_names: tuple[str, ...] | None
     cost_weights: np.ndarray | None
     attained_risk: Any
+    _cache: dict[Any, Any]
 
     @property
     @abstractmethod
@@ -61,9 +63,15 @@ class WorstCase(ABC):
         """Mean loss under this measure, on the draws of the certificate."""
         return self.attained_risk
 
-    @abstractmethod
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
+        if "pairs" not in self._cache:
+            with torch.no_grad():
+                self._cache["pairs"] = self._pairs()
+        return self._cache["pairs"]
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        raise NotImplementedError
 
     def displacement(self) -> pd.DataFrame:
         """What moves: a row per class and feature.
@@ -74,37 +82,29 @@ class WorstCase(ABC):
         """
         import pandas as pd
 
-        x, image, y, w = self.pairs()
-        move = image - x
-        spent = w[:, None] * self._costs(x, image)
-        total = spent.sum() or 1.0
-        groups = [None] if self.classes is None else list(self.classes)
-        rows = []
-        for group in groups:
-            mask = np.ones(len(y), bool) if group is None else y == group
-            if not mask.any():
-                continue
-            mass = w[mask] / w[mask].sum()
-            order = np.argsort(move[mask], axis=0)
-            for j, name in enumerate(self.names):
-                values = move[mask][order[:, j], j]
-                cumulated = np.cumsum(mass[order[:, j]])
-                quantile = [
-                    values[min(np.searchsorted(cumulated, p), len(values) - 1)]
-                    for p in (0.05, 0.5, 0.95)
-                ]
-                row = {} if group is None else {"class": group}
-                row.update(
-                    feature=name,
-                    mean=float(mass @ move[mask][:, j]),
-                    q05=quantile[0],
-                    median=quantile[1],
-                    q95=quantile[2],
-                    rms=float(np.sqrt(mass @ move[mask][:, j] ** 2)),
-                    share=float(spent[mask][:, j].sum() / total),
-                )
-                rows.append(row)
+        rows, spent = [], []
+        for group in [None] if self.classes is None else self.classes:
+            label = {} if group is None else {"class": group}
+            for name, (row, cost) in zip(self.names, self._changes(group)):
+                rows.append({**label, "feature": name, **row})
+                spent.append(cost)
+        total = sum(spent) or 1.0
+        for row, cost in zip(rows, spent):
+            row["share"] = float(cost / total)
         return pd.DataFrame(rows)
+
+    def _changes(self, group: Any) -> Iterator[tuple[dict[str, float], float]]:
+        """Column by column what moves in a class (None: in all), and its part of the budget."""
+        x, image, y, w = self.pairs()
+        rows = np.ones(len(y), bool) if group is None else y == group
+        if rows.any():
+            mass, moves = w[rows] / w[rows].sum(), (image - x)[rows]
+            spent = w[rows] @ self._costs(x, image)[rows]
+            for move, cost in zip(moves.T, spent):
+                low, middle, high = quantiles(move, mass)
+                rms = float(np.sqrt(mass @ move**2))
+                row = {"mean": float(mass @ move), "q05": low, "median": middle, "q95": high}
+                yield {**row, "rms": rms}, cost
 
     def _costs(self, x: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Ground cost of each row's move, by columns, shape (n, d)."""
@@ -146,6 +146,10 @@ class WorstCase(ABC):
             raise InvalidDataError(f"X has {len(x)} rows and y has {len(labels)}")
         return x, labels
 
+    def _arrays(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        x, labels = self._queries(X, y)
+        return x.numpy(), labels.numpy()
+
     def _encode(self, y: Any, x: Tensor) -> Tensor:
         if self.classes is None:
             return torch.as_tensor(np.array(y, dtype=np.float64), dtype=x.dtype, device=x.device)
@@ -160,3 +164,10 @@ class WorstCase(ABC):
     def _decode(self, y: Tensor) -> np.ndarray:
         y_array = y.cpu().numpy()
         return y_array if self.classes is None else self.classes[y_array]
+
+
+def quantiles(values: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """The quantiles at 5, 50 and 95 % of values (n,) with masses that sum to 1."""
+    order = np.argsort(values, kind="stable")
+    at = np.searchsorted(np.cumsum(mass[order]), (0.05, 0.5, 0.95))
+    return values[order][np.minimum(at, len(values) - 1)]

@@ -1,18 +1,24 @@
+import doctest
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from drojko.exceptions import InvalidDataError
-from drojko.flows.exact import (
+from benchmarks import exact_flows
+from benchmarks.exact_flows import (
     Barenblatt,
     barenblatt_step,
     gaussian_step,
     ornstein_uhlenbeck_law,
     symmetric_kl,
 )
+from drojko.exceptions import InvalidDataError
 from drojko.measures import Gaussian
+
+
+def test_the_examples_in_the_docstrings():
+    assert doctest.testmod(exact_flows).failed == 0
 
 
 def test_the_published_chains():

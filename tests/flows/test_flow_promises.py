@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows import ICNNScheme, JKOFlow
-from drojko.flows.conditioned import Conditioned
-from drojko.flows.envelope_scheme import EnvelopeScheme
-from drojko.flows.exact import (
+from benchmarks.exact_flows import (
     Barenblatt,
     barenblatt_step,
     gaussian_step,
     ornstein_uhlenbeck_law,
     symmetric_kl,
 )
+from drojko.exceptions import InvalidDataError, UnsupportedError
+from drojko.flows import ICNNScheme, JKOFlow
+from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.tasks import (
     aggregation,
@@ -28,6 +27,7 @@ from drojko.flows.tasks import (
     porous_medium,
     sample_density,
 )
+from drojko.flows.tasks.filtering import Conditioned
 from drojko.measures import Gaussian
 from drojko.transport import ICNN
 from drojko.transport.envelope import QuadraticEnvelope

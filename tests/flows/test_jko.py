@@ -245,16 +245,16 @@ def test_mistakes_are_told():
 
 
 def test_ctrl_c_inside_a_step_ends_the_flow(monkeypatch):
-    """The fit of a map is a run of its own, whose interrupt must not be lost."""
-    step, made = AffineFit.step, []
+    """The fit of a map is a loop of its own, whose interrupt must not be lost."""
+    direction, made = AffineFit._direction, []
 
-    def interrupted(self, state):
+    def interrupted(self, gradient, pairs):
         made.append(1)
         if len(made) == 12:
             raise KeyboardInterrupt
-        return step(self, state)
+        return direction(self, gradient, pairs)
 
-    monkeypatch.setattr(AffineFit, "step", interrupted)
+    monkeypatch.setattr(AffineFit, "_direction", interrupted)
     flow = JKOFlow(InternalEnergy(2.0), ICNNScheme(n_particles=100, iterations=0), step_size=0.05)
     with pytest.raises(KeyboardInterrupt) as error:
         flow.run(Gaussian([0.0, 0.0], np.eye(2)), 50, random_state=0)

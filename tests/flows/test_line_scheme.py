@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.exact_flows import gaussian_step
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows import JKOFlow, LineScheme
-from drojko.flows.conditioned import Conditioned
-from drojko.flows.exact import gaussian_step
 from drojko.flows.functionals import Entropy, InternalEnergy, KLDivergence, PotentialEnergy
 from drojko.flows.line_scheme import MonotoneMap
+from drojko.flows.tasks.filtering import Conditioned
 from drojko.measures import Gaussian
 
 

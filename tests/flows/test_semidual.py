@@ -8,14 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from benchmarks.exact_flows import gaussian_step
 from drojko.ambiguity import KL, ChiSquare
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows import ICNNScheme, JKOFlow, SemiDualScheme
-from drojko.flows.exact import affine_step, gaussian_step
 from drojko.flows.functionals import DivergenceTo, Entropy, PotentialEnergy, WassersteinTo
-from drojko.flows.functionals.conjugates import CONJUGATES, conjugate_named
-from drojko.flows.functionals.divergence_to import split
-from drojko.flows.semidual.nets import Critic, WholeMap, gaussian_log_ratio
+from drojko.flows.functionals.divergence_to import CONJUGATES, conjugate_named, split
+from drojko.flows.semidual.nets import Critic, WholeMap, affine_step, gaussian_log_ratio
 from drojko.measures import Empirical, Gaussian
 
 KINDS = sorted(CONJUGATES)
@@ -190,7 +189,7 @@ def test_step_size_means_the_same_as_with_input_convex_networks():
 @pytest.mark.slow
 def test_networks_alone_reach_the_chain():
     """The mean of the ratio is 1, and the symmetric divergence small, without Gaussian fits."""
-    from drojko.flows.exact import symmetric_kl
+    from benchmarks.exact_flows import symmetric_kl
 
     target, start = Gaussian([1.0, -0.5], [[1.5, 0.4], [0.4, 0.6]]), Gaussian([0, 0], np.eye(2))
     result = flow(target, 5, start=start, gaussian=False, iterations=250, target_batch=1024)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.inner.sinkhorn.draws import draw_tilted
+from drojko.inner.sinkhorn.worst_case import draw_tilted
 from drojko.losses import get_loss
 from drojko.losses.nodes import logistic_moments
 from drojko.losses.tilts import wide_logistic

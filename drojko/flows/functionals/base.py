@@ -76,6 +76,10 @@ class Functional(ABC):
         """dF/drho at the particles, (n,), up to a constant; None where it is not known."""
         return None
 
+    def parts(self) -> list[tuple[float, Functional]]:
+        """The terms of a sum with their factors."""
+        return [(1.0, self)]
+
     def value(self, z: Tensor, log_density: Tensor, weights: Tensor | None = None) -> float:
         """F on particles; equal weights by default."""
         if weights is None:
@@ -127,13 +131,12 @@ class Sum(Functional):
         return Sum(tuple(term.take(rows) for term in self.terms))
 
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
-        total = torch.zeros_like(log_density)
-        for term in self.terms:
-            part = term.first_variation(z, log_density)
-            if part is None:
-                return None
-            total = total + part
-        return total
+        parts = [term.first_variation(z, log_density) for term in self.terms]
+        known = [part for part in parts if part is not None]
+        return torch.stack(known).sum(0) if len(known) == len(parts) else None
+
+    def parts(self) -> list[tuple[float, Functional]]:
+        return [part for term in self.terms for part in term.parts()]
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))
@@ -160,6 +163,9 @@ class Scaled(Functional):
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
         part = self.functional.first_variation(z, log_density)
         return None if part is None else self.factor * part
+
+    def parts(self) -> list[tuple[float, Functional]]:
+        return [(self.factor * factor, term) for factor, term in self.functional.parts()]
 
     def __repr__(self) -> str:
         inner = repr(self.functional)

@@ -1,18 +1,179 @@
-"""Divergences from a measure that is known by samples only."""
+"""Divergences from a measure that is known by samples only, by their convex conjugates."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows.functionals.base import Energy, Functional, Scaled, Sum
-from drojko.flows.functionals.conjugates import conjugate_named
+from drojko.flows.functionals.base import Energy, Functional, Sum
 from drojko.measures.base import Measure
 from drojko.measures.empirical import Empirical
 
-__all__ = ["DivergenceTo", "split"]
+__all__ = ["CONJUGATES", "Conjugate", "DivergenceTo", "conjugate_named", "split"]
+
+#: Exponent from which on e^u is continued by its tangent: gradients stay, overflow does not.
+_LARGEST = 20.0
+
+
+class Conjugate(ABC):
+    r"""An f-divergence through f*, on the output w of a network.
+
+    .. math:: D_f(\rho, \nu) = E_\nu f(r) = \sup_u E_\rho u - E_\nu f^*(u), \qquad
+        r = \frac{d\rho}{d\nu} = (f^*)'(u)
+
+    The network gives w and u = `potential` (w), an increasing function, so that u stays where f*
+    is finite.
+    """
+
+    name: str
+    #: Whether w is log r, so that the log ratio of two Gaussians can be added to a network.
+    logarithmic = False
+
+    @abstractmethod
+    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The potential u and du/dw, shapes (n,)."""
+
+    @abstractmethod
+    def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """f*(u(w)) and its derivative in w, shapes (n,)."""
+
+    @abstractmethod
+    def ratio(self, w: Tensor) -> Tensor:
+        """The ratio r = (f*)'(u(w)), shape (n,)."""
+
+    @abstractmethod
+    def f(self, r: Tensor) -> Tensor:
+        """f(r), infinite where it is not defined; f(1) = 0."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def _exp(w: Tensor) -> tuple[Tensor, Tensor]:
+    """e^w and its derivative, continued by the tangent."""
+    slope = w.clamp_max(_LARGEST).exp()
+    return slope * (1.0 + (w - _LARGEST).clamp_min(0.0)), slope
+
+
+class KL(Conjugate):
+    r"""f(r) = r log r - r + 1, f*(u) = e^u - 1; w = u = log r.
+
+    >>> KL().conjugate(torch.tensor([0.0]))
+    (tensor([0.]), tensor([1.]))
+    """
+
+    name = "kl"
+    logarithmic = True
+
+    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return w, torch.ones_like(w)
+
+    def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = _exp(w)
+        return value - 1.0, slope
+
+    def ratio(self, w: Tensor) -> Tensor:
+        return _exp(w)[0]
+
+    def f(self, r: Tensor) -> Tensor:
+        return torch.xlogy(r, r) - r + 1.0
+
+
+class ChiSquare(Conjugate):
+    r"""f(r) = (r - 1)^2, f*(u) = u + u^2/4 from u = -2 on and -1 below; w = u = 2 (r - 1).
+
+    >>> ChiSquare().ratio(torch.tensor([-3.0, 0.0, 2.0]))
+    tensor([0., 1., 2.])
+    """
+
+    name = "chi-square"
+
+    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return w, torch.ones_like(w)
+
+    def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        u = w.clamp_min(-2.0)
+        return u + 0.25 * u.square(), 1.0 + 0.5 * u
+
+    def ratio(self, w: Tensor) -> Tensor:
+        return (1.0 + 0.5 * w).clamp_min(0.0)
+
+    def f(self, r: Tensor) -> Tensor:
+        return (r - 1.0).square()
+
+
+class JensenShannon(Conjugate):
+    r"""f(r) = r log r - (r + 1) log((r + 1)/2), f*(u) = -log(2 - e^u); w = log r.
+
+    Twice the Jensen-Shannon divergence, at most 2 log 2; u = log(2 sigmoid(w)) < log 2, which
+    makes the critic's problem that of logistic regression between the two samples.
+
+    >>> u, _ = JensenShannon().potential(torch.tensor([0.0]))
+    >>> u, JensenShannon().ratio(torch.tensor([0.0]))
+    (tensor([0.]), tensor([1.]))
+    """
+
+    name = "jensen-shannon"
+    logarithmic = True
+
+    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return math.log(2.0) + logsigmoid(w), torch.sigmoid(-w)
+
+    def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return -math.log(2.0) - logsigmoid(-w), torch.sigmoid(w)
+
+    def ratio(self, w: Tensor) -> Tensor:
+        return _exp(w)[0]
+
+    def f(self, r: Tensor) -> Tensor:
+        return torch.xlogy(r, r) - (r + 1.0) * torch.log(0.5 * (r + 1.0))
+
+
+class Softplus(Conjugate):
+    r"""f(r) = r log r + (2 - r) log(2 - r) on [0, 2], f*(u) = 2 log(1 + e^u) - 2 log 2; w = u.
+
+    Ratios above 2 are forbidden: rho gives no event more than twice its mass under nu.
+
+    >>> Softplus().ratio(torch.tensor([-50.0, 0.0, 50.0])).round(decimals=6)
+    tensor([0., 1., 2.])
+    """
+
+    name = "softplus"
+
+    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return w, torch.ones_like(w)
+
+    def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return 2.0 * (softplus(w, threshold=40.0) - math.log(2.0)), 2.0 * torch.sigmoid(w)
+
+    def ratio(self, w: Tensor) -> Tensor:
+        return 2.0 * torch.sigmoid(w)
+
+    def f(self, r: Tensor) -> Tensor:
+        inside = torch.xlogy(r, r) + torch.xlogy((2.0 - r).clamp_min(0.0), (2.0 - r).clamp_min(0.0))
+        return torch.where(r <= 2.0, inside, torch.full_like(r, math.inf))
+
+
+CONJUGATES: dict[str, Conjugate] = {
+    c.name: c for c in (KL(), ChiSquare(), JensenShannon(), Softplus())
+}
+
+
+def conjugate_named(kind: str) -> Conjugate:
+    """The conjugate of a name; `InvalidDataError` for another one.
+
+    >>> conjugate_named("kl")
+    KL()
+    """
+    if kind not in CONJUGATES:
+        raise InvalidDataError(f"kind={kind!r} is unknown; choose one of {sorted(CONJUGATES)}")
+    return CONJUGATES[kind]
 
 
 class DivergenceTo(Functional):
@@ -72,7 +233,7 @@ def split(functional: Functional) -> tuple[float, DivergenceTo, Functional | Non
     """
     found: list[tuple[float, DivergenceTo]] = []
     rest: list[Functional] = []
-    for factor, term in _flatten(functional, 1.0):
+    for factor, term in functional.parts():
         if isinstance(term, DivergenceTo):
             found.append((factor, term))
         elif term.density != "none":
@@ -94,11 +255,3 @@ def split(functional: Functional) -> tuple[float, DivergenceTo, Functional | Non
         )
     whole = None if not rest else rest[0] if len(rest) == 1 else Sum(tuple(rest))
     return found[0][0], found[0][1], whole
-
-
-def _flatten(functional: Functional, factor: float) -> list[tuple[float, Functional]]:
-    if isinstance(functional, Sum):
-        return [part for term in functional.terms for part in _flatten(term, factor)]
-    if isinstance(functional, Scaled):
-        return _flatten(functional.functional, factor * functional.factor)
-    return [(factor, functional)]

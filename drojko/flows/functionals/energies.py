@@ -14,7 +14,14 @@ from torch import Tensor
 from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals.base import Energy, Functional
 
-__all__ = ["Entropy", "FDivergence", "InternalEnergy", "KLDivergence", "PotentialEnergy"]
+__all__ = [
+    "Entropy",
+    "FDivergence",
+    "InternalEnergy",
+    "KLDivergence",
+    "PotentialEnergy",
+    "scale_and_order",
+]
 
 _LARGEST = 600.0  # of an exponent
 
@@ -91,6 +98,11 @@ class Entropy(Functional):
         return log_density
 
 
+def scale_and_order(kind: str, k: float) -> tuple[float, float]:
+    """c, k with f(r) = c (r^k - k r + k - 1) / (k (k - 1)), which is r log r - r + 1 for k = 1."""
+    return {"chi-square": (2.0, 2.0), "kl": (1.0, 1.0)}.get(kind, (1.0, k))
+
+
 class FDivergence(Functional):
     r"""F(rho) = E_p f(r), r = rho/p, evaluated as E_rho[f(r)/r].
 
@@ -123,12 +135,10 @@ class FDivergence(Functional):
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         values, slope = _gradient(self.log_prob, z, "log_prob")
-        u = log_density - values
-        if self.kind == "kl":
+        u, (scale, k) = log_density - values, scale_and_order(self.kind, self.k)
+        if k == 1.0:
             g, change = u, torch.ones_like(u)
         else:
-            k = 2.0 if self.kind == "chi-square" else self.k
-            scale = 2.0 if self.kind == "chi-square" else 1.0
             power = ((k - 1.0) * u).clamp_max(_LARGEST).exp()
             inverse = (-u).clamp_max(_LARGEST).exp()
             g = scale * (power - k + (k - 1.0) * inverse) / (k * (k - 1.0))
@@ -139,10 +149,8 @@ class FDivergence(Functional):
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
         with torch.no_grad():
             u = log_density - self.log_prob(z)
-        if self.kind == "kl":
-            return u
-        k, scale = (2.0, 2.0) if self.kind == "chi-square" else (self.k, 1.0)
-        return scale * ((k - 1.0) * u).clamp_max(_LARGEST).exp() / (k - 1.0)
+        scale, k = scale_and_order(self.kind, self.k)
+        return u if k == 1.0 else scale * ((k - 1.0) * u).clamp_max(_LARGEST).exp() / (k - 1.0)
 
     def __repr__(self) -> str:
         order = f", k={self.k:g}" if self.kind == "cressie-read" else ""

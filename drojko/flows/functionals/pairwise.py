@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,14 +66,13 @@ class _ToSamples(Functional):
 
     def __init__(self, measure: Any, n_samples: int, random_state: Any) -> None:
         self.measure, self.n_samples, self.random_state = measure, n_samples, random_state
-        self._draws: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def _draws(self) -> tuple[Tensor, Tensor]:
+        return self.measure.points(self.n_samples, make_generator(self.random_state))
 
     def _target(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        draws = self._draws
-        if draws is None:
-            draws = self.measure.points(self.n_samples, make_generator(self.random_state))
-            self._draws = draws
-        y, v = draws
+        y, v = self._draws
         return y.to(like), v.to(like)
 
     def __repr__(self) -> str:
@@ -106,15 +106,17 @@ class MMDTo(_ToSamples):
         if not 0 < bandwidth < float("inf"):
             raise InvalidDataError(f"MMDTo got bandwidth={bandwidth!r}; it must be positive")
         self.bandwidth = float(bandwidth)
-        self._constant: float | None = None
+
+    @cached_property
+    def _constant(self) -> float:
+        y, v = self._draws
+        return float(v @ self._kernel(y, y) @ v)
 
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.cdist(x, y).square_().mul_(-0.5 / self.bandwidth**2).exp_()
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         y, v = self._target(z)
-        if self._constant is None:
-            self._constant = float(v @ self._kernel(y, y) @ v)
         inner = self._kernel(z, z) * weights
         cross = self._kernel(z, y) * v
         both, apart = inner.sum(1), cross.sum(1)

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drojko._driver import Status, nested
+from drojko._driver import Status
+from drojko.exceptions import NonFiniteError
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
 from drojko.transport.icnn import ICNN
 from drojko.transport.jet import log_det
 from drojko.transport.maps import AffineMap, BrenierMap
 
-__all__ = ["AffineFit", "AffineStart", "AffineState"]
+__all__ = ["AffineFit", "AffineStart"]
 
 _MEMORY = 12
 _STEPS = 100
 _EXACT = 1e-6  # share of the variance of dF/drho at which an affine map counts as the optimum
 _SMALLEST = 2e-4  # eigenvalue of M: the potential's own strong convexity is 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class AffineState:
-    """T(x) = M x + b + a r(x) in the potential's coordinates, with its value and gradient."""
-
-    point: Tensor
-    at: Evaluated
-    gradient: Tensor
-    pairs: tuple[tuple[Tensor, Tensor, float], ...] = ()
-    slope: float = math.inf  # what the last step promised to gain
-    gained: float = math.inf
-    done: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +52,7 @@ class AffineFit:
 
     @property
     def dim(self) -> int:
-        """Number of columns d."""
         return self.problem.particles.x.shape[1]
-
-    def init(self, problem: tuple[Tensor, Tensor, float]) -> AffineState:
-        """State at (M, b, a)."""
-        matrix, shift, share = problem
-        point = torch.cat([matrix.reshape(-1), shift, shift.new_tensor([share])])
-        at, gradient = self._evaluate(point)
-        return AffineState(point, at, gradient)
-
-    def finite(self, state: AffineState) -> bool:
-        """Whether the value is a number."""
-        return state.at.finite
 
     def parts(self, point: Tensor) -> tuple[Tensor, Tensor, float]:
         """M, b and a of a flat point."""
@@ -121,20 +97,20 @@ class AffineFit:
         matrix = basis @ matrix @ basis.T
         return torch.cat([matrix.reshape(-1), vector[d * d :]])
 
-    def _direction(self, state: AffineState) -> Tensor:
-        q = state.gradient.clone()
+    def _direction(self, gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+        q = gradient.clone()
         alphas = []
-        for s, y, rho in reversed(state.pairs):
+        for s, y, rho in reversed(pairs):
             alpha = rho * float(s @ q)
             alphas.append(alpha)
             q = q - alpha * y
-        if state.pairs:
-            s, y, _ = state.pairs[-1]
+        if pairs:
+            s, y, _ = pairs[-1]
             q = self._metric(q) * (float(s @ y) / float(y @ self._metric(y)))
         else:
             curvature = 0.0 if math.isinf(self.problem.tau) else 1.0 / self.problem.tau
             q = self._metric(q) / (curvature * self.problem.scale**2 or 1.0)
-        for (s, y, rho), alpha in zip(state.pairs, reversed(alphas), strict=True):
+        for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
             q = q + (alpha - rho * float(y @ q)) * s
         return -q
 
@@ -145,40 +121,53 @@ class AffineFit:
         eye = torch.eye(self.dim, dtype=matrix.dtype, device=matrix.device)
         return int(torch.linalg.cholesky_ex(matrix - _SMALLEST * eye).info) == 0
 
-    def step(self, state: AffineState) -> AffineState:
-        """One L-BFGS step with backtracking; ``done`` where no step gains."""
-        direction = self._direction(state)
-        slope = float(direction @ state.gradient)
-        if not slope < 0.0:
-            direction = -self._metric(state.gradient)
-            slope = float(direction @ state.gradient)
-            state = replace(state, pairs=())
-        if slope == 0.0:
-            return replace(state, done=True, slope=0.0, gained=0.0)
+    def solve(
+        self, matrix: Tensor, shift: Tensor, share: float, max_iter: int = _STEPS
+    ) -> tuple[Tensor, Tensor, float, Evaluated]:
+        """M, b and a from a first guess on, and J there.
+
+        Ends where the next step promises less than ``tol`` of the value's own scale, or none gains.
+        All inside one step of the flow: what interrupts it ends that one.
+        """
+        point = torch.cat([matrix.reshape(-1), shift, shift.new_tensor([share])])
+        at, gradient = self._evaluate(point)
+        if not at.finite:
+            raise NonFiniteError(f"The energy is {at.value}. {Status.NON_FINITE.advice}")
+        pairs: list[tuple[Tensor, Tensor, float]] = []
+        for _ in range(max_iter):
+            direction = self._direction(gradient, pairs)
+            slope = float(direction @ gradient)
+            if not slope < 0.0:
+                pairs, direction = [], -self._metric(gradient)
+                slope = float(direction @ gradient)
+            found = self._search(point, at.value, direction, slope)
+            if found is None:
+                if not pairs:
+                    break
+                pairs = []  # forget the curvature and try the gradient once
+                continue
+            s, y, gained = found[0] - point, found[2] - gradient, at.value - found[1].value
+            point, at, gradient = found
+            product = float(s @ y)
+            if product > 1e-12 * float(s.norm() * y.norm()):
+                pairs = [*pairs, (s, y, 1.0 / product)][-_MEMORY:]
+            scale = abs(at.value) + abs(at.energy) + 1e-300
+            if max(gained, 0.5 * abs(slope)) <= self.tol * scale:
+                break
+        return *self.parts(point), at
+
+    def _search(
+        self, start: Tensor, value: float, direction: Tensor, slope: float
+    ) -> tuple[Tensor, Evaluated, Tensor] | None:
+        """A point along the direction that gains, J and its gradient there; None: there is none."""
         length = 1.0
-        for _ in range(40):
-            point = state.point + length * direction
+        while slope < 0.0 and length > 1e-12:
+            point = start + length * direction
             if self._allowed(point):
                 at, gradient = self._evaluate(point)
-                if at.finite and at.value <= state.at.value + 1e-4 * length * slope:
-                    break
+                if at.finite and at.value <= value + 1e-4 * length * slope:
+                    return point, at, gradient
             length *= 0.5
-        else:
-            if state.pairs:  # forget the curvature and try the gradient once
-                return replace(state, pairs=(), slope=slope, gained=math.inf)
-            return replace(state, done=True, slope=slope, gained=0.0)
-        s, y = point - state.point, gradient - state.gradient
-        product = float(s @ y)
-        pairs = state.pairs
-        if product > 1e-12 * float(s.norm() * y.norm()):
-            pairs = (*pairs, (s, y, 1.0 / product))[-_MEMORY:]
-        return AffineState(point, at, gradient, pairs, slope, state.at.value - at.value)
-
-    def terminate(self, state: AffineState) -> Status | None:
-        """Stop where the next step promises less than ``tol`` of the value's own scale."""
-        scale = abs(state.at.value) + abs(state.at.energy) + 1e-300
-        if state.done or max(state.gained, 0.5 * abs(state.slope)) <= self.tol * scale:
-            return Status.CONVERGED
         return None
 
 
@@ -204,13 +193,11 @@ class AffineStart:
         like = train.particles.x
         d = like.shape[1]
         matrix, shift = torch.eye(d).to(like), torch.zeros(d).to(like)
-        image, problem = like, train
+        image: Any = like
         for _ in range(5 if train.functional.majorised else 1):
             problem = train.frozen(image)
-            fit = AffineFit.of(problem)
-            state = nested(fit, fit.init((matrix, shift, 0.0)), max_iter=_STEPS).state
-            matrix, shift, _ = fit.parts(state.point)
-            image = state.at.image
+            matrix, shift, _, own = AffineFit.of(problem).solve(matrix, shift, 0.0)
+            image = own.image
         offset = train.centre + train.scale * shift - matrix @ train.centre
         affine = AffineMap(matrix.clone(), offset)
         x = held.particles.x
@@ -218,7 +205,7 @@ class AffineStart:
         train, held = train.frozen(image), held.frozen(images)
         at = held.evaluate(images, log_det)
         still = held.evaluate(x, held.particles.log_density.new_zeros(()).expand(len(x)))
-        fitted = FittedMap(affine, potential, state.at, at, False)
+        fitted = FittedMap(affine, potential, own, at, False)
         return AffineStart(train, held, matrix, shift, fitted, max(still.value - at.value, 0.0))
 
     @property
@@ -227,8 +214,18 @@ class AffineStart:
         affine: Any = self.fitted.map
         return self.train.affine_gap(self.fitted.train, affine) <= _EXACT
 
-    def refined(self, potential: Any, train: Evaluated, held: Evaluated) -> FittedMap:
-        """The gradient of a trained potential in the place of the affine map."""
-        centre, scale = self.train.centre.clone(), self.train.scale
-        own = copy.deepcopy(potential).requires_grad_(False)
-        return FittedMap(BrenierMap(own, centre, scale), potential, train, held, True)
+    def or_better(self, potential: Any, tol: float) -> FittedMap:
+        """The gradient of a trained potential, where that is better than the affine map.
+
+        It is kept if it lowers J on the particles kept apart by more than ``tol`` times what the
+        affine map does, and by a tenth of what it gains on its own particles: otherwise what it
+        learned was those particles.
+        """
+        affine = self.fitted
+        found, final = self.held.at_potential(potential), self.train.at_potential(potential)
+        gain, own = affine.held.value - found.value, affine.train.value - final.value
+        if not (found.finite and gain > tol * self.gain and gain > 0.1 * own):
+            return affine
+        learned = copy.deepcopy(potential).requires_grad_(False)
+        brenier = BrenierMap(learned, self.train.centre.clone(), self.train.scale)
+        return FittedMap(brenier, potential, final, found, True)

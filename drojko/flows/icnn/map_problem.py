@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from drojko.flows.functionals.base import Functional
 from drojko.flows.particles import Particles
 from drojko.transport.icnn import ICNN
-from drojko.transport.jet import jet
+from drojko.transport.jet import Jet, jet
 from drojko.transport.maps import AffineMap, TransportMap
 from drojko.transport.stochastic_jet import Probes, stochastic_jet
 
@@ -112,26 +113,20 @@ class MapProblem:
             d_image = torch.addcmul(d_image, p.w.unsqueeze(1), miss, value=1.0 / self.tau)
         return Evaluated(value, energy.value, move, image, log_det, d_image, -energy.log_density)
 
-    def at_potential(self, potential: ICNN, probes: Probes | None = None) -> Evaluated:
+    @torch.no_grad()
+    def at_potential(self, potential: Any, probes: Probes | None = None) -> Evaluated:
         """J at the gradient of a potential; with ``probes`` estimated, always from the same ones.
 
         Estimates of two potentials compare: they have their probes in common.
         """
         gen = torch.Generator().manual_seed(0)
-        found = []
-        for part in self.inner.split(_ROWS):
-            at = (
-                jet(potential, part)
-                if probes is None
-                else stochastic_jet(potential, part, gen, probes)
-            )
-            found.append((at.image, at.log_det))
-        image, log_det = (torch.cat(parts) for parts in zip(*found, strict=True))
+        found = [_jet(potential, part, gen, probes) for part in self.inner.split(_ROWS)]
+        image, log_det = (torch.cat(p) for p in zip(*((at.image, at.log_det) for at in found)))
         return self.evaluate(image * self.scale + self.centre, log_det)
 
     def with_gradient(
         self,
-        potential: ICNN,
+        potential: Any,
         rows: Tensor | None = None,
         generator: torch.Generator | None = None,
         probes: Probes | None = None,
@@ -141,16 +136,13 @@ class MapProblem:
         With ``probes`` both are unbiased estimates, from signs of the generator.
         """
         part = self if rows is None else self.take(rows)
-        if not part.dense:
+        if not part.dense and isinstance(potential, ICNN):
             out, back = potential.linearise(part.inner)
             zeros = out.new_zeros(len(out))
             found = part.evaluate(out * self.scale + self.centre, zeros)
             return found.value, back(found.d_image * self.scale)
-        if probes is None:
-            found = jet(potential, part.inner)
-        else:
-            assert generator is not None
-            found = stochastic_jet(potential, part.inner, generator, probes)
+        with torch.enable_grad():
+            found = _jet(potential, part.inner, generator, probes)
         result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
         return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
 
@@ -187,3 +179,21 @@ class MapProblem:
         matrix = at.d_image.T @ (at.image - self.centre)
         matrix = matrix + at.d_log_det.sum() * torch.eye(len(shift)).to(matrix)
         return float(shift.norm()), float(matrix.norm())
+
+
+def _jet(
+    potential: Any, x: Tensor, generator: torch.Generator | None, probes: Probes | None
+) -> Jet:
+    if isinstance(potential, ICNN):
+        if probes is None or generator is None:
+            return jet(potential, x)
+        return stochastic_jet(potential, x, generator, probes)
+    image, hessian = potential.jet(x)
+    factor, _ = torch.linalg.cholesky_ex(hessian)
+    log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def backward(g: Tensor, c: Tensor) -> list[Tensor]:
+        total = (image * g).sum() + (log_det * c).sum()
+        return list(torch.autograd.grad(total, list(potential.parameters())))
+
+    return Jet(image.detach(), hessian, log_det.detach(), backward)

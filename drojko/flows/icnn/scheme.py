@@ -1,20 +1,142 @@
-"""The ICNN scheme: JKO steps over gradients of input-convex networks."""
+"""The ICNN scheme: JKO steps over gradients of input-convex networks, and their training."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from drojko._numerics import Batches, cosine
 from drojko.exceptions import InvalidDataError
-from drojko.flows.icnn.affine_fit import AffineStart
-from drojko.flows.icnn.map_problem import FittedMap, MapProblem
-from drojko.flows.icnn.refinement import DENSE, Refinement, fresh, polish, warm
+from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
+from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
+from drojko.models import Learner
 from drojko.transport.icnn import ICNN
+from drojko.transport.initialise import set_affine
+from drojko.transport.jet import forward
 from drojko.transport.stochastic_jet import Probes
 
-__all__ = ["ICNNScheme"]
+__all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "warm"]
+
+#: Columns up to which Hessians are formed and factorised at every step.
+DENSE = 32
+_NUMBERS = 4e7  # of the Hessians that are held at once
+_ENOUGH = 2.0  # particles over d^2 that a refit of the quadratic needs
+_PATIENCE = 3
+_STAGES = 8  # looks at the particles kept apart
+_START = 0.2  # sum of the output weights of a fresh network: Hessian about a tenth of the identity
+
+
+def hidden_part(potential: ICNN, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (n, d) and Hessian (n, d, d) of the softplus layers alone."""
+    with torch.no_grad():
+        (image, hessian), quadratic = forward(potential, x), potential.quadratic()
+        return image - x @ quadratic - potential.shift, hessian - quadratic
+
+
+def thinned(problem: MapProblem) -> MapProblem:
+    """The problem on as many particles as may have their Hessians in memory together."""
+    n, d = problem.particles.x.shape
+    return problem if n * d * d <= _NUMBERS else problem.few(max(int(_NUMBERS / d**2), 1))
+
+
+def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator) -> ICNN:
+    """A network near the affine map (M, b)."""
+    like = problem.particles.x
+    potential = ICNN(like.shape[1], hidden=hidden, generator=generator)
+    potential = potential.to(like)
+    with torch.no_grad():
+        potential.w.fill_(math.log(math.expm1(_START / hidden[-1])))
+        problem = thinned(problem)
+        gradient, hessian = hidden_part(potential, problem.inner)
+        w = problem.particles.w
+        mean = torch.einsum("n,nij->ij", w, hessian)
+        set_affine(potential, matrix - mean, shift - w @ (gradient - problem.inner @ mean))
+    return potential
+
+
+def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluated | None:
+    """Refit the quadratic, the shift and the share of the layers; changes the potential.
+
+    None, and nothing is changed, where the particles are too few for that many numbers.
+    """
+    problem = thinned(problem)
+    n, d = problem.particles.x.shape
+    if n < _ENOUGH * d * d:  # they would be learned by heart
+        return None
+    with torch.no_grad():
+        residue = hidden_part(potential, problem.inner)
+        fit = AffineFit.of(problem, residue)
+        matrix = potential.quadratic().clone()
+        shift = potential.shift.detach().clone()
+        matrix, shift, share, at = fit.solve(matrix, shift, 1.0, max_iter)
+        set_affine(potential, matrix, shift)
+        share = max(share, 1e-12)
+        weights = share * torch.nn.functional.softplus(potential.w, threshold=40.0)
+        potential.w.copy_(weights + torch.log(-torch.expm1(-weights)))
+        return at
+
+
+def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:
+    """The last layers with the affine part refitted; None where they bend more than M allows."""
+    potential = copy.deepcopy(start).requires_grad_(True)
+    few = thinned(problem)
+    w = few.particles.w
+    gradient, hessian = hidden_part(potential, few.inner)
+    mean = torch.einsum("n,nij->ij", w, hessian)
+    rest = matrix - mean
+    if float(torch.linalg.eigvalsh(rest)[0]) < 0.02:
+        rest = rest + (0.02 - float(torch.linalg.eigvalsh(rest)[0])) * torch.eye(len(rest)).to(rest)
+    set_affine(potential, rest, shift - w @ (gradient - few.inner @ mean))
+    at = polish(problem, potential)
+    return potential if at is None or at.finite else None
+
+
+def refine(
+    train: MapProblem,
+    held: MapProblem,
+    potential: Any,
+    generator: torch.Generator,
+    scheme: Any,
+    *,
+    probes: Probes | None = None,
+    kept: Sequence[Tensor] = (),
+    largest: float = math.inf,
+    least: float = 0.0,
+    patience: int = _STAGES,
+) -> None:
+    """Adam on mini-batches in a few stages, in place; the best one on ``held`` counts.
+
+    ``scheme`` has iterations, batch_size and rate; parameters that are ``kept`` stay as they are.
+    Ends early after ``patience`` stages in a row that gained less than ``least``. All this is
+    inside one step of a flow: what interrupts it ends that one.
+    """
+    n, iterations = len(train.particles.x), scheme.iterations
+    fixed = [any(p is q for q in kept) for p in potential.parameters()]
+    learner = Learner(potential)
+    best, stale = learner.flat.clone(), 0
+    best_value = held.at_potential(potential, probes).value
+    batches, stage = Batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
+    for k in range(iterations):
+        rows = batches.next().to(best.device)
+        _, found = train.with_gradient(potential, rows, generator, probes)
+        found = [torch.zeros_like(g) if still else g for g, still in zip(found, fixed, strict=True)]
+        # A batch whose density left the floats is not worth a step.
+        learner.step(found, scheme.rate * cosine(k / iterations, 0.02), largest)
+        if (k + 1) % stage:
+            continue
+        value = held.at_potential(potential, probes).value
+        stale = 0 if value < best_value - least else stale + 1
+        if math.isfinite(value) and value < best_value:
+            best, best_value = learner.flat.clone(), value
+        if stale >= patience:
+            break
+    learner.flat.copy_(best)
 
 
 @dataclass(frozen=True)
@@ -77,12 +199,7 @@ class ICNNScheme:
         generator: torch.Generator,
         start: ICNN | None = None,
     ) -> FittedMap:
-        """The map that minimises J on ``train``; ``start`` is the potential of the step before.
-
-        A network is kept if it lowers J on the particles kept apart by more than ``tol`` times
-        what the affine map does, and by a tenth of what it gains on its own particles: otherwise
-        what it learned was those particles.
-        """
+        """The map that minimises J on ``train``; ``start`` is the potential of the step before."""
         if self.log_det not in ("auto", "exact", "stochastic"):
             raise InvalidDataError(
                 f"ICNNScheme got log_det={self.log_det!r}; expected auto, exact or stochastic"
@@ -93,21 +210,21 @@ class ICNNScheme:
             return first.fitted
         rough = self.log_det == "stochastic" or (self.log_det == "auto" and d > DENSE)
         probes = self.probes if rough and train.dense else None
-        train, held, least = first.train, first.held, self.tol * first.gain
+        train, held = first.train, first.held
         potential = fresh(train, tuple(self.hidden), first.matrix, first.shift, generator)
         other = None if start is None else warm(train, start, first.matrix, first.shift)
         if other is not None and (
             held.at_potential(other, probes).value < held.at_potential(potential, probes).value
         ):
             potential = other
-        refinement = Refinement(
-            train, held, generator, self.iterations, self.batch_size, self.rate, 0.1 * least, probes
-        )
-        potential = refinement.result(potential)
+        # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
+        # refitted afterwards, where there are enough particles for that. Layers find their
+        # directions late there: all stages are made.
+        wide = d > DENSE
+        kept, patience = ((potential.factor, potential.shift), _STAGES) if wide else ((), _PATIENCE)
+        refine(
+            train, held, potential, generator, self,
+            probes=probes, kept=kept, least=0.1 * self.tol * first.gain, patience=patience,
+        )  # fmt: skip
         polish(train, potential)
-        found, final = held.at_potential(potential), train.at_potential(potential)
-        affine = first.fitted
-        gain, own = affine.held.value - found.value, affine.train.value - final.value
-        if found.finite and gain > least and gain > 0.1 * own:
-            return first.refined(potential, final, found)
-        return affine
+        return first.or_better(potential, self.tol)

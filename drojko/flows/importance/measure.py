@@ -15,14 +15,14 @@ from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, SolverError
-from drojko.flows.importance.fit_velocity import log_target
 from drojko.flows.importance.rejection import (
     RejectionBlock,
+    draw_kept,
     effective_sample_size,
     tail_index,
     tail_share,
 )
-from drojko.flows.importance.velocity import VelocityFlow
+from drojko.flows.importance.velocity import VelocityFlow, log_target
 from drojko.measures._arrays import queries
 from drojko.measures._nets import net
 from drojko.measures.base import Measure, draws
@@ -31,7 +31,6 @@ from drojko.measures.mixture import GaussianMixture
 
 __all__ = ["Evidence", "ImportanceMeasure", "calibration_draws"]
 
-_DRAWS = 65_536  # drawn at once from the measure below a block
 _SETTLED, _NO_VARIANCE = 0.999, 0.5  # effective sample size where tails do not matter; tail index
 _GROUPS = 8  # scrambled nets, independent of each other
 
@@ -171,26 +170,23 @@ class ImportanceMeasure(Measure):
     def _accept(
         self, block: RejectionBlock, n: int, depth: int, gen: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        points, values = [], []
-        missing, cost = n, math.exp(block.log_cost)
-        tried = 0
-        while missing > 0:
-            m = min(_DRAWS, int(1.05 * missing * cost) + 64)
-            x, log_density = self._draw(m, depth, gen)
-            u = log_target(self.log_prob_target, x) - log_density
-            ratio = block.log_ratio(u)
-            coin = torch.rand(m, generator=gen, dtype=torch.float64).log()
-            kept = (coin + block.log_cost < ratio).nonzero()[:missing, 0]
-            points.append(x[kept])
-            values.append((log_density + ratio)[kept])
-            missing -= len(kept)
+        cost, tried = math.exp(block.log_cost), 0
+
+        def draw(m: int) -> tuple[Tensor, Tensor]:
+            nonlocal tried
             tried += m
             if tried > 50 * cost * n + 1e6:
                 raise SolverError(
-                    f"a rejection step kept {n - missing} of {tried} draws where 1 in {cost:.1f} "
-                    "was expected: the target is not the one that it was calibrated for"
+                    f"a rejection step has not kept {n} of {tried} draws where 1 in {cost:.1f} was "
+                    "expected: the target is not the one that it was calibrated for"
                 )
-        return torch.cat(points), torch.cat(values)
+            x, log_density = self._draw(m, depth, gen)
+            ratio = block.log_ratio(log_target(self.log_prob_target, x) - log_density)
+            kept = torch.rand(m, generator=gen, dtype=torch.float64).log() + block.log_cost < ratio
+            return x[kept], (log_density + ratio)[kept]
+
+        x, log_density = draw_kept(n, draw, cost)
+        return x, log_density
 
     def log_prob(self, x: Any) -> Tensor:
         point = queries(x, self.dim)
@@ -220,10 +216,7 @@ class ImportanceMeasure(Measure):
             raise InvalidDataError(f"evidence of n={n} draws has no error: give 2 or more")
         x, log_density = self.sample_with_log_prob(n, make_generator(random_state))
         log_weight = log_target(self.log_prob_target, x) - log_density
-        top = float(log_weight.max())
-        w = (log_weight - top).exp()
-        mass = self.log_mass_error
-        spread = float(w.std() / w.mean()) / math.sqrt(n)
+        weights, mass = torch.softmax(log_weight, 0), self.log_mass_error
         share = effective_sample_size(log_weight)
         if share < least:
             warnings.warn(
@@ -236,8 +229,8 @@ class ImportanceMeasure(Measure):
         finite = log_weight[log_weight > -math.inf]
         elbo = float(finite.mean()) if len(finite) == n else -math.inf
         elbo_error = math.hypot(float(finite.std()) / math.sqrt(n), mass)
-        log_z = top + math.log(float(w.mean()))
-        error = math.hypot(spread, mass)
+        log_z = float(torch.logsumexp(log_weight, 0)) - math.log(n)
+        error = math.hypot(float(weights.std()) * math.sqrt(n), mass)
         # A tail matters once what stands in it is more than the error.
         tail = tail_index(log_weight) if share < _SETTLED else math.nan
         heavy = tail >= _NO_VARIANCE and tail_share(log_weight) > error
@@ -249,7 +242,7 @@ class ImportanceMeasure(Measure):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        return Evidence(x, w / w.sum(), log_z, error, elbo, elbo_error, share, tail)
+        return Evidence(x, weights, log_z, error, elbo, elbo_error, share, tail)
 
     def __repr__(self) -> str:
         flows = sum(isinstance(s, VelocityFlow) for s in self.stages)

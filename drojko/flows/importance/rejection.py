@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,33 @@ from torch import Tensor
 from drojko._numerics import root
 from drojko.exceptions import InvalidDataError, SolverError
 
-__all__ = ["RejectionBlock", "RejectionStep", "effective_sample_size", "tail_index", "tail_share"]
+__all__ = [
+    "RejectionBlock",
+    "RejectionStep",
+    "draw_kept",
+    "effective_sample_size",
+    "tail_index",
+    "tail_share",
+]
 
 _MOST_STEPS = 200  # each makes what is left of the error a fifth, at the end
+
+
+def draw_kept(
+    n: int, draw: Callable[[int], Sequence[Tensor]], cost: float, most: int = 65_536
+) -> list[Tensor]:
+    """Tensors of n rows: what ``draw(m)`` keeps of m draws, about one in ``cost``, until there are.
+
+    >>> draw_kept(3, lambda m: [torch.ones(max(1, m // 100))], 100.0)
+    [tensor([1., 1., 1.])]
+    """
+    found: list[Sequence[Tensor]] = []
+    missing = n
+    while missing > 0:
+        kept = draw(min(most, int(1.1 * missing * cost) + 64))
+        found.append([part[:missing] for part in kept])
+        missing -= len(found[-1][0])
+    return [torch.cat(parts) for parts in zip(*found)]
 
 
 @dataclass(frozen=True)

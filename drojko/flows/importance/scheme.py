@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, run
+from drojko._numerics import check_settings
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
-from drojko.flows.functionals.base import Functional, Scaled, Sum
-from drojko.flows.importance.fit_velocity import Fitted, fit_velocity, log_target
+from drojko.flows.functionals.base import Functional
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
-from drojko.flows.importance.velocity import VelocityFlow
-from drojko.flows.result import FlowResult, FlowSolver, finish
-from drojko.flows.settings import check_settings
+from drojko.flows.importance.velocity import VelocityFlow, fit_velocity, log_target
+from drojko.flows.result import FlowSolver, Steps
 from drojko.measures.base import Measure
 
 __all__ = ["ImportanceCorrectedScheme", "ImportanceState"]
@@ -32,17 +30,13 @@ _HELD = 10  # one particle in so many is kept apart
 _RETRIES, _SLOWER = 2, 0.25  # of a step that raises the energy, and its rate each time
 
 
-@dataclass(frozen=True, eq=False)
-class ImportanceState:
-    """Where the flow is: particles with their log density, and the measure they are drawn from."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImportanceState(Steps):
+    """Particles of the last measure, with their log density."""
 
     x: Tensor
     log_density: Tensor
-    measure: ImportanceMeasure
     generator: torch.Generator
-    step: int = 0
-    time: float = 0.0
-    last: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,37 +144,10 @@ class ImportanceCorrectedScheme:
             return 0
         return None if self.rejections is None else int(self.rejections)
 
-    def run_flow(
-        self,
-        functional: Functional,
-        initial: Measure,
-        steps: Sequence[float],
-        generator: torch.Generator,
-        callback: Callable[[ImportanceState], bool | None] | None,
-    ) -> FlowResult:
-        """Run the flow of ``functional`` with step sizes ``steps``; called by `JKOFlow.run`."""
-        n_steps = len(steps)
-        self.validate(n_steps)
-        solver = _Solver(self, functional, steps)
-        start = solver.init((initial, generator))
-        stages: list[ImportanceMeasure] = []
-
-        def watch(state: ImportanceState) -> bool | None:
-            stages.append(state.measure)
-            return callback(state) if callback is not None else None
-
-        outcome: Outcome[ImportanceState] = run(solver, start, max_iter=n_steps, callback=watch)
-
-        def advice(columns: dict[str, np.ndarray]) -> str:
-            share = float(columns["effective_sample_size"][-1]) if len(stages) == n_steps else 1.0
-            if share >= self.least_ess or self.rejections is not None:
-                return ""
-            return (
-                f"The effective sample size at the end is {share:.3g}: raise most_draws (now "
-                f"{self.most_draws:g}), or take more JKO steps or iterations."
-            )
-
-        return finish(outcome, [initial, *stages], advice)
+    def solver(self, functional: Functional, steps: Sequence[float]) -> FlowSolver:
+        """What runs the flow of ``functional`` with step sizes ``steps``; for `JKOFlow.run`."""
+        self.validate(len(steps))
+        return _Solver(self, functional, steps)
 
 
 def _descends(after: Tensor, before: Tensor) -> bool:
@@ -201,7 +168,6 @@ class _Solver(FlowSolver):
         self.log_prob, self.factor = target_of(functional)
 
     def init(self, problem: tuple[Measure, torch.Generator]) -> ImportanceState:
-        """Draw the particles."""
         initial, gen = problem
         x = initial.sample(max(self.scheme.n_particles, 2 * _HELD), gen)
         try:
@@ -211,35 +177,38 @@ class _Solver(FlowSolver):
                 f"an importance-corrected flow needs a density to start from: {error}"
             ) from error
         log_target(self.log_prob, x)
-        return ImportanceState(x, log_density, ImportanceMeasure(initial, self.log_prob), gen)
+        return ImportanceState(measures=(initial,), x=x, log_density=log_density, generator=gen)
 
     def step(self, state: ImportanceState) -> ImportanceState:
-        """One JKO step and its rejection steps."""
         began, scheme = time.perf_counter(), self.scheme
         h = self.steps[state.step] * self.factor
         held = len(state.x) // _HELD
+        measure: Any = state.measures[-1]
+        if not state.step:
+            measure = ImportanceMeasure(measure, self.log_prob)
         before = (log_target(self.log_prob, state.x) - state.log_density)[:held]
         for attempt in range(1 + _RETRIES):
-            found = self._fit(state, h, held, scheme.rate * _SLOWER**attempt)
-            x, grown = found.flow.single().push(state.x)
+            rate = scheme.rate * _SLOWER**attempt
+            flow, path_energy, integration_error = fit_velocity(
+                self.log_prob, state.x[held:], h, state.generator, scheme, rate
+            )
+            x, grown = flow.single().push(state.x)
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
             apart = u[:held]
             if _descends(apart, before):
-                measure = self._after(state.measure, found.flow)
+                measure = self._after(measure, flow)
                 break
         else:  # no field found: stay, and say so in the history
-            measure, x, log_density = state.measure, state.x, state.log_density
+            x, log_density = state.x, state.log_density
             u = log_target(self.log_prob, x) - log_density
             apart = before
-        last = {
-            "step": state.step + 1,
-            "time": state.time + self.steps[state.step],
+        numbers = {
             "energy": -float(apart.mean()) * self.factor,
             "training_energy": -float(u[held:].mean()) * self.factor,
             "movement": float((x - state.x)[:held].square().sum(1).mean()) / (2.0 * h),
-            "path_energy": found.path_energy / (2.0 * h),
-            "integration_error": found.integration_error,
+            "path_energy": path_energy / (2.0 * h),
+            "integration_error": integration_error,
             "rejections": 0.0,
             "log_bound": math.nan,
             "effective_sample_size": effective_sample_size(apart),
@@ -247,35 +216,13 @@ class _Solver(FlowSolver):
         }
         number = scheme.count(state.step, self.n_steps)
         if number != 0:
-            block, last = self._rejections(measure, number, spawn(state.generator), last)
+            block, own = self._rejections(measure, number, spawn(state.generator))
+            numbers |= own
             measure = self._after(measure, block)
             if state.step < self.n_steps - 1:
                 x, log_density = measure.sample_with_log_prob(len(x), state.generator)
-        last["step_seconds"] = time.perf_counter() - began
-        return replace(
-            state,
-            x=x,
-            log_density=log_density,
-            measure=measure,
-            step=state.step + 1,
-            time=last["time"],
-            last=last,
-        )
-
-    def _fit(self, state: ImportanceState, h: float, held: int, rate: float) -> Fitted:
-        scheme = self.scheme
-        return fit_velocity(
-            self.log_prob,
-            state.x[held:],
-            h,
-            state.generator,
-            width=scheme.width,
-            iterations=scheme.iterations,
-            batch_size=min(scheme.batch_size, len(state.x) - held),
-            rate=rate,
-            steps=scheme.integration_steps,
-            tol=scheme.tol,
-        )
+        h = self.steps[state.step]
+        return state.after(measure, h, began, numbers, x=x, log_density=log_density)
 
     def _after(
         self, measure: ImportanceMeasure, stage: VelocityFlow | RejectionBlock
@@ -283,11 +230,7 @@ class _Solver(FlowSolver):
         return ImportanceMeasure(measure.base, self.log_prob, (*measure.stages, stage))
 
     def _rejections(
-        self,
-        measure: ImportanceMeasure,
-        number: int | None,
-        generator: torch.Generator,
-        last: dict[str, float],
+        self, measure: ImportanceMeasure, number: int | None, generator: torch.Generator
     ) -> tuple[RejectionBlock, dict[str, float]]:
         scheme = self.scheme
         x, log_density, groups = calibration_draws(measure, scheme.n_calibration, generator)
@@ -303,7 +246,7 @@ class _Solver(FlowSolver):
         mass = ratio.exp() / ratio.exp().sum()
         rest = u - ratio
         energy = -float((mass * torch.where(mass > 0, rest, torch.zeros_like(rest))).sum())
-        return block, last | {
+        return block, {
             "energy": energy * self.factor,
             "rejections": float(len(block.steps)),
             "log_bound": block.log_bounds[-1] if block.steps else math.nan,
@@ -311,8 +254,18 @@ class _Solver(FlowSolver):
             "draws_per_sample": measure.draws_per_sample * math.exp(block.log_cost),
         }
 
+    def advice(self, columns: dict[str, np.ndarray]) -> str:
+        """Say so where the end of the flow is far from its target."""
+        scheme, shares = self.scheme, columns["effective_sample_size"]
+        complete = len(shares) == self.n_steps
+        if not complete or shares[-1] >= scheme.least_ess or scheme.rejections is not None:
+            return ""
+        return (
+            f"The effective sample size at the end is {shares[-1]:.3g}: raise most_draws (now "
+            f"{scheme.most_draws:g}), or take more JKO steps or iterations."
+        )
+
     def finite(self, state: ImportanceState) -> bool:
-        """Whether the particles are finite."""
         return bool(torch.isfinite(state.x).all())
 
 
@@ -321,34 +274,20 @@ def target_of(functional: Functional) -> tuple[Callable[[Tensor], Tensor], float
 
     Raises UnsupportedError for functionals of another form.
     """
-    if isinstance(functional, KLDivergence):
-        return functional.log_prob, 1.0
-    if isinstance(functional, Scaled) and functional.factor > 0:
-        known, kappa = target_of(functional.functional)
-        return known, kappa * functional.factor
-    if isinstance(functional, Sum):
-        entropy = sum(_share(term, Entropy) for term in functional.terms)
-        rest = [term for term in functional.terms if not _share(term, Entropy)]
-        if entropy > 0 and rest and all(_share(term, PotentialEnergy) for term in rest):
-            parts = [(_share(term, PotentialEnergy), _inner(term)) for term in rest]
+    parts = functional.parts()
+    factor, term = parts[0]
+    if len(parts) == 1 and isinstance(term, KLDivergence) and factor > 0:
+        return term.log_prob, factor
+    entropy = sum(factor for factor, term in parts if isinstance(term, Entropy))
+    rest: Any = [part for part in parts if not isinstance(part[1], Entropy)]
+    if entropy > 0 and rest and all(isinstance(term, PotentialEnergy) for _, term in rest):
 
-            def log_prob(z: Tensor) -> Tensor:
-                energies = [factor * part.potential(z) for factor, part in parts]
-                return torch.stack(energies).sum(0) / -entropy
+        def log_prob(z: Tensor) -> Tensor:
+            energies = [factor * term.potential(z) for factor, term in rest]
+            return torch.stack(energies).sum(0) / -entropy
 
-            return log_prob, entropy
+        return log_prob, entropy
     raise UnsupportedError(
         f"the importance-corrected scheme follows KL(rho | g), as KLDivergence(log_prob) or "
         f"PotentialEnergy(V) + kappa * Entropy(); got {functional!r}. Use ICNNScheme for others"
     )
-
-
-def _share(term: Functional, kind: type) -> float:
-    """The factor of a term of a kind, 0 for others."""
-    if isinstance(term, Scaled):
-        return term.factor * _share(term.functional, kind)
-    return float(isinstance(term, kind))
-
-
-def _inner(term: Functional) -> Any:
-    return _inner(term.functional) if isinstance(term, Scaled) else term

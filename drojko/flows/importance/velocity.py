@@ -1,19 +1,29 @@
-"""Velocity fields of neural JKO steps: their exact divergence, and the flow of the field."""
+"""Velocity fields of neural JKO steps: exact divergence, the flow of the field, and its fit."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drojko.exceptions import InvalidDataError
+from drojko._numerics import Adam, Batches, cosine
+from drojko.exceptions import InvalidDataError, NonFiniteError
 
-__all__ = ["Velocity", "VelocityFlow"]
+__all__ = ["Velocity", "VelocityFlow", "fit_velocity", "log_target"]
 
 _FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "G", "A", "c")
 _BLOCK = 4096  # points integrated at once: their hidden layers stay in the cache
+#: Largest norm of a gradient, as a multiple of the median of those before it.
+_CLIP = 3.0
+_LOWEST_RATE = 0.02
+#: Nats below the batch's median from which on log g counts by its logarithm.
+_FAR = 200.0
+#: Particles whose Jacobians are computed to check the integrator, and its largest number of steps.
+_PROBED, _MOST_STEPS = 512, 64
 
 
 class _Field(torch.autograd.Function):
@@ -115,24 +125,21 @@ class Velocity:
     def identity(centre: Tensor, scale: Tensor, width: int, generator: torch.Generator) -> Velocity:
         """A field that is zero: random hidden layers, no output."""
         d = len(centre)
-        flat = torch.zeros(sum(_sizes(d, width)), dtype=centre.dtype)
+        flat = torch.zeros(sum(s.numel() for s in _shapes(d, width)), dtype=centre.dtype)
         new = Velocity(flat, d, width, centre, scale)
         parts = new.parts(flat)
 
-        def normal(like: Tensor, deviation: float) -> Tensor:
-            drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-            return (deviation * drawn).to(like.dtype)
-
-        parts["W1"].copy_(normal(parts["W1"], 1.5 / d**0.5))
-        parts["b1"].copy_(normal(parts["b1"], 1.0))
-        parts["W2"].copy_(normal(parts["W2"], 1.5 / width**0.5))
-        parts["k1"].copy_(normal(parts["k1"], 0.5))
+        first, second = 1.5 / d**0.5, 1.5 / width**0.5
+        for name, deviation in (("W1", first), ("b1", 1.0), ("W2", second), ("k1", 0.5)):
+            part = parts[name]
+            part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64))
+            part.mul_(deviation)
         return new
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of a flat vector."""
         shapes = _shapes(self.dim, self.width)
-        pieces = flat.split(_sizes(self.dim, self.width))
+        pieces = flat.split([shape.numel() for shape in shapes])
         return {k: p.view(s) for k, p, s in zip(_FIELDS, pieces, shapes, strict=True)}
 
     def to(self, dtype: torch.dtype) -> Velocity:
@@ -192,13 +199,9 @@ class Velocity:
         return z, grown, length
 
 
-def _shapes(d: int, width: int) -> list[tuple[int, ...]]:
+def _shapes(d: int, width: int) -> list[torch.Size]:
     first, second = [(width, d), (width,), (width,)], [(width, width), (width,), (width,)]
-    return [*first, *second, (d, width), (d, width), (d, d), (d,)]
-
-
-def _sizes(d: int, width: int) -> list[int]:
-    return [int(torch.Size(shape).numel()) for shape in _shapes(d, width)]
+    return [torch.Size(s) for s in (*first, *second, (d, width), (d, width), (d, d), (d,))]
 
 
 class VelocityFlow:
@@ -261,14 +264,94 @@ class VelocityFlow:
         log_det = torch.linalg.slogdet(torch.stack(rows, 1)).logabsdet
         return float((grown.detach() - log_det).square().mean().sqrt())
 
-    def map(self, x: Tensor) -> Tensor:
-        """T(x)."""
-        return self.push(x)[0]
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """T^-1(y), by running time backwards."""
-        return self.push(y, backward=True)[0]
+def log_target(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Log g at z (n,), -inf where g vanishes.
 
-    def log_abs_det_jacobian(self, x: Tensor) -> Tensor:
-        """Log |det DT(x)|."""
-        return self.push(x)[1]
+    Raises NonFiniteError for NaN and +inf: a target that overflows has no flow towards it;
+    InvalidDataError where it does not return a tensor of one value per point.
+    """
+    values = log_prob(z)
+    if not isinstance(values, Tensor) or values.shape != z.shape[:1]:
+        known = isinstance(values, Tensor)
+        got = f"shape {tuple(values.shape)}" if known else type(values).__name__
+        raise InvalidDataError(
+            f"the log density of the target returned {got} for points of shape {tuple(z.shape)}; "
+            f"expected a tensor of shape ({len(z)},), one value per point"
+        )
+    bad = torch.isnan(values) | (values == math.inf)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise NonFiniteError(
+            f"the log density of the target is {float(values[row])} at "
+            f"{[round(v, 4) for v in z[row].tolist()[:5]]}: the unnormalised target overflows or "
+            "is not defined there. Compute its logarithm directly (logsumexp instead of "
+            "log(sum(exp))), or return -inf outside of its support"
+        )
+    return values
+
+
+def fit_velocity(
+    log_prob: Callable[[Tensor], Tensor],
+    x: Tensor,
+    h: float,
+    generator: torch.Generator,
+    settings: Any,
+    rate: float,
+) -> tuple[VelocityFlow, float, float]:
+    r"""Minimise E[-log g(z(1)) - int div v dt + (1 / 2h) int |v|^2 dt] over fields v.
+
+    Trained in single precision on batches of the particles ``x`` (n, d); the integrator's steps
+    are doubled afterwards until log densities are right up to ``tol`` (`log_det_error`).
+    ``settings`` are those of `ImportanceCorrectedScheme`. Returns the flow, E int |v|^2 dt, and
+    the error of log densities.
+    """
+    iterations, steps = settings.iterations, settings.integration_steps
+    # Quantiles rather than moments: a few far particles must not set the scale.
+    low, high = torch.quantile(x[:20_000], torch.tensor([0.05, 0.95], dtype=x.dtype), dim=0)
+    centre, scale = (low + high) / 2, ((high - low) / 3.3).clamp_min(1e-12)
+    velocity = Velocity.identity(centre.float(), scale.float(), settings.width, generator)
+    flat = velocity.flat.requires_grad_(True)
+    adam = Adam.like(velocity.flat.detach())
+    scaled = ((x - centre) / scale).float()
+    norms: list[float] = []
+    batches = Batches(len(x), min(settings.batch_size, len(x)), generator)
+    energy = math.nan
+    for k in range(iterations):  # all of them, inside one step of the flow: nothing ends them early
+        z = scaled[batches.next()]
+        image, grown, length = velocity.integrate(flat, z, steps)
+        log_g = log_target(log_prob, (image * velocity.scale + velocity.centre).double())
+        kept = torch.isfinite(log_g)  # where g vanishes no gradient points anywhere
+        fit = _tamed(torch.where(kept, log_g, torch.zeros_like(log_g))).float()
+        loss = (length / (2.0 * h) - grown - fit).mean()
+        (gradient,) = torch.autograd.grad(loss, flat)
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient of a JKO step is {norm} at iteration {k + 1} of its fit: the "
+                "target's gradient is undefined or too large where the particles are. Compute its "
+                "logarithm directly (log of a density that underflows has no gradient), take other "
+                "first steps (step_size), or start from a measure closer to the target"
+            )
+        limit = _CLIP * sorted(norms[-50:])[len(norms[-50:]) // 2] if norms else norm
+        norms.append(norm)
+        adam.gradient.copy_(gradient).mul_(min(1.0, limit / max(norm, 1e-30)))
+        with torch.no_grad():
+            adam.step(flat, rate * cosine(k / max(iterations - 1, 1), _LOWEST_RATE))
+        energy = float(length.detach().mean())
+    velocity.flat = flat.detach()
+    flow = VelocityFlow(velocity.to(torch.float64), steps)
+    while (error := flow.log_det_error(x[:_PROBED])) > settings.tol and flow.steps < _MOST_STEPS:
+        flow = VelocityFlow(flow.velocity, 2 * flow.steps)
+    return flow, energy, error
+
+
+def _tamed(log_g: Tensor) -> Tensor:
+    """Log g, with values far below the batch's median replaced by a slower decrease.
+
+    One particle far out, where log g falls like a high power, would else decide all directions.
+    """
+    with torch.no_grad():
+        limit = log_g.median() - _FAR
+    deep = (limit - log_g).clamp_min(0.0)
+    return torch.where(log_g < limit, limit - _FAR * torch.log1p(deep / _FAR), log_g)

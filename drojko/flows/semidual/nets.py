@@ -1,54 +1,66 @@
-"""The two networks of a semi-dual flow, with derivatives by hand: one whole map and a critic."""
+"""The two networks of a semi-dual flow, one whole map and a critic, and how a phase trains them.
+
+Their derivatives are written out.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from drojko._numerics import Adam
-from drojko.models import MLP, flatten_parameters, views_like
+from drojko._numerics import cosine
+from drojko.flows.functionals.base import Functional
+from drojko.flows.functionals.divergence_to import Conjugate
+from drojko.flows.particles import Particles
+from drojko.models import MLP, Learner
 from drojko.transport.maps import TransportMap
 
-__all__ = ["Critic", "Learner", "WholeMap", "gaussian_log_ratio"]
+__all__ = ["Cloud", "Critic", "Phase", "WholeMap", "affine_step", "gaussian_log_ratio"]
+
+_OFFSET = 1e-3  # of the difference quotient in the gradient penalty, in units of the spread
 
 
-class Learner:
-    """A module's parameters as one flat vector, with Adam's moments, kept across phases."""
+class _Shaped(nn.Module):
+    """A network of standardised points (x - centre) / spread, with a part of low degree beside."""
 
-    def __init__(self, module: nn.Module, decay: tuple[float, float]) -> None:
-        self.flat = flatten_parameters(module)
-        self.adam = Adam.like(self.flat)
-        self.adam.decay = decay
-        self.views = views_like(self.adam.gradient, list(module.parameters()))
+    def __init__(
+        self,
+        centre: Tensor,
+        spread: Tensor,
+        n_out: int,
+        matrix: Tensor,
+        shift: Tensor,
+        hidden: Sequence[int],
+        frequency: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.centre, self.spread = centre, spread
+        matrix, shift = (part.to(torch.float32, copy=True) for part in (matrix, shift))
+        self.matrix, self.shift = nn.Parameter(matrix), nn.Parameter(shift)
+        like: Any = {"activation": "silu", "generator": generator, "dtype": torch.float32}
+        self.net = net = MLP(len(centre), n_out, hidden=hidden, **like)
+        for bias in list(net.biases)[:-1]:  # kinks all over the data, not through its mean only
+            bias.data.copy_(0.5 * torch.randn(bias.shape, generator=generator))
+        if len(net.weights) > 1:
+            net.weights[0].data.mul_(frequency)
+            net.biases[0].data.mul_(frequency)
+        net.weights[-1].data.zero_()
 
-    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
-        """One step of Adam along minus the gradients, in the order of the parameters."""
-        for view, gradient in zip(self.views, gradients, strict=True):
-            view.copy_(gradient.view_as(view))
-        self.adam.step(self.flat, rate)
+    def in_units(self, centre: Tensor, unit: Tensor) -> Self:
+        """The same for points x = centre + unit * z; not to be trained any more."""
+        new = copy.deepcopy(self)
+        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
+        return new
 
 
-def _network(
-    n_in: int, n_out: int, hidden: Sequence[int], frequency: float, generator: torch.Generator
-) -> MLP:
-    net = MLP(
-        n_in, n_out, hidden=hidden, activation="silu", generator=generator, dtype=torch.float32
-    )
-    for bias in list(net.biases)[:-1]:  # kinks all over the data, not through its mean only
-        bias.data.copy_(0.5 * torch.randn(bias.shape, generator=generator))
-    if len(net.weights) > 1:
-        net.weights[0].data.mul_(frequency)
-        net.biases[0].data.mul_(frequency)
-    net.weights[-1].data.zero_()
-    return net
-
-
-class WholeMap(nn.Module, TransportMap):
+class WholeMap(_Shaped, TransportMap):
     r"""T(x) = c + s (b + L x' + net(x')), x' = (x - centre) / spread: all of the flow so far.
 
     Starts at the identity: the network's last layer is zero.
@@ -64,12 +76,9 @@ class WholeMap(nn.Module, TransportMap):
         frequency: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        dim = len(centre)
-        self.centre, self.spread, self.origin, self.scale = centre, spread, origin, scale
-        self.net = _network(dim, dim, hidden, frequency, generator)
-        self.matrix = nn.Parameter(torch.diag(spread / scale).float())
-        self.shift = nn.Parameter(((centre - origin) / scale).float())
+        identity = torch.diag(spread / scale), (centre - origin) / scale
+        super().__init__(centre, spread, len(centre), *identity, hidden, frequency, generator)
+        self.origin, self.scale = origin, scale
 
     def inner(self, x: Tensor) -> Tensor:
         """The network's input."""
@@ -84,9 +93,7 @@ class WholeMap(nn.Module, TransportMap):
         def backward(g: Tensor) -> list[Tensor]:
             g = g * self.scale
             deep = back(g.squeeze(1) if one else g, parameters=True)
-            own = {id(self.matrix): g.T @ inner, id(self.shift): g.sum(0)}
-            found = {id(p): d for p, d in zip(self.net.parameters(), deep, strict=True)} | own
-            return [found[id(p)] for p in self.parameters()]
+            return [g.T @ inner, g.sum(0), *deep]  # a module's own parameters come first
 
         return (out * self.scale + self.origin.float()).detach(), backward
 
@@ -95,10 +102,8 @@ class WholeMap(nn.Module, TransportMap):
         parts = [self.linearise(self.inner(part))[0] for part in x.split(20_000)]
         return torch.cat(parts).double()
 
-    def in_units(self, centre: Tensor, unit: Tensor) -> WholeMap:
-        """The map of x = centre + unit * z, where this one maps z; not to be trained any more."""
-        new = copy.deepcopy(self)
-        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
+    def in_units(self, centre: Tensor, unit: Tensor) -> Self:
+        new = super().in_units(centre, unit)
         new.origin, new.scale = centre + unit * self.origin, (unit * self.scale).float()
         return new
 
@@ -113,7 +118,7 @@ class WholeMap(nn.Module, TransportMap):
         self.shift.copy_(matrix @ self.shift + origin.float())
 
 
-class Critic(nn.Module):
+class Critic(_Shaped):
     r"""w(y) = q0(y') + q(y') + net(y'), y' = (y - centre) / spread.
 
     q0 is a quadratic held fixed in a phase (the log ratio of two Gaussian fits), q a trained one.
@@ -127,19 +132,9 @@ class Critic(nn.Module):
         frequency: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        dim = len(centre)
-        self.centre, self.spread = centre, spread
-        self.net = _network(dim, 1, hidden, frequency, generator)
-        self.matrix = nn.Parameter(torch.zeros(dim, dim))
-        self.shift = nn.Parameter(torch.zeros(dim))
-        self.fixed = (torch.zeros(dim, dim), torch.zeros(dim), 0.0)
-
-    def in_units(self, centre: Tensor, unit: Tensor) -> Critic:
-        """The same function of x = centre + unit * z."""
-        new = copy.deepcopy(self)
-        new.centre, new.spread = centre + unit * self.centre, unit * self.spread
-        return new
+        zero = torch.zeros(len(centre), len(centre)), torch.zeros(len(centre))
+        super().__init__(centre, spread, 1, *zero, hidden, frequency, generator)
+        self.fixed = (*zero, 0.0)
 
     def fix(self, matrix: Tensor, shift: Tensor, constant: float) -> None:
         """Set q0(y) = y'My/2 + s'y + c, given in the coordinates of the data."""
@@ -165,13 +160,7 @@ class Critic(nn.Module):
             if not parameters:
                 inner = back(g) + g.unsqueeze(1) * (product + shift)
                 return inner / self.spread.to(y)
-            own = {
-                id(self.matrix): 0.5 * (y * g.unsqueeze(1)).T @ y,
-                id(self.shift): g @ y,
-            }
-            deep = back(g, parameters=True)
-            found = {id(p): d for p, d in zip(self.net.parameters(), deep, strict=True)} | own
-            return [found[id(p)] for p in self.parameters()]
+            return [0.5 * (y * g.unsqueeze(1)).T @ y, g @ y, *back(g, parameters=True)]
 
         return out, backward
 
@@ -185,6 +174,143 @@ class Critic(nn.Module):
     def value(self, y: Tensor) -> Tensor:
         """w(y), shape (n,), float64."""
         return torch.cat([self.linearise(p.float())[0] for p in y.split(20_000)]).double()
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Weighted points, drawn from with replacement."""
+
+    x: Tensor
+    edges: Tensor | None  # cumulated weights; None where they are equal
+
+    @staticmethod
+    def of(x: Tensor, w: Tensor) -> Cloud:
+        """Points x (n, d) of weights w (n,)."""
+        equal = bool(((w - w[0]).abs() <= 1e-12 * w[0]).all())
+        return Cloud(x, None if equal else torch.cumsum(w, 0))
+
+    def rows(self, n: int, generator: torch.Generator) -> Tensor:
+        """N rows with their probabilities."""
+        if self.edges is None:
+            return torch.randint(len(self.x), (n,), generator=generator)
+        u = torch.rand(n, generator=generator, dtype=torch.float64) * self.edges[-1]
+        return torch.searchsorted(self.edges, u, right=True).clamp_max_(len(self.x) - 1)
+
+
+@dataclass(eq=False)
+class Phase:
+    r"""inf_T sup_w E|T - A|^2 / (2h) + E V(T) + c [E u(w(T)) - E_nu f*(u(w))], on two clouds.
+
+    ``anchor`` (n, d) is where the last map put the same base point. Counts ``rows``: how many
+    points went through a network.
+    """
+
+    map: WholeMap
+    critic: Critic
+    learners: tuple[Learner, Learner]
+    conjugate: Conjugate
+    factor: float
+    rest: Functional | None
+    h: float
+    base: Cloud
+    anchor: Tensor
+    target: Cloud
+    generator: torch.Generator
+    penalty: float
+    noise: float
+    loss: Conjugate
+    rows: int = 0
+
+    def train(
+        self, iterations: int, batch: int, larger: int, map_steps: int, rates: tuple[float, float]
+    ) -> None:
+        """Alternate; rates fall to a twentieth along a cosine. No map steps: the critic alone.
+
+        A fixed number of steps of a game, which nothing ends early; Ctrl-C ends the flow around.
+        """
+        out = self.map.linearise(self.base.x)[0] if map_steps == 0 else None
+        for i in range(iterations):
+            decay = cosine(i / iterations, 0.05)
+            images = None if out is None else out[self.base.rows(batch, self.generator)]
+            for _ in range(map_steps):
+                images = self._map_step(batch, rates[0] * decay)
+            if images is not None:
+                self._critic_step(images, larger, rates[1] * decay)
+
+    def _map_step(self, batch: int, rate: float) -> Tensor:
+        rows = self.base.rows(batch, self.generator)
+        out, back = self.map.linearise(self.base.x[rows])
+        w, slope = self.critic.linearise(out)
+        gradient = slope(self.factor * self.conjugate.potential(w)[1])
+        if math.isfinite(self.h):
+            gradient = gradient + (out - self.anchor[rows]) / self.h
+        gradient = gradient / batch
+        if self.rest is not None:
+            z = out.double()
+            mass = torch.full((batch,), 1.0 / batch, dtype=z.dtype)
+            gradient = gradient + self.rest.evaluate(z, torch.zeros_like(mass), mass).point.float()
+        self.learners[0].step(back(gradient), rate)
+        self.rows += 2 * batch
+        return out
+
+    def _critic_step(self, images: Tensor, larger: int, rate: float) -> None:
+        y = self.target.x[self.target.rows(larger, self.generator)]
+        if self.noise > 0.0:
+            y = y + self.noise * torch.randn(y.shape, generator=self.generator)
+        n, points = len(images), [images, y]
+        if self.penalty > 0.0:
+            z = torch.randn(y.shape, generator=self.generator) * _OFFSET * self.critic.spread.to(y)
+            points += [y + z, y - z]
+        w, back = self.critic.linearise(torch.cat(points))
+        g = torch.zeros_like(w)
+        loss = self.loss
+        g[:n] = -loss.potential(w[:n])[1] / n
+        g[n : n + larger] = loss.conjugate(w[n : n + larger])[1] / larger
+        if self.penalty > 0.0:  # E (z'grad w)^2 = |spread grad w|^2 for standard normal z
+            change = (w[n + larger : n + 2 * larger] - w[n + 2 * larger :]) / (2.0 * _OFFSET)
+            part = self.penalty * change / (2.0 * _OFFSET * larger)
+            g[n + larger : n + 2 * larger], g[n + 2 * larger :] = part, -part
+        self.learners[1].step(back(g, parameters=True), rate)
+        self.rows += len(w)
+
+    def fix_ratio(self, x: Particles, y: Particles) -> None:
+        """Let the critic start from the log ratio of Gaussian fits to images and the target."""
+        fits = *x.mean_and_covariance(), *y.mean_and_covariance()
+        self.critic.fix(*gaussian_log_ratio(*fits))
+
+
+def affine_step(
+    mean: Tensor,
+    covariance: Tensor,
+    target_mean: Tensor,
+    target: Tensor,
+    h: float,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""Map of the JKO step of a Kullback-Leibler flow from N(m, S), as (P, t): T(x) = P x + t.
+
+    It is exact, and the image is N(m', S'):
+
+    .. math:: P = (R - \eta S'^{-1})^{-1} = R^{-1/2} (I - \eta Z^{-1})^{-1} R^{-1/2},\qquad
+        Z = R^{1/2} S' R^{1/2}
+
+    >>> one = torch.eye(1, dtype=torch.float64)
+    >>> P, t = affine_step(0 * one[0], one, 2 * one[0], 4 * one, 0.5)
+    >>> round(float(t), 6), round(float(P**2), 6)     # N(0.222222, 1.551714)
+    (0.222222, 1.551714)
+    """
+    eta = h * temperature
+    precision = torch.linalg.inv(target)
+    r = torch.eye(len(mean), dtype=mean.dtype) + h * precision
+    values, vectors = torch.linalg.eigh(r)
+    inverse = (vectors * values.rsqrt()) @ vectors.T
+    values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse)
+    g = values.clamp_min(0.0)
+    z = 0.5 * (g + 2.0 * eta + (g.square() + 4.0 * eta * g).sqrt())
+    matrix = inverse @ (vectors / (1.0 - eta / z)) @ vectors.T @ inverse
+    matrix = 0.5 * (matrix + matrix.T)
+    moved = torch.linalg.solve(r, mean + h * precision @ target_mean)
+    return matrix, moved - matrix @ mean
 
 
 def gaussian_log_ratio(

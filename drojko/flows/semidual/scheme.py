@@ -5,50 +5,118 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, run
+from drojko._numerics import check_settings
 from drojko._random import spawn
-from drojko.exceptions import InvalidDataError
-from drojko.flows.exact import affine_step
+from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals.base import Functional
-from drojko.flows.functionals.conjugates import conjugate_named
-from drojko.flows.functionals.divergence_to import split
-from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.result import FlowResult, FlowSolver, finish
-from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.nets import Critic, Learner, WholeMap
-from drojko.flows.semidual.phase import Cloud, Phase
-from drojko.flows.settings import check_settings
+from drojko.flows.functionals.divergence_to import Conjugate, conjugate_named, split
+from drojko.flows.particles import ParticleMeasure, Particles, draw_particles
+from drojko.flows.result import FlowSolver, Steps
+from drojko.flows.semidual.nets import Cloud, Critic, Phase, WholeMap, affine_step
+from drojko.measures._arrays import queries
 from drojko.measures.base import Measure
+from drojko.models import Learner
 
-__all__ = ["SemiDualScheme", "SemiDualState"]
+__all__ = ["SemiDualScheme", "SemiDualState", "SemiDualStep"]
+
+
+class SemiDualStep(ParticleMeasure):
+    r"""rho_k = T_k#rho_0 with one network T_k from the start, and d rho_k / d nu from the critic.
+
+    ``sample`` pushes fresh draws of the initial measure through one network. There is no
+    ``log_prob``: T_k has no inverse in closed form, and the target no density. `log_ratio` is
+    what is known.
+
+    Parameters
+    ----------
+    base : Measure
+        rho_0.
+    map : WholeMap
+        T_k.
+    critic : Critic
+        w, of which log_ratio and potential are functions.
+    conjugate : Conjugate
+        Of the divergence.
+    held : Particles, default=None
+        ``particles`` (n, d) and ``weights`` (n,), the last ones of the step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from drojko.flows import JKOFlow, SemiDualScheme
+    >>> from drojko.flows.functionals import DivergenceTo
+    >>> from drojko.measures import Gaussian
+    >>> flow = JKOFlow(DivergenceTo(Gaussian([1.0], [[1.0]])), SemiDualScheme(), step_size=1.0)
+    >>> step = flow.run(Gaussian([0.0], [[1.0]]), 1, random_state=0).measures[-1]
+    >>> step.sample(3, torch.Generator().manual_seed(0)).shape
+    torch.Size([3, 1])
+    >>> [round(v, 1) for v in step.log_ratio([[0.0], [2.0]]).tolist()]   # N(1/2, 1) to N(1, 1)
+    [0.4, -0.6]
+    """
+
+    def __init__(
+        self,
+        base: Measure,
+        map: WholeMap,
+        critic: Critic,
+        conjugate: Conjugate,
+        held: Particles | None = None,
+    ) -> None:
+        super().__init__(base, map, held)
+        self.critic = critic
+        self.conjugate = conjugate
+
+    def in_units(self, base: Measure, centre: Tensor, unit: Tensor) -> SemiDualStep:
+        """The same step for x = centre + unit * z, of which ``base`` is the initial measure."""
+        held = self.held
+        if held is not None:
+            held = Particles(centre + unit * held.x, held.w, held.log_density, held.known)
+        map: Any = self.map
+        nets = map.in_units(centre, unit), self.critic.in_units(centre, unit)
+        return SemiDualStep(base, *nets, self.conjugate, held)
+
+    def log_ratio(self, x: Any) -> Tensor:
+        """Log d rho_k / d nu at the rows of x, shape (n,), as the critic learned it."""
+        return self.conjugate.ratio(self.critic.value(queries(x, self.dim).double())).log()
+
+    def potential(self, x: Any) -> Tensor:
+        """The critic u at the rows of x, shape (n,): the derivative of D_f in rho."""
+        return self.conjugate.potential(self.critic.value(queries(x, self.dim).double()))[0]
+
+    def log_prob(self, x: Any) -> Tensor:
+        """Raise `UnsupportedError`: samples are all that is known, of rho_k as of its target."""
+        raise UnsupportedError(
+            "a semi-dual flow has no density: its target is known by samples, and its map has "
+            "neither an inverse nor a Jacobian determinant in closed form. Use log_ratio(x), the "
+            "log density relative to the target (add the target's own log_prob where it has one), "
+            "or ICNNScheme with KLDivergence for a flow with densities"
+        )
+
 
 #: Mean of the ratio over the target, which is 1 at the optimum: beyond these a flow warns.
 _NORMALISER = (0.8, 1.25)
 _LOGISTIC = conjugate_named("jensen-shannon")
 
 
-@dataclass(frozen=True, eq=False)
-class SemiDualState:
-    """Two networks, their optimisers, and the target: nothing that grows with the steps."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SemiDualState(Steps):
+    """Two networks, their optimisers, and the target: nothing else grows with the steps."""
 
     map: WholeMap
     critic: Critic
     learners: tuple[Learner, Learner]
     target: Particles
     held: Particles
+    generator: torch.Generator
     refined: bool = False
-    step: int = 0
-    time: float = 0.0
-    steps: tuple[SemiDualStep, ...] = ()
-    last: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -170,32 +238,10 @@ class SemiDualScheme:
 
     # -- what JKOFlow calls ------------------------------------------------------------------
 
-    def run_flow(
-        self,
-        functional: Functional,
-        initial: Measure,
-        sizes: Sequence[float],
-        generator: torch.Generator,
-        callback: Callable[[Any], bool | None] | None = None,
-    ) -> FlowResult:
-        """All steps of a flow; see `JKOFlow.run`."""
+    def solver(self, functional: Functional, sizes: Sequence[float]) -> FlowSolver:
+        """What runs the flow of ``functional`` with step sizes ``sizes``; for `JKOFlow.run`."""
         self.validate()
-        solver = _Solver(self, functional, initial, tuple(sizes), generator)
-        outcome: Outcome[SemiDualState] = run(
-            solver, solver.init(None), max_iter=len(sizes), callback=callback
-        )
-        return finish(outcome, [initial, *outcome.state.steps], self._advice)
-
-    def _advice(self, columns: dict[str, np.ndarray]) -> str:
-        found = columns.get("normaliser", np.empty(0))
-        if not len(found) or _NORMALISER[0] <= found[-1] <= _NORMALISER[1]:
-            return ""
-        return (
-            f"SemiDualScheme: the learned ratio has mean {found[-1]:.3g} over the target in the "
-            "last step, where 1 is exact: the critic has not converged, or the flow is still too "
-            "far from the target for its samples. Take more iterations, a larger target_batch, a "
-            "smaller step_size with more steps, or a wider initial measure"
-        )
+        return _Solver(self, functional, tuple(sizes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,16 +250,14 @@ class _Solver(FlowSolver):
 
     scheme: SemiDualScheme
     functional: Functional
-    initial: Measure
     sizes: tuple[float, ...]
-    generator: torch.Generator
 
-    def init(self, problem: None) -> SemiDualState:
+    def init(self, problem: tuple[Measure, torch.Generator]) -> SemiDualState:
         """Identity map, zero critic, and the target's points."""
-        s, gen = self.scheme, self.generator
+        s, (initial, gen) = self.scheme, problem
         _, divergence, _ = split(self.functional)
         target, held = _target_points(divergence.target, s.n_particles, gen)
-        start = draw_particles(self.initial, s.n_particles, spawn(gen))
+        start = draw_particles(initial, s.n_particles, spawn(gen))
         _check(start, target, self.scheme)
         mean, covariance = target.mean_and_covariance()
         spread = covariance.diagonal().sqrt()
@@ -225,16 +269,24 @@ class _Solver(FlowSolver):
         widths = s.hidden if s.critic_hidden is None else s.critic_hidden
         critic = Critic(mean, spread, tuple(widths), s.frequency, spawn(gen))
         learners = Learner(whole, s.decay), Learner(critic, s.decay)
-        return SemiDualState(whole, critic, learners, target, held)
+        return SemiDualState(
+            measures=(initial,),
+            map=whole,
+            critic=critic,
+            learners=learners,
+            target=target,
+            held=held,
+            generator=gen,
+        )
 
     def step(self, state: SemiDualState) -> SemiDualState:
         """One phase; the state given stays as it is, but for its optimisers' moments."""
         began, s, h = time.perf_counter(), self.scheme, self.sizes[state.step]
-        gen = spawn(self.generator)
+        gen, initial = spawn(state.generator), state.measures[0]
         factor, divergence, rest = split(self.functional)
         conjugate = conjugate_named(divergence.kind)
-        base = draw_particles(self.initial, s.n_particles, spawn(gen))
-        apart = draw_particles(self.initial, max(2, s.n_particles // 2), spawn(gen))
+        base = draw_particles(initial, s.n_particles, spawn(gen))
+        apart = draw_particles(initial, max(2, s.n_particles // 2), spawn(gen))
         target, held = state.target, state.held
         if state.step and not hasattr(divergence.target, "atoms_"):
             target, held = _target_points(divergence.target, s.n_particles, spawn(gen))
@@ -242,7 +294,7 @@ class _Solver(FlowSolver):
 
         phase = Phase(
             state.map, state.critic, state.learners, conjugate, factor, rest, h,
-            Cloud.of(state.map.inner(base.x), base.w), state.map.inner(base.x), x.float(),
+            Cloud.of(state.map.inner(base.x), base.w), x.float(),
             Cloud.of(target.x.float(), target.w), gen, s.gradient_penalty,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
             _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
@@ -259,29 +311,17 @@ class _Solver(FlowSolver):
             phase.fix_ratio(Particles(image, base.w, base.w), target)
         refined = s.iterations > 0 and self._refine(state, phase, exact, apart, held)
         image, held_image = state.map.map(base.x), state.map.map(apart.x)
-        numbers = _measure(phase, apart, near, held_image, held, h)
-        last = {
-            "step": state.step + 1,
-            "time": state.time + h,
+        numbers = {
             "step_size": h,
             "averaged_step": h / image.shape[1],
-            **numbers,
+            **_measure(phase, apart, near, held_image, held, h),
             "refined": float(refined),
             "rows": float(phase.rows),
-            "step_seconds": time.perf_counter() - began,
         }
         frozen = copy.deepcopy(state.map), copy.deepcopy(state.critic)
-        measure = SemiDualStep(self.initial, *frozen, conjugate, Particles(image, base.w, base.w))
-        return replace(
-            state,
-            target=target,
-            held=held,
-            refined=refined,
-            step=state.step + 1,
-            time=state.time + h,
-            steps=(*state.steps, measure),
-            last=last,
-        )
+        measure = SemiDualStep(initial, *frozen, conjugate, Particles(image, base.w, base.w))
+        own = {"target": target, "held": held, "refined": refined}
+        return state.after(measure, h, began, numbers, **own)
 
     def _refine(
         self, state: SemiDualState, phase: Phase, exact: bool, apart: Particles, held: Particles
@@ -302,8 +342,19 @@ class _Solver(FlowSolver):
         phase.train(iterations, s.batch_size, s.target_batch, s.map_steps, rates)
         return True
 
+    def advice(self, columns: dict[str, np.ndarray]) -> str:
+        """Say so where the learned ratio has not the mean that it ought to have."""
+        found = columns.get("normaliser", np.empty(0))
+        if not len(found) or _NORMALISER[0] <= found[-1] <= _NORMALISER[1]:
+            return ""
+        return (
+            f"SemiDualScheme: the learned ratio has mean {found[-1]:.3g} over the target in the "
+            "last step, where 1 is exact: the critic has not converged, or the flow is still too "
+            "far from the target for its samples. Take more iterations, a larger target_batch, a "
+            "smaller step_size with more steps, or a wider initial measure"
+        )
+
     def finite(self, state: SemiDualState) -> bool:
-        """Whether both networks are finite."""
         return all(bool(torch.isfinite(learner.flat).all()) for learner in state.learners)
 
 
@@ -315,13 +366,11 @@ def _target_points(
         first = draw_particles(target, n, spawn(generator))
         return first, draw_particles(target, max(2, n // 2), spawn(generator))
     x, w = target.points(n, generator)
+    atoms = Particles(x, w, w)
     if len(x) < 100:
-        return Particles(x, w, w), Particles(x, w, w)
-    order = torch.randperm(len(x), generator=generator)
-    cut = len(x) // 5
-    parts = [Particles(x[rows], w[rows] / w[rows].sum(), w[rows]) for rows in
-             (order[cut:], order[:cut])]  # fmt: skip
-    return parts[0], parts[1]
+        return atoms, atoms
+    order, cut = torch.randperm(len(x), generator=generator), len(x) // 5
+    return atoms.take(order[cut:]), atoms.take(order[:cut])
 
 
 def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
@@ -371,14 +420,12 @@ def _measure(
     ratio = c.ratio(on_target)
     divergence = float(apart.w @ c.potential(on_image)[0] - held.w @ c.conjugate(on_target)[0])
     energy = phase.factor * divergence
-    if phase.rest is not None:
-        energy += phase.rest.value(image, torch.zeros_like(apart.w), apart.w)
     move = float(apart.w @ (image - near).square().sum(1))
     w, slope = phase.critic.linearise(image.float())
     force = slope(phase.factor * c.potential(w)[1]).double()
     if phase.rest is not None:
-        point = phase.rest.evaluate(image, torch.zeros_like(apart.w), apart.w).point
-        force = force + point / apart.w.unsqueeze(1)
+        rest = phase.rest.evaluate(image, torch.zeros_like(apart.w), apart.w)
+        energy, force = energy + rest.value, force + rest.point / apart.w.unsqueeze(1)
     miss = (image - near) / h + force
     return {
         "energy": energy,

@@ -6,23 +6,161 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
-from drojko.exceptions import InvalidDataError
-from drojko.flows.conditioned import Conditioned
+from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.envelope_scheme import EnvelopeScheme
+from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import Entropy, PotentialEnergy
 from drojko.flows.jko import JKOFlow
 from drojko.flows.line_scheme import LineScheme
+from drojko.flows.particles import Particles, draw_particles
 from drojko.flows.result import FlowResult
-from drojko.measures.base import Measure
+from drojko.measures._arrays import queries
+from drojko.measures.base import Measure, choose
+from drojko.measures.kde import KDE
 
-__all__ = ["FilterResult", "filter_diffusion"]
+__all__ = ["Conditioned", "FilterResult", "filter_diffusion"]
+
+_LEAST = 0.08  # effective share of the particles below which new ones are drawn
+_GRID = 7.0  # standard deviations that a grid in one dimension covers on each side
+
+
+class Conditioned(Measure):
+    r"""Bayes' rule: the law with density :math:`\rho(x) L(x) / Z`, Z = E_rho L.
+
+    The particles of the prior stay and are reweighted, so that their densities stay known. Where
+    few of them carry the weight, new ones come from a kernel estimate (in one dimension: are a new
+    grid) and are weighted by the exact density, which is found by inverting the prior's maps.
+
+    Parameters
+    ----------
+    prior : Measure
+        rho; a `FlowStep`, or any measure with a density.
+    log_likelihood : callable, default=None
+        log L: (n, d) -> (n,), by torch; None: L = 1.
+    n_particles : int
+        Of a prior that is no `FlowStep`; in one dimension these are a grid.
+
+    Attributes
+    ----------
+    log_evidence_ : float
+        log Z.
+    effective_share_ : float
+        Effective sample size as a share of the particles.
+
+    Examples
+    --------
+    >>> from drojko.measures import Gaussian
+    >>> prior = Gaussian([0.0], [[1.0]])
+    >>> posterior = Conditioned(prior, lambda x: -0.5 * (x[:, 0] - 1.0) ** 2)
+    >>> x, w = posterior.points(1000)
+    >>> round(float(w @ x[:, 0]), 6)
+    0.5
+    """
+
+    _state = "particles_"
+
+    def __init__(
+        self,
+        prior: Measure,
+        log_likelihood: Callable[[Tensor], Tensor] | None = None,
+        *,
+        n_particles: int = 2000,
+        random_state: Any = 0,
+    ):
+        self.prior, self.log_likelihood = prior, log_likelihood
+        self.n_particles, self.random_state = n_particles, random_state
+        gen = make_generator(random_state)
+        particles = _particles(prior, n_particles, gen)
+        likelihood = self._likelihood(particles.x)
+        joint = particles.w.log() + likelihood
+        self.log_evidence_ = float(torch.logsumexp(joint, 0))
+        w = torch.softmax(joint, 0)
+        self.effective_share_ = 1.0 / (len(w) * float(w.square().sum()))
+        log_density = particles.log_density + likelihood - self.log_evidence_
+        self.particles_ = Particles(particles.x, w, log_density, particles.known)
+        if self.effective_share_ < _LEAST:
+            self.particles_ = self._refreshed(gen)
+
+    def _likelihood(self, x: Tensor) -> Tensor:
+        if self.log_likelihood is None:
+            return torch.zeros(len(x), dtype=x.dtype)
+        with torch.no_grad():
+            return self.log_likelihood(x)
+
+    def _refreshed(self, gen: torch.Generator) -> Particles:
+        p = self.particles_
+        if p.x.shape[1] == 1:
+            mean, variance = p.mean_and_covariance()
+            x, step = _grid(float(mean), float(variance) ** 0.5, len(p.x))
+            joint = self.prior.log_prob(x) + self._likelihood(x)
+            self.log_evidence_ = float(torch.logsumexp(joint, 0)) + math.log(step)
+            return Particles(x, torch.softmax(joint, 0), joint - self.log_evidence_)
+        near = KDE().fit(p.x.numpy(), p.w.numpy())
+        x = near.sample(len(p.x), gen)
+        joint = self.prior.log_prob(x) + self._likelihood(x)
+        ratio = joint - near.log_prob(x)
+        self.log_evidence_ = float(torch.logsumexp(ratio, 0)) - math.log(len(x))
+        return Particles(x, torch.softmax(ratio, 0), joint - self.log_evidence_)
+
+    def fit(self, X: Any, sample_weight: Any = None) -> Self:
+        """Raise UnsupportedError: fit the prior."""
+        raise self._lacks("fit", "fit its prior")
+
+    def get_params(self, deep: bool = True) -> dict:
+        names = ("prior", "log_likelihood", "n_particles", "random_state")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def dim(self) -> int:
+        return self.particles_.x.shape[1]
+
+    def log_prob(self, x: Any) -> Tensor:
+        rows = queries(x, self.dim)
+        return self.prior.log_prob(rows) + self._likelihood(rows) - self.log_evidence_
+
+    def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The particles and their weights; n is not used."""
+        return self.particles_.x, self.particles_.w
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n of the particles by their weights, shape (n, d)."""
+        gen = make_generator(generator)
+        return self.particles_.x[choose(self.particles_.w.numpy(), n, gen)]
+
+    def flow_particles(self, n: int, generator: torch.Generator) -> Particles:
+        """About n of the particles, thinned evenly, with their densities."""
+        p = self.particles_
+        every = max(1, round(len(p.x) / n))
+        w = p.w[::every]
+        return Particles(p.x[::every], w / w.sum(), p.log_density[::every], p.known)
+
+
+def _particles(prior: Measure, n: int, gen: torch.Generator) -> Particles:
+    if isinstance(prior, FlowStep) and prior.held is not None:
+        return prior.held
+    if prior.dim > 1:
+        return draw_particles(prior, n, gen)
+    try:
+        centre, width = float(prior.mean), float(prior.covariance) ** 0.5
+    except UnsupportedError:
+        return draw_particles(prior, n, gen)
+    x, _ = _grid(centre, width, n)
+    log_density = prior.log_prob(x)
+    return Particles(x, torch.softmax(log_density, 0), log_density)
+
+
+def _grid(centre: float, width: float, n: int) -> tuple[Tensor, float]:
+    """Points (n, 1) around a centre, and their distance."""
+    step = 2.0 * _GRID * width / n
+    grid = centre - _GRID * width + step * (torch.arange(n, dtype=torch.float64) + 0.5)
+    return grid.unsqueeze(1), step
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,7 +163,7 @@ def bayesian_logistic(
     gen = make_generator(random_state)
     scheme = scheme or ICNNScheme(n_particles=1000, iterations=0)
     flow = JKOFlow(functional, scheme, step_size=list(step_sizes))
-    result = flow.run(Gaussian(start, 0.25 * np.eye(dim)), len(step_sizes), spawn(gen))
+    result = flow.run(Gaussian(start, 0.25 * np.eye(dim)), random_state=spawn(gen))
     last = result.measures[-1]
     z = last.particles if isinstance(last, FlowStep) else last.sample(n_draws, gen)
     if len(z) < n_draws:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.flows.envelope_scheme import EnvelopeScheme
-from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import KLDivergence
+from drojko.flows.importance.measure import ImportanceMeasure
 from drojko.flows.jko import JKOFlow
 from drojko.flows.result import FlowResult
 from drojko.measures.base import Measure
@@ -85,21 +83,7 @@ def sample_density(
     """
     gen = make_generator(random_state)
     flow = JKOFlow(KLDivergence(log_prob), scheme or EnvelopeScheme(), step_size=list(step_sizes))
-    result = flow.run(initial, len(step_sizes), spawn(gen))
-    last = result.measures[-1]
-    x, log_rho = (
-        last.sample_with_density(n_samples, gen)
-        if isinstance(last, FlowStep)
-        else _drawn(last, n_samples, gen)
-    )
-    with torch.no_grad():
-        ratio = log_prob(x) - log_rho
-    log_mean = float(torch.logsumexp(ratio, 0)) - math.log(len(x))
-    weights = torch.softmax(ratio, 0)
-    share = 1.0 / (len(x) * float(weights.square().sum()))
-    return FlowSample(x, weights, log_mean, float(ratio.mean()), share, result)
-
-
-def _drawn(measure: Measure, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-    x = measure.sample(n, gen)
-    return x, measure.log_prob(x)
+    result = flow.run(initial, random_state=spawn(gen))
+    found = ImportanceMeasure(result.measures[-1], log_prob).evidence(n_samples, gen, least=0.0)
+    share = found.effective_sample_size
+    return FlowSample(found.x, found.weights, found.log_z, found.elbo, share, result)

@@ -116,18 +116,11 @@ class LinearAdversary:
 
     def other_label(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The worst other label of each row, and the loss gained by it per unit of distance."""
-        own = self.losses(f, y)
-        if len(self.coef) == 1:
-            other = 1 - y
-            best = self.losses(f, other)
-        else:
-            k = len(self.coef)
-            all_labels = [self.losses(f, np.full(len(y), j)) for j in range(k)]
-            table = np.stack(all_labels, axis=1)
-            table[np.arange(len(y)), y] = -np.inf
-            other = table.argmax(axis=1)
-            best = table.max(axis=1)
-        return other, (best - own) / self.label_cost
+        labels = range(max(2, len(self.coef)))
+        table = np.stack([self.losses(f, np.full(len(y), j)) for j in labels], axis=1)
+        table[np.arange(len(y)), y] = -np.inf
+        gain = table.max(axis=1) - self.losses(f, y)
+        return table.argmax(axis=1), gain / self.label_cost
 
     # -- moves -------------------------------------------------------------------------------
 
@@ -192,49 +185,40 @@ class LinearAdversary:
         if radius == 0.0 or (penalty is not None and math.isinf(penalty)):
             return FarRisk(nominal, nominal, nominal, nominal, math.inf, 0.0, base, FarPlan())
         slope = self.slope(y)
-        gain, other = None, y
+        if penalty is not None and slope > penalty * (1.0 + 1e-9):
+            raise UnboundedRiskError(
+                f"penalty={penalty:g}: the loss of this model rises by {slope:.6g} per unit of "
+                f"distance, so its worst case is infinite; it is finite from "
+                f"penalty={slope:.6g} on"
+            )
+        price, budget = (slope, radius or 0.0) if penalty is None else (penalty, 0.0)
+        plan, labels, spent, worst, rows = FarPlan(), y, 0.0, base, base
         if self.flips:
             other, gain = self.other_label(f, y)
-        if penalty is not None:
-            price = penalty
-            if slope > price * (1.0 + 1e-9):
-                raise UnboundedRiskError(
-                    f"penalty={penalty:g}: the loss of this model rises by {slope:.6g} per unit of "
-                    f"distance, so its worst case is infinite; it is finite from "
-                    f"penalty={slope:.6g} on"
-                )
-        else:
-            price = slope if gain is None else max(slope, self._price(gain, w, radius or 0.0))
-        plan_tie, labels, spent, worst = 0.0, y, 0.0, base
-        value_rows = base
-        if gain is not None:
-            value_rows = np.maximum(base, base + self.label_cost * (gain - price))
+            if penalty is None:
+                price = max(slope, self._price(gain, w, budget))
+            step = self.label_cost * gain
+            rows = np.maximum(base, base + step - self.label_cost * price)
             over = gain > price * (1.0 + 1e-12)
             spent = float(w[over].sum()) * self.label_cost
-            labels = np.where(over, other, y)
-            worst = np.where(over, base + self.label_cost * gain, base)
-            if radius is not None and price > slope:
+            labels, worst, tie = np.where(over, other, y), np.where(over, base + step, base), 0.0
+            if penalty is None and price > slope:
                 ties = np.abs(gain - price) <= 1e-12 * price
                 cost = float(w[ties].sum()) * self.label_cost
-                plan_tie = min(max((radius - spent) / cost, 0.0), 1.0) if cost > 0 else 0.0
-                worst = np.where(ties, base + plan_tie * self.label_cost * gain, worst)
-                spent += plan_tie * cost
-        upper = float(w @ value_rows)
+                tie = min(max((budget - spent) / cost, 0.0), 1.0) if cost > 0 else 0.0
+                worst = np.where(ties, base + tie * step, worst)
+                spent += tie * cost
+            plan = FarPlan(price=price, tie=tie)
+        risk, upper = float(w @ worst), float(w @ rows) + price * budget
         if penalty is not None:
-            risk = float(w @ worst)
-            plan = FarPlan(price=price if gain is not None else math.inf)
             attained = risk - penalty * spent
-            return FarRisk(nominal, upper, attained, risk, penalty, spent, value_rows, plan)
-        radius = radius or 0.0
-        upper += price * radius
-        rest = max(radius - spent, 0.0) if price == slope else 0.0
-        plan = FarPlan(price=price if gain is not None else math.inf, tie=plan_tie)
-        risk = float(w @ worst)
+            return FarRisk(nominal, upper, attained, risk, penalty, spent, rows, plan)
+        rest = max(budget - spent, 0.0) if price == slope else 0.0
         if rest > 0.0 and slope > 0.0:
             plan, extra = self._far(f, labels, w, rest, slope, plan)
             risk += extra
             spent += rest if extra != 0.0 else 0.0
-        return FarRisk(nominal, max(upper, risk), risk, risk, price, spent, value_rows, plan)
+        return FarRisk(nominal, max(upper, risk), risk, risk, price, spent, rows, plan)
 
     def _price(self, gain: np.ndarray, w: np.ndarray, radius: float) -> float:
         """Smallest lambda >= 0 at which label changes cost no more than the radius."""

@@ -93,10 +93,6 @@ class FarWorstCase(WorstCase):
             return x, np.where(rows, y + step, y)
         return x + np.where(rows, plan.distance, 0.0)[:, None] * adversary.directions()[index], y
 
-    def _arrays(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        x, labels = self._queries(X, y)
-        return x.numpy(), labels.numpy()
-
     # -- the measure -------------------------------------------------------------------------
 
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -137,10 +133,8 @@ class FarWorstCase(WorstCase):
         total = self._density(x, labels) * np.where(inside, 1.0 - share, 1.0)
         if self.plan.distance > 0:
             directions = self.adversary.directions()
-            options = [labels] if self.classes is not None else [np.zeros(len(x), int)]
-            if self.classes is None:
-                options.append(np.ones(len(x), int))
-            for index in options:
+            either = [np.zeros(len(x), int), np.ones(len(x), int)]
+            for index in either if self.classes is None else [labels]:
                 source = x - self.plan.distance * directions[index]
                 rows, own = self._steepest(source, labels)
                 came = rows & (own == index)
@@ -152,21 +146,19 @@ class FarWorstCase(WorstCase):
         tensors: tuple[Tensor, Tensor] = (torch.from_numpy(x), torch.from_numpy(y))
         return self.reference.log_prob(*tensors).double().exp().cpu().numpy()
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        if "pairs" not in self._cache:
-            x, y, w = (t.cpu().numpy() for t in self.reference.points(2000, make_generator(0)))
-            x = x.astype(np.float64)
-            y = self._labels(x, y, np.ones(len(x)))
-            rows, index = self._steepest(x, y)
-            image = self._moved(x, y, rows, index)[0]
-            share = self.plan.share
-            if share < 1.0:
-                stay = x[rows]
-                x, image = np.concatenate([x, stay]), np.concatenate([image, stay])
-                y = np.concatenate([y, y[rows]])
-                w = np.concatenate([np.where(rows, share * w, w), (1.0 - share) * w[rows]])
-            self._cache["pairs"] = (x, image, self._decode(torch.from_numpy(y)), w)
-        return self._cache["pairs"]
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        x, y, w = (t.cpu().numpy() for t in self.reference.points(2000, make_generator(0)))
+        x = x.astype(np.float64)
+        y = self._labels(x, y, np.ones(len(x)))
+        rows, index = self._steepest(x, y)
+        image = self._moved(x, y, rows, index)[0]
+        share = self.plan.share
+        if share < 1.0:
+            stay = x[rows]
+            x, image = np.concatenate([x, stay]), np.concatenate([image, stay])
+            y = np.concatenate([y, y[rows]])
+            w = np.concatenate([np.where(rows, share * w, w), (1.0 - share) * w[rows]])
+        return x, image, self._decode(torch.from_numpy(y)), w
 
     def _costs(self, x: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Each row's distance, split over columns in proportion to their weighted moves."""

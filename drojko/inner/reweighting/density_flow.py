@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import UnsupportedError
 from drojko.flows.functionals import FDivergence, Functional, KLDivergence, PotentialEnergy
+from drojko.flows.functionals.energies import scale_and_order
 from drojko.flows.icnn.map_problem import MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.particles import Particles, draw_particles
@@ -164,10 +166,7 @@ class DensityFlow:
             that is zero or infinite.
         """
         gen = make_generator(random_state)
-        if not 0.0 < penalty < math.inf:
-            raise UnsupportedError(
-                f"a flow needs a positive, finite penalty; this dual point has {penalty:g}"
-            )
+        check_penalty("a flow", penalty)
         train = draw_particles(reference, self.scheme.n_particles, spawn(gen))
         held = draw_particles(reference, self.scheme.n_particles // 2, spawn(gen))
         if not train.known:
@@ -178,19 +177,48 @@ class DensityFlow:
         functional = self.functional(ambiguity, penalty, loss, reference.log_prob, log_share)
         variance = float(train.mean_and_covariance()[1].diagonal().mean())
         tau = self.tau * variance / penalty
-        problem, other = MapProblem.of(functional, train, tau), held
-        apart = problem.on(other)
+        problem = MapProblem.of(functional, train, tau)
+        apart = problem.on(held)
         found = self.scheme.fit_map(problem, apart, gen)
         for _ in range(self.steps - 1):
-            near = _anchored(train, found.train.image), _anchored(held, found.held.image)
-            problem, apart = problem.on(near[0]), problem.on(near[1])
+            problem = problem.on(replace(train, anchor=found.train.image))
+            apart = problem.on(replace(held, anchor=found.held.image))
             found = self.scheme.fit_map(problem, apart, gen, found.potential)
-        image = held.moved(found.held.image, found.held.log_det)
-        return _summary(ambiguity, penalty, shift, loss, reference, found.map, image, log_share)
+        p = held.moved(found.held.image, found.held.log_det)
+        known: Any = ambiguity.divergence
+        kind, k = known.kind, known.order
+        with torch.no_grad():
+            losses = loss(p.x).detach().double().cpu()
+            base = reference.log_prob(p.x)
+            measured = FDivergence(lambda z: base - log_share, kind, k)
+            risk = float((p.w * losses).sum())
+            divergence = measured.value(p.x, p.log_density, p.w)
+            log_ratio = torch.from_numpy(ambiguity.log_ratio_at(losses, penalty, shift))
+            log_mass = p.w.log() + base + log_ratio - p.log_density
+            normaliser = float(torch.logsumexp(log_mass, 0).exp())
+            mass = torch.softmax(log_mass, 0)
+            own = log_ratio - math.log(normaliser) + log_share
+            exact, _ = own_divergence(kind, k, own, mass)
+        return ClassFlow(
+            found.map,
+            p,
+            risk - penalty * divergence,
+            risk,
+            divergence,
+            normaliser,
+            float(1.0 / (mass.square() / p.w).sum()),
+            mass,
+            float((mass * losses).sum()) - penalty * exact,
+        )
 
 
-def _anchored(p: Particles, image: Tensor) -> Particles:
-    return Particles(p.x, p.w, p.log_density, p.known, image)
+def check_penalty(what: str, penalty: float) -> None:
+    """Raise `UnsupportedError` for dual points at which nothing, or everything, moves."""
+    if not 0.0 < penalty < math.inf:
+        raise UnsupportedError(
+            f"{what} needs a positive, finite penalty; this dual point has {penalty:g}: "
+            + ("nothing moves" if penalty else "all mass is on the largest loss")
+        )
 
 
 def _check_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -202,55 +230,12 @@ def _check_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
             )
 
 
-def _summary(
-    ambiguity: DensityRatioSet,
-    penalty: float,
-    shift: float,
-    loss: Callable[[Tensor], Tensor],
-    reference: Measure,
-    found: TransportMap,
-    p: Particles,
-    log_share: float,
-) -> ClassFlow:
-    known = ambiguity.divergence
-    assert known is not None
-    kind, k = known.kind, known.order
-    with torch.no_grad():
-        losses = loss(p.x).detach().double().cpu()
-        base = reference.log_prob(p.x)
-        measured = FDivergence(lambda z: base - log_share, kind, k)
-        risk = float((p.w * losses).sum())
-        divergence = measured.value(p.x, p.log_density, p.w)
-        log_ratio = torch.from_numpy(ambiguity.log_ratio_at(losses, penalty, shift))
-        log_weight = base + log_ratio - p.log_density
-        top = float(log_weight.max())
-        weight = p.w * (log_weight - top).exp()
-        normaliser = float(weight.sum()) * math.exp(top)
-        mass = weight / weight.sum()
-        own = log_ratio - math.log(normaliser) + log_share
-        exact, _ = own_divergence(kind, k, own, mass)
-    return ClassFlow(
-        found,
-        p,
-        risk - penalty * divergence,
-        risk,
-        divergence,
-        normaliser,
-        float(1.0 / (mass.square() / p.w).sum()),
-        mass,
-        float((mass * losses).sum()) - penalty * exact,
-    )
-
-
 def own_divergence(kind: str, k: float, u: Tensor, mass: Tensor) -> tuple[float, Tensor]:
     """E0 f(r) from u = log r at points of mass under r P0, and its terms f(r)/r, up to a constant.
 
     In E0 r^k - 1 and E0 r log r the points without ratio count nothing, so nothing is missed.
     """
-    u = torch.where(mass > 0, u, torch.zeros_like(u))
-    if kind == "kl":
-        terms = u
-    else:
-        scale = (2.0 if kind == "chi-square" else 1.0) / (k * (k - 1.0))
-        terms = scale * (((k - 1.0) * u).exp() - 1.0)
+    terms, (scale, k) = torch.where(mass > 0, u, torch.zeros_like(u)), scale_and_order(kind, k)
+    if k != 1.0:
+        terms = scale / (k * (k - 1.0)) * (((k - 1.0) * terms).exp() - 1.0)
     return float(mass @ terms), terms

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import standard_error
+from drojko._numerics import check_settings, standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
 from drojko.flows.functionals import KLDivergence
-from drojko.flows.importance.fit_velocity import log_target
+from drojko.flows.functionals.energies import scale_and_order
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
-from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
+from drojko.flows.importance.rejection import RejectionBlock, draw_kept, effective_sample_size
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
+from drojko.flows.importance.velocity import log_target
 from drojko.flows.jko import JKOFlow
-from drojko.flows.settings import check_settings
-from drojko.inner.reweighting.density_flow import own_divergence
+from drojko.inner.reweighting.density_flow import check_penalty, own_divergence
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.measures.base import Measure, choose, components, draws
@@ -89,15 +89,13 @@ class RatioFlow:
             x, log_density = self.measure.sample_with_log_prob(max(4 * n, _POOL), gen)
             weight = self.log_weight(x, log_density)
             return x[choose((weight - weight.max()).exp().numpy(), n, gen)]
-        parts: list[Tensor] = []
-        missing = n
-        while missing > 0:
-            x, log_density = self.measure.sample_with_log_prob(int(1.1 * missing) + 16, gen)
-            coin = torch.rand(len(x), generator=gen, dtype=torch.float64).log()
-            kept = coin <= self.log_weight(x, log_density).clamp_max(0.0)
-            parts.append(x[kept][:missing])
-            missing -= len(parts[-1])
-        return torch.cat(parts)
+
+        def draw(m: int) -> tuple[Tensor]:
+            x, log_density = self.measure.sample_with_log_prob(m, gen)
+            coin = torch.rand(m, generator=gen, dtype=torch.float64).log()
+            return (x[coin <= self.log_weight(x, log_density).clamp_max(0.0)],)
+
+        return draw_kept(n, draw, 1.0)[0]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -211,11 +209,7 @@ class Importance(InnerSolver):
             Where too few draws of the reference carry the worst case to begin with.
         """
         check_set(ambiguity)
-        if not 0.0 < penalty < math.inf:
-            raise UnsupportedError(
-                f"inner='importance' needs a positive, finite penalty; this dual point has "
-                f"{penalty:g}"
-            )
+        check_penalty("inner='importance'", penalty)
         gen = make_generator(random_state)
 
         def log_ratio(x: Tensor, floor: float = 0.0) -> Tensor:
@@ -229,30 +223,20 @@ class Importance(InnerSolver):
             return ratio
 
         known: Any = ambiguity.divergence
-        smooth = known.kind == "kl"
 
         def target(x: Tensor) -> Tensor:
-            ratio = log_ratio(x, 0.0 if smooth else _FLOOR)
+            ratio = log_ratio(x, 0.0 if known.kind == "kl" else _FLOOR)
             return reference.log_prob(x) + ratio.to(torch.float64)
-
-        def excess(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                if smooth:
-                    return torch.zeros(len(x), dtype=torch.float64)
-                return (log_ratio(x) - log_ratio(x, _FLOOR)).double()
 
         measure, choice = self._way(target, reference, gen)
         x, log_density = measure.sample_with_log_prob(self.n_draws, spawn(gen))
         with torch.no_grad():
             losses = loss(x).detach().double().cpu()
             exact = log_ratio(x).double()
-            log_weight = target(x) + excess(x) - log_density
-        highest = float(log_weight.max())
-        w = (log_weight - highest).exp()
-        mass = w / w.sum()
-        log_z = highest + math.log(float(w.mean()))
-        spread = float(w.std() / w.mean()) / math.sqrt(len(w))
-        log_z_error = math.hypot(spread, measure.log_mass_error)
+            log_weight = reference.log_prob(x) + exact - log_density
+        mass = torch.softmax(log_weight, 0)
+        log_z = float(torch.logsumexp(log_weight, 0)) - math.log(len(mass))
+        log_z_error = math.hypot(float(mass.std()) * math.sqrt(len(mass)), measure.log_mass_error)
         own = exact - log_z + log_share
         kind, k = known.kind, known.order
         risk = float(mass @ losses)
@@ -264,7 +248,7 @@ class Importance(InnerSolver):
 
         def settle(x: Tensor, log_density: Tensor) -> Tensor:
             with torch.no_grad():
-                return target(x) + excess(x) - log_density - log_z
+                return reference.log_prob(x) + log_ratio(x).double() - log_density - log_z
 
         return RatioFlow(
             measure,
@@ -282,10 +266,7 @@ class Importance(InnerSolver):
         )
 
     def _way(
-        self,
-        target: Callable[[Tensor], Tensor],
-        reference: Measure,
-        gen: torch.Generator,
+        self, target: Callable[[Tensor], Tensor], reference: Measure, gen: torch.Generator
     ) -> tuple[ImportanceMeasure, str]:
         start = ImportanceMeasure(reference, target)
         x, log_density, groups = calibration_draws(start, self.n_calibration, spawn(gen))
@@ -293,13 +274,9 @@ class Importance(InnerSolver):
             u = log_target(target, x) - log_density
         words = []
         try:
+            most = max(self.direct_draws, 1.0 + 1e-9)
             block = RejectionBlock.design(
-                u,
-                None,
-                0.2,
-                most_draws=max(self.direct_draws, 1.0 + 1e-9),
-                enough=self.enough,
-                n_groups=groups,
+                u, None, 0.2, most_draws=most, enough=self.enough, n_groups=groups
             )
             ratio = block.log_ratio(u)
             share = effective_sample_size(u - ratio, ratio.exp())
@@ -315,8 +292,7 @@ class Importance(InnerSolver):
                 raise
             words.append(f"rejection steps alone: {error}")
             share, measure = 0.0, None
-        centred = x - x.mean(0)
-        variance = float(centred.square().mean())
+        variance = float((x - x.mean(0)).square().mean())
         sizes = [_FIRST * variance * _GROWTH**k for k in range(self.steps)]
         scheme = ImportanceCorrectedScheme(
             width=self.width,
@@ -334,16 +310,18 @@ class Importance(InnerSolver):
                 f"{error}. Or there is no worst case: exp(loss / penalty) has no mean where the "
                 "loss grows faster than the reference falls off; raise the penalty"
             ) from error
-        last = result.measures[-1]
-        flow_share = float(result.columns["effective_sample_size"][-1])
+        last: Any = result.measures[-1]
+        cost, flow_share = (
+            float(result.columns[name][-1])
+            for name in ("draws_per_sample", "effective_sample_size")
+        )
         words.append(
-            f"{self.steps} JKO steps and rejection steps: "
-            f"{float(result.columns['draws_per_sample'][-1]):.3g} draws per sample, effective "
+            f"{self.steps} JKO steps and rejection steps: {cost:.3g} draws per sample, effective "
             f"sample size {flow_share:.4f}"
         )
         if measure is not None and share >= flow_share:
             return measure, f"{words[0]} (taken); {words[1]}"
-        return last, f"{words[0]}; {words[1]} (taken)"  # type: ignore[return-value]
+        return last, f"{words[0]}; {words[1]} (taken)"
 
 
 def check_set(ambiguity: Any) -> None:
@@ -359,10 +337,10 @@ def check_set(ambiguity: Any) -> None:
 
 def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
     """Log of (f*)'(t) by torch operations; ``floor`` bounds the ratio from below."""
-    kind, k = ambiguity.divergence.kind, ambiguity.divergence.order
-    if kind == "kl":
+    scale, k = scale_and_order(ambiguity.divergence.kind, ambiguity.divergence.order)
+    if k == 1.0:
         return t
-    inside = 1.0 + (0.5 if kind == "chi-square" else k - 1.0) * t
+    inside = 1.0 + (k - 1.0) / scale * t
     if k < 1.0:  # infinite from inside = 0 on
         return torch.where(inside > 0, inside.clamp_min(1e-300).log() / (k - 1.0), math.inf)
     if floor:
@@ -373,11 +351,9 @@ def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
 
 def _steepness(kind: str, k: float, own: Tensor, mass: Tensor) -> float:
     """Derivative of D in the log of the normaliser, in absolute value."""
-    if kind == "kl":
-        return 1.0
+    scale, k = scale_and_order(kind, k)
     kept = mass > 0
-    scale = 2.0 / k if kind == "chi-square" else 1.0 / k
-    return abs(scale * float(mass[kept] @ ((k - 1.0) * own[kept]).exp()))
+    return abs(scale / k * float(mass[kept] @ ((k - 1.0) * own[kept]).exp()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -389,6 +365,8 @@ class ImportanceWorstCase(ReweightedWorstCase):
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
+
+    _learned_by = ", inner='importance'"
 
     def class_flow(self, k: int = 0) -> RatioFlow:
         """The flow of one class, with its weighted draws; computed on first use."""
@@ -435,11 +413,4 @@ class ImportanceWorstCase(ReweightedWorstCase):
         if self.classes is None:
             z = self.class_flow(0).sample(n, gen)
             return z[:, :-1].numpy(), z[:, -1].numpy()
-        shares = torch.from_numpy(self.label_shares())
-        y = torch.multinomial(shares, n, replacement=True, generator=gen)
-        x = self._by_class(y, lambda k, rows: self.class_flow(k).sample(int(rows.sum()), gen))
-        return x.numpy(), self._decode(y)
-
-    def __repr__(self) -> str:
-        own = super().__repr__()[:-1].replace("Reweighted", "Importance", 1)
-        return f"{own}, inner='importance')"
+        return self._by_label(n, gen, lambda k, m: self.class_flow(k).sample(m, gen))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class MeasuredWorstCase(WorstCase):
     feature_names: tuple[str, ...] | None = None
     group_weights: dict[Any, float] | None = None
     cost_weights: np.ndarray | None = None
+    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         shares = ""
@@ -79,7 +80,6 @@ class MeasuredWorstCase(WorstCase):
         x: Tensor = torch.from_numpy(np.array(X, dtype=np.float64))
         return self.measure.log_prob(x, self._encode(y, x)).numpy()
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Points of this measure, twice (nothing moves), labels and masses."""
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         x, y, w = self.measure.points(2000, make_generator(0))
         return x.numpy(), x.numpy(), self._decode(y), w.numpy()

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import check_settings
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
-from drojko.flows.functionals.conjugates import conjugate_named
 from drojko.flows.functionals.divergence_to import DivergenceTo
+from drojko.flows.jko import JKOFlow
 from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.semidual.measure import SemiDualStep
-from drojko.flows.semidual.scheme import SemiDualScheme
-from drojko.flows.settings import check_settings
+from drojko.flows.semidual.scheme import SemiDualScheme, SemiDualStep
+from drojko.inner.reweighting.density_flow import check_penalty
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
-from drojko.measures.base import Measure, choose
+from drojko.measures.base import Measure
 from drojko.measures.empirical import Empirical
 from drojko.measures.pushforward import Pushforward
 from drojko.transport.maps import AffineMap, TransportMap
@@ -99,11 +99,8 @@ class PotentialFlow:
     def recovered(self) -> float:
         """Share of the exact gain V - nominal that the learned ratio attains, at most 1."""
         gain = self.dual - self.nominal
-        return (
-            1.0
-            if gain <= 1e-12 * max(1.0, abs(self.dual))
-            else ((self.lower - self.nominal) / gain)
-        )
+        none = gain <= 1e-12 * max(1.0, abs(self.dual))
+        return 1.0 if none else (self.lower - self.nominal) / gain
 
 
 class _InUnits(Pushforward):
@@ -223,11 +220,7 @@ class SemiDual(InnerSolver):
             For fewer than 50 samples, and samples in a subspace.
         """
         self.check(ambiguity)
-        if not 0.0 < penalty < math.inf:
-            raise UnsupportedError(
-                f"inner='semidual' needs a positive, finite penalty; this dual point has "
-                f"{penalty:g}: " + ("nothing moves" if penalty else "all mass is on one sample")
-            )
+        check_penalty("inner='semidual'", penalty)
         gen = make_generator(random_state)
         known: Any = ambiguity.divergence
         kind = known.kind
@@ -263,10 +256,30 @@ class SemiDual(InnerSolver):
         sizes = [_STEP * _GROWTH**k / price for k in range(self.steps)]
         with warnings.catch_warnings():  # what matters here is checked against the dual below
             warnings.simplefilter("ignore", ConvergenceWarning)
-            result = scheme.run_flow(functional, scaled, sizes, spawn(gen))
+            flow = JKOFlow(functional, scheme, step_size=sizes)
+            result = flow.run(scaled, self.steps, spawn(gen))
         last: Any = result.measures[-1]
         measure = last.in_units(reference, centre, unit)
-        found = _against_dual(ambiguity, price, loss, x, w, measure, kind)
+        with torch.no_grad():
+            losses = loss(x).detach().double().cpu()
+            risk = float(measure.weights @ loss(measure.particles).detach().double().cpu())
+        exact = ambiguity.priced(price).dual(losses, w)
+        conjugate, out = measure.conjugate, measure.critic.value(x)
+        ratio = conjugate.ratio(out)
+        normaliser = float(w @ ratio)
+        ratio = ratio / normaliser
+        u, star = conjugate.potential(out)[0], conjugate.conjugate(out)[0]
+        found = PotentialFlow(
+            measure,
+            float(w @ (ratio * losses - price * conjugate.f(ratio))),
+            exact.value,
+            float((losses - price * u).max()) + price * float(w @ star),
+            float(w @ losses),
+            ratio,
+            normaliser,
+            risk,
+            exact.attained,
+        )
         if found.weakness:
             warnings.warn(
                 f"inner='semidual': {found.weakness}; what the map generates is not the worst "
@@ -281,38 +294,6 @@ class SemiDual(InnerSolver):
 def learns(ambiguity: Any) -> bool:
     """Whether a map is learned for this set: of KL and chi-square."""
     return ambiguity.divergence is not None and ambiguity.divergence.kind in ("kl", "chi-square")
-
-
-def _against_dual(
-    ambiguity: DensityRatioSet,
-    price: float,
-    loss: Callable[[Tensor], Tensor],
-    x: Tensor,
-    w: Tensor,
-    measure: SemiDualStep,
-    kind: str,
-) -> PotentialFlow:
-    conjugate = conjugate_named(kind)
-    with torch.no_grad():
-        losses = loss(x).detach().double().cpu()
-        risk = float(measure.weights @ loss(measure.particles).detach().double().cpu())
-    exact = ambiguity.priced(price).dual(losses, w)
-    out = measure.critic.value(x)
-    ratio = conjugate.ratio(out)
-    normaliser = float(w @ ratio)
-    ratio = ratio / normaliser
-    u, star = conjugate.potential(out)[0], conjugate.conjugate(out)[0]
-    return PotentialFlow(
-        measure,
-        float(w @ (ratio * losses - price * conjugate.f(ratio))),
-        exact.value,
-        float((losses - price * u).max()) + price * float(w @ star),
-        float(w @ losses),
-        ratio,
-        normaliser,
-        risk,
-        exact.attained,
-    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -332,6 +313,8 @@ class SemiDualWorstCase(ReweightedWorstCase):
 
     settings: dict[str, Any] = field(default_factory=dict)
 
+    _learned_by = ", inner='semidual'"
+
     def potential_flow(self, k: int = 0) -> PotentialFlow:
         """The learned map and potential of class index ``k`` with its bounds; computed once."""
         if ("semidual", k) not in self._cache:
@@ -349,11 +332,7 @@ class SemiDualWorstCase(ReweightedWorstCase):
         if self.classes is None:
             raise UnsupportedError("generate: maps of a joint measure are not learned; use sample")
         gen = make_generator(random_state)
-        labels = choose(self.label_shares(), n, gen)
-        images = self._by_class(
-            labels, lambda k, rows: self.potential_flow(k).measure.sample(int(rows.sum()), gen)
-        )
-        return images.numpy(), self._decode(labels)
+        return self._by_label(n, gen, lambda k, m: self.potential_flow(k).measure.sample(m, gen))
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,), where the reference has one.
@@ -367,6 +346,3 @@ class SemiDualWorstCase(ReweightedWorstCase):
                 "reference='kde' or 'mixture' gives a reference with a density"
             )
         return super().log_prob(X, y)
-
-    def __repr__(self) -> str:
-        return super().__repr__()[:-1].replace("Reweighted", "SemiDual", 1) + ", inner='semidual')"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.flows.importance.rejection import draw_kept
 from drojko.flows.particles import match_moments
 from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
-from drojko.inner.worst_case import WorstCase
+from drojko.inner.worst_case import WorstCase, quantiles
 from drojko.measures._nets import net
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.empirical import Empirical
@@ -33,7 +34,6 @@ _ACCEPTANCE = 0.02
 #: Draws at once, and pairs of draws matched at most (the matching is cubic).
 _DRAWS, _PAIRED = 50_000, 400
 _COLUMNS = 50  # of a learned map
-_LEVELS = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +142,8 @@ class ReweightedWorstCase(WorstCase):
     largest: float = np.inf
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
+    _learned_by = ""  # what representations add
+
     @property
     def n_features(self) -> int:
         return self.reference.dim
@@ -198,10 +200,6 @@ class ReweightedWorstCase(WorstCase):
             )
         return Pool(x, y, w, losses, ratio / normaliser, normaliser, top, lift)
 
-    def _plain_ratio(self, losses: Tensor) -> Tensor:
-        ratio = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
-        return self._finite(ratio, losses)
-
     def _finite(self, ratio: np.ndarray, losses: Tensor) -> Tensor:
         if not np.isfinite(ratio).all():
             raise UnboundedRiskError(
@@ -214,8 +212,8 @@ class ReweightedWorstCase(WorstCase):
     def _ratio(self, losses: Tensor) -> Tensor:
         """The normalised ratio at fresh points."""
         pool = self.pool
-        ratio = self._plain_ratio(losses) + pool.lift * (losses >= pool.top)
-        return ratio / pool.normaliser
+        below = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
+        return (self._finite(below, losses) + pool.lift * (losses >= pool.top)) / pool.normaliser
 
     @property
     def effective_sample_size(self) -> float:
@@ -247,30 +245,20 @@ class ReweightedWorstCase(WorstCase):
         if np.isfinite(self.ambiguity.ratio_bound) and not pool.lift:
             bound = max(bound, self.ambiguity.ratio_bound / pool.normaliser)
         if 1.0 / bound < _ACCEPTANCE:
-            x, y = self._resample(n, gen)
-        else:
-            x, y = self._reject(n, bound, gen)
-        return x.numpy(), self._decode(y)
-
-    def _reject(self, n: int, bound: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-        xs: list[Tensor] = []
-        ys: list[Tensor] = []
-        missing = n
-        while missing > 0:
-            m = min(_DRAWS, int(1.2 * missing * bound) + 100)
+            m = max(self.n_pool, min(20 * n, 10 * _DRAWS))
             x, y = self.reference.sample(m, gen)
-            coin = torch.rand(m, generator=gen, dtype=torch.float64)
-            kept = coin * bound < self._ratio(self._losses(x, y))
-            xs.append(x[kept][:missing])
-            ys.append(y[kept][:missing])
-            missing -= len(xs[-1])
-        return torch.cat(xs), torch.cat(ys)
+            rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
+            x, y = x[rows], y[rows]
+        else:
 
-    def _resample(self, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-        m = max(self.n_pool, min(20 * n, 10 * _DRAWS))
-        x, y = self.reference.sample(m, gen)
-        rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
-        return x[rows], y[rows]
+            def draw(m: int) -> tuple[Tensor, Tensor]:
+                x, y = self.reference.sample(m, gen)
+                coin = torch.rand(m, generator=gen, dtype=torch.float64)
+                kept = coin * bound < self._ratio(self._losses(x, y))
+                return x[kept], y[kept]
+
+            x, y = draw_kept(n, draw, bound)
+        return x.numpy(), self._decode(y)
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
@@ -289,7 +277,7 @@ class ReweightedWorstCase(WorstCase):
                 "not known; use log_joint for the density of (x, y)"
             )
         x, labels = self._queries(X, y)
-        shares = torch.from_numpy(self.label_shares() / self._reference_shares())
+        shares = torch.from_numpy(self.label_shares() / self._shares(self.pool.w))
         base = self.reference.log_prob(x, labels)
         ratio = self._ratio(self._losses(x, labels))
         return (base + ratio.log() - shares.log()[labels]).numpy()
@@ -304,7 +292,7 @@ class ReweightedWorstCase(WorstCase):
             (joint,) = components(self.reference)
             base = joint.log_prob(torch.cat([x, labels[:, None]], 1))
         else:
-            shares = torch.from_numpy(self._reference_shares())
+            shares = torch.from_numpy(self._shares(self.pool.w))
             base = self.reference.log_prob(x, labels) + shares.log()[labels]
         return (base + self._ratio(self._losses(x, labels)).log()).numpy()
 
@@ -317,9 +305,6 @@ class ReweightedWorstCase(WorstCase):
     def label_shares(self) -> np.ndarray:
         """P*(y = k) of each class, shape (K,); they sum to 1."""
         return self._shares(self.pool.mass)
-
-    def _reference_shares(self) -> np.ndarray:
-        return self._shares(self.pool.w)
 
     def _shares(self, mass: Tensor) -> np.ndarray:
         if self.classes is None:
@@ -352,6 +337,14 @@ class ReweightedWorstCase(WorstCase):
             out[rows] = make(int(k), rows).double()
         return out
 
+    def _by_label(
+        self, n: int, gen: torch.Generator, sample: Callable[[int, int], Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw n labels, and ``sample(k, m)`` points of each class k that came up m times."""
+        labels = choose(self.label_shares(), n, gen)
+        x = self._by_class(labels, lambda k, rows: sample(k, int(rows.sum())))
+        return x.numpy(), self._decode(labels)
+
     def _map(self, k: int) -> TransportMap:
         return self.flow(k).map
 
@@ -375,41 +368,38 @@ class ReweightedWorstCase(WorstCase):
             raise UnsupportedError(
                 "transport: a map of a joint measure would move the targets too; use sample"
             )
-        share = float(np.log(self.label_shares()[k] / self._reference_shares()[k]))
+        share = float(np.log(self.label_shares()[k] / self._shares(self.pool.w)[k]))
 
         def loss(z: Tensor) -> Tensor:
             return self.capped_loss(z, torch.full((len(z),), k))
 
         return loss, components(self.reference)[k], share
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, images, labels and masses under P*; computed once.
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Up to 400 draws of P0 and of P* in each class: how mass would move if it moved.
 
-        Up to 400 draws of P0 and of P* in each class, matched with the least squared distance
-        after columns are scaled: how mass would move if it moved.
+        They are matched with the least squared distance after columns are scaled.
         """
-        if "pairs" not in self._cache:
-            from scipy.optimize import linear_sum_assignment
-            from scipy.spatial.distance import cdist
+        from scipy.optimize import linear_sum_assignment
+        from scipy.spatial.distance import cdist
 
-            pool, gen = self.pool, make_generator(self.seed)
-            labels = pool.y.numpy() if self.classes is not None else np.zeros(len(pool.y))
-            parts = []
-            for k in np.unique(labels):
-                rows = np.flatnonzero(labels == k)
-                w, mass = pool.w.numpy()[rows], pool.mass.numpy()[rows]
-                if not mass.any():
-                    continue
-                source = rows[choose(w / w.sum(), _PAIRED, gen).numpy()]
-                image = rows[choose(mass / mass.sum(), _PAIRED, gen).numpy()]
-                start, end = pool.x.numpy()[source], pool.x.numpy()[image]
-                scale = np.maximum(np.std(start, axis=0), 1e-300)
-                _, match = linear_sum_assignment(cdist(start / scale, end / scale, "sqeuclidean"))
-                weight = np.full(_PAIRED, mass.sum() / _PAIRED)
-                parts.append((start, end[match], self._decode(pool.y[source]), weight))
-            x, z, y, share = (np.concatenate(part) for part in zip(*parts))
-            self._cache["pairs"] = (x, z, y, share)
-        return self._cache["pairs"]
+        pool, gen = self.pool, make_generator(self.seed)
+        labels = pool.y.numpy() if self.classes is not None else np.zeros(len(pool.y))
+        parts = []
+        for k in np.unique(labels):
+            rows = np.flatnonzero(labels == k)
+            w, mass = pool.w.numpy()[rows], pool.mass.numpy()[rows]
+            if not mass.any():
+                continue
+            source = rows[choose(w / w.sum(), _PAIRED, gen).numpy()]
+            image = rows[choose(mass / mass.sum(), _PAIRED, gen).numpy()]
+            start, end = pool.x.numpy()[source], pool.x.numpy()[image]
+            scale = np.maximum(np.std(start, axis=0), 1e-300)
+            _, match = linear_sum_assignment(cdist(start / scale, end / scale, "sqeuclidean"))
+            weight = np.full(_PAIRED, mass.sum() / _PAIRED)
+            parts.append((start, end[match], self._decode(pool.y[source]), weight))
+        x, z, y, share = (np.concatenate(part) for part in zip(*parts))
+        return x, z, y, share
 
     def displacement(self) -> pd.DataFrame:
         """How each column changes from P0 to P*: a row per class and feature.
@@ -420,58 +410,34 @@ class ReweightedWorstCase(WorstCase):
         all of them (each class with its mass under P*), and ``mass``, the change of the class's
         probability (absent for regression).
         """
-        import pandas as pd
+        return super().displacement()
 
-        pool = self.pool
-        w, mass, x = pool.w.numpy(), pool.mass.numpy(), pool.x.numpy()
-        labels = pool.y.numpy()
-        groups = [None] if self.classes is None else range(len(self.classes))
-        rows, spent = [], []
-        for k in groups:
-            inside = np.ones(len(w), bool) if k is None else labels == k
-            before, after = w[inside].sum(), mass[inside].sum()
-            if not (before > 0 and after > 0):
-                continue
-            for j, name in enumerate(self.names):
-                change = _marginal_change(x[inside, j], w[inside] / before, mass[inside] / after)
-                label = {} if self.classes is None else {"class": self.classes[k]}
-                row: dict[str, Any] = {**label, "feature": name, **change}
-                if k is not None:
-                    row["mass"] = float(after - before)
-                rows.append(row)
-                spent.append(after * change["rms"] ** 2)
-        total = sum(spent) or 1.0
-        for row, part in zip(rows, spent):
-            row["share"] = part / total
-        return pd.DataFrame(rows)
+    def _changes(self, group: Any) -> Iterator[tuple[dict[str, float], float]]:
+        w, mass, x = (part.numpy() for part in (self.pool.w, self.pool.mass, self.pool.x))
+        rows = np.ones(len(w), bool) if group is None else self._decode(self.pool.y) == group
+        before, after = w[rows].sum(), mass[rows].sum()
+        if before > 0 and after > 0:
+            for column in x[rows].T:
+                row = _marginal_change(column, w[rows] / before, mass[rows] / after)
+                cost = after * row["rms"] ** 2
+                yield row if group is None else {**row, "mass": float(after - before)}, cost
 
     def __repr__(self) -> str:
         return (
-            f"ReweightedWorstCase({self.ambiguity!r}, risk={self.risk():.6g}, "
-            f"effective_sample_size={self.effective_sample_size:.3g})"
+            f"{type(self).__name__}({self.ambiguity!r}, risk={self.risk():.6g}, "
+            f"effective_sample_size={self.effective_sample_size:.3g}{self._learned_by})"
         )
 
 
 def _marginal_change(x: np.ndarray, w: np.ndarray, mass: np.ndarray) -> dict[str, float]:
     """Differences of mean and quantiles of one column under two weightings, and their W2."""
     order = np.argsort(x, kind="stable")
-    x = x[order]
     first, second = np.cumsum(w[order]), np.cumsum(mass[order])
-    first, second = first / first[-1], second / second[-1]
     # Both quantile functions are constant between the merged jumps.
     jumps = np.union1d(first, second)
     length = np.diff(jumps, prepend=0.0)
     middle = jumps - 0.5 * length
-    at = [x[np.minimum(np.searchsorted(c, middle), len(x) - 1)] for c in (first, second)]
-    low, mid, high = (float(_quantile(x, second, p) - _quantile(x, first, p)) for p in _LEVELS)
-    return {
-        "mean": float((mass - w) @ np.asarray(x)[np.argsort(order)]),
-        "q05": low,
-        "median": mid,
-        "q95": high,
-        "rms": float(np.sqrt(length @ (at[1] - at[0]) ** 2)),
-    }
-
-
-def _quantile(x: np.ndarray, cumulated: np.ndarray, level: float) -> float:
-    return float(x[min(int(np.searchsorted(cumulated, level)), len(x) - 1)])
+    at = [x[order][np.minimum(np.searchsorted(c, middle), len(x) - 1)] for c in (first, second)]
+    low, mid, high = (float(v) for v in quantiles(x, mass) - quantiles(x, w))
+    rms = float(np.sqrt(length @ (at[1] - at[0]) ** 2))
+    return {"mean": float((mass - w) @ x), "q05": low, "median": mid, "q95": high, "rms": rms}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
 from drojko.inner.transport import linear_classes, swapping
-from drojko.inner.transport.ascent import Ascent
+from drojko.inner.transport.ascent import Ascent, picked
 from drojko.inner.transport.bounds import Structure, is_ridge, structure, upper_bound
 from drojko.inner.transport.candidates import Candidate, Stay, Support, best_of
 from drojko.models import MLP
@@ -61,30 +62,17 @@ class Moved:
 
     @staticmethod
     def of(
-        objective: Objective, batch: Batch, at: Batch, found: Ascent, fee: Tensor | None = None
+        objective: Objective, batch: Batch, at: Batch, found: Ascent, fee: Tensor | float = 0.0
     ) -> Moved:
         """Positions reached by an ascent from ``at``, which costs ``fee`` of shape (n,)."""
         cost = objective.cost(batch, found.q)
         risk = found.value + objective.penalty * cost
-        cost = cost if fee is None else cost + fee
+        cost = cost + fee
         return Moved(batch, at, found, risk - objective.penalty * cost, cost, risk)
 
     def better(self, other: Moved) -> Moved:
         """Sample by sample the one of larger value."""
-        wins = other.value > self.value
-
-        def pick(own: Tensor, theirs: Tensor) -> Tensor:
-            return torch.where(wins.unsqueeze(1) if own.ndim > 1 else wins, theirs, own)
-
-        found = self.found.better(other.found, wins)
-        return Moved(
-            self.batch,
-            Batch(pick(self.at.x, other.at.x), pick(self.at.y, other.at.y), self.batch.q0),
-            found,
-            pick(self.value, other.value),
-            pick(self.cost, other.cost),
-            pick(self.risk, other.risk),
-        )
+        return picked(other.value > self.value, other, self)
 
 
 @dataclass(frozen=True)
@@ -177,50 +165,50 @@ class Adversary:
     @torch.no_grad()
     def solve(self, batch: Batch, extra: Sequence[Tensor] = ()) -> Moved:
         """Worst-case position of each sample of ``batch``; ``extra`` are further starts."""
-        best: Moved | None = None
-        for labelled, fee in self._labelled(batch):
-            moved = self._swapped(batch, labelled, fee, extra)
+        best: Any = None
+        for at, fee, starts in self._places(batch, extra):
+            moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), fee)
             best = moved if best is None else best.better(moved)
-        if best is None:
-            raise RuntimeError("a batch has at least its own labels")
         mean = float((best.q - batch.q0).square().sum(1).mean())
         if not mean < _FAR**2 and self._may_be_infinite():
             raise UnboundedRiskError(self._unbounded_message())
         return best
 
-    def _labelled(self, batch: Batch) -> list[tuple[Batch, Tensor | None]]:
+    def _labelled(self, batch: Batch) -> Iterator[tuple[Batch, Tensor | float]]:
         """The batch at its own labels, and at each label it may take with the cost of that."""
-        options: list[tuple[Batch, Tensor | None]] = [(batch, None)]
+        yield batch, 0.0
         for label in self.flips:
             flipped = replace(batch, y=torch.full_like(batch.y, label))
-            fee = self.label_cost * (batch.y != label).to(batch.q0.dtype)
-            options.append((flipped, fee))
-        return options
+            yield flipped, self.label_cost * (batch.y != label).to(batch.q0.dtype)
 
-    def _swapped(
-        self, batch: Batch, labelled: Batch, fee: Tensor | None, extra: Sequence[Tensor]
-    ) -> Moved:
-        """Worst cases at fixed labels, over the categories."""
+    def _places(
+        self, batch: Batch, extra: Sequence[Tensor]
+    ) -> Iterator[tuple[Batch, Tensor | float, Sequence[Tensor]]]:
+        """The batch at labels and categories, the cost of taking them, and where to start there."""
         swaps = self.swaps
-        if swaps is None:
-            return Moved.of(self.objective, batch, labelled, self._ascend(labelled, extra), fee)
-        if self.exact:
-            at, paid = self._ridge_swaps(labelled, swaps)
-            paid = paid if fee is None else paid + fee
-            return Moved.of(self.objective, batch, at, self._ridge(at), paid)
-        search = swapping.search if swaps.n_combinations <= MOST_COMBINATIONS else swapping.greedy
-        best: Moved | None = None
-        found = search(self.objective, self.screening, swaps, labelled, extra)
-        for at, paid, starts in found:
-            paid = paid if fee is None else paid + fee
-            moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), paid)
-            best = moved if best is None else best.better(moved)
-        if best is None:
-            raise RuntimeError("a search of swaps yields at least the samples themselves")
-        return best
+        for labelled, fee in self._labelled(batch):
+            if swaps is None:
+                yield labelled, fee, extra
+            elif self.exact:
+                at, paid = self._ridge_swaps(labelled, swaps)
+                yield at, fee + paid, extra
+            else:
+                few = swaps.n_combinations <= MOST_COMBINATIONS
+                search = swapping.search if few else swapping.greedy
+                for at, paid, starts in search(
+                    self.objective, self.screening, swaps, labelled, extra
+                ):
+                    yield at, fee + paid, starts
 
     def _ridge_swaps(self, batch: Batch, swaps: Swaps) -> tuple[Batch, Tensor]:
         """The best categories for a ridge loss, and the cost of taking them."""
+        f, whole, kappa = self._line(batch)
+        own, price, loss = swaps.state(batch.x), self.objective.penalty, self.objective.loss
+        choice = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa)
+        return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
+
+    def _line(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
+        """Outputs (n,), their slope (1, d), and the price of a squared unit of output."""
         objective = self.objective
         f, backward = objective.model.linearise(batch.x)
         whole = backward(torch.ones_like(f))[:1]
@@ -228,9 +216,7 @@ class Adversary:
         kappa = objective.strength / square if square > 0 else math.inf
         if not kappa > objective.loss.growth:
             raise UnboundedRiskError(self._unbounded_message())
-        own, price = swaps.state(batch.x), objective.penalty
-        choice = best_prefix(swaps, own, whole[0], objective.loss, f, batch.y, price, kappa)
-        return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
+        return f, whole, kappa
 
     def _may_be_infinite(self) -> bool:
         """Whether nothing proves the worst case finite at this penalty."""
@@ -266,17 +252,11 @@ class Adversary:
         )
 
     def _ridge(self, batch: Batch) -> Ascent:
-        objective = self.objective
-        f, backward = objective.model.linearise(batch.x)
-        direction = objective.coordinates.pull(backward(torch.ones_like(f)))[:1]
-        square = float(direction.square().sum())
-        q = batch.q0
-        if square > 0:
-            kappa = objective.strength / square
-            if not kappa > objective.loss.growth:
-                raise UnboundedRiskError(self._unbounded_message())
-            shift = objective.loss.shift(f, batch.y, kappa)
-            q = q + shift.unsqueeze(1) * (direction / square)
+        objective, q = self.objective, batch.q0
+        f, whole, kappa = self._line(batch)
+        if kappa < math.inf:
+            shift = objective.loss.shift(f, batch.y, kappa) * (kappa / objective.strength)
+            q = q + shift.unsqueeze(1) * objective.coordinates.pull(whole)
         value, gradient = objective.value_and_gradient(batch, q)
         return Ascent(q, value, gradient)
 
@@ -311,14 +291,12 @@ class Adversary:
         known = structure(self.objective) if known is None else known
         batch, penalty = moved.batch, self.objective.penalty
         bound, proof = upper_bound(self.objective, moved.at, moved.found, known)
-        jumps = moved.cost - self.objective.cost(batch, moved.q)
-        bound = bound - penalty * jumps if self.discrete else bound
         if not self.discrete:
             return bound, proof
+        bound = bound - penalty * (moved.cost - self.objective.cost(batch, moved.q))
         for labelled, fee in self._labelled(batch):
             for other, weaker in self._upper_swapped(labelled, moved.q, known):
-                paid = 0.0 if fee is None else penalty * fee
-                bound = torch.maximum(bound, other - paid)
+                bound = torch.maximum(bound, other - penalty * fee)
                 proof = max(proof, weaker, key=_WEAKNESS.index)
         return bound, proof
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["Ascent", "proximal_ascent"]
+__all__ = ["Ascent", "picked", "proximal_ascent"]
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,18 @@ class Ascent:
     value: Tensor
     gradient: Tensor
 
-    def better(self, other: Ascent, wins: Tensor | None = None) -> Ascent:
-        """Sample by sample the one of larger value, or the other where it ``wins``."""
-        wins = other.value > self.value if wins is None else wins
-        pick = wins.unsqueeze(1)
-        return Ascent(
-            torch.where(pick, other.q, self.q),
-            torch.where(wins, other.value, self.value),
-            torch.where(pick, other.gradient, self.gradient),
-        )
+    def better(self, other: Ascent) -> Ascent:
+        """Sample by sample the one of larger value."""
+        return picked(other.value > self.value, other, self)
+
+
+def picked(wins: Tensor, first: Any, second: Any) -> Any:
+    """Tensors, or all of a record of tensors: the first where it wins, shape (n,)."""
+    if isinstance(first, Tensor):
+        return torch.where(wins.unsqueeze(1) if first.ndim > 1 else wins, first, second)
+    names = (f.name for f in fields(first))
+    parts = (picked(wins, getattr(first, name), getattr(second, name)) for name in names)
+    return type(first)(*parts)
 
 
 def proximal_ascent(

@@ -11,15 +11,14 @@ from torch import Tensor
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.local_bounds import local_upper_bound, strong_gap
-from drojko.models import ACTIVATIONS, MLP
+from drojko.models import ACTIVATIONS, MLP, is_linear
 
 __all__ = ["Structure", "is_ridge", "is_single", "lipschitz_bound", "structure", "upper_bound"]
 
 
 def is_single(objective: Objective) -> bool:
     """Whether the loss is a function of one linear combination of the features."""
-    model = objective.model
-    linear = isinstance(model, MLP) and len(model.weights) == 1 and model.n_outputs == 1
+    linear = is_linear(objective.model) and objective.model.n_outputs == 1
     return linear and objective.loss.scalar
 
 
@@ -50,12 +49,11 @@ def structure(objective: Objective) -> Structure:
     covariance of the rows under any class probabilities); one hidden layer adds the second
     derivative of the activation, weighted by the largest output differences.
     """
-    model, lift = objective.model, objective.coordinates.lift
-    loss = objective.loss
+    model, loss = objective.model, objective.loss
     if not isinstance(model, MLP) or not loss.has_bounds:
         return Structure(None, math.inf, False)
     weights = [w.detach() for w in model.weights]
-    first = weights[0] * objective.coordinates.scale if lift is None else weights[0] @ lift
+    first = objective.coordinates.pull(weights[0])
     slope = ACTIVATIONS[model.activation][1]
     inner = 1.0
     if len(weights) > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -19,7 +20,7 @@ from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, proximal_ascent
 from drojko.losses.moves import best_class_move
-from drojko.models import MLP
+from drojko.models import is_linear
 from drojko.transport.maps import BrenierMap
 
 __all__ = [
@@ -51,7 +52,6 @@ class Stay:
     """The sample itself: its ascent is what an attack on one sample would find."""
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The sample."""
         return [batch.q0]
 
 
@@ -79,7 +79,6 @@ class Condition:
 
     @property
     def dim(self) -> int:
-        """Number of context columns."""
         return (self.n_labels or 1) + (0 if self.columns is None else len(self.columns))
 
     def context(self, batch: Batch) -> Tensor:
@@ -101,7 +100,6 @@ class LearnedMap:
     condition: Condition
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The image under the map."""
         return [self.brenier.map(batch.q0, self.condition.context(batch))]
 
 
@@ -118,7 +116,6 @@ class OtherLabel:
     shares: Sequence[float] = (0.5, 0.75, 1.0, 1.25)
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """One start per share."""
         distance = torch.cdist(batch.q0, self.anchors)
         if self.labels is not None:
             distance = distance.masked_fill(batch.y[:, None] == self.labels[None, :], torch.inf)
@@ -156,18 +153,14 @@ class Support:
 
     def assign(self, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
         """Index of the best support point of each sample, and its value by the formula."""
-        index, value = [], []
-        strength = objective.strength
-        for a in range(0, len(batch), _BLOCK):
-            q0 = batch.q0[a : a + _BLOCK]
-            score = self.risks - strength * torch.cdist(q0, self.points).square()
+        found = []
+        for q0, y in zip(batch.q0.split(_BLOCK), batch.y.split(_BLOCK)):
+            score = self.risks - objective.strength * torch.cdist(q0, self.points).square()
             if self.labels is not None:
-                other = batch.y[a : a + _BLOCK, None] != self.labels
-                score = score.masked_fill(other, -torch.inf)
-            v, i = score.max(1)
-            index.append(i)
-            value.append(v)
-        return torch.cat(index), torch.cat(value)
+                score = score.masked_fill(y[:, None] != self.labels, -torch.inf)
+            found.append(score.max(1))
+        values, indices = (torch.cat(parts) for parts in zip(*found))
+        return indices, values
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
         """The best support point of each sample; the sample itself where there is none."""
@@ -207,7 +200,6 @@ class BoxPath:
         return BoxPath(direction, torch.cat([-half.flip(0), half]))
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The best point of the path."""
         best_q = batch.q0
         best = objective.value(batch, best_q)
         for mu in self.grid:
@@ -228,7 +220,6 @@ class PairMoves:
     """
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        """The best of the moves."""
         weights = objective.model.first_layer()
         if weights is None:
             return [batch.q0]
@@ -242,8 +233,7 @@ class PairMoves:
 def first_candidates(objective: Objective) -> tuple[Candidate, ...]:
     """What every solver starts from: the sample, and closed-form moves of linear models."""
     model = objective.model
-    linear = isinstance(model, MLP) and len(model.weights) == 1
-    if not linear:
+    if not is_linear(model):
         return (Stay(),)
     bounded = objective.coordinates.lower is not None
     if model.n_outputs > 1:
@@ -257,18 +247,14 @@ def best_of(
     candidates: Sequence[Candidate],
     *,
     screening: int,
-    corrections: int,
-    tol: float,
+    corrections: int = 0,
+    tol: float = 0.0,
     extra: Sequence[Tensor] = (),
 ) -> Ascent:
     """Best candidate per sample after ``screening`` steps each, then ``corrections`` steps."""
     starts = [q for c in candidates for q in c.starts(objective, batch)] + list(extra)
-    best: Ascent | None = None
-    for start in starts:
-        found = proximal_ascent(objective, batch, start, screening)
-        best = found if best is None else best.better(found)
-    if best is None:
-        best = proximal_ascent(objective, batch, batch.q0, screening)
+    found = (proximal_ascent(objective, batch, q, screening) for q in starts or [batch.q0])
+    best = reduce(Ascent.better, found)
     if corrections == 0:
         return best
     return best.better(proximal_ascent(objective, batch, best.q, corrections, tol=tol))

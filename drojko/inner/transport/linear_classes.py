@@ -6,15 +6,14 @@ import torch
 
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
-from drojko.models import MLP
+from drojko.models import is_linear
 
 __all__ = ["applies", "solve_linear_classes"]
 
 
 def applies(objective: Objective) -> bool:
     """Linear model, multi-class loss whose worst case is known, no bounds."""
-    model = objective.model
-    linear = isinstance(model, MLP) and len(model.weights) == 1 and model.n_outputs > 1
+    linear = is_linear(objective.model) and objective.model.n_outputs > 1
     return linear and objective.loss.has_worst_case and objective.coordinates.lower is None
 
 

@@ -9,7 +9,9 @@ ones. Those shrink the ball, and so on: every round is a proof.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent
 from drojko.models import ACTIVATIONS, MLP
 
-__all__ = ["LocalBound", "local_upper_bound", "strong_gap"]
+__all__ = ["LocalBound", "local_upper_bound", "slope_range", "strong_gap"]
 
 _ROUNDS = 6
 _BLOCK = 2048
@@ -96,7 +98,7 @@ def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent)
             break
     ball = network.ball(centre, radius)
     norms = network.lipschitz(ball, scores.rows)
-    lipschitz = scores.supremum(norms, strength)
+    lipschitz = objective.loss.rate_bound(scores.outputs, batch.y, norms, strength)
     curvature = network.curvature(ball, *scores.slopes(norms, radius))
     modulus = 2.0 * strength - curvature
     # Concavity is known on the ball only: the segment from q to a maximiser must lie in it.
@@ -108,14 +110,13 @@ def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent)
     return LocalBound(value, concave <= lipschitz)
 
 
-@dataclass(frozen=True)
-class _Ball:
-    """Per sample: intervals of the units' slopes and bounds of their bends, layer by layer."""
+class _Layer(NamedTuple):
+    """Per sample: intervals of the units' slopes, their largest size, and bounds of their bends."""
 
-    middle: list[Tensor]
-    half: list[Tensor]
-    top: list[Tensor]
-    bend: list[Tensor]
+    middle: Tensor
+    half: Tensor
+    top: Tensor
+    bend: Tensor
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,7 @@ class _Network:
         if not isinstance(model, MLP):
             raise TypeError("a perceptron is needed")
         raw = [w.detach() for w in list(model.weights)[:-1]]
-        lift = objective.coordinates.lift
-        first = raw[0] * objective.coordinates.scale if lift is None else raw[0] @ lift
-        weights = [first, *raw[1:]]
+        weights = [objective.coordinates.pull(raw[0]), *raw[1:]]
         # Rounded outwards: a norm that is a little too small proves nothing.
         norms = [float(torch.linalg.matrix_norm(w, 2)) * (1 + 1e-9) for w in weights]
         biases = [b.detach() for b in list(model.biases)[:-1]]
@@ -150,37 +149,33 @@ class _Network:
             h = act(out[-1])[0]
         return out
 
-    def ball(self, centre: list[Tensor], radius: Tensor) -> _Ball:
+    def ball(self, centre: list[Tensor], radius: Tensor) -> list[_Layer]:
         """Intervals over the ball of a radius per sample around it."""
-        middle, half, top, bends = [], [], [], []
+        layers = []
         spread = radius.unsqueeze(1)  # l2 bound on the layer's input
         box: Tensor | None = None  # elementwise bound on it
         for a, w, norm in zip(centre, self.weights, self.norms, strict=True):
             width = w.norm(dim=1) * spread
             if box is not None:
                 width = torch.minimum(width, box @ w.abs().T)
-            low, high, bend = _RANGES[self.activation](a - width, a + width)
-            middle.append(0.5 * (low + high))
-            half.append(0.5 * (high - low))
+            low, high, bend = slope_range(self.activation, a - width, a + width)
             largest = torch.maximum(high.abs(), low.abs())
-            top.append(largest)
-            bends.append(bend)
+            layers.append(_Layer(0.5 * (low + high), 0.5 * (high - low), largest, bend))
             box = largest * width
             spread = largest.amax(1, keepdim=True) * norm * spread
-        return _Ball(middle, half, top, bends)
+        return layers
 
-    def lipschitz(self, ball: _Ball, rows: Tensor) -> Tensor:
+    def lipschitz(self, ball: list[_Layer], rows: Tensor) -> Tensor:
         """Lipschitz constants on the ball of ``rows @ last hidden layer``, (n, k) or (n, 1)."""
         c = rows
         e = torch.zeros_like(c[..., 0])
-        for layer in range(len(self.weights) - 1, -1, -1):
-            middle, half = ball.middle[layer].unsqueeze(1), ball.half[layer].unsqueeze(1)
-            e = (c * half).norm(dim=2) + e * ball.top[layer].amax(1, keepdim=True)
-            c = (c * middle) @ self.weights[layer]
-            e = e * self.norms[layer]
+        for at, w, norm in zip(ball[::-1], self.weights[::-1], self.norms[::-1], strict=True):
+            e = (c * at.half.unsqueeze(1)).norm(dim=2) + e * at.top.amax(1, keepdim=True)
+            c = (c * at.middle.unsqueeze(1)) @ w
+            e = e * norm
         return c.norm(dim=2) + e
 
-    def curvature(self, ball: _Ball, top: Tensor, pull: Tensor) -> Tensor:
+    def curvature(self, ball: list[_Layer], top: Tensor, pull: Tensor) -> Tensor:
         """Upper curvature of the loss on the ball, shape (n,).
 
         ``top`` bounds the part from the loss's own curvature, ``pull`` of shape (n, width) the
@@ -189,19 +184,19 @@ class _Network:
         total = top
         upstream = [pull]
         for layer in range(len(self.weights) - 1, 0, -1):
-            below = (upstream[0] * ball.top[layer]) @ self.weights[layer].abs()
+            below = (upstream[0] * ball[layer].top) @ self.weights[layer].abs()
             upstream.insert(0, below)
         product = self.weights[0].expand(len(top), -1, -1)
         error = torch.zeros_like(top)
         norm = torch.full_like(top, self.norms[0])
         for layer, w in enumerate(self.weights):
             if layer:
-                middle, half = ball.middle[layer - 1], ball.half[layer - 1]
-                largest = ball.top[layer - 1].amax(1)
-                error = self.norms[layer] * (half.amax(1) * norm + largest * error)
-                product = w @ (middle.unsqueeze(2) * product)
+                below = ball[layer - 1]
+                largest = below.top.amax(1)
+                error = self.norms[layer] * (below.half.amax(1) * norm + largest * error)
+                product = w @ (below.middle.unsqueeze(2) * product)
                 norm = largest * self.norms[layer] * norm
-            weight = (upstream[layer] * ball.bend[layer]).clamp_min(0.0)
+            weight = (upstream[layer] * ball[layer].bend).clamp_min(0.0)
             weighted = weight.sqrt().unsqueeze(2) * product
             main = _largest_eigenvalue(weighted).sqrt()
             total = total + (main + weight.amax(1).sqrt() * error).square()
@@ -266,10 +261,6 @@ class _Scores:
             2.0 * strength
         )
 
-    def supremum(self, norms: Tensor, strength: float) -> Tensor:
-        """Largest loss - strength t^2 over t >= 0 with outputs moving at these rates."""
-        return self.objective.loss.rate_bound(self.outputs, self.labels, norms, strength)
-
     def slopes(self, norms: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds on the ball: curvature through the outputs, and |gradient| in the last layer."""
         shift, loss = norms * radius.unsqueeze(1), self.objective.loss
@@ -290,65 +281,47 @@ class _Scores:
 # -- ranges of activation slopes and bends over intervals ------------------------------------
 
 
-def _softplus_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    s, t = torch.sigmoid(low), torch.sigmoid(high)
-    near = _nearest_to(low, high, 0.0)
-    p = torch.sigmoid(near)
-    return s, t, p * (1.0 - p)
-
-
-def _tanh_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    near = torch.tanh(_nearest_to(low, high, 0.0))
-    far = torch.tanh(torch.maximum(low.abs(), high.abs()))
-    # |phi''| = 2 t (1 - t^2) peaks at |t| = 1/sqrt(3).
-    peak = math.atanh(1.0 / math.sqrt(3.0))
-    a = torch.maximum(low.abs(), high.abs())
-    b = _nearest_to(low, high, 0.0).abs()
-    top = torch.tanh(_nearest_to(b, a, peak))
-    return 1.0 - far.square(), 1.0 - near.square(), 2.0 * top * (1.0 - top.square())
-
-
-def _silu_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # phi' rises between its extremes at -+2.3994 (values -0.0998 and 1.0998) and falls outside.
-    turn = 2.3993572805154675
-    ends = [_silu_slope(low), _silu_slope(high)]
-    smallest = torch.where((low <= -turn) & (high >= -turn), -0.09983933, torch.minimum(*ends))
-    largest = torch.where((low <= turn) & (high >= turn), 1.09983933, torch.maximum(*ends))
-    # phi'' falls from 1/2 at 0 to its minimum at 2.4 + ... and then rises to 0 from below.
-    near = _nearest_to(low, high, 0.0).abs()
-    s = torch.sigmoid(near)
-    bend = s * (1.0 - s) * (2.0 + near * (1.0 - 2.0 * s))
-    return smallest, largest, torch.where(bend > 0.0963, bend, torch.full_like(bend, 0.0963))
-
-
-def _silu_slope(a: Tensor) -> Tensor:
+def _sigmoid_bend(a: Tensor) -> Tensor:
     s = torch.sigmoid(a)
-    return torch.nan_to_num(s * (1.0 + a * (1.0 - s)), nan=0.0)
+    return s * (1.0 - s) * (1.0 - 2.0 * s)
 
 
-def _relu_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    kink = (low <= 0) & (high >= 0)
-    bend = torch.where(kink, torch.inf, torch.zeros_like(low))
-    return (low > 0).to(low.dtype), (high > 0).to(low.dtype), bend
+def _silu_bend(a: Tensor) -> Tensor:
+    s = torch.sigmoid(a)
+    return s * (1.0 - s) * (2.0 + a * (1.0 - 2.0 * s))
 
 
-def _sigmoid_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    b, a = _nearest_to(low, high, 0.0).abs(), torch.maximum(low.abs(), high.abs())
-    near, far = torch.sigmoid(b), torch.sigmoid(a)
-    # |phi''| = s (1 - s) |1 - 2s| peaks at |a| = log(2 + sqrt(3)).
-    top = torch.sigmoid(_nearest_to(b, a, math.log(2.0 + math.sqrt(3.0))))
-    return far * (1.0 - far), near * (1.0 - near), top * (1.0 - top) * (2.0 * top - 1.0)
+def _tanh_bend(a: Tensor) -> Tensor:
+    t = torch.tanh(a)
+    return 2.0 * t * (1.0 - t.square())
 
 
-def _nearest_to(low: Tensor, high: Tensor, target: float) -> Tensor:
-    """The point of [low, high] nearest to ``target``."""
-    return torch.minimum(torch.maximum(low, torch.full_like(low, target)), high)
-
-
-_RANGES = {
-    "softplus": _softplus_range,
-    "tanh": _tanh_range,
-    "silu": _silu_range,
-    "relu": _relu_range,
-    "sigmoid": _sigmoid_range,
+#: The second derivative phi'' up to its sign, and where phi' and phi'' turn around.
+_BENDS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, ...], tuple[float, ...]]] = {
+    "sigmoid": (_sigmoid_bend, (0.0,), (-1.3169578969248167, 1.3169578969248167)),
+    "silu": (
+        _silu_bend,
+        (-2.3993572805154675, 2.3993572805154675),
+        (-3.4358409935351107, 0.0, 3.4358409935351107),
+    ),
+    "softplus": (lambda a: torch.sigmoid(a) * torch.sigmoid(-a), (), (0.0,)),
+    "tanh": (_tanh_bend, (0.0,), (-0.6584789484624084, 0.6584789484624084)),
 }
+
+
+def slope_range(activation: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Least and largest slope of an activation between low and high, and its largest |phi''|."""
+    slope = ACTIVATIONS[activation][0]
+    if activation == "relu":
+        kink = torch.where((low <= 0) & (high >= 0), torch.inf, 0.0).to(low.dtype)
+        return (low > 0).to(low.dtype), (high > 0).to(low.dtype), kink
+    low, high = low.clamp(-800.0, 800.0), high.clamp(-800.0, 800.0)  # all is flat beyond
+
+    def corners(turns: tuple[float, ...]) -> Tensor:
+        """The ends, and the turning points as far as they lie between them."""
+        inner = [torch.maximum(low, high.clamp_max(turn)) for turn in turns]
+        return torch.stack([low, high, *inner])
+
+    bend, turns, bend_turns = _BENDS[activation]
+    slopes = slope(corners(turns))[1]
+    return slopes.amin(0), slopes.amax(0), bend(corners(bend_turns)).abs().amax(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,26 +119,33 @@ class _Search:
             )
             self.adversary = _with_support(quick, self.batch, [first.moved])
             self.starts.append(first.moved.q)
-        low, high = self.bracket(first, factor)
+        low: _Trial | None = None
+        high: _Trial | None = None
+        at = first
+        while True:
+            low, high = (at, high) if at.cost >= self.budget else (low, at)
+            if low is not None and high is not None:
+                near = high.penalty - low.penalty <= 1e-14 * high.penalty
+                met = _gap(low, high, self.budget) <= self.worth(high, self.tol)
+                if met or near or self.solves >= _MAX_SOLVES:
+                    break
+                penalty = _between(low, high, self.budget, self.solves % 3)
+            else:  # grow or shrink the penalty by growing factors until the budget lies between
+                if self.solves > _MAX_SOLVES or (high is not None and self.negligible(high)):
+                    break
+                penalty = at.penalty * factor if high is None else at.penalty / factor
+                factor = min(factor * factor, 1e3)
+            if self.warm:
+                self.starts[:] = [t.moved.q for t in (low, high) if t is not None and t.moved]
+            at = self.trial(penalty)
         if high is None:
-            self.refuse(low)
-            raise UnboundedRiskError(
-                f"the worst-case risk is infinite at every penalty up to {low.penalty:g}"
-                if low is not None
-                else "the worst-case risk is infinite"
-            )
-        while low is not None and self.solves < _MAX_SOLVES:
-            if _gap(low, high, self.budget) <= self.worth(high, self.tol):
-                break
-            if high.penalty - low.penalty <= 1e-14 * high.penalty:
-                break
-            middle = _between(low, high, self.budget, self.solves % 3)
-            self.start_from(low, high)
-            at = self.trial(middle)
-            if at.cost >= self.budget:
-                low = at
-            else:
-                high = at
+            if low is not None and low.moved is not None:
+                raise InvalidDataError(
+                    f"moving the reference inside the bounds costs {low.cost:g}, more than the "
+                    f"radius squared, {self.budget:g}; widen the bounds or the radius"
+                )
+            up_to = "" if low is None else f" at every penalty up to {low.penalty:g}"
+            raise UnboundedRiskError("the worst-case risk is infinite" + up_to)
         return (None if low is None or low.moved is None else low), high
 
     def trial(self, penalty: float) -> _Trial:
@@ -149,28 +157,6 @@ class _Search:
         cost, risk = (mean(part, self.weights) for part in (moved.cost, moved.risk))
         return _Trial(penalty, moved, cost, risk)
 
-    def start_from(self, *trials: _Trial) -> None:
-        if self.warm:
-            self.starts[:] = [t.moved.q for t in trials if t.moved is not None]
-
-    def bracket(self, first: _Trial, factor: float) -> tuple[_Trial | None, _Trial | None]:
-        """Grow or shrink the penalty by growing factors until the budget lies between."""
-        low = high = None
-        at = first
-        while self.solves <= _MAX_SOLVES:
-            if at.cost >= self.budget:
-                low = at
-            else:
-                high = at
-                if low is None and self.negligible(at):
-                    break
-            if low is not None and high is not None:
-                break
-            self.start_from(at)
-            at = self.trial(at.penalty * factor if high is None else at.penalty / factor)
-            factor = min(factor * factor, 1e3)
-        return low, high
-
     def negligible(self, at: _Trial) -> bool:
         """Whether what is left of the budget is worth nothing at this penalty."""
         left = at.penalty * (self.budget - at.cost)
@@ -179,14 +165,6 @@ class _Search:
     def worth(self, at: _Trial, share: float) -> float:
         """A share of what moving gains, however small beside the risk; at least rounding."""
         return share * abs(at.risk - self.nominal) + 1e-15 * abs(self.nominal)
-
-    def refuse(self, low: _Trial | None) -> None:
-        """Say so where even a huge penalty spends more than the budget."""
-        if low is not None and low.moved is not None:
-            raise InvalidDataError(
-                f"moving the reference inside the bounds costs {low.cost:g}, more than the "
-                f"radius squared, {self.budget:g}; widen the bounds or the radius"
-            )
 
 
 def _with_support(adversary: Adversary, batch: Batch, found: list[Moved]) -> Adversary:
@@ -248,7 +226,8 @@ def solve_ball(
     """
     budget = radius * radius
     if budget == 0.0:
-        return _nothing(adversary, batch)
+        moved = adversary.stay(batch)
+        return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
     if adversary.exact:
         low, high = _Search(adversary, batch, weights, budget, tol or 1e-11).run(penalty)
@@ -272,13 +251,15 @@ def solve_ball(
 def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:
     if high.moved is None:
         raise UnboundedRiskError("the worst-case risk is infinite at every penalty")
-    adversary = adversary.with_penalty(high.penalty)
-    if low is None or low.moved is None:
-        penalty = high.penalty
-        return BallSolution(penalty, high.moved, high.moved, penalty, penalty, 0.0, adversary)
-    share = _share(low, high, budget)
+    below: Any = high if low is None else low
     return BallSolution(
-        high.penalty, low.moved, high.moved, low.penalty, high.penalty, share, adversary
+        high.penalty,
+        below.moved,
+        high.moved,
+        below.penalty,
+        high.penalty,
+        _share(below, high, budget),
+        adversary.with_penalty(high.penalty),
     )
 
 
@@ -323,9 +304,3 @@ def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:
     part = math.log(low.cost / budget) / math.log(low.cost / high.cost)
     part = min(max(part, 1e-3), 1.0 - 1e-3)
     return math.exp(math.log(low.penalty) + part * math.log(high.penalty / low.penalty))
-
-
-def _nothing(adversary: Adversary, batch: Batch) -> BallSolution:
-    """Radius 0: nothing moves."""
-    moved = adversary.stay(batch)
-    return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status, nested
-from drojko._numerics import cosine
+from drojko._numerics import check_settings, cosine
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.map_state import MapState
-from drojko.flows.settings import check_settings
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
@@ -254,7 +253,6 @@ class ModifiedJKO:
         return self.batch.take(rows.to(self.batch.x.device))
 
     def finite(self, state: JKOState) -> bool:
-        """Whether the potential is finite."""
         return bool(torch.isfinite(state.flow.flat).all())
 
     def step(self, state: JKOState) -> JKOState:
@@ -286,11 +284,9 @@ class ModifiedJKO:
         )
 
     def terminate(self, state: JKOState) -> Status | None:
-        """Stop on the measured gap."""
         if state.step >= 10 and state.gap <= self.settings.tol:
             return Status.CONVERGED
         return None
 
     def record(self, state: JKOState) -> dict[str, float]:
-        """Gains of the map and of its targets, and the gap between them."""
         return {"gain": state.gain, "corrected": state.corrected, "gap": state.gap}

@@ -30,11 +30,12 @@ from drojko.transport.maps import BrenierMap
 
 __all__ = ["pack", "pack_module", "unpack", "unpack_module"]
 
+_SETTINGS = ("screening", "corrections", "tol", "n_labels", "label_cost")
 _KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, OtherLabel, Support, BoxPath)}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Swaps):
+    if isinstance(value, (Swaps, Condition, Coordinates, *_KINDS.values())):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
         return [_plain(part) for part in value]
@@ -59,9 +60,7 @@ def _pack_candidate(candidate: Candidate) -> dict[str, Any]:
         potential = brenier.potential
         return {
             "kind": "LearnedMap",
-            "condition": {
-                f.name: _plain(getattr(candidate.condition, f.name)) for f in fields(Condition)
-            },
+            "condition": _plain(candidate.condition),
             "dim": potential.dim,
             "hidden": list(potential.hidden),
             "context": potential.context,
@@ -69,8 +68,7 @@ def _pack_candidate(candidate: Candidate) -> dict[str, Any]:
             "centre": _plain(brenier.centre),
             "scale": brenier.scale,
         }
-    values = {f.name: _plain(getattr(candidate, f.name)) for f in fields(candidate)}  # type: ignore
-    return {"kind": type(candidate).__name__, **values}
+    return {"kind": type(candidate).__name__, **_plain(candidate)}
 
 
 def _unpack_candidate(state: dict[str, Any], like: dict[str, Any]) -> Candidate:
@@ -100,16 +98,11 @@ def _unpack_swaps(state: dict[str, Any], like: dict[str, Any]) -> Swaps:
 
 def pack(adversary: Adversary) -> dict[str, Any]:
     """Everything but the model and the loss, which the estimator stores itself."""
-    coordinates = adversary.objective.coordinates
     return {
-        "coordinates": {f.name: _plain(getattr(coordinates, f.name)) for f in fields(coordinates)},
+        "coordinates": _plain(adversary.objective.coordinates),
         "penalty": adversary.objective.penalty,
         "candidates": [_pack_candidate(c) for c in adversary.candidates],
-        "screening": adversary.screening,
-        "corrections": adversary.corrections,
-        "tol": adversary.tol,
-        "n_labels": adversary.n_labels,
-        "label_cost": adversary.label_cost,
+        **{name: getattr(adversary, name) for name in _SETTINGS},
     }
 
 
@@ -129,5 +122,5 @@ def unpack(
     return Adversary(
         Objective(model, loss, coordinates, state["penalty"]),
         tuple(_unpack_candidate(c, like) for c in state["candidates"]),
-        **{k: state[k] for k in ("screening", "corrections", "tol", "n_labels", "label_cost")},
+        **{name: state[name] for name in _SETTINGS},
     )

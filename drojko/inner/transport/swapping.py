@@ -14,6 +14,7 @@ from drojko.inner.swaps import Swaps
 from drojko.inner.transport import linear_classes
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure, lipschitz_bound
+from drojko.inner.transport.candidates import Stay, best_of
 from drojko.models import ACTIVATIONS, MLP
 
 __all__ = ["every_combination", "greedy", "lipschitz_upper", "search"]
@@ -44,40 +45,19 @@ def search(
         for at, paid in every_combination(swaps, batch):
             yield at, paid, extra
         return
-    own = swaps.state(batch.x)
-    scores = _scores(objective, screening, swaps, batch, combinations, own, extra)
-    for best in scores.topk(_KEPT, dim=0).indices:
+    own, n = swaps.state(batch.x), len(batch)
+    scores = []
+    for part in combinations.split(max(1, _STACKED // max(1, n * (1 + len(extra))))):
+        m, choice = len(part), part.repeat_interleave(n, 0)
+        many, owns = batch.repeat(m), own.repeat(m, 1)
+        many = replace(many, x=swaps.apply(many.x, owns, choice))
+        starts = [q.repeat(m, 1) for q in extra]
+        found = best_of(objective, many, (Stay(),), screening=screening, extra=starts)
+        paid = swaps.fee(owns, choice)
+        scores.append((found.value - objective.penalty * paid).reshape(m, n))
+    for best in torch.cat(scores).topk(_KEPT, dim=0).indices:
         choice = combinations[best]
         yield replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice), extra
-
-
-def _scores(
-    objective: Objective,
-    screening: int,
-    swaps: Swaps,
-    batch: Batch,
-    combinations: Tensor,
-    own: Tensor,
-    extra: Sequence[Tensor],
-) -> Tensor:
-    """J after a short ascent at each combination, shape (M, n); many at once."""
-    n = len(batch)
-    starts = torch.stack([batch.q0, *extra])
-    size = max(1, _STACKED // max(1, n * len(starts)))
-    scores = []
-    for part in combinations.split(size):
-        choice = part.repeat_interleave(n, 0)
-        many = batch.repeat(len(part))
-        owns = own.repeat(len(part), 1)
-        many = replace(many, x=swaps.apply(many.x, owns, choice))
-        options = []
-        for start in starts:
-            found = proximal_ascent(objective, many, start.repeat(len(part), 1), screening)
-            options.append(found.value)
-        value = torch.stack(options).amax(0)
-        paid = swaps.fee(owns, choice)
-        scores.append((value - objective.penalty * paid).reshape(len(part), n))
-    return torch.cat(scores)
 
 
 def greedy(

@@ -13,7 +13,7 @@ from torch import Tensor
 from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch
-from drojko.inner.transport.adversary import Adversary, Moved
+from drojko.inner.transport.adversary import Adversary
 from drojko.inner.worst_case import WorstCase
 from drojko.measures.base import LabelledMeasure
 
@@ -81,13 +81,11 @@ class TransportedWorstCase(WorstCase):
         inside = objective.decode(batch, objective.coordinates.project(batch.q0))
         return objective.batch(inside, y)
 
-    def _at(self, penalty: float, batch: Batch) -> Moved:
-        if math.isinf(penalty):
-            return self.adversary.stay(batch)
-        return self.adversary.with_penalty(penalty).solve(batch)
-
-    def _images(self, batch: Batch, moved: Moved) -> Tensor:
-        return self.adversary.objective.decode(moved.at, moved.q)
+    def _images(self, penalty: float, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where samples are moved at a penalty, (n, d), and their labels there."""
+        adversary = self.adversary.with_penalty(penalty)
+        moved = adversary.stay(batch) if math.isinf(penalty) else adversary.solve(batch)
+        return adversary.objective.decode(moved.at, moved.q), moved.labels
 
     # -- the measure -------------------------------------------------------------------------
 
@@ -99,14 +97,11 @@ class TransportedWorstCase(WorstCase):
         """
         gen = make_generator(random_state)
         batch = self._reference_batch(*self.reference.sample(n, gen))
-        moved = self._at(self.high_penalty, batch)
+        x, labels = self._images(self.high_penalty, batch)
         if self.share > 0.0:
-            low = self._at(self.low_penalty, batch)
-            coin = torch.rand(n, generator=gen, dtype=torch.float64).to(low.q.device) < self.share
-            x = torch.where(coin.unsqueeze(1), self._images(batch, low), self._images(batch, moved))
-            labels = torch.where(coin, low.labels, moved.labels)
-        else:
-            x, labels = self._images(batch, moved), moved.labels
+            low, others = self._images(self.low_penalty, batch)
+            coin = torch.rand(n, generator=gen, dtype=torch.float64).to(x.device) < self.share
+            x, labels = torch.where(coin.unsqueeze(1), low, x), torch.where(coin, others, labels)
         return x.cpu().numpy(), self._decode(labels)
 
     @torch.no_grad()
@@ -117,7 +112,7 @@ class TransportedWorstCase(WorstCase):
         budget.
         """
         batch = self._batch(X, y)
-        return self._images(batch, self._at(self.high_penalty, batch)).cpu().numpy()
+        return self._images(self.high_penalty, batch)[0].cpu().numpy()
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
@@ -177,26 +172,24 @@ class TransportedWorstCase(WorstCase):
         density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
         return torch.where(reached, density, torch.full_like(density, -torch.inf))
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        if "evaluated" not in self._cache:
-            if self.evaluation is None:
-                gen = make_generator(0)
-                x, y, w = self.reference.points(2000, gen)
-                batch = self._reference_batch(x, y)
-                x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
-            else:
-                x, y, w = self.evaluation
-                batch = self._batch(x, y)
-            with torch.no_grad():
-                image = self._images(batch, self._at(self.high_penalty, batch)).cpu().numpy()
-                if self.share > 0.0:
-                    low = self._images(batch, self._at(self.low_penalty, batch)).cpu().numpy()
-                    x = np.concatenate([x, x])
-                    y = np.concatenate([y, y])
-                    image = np.concatenate([image, low])
-                    w = np.concatenate([w * (1 - self.share), w * self.share])
-            self._cache["evaluated"] = (x, image, y, w)
-        return self._cache["evaluated"]
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        if self.evaluation is None:
+            x, y, w = self.reference.points(2000, make_generator(0))
+            batch = self._reference_batch(x, y)
+            x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
+        else:
+            x, y, w = self.evaluation
+            batch = self._batch(x, y)
+        image = self._images(self.high_penalty, batch)[0].cpu().numpy()
+        if self.share > 0.0:
+            low = self._images(self.low_penalty, batch)[0].cpu().numpy()
+            x, y, image = (
+                np.concatenate([x, x]),
+                np.concatenate([y, y]),
+                np.concatenate([image, low]),
+            )
+            w = np.concatenate([w * (1 - self.share), w * self.share])
+        return x, image, y, w
 
     def _costs(self, x: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Moves by their weights; what a swap costs is shared by the columns that it changes."""

@@ -10,7 +10,7 @@ from drojko.ambiguity import GroundCost
 from drojko.inner import proximal_ascent
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.bounds import lipschitz_bound, structure
-from drojko.inner.transport.local_bounds import _RANGES, _Network, _Scores, local_upper_bound
+from drojko.inner.transport.local_bounds import _Network, _Scores, local_upper_bound, slope_range
 from drojko.losses import CallableLoss
 from drojko.models import ACTIVATIONS, MLP
 
@@ -21,7 +21,7 @@ ACTIVATED = sorted(ACTIVATIONS)
 def test_ranges_enclose_slopes_and_bends(activation, centre, log_width):
     width = 10**log_width
     a = torch.linspace(centre - width, centre + width, 2001, dtype=torch.float64)
-    low, high, bend = _RANGES[activation](a[:1], a[-1:])
+    low, high, bend = slope_range(activation, a[:1], a[-1:])
     slope = ACTIVATIONS[activation][0](a)[1]
     assert float(low) <= float(slope.min()) + 1e-12
     assert float(high) >= float(slope.max()) - 1e-12
@@ -36,7 +36,7 @@ def test_ranges_enclose_slopes_and_bends(activation, centre, log_width):
 @pytest.mark.parametrize("activation", ACTIVATED)
 def test_ranges_over_the_whole_line_are_the_global_bounds(activation):
     far = torch.tensor([math.inf], dtype=torch.float64)
-    low, high, _ = _RANGES[activation](-far, far)
+    low, high, _ = slope_range(activation, -far, far)
     _, slope, _ = ACTIVATIONS[activation]
     assert float(torch.maximum(low.abs(), high.abs())) == pytest.approx(slope, abs=1e-6)
 

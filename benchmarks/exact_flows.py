@@ -1,4 +1,4 @@
-"""Flows and JKO chains known in closed form: the yardsticks of schemes."""
+"""Flows and JKO chains known in closed form: what tests and benchmarks compare schemes with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
+from drojko.flows.semidual.nets import affine_step
 from drojko.measures._arrays import queries
 from drojko.measures.base import Measure, draws, normal
 from drojko.measures.gaussian import Gaussian
 
 __all__ = [
     "Barenblatt",
-    "affine_step",
     "barenblatt_step",
     "gaussian_step",
     "ornstein_uhlenbeck_law",
@@ -27,37 +27,6 @@ __all__ = [
 def _power(matrix: Tensor, fn: Any) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * fn(values)) @ vectors.T
-
-
-def affine_step(
-    mean: Tensor,
-    covariance: Tensor,
-    target_mean: Tensor,
-    target: Tensor,
-    h: float,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    r"""Map of the step of `gaussian_step`, from N(m, S) to N(m', S'), as (P, t): T(x) = P x + t.
-
-    .. math:: P = (R - \eta S'^{-1})^{-1} = R^{-1/2} (I - \eta Z^{-1})^{-1} R^{-1/2},\qquad
-        Z = R^{1/2} S' R^{1/2}
-
-    >>> one = torch.eye(1, dtype=torch.float64)
-    >>> P, t = affine_step(0 * one[0], one, 2 * one[0], 4 * one, 0.5)
-    >>> round(float(t), 6), round(float(P**2), 6)     # N(0.222222, 1.551714)
-    (0.222222, 1.551714)
-    """
-    eta = h * temperature
-    precision = torch.linalg.inv(target)
-    r = torch.eye(len(mean), dtype=mean.dtype) + h * precision
-    inverse = _power(r, torch.rsqrt)
-    values, vectors = torch.linalg.eigh(inverse @ covariance @ inverse)
-    g = values.clamp_min(0.0)
-    z = 0.5 * (g + 2.0 * eta + (g.square() + 4.0 * eta * g).sqrt())
-    matrix = inverse @ (vectors / (1.0 - eta / z)) @ vectors.T @ inverse
-    matrix = 0.5 * (matrix + matrix.T)
-    moved = torch.linalg.solve(r, mean + h * precision @ target_mean)
-    return matrix, moved - matrix @ mean
 
 
 def gaussian_step(
