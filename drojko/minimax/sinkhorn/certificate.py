@@ -36,7 +36,7 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.sinkhorn.particles import Particles, blocks, draw_particles
 from drojko.inner.transport.bounds import structure
-from drojko.minimax.sinkhorn.linear import sinkhorn_risk
+from drojko.minimax.sinkhorn.risk import sinkhorn_risk
 from drojko.minimax.transport.data import RidgeData
 
 __all__ = ["certify_linear", "certify_sampled"]
@@ -68,7 +68,7 @@ def certify_linear(
         worst_case_risk=found.risk,
         radius=radius,
         penalty=found.penalty,
-        transport_cost=found.divergence,
+        transport_cost=found.transport_cost,
         standard_error=error,
         stationarity=stationarity,
         proof="ridge-1d",

@@ -10,8 +10,9 @@ import numpy as np
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses.tilts import Tilted
 from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.risk import spend
 
-__all__ = ["SinkhornRisk", "check_growth", "multiplier", "sinkhorn_risk"]
+__all__ = ["SinkhornRisk", "sinkhorn_risk"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class SinkhornRisk:
     """The exact worst case of one linear model.
 
     ``value`` is the robust risk, ``attained`` what the tilted laws attain inside the set (radius
-    form) or net of the penalty, ``risk`` their mean loss, ``divergence`` epsilon E KL, which they
+    form) or net of the penalty, ``risk`` their mean loss, ``transport_cost`` epsilon E KL, which they
     spend, ``nominal`` the mean loss without noise, ``deviation`` the noise's deviation s in units
     of predictions, ``spread`` (n,) what the mean of is taken for the dual value.
     """
@@ -27,7 +28,7 @@ class SinkhornRisk:
     value: float
     attained: float
     risk: float
-    divergence: float
+    transport_cost: float
     nominal: float
     penalty: float
     deviation: float
@@ -77,10 +78,25 @@ def sinkhorn_risk(
         value = float(w @ plain.value)
         lam = penalty if penalty is not None else (0.0 if radius else math.inf)
         return SinkhornRisk(value, value, value, 0.0, nominal, lam, s, plain.value)
+    least = data.loss.growth * square
     if penalty is None:
-        lam, found = multiplier(data, f, s, square, epsilon, float(radius or 0.0), guess)
+
+        def at(lam: float) -> tuple[float, float, Tilted]:
+            found = data.loss.tilt(f, data.y, s, 1.0 / (epsilon * lam))
+            # d KL / d lambda = -epsilon Var l / (epsilon lambda)^3
+            slope = -float(w @ found.cov[5]) / (epsilon * lam**3)
+            return epsilon * float(w @ found.divergence), slope, found
+
+        if guess is None or not least < guess < math.inf:
+            steep = max(float(w @ data.loss.tilt(f, data.y, s, 0.0).mean[0] ** 2), 1e-300)
+            guess = least + math.sqrt(square * steep / (4.0 * (radius or 0.0)))
+        lam, found = spend(at, radius or 0.0, guess, least=least)
+    elif least and penalty <= least:
+        raise UnboundedRiskError(
+            f"{data.loss.name} loss: the worst case is infinite for penalty={penalty:.6g}; it is "
+            f"finite for penalty > {square:.6g}, the squared dual norm of the coefficients"
+        )
     else:
-        check_growth(data, square, penalty)
         lam, found = penalty, data.loss.tilt(f, data.y, s, 1.0 / (epsilon * penalty))
     spent = epsilon * float(w @ found.divergence)
     risk = float(w @ found.mean[2])
@@ -97,55 +113,3 @@ def sinkhorn_risk(
     return SinkhornRisk(
         max(value, risk), min(risk, value), risk, spent, nominal, lam, s, found.value
     )
-
-
-def check_growth(data: RidgeData, square: float, penalty: float) -> None:
-    if data.loss.growth and penalty <= data.loss.growth * square:
-        raise UnboundedRiskError(
-            f"{data.loss.name} loss: the worst case is infinite for penalty={penalty:.6g}; it is "
-            f"finite for penalty > {square:.6g}, the squared dual norm of the coefficients"
-        )
-
-
-def multiplier(
-    data, f, s, square, epsilon, radius, guess, close: float = 1e-14
-) -> tuple[float, Tilted]:
-    """Root of epsilon E KL = radius: nonincreasing in the multiplier; Newton on logarithms."""
-    w = data.weight
-    least = data.loss.growth * square
-
-    def at(extra: float):
-        lam = least + extra
-        found = data.loss.tilt(f, data.y, s, 1.0 / (epsilon * lam))
-        spent = epsilon * float(w @ found.divergence)
-        # d KL / d lambda = -epsilon Var l / (epsilon lambda)^3
-        slope = -float(w @ found.cov[5]) / (epsilon * lam**3)
-        return lam, found, spent, slope
-
-    if guess is None or not least < guess < math.inf:
-        slopes = data.loss.tilt(f, data.y, s, 0.0).mean[0]
-        steep = float(w @ slopes**2) + 1e-8 * float(w @ slopes**2 + 1e-300)
-        guess = least + math.sqrt(square * max(steep, 1e-300) / (4.0 * radius))
-    extra = max(guess - least, 1e-12 * guess)
-    low, high = 0.0, math.inf
-    for _ in range(200):
-        lam, found, spent, slope = at(extra)
-        if abs(spent - radius) <= close * radius:
-            break
-        if spent > radius:
-            low = extra
-        else:
-            high = extra
-        step = math.nan
-        if spent > 0.0 and slope < 0.0:
-            step = extra * math.exp(
-                max(-3.0, min(3.0, -math.log(spent / radius) * spent / (slope * extra)))
-            )
-        if not low < step < high:
-            step = 2.0 * extra if math.isinf(high) else (
-                math.sqrt(low * high) if low > 0 else 0.25 * high
-            )  # fmt: skip
-        if abs(step - extra) <= 1e-15 * extra or high - low <= 1e-15 * extra:
-            break
-        extra = step
-    return lam, found

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.linalg
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.data import Ground
 from drojko.rows import Rows
 
 __all__ = ["Squares", "solve_squared"]
@@ -38,15 +38,15 @@ class Squares:
         return float(r @ r) + self.rest**2
 
 
-def factorise(rows: Rows, data: RidgeData) -> Squares:
+def factorise(rows: Rows) -> Squares:
     """QR of [sqrt(w) x, sqrt(w) (y - mean)], block after block."""
-    w = data.weight
-    b = float(w @ data.y) if rows.intercept else 0.0
+    w, y = rows.w, rows.y
+    b = float(w @ y) if rows.intercept else 0.0
     d = rows.d
     stack = np.zeros((0, d + 1))
     for part in rows.blocks():
         root = np.sqrt(w[part])
-        new = np.concatenate([rows.block(part)[:, :d], (data.y[part] - b)[:, None]], axis=1)
+        new = np.concatenate([rows.block(part)[:, :d], (y[part] - b)[:, None]], axis=1)
         new *= root[:, None]
         stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
     if stack.shape[0] < d + 1:
@@ -67,9 +67,9 @@ def _lstsq(A: np.ndarray, rhs: np.ndarray, cond: float) -> np.ndarray:
     return np.asarray(solution)
 
 
-def solve_squared(rows: Rows, data: RidgeData, ground: Ground) -> np.ndarray:
+def solve_squared(rows: Rows, ground: Ground) -> np.ndarray:
     """The optimal parameters."""
-    s = factorise(rows, data)
+    s = factorise(rows)
     cost, ridge = ground.cost[: rows.d], 0.5 * ground.ridge[: rows.d]
     if ground.penalty is not None:
         z = _penalised(s, cost, ground.offset, ground.penalty, ridge)
