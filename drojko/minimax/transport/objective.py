@@ -254,15 +254,16 @@ class NormObjective(ABC):
         """The exact objective at this price, of which the smoothed one is an upper bound."""
         square, detail = self.ground.square(state.z), state.terms.detail
         sums = detail[1] if detail is not None and detail[0] is state.u else None
-        value = state.terms.value
+        value, exact = state.terms.value, sums
         if sums is None or sums.bias > 0.0:
             p = float(state.p[0]) * self.rate if state.p.size else 0.0
-            sums = self.sums(state.u, square, p, 0.0, {}, False)
-            value = math.inf if sums is None else sums.value + self.ground.decay(state.z)
+            exact = self.sums(state.u, square, p, 0.0, {}, False)
+            value = math.inf if exact is None else exact.value + self.ground.decay(state.z)
+        spent = sums or exact
         return {
             "robust_risk": value,
             "penalty": self.price(state.p, square),
-            "transport_cost": math.nan if sums is None else sums.spent,
+            "transport_cost": math.nan if spent is None else spent.spent,
         }
 
 
