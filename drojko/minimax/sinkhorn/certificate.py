@@ -36,44 +36,12 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.sinkhorn.particles import Particles, blocks, draw_particles
 from drojko.inner.transport.bounds import structure
-from drojko.minimax.sinkhorn.risk import sinkhorn_risk
+from drojko.minimax.sinkhorn.linear import certify_linear, sinkhorn_risk
 from drojko.minimax.transport.data import RidgeData
 
 __all__ = ["certify_linear", "certify_sampled"]
 
 _BLOCK = 1 << 22  # numbers in the particles of one block of samples
-
-
-def certify_linear(
-    data: RidgeData,
-    coef: np.ndarray,
-    intercept: float,
-    *,
-    epsilon: float,
-    radius: float | None,
-    penalty: float | None,
-    guess: float | None = None,
-    sampled: bool = False,
-    stationarity: float = math.nan,
-) -> tuple[Certificate, float]:
-    """Certificate of a linear model, both sides from one root, and its multiplier."""
-    found = sinkhorn_risk(
-        data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
-    )
-    error = standard_error(found.spread, data.weight) if sampled else 0.0
-    certificate = Certificate(
-        nominal_risk=found.nominal,
-        lower=found.attained,
-        upper=found.value,
-        worst_case_risk=found.risk,
-        radius=radius,
-        penalty=found.penalty,
-        transport_cost=found.transport_cost,
-        standard_error=error,
-        stationarity=stationarity,
-        proof="ridge-1d",
-    )
-    return certificate, found.penalty
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,18 @@ _SEPARABLE = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where G is asked for: predictions, N, and p; without ``second`` first derivatives only."""
+
+    u: np.ndarray
+    square: float
+    p: float
+    mu: float = 0.0
+    duals: Mapping[str, Any] = field(default_factory=dict)
+    second: bool = False
+
+
 @dataclass(eq=False)
 class Sums:
     """Sums over rows of G and its derivatives in (u, N, p), those in u by row, weights in.
@@ -89,24 +101,12 @@ class NormObjective(ABC):
         self.first, self.first_smoothing = (z, lam), share
 
     @abstractmethod
-    def sums(
-        self,
-        u: np.ndarray,
-        square: float,
-        p: float,
-        mu: float,
-        duals: Mapping[str, Any],
-        second: bool,
-    ) -> Sums | None:
-        """G and its derivatives at N = ``square``; None outside of its domain."""
+    def sums(self, at: Point) -> Sums | None:
+        """G and its derivatives; None outside of its domain."""
 
     @abstractmethod
     def width(self, mu: float) -> float:
         """By how much n² is raised, as a root, while the vertex is smoothed by mu."""
-
-    @abstractmethod
-    def spending(self, u: np.ndarray, square: float, lam: float, mu: float) -> tuple[float, float]:
-        """What is spent at a price, and its derivative in the price."""
 
     def exchanged(self, level: float, square: float) -> float:
         """Lambda from the variable that stands for it, and the other way round."""
@@ -116,7 +116,10 @@ class NormObjective(ABC):
         """Lambda: a variable, the penalty, or infinite where nothing is tilted or moved."""
         if not p.size:
             return self.ground.penalty or math.inf
-        return self.exchanged(float(p[0]) * self.rate, square)
+        return self.exchanged(self._level(p), square)
+
+    def _level(self, p: np.ndarray) -> float:
+        return float(p[0]) * self.rate if p.size else 0.0
 
     @property
     def spread(self) -> float:
@@ -170,10 +173,13 @@ class NormObjective(ABC):
         u, square = self.rows.predict(z), self.square(z, mu)
         if guess is None or not 0.0 < guess < math.inf:
             guess = 0.5 * math.sqrt(square / self.budget) * self.unit / self.spread
-        lam, _ = spend(
-            lambda lam: (*self.spending(u, square, lam, mu), None), self.budget, guess,
-            least=self.loss.growth * square, close=0.05,
-        )  # fmt: skip
+
+        def at(lam: float) -> tuple[float, float, None]:
+            found = self.sums(Point(u, square, self.exchanged(lam, square), mu))
+            spent = math.inf if found is None else found.spent
+            return spent, -2.0 * spent / lam, None  # close to a power law
+
+        lam, _ = spend(at, self.budget, guess, least=self.loss.growth * square, close=0.05)
         return np.array([self.exchanged(lam, square) / self.rate])
 
     def terms(
@@ -188,7 +194,7 @@ class NormObjective(ABC):
         """The chain rule through N; see `RowObjective`."""
         s, square, rate = None, self.square(z, mu), self.rate
         if np.isfinite(u).all():
-            s = self.sums(u, square, float(p[0]) * rate if p.size else 0.0, mu, duals, second)
+            s = self.sums(Point(u, square, self._level(p), mu, duals, second))
         if s is None or not math.isfinite(s.value):
             return Terms(math.inf)
         cost, ridge = self.ground.cost, self.ground.ridge
@@ -256,8 +262,7 @@ class NormObjective(ABC):
         sums = detail[1] if detail is not None and detail[0] is state.u else None
         value, exact = state.terms.value, sums
         if sums is None or sums.bias > 0.0:
-            p = float(state.p[0]) * self.rate if state.p.size else 0.0
-            exact = self.sums(state.u, square, p, 0.0, {}, False)
+            exact = self.sums(Point(state.u, square, self._level(state.p)))
             value = math.inf if exact is None else exact.value + self.ground.decay(state.z)
         spent = sums or exact
         return {
@@ -311,29 +316,16 @@ class TransportRows(NormObjective):
         """Sigma and lambda."""
         return 0.25 * square / level if self.by_sigma else level
 
-    def spending(self, u: np.ndarray, square: float, lam: float, mu: float) -> tuple[float, float]:
-        """Cost of the plan: that of moves is close to lambda^-2."""
-        found = self.sums(u, square, self.exchanged(lam, square), mu, {}, False)
-        return (math.inf, 0.0) if found is None else (found.spent, -2.0 * found.spent / lam)
-
-    def sums(
-        self,
-        u: np.ndarray,
-        square: float,
-        p: float,
-        mu: float,
-        duals: Mapping[str, Any],
-        second: bool,
-    ) -> Sums | None:
+    def sums(self, at: Point) -> Sums | None:
         """Jets in (u, sigma, lambda), block by block, and the chain rule through sigma."""
-        n, w, y = len(u), self.rows.w, self.rows.y
-        lam = self.exchanged(p, square) if self.budget else self.ground.penalty or math.inf
+        u, n, w, y, square, second = at.u, len(at.u), self.rows.w, self.rows.y, at.square, at.second
+        lam = self.exchanged(at.p, square) if self.budget else self.ground.penalty or math.inf
         sigma = 0.25 * square / lam if square > 0.0 else 0.0
-        mu, price = 0.0 if self.smooth else mu, (lam, self.ground.flip_cost)
+        mu, price = 0.0 if self.smooth else at.mu, (lam, self.ground.flip_cost)
         price, records, old = price if self.flips else None, {}, None
         if mu > 0.0:
             if second:
-                old = duals.get("kinks")
+                old = at.duals.get("kinks")
                 old = np.full((kinks(self.flips), 4, n), np.nan) if old is None else old.copy()
             records = {"kinks": _Kinks(old)}
         by_row = {name: np.empty(n) for name in ("u", "uu", "us", "ul")[: 4 if second else 1]}
@@ -342,13 +334,13 @@ class TransportRows(NormObjective):
         for part in blocks(n, 16):
             near = None if old is None else old[:, :, part]
             try:
-                at = jet(self.loss, u[part], y[part], sigma, mu, price, near)
+                found = jet(self.loss, u[part], y[part], sigma, mu, price, near)
             except UnsupportedError:
                 return None
             for name, out in by_row.items():
-                np.multiply(w[part], getattr(at, name), out=out[part])
+                np.multiply(w[part], getattr(found, name), out=out[part])
             for name in names:
-                x = getattr(at, name)
+                x = getattr(found, name)
                 if isinstance(x, np.ndarray):
                     total[name] += float(w[part] @ x)
                 elif x:
