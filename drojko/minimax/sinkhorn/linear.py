@@ -58,9 +58,9 @@ class SinkhornRisk:
     """The exact worst case of one linear model.
 
     ``value`` is the robust risk, ``attained`` what the tilted laws attain inside the set (radius
-    form) or net of the penalty, ``risk`` their mean loss, ``transport_cost`` epsilon E KL, which they
-    spend, ``nominal`` the mean loss without noise, ``deviation`` the noise's deviation s in units
-    of predictions, ``spread`` (n,) what the mean of is taken for the dual value.
+    form) or net of the penalty, ``risk`` their mean loss, ``transport_cost`` epsilon E KL, which
+    they spend, ``nominal`` the mean loss without noise, ``deviation`` the noise's deviation s in
+    units of predictions, ``spread`` (n,) what the mean of is taken for the dual value.
     """
 
     value: float
