@@ -15,7 +15,7 @@ from drojko._numerics import Adam
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.models import flatten_parameters, views_like
 
-__all__ = ["Passes", "levelled"]
+__all__ = ["Passes", "flattened", "levelled"]
 
 _PATIENCE = 20  # passes without progress that end a run
 
@@ -27,6 +27,17 @@ def levelled(risks: np.ndarray, tol: float) -> bool:
         return False
     before, after = np.median(risks[-2 * size : -size]), np.median(risks[-size:])
     return bool(before - after <= tol * size * abs(after))
+
+
+def flattened(problem: RobustProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """The parameters as one vector, their decay, and 1 where they are trained."""
+    flat, parameters = flatten_parameters(problem.model), list(problem.model.parameters())
+    decay, trained = torch.zeros_like(flat), torch.ones_like(flat)
+    for view, alpha in zip(views_like(decay, parameters), problem.decay(), strict=True):
+        view.fill_(alpha)
+    for view, parameter in zip(views_like(trained, parameters), parameters, strict=True):
+        view.fill_(1.0 if parameter.requires_grad else 0.0)
+    return flat, decay, trained
 
 
 class Passes(ABC):
@@ -72,15 +83,7 @@ class Passes(ABC):
 
     def prepare(self) -> None:
         """Flatten the model; the decay of each parameter and which ones are trained."""
-        p = self.problem
-        self.flat = flatten_parameters(p.model)
-        parameters = list(p.model.parameters())
-        self.decay = torch.zeros_like(self.flat)
-        self.frozen = torch.ones_like(self.flat)
-        for view, alpha in zip(views_like(self.decay, parameters), p.decay(), strict=True):
-            view.fill_(alpha)
-        for view, parameter in zip(views_like(self.frozen, parameters), parameters, strict=True):
-            view.fill_(1.0 if parameter.requires_grad else 0.0)
+        self.flat, self.decay, self.frozen = flattened(self.problem)
 
     def batch_size_of(self, n: int) -> int:
         """Draws per step: those asked for, or 64 growing with the number of draws."""

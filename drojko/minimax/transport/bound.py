@@ -22,18 +22,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import scipy.linalg
+from scipy.optimize import minimize_scalar
 
 from drojko.losses import Loss
 from drojko.losses.jets import jet
+from drojko.minimax.newton import solve_symmetric
 from drojko.minimax.transport.data import Ground, blocks
 from drojko.rows import Rows
 
 __all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
 
-_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -184,7 +185,10 @@ def _of_means(
         residual = rows.sum(w * a) - want
         if ground.radius is not None and norm == 0.0:
             residual[ground.cost > 0.0] = 0.0
-        direction = _solve(rows.gram(w * curvature), -residual, rows.free)
+        direction, free = np.zeros_like(z), rows.free
+        if curvature.any():
+            system = rows.gram(w * curvature)[np.ix_(free, free)]
+            direction[free] = solve_symmetric(system, -residual[free])
         new = a + curvature * rows.predict(direction)
         curvature = np.where((new < lo) | (new > hi), 0.0, curvature)
         a = new
@@ -328,40 +332,9 @@ class _Moments:
 
 
 def _maximum(function: Callable[[float], float], low: float, high: float) -> float:
-    """Largest value met by golden section: of a concave function, near its maximum."""
-    a, b = low, high
-    x, y = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
-    fx, fy = function(x), function(y)
-    best = max(fx, fy, function(low), function(high))
-    for _ in range(90):
-        if fx >= fy:
-            b, y, fy = y, x, fx
-            x = b - _GOLDEN * (b - a)
-            fx = function(x)
-        else:
-            a, x, fx = x, y, fy
-            y = a + _GOLDEN * (b - a)
-            fy = function(y)
-        best = max(best, fx, fy)
-        if b - a <= 1e-13 * (abs(a) + abs(b)):
-            break
-    return best
-
-
-def _solve(matrix: np.ndarray, right: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Solution of a positive semidefinite system on the free parameters, regularised as needed."""
-    out = np.zeros_like(right)
-    A, rhs = matrix[np.ix_(free, free)], right[free]
-    diagonal = np.diag(A)
-    if not rhs.size or not diagonal.max() > 0.0:
-        return out
-    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
-    A = A * scale[:, None] * scale
-    for shift in (1e-15, 1e-13, 1e-11, 1e-8, 1e-4, 1.0):
-        try:
-            factor = scipy.linalg.cho_factor(A + shift * np.eye(rhs.size), check_finite=False)
-        except (scipy.linalg.LinAlgError, ValueError):
-            continue
-        out[free] = scale * scipy.linalg.cho_solve(factor, scale * rhs, check_finite=False)
-        break
-    return np.where(np.isfinite(out), out, 0.0)
+    """Largest value met by Brent's method: of a concave function, near its maximum."""
+    found: Any = minimize_scalar(
+        lambda t: -function(t), bounds=(low, high), method="bounded",
+        options={"xatol": 1e-9 * (high - low)},
+    )  # fmt: skip
+    return max(-float(found.fun), function(low), function(high))

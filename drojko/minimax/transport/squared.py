@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from scipy.optimize import brentq
 
 from drojko.exceptions import UnboundedRiskError
 from drojko.minimax.transport.data import Ground
@@ -126,21 +127,8 @@ def _ball(
         free, z = cost == 0, np.zeros(cost.size)
         z[free] = _ridge(Squares(s.T[:, free], s.t, s.rest, s.b), ridge[free])
         return z
-    z, side = z_low, 0
-    for _ in range(200):
-        mid = (low * fhigh - high * flow) / (fhigh - flow)
-        if not low < mid < high:
-            mid = 0.5 * (low + high)
-        f, z = at(mid)
-        if abs(f) <= 1e-13 or high - low <= 1e-14 * max(abs(low), abs(high)):
-            break
-        if f > 0:
-            high, fhigh = mid, f
-            flow, side = (0.5 * flow, 1) if side == 1 else (flow, 1)
-        else:
-            low, flow = mid, f
-            fhigh, side = (0.5 * fhigh, -1) if side == -1 else (fhigh, -1)
-    return z
+    # This logarithm is close to linear in log ρ.
+    return at(brentq(lambda t: at(t)[0], low, high, xtol=1e-13, rtol=1e-14))[1]
 
 
 def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridge: np.ndarray):
