@@ -75,21 +75,6 @@ class RidgeSolution:
         return self.risk.penalty
 
     @property
-    def robust_risk(self) -> float:
-        """The objective without alpha."""
-        return self.risk.value
-
-    @property
-    def nominal_risk(self) -> float:
-        """The mean loss."""
-        return self.risk.nominal
-
-    @property
-    def transport_cost(self) -> float:
-        """What the worst case spends."""
-        return self.risk.transport_cost
-
-    @property
     def gap(self) -> float:
         """Proven bound on objective minus its minimum; inf where no bound is known."""
         return self.objective - self.lower_bound
@@ -124,7 +109,7 @@ class LinearProblem:
             return None, math.inf
         return risk, risk.value + self.ground.decay(z)
 
-    def run(self, solver: Callable[..., LinearFit | None]) -> LinearFit | None:
+    def run(self, solver: Callable[..., Any]) -> Any:
         """``solver(limits, report)`` with a callback that finds the model in its record."""
         model: dict[str, Any] = {}
 
@@ -138,29 +123,24 @@ class LinearProblem:
         return solver(replace(self.limits, callback=tell), report)
 
     def train(self, objective: NormObjective, lower: float = 0.0) -> RidgeSolution:
-        """The common Newton's method, and what it found beside the models that nothing moves."""
+        """The common Newton's method; the better one of its model and one that nothing moves."""
         goal = _GOAL * self.aim
         found = self.run(lambda limits, report: fit(objective, limits, goal=goal, report=report))
-        return self.judged(found, lower)
-
-    def judged(self, found: LinearFit | None, lower: float = 0.0) -> RidgeSolution:
-        """The better one of the model and one that nothing moves, and its proven gap."""
-        if found is None:
-            raise RuntimeError("a solver without a limit on rows always finds a model")
         z = self.rows.inward(found.coef, found.intercept)
-        risk, objective = self.risk(z, found.multiplier)
-        # Near the vertex Newton's method only approaches it; take it where it is no worse.
+        options = [(z, *self.risk(z, found.multiplier))]
         moved = self.ground.cost > 0.0
         if self.ground.moves and moved.any() and found.status != "unbounded":
+            # Near the vertex Newton's method only approaches it; take it where it is no worse.
             still = np.where(moved, 0.0, z)
-            risk0, objective0 = self.risk(still)
-            if objective0 <= objective * (1.0 + _CLOSE) + ROUNDING * found.unit:
+            options.append((still, *self.risk(still)))
+            worst = options[0][2] * (1.0 + _CLOSE) + ROUNDING * found.unit
+            if options[1][2] <= worst:
                 near = self.rows.inward(*still_model(self))
-                options = [(still, risk0, objective0), (near, *self.risk(near))]
-                still, risk0, objective0 = min(options, key=lambda option: option[2])
-                if objective0 <= objective * (1.0 + 0.1 * self.aim):
-                    z, risk, objective = still, risk0, objective0
-        return self.solution(z, risk, objective, replace(found, lower=max(found.lower, lower)))
+                options.append((near, *self.risk(near)))
+        best = min(options[1:], key=lambda option: option[2], default=options[0])
+        if best[2] > options[0][2] * (1.0 + 0.1 * self.aim):
+            best = options[0]
+        return self.solution(*best, replace(found, lower=max(found.lower, lower)))
 
     def solution(self, z, risk, objective: float, found: LinearFit) -> RidgeSolution:
         """A solution whose status is "converged" exactly where its gap is at most ``tol``."""
@@ -198,10 +178,9 @@ def still_model(problem: LinearProblem) -> tuple[np.ndarray, float]:
     some = replace(
         data, X=np.ascontiguousarray(X), inverse_cost=np.ones(X.shape[1]), label_cost=math.inf
     )
-    limits = problem.limits
     found = solve_ridge(
         some, radius=0.0, alpha=problem.alpha, fit_intercept=problem.rows.intercept, tol=1e-10,
-        max_iter=200, max_time=limits.time_left,
+        max_iter=200, max_time=problem.limits.time_left,
     )  # fmt: skip
     coef = np.zeros(data.X.shape[1])
     if free.any():
