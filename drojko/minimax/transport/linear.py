@@ -258,7 +258,10 @@ def solve_ridge(
     objective = TransportRows(rows, data.loss, ground)
     if warm_start is not None:
         objective.begin(*_start(rows, warm_start), 1e-2)
-    return problem.train(objective)
+    solution = problem.train(objective)
+    if objective.refused is not None and solution.status == Status.STALLED:
+        raise objective.refused
+    return solution
 
 
 def _check(

@@ -95,6 +95,7 @@ class NormObjective(ABC):
         self.unit = self.rate = 1.0
         self.near, self.mu = True, math.nan  # whether the vertex is smoothed, last for which mu
         self.first: tuple[np.ndarray, float | None] | None = None
+        self.lost = False  # whether p belongs to another z
 
     def begin(self, z: np.ndarray, lam: float | None, share: float) -> None:
         """Start at z and, if known, lambda, with mu a share of the unit."""
@@ -174,12 +175,14 @@ class NormObjective(ABC):
         if guess is None or not 0.0 < guess < math.inf:
             guess = 0.5 * math.sqrt(square / self.budget) * self.unit / self.spread
 
-        def at(lam: float) -> tuple[float, float, None]:
+        def at(lam: float) -> tuple[float, float, Sums | None]:
             found = self.sums(Point(u, square, self.exchanged(lam, square), mu))
             spent = math.inf if found is None else found.spent
-            return spent, -2.0 * spent / lam, None  # close to a power law
+            return spent, -2.0 * spent / lam, found  # close to a power law
 
-        lam, _ = spend(at, self.budget, guess, least=self.loss.growth * square, close=0.05)
+        lam, found = spend(at, self.budget, guess, least=self.loss.growth * square, close=0.05)
+        if found is None:  # the edge of the domain
+            lam *= 1.0 + 1e-6
         return np.array([self.exchanged(lam, square) / self.rate])
 
     def terms(
@@ -220,7 +223,8 @@ class NormObjective(ABC):
         """The price inside the domain; the best one where the line search refused it."""
         if mu != self.mu:
             self.mu, self.near = mu, self._close(z, mu)
-        if p.size and refused:
+        if p.size and (refused or self.lost):
+            self.lost = False
             return self.multiplier(z, mu, self.price(p, self.square(z, mu)))
         if p.size and self.loss.growth:
             least = self.loss.growth * self.square(z, mu) / self.rate
@@ -228,7 +232,8 @@ class NormObjective(ABC):
         return p
 
     def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """The price as it is: `tidy` knows the domain."""
+        """The price as it is: `tidy` finds the one of its z."""
+        self.lost = True
         return p
 
     def accepted(self, state: Iterate) -> bool:
@@ -297,6 +302,7 @@ class TransportRows(NormObjective):
         self.flips = ground.moves and math.isfinite(ground.flip_cost)
         self.by_sigma = self.budget > 0.0 and not self.flips
         self.smooth = False
+        self.refused: UnsupportedError | None = None  # why a loss of one's own has no jet there
 
     def sample(self, index: np.ndarray) -> TransportRows:
         """The same problem on some rows."""
@@ -335,7 +341,8 @@ class TransportRows(NormObjective):
             near = None if old is None else old[:, :, part]
             try:
                 found = jet(self.loss, u[part], y[part], sigma, mu, price, near)
-            except UnsupportedError:
+            except UnsupportedError as error:
+                self.refused = error
                 return None
             for name, out in by_row.items():
                 np.multiply(w[part], getattr(found, name), out=out[part])
