@@ -232,7 +232,7 @@ class _Pool:
         """The concentration bound; with several classes the better of it and a sum over pairs."""
         loss, w, y, radius = self.objective.loss, self.w, self.batch.y.cpu(), self.radius
         if loss.scalar:
-            square = (loss.lipschitz * norms).square().expand(len(w), 1)
+            square = (float(loss.lipschitz or 0.0) * norms).square().expand(len(w), 1)
         else:
             square = norms[y].square()
         steep, (best, variance) = float(square.amax(1) @ w), self.plain()

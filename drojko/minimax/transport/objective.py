@@ -280,7 +280,7 @@ class NormObjective(ABC):
 class _Kinks:
     """Duals of kinks, which take a step along."""
 
-    def __init__(self, duals: np.ndarray):
+    def __init__(self, duals: Any):
         self.duals = duals
 
     def moved(self, new: Any, t: float) -> np.ndarray:

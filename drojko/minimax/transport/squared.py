@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -128,7 +129,8 @@ def _ball(
         z[free] = _ridge(Squares(s.T[:, free], s.t, s.rest, s.b), ridge[free])
         return z
     # This logarithm is close to linear in log ρ.
-    return at(brentq(lambda t: at(t)[0], low, high, xtol=1e-13, rtol=1e-14))[1]
+    root: Any = brentq(lambda t: at(t)[0], low, high, xtol=1e-13)
+    return at(float(root))[1]
 
 
 def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridge: np.ndarray):
