@@ -236,6 +236,7 @@ class Newton:
         excess = abs(st.terms.value - st.row["robust_risk"])
         bias = min(max(o.bias(st), excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
+        # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
         if bias <= tol * size and patient:
             settled = max(1e-6 * tol * size, 1e-15 * size)
