@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from drojko._driver import Status
 from drojko.minimax.kinked import DETOURS, MOST_PARAMETERS, minimise_kinked
+from drojko.minimax.limits import Limits
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 
 __all__ = ["LBFGSRun", "Stop", "merged_rows"]
@@ -32,16 +33,17 @@ class LBFGSRun(ABC):
     """One optimisation of a robust objective over (parameters, multiplier).
 
     In radius form the last entry of a point is the multiplier over ``unit``. Every evaluation
-    reports through `record`; the best point so far is kept, also when the run is cut short.
+    reports through `record`; the best point so far is kept, also when the run is cut short. An
+    instance without a problem holds settings: `solve` runs a copy.
     """
 
-    problem: RobustProblem
-    generator: torch.Generator
-    n_draws: int
-    penalty0: float | None
-    tol: float
-    max_time: float | None
-    callback: Callback | None
+    problem: RobustProblem = None  # type: ignore[assignment]
+    generator: torch.Generator = None  # type: ignore[assignment]
+    n_draws: int = 2000
+    penalty0: float | None = None
+    tol: float = 1e-3
+    max_time: float | None = None
+    callback: Callback | None = None
     unit: float = 1.0
     history: list[dict[str, float]] = field(default_factory=list)
     best_point: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -52,6 +54,34 @@ class LBFGSRun(ABC):
     began: float = field(default_factory=time.perf_counter)
     stage: int = 0
     polishing: bool = False
+
+    def solve(
+        self,
+        problem: RobustProblem,
+        generator: torch.Generator,
+        limits: Limits,
+        *,
+        n_draws: int = 2000,
+        penalty: float | None = None,
+    ) -> TrainResult:
+        """Train ``problem.model`` in place; its best parameters are left in it."""
+        run = replace(
+            self, problem=problem, generator=generator, n_draws=n_draws, penalty0=penalty,
+            tol=limits.tol, max_time=limits.max_time, callback=limits.callback, history=[],
+            began=time.perf_counter(),
+        )  # fmt: skip
+        point = run.start()
+        try:
+            status = run.optimise(point, limits.max_iter)
+        except Stop as stop:
+            status = stop.status
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+        return run.result(status)
+
+    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
+        """The stages of a run from its first point."""
+        raise NotImplementedError
 
     @abstractmethod
     def start(self) -> np.ndarray:

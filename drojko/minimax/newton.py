@@ -236,9 +236,13 @@ class Newton:
         excess = abs(st.terms.value - st.row["robust_risk"])
         bias = min(max(o.bias(st), excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
+        # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
+        patient = getattr(o, "patient", False)
+        if bias <= tol * size and patient:
+            settled = max(1e-6 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
         decisive = bias <= 4.0 * tol * size or st.mu <= ROUNDING * o.unit
-        decisive = decisive and left <= max(tol * size, settled)
+        decisive = decisive and left <= max((0.01 if patient else 1.0) * tol * size, settled)
         if st.iteration >= st.next_bound and (decisive or st.stuck):
             before, st = st.lower, self.bounded(st)
             if st.ended is not None:

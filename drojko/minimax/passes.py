@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from drojko._numerics import Adam
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.models import flatten_parameters, views_like
 
-__all__ = ["Passes", "levelled"]
+__all__ = ["PassState", "Passes", "flattened", "levelled"]
 
 _PATIENCE = 20  # passes without progress that end a run
 
@@ -29,12 +30,43 @@ def levelled(risks: np.ndarray, tol: float) -> bool:
     return bool(before - after <= tol * size * abs(after))
 
 
-class Passes(ABC):
-    """A solver of the driver whose ``step`` is one pass over the draws.
+def flattened(problem: RobustProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """The parameters as one vector, their decay, and 1 where they are trained."""
+    flat, parameters = flatten_parameters(problem.model), list(problem.model.parameters())
+    decay, trained = torch.zeros_like(flat), torch.ones_like(flat)
+    for view, alpha in zip(views_like(decay, parameters), problem.decay(), strict=True):
+        view.fill_(alpha)
+    for view, parameter in zip(views_like(trained, parameters), parameters, strict=True):
+        view.fill_(1.0 if parameter.requires_grad else 0.0)
+    return flat, decay, trained
 
-    States have ``flat`` (parameters), ``average``, ``iteration``, ``risk`` and ``stale`` (passes
-    since the best risk last improved by tol).
+
+@dataclass
+class PassState:
+    """Parameters, their average and the optimiser's moments after some passes.
+
+    ``carried`` is what a solver hands from pass to pass beside them, ``penalty`` the penalty or the
+    multiplier of the radius, ``stale`` counts the passes since the best risk improved by tol.
     """
+
+    flat: Tensor
+    average: Tensor
+    adam: Adam
+    carried: Any
+    penalty: float = math.inf
+    iteration: int = 0
+    risk: float = math.inf
+    cost: float = 0.0
+    slope: float = math.inf
+    best: float = math.inf
+    stale: int = 0
+
+
+class Passes(ABC):
+    """A solver of the driver whose ``step`` is one pass over the draws, ``self.x``."""
+
+    batch_size: int
+    x: Tensor
 
     def __init__(
         self,
@@ -51,36 +83,58 @@ class Passes(ABC):
         self.max_iter, self.tol, self.n_draws = max_iter, tol, n_draws
 
     @abstractmethod
-    def init(self, problem: None = None) -> Any:
+    def init(self, problem: None = None) -> PassState:
         """Return the first state."""
 
     @abstractmethod
-    def step(self, state: Any) -> Any:
+    def step(self, state: PassState) -> PassState:
         """Return the state after one more pass."""
 
     @abstractmethod
-    def record(self, state: Any) -> dict[str, float]:
-        """A row of the history."""
-
-    @abstractmethod
-    def evaluate(self, flat: Tensor, state: Any) -> tuple[float, float]:
+    def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         """Robust risk of parameters on all draws, and the norm of its gradient."""
 
-    @abstractmethod
-    def multiplier(self, state: Any) -> float:
-        """The penalty, or the multiplier of the radius, of a state."""
+    def first(self, carried: Any, penalty: float = math.inf) -> PassState:
+        """The state before the first pass."""
+        zero = torch.zeros_like(self.flat)
+        return PassState(self.flat.clone(), zero, Adam.like(self.flat), carried, penalty)
+
+    def opened(self, state: PassState) -> tuple[Adam, list[Tensor], tuple[Tensor, ...]]:
+        """A pass begins: moments of its own, the gradient by parameter, and the batches' rows."""
+        self.load(state.flat)
+        adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
+        views = views_like(adam.gradient, list(self.problem.model.parameters()))
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        return adam, views, order.split(self.batch_size)
+
+    def closed(self, state: PassState, value: float, slope: float, **changes: Any) -> PassState:
+        """The state after a pass of this value and squared slope per batch."""
+        value += self.ridge()
+        best, stale = self.progress_of(state, value)
+        return replace(
+            state,
+            flat=self.flat.clone(),
+            average=self.averaged(state),
+            iteration=state.iteration + 1,
+            risk=value,
+            slope=math.sqrt(slope),
+            best=best,
+            stale=stale,
+            **changes,
+        )
+
+    def record(self, state: PassState) -> dict[str, float]:
+        """A row of the history."""
+        return {
+            "robust_risk": state.risk,
+            "penalty": state.penalty,
+            "transport_cost": state.cost,
+            "stationarity": state.slope / (1.0 + abs(state.risk)),
+        }
 
     def prepare(self) -> None:
         """Flatten the model; the decay of each parameter and which ones are trained."""
-        p = self.problem
-        self.flat = flatten_parameters(p.model)
-        parameters = list(p.model.parameters())
-        self.decay = torch.zeros_like(self.flat)
-        self.frozen = torch.ones_like(self.flat)
-        for view, alpha in zip(views_like(self.decay, parameters), p.decay(), strict=True):
-            view.fill_(alpha)
-        for view, parameter in zip(views_like(self.frozen, parameters), parameters, strict=True):
-            view.fill_(1.0 if parameter.requires_grad else 0.0)
+        self.flat, self.decay, self.frozen = flattened(self.problem)
 
     def batch_size_of(self, n: int) -> int:
         """Draws per step: those asked for, or 64 growing with the number of draws."""
@@ -181,7 +235,7 @@ class Passes(ABC):
             str(status),
             f"Stopped after {outcome.n_iter} passes. {status.advice}",
             outcome.n_iter,
-            self.multiplier(last),
+            last.penalty,
             self.stationarity(chosen, last),
             columns,
         )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drojko._numerics import Adam
 from drojko.ambiguity import AmbiguitySet, Dual
 from drojko.measures.base import components
 from drojko.measures.empirical import Empirical
-from drojko.minimax.passes import Passes
-from drojko.models import views_like
+from drojko.minimax.passes import Passes, PassState
 
 __all__ = ["ReweightedPasses"]
 
@@ -24,30 +20,13 @@ _CHUNK = 8192  # rows of a forward pass over all draws
 _FIRST, _LAST = 0.05, 0.002  # smoothing of the dual, relative to the risk, from first to last pass
 
 
-@dataclass
-class PassState:
-    """Parameters, optimiser moments and the last known loss of every draw."""
-
-    flat: Tensor
-    average: Tensor
-    adam: Adam
-    losses: Tensor
-    ratio: Tensor
-    iteration: int = 0
-    risk: float = math.inf
-    penalty: float = math.inf
-    cost: float = 0.0
-    slope: float = math.inf
-    best: float = math.inf
-    stale: int = 0
-
-
 class ReweightedPasses(Passes):
     r"""Adam on :math:`E\,q\,\ell(\theta)`, q the ratios of the dual on stored losses.
 
     Each batch refreshes its own losses in the store; the dual is solved on the whole store every
     few dozen steps, which costs little beside the steps themselves. Atoms stay; a continuous
-    reference is drawn anew every few passes, with one forward pass to fill the store.
+    reference is drawn anew every few passes, with one forward pass to fill the store. States carry
+    the last known loss of every draw and its ratio.
     """
 
     ambiguity: AmbiguitySet
@@ -60,9 +39,7 @@ class ReweightedPasses(Passes):
         self._draw()
         losses = self._losses()
         ratio = self._ratios(self._solve(losses, 0.0))
-        return PassState(
-            self.flat.clone(), torch.zeros_like(self.flat), Adam.like(self.flat), losses, ratio
-        )
+        return self.first((losses, ratio))
 
     def _draw(self) -> None:
         drawn = self.problem.support(self.ambiguity, self.n_draws, self.generator, self.groups)
@@ -88,16 +65,13 @@ class ReweightedPasses(Passes):
     def step(self, state: PassState) -> PassState:
         p = self.problem
         self.load(state.flat)
-        adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
         if not self.atoms and state.iteration and state.iteration % _FRESH == 0:
             self._draw()
             losses = self._losses()
             ratio = self._ratios(self._solve(losses, state.iteration / self.max_iter))
         else:
-            losses, ratio = state.losses.clone(), state.ratio
-        views = views_like(adam.gradient, list(p.model.parameters()))
-        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
-        batches = order.split(self.batch_size)
+            losses, ratio = state.carried[0].clone(), state.carried[1]
+        adam, views, batches = self.opened(state)
         every = max(_STEPS, len(batches) // _SOLVES)
         mass = self.w * ratio
         squared = 0.0
@@ -121,33 +95,10 @@ class ReweightedPasses(Passes):
             ratio, penalty, cost = self._ratios(dual), dual.penalty, dual.radius
         price = float(getattr(self.ambiguity, "penalty", None) or 0.0)
         attained = float((self.w * ratio).double().cpu() @ losses)
-        value = attained - price * cost + self.ridge()
-        best, stale = self.progress_of(state, value)
-        return PassState(
-            self.flat.clone(),
-            self.averaged(state),
-            adam,
-            losses,
-            ratio,
-            state.iteration + 1,
-            value,
-            penalty,
-            cost,
-            math.sqrt(squared / len(batches)),
-            best,
-            stale,
-        )
-
-    def multiplier(self, state: PassState) -> float:
-        return state.penalty
-
-    def record(self, state: PassState) -> dict[str, float]:
-        return {
-            "robust_risk": state.risk,
-            "penalty": state.penalty,
-            "transport_cost": state.cost,
-            "stationarity": state.slope / (1.0 + abs(state.risk)),
-        }
+        return self.closed(
+            state, attained - price * cost, squared / len(batches), adam=adam,
+            carried=(losses, ratio), penalty=penalty, cost=cost,
+        )  # fmt: skip
 
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         """Exact dual of all draws, and the norm of the gradient at its ratios."""

@@ -22,6 +22,7 @@ l(x) + |grad l(x)|^2 / (4 lambda k) - (r / 2) lambda epsilon log k on r coordina
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,67 +37,14 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.sinkhorn.particles import Particles, blocks, draw_particles
 from drojko.inner.transport.bounds import structure
-from drojko.minimax.sinkhorn.linear import sinkhorn_risk
+from drojko.minimax.sinkhorn.linear import certify_linear, sinkhorn_risk
 from drojko.minimax.transport.data import RidgeData
 
 __all__ = ["certify_linear", "certify_sampled"]
 
 _BLOCK = 1 << 22  # numbers in the particles of one block of samples
 
-
-def certify_linear(
-    data: RidgeData,
-    coef: np.ndarray,
-    intercept: float,
-    *,
-    epsilon: float,
-    radius: float | None,
-    penalty: float | None,
-    guess: float | None = None,
-    sampled: bool = False,
-    stationarity: float = math.nan,
-) -> tuple[Certificate, float]:
-    """Certificate of a linear model, both sides from one root, and its multiplier."""
-    found = sinkhorn_risk(
-        data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
-    )
-    error = standard_error(found.spread, data.weight) if sampled else 0.0
-    certificate = Certificate(
-        nominal_risk=found.nominal,
-        lower=found.attained,
-        upper=found.value,
-        worst_case_risk=found.risk,
-        radius=radius,
-        penalty=found.penalty,
-        transport_cost=found.divergence,
-        standard_error=error,
-        stationarity=stationarity,
-        proof="ridge-1d",
-    )
-    return certificate, found.penalty
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Losses and log ratios of the particles of all samples, without their positions."""
-
-    parts: list[Particles]
-    means: Tensor  # E_Q f, shape (n,) or (n, K)
-
-    def map(self, name: str, penalty: float) -> Tensor:
-        return torch.cat([getattr(part, name)(penalty) for part in self.parts]).double()
-
-    @property
-    def plain(self) -> Tensor:
-        return torch.cat([part.plain.mean(0) for part in self.parts]).double()
-
-    @property
-    def plain_variance(self) -> Tensor:
-        found = []
-        for part in self.parts:
-            pairs = 0.5 * (part.plain[0::2] + part.plain[1::2])
-            found.append(pairs.var(0, unbiased=len(pairs) > 1) / len(pairs))
-        return torch.cat(found).double()
+Bound = tuple[float, str, Tensor]  # upper bound, its proof, each sample's sampling variance
 
 
 def certify_sampled(
@@ -123,28 +71,17 @@ def certify_sampled(
     x, y, w = points
     w = w.double().cpu()
     batch = objective.batch(x, y)
-    epsilon = problem.epsilon
     nominal = float(objective.risk(batch, batch.q0).double().cpu() @ w)
     lam = math.inf if penalty is None and not radius else (penalty or guess)
-    rounds = 3 if radius else 1
-    pool = None
-    for _ in range(rounds):
-        pool = _draw(
-            problem, objective.with_penalty(lam), batch, epsilon, m, corrections, generator
-        )
-        if radius:
-            lam = _best_penalty(pool, w, radius, lam)
-    if pool is None:
-        raise RuntimeError("there is at least one round")
+    for _ in range(3 if radius else 1):
+        tilted = objective.with_penalty(lam)
+        pool = _Pool.draw(problem, tilted, batch, w, radius or 0.0, m, corrections, generator)
+        lam, dual = pool.least(pool.dual, lam)
     values = pool.map("value", lam)
-    dual = float(values @ w) + (lam * radius if radius else 0.0)
-    corrected = dual + float((pool.map("debiased", lam) - values) @ w)
-    spent = float(pool.map("divergence", lam) @ w)
-    risk = float(pool.map("risk", lam) @ w)
     within = pool.map("variance", lam)
-    upper, proof, within_upper = _upper(problem, objective, pool, batch, w, radius, penalty, lam)
+    upper, proof, within_upper = pool.upper(penalty, lam)
     if proof == "local-estimate":
-        upper = max(corrected, dual)
+        upper = max(dual + float((pool.map("debiased", lam) - values) @ w), dual)
     else:
         within = torch.maximum(within, within_upper)
     variance = float((w.square() * within).sum())
@@ -154,10 +91,10 @@ def certify_sampled(
         nominal_risk=nominal,
         lower=min(dual, upper),
         upper=upper,
-        worst_case_risk=risk,
+        worst_case_risk=float(pool.map("risk", lam) @ w),
         radius=radius,
         penalty=lam,
-        transport_cost=spent,
+        transport_cost=float(pool.map("divergence", lam) @ w),
         standard_error=math.sqrt(variance),
         stationarity=stationarity,
         proof=proof,
@@ -165,143 +102,147 @@ def certify_sampled(
     return certificate, lam
 
 
-@torch.no_grad()
-def _draw(problem, objective, batch: Batch, epsilon, m, corrections, generator) -> _Pool:
-    n, r = batch.q0.shape
-    size = max(1, _BLOCK // (m * max(1, r)))
-    parts, means = [], []
-    for rows in torch.arange(n, device=batch.x.device).split(size):
-        some = batch.take(rows)
-        modes = some.q0
-        if not math.isinf(objective.penalty):
-            adversary = problem.adversary(objective, corrections)
-            modes = adversary.solve(some).q
-        found = draw_particles(objective, some, modes, epsilon, m, generator)
-        outputs = [
-            objective.model.linearise(objective.decode(of, q))[0].unflatten(0, (-1, len(some)))
-            for of, q in blocks(some, found.q[: len(found.q) // 2])
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Losses and log ratios of the particles of all samples, without their positions."""
+
+    objective: Objective
+    batch: Batch
+    w: Tensor
+    epsilon: float
+    radius: float
+    parts: list[Particles]
+    means: Tensor  # E_Q f, shape (n,) or (n, K)
+
+    @classmethod
+    @torch.no_grad()
+    def draw(
+        cls, problem, objective: Objective, batch: Batch, w, radius, m, corrections, generator
+    ) -> _Pool:
+        """Particles around the modes that the adversary finds."""
+        n, r = batch.q0.shape
+        size, epsilon = max(1, _BLOCK // (m * max(1, r))), problem.epsilon
+        parts, means = [], []
+        for rows in torch.arange(n, device=batch.x.device).split(size):
+            some = batch.take(rows)
+            modes = some.q0
+            if not math.isinf(objective.penalty):
+                modes = problem.adversary(objective, corrections).solve(some).q
+            found = draw_particles(objective, some, modes, epsilon, m, generator)
+            outputs = [
+                objective.model.linearise(objective.decode(of, q))[0].unflatten(0, (-1, len(some)))
+                for of, q in blocks(some, found.q[: len(found.q) // 2])
+            ]
+            means.append(torch.cat(outputs).double().mean(0).cpu())
+            parts.append(Particles(found.q[:0], found.losses.cpu(), found.ratio.cpu(), epsilon))
+        return cls(objective, batch, w, epsilon, radius, parts, torch.cat(means))
+
+    def map(self, name: str, penalty: float) -> Tensor:
+        """A quantity of the particles at a penalty, by sample."""
+        return torch.cat([getattr(part, name)(penalty) for part in self.parts]).double()
+
+    def dual(self, penalty: float) -> float:
+        """The dual value without the radius."""
+        return float(self.map("value", penalty) @ self.w)
+
+    def plain(self) -> tuple[float, Tensor]:
+        """The mean loss under Q_x, and its sampling variance by sample."""
+        mean = torch.cat([part.plain.mean(0) for part in self.parts]).double()
+        found = []
+        for part in self.parts:
+            pairs = 0.5 * (part.plain[0::2] + part.plain[1::2])
+            found.append(pairs.var(0, unbiased=len(pairs) > 1) / len(pairs))
+        return float(mean @ self.w), torch.cat(found).double()
+
+    def least(
+        self, bound: Callable[[float], float], lam: float, shift: float = 0.0
+    ) -> tuple[float, float]:
+        """The best penalty near ``lam``, above ``shift``, and its bound, the radius included.
+
+        The bound is convex in the penalty, and minimised on a logarithm; at a given penalty it is
+        what it is.
+        """
+        if not self.radius:
+            return lam, bound(lam)
+        centre = math.log(lam)
+        found: Any = minimize_scalar(
+            lambda t: bound(shift + math.exp(t)) + (shift + math.exp(t)) * self.radius,
+            bounds=(centre - 12.0, centre + 12.0), method="bounded", options={"xatol": 1e-6},
+        )  # fmt: skip
+        return shift + math.exp(float(found.x)), float(found.fun)
+
+    def upper(self, penalty: float | None, lam: float) -> Bound:
+        """The least proven upper bound; infinite where none is known."""
+        if penalty is None and not self.radius:
+            plain, variance = self.plain()
+            return plain, "dual", variance
+        known = structure(self.objective)
+        if known.norms is None:
+            return math.inf, "local-estimate", torch.zeros_like(self.w)
+        scale = self.objective.coordinates.scale
+        options = [
+            self._by_norms(known.norms.double().cpu() / scale, penalty, lam),
+            self._by_curvature(known.curvature / scale**2, lam),
         ]
-        means.append(torch.cat(outputs).double().mean(0).cpu())
-        empty = found.q[:0]
-        parts.append(Particles(empty, found.losses.cpu(), found.ratio.cpu(), epsilon))
-    return _Pool(parts, torch.cat(means))
+        return min(options, key=lambda option: option[0])
 
-
-def _best_penalty(pool: _Pool, w: Tensor, radius: float, start: float) -> float:
-    """Minimiser of the particles' dual value: convex in the penalty."""
-
-    def dual(log_penalty: float) -> float:
-        penalty = math.exp(log_penalty)
-        return penalty * radius + float(pool.map("value", penalty) @ w)
-
-    centre = math.log(start)
-    found: Any = minimize_scalar(
-        dual, bounds=(centre - 12.0, centre + 12.0), method="bounded", options={"xatol": 1e-6}
-    )
-    return math.exp(float(found.x))
-
-
-def _upper(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty, lam):
-    """Proven upper bound, "lipschitz", and the sampling variance of each sample's part in it."""
-    nothing = (math.inf, "local-estimate", torch.zeros(len(w), dtype=torch.float64))
-    if penalty is None and not radius:
-        return float(pool.plain @ w), "dual", pool.plain_variance
-    known = structure(objective)
-    if known.norms is None:
-        return nothing
-    options: list[tuple[float, str, Tensor] | None] = [
-        _by_norms(problem, objective, pool, batch, w, radius, penalty, lam, known),
-        _by_curvature(problem, objective, batch, w, radius, lam, known.curvature),
-    ]
-    return min((o for o in options if o is not None), key=lambda o: o[0], default=nothing)
-
-
-def _by_curvature(problem, objective, batch: Batch, w, radius, lam, curvature):
-    """Below a quadratic of curvature L: its tilt is Gaussian, finite for lambda > L / 2."""
-    scale = objective.coordinates.scale
-    bend = curvature / scale**2
-    if not math.isfinite(bend):
-        return None
-    value, gradient = objective.with_penalty(0.0).value_and_gradient(batch, batch.q0)
-    mean = float(value.double().cpu() @ w)
-    steep = float(gradient.double().square().sum(1).cpu() @ w) / scale**2
-    dim = batch.q0.shape[1]
-
-    def bound(penalty: float) -> float:
-        k = 1.0 - bend / (2.0 * penalty)
-        if not k > 0.0:
-            return math.inf
-        tilt = mean + steep / (4.0 * penalty * k)
-        tilt -= 0.5 * penalty * problem.epsilon * dim * math.log(k)
-        return tilt + (penalty * radius if radius else 0.0)
-
-    best = bound(lam)
-    if radius:
-        # On log(lambda - L / 2): the bound is convex in lambda.
-        centre = math.log(lam)
-        found: Any = minimize_scalar(
-            lambda t: bound(0.5 * bend + math.exp(t)),
-            bounds=(centre - 12.0, centre + 12.0),
-            method="bounded",
-        )
-        best = min(best, float(found.fun))
-    if not math.isfinite(best):
-        return None
-    return best, "strong-concavity", torch.zeros(len(w), dtype=torch.float64)
-
-
-def _by_norms(problem, objective, pool: _Pool, batch: Batch, w, radius, penalty, lam, known):
-    nothing = None
-    scale = objective.coordinates.scale
-    loss, norms = objective.loss, known.norms.double().cpu() / scale
-    if objective.model.n_outputs == 1 and loss.has_tilt:
-        rate = float(norms)
-        data = RidgeData(
-            np.ascontiguousarray(pool.means.numpy()[:, None]),
-            batch.y.cpu().numpy(),
-            weight=w.numpy(),
-            inverse_cost=np.array([rate**2]),
-            loss=loss,
-        )
-        try:
-            found = sinkhorn_risk(
-                data, np.ones(1), 0.0, epsilon=problem.epsilon, radius=radius, penalty=penalty
-            )
-        except UnboundedRiskError:
+    def _by_curvature(self, bend: float, lam: float) -> Bound:
+        """Below a quadratic of curvature L: its tilt is Gaussian, finite for lambda > L / 2."""
+        nothing = (math.inf, "local-estimate", torch.zeros_like(self.w))
+        if not math.isfinite(bend):
             return nothing
-        return found.value, "lipschitz", pool.plain_variance
-    if loss.scalar and (loss.lipschitz is None or math.isinf(loss.lipschitz)):
-        return nothing
-    if not (loss.scalar or loss.has_pairs):
-        return nothing
-    return _by_concentration(loss, norms, pool, batch, w, problem.epsilon, radius, lam)
+        still, batch = self.objective.with_penalty(0.0), self.batch
+        value, gradient = still.value_and_gradient(batch, batch.q0)
+        mean = float(value.double().cpu() @ self.w)
+        steep = float(gradient.double().square().sum(1).cpu() @ self.w)
+        steep /= self.objective.coordinates.scale**2
 
+        def bound(penalty: float) -> float:
+            k = 1.0 - bend / (2.0 * penalty)
+            if not k > 0.0:
+                return math.inf
+            noise = 0.5 * penalty * self.epsilon * batch.q0.shape[1] * math.log(k)
+            return mean + steep / (4.0 * penalty * k) - noise
 
-def _by_concentration(loss, norms: Tensor, pool: _Pool, batch: Batch, w, epsilon, radius, lam):
-    """The concentration bound; with several classes the better of it and a sum over pairs."""
-    y = batch.y.cpu()
-    if loss.scalar:
-        square = (loss.lipschitz * norms).square().expand(len(w), 1)
-    else:
-        square = norms[y].square()
-    steep = float(square.amax(1) @ w)
-    best = float(pool.plain @ w) + (
-        math.sqrt(radius * steep) if radius else 0.25 * steep / lam
-    )  # fmt: skip
-    if loss.scalar or not loss.offers("noise_bound"):
-        return best, "lipschitz", pool.plain_variance
-    away = pool.means - pool.means.gather(1, y[:, None])
+        best = self.least(bound, lam, 0.5 * bend)[1]
+        return (best, "strong-concavity", nothing[2]) if math.isfinite(best) else nothing
 
-    def bound(penalty: float) -> float:
-        value = loss.noise_bound(away, y, square, 1.0 / (penalty * epsilon), epsilon)
-        return float(value @ w) + (penalty * radius if radius else 0.0)
+    def _by_norms(self, norms: Tensor, penalty: float | None, lam: float) -> Bound:
+        """By a linear model as steep, or by concentration."""
+        loss, w = self.objective.loss, self.w
+        nothing = (math.inf, "local-estimate", torch.zeros_like(w))
+        if self.objective.model.n_outputs == 1 and loss.has_tilt:
+            data = RidgeData(
+                np.ascontiguousarray(self.means.numpy()[:, None]),
+                self.batch.y.cpu().numpy(),
+                weight=w.numpy(),
+                inverse_cost=np.array([float(norms) ** 2]),
+                loss=loss,
+            )
+            size = {"radius": None if penalty is not None else self.radius, "penalty": penalty}
+            try:
+                found = sinkhorn_risk(data, np.ones(1), 0.0, epsilon=self.epsilon, **size)
+            except UnboundedRiskError:
+                return nothing
+            return found.value, "lipschitz", self.plain()[1]
+        known = math.isfinite(loss.lipschitz or math.inf) if loss.scalar else loss.has_pairs
+        return self._by_concentration(norms, lam) if known else nothing
 
-    if radius:
-        centre = math.log(lam)
-        found: Any = minimize_scalar(
-            lambda t: bound(math.exp(t)), bounds=(centre - 12.0, centre + 12.0), method="bounded"
-        )
-        best = min(best, float(found.fun))
-    else:
-        best = min(best, bound(lam))
-    return best, "lipschitz", pool.plain_variance
+    def _by_concentration(self, norms: Tensor, lam: float) -> Bound:
+        """The concentration bound; with several classes the better of it and a sum over pairs."""
+        loss, w, y, radius = self.objective.loss, self.w, self.batch.y.cpu(), self.radius
+        if loss.scalar:
+            square = (float(loss.lipschitz or 0.0) * norms).square().expand(len(w), 1)
+        else:
+            square = norms[y].square()
+        steep, (best, variance) = float(square.amax(1) @ w), self.plain()
+        best += math.sqrt(radius * steep) if radius else 0.25 * steep / lam
+        if loss.scalar or not loss.offers("noise_bound"):
+            return best, "lipschitz", variance
+        away = self.means - self.means.gather(1, y[:, None])
+
+        def bound(penalty: float) -> float:
+            eta = 1.0 / (penalty * self.epsilon)
+            return float(loss.noise_bound(away, y, square, eta, self.epsilon) @ w)
+
+        return min(best, self.least(bound, lam)[1]), "lipschitz", variance

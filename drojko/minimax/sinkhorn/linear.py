@@ -6,83 +6,183 @@ r"""Exact Sinkhorn minimax for linear models with scalar losses.
           G(f, s, T) = T \log E_g\, e^{\ell(f + s g, y) / T}
 
 The noise of Q_x enters through one Gaussian number, so that G and its derivatives are
-one-dimensional (`drojko.inner.sinkhorn.tilt`); the problem is jointly convex, since
-T log E exp(l / T) is the perspective of a convex nondecreasing function of the losses, and is
-solved by Newton's method.
+one-dimensional (`drojko.losses.tilts`). The problem is jointly convex, since T log E exp(l / T) is
+the perspective of a convex nondecreasing function of the losses, and is solved by the common
+Newton's method from the solution of the Wasserstein problem of the same size, which is the limit
+of epsilon to 0. More noise than the set has smooths the vertex.
 Source of the dual: J. Wang, R. Gao, Y. Xie, 2021, Sinkhorn Distributionally Robust Optimization,
 arXiv 2109.11926.
+
+**Bound.** A share in [0, 1] of the tangent
+
+.. math:: G(f, s, T) \ge G_0 + G_f (f - f_0) + G_s (s - s_0) + G_T (T - T_0)
+
+at any point lies below G >= 0. With s = kappa n(z) the sum over the rows is below the objective of
+every model, and its minimum over z and lambda >= 0 is
+
+.. math:: \mathrm{const} + \min_z \{c'z + \kappa E G_s\, n(z) + \tfrac12 z' R z\}
+
+where epsilon E KL <= radius, as G_T = -KL. Tangents at a nearly optimal point nearly do that, and
+nearly balance: the point moves a little to where they do, and rows are thinned out by the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
-from drojko._driver import Status, run
+from drojko._numerics import standard_error
+from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
+from drojko.losses import Loss
 from drojko.losses.tilts import Tilted
 from drojko.minimax.limits import Limits
-from drojko.minimax.row_objective import ROUNDING, relative_gap
-from drojko.minimax.sinkhorn.bound import lower_bound
-from drojko.minimax.sinkhorn.risk import SinkhornRisk, check_growth, multiplier, sinkhorn_risk
+from drojko.minimax.row_objective import Iterate
+from drojko.minimax.transport.bound import balance, pinned_columns
 from drojko.minimax.transport.data import Ground, RidgeData
-from drojko.minimax.transport.linear import RidgeSolution, solve_ridge
+from drojko.minimax.transport.linear import Callback, LinearProblem, RidgeSolution, solve_ridge
+from drojko.minimax.transport.objective import NormObjective, Point, Sums
+from drojko.minimax.transport.risk import spend
 from drojko.rows import Rows
 
-__all__ = ["SinkhornRisk", "SinkhornSolution", "sinkhorn_risk", "solve_sinkhorn"]
+__all__ = ["SinkhornRisk", "SinkhornRows", "certify_linear", "sinkhorn_risk", "solve_sinkhorn"]
 
-_FAR = 1e100  # no optimum has parameters beyond
+_EPS = float(np.finfo(np.float64).eps)
+_FIRST = 1e-4  # accuracy of the Wasserstein solution
 
 
 @dataclass(frozen=True)
-class SinkhornSolution:
-    """A model, its robust objective and how the run ended.
+class SinkhornRisk:
+    """The exact worst case of one linear model.
 
-    ``objective`` is ``risk.value`` plus alpha/2 |coef|^2, ``lower_bound`` proven for every linear
-    model; ``decrement`` bounds, to second order, what is left to gain. ``status`` is "converged"
-    where `relative_gap` is at most the tolerance, otherwise one of "stalled", "max_iter",
-    "max_time", "callback" and "interrupted".
+    ``value`` is the robust risk, ``attained`` what the tilted laws attain inside the set (radius
+    form) or net of the penalty, ``risk`` their mean loss, ``transport_cost`` epsilon E KL, which
+    they spend, ``nominal`` the mean loss without noise, ``deviation`` the noise's deviation s in
+    units of predictions, ``spread`` (n,) what the mean of is taken for the dual value.
     """
 
-    coef: np.ndarray
-    intercept: float
-    penalty: float
-    objective: float
-    lower_bound: float
-    unit: float
-    decrement: float
-    stationarity: float
-    n_iter: int
-    status: str
-    message: str
-    history: list[dict[str, float]]
-    risk: SinkhornRisk
-
-    @property
-    def relative_gap(self) -> float:
-        """What a perfect solver could still gain, at most, over the objective."""
-        return relative_gap(self.objective, self.lower_bound, self.unit)
-
-
-@dataclass(frozen=True)
-class _State:
-    z: np.ndarray
-    lam: float
     value: float
-    divergence: float
-    gradient: np.ndarray
-    step: np.ndarray
-    decrement: float
-    stalled: int = 0
+    attained: float
+    risk: float
+    transport_cost: float
+    nominal: float
+    penalty: float
+    deviation: float
+    spread: np.ndarray
 
-    @property
-    def slope(self) -> float:
-        return float(np.linalg.norm(self.gradient)) / (1.0 + abs(self.value))
+
+def sinkhorn_risk(
+    data: RidgeData,
+    coef: np.ndarray,
+    intercept: float,
+    *,
+    epsilon: float,
+    radius: float | None = None,
+    penalty: float | None = None,
+    guess: float | None = None,
+) -> SinkhornRisk:
+    r"""Worst-case risk of the linear model ``coef'x + intercept``, exact.
+
+    Parameters
+    ----------
+    data : RidgeData, with fixed labels
+    coef, intercept : array of shape (d,), float
+    epsilon : float
+    radius, penalty : exactly one of them.
+    guess : float, a first guess of the multiplier of a radius.
+
+    Raises
+    ------
+    UnboundedRiskError
+        Squared loss at a penalty not above the squared dual norm of ``coef``.
+
+    Examples
+    --------
+    >>> from drojko.losses import get_loss
+    >>> data = RidgeData(np.array([[1.0], [3.0]]), np.array([0.0, 0.0]), loss=get_loss("squared"))
+    >>> found = sinkhorn_risk(data, np.array([1.0]), 0.0, epsilon=0.5, penalty=2.0)
+    >>> round(found.value, 9), round(2 / (2 - 1) * 5 - 2 * 0.5 / 2 * math.log(1 - 1 / 2), 9)
+    (10.34657359, 10.34657359)
+    """
+    f = data.predictions(coef, intercept)
+    square = data.squared_norm(coef)
+    s = math.sqrt(0.5 * epsilon * square)
+    w = data.weight
+    nominal = float(w @ data.loss.tilt(f, data.y, 0.0, 0.0).value)
+    if (penalty is None and not radius) or s == 0.0:
+        plain = data.loss.tilt(f, data.y, s, 0.0)
+        value = float(w @ plain.value)
+        lam = penalty if penalty is not None else (0.0 if radius else math.inf)
+        return SinkhornRisk(value, value, value, 0.0, nominal, lam, s, plain.value)
+    least = data.loss.growth * square
+    if penalty is None:
+
+        def at(lam: float) -> tuple[float, float, Tilted]:
+            found = data.loss.tilt(f, data.y, s, 1.0 / (epsilon * lam))
+            # d KL / d lambda = -epsilon Var l / (epsilon lambda)^3
+            slope = -float(w @ found.cov[5]) / (epsilon * lam**3)
+            return epsilon * float(w @ found.divergence), slope, found
+
+        if guess is None or not least < guess < math.inf:
+            steep = max(float(w @ data.loss.tilt(f, data.y, s, 0.0).mean[0] ** 2), 1e-300)
+            guess = least + math.sqrt(square * steep / (4.0 * (radius or 0.0)))
+        lam, found = spend(at, radius or 0.0, guess, least=least)
+    elif least and penalty <= least:
+        raise UnboundedRiskError(
+            f"{data.loss.name} loss: the worst case is infinite for penalty={penalty:.6g}; it is "
+            f"finite for penalty > {square:.6g}, the squared dual norm of the coefficients"
+        )
+    else:
+        lam, found = penalty, data.loss.tilt(f, data.y, s, 1.0 / (epsilon * penalty))
+    spent = epsilon * float(w @ found.divergence)
+    risk = float(w @ found.mean[2])
+    value = float(w @ found.value)
+    if penalty is not None:
+        return SinkhornRisk(value, value, risk, spent, nominal, lam, s, found.value)
+    budget = float(radius or 0.0)
+    value += lam * budget
+    if spent > budget:
+        # Rounding: a mixture with Q spends no more than its share, as KL is convex.
+        plain = float(w @ data.loss.tilt(f, data.y, s, 0.0).value)
+        share = budget / spent
+        risk, spent = share * risk + (1.0 - share) * plain, budget
+    return SinkhornRisk(
+        max(value, risk), min(risk, value), risk, spent, nominal, lam, s, found.value
+    )
+
+
+def certify_linear(
+    data: RidgeData,
+    coef: np.ndarray,
+    intercept: float,
+    *,
+    epsilon: float,
+    radius: float | None,
+    penalty: float | None,
+    guess: float | None = None,
+    sampled: bool = False,
+    stationarity: float = math.nan,
+) -> tuple[Certificate, float]:
+    """Certificate of a linear model, both sides from one root, and its multiplier."""
+    found = sinkhorn_risk(
+        data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
+    )
+    error = standard_error(found.spread, data.weight) if sampled else 0.0
+    certificate = Certificate(
+        nominal_risk=found.nominal,
+        lower=found.attained,
+        upper=found.value,
+        worst_case_risk=found.risk,
+        radius=radius,
+        penalty=found.penalty,
+        transport_cost=found.transport_cost,
+        standard_error=error,
+        stationarity=stationarity,
+        proof="ridge-1d",
+    )
+    return certificate, found.penalty
 
 
 def solve_sinkhorn(
@@ -98,12 +198,11 @@ def solve_sinkhorn(
     max_iter: int = 200,
     max_time: float | None = None,
     warm_start: tuple[np.ndarray, float, float | None] | None = None,
-    callback: Callable[[int, dict[str, Any]], bool | None] | None = None,
-) -> SinkhornSolution:
+    callback: Callback | None = None,
+) -> RidgeSolution:
     """Minimise the Sinkhorn worst-case risk of a linear model.
 
-    Started at the solution of the Wasserstein problem of the same size, which is the limit of
-    epsilon to 0. Time is linear in the number of rows.
+    Time is linear in the number of rows.
 
     Parameters
     ----------
@@ -111,8 +210,8 @@ def solve_sinkhorn(
     epsilon : float
     radius, penalty : exactly one of them; the radius in squared units of X.
     alpha, fit_intercept, max_iter, max_time, callback : as in `solve_ridge`
-    tol : float, largest relative gap, `SinkhornSolution.relative_gap`, that counts as converged.
-    aim : float, relative accuracy worked for; None: 1e-9, or `tol` where that is less.
+    tol : float, largest relative gap, `RidgeSolution.relative_gap`, that counts as converged.
+    aim : float, relative accuracy worked for; None: 1e-7, or `tol` where that is less.
     warm_start : (coef, intercept, multiplier or None)
 
     Raises
@@ -126,359 +225,190 @@ def solve_sinkhorn(
     >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
     >>> data = RidgeData(X, np.array([0, 0, 1, 1]), loss=get_loss("logistic"))
     >>> solution = solve_sinkhorn(data, epsilon=0.1, radius=0.1)
-    >>> solution.status, solution.decrement < 1e-9
+    >>> solution.status, solution.gap < 1e-7
     ('converged', True)
     """
-    limits = Limits(max_iter, tol, max_time)
+    limits, aim = Limits(max_iter, tol, max_time), min(tol, 1e-7) if aim is None else aim
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
     # The noise is there at radius 0, too.
-    ground = Ground.of(rows, data, 1.0, None, alpha)
-    first, lower = None, 0.0
-    if warm_start is None:
-        first, lower = _first(data, epsilon, radius, penalty, alpha, fit_intercept)
-        warm_start = first.coef, first.intercept, first.penalty
-    problem = _Problem(rows, data, ground, epsilon, radius, penalty)
-    coef, intercept, lam = warm_start
-    found = _Found(problem, lower)
-    if radius:
-        found.offer(rows.inward(*_vertex(data, alpha, fit_intercept)))
-    z = rows.inward(coef, intercept)
-    outcome = None
-    if data.squared_norm(coef) > 0.0 or not radius:
-        solver = _Newton(problem, ground, min(tol, 1e-9) if aim is None else aim)
-        count = 0
+    ground = Ground.of(rows, data, 1.0, penalty, alpha)
 
-        def call(state: _State) -> bool:
-            nonlocal count
-            count += 1
-            if callback is None:
-                return False
-            coef, intercept = rows.outward(state.z)
-            return bool(
-                callback(count, {**solver.record(state), "coef": coef, "intercept": intercept})
-            )
-
-        outcome = run(
-            solver, solver.init((z, problem.multiplier(z, lam, ground))), max_iter=max_iter,
-            max_time=limits.time_left, callback=call, best=lambda state: state.value,
-        )  # fmt: skip
-        best = outcome.best_state
-        found.offer(best.z, best.lam)
-    status = outcome.status if outcome is not None else Status.CONVERGED
-    unbounded = first if first is not None and first.status == "unbounded" else None
-    if status in (Status.CONVERGED, Status.MAX_ITER) and unbounded is None:
-        if outcome is not None:
-            found.prove(solver, ground, best, min(tol, 1e-6))
-        unit = _unit(data, fit_intercept)
-        _by_stages(problem, found, z, unit, limits, alpha)
-        close = relative_gap(found.objective, found.lower, unit) <= tol
-        ended = Status.STALLED if status is Status.CONVERGED else status
-        status = Status.CONVERGED if close else ended
-    message = f"Stopped after {outcome.n_iter if outcome else 0} iterations. {status.advice}"
-    coef, intercept = rows.outward(found.z)
-    last = best if outcome is not None and found.z is best.z else None
-    return SinkhornSolution(
-        coef=coef,
-        intercept=float(intercept),
-        penalty=found.risk.penalty,
-        objective=found.objective,
-        lower_bound=min(found.lower, found.objective),
-        unit=_unit(data, fit_intercept),
-        decrement=last.decrement if last is not None else 0.0,
-        stationarity=last.slope if last is not None else 0.0,
-        n_iter=outcome.n_iter if outcome is not None else 0,
-        status=str(status) if unbounded is None else unbounded.status,
-        message=message if unbounded is None else unbounded.message,
-        history=outcome.history if outcome is not None else [],
-        risk=found.risk,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    rows: Rows
-    data: RidgeData
-    ground: Ground
-    epsilon: float
-    radius: float | None
-    penalty: float | None
-
-    def risk(self, z: np.ndarray, guess: float | None = None) -> SinkhornRisk:
-        """The exact risk at z."""
+    def exact(coef: np.ndarray, intercept: float, guess: float | None) -> SinkhornRisk:
+        guess = guess if radius else None
         return sinkhorn_risk(
-            self.data, *self.rows.outward(z), epsilon=self.epsilon, radius=self.radius,
-            penalty=self.penalty, guess=guess,
-        )  # fmt: skip
+            data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
+        )
 
-    def spending(
-        self, u: np.ndarray, s: float, guess: float | None, close: float = 1e-9
-    ) -> tuple[float, Tilted]:
-        """The multiplier that nearly spends the radius at predictions u and noise s; the laws."""
-        square = 2.0 * s * s / self.epsilon
-        radius = float(self.radius or 0.0)
-        return multiplier(self.data, u, s, square, self.epsilon, radius, guess, close)
-
-    def multiplier(self, z: np.ndarray, guess: float | None, ground: Ground) -> float:
-        """The multiplier at z: that of the radius, the penalty, or 0 where nothing is tilted."""
-        if not self.radius:
-            return self.penalty or 0.0
-        s = math.sqrt(0.5 * self.epsilon * ground.square(z))
-        return self.spending(self.rows.predict(z), s, guess or None, 1e-3)[0]
-
-
-class _Found:
-    """The best model so far, and the best lower bound."""
-
-    def __init__(self, problem: _Problem, lower: float) -> None:
-        self.problem, self.lower, self.objective = problem, lower, math.inf
-        self.z: np.ndarray = np.zeros(0)
-        self.risk: SinkhornRisk = None  # type: ignore[assignment]
-
-    def offer(self, z: np.ndarray, guess: float | None = None) -> None:
-        """Take z, or z without what can be moved, where it is better.
-
-        Near a model that nobody can touch Newton's method only approaches it: prefer that one.
-        """
-        problem = self.problem
-        for at, lam in ((np.where(problem.ground.cost > 0.0, 0.0, z), None), (z, guess)):
-            try:
-                risk = problem.risk(at, lam if problem.radius else None)
-            except UnboundedRiskError:
-                continue
-            objective = risk.value + problem.ground.decay(at)
-            if objective < self.objective * (1.0 - 1e-9) or math.isinf(self.objective):
-                self.z, self.risk, self.objective = at, risk, objective
-
-    def proven(self, tol: float) -> bool:
-        """Whether the bound needs no more work."""
-        return self.lower >= self.objective * (1.0 - 0.5 * tol)
-
-    def prove(self, solver: _Newton, ground: Ground, state: _State, tol: float) -> None:
-        """Tangents at the state, after the steps that make a bound of first order sharp."""
-        if self.proven(tol):
-            return
-        for _ in range(4):
-            if state.decrement <= 1e-18 * abs(state.value) or state.stalled >= 3:
-                break
-            state = solver.step(state)
-        problem, need = self.problem, self.objective * (1.0 - 0.5 * tol)
-        bound = lower_bound(
-            problem.rows, problem.data, ground, state.z, state.lam, need, problem.spending,
-            epsilon=problem.epsilon, radius=problem.radius, penalty=problem.penalty,
-        )  # fmt: skip
-        self.lower = max(self.lower, bound)
-
-
-def _by_stages(
-    problem: _Problem,
-    found: _Found,
-    z: np.ndarray,
-    unit: float,
-    limits: Limits,
-    alpha: float,
-) -> None:
-    """Prove what is not proven yet: W2's bound to more digits, then noise that fades away.
-
-    By Jensen's inequality Sinkhorn's risk of any model is at least W2's at the same size. More
-    noise than the set has smooths the kinks of the loss and the vertex z = 0.
-    """
-    tol = min(limits.tol, 1e-6)
-    if found.proven(tol):
-        return
-    if not problem.ground.cost @ found.z**2:
-        form = (problem.radius, problem.penalty, alpha, problem.rows.intercept)
-        found.lower = max(found.lower, _transport(problem.data, *form, 1e-6).lower_bound)
-    lip = problem.data.loss.lipschitz or math.inf
-    slope = lip if math.isfinite(lip) else 2.0 * math.sqrt(unit)
-    width, lam = unit / (slope * math.sqrt(0.5 * problem.epsilon)), None
-    if problem.penalty is not None and problem.data.loss.growth:
-        width = min(width, 5.0 * math.sqrt(problem.penalty))
-    for stage in range(1, 11):
-        if found.proven(tol) or limits.time_left == 0.0:
-            return
-        ground = replace(problem.ground, offset=(width * 0.1**stage) ** 2)
-        solver = _Newton(problem, ground, 1e-6)
-        try:
-            lam = problem.multiplier(z, lam, ground)
-            outcome = run(solver, solver.init((z, lam)), max_iter=50, best=lambda s: s.value)
-        except UnboundedRiskError:
-            continue
-        z, lam = outcome.best_state.z, outcome.best_state.lam
-        if stage >= 3:
-            found.offer(z, lam)
-            found.prove(solver, ground, outcome.best_state, tol)
-
-
-def _unit(data: RidgeData, fit_intercept: bool) -> float:
-    """A loss of ordinary size, that of a constant model; at least rounding, over `ROUNDING`."""
-    y, w = data.y, data.weight
-    middle = float(np.median(y)) if fit_intercept and data.loss.task == "regression" else 0.0
-    unit = float(w @ _plain(data.loss, np.full_like(y, middle), y))
-    if data.loss.task == "regression":
-        near = y + 8e-16 * np.abs(y).max()
-        unit = max(unit, float(_plain(data.loss, near, y).max()) / ROUNDING)
-    return unit
-
-
-def _plain(loss, f: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return loss.tilt(f, y, 0.0, 0.0).value
+    problem = LinearProblem(data, rows, ground, alpha, limits, aim, callback, exact)
+    objective = SinkhornRows(rows, data.loss, ground, epsilon, radius or 0.0)
+    lower = 0.0
+    if warm_start is None:
+        first, lower = _first(problem, epsilon, radius, penalty)
+        still = not ground.square(rows.inward(first.coef, first.intercept)) > 0.0
+        if radius and still and first.objective <= lower * (1.0 + 10.0 * _FIRST):
+            first = _transport(problem, math.sqrt(radius), None, min(tol, 1e-6))
+            still = not ground.square(rows.inward(first.coef, first.intercept)) > 0.0
+        if first.status == "unbounded" or (radius and still and first.status == "converged"):
+            return replace(first, risk=exact(first.coef, first.intercept, None))
+        warm_start = first.coef, first.intercept, first.penalty
+    coef, intercept, lam = warm_start
+    z = rows.inward(np.asarray(coef, dtype=np.float64), float(intercept))
+    objective.begin(z, lam, 1e-6 if ground.square(z) > 0.0 else 1e-1)
+    return problem.train(objective, lower)
 
 
 def _transport(
-    data, radius, penalty, alpha, fit_intercept, aim: float, shrink: float = 1.0
+    problem: LinearProblem, radius: float | None, penalty: float | None, aim: float
 ) -> RidgeSolution:
-    """The Wasserstein problem of the same size."""
+    """The Wasserstein problem of a size."""
     return solve_ridge(
-        data,
-        radius=None if radius is None else math.sqrt(radius) * shrink,
+        problem.data,
+        radius=radius,
         penalty=penalty,
-        alpha=alpha,
-        fit_intercept=fit_intercept,
+        alpha=problem.alpha,
+        fit_intercept=problem.rows.intercept,
         tol=aim,
         aim=aim,
         max_iter=100,
+        max_time=problem.limits.time_left,
     )
 
 
-def _first(data, epsilon, radius, penalty, alpha, fit_intercept) -> tuple[RidgeSolution, float]:
+def _first(
+    problem: LinearProblem, epsilon: float, radius: float | None, penalty: float | None
+) -> tuple[RidgeSolution, float]:
     """The Wasserstein solution, where that is constant the one of a smaller radius; its bound.
 
+    By Jensen's inequality Sinkhorn's risk of any model is at least Wasserstein's at the same size.
     Of radius 0 the noise is what keeps coefficients small: a ball of its size does so, too.
     """
-    lower, size = 0.0, 0.25 * epsilon if radius == 0.0 else radius
-    for shrink in (1.0, 0.5, 0.1, 0.01):
-        found = _transport(data, size, penalty, alpha, fit_intercept, 1e-4, shrink)
-        if shrink == 1.0 and radius != 0.0:
-            lower = found.lower_bound
-        if radius is None or data.squared_norm(found.coef) > 0:
+    if radius is None:
+        found = _transport(problem, None, penalty, _FIRST)
+        return found, found.lower_bound
+    size = math.sqrt(radius or 0.25 * epsilon)
+    found = _transport(problem, size, None, _FIRST)
+    lower = found.lower_bound if radius else 0.0
+    for shrink in (0.5, 0.1, 0.01):
+        if found.status == "unbounded" or problem.data.squared_norm(found.coef) > 0.0:
             break
-    usable = found.penalty if 0 < found.penalty < math.inf else 0.0
-    return replace(found, penalty=usable), lower
+        found = _transport(problem, size * shrink, None, _FIRST)
+    return found, lower
 
 
-def _vertex(data: RidgeData, alpha, fit_intercept) -> tuple[np.ndarray, float]:
-    """The best model on columns that never move; their robust risk is the plain one."""
-    free = data.inverse_cost == 0.0
-    X = data.X[:, free] if free.any() else np.zeros((len(data.y), 1))
-    still = replace(data, X=np.ascontiguousarray(X), inverse_cost=np.ones(X.shape[1]))
-    found = solve_ridge(
-        still, radius=0.0, alpha=alpha, fit_intercept=fit_intercept, tol=1e-10, max_iter=200
-    )
-    coef = np.zeros(data.X.shape[1])
-    if free.any():
-        coef[free] = found.coef
-    return coef, found.intercept
+class SinkhornRows(NormObjective):
+    """Rows whose worst cases are tilted laws; the variable is lambda.
 
+    The noise is there at radius 0, too: the ground always moves.
+    """
 
-class _Newton:
-    """Newton's method with backtracking on (z, lambda), z on standardised columns."""
+    def __init__(self, rows: Rows, loss: Loss, ground: Ground, epsilon: float, radius: float):
+        super().__init__(rows, loss, ground, radius)
+        self.epsilon = epsilon
 
-    def __init__(self, problem: _Problem, ground: Ground, tol: float) -> None:
-        self.rows, self.data, self.ground = problem.rows, problem.data, ground
-        self.epsilon, self.radius, self.penalty = problem.epsilon, problem.radius, problem.penalty
-        self.tol = tol
+    def width(self, mu: float) -> float:
+        """Noise that moves losses by mu, where a penalty allows that much."""
+        width = mu / self.unit * self.spread / math.sqrt(0.5 * self.epsilon)
+        if self.ground.penalty is not None and self.loss.growth:
+            width = min(width, 0.5 * math.sqrt(self.ground.penalty / self.loss.growth))
+        return width
 
-    def init(self, problem: Any) -> _State:
-        z, lam = problem
-        return self._at(z, self._lam(lam))
-
-    def _lam(self, lam: float) -> float:
-        return float(self.penalty) if self.penalty is not None else lam
-
-    def finite(self, state: _State) -> bool:
-        return math.isfinite(state.value) and bool(np.isfinite(state.gradient).all())
-
-    def _tilted(self, z, lam):
-        square = self.ground.square(z)
-        if not np.abs(z).max() < _FAR:
-            return None, math.inf, 0.0, math.inf
-        s = math.sqrt(0.5 * self.epsilon * square)
-        eta = 1.0 / (self.epsilon * lam) if self.radius or self.penalty is not None else 0.0
-        if eta > 0.0 and self.data.loss.growth and lam <= self.data.loss.growth * square:
-            return None, s, eta, math.inf
-        found = self.data.loss.tilt(self.rows.predict(z), self.data.y, s, eta)
-        value = float(self.data.weight @ found.value) + self.ground.decay(z)
-        if self.radius:
-            value += lam * self.radius
-        return found, s, eta, value
-
-    def _at(self, z, lam, stalled: int = 0, known=None) -> _State:
-        rows, w, size = self.rows, self.data.weight, self.rows.size
-        found, s, eta, value = known or self._tilted(z, lam)
-        if found is None:
-            check_growth(self.data, self.ground.square(z), lam)
-            raise UnboundedRiskError("the coefficients grow without end: rescale the columns")
-        ff, fs, ft, ss, st, tt = found.second(eta)
-        cost, ridge = self.ground.cost, self.ground.ridge
-        heat = 0.5 * self.epsilon * cost * z / s if s > 0.0 else np.zeros(size)
-        sums = rows.sum(np.stack([w * found.mean[0], w * fs, w * ft], axis=1))
-        slope_s, mean_ss, mean_st = (float(w @ v) for v in (found.mean[1], ss, st))
-        spent = self.epsilon * float(w @ found.divergence)
-        H, g = np.zeros((size + 1, size + 1)), np.zeros(size + 1)
-        g[:size] = sums[:, 0] + slope_s * heat + ridge * z
-        g[size] = (self.radius or 0.0) - spent
-        cross = np.outer(sums[:, 1], heat)
-        hessian = rows.gram(np.maximum(w * ff, 0.0)) + cross + cross.T
-        hessian += (mean_ss - (slope_s / s if s else 0.0)) * np.outer(heat, heat)
-        around = slope_s * 0.5 * self.epsilon * cost / s if s else 0.0
-        hessian[np.diag_indices(size)] += around + ridge
-        H[:size, :size] = hessian
-        H[:size, size] = H[size, :size] = self.epsilon * (sums[:, 2] + mean_st * heat)
-        H[size, size] = self.epsilon**2 * float(w @ tt)
-        free = np.append(rows.free, bool(self.radius))
-        g = np.where(free, g, 0.0)
-        if not (np.isfinite(g).all() and np.isfinite(H).all()):
-            # Where coefficients and multiplier vanish together: next to the constant model.
-            none = np.zeros(size + 1)
-            return _State(z, lam, value, spent, none, none, 0.0, 99)
-        step = np.zeros(size + 1)
-        step[free] = _solve(H[np.ix_(free, free)], -g[free])
-        decrement = -float(g @ step)
-        return _State(z, lam, value, spent, g, step, max(decrement, 0.0), stalled)
-
-    @np.errstate(over="ignore", invalid="ignore")  # steps that go too far are rejected
-    def step(self, state: _State) -> _State:
-        dz, dl = state.step[:-1], float(state.step[-1])
-        t = 1.0
-        if dl < 0:
-            t = min(1.0, 0.9 * state.lam / -dl)
-        accuracy = 1e-15 * (1.0 + abs(state.value))
-        for _ in range(40):
-            z, lam = state.z + t * dz, self._lam(state.lam + t * dl)
-            known = self._tilted(z, lam)
-            if known[3] <= state.value - 1e-4 * t * state.decrement + accuracy:
-                gained = state.value - known[3]
-                small = gained <= 1e-14 * abs(state.value)
-                return self._at(z, lam, state.stalled + 1 if small else 0, known)
-            t *= 0.5 if t > 1e-3 else 0.1
-        return replace(state, stalled=99)
-
-    def terminate(self, state: _State) -> Status | None:
-        done = state.decrement <= self.tol * 1e-3 * abs(state.value) + 1e-300
-        return Status.CONVERGED if done or state.stalled >= 3 else None
-
-    def record(self, state: _State) -> dict[str, float]:
-        return {
-            "robust_risk": state.value,
-            "penalty": state.lam if self.radius or self.penalty is not None else math.inf,
-            "transport_cost": state.divergence,
-            "stationarity": state.slope,
-        }
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a scaled positive semidefinite system; a little of the identity where singular."""
-    root = 1.0 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-    scaled = matrix * root[:, None] * root
-    if not np.isfinite(scaled).all():  # a flat direction with a slope: as far as numbers go
-        return np.zeros_like(right)
-    for extra in (1e-14, 1e-11, 1e-8, 1e-5, 1e-2):
+    def tilted(self, u: np.ndarray, square: float, lam: float) -> tuple[Tilted, float] | None:
+        """The laws at a price and their inverse temperature; None where there are none."""
+        if self.loss.growth and lam <= self.loss.growth * square:
+            return None
+        eta, s = 1.0 / (self.epsilon * lam), math.sqrt(0.5 * self.epsilon * square)
         try:
-            factor = cho_factor(scaled + extra * np.eye(len(root)))
-        except np.linalg.LinAlgError:
-            continue
-        found = root * cho_solve(factor, root * right)
-        if np.isfinite(found).all():
-            return found
-    return right * root**2
+            return self.loss.tilt(u, self.rows.y, s, eta), eta
+        except UnboundedRiskError:
+            return None
+
+    def sums(self, at: Point) -> Sums | None:
+        """Moments of the tilted laws, and the chain rule through the noise's deviation."""
+        lam = at.p if self.budget else self.ground.penalty or math.inf
+        found = self.tilted(at.u, at.square, lam)
+        if found is None:
+            return None
+        (law, eta), epsilon, w = found, self.epsilon, self.rows.w
+        s = math.sqrt(0.5 * epsilon * at.square)
+        rate = 0.25 * epsilon / s if s > 0.0 else 0.0  # ds / dN
+        steep, spent = float(w @ law.mean[1]), epsilon * float(w @ law.divergence)
+        out = Sums(float(w @ law.value), spent, w * law.mean[0], steep * rate)
+        out.plan, out.curve = (law, s, lam, eta), out.n
+        if self.budget:
+            out.value += lam * self.budget
+            out.p = self.budget - spent
+        if at.second:
+            ff, fs, ft, ss, st, tt = law.second(eta)
+            out.uu, out.un = np.maximum(w * ff, 0.0), w * fs * rate
+            out.nn = (float(w @ ss) - (steep / s if s else 0.0)) * rate**2
+            out.up, out.np = epsilon * w * ft, epsilon * rate * float(w @ st)
+            out.pp = epsilon**2 * float(w @ tt)
+        return out
+
+    def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
+        """From tangents near the iterate; 0 if nothing better was proven."""
+        at, s, lam, eta = state.terms.detail[1].plan
+        rows, ground, radius, u, best = self.rows, self.ground, self.budget, state.u, 0.0
+        w, kappa, pinned = rows.w, math.sqrt(0.5 * self.epsilon), pinned_columns(rows, ground)
+        for _ in range(8):
+            mass = w
+            if pinned.any():
+                thinned = balance(rows, w[None], at.mean[0][None], pinned)
+                if thinned is None:
+                    break
+                mass = thinned[0]
+            spent = self.epsilon * float(mass @ at.divergence)
+            if radius and spent > radius:
+                mass, spent = mass * (radius / spent), radius
+            slope, spread = mass * at.mean[0], float(mass @ at.mean[1])
+            const = float(mass @ at.value) - float(slope @ u) - spread * s
+            size = float(mass @ np.abs(at.value)) + float(np.abs(slope) @ np.abs(u)) + spread * s
+            if radius:
+                const += lam * spent
+                size += lam * spent
+            c = rows.sum(slope)
+            c[pinned] = 0.0
+            held, short = _held(ground, c, kappa * spread)
+            best = max(best, const + held - 16.0 * _EPS * size)
+            if best >= need:
+                break
+            # Next: better balanced, and a little more noise to hold c.
+            off, moved = rows.sum(w * at.mean[0]), False
+            if pinned.any() and np.abs(off[pinned]).max() > 1e-13 * float(w @ np.abs(at.mean[0])):
+                shift = np.zeros(rows.size)
+                curved = rows.gram(np.maximum(w * at.second(eta)[0], 0.0))[np.ix_(pinned, pinned)]
+                shift[pinned] = np.linalg.lstsq(curved, -off[pinned], rcond=1e-14)[0]
+                u, moved = u + rows.predict(shift), True
+            if short > 1.0:
+                s *= 1.0 + 2.0 * (short - 1.0) + 4.0 * _EPS
+            elif not moved:
+                break
+            found = self.tilted(u, (s / kappa) ** 2, lam)
+            if found is None:
+                break
+            at, eta = found
+        return state.row["robust_risk"], best
+
+
+def _held(ground: Ground, c: np.ndarray, strength: float) -> tuple[float, float]:
+    """Minimum of c'z + strength n(z) + ridge over z, and by how much c is too long for -inf."""
+    movable = (ground.cost > 0.0) & (c != 0.0)
+    fixed = (ground.cost == 0.0) & (c != 0.0)
+    left = -float((c[fixed] ** 2 / (2.0 * ground.ridge[fixed])).sum())
+    cost, ridge, c = ground.cost[movable], ground.ridge[movable], c[movable]
+    dual = math.sqrt(float((c * c / cost).sum()))
+    if dual <= strength:
+        return left, 1.0
+    if not ridge.any():
+        return -math.inf, dual / strength if strength > 0.0 else 1.0
+    # The ball holds q cost / (ridge + q cost) of c, as much as it can, the ridge the rest.
+    middle = math.log(float(ridge.max() / cost.max()))
+    low, high = middle - 80.0, middle + 80.0
+    for _ in range(100):
+        q = math.exp(0.5 * (low + high))
+        ball = q * cost / (ridge + q * cost)
+        inside = float(((ball * c) ** 2 / cost).sum()) <= strength * strength
+        low, high = (0.5 * (low + high), high) if inside else (low, 0.5 * (low + high))
+    q = math.exp(low)
+    rest = ridge / (ridge + q * cost) * c
+    return left - float((rest**2 / (2.0 * ridge)).sum()), 1.0

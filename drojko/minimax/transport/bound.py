@@ -22,17 +22,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import scipy.linalg
+from scipy.optimize import minimize_scalar
 
+from drojko.losses import Loss
 from drojko.losses.jets import jet
-from drojko.minimax.transport.data import Ground, RidgeData, blocks
+from drojko.minimax.newton import solve_symmetric
+from drojko.minimax.transport.data import Ground, blocks
 from drojko.rows import Rows
 
 __all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
 
-_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -52,7 +54,8 @@ class Plan:
 
 
 def plan_of(
-    data: RidgeData,
+    rows: Rows,
+    loss: Loss,
     u: np.ndarray,
     sigma: float,
     mu: float,
@@ -62,21 +65,21 @@ def plan_of(
     """The smoothed worst case at predictions `u`; the arguments are those of `jets.jet`."""
     masses, slopes, flips = [], [], []
     curvature = np.empty(u.size)
-    for rows in blocks(u.size, 16):
-        part = None if duals is None else duals[:, :, rows].copy()
-        found = jet(data.loss, u[rows], data.y[rows], sigma, mu, price, part)
-        shape, w = u[rows].shape, data.weight[rows]
+    for some in blocks(u.size, 16):
+        part = None if duals is None else duals[:, :, some].copy()
+        found = jet(loss, u[some], rows.y[some], sigma, mu, price, part)
+        shape, w = u[some].shape, rows.w[some]
         masses.append(np.stack([w * np.broadcast_to(a.weight, shape) for a in found.atoms]))
         slopes.append(np.stack([np.broadcast_to(np.float64(a.slope), shape) for a in found.atoms]))
         flips = [a.flip for a in found.atoms]
-        curvature[rows] = np.maximum(found.uu, 0.0)
+        curvature[some] = np.maximum(found.uu, 0.0)
     plan = np.concatenate(masses, axis=1), np.concatenate(slopes, axis=1)
     return Plan(*plan, flips, curvature)
 
 
 def lower_bound(
     rows: Rows,
-    data: RidgeData,
+    loss: Loss,
     ground: Ground,
     plan: Plan,
     z: np.ndarray,
@@ -89,13 +92,13 @@ def lower_bound(
     is tight when they are nearly optimal. Repairs end once `need` is reached, if
     there are any.
     """
-    best = max(_of_plan(rows, data, ground, plan, z), 0.0)
+    best = max(_of_plan(rows, loss, ground, plan, z), 0.0)
     if best >= need or any(plan.flips) or not repair:
         return best
-    return max(best, _of_means(rows, data, ground, plan, z, need))
+    return max(best, _of_means(rows, loss, ground, plan, z, need))
 
 
-def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray) -> float:
+def _of_plan(rows: Rows, loss: Loss, ground: Ground, plan: Plan, z: np.ndarray) -> float:
     pinned = pinned_columns(rows, ground)
     mass = plan.mass
     if pinned.any():
@@ -105,15 +108,15 @@ def _of_plan(rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndar
         mass = balanced
     slope, gain, size = plan.slope, 0.0, 0.0
     for k, flip in enumerate(plan.flips):
-        y = 1.0 - data.y if flip else data.y
-        least = data.loss.least(slope[k], y)
+        y = 1.0 - rows.y if flip else rows.y
+        least = loss.least(slope[k], y)
         gain += float(mass[k] @ least)
         size += float(mass[k] @ np.abs(least))
     square = float((mass * slope * slope).sum())
     c = rows.sum((mass * slope).sum(axis=0))
     c[pinned] = 0.0  # by construction, up to rounding
     flipped = sum(float(mass[k].sum()) for k, flip in enumerate(plan.flips) if flip)
-    label = data.label_cost * flipped if flipped else 0.0
+    label = ground.flip_cost * flipped if flipped else 0.0
     if ground.penalty is not None:
         gain -= ground.penalty * label
         label = 0.0
@@ -157,24 +160,24 @@ def balance(
 
 
 def _of_means(
-    rows: Rows, data: RidgeData, ground: Ground, plan: Plan, z: np.ndarray, need: float
+    rows: Rows, loss: Loss, ground: Ground, plan: Plan, z: np.ndarray, need: float
 ) -> float:
     """The bound of the rows' mean slopes, after a few Newton steps on them."""
     w, pinned = rows.w, pinned_columns(rows, ground)
-    lo, hi = data.loss.domain(data.y)
+    lo, hi = loss.domain(rows.y)
     a = np.divide(plan.force, w, out=np.zeros_like(w), where=w > 0)
     curvature, best = plan.curvature.copy(), -math.inf
     norm = math.sqrt(ground.square(z))
     spread = float((plan.mass * plan.slope * plan.slope).sum())
     for step in range(5):
         a = np.clip(a, lo, hi)
-        moments = _moments(rows, data, a, pinned)
+        moments = _moments(rows, loss, a, pinned)
         if moments is not None:
             best = max(best, moments.best(ground))
         if best >= need or step == 4:
             break
         want = -ground.ridge * z
-        S = spread if data.loss.conjugate_bend else float(w @ _most(data.loss, a, lo, hi))
+        S = spread if loss.conjugate_bend else float(w @ _most(loss, a, lo, hi))
         if ground.penalty is not None:
             want -= S / (2.0 * ground.penalty) * ground.cost * z
         elif ground.radius is not None and norm > 0.0:
@@ -182,24 +185,27 @@ def _of_means(
         residual = rows.sum(w * a) - want
         if ground.radius is not None and norm == 0.0:
             residual[ground.cost > 0.0] = 0.0
-        direction = _solve(rows.gram(w * curvature), -residual, rows.free)
+        direction, free = np.zeros_like(z), rows.free
+        if curvature.any():
+            system = rows.gram(w * curvature)[np.ix_(free, free)]
+            direction[free] = solve_symmetric(system, -residual[free])
         new = a + curvature * rows.predict(direction)
         curvature = np.where((new < lo) | (new > hi), 0.0, curvature)
         a = new
     return best
 
 
-def _moments(rows: Rows, data: RidgeData, a: np.ndarray, pinned: np.ndarray) -> _Moments | None:
-    w, loss = rows.w, data.loss
+def _moments(rows: Rows, loss: Loss, a: np.ndarray, pinned: np.ndarray) -> _Moments | None:
+    w = rows.w
     mass = w[None]
     if pinned.any():
         balanced = balance(rows, mass, a[None], pinned)
         if balanced is None:
             return None
         a = np.divide(balanced[0] * a, w, out=np.zeros_like(w), where=w > 0)
-    lo, hi = loss.domain(data.y)
+    lo, hi = loss.domain(rows.y)
     square, k = a * a, loss.conjugate_bend
-    least = loss.least(a, data.y)
+    least = loss.least(a, rows.y)
     c = rows.sum(w * a)
     c[pinned] = 0.0
     gain = float(w @ least) - 8.0 * _EPS * float(w @ np.abs(least))
@@ -326,40 +332,9 @@ class _Moments:
 
 
 def _maximum(function: Callable[[float], float], low: float, high: float) -> float:
-    """Largest value met by golden section: of a concave function, near its maximum."""
-    a, b = low, high
-    x, y = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
-    fx, fy = function(x), function(y)
-    best = max(fx, fy, function(low), function(high))
-    for _ in range(90):
-        if fx >= fy:
-            b, y, fy = y, x, fx
-            x = b - _GOLDEN * (b - a)
-            fx = function(x)
-        else:
-            a, x, fx = x, y, fy
-            y = a + _GOLDEN * (b - a)
-            fy = function(y)
-        best = max(best, fx, fy)
-        if b - a <= 1e-13 * (abs(a) + abs(b)):
-            break
-    return best
-
-
-def _solve(matrix: np.ndarray, right: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Solution of a positive semidefinite system on the free parameters, regularised as needed."""
-    out = np.zeros_like(right)
-    A, rhs = matrix[np.ix_(free, free)], right[free]
-    diagonal = np.diag(A)
-    if not rhs.size or not diagonal.max() > 0.0:
-        return out
-    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
-    A = A * scale[:, None] * scale
-    for shift in (1e-15, 1e-13, 1e-11, 1e-8, 1e-4, 1.0):
-        try:
-            factor = scipy.linalg.cho_factor(A + shift * np.eye(rhs.size), check_finite=False)
-        except (scipy.linalg.LinAlgError, ValueError):
-            continue
-        out[free] = scale * scipy.linalg.cho_solve(factor, scale * rhs, check_finite=False)
-        break
-    return np.where(np.isfinite(out), out, 0.0)
+    """Largest value met by Brent's method: of a concave function, near its maximum."""
+    found: Any = minimize_scalar(
+        lambda t: -function(t), bounds=(low, high), method="bounded",
+        options={"xatol": 1e-9 * (high - low)},
+    )  # fmt: skip
+    return max(-float(found.fun), function(low), function(high))

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
-from drojko.minimax.limits import Limits
-from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.lbfgs import LBFGSRun, merged_rows
 from drojko.models import MLP
 
 __all__ = ["LinearClasses"]
 
 
-@dataclass(frozen=True)
-class LinearClasses:
+@dataclass
+class LinearClasses(LBFGSRun):
     r"""L-BFGS on (W, b, lambda) of :math:`\lambda r^2 + E\max_p\{p^\top a + h(p)
     + \|W^\top(p - e_y)\|^2_{C^{-1}} / 4\lambda\}`.
 
@@ -35,57 +33,36 @@ class LinearClasses:
         The mu of the stages, relative to the risk at the start.
     memory : int
         Corrections of L-BFGS. The iteration limit holds for each stage.
+
+    Columns are standardised while it runs; ``load`` undoes that.
     """
 
     smoothings: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
     memory: int = 30
-
-    def solve(
-        self,
-        problem: RobustProblem,
-        generator: torch.Generator,
-        limits: Limits,
-        *,
-        n_draws: int = 2000,
-        penalty: float | None = None,
-    ) -> TrainResult:
-        """Train ``problem.model`` in place; its best parameters are left in it."""
-        run = _Run(
-            problem, generator, n_draws, penalty, limits.tol, limits.max_time, limits.callback
-        )
-        point, status = run.start(), Status.MAX_ITER
-        try:
-            for mu in self.smoothings:
-                run.enter(mu, last=mu == self.smoothings[-1])
-                status = run.minimise(point, limits.max_iter, self.memory)
-                point = run.best_point.copy()
-            if status is Status.MAX_ITER and run.settled(0.1 * limits.tol, run.stage_start):
-                status = Status.CONVERGED  # within tol, if not to rounding
-        except Stop as stop:
-            status = stop.status
-        except KeyboardInterrupt:
-            status = Status.INTERRUPTED
-        return run.result(status)
-
-
-@dataclass
-class _Run(LBFGSRun):
-    """Standardised columns, smoothed kinks; ``load`` undoes the standardisation."""
-
     mu: float = 0.1
     last_stage: bool = False
-    stage_start: int = 0
+
+    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
+        """Stage by stage."""
+        status = Status.MAX_ITER
+        for mu in self.smoothings:
+            self.enter(mu, last=mu == self.smoothings[-1])
+            status = self.minimise(point, max_iter, self.memory)
+            point = self.best_point.copy()
+        if status is Status.MAX_ITER and self.settled(0.1 * self.tol, self.stage):
+            return Status.CONVERGED  # within tol, if not to rounding
+        return status
 
     def enter(self, mu: float, last: bool) -> None:
         """Begin a stage: values at another smoothing do not compare."""
         self.mu, self.last_stage = mu * self.unit_risk, last
-        self.stage_start, self.best_value = len(self.history), math.inf
+        self.stage, self.best_value = len(self.history), math.inf
 
     def finished(self) -> bool:
         if self.last_stage:
-            return self.slope <= 1e-6 * self.tol or self.settled(1e-3 * self.tol, self.stage_start)
+            return self.slope <= 1e-6 * self.tol or self.settled(1e-3 * self.tol, self.stage)
         rough = 1e-2 * self.mu
-        return self.slope <= rough or self.settled(rough / self.unit_risk, self.stage_start)
+        return self.slope <= rough or self.settled(rough / self.unit_risk, self.stage)
 
     def start(self) -> np.ndarray:
         p = self.problem

@@ -119,6 +119,7 @@ class Ground:
               \tfrac\alpha2 \|\theta\|^2 = \tfrac12 \sum_j ridge_j z_j^2
 
     Both are zero on the intercept. ``radius`` None or 0 and ``penalty`` None: nothing moves.
+    ``flip_cost`` is the price of another class; infinite: labels stay.
     """
 
     cost: np.ndarray
@@ -126,6 +127,7 @@ class Ground:
     offset: float
     radius: float | None
     penalty: float | None
+    flip_cost: float = math.inf
 
     @classmethod
     def of(
@@ -141,7 +143,8 @@ class Ground:
         square = rows.scale * rows.scale
         cost[: rows.d] = np.where(rows.dead, 1.0, data.inverse_cost / square)
         ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / square)
-        return cls(cost, ridge, data.label_norm, radius or None, penalty)
+        flip_cost = data.label_cost if data.flips else math.inf
+        return cls(cost, ridge, data.label_norm, radius or None, penalty, flip_cost)
 
     @property
     def moves(self) -> bool:

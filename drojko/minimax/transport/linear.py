@@ -5,8 +5,8 @@ r"""Exact minimax for linear models with scalar losses under order-2 Wasserstein
 
 The loss depends on x through one number, so the worst case is a one-dimensional problem per point,
 solved globally (`drojko.losses`), and the whole problem is a smooth or piecewise smooth convex one
-in d + 2 variables, solved by Newton's method (`ridge_newton`; squared loss: `ridge_squared`). The
-answer comes with a proven optimality gap (`ridge_bound`). Duality: Blanchet, Murthy 2019,
+in d + 2 variables, solved by the common Newton's method (squared loss: `solve_squared`). The answer
+comes with a proven optimality gap (`lower_bound`). Duality: Blanchet, Murthy 2019,
 arXiv 1604.01446; logistic and SVM cases: Shafieezadeh-Abadeh, Kuhn, Mohajerin Esfahani 2019,
 arXiv 1710.10016 (order 1); smooth order-2 case: Sinha, Namkoong, Duchi 2018, arXiv 1710.10571.
 """
@@ -22,55 +22,57 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.minimax.limits import Limits
-from drojko.minimax.many_rows import fit_many
-from drojko.minimax.row_objective import ROUNDING, relative_gap
+from drojko.minimax.many_rows import LEAST, fit_many
+from drojko.minimax.newton import fit
+from drojko.minimax.row_objective import ROUNDING, LinearFit, relative_gap
 from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.many_rows import Transported
-from drojko.minimax.transport.newton import Newton, State
+from drojko.minimax.transport.objective import NormObjective, TransportRows
 from drojko.minimax.transport.risk import RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
 from drojko.rows import Rows
 
 __all__ = ["RidgeData", "RidgeRisk", "RidgeSolution", "ridge_robust_risk", "solve_ridge"]
 
-_SEPARABLE = (
-    "The classes can be separated, so without alpha or a radius the risk falls to zero along a "
-    "ray and no minimum exists: add alpha > 0 or a radius > 0 (on columns that may move)."
-)
+Callback = Callable[[int, dict[str, Any]], bool | None]
+
+_CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
+_GOAL = 0.05  # of the accuracy aimed at: what the bound asks for
 
 
 @dataclass(frozen=True)
 class RidgeSolution:
     """A model and what is known about it.
 
-    ``objective`` is the robust objective at (coef, intercept), exact: ``robust_risk`` plus
+    ``objective`` is the robust objective at (coef, intercept), exact: the value of ``risk`` plus
     alpha/2 |coef|². ``lower_bound`` is proven for every linear model (0: nothing better was
     proven), so ``objective - lower_bound`` bounds what a perfect solver could still gain.
-    ``stationarity`` is the largest entry of the gradient over standardised columns, relative to
-    the root mean square slope of the loss. ``risk`` holds the worst-case plan. ``status`` is one of
-    "converged", "max_iter", "max_time", "callback", "interrupted", "unbounded"; ``message`` says
-    what to do.
+    ``stationarity`` is the norm of the gradient over standardised columns, relative to 1 + the
+    objective. ``risk`` holds the worst case. ``status`` is one of "converged" (`relative_gap` is
+    at most the tolerance), "stalled", "max_iter", "max_time", "callback", "interrupted",
+    "unbounded"; ``message`` says what to do.
     """
 
     coef: np.ndarray
     intercept: float
-    penalty: float
     objective: float
     lower_bound: float
-    robust_risk: float
-    nominal_risk: float
-    transport_cost: float
     stationarity: float
     n_iter: int
     status: str
     message: str
     history: list[dict[str, float]]
-    risk: RidgeRisk
+    risk: Any
     unit: float = 0.0
+
+    @property
+    def penalty(self) -> float:
+        """The multiplier of the radius, or the penalty."""
+        return self.risk.penalty
 
     @property
     def gap(self) -> float:
@@ -82,52 +84,108 @@ class RidgeSolution:
         """The gap over the objective or, where that is 0 to rounding, over ``unit``."""
         return relative_gap(self.objective, self.lower_bound, self.unit)
 
-    @classmethod
-    def judged(
-        cls, problem, z, risk, objective, bound, unit, status, message, **run
-    ) -> RidgeSolution:
+
+@dataclass(frozen=True, eq=False)
+class LinearProblem:
+    """Data, set and accuracy of one fit; ``exact(coef, intercept, guess)`` is the worst case.
+
+    ``aim`` is the relative accuracy worked for, ``limits.tol`` the one that counts as converged.
+    """
+
+    data: RidgeData
+    rows: Rows
+    ground: Ground
+    alpha: float
+    limits: Limits
+    aim: float
+    callback: Callback | None
+    exact: Callable[..., Any]
+
+    def risk(self, z: np.ndarray, guess: float | None = None) -> tuple[Any, float]:
+        """The exact worst case at z, and the objective; infinite where there is none."""
+        try:
+            risk = self.exact(*self.rows.outward(z), guess)
+        except UnboundedRiskError:
+            return None, math.inf
+        return risk, risk.value + self.ground.decay(z)
+
+    def run(self, solver: Callable[..., Any]) -> Any:
+        """``solver(limits, report)`` with a callback that finds the model in its record."""
+        model: dict[str, Any] = {}
+
+        def tell(count: int, row: dict[str, Any]) -> bool:
+            known = {name: value for name, value in row.items() if name != "gap"}
+            return self.callback is not None and bool(self.callback(count, {**known, **model}))
+
+        def report(coef: np.ndarray, intercept: float) -> None:
+            model.update(coef=coef, intercept=intercept)
+
+        return solver(replace(self.limits, callback=tell), report)
+
+    def train(self, objective: NormObjective, lower: float = 0.0) -> RidgeSolution:
+        """The common Newton's method; the better one of its model and one that nothing moves."""
+        goal = _GOAL * self.aim
+        found = self.run(lambda limits, report: fit(objective, limits, goal=goal, report=report))
+        z = self.rows.inward(found.coef, found.intercept)
+        options = [(z, *self.risk(z, found.multiplier))]
+        moved = self.ground.cost > 0.0
+        if self.ground.moves and moved.any() and found.status != "unbounded":
+            # Near the vertex Newton's method only approaches it; take it where it is no worse.
+            still = np.where(moved, 0.0, z)
+            options.append((still, *self.risk(still)))
+            worst = options[0][2] * (1.0 + _CLOSE) + ROUNDING * found.unit
+            if options[1][2] <= worst:
+                near = self.rows.inward(*still_model(self))
+                options.append((near, *self.risk(near)))
+        best = min(options[1:], key=lambda option: option[2], default=options[0])
+        if best[2] > options[0][2] * (1.0 + 0.1 * self.aim):
+            best = options[0]
+        return self.solution(*best, replace(found, lower=max(found.lower, lower)))
+
+    def solution(self, z, risk, objective: float, found: LinearFit) -> RidgeSolution:
         """A solution whose status is "converged" exactly where its gap is at most ``tol``."""
-        coef, intercept = problem.rows.outward(z)
-        solution = cls(
+        columns, status, message = found.history, found.status, found.message
+        names = [name for name in columns if name != "gap"]
+        rows = zip(*(columns[name].tolist() for name in names), strict=True)
+        coef, intercept = self.rows.outward(z)
+        solution = RidgeSolution(
             coef=coef,
             intercept=float(intercept),
-            penalty=risk.penalty,
             objective=objective,
-            lower_bound=min(bound, objective),
-            robust_risk=risk.value,
-            nominal_risk=risk.nominal,
-            transport_cost=risk.transport_cost,
-            status=str(status),
+            lower_bound=min(max(found.lower, 0.0), objective),
+            stationarity=found.stationarity,
+            n_iter=found.n_iter,
+            status=status,
             message=message,
+            history=[dict(zip(names, row, strict=True)) for row in rows],
             risk=risk,
-            unit=max(unit, _rounding(problem.data) / ROUNDING),
-            **run,
+            unit=max(found.unit, _rounding(self.data) / ROUNDING),
         )
-        if status in (Status.CONVERGED, Status.MAX_ITER):
-            close = solution.relative_gap <= problem.settings.tol
-            status = (
-                Status.CONVERGED
-                if close
-                else (Status.STALLED if status == Status.CONVERGED else status)
-            )
-            message = status.advice if status is not Status.MAX_ITER else message
-        return replace(solution, status=str(status), message=message)
+        if status in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
+            ended = Status.MAX_ITER if status == Status.MAX_ITER else Status.STALLED
+            close = solution.relative_gap <= self.limits.tol
+            ended = Status.CONVERGED if close else ended
+            if ended != status:
+                message = f"Stopped after {found.n_iter} iterations. {ended.advice}"
+            return replace(solution, status=str(ended), message=message)
+        return solution
 
 
-@dataclass(frozen=True)
-class _Settings:
-    radius: float | None
-    penalty: float | None
-    alpha: float
-    tol: float
-    aim: float
-    max_iter: int
-    deadline: float
-    callback: Callable[[int, dict[str, Any]], bool | None] | None
-
-    @property
-    def goal(self) -> float:
-        return 0.05 * self.aim
+def still_model(problem: LinearProblem) -> tuple[np.ndarray, float]:
+    """The best model on columns that never move: its robust risk is the plain one."""
+    data, free = problem.data, problem.data.inverse_cost == 0.0
+    X = data.X[:, free] if free.any() else np.zeros((len(data.y), 1))
+    some = replace(
+        data, X=np.ascontiguousarray(X), inverse_cost=np.ones(X.shape[1]), label_cost=math.inf
+    )
+    found = solve_ridge(
+        some, radius=0.0, alpha=problem.alpha, fit_intercept=problem.rows.intercept, tol=1e-10,
+        max_iter=200, max_time=problem.limits.time_left,
+    )  # fmt: skip
+    coef = np.zeros(data.X.shape[1])
+    if free.any():
+        coef[free] = found.coef
+    return coef, found.intercept
 
 
 def solve_ridge(
@@ -142,7 +200,7 @@ def solve_ridge(
     max_iter: int = 500,
     max_time: float | None = None,
     warm_start: RidgeSolution | tuple[np.ndarray, float] | None = None,
-    callback: Callable[[int, dict[str, Any]], bool | None] | None = None,
+    callback: Callback | None = None,
 ) -> RidgeSolution:
     r"""Minimise the worst-case risk of a linear model, exactly.
 
@@ -183,16 +241,32 @@ def solve_ridge(
     >>> solution.status, solution.gap < 1e-6
     ('converged', True)
     """
-    settings = _check(radius, penalty, alpha, tol, aim, max_iter, max_time, callback)
+    radius, penalty = _check(radius, penalty, alpha, tol)
+    limits, aim = Limits(max_iter, tol, max_time), min(tol, 1e-6) if aim is None else aim
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
-    ground = Ground.of(rows, data, settings.radius, settings.penalty, settings.alpha)
-    problem = _Problem(rows, data, ground, settings)
+    ground = Ground.of(rows, data, radius, penalty, alpha)
+
+    def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:
+        return ridge_robust_risk(data, coef, intercept, radius=radius, penalty=penalty, guess=guess)
+
+    problem = LinearProblem(data, rows, ground, alpha, limits, aim, callback, exact)
     if data.loss.quadratic:
         return _solve_squares(problem)
-    return _solve_many(problem) or _solve(problem, warm_start)
+    found = _many_rows(problem) if rows.n >= LEAST else None
+    if found is not None:
+        return found
+    objective = TransportRows(rows, data.loss, ground)
+    if warm_start is not None:
+        objective.begin(*_start(rows, warm_start), 1e-2)
+    solution = problem.train(objective)
+    if objective.refused is not None and solution.status == Status.STALLED:
+        raise objective.refused
+    return solution
 
 
-def _check(radius, penalty, alpha, tol, aim, max_iter, max_time, callback) -> _Settings:
+def _check(
+    radius: float | None, penalty: float | None, alpha: float, tol: float
+) -> tuple[float | None, float | None]:
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
     if radius is not None and not 0 <= radius < math.inf:
@@ -205,200 +279,41 @@ def _check(radius, penalty, alpha, tol, aim, max_iter, max_time, callback) -> _S
     if not (0 <= alpha < math.inf and tol > 0):
         raise InvalidDataError(f"alpha = {alpha!r}, tol = {tol!r}: expected alpha >= 0, tol > 0")
     if penalty is not None and math.isinf(penalty):
-        radius, penalty = 0.0, None  # nothing moves
-    deadline = math.inf if max_time is None else time.perf_counter() + max_time
-    aim = min(tol, 1e-6) if aim is None else aim
-    return _Settings(radius, penalty, float(alpha), tol, aim, max_iter, deadline, callback)
+        return 0.0, None  # nothing moves
+    return radius, penalty
 
 
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    rows: Rows
-    data: RidgeData
-    ground: Ground
-    settings: _Settings
-
-    def risk(self, z: np.ndarray, guess: float | None = None) -> tuple[RidgeRisk, float]:
-        """The exact robust risk at z, and the objective."""
-        coef, intercept = self.rows.outward(z)
-        settings = self.settings
-        risk = ridge_robust_risk(
-            self.data,
-            coef,
-            intercept,
-            radius=settings.radius,
-            penalty=settings.penalty,
-            guess=guess,
-        )
-        return risk, risk.value + 0.5 * settings.alpha * float(coef @ coef)
-
-    def bound(
-        self, state: State, lam: float, sigma: float, need: float = math.inf, repair: bool = True
-    ) -> float:
-        """Lower bound from the state's plan; the smoothed plan knows how ties are to be split."""
-        if need <= 0.0:
-            return 0.0
-        data = self.data
-        price = (lam, data.label_cost) if data.flips and self.ground.moves else None
-        duals, best = state.duals if state.mu > 0 else None, 0.0
-        # Far from its kinks smoothing leaves a little mass on the wrong side.
-        for mu, split in ((state.mu, duals), (0.0, None)):
-            plan = plan_of(data, state.u, sigma, mu, price, split)
-            found = lower_bound(self.rows, data, self.ground, plan, state.z, need, repair)
-            best = max(best, found)
-            if best >= need or state.mu == 0.0:
-                break
-        return best
-
-
-def _solve_many(problem: _Problem) -> RidgeSolution | None:
+def _many_rows(problem: LinearProblem) -> RidgeSolution | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
-    data, settings = problem.data, problem.settings
-    if data.flips or not problem.ground.moves or not data.loss.kink_free(0.0):
+    loss, ground = problem.data.loss, problem.ground
+    if problem.data.flips or not ground.moves or not loss.kink_free(0.0):
         return None
-    model: dict[str, Any] = {}
-
-    def tell(count: int, info: dict[str, Any]) -> bool:
-        return settings.callback is not None and bool(settings.callback(count, {**info, **model}))
-
-    left = settings.deadline - time.perf_counter()
-    found = fit_many(
-        Transported(problem.rows, data.loss, problem.ground),
-        Limits(settings.max_iter, settings.tol, None if math.isinf(left) else left, tell),
-        classes=data.loss.task == "classification",
-        goal=0.5 * settings.aim,
-        report=lambda coef, intercept: model.update(coef=coef, intercept=intercept),
+    found = problem.run(
+        lambda limits, report: fit_many(
+            Transported(problem.rows, loss, ground),
+            limits,
+            classes=loss.task == "classification",
+            goal=0.5 * problem.aim,
+            report=report,
+        )
     )
     if found is None:
         return None
-    z, columns = problem.rows.inward(found.coef, found.intercept), found.history
-    risk, objective = problem.risk(z, found.multiplier)
-    history = [
-        dict(zip(columns, row, strict=True))
-        for row in zip(*(column.tolist() for column in columns.values()), strict=True)
-    ]
-    return RidgeSolution.judged(
-        problem, z, risk, objective, max(found.lower, 0.0), found.unit, Status(found.status),
-        found.message, stationarity=found.stationarity, n_iter=found.n_iter, history=history,
-    )  # fmt: skip
+    z = problem.rows.inward(found.coef, found.intercept)
+    return problem.solution(z, *problem.risk(z, found.multiplier), found)
 
 
-def _solve(problem: _Problem, warm_start) -> RidgeSolution:
-    rows, data, settings = problem.rows, problem.data, problem.settings
-    outcome, start = _vertex(problem)
-    state, solver = start, Newton(rows, data, problem.ground, goal=settings.goal)
-    if outcome is not None and outcome.status == Status.INTERRUPTED:
-        pass
-    elif _is_optimal(problem, start):
-        outcome = None
-    else:
-        # A perfect fit still has slopes.
-        lip = data.loss.lipschitz or 1.0
-        size = max(start.value, 1e-6 * (lip if math.isfinite(lip) else 1.0))
-        outcome = _run(solver, (*_first(rows, warm_start, start), size), settings)
-        state = outcome.best_state
-    return _finish(problem, solver, start, outcome, state)
-
-
-def _run(solver: Newton, problem, settings: _Settings) -> Outcome[State]:
-    count = 0
-
-    def call(state: State) -> bool:
-        nonlocal count
-        count += 1
-        if settings.callback is None:
-            return False
-        coef, intercept = solver.rows.outward(state.z)
-        model = {"coef": coef, "intercept": intercept}
-        return bool(settings.callback(count, {**solver.record(state), **model}))
-
-    left = settings.deadline - time.perf_counter()
-    return run(
-        solver,
-        solver.init(problem),
-        max_iter=settings.max_iter,
-        max_time=None if math.isinf(left) else max(left, 0.0),
-        callback=call,
-    )
-
-
-def _vertex(problem: _Problem) -> tuple[Outcome[State] | None, State]:
-    """The best model that the adversary cannot touch: θ = 0 on movable columns."""
-    rows, data, settings, ground = problem.rows, problem.data, problem.settings, problem.ground
-    free = ground.cost == 0.0
-    if ground.radius is None:
-        free[: rows.d] = False
-    still = replace(ground, radius=None, penalty=None)
-    solver = Newton(rows, data, still, goal=settings.goal, free=free)
-    b = 0.0
-    if rows.intercept and data.loss.task == "regression":
-        b = float(np.median(data.y))
-    z = rows.inward(np.zeros(rows.d), b)
-    f = torch.from_numpy(rows.predict(z))
-    scale = float(data.weight @ data.loss.value(f, torch.from_numpy(data.y)).numpy())
-    state = solver.init((z, None, scale))
-    if scale == 0.0 or not solver.columns.size:
-        return None, state
-    outcome = run(solver, state, max_iter=200)
-    return outcome, outcome.state
-
-
-def _is_optimal(problem: _Problem, vertex: State) -> bool:
-    """Whether the vertex is proven optimal, as it is when the radius is large."""
-    objective = problem.risk(vertex.z)[1]
-    if objective == 0.0:
-        return True
-    if problem.ground.radius is None or problem.data.flips or problem.data.label_norm:
-        return False  # there the plan of an immovable model says nothing about labels
-    aim = problem.settings.goal * objective
-    return objective - problem.bound(vertex, math.inf, 0.0, objective - aim, repair=False) <= aim
-
-
-def _first(rows: Rows, warm_start, vertex: State) -> tuple[np.ndarray, float | None]:
-    if warm_start is None:
-        return vertex.z, None
+def _start(rows: Rows, warm_start: Any) -> tuple[np.ndarray, float | None]:
+    """A first point and its price from a solution or (coef, intercept)."""
+    lam = None
     if isinstance(warm_start, RidgeSolution):
         coef, intercept, lam = warm_start.coef, warm_start.intercept, warm_start.penalty
     else:
-        (coef, intercept), lam = warm_start, None
+        coef, intercept = warm_start
     coef = np.asarray(coef, dtype=np.float64)
     if coef.shape != (rows.d,) or not np.isfinite([*coef, intercept]).all():
         raise InvalidDataError(f"warm_start: expected {rows.d} finite coefficients")
-    usable = lam is not None and 0 < lam < math.inf
-    return rows.inward(coef, float(intercept)), lam if usable else None
-
-
-def _finish(problem: _Problem, solver: Newton, vertex: State, outcome, state) -> RidgeSolution:
-    settings, ground, z = problem.settings, problem.ground, state.z
-    solved = outcome is not None
-    risk, objective = problem.risk(z, solver.lam(state) if solved else None)
-    if solved:
-        # Near θ = 0 Newton's method only approaches the vertex; take it where it is no worse.
-        still = np.where(ground.cost > 0, 0.0, state.z)
-        for other in (vertex.z, still):
-            risk0, objective0 = problem.risk(other)
-            if objective0 <= objective * (1 + 0.1 * settings.aim):
-                z, risk, objective = other, risk0, objective0
-    lam, sigma = (solver.lam(state), solver.sigma(state)) if solved else (math.inf, 0.0)
-    need = objective - 0.5 * settings.aim * objective
-    bound = problem.bound(state, lam, sigma, need)
-    if (
-        bound < need
-        and vertex is not state
-        and ground.radius is not None
-        and not problem.data.flips
-    ):
-        bound = max(bound, problem.bound(vertex, math.inf, 0.0, need))
-    status, message, n_iter, history = Status.CONVERGED, "", 0, []
-    if solved:
-        status, message = outcome.status, outcome.message
-        n_iter, history = outcome.n_iter, outcome.history
-        if state.diverged:
-            status, message = "unbounded", _SEPARABLE
-    return RidgeSolution.judged(
-        problem, z, risk, objective, bound, vertex.value, status, message,
-        stationarity=state.stationarity if solved else 0.0, n_iter=n_iter, history=history,
-    )  # fmt: skip
+    return rows.inward(coef, float(intercept)), lam
 
 
 def _rounding(data: RidgeData) -> float:
@@ -409,22 +324,22 @@ def _rounding(data: RidgeData) -> float:
     return float(data.loss.value(y + 8e-16 * y.abs().max(), y).max())
 
 
-def _solve_squares(problem: _Problem) -> RidgeSolution:
-    start, rows, data, settings = time.perf_counter(), problem.rows, problem.data, problem.settings
-    z = solve_squared(rows, data, problem.ground)
+def _solve_squares(problem: LinearProblem) -> RidgeSolution:
+    """A closed form up to a one-dimensional search: reported as a single iteration."""
+    start, rows, data, ground = time.perf_counter(), problem.rows, problem.data, problem.ground
+    z = solve_squared(rows, ground)
     risk, objective = problem.risk(z)
-    norm, u = problem.ground.square(z), rows.predict(z)
+    norm, u = ground.square(z), rows.predict(z)
     sigma = 0.25 * norm / risk.penalty if norm > 0 else 0.0
-    plan = plan_of(data, u, min(sigma, 0.25 - 1e-12), 0.0, None, None)
-    need = objective - 0.5 * settings.aim * objective
-    bound = lower_bound(rows, data, problem.ground, plan, z, need)
+    plan = plan_of(rows, data.loss, u, min(sigma, 0.25 - 1e-12), 0.0, None, None)
+    need = objective - 0.5 * problem.aim * objective
+    bound = lower_bound(rows, data.loss, ground, plan, z, need)
     if bound < need:
         # A perfect fit says nothing of the slopes' means, only of their second moment.
-        half, slope = 0.5 * data.weight, np.full_like(u, 2.0 * math.sqrt(objective))
+        half, slope = 0.5 * rows.w, np.full_like(u, 2.0 * math.sqrt(objective))
         plan = replace(plan, mass=np.stack([half, half]), slope=np.stack([slope, -slope]))
         plan = replace(plan, flips=[False, False])
-        bound = max(bound, lower_bound(rows, data, problem.ground, plan, z, need))
-    # A closed form up to a one-dimensional search: reported as a single iteration.
+        bound = max(bound, lower_bound(rows, data.loss, ground, plan, z, need))
     row = {
         "iteration": 1,
         "seconds": time.perf_counter() - start,
@@ -433,13 +348,13 @@ def _solve_squares(problem: _Problem) -> RidgeSolution:
         "transport_cost": risk.transport_cost,
         "stationarity": 0.0,
     }
-    centred = data.y - data.weight @ data.y if rows.intercept else data.y
-    size = float(data.weight @ (centred * centred))
-    solution = RidgeSolution.judged(
-        problem, z, risk, objective, bound, size, Status.CONVERGED, "",
-        stationarity=0.0, n_iter=1, history=[row],
+    coef, intercept = rows.outward(z)
+    if problem.callback is not None:
+        problem.callback(1, {**row, "coef": coef, "intercept": intercept})
+    centred = data.y - rows.w @ data.y if rows.intercept else data.y
+    found = LinearFit(
+        coef, intercept, risk.penalty, objective, bound, "converged", Status.CONVERGED.advice, 1,
+        0.0, {name: np.array([value]) for name, value in row.items()}, np.zeros(0),
+        float(rows.w @ (centred * centred)),
     )  # fmt: skip
-    if settings.callback is not None:
-        model = {"coef": solution.coef, "intercept": solution.intercept}
-        settings.callback(1, {**row, **model})
-    return solution
+    return problem.solution(z, risk, objective, found)

@@ -11,16 +11,14 @@ import torch
 from drojko._driver import Status
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Objective
-from drojko.minimax.lbfgs import LBFGSRun, Stop, merged_rows
-from drojko.minimax.limits import Limits
-from drojko.minimax.problem import RobustProblem, TrainResult
-from drojko.models import flatten_parameters, views_like
+from drojko.minimax.lbfgs import LBFGSRun, merged_rows
+from drojko.minimax.passes import flattened
 
 __all__ = ["QuasiNewton"]
 
 
-@dataclass(frozen=True)
-class QuasiNewton:
+@dataclass
+class QuasiNewton(LBFGSRun):
     r"""L-BFGS on (theta, lambda) of :math:`\lambda r^2 + E\sup_z\{\ell - \lambda c\}`.
 
     By Danskin's theorem the gradient is the model's gradient at the moved samples, and
@@ -35,64 +33,22 @@ class QuasiNewton:
     corrections: int = 6
     memory: int = 20
 
-    def solve(
-        self,
-        problem: RobustProblem,
-        generator: torch.Generator,
-        limits: Limits,
-        *,
-        n_draws: int = 2000,
-        penalty: float | None = None,
-    ) -> TrainResult:
-        """Train ``problem.model`` in place; its best parameters are left in it."""
-        run = _Run(
-            problem, generator, n_draws, penalty, limits.tol, limits.max_time, limits.callback
-        )
-        run.corrections = self.corrections
-        point = run.start()
-        try:
-            status = run.minimise(point, limits.max_iter, self.memory)
-            if problem.cost.swaps:
-                # Where swaps tie there are kinks, and minima of robust problems like to lie there.
-                status = run.polish(limits.max_iter)
-        except Stop as stop:
-            status = stop.status
-        except KeyboardInterrupt:
-            status = Status.INTERRUPTED
-        return run.result(status)
-
-
-@dataclass
-class _Run(LBFGSRun):
-    """Particles carried from evaluation to evaluation."""
-
-    corrections: int = 6
+    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
+        """L-BFGS, and along kinks."""
+        status = self.minimise(point, max_iter, self.memory)
+        # Where swaps tie there are kinks, and minima of robust problems like to lie there.
+        return self.polish(max_iter) if self.problem.cost.swaps else status
 
     def start(self) -> np.ndarray:
         p = self.problem
-        self.flat = flatten_parameters(p.model)
+        self.flat, self.decay, self.trainable = flattened(p)
         self.x, self.y, self.w = merged_rows(*p.draw(self.n_draws, self.generator))
         self.coordinates = p.objective(self.x, 1.0, reduce=False).coordinates
-        parameters = list(p.model.parameters())
-        self.decay = torch.zeros_like(self.flat)
-        self.trainable = torch.ones_like(self.flat)
-        views = zip(
-            views_like(self.decay, parameters),
-            views_like(self.trainable, parameters),
-            p.decay(),
-            parameters,
-            strict=True,
-        )
-        for decay, free, alpha, parameter in views:
-            decay.fill_(alpha)
-            free.fill_(1.0 if parameter.requires_grad else 0.0)
-        batch = self._objective(1.0).batch(self.x, self.y)
-        self.displacement = torch.zeros_like(batch.q0)
+        self.displacement = torch.zeros_like(self._objective(1.0).batch(self.x, self.y).q0)
         point = self.flat.detach().double().cpu().numpy().copy()
         if p.radius:
             # Not from the gradient: at theta = 0 there is none, and lambda = 0 would be kept.
-            start = self.penalty0 or 1.0 / (self.coordinates.scale * p.radius)
-            self.unit = start
+            self.unit = self.penalty0 or 1.0 / (self.coordinates.scale * p.radius)
             point = np.append(point, 1.0)
         self.best_point = point.copy()
         return point

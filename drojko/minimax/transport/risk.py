@@ -3,7 +3,9 @@ r"""Worst-case risk of a fixed linear model, exactly: a one-dimensional root in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ import torch
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.minimax.transport.data import RidgeData, blocks
 
-__all__ = ["RidgeRisk", "ridge_robust_risk"]
+__all__ = ["RidgeRisk", "ridge_robust_risk", "spend"]
 
 
 _CLOSE = 1e-13  # relative distance of primal and dual value that is rounding
@@ -302,3 +304,38 @@ def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Pla
         if not low.lam < high.lam:
             break
     return low, high
+
+
+def spend(
+    at: Callable[[float], tuple[float, float, Any]],
+    budget: float,
+    guess: float,
+    *,
+    least: float = 0.0,
+    close: float = 1e-14,
+) -> tuple[float, Any]:
+    """The price at which the budget is spent, and what ``at`` says there.
+
+    ``at(price)``: what is spent, which nonincreases; its derivative; anything. Newton's method on
+    the logarithms of what is spent and of the price's excess over ``least``, in a bracket.
+    """
+    extra = max(guess - least, 1e-12 * guess)
+    low, high = 0.0, math.inf
+    for _ in range(200):
+        spent, slope, found = at(least + extra)
+        if abs(spent - budget) <= close * budget:
+            break
+        low, high = (extra, high) if spent > budget else (low, extra)
+        step = math.nan
+        if 0.0 < spent < math.inf and slope < 0.0:
+            rise = -math.log(spent / budget) * spent / (slope * extra)
+            step = extra * math.exp(max(-3.0, min(3.0, rise)))
+        if not low < step < high:
+            if math.isinf(high):
+                step = 2.0 * extra
+            else:
+                step = math.sqrt(low * high) if low > 0.0 else 0.25 * high
+        if abs(step - extra) <= 1e-15 * extra or high - low <= 1e-15 * extra:
+            break
+        extra = step
+    return least + extra, found

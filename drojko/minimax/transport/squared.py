@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
+from scipy.optimize import brentq
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.data import Ground
 from drojko.rows import Rows
 
 __all__ = ["Squares", "solve_squared"]
@@ -38,15 +40,15 @@ class Squares:
         return float(r @ r) + self.rest**2
 
 
-def factorise(rows: Rows, data: RidgeData) -> Squares:
+def factorise(rows: Rows) -> Squares:
     """QR of [sqrt(w) x, sqrt(w) (y - mean)], block after block."""
-    w = data.weight
-    b = float(w @ data.y) if rows.intercept else 0.0
+    w, y = rows.w, rows.y
+    b = float(w @ y) if rows.intercept else 0.0
     d = rows.d
     stack = np.zeros((0, d + 1))
     for part in rows.blocks():
         root = np.sqrt(w[part])
-        new = np.concatenate([rows.block(part)[:, :d], (data.y[part] - b)[:, None]], axis=1)
+        new = np.concatenate([rows.block(part)[:, :d], (y[part] - b)[:, None]], axis=1)
         new *= root[:, None]
         stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
     if stack.shape[0] < d + 1:
@@ -67,9 +69,9 @@ def _lstsq(A: np.ndarray, rhs: np.ndarray, cond: float) -> np.ndarray:
     return np.asarray(solution)
 
 
-def solve_squared(rows: Rows, data: RidgeData, ground: Ground) -> np.ndarray:
+def solve_squared(rows: Rows, ground: Ground) -> np.ndarray:
     """The optimal parameters."""
-    s = factorise(rows, data)
+    s = factorise(rows)
     cost, ridge = ground.cost[: rows.d], 0.5 * ground.ridge[: rows.d]
     if ground.penalty is not None:
         z = _penalised(s, cost, ground.offset, ground.penalty, ridge)
@@ -126,21 +128,9 @@ def _ball(
         free, z = cost == 0, np.zeros(cost.size)
         z[free] = _ridge(Squares(s.T[:, free], s.t, s.rest, s.b), ridge[free])
         return z
-    z, side = z_low, 0
-    for _ in range(200):
-        mid = (low * fhigh - high * flow) / (fhigh - flow)
-        if not low < mid < high:
-            mid = 0.5 * (low + high)
-        f, z = at(mid)
-        if abs(f) <= 1e-13 or high - low <= 1e-14 * max(abs(low), abs(high)):
-            break
-        if f > 0:
-            high, fhigh = mid, f
-            flow, side = (0.5 * flow, 1) if side == 1 else (flow, 1)
-        else:
-            low, flow = mid, f
-            fhigh, side = (0.5 * fhigh, -1) if side == -1 else (fhigh, -1)
-    return z
+    # This logarithm is close to linear in log ρ.
+    root: Any = brentq(lambda t: at(t)[0], low, high, xtol=1e-13)
+    return at(float(root))[1]
 
 
 def _penalised(s: Squares, cost: np.ndarray, offset: float, penalty: float, ridge: np.ndarray):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import Adam
 from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -17,35 +16,12 @@ from drojko.inner.transport.candidates import Condition
 from drojko.inner.transport.solvers import ICNNJKO
 from drojko.measures import has_atoms
 from drojko.minimax.limits import Limits
-from drojko.minimax.passes import Passes
+from drojko.minimax.passes import Passes, PassState
 from drojko.minimax.problem import RobustProblem, TrainResult
-from drojko.models import views_like
 
 __all__ = ["Subgradient"]
 
 _STILL = 4  # passes between looks whether samples would rather stay where they came from
-
-
-@dataclass
-class PassState:
-    """Parameters, optimiser moments, particles and multiplier after some passes.
-
-    ``displacement`` is the current worst-case map on the training draws, the anchor T_k of the
-    modified JKO steps: each pass moves it by a few proximal corrections and never starts anew.
-    References without atoms are drawn anew every pass; there an ICNN map is that anchor.
-    """
-
-    flat: Tensor
-    average: Tensor
-    adam: Adam
-    displacement: Tensor
-    log_penalty: float
-    iteration: int = 0
-    risk: float = math.inf
-    cost: float = 0.0
-    slope: float = math.inf
-    best: float = math.inf
-    stale: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +62,12 @@ class Subgradient:
 
 
 class _Pass(Passes):
-    """The solver of the driver: ``step`` is one pass over the draws."""
+    """The solver of the driver: ``step`` is one pass over the draws.
+
+    States carry the current worst-case map on the training draws as displacements, the anchor T_k
+    of the modified JKO steps: each pass moves it by a few proximal corrections and never starts
+    anew. References without atoms are drawn anew every pass; there an ICNN map is that anchor.
+    """
 
     penalty0: float | None = None
 
@@ -109,13 +90,7 @@ class _Pass(Passes):
             self.flow = MapState.start(
                 batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
             )
-        return PassState(
-            self.flat.clone(),
-            torch.zeros_like(self.flat),
-            Adam.like(self.flat),
-            torch.zeros_like(batch.q0),
-            math.log(start) if start < math.inf else math.inf,
-        )
+        return self.first(torch.zeros_like(batch.q0), start)
 
     def _objective(self, penalty: float) -> Objective:
         if not hasattr(self, "coordinates"):
@@ -126,20 +101,16 @@ class _Pass(Passes):
         p = self.problem
         if state.iteration:
             self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
-        self.load(state.flat)
-        adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
-        displacement = state.displacement.clone()
-        views = views_like(adam.gradient, list(p.model.parameters()))
-        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
-        batches = order.split(self.batch_size)
+        adam, views, batches = self.opened(state)
+        displacement = state.carried.clone()
         corrections = p.inner.training_corrections
-        log_penalty = state.log_penalty
+        log_penalty = math.log(max(state.penalty, 1e-300))
         budget = None if p.radius is None else p.radius**2
         totals = np.zeros(2)
         squared_slope = 0.0
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
-            penalty = math.exp(log_penalty) if log_penalty < 700 else math.inf
+            penalty = _exp(log_penalty)
             objective = self._objective(penalty)
             batch = objective.batch(self.x[rows], self.y[rows])
             weights = self.w[rows] * (len(self.x) / len(rows))
@@ -166,21 +137,10 @@ class _Pass(Passes):
                 # Multiplicative step on the multiplier: the cost falls like penalty^-2.
                 excess = math.log(max(cost / share, 1e-300) / budget)
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
-        cost, value = float(totals[0]), float(totals[1]) + self.ridge()
-        best, stale = self.progress_of(state, value)
-        return PassState(
-            self.flat.clone(),
-            self.averaged(state),
-            adam,
-            displacement,
-            log_penalty,
-            state.iteration + 1,
-            value,
-            cost,
-            math.sqrt(squared_slope / len(batches)),
-            best,
-            stale,
-        )
+        return self.closed(
+            state, float(totals[1]), squared_slope / len(batches), adam=adam,
+            carried=displacement, penalty=_exp(log_penalty), cost=float(totals[0]),
+        )  # fmt: skip
 
     def _start(self, objective: Objective, batch: Batch, displacement: Tensor) -> Tensor:
         """Where the corrections start: the particle's last position, or the image under T_k."""
@@ -216,26 +176,13 @@ class _Pass(Passes):
         budget = 0.0 if self.problem.radius is None else self.problem.radius**2
         return penalty * (budget * mass - cost)
 
-    def multiplier(self, state: PassState) -> float:
-        return math.exp(state.log_penalty)
-
-    def record(self, state: PassState) -> dict[str, float]:
-        penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
-        return {
-            "robust_risk": state.risk,
-            "penalty": penalty,
-            "transport_cost": state.cost,
-            "stationarity": state.slope / (1.0 + abs(state.risk)),
-        }
-
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         p = self.problem
         self.load(flat)
-        penalty = math.exp(state.log_penalty) if state.log_penalty < 700 else math.inf
-        objective = self._objective(penalty)
+        penalty, objective = state.penalty, self._objective(state.penalty)
         batch = objective.batch(self.x, self.y)
         adversary = p.adversary(objective, 10)
-        start = self._start(objective, batch, state.displacement)
+        start = self._start(objective, batch, state.carried)
         moved = self._at_least_still(adversary, batch, p.move(adversary, batch, start, 10))
         gradient = p.parameter_gradient(objective, moved, self.w)
         whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
@@ -243,3 +190,7 @@ class _Pass(Passes):
         cost = float(moved.cost.double() @ self.w)
         value = risk + self._priced(penalty, 1.0, cost) + self.ridge()
         return value, float((whole * self.frozen).norm())
+
+
+def _exp(log_penalty: float) -> float:
+    return math.exp(log_penalty) if log_penalty < 700 else math.inf

@@ -126,7 +126,7 @@ def test_logistic_against_brute_force_on_real_data(radius):
 def test_radius_zero_is_empirical_risk(name):
     data = problem(name)
     solution = solve_ridge(data, radius=0.0)
-    assert solution.robust_risk == solution.nominal_risk
+    assert solution.risk.value == solution.risk.nominal
     assert solution.gap <= 1e-6 * solution.objective
     assert math.isinf(solution.penalty)
     if name == "logistic":
@@ -174,11 +174,11 @@ def test_gap_is_proven_small(name, form, cost):
     solution = solve_ridge(problem(name, **COSTS[cost]), **FORMS[form])
     assert solution.status == "converged"
     assert -1e-12 <= solution.gap / solution.objective <= 1e-6
-    assert solution.robust_risk >= solution.nominal_risk - 1e-12
+    assert solution.risk.value >= solution.risk.nominal - 1e-12
     assert solution.objective == pytest.approx(
-        solution.robust_risk + 0.5 * FORMS[form].get("alpha", 0.0) * solution.coef @ solution.coef
+        solution.risk.value + 0.5 * FORMS[form].get("alpha", 0.0) * solution.coef @ solution.coef
     )
-    assert solution.risk.attained == pytest.approx(solution.robust_risk, rel=1e-10)
+    assert solution.risk.attained == pytest.approx(solution.risk.value, rel=1e-10)
 
 
 @settings(max_examples=30)
@@ -305,8 +305,8 @@ def test_huge_radius_gives_exactly_zero(name):
     data = problem(name)
     solution = solve_ridge(data, radius=1e6)
     assert not solution.coef.any()
-    assert solution.transport_cost == 0.0
-    assert solution.robust_risk == solution.nominal_risk
+    assert solution.risk.transport_cost == 0.0
+    assert solution.risk.value == solution.risk.nominal
 
 
 def test_immutable_columns_stay_free_at_a_huge_radius():
