@@ -28,7 +28,7 @@ import torch
 from drojko._driver import Status, run
 from drojko.losses import Loss
 from drojko.minimax.limits import Limits
-from drojko.minimax.row_objective import LinearFit
+from drojko.minimax.newton import LinearFit
 from drojko.rows import Rows
 
 __all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain", "line"]

@@ -199,8 +199,13 @@ class Rows:
     def sum(self, g: np.ndarray) -> np.ndarray:
         """B' g, shape (D,) or (D, m), for g of shape (n,) or (n, m)."""
         total = np.zeros((self.d if self._algebraic else self.size, *g.shape[1:]))
+        few = g.ndim == 2 and g.shape[1] <= 8  # column by column is the faster product
         for rows, block in self._read():
-            total += block.T @ g[rows]
+            if few:
+                for j in range(g.shape[1]):
+                    total[:, j] += block.T @ g[rows, j]
+            else:
+                total += block.T @ g[rows]
         return self._centred(total, g.sum(axis=0)) if self._algebraic else total
 
     def sweep(self, z: np.ndarray, slopes: Callable[[slice, np.ndarray], np.ndarray]) -> np.ndarray:

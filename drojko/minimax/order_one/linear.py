@@ -24,11 +24,11 @@ import numpy as np
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
+from drojko.minimax.newton import relative_gap
 from drojko.minimax.order_one.bound import lower_bound
 from drojko.minimax.order_one.interior import InteriorPoint
 from drojko.minimax.order_one.system import State, System
 from drojko.minimax.order_one.units import Units
-from drojko.minimax.row_objective import relative_gap
 
 __all__ = ["LipschitzSolution", "slope_bound", "solve_lipschitz"]
 

@@ -30,12 +30,11 @@ from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
 from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import fit_many
-from drojko.minimax.newton import Start, fit
+from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.passes import ReweightedPasses
-from drojko.minimax.row_objective import LinearFit
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP
 from drojko.rows import Rows

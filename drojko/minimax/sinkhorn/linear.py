@@ -27,7 +27,7 @@ from drojko._driver import Status, run
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses.tilts import Tilted
 from drojko.minimax.limits import Limits
-from drojko.minimax.row_objective import ROUNDING, relative_gap
+from drojko.minimax.newton import ROUNDING, relative_gap
 from drojko.minimax.sinkhorn.bound import lower_bound
 from drojko.minimax.sinkhorn.risk import SinkhornRisk, check_growth, multiplier, sinkhorn_risk
 from drojko.minimax.transport.data import Ground, RidgeData

@@ -26,7 +26,7 @@ from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import fit_many
-from drojko.minimax.row_objective import ROUNDING, relative_gap
+from drojko.minimax.newton import ROUNDING, relative_gap
 from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.many_rows import Transported
