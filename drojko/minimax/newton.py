@@ -13,27 +13,27 @@ a proof: the exact objective of the best iterate against the best lower bound.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
+from scipy.linalg import cho_solve
 
 from drojko._driver import Status, run
 from drojko.minimax.limits import Limits
-from drojko.rows import Rows
 
 __all__ = [
     "ROUNDING",
     "LinearFit",
     "Newton",
-    "RowObjective",
     "Start",
     "State",
     "Terms",
+    "factorised",
     "fit",
     "relative_gap",
     "solve_symmetric",
@@ -66,7 +66,7 @@ class Terms:
         ``moved(new, t)`` gives their duals after a step of length t to those of ``new``; they come
         back in the next evaluation under the same name.
     detail : object
-        What the objective needs of this evaluation for `RowObjective.bias` and ``bounds``.
+        What the objective needs of this evaluation for ``bias`` and ``lower``.
     """
 
     value: float
@@ -80,11 +80,6 @@ class Terms:
     Hzp: Any = 0.0
     records: Mapping[str, Any] = field(default_factory=dict)
     detail: Any = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether the point is inside the domain."""
-        return math.isfinite(self.value)
 
 
 @dataclass(eq=False)
@@ -121,73 +116,6 @@ class State:
         new = copy.copy(self)
         new.__dict__.update(changes)
         return new
-
-
-class RowObjective(Protocol):
-    """A linear problem on standardised columns.
-
-    Attributes
-    ----------
-    rows : Rows
-    unit : float
-        A typical loss at the start: smoothing and rounding are relative to it. At most 1e-280
-        where the start fits exactly.
-    positive : tuple of int
-        Entries of p that must stay positive.
-    first_smoothing : float
-        mu at the start over ``unit``; a smooth objective may start at its last one.
-    cooling : float
-        By which mu falls after a stage of ordinary length.
-    """
-
-    rows: Rows
-    unit: float
-    positive: tuple[int, ...]
-    first_smoothing: float
-    cooling: float
-
-    def start(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first point, for instance the best constant model; sets ``unit``."""
-        ...
-
-    def terms(
-        self,
-        z: np.ndarray,
-        p: np.ndarray,
-        u: np.ndarray,
-        mu: float,
-        duals: Mapping[str, Any],
-        second: bool = True,
-    ) -> Terms:
-        """Evaluate the smoothed problem; without ``second``, second derivatives may be absent."""
-        ...
-
-    def tidy(self, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False) -> np.ndarray:
-        """Better p for this u where that is cheap; ``refused``: the line search took no p as is."""
-        ...
-
-    def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """Return p inside the domain at any u."""
-        ...
-
-    def bias(self, state: State) -> float:
-        """What smoothing costs: the duality gap that were left if the duals were balanced."""
-        ...
-
-    def lower(self, state: State, need: float) -> float:
-        """A proven lower bound; no work beyond a bound of ``need``."""
-        ...
-
-    def unbounded(self, state: State) -> str | None:
-        """Why no minimum exists and what to do, where this iterate shows that."""
-        ...
-
-    def record(self, state: State, exact: bool = False) -> dict[str, float]:
-        """A row of the history: "robust_risk", "penalty", "transport_cost".
-
-        The risk is the exact objective or, unless that is asked for, little above it.
-        """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,11 +190,17 @@ class Start(NamedTuple):
 
 
 class Newton:
-    """The solver of the driver; ``tol`` is the proven relative gap aimed at."""
+    """The solver of the driver; ``tol`` is the proven relative gap aimed at.
 
-    def __init__(self, objective: RowObjective, tol: float, prove: bool = True):
+    An objective (`Reweighted` is one) has ``rows``; ``unit``, a typical loss at the start, at most
+    1e-280 where that fits exactly; ``positive``, the entries of p that must stay so;
+    ``first_smoothing`` over the unit, and ``cooling``, by which mu falls after a stage of ordinary
+    length. It has methods ``start``, ``terms``, ``tidy`` and ``restart`` for better p and for p
+    inside the domain, ``bias``, ``lower``, ``unbounded`` and ``record``.
+    """
+
+    def __init__(self, objective: Any, tol: float, prove: bool = True):
         self.objective, self.tol, self.prove = objective, tol, prove
-        self.free = objective.rows.free
 
     # Starting -----------------------------------------------------------------------------------
 
@@ -297,36 +231,9 @@ class Newton:
         o = self.objective
         p = o.tidy(u, p, mu)
         terms = o.terms(z, p, u, mu, duals)
-        if terms.finite:
-            return p, terms
-        return self._settle(z, o.restart(u, p, mu), u, mu, duals, 40)
-
-    def _settle(
-        self,
-        z: np.ndarray,
-        p: np.ndarray,
-        u: np.ndarray,
-        mu: float,
-        duals: Mapping[str, Any],
-        steps: int,
-    ) -> tuple[np.ndarray, Terms]:
-        """Newton's method in p alone."""
-        o = self.objective
-        terms = o.terms(z, p, u, mu, duals)
-        for _ in range(steps if p.size and terms.finite else 0):
-            move = solve_symmetric(terms.Hpp, -terms.gp)
-            decrement = -float(terms.gp @ move)
-            if decrement <= 1e-3 * mu:
-                break
-            t = self._longest(p, move)
-            for _ in range(10):
-                new = o.terms(z, p + t * move, u, mu, duals)
-                if new.value <= terms.value - 1e-4 * t * decrement + 1e-14 * abs(terms.value):
-                    break
-                t *= 0.4
-            else:
-                break
-            p, terms = p + t * move, new
+        if not math.isfinite(terms.value):
+            p = o.restart(u, p, mu)
+            terms = o.terms(z, p, u, mu, duals)
         return p, terms
 
     # Stepping -----------------------------------------------------------------------------------
@@ -352,9 +259,7 @@ class Newton:
         """A joint step of an accepted length, which is returned; 0 where there was none."""
         o, terms, k = self.objective, st.terms, len(st.p)
         gradient, hessian = self._system(terms, k)
-        free = np.append(self.free, np.ones(k, dtype=bool))
-        move = np.zeros(len(free))
-        move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+        move = solve_symmetric(hessian, -gradient)
         st.decrement = decrement = max(-float(gradient @ move), 0.0)
         st.row = {"stationarity": float(np.linalg.norm(gradient)) / (1.0 + abs(terms.value))}
         size = len(st.z)
@@ -362,14 +267,11 @@ class Newton:
         du = o.rows.predict(dz)
         rounding = 2e-15 * (abs(terms.value) + 1e-3 * o.unit)
         t = self._longest(st.p, dp)
-        for trial in range(40):
+        for _ in range(40):
             z, u, p = st.z + t * dz, st.u + t * du, st.p + t * dp
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(u, p, st.mu)
             new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
-            if k and not new.finite and trial < 4:
-                base = o.tidy(u, o.restart(u, st.p, st.mu), st.mu, refused=True)
-                p, new = self._settle(z, base, u, st.mu, st.duals, 2)
             if new.value <= goal:
                 break
             t *= 0.5 if t > 0.1 else 0.2
@@ -497,8 +399,8 @@ def fit(
 
     Parameters
     ----------
-    objective : RowObjective
-        With ``sample(index) -> RowObjective`` where a sample of its rows is a problem like it.
+    objective : object
+        As in `Newton`, with ``sample(index)`` where a sample of its rows is a problem like it.
     limits : Limits
         "converged" is said where the proven relative gap is at most its tol.
     goal : float, default=None
@@ -589,19 +491,25 @@ def _from_sample(objective: Any, limits: Limits) -> Start | None:
     return Start(end.best[0], None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
 
 
-def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cholesky's solution, with as little added to the scaled diagonal as that takes."""
+def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Cholesky's solution, with as little added to the scaled diagonal as that takes.
+
+    A row and column of zeros, as a dead column has, leaves a right side of 0 at 0.
+    """
     diagonal = matrix.diagonal()
     unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
     scaled, shift = matrix * unit[:, None] * unit, 1e-14
+    diagonal = scaled.diagonal().copy()
     while shift < 1e8:
-        try:
-            lifted = scaled + shift * np.eye(len(unit))
-            factor = scipy.linalg.cho_factor(lifted, check_finite=False)
-            x = unit * scipy.linalg.cho_solve(factor, unit * right, check_finite=False)
-            if np.isfinite(x).all():
-                return x
-        except (np.linalg.LinAlgError, ValueError):
-            pass
+        scaled.flat[:: len(unit) + 1] = diagonal + shift
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factor = np.linalg.cholesky(scaled)
+            if np.isfinite(factor).all():
+                return lambda right: unit * cho_solve((factor, True), unit * right)
         shift *= 100.0
-    return right * unit * unit
+    return lambda right: right * unit * unit
+
+
+def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solution of a positive semidefinite system, or of one near it."""
+    return factorised(matrix)(right)

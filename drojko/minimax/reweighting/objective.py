@@ -106,9 +106,7 @@ class Reweighted:
         rows, w, y = self.rows, self.rows.w, self.rows.y
         jet = self.loss.smoothed(rows.predict(z), y, mu)
         hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
-        gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
-        move = np.zeros(rows.size)
-        move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+        move = solve_symmetric(hessian, -(rows.sum(w * jet.slope) + self.ridge * z))
         with np.errstate(over="ignore", invalid="ignore"):  # where there is no curvature at all
             new = self.loss.smoothed(rows.predict(z + move), y, mu)
             rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
@@ -158,7 +156,7 @@ class Reweighted:
         duals: Mapping[str, Any],
         second: bool = True,
     ) -> Terms:
-        """Loss by row, set by cell, ridge; see `RowObjective`."""
+        """Loss by row, set by cell, ridge; without ``second`` second derivatives may be absent."""
         levels, rows = self.levels, self.rows
         loss = self._smoothed(u, mu, duals.get("loss") if second else None)
         rise = None
@@ -186,12 +184,12 @@ class Reweighted:
         detail = _Detail(loss, rise)
         return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
 
-    def tidy(self, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False) -> np.ndarray:
+    def tidy(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """The best levels: with them the joint step is that of the eliminated problem.
 
-        Where levels are kinks, theirs have duals of their own: only a refused step needs the best.
+        Where levels are kinks, theirs have duals of their own.
         """
-        if not p.size or (self.levels.kinked and not refused):
+        if not p.size or self.levels.kinked:
             return p
         losses = self._smoothed(u, mu).value
         if not np.isfinite(losses).all():
@@ -261,7 +259,7 @@ class Reweighted:
 
     def _repaired(self, state: State, need: float) -> float:
         """The best bound of a few Newton steps on (s, q) towards balance, inside their domains."""
-        rows, levels, k = self.rows, self.levels, state.p.size
+        rows, levels = self.rows, self.levels
         detail: _Detail = state.terms.detail
         low, high = self.loss.domain(rows.y)
         s, bend = np.clip(detail.loss.dual_slope, low, high), detail.loss.second.copy()
@@ -272,7 +270,6 @@ class Reweighted:
             for part in detail.rise.parts
         ]
         want, size = -self.ridge * state.z, rows.size
-        free = np.append(rows.free, np.ones(k, dtype=bool))
         best, left = -math.inf, math.inf
         for step in range(_REPAIRS):
             q = _total(parts)
@@ -282,12 +279,11 @@ class Reweighted:
                 return best
             lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
             residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
-            before, left = left, float(np.abs(residual[free]).max(initial=0.0))
+            before, left = left, float(np.abs(residual).max(initial=0.0))
             if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
             system = self._repair(parts, s, bend, state.terms.Hpp)
-            move = np.zeros(size + k)
-            move[free] = solve_symmetric(system[np.ix_(free, free)], -residual[free])
+            move = solve_symmetric(system, -residual)
             du = rows.predict(move[:size])
             rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
             s, bend = _within(s, s + bend * du, low, high, bend)
