@@ -305,7 +305,7 @@ class Newton:
     def _longest(self, p: np.ndarray, move: np.ndarray) -> float:
         """The step length, at most 1, that keeps the positive variables so."""
         falling = [j for j in self.objective.positive if move[j] < 0]
-        return min([1.0, *(0.9 * p[j] / -move[j] for j in falling)])
+        return min([1.0, *(0.9 * float(p[j] / -move[j]) for j in falling)])
 
     # The schedule -------------------------------------------------------------------------------
 

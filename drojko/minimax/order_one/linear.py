@@ -430,7 +430,7 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
             return -math.inf
         size = math.sqrt(2.0 * excess / system.decay[j])
         value -= abs(g[j]) * size
-        reach += size * spread[j]
+        reach += size * float(spread[j])
     if system.lam_free:
         value += min(glam * (top - state.lam), glam * (system.floor - state.lam))
     if cones is not None and cones.u.size:
