@@ -84,10 +84,6 @@ class LBFGSRun(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def start(self) -> np.ndarray:
-        """Draw the reference points and return the first point."""
-
-    @abstractmethod
     def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Robust objective and its gradient."""
 

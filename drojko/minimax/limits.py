@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Callback", "Limits"]
@@ -28,7 +28,7 @@ class Limits:
 
     Examples
     --------
-    >>> Limits(max_iter=50).silent().callback is None
+    >>> Limits(max_iter=50).time_left is None
     True
     """
 
@@ -44,7 +44,3 @@ class Limits:
         if self.max_time is None:
             return None
         return max(self.max_time - (time.perf_counter() - self.began), 0.0)
-
-    def silent(self, tol: float | None = None) -> Limits:
-        """The same clock for a preparation that no callback sees."""
-        return replace(self, callback=None, tol=self.tol if tol is None else tol)

@@ -15,23 +15,21 @@ their domains, and that the point is not the iterate costs second order.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from drojko._driver import Status, run
 from drojko.losses import Loss
 from drojko.minimax.limits import Limits
-from drojko.minimax.row_objective import LinearFit
+from drojko.minimax.newton import LinearFit, factorised
 from drojko.rows import Rows
 
-__all__ = ["ManyRows", "RowSums", "SmoothRows", "State", "fit_many", "from_plain", "line"]
+__all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain", "line"]
 
 #: Rows from which on it pays, and rows a parameter.
 LEAST, EACH = 20_000, 100
@@ -67,53 +65,6 @@ class RowSums:
     huu: np.ndarray = None  # type: ignore[assignment]
     hup: np.ndarray = None  # type: ignore[assignment]
     hpp: np.ndarray = None  # type: ignore[assignment]
-
-
-class SmoothRows(Protocol):
-    """A problem that is smooth in (z, p); ``positive`` entries of p stay so."""
-
-    rows: Rows
-    positive: tuple[int, ...]
-
-    def sample(self, rows: Rows) -> SmoothRows:
-        """The same problem on some rows, in the same coordinates."""
-        ...
-
-    def start(self) -> tuple[np.ndarray, np.ndarray]:
-        """A first point (z, p)."""
-        ...
-
-    def settled(self, u: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """Better p for these u, where p is that of other rows."""
-        ...
-
-    def levels(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """What phi depends on beside u: p, or what z makes of it."""
-        ...
-
-    def at(
-        self,
-        y: np.ndarray,
-        w: np.ndarray,
-        u: np.ndarray,
-        levels: np.ndarray,
-        near: Any,
-        second: bool,
-    ) -> RowSums | None:
-        """Sums over given rows; None where phi is infinite or has kinks."""
-        ...
-
-    def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
-        """C and its derivatives, with those that phi has through ``levels`` of z."""
-        ...
-
-    def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
-        """Lower bound of a plan with these sums, whose slopes add up to c where it matters."""
-        ...
-
-    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
-        """For the history: "penalty" and "transport_cost"."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +128,14 @@ class ManyRows:
 
     Parameters
     ----------
-    objective : SmoothRows
+    objective : object
+        Smooth in (z, p), with ``rows`` and ``positive``, the entries of p that stay so.
+        ``levels(z, p)`` is what phi depends on beside u; ``at(y, w, u, levels, near, second)``
+        gives `RowSums` of rows, None where phi is infinite or has kinks; ``rest(z, p, sums)`` is c,
+        a `Rest`; ``dual(z, p, c, sums)`` the lower bound of a plan with these sums whose slopes
+        add up to c where it matters; ``settled(u, p)`` gives better p where that of other rows is
+        no good, ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
+        ``record`` the "penalty" and "transport_cost" of the history.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
     carriers : array of int, default=None
@@ -229,7 +187,7 @@ class ManyRows:
         gradient = np.append(self.rows.sum(sums.gu) + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
         if metric is None or self.exact:
-            metric = _factorised(self.rows, _hessian(self.rows, sums, rest, p.size))
+            metric = factorised(_hessian(self.rows, sums, rest, p.size))
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
         return State(z, p, u, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
@@ -285,7 +243,7 @@ class ManyRows:
         own = new = o.at(y, w, u, levels, near, True)
         if own is None or new is None:
             return -math.inf
-        factor = _factorised(few, _hessian(few, own, None, k))
+        factor = factorised(_hessian(few, own, None, k))
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
         left, move = s.gradient, np.zeros(size + k)
@@ -351,37 +309,21 @@ def _hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray
     return out
 
 
-def _factorised(rows: Rows, hessian: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """Scales of the variables, 0 for dead columns, and the Cholesky factor of the scaled matrix."""
-    dead = np.flatnonzero(~rows.free)
-    diagonal = np.maximum(np.diag(hessian), 0.0)
-    scale = 1.0 / np.sqrt(np.maximum(diagonal, max(1e-14 * diagonal.max(), 1e-300)))
-    scale[dead] = 0.0
-    hessian = hessian * scale[:, None] * scale
-    for shift in (1e-14, 1e-10, 1e-6, 1e-2):
-        shifted = hessian + shift * np.eye(len(scale))
-        shifted[dead, dead] = 1.0
-        with contextlib.suppress(scipy.linalg.LinAlgError):
-            return scale, scipy.linalg.cho_factor(shifted, check_finite=False)
-    return scale, scipy.linalg.cho_factor(np.eye(len(scale)))
-
-
-def _inverse(metric: tuple, pairs: tuple, gradient: np.ndarray) -> np.ndarray:
+def _inverse(metric: Callable, pairs: tuple, gradient: np.ndarray) -> np.ndarray:
     """The gradient times the inverse of the corrected metric: the two loops of L-BFGS."""
     q, shares = gradient.copy(), []
     for step, change in reversed(pairs):
         share = (step @ q) / (step @ change)
         shares.append(share)
         q -= share * change
-    scale, factor = metric
-    q = scale * scipy.linalg.cho_solve(factor, scale * q, check_finite=False)
+    q = metric(q)
     for (step, change), share in zip(pairs, reversed(shares), strict=True):
         q += step * (share - (change @ q) / (step @ change))
     return q
 
 
 def fit_many(
-    objective: SmoothRows,
+    objective: Any,
     limits: Limits,
     *,
     classes: bool,
@@ -395,7 +337,8 @@ def fit_many(
 
     Parameters
     ----------
-    objective : SmoothRows
+    objective : object
+        As in `ManyRows`.
     limits : Limits
         Of the iterations on all rows.
     classes : bool

@@ -1,35 +1,46 @@
-"""One Newton's method for all linear problems: smoothed, primal-dual, with a proven gap.
+r"""One Newton's method for all linear problems: smoothed, primal-dual, with a proven gap.
 
-Each step solves the joint system in (z, p); kinks take the primal-dual curvature of
-`drojko.losses.smoothing`, so that few steps suffice at any smoothing mu. A stage ends once what is
-left to gain is small against the *bias*, the gap that smoothing itself leaves; then mu falls, by
-as much as the last stage was easy. What ends the run is a proof: the exact objective of the best
-iterate against the best lower bound.
+.. math:: \min_{z, p}\; \sum_i w_i\,\varphi_i(u_i, p) + c(z, p) + \tfrac12 z^\top R z,
+          \qquad u = B z
+
+z are the coefficients on standardised columns and the intercept, B the rows (`drojko.rows.Rows`),
+p a few extra variables (multipliers, levels). Each step solves the joint system in (z, p); kinks
+take the primal-dual curvature of `drojko.losses.smoothing`, so that few steps suffice at any
+smoothing mu. A stage ends once what is left to gain is small against the *bias*, the gap that
+smoothing itself leaves; then mu falls, by as much as the last stage was easy. What ends the run is
+a proof: the exact objective of the best iterate against the best lower bound.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
+from scipy.linalg import cho_solve
 
 from drojko._driver import Status, run
 from drojko.minimax.limits import Limits
-from drojko.minimax.row_objective import (
-    ROUNDING,
-    Iterate,
-    LinearFit,
-    RowObjective,
-    Terms,
-    relative_gap,
-)
 
-__all__ = ["Newton", "Start", "State", "fit", "solve_symmetric"]
+__all__ = [
+    "ROUNDING",
+    "LinearFit",
+    "Newton",
+    "Start",
+    "State",
+    "Terms",
+    "factorised",
+    "fit",
+    "relative_gap",
+    "solve_symmetric",
+]
 
+#: A risk below this share of ``unit`` is zero to rounding.
+ROUNDING = 1e-10
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
@@ -40,13 +51,54 @@ _CONSTANT = (
 
 
 @dataclass(frozen=True, eq=False)
-class State(Iterate):
-    """An iterate, the best one so far, and where the schedule stands."""
+class Terms:
+    """The smoothed objective at (z, p); infinite outside its domain, where all else is empty.
 
+    Attributes
+    ----------
+    value : float
+    gu, huu : arrays of shape (n,)
+        Derivatives in u with the weights in; huu >= 0.
+    gz, Hz : arrays of shape (D,) and (D, D)
+        Of what does not go through u.
+    gp, Hpp, hup, Hzp : arrays of shape (k,), (k, k), (n, k), (D, k)
+    records : mapping of name to kinks
+        ``moved(new, t)`` gives their duals after a step of length t to those of ``new``; they come
+        back in the next evaluation under the same name.
+    detail : object
+        What the objective needs of this evaluation for ``bias`` and ``lower``.
+    """
+
+    value: float
+    gu: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    huu: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    gz: Any = 0.0
+    Hz: Any = 0.0
+    gp: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    Hpp: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    hup: Any = 0.0
+    Hzp: Any = 0.0
+    records: Mapping[str, Any] = field(default_factory=dict)
+    detail: Any = None
+
+
+@dataclass(eq=False)
+class State:
+    """An iterate, the best one so far, and where the schedule stands; steps change a copy.
+
+    ``u`` are the predictions B z, ``row`` what is recorded of the iterate.
+    """
+
+    z: np.ndarray
+    p: np.ndarray
+    u: np.ndarray
+    mu: float
+    terms: Terms
+    duals: Mapping[str, Any] = field(default_factory=dict)
+    row: dict[str, float] = field(default_factory=dict)
     upper: float = math.inf
     lower: float = -math.inf
-    best_z: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    best_p: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    best: tuple[np.ndarray, np.ndarray] = ()  # type: ignore[assignment]
     decrement: float = math.inf
     iteration: int = 0
     stage: int = 0  # steps in this stage
@@ -54,9 +106,79 @@ class State(Iterate):
     usual: float = 0.3  # by which it falls after a stage of ordinary length
     returns: int = 0  # to a larger mu
     stuck: int = 0
-    next_bound: int = 0  # iteration from which on bounds are worth another try
+    next_bound: int = 0  # iteration from which on bounds are worth another try ...
+    ratio: float = 0.0  # ... unless the gap that this times bias and decrement promises suffices
     ended: Status | None = None
     unbounded: str | None = None
+
+    def after(self, **changes: Any) -> State:
+        """A copy with other values."""
+        new = copy.copy(self)
+        new.__dict__.update(changes)
+        return new
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFit:
+    """A linear model with what is proven about it; all in the units of the data.
+
+    Attributes
+    ----------
+    coef, intercept : the model
+    multiplier : float
+        Of the radius, or the penalty.
+    objective, lower : float
+        Exact value of the model, and a proven lower bound of the minimum (-inf without one).
+    status, message : str
+    n_iter : int
+    stationarity : float
+        Norm of the gradient of the last smoothed objective, relative to 1 + its value.
+    history : dict of arrays
+    levels : array
+        The extra variables p.
+    unit : float
+        What counts as a loss of ordinary size.
+    advice : str or None
+        A word on the optimum for the user: a constant model, for instance.
+    """
+
+    coef: np.ndarray
+    intercept: float
+    multiplier: float
+    objective: float
+    lower: float
+    status: str
+    message: str
+    n_iter: int
+    stationarity: float
+    history: dict[str, np.ndarray]
+    levels: np.ndarray
+    unit: float
+    advice: str | None = None
+
+    @property
+    def gap(self) -> float:
+        """Objective minus lower bound."""
+        return self.objective - self.lower
+
+    @property
+    def relative_gap(self) -> float:
+        """The gap relative to the objective; NaN where nothing is proven."""
+        return relative_gap(self.objective, self.lower, self.unit)
+
+
+def relative_gap(objective: float, lower: float, unit: float) -> float:
+    """Gap over the objective or, where that is 0 to rounding, over a loss of ordinary size.
+
+    >>> relative_gap(2.0, 1.5, 1.0), relative_gap(1e-12, 0.0, 1.0)
+    (0.25, 1e-12)
+    """
+    if not math.isfinite(lower):
+        return math.nan
+    size = abs(objective)
+    if size <= ROUNDING * unit:
+        size = unit
+    return max(objective - lower, 0.0) / size if size > 0 else 0.0
 
 
 class Start(NamedTuple):
@@ -68,11 +190,19 @@ class Start(NamedTuple):
 
 
 class Newton:
-    """The solver of the driver; ``tol`` is the proven relative gap aimed at."""
+    """The solver of the driver; ``tol`` is the proven relative gap aimed at.
 
-    def __init__(self, objective: RowObjective, tol: float, prove: bool = True):
+    An objective (`Reweighted` is one) has ``rows``; ``unit``, a typical loss at the start, at most
+    1e-280 where that fits exactly; ``positive``, the entries of p that must stay so;
+    ``first_smoothing`` over the unit, and ``cooling``, by which mu falls after a stage of ordinary
+    length. It has methods ``start``, ``terms``, ``tidy`` and ``restart`` for better p and for p
+    inside the domain, ``bias``, ``lower``, ``unbounded`` and ``record``; perhaps ``accepted``, True
+    where the objective changed with a step and is evaluated again, and ``patient``, where bounds
+    ask for balanced duals.
+    """
+
+    def __init__(self, objective: Any, tol: float, prove: bool = True):
         self.objective, self.tol, self.prove = objective, tol, prove
-        self.free = objective.rows.free
 
     # Starting -----------------------------------------------------------------------------------
 
@@ -82,20 +212,19 @@ class Newton:
         z, p = o.start()
         u, mu = o.rows.predict(z), o.first_smoothing * o.unit
         if o.unit <= 1e-280:
-            state = State(z, p, u, 1e-290, Terms(0.0), upper=0.0, lower=0.0, best_z=z, best_p=p)
-            return replace(state, ended=Status.CONVERGED, row=o.record(state))
+            fitted = State(z, p, u, 1e-290, Terms(0.0), upper=0.0, lower=0.0, best=(z, p))
+            return fitted.after(ended=Status.CONVERGED, row=o.record(fitted, exact=True))
         if problem is not None:
             z, mu = problem.z, min(problem.share * o.unit, mu)
             u = o.rows.predict(z)
-            p = o.restart(u, p, mu) if problem.p is None else problem.p
+            p = o.restart(z, u, p, mu) if problem.p is None else problem.p
         p, terms = self._evaluate(z, p, u, mu, {})
         cooling = o.cooling
-        state = State(z, p, u, mu, terms, best_z=z, best_p=p, factor=cooling, usual=cooling)
-        return state if problem is None else self._judged(state)  # steps improve on the own start
-
-    def _judged(self, state: State) -> State:
-        row = self.objective.record(state)
-        return replace(state, upper=row["robust_risk"], row=row)
+        state = State(z, p, u, mu, terms, best=(z, p), factor=cooling, usual=cooling)
+        if problem is not None:  # steps improve on the own start
+            state.row = o.record(state)
+            state.upper = state.row["robust_risk"]
+        return state
 
     def _evaluate(
         self, z: np.ndarray, p: np.ndarray, u: np.ndarray, mu: float, duals: Mapping[str, Any]
@@ -104,36 +233,9 @@ class Newton:
         o = self.objective
         p = o.tidy(z, u, p, mu)
         terms = o.terms(z, p, u, mu, duals)
-        if terms.finite:
-            return p, terms
-        return self._settle(z, o.restart(u, p, mu), u, mu, duals, 40)
-
-    def _settle(
-        self,
-        z: np.ndarray,
-        p: np.ndarray,
-        u: np.ndarray,
-        mu: float,
-        duals: Mapping[str, Any],
-        steps: int,
-    ) -> tuple[np.ndarray, Terms]:
-        """Newton's method in p alone."""
-        o = self.objective
-        terms = o.terms(z, p, u, mu, duals)
-        for _ in range(steps if p.size and terms.finite else 0):
-            move = solve_symmetric(terms.Hpp, -terms.gp)
-            decrement = -float(terms.gp @ move)
-            if decrement <= 1e-3 * mu:
-                break
-            t = self._longest(p, move)
-            for _ in range(10):
-                new = o.terms(z, p + t * move, u, mu, duals)
-                if new.value <= terms.value - 1e-4 * t * decrement + 1e-14 * abs(terms.value):
-                    break
-                t *= 0.4
-            else:
-                break
-            p, terms = p + t * move, new
+        if not math.isfinite(terms.value):
+            p = o.restart(z, u, p, mu)
+            terms = o.terms(z, p, u, mu, duals)
         return p, terms
 
     # Stepping -----------------------------------------------------------------------------------
@@ -142,33 +244,26 @@ class Newton:
         """One joint step, bounds where they can decide, and the next mu where a stage ends."""
         if state.ended is not None:
             return state
+        st = state.after(iteration=state.iteration + 1, stage=state.stage + 1)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-            return self._step(state)
+            t = self._move(st)
+            st.row = {**self.objective.record(st), "stationarity": st.row["stationarity"]}
+            if st.row["robust_risk"] <= st.upper:
+                st.upper, st.best = st.row["robust_risk"], (st.z, st.p)
+            # Steps towards smoothed kinks gain less and less, at least as fast as the last two
+            # did; a smooth problem gets a step more, for its digits.
+            rate = st.decrement / state.decrement if st.stage > 1 else 0.5
+            rate = min(rate, 0.5) if t == 1.0 and st.terms.records else 1.0
+            self._schedule(st, t, rate * st.decrement)
+        return st
 
-    def _step(self, state: State) -> State:
-        state = replace(state, iteration=state.iteration + 1, stage=state.stage + 1)
-        new, t = self._move(state)
-        row = self.objective.record(new)
-        row["stationarity"] = new.row["stationarity"]
-        new = replace(new, row=row)
-        if row["robust_risk"] <= new.upper:
-            new = replace(new, upper=row["robust_risk"], best_z=new.z, best_p=new.p)
-        # Steps towards smoothed kinks gain less and less, at least as fast as the last two did;
-        # a smooth problem gets a step more, for its digits.
-        rate = new.decrement / state.decrement if new.stage > 1 else 0.5
-        rate = min(rate, 0.5) if t == 1.0 and new.terms.records else 1.0
-        return self._schedule(new, t, rate * new.decrement)
-
-    def _move(self, st: State) -> tuple[State, float]:
-        """The iterate after a joint step of an accepted length t; 0 where there was none."""
+    def _move(self, st: State) -> float:
+        """A joint step of an accepted length, which is returned; 0 where there was none."""
         o, terms, k = self.objective, st.terms, len(st.p)
         gradient, hessian = self._system(terms, k)
-        free = np.append(self.free, np.ones(k, dtype=bool))
-        move = np.zeros(len(free))
-        move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
-        decrement = max(-float(gradient @ move), 0.0)
-        row = {"stationarity": float(np.linalg.norm(gradient)) / (1.0 + abs(terms.value))}
-        st = replace(st, decrement=decrement, row=row)
+        move = solve_symmetric(hessian, -gradient)
+        st.decrement = decrement = max(-float(gradient @ move), 0.0)
+        st.row = {"stationarity": float(np.linalg.norm(gradient)) / (1.0 + abs(terms.value))}
         size = len(st.z)
         dz, dp = move[:size], move[size:]
         du = o.rows.predict(dz)
@@ -179,30 +274,25 @@ class Newton:
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
             new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
-            if k and not new.finite and trial < 4:
-                base = p if new.finite else o.restart(u, st.p, st.mu)
-                base = o.tidy(z, u, base, st.mu, refused=True)
-                p, new = self._settle(z, base, u, st.mu, st.duals, 2)
+            if k and trial < 4 and not math.isfinite(new.value):
+                p = o.restart(z, u, p, st.mu)
+                new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
             if new.value <= goal:
                 break
             t *= 0.5 if t > 0.1 else 0.2
         else:
-            again = o.terms(st.z, st.p, st.u, st.mu, {})
-            return replace(st, stuck=st.stuck + 1, duals={}, terms=again), 0.0
+            st.stuck, st.duals = st.stuck + 1, {}
+            st.terms = o.terms(st.z, st.p, st.u, st.mu, {})
+            return 0.0
         slow = terms.value - new.value <= rounding and t < 0.5
         # Duals far from the path mislead: after short steps they start afresh from the primal ones.
-        duals = (
-            {}
-            if t < 0.01
-            else {
-                name: record.moved(new.records[name], t) for name, record in terms.records.items()
-            }
-        )
-        st = replace(st, z=z, p=p, u=u, duals=duals, stuck=st.stuck + 1 if slow else 0)
+        kinks = terms.records if t >= 0.01 else {}
+        st.duals = {name: kink.moved(new.records[name], t) for name, kink in kinks.items()}
+        st.z, st.p, st.u, st.stuck = z, p, u, st.stuck + 1 if slow else 0
         # Without kinks the terms of the line search are those of the new iterate.
-        if o.accepted(st) or new.records:
-            new = o.terms(z, p, u, st.mu, duals)
-        return replace(st, terms=new), t
+        changed = hasattr(o, "accepted") and o.accepted(st)
+        st.terms = o.terms(z, p, u, st.mu, st.duals) if changed or new.records else new
+        return t
 
     def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature in (z, p)."""
@@ -221,16 +311,18 @@ class Newton:
     def _longest(self, p: np.ndarray, move: np.ndarray) -> float:
         """The step length, at most 1, that keeps the positive variables so."""
         falling = [j for j in self.objective.positive if move[j] < 0]
-        return min([1.0, *(0.9 * p[j] / -move[j] for j in falling)])
+        return min([1.0, *(0.9 * float(p[j] / -move[j]) for j in falling)])
 
     # The schedule -------------------------------------------------------------------------------
 
-    def _schedule(self, st: State, t: float, left: float) -> State:
+    def _schedule(self, st: State, t: float, left: float) -> None:
+        """Bounds, the end, or the next mu; ``left``: what this stage may still gain."""
         o, tol = self.objective, self.tol
         size = max(abs(st.terms.value), ROUNDING * o.unit)
-        st = replace(st, unbounded=o.unbounded(st))
+        st.unbounded = o.unbounded(st)
         if st.unbounded is not None:
-            return replace(st, ended=Status.CONVERGED)
+            st.ended = Status.CONVERGED
+            return
         # How far the smoothed value lies from the exact one is of the order of the bias; duals far
         # from balance say less than that.
         excess = abs(st.terms.value - st.row["robust_risk"])
@@ -243,21 +335,24 @@ class Newton:
         ready = st.decrement <= settled or st.stuck > 0
         decisive = bias <= 4.0 * tol * size or st.mu <= ROUNDING * o.unit
         decisive = decisive and left <= max((0.01 if patient else 1.0) * tol * size, settled)
-        if st.iteration >= st.next_bound and (decisive or st.stuck):
-            before, st = st.lower, self.bounded(st)
+        if st.ratio:  # as far from the proof as the last time
+            decisive = st.ratio * (bias + left) <= tol * size or st.iteration >= st.next_bound
+        if decisive or (st.stuck and st.iteration >= st.next_bound):
+            found = self.bounded(st)
             if st.ended is not None:
-                return st
-            wait = 1 if st.lower > before else 3
-            st = replace(st, next_bound=st.iteration + wait)
+                return
+            st.next_bound = st.iteration + 3
+            st.ratio = (st.upper - found) / max(bias + left, 1e-300)
         early = (st.stage >= _LONG or (st.stuck > 0 and st.decrement > settled)) and st.returns < 6
         if early:
             # Cooled too fast: back to where the path is wide, and gently from there.
-            mu = 5.0 * st.mu * (0.3 if st.stuck else 1.0)
-            usual = max(st.usual, 0.5)
-            st = replace(st, returns=st.returns + 1, usual=usual, duals={}, stuck=0)
+            st.mu = 5.0 * st.mu * (0.3 if st.stuck else 1.0)
+            st.usual, st.returns = max(st.usual, 0.5), st.returns + 1
+            st.duals, st.stuck = {}, 0
         elif ready:
             if st.mu < 1e-15 * size or st.stuck > _STUCK:
-                return replace(st, ended=Status.STALLED)
+                st.ended = Status.STALLED
+                return
             factor = st.usual
             if st.stage <= 1 and t >= 0.9 and st.decrement <= 0.05 * bias:
                 factor = max(0.3 * st.factor, 1e-2)
@@ -266,23 +361,25 @@ class Newton:
             elif st.stage > 3 or t < 0.9:
                 factor = 0.5
             # No further than asked for: the bias falls at least like mu.
-            mu = st.mu * min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
-            st = replace(st, factor=factor)
+            st.mu *= min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
+            st.factor = factor
         else:
-            return st
-        p, terms = self._evaluate(st.z, st.p, st.u, mu, st.duals)
-        return replace(st, stage=0, mu=mu, p=p, terms=terms)
+            return
+        st.stage = 0
+        st.p, st.terms = self._evaluate(st.z, st.p, st.u, st.mu, st.duals)
 
-    def bounded(self, st: State) -> State:
-        """The state with bounds, ended where they meet."""
-        floor = ROUNDING * self.objective.unit
+    def bounded(self, st: State) -> float:
+        """Try for a bound, which is returned and ends the run where it meets the best value."""
         if not self.prove:
-            return replace(st, ended=Status.CONVERGED)
-        need = st.upper - 0.9 * self.tol * max(abs(st.upper), floor)
-        _, lower = self.objective.bounds(st, need)
-        st = replace(st, lower=max(st.lower, lower))
-        done = relative_gap(st.upper, st.lower, self.objective.unit) <= self.tol
-        return replace(st, ended=Status.CONVERGED) if done else st
+            st.ended = Status.CONVERGED
+            return -math.inf
+        unit = self.objective.unit
+        need = st.upper - 0.9 * self.tol * max(abs(st.upper), ROUNDING * unit)
+        found = self.objective.lower(st, need)
+        st.lower = max(st.lower, found)
+        if relative_gap(st.upper, st.lower, unit) <= self.tol:
+            st.ended = Status.CONVERGED
+        return found
 
     # Ending -------------------------------------------------------------------------------------
 
@@ -312,8 +409,8 @@ def fit(
 
     Parameters
     ----------
-    objective : RowObjective
-        With ``sample(index) -> RowObjective`` where a sample of its rows is a problem like it.
+    objective : object
+        As in `Newton`, with ``sample(index)`` where a sample of its rows is a problem like it.
     limits : Limits
         "converged" is said where the proven relative gap is at most its tol.
     goal : float, default=None
@@ -346,43 +443,45 @@ def fit(
 
 def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearFit:
     """Bounds where they are missing, the status that they allow, and the model."""
-    st, status = outcome.state, outcome.status
-    st = st if st.row else solver._judged(st)
+    st, status, rows = outcome.state.after(), outcome.status, objective.rows
+    best = st
+    if st.best[0] is not st.z:
+        best = st.after(z=st.best[0], p=st.best[1], u=rows.predict(st.best[0]))
+    row = objective.record(best, exact=True)
+    st.upper = row["robust_risk"]
     if st.lower == -math.inf and st.unbounded is None and status is not Status.INTERRUPTED:
-        st = replace(solver.bounded(st), ended=st.ended)
-    gap = relative_gap(st.upper, st.lower, objective.unit)
+        solver.bounded(st)
     if status in (Status.MAX_ITER, Status.STALLED, Status.CONVERGED):
-        proven = gap <= tol
-        status = (
-            Status.CONVERGED
-            if proven
-            else (Status.STALLED if status is Status.CONVERGED else status)
-        )
+        proven = relative_gap(st.upper, st.lower, objective.unit) <= tol
+        if proven:
+            status = Status.CONVERGED
+        elif status is Status.CONVERGED:
+            status = Status.STALLED
     word, message = str(status), f"Stopped after {outcome.n_iter} iterations. {status.advice}"
+    advice = None
     if st.unbounded is not None:
         word, message = "unbounded", st.unbounded
-    coef, intercept = objective.rows.outward(st.best_z)
-    best, row = st, st.row
-    if st.best_z is not st.z:
-        best = replace(st, z=st.best_z, p=st.best_p, u=objective.rows.predict(st.best_z))
-        row = objective.record(best)
+    elif rows.free[: rows.d].any() and st.upper > ROUNDING * objective.unit:
+        # Whether the model without its coefficients is as good.
+        z = np.where(np.arange(rows.size) < rows.d, 0.0, best.z)
+        flat = objective.record(best.after(z=z, u=rows.predict(z)), exact=True)
+        advice = _CONSTANT if flat["robust_risk"] <= st.upper * (1.0 + 1e-6) else None
+    coef, intercept = rows.outward(best.z)
     return LinearFit(
-        coef, intercept, row["penalty"], st.upper, st.lower, word, message, outcome.n_iter,
-        float(st.row.get("stationarity", math.nan)), outcome.columns(), st.best_p, objective.unit,
-        None if st.unbounded else _constant(objective, best),
-    )  # fmt: skip
-
-
-def _constant(objective: Any, best: State) -> str | None:
-    """A word where the model without its coefficients is as good."""
-    rows = objective.rows
-    some = rows.free[: rows.d].any()
-    if not some or best.upper <= ROUNDING * objective.unit:
-        return None
-    z = np.where(np.arange(rows.size) < rows.d, 0.0, best.z)
-    flat = replace(best, z=z, u=rows.predict(z))
-    same = objective.record(flat)["robust_risk"] <= best.upper * (1.0 + 1e-6)
-    return _CONSTANT if same else None
+        coef,
+        intercept,
+        row["penalty"],
+        st.upper,
+        min(st.lower, st.upper),  # rounding
+        word,
+        message,
+        outcome.n_iter,
+        float(st.row.get("stationarity", math.nan)),
+        outcome.columns(),
+        best.p,
+        objective.unit,
+        advice,
+    )
 
 
 def _from_sample(objective: Any, limits: Limits) -> Start | None:
@@ -399,22 +498,28 @@ def _from_sample(objective: Any, limits: Limits) -> Start | None:
     if first.ended is not None:
         return None
     end = run(solver, first, max_iter=100, max_time=limits.time_left).state
-    return Start(end.best_z, None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
+    return Start(end.best[0], None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
 
 
-def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cholesky's solution, with as little added to the scaled diagonal as that takes."""
+def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Cholesky's solution, with as little added to the scaled diagonal as that takes.
+
+    A row and column of zeros, as a dead column has, leaves a right side of 0 at 0.
+    """
     diagonal = matrix.diagonal()
     unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
     scaled, shift = matrix * unit[:, None] * unit, 1e-14
+    diagonal = scaled.diagonal().copy()
     while shift < 1e8:
-        try:
-            lifted = scaled + shift * np.eye(len(unit))
-            factor = scipy.linalg.cho_factor(lifted, check_finite=False)
-            x = unit * scipy.linalg.cho_solve(factor, unit * right, check_finite=False)
-            if np.isfinite(x).all():
-                return x
-        except (np.linalg.LinAlgError, ValueError):
-            pass
+        scaled.flat[:: len(unit) + 1] = diagonal + shift
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factor = np.linalg.cholesky(scaled)
+            if np.isfinite(factor).all():
+                return lambda right: unit * cho_solve((factor, True), unit * right)
         shift *= 100.0
-    return right * unit * unit
+    return lambda right: right * unit * unit
+
+
+def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solution of a positive semidefinite system, or of one near it."""
+    return factorised(matrix)(right)

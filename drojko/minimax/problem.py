@@ -22,7 +22,7 @@ from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
 from drojko.minimax.limits import Callback
-from drojko.minimax.row_objective import LinearFit
+from drojko.minimax.newton import LinearFit
 from drojko.models import TabularModel
 
 __all__ = ["Callback", "RobustProblem", "TrainResult"]

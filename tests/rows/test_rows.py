@@ -64,8 +64,6 @@ def test_sums_are_those_of_the_dense_matrix(kind, limit, intercept):
     np.testing.assert_allclose(rows.sum(g[:, 0]), B.T @ g[:, 0], **tolerance)
     np.testing.assert_allclose(rows.gram(h), B.T @ (h[:, None] * B), **tolerance)
     np.testing.assert_allclose(rows.gram(h > 2), np.zeros((rows.size, rows.size)))
-    swept = rows.sweep(z, lambda part, u: np.column_stack([np.tanh(u), w[part]]))
-    np.testing.assert_allclose(swept, B.T @ np.column_stack([np.tanh(B @ z), w]), **tolerance)
     parts = np.concatenate([rows.block(part) for part in rows.blocks()])
     np.testing.assert_allclose(parts, B, rtol=accuracy, atol=accuracy)
 
@@ -139,7 +137,6 @@ def test_large_float32_data_is_never_copied():
     u = rows.predict(np.ones(41))
     rows.sum(u)
     rows.gram(u * u)
-    rows.sweep(np.ones(41), lambda part, u: u)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.6 * X.nbytes  # numbers a row, and buffers

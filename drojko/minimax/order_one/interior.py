@@ -7,14 +7,98 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg import cho_factor, cho_solve
 
 from drojko._driver import Status
+from drojko.losses.pieces import Response
 from drojko.minimax.order_one.cones import Cones
-from drojko.minimax.order_one.factor import factorise
-from drojko.minimax.order_one.system import State, System
+from drojko.rows import Rows
 
-__all__ = ["InteriorPoint"]
+__all__ = ["InteriorPoint", "State", "System"]
+
+
+@dataclass(frozen=True)
+class System:
+    """An order-1 problem on standardised columns; an intercept is the last parameter.
+
+    ``loss`` are the pieces, ``scale`` (m,) the factors and ``mutable`` (m,) the indices of the
+    columns whose coefficients enter the norms, ``decay`` (D,) the L2 penalties, ``radius`` the
+    price of lambda; ``fixed_lam`` in penalty form.
+    """
+
+    rows: Rows
+    loss: Response
+    n_outputs: int
+    scale: np.ndarray
+    mutable: np.ndarray
+    q: float
+    decay: np.ndarray
+    radius: float
+    floor: float
+    fixed_lam: float | None
+    slope: float
+    cones: bool
+    lam_free: bool
+
+    def pairs(self) -> list[tuple[int, int | None]]:
+        """Rows of coefficients whose differences are bounded by lambda."""
+        if self.n_outputs == 1:
+            return [(0, None)]
+        return [(j, k) for j in range(self.n_outputs) for k in range(j)]
+
+    def vectors(self, Z: np.ndarray) -> np.ndarray:
+        """The bounded vectors v_e, shape (E, m)."""
+        part = Z[:, self.mutable] * (self.scale * self.slope)
+        rows = [part[j] if k is None else part[j] - part[k] for j, k in self.pairs()]
+        return np.array(rows).reshape(len(rows), len(self.mutable))
+
+    def largest(self, Z: np.ndarray) -> float:
+        """The largest norm of them."""
+        return float(np.linalg.norm(self.vectors(Z), ord=self.q, axis=1).max(initial=0.0))
+
+    def scatter(self, gradient: np.ndarray, dv: np.ndarray) -> None:
+        """Add what a gradient in the vectors is in the parameters (K, D)."""
+        dv = dv * (self.scale * self.slope)
+        for e, (j, k) in enumerate(self.pairs()):
+            gradient[j, self.mutable] += dv[e]
+            if k is not None:
+                gradient[k, self.mutable] -= dv[e]
+
+    def linear(self, Z: np.ndarray) -> np.ndarray:
+        """How responses change with the parameters, shape (n, K)."""
+        return np.stack([self.rows.predict(z) for z in Z], axis=1) * self.loss.sign
+
+    def responses(self, Z: np.ndarray) -> np.ndarray:
+        """Responses u = sign * (predictions) + offset, shape (n, K)."""
+        return self.linear(Z) + self.loss.offset
+
+    def pull(self, g: np.ndarray, Z: np.ndarray) -> np.ndarray:
+        """Gradient in the parameters (K, D) of slopes (n, K) of the rows, and of the ridge at Z."""
+        return self.rows.sum(g * (self.rows.w[:, None] * self.loss.sign)).T + self.decay * Z
+
+    def objective(self, Z: np.ndarray, u: np.ndarray, lam: float) -> float:
+        """The objective at a lambda no less than the norms."""
+        value = float(self.rows.w @ self.loss.value(u, lam)) + 0.5 * float(
+            (self.decay * Z**2).sum()
+        )
+        return value + (self.radius * lam if self.lam_free else 0.0)
+
+
+@dataclass(frozen=True)
+class State:
+    """An iterate: parameters Z (K, D), lambda, responses u, and the dual variables."""
+
+    Z: np.ndarray
+    lam: float
+    u: np.ndarray
+    p: np.ndarray
+    top: np.ndarray
+    cones: Cones | None
+    gap: float = math.inf
+    residual: float = math.inf
+    objective: float = math.inf
+    status: Status | None = None
+    worse: int = 0
 
 
 @dataclass
@@ -45,7 +129,7 @@ class InteriorPoint:
         """
         if not self.system.loss.n_pieces:
             return 1.0
-        return float(np.square(self.system.weight).sum() ** 0.75)
+        return float(np.square(self.system.rows.w).sum() ** 0.75)
 
     def _count(self, state: State) -> float:
         """Products of the gap, weighted."""
@@ -54,35 +138,32 @@ class InteriorPoint:
 
     # -- the loop's interface ----------------------------------------------------------------
 
-    def init(self, problem: tuple[np.ndarray, np.ndarray]) -> State:
-        """First state from (W, b)."""
-        sys = self.system
-        W, b = problem
-        u = sys.responses(W, b)
-        count = 2.0 * sys.scale.size + 1.0
+    def init(self, problem: np.ndarray) -> State:
+        """First state from the parameters."""
+        sys, Z = self.system, problem
+        u = sys.responses(Z)
         target = 0.1
         lam, cones = sys.fixed_lam or 0.0, None
-        v = sys.vectors(W)
-        order = {1: 1, 2: 2, math.inf: math.inf}[sys.q]
-        size = float(np.linalg.norm(v, ord=order, axis=1).max(initial=0.0))
+        size = sys.largest(Z)
         if sys.lam_free:
+            count = 2.0 * sys.scale.size + 1.0
             lam = max(count * self.share * target / sys.radius, 1e-8) + max(1.1 * size, sys.floor)
         elif sys.cones and size > 0.9 * lam:
-            W = W * (0.9 * lam / size)
-            u, v = sys.responses(W, b), sys.vectors(W)
+            Z = Z.copy()
+            Z[:, : sys.rows.d] *= 0.9 * lam / size
+            u = sys.responses(Z)
         J = sys.loss.n_pieces
         p = np.full((len(u), J), 1.0 / max(J, 1))
         # Equal shares p of slopes +-delta sum to zero: the curved term does not matter here.
         top = sys.loss.affine(u, lam).max(axis=1) + 1.0 if J else np.zeros(len(u))
         if sys.cones:
-            cones = Cones(sys.q, sys.fixed_lam is not None, sys.floor, v, lam)
+            cones = Cones(sys.q, sys.fixed_lam is not None, sys.floor, sys.vectors(Z), lam)
             cones.start(self.share * target)
-        state = State(W, b, lam, u, p, top, cones, math.inf, math.inf, math.inf)
-        return self._measured(state)
+        return self._measured(State(Z, lam, u, p, top, cones))
 
     def finite(self, state: State) -> bool:
         """Whether all that matters is finite."""
-        return bool(np.isfinite(state.W).all() and np.isfinite(state.b).all())
+        return bool(np.isfinite(state.Z).all())
 
     def terminate(self, state: State) -> Status | None:
         """Converged when the duality gap and the gradient are within the goal."""
@@ -105,47 +186,12 @@ class InteriorPoint:
 
     # -- residuals ---------------------------------------------------------------------------
 
-    def exact_objective(self, state: State) -> float:
-        """The objective at these coefficients with lambda as it is, but no less than the norms."""
-        sys = self.system
-        value = sys.loss.value(state.u, state.lam)
-        total = float(sys.weight @ value) + 0.5 * float((sys.decay * state.W**2).sum())
-        return total + (sys.radius * state.lam if sys.lam_free else 0.0)
-
-    def _gradient(self, state: State, smooth: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Derivative of the Lagrangian in W, b and lambda at the current multipliers."""
-        sys, loss = self.system, self.system.loss
-        g = smooth.copy()
-        if loss.linear is not None:
-            g += loss.linear
-        glam = sys.radius
-        if loss.n_pieces:
-            g += state.p @ loss.slopes
-            glam += float(sys.weight @ (state.p * loss.prices).sum(axis=1))
-        g *= sys.weight[:, None] * loss.sign
-        gW = g.T @ sys.X + sys.decay * state.W
-        gb = g.sum(axis=0)
-        if state.cones is not None:
-            dv, dlam, _ = state.cones.force()
-            self._scatter(gW, dv)
-            glam += dlam
-        return gW, gb, glam
-
-    def _scatter(self, gW: np.ndarray, dv: np.ndarray) -> None:
-        sys = self.system
-        dv = dv * (sys.scale * sys.slope)
-        for e, (j, k) in enumerate(sys.pairs()):
-            gW[j, sys.mutable] += dv[e]
-            if k is not None:
-                gW[k, sys.mutable] -= dv[e]
-
     def _norm(self, state: State, smooth: np.ndarray) -> float:
-        gW, gb, glam = self._gradient(state, smooth)
-        largest = float(np.abs(gW).max(initial=0.0))
-        if self.system.intercept:
-            largest = max(largest, float(np.abs(gb).max()))
+        """Largest entry of the gradient of the Lagrangian at the current multipliers."""
+        gZ, glam = lagrangian_gradient(self.system, state, smooth, state.p)
+        largest = float(np.abs(gZ).max(initial=0.0))
         if self.system.lam_free:
-            largest = max(largest, abs(glam) / max(self.system.radius, 1e-300) * 1e-0)
+            largest = max(largest, abs(glam) / max(self.system.radius, 1e-300))
         if state.cones is not None:
             largest = max(largest, state.cones.force()[2])
         return largest
@@ -155,11 +201,11 @@ class InteriorPoint:
         smooth, _ = sys.loss.smooth.derivatives(state.u)
         gap = 0.0
         if sys.loss.n_pieces:
-            gap += float(sys.weight @ (state.p * self._slack(state)).sum(axis=1))
+            gap += float(sys.rows.w @ (state.p * self._slack(state)).sum(axis=1))
         if state.cones is not None:
             gap += state.cones.products()
         residual = self._norm(state, smooth)
-        objective = self.exact_objective(state)
+        objective = sys.objective(state.Z, state.u, state.lam)
         state = replace(state, gap=gap, residual=residual, objective=objective)
         size = self._size(objective)
         done = gap <= self.goal * size and residual <= 10.0 * self.goal * max(size, 1e-3)
@@ -225,7 +271,7 @@ class InteriorPoint:
 
     def _products(self, state: State, step: dict, s: np.ndarray, alpha: float) -> float:
         p, ds = state.p + alpha * step["dp"], s + alpha * step["ds"]
-        total = float(self.system.weight @ (p * ds).sum(axis=1))
+        total = float(self.system.rows.w @ (p * ds).sum(axis=1))
         cones = state.cones
         if cones is not None:
             y, slack = cones.y + alpha * step["dy"], cones.slack() + alpha * step["dcs"]
@@ -278,20 +324,19 @@ class InteriorPoint:
 
     def _moved(self, state: State, step: dict, alpha: float) -> State | None:
         sys = self.system
-        W, b = state.W + alpha * step["dW"], state.b + alpha * step["db"]
+        Z = state.Z + alpha * step["dZ"]
         lam = state.lam + alpha * step["dlam"]
         cones = state.cones
         if cones is not None:
-            cones = cones.moved(sys.vectors(W), lam, alpha, step["du"], step["dy"], step["dyf"])
+            cones = cones.moved(sys.vectors(Z), lam, alpha, step["du"], step["dy"], step["dyf"])
             if not cones.inside:
                 return None
         u = state.u + alpha * step["dresponse"]
         p = state.p + alpha * step["dp"]
         if p.size and not sys.loss.curved:  # there the slacks depend on p
             p = p / p.sum(axis=1, keepdims=True)
-        return replace(
-            state, W=W, b=b, lam=lam, u=u, p=p, top=state.top + alpha * step["dtop"], cones=cones
-        )
+        top = state.top + alpha * step["dtop"]
+        return replace(state, Z=Z, lam=lam, u=u, p=p, top=top, cones=cones)
 
     # -- linear algebra ----------------------------------------------------------------------
 
@@ -302,7 +347,7 @@ class InteriorPoint:
     def _solve(self, state, factor, smooth, s, parts, t, tc, tf) -> dict[str, Any]:
         sys, loss = self.system, self.system.loss
         D, mean, total = parts
-        K, J, d = sys.n_outputs, loss.n_pieces, sys.X.shape[1]
+        J = loss.n_pieces
         g = smooth.copy()
         if loss.linear is not None:
             g += loss.linear
@@ -322,15 +367,13 @@ class InteriorPoint:
             g += pull
             if sys.lam_free and loss.prices.any():
                 mean_e = (D * loss.prices).sum(axis=1) / total
-                glam += float(sys.weight @ ((h * loss.prices).sum(axis=1) - mean_e * excess))
-        g *= sys.weight[:, None] * loss.sign
-        gW = g.T @ sys.X + sys.decay * state.W
+                glam += float(sys.rows.w @ ((h * loss.prices).sum(axis=1) - mean_e * excess))
+        gZ = sys.pull(g, state.Z)
         if state.cones is not None:
             along, bottom = state.cones.pull(tc, tf)
-            self._scatter(gW, along[:, :-1])
+            sys.scatter(gZ, along[:, :-1])
             glam += float(along[:, -1].sum()) + bottom
-        columns = [gW] + ([g.sum(axis=0)[:, None]] if sys.intercept else [])
-        right = np.concatenate(columns, axis=1).ravel()
+        right = gZ.ravel()
         if sys.lam_free:
             right = np.append(right, glam)
         chol, diagonal, scaled = factor
@@ -338,16 +381,9 @@ class InteriorPoint:
         x = cho_solve(chol, target)
         x += cho_solve(chol, target - scaled @ x)
         x /= diagonal
-        width = d + (1 if sys.intercept else 0)
-        body = x[: K * width].reshape(K, width)
-        step: dict[str, Any] = {
-            "dW": body[:, :d].copy(),
-            "db": body[:, d].copy() if sys.intercept else np.zeros(K),
-            "dlam": float(x[-1]) if sys.lam_free else 0.0,
-        }
-        du = sys.X @ step["dW"].T
-        du += step["db"]
-        du *= loss.sign
+        dZ = x[: gZ.size].reshape(gZ.shape)
+        du = sys.linear(dZ)
+        step: dict[str, Any] = {"dZ": dZ, "dlam": float(x[-1]) if sys.lam_free else 0.0}
         step["dresponse"] = du
         empty = np.zeros((len(s), 0))
         step["dp"], step["ds"], step["dtop"] = empty, empty, 0.0
@@ -361,7 +397,131 @@ class InteriorPoint:
             step["dtop"], step["ds"] = dtop, dtop[:, None] - dA
             step["dp"] = h - state.p - D * step["ds"]
         if state.cones is not None:
-            dv = sys.vectors(step["dW"])
+            dv = sys.vectors(dZ)
             found = state.cones.direction(dv, step["dlam"], tc, tf)
             step["du"], step["dcs"], step["dy"], step["dyf"] = found
         return step
+
+
+# -- the Newton systems: one weighted Gram matrix, and the cones' blocks -------------------------
+
+
+def factorise(sys: System, state: State, hessian: np.ndarray, s: np.ndarray):
+    """Cholesky factor of the Newton system at hessian (n, K, K) and slacks s (n, J).
+
+    Returns the factor with its scaling, and what the pieces' elimination needs again.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError, ValueError
+        Where rounding leaves no positive definite system.
+    """
+    loss = sys.loss
+    width, K, J, w = sys.rows.size, sys.n_outputs, loss.n_pieces, sys.rows.w
+    size = K * width
+    H = np.zeros((size + 1, size + 1))
+    D = mean = total = None
+    cross = np.zeros((len(s), K))
+    price = 0.0
+    if J:
+        D = state.p / s
+        total = D.sum(axis=1)
+        mean = (D @ loss.slopes) / total[:, None]
+        if J == 2 and K == 1:
+            a = float(loss.slopes[1, 0] - loss.slopes[0, 0])
+            joint = D[:, 0] * D[:, 1] / total
+            if loss.curved:
+                joint = joint / (1.0 + joint * a * a)
+            hessian = hessian + (joint * a * a)[:, None, None]
+            e = loss.prices[:, 1] - loss.prices[:, 0]
+            cross = (joint * a * e)[:, None]
+            price = float(w @ (joint * e * e))
+        else:
+            weighted = D[:, :, None] * (loss.slopes[None] - mean[:, None, :])
+            hessian = hessian + np.einsum("njk,jl->nkl", weighted, loss.slopes)
+            if sys.lam_free and loss.prices.any():
+                mean_e = (D * loss.prices).sum(axis=1) / total
+                off = D * (loss.prices - mean_e[:, None])
+                cross = off @ loss.slopes
+                price = float(w @ (off * loss.prices).sum(axis=1))
+    view = H[:size, :size].reshape(K, width, K, width)
+    for k in range(K):
+        for j in range(k + 1):
+            block = _gram(sys.rows, w * hessian[:, k, j])
+            view[k, :, j, :] = block
+            view[j, :, k, :] = block.T
+    H[np.arange(size), np.arange(size)] += np.tile(sys.decay, K)
+    if sys.lam_free:
+        column = sys.rows.sum(cross * (w[:, None] * loss.sign))
+        H[size, :size] = H[:size, size] = column.T.ravel()
+        H[size, size] = price
+    if state.cones is not None:
+        _add_cones(sys, H, state.cones, width, size)
+    if not sys.lam_free:
+        H = H[:size, :size]
+    _regularise(H, K, width)
+    diagonal = np.sqrt(np.maximum(np.diag(H), 1e-300))
+    scaled = H / diagonal[:, None] / diagonal[None]
+    for shift in (0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-6):
+        try:
+            scaled[np.diag_indices_from(scaled)] = 1.0 + shift
+            return (cho_factor(scaled, lower=True), diagonal, scaled), (D, mean, total)
+        except np.linalg.LinAlgError:
+            continue
+    raise np.linalg.LinAlgError("the Newton system is not positive definite")
+
+
+def _gram(rows: Rows, h: np.ndarray) -> np.ndarray:
+    """B' diag(h) B, for h of any sign."""
+    out = rows.gram(np.maximum(h, 0.0))
+    return out - rows.gram(np.maximum(-h, 0.0)) if (h < 0).any() else out
+
+
+def _regularise(H: np.ndarray, K: int, width: int) -> None:
+    # A vector added to all rows of W changes nothing: give that direction some curvature.
+    if K > 1:
+        view = H[: K * width, : K * width].reshape(K, width, K, width)
+        size = np.einsum("kiki->i", view) / K**2 + 1e-30
+        index = np.arange(width)
+        for k in range(K):
+            for j in range(K):
+                view[k, index, j, index] += size
+
+
+def lagrangian_gradient(
+    sys: System, state: State, smooth: np.ndarray, p: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Derivative of the Lagrangian in Z and lambda at shares p and the cones' multipliers."""
+    loss, glam = sys.loss, sys.radius
+    g = smooth + (0.0 if loss.linear is None else loss.linear)
+    if loss.n_pieces:
+        g = g + p @ loss.slopes
+        glam += float(sys.rows.w @ (p * loss.prices).sum(axis=1))
+    gZ = sys.pull(g, state.Z)
+    if state.cones is not None:
+        dv, dlam, _ = state.cones.force()
+        sys.scatter(gZ, dv)
+        glam += dlam
+    return gZ, glam
+
+
+def _add_cones(sys: System, H: np.ndarray, cones: Cones, width: int, size: int) -> None:
+    m = len(sys.mutable)
+    factor = sys.scale * sys.slope
+    blocks = cones.blocks()
+    square = blocks[:, :m, :m] * factor[:, None] * factor[None]
+    line = blocks[:, :m, m] * factor
+    for e, (j, k) in enumerate(sys.pairs()):
+        at = j * width + sys.mutable
+        H[np.ix_(at, at)] += square[e]
+        H[at, size] += line[e]
+        H[size, at] += line[e]
+        if k is None:
+            continue
+        to = k * width + sys.mutable
+        H[np.ix_(to, to)] += square[e]
+        H[np.ix_(at, to)] -= square[e]
+        H[np.ix_(to, at)] -= square[e].T
+        H[to, size] -= line[e]
+        H[size, to] -= line[e]
+    H[size, size] += blocks[:, m, m].sum() + cones.floor_curvature

@@ -24,11 +24,9 @@ import numpy as np
 from drojko._driver import Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko.minimax.order_one.bound import lower_bound
-from drojko.minimax.order_one.interior import InteriorPoint
-from drojko.minimax.order_one.system import State, System
-from drojko.minimax.order_one.units import Units
-from drojko.minimax.row_objective import relative_gap
+from drojko.minimax.newton import relative_gap
+from drojko.minimax.order_one.interior import InteriorPoint, State, System, lagrangian_gradient
+from drojko.rows import Rows
 
 __all__ = ["LipschitzSolution", "slope_bound", "solve_lipschitz"]
 
@@ -152,24 +150,22 @@ def solve_lipschitz(
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
     began = time.perf_counter()
-    units = Units.of(X, y, loss, weight, fit_intercept, alpha)
-    inverse = np.ones(X.shape[1]) if inverse_weights is None else np.asarray(inverse_weights)
+    units = _Units.of(Rows(X, y, weight, intercept=fit_intercept), loss)
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None
     still = radius == 0.0
-    system = _system(
-        units, y, n_outputs, radius, penalty, norm, inverse, label_cost, fit_intercept, still
-    )
-    unknowns = n_outputs * (system.X.shape[1] + 1)
+    inverse = np.ones(X.shape[1]) if inverse_weights is None else np.asarray(inverse_weights)
+    system = _system(units, n_outputs, radius, penalty, norm, inverse, label_cost, alpha)
+    unknowns = n_outputs * (X.shape[1] + 1)
     if unknowns > MOST_UNKNOWNS:
         raise UnsupportedError(
             f"order=1 solves Newton systems of {unknowns} unknowns here, more than "
             f"{MOST_UNKNOWNS}: reduce the number of columns, or use order=2"
         )
-    zero = np.zeros((n_outputs, X.shape[1]))
-    plain = system.loss.value(system.responses(zero, np.zeros(n_outputs)), system.fixed_lam or 0.0)
-    solver = InteriorPoint(system, 0.01 * min(tol, 1e-6), float(system.weight @ plain))
-    first = units.inward(*_first(units, y, loss, n_outputs, warm_start, fit_intercept))
+    zero = np.zeros((n_outputs, system.rows.size))
+    plain = system.loss.value(system.responses(zero), system.fixed_lam or 0.0)
+    solver = InteriorPoint(system, 0.01 * min(tol, 1e-6), float(system.rows.w @ plain))
+    first = units.inward(*(warm_start or _first(units, n_outputs)))
     count = 0
 
     def report(state: State) -> bool:
@@ -177,7 +173,7 @@ def solve_lipschitz(
         count += 1
         if callback is None:
             return False
-        coef, intercept = units.outward(state.W, state.b)
+        coef, intercept = units.outward(state.Z)
         info = {
             "robust_risk": state.objective * units.loss_unit,
             "penalty": math.inf if still else state.lam * units.loss_unit,
@@ -189,30 +185,64 @@ def solve_lipschitz(
         }
         return bool(callback(count, info))
 
-    outcome = run(
-        solver,
-        solver.init(first),
-        max_iter=max_iter,
-        max_time=max_time,
-        callback=report,
-    )
-    least = -math.inf
-    if n_outputs == 1:
-        least = float(units.weight @ units.loss.least(np.zeros(len(y)), _target(units, y)))
-    return _finish(system, units, outcome, loss, radius, still, least, solver.unit, tol)
+    outcome = run(solver, solver.init(first), max_iter=max_iter, max_time=max_time, callback=report)
+    return _finish(solver, units, outcome, radius, still, tol)
 
 
-def _target(units: Units, y: np.ndarray) -> np.ndarray:
-    """Targets in the units of the problem; labels as they are."""
-    if units.loss.task != "regression":
-        return np.asarray(y)
-    return (np.asarray(y) - units.middle) / units.target_unit
+@dataclass(frozen=True)
+class _Units:
+    """Standardised columns and targets; only the scale of the loss and of lambda changes.
+
+    ``loss`` is the loss at ``target``, in these units: the given one is ``loss_unit`` times it.
+    """
+
+    rows: Rows
+    target: np.ndarray
+    middle: float
+    target_unit: float
+    loss: Loss
+    loss_unit: float
+
+    @staticmethod
+    def of(rows: Rows, loss: Loss) -> _Units:
+        y, w = np.asarray(rows.y), rows.w
+        middle, unit, scaled = 0.0, 1.0, None
+        if loss.rescaled(1.0) is not None:
+            kept = w > 0
+            order = np.argsort(y[kept])
+            if rows.intercept:
+                at = np.searchsorted(np.cumsum(w[kept][order]), 0.5).clip(0, len(order) - 1)
+                middle = float(y[kept][order][at])
+            unit = float(w @ np.abs(y - middle)) or 1.0
+            scaled = loss.rescaled(unit)
+        if loss.task == "regression":
+            y = (y - middle) / unit
+        return _Units(rows, y, middle, unit, *(scaled or (loss, 1.0)))
+
+    def inward(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """Parameters (K, D) in these units from those in the units of the data."""
+        pairs = zip(np.atleast_2d(coef), np.atleast_1d(intercept) - self.middle, strict=True)
+        inward = self.rows.inward
+        return np.stack([inward(c / self.target_unit, b / self.target_unit) for c, b in pairs])
+
+    def outward(self, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The inverse of `inward`."""
+        coefs, intercepts = zip(*(self.rows.outward(z) for z in Z), strict=True)
+        unit = self.target_unit
+        return np.array(coefs) * unit, np.array(intercepts) * unit + self.middle
 
 
 def _system(
-    units, y, n_outputs, radius, penalty, norm, inverse, label_cost, intercept, still
+    units: _Units,
+    n_outputs: int,
+    radius: float | None,
+    penalty: float | None,
+    norm: float,
+    inverse: np.ndarray,
+    label_cost: float,
+    alpha: float,
 ) -> System:
-    target, loss = _target(units, y), units.loss
+    loss, rows, still = units.loss, units.rows, radius == 0.0
     cost = label_cost
     slope, floor = 0.0, 0.0
     if not still:
@@ -220,9 +250,9 @@ def _system(
     if loss.task == "regression":
         cost = label_cost * units.target_unit
         floor = slope / cost
-    factor = np.sqrt(inverse) * units.inverse_scale
+    factor = np.where(rows.dead, 0.0, np.sqrt(inverse) / rows.scale)
     mutable = np.flatnonzero(factor > 0)
-    pieces = loss.pieces(target, n_outputs, math.inf if still else cost)
+    pieces = loss.pieces(units.target, n_outputs, math.inf if still else cost)
     flips = pieces.prices.any()
     bounded = bool(not still and (mutable.size > 0 or flips or floor > 0))
     lam = None if penalty is None else penalty / units.loss_unit
@@ -236,16 +266,17 @@ def _system(
             f"penalty = {penalty!r}: the worst case of every model but a constant one is "
             "infinite; give a penalty > 0"
         )
+    decay = np.zeros(rows.size)
+    ridge = alpha * (units.target_unit / rows.scale) ** 2 / units.loss_unit
+    decay[: rows.d] = np.where(rows.dead, 1.0, ridge)
     return System(
-        X=units.X,
-        weight=units.weight,
+        rows=rows,
         loss=pieces,
         n_outputs=n_outputs,
         scale=factor[mutable],
         mutable=mutable,
         q=_DUAL[norm],
-        decay=units.decay,
-        intercept=intercept,
+        decay=decay,
         radius=0.0 if radius is None or not bounded else float(radius),
         floor=floor,
         fixed_lam=lam if bounded else None,
@@ -255,14 +286,13 @@ def _system(
     )
 
 
-def _first(units, y, loss, n_outputs, warm_start, fit_intercept):
-    if warm_start is not None:
-        return np.array(warm_start[0], dtype=float), np.array(warm_start[1], dtype=float)
-    coef, intercept = np.zeros((n_outputs, units.X.shape[1])), np.zeros(n_outputs)
-    if loss.task == "regression" and fit_intercept:
+def _first(units: _Units, n_outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    loss, rows = units.loss, units.rows
+    coef, intercept = np.zeros((n_outputs, rows.d)), np.zeros(n_outputs)
+    if loss.task == "regression" and rows.intercept:
         intercept += units.middle
-    elif fit_intercept:
-        mass = np.bincount(y, weights=units.weight, minlength=max(2, n_outputs))
+    elif rows.intercept:
+        mass = np.bincount(rows.y, weights=rows.w, minlength=max(2, n_outputs))
         logs = np.log(np.maximum(mass, 1e-12))
         intercept = logs - logs.mean() if n_outputs > 1 else logs[1:] - logs[:1]
         if loss.scalar or not loss.calibrated:
@@ -277,43 +307,38 @@ _SEPARABLE = (
 )
 
 
-def _objective(system: System, W: np.ndarray, b: np.ndarray, lam: float) -> tuple[float, float]:
-    """Objective at (W, b) and the best lambda for it."""
-    u = system.responses(W, b)
+def _objective(system: System, Z: np.ndarray, lam: float) -> tuple[float, float]:
+    """Objective at Z and the best lambda for it."""
     least = max(system.floor, 0.0)
     if system.cones and system.mutable.size:
-        order = {1: 1, 2: 2, math.inf: math.inf}[system.q]
-        v = system.vectors(W)
-        least = max(least, float(np.linalg.norm(v, ord=order, axis=1).max(initial=0.0)))
+        least = max(least, system.largest(Z))
     if system.fixed_lam is not None:
         lam = system.fixed_lam if least <= system.fixed_lam * (1 + 1e-9) else math.inf
     elif system.lam_free:
         lam = max(lam, least) if system.loss.prices.any() else least
     if math.isinf(lam):
         return math.inf, lam
-    value = float(system.weight @ system.loss.value(u, lam))
-    value += 0.5 * float((system.decay * W**2).sum())
-    return value + (system.radius * lam if system.lam_free else 0.0), lam
+    return system.objective(Z, system.responses(Z), lam), lam
 
 
 def _finish(
-    system,
-    units,
+    solver: InteriorPoint,
+    units: _Units,
     outcome: Outcome[State],
-    loss,
-    radius,
-    still,
-    least: float,
-    unit: float,
+    radius: float | None,
+    still: bool,
     tol: float,
-):
-    state = outcome.state
-    W, b = state.W, state.b
-    objective, lam = _objective(system, W, b, state.lam)
+) -> LipschitzSolution:
+    state, system, loss = outcome.state, solver.system, units.loss
+    least = -math.inf
+    if system.n_outputs == 1:
+        least = float(units.rows.w @ loss.least(np.zeros(units.rows.n), units.target))
+    Z = state.Z
+    objective, lam = _objective(system, Z, state.lam)
     if system.cones and system.mutable.size:
-        W, b, objective, lam = _rounded(system, W, b, objective, lam)
+        Z, objective, lam = _rounded(system, Z, objective, lam)
     status, message = outcome.status, outcome.message
-    gap = relative_gap(objective, lower_bound(system, state, objective, least), unit)
+    gap = relative_gap(objective, lower_bound(system, state, objective, least), solver.unit)
     if status in (Status.CONVERGED, Status.MAX_ITER):
         if gap <= tol and status is not Status.CONVERGED:
             status, message = Status.CONVERGED, Status.CONVERGED.advice
@@ -322,7 +347,7 @@ def _finish(
         diverging = not system.cones and not loss.attained and not system.decay.any()
         if diverging and objective < 1e-6:
             status, message = "unbounded", _SEPARABLE
-    coef, intercept = units.outward(W, b)
+    coef, intercept = units.outward(Z)
     names = {"objective": "robust_risk", "lam": "penalty"}
     history = []
     for row in outcome.history:
@@ -345,19 +370,110 @@ def _finish(
     )
 
 
-def _rounded(system, W, b, objective, lam):
+def _rounded(
+    system: System, Z: np.ndarray, objective: float, lam: float
+) -> tuple[np.ndarray, float, float]:
     """Coefficients that an exact solution has at zero, where that costs nothing."""
-    if len(W) > 1:  # only differences of rows matter
-        W, b = W - W.mean(axis=0), b - b.mean()
-    scaled = np.zeros_like(W)
-    scaled[:, system.mutable] = np.abs(W[:, system.mutable]) * system.scale
-    size = scaled.max(initial=0.0)
-    movable = np.zeros(W.shape, bool)
+    if len(Z) > 1:  # only differences of rows matter
+        Z = Z - Z.mean(axis=0)
+    scaled, movable = np.zeros_like(Z), np.zeros(Z.shape, bool)
+    scaled[:, system.mutable] = np.abs(Z[:, system.mutable]) * system.scale
     movable[:, system.mutable] = True
+    size = scaled.max(initial=0.0)
     for share in (math.inf, 1e-3, 1e-5, 1e-7):
-        small = movable & (scaled <= share * size)
-        trial = np.where(small, 0.0, W)
-        value, at = _objective(system, trial, b, lam)
+        trial = np.where(movable & (scaled <= share * size), 0.0, Z)
+        value, at = _objective(system, trial, lam)
         if value <= objective + 2e-9 * abs(objective):
-            return trial, b, value, at
-    return W, b, objective, lam
+            return trial, value, at
+    return Z, objective, lam
+
+
+def lower_bound(system: System, state: State, objective: float, least: float) -> float:
+    r"""A proven lower bound for one output, from an iterate's multipliers; -inf without one.
+
+    .. math:: F^* \ge L(x) + \min_{x' \in B} \nabla L(x)^\top (x' - x)
+
+    for the Lagrangian L, which is convex in x = (theta, b, lambda, u) and below F wherever the
+    norms are below lambda. The gradient is small but not zero, so B must hold a minimiser: radius
+    lambda <= F - inf loss bounds lambda and the norms, the ridge bounds coefficients of columns
+    that cannot move, and the mean loss of constant models, less what coefficients of that size
+    change, the intercept. ``objective`` is a value that is attained, ``least`` the mean over the
+    samples of the infimum of the loss.
+    """
+    cones = state.cones
+    if system.n_outputs > 1 or not math.isfinite(least):
+        return -math.inf
+    excess = max(objective - least, 0.0)
+    top = float(system.fixed_lam or 0.0)
+    if system.lam_free:
+        top = max(excess / system.radius, system.floor, state.lam)
+    smooth, _ = system.loss.smooth.derivatives(state.u)
+    p = _shares(state.p)
+    gZ, glam = lagrangian_gradient(system, state, smooth, p)
+    value, g, z, rows = _lagrangian(system, state, p), gZ[0], state.Z[0], system.rows
+
+    # Coefficients: inside the norm where there is one, or inside the ridge.
+    normed = slice(None) if cones is not None else slice(0)
+    mutable, scale = system.mutable[normed], system.scale[normed] * system.slope
+    order = _DUAL[system.q]
+    value -= float(g[: rows.d] @ z[: rows.d])
+    value -= float(np.linalg.norm(g[mutable] / scale, ord=order)) * top
+    reach, spread = 0.0, np.zeros(rows.size)
+    for part in rows.blocks():
+        block, w = rows.block(part), rows.w[part]
+        reach += float(w @ np.linalg.norm(block[:, mutable] / scale, ord=order, axis=1)) * top
+        spread += w @ np.abs(block)
+    for j in np.setdiff1d(np.arange(rows.d), mutable):
+        if g[j] == 0.0 and spread[j] == 0.0:
+            continue
+        if not system.decay[j] > 0.0:
+            return -math.inf
+        size = math.sqrt(2.0 * excess / system.decay[j])
+        value -= abs(g[j]) * size
+        reach += size * float(spread[j])
+    if system.lam_free:
+        value += min(glam * (top - state.lam), glam * (system.floor - state.lam))
+    if cones is not None and cones.u.size:
+        value -= float((np.abs(cones.rest()) * (top + np.abs(cones.u))).sum())
+    if rows.intercept and g[-1] != 0.0:
+        value -= abs(g[-1]) * _intercept(system, float(z[-1]), objective + reach * system.slope)
+    # Rounding of the sums above.
+    rounding = 1e-14 * (abs(value) + abs(objective)) * math.sqrt(rows.n)
+    return float(value - rounding)
+
+
+def _shares(p: np.ndarray) -> np.ndarray:
+    p = np.maximum(p, 0.0)
+    return p / p.sum(axis=1, keepdims=True) if p.size else p
+
+
+def _lagrangian(system: System, state: State, p: np.ndarray) -> float:
+    loss, cones = system.loss, state.cones
+    values = loss.smooth.value(state.u)
+    if loss.linear is not None:
+        values = values + (loss.linear * state.u).sum(axis=1)
+    if loss.n_pieces:
+        values = values + (p * loss.affine(state.u, state.lam)).sum(axis=1)
+        if loss.curved:
+            values = values - 0.5 * (p @ loss.slopes)[:, 0] ** 2
+    total = float(system.rows.w @ values) + 0.5 * float((system.decay * state.Z**2).sum())
+    total += system.radius * state.lam if system.lam_free else 0.0
+    return total if cones is None else total - cones.products()
+
+
+def _intercept(system: System, b: float, most: float) -> float:
+    """How far from b an intercept may be at which a constant model's mean loss is at most."""
+
+    def risk(at: float) -> float:
+        u = at * system.loss.sign + system.loss.offset
+        # At a high price labels stay, and that is the least that the loss can be.
+        return float(
+            system.rows.w @ system.loss.value(np.broadcast_to(u, (system.rows.n, 1)), 1e100)
+        )
+
+    far = 1.0 + abs(b)
+    while not (risk(b - far) > most and risk(b + far) > most):
+        far *= 2.0
+        if far > 1e100:
+            return math.inf
+    return far

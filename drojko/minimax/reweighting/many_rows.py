@@ -27,7 +27,7 @@ from drojko.rows import Rows
 __all__ = ["Divergent"]
 
 _BLOCK = 1 << 14  # rows whose work arrays stay in cache
-_STEP = 1e-4  # of the difference that gives f*''
+_KINK = 1e-16  # by which kinks of f* are smoothed
 _ROUNDING = 1e-12  # by which a density may miss mass one
 
 
@@ -74,49 +74,36 @@ class Divergent:
         second: bool,
     ) -> RowSums | None:
         """Sums of lambda f*, block by block; ``spent`` is E f(q)."""
-        (level, price), ambiguity, n = levels.tolist(), self.ambiguity, len(u)
+        (level, price), n = levels.tolist(), len(u)
         if not (0.0 < price < math.inf and math.isfinite(level)):
             return None
-        constant = level + price * self.radius
-        gu = np.empty(n)
-        huu, hup = (np.empty(n), np.empty((n, 2))) if second else (gu, gu)
+        gu, huu, hup, hpp = np.empty(n), np.empty(n), np.empty((n, 2)), np.zeros((2, 2))
         value = attained = mass = worth = 0.0
-        hpp = np.zeros((2, 2))
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
             losses, slope, bend = line(self.loss, u[part], y[part])
-            if not np.isfinite(losses).all():
-                return None
+            t = (losses - level) / price
             with np.errstate(over="ignore", invalid="ignore"):
-                ratio = np.exp(ambiguity.log_ratio_at(losses, price, level))
-                value += float(w[part] @ (ambiguity.bounds_at(losses, price, level) - constant))
-            q = w[part] * ratio
+                jet = self.ambiguity.conjugate_jet(t, _KINK) if np.isfinite(t).all() else None
+            if jet is None:
+                return None
+            q = w[part] * jet[1]
             gu[part] = q * slope
+            value += price * float(w[part] @ jet[0])
             attained += float(q @ losses)
             mass += float(q.sum())
             worth += float(q @ (losses - slope * u[part]))
             if second:
-                steep = w[part] * self._steepness(losses, ratio, price, level) / price
+                steep = w[part] * jet[2] / price
                 huu[part] = q * bend + steep * slope**2
-                turn = np.stack([np.ones_like(losses), (losses - level) / price])
+                turn = np.stack([np.ones_like(t), t])
                 hup[part] = -(steep * slope * turn).T
                 hpp += (turn * steep) @ turn.T
         if not math.isfinite(value + attained):
             return None
         spent = (attained - level * mass - value) / price
-        gp = np.array([-mass, -spent])
-        first = RowSums(value, gu, gp, worth, spent, mass, gu)
+        first = RowSums(value, gu, np.array([-mass, -spent]), worth, spent, mass, gu)
         return replace(first, huu=huu, hup=hup, hpp=hpp) if second else first
-
-    def _steepness(
-        self, losses: np.ndarray, ratio: np.ndarray, price: float, level: float
-    ) -> np.ndarray:
-        """f*'' by a difference of log f*': it is part of a metric only."""
-        high = self.ambiguity.log_ratio_at(losses + _STEP * price, price, level)
-        low = self.ambiguity.log_ratio_at(losses - _STEP * price, price, level)
-        with np.errstate(invalid="ignore"):
-            rate = ratio * (high - low) / (2.0 * _STEP)
-        return np.where(np.isfinite(rate), rate, 0.0)
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
         """Levels and ridge."""

@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from drojko.ambiguity.divergence import Levels, Part, Plain, Rise
+from drojko.ambiguity.divergence import Levels, Part, Plain, Priced, Rise
 from drojko.losses import Loss
 from drojko.losses.smoothing import Smoothed
-from drojko.minimax.newton import solve_symmetric
-from drojko.minimax.row_objective import Iterate, Terms
+from drojko.minimax.newton import State, Terms, solve_symmetric
 from drojko.rows import Rows
 
 __all__ = ["SEPARABLE", "Reweighted"]
@@ -107,9 +106,7 @@ class Reweighted:
         rows, w, y = self.rows, self.rows.w, self.rows.y
         jet = self.loss.smoothed(rows.predict(z), y, mu)
         hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
-        gradient, free = rows.sum(w * jet.slope) + self.ridge * z, rows.free
-        move = np.zeros(rows.size)
-        move[free] = solve_symmetric(hessian[np.ix_(free, free)], -gradient[free])
+        move = solve_symmetric(hessian, -(rows.sum(w * jet.slope) + self.ridge * z))
         with np.errstate(over="ignore", invalid="ignore"):  # where there is no curvature at all
             new = self.loss.smoothed(rows.predict(z + move), y, mu)
             rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
@@ -138,14 +135,16 @@ class Reweighted:
         """Losses at predictions u, not smoothed."""
         return self.loss.value(torch.from_numpy(u), torch.from_numpy(self.rows.y)).numpy()
 
-    def _smoothed(self, u: np.ndarray, mu: float, dual: Any) -> Smoothed:
+    def _smoothed(self, u: np.ndarray, mu: float, dual: Any = None) -> Smoothed:
         """The smoothed losses; levels and terms ask for the same ones in turn."""
         last_u, last_mu, last = self._last
-        if dual is None and u is last_u and mu == last_mu:
+        again = u is last_u and mu == last_mu
+        if again and dual is None:
             return last
         found = self.loss.smoothed(u, self.rows.y, mu, dual)
-        if dual is None:
-            self._last = (u, mu, found)
+        if again:  # the same values, by which levels know them
+            return replace(found, value=last.value)
+        self._last = (u, mu, found)
         return found
 
     def terms(
@@ -157,9 +156,9 @@ class Reweighted:
         duals: Mapping[str, Any],
         second: bool = True,
     ) -> Terms:
-        """Loss by row, set by cell, ridge; see `RowObjective`."""
+        """Loss by row, set by cell, ridge; without ``second`` second derivatives may be absent."""
         levels, rows = self.levels, self.rows
-        loss = self._smoothed(u, mu, duals.get("loss"))
+        loss = self._smoothed(u, mu, duals.get("loss") if second else None)
         rise = None
         if np.isfinite(loss.value).all():
             rise = levels.rise(self._means(loss.value), p, mu, duals)
@@ -185,47 +184,55 @@ class Reweighted:
         detail = _Detail(loss, rise)
         return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
 
-    def tidy(
-        self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False
-    ) -> np.ndarray:
+    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """The best levels: with them the joint step is that of the eliminated problem.
 
-        Where levels are kinks, theirs have duals of their own: only a refused step needs the best.
+        Where levels are kinks, theirs have duals of their own.
         """
-        if not p.size or (self.levels.kinked and not refused):
+        if not p.size or self.levels.kinked:
             return p
-        losses = self._smoothed(u, mu, None).value
+        losses = self._smoothed(u, mu).value
         if not np.isfinite(losses).all():
             return p
         return self.levels.best(self._means(losses), p, mu)
 
-    def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+    def restart(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """Levels of the smoothed losses from scratch."""
         losses = self.loss.smoothed(u, self.rows.y, mu).value
         return self.levels.start(self._means(losses) + 2.0 * mu, mu)
 
-    def accepted(self, state: Iterate) -> bool:
-        """Nothing changes along the way."""
-        return False
-
-    def unbounded(self, state: Iterate) -> str | None:
+    def unbounded(self, state: State) -> str | None:
         """Strictly separated classes and nothing that penalises coefficients."""
         if self.loss.attained or self.alpha:
             return None
         return SEPARABLE if bool(((2.0 * self.rows.y - 1.0) * state.u > 0).all()) else None
 
-    def record(self, state: Iterate) -> dict[str, float]:
-        """Exact objective, multiplier and discrepancy."""
-        dual = self.bound.dual(self.exact(state.u))
-        return {
-            "robust_risk": dual.value + 0.5 * float(self.ridge @ state.z**2),
-            "penalty": dual.penalty,
-            "transport_cost": dual.radius,
-        }
+    def record(self, state: State, exact: bool = False) -> dict[str, float]:
+        """Objective, multiplier and discrepancy; those of the levels, where they are a dual point.
+
+        At levels that are best for the smoothed losses the bound of the exact ones is above their
+        worst case by the second order of the smoothing.
+        """
+        losses, ridge, levels = (
+            self.exact(state.u),
+            0.5 * float(self.ridge @ state.z**2),
+            self.levels,
+        )
+        if exact or not isinstance(levels, Priced):
+            dual = self.bound.dual(losses)
+            value, penalty, spent = dual.value, dual.penalty, dual.radius
+        else:
+            losses, ambiguity = self._means(losses), levels.ambiguity
+            penalty = float(state.p[1] if levels.ball else ambiguity.penalty)
+            bounds = ambiguity.bounds_at(losses, penalty, float(state.p[0]))
+            value, q = float(levels.weights @ bounds), state.terms.detail.rise.density
+            spent = (float(levels.weights @ (q * losses)) - value) / penalty
+            spent += float(ambiguity.radius) if levels.ball else 0.0
+        return {"robust_risk": value + ridge, "penalty": penalty, "transport_cost": spent}
 
     # The bound ----------------------------------------------------------------------------------
 
-    def bias(self, state: Iterate) -> float:
+    def bias(self, state: State) -> float:
         """Value minus the dual value of the duals, as if they were balanced."""
         detail: _Detail = state.terms.detail
         q = _total(detail.rise.parts)
@@ -234,10 +241,9 @@ class Reweighted:
         dual = self._masses(q) @ (s * state.u + least) - self.levels.price(q)
         return max(float(state.terms.value - dual - 0.5 * self.ridge @ state.z**2), 0.0)
 
-    def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
-        """Exact objective, and the bound of repaired duals."""
-        lower = self._lower(state, need)
-        return state.row["robust_risk"], max(lower, self._trivial())
+    def lower(self, state: State, need: float) -> float:
+        """The bound of repaired duals, or of the losses alone."""
+        return max(self._repaired(state, need), self._trivial())
 
     def _trivial(self) -> float:
         """The mean of the losses' infima: no model is better on any row."""
@@ -251,9 +257,9 @@ class Reweighted:
     def _clipped(self, s: np.ndarray) -> np.ndarray:
         return np.clip(s, *self.loss.domain(self.rows.y))
 
-    def _lower(self, state: Iterate, need: float) -> float:
+    def _repaired(self, state: State, need: float) -> float:
         """The best bound of a few Newton steps on (s, q) towards balance, inside their domains."""
-        rows, levels, k = self.rows, self.levels, state.p.size
+        rows, levels = self.rows, self.levels
         detail: _Detail = state.terms.detail
         low, high = self.loss.domain(rows.y)
         s, bend = np.clip(detail.loss.dual_slope, low, high), detail.loss.second.copy()
@@ -264,21 +270,20 @@ class Reweighted:
             for part in detail.rise.parts
         ]
         want, size = -self.ridge * state.z, rows.size
-        free = np.append(rows.free, np.ones(k, dtype=bool))
         best, left = -math.inf, math.inf
         for step in range(_REPAIRS):
             q = _total(parts)
-            best = max(best, self._bound(state, q, s))
-            if best >= need:
+            before, best = best, max(best, self._bound(state, q, s))
+            # Balanced, it is what it is.
+            if best >= need or (before > -math.inf and best - before <= 1e-3 * (need - best)):
                 return best
             lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
             residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
-            before, left = left, float(np.abs(residual[free]).max(initial=0.0))
+            before, left = left, float(np.abs(residual).max(initial=0.0))
             if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
             system = self._repair(parts, s, bend, state.terms.Hpp)
-            move = np.zeros(size + k)
-            move[free] = solve_symmetric(system[np.ix_(free, free)], -residual[free])
+            move = solve_symmetric(system, -residual)
             du = rows.predict(move[:size])
             rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
             s, bend = _within(s, s + bend * du, low, high, bend)
@@ -308,7 +313,7 @@ class Reweighted:
         system[size:, size:] = self.levels.response(parts, Hpp)
         return system
 
-    def _bound(self, state: Iterate, q: np.ndarray, s: np.ndarray) -> float:
+    def _bound(self, state: State, q: np.ndarray, s: np.ndarray) -> float:
         """The bound of a density and slopes, -inf where they are not balanced.
 
         Thinning (slope 0 for a share of all mass) keeps the balance and makes q one of the set's.

@@ -29,13 +29,12 @@ from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
 from drojko.minimax.limits import Limits
-from drojko.minimax.many_rows import fit_many
-from drojko.minimax.newton import Start, fit
+from drojko.minimax.many_rows import EACH, LEAST, fit_many
+from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.passes import ReweightedPasses
-from drojko.minimax.row_objective import LinearFit
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP
 from drojko.rows import Rows
@@ -100,9 +99,10 @@ def solve_linear(
         first = np.stack([rows.inward(coef, float(b)) for coef, b in pairs])
     task = _Task(rows, loss, bound, alpha, limits, report, n_outputs)
     proven = loss.convex and n_outputs == 1 and hasattr(bound, "levels")
-    many = _many_rows(task) if proven else None
-    if many is not None:
-        return many
+    if proven and rows.n >= max(LEAST, EACH * rows.size):
+        many = _many_rows(task)
+        if many is not None:
+            return many
     if proven and rows.size <= WIDE:
         return _newton(task, Start(first[0]) if first is not None and warm else None)
     found, z = _quasi_newton(task, first, warm)
@@ -274,9 +274,6 @@ class _Run(LBFGSRun):
 
     task: _Task = None  # type: ignore[assignment]
 
-    def start(self) -> np.ndarray:
-        return self.best_point
-
     def begin(self, first: np.ndarray | None, warm: bool) -> np.ndarray:
         """The first point, and the units there."""
         self.rows, self.loss, self.bound = self.task.rows, self.task.loss, self.task.bound
@@ -316,9 +313,6 @@ class _Run(LBFGSRun):
 
     def bounds(self) -> list[tuple[float | None, float | None]]:
         return self.free()
-
-    def penalty_of(self, point: np.ndarray) -> float:
-        return self.multiplier
 
     def model(self, point: np.ndarray) -> tuple[Any, Any]:
         """Coefficients and intercepts of the outputs."""

@@ -39,7 +39,7 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.losses import Loss
 from drojko.losses.tilts import Tilted
 from drojko.minimax.limits import Limits
-from drojko.minimax.row_objective import Iterate
+from drojko.minimax.newton import State
 from drojko.minimax.transport.bound import balance, pinned_columns
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.linear import Callback, LinearProblem, RidgeSolution, solve_ridge
@@ -345,7 +345,7 @@ class SinkhornRows(NormObjective):
             out.pp = epsilon**2 * float(w @ tt)
         return out
 
-    def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
+    def lower(self, state: State, need: float) -> float:
         """From tangents near the iterate; 0 if nothing better was proven."""
         at, s, lam, eta = state.terms.detail[1].plan
         rows, ground, radius, u, best = self.rows, self.ground, self.budget, state.u, 0.0
@@ -387,7 +387,7 @@ class SinkhornRows(NormObjective):
             if found is None:
                 break
             at, eta = found
-        return state.row["robust_risk"], best
+        return best
 
 
 def _held(ground: Ground, c: np.ndarray, strength: float) -> tuple[float, float]:

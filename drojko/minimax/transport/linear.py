@@ -26,8 +26,7 @@ from drojko._driver import Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import LEAST, fit_many
-from drojko.minimax.newton import fit
-from drojko.minimax.row_objective import ROUNDING, LinearFit, relative_gap
+from drojko.minimax.newton import ROUNDING, LinearFit, fit, relative_gap
 from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, RidgeData
 from drojko.minimax.transport.many_rows import Transported

@@ -26,8 +26,7 @@ import torch
 from drojko.exceptions import UnsupportedError
 from drojko.losses import Loss
 from drojko.losses.jets import jet, kinks
-from drojko.minimax.newton import solve_symmetric
-from drojko.minimax.row_objective import Iterate, Terms
+from drojko.minimax.newton import State, Terms, solve_symmetric
 from drojko.minimax.transport.bound import lower_bound, plan_of
 from drojko.minimax.transport.data import Ground, blocks
 from drojko.minimax.transport.risk import spend
@@ -95,7 +94,6 @@ class NormObjective(ABC):
         self.unit = self.rate = 1.0
         self.near, self.mu = True, math.nan  # whether the vertex is smoothed, last for which mu
         self.first: tuple[np.ndarray, float | None] | None = None
-        self.lost = False  # whether p belongs to another z
 
     def begin(self, z: np.ndarray, lam: float | None, share: float) -> None:
         """Start at z and, if known, lambda, with mu a share of the unit."""
@@ -217,26 +215,20 @@ class NormObjective(ABC):
         Hzp = (rate * s.np * pull)[:, None]
         return Terms(value, s.u, s.uu, gz, Hz, gp, Hpp, hup, Hzp, s.records, (u, s))
 
-    def tidy(
-        self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float, refused: bool = False
-    ) -> np.ndarray:
-        """The price inside the domain; the best one where the line search refused it."""
+    def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """The price inside the domain."""
         if mu != self.mu:
             self.mu, self.near = mu, self._close(z, mu)
-        if p.size and (refused or self.lost):
-            self.lost = False
-            return self.multiplier(z, mu, self.price(p, self.square(z, mu)))
         if p.size and self.loss.growth:
             least = self.loss.growth * self.square(z, mu) / self.rate
             return np.maximum(p, least * (1.0 + 1e-6))
         return p
 
-    def restart(self, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """The price as it is: `tidy` finds the one of its z."""
-        self.lost = True
-        return p
+    def restart(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
+        """About the best price."""
+        return self.multiplier(z, mu, self.price(p, self.square(z, mu)))
 
-    def accepted(self, state: Iterate) -> bool:
+    def accepted(self, state: State) -> bool:
         """Away from the vertex, where N is large, there is nothing to smooth."""
         before, self.near = self.near, self._close(state.z, state.mu)
         return self.near != before
@@ -244,11 +236,11 @@ class NormObjective(ABC):
     def _close(self, z: np.ndarray, mu: float) -> bool:
         return self.width(mu) ** 2 > _FAR * self.ground.square(z)
 
-    def bias(self, state: Iterate) -> float:
+    def bias(self, state: State) -> float:
         """What kinks and vertex cost."""
         return state.terms.detail[1].bias
 
-    def unbounded(self, state: Iterate) -> str | None:
+    def unbounded(self, state: State) -> str | None:
         """Whether logistic risk falls to zero along a ray: its minimum is not attained."""
         if self.loss.attained:
             return None
@@ -261,15 +253,15 @@ class NormObjective(ABC):
         apart = ((2.0 * y - 1.0) * state.u > 0) | (w == 0)
         return _SEPARABLE if bool(apart.all()) else None
 
-    def record(self, state: Iterate) -> dict[str, float]:
+    def record(self, state: State, exact: bool = False) -> dict[str, float]:
         """The exact objective at this price, of which the smoothed one is an upper bound."""
         square, detail = self.ground.square(state.z), state.terms.detail
         sums = detail[1] if detail is not None and detail[0] is state.u else None
-        value, exact = state.terms.value, sums
+        value, found = state.terms.value, sums
         if sums is None or sums.bias > 0.0:
-            exact = self.sums(Point(state.u, square, self._level(state.p)))
-            value = math.inf if exact is None else exact.value + self.ground.decay(state.z)
-        spent = sums or exact
+            found = self.sums(Point(state.u, square, self._level(state.p)))
+            value = math.inf if found is None else found.value + self.ground.decay(state.z)
+        spent = sums or found
         return {
             "robust_risk": value,
             "penalty": self.price(state.p, square),
@@ -384,7 +376,7 @@ class TransportRows(NormObjective):
             out.pp = max(pp, 0.1 * self.budget / lam)
         return out
 
-    def accepted(self, state: Iterate) -> bool:
+    def accepted(self, state: State) -> bool:
         """Kinks appear where the worst case of a smooth loss turns convex, and disappear."""
         before, sigma = self.smooth, state.terms.detail[1].plan[0]
         self.smooth = not self.flips and self.loss.kink_free(sigma)
@@ -392,7 +384,7 @@ class TransportRows(NormObjective):
             self.smooth &= state.mu < _STRAIGHT * self.unit
         return super().accepted(state) or self.smooth != before
 
-    def bounds(self, state: Iterate, need: float) -> tuple[float, float]:
+    def lower(self, state: State, need: float) -> float:
         """From the worst case; the smoothed one knows how ties are to be split."""
         sigma, mu, price, duals = state.terms.detail[1].plan
         best = 0.0
@@ -402,4 +394,4 @@ class TransportRows(NormObjective):
                 plan = plan_of(self.rows, self.loss, state.u, sigma, width, price, split)
                 found = lower_bound(self.rows, self.loss, self.ground, plan, state.z, need)
                 best = max(best, found)
-        return state.row["robust_risk"], best
+        return best

@@ -112,7 +112,7 @@ def test_no_bound_exceeds_the_minimum(seed, ambiguity, loss, alpha, scale, weigh
         state = solver.step(state)
         upper = min(upper, state.upper)
         if o.unit > 1e-280 and state.terms.detail is not None:
-            lower.append(o.bounds(state, math.inf)[1])
+            lower.append(o.lower(state, math.inf))
         if state.ended is not None:
             break
     assert max(lower, default=-math.inf) <= upper + 1e-13 * o.unit
