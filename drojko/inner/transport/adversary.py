@@ -255,8 +255,9 @@ class Adversary:
         objective, q = self.objective, batch.q0
         f, whole, kappa = self._line(batch)
         if kappa < math.inf:
-            shift = objective.loss.shift(f, batch.y, kappa) * (kappa / objective.strength)
-            q = q + shift.unsqueeze(1) * objective.coordinates.pull(whole)
+            direction = objective.coordinates.pull(whole)
+            shift = objective.loss.shift(f, batch.y, kappa)
+            q = q + shift.unsqueeze(1) * (direction / float(direction.square().sum()))
         value, gradient = objective.value_and_gradient(batch, q)
         return Ascent(q, value, gradient)
 
