@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
-from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.scaling import floats
+from drojko.ambiguity.duals.scaling import floats, masses
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 
@@ -157,25 +156,16 @@ class BoundGroup:
             )
         self.ambiguity = ambiguity
         self.members, self.names = membership(groups)
-        n = len(self.members)
-        mass = np.ones(n) if weights is None else floats(weights, "weights")
-        if mass.shape != (n,):
-            raise InvalidDataError(
-                f"groups has {n} rows and weights has shape {mass.shape}; expected one of each per "
-                "row"
-            )
-        if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
-            raise InvalidDataError("weights must be finite and >= 0, and positive somewhere")
-        mass = mass / mass.max()  # first: the sum of huge weights overflows
+        mass = masses(weights, len(self.members))
         self.weights = mass / mass.sum()
-        masses = self.weights @ self.members
-        if not (masses > 0).all():
-            empty = self.names[int(masses.argmin())]
+        mass = self.weights @ self.members
+        if not (mass > 0).all():
+            empty = self.names[int(mass.argmin())]
             raise InvalidDataError(
                 f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
             )
-        self._density = self.members / masses  # dP_g/dP0 of the rows
-        self.shares = masses / masses.sum()
+        self._density = self.members / mass  # dP_g/dP0 of the rows
+        self.shares = mass / mass.sum()
 
     @property
     def of_shares(self) -> TotalVariation:

@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 
 from drojko.ambiguity.duals.scaling import Sample, Worst
 
-__all__ = ["ball", "inverse", "priced"]
+__all__ = ["ball", "priced"]
 
 #: Log of the least multiplier, in units of the spread: its worst case is that of every larger ball.
 _LEAST = math.log(1e-10)
@@ -49,10 +49,7 @@ def priced(family: Any, sample: Sample, penalty: float) -> Worst:
 
 
 def ball(family: Any, sample: Sample, radius: float) -> Worst:
-    """Solution of the radius form, 0 < radius."""
-    largest = family.radius_of_maximum(sample.top_mass)
-    if radius >= largest:
-        return sample.maximum(0.0, largest)
+    """Solution of the radius form, 0 < radius < that of the maximum."""
 
     def missing(log_penalty: float) -> float:
         spent = priced(family, sample, math.exp(log_penalty)).radius
@@ -77,17 +74,3 @@ def ball(family: Any, sample: Sample, radius: float) -> Worst:
         worst.ratio,
         min(worst.radius, radius),
     )
-
-
-def inverse(family: Any, ratio: np.ndarray) -> np.ndarray:
-    """The t at which f*' is ``ratio`` > 0, by halving."""
-    wanted = np.log(ratio)
-    low, high = np.full(ratio.shape, -1.0), np.full(ratio.shape, 1.0)
-    for _ in range(60):
-        low = np.where(family.log_ratio(low) > wanted, 2.0 * low, low)
-        high = np.where(family.log_ratio(high) < wanted, 2.0 * high, high)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        above = family.log_ratio(middle) > wanted
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return 0.5 * (low + high)
