@@ -12,7 +12,7 @@ from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
-from drojko.ambiguity.ground.categories import one_hot_groups
+from drojko.ambiguity.ground.columns import one_hot_groups
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.ambiguity.group import BoundGroup, Group, GroupDual
 from drojko.ambiguity.kl import KL

@@ -444,8 +444,9 @@ def _share(discrepancy: Any, radius: float) -> float:
     if discrepancy(linear) >= radius * (1.0 - 1e-11):
         return linear * (1.0 - 1e-13)
 
-    def over(t: float) -> float:
-        return math.sqrt(max(discrepancy(t), 0.0) / radius) - 1.0
+    def over(t: float) -> float:  # nearly linear; infinite beyond what the set allows
+        return min(math.sqrt(max(discrepancy(t), 0.0) / radius), 1e9) - 1.0
 
-    t = root(over, math.sqrt(linear), slope=1.0 / math.sqrt(linear), low=linear, high=1.0)
+    start = math.sqrt(linear) or 0.5
+    t = root(over, start, slope=1.0 / start, low=linear, high=1.0, tol=1e-11)
     return t * min(1.0, radius * (1.0 - 1e-13) / discrepancy(t))  # by convexity inside

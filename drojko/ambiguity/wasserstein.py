@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.ground.categories import resolve_categories
-from drojko.ambiguity.ground.columns import Columns, resolve_bounds, resolve_weights
+from drojko.ambiguity.ground.columns import (
+    Columns,
+    resolve_bounds,
+    resolve_categories,
+    resolve_weights,
+)
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.exceptions import InvalidDataError, UnsupportedError
 

@@ -12,9 +12,8 @@ from torch.nn.functional import one_hot
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses.base import Loss
-from drojko.losses.moves import best_class_move, fixed_points
+from drojko.losses.moves import best_class_move, fixed_points, radial_supremum
 from drojko.losses.pieces import LogSumExp, Response, Smooth
-from drojko.losses.radial import radial_supremum
 
 __all__ = ["CrammerSinger", "Softmax"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity.ground.categories import Categories, Known
+from drojko.ambiguity.ground.columns import Categories, Known
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["GroundCost"]
