@@ -88,9 +88,6 @@ class CVaR(DensityRatioSet):
         """The largest ratio, minus 1."""
         return max(float(ratio[weights > 0].max()) - 1.0, 0.0)
 
-    def radius_of_maximum(self, mass: float) -> float:
-        return max(1.0 / mass - 1.0, 0.0)
-
     @property
     def curvature(self) -> None:
         """None: the ratio is capped, not bent."""

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import entr
 
-from drojko._numerics import root
-from drojko.losses.smoothing import Kink
+from drojko._numerics import Kink, root
 
 __all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
 
@@ -226,14 +225,6 @@ class Plain(Levels):
         part = Part(one, zero, none, 1.0, 0, None)
         mean = float(self.weights @ losses)
         return Rise(mean, one, zero, none, np.zeros(0), np.zeros((0, 0)), (part,), {})
-
-    def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
-        """The density 1."""
-        return np.ones_like(q), 0.0
-
-    def price(self, q: np.ndarray) -> float:
-        """Nothing."""
-        return 0.0
 
 
 class Priced(Levels):

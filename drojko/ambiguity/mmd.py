@@ -12,7 +12,7 @@ import torch
 
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
-from drojko.ambiguity.duals.scaling import floats, masses
+from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
 from drojko.ambiguity.duals.simplex_qp import Iterate, solve
 from drojko.exceptions import InvalidDataError
 
@@ -409,12 +409,7 @@ class BoundMMD:
 
     def _losses(self, losses: Any) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Return losses by row and by point, the latter as centre + unit * points."""
-        values = floats(losses, "losses")
-        if values.shape != self.weights.shape or not np.isfinite(values).all():
-            raise InvalidDataError(
-                f"losses must be {len(self.weights)} finite numbers, one per point; got shape "
-                f"{values.shape}"
-            )
+        values = finite_losses(losses, len(self.weights))
         points = np.full(self._w.size, -np.inf)
         np.maximum.at(points, self._point, values[self._kept])
         centre = float(self._w @ points)

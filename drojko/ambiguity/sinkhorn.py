@@ -91,9 +91,7 @@ class Sinkhorn(AmbiguitySet):
     def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> GroundCost:
         """Return the ground cost for data with these columns; see `AmbiguitySet.resolve`."""
         columns = Columns(n_features, feature_names)
-        weights = resolve_weights(self.weights, columns)
-        if self.immutable is not None:
-            weights[columns.selection("immutable", self.immutable)] = np.inf
+        weights, _ = resolve_weights(self.weights, self.immutable, columns)
         return GroundCost(weights, None, None, columns.names)
 
     def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:

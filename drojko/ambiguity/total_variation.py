@@ -75,9 +75,6 @@ class TotalVariation(DensityRatioSet):
         """Half the mean of |ratio - 1|."""
         return 0.5 * float(weights @ np.abs(ratio - 1.0))
 
-    def radius_of_maximum(self, mass: float) -> float:
-        return max(1.0 - mass, 0.0)
-
     def _nominal(self, sample: Sample) -> Worst:
         slope = float(sample.h[-1])
         return Worst(0.0, slope, sample.top - slope / 2.0, None, 0.0)

@@ -15,7 +15,6 @@ from drojko.losses.base import Loss, sign
 from drojko.losses.jets import Jet, even_logistic_root, logistic_jet, logistic_shift
 from drojko.losses.multiclass import CrammerSinger, Softmax
 from drojko.losses.pieces import Response, Softplus, margins
-from drojko.losses.smoothing import Smoothed
 from drojko.losses.tilts import Tilted, flip, logistic_tilt
 from drojko.losses.two_lines import TwoLines
 
@@ -54,18 +53,13 @@ class Logistic(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.sigmoid(f) * torch.sigmoid(-f)
 
-    def smoothed(
-        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
-    ) -> Smoothed:
-        """The loss itself."""
+    def line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         s = 2.0 * y - 1.0
         m = s * f
         p = expit(-m)
-        slope = -s * p
-        return Smoothed(np.logaddexp(0.0, -m), slope, p * (1.0 - p), slope)
+        return np.logaddexp(0.0, -m), -s * p, p * (1.0 - p)
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """The entropy of a coin with probability |slope|."""
         p = np.clip(np.abs(slope), 0.0, 1.0)
         return entr(p) + entr(1.0 - p)
 

@@ -303,9 +303,7 @@ def logistic_jet(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np
         p = 1.0 / (1.0 + np.exp(np.minimum(m, 700.0)))
         value = np.maximum(-m, 0.0) + np.log1p(np.exp(-np.abs(m)))
         curve = p * (1.0 - p)
-        out = Jet(value, -s * p, p * p, uu=curve, us=-s * 2.0 * p * curve)
-        out.ss, out.curve_s, out.atoms = 4.0 * p * p * curve, p * p, [Atom(1.0, -s * p)]
-        return out
+        return _one(value, -s * p, curve)
     mu = _width(mu, sigma > 0.5, dual)
     kappa = 0.25 / sigma
     x = sigma - m

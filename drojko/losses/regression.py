@@ -49,18 +49,13 @@ class Squared(Loss):
     def worst_jet(
         self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
     ) -> Jet:
-        """(f - y)² / (1 - 4 sigma)."""
         return square_jet(u - y, sigma)
 
-    def smoothed(
-        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
-    ) -> Smoothed:
-        """The loss itself."""
+    def line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r = f - y
-        return Smoothed(r * r, 2.0 * r, np.full_like(r, 2.0), 2.0 * r)
+        return r * r, 2.0 * r, np.full_like(r, 2.0)
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """Return -s^2 / 4 - s y."""
         return -(0.25 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
@@ -202,7 +197,6 @@ class Huber(Loss):
         return Smoothed(value, slope, second, slope)
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """Return -s^2 / 2 - s y."""
         return -(0.5 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:

@@ -287,19 +287,36 @@ def _trimmed(f, s, eta, low, high):
 
 def logistic_moments(f: np.ndarray, s: float, eta: float):
     """Log mass, mean (3, n), cov (6, n) and bend (3, n) of softplus(f + s g)."""
-    n = len(f)
-    out = np.empty(n), np.empty((3, n)), np.empty((6, n)), np.empty((3, n))
     step = logistic_step(s)
     low, count = logistic_windows(f, s, eta, step)
     count = -(-count // _ROUND) * _ROUND if count.min() < count.max() else count
-    for size in np.unique(count):
-        rows = np.flatnonzero(count == size)
+
+    def block(part):
+        size = count[part[0]]
         local = (np.arange(size) - 0.5 * size) * (step / s)
-        for part in np.array_split(rows, -(-len(rows) * int(size) // _BLOCK)):
-            found = _logistic_block(f[part], low[part] / s, local, s, eta)
-            for whole, piece in zip(out, found):
+        return _logistic_block(f[part], low[part] / s, local, s, eta)
+
+    sizes = np.unique(count).tolist()
+    return _by_blocks(block, [(np.flatnonzero(count == size), size) for size in sizes])
+
+
+def _by_blocks(block, rows):
+    """Log mass, mean, cov and bend of ``block(part)`` for parts of (rows, nodes of each)."""
+    n = sum(len(each) for each, _ in rows)
+    out = np.empty(n), np.empty((3, n)), np.empty((6, n)), np.empty((3, n))
+    for each, size in rows:
+        for part in np.array_split(each, -(-len(each) * size // _BLOCK)):
+            for whole, piece in zip(out, block(part)):
                 whole[..., part] = piece
     return out
+
+
+def _softplus(x):
+    """Value and two derivatives of log(1 + e^x)."""
+    small = np.exp(-np.abs(x))
+    inverse = 1.0 / (1.0 + small)
+    slope = np.where(x >= 0.0, inverse, small * inverse)
+    return np.maximum(x, 0.0) + np.log1p(small), slope, small * inverse * inverse
 
 
 def _logistic_block(f, left, local, s, eta):
@@ -308,12 +325,7 @@ def _logistic_block(f, left, local, s, eta):
     if g.ndim == 1:
         g = local + centre[0]
     weight = -0.5 * g * g + math.log((local[1] - local[0]) / math.sqrt(2.0 * math.pi))
-    x = s * g + f[:, None]
-    small = np.exp(-np.abs(x))
-    loss = np.maximum(x, 0.0) + np.log1p(small)
-    inverse = 1.0 / (1.0 + small)
-    slope = np.where(x >= 0.0, inverse, small * inverse)
-    second = small * inverse * inverse
+    loss, slope, second = _softplus(s * g + f[:, None])
     local, centre = (g, None) if g.ndim == 1 else (np.broadcast_to(local, g.shape), centre)
     return _moments(weight, slope, local, loss, second, eta, eta * s < 0.5, centre)
 
@@ -375,22 +387,14 @@ def logistic_middle(f: np.ndarray, s: float, eta: float):
     centres = -FAR + half * (2.0 * np.arange(_PANELS) + 1.0)
     x = (centres[:, None] + half * _POINTS[0]).ravel()
     log_width = np.log(half * np.tile(_POINTS[1], _PANELS) / (s * math.sqrt(2.0 * math.pi)))
-    small = np.exp(-np.abs(x))
-    loss = np.maximum(x, 0.0) + np.log1p(small)
-    slope = np.where(x >= 0.0, 1.0, small) / (1.0 + small)
-    second = small / (1.0 + small) ** 2
-    n = len(f)
-    out = np.empty(n), np.empty((3, n)), np.empty((6, n)), np.empty((3, n))
-    for part in np.array_split(np.arange(n), -(-n * len(x) // _BLOCK)):
+    derivatives = _softplus(x)
+
+    def block(part):
         g = (x - f[part, None]) / s
-        shape = g.shape
-        found = _moments(
-            log_width - 0.5 * g * g, np.broadcast_to(slope, shape), g,
-            np.broadcast_to(loss, shape), np.broadcast_to(second, shape), eta, False,
-        )  # fmt: skip
-        for whole, piece in zip(out, found):
-            whole[..., part] = piece
-    return out
+        loss, slope, second = (np.broadcast_to(each, g.shape) for each in derivatives)
+        return _moments(log_width - 0.5 * g * g, slope, g, loss, second, eta, False)
+
+    return _by_blocks(block, [(np.arange(len(f)), len(x))])
 
 
 def huber_inside(r: np.ndarray, s: float, eta: float, delta: float):

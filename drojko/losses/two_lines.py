@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import Kink
 from drojko.losses.base import Loss, either
 from drojko.losses.jets import Jet, lines_jet
-from drojko.losses.smoothing import Kink, Smoothed
+from drojko.losses.smoothing import Smoothed
 from drojko.losses.tilts import Tilted, flip, gentle, kinked_tilt
 
 __all__ = ["TwoLines"]

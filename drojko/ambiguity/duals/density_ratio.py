@@ -8,10 +8,9 @@ import numpy as np
 
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
-from drojko.ambiguity.duals import conjugate as by_conjugate
-from drojko.ambiguity.duals.power import Family
-from drojko.ambiguity.duals.scaling import Sample, Worst, floats, masses
+from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses
 from drojko.ambiguity.duals.smoothed import divergence
+from drojko.ambiguity.duals.solvers import ByConjugate, Family
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["DensityRatioSet", "Reweighting"]
@@ -31,7 +30,7 @@ class DensityRatioSet(AmbiguitySet):
 
     A subclass offers three formulas, on arrays, of a convex f with f(1) = f'(1) = 0 that grows
     faster than any line: `discrepancy`, `conjugate` and `log_ratio`. Everything else follows from
-    them by scalar equations (`drojko.ambiguity.duals.conjugate`); the sets of this package have
+    them by scalar equations (`drojko.ambiguity.duals.solvers`); the sets of this package have
     faster ones of their own.
 
     Parameters
@@ -367,19 +366,17 @@ class DensityRatioSet(AmbiguitySet):
         largest = self.radius_of_maximum(sample.top_mass)
         if radius >= largest:
             return sample.maximum(0.0, largest)
-        if self.divergence is None:
-            return by_conjugate.ball(self, sample, radius)
-        return Family(sample, self.divergence).ball(radius)
+        return self._solver(sample).ball(radius)
 
     def _penalised(self, sample: Sample, penalty: float) -> Worst:
-        if self.divergence is None:
-            return by_conjugate.priced(self, sample, penalty)
-        return Family(sample, self.divergence).priced(penalty)
+        return self._solver(sample).priced(penalty)
 
     def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
-        if self.divergence is not None:
-            return Family(sample, self.divergence).path(radii)
-        return np.array([self._ball(sample, r).excess if r > 0 else 0.0 for r in radii.tolist()])
+        return self._solver(sample).path(radii)
+
+    def _solver(self, sample: Sample) -> Family | ByConjugate:
+        known = self.divergence
+        return ByConjugate(sample, self) if known is None else Family(sample, known)
 
     def radius_of_maximum(self, mass: float) -> float:
         """Return the discrepancy of P0 given an event of this mass: from there on, the maximum."""
@@ -448,9 +445,7 @@ class Reweighting:
             and never above it. Divergences keep their multiplier above ``smoothing / radius``;
             total variation and CVaR get an entropy.
         """
-        values = floats(losses, "losses")
-        if values.shape != self.weights.shape or not np.isfinite(values).all():
-            raise InvalidDataError(f"losses must be {len(self.weights)} finite numbers")
+        values = finite_losses(losses, len(self.weights))
         if smoothing > 0.0:
             return self.ambiguity._smoothed(self, values, float(smoothing))
         return self.ambiguity.dual(values, self.weights)  # which a set of one's own may override

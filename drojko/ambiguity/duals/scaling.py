@@ -12,7 +12,17 @@ import torch
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Sample", "Tilt", "Worst", "centred", "cumulate", "floats", "level", "masses"]
+__all__ = [
+    "Sample",
+    "Tilt",
+    "Worst",
+    "centred",
+    "cumulate",
+    "finite_losses",
+    "floats",
+    "level",
+    "masses",
+]
 
 _PLAIN = 4096  # numbers that are summed up one after the other
 _BLOCK = 512  # losses of a block, which a tilt treats as one where it varies little over it
@@ -29,6 +39,16 @@ def floats(values: Any, name: str) -> np.ndarray:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise InvalidDataError(f"{name} must be numbers; got {type(values).__name__}") from None
+
+
+def finite_losses(losses: Any, n: int) -> np.ndarray:
+    """Return the losses of n rows as numbers."""
+    values = floats(losses, "losses")
+    if values.shape != (n,) or not np.isfinite(values).all():
+        raise InvalidDataError(
+            f"losses must be {n} finite numbers, one per row; got shape {values.shape}"
+        )
+    return values
 
 
 def masses(weights: Any, n: int) -> np.ndarray:

@@ -80,8 +80,11 @@ class Columns:
         return str(column) if self.names is None else repr(self.names[column])
 
 
-def resolve_weights(given: Any, columns: Columns) -> np.ndarray:
-    """Return positive weights of shape (d,) from None, a number, numbers or a dict."""
+def resolve_weights(given: Any, immutable: Any, columns: Columns) -> tuple[np.ndarray, list[int]]:
+    """Return positive weights of shape (d,) from None, a number, numbers or a dict.
+
+    Those of ``immutable`` columns are infinite; which ones these are is returned, too.
+    """
     weights = np.ones(columns.n)
     if isinstance(given, Mapping):
         for key, value in given.items():
@@ -101,7 +104,9 @@ def resolve_weights(given: Any, columns: Columns) -> np.ndarray:
             f"weights: column {columns.label(column)} has weight {weights[column]:g}; weights must "
             "be positive (infinity makes a column immutable)"
         )
-    return weights
+    fixed = [] if immutable is None else columns.selection("immutable", immutable)
+    weights[fixed] = np.inf
+    return weights, fixed
 
 
 def resolve_bounds(

@@ -12,7 +12,7 @@ from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.refinement import DENSE, Refinement, fresh, polish, warm
 from drojko.transport.icnn import ICNN
-from drojko.transport.stochastic_jet import Probes
+from drojko.transport.jet import Probes
 
 __all__ = ["ICNNScheme"]
 

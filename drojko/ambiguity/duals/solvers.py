@@ -1,22 +1,34 @@
-"""The worst cases of the power divergences: tilts of the sample, found by a scalar equation."""
+r"""The worst cases of divergences: power divergences by tilts, any other from its conjugate.
+
+.. math:: E_0\,(f^*)'\left(\frac{\ell - \eta}{\lambda}\right) = 1, \qquad
+          E_0\,f(q) = E_0\,[t q - f^*(t)] = r, \qquad
+          t = \frac{\ell - \eta}{\lambda},\; q = (f^*)'(t)
+
+The left-hand sides fall in eta and, along its solution, in lambda. Whatever lambda is, eta +
+lambda r + lambda E f*(t) is an upper bound.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from drojko._numerics import root
 from drojko.ambiguity.divergence import Divergence
 from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level
 
-__all__ = ["Family"]
+__all__ = ["ByConjugate", "Family"]
 
 #: Tilts x so small that the next term of an expansion, of relative size x, changes the value by
 #: x^2 of its distance from the mean.
 _TINY = 1e-8
 _LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
+#: Log of the least multiplier, in units of the spread: its worst case is that of every larger ball.
+_LEAST = math.log(1e-10)
 _STEPS = [4e-16 * 4.0**i for i in range(12)]  # relative ones, from rounding to 2e-9
 
 
@@ -195,6 +207,53 @@ class Family:
 
         u = penalty / abs(self.k - 1.0)
         return root(missing, -math.log(max(u - self.gap, 0.1 * u)), slope=1.0)
+
+
+class ByConjugate:
+    """The worst cases of one sample under a set that offers f* and log f*'."""
+
+    def __init__(self, sample: Sample, ambiguity: Any):
+        self.sample, self.ambiguity = sample, ambiguity
+
+    def priced(self, penalty: float) -> Worst:
+        """The worst case at a price in the units of the sample."""
+        sample, ambiguity = self.sample, self.ambiguity
+
+        def ratio_at(shift: float) -> np.ndarray:
+            with np.errstate(over="ignore", divide="ignore"):
+                return np.exp(ambiguity.log_ratio((sample.y - shift) / penalty))
+
+        def excess(shift: float) -> float:
+            return min(float(sample.w @ np.minimum(ratio_at(shift), 1e300)) - 1.0, 1e6)
+
+        low, high = float(sample.y[-1]), sample.top  # all ratios at least, at most f*'(0) = 1
+        shift: Any = high
+        if excess(high) < 0.0 < excess(low):
+            shift = brentq(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=200)
+        t = (sample.y - shift) / penalty
+        ratio, conjugate = ratio_at(shift), ambiguity.conjugate(t)
+        spent = float(sample.w @ (np.where(ratio > 0, t * ratio, 0.0) - conjugate))
+        value = shift + penalty * float(sample.w @ conjugate)
+        return Worst(value, penalty, shift, ratio / float(sample.w @ ratio), max(spent, 0.0))
+
+    def ball(self, radius: float) -> Worst:
+        """The worst case of a radius below that of the maximum."""
+        # Small radii: spent = deviation^2 / (2 curvature penalty^2).
+        curvature = self.ambiguity.curvature or 1.0
+        start = max(self.sample.deviation / math.sqrt(2.0 * curvature * radius), 1e-100)
+
+        def missing(t: float) -> float:
+            return math.log(max(self.priced(math.exp(-t)).radius, 1e-300) / radius)
+
+        t = root(missing, -math.log(start), slope=2.0, low=-300.0, high=-_LEAST)
+        worst = self.priced(math.exp(-t))
+        value = worst.excess + worst.penalty * radius
+        return replace(worst, excess=value, radius=min(worst.radius, radius))
+
+    def path(self, radii: np.ndarray) -> np.ndarray:
+        """The values of many radii."""
+        ball = self.ambiguity._ball
+        return np.array([ball(self.sample, r).excess if r > 0 else 0.0 for r in radii.tolist()])
 
 
 def _distance(t: float) -> float:
