@@ -86,16 +86,16 @@ class Family:
     """
 
     def __init__(self, sample: Sample, divergence: Divergence):
-        k = divergence.order
-        self.sample, self.divergence, self.k = sample, divergence, k
+        k, self.unit = divergence.order, divergence.curvature  # of D in that of phi_k
+        self.sample, self.divergence, self.k = sample, replace(divergence, curvature=1.0), k
         self.power = 1.0 / (k - 1.0) if k != 1.0 else math.inf
         self.sign = math.copysign(1.0, k - 1.0)
         self.gap = float(sample.h[sample.n_top]) if k > 1 else 0.0
-        self.largest = divergence.of_event(sample.top_mass)
+        self.largest = self.divergence.of_event(sample.top_mass)
 
     def ball(self, radius: float) -> Worst:
         """The worst case of a radius below that of the maximum."""
-        sample = self.sample
+        sample, radius = self.sample, radius / self.unit
         start = self.start(radius) if sample.hint is None else sample.hint
         sample.hint = self.solve(radius, start)
         distance = _distance(sample.hint)
@@ -111,31 +111,32 @@ class Family:
                 inner, outer = pair if error < 0 else pair[::-1]
                 ratio = self.mix(inner, outer, radius)
                 break
-        return Worst(point.bound(radius), math.exp(point.log_penalty), point.shift, ratio, radius)
+        penalty = math.exp(point.log_penalty) / self.unit
+        return Worst(point.bound(radius), penalty, point.shift, ratio, radius * self.unit)
 
     def priced(self, penalty: float) -> Worst:
         """The worst case at a price."""
-        sample, g = self.sample, self.k - 1.0
-        # Up to this penalty the worst case is the maximum.
-        if penalty <= abs(g) * self.gap * sample.top_mass**g:
-            value = sample.top - penalty * self.largest
+        sample, g, price = self.sample, self.k - 1.0, penalty * self.unit
+        # Up to this price the worst case is the maximum.
+        if price <= abs(g) * self.gap * sample.top_mass**g:
+            value = sample.top - price * self.largest
             # The shift at which the maximum has the ratio that carries all mass.
-            shift = sample.top - penalty * math.expm1(-g * math.log(sample.top_mass)) / g
-            return replace(sample.maximum(penalty, self.largest, value), shift=shift)
-        if self.k == 1.0:
-            point = self.at(penalty)
-            return Worst(point.shift, penalty, point.shift, point.ratio(sample), point.radius)
-        point = self.at(_distance(self.solve_penalty(penalty)))
+            shift = sample.top - price * math.expm1(-g * math.log(sample.top_mass)) / g
+            worst = sample.maximum(penalty, self.largest * self.unit, value)
+            return replace(worst, shift=shift)
+        point = self.at(price if self.k == 1.0 else _distance(self.solve_penalty(price)))
         # Exact at the multiplier of this c, and to second order at the one asked for.
-        multiplier = math.exp(point.log_penalty)
-        value = point.shift + (multiplier * g + multiplier - penalty) * point.radius
-        return Worst(value, penalty, point.shift, point.ratio(sample), max(point.radius, 0.0))
+        multiplier = price if self.k == 1.0 else math.exp(point.log_penalty)
+        value = point.shift + (multiplier * g + multiplier - price) * point.radius
+        radius = max(point.radius, 0.0) * self.unit
+        return Worst(value, penalty, point.shift, point.ratio(sample), radius)
 
     def path(self, radii: np.ndarray) -> np.ndarray:
         """The values of many radii, each solution from the two before it.
 
         They are logarithms of slopes, nearly linear in log(radius).
         """
+        radii = radii / self.unit
         result = np.where(radii > 0, self.sample.top, 0.0)
         inner = (radii > 0) & (radii < self.largest)
         wanted, back = np.unique(radii[inner], return_inverse=True)
