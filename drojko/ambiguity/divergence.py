@@ -96,9 +96,9 @@ class Divergence:
                 q = inside**power
                 return c * (q * inside - 1.0) / k, q, q / inside / c
             kink = Kink.at(inside, delta)
-            a, b = kink.value, kink.slope
-            q = a**power
-            bend = (q / a * b * b + (k - 1.0) * q * kink.second) / c
+            a = kink.value
+            b, q = a / kink.root, a**power  # b is the slope of a
+            bend = q * (b / kink.root + (k - 1.0) * kink.second) / c
             return c * (q * a - 1.0) / k, q * b, bend
 
 

@@ -292,7 +292,7 @@ def logistic_moments(f: np.ndarray, s: float, eta: float):
     count = -(-count // _ROUND) * _ROUND if count.min() < count.max() else count
 
     def block(part):
-        size = count[part[0]]
+        size = int(count[part[0]])
         local = (np.arange(size) - 0.5 * size) * (step / s)
         return _logistic_block(f[part], low[part] / s, local, s, eta)
 

@@ -29,6 +29,7 @@ _TINY = 1e-8
 _LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
 #: Log of the least multiplier, in units of the spread: its worst case is that of every larger ball.
 _LEAST = math.log(1e-10)
+_root: Any = brentq
 _STEPS = [4e-16 * 4.0**i for i in range(12)]  # relative ones, from rounding to 2e-9
 
 
@@ -228,9 +229,9 @@ class ByConjugate:
             return min(float(sample.w @ np.minimum(ratio_at(shift), 1e300)) - 1.0, 1e6)
 
         low, high = float(sample.y[-1]), sample.top  # all ratios at least, at most f*'(0) = 1
-        shift: Any = high
+        shift = high
         if excess(high) < 0.0 < excess(low):
-            shift = brentq(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=200)
+            shift = float(_root(excess, low, high, xtol=1e-15, rtol=1e-15, maxiter=200))
         t = (sample.y - shift) / penalty
         ratio, conjugate = ratio_at(shift), ambiguity.conjugate(t)
         spent = float(sample.w @ (np.where(ratio > 0, t * ratio, 0.0) - conjugate))
