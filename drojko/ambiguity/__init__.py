@@ -7,14 +7,12 @@ settings object with `get_params` and `set_params`, so it can be searched over. 
 the reference (KL, chi-square, Cressie-Read, total variation, CVaR) have an exact `dual`.
 """
 
-from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.chi_square import ChiSquare
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.cvar import CVaR
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.support import Reweighting
-from drojko.ambiguity.ground.categories import one_hot_groups
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
+from drojko.ambiguity.ground.columns import one_hot_groups
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.ambiguity.group import BoundGroup, Group, GroupDual
 from drojko.ambiguity.kl import KL

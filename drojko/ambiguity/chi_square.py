@@ -9,7 +9,6 @@ import numpy as np
 from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate
-from drojko.losses.smoothing import Kink
 
 __all__ = ["ChiSquare"]
 
@@ -56,33 +55,6 @@ class ChiSquare(DensityRatioSet):
 
     conic_form = "chi-square"
     divergence = Divergence("chi-square", 2.0, 2.0)
-
-    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
-        """Mean of (ratio - 1)^2."""
-        return float(weights @ (ratio - 1.0) ** 2)
-
-    def radius_of_maximum(self, mass: float) -> float:
-        return max(1.0 / mass - 1.0, 0.0)
-
-    def log_ratio(self, t: np.ndarray) -> np.ndarray:
-        return np.log1p(np.maximum(0.5 * t, -1.0))
-
-    def conjugate(self, t: np.ndarray) -> np.ndarray:
-        t = np.maximum(t, -2.0)
-        return t + 0.25 * t * t
-
-    def conjugate_jet(
-        self, t: np.ndarray, delta: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (1 + t/2)_+^2 - 1 and its derivatives, the kink of the second one smoothed."""
-        with np.errstate(over="ignore"):
-            kink = Kink.at(1.0 + 0.5 * t, delta)
-            a = kink.value
-            b = a / kink.root
-            return a * a - 1.0, a * b, 0.5 * (b * b + a * kink.second)
-
-    def steepness(self, ratio: np.ndarray) -> np.ndarray:
-        return np.where(ratio > 0, 0.5, 0.0)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         largest = self.radius_of_maximum(sample.top_mass)

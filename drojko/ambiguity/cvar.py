@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.point import Dual
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
 from drojko.ambiguity.duals.smoothed import capped
-from drojko.ambiguity.duals.support import Reweighting
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["CVaR"]
@@ -60,6 +59,7 @@ class CVaR(DensityRatioSet):
     size_name = "alpha"
     nothing = 1.0
     conic_form = "cvar"
+    _hints = {"alpha": ", the tail mass in (0, 1]"}
 
     def __init__(self, alpha: float):
         self.alpha = alpha
@@ -70,10 +70,7 @@ class CVaR(DensityRatioSet):
         return 1.0 / self.alpha - 1.0
 
     def _validate_params(self) -> None:
-        try:
-            self._check_number("alpha", self.alpha, zero="refused")
-        except InvalidDataError as error:
-            raise InvalidDataError(f"{error}, the tail mass in (0, 1]") from None
+        self._check_number("alpha", self.alpha, zero="refused")
         self._check_radii(np.asarray([self.alpha], dtype=np.float64))
 
     def _check_radii(self, radii: np.ndarray) -> None:
@@ -90,9 +87,6 @@ class CVaR(DensityRatioSet):
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """The largest ratio, minus 1."""
         return max(float(ratio[weights > 0].max()) - 1.0, 0.0)
-
-    def radius_of_maximum(self, mass: float) -> float:
-        return max(1.0 / mass - 1.0, 0.0)
 
     @property
     def curvature(self) -> None:

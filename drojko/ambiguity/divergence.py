@@ -19,10 +19,87 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import entr
 
-from drojko.losses.smoothing import Kink
+from drojko._numerics import Kink, root
 
-__all__ = ["Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
+__all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
+
+_LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
+
+
+@dataclass(frozen=True)
+class Divergence:
+    r"""A power divergence D(P, P0) = E0 f(dP/dP0), f = c phi_k, and its conjugate.
+
+    .. math:: \varphi_k(s) = \frac{s^k - k s + k - 1}{k (k - 1)}, \quad
+        \varphi_1(s) = s \log s - s + 1, \qquad f^*(t) = c\, \varphi_k^*(t / c)
+
+    ``kind`` is "kl", "chi-square" or "cressie-read", ``order`` k, and ``curvature`` c = f''(1) in
+    the conventions of the set: nats, E (r - 1)^2, and E phi_k.
+    """
+
+    kind: str
+    order: float
+    curvature: float
+
+    def of(self, ratio: np.ndarray, weights: np.ndarray) -> float:
+        """D of a ratio (n,) of mean one."""
+        k = self.order
+        if k == 1.0:
+            mean = -float(weights @ entr(ratio))
+        elif k == 2.0:
+            mean = 0.5 * float(weights @ (ratio - 1.0) ** 2)
+        else:
+            mean = (float(weights @ ratio**k) - 1.0) / (k * (k - 1.0))
+        return self.curvature * max(mean, 0.0)
+
+    def of_event(self, mass: float) -> float:
+        """D of P0 given an event of this mass."""
+        k = self.order
+        mean = -math.log(mass)
+        if k != 1.0:
+            mean = math.expm1(min((k - 1.0) * mean, _LARGE)) / (k * (k - 1.0))
+        return self.curvature * max(mean, 0.0)
+
+    def log_ratio(self, t: np.ndarray) -> np.ndarray:
+        """Log of f*', the ratio."""
+        k, c = self.order, self.curvature
+        if k == 1.0:
+            return t / c
+        return np.log1p(np.maximum((k - 1.0) / c * t, -1.0)) / (k - 1.0)
+
+    def conjugate(self, t: np.ndarray) -> np.ndarray:
+        """f*, +inf where it has no value."""
+        k, c = self.order, self.curvature
+        if k == 1.0:
+            return c * np.expm1(t / c)
+        if k == 2.0:  # where the formula below cancels
+            t = np.maximum(t, -c)
+            return t + t * t / (2.0 * c)
+        inside = 1.0 + (k - 1.0) / c * t
+        with np.errstate(divide="ignore"):
+            power = np.maximum(inside, 0.0) ** (k / (k - 1.0))
+        return np.where((inside > 0) | (k > 1), c * (power - 1.0) / k, np.inf)
+
+    def jet(self, t: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """f*, f*' and f*''; for k > 1 the positive part in them is smoothed by delta."""
+        k, c = self.order, self.curvature
+        with np.errstate(over="ignore", invalid="ignore"):
+            if k == 1.0:
+                ratio = np.exp(t / c)
+                return self.conjugate(t), ratio, ratio / c
+            power, inside = 1.0 / (k - 1.0), 1.0 + (k - 1.0) / c * t
+            if k < 1.0:
+                if inside.min() <= 0.0:
+                    return None
+                q = inside**power
+                return c * (q * inside - 1.0) / k, q, q / inside / c
+            kink = Kink.at(inside, delta)
+            a = kink.value
+            b, q = a / kink.root, a**power  # b is the slope of a
+            bend = q * (b / kink.root + (k - 1.0) * kink.second) / c
+            return c * (q * a - 1.0) / k, q * b, bend
 
 
 class Part(NamedTuple):
@@ -148,14 +225,6 @@ class Plain(Levels):
         part = Part(one, zero, none, 1.0, 0, None)
         mean = float(self.weights @ losses)
         return Rise(mean, one, zero, none, np.zeros(0), np.zeros((0, 0)), (part,), {})
-
-    def inside(self, q: np.ndarray) -> tuple[np.ndarray, float]:
-        """The density 1."""
-        return np.ones_like(q), 0.0
-
-    def price(self, q: np.ndarray) -> float:
-        """Nothing."""
-        return 0.0
 
 
 class Priced(Levels):
@@ -302,17 +371,17 @@ class Tails(Levels):
         for i in range(self.count):
             tails = [tail for tail in self.tails if tail.level == i]
 
-            def lacking(level: float, tails: list[Tail] = tails, i: int = i) -> tuple[float, float]:
-                mass, slope = -float(self.cost[i]), 0.0
+            def excess(u: float, tails: list[Tail] = tails, i: int = i) -> tuple[float, float]:
+                mass, slope = float(self.cost[i]), 0.0
                 for tail in tails:
-                    x = losses - level + tail.offset
-                    root = np.sqrt(x * x + 4.0 * mu * mu)
+                    x = (losses - p[i] + tail.offset) / mu - u
+                    length = np.sqrt(x * x + 4.0)
                     w = self.weights * tail.cap
-                    mass += 0.5 * float(w @ (1.0 + x / root))
-                    slope -= 2.0 * mu * mu * float(w @ (1.0 / (root * root * root)))
+                    mass -= 0.5 * float(w @ (1.0 + x / length))
+                    slope += 2.0 * float(w @ (1.0 / (length * length * length)))
                 return mass, slope
 
-            p[i] = _decreasing_root(lacking, float(p[i]), mu)
+            p[i] += mu * root(excess, 0.0)
         return p
 
     def response(self, parts: Sequence[Part], hessian: np.ndarray) -> np.ndarray:
@@ -357,49 +426,18 @@ def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: 
     return p
 
 
-def _decreasing_root(function: Any, start: float, scale: float) -> float:
-    """Zero of a decreasing (value, slope): Newton steps inside a bracket that opens as needed."""
-    low, high, x, reach = -math.inf, math.inf, start, max(scale, 1e-14 * abs(start))
-    for iteration in range(120):
-        value, slope = function(x)
-        low, high = (x, high) if value > 0 else (low, x)
-        if abs(value) <= 1e-13:
-            break
-        after = x - value / slope if slope < 0 else math.inf
-        if math.isinf(high - low):
-            far = x + reach if value > 0 else x - reach
-            near = math.isfinite(after) and abs(after - x) <= reach
-            after, reach = (after if near else far), 4.0 * reach
-        elif not low < after < high or iteration % 6 == 5:
-            after = 0.5 * (low + high)
-        if abs(after - x) <= 1e-16 * (abs(x) + scale):
-            break
-        x = after
-    return x
-
-
 def _share(discrepancy: Any, radius: float) -> float:
     """Largest t in [0, 1] with discrepancy(t) <= radius; it is convex in t, and 0 at 0."""
-    radius = radius * (1.0 - 1e-13)
     full = discrepancy(1.0)
-    if full <= radius:
+    if full <= radius * (1.0 - 1e-13):
         return 1.0
-    low, high, below, above = 0.0, 1.0, -math.sqrt(radius), math.sqrt(full) - math.sqrt(radius)
-    for t in (radius / full, math.sqrt(radius / full)):  # linear, quadratic
-        here = discrepancy(t)
-        if here <= radius:
-            if here >= radius * (1.0 - 1e-11):
-                return t
-            low, below = t, math.sqrt(here) - math.sqrt(radius)
-    for iteration in range(60):
-        t = low - below * (high - low) / (above - below)
-        if iteration % 4 == 3 or not low < t < high:
-            t = 0.5 * (low + high)
-        here = math.sqrt(max(discrepancy(t), 0.0)) - math.sqrt(radius)
-        if here <= 0.0:
-            low, below = t, here
-            if here >= -1e-12 * math.sqrt(radius):
-                break
-        else:
-            high, above = t, here
-    return low
+    linear = radius / full
+    if discrepancy(linear) >= radius * (1.0 - 1e-11):
+        return linear * (1.0 - 1e-13)
+
+    def over(t: float) -> float:  # nearly linear; infinite beyond what the set allows
+        return min(math.sqrt(max(discrepancy(t), 0.0) / radius), 1e9) - 1.0
+
+    start = math.sqrt(linear) or 0.5
+    t = root(over, start, slope=1.0 / start, low=linear, high=1.0, tol=1e-11)
+    return t * min(1.0, radius * (1.0 - 1e-13) / discrepancy(t))  # by convexity inside

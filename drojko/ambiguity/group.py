@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
-from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.scaling import floats
+from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
+from drojko.measures._arrays import membership
 
 __all__ = ["BoundGroup", "Group", "GroupDual", "membership"]
 
@@ -98,9 +97,7 @@ class Group(AmbiguitySet):
         self._validate_params()
         return BoundGroup(self, weights, groups)
 
-    def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
-        """Shares of the mass."""
-        return np.geomspace(0.005, 0.5, 8)
+    candidates = TotalVariation.candidates
 
     def needs_largest(self, penalty: float) -> bool:
         """Never: the worst case is a mixture of means."""
@@ -157,25 +154,16 @@ class BoundGroup:
             )
         self.ambiguity = ambiguity
         self.members, self.names = membership(groups)
-        n = len(self.members)
-        mass = np.ones(n) if weights is None else floats(weights, "weights")
-        if mass.shape != (n,):
-            raise InvalidDataError(
-                f"groups has {n} rows and weights has shape {mass.shape}; expected one of each per "
-                "row"
-            )
-        if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
-            raise InvalidDataError("weights must be finite and >= 0, and positive somewhere")
-        mass = mass / mass.max()  # first: the sum of huge weights overflows
+        mass = masses(weights, len(self.members))
         self.weights = mass / mass.sum()
-        masses = self.weights @ self.members
-        if not (masses > 0).all():
-            empty = self.names[int(masses.argmin())]
+        mass = self.weights @ self.members
+        if not (mass > 0).all():
+            empty = self.names[int(mass.argmin())]
             raise InvalidDataError(
                 f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
             )
-        self._density = self.members / masses  # dP_g/dP0 of the rows
-        self.shares = masses / masses.sum()
+        self._density = self.members / mass  # dP_g/dP0 of the rows
+        self.shares = mass / mass.sum()
 
     @property
     def of_shares(self) -> TotalVariation:
@@ -210,21 +198,13 @@ class BoundGroup:
         GroupDual
             Exact to rounding: sorting, and for delta > 0 a piecewise linear equation.
         """
-        risks = self._risks(losses)
+        values = finite_losses(losses, self.weights.size)
+        risks = (self.weights * values) @ self._density
         if smoothing > 0:
             return self._smooth(risks, float(smoothing))
         found = self.of_shares.dual(risks, self.shares)
         q = self.shares * found.ratio
-        return GroupDual(
-            found.value,
-            found.penalty,
-            found.shift,
-            self._density @ q,
-            found.attained,
-            found.radius,
-            group_weights=q,
-            group_risks=risks,
-        )
+        return self._dual(risks, q, found.value, found.penalty, found.shift, found.radius)
 
     def influence(self, dual: GroupDual, losses: Any) -> np.ndarray:
         """What each loss adds to the value when the rows of each group are a sample of it.
@@ -235,135 +215,46 @@ class BoundGroup:
         q = dual.group_weights
         return dual.ratio * values - self._density @ (q * dual.group_risks)
 
-    def _risks(self, losses: Any) -> np.ndarray:
-        values = floats(losses, "losses")
-        if values.shape != self.weights.shape or not np.isfinite(values).all():
-            raise InvalidDataError(
-                f"losses must be {self.weights.size} finite numbers, one per row; got shape "
-                f"{values.shape}"
-            )
-        return (self.weights * values) @ self._density
-
     def _smooth(self, risks: np.ndarray, delta: float) -> GroupDual:
         """Water-filling: q = q0 + (risk - high)_+ / delta - min(q0, (low - risk)_+ / delta)."""
         shares, ambiguity = self.shares, self.ambiguity
 
-        def up(level: np.ndarray) -> np.ndarray:
-            return np.maximum(risks - level[:, None], 0.0).sum(1) / delta
+        def rise(high: Any) -> np.ndarray:
+            return np.maximum(risks - high, 0.0) / delta
 
-        def down(level: np.ndarray) -> np.ndarray:
-            return np.minimum(shares, np.maximum(level[:, None] - risks, 0.0) / delta).sum(1)
+        def fall(low: Any) -> np.ndarray:
+            return np.minimum(shares, np.maximum(low - risks, 0.0) / delta)
 
         full = risks + delta * shares  # from this level on, all of a group's mass is gone
         price = 0.0 if ambiguity.penalty is None else float(ambiguity.penalty)
         edges = np.concatenate([risks, risks + price, full + price])
-        high = _decreasing_root(lambda level: up(level) - down(level - price), edges)
+        high = _level(lambda level: rise(level) - fall(level - price), 0.0, edges)
         low = high - price
-        moved = float(up(np.array([high]))[0])
-        bound = ambiguity.radius is not None and moved > ambiguity.radius
-        if bound:
-            radius = float(ambiguity.radius or 0.0)
-            high = _decreasing_root(
-                lambda level: up(level) - radius, np.append(risks, risks.max() - delta)
-            )
-            low = -_decreasing_root(
-                lambda level: down(-level) - radius, -np.concatenate([risks, full])
-            )
-        rise = np.maximum(risks - high, 0.0) / delta
-        fall = np.minimum(shares, np.maximum(low - risks, 0.0) / delta)
-        q = np.maximum(shares + rise - fall, 0.0)
+        if ambiguity.radius is not None and rise(high).sum() > ambiguity.radius:
+            radius = float(ambiguity.radius)
+            high = _level(rise, radius, np.append(risks, risks.max() - delta))
+            low = -_level(lambda level: fall(-level), radius, -np.concatenate([risks, full]))
+        q = np.maximum(shares + rise(high) - fall(low), 0.0)
         q /= q.sum()
         radius = 0.5 * float(np.abs(q - shares).sum())
-        attained = float(q @ risks)
-        value = attained - 0.5 * delta * float(((q - shares) ** 2).sum()) - price * radius
-        return GroupDual(
-            value,
-            high - low if ambiguity.penalty is None else price,
-            0.5 * (high + low),
-            self._density @ q,
-            attained,
-            radius,
-            group_weights=q,
-            group_risks=risks,
-        )
+        taken = 0.5 * delta * float(((q - shares) ** 2).sum()) + price * radius
+        penalty = high - low if ambiguity.penalty is None else price
+        return self._dual(risks, q, float(q @ risks) - taken, penalty, 0.5 * (high + low), radius)
+
+    def _dual(
+        self,
+        risks: np.ndarray,
+        q: np.ndarray,
+        value: float,
+        penalty: float,
+        shift: float,
+        radius: float,
+    ) -> GroupDual:
+        ratio, attained = self._density @ q, float(q @ risks)
+        return GroupDual(value, penalty, shift, ratio, attained, radius, "dual", q, risks)
 
 
-def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
-    """Return the indicator matrix (n, G) of groups given in any form, and their names.
-
-    Parameters
-    ----------
-    groups : array-like of shape (n,) or (n, G)
-        Labels (numbers, strings, categories; none missing), or columns of 0 and 1.
-
-    Raises
-    ------
-    InvalidDataError
-        For missing labels, other numbers than 0 and 1, rows without a group.
-    """
-    if isinstance(groups, torch.Tensor):
-        groups = groups.detach().cpu().numpy()
-    columns = getattr(groups, "columns", None)
-    table = np.asarray(groups)
-    if table.ndim == 1 and table.size:
-        missing = np.flatnonzero(_missing(table))
-        if missing.size:
-            raise InvalidDataError(
-                f"groups[{missing[0]}] is missing: name a group of its own for such rows, or drop "
-                "them"
-            )
-        try:
-            names, index = np.unique(table, return_inverse=True)
-        except TypeError:
-            raise InvalidDataError(
-                "groups mixes labels that have no order: make them all numbers or all strings"
-            ) from None
-        return np.eye(names.size)[index], names.tolist()
-    if table.ndim != 2 or 0 in table.shape:
-        raise InvalidDataError(
-            f"groups has shape {table.shape}; expected labels of shape (n,), or one column of 0 "
-            "and 1 per group"
-        )
-    try:
-        members = table.astype(np.float64)
-    except (TypeError, ValueError):
-        members = np.full(table.shape, np.nan)
-    if not ((members == 0) | (members == 1)).all():
-        raise InvalidDataError(
-            "groups with several columns must hold 0 and 1 (a row may be in several groups); one "
-            "column of labels has shape (n,)"
-        )
-    outside = np.flatnonzero(members.sum(1) == 0)
-    if outside.size:
-        raise InvalidDataError(
-            f"row {int(outside[0])} of groups is in no group ({outside.size} such rows): add a "
-            "column for the rest, or drop these rows"
-        )
-    names = list(range(table.shape[1])) if columns is None else list(columns)
-    return members, names
-
-
-def _missing(labels: np.ndarray) -> np.ndarray:
-    if labels.dtype.kind != "O":
-        return labels != labels  # NaN alone differs from itself
-    import pandas as pd
-
-    return np.asarray(pd.isna(labels))
-
-
-def _decreasing_root(function: Any, edges: np.ndarray) -> float:
-    """Return the zero of a nonincreasing function that is linear between the edges."""
+def _level(moved: Any, target: float, edges: np.ndarray) -> float:
+    """Where a sum over groups, falling and linear between the edges, is the target."""
     edges = np.unique(edges)
-    values = function(edges)
-    after = int(np.searchsorted(-values, 0.0, side="left"))  # the first with value <= 0
-    if after == 0:  # beyond the first edge the slope is that of the first piece
-        after = 1
-    if after >= edges.size:
-        after = edges.size - 1
-    if edges.size == 1:
-        return float(edges[0])
-    left, right = values[after - 1], values[after]
-    if left == right:
-        return float(edges[after])
-    share = left / (left - right)
-    return float(edges[after - 1] + share * (edges[after] - edges[after - 1]))
+    return float(np.interp(0.0, target - moved(edges[:, None]).sum(1), edges))

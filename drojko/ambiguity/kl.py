@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-from scipy.special import entr
-
-from drojko._numerics import root
 from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.scaling import Sample, Tilt, Worst, centred, level, path
 
 __all__ = ["KL"]
-
-_TILT = Tilt(math.inf)
-#: Tilts x so small that the next term of an expansion, of relative size x, changes the value by
-#: x^2 of its distance from the mean.
-_TINY = 1e-8
 
 
 class KL(DensityRatioSet):
@@ -66,79 +54,3 @@ class KL(DensityRatioSet):
 
     conic_form = "kl"
     divergence = Divergence("kl", 1.0, 1.0)
-
-    def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
-        """Mean of ratio * log(ratio)."""
-        return max(-float(weights @ entr(ratio)), 0.0)
-
-    def radius_of_maximum(self, mass: float) -> float:
-        return max(-math.log(mass), 0.0)
-
-    def log_ratio(self, t: np.ndarray) -> np.ndarray:
-        return t
-
-    def conjugate(self, t: np.ndarray) -> np.ndarray:
-        return np.expm1(t)
-
-    def steepness(self, ratio: np.ndarray) -> np.ndarray:
-        return ratio
-
-    def _ball(self, sample: Sample, radius: float) -> Worst:
-        largest = self.radius_of_maximum(sample.top_mass)
-        if radius >= largest:
-            return sample.maximum(0.0, largest)
-        start = _start(sample, radius) if sample.hint is None else sample.hint
-        sample.hint = _solve(sample, radius, start)
-        slope = math.exp(min(sample.hint, 600.0))
-        log_mass, _, base = _evaluate(sample, slope)
-        shift = base + log_mass / slope
-        ratio = _TILT.ratio(sample, slope, base == 0.0)
-        return Worst(shift + radius / slope, 1.0 / slope, shift, ratio, radius)
-
-    def _penalised(self, sample: Sample, penalty: float) -> Worst:
-        slope = 1.0 / penalty
-        log_mass, mean, base = _evaluate(sample, slope)
-        value = base + log_mass / slope
-        ratio = _TILT.ratio(sample, slope, base == 0.0)
-        return Worst(value, penalty, value, ratio, max(mean - log_mass, 0.0))
-
-    def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
-        result = np.where(radii > 0, sample.top, 0.0)
-        inner = (radii > 0) & (radii < self.radius_of_maximum(sample.top_mass))
-        wanted, back = np.unique(radii[inner], return_inverse=True)
-        slopes = np.exp(
-            path(lambda r, t: _solve(sample, r, t), wanted, lambda r: _start(sample, r))
-        )
-        values = np.empty(wanted.shape)
-        for i, (slope, radius) in enumerate(zip(slopes, wanted)):
-            log_mass, _, base = _evaluate(sample, slope)
-            values[i] = base + (log_mass + radius) / slope
-        result[inner] = values[back]
-        return result
-
-
-def _start(sample: Sample, radius: float) -> float:
-    """Return the logarithm of the slope for small radii: radius = slope^2 variance / 2."""
-    return 0.5 * math.log(2.0 * radius) - math.log(sample.deviation)
-
-
-def _evaluate(sample: Sample, slope: float) -> tuple[float, float, float]:
-    """Return log E e^x, E_q x and the base that x = slope * (y - base) refers to."""
-    from_mean = centred(sample.top, slope, math.inf)
-    log_mass, mean = _TILT.sums(sample, slope, from_mean)
-    return log_mass, mean, 0.0 if from_mean else sample.top
-
-
-def _solve(sample: Sample, radius: float, start: float) -> float:
-    """Return the logarithm of the slope at which the divergence is ``radius``."""
-    first = _start(sample, radius)
-    if math.exp(first) < _TINY:
-        return first
-    largest = -math.log(sample.top_mass)
-    target = level(radius, largest)
-
-    def missing(t: float) -> float:
-        log_mass, mean, _ = _evaluate(sample, math.exp(min(t, 600.0)))
-        return level(mean - log_mass, largest) - target
-
-    return root(missing, start)

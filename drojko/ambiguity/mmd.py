@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity.base import AmbiguitySet
+from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
-from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.scaling import floats
+from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
 from drojko.ambiguity.duals.simplex_qp import Iterate, solve
 from drojko.exceptions import InvalidDataError
 
@@ -236,13 +235,8 @@ class BoundMMD:
                 f"x has shape {rows.shape}; expected finite points of shape (n, d)"
             )
         n = len(rows)
-        mass = np.ones(n) if weights is None else floats(weights, "weights")
-        if mass.shape != (n,) or not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
-            raise InvalidDataError(
-                f"weights must be {n} finite numbers >= 0, one per point, positive somewhere"
-            )
+        mass = masses(weights, n)
         self.ambiguity = ambiguity
-        mass = mass / mass.max()  # first: the sum of huge weights overflows
         self.weights = mass / mass.sum()
         codes, continuous = _label_codes(labels, n)
         self._kept = np.flatnonzero(self.weights > 0)
@@ -415,12 +409,7 @@ class BoundMMD:
 
     def _losses(self, losses: Any) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Return losses by row and by point, the latter as centre + unit * points."""
-        values = floats(losses, "losses")
-        if values.shape != self.weights.shape or not np.isfinite(values).all():
-            raise InvalidDataError(
-                f"losses must be {len(self.weights)} finite numbers, one per point; got shape "
-                f"{values.shape}"
-            )
+        values = finite_losses(losses, len(self.weights))
         points = np.full(self._w.size, -np.inf)
         np.maximum.at(points, self._point, values[self._kept])
         centre = float(self._w @ points)

@@ -64,6 +64,14 @@ class Sinkhorn(AmbiguitySet):
     """
 
     moves = True
+    _hints = {
+        "radius": (
+            ": the radius bounds epsilon * E KL(gamma_x || Q_x), so it lies in [0, inf); "
+            "a Sinkhorn distance itself may be negative, the constant epsilon * E log of "
+            "the integral of exp(-c/epsilon) makes it this number"
+        ),
+        "epsilon": ": for no smoothing use Wasserstein(radius=...)",
+    }
 
     def __init__(
         self,
@@ -83,9 +91,7 @@ class Sinkhorn(AmbiguitySet):
     def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> GroundCost:
         """Return the ground cost for data with these columns; see `AmbiguitySet.resolve`."""
         columns = Columns(n_features, feature_names)
-        weights = resolve_weights(self.weights, columns)
-        if self.immutable is not None:
-            weights[columns.selection("immutable", self.immutable)] = np.inf
+        weights, _ = resolve_weights(self.weights, self.immutable, columns)
         return GroundCost(weights, None, None, columns.names)
 
     def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
@@ -97,19 +103,3 @@ class Sinkhorn(AmbiguitySet):
     def _validate_params(self) -> None:
         self._check_number("epsilon", self.epsilon, zero="refused")
         super()._validate_params()
-
-    def _check_number(
-        self, parameter: str, value: Any, *, zero: str, infinite: bool = False
-    ) -> None:
-        try:
-            super()._check_number(parameter, value, zero=zero, infinite=infinite)
-        except ValueError as error:
-            hint = {
-                "radius": (
-                    ": the radius bounds epsilon * E KL(gamma_x || Q_x), so it lies in [0, inf); "
-                    "a Sinkhorn distance itself may be negative, the constant epsilon * E log of "
-                    "the integral of exp(-c/epsilon) makes it this number"
-                ),
-                "epsilon": ": for no smoothing use Wasserstein(radius=...)",
-            }.get(parameter, "")
-            raise type(error)(f"{error}{hint}") from None

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.ambiguity.duals.point import Dual
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
 from drojko.ambiguity.duals.smoothed import capped, flat, soft_maximum
-from drojko.ambiguity.duals.support import Reweighting
 
 __all__ = ["TotalVariation"]
 
@@ -60,6 +59,7 @@ class TotalVariation(DensityRatioSet):
     """
 
     _largest_radius = 1.0
+    _hints = {"radius": " and at most 1, where every distribution is inside"}
     jumps = True
     conic_form = "total-variation"
 
@@ -74,9 +74,6 @@ class TotalVariation(DensityRatioSet):
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Half the mean of |ratio - 1|."""
         return 0.5 * float(weights @ np.abs(ratio - 1.0))
-
-    def radius_of_maximum(self, mass: float) -> float:
-        return max(1.0 - mass, 0.0)
 
     def _nominal(self, sample: Sample) -> Worst:
         slope = float(sample.h[-1])

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.ground.categories import resolve_categories
-from drojko.ambiguity.ground.columns import Columns, resolve_bounds, resolve_weights
+from drojko.ambiguity.ground.columns import (
+    Columns,
+    resolve_bounds,
+    resolve_categories,
+    resolve_weights,
+)
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
@@ -125,11 +129,7 @@ class Wasserstein(AmbiguitySet):
     def resolve(self, n_features: int, feature_names: Sequence[str] | None = None) -> GroundCost:
         """Return the ground cost for data with these columns; see `AmbiguitySet.resolve`."""
         columns = Columns(n_features, feature_names)
-        weights = resolve_weights(self.weights, columns)
-        fixed: list[int] = []
-        if self.immutable is not None:
-            fixed = columns.selection("immutable", self.immutable)
-            weights[fixed] = np.inf
+        weights, fixed = resolve_weights(self.weights, self.immutable, columns)
         categories = resolve_categories(self.categorical_features, self.swap_cost, fixed, columns)
         if categories is not None:
             weights[categories.every_column] = np.inf

@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from drojko.ambiguity import GroundCost
-from drojko.ambiguity.ground.categories import Categories
+from drojko.ambiguity.ground.columns import Categories
 from drojko.exceptions import InvalidDataError
 from drojko.measures import (
     KDE,

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from drojko.losses.base import Loss, sign
-from drojko.losses.jets import Jet, hinge_jet, logistic_jet
-from drojko.losses.logistic_shift import even_logistic_root, logistic_shift
+from drojko.losses.jets import Jet, even_logistic_root, logistic_jet, logistic_shift
 from drojko.losses.multiclass import CrammerSinger, Softmax
 from drojko.losses.pieces import Response, Softplus, margins
-from drojko.losses.smoothing import Kink, Smoothed
-from drojko.losses.tilts import Tilted, flip, gentle, kinked_tilt, logistic_tilt
+from drojko.losses.tilts import Tilted, flip, logistic_tilt
+from drojko.losses.two_lines import TwoLines
 
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
@@ -54,24 +53,19 @@ class Logistic(Loss):
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         return torch.sigmoid(f) * torch.sigmoid(-f)
 
-    def smoothed(
-        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
-    ) -> Smoothed:
-        """The loss itself."""
+    def line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         s = 2.0 * y - 1.0
         m = s * f
         p = expit(-m)
-        slope = -s * p
-        return Smoothed(np.logaddexp(0.0, -m), slope, p * (1.0 - p), slope)
+        return np.logaddexp(0.0, -m), -s * p, p * (1.0 - p)
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """The entropy of a coin with probability |slope|."""
         p = np.clip(np.abs(slope), 0.0, 1.0)
         return entr(p) + entr(1.0 - p)
 
     def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
-        return _towards(y)
+        s = 2.0 * y - 1.0
+        return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
         s = sign(f, y)
@@ -149,12 +143,7 @@ class Logistic(Loss):
         return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
 
 
-def _towards(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    s = 2.0 * y - 1.0
-    return np.minimum(-s, 0.0), np.maximum(-s, 0.0)
-
-
-class Hinge(Loss):
+class Hinge(TwoLines):
     r"""Hinge loss :math:`(1 - s f)_+`, ``s = 2 y - 1``; worst case ``(1 - s f + 1/(4κ))_+``.
 
     Examples
@@ -166,63 +155,14 @@ class Hinge(Loss):
 
     name = "hinge"
     lipschitz = 1.0
-    curvature = math.inf
     kinks = (1.0,)
-    conjugate_bend = 0.0
-    convex = True
     calibrated = False
+    slopes = (0.0, 1.0)
     lines = ((-1.0, 1.0), (0.0, 0.0))
 
-    def value(self, f: Tensor, y: Tensor) -> Tensor:
-        return (1.0 - sign(f, y) * f).clamp_min(0.0)
-
-    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
-        s = sign(f, y)
-        return torch.where(s * f < 1.0, -s, torch.zeros_like(s))
-
-    def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
-        return torch.zeros_like(f)
-
-    def worst_jet(
-        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
-    ) -> Jet:
-        """A line falling in the margin against 0."""
-        return hinge_jet(u, y, sigma, mu, dual)
-
-    def kink_free(self, sigma: float) -> bool:
-        """Never."""
-        return False
-
-    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """How far margins are beyond 1."""
-        excess = (2.0 * y - 1.0) * f - 1.0
-        return excess[excess > 0.0]
-
-    def smoothed(
-        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
-    ) -> Smoothed:
-        """A smoothed kink at margin 1."""
+    def _from_kink(self, f: Any, y: Any) -> tuple[Any, Any]:
         s = 2.0 * y - 1.0
-        kink = Kink.at(1.0 - s * f, mu, dual)
-        return Smoothed(kink.value, -s * kink.slope, kink.second, -s * kink.share, kink)
-
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """The size of the slope."""
-        return (1.0 - 2.0 * y) * slope
-
-    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From -1 to 0 for label 1, from 0 to 1 for label 0."""
-        return _towards(y)
-
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        s = sign(f, y)
-        moved = 1.0 - s * f + 1.0 / (4.0 * kappa) > 0
-        return torch.where(moved, -s / (2.0 * kappa), torch.zeros_like(s))
-
-    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
-        away = 1.0 - 2.0 * y
-        r = 1.0 + away * f
-        return flip(gentle(lambda eta: kinked_tilt(r, s, eta, 0.0, 1.0), s, eta), away)
+        return 1.0 - s * f, -s
 
     def multiclass(self) -> CrammerSinger:
         return CrammerSinger()

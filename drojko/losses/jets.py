@@ -22,25 +22,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drojko.exceptions import UnsupportedError
-from drojko.losses.logistic_shift import even_logistic_root
 
 __all__ = [
     "Atom",
     "Jet",
-    "hinge_jet",
+    "even_logistic_root",
     "huber_jet",
     "jet",
     "kinks",
     "lines_jet",
     "logistic_jet",
+    "logistic_shift",
     "smooth_jet",
     "smooth_shift",
     "square_jet",
 ]
 
 Number = np.ndarray | float
+
+_BLOCK = 1 << 16  # entries per block of an iterative envelope: its work arrays stay in cache
+_MAX_NEWTON = 64
 
 
 @dataclass
@@ -108,24 +112,26 @@ def kinks(flips: bool) -> int:
     return 3 if flips else 1
 
 
-def hinge_jet(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray) -> Jet:
-    """The larger of 0 and a line that falls in the margin."""
-    s = 2.0 * y - 1.0
-    x = 1.0 + sigma - s * u
-    return _even(x, (-s, 1.0), 0.5 * x, (-0.5 * s, 0.5), _constant(0.5), mu, dual)
-
-
 def lines_jet(
-    r: np.ndarray, slopes: tuple[float, float], sigma: float, mu: float, dual: np.ndarray
+    x: np.ndarray,
+    sign: Number,
+    slopes: tuple[float, float],
+    sigma: float,
+    mu: float,
+    dual: np.ndarray,
 ) -> Jet:
-    """The larger of two lines through residual 0."""
+    """The larger of two lines through x = 0, where u enters x with this sign."""
     low, high = slopes
     gap, mean = high - low, 0.5 * (high + low)
     # Half the difference of the two raised lines is d x with d = gap/2.
-    x = r + 2.0 * mean * sigma
+    raised = x + 2.0 * mean * sigma
     square = 0.5 * (high**2 + low**2)
-    linear = mean * r + square * sigma
-    return _even(x, (1.0, 2.0 * mean), linear, (mean, square), _constant(0.5 * gap), mu, dual)
+    linear = mean * x + square * sigma
+
+    def branch(e: np.ndarray) -> _Branch:
+        return _Branch(0.5 * gap * e, 0.5 * gap, 0.0, squares=False)
+
+    return _even(raised, (sign, 2.0 * mean), linear, (sign * mean, square), branch, mu, dual)
 
 
 def square_jet(r: np.ndarray, sigma: float) -> Jet:
@@ -187,13 +193,6 @@ class _Branch:
     d: Number
     rate: Number
     squares: bool = True
-
-
-def _constant(d: float):
-    def branch(e: np.ndarray) -> _Branch:
-        return _Branch(d * e, d, 0.0, squares=False)
-
-    return branch
 
 
 def _even(
@@ -304,9 +303,7 @@ def logistic_jet(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np
         p = 1.0 / (1.0 + np.exp(np.minimum(m, 700.0)))
         value = np.maximum(-m, 0.0) + np.log1p(np.exp(-np.abs(m)))
         curve = p * (1.0 - p)
-        out = Jet(value, -s * p, p * p, uu=curve, us=-s * 2.0 * p * curve)
-        out.ss, out.curve_s, out.atoms = 4.0 * p * p * curve, p * p, [Atom(1.0, -s * p)]
-        return out
+        return _one(value, -s * p, curve)
     mu = _width(mu, sigma > 0.5, dual)
     kappa = 0.25 / sigma
     x = sigma - m
@@ -349,3 +346,62 @@ def huber_jet(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.nda
 
     # The width is in units of r: the loss has slope δ there.
     return _even(r, (1.0, 0.0), 0.0 * r, (0.0, 0.0), branch, mu / delta, dual)
+
+
+def logistic_shift(margin: Tensor, kappa: Tensor) -> Tensor:
+    r"""Fall v >= 0 of the margin that maximises log(1 + e^(v - margin)) - kappa v^2.
+
+    With the new margin -t, so that v = t + m for the margin m,
+
+    .. math:: \log(1+e^{t}) - \kappa (t+m)^2
+              = \log 2\cosh(t/2) - \kappa t^2 + c\,t - \kappa m^2, \qquad c = 1/2 - 2\kappa m.
+
+    All but the term c t is even in t, so a global maximiser has the sign of c: t = sign(c) τ,
+    and τ ≥ 0 is the root of the concave function ½ tanh(τ/2) - 2κτ + \|c\|, reached by Newton's
+    method from the right, monotonically. At c = 0 and κ < 1/8 both signs are maximisers.
+    """
+    c = 0.5 - 2.0 * kappa * margin
+    tau = even_logistic_root(c.abs(), kappa.expand_as(c) if kappa.ndim else kappa)
+    # The stationarity condition gives v with full relative accuracy even where t ~ -m.
+    return torch.sigmoid(torch.where(c >= 0, tau, -tau)) / (2.0 * kappa)
+
+
+def even_logistic_root(c: Tensor, kappa: Tensor) -> Tensor:
+    """Root τ ≥ 0 (the larger one) of ``tanh(τ/2)/2 - 2 κ τ + c`` for ``c >= 0``, elementwise."""
+    flat = c.reshape(-1)
+    out = torch.empty_like(flat)
+    for a in range(0, flat.numel(), _BLOCK):
+        k = kappa.reshape(-1)[a : a + _BLOCK] if kappa.ndim else kappa
+        out[a : a + _BLOCK] = _even_logistic_block(flat[a : a + _BLOCK], k)
+    return out.reshape(c.shape)
+
+
+def _even_logistic_block(c: Tensor, kappa: Tensor) -> Tensor:
+    two_kappa = 2.0 * kappa
+    tau = (c + 0.5) / two_kappa
+    # tanh(x) <= x gives a second start on the right of the root, closer when κ is large.
+    steep = two_kappa - 0.25
+    tau = torch.where(steep > 0, torch.minimum(tau, c / steep.clamp_min(1e-300)), tau)
+    tolerance = 8.0 * torch.finfo(c.dtype).eps
+    live: Tensor | None = None  # indices still moving, once most have stopped
+    x, cx, k2 = tau, c, two_kappa
+    for iteration in range(_MAX_NEWTON):
+        th = torch.tanh(0.5 * x)
+        step = (0.5 * th - k2 * x + cx) / (0.25 * (th * th - 1.0) + k2)
+        # Concavity: exact steps are negative, so a positive one is rounding at the root.
+        step = torch.where(step < 0, step, torch.zeros_like(step))
+        x = (x + step).clamp_min_(0.0)
+        if live is None:
+            tau = x
+        else:
+            tau[live] = x
+        moving = -step > tolerance * x
+        count = int(moving.sum())
+        if count == 0:
+            break
+        if iteration >= 4 and count * 4 < x.numel():
+            keep = moving.nonzero()[:, 0]
+            live = keep if live is None else live[keep]
+            x, cx = x[keep], cx[keep]
+            k2 = k2[keep] if k2.ndim else k2
+    return tau

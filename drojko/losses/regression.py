@@ -11,10 +11,11 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
-from drojko.losses.jets import Jet, huber_jet, lines_jet, square_jet
+from drojko.losses.jets import Jet, huber_jet, square_jet
 from drojko.losses.pieces import Response, residuals
-from drojko.losses.smoothing import Kink, Smoothed, smoothed_clip
-from drojko.losses.tilts import Tilted, gentle, huber_tilt, kinked_tilt, squared_tilt
+from drojko.losses.smoothing import Smoothed, smoothed_clip
+from drojko.losses.tilts import Tilted, gentle, huber_tilt, squared_tilt
+from drojko.losses.two_lines import TwoLines
 
 __all__ = ["Absolute", "Huber", "Quantile", "Squared"]
 
@@ -48,18 +49,13 @@ class Squared(Loss):
     def worst_jet(
         self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
     ) -> Jet:
-        """(f - y)² / (1 - 4 sigma)."""
         return square_jet(u - y, sigma)
 
-    def smoothed(
-        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
-    ) -> Smoothed:
-        """The loss itself."""
+    def line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r = f - y
-        return Smoothed(r * r, 2.0 * r, np.full_like(r, 2.0), 2.0 * r)
+        return r * r, 2.0 * r, np.full_like(r, 2.0)
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """Return -s^2 / 4 - s y."""
         return -(0.25 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
@@ -83,7 +79,7 @@ class Squared(Loss):
         return cp.square(self._affine(f, y))
 
 
-class Quantile(Loss):
+class Quantile(TwoLines):
     r"""Pinball loss :math:`\max(q (y-f), (1-q)(f-y))`, whose minimiser is the `q` quantile.
 
     Worst case: the larger of the two lines, each raised by slope²/(4κ).
@@ -101,10 +97,7 @@ class Quantile(Loss):
 
     name = "quantile"
     task = "regression"
-    curvature = math.inf
     kinks = (0.0,)
-    conjugate_bend = 0.0
-    convex = True
 
     def __init__(self, q: float = 0.5) -> None:
         if not 0.0 < q < 1.0:
@@ -112,64 +105,6 @@ class Quantile(Loss):
         self.q = float(q)
         self.slopes = (-self.q, 1.0 - self.q)
         self.lipschitz = max(self.q, 1.0 - self.q)
-
-    def value(self, f: Tensor, y: Tensor) -> Tensor:
-        r = f - y
-        return torch.maximum(self.slopes[0] * r, self.slopes[1] * r)
-
-    def gradient(self, f: Tensor, y: Tensor) -> Tensor:
-        low, high = self.slopes
-        r = f - y
-        return either(r > 0, high, low, f) * (r != 0)
-
-    def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
-        return torch.zeros_like(f)
-
-    def worst_jet(
-        self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
-    ) -> Jet:
-        """Two lines, raised by their slopes squared."""
-        return lines_jet(u - y, self.slopes, sigma, mu, dual)
-
-    def kink_free(self, sigma: float) -> bool:
-        """Never."""
-        return False
-
-    def jumps(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Where both lines reach as high."""
-        total = sum(self.slopes)
-        ratio = (y - f) / total if total else np.zeros(0)
-        return ratio[ratio > 0.0]
-
-    def smoothed(
-        self, f: np.ndarray, y: np.ndarray, mu: float, dual: np.ndarray | None = None
-    ) -> Smoothed:
-        """A smoothed kink at residual 0."""
-        low, high = self.slopes
-        kink = Kink.at(f - y, mu, dual)
-        gap = high - low
-        return Smoothed(
-            low * kink.x + gap * kink.value,
-            low + gap * kink.slope,
-            gap * kink.second,
-            low + gap * kink.share,
-            kink,
-        )
-
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """Return -s y."""
-        return -slope * y
-
-    def domain(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From -q to 1 - q."""
-        low, high = self.slopes
-        return np.full(len(y), low), np.full(len(y), high)
-
-    def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
-        low, high = self.slopes
-        # high² - low² = (high - low)(high + low); divided by high - low > 0.
-        up = f - y + (high + low) / (4.0 * kappa) >= 0
-        return either(up, high, low, f) / (2.0 * kappa)
 
     @property
     def lines(self):
@@ -182,10 +117,6 @@ class Quantile(Loss):
 
     def rescaled(self, unit: float) -> tuple[Quantile, float]:
         return self, unit
-
-    def _tilt(self, f: np.ndarray, y: np.ndarray, s: float, eta: float) -> Tilted:
-        steep = s * max(-self.slopes[0], self.slopes[1])
-        return gentle(lambda eta: kinked_tilt(f - y, s, eta, *self.slopes), steep, eta)
 
 
 class Absolute(Quantile):
@@ -266,7 +197,6 @@ class Huber(Loss):
         return Smoothed(value, slope, second, slope)
 
     def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
-        """Return -s^2 / 2 - s y."""
         return -(0.5 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:

@@ -1,13 +1,4 @@
-r"""Smoothed kinks with an independent dual each, and what a smoothed loss is made of.
-
-.. math:: (x)_+ \approx \tfrac12\left(x + \sqrt{x^2 + 4\mu^2}\right)
-          = \max_{0 < q < 1}\; q x + \mu\,(\log q + \log(1-q)) + \text{const}
-
-Newton's method on the smoothed problem converges in few steps at any mu when the curvature takes
-a dual w in [-1, 1] of each kink, updated by its own linearised equation w e = x (T. F. Chan,
-G. H. Golub, P. Mulet, 1999, A nonlinear primal-dual method for total variation-based image
-restoration); (1 + w) / 2 is the share of the slope beyond the kink.
-"""
+"""What a smoothed loss is made of, and bounds of a conjugate that is not known."""
 
 from __future__ import annotations
 
@@ -17,63 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from drojko._numerics import Kink
+
 __all__ = ["Kink", "Smoothed", "conjugate_bound", "smoothed_clip"]
-
-
-@dataclass(frozen=True, eq=False)
-class Kink:
-    """Smoothed positive parts of x; ``dual`` w as given, or the primal one x / e.
-
-    Examples
-    --------
-    >>> kink = Kink.at(np.array([-1.0, 0.0, 2.0]), 0.1)
-    >>> kink.value.round(3), kink.slope.round(3)
-    (array([0.01 , 0.1  , 2.005]), array([0.01 , 0.5  , 0.998]))
-    """
-
-    x: np.ndarray
-    root: np.ndarray
-    tilt: np.ndarray
-    small: np.ndarray
-    dual: np.ndarray
-
-    @classmethod
-    def at(cls, x: np.ndarray, mu: float, dual: np.ndarray | None = None) -> Kink:
-        """Kinks at x, smoothed by mu > 0."""
-        with np.errstate(over="ignore"):  # a step far too long
-            root = np.sqrt(x * x + 4.0 * mu * mu)
-        tilt = x / root
-        # The smaller of (root + x) / 2 and (root - x) / 2, without cancellation.
-        small = 2.0 * mu * mu / (root + np.abs(x))
-        return cls(x, root, tilt, small, tilt if dual is None else dual)
-
-    @property
-    def value(self) -> np.ndarray:
-        """Smoothed positive part, above (x)_+ by at most mu."""
-        return np.maximum(self.x, 0.0) + self.small
-
-    @property
-    def slope(self) -> np.ndarray:
-        """Its derivative, in (0, 1)."""
-        low = self.small / self.root
-        return np.where(self.x > 0, 1.0 - low, low)
-
-    @property
-    def second(self) -> np.ndarray:
-        """Primal-dual curvature; the second derivative where w is the primal dual."""
-        return 0.5 * (1.0 - self.dual * self.tilt) / self.root
-
-    @property
-    def share(self) -> np.ndarray:
-        """The slope that the dual stands for, in [0, 1]."""
-        return 0.5 * (1.0 + self.dual)
-
-    def moved(self, new: Kink, t: float) -> np.ndarray:
-        """Dual after a step of length t that took the kinks to those of ``new``."""
-        towards = t * (self.tilt - self.dual)
-        with np.errstate(over="ignore"):
-            along = (1.0 - self.dual * self.tilt) / self.root * (new.x - self.x)
-        return np.clip(self.dual + towards + along, -1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,6 +73,69 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
     return weights
 
 
+def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
+    """Return the indicator matrix (n, G) of groups given in any form, and their names.
+
+    Parameters
+    ----------
+    groups : array-like of shape (n,) or (n, G)
+        Labels (numbers, strings, categories; none missing), or columns of 0 and 1.
+
+    Raises
+    ------
+    InvalidDataError
+        For missing labels, other numbers than 0 and 1, rows without a group.
+    """
+    if isinstance(groups, torch.Tensor):
+        groups = groups.detach().cpu().numpy()
+    columns = getattr(groups, "columns", None)
+    table = np.asarray(groups)
+    if table.ndim == 1 and table.size:
+        missing = np.flatnonzero(_missing(table))
+        if missing.size:
+            raise InvalidDataError(
+                f"groups[{missing[0]}] is missing: name a group of its own for such rows, or drop "
+                "them"
+            )
+        try:
+            names, index = np.unique(table, return_inverse=True)
+        except TypeError:
+            raise InvalidDataError(
+                "groups mixes labels that have no order: make them all numbers or all strings"
+            ) from None
+        return np.eye(names.size)[index], names.tolist()
+    if table.ndim != 2 or 0 in table.shape:
+        raise InvalidDataError(
+            f"groups has shape {table.shape}; expected labels of shape (n,), or one column of 0 "
+            "and 1 per group"
+        )
+    try:
+        members = table.astype(np.float64)
+    except (TypeError, ValueError):
+        members = np.full(table.shape, np.nan)
+    if not ((members == 0) | (members == 1)).all():
+        raise InvalidDataError(
+            "groups with several columns must hold 0 and 1 (a row may be in several groups); one "
+            "column of labels has shape (n,)"
+        )
+    outside = np.flatnonzero(members.sum(1) == 0)
+    if outside.size:
+        raise InvalidDataError(
+            f"row {int(outside[0])} of groups is in no group ({outside.size} such rows): there "
+            "must be a 1 in every row; add a column for the rest, or drop these rows"
+        )
+    names = list(range(table.shape[1])) if columns is None else list(columns)
+    return members, names
+
+
+def _missing(labels: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind != "O":
+        return labels != labels  # NaN alone differs from itself
+    import pandas as pd
+
+    return np.asarray(pd.isna(labels))
+
+
 def weighted_rows(X: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of positive weight and their weights, not normalised."""
     rows = matrix(X)

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.measures._arrays import masses, matrix, queries, vector
+from drojko.measures._arrays import masses, matrix, membership, queries, vector
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.class_conditional import ClassConditional, class_indices
 from drojko.measures.joint import Joint
@@ -75,7 +75,13 @@ class Grouped(LabelledMeasure):
         rows = matrix(X)
         labels = vector(y, len(rows)).numpy()
         weights = masses(sample_weight, len(rows))
-        members, names = _members(groups, len(rows))
+        if groups is None:
+            raise InvalidDataError("Grouped needs groups=: a label per row, or columns of 0 and 1")
+        if len(groups) != len(rows):
+            raise InvalidDataError(
+                f"groups has {len(groups)} rows and X has {len(rows)}; expected one per row"
+            )
+        members, names = membership(groups)
         mass = weights @ members
         if not mass.all():
             raise InvalidDataError(f"group {names[mass.argmin()]!r} has no row of positive weight")
@@ -202,23 +208,3 @@ class Grouped(LabelledMeasure):
 
     def _outward(self, labels: Tensor, g: int) -> Tensor:
         return torch.from_numpy(self.classes_[g])[labels] if self.classes_ else labels
-
-
-def _members(groups: Any, n: int) -> tuple[np.ndarray, list[Any]]:
-    """Groups as an indicator matrix, and their names; finer checks are those of `Group`."""
-    if groups is None:
-        raise InvalidDataError("Grouped needs groups=: a label per row, or columns of 0 and 1")
-    columns = getattr(groups, "columns", None)
-    table = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
-    if len(table) != n:
-        raise InvalidDataError(f"groups has {len(table)} rows and X has {n}; expected one per row")
-    if table.ndim == 1:
-        names, index = np.unique(table, return_inverse=True)
-        return np.eye(names.size)[index], names.tolist()
-    names = list(range(table.shape[1])) if columns is None else list(columns)
-    members = table.astype(np.float64)
-    if not ((members == 0) | (members == 1)).all() or not members.any(axis=1).all():
-        raise InvalidDataError(
-            "columns of groups must hold 0 and 1, with a 1 in every row: add a column for the rest"
-        )
-    return members, names

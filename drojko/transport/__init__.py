@@ -2,9 +2,16 @@
 
 from drojko.transport.envelope import QuadraticEnvelope
 from drojko.transport.icnn import ICNN
-from drojko.transport.initialise import bures_map, set_affine
-from drojko.transport.maps import AffineMap, BrenierMap, Composition, IdentityMap, TransportMap
-from drojko.transport.stochastic_jet import Probes
+from drojko.transport.jet import Probes
+from drojko.transport.maps import (
+    AffineMap,
+    BrenierMap,
+    Composition,
+    IdentityMap,
+    TransportMap,
+    bures_map,
+    set_affine,
+)
 
 __all__ = [
     "ICNN",

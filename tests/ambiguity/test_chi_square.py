@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from drojko.ambiguity import ChiSquare, CressieRead
+from drojko.ambiguity import ChiSquare, CressieRead, DensityRatioSet
+from drojko.ambiguity.base import Divergence
 
 
 @given(share=st.floats(1e-6, 1), seed=st.integers(0, 2**31))
@@ -59,3 +60,14 @@ def test_the_maximum_needs_one_over_its_mass():
     dual = ChiSquare(3.0).dual([0.0, 1.0, 2.0, 5.0])
     assert (dual.value, dual.penalty, dual.radius) == (5.0, 0.0, 3.0)
     assert ChiSquare(2.9).dual([0.0, 1.0, 2.0, 5.0]).value < 5.0
+
+
+@pytest.mark.parametrize("size", [{"radius": 0.3}, {"radius": 5.0}, {"penalty": 0.3}])
+def test_a_set_that_states_the_divergence_has_its_dual(size, rng):
+    class Variance(DensityRatioSet):
+        divergence = Divergence("chi-square", 2.0, 2.0)
+
+    losses, weights = rng.normal(size=50), rng.uniform(size=50)
+    own, exact = Variance(**size).dual(losses, weights), ChiSquare(**size).dual(losses, weights)
+    for name in ("value", "penalty", "shift", "radius", "ratio"):
+        np.testing.assert_allclose(getattr(own, name), getattr(exact, name), rtol=1e-9, atol=1e-12)

@@ -444,7 +444,7 @@ def test_data_without_meaning():
     ambiguity = MMD(radius=0.1)
     with pytest.raises(InvalidDataError, match="finite points"):
         ambiguity.on([[0.0], [np.nan]])
-    with pytest.raises(InvalidDataError, match="weights must be 2 finite"):
+    with pytest.raises(InvalidDataError, match="weights must be finite"):
         ambiguity.on([[0.0], [1.0]], [0.0, 0.0])
     with pytest.raises(InvalidDataError, match="labels has shape"):
         ambiguity.on([[0.0], [1.0]], labels=[1])

@@ -12,8 +12,7 @@ from scipy.integrate import quad
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.sinkhorn.worst_case import draw_tilted
 from drojko.losses import get_loss
-from drojko.losses.nodes import logistic_moments
-from drojko.losses.tilts import wide_logistic
+from drojko.losses.tilts import logistic_moments, wide_logistic
 
 NAMES = ("logistic", "hinge", "absolute", "quantile", "huber", "squared")
 KINKS = {"hinge": (-1.0, 1.0), "huber": (-1.35, 1.35)}

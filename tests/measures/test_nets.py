@@ -6,7 +6,7 @@ import torch
 
 from drojko._random import spawn
 from drojko.measures import Gaussian, GaussianMixture
-from drojko.measures._nets import net
+from drojko.measures.mixture import net
 
 COVARIANCE = [[2.0, 0.6], [0.6, 0.5]]
 

@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drojko.transport.icnn import ICNN
-from drojko.transport.jet import jet
-from drojko.transport.stochastic_jet import Probes, lanczos, stochastic_jet
+from drojko.transport.jet import Probes, jet, lanczos, stochastic_jet
 
 
 def potential(d, seed=0, hidden=(12, 9)):

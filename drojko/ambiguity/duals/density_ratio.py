@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.divergence import Levels, Plain, Priced, Tails
-from drojko.ambiguity.duals import conjugate as by_conjugate
-from drojko.ambiguity.duals.point import Dual
-from drojko.ambiguity.duals.scaling import Sample, Worst, floats
+from drojko.ambiguity.base import AmbiguitySet, Dual
+from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
+from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses
 from drojko.ambiguity.duals.smoothed import divergence
-from drojko.ambiguity.duals.support import Reweighting
+from drojko.ambiguity.duals.solvers import ByConjugate, Family
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["DensityRatioSet"]
+__all__ = ["DensityRatioSet", "Reweighting"]
 
 #: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
 #: the worst case is the mean to rounding, or the maximum.
@@ -32,7 +30,7 @@ class DensityRatioSet(AmbiguitySet):
 
     A subclass offers three formulas, on arrays, of a convex f with f(1) = f'(1) = 0 that grows
     faster than any line: `discrepancy`, `conjugate` and `log_ratio`. Everything else follows from
-    them by scalar equations (`drojko.ambiguity.duals.conjugate`); the sets of this package have
+    them by scalar equations (`drojko.ambiguity.duals.solvers`); the sets of this package have
     faster ones of their own.
 
     Parameters
@@ -215,7 +213,9 @@ class DensityRatioSet(AmbiguitySet):
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Return D of a ratio (n,) of mean one under weights (n,) that sum to 1."""
-        raise self.lacks("discrepancy(ratio, weights)", "a dual in radius form")
+        return self._formulas("discrepancy(ratio, weights)", "a dual in radius form").of(
+            ratio, weights
+        )
 
     #: Whether a part of the worst case's mass sits on the largest loss alone.
     jumps = False
@@ -234,7 +234,7 @@ class DensityRatioSet(AmbiguitySet):
 
     def log_ratio(self, t: np.ndarray) -> np.ndarray:
         """Return log f*'(t), t = (loss - shift) / penalty: the log of the ratio."""
-        raise self.lacks("log_ratio(t)", "the dual and every solver on it")
+        return self._formulas("log_ratio(t)", "the dual and every solver on it").log_ratio(t)
 
     def on(self, x: Any, weights: Any, groups: Any = None) -> Reweighting:
         """Return the set on given support points, ready for many `dual` calls in training.
@@ -283,15 +283,13 @@ class DensityRatioSet(AmbiguitySet):
 
     def conjugate(self, t: np.ndarray) -> np.ndarray:
         """Return f*(t); +inf where it has no value."""
-        raise self.lacks("conjugate(t)", "the dual and every certificate")
+        return self._formulas("conjugate(t)", "the dual and every certificate").conjugate(t)
 
-    def steepness(self, ratio: np.ndarray) -> np.ndarray:
-        """Return f*'' where f*' is ``ratio``; 0 where the ratio is 0. By differences."""
-        positive = ratio > 1e-12
-        t = by_conjugate.inverse(self, np.where(positive, ratio, 1.0))
-        step = 1e-5 * (1.0 + np.abs(t))
-        slope = (self.log_ratio(t + step) - self.log_ratio(t - step)) / (2.0 * step)
-        return np.where(positive & np.isfinite(slope), ratio * slope, 0.0)
+    def _formulas(self, method: str, solver: str) -> Divergence:
+        """The divergence of a known form; without it, the error that names what is missing."""
+        if self.divergence is None:
+            raise self.lacks(method, solver)
+        return self.divergence
 
     @property
     def curvature(self) -> float | None:
@@ -312,10 +310,19 @@ class DensityRatioSet(AmbiguitySet):
     def conjugate_jet(
         self, t: np.ndarray, delta: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Return f*, f*' and f*'' at t, kinks smoothed by delta; None outside the domain."""
-        with np.errstate(over="ignore"):
+        """Return f*, f*' and f*'' at t, kinks smoothed by delta; None outside the domain.
+
+        Of a set of one's own f*'' is taken by differences.
+        """
+        if self.divergence is not None:
+            return self.divergence.jet(t, delta)
+        with np.errstate(over="ignore", invalid="ignore"):
             value, ratio = self.conjugate(t), np.exp(self.log_ratio(t))
-        return (value, ratio, self.steepness(ratio)) if np.isfinite(value).all() else None
+            step = 1e-5 * (1.0 + np.abs(t))
+            slope = (self.log_ratio(t + step) - self.log_ratio(t - step)) / (2.0 * step)
+        if not np.isfinite(value).all():
+            return None
+        return value, ratio, np.where((ratio > 1e-12) & np.isfinite(slope), ratio * slope, 0.0)
 
     def levels(self, weights: np.ndarray, unit: float) -> Levels:
         """Return the set as a minimum over levels, for cells of given weights."""
@@ -356,16 +363,25 @@ class DensityRatioSet(AmbiguitySet):
         return Worst(0.0, np.inf, 0.0, None, 0.0)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
-        return by_conjugate.ball(self, sample, radius)
+        largest = self.radius_of_maximum(sample.top_mass)
+        if radius >= largest:
+            return sample.maximum(0.0, largest)
+        return self._solver(sample).ball(radius)
 
     def _penalised(self, sample: Sample, penalty: float) -> Worst:
-        return by_conjugate.priced(self, sample, penalty)
+        return self._solver(sample).priced(penalty)
 
     def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
-        return np.array([self._ball(sample, r).excess if r > 0 else 0.0 for r in radii.tolist()])
+        return self._solver(sample).path(radii)
+
+    def _solver(self, sample: Sample) -> Family | ByConjugate:
+        known = self.divergence
+        return ByConjugate(sample, self) if known is None else Family(sample, known)
 
     def radius_of_maximum(self, mass: float) -> float:
         """Return the discrepancy of P0 given an event of this mass: from there on, the maximum."""
+        if self.divergence is not None:
+            return self.divergence.of_event(mass)
         if mass >= 1.0:
             return 0.0
         return self.discrepancy(np.array([1.0 / mass, 0.0]), np.array([mass, 1.0 - mass]))
@@ -378,25 +394,65 @@ class DensityRatioSet(AmbiguitySet):
         if wrong.any():
             raise InvalidDataError(
                 f"{type(self).__name__} got radius={float(radii[wrong][0])!r}; it must be a finite "
-                f"non-negative number{self._limit()}"
+                f"non-negative number{self._hints.get('radius', '')}"
             )
-
-    def _limit(self) -> str:
-        if np.isinf(self._largest_radius):
-            return ""
-        return f" and at most {self._largest_radius:g}, where every distribution is inside"
-
-    def _check_number(
-        self, parameter: str, value: Any, *, zero: str, infinite: bool = False
-    ) -> None:
-        try:
-            super()._check_number(parameter, value, zero=zero, infinite=infinite)
-        except InvalidDataError as error:
-            limit = self._limit() if parameter == "radius" else ""
-            raise InvalidDataError(f"{error}{limit}") from None
 
     def _validate_params(self) -> None:
         super()._validate_params()
         self._check_family()
         if self.radius is not None:
             self._check_radii(np.asarray([self.radius], dtype=np.float64))
+
+
+class Reweighting:
+    r"""A set of density ratios on n weighted points: what `DensityRatioSet.on` returns.
+
+    Parameters
+    ----------
+    ambiguity : DensityRatioSet
+    weights : array of shape (n,)
+        The reference P0: nonnegative, normalised here.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import CVaR
+    >>> bound = CVaR(alpha=0.5).on(None, [0.25, 0.25, 0.25, 0.25])
+    >>> bound.dual([0.0, 1.0, 2.0, 5.0]).value
+    3.5
+    >>> smooth = bound.dual([0.0, 1.0, 2.0, 5.0], smoothing=0.5)
+    >>> smooth.value <= 3.5 <= smooth.value + 0.5
+    True
+    """
+
+    def __init__(self, ambiguity: Any, weights: Any):
+        ambiguity._validate_params()
+        self.ambiguity = ambiguity
+        mass = masses(weights, len(weights))
+        self.weights = mass / mass.sum()
+        self.least = float(self.weights[self.weights > 0].min())
+        self.positive = bool((self.weights > 1e-300).all())
+        #: Where the last search of a threshold ended; the next one, on losses nearby, starts there.
+        self.start: float | None = None
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
+        """Return the exact `Dual`, or one whose ratio is continuous in the losses.
+
+        Parameters
+        ----------
+        losses : array or tensor of shape (n,)
+        smoothing : float
+            In the units of the losses. The smoothed value is at most that much below the exact one
+            and never above it. Divergences keep their multiplier above ``smoothing / radius``;
+            total variation and CVaR get an entropy.
+        """
+        values = finite_losses(losses, len(self.weights))
+        if smoothing > 0.0:
+            return self.ambiguity._smoothed(self, values, float(smoothing))
+        return self.ambiguity.dual(values, self.weights)  # which a set of one's own may override
+
+    #: How rows make up cells, (n, cells); None: every row is one.
+    cells = None
+
+    def levels(self, unit: float) -> Levels:
+        """Return the set as a minimum over levels; ``unit`` is a typical loss."""
+        return self.ambiguity.levels(self.weights, unit)

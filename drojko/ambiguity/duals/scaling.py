@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +12,17 @@ import torch
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Sample", "Tilt", "Worst", "centred", "cumulate", "floats", "level", "path"]
+__all__ = [
+    "Sample",
+    "Tilt",
+    "Worst",
+    "centred",
+    "cumulate",
+    "finite_losses",
+    "floats",
+    "level",
+    "masses",
+]
 
 _PLAIN = 4096  # numbers that are summed up one after the other
 _BLOCK = 512  # losses of a block, which a tilt treats as one where it varies little over it
@@ -30,6 +39,28 @@ def floats(values: Any, name: str) -> np.ndarray:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise InvalidDataError(f"{name} must be numbers; got {type(values).__name__}") from None
+
+
+def finite_losses(losses: Any, n: int) -> np.ndarray:
+    """Return the losses of n rows as numbers."""
+    values = floats(losses, "losses")
+    if values.shape != (n,) or not np.isfinite(values).all():
+        raise InvalidDataError(
+            f"losses must be {n} finite numbers, one per row; got shape {values.shape}"
+        )
+    return values
+
+
+def masses(weights: Any, n: int) -> np.ndarray:
+    """Return the weights of n rows, the largest of which is 1; None: all equal."""
+    if weights is None:
+        return np.ones(n)
+    mass = floats(weights, "weights")
+    if mass.shape != (n,):
+        raise InvalidDataError(f"weights has shape {mass.shape}; expected ({n},), one per row")
+    if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
+        raise InvalidDataError("weights must be finite and >= 0, and positive somewhere")
+    return mass / mass.max()  # the sum of huge weights overflows
 
 
 def cumulate(values: np.ndarray) -> np.ndarray:
@@ -121,15 +152,10 @@ class Sample:
                 "model or loss that made it"
             )
         self.n = values.size
-        mass = _masses(weights, self.n)
-        if mass is None:
-            order = np.argsort(-values)
-            self.w = np.full(self.n, 1.0 / self.n)
-        else:
-            mass = mass / mass.max()  # first: the sum of huge weights overflows
-            kept = np.flatnonzero(mass > 1e-300)
-            order = kept[np.argsort(-values[kept])]
-            self.w = mass[order] / mass[order].sum()
+        mass = masses(weights, self.n)
+        kept = np.flatnonzero(mass > 1e-300)
+        order = kept[np.argsort(-values[kept])]
+        self.w = mass[order] / mass[order].sum()
         return values, order
 
     def reach(self, y: Any) -> Any:
@@ -322,33 +348,3 @@ def level(radius: float, largest: float) -> float:
     if share < 1e-8:
         return math.log(max(radius, 1e-300)) - math.log(largest) + max(share, 0.0) / 2.0
     return math.log(-math.log1p(-share))
-
-
-def path(
-    solve: Callable[[float, float], float], radii: np.ndarray, first: Callable[[float], float]
-) -> np.ndarray:
-    """Return the solutions of increasing radii, each from the two before it.
-
-    ``solve(radius, start)`` returns a solution, ``first(radius)`` a start. The solutions are
-    logarithms of slopes, nearly linear in log(radius).
-    """
-    result = np.empty(radii.shape)
-    for i, radius in enumerate(radii):
-        start = first(float(radius))
-        if i >= 2 and radii[i - 2] < radii[i - 1]:
-            ratio = math.log(radius / radii[i - 1]) / math.log(radii[i - 1] / radii[i - 2])
-            start = result[i - 1] + min(ratio, 2.0) * (result[i - 1] - result[i - 2])
-        result[i] = solve(float(radius), start)
-    return result
-
-
-def _masses(weights: Any, n: int) -> np.ndarray | None:
-    """Return checked weights; None stays None."""
-    if weights is None:
-        return None
-    mass = floats(weights, "weights")
-    if mass.shape != (n,):
-        raise InvalidDataError(f"weights has shape {mass.shape}; expected ({n},), one per loss")
-    if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.any()):
-        raise InvalidDataError("weights must be finite and >= 0, and positive somewhere")
-    return mass

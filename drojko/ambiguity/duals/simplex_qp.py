@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,6 @@ class Iterate:
     kappa: float
     t: float
     gap: float = np.inf
-
-    def copy(self) -> Iterate:
-        """Return an independent copy."""
-        return Iterate(self.p.copy(), self.s.copy(), self.nu, self.kappa, self.t, self.gap)
 
 
 class _Newton:
@@ -141,9 +138,9 @@ def solve(
     ball = radius is not None
     half = 0.5 * radius**2 if radius is not None else 0.0
     apply = (lambda v: factor @ (factor.T @ v)) if gram is None else (lambda v: gram @ v)
-    it = _first(losses, weights, half, penalty) if start is None else start.copy()
+    it = _first(losses, weights, half, penalty) if start is None else deepcopy(start)
     n = losses.size
-    middle, best = it.copy(), it.copy()
+    middle, best = deepcopy(it), deepcopy(it)
     pairs = n + ball
     stalled = 0
     for step in range(_STEPS):
@@ -158,12 +155,12 @@ def solve(
         gap = comp + float(np.abs(dual).max()) + it.kappa * abs(ring) + abs(mass)
         if gap < best.gap:
             stalled = 0
-            best = it.copy()
+            best = deepcopy(it)
             best.gap = gap
         else:
             stalled += 1
         if comp > 1e-2:
-            middle = it.copy()
+            middle = deepcopy(it)
         patience = 12 if best.gap > 1e-8 else 3 if comp > _ROUNDING else 1
         if gap <= tol or stalled >= patience:
             return best, middle, step

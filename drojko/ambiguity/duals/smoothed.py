@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy.special import entr, expit, logit
 
 from drojko._numerics import root
-from drojko.ambiguity.duals.point import Dual
+from drojko.ambiguity.base import Dual
 from drojko.ambiguity.duals.scaling import Sample
-from drojko.ambiguity.duals.support import Reweighting
 
 __all__ = ["capped", "divergence", "flat", "soft_maximum"]
 
 
-def flat(bound: Reweighting, losses: np.ndarray) -> Dual:
+def flat(bound: Any, losses: np.ndarray) -> Dual:
     """The mean: nothing is reweighted."""
     mean = float(bound.weights @ losses)
     return Dual(mean, math.inf, mean, np.ones(losses.size), mean, 0.0)
 
 
-def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
+def divergence(bound: Any, losses: np.ndarray, smoothing: float) -> Dual:
     r"""Smoothed dual of an f-divergence: its multiplier stays above a least one.
 
     .. math:: V_\delta = \max_{D(q) \le r} E_0 q \ell - \underline\lambda D(q)
@@ -60,7 +60,7 @@ def divergence(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual
     return Dual(value, penalty, shift, ratio, attained, worst.radius)
 
 
-def capped(bound: Reweighting, losses: np.ndarray, alpha: float, smoothing: float) -> Dual:
+def capped(bound: Any, losses: np.ndarray, alpha: float, smoothing: float) -> Dual:
     r"""Smoothed CVaR: ratios below 1 / alpha with an entropy in the place of the two bounds.
 
     .. math:: V_\delta = \min_\eta\; \eta
@@ -105,7 +105,7 @@ def _threshold(
     return first + kappa * root(excess, 0.0, low=low, high=high, tol=1e-14)
 
 
-def soft_maximum(bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
+def soft_maximum(bound: Any, losses: np.ndarray, smoothing: float) -> Dual:
     r"""Smoothed maximum :math:`\kappa \log E_0 e^{\ell/\kappa}`: kappa log(1/min w) = smoothing."""
     if bound.least >= 1.0:
         return flat(bound, losses)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.ambiguity.ground.categories import Categories, Known
+from drojko.ambiguity.ground.columns import Categories, Known
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["GroundCost"]
@@ -90,9 +90,7 @@ class GroundCost:
                 swapped = (difference[..., columns] != 0).any(-1)
                 total = total + _where(swapped, float(price), total)
         moved = (difference[..., _index(difference, stays)] != 0).any(-1)
-        if isinstance(total, torch.Tensor):
-            return torch.where(moved, torch.inf, total)
-        return np.where(moved, np.inf, total)
+        return total + _where(moved, np.inf, total)
 
     def dual_norm_squared(self, theta: Array) -> Array:
         """Return sum_j theta_j^2 / weights_j for theta of shape (..., d).

@@ -12,9 +12,8 @@ from torch import Tensor
 from drojko.flows.functionals.base import Functional
 from drojko.flows.particles import Particles
 from drojko.transport.icnn import ICNN
-from drojko.transport.jet import Jet, jet
+from drojko.transport.jet import Jet, Probes, jet, stochastic_jet
 from drojko.transport.maps import AffineMap, TransportMap
-from drojko.transport.stochastic_jet import Probes, stochastic_jet
 
 __all__ = ["Evaluated", "FittedMap", "MapProblem"]
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from drojko._numerics import Adam
 from drojko.models import flatten_parameters, views_like
 from drojko.transport.icnn import ICNN
-from drojko.transport.initialise import bures_map, set_affine
-from drojko.transport.maps import BrenierMap
+from drojko.transport.maps import BrenierMap, bures_map, set_affine
 
 __all__ = ["MapState"]
 

@@ -17,9 +17,8 @@ from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
 from drojko.models import Learner
 from drojko.transport.icnn import ICNN
-from drojko.transport.initialise import set_affine
-from drojko.transport.jet import forward
-from drojko.transport.stochastic_jet import Probes
+from drojko.transport.jet import Probes, forward
+from drojko.transport.maps import set_affine
 
 __all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "warm"]
 

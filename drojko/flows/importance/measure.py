@@ -24,10 +24,9 @@ from drojko.flows.importance.rejection import (
 )
 from drojko.flows.importance.velocity import VelocityFlow, log_target
 from drojko.measures._arrays import queries
-from drojko.measures._nets import net
 from drojko.measures.base import Measure, draws
 from drojko.measures.gaussian import Gaussian
-from drojko.measures.mixture import GaussianMixture
+from drojko.measures.mixture import GaussianMixture, net
 
 __all__ = ["Evidence", "ImportanceMeasure", "calibration_draws"]
 

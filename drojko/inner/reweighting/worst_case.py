@@ -18,10 +18,10 @@ from drojko.flows.importance.rejection import draw_kept
 from drojko.flows.particles import match_moments
 from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
 from drojko.inner.worst_case import WorstCase, quantiles
-from drojko.measures._nets import net
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.empirical import Empirical
 from drojko.measures.gaussian import Gaussian
+from drojko.measures.mixture import net
 from drojko.transport.maps import TransportMap
 
 if TYPE_CHECKING:

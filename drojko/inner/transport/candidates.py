@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, proximal_ascent
-from drojko.losses.moves import best_class_move
+from drojko.losses.multiclass import best_class_move
 from drojko.models import is_linear
 from drojko.transport.maps import BrenierMap
 

@@ -12,7 +12,7 @@ from drojko.flows.icnn.map_problem import MapProblem
 from drojko.flows.particles import Particles
 from drojko.measures import Gaussian
 from drojko.transport import ICNN
-from drojko.transport.stochastic_jet import Probes, stochastic_jet
+from drojko.transport.jet import Probes, stochastic_jet
 
 
 def draws(n, d, gen):
