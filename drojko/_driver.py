@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,7 +20,18 @@ import torch
 
 from drojko.exceptions import NonFiniteError
 
-__all__ = ["Outcome", "Solver", "Status", "all_finite", "nested", "run"]
+__all__ = [
+    "Callback",
+    "Limits",
+    "Outcome",
+    "Solver",
+    "Status",
+    "all_finite",
+    "nested",
+    "run",
+]
+
+Callback = Callable[[int, dict[str, Any]], bool]
 
 S = TypeVar("S")
 
@@ -139,7 +150,7 @@ def all_finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(all_finite(item) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return all(all_finite(getattr(value, field.name)) for field in fields(value))
+        return all(all_finite(getattr(value, part.name)) for part in fields(value))
     return True
 
 
@@ -252,3 +263,37 @@ def nested(
     if outcome.status is Status.INTERRUPTED:
         raise KeyboardInterrupt(outcome.message)
     return outcome
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one fit; its clock starts when the value is made.
+
+    Parameters
+    ----------
+    max_iter : int
+    tol : float
+        Relative accuracy.
+    max_time : float, default=None
+        Seconds for the whole fit, however many solvers share it.
+    callback : callable, default=None
+        ``callback(iteration, record) -> bool``; True ends the fit.
+
+    Examples
+    --------
+    >>> Limits(max_iter=50).time_left is None
+    True
+    """
+
+    max_iter: int = 200
+    tol: float = 1e-3
+    max_time: float | None = None
+    callback: Callback | None = None
+    began: float = field(default_factory=time.perf_counter, compare=False)
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until ``max_time``, at least 0; None without a limit."""
+        if self.max_time is None:
+            return None
+        return max(self.max_time - (time.perf_counter() - self.began), 0.0)

@@ -13,11 +13,11 @@ from fixtures import classification, generator, kde
 from harness import Check, Context, clock, median, numbers
 from torch import Tensor
 
+from drojko._driver import Limits
 from drojko._numerics import Adam
 from drojko.ambiguity import GroundCost
 from drojko.inner import ICNNJKO, Batch, Coordinates, Objective
 from drojko.losses import get_loss
-from drojko.minimax.limits import Limits
 from drojko.minimax.problem import RobustProblem
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import MLP, flatten_parameters, views_like

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Limits
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, GroundCost
@@ -22,15 +23,15 @@ from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
-from drojko.minimax.limits import Limits
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
-from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.risk import RidgeData
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
     "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase", "Parameters", "Plan",
     "Points", "arrays", "parameters_of",
+    "trained",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -162,16 +163,7 @@ class LinearProblem(ABC):
         history = {
             name: np.array([row.get(name, math.nan) for row in found.history]) for name in _COLUMNS
         }
-        result = TrainResult(
-            found.status,
-            found.message,
-            found.n_iter,
-            found.penalty,
-            found.stationarity,
-            history,
-            found.relative_gap,
-        )
-        return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
+        return trained(found, found.penalty, history)
 
 
 @dataclass(frozen=True)
@@ -337,6 +329,23 @@ class Approach(ABC):
     @abstractmethod
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:
         """Rebuild the worst case of `assess` from its state."""
+
+
+def trained(
+    found: Any, penalty: float, history: dict[str, np.ndarray]
+) -> tuple[Parameters, TrainResult]:
+    """Parameters and result from what a linear solver found."""
+    result = TrainResult(
+        found.status,
+        found.message,
+        found.n_iter,
+        penalty,
+        found.stationarity,
+        history,
+        found.relative_gap,
+        getattr(found, "advice", None),
+    )
+    return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
 
 
 def arrays(points: Points) -> Points:

@@ -13,9 +13,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from drojko._driver import Status
+from drojko._driver import Limits, Status
 from drojko.minimax.kinked import DETOURS, MOST_PARAMETERS, minimise_kinked
-from drojko.minimax.limits import Limits
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 
 __all__ = ["LBFGSRun", "Stop", "merged_rows"]

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._driver import Status, run
+from drojko._driver import Limits, Status, run
 from drojko.losses import Loss
-from drojko.minimax.limits import Limits
 from drojko.minimax.newton import LinearFit, factorised
 from drojko.rows import Rows
 

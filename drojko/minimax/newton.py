@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import cho_solve
 
-from drojko._driver import Status, run
-from drojko.minimax.limits import Limits
+from drojko._driver import Limits, Status, run
 
 __all__ = [
     "ROUNDING",

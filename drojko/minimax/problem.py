@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Callback
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.inner.coordinates import Coordinates
@@ -21,8 +22,6 @@ from drojko.inner.transport.candidates import first_candidates
 from drojko.losses import Loss
 from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
-from drojko.minimax.limits import Callback
-from drojko.minimax.newton import LinearFit
 from drojko.models import TabularModel
 
 __all__ = ["Callback", "RobustProblem", "TrainResult"]
@@ -44,20 +43,6 @@ class TrainResult:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     gap: float = math.nan
     advice: str | None = None
-
-    @classmethod
-    def of(cls, fit: LinearFit) -> TrainResult:
-        """What a linear fit says of itself."""
-        return cls(
-            fit.status,
-            fit.message,
-            fit.n_iter,
-            fit.multiplier,
-            fit.stationarity,
-            fit.history,
-            fit.relative_gap,
-            fit.advice,
-        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from drojko.exceptions import UnboundedRiskError
 from drojko.inner.sinkhorn.worst_case import GibbsWorstCase
 from drojko.losses import get_loss
 from drojko.minimax.sinkhorn.linear import sinkhorn_risk
-from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.risk import RidgeData
 
 X, Y = load_diabetes(return_X_y=True)
 X, Y = scale(X), (Y - Y.mean()) / Y.std()

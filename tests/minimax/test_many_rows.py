@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead
 from drojko.losses import get_loss
 from drojko.minimax import many_rows, newton
-from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import ManyRows, fit_many, stratified
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import Reweighted
-from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.many_rows import Transported
+from drojko.minimax.transport.risk import RidgeData
 from drojko.rows import Rows
 
 N, D = 31_000, 4

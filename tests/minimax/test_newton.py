@@ -6,9 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from drojko._driver import Status
+from drojko._driver import Limits, Status
 from drojko.losses.smoothing import Kink, conjugate_bound
-from drojko.minimax.limits import Limits
 from drojko.minimax.newton import Newton, Start, Terms, fit, relative_gap, solve_symmetric
 from drojko.rows import Rows
 

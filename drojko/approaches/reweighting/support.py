@@ -23,13 +23,15 @@ from drojko.approaches.base import (
     Plan,
     Points,
     arrays,
+    trained,
 )
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.measures import ClassConditional, Empirical, Grouped, Joint, LabelledMeasure
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.reweighting.solve import solve_linear, solve_reweighted
+from drojko.minimax.reweighting.passes import train_network
+from drojko.minimax.reweighting.solve import solve_linear
 from drojko.models import TabularModel
 
 __all__ = ["OnSupport", "Reweighted", "losses_of"]
@@ -83,8 +85,7 @@ class Reweighted(LinearProblem):
             start=None if start is None else start[0],
             report=lambda coef, intercept: now.update(coef=coef, intercept=intercept),
         )
-        parameters = np.atleast_2d(found.coef), np.atleast_1d(found.intercept)
-        return parameters, TrainResult.of(found)
+        return trained(found, found.multiplier, found.history)
 
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """The dual of the losses."""
@@ -170,7 +171,7 @@ class OnSupport(Approach):
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Stochastic steps."""
-        return solve_reweighted(
+        return train_network(
             plan.problem(model),
             plan.ambiguity,
             spawn(plan.generator),

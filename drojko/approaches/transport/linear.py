@@ -13,9 +13,8 @@ from drojko._numerics import standard_error
 from drojko.approaches.base import Assessment, LinearProblem, Parameters, Plan
 from drojko.certificates import Certificate
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.transport.data import RidgeData
 from drojko.minimax.transport.linear import solve_ridge
-from drojko.minimax.transport.risk import ridge_robust_risk
+from drojko.minimax.transport.risk import RidgeData, ridge_robust_risk
 
 __all__ = ["DRAWS", "ExactTransport", "certify_ridge"]
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from sklearn.base import clone
 from torch import Tensor
 
+from drojko._driver import Limits
+from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet, Dual
 from drojko.measures.base import components
 from drojko.measures.empirical import Empirical
+from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.passes import Passes, PassState
+from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.transport.subgradient import Subgradient
+from drojko.models import MLP
 
-__all__ = ["ReweightedPasses"]
+__all__ = ["ReweightedPasses", "train_network"]
 
 _SOLVES, _STEPS = 4, 32  # duals within a pass at most, and steps between them at least
 _FRESH = 5  # passes between new draws of a continuous reference
@@ -117,3 +125,62 @@ class ReweightedPasses(Passes):
             parts = backward(slope, parameters=True)
             whole = whole + torch.cat([g.reshape(-1) for g in parts])
         return dual.value + self.ridge(), float((whole * self.frozen).norm())
+
+
+def train_network(
+    problem: RobustProblem,
+    ambiguity: AmbiguitySet,
+    generator: torch.Generator,
+    *,
+    n_draws: int = 2000,
+    groups: Any = None,
+    outer: Subgradient | None = None,
+    limits: Limits | None = None,
+) -> TrainResult:
+    """Train a network in place by passes; its best parameters are left in it.
+
+    In units in which the draws have mean 0 and spread 1; the set sees its own units.
+
+    Parameters
+    ----------
+    problem : RobustProblem
+        Its radius, penalty and cost are not used: the set is ``ambiguity``.
+    ambiguity : AmbiguitySet
+        With ``on(x, weights, groups)``, as the density-ratio sets.
+    generator : torch.Generator
+    n_draws : int
+        Requested of a continuous reference.
+    groups : array of shape (n,), default=None
+        What the points of an empirical reference belong to.
+    outer : Subgradient, default=None
+        Rates and batches.
+    limits : Limits, default=None
+
+    Returns
+    -------
+    TrainResult
+        ``penalty`` is the multiplier of the radius; in the history ``transport_cost`` is D(P*, P0).
+    """
+    limits = limits or Limits()
+    shift = not isinstance(problem.model, MLP) or problem.model.bias
+    conditioned = Conditioned.of(problem, shift, n_draws, generator)
+    unit = conditioned.loss_unit
+    inner: Any = clone(ambiguity)
+    if inner.penalty is not None:
+        inner.set_params(penalty=float(inner.penalty) / unit)
+    solver = ReweightedPasses(
+        outer or Subgradient(),
+        conditioned.problem,
+        spawn(generator),
+        limits.max_iter,
+        limits.tol,
+        n_draws,
+    )
+    solver.ambiguity, solver.groups = inner, groups
+    result = solver.train(limits.time_left, conditioned.wrap(limits.callback))
+    conditioned.undo()
+    history = dict(result.history)
+    for name in ("robust_risk", "penalty"):
+        if name in history:
+            history[name] = history[name] * unit
+    return replace(result, penalty=result.penalty * unit, history=history)

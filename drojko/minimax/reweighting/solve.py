@@ -6,40 +6,31 @@ r"""Training against sets that reweight the reference: the points stay, their ma
 
 or its penalised form. V is convex and nondecreasing, so that a linear model with a convex loss is
 a convex problem: Newton's method with a proven gap, or L-BFGS for several outputs, callables and
-MMD, and before Newton's method where there are many columns. Networks take stochastic steps with
-ratios from stale losses (`ReweightedPasses`). The gradient is Danskin's, E q grad loss.
+MMD, and before Newton's method where there are many columns. The gradient is Danskin's,
+E q grad loss. Networks take stochastic steps (`drojko.minimax.reweighting.passes`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 
-from drojko._driver import Status
-from drojko._random import spawn
-from drojko.ambiguity import AmbiguitySet
+from drojko._driver import Limits, Status
 from drojko.ambiguity.divergence import Priced
 from drojko.losses import CrammerSinger, Loss
-from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.lbfgs import LBFGSRun, Stop
-from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import EACH, LEAST, fit_many
 from drojko.minimax.newton import LinearFit, Start, fit
-from drojko.minimax.problem import RobustProblem, TrainResult
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
-from drojko.minimax.reweighting.passes import ReweightedPasses
-from drojko.minimax.transport.subgradient import Subgradient
-from drojko.models import MLP
 from drojko.rows import Rows
 
-__all__ = ["solve_linear", "solve_reweighted"]
+__all__ = ["solve_linear"]
 
 #: Relative accuracy of the objective of linear models, whatever tol is.
 ACCURACY = 2e-6
@@ -127,68 +118,6 @@ class _Task:
     def accuracy(self) -> float:
         """The relative gap aimed at."""
         return min(self.limits.tol, ACCURACY)
-
-
-def solve_reweighted(
-    problem: RobustProblem,
-    ambiguity: AmbiguitySet,
-    generator: torch.Generator,
-    *,
-    n_draws: int = 2000,
-    groups: Any = None,
-    outer: Subgradient | None = None,
-    limits: Limits | None = None,
-) -> TrainResult:
-    """Train ``problem.model`` in place; its best parameters are left in it.
-
-    Parameters
-    ----------
-    problem : RobustProblem
-        Its radius, penalty and cost are not used: the set is ``ambiguity``.
-    ambiguity : AmbiguitySet
-        With ``on(x, weights, groups)``, as the density-ratio sets.
-    generator : torch.Generator
-    n_draws : int
-        Requested of a continuous reference.
-    groups : array of shape (n,), default=None
-        What the points of an empirical reference belong to.
-    outer : Subgradient, default=None
-        Rates and batches for networks.
-    limits : Limits, default=None
-
-    Returns
-    -------
-    TrainResult
-        ``penalty`` is the multiplier of the radius; in the history ``transport_cost`` is D(P*, P0).
-    """
-    limits = limits or Limits()
-    model = problem.model
-    if not (isinstance(model, MLP) and len(model.weights) == 1):
-        return _network(problem, ambiguity, generator, n_draws, groups, outer, limits)
-    x, y, w, bound = problem.support(ambiguity, n_draws, generator, groups)
-    weights, biases = model.weights[0], model.biases[0]
-
-    def load(coef: Any, intercept: Any) -> None:
-        weights.data.copy_(torch.as_tensor(np.atleast_2d(coef)))
-        if model.bias:
-            biases.data.copy_(torch.as_tensor(np.atleast_1d(intercept)))
-
-    found = solve_linear(
-        x.cpu().numpy(),
-        y.cpu().numpy(),
-        w.cpu().numpy(),
-        bound,
-        problem.loss,
-        n_outputs=model.n_outputs,
-        alpha=problem.alpha,
-        fit_intercept=model.bias,
-        limits=limits,
-        start=tuple(p.detach().double().cpu().numpy() for p in (weights, biases)),
-        warm=model.warm,
-        report=load,
-    )
-    load(found.coef, found.intercept)
-    return TrainResult.of(found)
 
 
 def _many_rows(task: _Task) -> LinearFit | None:
@@ -385,37 +314,3 @@ class _Run(LBFGSRun):
         own = f[rows, y].copy()
         f[rows, y] = -np.inf
         return bool((own > f.max(1)).all())
-
-
-def _network(
-    problem: RobustProblem,
-    ambiguity: AmbiguitySet,
-    generator: torch.Generator,
-    n_draws: int,
-    groups: Any,
-    outer: Subgradient | None,
-    limits: Limits,
-) -> TrainResult:
-    """Passes in units in which the draws have mean 0 and spread 1; the set sees its own units."""
-    shift = not isinstance(problem.model, MLP) or problem.model.bias
-    conditioned = Conditioned.of(problem, shift, n_draws, generator)
-    unit = conditioned.loss_unit
-    inner: Any = clone(ambiguity)
-    if inner.penalty is not None:
-        inner.set_params(penalty=float(inner.penalty) / unit)
-    solver = ReweightedPasses(
-        outer or Subgradient(),
-        conditioned.problem,
-        spawn(generator),
-        limits.max_iter,
-        limits.tol,
-        n_draws,
-    )
-    solver.ambiguity, solver.groups = inner, groups
-    result = solver.train(limits.time_left, conditioned.wrap(limits.callback))
-    conditioned.undo()
-    history = dict(result.history)
-    for name in ("robust_risk", "penalty"):
-        if name in history:
-            history[name] = history[name] * unit
-    return replace(result, penalty=result.penalty * unit, history=history)

@@ -38,7 +38,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.sinkhorn.particles import Particles, blocks, draw_particles
 from drojko.inner.transport.bounds import structure
 from drojko.minimax.sinkhorn.linear import certify_linear, sinkhorn_risk
-from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.risk import RidgeData
 
 __all__ = ["certify_linear", "certify_sampled"]
 

@@ -33,18 +33,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from drojko._driver import Limits
 from drojko._numerics import standard_error
 from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import Loss
 from drojko.losses.tilts import Tilted
-from drojko.minimax.limits import Limits
 from drojko.minimax.newton import State
-from drojko.minimax.transport.bound import balance, pinned_columns
-from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.bound import Ground, balance, pinned_columns
 from drojko.minimax.transport.linear import Callback, LinearProblem, RidgeSolution, solve_ridge
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
-from drojko.minimax.transport.risk import spend
+from drojko.minimax.transport.risk import RidgeData, spend
 from drojko.rows import Rows
 
 __all__ = ["SinkhornRisk", "SinkhornRows", "certify_linear", "sinkhorn_risk", "solve_sinkhorn"]

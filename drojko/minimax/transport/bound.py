@@ -30,12 +30,61 @@ from scipy.optimize import minimize_scalar
 from drojko.losses import Loss
 from drojko.losses.jets import jet
 from drojko.minimax.newton import solve_symmetric
-from drojko.minimax.transport.data import Ground, blocks
+from drojko.minimax.transport.risk import RidgeData, blocks
 from drojko.rows import Rows
 
-__all__ = ["Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
+__all__ = ["Ground", "Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
 
 _EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    r"""Norm and ridge in the coordinates of standardised rows, and the size of the set.
+
+    .. math:: n^2(z) = \sum_j cost_j z_j^2 + offset, \qquad
+              \tfrac\alpha2 \|\theta\|^2 = \tfrac12 \sum_j ridge_j z_j^2
+
+    Both are zero on the intercept. ``radius`` None or 0 and ``penalty`` None: nothing moves.
+    ``flip_cost`` is the price of another class; infinite: labels stay.
+    """
+
+    cost: np.ndarray
+    ridge: np.ndarray
+    offset: float
+    radius: float | None
+    penalty: float | None
+    flip_cost: float = math.inf
+
+    @classmethod
+    def of(
+        cls,
+        rows: Rows,
+        data: RidgeData,
+        radius: float | None = None,
+        penalty: float | None = None,
+        alpha: float = 0.0,
+    ) -> Ground:
+        """The ground of these rows."""
+        cost, ridge = np.zeros(rows.size), np.zeros(rows.size)
+        square = rows.scale * rows.scale
+        cost[: rows.d] = np.where(rows.dead, 1.0, data.inverse_cost / square)
+        ridge[: rows.d] = np.where(rows.dead, 0.0, alpha / square)
+        flip_cost = data.label_cost if data.flips else math.inf
+        return cls(cost, ridge, data.label_norm, radius or None, penalty, flip_cost)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything moves."""
+        return self.radius is not None or self.penalty is not None
+
+    def square(self, z: np.ndarray) -> float:
+        """n²(z), the offset included."""
+        return float(self.cost @ (z * z)) + self.offset
+
+    def decay(self, z: np.ndarray) -> float:
+        """The ridge penalty of z."""
+        return 0.5 * float(self.ridge @ (z * z))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,16 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._driver import Status
+from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.minimax.limits import Limits
 from drojko.minimax.many_rows import LEAST, fit_many
 from drojko.minimax.newton import ROUNDING, LinearFit, fit, relative_gap
-from drojko.minimax.transport.bound import lower_bound, plan_of
-from drojko.minimax.transport.data import Ground, RidgeData
+from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows
-from drojko.minimax.transport.risk import RidgeRisk, ridge_robust_risk
+from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
 from drojko.rows import Rows
 

@@ -23,7 +23,7 @@ import numpy as np
 from drojko.losses import Loss
 from drojko.losses.jets import jet
 from drojko.minimax.many_rows import Rest, RowSums, from_plain, line
-from drojko.minimax.transport.data import Ground
+from drojko.minimax.transport.bound import Ground
 from drojko.rows import Rows
 
 __all__ = ["Transported"]

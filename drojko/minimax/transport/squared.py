@@ -20,7 +20,7 @@ import scipy.linalg
 from scipy.optimize import brentq
 
 from drojko.exceptions import UnboundedRiskError
-from drojko.minimax.transport.data import Ground
+from drojko.minimax.transport.bound import Ground
 from drojko.rows import Rows
 
 __all__ = ["Squares", "solve_squared"]

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Limits
 from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Condition
 from drojko.inner.transport.solvers import ICNNJKO
 from drojko.measures import has_atoms
-from drojko.minimax.limits import Limits
 from drojko.minimax.passes import Passes, PassState
 from drojko.minimax.problem import RobustProblem, TrainResult
 

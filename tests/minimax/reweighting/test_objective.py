@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, Group, TotalVariation
 from drojko.losses import Absolute, Hinge, Huber, Logistic, Loss, Quantile, Squared
-from drojko.minimax.limits import Limits
 from drojko.minimax.newton import Newton, fit
 from drojko.minimax.reweighting.objective import Reweighted
 from drojko.rows import Rows

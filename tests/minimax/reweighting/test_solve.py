@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 from drojko.inner import Pointwise
 from drojko.losses import CallableLoss, get_loss
 from drojko.measures import ClassConditional, Empirical, Gaussian, Joint
-from drojko.minimax.limits import Limits
-from drojko.minimax.problem import RobustProblem
-from drojko.minimax.reweighting.solve import solve_reweighted
+from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.reweighting.passes import train_network
+from drojko.minimax.reweighting.solve import solve_linear
 from drojko.minimax.transport.subgradient import Subgradient
-from drojko.models import MLP, Linear
+from drojko.models import MLP, Linear, is_linear
 
 SETS = {
     "kl": KL(0.15),
@@ -37,6 +38,45 @@ LOSSES = ("logistic", "hinge", "squared", "absolute")
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def solve_reweighted(p, ambiguity, generator, limits=None, n_draws=2000, groups=None, outer=None):
+    """Train the module of a problem, a linear one by arrays, which it takes the answer of."""
+    limits, model = limits or Limits(), p.model
+    if not is_linear(model):
+        return train_network(
+            p, ambiguity, generator, n_draws=n_draws, groups=groups, outer=outer, limits=limits
+        )
+    *points, bound = p.support(ambiguity, n_draws, generator, groups)
+    parts = model.weights[0], model.biases[0]
+
+    def load(coef, intercept):
+        for part, value in zip(parts, (coef, intercept), strict=model.bias):
+            part.data.copy_(torch.as_tensor(np.reshape(value, part.shape)))
+
+    found = solve_linear(
+        *(part.numpy() for part in points),
+        bound,
+        p.loss,
+        n_outputs=model.n_outputs,
+        alpha=p.alpha,
+        fit_intercept=model.bias,
+        limits=limits,
+        start=tuple(part.detach().numpy() for part in parts),
+        warm=model.warm,
+        report=load,
+    )
+    load(found.coef, found.intercept)
+    return TrainResult(
+        found.status,
+        found.message,
+        found.n_iter,
+        found.multiplier,
+        found.stationarity,
+        found.history,
+        found.relative_gap,
+        found.advice,
+    )
 
 
 def data(seed, loss, n=60, d=3):

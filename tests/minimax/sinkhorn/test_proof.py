@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from drojko.losses import get_loss
 from drojko.minimax.sinkhorn.linear import sinkhorn_risk, solve_sinkhorn
-from drojko.minimax.transport.data import RidgeData
+from drojko.minimax.transport.risk import RidgeData
 
 NAMES = ["logistic", "hinge", "squared", "absolute", "huber", "quantile"]
 

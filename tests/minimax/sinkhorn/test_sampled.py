@@ -11,8 +11,8 @@ from scipy.optimize import brentq, minimize_scalar
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import get_loss
 from drojko.minimax.sinkhorn.linear import sinkhorn_risk, solve_sinkhorn
-from drojko.minimax.transport.data import RidgeData
 from drojko.minimax.transport.linear import ridge_robust_risk, solve_ridge
+from drojko.minimax.transport.risk import RidgeData
 
 CLASSIFICATION = ("logistic", "hinge")
 NAMES = (*CLASSIFICATION, "absolute", "quantile", "huber", "squared")

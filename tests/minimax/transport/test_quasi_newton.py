@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from drojko._driver import Limits
 from drojko.losses import CallableLoss
 from drojko.minimax.conditioning import Conditioned
-from drojko.minimax.limits import Limits
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import Linear
 from tests.minimax._problems import classification, exact, gen, iris, net, regression, state

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses import get_loss
-from drojko.minimax.transport.data import RidgeData
-from drojko.minimax.transport.risk import ridge_robust_risk
+from drojko.minimax.transport.risk import RidgeData, ridge_robust_risk
 
 NAMES = ["logistic", "hinge", "squared", "absolute", "huber", "quantile"]
 LOSSES = {name: get_loss(name, **({"q": 0.8} if name == "quantile" else {})) for name in NAMES}

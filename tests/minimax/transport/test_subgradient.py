@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from drojko._driver import Limits
 from drojko.exceptions import NonFiniteError
 from drojko.inner import ICNNJKO
 from drojko.losses import CallableLoss, get_loss
 from drojko.measures import ClassConditional, Gaussian
 from drojko.minimax.conditioning import Conditioned
-from drojko.minimax.limits import Limits
 from drojko.minimax.transport.linear import RidgeData, ridge_robust_risk
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import Linear
