@@ -13,7 +13,6 @@ E q grad loss. Networks take stochastic steps (`drojko.minimax.reweighting.passe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +50,6 @@ def solve_linear(
     limits: Limits | None = None,
     start: tuple[Any, Any] | None = None,
     warm: bool = True,
-    report: Callable[[Any, Any], None] | None = None,
 ) -> LinearFit:
     """Train a linear model on arrays.
 
@@ -70,11 +68,10 @@ def solve_linear(
     alpha : float, default=0.0
     fit_intercept : bool, default=True
     limits : Limits, default=None
+        The callback finds the model in its record, as "coef" and "intercept".
     start : tuple of coefficients and intercepts, default=None
     warm : bool, default=True
         Whether ``start`` is near the optimum, so that schedules may begin late.
-    report : callable, default=None
-        ``report(coef, intercept)``, called before each callback with the iterate.
 
     Returns
     -------
@@ -88,7 +85,7 @@ def solve_linear(
     if start is not None:
         pairs = zip(np.atleast_2d(start[0]), np.atleast_1d(start[1]), strict=True)
         first = np.stack([rows.inward(coef, float(b)) for coef, b in pairs])
-    task = _Task(rows, loss, bound, alpha, limits, report, n_outputs)
+    task = _Task(rows, loss, bound, alpha, limits, n_outputs)
     proven = loss.convex and n_outputs == 1 and hasattr(bound, "levels")
     if proven and rows.n >= max(LEAST, EACH * rows.size):
         many = _many_rows(task)
@@ -104,14 +101,13 @@ def solve_linear(
 
 @dataclass(frozen=True)
 class _Task:
-    """A linear problem on arrays, and who is told of its iterates."""
+    """A linear problem on arrays."""
 
     rows: Rows
     loss: Loss
     bound: Any
     alpha: float
     limits: Limits
-    report: Callable[[Any, Any], None] | None
     n_outputs: int
 
     @property
@@ -131,7 +127,6 @@ def _many_rows(task: _Task) -> LinearFit | None:
         task.limits,
         classes=loss.task == "classification",
         goal=task.accuracy,
-        report=task.report,
     )
 
 
@@ -142,7 +137,6 @@ def _newton(task: _Task, start: Start | None) -> LinearFit:
         task.limits,
         goal=task.accuracy,
         start=start,
-        report=task.report,
     )
 
 
@@ -183,7 +177,6 @@ def _quasi_newton(
         len(run.history),
         run.best_slope,
         {name: np.array([row[name] for row in run.history]) for name in names},
-        np.zeros(0),
         run.unit_risk,
     )
     return found, run.best_point.reshape(run.shape)
@@ -251,8 +244,8 @@ class _Run(LBFGSRun):
         return np.stack([coef for coef, _ in pairs]), np.array([b for _, b in pairs])
 
     def load(self, point: np.ndarray) -> None:
-        if self.task.report is not None:
-            self.task.report(*self.model(point))
+        coef, intercept = self.model(point)
+        self.last = {**self.last, "coef": coef, "intercept": intercept}
 
     def _jet(self, f: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Smoothed loss, gradient in f of shape (n, outputs), and an affine minorant at f."""
