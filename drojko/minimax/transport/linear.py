@@ -212,7 +212,8 @@ def _check(
 def _many_rows(problem: LinearProblem) -> LinearFit | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
     loss, ground = problem.data.loss, problem.ground
-    if problem.data.flips or not ground.moves or not loss.kink_free(0.0):
+    least = 0.25 * ground.offset / (ground.penalty or math.inf)  # sigma where only labels move
+    if problem.data.flips or not ground.moves or not loss.kink_free(2.0 * least):
         return None
     found = fit_many(
         Transported(problem.rows, loss, ground),

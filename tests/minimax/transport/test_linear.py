@@ -382,6 +382,15 @@ def test_unbounded_penalties():
             solve_ridge(problem("logistic"), **bad)
 
 
+@pytest.mark.parametrize("penalty", [3.0, 0.9])
+def test_many_rows_whose_targets_alone_reach_the_kinks(penalty):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20_000, 2))
+    y = X.sum(axis=1) + rng.normal(size=20_000)
+    data = RidgeData(X, y, loss=LOSSES["huber"], label_cost=1.0)
+    assert solve_ridge(data, penalty=penalty).relative_gap <= 1e-6
+
+
 # -- stopping ------------------------------------------------------------------------------------
 
 
