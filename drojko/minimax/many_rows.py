@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from drojko._driver import Limits, Status, run
 from drojko.losses import Loss
 from drojko.minimax.newton import LinearFit, factorised, telling
 from drojko.rows import Rows
 
-__all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain", "line"]
+__all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain"]
 
 #: Rows from which on it pays, and rows a parameter.
 LEAST, EACH = 20_000, 100
@@ -425,14 +424,6 @@ def _solved(
     return outcome.state if most or outcome.status is Status.CONVERGED else None
 
 
-def line(loss: Loss, u: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, slopes and curvatures of a smooth loss."""
-    f, target = torch.from_numpy(u), torch.from_numpy(y)
-    parts = (loss.value, loss.gradient, loss.second_derivative)
-    value, slope, bend = (part(f, target).numpy() for part in parts)
-    return value, slope, bend
-
-
 class _Mean:
     """The mean loss with its ridge."""
 
@@ -445,7 +436,7 @@ class _Mean:
         return p
 
     def at(self, y, w, u, levels, near, second) -> RowSums:
-        value, slope, bend = line(self.loss, u, y)
+        value, slope, bend = self.loss.line(u, y)
         none = np.zeros(0)
         gu, mean = w * slope, float(w @ value)
         return RowSums(mean, gu, none, 0.0, 0.0, 1.0, u, w * bend, none[None], none[None])

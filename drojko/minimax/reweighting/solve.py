@@ -22,7 +22,7 @@ import torch
 from drojko._driver import Limits, Status
 from drojko.ambiguity.divergence import Priced
 from drojko.losses import CrammerSinger, Loss
-from drojko.minimax.lbfgs import LBFGSRun, Stop
+from drojko.minimax.lbfgs import LBFGSRun
 from drojko.minimax.many_rows import EACH, LEAST, fit_many
 from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
@@ -147,25 +147,11 @@ def _quasi_newton(
     limits = task.limits
     run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
     run.task = task
-    point, status = run.begin(first, warm), Status.MAX_ITER
-    try:
-        for _ in range(_STAGES):
-            status = run.minimise(point, limits.max_iter, memory=30)
-            point = run.best_point.copy()
-            if run.accurate:
-                break
-            run.enter()
-        if status is Status.MAX_ITER and run.settled(0.1 * limits.tol, run.stage_start):
-            status = Status.CONVERGED
-    except Stop as stop:
-        status = stop.status
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
+    status = run.ended(run.begin(first, warm), limits.max_iter)
     word, message = str(status), f"Stopped after {len(run.history)} iterations. {status.advice}"
     if run.separated():
         word, message = "unbounded", SEPARABLE
     coef, intercept = run.model(run.best_point)
-    names = run.history[0] if run.history else {}
     found = LinearFit(
         coef,
         intercept,
@@ -176,7 +162,7 @@ def _quasi_newton(
         message,
         len(run.history),
         run.best_slope,
-        {name: np.array([row[name] for row in run.history]) for name in names},
+        run.columns(),
         run.unit_risk,
     )
     return found, run.best_point.reshape(run.shape)
@@ -191,7 +177,6 @@ class _Run(LBFGSRun):
 
     mu: float = 1.0
     gap: float = math.inf
-    stage_start: int = 0
     multiplier: float = math.inf
 
     task: _Task = None  # type: ignore[assignment]
@@ -210,6 +195,18 @@ class _Run(LBFGSRun):
         self.best_point = start.ravel().copy()
         return self.best_point
 
+    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
+        """Stage by stage, until smoothing costs nothing."""
+        status = Status.MAX_ITER
+        for _ in range(_STAGES):
+            status = self.minimise(point, max_iter, memory=30)
+            point = self.best_point.copy()
+            if self.accurate:
+                break
+            self.enter()
+        within = status is Status.MAX_ITER and self.settled(0.1 * self.tol, self.stage)
+        return Status.CONVERGED if within else status
+
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""
         return np.concatenate([self.rows.block(part) @ z.T for part in self.rows.blocks()])
@@ -217,7 +214,7 @@ class _Run(LBFGSRun):
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""
         self.mu *= 0.1
-        self.stage_start, self.best_value = len(self.history), math.inf
+        self.stage, self.best_value = len(self.history), math.inf
 
     @property
     def accurate(self) -> bool:
@@ -226,9 +223,9 @@ class _Run(LBFGSRun):
 
     def finished(self) -> bool:
         if self.accurate:
-            return self.slope <= 1e-6 * self.tol or self.settled(1e-5 * self.tol, self.stage_start)
+            return self.slope <= 1e-6 * self.tol or self.settled(1e-5 * self.tol, self.stage)
         share = 0.1 * self.gap / max(abs(self.best_value), 1e-300)
-        return self.slope <= 1e-2 * self.gap or self.settled(share, self.stage_start)
+        return self.slope <= 1e-2 * self.gap or self.settled(share, self.stage)
 
     def free(self) -> list[tuple[float | None, float | None]]:
         return [(None, None)] * (self.shape[0] * self.shape[1])
