@@ -146,7 +146,7 @@ class LinearFit:
     """
 
     coef: np.ndarray
-    intercept: float
+    intercept: Any
     multiplier: float
     objective: float
     lower: float
