@@ -10,13 +10,15 @@ import torch
 from fixtures import classification, generator
 from harness import Check, Context, clock, median, numbers
 
+from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, Dual, TotalVariation, Wasserstein
 from drojko.inner import Pointwise
 from drojko.losses import get_loss
 from drojko.measures import ClassConditional, Empirical
 from drojko.minimax.problem import RobustProblem
-from drojko.minimax.reweighting.solve import Limits, solve_reweighted
-from drojko.models import MLP, Linear
+from drojko.minimax.reweighting.passes import train_network
+from drojko.minimax.reweighting.solve import solve_linear
+from drojko.models import MLP
 
 TITLE = "Training against reweightings"
 ABOUT = """
@@ -67,7 +69,7 @@ def cases(smoke: bool):
         yield f"n={n}, {name}, linear", _linear(name, n, 5 if smoke else 50)
 
 
-def _problem(X, y, model, alpha: float = 0.0) -> RobustProblem:
+def _problem(X, y, model) -> RobustProblem:
     k = int(y.max()) + 1
     return RobustProblem(
         ClassConditional(Empirical()).fit(X, y),
@@ -76,7 +78,6 @@ def _problem(X, y, model, alpha: float = 0.0) -> RobustProblem:
         Wasserstein(1.0).resolve(X.shape[1]),
         Pointwise(),
         radius=0.0,
-        alpha=alpha,
         n_labels=k,
     )
 
@@ -88,7 +89,7 @@ def _seconds(X, y, ambiguity, passes: int) -> float:
         model = MLP(X.shape[1], k if k > 2 else 1, generator=generator(seed), hidden=(64,))
         limits = Limits(max_iter=passes)
         with clock() as taken:
-            solve_reweighted(_problem(X, y, model), ambiguity, generator(seed), limits=limits)
+            train_network(_problem(X, y, model), ambiguity, generator(seed), limits=limits)
         found.append(taken.seconds)
     return median(found)
 
@@ -114,10 +115,19 @@ def _overhead(data: str, name: str, passes: int):
     return case
 
 
-def _value(p: RobustProblem, ambiguity, X, y) -> float:
-    """The exact objective of a problem's model."""
-    with torch.no_grad():
-        losses = p.loss.value(p.model(torch.from_numpy(X)), torch.from_numpy(y))
+def _solve(ambiguity, X: np.ndarray, y: np.ndarray, limits: Limits) -> tuple[np.ndarray, float]:
+    """Coefficients and intercept of logistic regression."""
+    loss = get_loss("logistic", "classification", 2)
+    weight = np.full(len(y), 1.0 / len(y))
+    weight = np.full(len(y), 1.0 / len(y))
+    bound = ambiguity.bind(*map(torch.from_numpy, (X, y, weight)))
+    found = solve_linear(X, y, weight, bound, loss, limits=limits)
+    return found.coef, found.intercept
+
+
+def _value(ambiguity, X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: float) -> float:
+    """The exact objective of a model."""
+    losses = np.logaddexp(0.0, (1.0 - 2.0 * y) * (X @ coef + intercept))
     return ambiguity.dual(losses).value
 
 
@@ -128,15 +138,12 @@ def _linear(name: str, n: int, d: int):
         y = (rng.random(n) < 1 / (1 + np.exp(-X @ rng.normal(size=d) / 3))).astype(int)
         values, seconds = [], []
         for _ in range(3):
-            p = _problem(X, y, Linear(d))
             with clock() as taken:
-                solve_reweighted(p, SETS[name], generator(0), limits=Limits(max_iter=500))
-            values.append(_value(p, SETS[name], X, y))
+                model = _solve(SETS[name], X, y, Limits(max_iter=500))
+            values.append(_value(SETS[name], X, y, *model))
             seconds.append(taken.seconds)
-        p = _problem(X, y, Linear(d))
-        long_run = Limits(max_iter=2000, tol=1e-9)
-        solve_reweighted(p, SETS[name], generator(0), limits=long_run)
-        best = min(values[0], _value(p, SETS[name], X, y))
+        long_run = _solve(SETS[name], X, y, Limits(max_iter=2000, tol=1e-9))
+        best = min(values[0], _value(SETS[name], X, y, *long_run))
         other = {"cvxpy seconds": math.nan, "cvxpy excess": math.nan}
         with clock() as theirs:
             found = _conic(SETS[name], X, y)
@@ -187,8 +194,7 @@ def _conic(ambiguity, X: np.ndarray, y: np.ndarray, limit: float = 60.0) -> floa
         return math.nan
     if theta.value is None:
         return math.nan
-    losses = np.logaddexp(0.0, sign * (X @ theta.value + b.value))
-    return ambiguity.dual(losses).value
+    return _value(ambiguity, X, y, theta.value, float(b.value))
 
 
 def summary(rows: list[dict]) -> list[Check]:

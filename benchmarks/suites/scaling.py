@@ -41,6 +41,7 @@ from exact import logistic_descent, robust_risk
 from drojko import DROClassifier
 from drojko.ambiguity import Wasserstein
 from drojko.losses import get_loss
+from drojko._driver import Limits
 from drojko.minimax.transport.linear import RidgeData, solve_ridge
 
 def peak():  # getrusage's maximum is inherited from the parent process; the kernel's own is not
@@ -88,7 +89,8 @@ if check:
         t = time.perf_counter()
         trace.append((t - start - spent, np.array(info["coef"]), float(info["intercept"])))
         spent += time.perf_counter() - t
-    solve_ridge(RidgeData(X, y, loss=get_loss("logistic")), radius=0.1, tol=1e-6, callback=callback)
+    limits = Limits(500, 1e-6, callback=callback)
+    solve_ridge(RidgeData(X, y, loss=get_loss("logistic")), radius=0.1, limits=limits)
     if check > 1:
         theta, b, _ = logistic_descent(X, y, radius=0.1)
         best = min(best, risk(theta, b))

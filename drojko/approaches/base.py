@@ -23,6 +23,7 @@ from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
+from drojko.minimax.newton import LinearFit
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.minimax.transport.risk import RidgeData
 from drojko.minimax.transport.subgradient import Subgradient
@@ -40,7 +41,6 @@ Points = tuple[Any, Any, Any]
 Parameters = tuple[np.ndarray, np.ndarray]
 #: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
 _RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
-_COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 class NoWorstCase(UnsupportedError, AttributeError):
@@ -154,16 +154,10 @@ class LinearProblem(ABC):
             penalty=plan.penalty,
             alpha=plan.alpha,
             fit_intercept=plan.fit_intercept,
-            tol=plan.tol,
-            max_iter=plan.max_iter,
-            max_time=plan.max_time,
-            callback=plan.callback,
+            limits=plan.limits,
             **options,
         )
-        history = {
-            name: np.array([row.get(name, math.nan) for row in found.history]) for name in _COLUMNS
-        }
-        return trained(found, found.penalty, history)
+        return trained(found)
 
 
 @dataclass(frozen=True)
@@ -331,19 +325,17 @@ class Approach(ABC):
         """Rebuild the worst case of `assess` from its state."""
 
 
-def trained(
-    found: Any, penalty: float, history: dict[str, np.ndarray]
-) -> tuple[Parameters, TrainResult]:
+def trained(found: LinearFit) -> tuple[Parameters, TrainResult]:
     """Parameters and result from what a linear solver found."""
     result = TrainResult(
         found.status,
         found.message,
         found.n_iter,
-        penalty,
+        found.multiplier,
         found.stationarity,
-        history,
+        found.history,
         found.relative_gap,
-        getattr(found, "advice", None),
+        found.advice,
     )
     return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
 

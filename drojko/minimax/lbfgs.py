@@ -69,14 +69,16 @@ class LBFGSRun(ABC):
             tol=limits.tol, max_time=limits.max_time, callback=limits.callback, history=[],
             began=time.perf_counter(),
         )  # fmt: skip
-        point = run.start()
+        return run.result(run.ended(run.start(), limits.max_iter))
+
+    def ended(self, point: np.ndarray, max_iter: int) -> Status:
+        """Optimise until something ends it: what it was."""
         try:
-            status = run.optimise(point, limits.max_iter)
+            return self.optimise(point, max_iter)
         except Stop as stop:
-            status = stop.status
+            return stop.status
         except KeyboardInterrupt:
-            status = Status.INTERRUPTED
-        return run.result(status)
+            return Status.INTERRUPTED
 
     def optimise(self, point: np.ndarray, max_iter: int) -> Status:
         """The stages of a run from its first point."""
@@ -209,15 +211,19 @@ class LBFGSRun(ABC):
     def result(self, status: Status) -> TrainResult:
         """Load the best point and say how the run ended."""
         self.load(self.best_point)
-        names = self.history[0] if self.history else {}
         return TrainResult(
             str(status),
             f"Stopped after {len(self.history)} iterations. {status.advice}",
             len(self.history),
             self.penalty_of(self.best_point),
             self.best_slope,
-            {name: np.array([row[name] for row in self.history]) for name in names},
+            self.columns(),
         )
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The history as arrays."""
+        names = self.history[0] if self.history else {}
+        return {name: np.array([row[name] for row in self.history]) for name in names}
 
 
 def merged_rows(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from drojko._driver import Limits, Status, run
 from drojko.losses import Loss
-from drojko.minimax.newton import LinearFit, factorised
+from drojko.minimax.newton import LinearFit, factorised, telling
 from drojko.rows import Rows
 
-__all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain", "line"]
+__all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain"]
 
 #: Rows from which on it pays, and rows a parameter.
 LEAST, EACH = 20_000, 100
@@ -327,7 +326,6 @@ def fit_many(
     *,
     classes: bool,
     goal: float | None = None,
-    report: Callable[[np.ndarray, float], None] | None = None,
 ) -> LinearFit | None:
     """The optimum of a problem of many rows with a proven gap, or None: other solvers find it.
 
@@ -339,27 +337,16 @@ def fit_many(
     objective : object
         As in `ManyRows`.
     limits : Limits
-        Of the iterations on all rows.
+        Of the iterations on all rows; the callback finds the model in its record.
     classes : bool
         Whether y holds classes 0 and 1, to be sampled apart.
     goal : float, default=None
         The relative gap aimed at; at most ``limits.tol``, which it is by default.
-    report : callable, default=None
-        ``report(coef, intercept)``, called before each callback with the iterate.
     """
-    rows, count = objective.rows, 0
+    rows = objective.rows
     if rows.n < max(LEAST, EACH * rows.size):
         return None
     goal = limits.tol if goal is None else min(goal, limits.tol)
-
-    def callback(state: State) -> bool:
-        nonlocal count
-        count += 1
-        if limits.callback is None:
-            return False
-        if report is not None:
-            report(*rows.outward(state.z))
-        return bool(limits.callback(count, solver.record(state)))
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
         few, some = _drawn(rows, _FIRST, classes)
@@ -378,7 +365,13 @@ def fit_many(
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
-        outcome = run(solver, first, max_iter=most, max_time=limits.time_left, callback=callback)
+        outcome = run(
+            solver,
+            first,
+            max_iter=most,
+            max_time=limits.time_left,
+            callback=telling(limits, solver.record, lambda state: rows.outward(state.z)),
+        )
     unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
     if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
         return None
@@ -396,7 +389,6 @@ def fit_many(
         outcome.n_iter,
         row["stationarity"],
         outcome.columns(),
-        s.p,
         abs(s.value),
     )
 
@@ -432,14 +424,6 @@ def _solved(
     return outcome.state if most or outcome.status is Status.CONVERGED else None
 
 
-def line(loss: Loss, u: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, slopes and curvatures of a smooth loss."""
-    f, target = torch.from_numpy(u), torch.from_numpy(y)
-    parts = (loss.value, loss.gradient, loss.second_derivative)
-    value, slope, bend = (part(f, target).numpy() for part in parts)
-    return value, slope, bend
-
-
 class _Mean:
     """The mean loss with its ridge."""
 
@@ -452,7 +436,7 @@ class _Mean:
         return p
 
     def at(self, y, w, u, levels, near, second) -> RowSums:
-        value, slope, bend = line(self.loss, u, y)
+        value, slope, bend = self.loss.line(u, y)
         none = np.zeros(0)
         gu, mean = w * slope, float(w @ value)
         return RowSums(mean, gu, none, 0.0, 0.0, 1.0, u, w * bend, none[None], none[None])

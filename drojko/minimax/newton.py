@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve
 
-from drojko._driver import Limits, Status, run
+from drojko._driver import Limits, Outcome, Status, run
 
 __all__ = [
     "ROUNDING",
@@ -36,6 +37,7 @@ __all__ = [
     "fit",
     "relative_gap",
     "solve_symmetric",
+    "telling",
 ]
 
 #: A risk below this share of ``unit`` is zero to rounding.
@@ -123,26 +125,28 @@ class LinearFit:
 
     Attributes
     ----------
-    coef, intercept : the model
+    coef, intercept : array of shape (d,), float; of several outputs (K, d) and (K,)
     multiplier : float
         Of the radius, or the penalty.
     objective, lower : float
         Exact value of the model, and a proven lower bound of the minimum (-inf without one).
     status, message : str
+        "converged" (`relative_gap` is at most the tolerance, or with several outputs unknown),
+        "stalled", "max_iter", "max_time", "callback", "interrupted" or "unbounded", and a sentence.
     n_iter : int
     stationarity : float
         Norm of the gradient of the last smoothed objective, relative to 1 + its value.
     history : dict of arrays
-    levels : array
-        The extra variables p.
     unit : float
         What counts as a loss of ordinary size.
     advice : str or None
         A word on the optimum for the user: a constant model, for instance.
+    risk : object
+        The worst case of the model, where the solver knows it.
     """
 
     coef: np.ndarray
-    intercept: float
+    intercept: Any
     multiplier: float
     objective: float
     lower: float
@@ -151,9 +155,9 @@ class LinearFit:
     n_iter: int
     stationarity: float
     history: dict[str, np.ndarray]
-    levels: np.ndarray
     unit: float
     advice: str | None = None
+    risk: Any = None
 
     @property
     def gap(self) -> float:
@@ -164,6 +168,17 @@ class LinearFit:
     def relative_gap(self) -> float:
         """The gap relative to the objective; NaN where nothing is proven."""
         return relative_gap(self.objective, self.lower, self.unit)
+
+    def judged(self, tol: float) -> LinearFit:
+        """With the status "converged" exactly where the proven gap is at most ``tol``."""
+        if self.status not in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
+            return self
+        ended = Status.MAX_ITER if self.status == Status.MAX_ITER else Status.STALLED
+        ended = Status.CONVERGED if self.relative_gap <= tol else ended
+        if ended == self.status:
+            return self
+        message = f"Stopped after {self.n_iter} iterations. {ended.advice}"
+        return replace(self, status=str(ended), message=message)
 
 
 def relative_gap(objective: float, lower: float, unit: float) -> float:
@@ -402,7 +417,6 @@ def fit(
     *,
     goal: float | None = None,
     start: Start | None = None,
-    report: Any = None,
 ) -> LinearFit:
     """Run `Newton`; a fit of many rows begins on a sample of them.
 
@@ -411,53 +425,52 @@ def fit(
     objective : object
         As in `Newton`, with ``sample(index)`` where a sample of its rows is a problem like it.
     limits : Limits
-        "converged" is said where the proven relative gap is at most its tol.
+        "converged" is said where the proven relative gap is at most its tol; the callback finds
+        the model in its record, as "coef" and "intercept".
     goal : float, default=None
         The relative gap aimed at; at most ``limits.tol``, which it is by default.
     start : Start, default=None
-    report : callable, default=None
-        ``report(coef, intercept)``, called before each callback with the iterate.
     """
     goal = limits.tol if goal is None else min(goal, limits.tol)
     if start is None:
         start = _from_sample(objective, limits)
     solver = Newton(objective, goal)
-
-    def callback(state: State) -> bool:
-        if limits.callback is None:
-            return False
-        if report is not None:
-            report(*objective.rows.outward(state.z))
-        return limits.callback(state.iteration, solver.record(state))
-
     outcome = run(
         solver,
         solver.init(start),
         max_iter=limits.max_iter,
         max_time=limits.time_left,
-        callback=callback,
+        callback=telling(limits, solver.record, lambda st: objective.rows.outward(st.z)),
     )
-    return _finish(objective, solver, outcome, limits.tol)
+    return _finish(objective, solver, outcome).judged(limits.tol)
 
 
-def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearFit:
-    """Bounds where they are missing, the status that they allow, and the model."""
-    st, status, rows = outcome.state.after(), outcome.status, objective.rows
+def telling(
+    limits: Limits, record: Callable[[Any], dict[str, Any]], model: Callable[[Any], tuple[Any, Any]]
+) -> Callable[[Any], bool] | None:
+    """The callback of a run: what is recorded of a state, and the model there."""
+    ask, count = limits.callback, itertools.count(1)
+    if ask is None:
+        return None
+
+    def tell(state: Any) -> bool:
+        coef, intercept = model(state)
+        return bool(ask(next(count), {**record(state), "coef": coef, "intercept": intercept}))
+
+    return tell
+
+
+def _finish(objective: Any, solver: Newton, outcome: Outcome[State]) -> LinearFit:
+    """Bounds where they are missing, and the model."""
+    st, rows = outcome.state.after(), objective.rows
     best = st
     if st.best[0] is not st.z:
         best = st.after(z=st.best[0], p=st.best[1], u=rows.predict(st.best[0]))
     row = objective.record(best, exact=True)
     st.upper = row["robust_risk"]
-    if st.lower == -math.inf and st.unbounded is None and status is not Status.INTERRUPTED:
+    if st.lower == -math.inf and st.unbounded is None and outcome.status != Status.INTERRUPTED:
         solver.bounded(st)
-    if status in (Status.MAX_ITER, Status.STALLED, Status.CONVERGED):
-        proven = relative_gap(st.upper, st.lower, objective.unit) <= tol
-        if proven:
-            status = Status.CONVERGED
-        elif status is Status.CONVERGED:
-            status = Status.STALLED
-    word, message = str(status), f"Stopped after {outcome.n_iter} iterations. {status.advice}"
-    advice = None
+    word, message, advice = str(outcome.status), outcome.message, None
     if st.unbounded is not None:
         word, message = "unbounded", st.unbounded
     elif rows.free[: rows.d].any() and st.upper > ROUNDING * objective.unit:
@@ -477,7 +490,6 @@ def _finish(objective: Any, solver: Newton, outcome: Any, tol: float) -> LinearF
         outcome.n_iter,
         float(st.row.get("stationarity", math.nan)),
         outcome.columns(),
-        best.p,
         objective.unit,
         advice,
     )

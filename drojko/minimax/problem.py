@@ -181,8 +181,12 @@ class RobustProblem:
     def parameter_gradient(self, objective: Objective, moved: Moved, weights: Tensor):
         """Danskin: gradient of the weighted mean loss at the moved samples."""
         x = objective.decode(moved.at, moved.q)
+        return self.outputs_and_gradient(x, moved.labels, weights)[1]
+
+    def outputs_and_gradient(self, x: Tensor, y: Tensor, mass: Tensor) -> tuple[Tensor, Any]:
+        """The model's outputs, and the gradient of the losses there under these masses."""
         f, backward = self.model.linearise(x)
-        slope = self.loss.gradient(f, moved.labels)
-        scale = weights.to(slope.dtype)
+        slope = self.loss.gradient(f, y)
+        scale = mass.to(slope.dtype)
         slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
-        return backward(slope, parameters=True)
+        return f, backward(slope, parameters=True)

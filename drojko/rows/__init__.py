@@ -1,5 +1,5 @@
 """Rows of data in standardised coordinates, and sums over them."""
 
-from drojko.rows.rows import Rows
+from drojko.rows.rows import Rows, blocks
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "blocks"]

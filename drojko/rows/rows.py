@@ -14,13 +14,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "blocks"]
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
 _FAR = 100.0
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
 _LEAST, _MOST = 1e-60, 1e60
+
+
+def blocks(n: int, d: int) -> Iterator[slice]:
+    """Slices of rows small enough that a block and its copies stay in cache."""
+    size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
 
 
 class Rows:
@@ -132,15 +139,10 @@ class Rows:
 
     def blocks(self) -> Iterator[slice]:
         """Slices of rows small enough that a block and its copies stay in cache."""
-        step = self._step()
-        for start in range(0, self.n, step):
-            yield slice(start, min(start + step, self.n))
-
-    def _step(self) -> int:
-        return int(min(max((1 << 18) // max(self.d, 1), 1024), 16384))
+        return blocks(self.n, self.d)
 
     def _buffer(self, columns: int) -> np.ndarray:
-        return np.empty((min(self._step(), self.n), columns))
+        return np.empty((next(self.blocks()).stop, columns))
 
     def block(self, rows: slice) -> np.ndarray:
         """Rows in these coordinates, shape (k, D): to read, not to write."""
@@ -162,24 +164,19 @@ class Rows:
 
     def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks that the sums are made of: raw where that is exact enough, in a reused buffer."""
-        if self._matrix is not None:
+        if self._matrix is not None or (self._raw and self.X.dtype == np.float64):
+            whole = self.X if self._matrix is None else self._matrix
             for rows in self.blocks():
-                yield rows, self._matrix[rows]
-        elif not self._raw:
-            buffer = self._buffer(self.size)
-            for rows in self.blocks():
-                part = buffer[: rows.stop - rows.start]
-                self._fill(rows, part)
-                yield rows, part
-        elif self.X.dtype == np.float64:
-            for rows in self.blocks():
-                yield rows, self.X[rows]
-        else:
-            buffer = self._buffer(self.d)
-            for rows in self.blocks():
-                part = buffer[: rows.stop - rows.start]
+                yield rows, whole[rows]
+            return
+        buffer = self._buffer(self.d if self._raw else self.size)
+        for rows in self.blocks():
+            part = buffer[: rows.stop - rows.start]
+            if self._raw:
                 np.copyto(part, self.X[rows])
-                yield rows, part
+            else:
+                self._fill(rows, part)
+            yield rows, part
 
     @property
     def _algebraic(self) -> bool:
@@ -190,7 +187,7 @@ class Rows:
     def predict(self, z: np.ndarray) -> np.ndarray:
         """B z in float64, shape (n,)."""
         out = np.empty(self.n)
-        coef, shift = self._weights(z)
+        coef, shift = self.outward(z) if self._algebraic else (z, 0.0)
         for rows, block in self._read():
             np.matmul(block, coef, out=out[rows])
         out += shift
@@ -225,16 +222,7 @@ class Rows:
             if columns.shape[1] < self.size:
                 part[:, -1] = root
             total += part.T @ part
-        if not self._algebraic:
-            return total
-        return self._centred_gram(total, h)
-
-    def _weights(self, z: np.ndarray) -> tuple[np.ndarray, float]:
-        """Coefficients of the blocks that are read, and a constant."""
-        if not self._algebraic:
-            return z, 0.0
-        coef, intercept = self.outward(z)
-        return coef, intercept
+        return self._centred_gram(total) if self._algebraic else total
 
     def _centred(self, total: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """B' g from X' g and the sum of g."""
@@ -243,7 +231,7 @@ class Rows:
         columns[self.dead] = 0.0
         return np.concatenate([columns, mass[None]]) if self.intercept else columns
 
-    def _centred_gram(self, total: np.ndarray, h: np.ndarray) -> np.ndarray:
+    def _centred_gram(self, total: np.ndarray) -> np.ndarray:
         d = self.d
         if self.intercept:
             move = np.eye(self.size)

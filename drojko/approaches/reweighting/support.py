@@ -68,12 +68,8 @@ class Reweighted(LinearProblem):
 
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Newton's method with a proven gap, or L-BFGS where there is no proof."""
-        plan, now = self.plan, {}
+        plan = self.plan
         points, bound = self.support(plan.n_draws)
-
-        def callback(iteration: int, info: dict[str, Any]) -> bool:
-            return plan.callback is not None and bool(plan.callback(iteration, {**info, **now}))
-
         found = solve_linear(
             *points,
             bound,
@@ -81,11 +77,10 @@ class Reweighted(LinearProblem):
             n_outputs=plan.n_outputs,
             alpha=plan.alpha,
             fit_intercept=plan.fit_intercept,
-            limits=replace(plan.limits, callback=callback),
+            limits=plan.limits,
             start=None if start is None else start[0],
-            report=lambda coef, intercept: now.update(coef=coef, intercept=intercept),
         )
-        return trained(found, found.multiplier, found.history)
+        return trained(found)
 
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """The dual of the losses."""

@@ -171,7 +171,11 @@ class InteriorPoint:
 
     def record(self, state: State) -> dict[str, float]:
         """A row of the history, in standardised units."""
-        return {"objective": state.objective, "lam": state.lam, "stationarity": state.residual}
+        return {
+            "robust_risk": state.objective,
+            "penalty": state.lam,
+            "stationarity": state.residual,
+        }
 
     def _slack(self, state: State) -> np.ndarray:
         """How far below its top each piece of a sample is, (n, J)."""

@@ -14,49 +14,23 @@ Transportation, arXiv 1710.10016; J. Blanchet, K. Murthy, 2019, arXiv 1604.01446
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Limits, Outcome, Status, run
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko.minimax.newton import relative_gap
+from drojko.minimax.newton import LinearFit, telling
 from drojko.minimax.order_one.interior import InteriorPoint, State, System, lagrangian_gradient
 from drojko.rows import Rows
 
-__all__ = ["LipschitzSolution", "slope_bound", "solve_lipschitz"]
+__all__ = ["slope_bound", "solve_lipschitz"]
 
 #: Largest number of unknowns of a Newton system.
 MOST_UNKNOWNS = 6000
 
 _DUAL = {1: math.inf, 2: 2, math.inf: 1}
-
-
-@dataclass(frozen=True)
-class LipschitzSolution:
-    """A linear model and how its training ended.
-
-    ``coef`` (K, d) and ``intercept`` (K,), K = 1 for two classes and regression. ``objective`` is
-    the robust objective, alpha's term included; ``relative_gap`` is a proven bound of (objective -
-    minimum) / objective, NaN where nothing is proven (several outputs); ``stationarity`` the
-    largest entry of the gradient of the Lagrangian over standardised columns. ``penalty`` is the
-    multiplier of the radius.
-    """
-
-    coef: np.ndarray
-    intercept: np.ndarray
-    penalty: float
-    objective: float
-    relative_gap: float
-    stationarity: float
-    n_iter: int
-    status: str
-    message: str
-    history: list[dict[str, float]]
 
 
 def slope_bound(loss: Loss) -> float:
@@ -104,12 +78,9 @@ def solve_lipschitz(
     label_cost: float = math.inf,
     alpha: float = 0.0,
     fit_intercept: bool = True,
-    tol: float = 1e-6,
-    max_iter: int = 200,
-    max_time: float | None = None,
+    limits: Limits | None = None,
     warm_start: tuple[np.ndarray, np.ndarray] | None = None,
-    callback: Callable[[int, dict[str, Any]], bool | None] | None = None,
-) -> LipschitzSolution:
+) -> LinearFit:
     r"""Minimise the order-1 worst-case risk of a linear model, exactly.
 
     Parameters
@@ -131,8 +102,15 @@ def solve_lipschitz(
         1 / weights of the columns; 0 where a column cannot move.
     label_cost : float
         Distance between two labels; in regression per unit of y.
-    alpha, fit_intercept, tol, max_iter, max_time, warm_start, callback
-        As in `solve_ridge`; ``callback(iteration, info)`` gets coef and intercept in ``info``.
+    alpha, fit_intercept, limits
+        As in `solve_ridge`.
+    warm_start : (coef, intercept)
+
+    Returns
+    -------
+    LinearFit
+        ``coef`` (K, d) and ``intercept`` (K,), K = 1 for two classes and regression; of several
+        outputs no bound is proven.
 
     Raises
     ------
@@ -149,7 +127,7 @@ def solve_lipschitz(
     """
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
-    began = time.perf_counter()
+    limits = limits or Limits(200, 1e-6)
     units = _Units.of(Rows(X, y, weight, intercept=fit_intercept), loss)
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None
@@ -164,29 +142,28 @@ def solve_lipschitz(
         )
     zero = np.zeros((n_outputs, system.rows.size))
     plain = system.loss.value(system.responses(zero), system.fixed_lam or 0.0)
-    solver = InteriorPoint(system, 0.01 * min(tol, 1e-6), float(system.rows.w @ plain))
+    solver = InteriorPoint(system, 0.01 * min(limits.tol, 1e-6), float(system.rows.w @ plain))
     first = units.inward(*(warm_start or _first(units, n_outputs)))
-    count = 0
 
-    def report(state: State) -> bool:
-        nonlocal count
-        count += 1
-        if callback is None:
-            return False
-        coef, intercept = units.outward(state.Z)
-        info = {
-            "robust_risk": state.objective * units.loss_unit,
-            "penalty": math.inf if still else state.lam * units.loss_unit,
-            "transport_cost": radius if radius is not None else math.nan,
-            "stationarity": state.residual,
-            "seconds": time.perf_counter() - began,
-            "coef": coef,
-            "intercept": intercept,
+    def outward(row: dict[str, float]) -> dict[str, float]:
+        return {
+            **row,
+            "robust_risk": row["robust_risk"] * units.loss_unit,
+            "penalty": math.inf if still else row["penalty"] * units.loss_unit,
+            "transport_cost": math.nan if radius is None else float(radius),
         }
-        return bool(callback(count, info))
 
-    outcome = run(solver, solver.init(first), max_iter=max_iter, max_time=max_time, callback=report)
-    return _finish(solver, units, outcome, radius, still, tol)
+    outcome = run(
+        solver,
+        solver.init(first),
+        max_iter=limits.max_iter,
+        max_time=limits.time_left,
+        callback=telling(
+            limits, lambda st: outward(solver.record(st)), lambda st: units.outward(st.Z)
+        ),
+    )
+    outcome = replace(outcome, history=[outward(row) for row in outcome.history])
+    return _finish(solver, units, outcome, still, limits.tol)
 
 
 @dataclass(frozen=True)
@@ -325,10 +302,9 @@ def _finish(
     solver: InteriorPoint,
     units: _Units,
     outcome: Outcome[State],
-    radius: float | None,
     still: bool,
     tol: float,
-) -> LipschitzSolution:
+) -> LinearFit:
     state, system, loss = outcome.state, solver.system, units.loss
     least = -math.inf
     if system.n_outputs == 1:
@@ -337,37 +313,25 @@ def _finish(
     objective, lam = _objective(system, Z, state.lam)
     if system.cones and system.mutable.size:
         Z, objective, lam = _rounded(system, Z, objective, lam)
-    status, message = outcome.status, outcome.message
-    gap = relative_gap(objective, lower_bound(system, state, objective, least), solver.unit)
-    if status in (Status.CONVERGED, Status.MAX_ITER):
-        if gap <= tol and status is not Status.CONVERGED:
-            status, message = Status.CONVERGED, Status.CONVERGED.advice
-        elif gap > tol and status is Status.CONVERGED:
-            status, message = Status.STALLED, Status.STALLED.advice
-        diverging = not system.cones and not loss.attained and not system.decay.any()
-        if diverging and objective < 1e-6:
-            status, message = "unbounded", _SEPARABLE
+    lower = lower_bound(system, state, objective, least)
     coef, intercept = units.outward(Z)
-    names = {"objective": "robust_risk", "lam": "penalty"}
-    history = []
-    for row in outcome.history:
-        new = {names.get(k, k): v for k, v in row.items()}
-        new["robust_risk"] *= units.loss_unit
-        new["penalty"] = math.inf if still else new["penalty"] * units.loss_unit
-        new["transport_cost"] = math.nan if radius is None else float(radius)
-        history.append(new)
-    return LipschitzSolution(
-        coef=coef,
-        intercept=intercept,
-        penalty=math.inf if still else lam * units.loss_unit,
-        objective=objective * units.loss_unit,
-        relative_gap=gap,
-        stationarity=state.residual,
-        n_iter=outcome.n_iter,
-        status=str(status),
-        message=message,
-        history=history,
+    found = LinearFit(
+        coef,
+        intercept,
+        math.inf if still else lam * units.loss_unit,
+        objective * units.loss_unit,
+        lower * units.loss_unit,
+        str(outcome.status),
+        outcome.message,
+        outcome.n_iter,
+        state.residual,
+        outcome.columns(),
+        solver.unit * units.loss_unit,
     )
+    diverging = not system.cones and not loss.attained and not system.decay.any()
+    if diverging and objective < 1e-6 and outcome.status in (Status.CONVERGED, Status.MAX_ITER):
+        return replace(found, status="unbounded", message=_SEPARABLE)
+    return found if math.isnan(found.relative_gap) else found.judged(tol)
 
 
 def _rounded(

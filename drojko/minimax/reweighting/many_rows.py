@@ -21,7 +21,7 @@ import numpy as np
 
 from drojko.ambiguity import AmbiguitySet
 from drojko.losses import Loss
-from drojko.minimax.many_rows import Rest, RowSums, from_plain, line
+from drojko.minimax.many_rows import Rest, RowSums, from_plain
 from drojko.rows import Rows
 
 __all__ = ["Divergent"]
@@ -54,7 +54,7 @@ class Divergent:
 
     def settled(self, u: np.ndarray, p: np.ndarray) -> np.ndarray:
         """The best levels."""
-        losses = line(self.loss, u, self.rows.y)[0]
+        losses = self.loss.line(u, self.rows.y)[0]
         if not np.isfinite(losses).all():
             return p
         dual = self.ambiguity.dual(losses, self.rows.w)
@@ -81,7 +81,7 @@ class Divergent:
         value = attained = mass = worth = 0.0
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
-            losses, slope, bend = line(self.loss, u[part], y[part])
+            losses, slope, bend = self.loss.line(u[part], y[part])
             t = (losses - level) / price
             with np.errstate(over="ignore", invalid="ignore"):
                 jet = self.ambiguity.conjugate_jet(t, _KINK) if np.isfinite(t).all() else None

@@ -88,13 +88,10 @@ class ReweightedPasses(Passes):
             if k and k % every == 0:
                 ratio = self._ratios(self._solve(losses, progress))
                 mass = self.w * ratio
-            f, backward = p.model.linearise(self.x[rows])
-            labels = self.y[rows]
-            value, slope = p.loss.value(f, labels), p.loss.gradient(f, labels)
-            losses[rows.cpu()] = value.detach().double().cpu()
-            scale = (mass[rows] * (len(self.x) / len(rows))).to(slope.dtype)
-            slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
-            squared += self.descend(adam, views, backward(slope, parameters=True), progress)
+            labels, share = self.y[rows], mass[rows] * (len(self.x) / len(rows))
+            f, gradient = p.outputs_and_gradient(self.x[rows], labels, share)
+            losses[rows.cpu()] = p.loss.value(f, labels).detach().double().cpu()
+            squared += self.descend(adam, views, gradient, progress)
         # Of the stored losses, for the record and the ratios of the next pass: what is returned in
         # the end is judged by exact duals.
         penalty, cost = state.penalty, state.cost
@@ -118,11 +115,7 @@ class ReweightedPasses(Passes):
         for x, y, m in zip(
             self.x.split(_CHUNK), self.y.split(_CHUNK), mass.split(_CHUNK), strict=True
         ):
-            f, backward = p.model.linearise(x)
-            slope = p.loss.gradient(f, y)
-            scale = m.to(slope.dtype)
-            slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
-            parts = backward(slope, parameters=True)
+            parts = p.outputs_and_gradient(x, y, m)[1]
             whole = whole + torch.cat([g.reshape(-1) for g in parts])
         return dual.value + self.ridge(), float((whole * self.frozen).norm())
 

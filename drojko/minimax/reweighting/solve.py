@@ -13,7 +13,6 @@ E q grad loss. Networks take stochastic steps (`drojko.minimax.reweighting.passe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from drojko._driver import Limits, Status
 from drojko.ambiguity.divergence import Priced
 from drojko.losses import CrammerSinger, Loss
-from drojko.minimax.lbfgs import LBFGSRun, Stop
+from drojko.minimax.lbfgs import LBFGSRun
 from drojko.minimax.many_rows import EACH, LEAST, fit_many
 from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
@@ -51,7 +50,6 @@ def solve_linear(
     limits: Limits | None = None,
     start: tuple[Any, Any] | None = None,
     warm: bool = True,
-    report: Callable[[Any, Any], None] | None = None,
 ) -> LinearFit:
     """Train a linear model on arrays.
 
@@ -70,11 +68,10 @@ def solve_linear(
     alpha : float, default=0.0
     fit_intercept : bool, default=True
     limits : Limits, default=None
+        The callback finds the model in its record, as "coef" and "intercept".
     start : tuple of coefficients and intercepts, default=None
     warm : bool, default=True
         Whether ``start`` is near the optimum, so that schedules may begin late.
-    report : callable, default=None
-        ``report(coef, intercept)``, called before each callback with the iterate.
 
     Returns
     -------
@@ -88,7 +85,7 @@ def solve_linear(
     if start is not None:
         pairs = zip(np.atleast_2d(start[0]), np.atleast_1d(start[1]), strict=True)
         first = np.stack([rows.inward(coef, float(b)) for coef, b in pairs])
-    task = _Task(rows, loss, bound, alpha, limits, report, n_outputs)
+    task = _Task(rows, loss, bound, alpha, limits, n_outputs)
     proven = loss.convex and n_outputs == 1 and hasattr(bound, "levels")
     if proven and rows.n >= max(LEAST, EACH * rows.size):
         many = _many_rows(task)
@@ -104,14 +101,13 @@ def solve_linear(
 
 @dataclass(frozen=True)
 class _Task:
-    """A linear problem on arrays, and who is told of its iterates."""
+    """A linear problem on arrays."""
 
     rows: Rows
     loss: Loss
     bound: Any
     alpha: float
     limits: Limits
-    report: Callable[[Any, Any], None] | None
     n_outputs: int
 
     @property
@@ -131,7 +127,6 @@ def _many_rows(task: _Task) -> LinearFit | None:
         task.limits,
         classes=loss.task == "classification",
         goal=task.accuracy,
-        report=task.report,
     )
 
 
@@ -142,7 +137,6 @@ def _newton(task: _Task, start: Start | None) -> LinearFit:
         task.limits,
         goal=task.accuracy,
         start=start,
-        report=task.report,
     )
 
 
@@ -153,25 +147,11 @@ def _quasi_newton(
     limits = task.limits
     run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
     run.task = task
-    point, status = run.begin(first, warm), Status.MAX_ITER
-    try:
-        for _ in range(_STAGES):
-            status = run.minimise(point, limits.max_iter, memory=30)
-            point = run.best_point.copy()
-            if run.accurate:
-                break
-            run.enter()
-        if status is Status.MAX_ITER and run.settled(0.1 * limits.tol, run.stage_start):
-            status = Status.CONVERGED
-    except Stop as stop:
-        status = stop.status
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
+    status = run.ended(run.begin(first, warm), limits.max_iter)
     word, message = str(status), f"Stopped after {len(run.history)} iterations. {status.advice}"
     if run.separated():
         word, message = "unbounded", SEPARABLE
     coef, intercept = run.model(run.best_point)
-    names = run.history[0] if run.history else {}
     found = LinearFit(
         coef,
         intercept,
@@ -182,8 +162,7 @@ def _quasi_newton(
         message,
         len(run.history),
         run.best_slope,
-        {name: np.array([row[name] for row in run.history]) for name in names},
-        np.zeros(0),
+        run.columns(),
         run.unit_risk,
     )
     return found, run.best_point.reshape(run.shape)
@@ -198,7 +177,6 @@ class _Run(LBFGSRun):
 
     mu: float = 1.0
     gap: float = math.inf
-    stage_start: int = 0
     multiplier: float = math.inf
 
     task: _Task = None  # type: ignore[assignment]
@@ -217,6 +195,18 @@ class _Run(LBFGSRun):
         self.best_point = start.ravel().copy()
         return self.best_point
 
+    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
+        """Stage by stage, until smoothing costs nothing."""
+        status = Status.MAX_ITER
+        for _ in range(_STAGES):
+            status = self.minimise(point, max_iter, memory=30)
+            point = self.best_point.copy()
+            if self.accurate:
+                break
+            self.enter()
+        within = status is Status.MAX_ITER and self.settled(0.1 * self.tol, self.stage)
+        return Status.CONVERGED if within else status
+
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""
         return np.concatenate([self.rows.block(part) @ z.T for part in self.rows.blocks()])
@@ -224,7 +214,7 @@ class _Run(LBFGSRun):
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""
         self.mu *= 0.1
-        self.stage_start, self.best_value = len(self.history), math.inf
+        self.stage, self.best_value = len(self.history), math.inf
 
     @property
     def accurate(self) -> bool:
@@ -233,9 +223,9 @@ class _Run(LBFGSRun):
 
     def finished(self) -> bool:
         if self.accurate:
-            return self.slope <= 1e-6 * self.tol or self.settled(1e-5 * self.tol, self.stage_start)
+            return self.slope <= 1e-6 * self.tol or self.settled(1e-5 * self.tol, self.stage)
         share = 0.1 * self.gap / max(abs(self.best_value), 1e-300)
-        return self.slope <= 1e-2 * self.gap or self.settled(share, self.stage_start)
+        return self.slope <= 1e-2 * self.gap or self.settled(share, self.stage)
 
     def free(self) -> list[tuple[float | None, float | None]]:
         return [(None, None)] * (self.shape[0] * self.shape[1])
@@ -251,8 +241,8 @@ class _Run(LBFGSRun):
         return np.stack([coef for coef, _ in pairs]), np.array([b for _, b in pairs])
 
     def load(self, point: np.ndarray) -> None:
-        if self.task.report is not None:
-            self.task.report(*self.model(point))
+        coef, intercept = self.model(point)
+        self.last = {**self.last, "coef": coef, "intercept": intercept}
 
     def _jet(self, f: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Smoothed loss, gradient in f of shape (n, outputs), and an affine minorant at f."""

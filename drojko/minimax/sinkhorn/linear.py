@@ -39,9 +39,9 @@ from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import Loss
 from drojko.losses.tilts import Tilted
-from drojko.minimax.newton import State
+from drojko.minimax.newton import LinearFit, State
 from drojko.minimax.transport.bound import Ground, balance, pinned_columns
-from drojko.minimax.transport.linear import Callback, LinearProblem, RidgeSolution, solve_ridge
+from drojko.minimax.transport.linear import LinearProblem, solve_ridge
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
 from drojko.minimax.transport.risk import RidgeData, spend
 from drojko.rows import Rows
@@ -192,13 +192,10 @@ def solve_sinkhorn(
     penalty: float | None = None,
     alpha: float = 0.0,
     fit_intercept: bool = True,
-    tol: float = 1e-6,
+    limits: Limits | None = None,
     aim: float | None = None,
-    max_iter: int = 200,
-    max_time: float | None = None,
     warm_start: tuple[np.ndarray, float, float | None] | None = None,
-    callback: Callback | None = None,
-) -> RidgeSolution:
+) -> LinearFit:
     """Minimise the Sinkhorn worst-case risk of a linear model.
 
     Time is linear in the number of rows.
@@ -208,10 +205,8 @@ def solve_sinkhorn(
     data : RidgeData, with fixed labels
     epsilon : float
     radius, penalty : exactly one of them; the radius in squared units of X.
-    alpha, fit_intercept, max_iter, max_time, callback : as in `solve_ridge`
-    tol : float, largest relative gap, `RidgeSolution.relative_gap`, that counts as converged.
-    aim : float, relative accuracy worked for; None: 1e-7, or `tol` where that is less.
-    warm_start : (coef, intercept, multiplier or None)
+    alpha, fit_intercept, limits, warm_start : as in `solve_ridge`
+    aim : float, relative accuracy worked for; None: 1e-7, or the tol where that is less.
 
     Raises
     ------
@@ -227,7 +222,8 @@ def solve_sinkhorn(
     >>> solution.status, solution.gap < 1e-7
     ('converged', True)
     """
-    limits, aim = Limits(max_iter, tol, max_time), min(tol, 1e-7) if aim is None else aim
+    limits = limits or Limits(200, 1e-6)
+    aim = min(limits.tol, 1e-7) if aim is None else aim
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
     # The noise is there at radius 0, too.
     ground = Ground.of(rows, data, 1.0, penalty, alpha)
@@ -238,18 +234,19 @@ def solve_sinkhorn(
             data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
         )
 
-    problem = LinearProblem(data, rows, ground, alpha, limits, aim, callback, exact)
+    problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact)
     objective = SinkhornRows(rows, data.loss, ground, epsilon, radius or 0.0)
     lower = 0.0
     if warm_start is None:
         first, lower = _first(problem, epsilon, radius, penalty)
         still = not ground.square(rows.inward(first.coef, first.intercept)) > 0.0
         if radius and still and first.objective <= lower * (1.0 + 10.0 * _FIRST):
-            first = _transport(problem, math.sqrt(radius), None, min(tol, 1e-6))
+            first = _transport(problem, math.sqrt(radius), None, min(limits.tol, 1e-6))
             still = not ground.square(rows.inward(first.coef, first.intercept)) > 0.0
         if first.status == "unbounded" or (radius and still and first.status == "converged"):
-            return replace(first, risk=exact(first.coef, first.intercept, None))
-        warm_start = first.coef, first.intercept, first.penalty
+            risk = exact(first.coef, first.intercept, None)
+            return replace(first, risk=risk, multiplier=risk.penalty)
+        warm_start = first.coef, first.intercept, first.multiplier
     coef, intercept, lam = warm_start
     z = rows.inward(np.asarray(coef, dtype=np.float64), float(intercept))
     objective.begin(z, lam, 1e-6 if ground.square(z) > 0.0 else 1e-1)
@@ -258,7 +255,7 @@ def solve_sinkhorn(
 
 def _transport(
     problem: LinearProblem, radius: float | None, penalty: float | None, aim: float
-) -> RidgeSolution:
+) -> LinearFit:
     """The Wasserstein problem of a size."""
     return solve_ridge(
         problem.data,
@@ -266,16 +263,14 @@ def _transport(
         penalty=penalty,
         alpha=problem.alpha,
         fit_intercept=problem.rows.intercept,
-        tol=aim,
+        limits=Limits(100, aim, problem.limits.time_left),
         aim=aim,
-        max_iter=100,
-        max_time=problem.limits.time_left,
     )
 
 
 def _first(
     problem: LinearProblem, epsilon: float, radius: float | None, penalty: float | None
-) -> tuple[RidgeSolution, float]:
+) -> tuple[LinearFit, float]:
     """The Wasserstein solution, where that is constant the one of a smaller radius; its bound.
 
     By Jensen's inequality Sinkhorn's risk of any model is at least Wasserstein's at the same size.
@@ -283,10 +278,10 @@ def _first(
     """
     if radius is None:
         found = _transport(problem, None, penalty, _FIRST)
-        return found, found.lower_bound
+        return found, found.lower
     size = math.sqrt(radius or 0.25 * epsilon)
     found = _transport(problem, size, None, _FIRST)
-    lower = found.lower_bound if radius else 0.0
+    lower = found.lower if radius else 0.0
     for shrink in (0.5, 0.1, 0.01):
         if found.status == "unbounded" or problem.data.squared_norm(found.coef) > 0.0:
             break

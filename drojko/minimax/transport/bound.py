@@ -30,8 +30,8 @@ from scipy.optimize import minimize_scalar
 from drojko.losses import Loss
 from drojko.losses.jets import jet
 from drojko.minimax.newton import solve_symmetric
-from drojko.minimax.transport.risk import RidgeData, blocks
-from drojko.rows import Rows
+from drojko.minimax.transport.risk import RidgeData
+from drojko.rows import Rows, blocks
 
 __all__ = ["Ground", "Plan", "balance", "lower_bound", "pinned_columns", "plan_of"]
 

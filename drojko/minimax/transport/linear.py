@@ -25,7 +25,7 @@ import torch
 from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.minimax.many_rows import LEAST, fit_many
-from drojko.minimax.newton import ROUNDING, LinearFit, fit, relative_gap
+from drojko.minimax.newton import ROUNDING, LinearFit, fit
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows
@@ -33,53 +33,10 @@ from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_ris
 from drojko.minimax.transport.squared import solve_squared
 from drojko.rows import Rows
 
-__all__ = ["RidgeData", "RidgeRisk", "RidgeSolution", "ridge_robust_risk", "solve_ridge"]
-
-Callback = Callable[[int, dict[str, Any]], bool | None]
+__all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge"]
 
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
 _GOAL = 0.05  # of the accuracy aimed at: what the bound asks for
-
-
-@dataclass(frozen=True)
-class RidgeSolution:
-    """A model and what is known about it.
-
-    ``objective`` is the robust objective at (coef, intercept), exact: the value of ``risk`` plus
-    alpha/2 |coef|². ``lower_bound`` is proven for every linear model (0: nothing better was
-    proven), so ``objective - lower_bound`` bounds what a perfect solver could still gain.
-    ``stationarity`` is the norm of the gradient over standardised columns, relative to 1 + the
-    objective. ``risk`` holds the worst case. ``status`` is one of "converged" (`relative_gap` is
-    at most the tolerance), "stalled", "max_iter", "max_time", "callback", "interrupted",
-    "unbounded"; ``message`` says what to do.
-    """
-
-    coef: np.ndarray
-    intercept: float
-    objective: float
-    lower_bound: float
-    stationarity: float
-    n_iter: int
-    status: str
-    message: str
-    history: list[dict[str, float]]
-    risk: Any
-    unit: float = 0.0
-
-    @property
-    def penalty(self) -> float:
-        """The multiplier of the radius, or the penalty."""
-        return self.risk.penalty
-
-    @property
-    def gap(self) -> float:
-        """Proven bound on objective minus its minimum; inf where no bound is known."""
-        return self.objective - self.lower_bound
-
-    @property
-    def relative_gap(self) -> float:
-        """The gap over the objective or, where that is 0 to rounding, over ``unit``."""
-        return relative_gap(self.objective, self.lower_bound, self.unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +52,6 @@ class LinearProblem:
     alpha: float
     limits: Limits
     aim: float
-    callback: Callback | None
     exact: Callable[..., Any]
 
     def risk(self, z: np.ndarray, guess: float | None = None) -> tuple[Any, float]:
@@ -106,23 +62,9 @@ class LinearProblem:
             return None, math.inf
         return risk, risk.value + self.ground.decay(z)
 
-    def run(self, solver: Callable[..., Any]) -> Any:
-        """``solver(limits, report)`` with a callback that finds the model in its record."""
-        model: dict[str, Any] = {}
-
-        def tell(count: int, row: dict[str, Any]) -> bool:
-            known = {name: value for name, value in row.items() if name != "gap"}
-            return self.callback is not None and bool(self.callback(count, {**known, **model}))
-
-        def report(coef: np.ndarray, intercept: float) -> None:
-            model.update(coef=coef, intercept=intercept)
-
-        return solver(replace(self.limits, callback=tell), report)
-
-    def train(self, objective: NormObjective, lower: float = 0.0) -> RidgeSolution:
+    def train(self, objective: NormObjective, lower: float = 0.0) -> LinearFit:
         """The common Newton's method; the better one of its model and one that nothing moves."""
-        goal = _GOAL * self.aim
-        found = self.run(lambda limits, report: fit(objective, limits, goal=goal, report=report))
+        found = fit(objective, self.limits, goal=_GOAL * self.aim)
         z = self.rows.inward(found.coef, found.intercept)
         options = [(z, *self.risk(z, found.multiplier))]
         moved = self.ground.cost > 0.0
@@ -139,33 +81,20 @@ class LinearProblem:
             best = options[0]
         return self.solution(*best, replace(found, lower=max(found.lower, lower)))
 
-    def solution(self, z, risk, objective: float, found: LinearFit) -> RidgeSolution:
-        """A solution whose status is "converged" exactly where its gap is at most ``tol``."""
-        columns, status, message = found.history, found.status, found.message
-        names = [name for name in columns if name != "gap"]
-        rows = zip(*(columns[name].tolist() for name in names), strict=True)
+    def solution(self, z, risk, objective: float, found: LinearFit) -> LinearFit:
+        """What was found, with another model and its worst case."""
         coef, intercept = self.rows.outward(z)
-        solution = RidgeSolution(
+        return replace(
+            found,
             coef=coef,
-            intercept=float(intercept),
+            intercept=intercept,
+            multiplier=risk.penalty,
             objective=objective,
-            lower_bound=min(max(found.lower, 0.0), objective),
-            stationarity=found.stationarity,
-            n_iter=found.n_iter,
-            status=status,
-            message=message,
-            history=[dict(zip(names, row, strict=True)) for row in rows],
+            lower=min(max(found.lower, 0.0), objective),
             risk=risk,
             unit=max(found.unit, _rounding(self.data) / ROUNDING),
-        )
-        if status in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
-            ended = Status.MAX_ITER if status == Status.MAX_ITER else Status.STALLED
-            close = solution.relative_gap <= self.limits.tol
-            ended = Status.CONVERGED if close else ended
-            if ended != status:
-                message = f"Stopped after {found.n_iter} iterations. {ended.advice}"
-            return replace(solution, status=str(ended), message=message)
-        return solution
+            advice=None,
+        ).judged(self.limits.tol)
 
 
 def still_model(problem: LinearProblem) -> tuple[np.ndarray, float]:
@@ -176,9 +105,12 @@ def still_model(problem: LinearProblem) -> tuple[np.ndarray, float]:
         data, X=np.ascontiguousarray(X), inverse_cost=np.ones(X.shape[1]), label_cost=math.inf
     )
     found = solve_ridge(
-        some, radius=0.0, alpha=problem.alpha, fit_intercept=problem.rows.intercept, tol=1e-10,
-        max_iter=200, max_time=problem.limits.time_left,
-    )  # fmt: skip
+        some,
+        radius=0.0,
+        alpha=problem.alpha,
+        fit_intercept=problem.rows.intercept,
+        limits=Limits(200, 1e-10, problem.limits.time_left),
+    )
     coef = np.zeros(data.X.shape[1])
     if free.any():
         coef[free] = found.coef
@@ -192,13 +124,10 @@ def solve_ridge(
     penalty: float | None = None,
     alpha: float = 0.0,
     fit_intercept: bool = True,
-    tol: float = 1e-6,
+    limits: Limits | None = None,
     aim: float | None = None,
-    max_iter: int = 500,
-    max_time: float | None = None,
-    warm_start: RidgeSolution | tuple[np.ndarray, float] | None = None,
-    callback: Callback | None = None,
-) -> RidgeSolution:
+    warm_start: tuple[np.ndarray, float, float | None] | None = None,
+) -> LinearFit:
     r"""Minimise the worst-case risk of a linear model, exactly.
 
     .. math:: \min_{\theta, b} \min_{\lambda \ge 0} \lambda r^2
@@ -213,16 +142,15 @@ def solve_ridge(
     radius, penalty : exactly one of them; the radius is in the units of X (W2 <= radius).
     alpha : float, L2 penalty on the coefficients, never on the intercept.
     fit_intercept : bool
-    tol : float, largest relative gap, `RidgeSolution.relative_gap`, that counts as converged.
-    aim : float, relative accuracy worked for; None: 1e-6, or `tol` where that is less.
-    max_iter : int, Newton steps.
-    max_time : float, seconds.
-    warm_start : a solution or (coef, intercept) to start from.
-    callback : ``callback(iteration, info)``; True stops.
+    limits : Limits, of Newton steps; its tol is the largest relative gap that counts as converged,
+        and the callback finds the model in its record. None: 500 steps, and 1e-6.
+    aim : float, relative accuracy worked for; None: 1e-6, or the tol where that is less.
+    warm_start : (coef, intercept, multiplier or None) to start from.
 
     Returns
     -------
-    RidgeSolution
+    LinearFit
+        ``risk`` holds the worst case, ``lower`` is at least 0.
 
     Raises
     ------
@@ -238,15 +166,16 @@ def solve_ridge(
     >>> solution.status, solution.gap < 1e-6
     ('converged', True)
     """
-    radius, penalty = _check(radius, penalty, alpha, tol)
-    limits, aim = Limits(max_iter, tol, max_time), min(tol, 1e-6) if aim is None else aim
+    limits = limits or Limits(500, 1e-6)
+    radius, penalty = _check(radius, penalty, alpha, limits.tol)
+    aim = min(limits.tol, 1e-6) if aim is None else aim
     rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
     def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:
         return ridge_robust_risk(data, coef, intercept, radius=radius, penalty=penalty, guess=guess)
 
-    problem = LinearProblem(data, rows, ground, alpha, limits, aim, callback, exact)
+    problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact)
     if data.loss.quadratic:
         return _solve_squares(problem)
     found = _many_rows(problem) if rows.n >= LEAST else None
@@ -254,7 +183,7 @@ def solve_ridge(
         return found
     objective = TransportRows(rows, data.loss, ground)
     if warm_start is not None:
-        objective.begin(*_start(rows, warm_start), 1e-2)
+        objective.begin(*_start(rows, *warm_start), 1e-2)
     solution = problem.train(objective)
     if objective.refused is not None and solution.status == Status.STALLED:
         raise objective.refused
@@ -280,19 +209,17 @@ def _check(
     return radius, penalty
 
 
-def _many_rows(problem: LinearProblem) -> RidgeSolution | None:
+def _many_rows(problem: LinearProblem) -> LinearFit | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
     loss, ground = problem.data.loss, problem.ground
-    if problem.data.flips or not ground.moves or not loss.kink_free(0.0):
+    least = 0.25 * ground.offset / (ground.penalty or math.inf)  # sigma where only labels move
+    if problem.data.flips or not ground.moves or not loss.kink_free(2.0 * least):
         return None
-    found = problem.run(
-        lambda limits, report: fit_many(
-            Transported(problem.rows, loss, ground),
-            limits,
-            classes=loss.task == "classification",
-            goal=0.5 * problem.aim,
-            report=report,
-        )
+    found = fit_many(
+        Transported(problem.rows, loss, ground),
+        problem.limits,
+        classes=loss.task == "classification",
+        goal=0.5 * problem.aim,
     )
     if found is None:
         return None
@@ -300,17 +227,14 @@ def _many_rows(problem: LinearProblem) -> RidgeSolution | None:
     return problem.solution(z, *problem.risk(z, found.multiplier), found)
 
 
-def _start(rows: Rows, warm_start: Any) -> tuple[np.ndarray, float | None]:
-    """A first point and its price from a solution or (coef, intercept)."""
-    lam = None
-    if isinstance(warm_start, RidgeSolution):
-        coef, intercept, lam = warm_start.coef, warm_start.intercept, warm_start.penalty
-    else:
-        coef, intercept = warm_start
+def _start(
+    rows: Rows, coef: np.ndarray, intercept: float, multiplier: float | None = None
+) -> tuple[np.ndarray, float | None]:
+    """A first point and its price."""
     coef = np.asarray(coef, dtype=np.float64)
     if coef.shape != (rows.d,) or not np.isfinite([*coef, intercept]).all():
         raise InvalidDataError(f"warm_start: expected {rows.d} finite coefficients")
-    return rows.inward(coef, float(intercept)), lam
+    return rows.inward(coef, float(intercept)), multiplier
 
 
 def _rounding(data: RidgeData) -> float:
@@ -321,7 +245,7 @@ def _rounding(data: RidgeData) -> float:
     return float(data.loss.value(y + 8e-16 * y.abs().max(), y).max())
 
 
-def _solve_squares(problem: LinearProblem) -> RidgeSolution:
+def _solve_squares(problem: LinearProblem) -> LinearFit:
     """A closed form up to a one-dimensional search: reported as a single iteration."""
     start, rows, data, ground = time.perf_counter(), problem.rows, problem.data, problem.ground
     z = solve_squared(rows, ground)
@@ -346,12 +270,12 @@ def _solve_squares(problem: LinearProblem) -> RidgeSolution:
         "stationarity": 0.0,
     }
     coef, intercept = rows.outward(z)
-    if problem.callback is not None:
-        problem.callback(1, {**row, "coef": coef, "intercept": intercept})
+    if problem.limits.callback is not None:
+        problem.limits.callback(1, {**row, "coef": coef, "intercept": intercept})
     centred = data.y - rows.w @ data.y if rows.intercept else data.y
     found = LinearFit(
         coef, intercept, risk.penalty, objective, bound, "converged", Status.CONVERGED.advice, 1,
-        0.0, {name: np.array([value]) for name, value in row.items()}, np.zeros(0),
+        0.0, {name: np.array([value]) for name, value in row.items()},
         float(rows.w @ (centred * centred)),
     )  # fmt: skip
     return problem.solution(z, risk, objective, found)

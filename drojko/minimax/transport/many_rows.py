@@ -22,7 +22,7 @@ import numpy as np
 
 from drojko.losses import Loss
 from drojko.losses.jets import jet
-from drojko.minimax.many_rows import Rest, RowSums, from_plain, line
+from drojko.minimax.many_rows import Rest, RowSums, from_plain
 from drojko.minimax.transport.bound import Ground
 from drojko.rows import Rows
 
@@ -51,7 +51,7 @@ class Transported:
             while not self.loss.kink_free(2.0 * self._sigma(z, z[:0])):
                 z = 0.5 * z
             return z, z[:0]
-        slope = line(self.loss, u, self.rows.y)[1]
+        slope = self.loss.line(u, self.rows.y)[1]
         sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / float(self.rows.w @ slope**2))
         while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5

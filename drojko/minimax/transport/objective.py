@@ -28,8 +28,8 @@ from drojko.losses import Loss
 from drojko.losses.jets import jet, kinks
 from drojko.minimax.newton import State, Terms, solve_symmetric
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
-from drojko.minimax.transport.risk import blocks, spend
-from drojko.rows import Rows
+from drojko.minimax.transport.risk import spend
+from drojko.rows import Rows, blocks
 
 __all__ = ["NormObjective", "Sums", "TransportRows"]
 

@@ -3,7 +3,7 @@ r"""Weighted points, and the worst-case risk of a linear model there: a root in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
+from drojko.rows import blocks
 
-__all__ = ["RidgeData", "RidgeRisk", "blocks", "ridge_robust_risk", "spend"]
+__all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "spend"]
 
 _CLOSE = 1e-13  # relative distance of primal and dual value that is rounding
 
@@ -105,13 +106,6 @@ class RidgeData:
             u[rows] = self.X[rows].astype(np.float64, copy=False) @ coef
         u += intercept
         return u
-
-
-def blocks(n: int, d: int) -> Iterator[slice]:
-    """Slices of rows small enough that a block and its copies stay in cache."""
-    size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
 
 
 @dataclass(frozen=True)

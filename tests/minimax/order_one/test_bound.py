@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from drojko._driver import Limits
 from drojko.losses import get_loss
 from drojko.minimax.order_one.linear import solve_lipschitz
 
@@ -43,9 +44,9 @@ def test_the_gap_is_a_bound(name, norm):
     proven = 0
     for seed in range(6):
         X, y, settings = problem(seed, name, norm)
-        best = solve_lipschitz(X, y, tol=1e-8, **settings)
+        best = solve_lipschitz(X, y, limits=Limits(tol=1e-8), **settings)
         for steps in (1, 3, 6, 200):
-            found = solve_lipschitz(X, y, max_iter=steps, tol=1e-6, **settings)
+            found = solve_lipschitz(X, y, limits=Limits(steps, 1e-6), **settings)
             if math.isnan(found.relative_gap):
                 continue
             lower = found.objective * (1.0 - found.relative_gap)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drojko._driver import Limits
 from drojko.ambiguity.ground.norms import dual_norm
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import (
@@ -165,9 +166,9 @@ def test_the_l1_dual_norm_gives_exact_zeros():
 def test_lambda_is_the_slope_and_the_penalty_of_that_slope_gives_the_model_back():
     X, y, _ = instance(Logistic())
     ball = solve_lipschitz(X, y, loss=Logistic(), radius=0.2)
-    assert ball.penalty == pytest.approx(dual_norm(ball.coef[0], np.ones(4), 2), rel=1e-7)
-    penalised = solve_lipschitz(X, y, loss=Logistic(), penalty=ball.penalty)
-    assert penalised.objective + 0.2 * ball.penalty == pytest.approx(ball.objective, rel=1e-7)
+    assert ball.multiplier == pytest.approx(dual_norm(ball.coef[0], np.ones(4), 2), rel=1e-7)
+    penalised = solve_lipschitz(X, y, loss=Logistic(), penalty=ball.multiplier)
+    assert penalised.objective + 0.2 * ball.multiplier == pytest.approx(ball.objective, rel=1e-7)
     np.testing.assert_allclose(penalised.coef, ball.coef, atol=1e-4)
 
 
@@ -200,7 +201,9 @@ def test_a_callback_sees_models_and_can_stop():
         seen.append(info["coef"].copy())
         return iteration == 3
 
-    found = solve_lipschitz(X, y, loss=Logistic(), radius=0.1, callback=callback)
+    found = solve_lipschitz(
+        X, y, loss=Logistic(), radius=0.1, limits=Limits(tol=1e-6, callback=callback)
+    )
     assert found.status == "callback"
     assert found.n_iter == len(seen) == 3
     assert np.isfinite(seen).all()

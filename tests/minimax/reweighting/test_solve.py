@@ -1,6 +1,7 @@
 """Linear models against reweightings, beside cvxpy; networks, beside full-batch training."""
 
 import warnings
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
@@ -43,6 +44,7 @@ def gen(seed=0):
 def solve_reweighted(p, ambiguity, generator, limits=None, n_draws=2000, groups=None, outer=None):
     """Train the module of a problem, a linear one by arrays, which it takes the answer of."""
     limits, model = limits or Limits(), p.model
+    tell = limits.callback
     if not is_linear(model):
         return train_network(
             p, ambiguity, generator, n_draws=n_draws, groups=groups, outer=outer, limits=limits
@@ -54,6 +56,10 @@ def solve_reweighted(p, ambiguity, generator, limits=None, n_draws=2000, groups=
         for part, value in zip(parts, (coef, intercept), strict=model.bias):
             part.data.copy_(torch.as_tensor(np.reshape(value, part.shape)))
 
+    def callback(iteration, info):
+        load(info["coef"], info["intercept"])
+        return tell is not None and tell(iteration, info)
+
     found = solve_linear(
         *(part.numpy() for part in points),
         bound,
@@ -61,10 +67,9 @@ def solve_reweighted(p, ambiguity, generator, limits=None, n_draws=2000, groups=
         n_outputs=model.n_outputs,
         alpha=p.alpha,
         fit_intercept=model.bias,
-        limits=limits,
+        limits=replace(limits, callback=callback),
         start=tuple(part.detach().numpy() for part in parts),
         warm=model.warm,
-        report=load,
     )
     load(found.coef, found.intercept)
     return TrainResult(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 
+from drojko._driver import Limits
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import get_loss
 from drojko.minimax.sinkhorn.linear import sinkhorn_risk, solve_sinkhorn
@@ -95,7 +96,7 @@ def test_linear_losses_are_case_10_whatever_epsilon(epsilon):
 @pytest.mark.parametrize("name", NAMES)
 def test_small_epsilon_is_the_wasserstein_ball(name):
     data = data_of(name)
-    exact = solve_ridge(data, radius=0.3, tol=1e-9)
+    exact = solve_ridge(data, radius=0.3, limits=Limits(500, 1e-9))
     gaps = []
     for epsilon in (1e-3, 1e-5):
         found = solve_sinkhorn(data, epsilon=epsilon, radius=0.09)

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from drojko._driver import Limits
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses import get_loss
 from drojko.minimax.transport.linear import RidgeData, ridge_robust_risk, solve_ridge
@@ -82,7 +83,7 @@ def test_huber_against_conic_programming(radius, units, kinked):
     data = RidgeData(X, units * y, loss=LOSSES["huber"])
     delta = data.loss.delta
     ours = solve_ridge(data, radius=radius)
-    sigma = 0.25 * (ours.coef @ ours.coef) / ours.penalty
+    sigma = 0.25 * (ours.coef @ ours.coef) / ours.multiplier
     assert (sigma > 0.5) == kinked
 
     def value(s):
@@ -128,7 +129,7 @@ def test_radius_zero_is_empirical_risk(name):
     solution = solve_ridge(data, radius=0.0)
     assert solution.risk.value == solution.risk.nominal
     assert solution.gap <= 1e-6 * solution.objective
-    assert math.isinf(solution.penalty)
+    assert math.isinf(solution.multiplier)
     if name == "logistic":
         plain = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000).fit(data.X, data.y)
         np.testing.assert_allclose(solution.coef, plain.coef_[0], atol=1e-6)
@@ -198,7 +199,7 @@ def test_lower_bound_holds_for_other_models(name, seed, radius, bump):
         rival = ridge_robust_risk(
             data, coef, solution.intercept + size * rng.normal(), radius=radius
         )
-        assert rival.value >= solution.lower_bound
+        assert rival.value >= solution.lower
         assert rival.value >= solution.objective * (1 - 1e-6)
 
 
@@ -293,8 +294,8 @@ def test_objective_grows_and_is_concave_in_squared_radius(name):
 def test_radius_and_penalty_forms_agree(name):
     data = problem(name)
     ball = solve_ridge(data, radius=0.3)
-    soft = solve_ridge(data, penalty=ball.penalty)
-    assert soft.objective + ball.penalty * 0.09 == pytest.approx(ball.objective, rel=1e-6)
+    soft = solve_ridge(data, penalty=ball.multiplier)
+    assert soft.objective + ball.multiplier * 0.09 == pytest.approx(ball.objective, rel=1e-6)
 
 
 # -- limits and degenerate data ------------------------------------------------------------------
@@ -371,9 +372,23 @@ def test_unbounded_penalties():
     tight = solve_ridge(problem("squared"), penalty=1e-3)  # θ stays inside |θ|² < penalty
     assert tight.coef @ tight.coef < 1e-3
     assert tight.gap <= 1e-6 * tight.objective
-    for bad in ({}, {"radius": 1.0, "penalty": 1.0}, {"radius": -1.0}, {"radius": 1.0, "tol": 0.0}):
+    for bad in (
+        {},
+        {"radius": 1.0, "penalty": 1.0},
+        {"radius": -1.0},
+        {"radius": 1.0, "limits": Limits(tol=0.0)},
+    ):
         with pytest.raises(InvalidDataError):
             solve_ridge(problem("logistic"), **bad)
+
+
+@pytest.mark.parametrize("penalty", [3.0, 0.9])
+def test_many_rows_whose_targets_alone_reach_the_kinks(penalty):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20_000, 2))
+    y = X.sum(axis=1) + rng.normal(size=20_000)
+    data = RidgeData(X, y, loss=LOSSES["huber"], label_cost=1.0)
+    assert solve_ridge(data, penalty=penalty).relative_gap <= 1e-6
 
 
 # -- stopping ------------------------------------------------------------------------------------
@@ -382,17 +397,21 @@ def test_unbounded_penalties():
 def test_history_callback_and_limits():
     data = problem("hinge")
     seen = []
-    full = solve_ridge(data, radius=0.2, callback=lambda i, info: seen.append((i, info)))
+    full = solve_ridge(
+        data, radius=0.2, limits=Limits(500, 1e-6, callback=lambda i, info: seen.append((i, info)))
+    )
     assert [i for i, _ in seen] == list(range(1, full.n_iter + 1))
     keys = {"iteration", "seconds", "robust_risk", "penalty", "transport_cost", "stationarity"}
-    assert all(set(row) == keys for row in full.history)
-    assert full.history[-1]["transport_cost"] == pytest.approx(0.04, rel=1e-2)
-    stopped = solve_ridge(data, radius=0.2, callback=lambda i, info: i == 3)
+    assert set(full.history) == {*keys, "gap"}
+    assert full.history["transport_cost"][-1] == pytest.approx(0.04, rel=1e-2)
+    stopped = solve_ridge(
+        data, radius=0.2, limits=Limits(500, 1e-6, callback=lambda i, info: i == 3)
+    )
     assert (stopped.status, stopped.n_iter) == ("callback", 3)
-    assert solve_ridge(data, radius=0.2, max_iter=2).status == "max_iter"
-    assert solve_ridge(data, radius=0.2, max_time=0.0).status == "max_time"
+    assert solve_ridge(data, radius=0.2, limits=Limits(max_iter=2, tol=1e-6)).status == "max_iter"
+    assert solve_ridge(data, radius=0.2, limits=Limits(tol=1e-6, max_time=0.0)).status == "max_time"
     assert stopped.objective >= full.objective
-    again = solve_ridge(data, radius=0.21, warm_start=full)
+    again = solve_ridge(data, radius=0.21, warm_start=(full.coef, full.intercept, full.multiplier))
     cold = solve_ridge(data, radius=0.21)
     assert again.objective == pytest.approx(cold.objective, rel=1e-6)
     with pytest.raises(InvalidDataError, match="warm_start"):
@@ -406,7 +425,7 @@ def test_interrupt_keeps_the_best():
         if iteration == 4:
             raise KeyboardInterrupt
 
-    solution = solve_ridge(data, radius=0.2, callback=stop)
+    solution = solve_ridge(data, radius=0.2, limits=Limits(500, 1e-6, callback=stop))
     assert solution.status == "interrupted"
     nominal = ridge_robust_risk(data, np.zeros(4), 0.0, radius=0.2).value
     assert solution.objective < nominal

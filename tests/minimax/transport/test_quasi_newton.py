@@ -54,7 +54,7 @@ def test_radius_zero_is_logistic_regression():
 def test_the_multiplier_spends_the_radius():
     result = solve(classification(radius=0.3, bounds=WIDE))
     assert result.history["transport_cost"][-1] == pytest.approx(0.09, rel=1e-2)
-    assert result.penalty == pytest.approx(exact(radius=0.3).penalty, rel=1e-2)
+    assert result.penalty == pytest.approx(exact(radius=0.3).multiplier, rel=1e-2)
 
 
 def test_a_callable_loss_is_the_named_one():

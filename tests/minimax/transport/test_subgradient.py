@@ -68,7 +68,7 @@ def test_the_multiplier_finds_the_budget():
     result, run, _ = trained(radius=0.3, max_iter=400)
     spent = result.history["transport_cost"][-20:] * run.problem.scale**2
     assert np.median(spent) == pytest.approx(0.09, rel=0.15)
-    assert result.penalty / run.penalty_unit == pytest.approx(exact(radius=0.3).penalty, rel=0.2)
+    assert result.penalty / run.penalty_unit == pytest.approx(exact(radius=0.3).multiplier, rel=0.2)
 
 
 @pytest.mark.promise(1)
