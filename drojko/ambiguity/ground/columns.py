@@ -358,31 +358,33 @@ def one_hot_groups(encoder: Any) -> list[list[str]]:
     >>> one_hot_groups(["size_m", "size_s", "age"])
     [['size_m', 'size_s']]
     """
+    parts = None
     if hasattr(encoder, "transformers_"):
-        return _of_column_transformer(encoder)
-    if hasattr(encoder, "categories_") and hasattr(encoder, "_n_features_outs"):
-        names = iter(encoder.get_feature_names_out().tolist())
-        sizes = encoder._n_features_outs
-        return [part for part in ([next(names) for _ in range(n)] for n in sizes) if part]
+        parts = [
+            (part.steps[-1][1] if hasattr(part, "steps") else part, encoder.output_indices_[name])
+            for name, part, _ in encoder.transformers_
+        ]
+    elif _is_one_hot(encoder):
+        parts = [(encoder, slice(None))]
+    if parts is not None:
+        names = encoder.get_feature_names_out().tolist()
+        groups = []
+        for part, where in parts:
+            if _is_one_hot(part):
+                own = iter(names[where])
+                groups += [[next(own) for _ in range(n)] for n in part._n_features_outs if n]
+        return groups
     if isinstance(encoder, str) or not hasattr(encoder, "__iter__"):
         raise InvalidDataError(
             f"one_hot_groups got {type(encoder).__name__}; expected a fitted OneHotEncoder or "
             "ColumnTransformer, or the names of its columns"
         )
-    groups: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
     for name in map(str, encoder):
         if "_" in name:
-            groups.setdefault(name.rpartition("_")[0], []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
+            named.setdefault(name.rpartition("_")[0], []).append(name)
+    return [group for group in named.values() if len(group) > 1]
 
 
-def _of_column_transformer(transformer: Any) -> list[list[str]]:
-    names = transformer.get_feature_names_out().tolist()
-    groups: list[list[str]] = []
-    for name, part, _ in transformer.transformers_:
-        last = part.steps[-1][1] if hasattr(part, "steps") else part
-        if not (hasattr(last, "categories_") and hasattr(last, "_n_features_outs")):
-            continue
-        own = iter(names[transformer.output_indices_[name]])
-        groups += [[next(own) for _ in range(n)] for n in last._n_features_outs if n]
-    return groups
+def _is_one_hot(encoder: Any) -> bool:
+    return hasattr(encoder, "categories_") and hasattr(encoder, "_n_features_outs")

@@ -89,7 +89,7 @@ class GroundCost:
             for columns, price in zip(self.categories.columns, self.categories.costs, strict=True):
                 swapped = (difference[..., columns] != 0).any(-1)
                 total = total + _where(swapped, float(price), total)
-        moved = (difference[..., _index(difference, stays)] != 0).any(-1)
+        moved = (difference[..., stays] != 0).any(-1)
         return total + _where(moved, np.inf, total)
 
     def dual_norm_squared(self, theta: Array) -> Array:
@@ -136,12 +136,11 @@ class GroundCost:
 
         Also for a one-hot group that is none.
         """
+        X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
         if self.categories is not None:
-            X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
             self.categories.check(X)
         if self.lower is None or self.upper is None:
             return
-        X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
         low, high = X.min(axis=0), X.max(axis=0)
         outside = (low < self.lower) | (high > self.upper)
         if outside.any():
@@ -180,10 +179,6 @@ def _like(array: Array, values: np.ndarray) -> Array:
         return torch.as_tensor(values, dtype=array.dtype, device=array.device)
     array = np.asarray(array)
     return values.astype(array.dtype) if array.dtype.kind == "f" else values
-
-
-def _index(array: Array, mask: np.ndarray) -> Any:
-    return torch.as_tensor(mask, device=array.device) if isinstance(array, torch.Tensor) else mask
 
 
 def _where(mask: Array, value: float, like: Array) -> Array:
