@@ -250,7 +250,10 @@ class BoundMMD:
         self._w = np.bincount(self._point, weights=self.weights[self._kept])
         y = None if codes is None else points[:, -1]
         points = points if codes is None else np.ascontiguousarray(points[:, :-1])
-        self.bandwidth = self._choose_bandwidth(points)
+        bandwidth = ambiguity.bandwidth
+        if isinstance(ambiguity.kernel, str) and bandwidth is None:
+            bandwidth = median_distance(np.unique(points, axis=0)) or 1.0
+        self.bandwidth = None if bandwidth is None else float(bandwidth)
         self.label_bandwidth = None
         if y is not None and continuous:
             self.label_bandwidth = median_distance(np.unique(y)[:, None])
@@ -267,16 +270,7 @@ class BoundMMD:
 
         Rows of weight 0 are NaN: they are no points.
         """
-        rows = np.full((self.weights.size, self._factor.low.shape[1]), np.nan)
-        rows[self._kept] = self._factor.low[self._point]
-        return rows
-
-    def _choose_bandwidth(self, points: np.ndarray) -> float | None:
-        if not isinstance(self.ambiguity.kernel, str):
-            return None
-        if self.ambiguity.bandwidth is not None:
-            return float(self.ambiguity.bandwidth)
-        return median_distance(np.unique(points, axis=0)) or 1.0
+        return self._at_rows(self._factor.low)
 
     def dual(self, losses: Any, smoothing: float = 0.0) -> MMDDual:
         """Return the worst case of the mean of ``losses``, with its proof.
@@ -485,9 +479,9 @@ class BoundMMD:
         ratio[self._kept] = best * (p / mass)[self._point]
         return ratio
 
-    def _at_rows(self, f: np.ndarray) -> np.ndarray:
-        out = np.full(self.weights.size, np.nan)  # rows of weight 0 are no points
-        out[self._kept] = f[self._point]
+    def _at_rows(self, values: np.ndarray) -> np.ndarray:
+        out = np.full((self.weights.size, *values.shape[1:]), np.nan)  # weight 0: no points
+        out[self._kept] = values[self._point]
         return out
 
 

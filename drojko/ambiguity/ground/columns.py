@@ -115,23 +115,21 @@ def resolve_bounds(
     """Return lower and upper, each of shape (d,), from None, a pair, pairs or a dict of pairs."""
     if given is None:
         return None, None
-    lower, upper = np.full(columns.n, -np.inf), np.full(columns.n, np.inf)
     if isinstance(given, Mapping):
-        for key, pair in given.items():
-            column = columns.position("bounds", key)
-            lower[column], upper[column] = _pair(pair)
+        pairs = [(columns.position("bounds", key), pair) for key, pair in given.items()]
     else:
         rows = list(given) if hasattr(given, "__iter__") and not isinstance(given, str) else [given]
         if len(rows) == 2 and all(row is None or isinstance(row, Real) for row in rows):
-            lower[:], upper[:] = _pair(rows)
-        elif len(rows) == columns.n:
-            for column, pair in enumerate(rows):
-                lower[column], upper[column] = _pair(pair)
-        else:
+            rows = [rows] * columns.n
+        elif len(rows) != columns.n:
             raise InvalidDataError(
                 f"bounds got {len(rows)} entries; expected one (lower, upper) pair, a pair for "
                 f"each of the {columns.n} columns, or a dict"
             )
+        pairs = list(enumerate(rows))
+    lower, upper = np.full(columns.n, -np.inf), np.full(columns.n, np.inf)
+    for column, pair in pairs:
+        lower[column], upper[column] = _pair(pair)
     bad = ~(lower <= upper) | (lower == np.inf) | (upper == -np.inf)
     if bad.any():
         column = int(bad.argmax())
