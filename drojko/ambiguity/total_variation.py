@@ -133,10 +133,8 @@ class TotalVariation(DensityRatioSet):
         high, rest = soft_maximum(bound, losses, smoothing), flat(bound, losses)
         if radius < 1.0:
             rest = capped(bound, losses, 1.0 - radius, smoothing)
-        value, ratio = (
-            radius * a + (1.0 - radius) * b
-            for a, b in ((high.value, rest.value), (high.ratio, rest.ratio))
-        )
+        value = radius * high.value + (1.0 - radius) * rest.value
+        ratio = radius * high.ratio + (1.0 - radius) * rest.ratio
         penalty = max(high.shift - rest.shift, 0.0)
         return reweighted(bound, losses, value, penalty, 0.5 * (high.shift + rest.shift), ratio)
 
