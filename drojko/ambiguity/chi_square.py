@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,11 +62,12 @@ class ChiSquare(DensityRatioSet):
         prefixes = _Prefixes.of(sample)
         if radius >= min(largest, prefixes.spent[0]):
             return sample.maximum(0.0, largest)
-        k = prefixes.kept(np.array([radius]))
-        root = np.sqrt(np.maximum(prefixes.mass[k] * radius - prefixes.rest[k], 1e-300))
-        distance = float(prefixes.clip(k, prefixes.deviation[k] / root)[0])
-        i = int(k[0])
-        value = float(prefixes.mean[i] + prefixes.deviation[i] * root[0])
+        i = int(prefixes.kept(np.array([radius]))[0])
+        mean, deviation = float(prefixes.mean[i]), float(prefixes.deviation[i])
+        root = math.sqrt(max(float(prefixes.mass[i] * radius - prefixes.rest[i]), 1e-300))
+        # mean - c, with c between the last loss kept and the next one
+        distance = min(max(deviation / root, mean - prefixes.y[i]), prefixes.until[i])
+        value = mean + deviation * root
         return prefixes.worst(sample, i, distance, value, None, radius)
 
     def _penalised(self, sample: Sample, penalty: float) -> Worst:
@@ -127,10 +129,6 @@ class _Prefixes:
     def kept(self, radii: np.ndarray) -> np.ndarray:
         """Return the last loss of positive ratio: spent[k] <= radius < spent[k - 1]."""
         return np.minimum(np.searchsorted(-self.spent, -radii), self.spent.size - 1)
-
-    def clip(self, k: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        """Return mean - c with c between the last loss kept and the next one."""
-        return np.clip(distance, self.mean[k] - self.y[k], self.until[k])
 
     def worst(
         self,

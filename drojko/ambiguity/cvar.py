@@ -140,9 +140,6 @@ class CVaR(DensityRatioSet):
         value = float(self._path(sample, np.array([alpha]))[0])
         return Worst(value, excess, shift, ratio, 1.0 / alpha - 1.0)
 
-    def _penalised(self, sample: Sample, penalty: float) -> Worst:
-        return self._ball(sample, float(self.alpha))  # an indicator is the same at any price
-
     def _path(self, sample: Sample, radii: np.ndarray) -> np.ndarray:
         starts, weight = sample.distinct
         y, mass = sample.y[starts], cumulate(weight)

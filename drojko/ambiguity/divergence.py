@@ -293,8 +293,34 @@ class Priced(Levels):
         return found
 
     def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
-        """Damped Newton steps in the levels."""
-        return settle(self, losses, p, mu)
+        """Damped Newton steps at fixed losses, from p where that is in the domain."""
+        rise = self.rise(losses, p, mu, {})
+        if rise is None:
+            p = self.start(losses, mu)
+            rise = self.rise(losses, p, mu, {})
+        if rise is None:
+            return p
+        for _ in range(30):
+            hessian, gradient = rise.hessian, rise.gradient
+            try:
+                move = np.linalg.solve(hessian, -gradient)
+            except np.linalg.LinAlgError:
+                break
+            decrement = -float(gradient @ move)
+            if not decrement > 1e-11 * (abs(rise.value) + mu):
+                break
+            t = min([1.0, *(0.9 * p[j] / -move[j] for j in self.positive if move[j] < 0)])
+            goal = rise.value + 1e-15 * abs(rise.value)
+            for _ in range(20):
+                there = p + t * move
+                new = self.rise(losses, there, mu, {})
+                if new is not None and new.value <= goal - 1e-4 * t * decrement:
+                    break
+                t *= 0.4
+            else:
+                break
+            p, rise = there, new
+        return p
 
 
 class Tail(NamedTuple):
@@ -393,37 +419,6 @@ class Tails(Levels):
         if all(part.mass is None for part in parts):
             out[0] = self.cost[0] - sum(float(self.weights @ part.density) for part in parts)
         return out
-
-
-def settle(levels: Levels, losses: np.ndarray, p: np.ndarray, mu: float, steps: int = 30):
-    """Damped Newton's method in the levels at fixed losses, from p where that is in the domain."""
-    rise = levels.rise(losses, p, mu, {})
-    if rise is None:
-        p = levels.start(losses, mu)
-        rise = levels.rise(losses, p, mu, {})
-    if rise is None:
-        return p
-    for _ in range(steps):
-        hessian, gradient = rise.hessian, rise.gradient
-        try:
-            move = np.linalg.solve(hessian, -gradient)
-        except np.linalg.LinAlgError:
-            break
-        decrement = -float(gradient @ move)
-        if not decrement > 1e-11 * (abs(rise.value) + mu):
-            break
-        t = min([1.0, *(0.9 * p[j] / -move[j] for j in levels.positive if move[j] < 0)])
-        goal = rise.value + 1e-15 * abs(rise.value)
-        for _ in range(20):
-            there = p + t * move
-            new = levels.rise(losses, there, mu, {})
-            if new is not None and new.value <= goal - 1e-4 * t * decrement:
-                break
-            t *= 0.4
-        else:
-            break
-        p, rise = there, new
-    return p
 
 
 def _share(discrepancy: Any, radius: float) -> float:

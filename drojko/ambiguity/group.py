@@ -204,7 +204,9 @@ class BoundGroup:
             return self._smooth(risks, float(smoothing))
         found = self.of_shares.dual(risks, self.shares)
         q = self.shares * found.ratio
-        return self._dual(risks, q, found.value, found.penalty, found.shift, found.radius)
+        numbers = found.value, found.penalty, found.shift
+        ratio, attained = self._density @ q, float(q @ risks)
+        return GroupDual(*numbers, ratio, attained, found.radius, "dual", q, risks)
 
     def influence(self, dual: GroupDual, losses: Any) -> np.ndarray:
         """What each loss adds to the value when the rows of each group are a sample of it.
@@ -239,19 +241,9 @@ class BoundGroup:
         radius = 0.5 * float(np.abs(q - shares).sum())
         taken = 0.5 * delta * float(((q - shares) ** 2).sum()) + price * radius
         penalty = high - low if ambiguity.penalty is None else price
-        return self._dual(risks, q, float(q @ risks) - taken, penalty, 0.5 * (high + low), radius)
-
-    def _dual(
-        self,
-        risks: np.ndarray,
-        q: np.ndarray,
-        value: float,
-        penalty: float,
-        shift: float,
-        radius: float,
-    ) -> GroupDual:
         ratio, attained = self._density @ q, float(q @ risks)
-        return GroupDual(value, penalty, shift, ratio, attained, radius, "dual", q, risks)
+        numbers = attained - taken, penalty, 0.5 * (high + low)
+        return GroupDual(*numbers, ratio, attained, radius, "dual", q, risks)
 
 
 def _level(moved: Any, target: float, edges: np.ndarray) -> float:

@@ -196,12 +196,16 @@ class MMDDual(Dual):
 
 @dataclass(frozen=True, eq=False)
 class _Solution:
-    """Worst masses p of the distinct points, and the dual function: values f, norm, multiplier."""
+    """Worst masses p of the distinct points, and the dual function: values f, norm, multiplier.
+
+    ``value`` is what the function proves.
+    """
 
     p: np.ndarray
     f: np.ndarray
     norm: float
     multiplier: float
+    value: float = math.nan
 
 
 class BoundMMD:
@@ -246,14 +250,17 @@ class BoundMMD:
         self._w = np.bincount(self._point, weights=self.weights[self._kept])
         y = None if codes is None else points[:, -1]
         points = points if codes is None else np.ascontiguousarray(points[:, :-1])
-        self.bandwidth = self._choose_bandwidth(points)
+        bandwidth = ambiguity.bandwidth
+        if isinstance(ambiguity.kernel, str) and bandwidth is None:
+            bandwidth = median_distance(np.unique(points, axis=0)) or 1.0
+        self.bandwidth = None if bandwidth is None else float(bandwidth)
         self.label_bandwidth = None
         if y is not None and continuous:
             self.label_bandwidth = median_distance(np.unique(y)[:, None])
         self._kernel = PointKernel(
             ambiguity.kernel, self.bandwidth or 1.0, self._w @ points, self.label_bandwidth
         )
-        self._factor = factorise(self._kernel, points, y)
+        self._factor = factorise(self._kernel, points, y, self._w)
         self._scale = math.sqrt(max(float(self._kernel.diagonal(points, y).max()), 1e-300))
         self._start: tuple[Any, np.ndarray, Iterate] | None = None
         self._last: tuple[bytes, MMDDual] | None = None
@@ -263,16 +270,7 @@ class BoundMMD:
 
         Rows of weight 0 are NaN: they are no points.
         """
-        rows = np.full((self.weights.size, self._factor.low.shape[1]), np.nan)
-        rows[self._kept] = self._factor.low[self._point]
-        return rows
-
-    def _choose_bandwidth(self, points: np.ndarray) -> float | None:
-        if not isinstance(self.ambiguity.kernel, str):
-            return None
-        if self.ambiguity.bandwidth is not None:
-            return float(self.ambiguity.bandwidth)
-        return median_distance(np.unique(points, axis=0)) or 1.0
+        return self._at_rows(self._factor.low)
 
     def dual(self, losses: Any, smoothing: float = 0.0) -> MMDDual:
         """Return the worst case of the mean of ``losses``, with its proof.
@@ -290,16 +288,16 @@ class BoundMMD:
         -------
         MMDDual
         """
-        values, points, centre, unit = self._losses(losses)
-        key = values.tobytes()
+        scaled = self._losses(losses)
+        key = scaled[0].tobytes()
         if self._last is None or self._last[0] != key:  # solvers ask twice in a row
-            self._last = (key, self._dual(values, points, centre, unit))
+            self._last = (key, self._dual(*scaled))
         exact, radius = self._last[1], self.ambiguity.radius
         if smoothing <= 0.0 or not radius:
             return exact
         least = smoothing / float(radius) ** 2
-        if unit > 0.0 and exact.penalty < least:
-            exact = self._dual(values, points, centre, unit, least)
+        if scaled[3] > 0.0 and exact.penalty < least:
+            exact = self._dual(*scaled, least)
         return replace(exact, value=exact.attained - least * exact.radius)
 
     def _dual(
@@ -323,23 +321,22 @@ class BoundMMD:
                 witness=flat,
             )  # fmt: skip
         if radius is not None:
-            found, value, p = self._ball(points, float(radius))
+            found = self._ball(points, float(radius))
             price = found.multiplier * unit
         else:
             price = float(penalty or 0.0)
-            found, value, p = self._priced(points, price / unit)
-        square = self._factor.square(p, self._w)
+            found = self._priced(points, price / unit)
+        square = self._factor.square(found.p)
         if radius is not None:  # rounding: the masses were scaled to lie inside
             square = min(square, float(radius) ** 2)
-        ratio = self._spread(p, values)
-        reached = float(p @ points)
+        reached = float(found.p @ points)
         # By rounding alone can what is attained lie above its bound.
-        value = max(value, reached if radius is not None else reached - price / unit * square)
+        value = max(found.value, reached if radius is not None else reached - price / unit * square)
         return MMDDual(
             value=centre + unit * value,
             penalty=price,
             shift=centre + unit * float((points - found.f).max()),
-            ratio=ratio,
+            ratio=self._spread(found.p, values),
             attained=centre + unit * reached,
             radius=square,
             witness=unit * self._at_rows(found.f),
@@ -390,15 +387,15 @@ class BoundMMD:
         if unit == 0.0:
             return centre + extra
         if self.ambiguity.radius is not None:
-            _, value, _ = self._ball(points, float(self.ambiguity.radius) + omega)
-            return centre + unit * value + extra
+            found = self._ball(points, float(self.ambiguity.radius) + omega)
+            return centre + unit * found.value + extra
         penalty = float(self.ambiguity.penalty or 0.0) / unit
         best, price = math.inf, penalty
         for _ in range(8):  # any price proves a bound; the best one satisfies price = p (1 - w/D)
-            found, _, p = self._priced(points, price)
+            found = self._priced(points, price)
             value = _proof(points, self._w, found, omega)
             best = min(best, value + found.norm**2 / (4.0 * penalty))
-            distance = math.sqrt(self._factor.square(p, self._w))
+            distance = math.sqrt(self._factor.square(found.p))
             after = penalty * (1.0 - omega / distance) if distance > omega else 0.5 * price
             if abs(after - price) <= 1e-6 * price:
                 break
@@ -410,82 +407,81 @@ class BoundMMD:
     def _losses(self, losses: Any) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Return losses by row and by point, the latter as centre + unit * points."""
         values = finite_losses(losses, len(self.weights))
-        points = np.full(self._w.size, -np.inf)
-        np.maximum.at(points, self._point, values[self._kept])
+        points = self._largest(values)
         centre = float(self._w @ points)
         unit = float(np.abs(points - centre).max())
         if np.ptp(points) == 0.0:
             return values, points, float(points[0]), 0.0
         return values, (points - centre) / unit, centre, unit
 
-    def _ball(self, points: np.ndarray, radius: float) -> tuple[_Solution, float, np.ndarray]:
+    def _largest(self, values: np.ndarray) -> np.ndarray:
+        """The largest loss of each point."""
+        points = np.full(self._w.size, -np.inf)
+        np.maximum.at(points, self._point, values[self._kept])
+        return points
+
+    def _ball(self, points: np.ndarray, radius: float) -> _Solution:
         """Worst case of a ball: the dual function, the value that it proves, masses inside."""
         w, least = self._w, _LEAST * self._scale
         top = points == points.max()
         crest = np.where(top, w, 0.0) / w[top].sum()
-        if self._factor.square(crest, w) <= radius**2:
-            return _Solution(crest, np.zeros_like(w), 0.0, 0.0), float(points.max()), crest
+        if self._factor.square(crest) <= radius**2:
+            return _Solution(crest, np.zeros_like(w), 0.0, 0.0, float(points.max()))
         distinct = isinstance(self.ambiguity.kernel, str)
         if radius == 0.0 and distinct:
             # Distinct points: f may take any values, whatever its norm, and p = w is forced.
-            return _Solution(w, points - w @ points, math.inf, math.inf), float(w @ points), w
+            return _Solution(w, points - w @ points, math.inf, math.inf, float(w @ points))
         found = self._solve(points, radius=max(radius, least))
         value = _proof(points, w, found, radius)
         inside = radius if distinct else max(radius, least)
-        length = math.sqrt(self._factor.square(found.p, w))
+        length = math.sqrt(self._factor.square(found.p))
         p = found.p if length <= inside else w + (inside / length) * (found.p - w)
-        return found, min(value, float(points.max())), p
+        return replace(found, value=min(value, float(points.max())), p=p)
 
-    def _priced(self, points: np.ndarray, penalty: float) -> tuple[_Solution, float, np.ndarray]:
+    def _priced(self, points: np.ndarray, penalty: float) -> _Solution:
         """Worst case at a price: the dual function, the value that it proves, its masses."""
         found = self._solve(points, penalty=penalty)
         value = _proof(points, self._w, found, 0.0)
         value += found.norm**2 / (4.0 * penalty)
-        p, square = found.p, self._factor.square(found.p, self._w)
+        p, square = found.p, self._factor.square(found.p)
         gain = float(points @ (p - self._w))
         if gain < 2.0 * penalty * square:  # where a factor stood for K: the best part of the way
             p = self._w + max(gain, 0.0) / (2.0 * penalty * square) * (p - self._w)
-        return found, min(value, float(points.max())), p
+        return replace(found, value=min(value, float(points.max())), p=p)
 
     def _solve(
         self, points: np.ndarray, radius: float | None = None, penalty: float | None = None
     ) -> _Solution:
-        start, key = None, (radius, penalty)
+        size: dict[str, Any] = {"radius": radius, "penalty": penalty}
+        ways: list[dict[str, Any]] = [{}, {"careful": True}]  # the next one where the last failed
         if self._start is not None:
-            last_key, last, middle = self._start
-            if last_key == key and float(np.abs(points - last).max()) <= _MOVED:
-                start = middle
-        factor, tried = self._factor, []
-        warm = [] if start is None else [{"start": start}]
-        for how in [*warm, {}, {"careful": True}]:  # the next one where the last failed
-            it, middle, _ = solve(
-                points, self._w, factor.low, factor.gram, radius=radius, penalty=penalty, **how
-            )
-            tried.append((it, middle))
-            if it.gap <= _SOLVED:
+            key, last, middle = self._start
+            if key == size and float(np.abs(points - last).max()) <= _MOVED:
+                ways.insert(0, {"start": middle})
+        tried = []
+        for how in ways:
+            tried.append(solve(points, self._w, self._factor.low, self._factor.gram, **size, **how))
+            if tried[-1][0].gap <= _SOLVED:
                 break
         it, middle = min(tried, key=lambda pair: pair[0].gap)
-        self._start = (key, points, middle)
+        self._start = (size, points, middle)
         a = it.kappa * (it.p / it.p.sum() - self._w)
         p = np.where(it.p > _GONE * it.p.max(), it.p, 0.0)
         p /= p.sum()
-        f = factor.apply(a)
+        f = self._factor.apply(a)
         return _Solution(p, f, math.sqrt(max(float(a @ f), 0.0)), 0.5 * it.kappa)
 
     def _spread(self, p: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Ratios of the rows: a point's mass goes to its rows of the largest loss, by weight."""
         ratio = np.zeros(values.size)
-        kept = values[self._kept]
-        top = np.full(p.size, -np.inf)
-        np.maximum.at(top, self._point, kept)
-        best = kept == top[self._point]
+        best = values[self._kept] == self._largest(values)[self._point]
         mass = np.bincount(self._point, weights=self.weights[self._kept] * best)
         ratio[self._kept] = best * (p / mass)[self._point]
         return ratio
 
-    def _at_rows(self, f: np.ndarray) -> np.ndarray:
-        out = np.full(self.weights.size, np.nan)  # rows of weight 0 are no points
-        out[self._kept] = f[self._point]
+    def _at_rows(self, values: np.ndarray) -> np.ndarray:
+        out = np.full((self.weights.size, *values.shape[1:]), np.nan)  # weight 0: no points
+        out[self._kept] = values[self._point]
         return out
 
 

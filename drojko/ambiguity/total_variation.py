@@ -12,7 +12,7 @@ from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
-from drojko.ambiguity.duals.smoothed import capped, flat, soft_maximum
+from drojko.ambiguity.duals.smoothed import capped, flat, reweighted, soft_maximum
 
 __all__ = ["TotalVariation"]
 
@@ -115,9 +115,28 @@ class TotalVariation(DensityRatioSet):
         return Tails(self, weights, tails, [radius, 1.0 - radius])
 
     def _smoothed(self, bound: Reweighting, losses: np.ndarray, smoothing: float) -> Dual:
-        if self.penalty is None:
-            return _smoothed_ball(bound, losses, self._size(), smoothing)
-        return _smoothed_price(bound, losses, float(self.penalty), smoothing)
+        w = bound.weights
+        if self.penalty is not None:
+            # E max(loss, M - penalty), M the maximum, each smoothed by half.
+            high, penalty = soft_maximum(bound, losses, 0.5 * smoothing), float(self.penalty)
+            kappa = 0.5 * smoothing / math.log(2.0)
+            t = (losses - high.value + penalty) / kappa
+            share = expit(t)
+            ratio = share + (1.0 - float(w @ share)) * high.ratio
+            excess = kappa * float(w @ np.logaddexp(0.0, t)) - 0.5 * smoothing
+            ends = high.value - penalty + excess, penalty, high.value - 0.5 * penalty
+            return reweighted(bound, losses, *ends, ratio)
+        # The maximum and the CVaR, each smoothed, with shares radius and 1 - radius.
+        radius = self._size()
+        if radius == 0.0:
+            return flat(bound, losses)
+        high, rest = soft_maximum(bound, losses, smoothing), flat(bound, losses)
+        if radius < 1.0:
+            rest = capped(bound, losses, 1.0 - radius, smoothing)
+        value = radius * high.value + (1.0 - radius) * rest.value
+        ratio = radius * high.ratio + (1.0 - radius) * rest.ratio
+        penalty = max(high.shift - rest.shift, 0.0)
+        return reweighted(bound, losses, value, penalty, 0.5 * (high.shift + rest.shift), ratio)
 
     def _ball(self, sample: Sample, radius: float) -> Worst:
         ends, _ = _removal(sample)
@@ -158,43 +177,3 @@ def _removal(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     starts, weight = sample.distinct
     weight, h = weight[:0:-1], sample.h[starts][:0:-1]
     return cumulate(weight), cumulate(weight * h)
-
-
-def _smoothed_ball(bound: Reweighting, losses: np.ndarray, radius: float, smoothing: float) -> Dual:
-    """Mix the maximum and the CVaR, each smoothed, with shares radius and 1 - radius."""
-    if radius == 0.0:
-        return flat(bound, losses)
-    high = soft_maximum(bound, losses, smoothing)
-    rest = flat(bound, losses)
-    if radius < 1.0:
-        rest = capped(bound, losses, 1.0 - radius, smoothing)
-    ratio = radius * high.ratio + (1.0 - radius) * rest.ratio
-    return Dual(
-        radius * high.value + (1.0 - radius) * rest.value,
-        max(high.shift - rest.shift, 0.0),
-        0.5 * (high.shift + rest.shift),
-        ratio,
-        float((bound.weights * ratio) @ losses),
-        0.5 * float(bound.weights @ np.abs(ratio - 1.0)),
-    )
-
-
-def _smoothed_price(
-    bound: Reweighting, losses: np.ndarray, penalty: float, smoothing: float
-) -> Dual:
-    """Return E max(loss, M - penalty), M the maximum, each smoothed by half."""
-    w = bound.weights
-    high = soft_maximum(bound, losses, 0.5 * smoothing)
-    kappa = 0.5 * smoothing / math.log(2.0)
-    t = (losses - high.value + penalty) / kappa
-    share = expit(t)
-    ratio = share + (1.0 - float(w @ share)) * high.ratio
-    value = high.value - penalty + kappa * float(w @ np.logaddexp(0.0, t)) - 0.5 * smoothing
-    return Dual(
-        value,
-        penalty,
-        high.value - 0.5 * penalty,
-        ratio,
-        float((w * ratio) @ losses),
-        0.5 * float(w @ np.abs(ratio - 1.0)),
-    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.jets import Jet, smooth_jet, smooth_shift
-from drojko.losses.pieces import Response, SmoothLoss, affine_response
+from drojko.losses.pieces import Response, SmoothLoss, margins, residuals
 from drojko.losses.smoothing import Smoothed, conjugate_bound
 from drojko.losses.tilts import Tilted, still
 
@@ -404,7 +404,13 @@ class Loss:
         """
         flips = math.isfinite(label_cost) and self.task == "classification"
         if self.lines:
-            return affine_response(self.lines, y, self.task, label_cost if flips else None)
+            lines, prices = list(self.lines), [0.0] * len(self.lines)
+            if flips:
+                # Of the other label the margin is -u; what labels have in common costs nothing.
+                lines += [(-s, level) for s, level in lines if (-s, level) not in lines]
+                prices += [-label_cost] * (len(lines) - len(prices))
+            signs = residuals(y) if self.task == "regression" else margins(y)
+            return Response.of_lines(lines, *signs, prices=prices)
         smooth = self.curvature is not None and math.isfinite(self.curvature)
         if not (self.scalar and self.convex and smooth) or flips:
             who = "order=1 with a finite label_cost needs" if flips else "order=1 needs"
@@ -523,7 +529,7 @@ class Loss:
         return hash((type(self), repr(self)))
 
     def __repr__(self) -> str:
-        own = {} if type(self).__init__ is object.__init__ else vars(self)
+        own = vars(self)
         names = [name for name in inspect.signature(type(self)).parameters if name in own]
         return f"{type(self).__name__}({', '.join(f'{n}={own[n]!r}' for n in names)})"
 

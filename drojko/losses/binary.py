@@ -102,6 +102,8 @@ class Logistic(Loss):
         self, u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np.ndarray
     ) -> Jet:
         """Two maximisers from sigma = 2 on."""
+        if sigma == 0.0:
+            return super().worst_jet(u, y, sigma, mu, dual)
         return logistic_jet(u, y, sigma, mu, dual)
 
     def kink_free(self, sigma: float) -> bool:

@@ -122,16 +122,10 @@ def lines_jet(
 ) -> Jet:
     """The larger of two lines through x = 0, where u enters x with this sign."""
     low, high = slopes
-    gap, mean = high - low, 0.5 * (high + low)
-    # Half the difference of the two raised lines is d x with d = gap/2.
-    raised = x + 2.0 * mean * sigma
-    square = 0.5 * (high**2 + low**2)
-    linear = mean * x + square * sigma
-
-    def branch(e: np.ndarray) -> _Branch:
-        return _Branch(0.5 * gap * e, 0.5 * gap, 0.0, squares=False)
-
-    return _even(raised, (sign, 2.0 * mean), linear, (sign * mean, square), branch, mu, dual)
+    raised = x + (high + low) * sigma  # half the difference of the two raised lines, over gap / 2
+    e = _rounded(raised, mu)
+    ends = sign * high, sign * low
+    return _even(sign * x, sigma, raised, e, (sign, high + low), *ends, 0.0, 0.0, mu, dual)
 
 
 def square_jet(r: np.ndarray, sigma: float) -> Jet:
@@ -185,55 +179,56 @@ def _one(value: np.ndarray, slope: np.ndarray, bend: Number) -> Jet:
     return out
 
 
-@dataclass
-class _Branch:
-    """B(e, σ) on its smooth side: value, d = ∂B/∂e, rate = ∂d/∂e, and whether d² = ∂B/∂σ."""
-
-    value: np.ndarray
-    d: Number
-    rate: Number
-    squares: bool = True
+def _rounded(x: np.ndarray, mu: float) -> np.ndarray:
+    """|x|, or the smooth function of this width in its place."""
+    return np.sqrt(x * x + mu * mu) if mu > 0 else np.abs(x)
 
 
 def _even(
+    at: np.ndarray,
+    sigma: float,
     x: np.ndarray,
+    e: np.ndarray,
     x_slopes: tuple[Number, float],
-    linear: np.ndarray,
-    slopes: tuple[Number, float],
-    branch,
+    upper: Number,
+    lower: Number,
+    rate: Number,
+    rest: Number,
     mu: float,
     dual: np.ndarray,
 ) -> Jet:
-    """Jet of linear + B(|x|, σ): slopes of `x` and of `linear` are in (u, σ)."""
+    """Jet of a loss whose maximising slopes are ``upper`` and ``lower`` on the sides of x = 0.
+
+    ``x_slopes`` +-1 and that in σ; d is half the difference of the two slopes, up to sign, and
+    ``rate`` its derivative in ``e``, the rounded |x|; ``rest`` is minus the conjugate of both
+    slopes, with u counted as ``at``.
+    """
+    xu, xt = x_slopes
+    gap, tilt = upper - lower, lower * lower
+    d, squares = 0.5 * xu * gap, upper * upper - tilt
     if mu > 0:
-        e = np.sqrt(x * x + mu * mu)
         rho, q = x / e, (mu / e) ** 2
         share = np.where(x > 0, 0.5 + 0.5 * rho, 0.5 * q / (1.0 + np.abs(rho)))
-        b = branch(e)
-        bias = b.d * mu * mu / e
-        q = _bend(dual, x, e, q)
-        mix = _share(dual, share)
+        bias = d * mu * mu / e
+        q, mix = _bend(dual, x, e, q, share)
+        xx = rate * (1.0 - q) + q * d / e
     else:
-        rho, q = np.where(x >= 0, 1.0, -1.0), 0.0
-        share = mix = 0.5 + 0.5 * rho
-        e = np.abs(x)
-        b = branch(e)
-        bias = 0.0
-    w = 2.0 * mix - 1.0
-    square, double = (b.d * b.d, 2.0 * b.d * b.rate) if b.squares else (0.0, 0.0)
-    xx = b.rate * (1.0 - q) + (q * b.d / np.maximum(e, 1e-300) if mu > 0 else 0.0)
-    xs, ss = double * w, 4.0 * square * b.rate
-    (xu, xt), (lu, lt) = x_slopes, slopes
-    out = Jet(linear + b.value, lu + b.d * rho * xu, lt + b.d * rho * xt + square, bias=bias)
-    out.uu = xx * xu * xu
+        share = mix = np.where(x >= 0, 1.0, 0.0)
+        bias, xx = 0.0, rate
+    first, second = lower + share * gap, tilt + share * squares
+    out = Jet(at * first + sigma * second + rest + bias, first, second, bias=bias)
+    xs = 2.0 * d * rate * (2.0 * mix - 1.0)
+    out.uu = xx
     out.us = (xx * xt + xs) * xu
-    out.ss = xx * xt * xt + 2.0 * xs * xt + ss
-    out.curve_s = lt + b.d * w * xt + square
-    out.atoms = [Atom(mix, lu + b.d * xu), Atom(1.0 - mix, lu - b.d * xu)]
+    out.ss = (xx * xt + 2.0 * xs) * xt + 4.0 * d * d * rate
+    out.curve_s = tilt + mix * squares
+    out.atoms = [Atom(mix, upper), Atom(1.0 - mix, lower)]
     return out
 
 
-def _bend(dual: np.ndarray, x: np.ndarray, e: np.ndarray, q: np.ndarray) -> np.ndarray:
+def _bend(
+    dual: np.ndarray, x: np.ndarray, e: np.ndarray, q: np.ndarray, share: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """1 - w ρ in place of q = 1 - ρ², the curvature of e = sqrt(x² + width²) times e; ρ = x/e.
 
     Newton's method on the pair {gradient with w for ρ, w e = x} instead of on the gradient alone
@@ -241,30 +236,18 @@ def _bend(dual: np.ndarray, x: np.ndarray, e: np.ndarray, q: np.ndarray) -> np.n
     variation-based image restoration"); it keeps converging fast as the width goes to zero.
     `dual` holds x, (1 - w ρ)/e, ρ - w and w of the last call; w follows the linearised second
     equation. After a step of length t the caller multiplies the third row by t.
+
+    The mass on the upper side, in place of ``share``, is (1 + w) / 2: it balances far better than
+    the primal (1 + ρ) / 2, which is stiff when the width is small.
     """
     if dual.size == 0:
-        return q
+        return q, share
     rho = x / e
     old_x, gain, offset, w = dual
     w = rho if np.isnan(w[0]) else np.clip(w + offset + gain * (x - old_x), -1.0, 1.0)
     bend = 1.0 - w * rho
     dual[0], dual[1], dual[2], dual[3] = x, bend / e, rho - w, w
-    return bend
-
-
-def _share(dual: np.ndarray, primal: Number) -> Number:
-    """Mass on the upper side of a kink: the dual (1 + w) / 2 where there is one.
-
-    It balances far better than the primal (1 + ρ) / 2, which is stiff when the width is small.
-    """
-    return 0.5 + 0.5 * dual[3] if dual.size else primal
-
-
-def _width(mu: float, needed: bool, dual: np.ndarray) -> float:
-    """`mu` where a kink is possible; otherwise 0, and the duals start afresh."""
-    if not needed:
-        dual[...] = np.nan
-    return mu if needed else 0.0
+    return bend, 0.5 + 0.5 * w
 
 
 def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
@@ -273,8 +256,8 @@ def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
     root = np.sqrt(z * z + 4.0 * mu * mu)
     ratio = mu / root
     share = np.where(z > 0, 0.5 + 0.5 * z / root, 2.0 * ratio * mu / (root + np.abs(z)))
-    bend = 0.5 * _bend(dual, z, root, 4.0 * ratio * ratio) / root
-    extra, rest, mix = 2.0 * ratio * mu, 1.0 - share, _share(dual, share)
+    bend, mix = _bend(dual, z, root, 4.0 * ratio * ratio, share)
+    bend, extra, rest = 0.5 * bend / root, 2.0 * ratio * mu, 1.0 - share
     dz = {name: getattr(b, name) - getattr(a, name) for name in "usl"}
 
     def first(name: str) -> Number:
@@ -298,54 +281,28 @@ def logistic_jet(u: np.ndarray, y: np.ndarray, sigma: float, mu: float, dual: np
     # In the margin m: max_p -pm + p²σ + H(p); p = 1/2 ± d gives x = σ - m and the linear part
     # σ/4 - m/2. Written with τ = logit(1/2 + d), so that tails keep their relative accuracy.
     s = 2.0 * y - 1.0
-    m = s * u
-    if sigma == 0.0:
-        p = 1.0 / (1.0 + np.exp(np.minimum(m, 700.0)))
-        value = np.maximum(-m, 0.0) + np.log1p(np.exp(-np.abs(m)))
-        curve = p * (1.0 - p)
-        return _one(value, -s * p, curve)
-    mu = _width(mu, sigma > 0.5, dual)
+    if sigma <= 0.5:  # no kink is possible, and duals start afresh
+        mu, dual[...] = 0.0, np.nan
     kappa = 0.25 / sigma
-    x = sigma - m
-    e = np.sqrt(x * x + mu * mu) if mu > 0 else np.abs(x)
+    x = sigma - s * u
+    e = _rounded(x, mu)
     c = torch.from_numpy(2.0 * kappa * e)
     tau = even_logistic_root(c, torch.tensor(kappa, dtype=torch.float64)).numpy()
     fall = np.exp(-tau)
     low, high = fall / (1.0 + fall), 1.0 / (1.0 + fall)
-    d, curve = 0.5 * (high - low), low * high
+    curve = low * high
     rate = curve / np.maximum(1.0 - 2.0 * sigma * curve, 1e-12)
-
-    def branch(_: np.ndarray) -> _Branch:
-        return _Branch(e * d, d, rate)  # its value is replaced below
-
-    out = _even(x, (-s, 1.0), 0.0 * x, (-0.5 * s, 0.25), branch, mu, dual)
-    rho = x / e if mu > 0 else np.where(x >= 0, 1.0, -1.0)
-    share = 0.5 + 0.5 * rho
-    if mu > 0:
-        share = np.where(x > 0, share, 0.5 * (mu / e) ** 2 / (1.0 + np.abs(rho)))
-    mean = share * high + (1.0 - share) * low
-    square = share * high * high + (1.0 - share) * low * low
     entropy = np.log1p(fall) + tau * low
-    out.value = sigma * square - m * mean + entropy + out.bias
-    out.u, out.s = -s * mean, square
-    shares = [atom.weight for atom in out.atoms]
-    out.curve_s = shares[0] * high * high + shares[1] * low * low
-    out.atoms = [Atom(shares[0], -s * high), Atom(shares[1], -s * low)]
-    return out
+    return _even(u, sigma, x, e, (-s, 1.0), -s * high, -s * low, rate, entropy, mu, dual)
 
 
 def huber_jet(r: np.ndarray, delta: float, sigma: float, mu: float, dual: np.ndarray) -> Jet:
     # max_|p|<=δ p r + p² (σ - 1/2): interior for σ < 1/2, otherwise p = ±δ.
-    room = 1.0 - 2.0 * sigma
-
-    def branch(e: np.ndarray) -> _Branch:
-        inside = e < delta * room
-        d = np.where(inside, e / (room if room > 0 else 1.0), delta)
-        rate = np.where(inside, 1.0 / (room if room > 0 else 1.0), 0.0)
-        return _Branch(d * (e - 0.5 * room * d), d, rate)
-
-    # The width is in units of r: the loss has slope δ there.
-    return _even(r, (1.0, 0.0), 0.0 * r, (0.0, 0.0), branch, mu / delta, dual)
+    mu = mu / delta  # in units of r: the loss has slope δ there
+    room, e = 1.0 - 2.0 * sigma, _rounded(r, mu)
+    rate = (e < delta * room) / (room if room > 0 else 1.0)
+    d = np.where(rate > 0.0, rate * e, delta)
+    return _even(r, sigma, r, e, (1.0, 0.0), d, -d, rate, -0.5 * d * d, mu, dual)
 
 
 def logistic_shift(margin: Tensor, kappa: Tensor) -> Tensor:

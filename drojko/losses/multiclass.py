@@ -41,8 +41,15 @@ class _Pairwise(Loss):
         `f` (n, K) logits of the unmoved points; `pair_norms_squared` (K, K), entry (j, k) the
         squared norm of w_j - w_k with each column j weighted by its inverse cost.
         """
-        squares = _squares(f, y, pair_norms_squared, lam)
-        return self.rate_bound(f, y, squares.sqrt(), lam)
+        classes = (f.shape[-1], f.shape[-1])
+        if tuple(pair_norms_squared.shape) != classes:
+            got = tuple(pair_norms_squared.shape)
+            raise InvalidDataError(f"pair_norms_squared has shape {got}, expected {classes}")
+        if not lam > 0:
+            raise UnboundedRiskError(
+                f"the penalty is {lam!r}; the worst case is finite for any > 0"
+            )
+        return self.rate_bound(f, y, pair_norms_squared.to(f.dtype)[:, y].T.sqrt(), lam)
 
 
 class Softmax(_Pairwise):
@@ -177,10 +184,8 @@ class CrammerSinger(_Pairwise):
         self, f: Tensor, y: Tensor, w: Tensor, gram: Tensor, half: float, mu: float, rough: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         # The maximisers are vertices p = e_j.
-        diagonal = gram.diagonal()
-        squares = diagonal + diagonal[:, None] - 2.0 * gram
         own = one_hot(y, f.shape[1]).to(f.dtype)
-        scores = f - f.gather(1, y[:, None]) + 1.0 - own + 0.5 * half * squares[y]
+        scores = f - f.gather(1, y[:, None]) + 1.0 - own + 0.5 * half * _squares(gram)[y]
         share = torch.softmax(scores / mu, 1)
         values = mu * torch.logsumexp(scores / mu, 1)
         mass = w[:, None] * share
@@ -227,16 +232,10 @@ def _differences(f: Tensor, y: Tensor) -> Tensor:
     return f - _own(f, y)[:, None]
 
 
-def _squares(f: Tensor, y: Tensor, pair_norms_squared: Tensor, lam: float) -> Tensor:
-    """Squared norms of w_j - w_y, of shape (n, K)."""
-    classes = (f.shape[-1], f.shape[-1])
-    if tuple(pair_norms_squared.shape) != classes:
-        raise InvalidDataError(
-            f"pair_norms_squared has shape {tuple(pair_norms_squared.shape)}, expected {classes}"
-        )
-    if not lam > 0:
-        raise UnboundedRiskError(f"the penalty is {lam!r}; the worst case is finite for any > 0")
-    return pair_norms_squared.to(f.dtype)[:, y].T
+def _squares(gram: Tensor) -> Tensor:
+    """Squared norms of w_j - w_k, of shape (K, K)."""
+    diagonal = gram.diagonal()
+    return diagonal + diagonal[:, None] - 2.0 * gram
 
 
 def fixed_points(
@@ -250,11 +249,10 @@ def fixed_points(
     Newton steps.
     """
     newtons = _ROUGH_NEWTONS if rough else _NEWTONS
-    own = torch.nn.functional.one_hot(y, f.shape[1]).to(f.dtype)
+    own = one_hot(y, f.shape[1]).to(f.dtype)
     stay, value = _fixed_point(torch.softmax(f, 1), f, own, gram, half, newtons)
     other, at_other = stay.clone(), torch.full_like(value, -torch.inf)
-    diagonal = gram.diagonal()
-    squares = diagonal + diagonal[:, None] - 2.0 * gram
+    squares = _squares(gram)
     if half * float(squares.max()) < 4.0:  # 2 lambda > curvature: one basin
         return [(stay, value), (other, at_other)]
     # By Jensen no basin holds more than this bound: most samples have nowhere else to look.
@@ -262,7 +260,7 @@ def fixed_points(
     rows = (torch.logsumexp(scores, 1) > value + 1e-12).nonzero()[:, 0]
     f_rows, own_rows = f[rows], own[rows]
     choice = best_class_move(loss, f_rows, y[rows], gram, half, away=True)
-    vertex = torch.nn.functional.one_hot(choice, f.shape[1]).to(f.dtype)
+    vertex = one_hot(choice, f.shape[1]).to(f.dtype)
     moved, at_moved = _fixed_point(vertex, f_rows, own_rows, gram, half, newtons)
     apart = (moved - stay[rows]).abs().amax(1) > 1e-6
     other[rows[apart]], at_other[rows[apart]] = moved[apart], at_moved[apart]
@@ -273,14 +271,12 @@ def best_class_move(
     loss: Any, f: Tensor, y: Tensor, gram: Tensor, half: float, away: bool = False
 ) -> Tensor:
     """The class j whose move (w_j - w_y) / 2 lambda attains most, y for none; ``away``: not y."""
-    own = gram[y]
-    diagonal = gram.diagonal()
+    own, squares = gram[y], _squares(gram)[y]
     best, choice = loss.value(f, y), y
     if away:
         best = torch.full_like(best, -torch.inf)
     for j in range(f.shape[1]):
-        square = diagonal[j] - 2.0 * own[:, j] + diagonal[y]
-        value = loss.value(f + half * (gram[j] - own), y) - 0.5 * half * square
+        value = loss.value(f + half * (gram[j] - own), y) - 0.5 * half * squares[:, j]
         better = (value > best) & ~(away & (y == j))
         best = torch.where(better, value, best)
         choice = torch.where(better, torch.full_like(choice, j), choice)

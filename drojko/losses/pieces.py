@@ -15,7 +15,6 @@ __all__ = [
     "Smooth",
     "SmoothLoss",
     "Softplus",
-    "affine_response",
     "margins",
     "residuals",
 ]
@@ -175,17 +174,3 @@ def margins(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def residuals(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sign and offset (n, 1) of the residuals f - y."""
     return np.ones((len(y), 1)), -np.asarray(y, dtype=float)[:, None]
-
-
-def affine_response(
-    lines: Sequence[tuple[float, float]], y: np.ndarray, task: str, label_cost: float | None
-) -> Response:
-    """A maximum of lines in the margin or residual; ``label_cost`` None: labels stay."""
-    if task == "regression":
-        return Response.of_lines(lines, *residuals(y))
-    if label_cost is None:
-        return Response.of_lines(lines, *margins(y))
-    # Of the other label the margin is -u; what both labels have in common costs nothing.
-    mirrored = [(-slope, level) for slope, level in lines if (-slope, level) not in lines]
-    prices = [0.0] * len(lines) + [-label_cost] * len(mirrored)
-    return Response.of_lines([*lines, *mirrored], *margins(y), prices=prices)

@@ -102,7 +102,7 @@ class Quantile(TwoLines):
     def __init__(self, q: float = 0.5) -> None:
         if not 0.0 < q < 1.0:
             raise InvalidDataError(f"quantile loss: q = {q!r}, expected 0 < q < 1")
-        self.q = float(q)
+        self.q = self._level = float(q)
         self.slopes = (-self.q, 1.0 - self.q)
         self.lipschitz = max(self.q, 1.0 - self.q)
 
@@ -110,10 +110,6 @@ class Quantile(TwoLines):
     def lines(self):
         low, high = self.slopes
         return (low, 0.0), (high, 0.0)
-
-    @property
-    def _level(self) -> float:
-        return getattr(self, "q", 0.5)
 
     def rescaled(self, unit: float) -> tuple[Quantile, float]:
         return self, unit
@@ -133,9 +129,6 @@ class Absolute(Quantile):
     def __init__(self) -> None:
         self.slopes = (-1.0, 1.0)
         self.lipschitz = 1.0
-
-    def __repr__(self) -> str:
-        return "Absolute()"
 
 
 class Huber(Loss):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ class PointKernel:
             return values
         if isinstance(self.kernel, str):
             return np.ones(len(z))
-        return np.concatenate([self._points(part, part).diagonal() for part in _parts(z, 500)])
+        parts = (z[start : start + 500] for start in range(0, len(z), 500))
+        return np.concatenate([self._points(part, part).diagonal() for part in parts])
 
     def modulus(self, distance: float) -> float:
         """Return the largest ``|k(x, .) - k(z, .)|`` for points of one label this far apart."""
@@ -108,32 +110,18 @@ class PointKernel:
         if not isinstance(self.kernel, str):
             return _called(self.kernel, z, other)
         unit = _unit(z, other)
-        if unit != 1.0 or not 1e-140 < self.bandwidth < 1e140:
-            return self._far_out(z / unit, other / unit, unit)
-        if self.kernel == "gaussian":
-            values = cdist(z, other, "sqeuclidean")
-            values *= -0.5 / self.bandwidth**2
-            return np.exp(values, out=values)
-        if self.kernel == "laplace":
-            values = cdist(z, other)
-            values *= -1.0 / self.bandwidth
-            return np.exp(values, out=values)
-        values = -cdist(z, other)
-        values += np.linalg.norm(z - self.centre, axis=1)[:, None]
-        values += np.linalg.norm(other - self.centre, axis=1)
-        return values / self.bandwidth
-
-    def _far_out(self, z: np.ndarray, other: np.ndarray, unit: float) -> np.ndarray:
-        """The kernel where squares of distances, in units of ``unit``, over- or underflow."""
-        distance = cdist(z, other)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            if self.kernel == "energy":
-                centre = self.centre / unit
-                values = np.linalg.norm(z - centre, axis=1)[:, None] - distance
+        z, other, centre = z / unit, other / unit, self.centre / unit
+        if self.kernel == "energy":
+            with np.errstate(over="ignore", under="ignore"):
+                values = np.linalg.norm(z - centre, axis=1)[:, None] - cdist(z, other)
                 values += np.linalg.norm(other - centre, axis=1)
                 return np.minimum(values / self.bandwidth * unit, 1e300)
-            scaled = np.where(distance > 0, distance / self.bandwidth * unit, 0.0)
-            return np.exp(-0.5 * scaled**2 if self.kernel == "gaussian" else -scaled)
+        width = min(max(self.bandwidth / unit, 1e-140), 1e140)  # squares stay in the range
+        squared = self.kernel == "gaussian"
+        values = cdist(z, other, "sqeuclidean" if squared else "euclidean")
+        with np.errstate(over="ignore", under="ignore"):
+            values *= -0.5 / width**2 if squared else -1.0 / width
+            return np.exp(values, out=values)
 
 
 def _called(kernel: Any, z: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -155,13 +143,9 @@ def _called(kernel: Any, z: np.ndarray, other: np.ndarray) -> np.ndarray:
     return values
 
 
-def _parts(z: np.ndarray, size: int):
-    return (z[start : start + size] for start in range(0, len(z), size))
-
-
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """K = L L' + R with R positive semidefinite; L of shape (n, m).
+    """K = L L' + R with R positive semidefinite; L of shape (n, m). ``w`` (n,) is the reference.
 
     ``gram`` is K, or None where there are too many points: then values of the kernel are computed
     as they are needed. ``residual`` is the diagonal of R, which bounds it: R_ij^2 <= R_ii R_jj.
@@ -173,15 +157,15 @@ class Factor:
     kernel: PointKernel
     x: np.ndarray
     y: np.ndarray | None
-    _cache: dict[str, Any] = field(default_factory=dict)
+    w: np.ndarray
 
     def apply(self, v: np.ndarray) -> np.ndarray:
         """Return K v, or L L' v where K is not at hand."""
         return self.low @ (self.low.T @ v) if self.gram is None else self.gram @ v
 
-    def square(self, p: np.ndarray, w: np.ndarray) -> float:
+    def square(self, p: np.ndarray) -> float:
         """Return (p - w)'K (p - w), or an upper bound of it where that is too dear."""
-        u = p - w
+        u = p - self.w
         if self.gram is not None:
             return max(float(u @ (self.gram @ u)), 0.0)
         rest = float(np.abs(u) @ np.sqrt(self.residual))
@@ -189,25 +173,23 @@ class Factor:
         support = np.flatnonzero(p)
         if rest**2 <= 1e-3 * bound or support.size > WHOLE:
             return bound
-        embedding = self._embedding(w)
         y = None if self.y is None else self.y[support]
         x, q = self.x[support], p[support]
-        exact = float(q @ (self.kernel(x, x, y, y) @ q) - 2.0 * (q @ embedding[support]))
-        return min(bound, max(exact + float(w @ embedding), 0.0))
+        exact = float(q @ (self.kernel(x, x, y, y) @ q) - 2.0 * (q @ self._embedding[support]))
+        return min(bound, max(exact + float(self.w @ self._embedding), 0.0))
 
-    def _embedding(self, w: np.ndarray) -> np.ndarray:
-        """K w: one pass over all pairs, by blocks; w is the same at every call."""
-        if "embedding" not in self._cache:
-            out = np.empty(len(w))
-            for start in range(0, len(w), 1000):
-                part = slice(start, start + 1000)
-                y = None if self.y is None else self.y[part]
-                out[part] = self.kernel(self.x[part], self.x, y, self.y) @ w
-            self._cache["embedding"] = out
-        return self._cache["embedding"]
+    @cached_property
+    def _embedding(self) -> np.ndarray:
+        """K w: one pass over all pairs, by blocks."""
+        out = np.empty(len(self.w))
+        for start in range(0, len(out), 1000):
+            part = slice(start, start + 1000)
+            y = None if self.y is None else self.y[part]
+            out[part] = self.kernel(self.x[part], self.x, y, self.y) @ self.w
+        return out
 
 
-def factorise(kernel: PointKernel, x: np.ndarray, y: np.ndarray | None) -> Factor:
+def factorise(kernel: PointKernel, x: np.ndarray, y: np.ndarray | None, w: np.ndarray) -> Factor:
     """Factorise the Gram matrix of points x (n, d): exactly, or beyond 4000 points by Nystroem's.
 
     Raises
@@ -224,17 +206,16 @@ def factorise(kernel: PointKernel, x: np.ndarray, y: np.ndarray | None) -> Facto
             "subsample (with weights), or use a density-ratio set such as ChiSquare, whose dual is "
             "a sort"
         )
-    named = isinstance(kernel.kernel, str)
     if n > WHOLE:
-        return _nystroem(kernel, x, y)
+        return Factor(*_nystroem(kernel, x, y), kernel, x, y, w)
     gram = kernel(x, x, y, y)
-    if not named:
+    if not isinstance(kernel.kernel, str):
         _check(gram)
     gram = 0.5 * (gram + gram.T)
     largest = max(float(gram.diagonal().max()), 1e-300)
     low = _pivoted(gram, _RESIDUAL * largest)
     residual = np.maximum(gram.diagonal() - (low**2).sum(1), 0.0)
-    return Factor(low, gram, residual, kernel, x, y)
+    return Factor(low, gram, residual, kernel, x, y, w)
 
 
 def _pivoted(gram: np.ndarray, tolerance: float) -> np.ndarray:
@@ -276,7 +257,9 @@ def _check(gram: np.ndarray) -> None:
     )
 
 
-def _nystroem(kernel: PointKernel, x: np.ndarray, y: np.ndarray | None) -> Factor:
+def _nystroem(
+    kernel: PointKernel, x: np.ndarray, y: np.ndarray | None
+) -> tuple[np.ndarray, None, np.ndarray]:
     """Pivoted Cholesky by blocks of columns drawn in proportion to the residual diagonal.
 
     Y. Chen, E. Epperly, J. Tropp, R. Webber (2023), Randomly pivoted Cholesky, arXiv 2207.06503.
@@ -312,4 +295,4 @@ def _nystroem(kernel: PointKernel, x: np.ndarray, y: np.ndarray | None) -> Facto
         np.maximum(residual, 0.0, out=residual)
         residual[chosen[kept]] = 0.0
         m += int(rank)
-    return Factor(np.ascontiguousarray(low[:, :m]), None, residual, kernel, x, y)
+    return np.ascontiguousarray(low[:, :m]), None, residual

@@ -207,7 +207,7 @@ class Sample:
     @cached_property
     def blocks(self) -> _Blocks | None:
         """Moments of consecutive losses, where there are enough of them to be worth it."""
-        return _Blocks(self) if self.size >= 8 * _BLOCK else None
+        return _Blocks(self) if self.size >= 40 * _BLOCK else None
 
 
 class _Blocks:

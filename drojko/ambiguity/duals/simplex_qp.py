@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 __all__ = ["Iterate", "solve"]
 
 _STEPS = 80
+_SOLVED = 1e-11  # duality gap and residuals at the end
 _BACK = 0.995  # share of the way to the boundary that a step may go
 _NEGLIGIBLE = 1e-13  # rows whose squared couplings in the Newton matrix are smaller are left out
 _ROUGH = 1e-4  # complementarity down to which a factor of small rank serves for the direction
@@ -29,6 +31,7 @@ class Iterate:
     nu: float
     kappa: float
     t: float
+    ball: bool  # whether kappa and t vary
     gap: float = np.inf
 
 
@@ -91,9 +94,8 @@ def solve(
     radius: float | None = None,
     penalty: float | None = None,
     start: Iterate | None = None,
-    tol: float = 1e-11,
     careful: bool = False,
-) -> tuple[Iterate, Iterate, int]:
+) -> tuple[Iterate, Iterate]:
     r"""Maximise l'p over p >= 0, 1'p = 1 with |L'(p - w)| <= radius, or a price for it.
 
     .. math:: \max_p\; l^\top p - \mathrm{penalty} \cdot (p - w)^\top K (p - w)
@@ -120,16 +122,13 @@ def solve(
         Exactly one, positive.
     start : Iterate, default=None
         An iterate of a problem with similar losses.
-    tol : float
-        On the duality gap and the residuals.
     careful : bool
         Stay near the central path: more steps, for problems on which long ones end at the boundary.
 
     Returns
     -------
-    Iterate, Iterate, int
-        The solution, an iterate from the middle of the path to start from next time, and the
-        number of steps.
+    Iterate, Iterate
+        The solution, and an iterate from the middle of the path to start from next time.
 
     References
     ----------
@@ -139,11 +138,9 @@ def solve(
     half = 0.5 * radius**2 if radius is not None else 0.0
     apply = (lambda v: factor @ (factor.T @ v)) if gram is None else (lambda v: gram @ v)
     it = _first(losses, weights, half, penalty) if start is None else deepcopy(start)
-    n = losses.size
     middle, best = deepcopy(it), deepcopy(it)
-    pairs = n + ball
     stalled = 0
-    for step in range(_STEPS):
+    for _ in range(_STEPS):
         u = it.p - weights
         h = apply(u)
         quadratic = float(u @ h)
@@ -162,26 +159,26 @@ def solve(
         if comp > 1e-2:
             middle = deepcopy(it)
         patience = 12 if best.gap > 1e-8 else 3 if comp > _ROUNDING else 1
-        if gap <= tol or stalled >= patience:
-            return best, middle, step
+        if gap <= _SOLVED or stalled >= patience:
+            break
         try:
             newton = _Newton(gram, factor, it, rough=comp > _ROUGH)
         except LinAlgError:
             break
-        system = _System(it, newton, h, dual, ring, mass, ball)
-        dp, ds, dnu, dk, dt = system.direction(0.0)
-        primal, dual_step = _lengths(it, dp, ds, dk, dt, ball, 1.0)
+        direction = _directions(it, newton, h, dual, ring, mass)
+        dp, ds, dnu, dk, dt = direction(0.0)
+        primal, dual_step = _lengths(it, dp, ds, dk, dt, 1.0)
         after = float((it.p + primal * dp) @ (it.s + dual_step * ds))
         if ball:
             after += (it.kappa + dual_step * dk) * (it.t + primal * dt)
         sigma = min(max(after / max(comp, 1e-300), 0.0), 1.0) ** 3
         if careful:
             sigma = max(sigma, _CENTRED)
-        mu = sigma * comp / pairs
+        mu = sigma * comp / (losses.size + ball)
         if ball:  # the ball is curved and couples both sides: one length for all, and its curvature
             share = min(primal, dual_step) ** 2
             moved = apply(dp)
-            dp, ds, dnu, dk, dt = system.direction(
+            dp, ds, dnu, dk, dt = direction(
                 mu,
                 share * dp * ds,
                 share * dk * dt,
@@ -189,65 +186,47 @@ def solve(
                 share * dk * moved,
             )
         else:
-            dp, ds, dnu, dk, dt = system.direction(mu, dp * ds)
-        primal, dual_step = _lengths(it, dp, ds, dk, dt, ball, _BACK)
-        if not np.isfinite(primal + dual_step + dnu):
+            dp, ds, dnu, dk, dt = direction(mu, dp * ds)
+        length = min(_lengths(it, dp, ds, dk, dt, _BACK))
+        if not np.isfinite(length + dnu):
             break
-        length = min(primal, dual_step)
         it.p += length * dp
         it.s += length * ds
         it.nu += length * dnu
         it.kappa += length * dk
         it.t += length * dt
-    return best, middle, _STEPS
+    return best, middle
 
 
-class _System:
-    """The linearised conditions at an iterate, solved for several right-hand sides."""
+def _directions(
+    it: Iterate, newton: _Newton, slope: np.ndarray, dual: np.ndarray, ring: float, mass: float
+) -> Callable[..., tuple[np.ndarray, np.ndarray, float, float, float]]:
+    """The linearised conditions at an iterate, for several right-hand sides."""
+    right = np.column_stack([slope, np.ones(slope.size)])
+    border = newton(right)
+    corner = right.T @ border
+    corner[0, 0] += it.t / it.kappa
 
-    def __init__(
-        self,
-        it: Iterate,
-        newton: _Newton,
-        slope: np.ndarray,
-        dual: np.ndarray,
-        ring: float,
-        mass: float,
-        ball: bool,
-    ):
-        self.it, self.newton, self.ball = it, newton, ball
-        self.dual, self.ring, self.mass = dual, ring, mass
-        self.right = np.column_stack([slope, np.ones(slope.size)])
-        self.border = newton(self.right)
-        self.corner = self.right.T @ self.border
-        self.corner[0, 0] += it.t / it.kappa
-
-    def direction(
-        self,
-        target: float,
-        pairs: np.ndarray | float = 0.0,
-        last: float = 0.0,
-        curve: float = 0.0,
-        bend: np.ndarray | float = 0.0,
-    ) -> tuple[np.ndarray, np.ndarray, float, float, float]:
+    def direction(target, pairs=0.0, last=0.0, curve=0.0, bend=0.0):
         """Step (p, s, nu, kappa, t) to complementarity ``target``; the rest: second-order terms."""
-        it = self.it
         complement = (target - pairs) / it.p - it.s
-        b = self.newton((-self.dual - bend + complement)[:, None])[:, 0]
-        if self.ball:
-            c = -self.ring - curve - ((target - last) / it.kappa - it.t)
-            ends = np.array([self.right[:, 0] @ b - c, self.right[:, 1] @ b + self.mass])
+        b = newton((-dual - bend + complement)[:, None])[:, 0]
+        dk = dt = 0.0
+        if it.ball:
+            c = -ring - curve - ((target - last) / it.kappa - it.t)
+            ends = np.array([right[:, 0] @ b - c, right[:, 1] @ b + mass])
             try:
-                dk, dnu = np.linalg.solve(self.corner, ends)
+                dk, dnu = np.linalg.solve(corner, ends)
             except np.linalg.LinAlgError:
-                dk, dnu = np.linalg.lstsq(self.corner, ends, rcond=None)[0]
-            dp = b - self.border @ np.array([dk, dnu])
+                dk, dnu = np.linalg.lstsq(corner, ends, rcond=None)[0]
+            dp = b - border @ np.array([dk, dnu])
             dt = (target - last - it.kappa * it.t - it.t * dk) / it.kappa
         else:
-            dk = dt = 0.0
-            dnu = (self.right[:, 1] @ b + self.mass) / self.corner[1, 1]
-            dp = b - self.border[:, 1] * dnu
+            dnu = (right[:, 1] @ b + mass) / corner[1, 1]
+            dp = b - border[:, 1] * dnu
         return dp, complement - it.s * dp / it.p, float(dnu), float(dk), float(dt)
+
+    return direction
 
 
 def _first(losses: np.ndarray, weights: np.ndarray, half: float, penalty: float | None) -> Iterate:
@@ -257,15 +236,13 @@ def _first(losses: np.ndarray, weights: np.ndarray, half: float, penalty: float 
     # In a ball kappa |L'(p - w)| is of the order of the losses: larger, and it falls faster than
     # the residuals do.
     kappa = 2.0 * penalty if penalty is not None else spread / math.sqrt(2.0 * half)
-    return Iterate(weights.copy(), nu - losses, nu, kappa, half)
+    return Iterate(weights.copy(), nu - losses, nu, kappa, half, penalty is None)
 
 
-def _lengths(it, dp, ds, dk, dt, ball, share):
+def _lengths(it, dp, ds, dk, dt, share):
     """Return the longest steps that keep p, t and s, kappa positive."""
-    primal, dual = _reach(it.p, dp), _reach(it.s, ds)
-    if ball:
-        primal = min(primal, -it.t / dt if dt < 0 else np.inf)
-        dual = min(dual, -it.kappa / dk if dk < 0 else np.inf)
+    primal = _reach(np.append(it.p, it.t), np.append(dp, dt))
+    dual = _reach(np.append(it.s, it.kappa), np.append(ds, dk))
     return min(1.0, share * primal), min(1.0, share * dual)
 
 

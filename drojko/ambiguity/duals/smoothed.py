@@ -12,7 +12,16 @@ from drojko._numerics import root
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.duals.scaling import Sample
 
-__all__ = ["capped", "divergence", "flat", "soft_maximum"]
+__all__ = ["capped", "divergence", "flat", "reweighted", "soft_maximum"]
+
+
+def reweighted(
+    bound: Any, losses: np.ndarray, value: float, penalty: float, shift: float, ratio: np.ndarray
+) -> Dual:
+    """A dual with what its ratio attains and spends."""
+    weights = bound.weights
+    spent = bound.ambiguity.discrepancy(ratio, weights)
+    return Dual(value, penalty, shift, ratio, float((weights * ratio) @ losses), spent)
 
 
 def flat(bound: Any, losses: np.ndarray) -> Dual:
@@ -79,8 +88,7 @@ def capped(bound: Any, losses: np.ndarray, alpha: float, smoothing: float) -> Du
     t = (losses - eta) / kappa
     ratio = expit(t) / alpha
     value = eta + kappa / alpha * float(w @ np.logaddexp(0.0, t)) - smoothing
-    attained, radius = float((w * ratio) @ losses), max(float(ratio.max()) - 1.0, 0.0)
-    return Dual(value, kappa, eta, ratio, attained, radius)
+    return reweighted(bound, losses, value, kappa, eta, ratio)
 
 
 def _threshold(
@@ -115,7 +123,5 @@ def soft_maximum(bound: Any, losses: np.ndarray, smoothing: float) -> Dual:
     top = float(losses[live].max())
     ratio = np.where(live, np.exp(np.minimum((losses - top) / kappa, 0.0)), 0.0)
     total = float(w @ ratio)
-    ratio /= total
     value = top + kappa * math.log(total)
-    radius = -math.log(total) if total < 1.0 else 0.0
-    return Dual(value, kappa, value, ratio, float((w * ratio) @ losses), radius)
+    return reweighted(bound, losses, value, kappa, value, ratio / total)

@@ -115,23 +115,21 @@ def resolve_bounds(
     """Return lower and upper, each of shape (d,), from None, a pair, pairs or a dict of pairs."""
     if given is None:
         return None, None
-    lower, upper = np.full(columns.n, -np.inf), np.full(columns.n, np.inf)
     if isinstance(given, Mapping):
-        for key, pair in given.items():
-            column = columns.position("bounds", key)
-            lower[column], upper[column] = _pair(pair)
+        pairs = [(columns.position("bounds", key), pair) for key, pair in given.items()]
     else:
         rows = list(given) if hasattr(given, "__iter__") and not isinstance(given, str) else [given]
         if len(rows) == 2 and all(row is None or isinstance(row, Real) for row in rows):
-            lower[:], upper[:] = _pair(rows)
-        elif len(rows) == columns.n:
-            for column, pair in enumerate(rows):
-                lower[column], upper[column] = _pair(pair)
-        else:
+            rows = [rows] * columns.n
+        elif len(rows) != columns.n:
             raise InvalidDataError(
                 f"bounds got {len(rows)} entries; expected one (lower, upper) pair, a pair for "
                 f"each of the {columns.n} columns, or a dict"
             )
+        pairs = list(enumerate(rows))
+    lower, upper = np.full(columns.n, -np.inf), np.full(columns.n, np.inf)
+    for column, pair in pairs:
+        lower[column], upper[column] = _pair(pair)
     bad = ~(lower <= upper) | (lower == np.inf) | (upper == -np.inf)
     if bad.any():
         column = int(bad.argmax())
@@ -358,31 +356,33 @@ def one_hot_groups(encoder: Any) -> list[list[str]]:
     >>> one_hot_groups(["size_m", "size_s", "age"])
     [['size_m', 'size_s']]
     """
+    parts = None
     if hasattr(encoder, "transformers_"):
-        return _of_column_transformer(encoder)
-    if hasattr(encoder, "categories_") and hasattr(encoder, "_n_features_outs"):
-        names = iter(encoder.get_feature_names_out().tolist())
-        sizes = encoder._n_features_outs
-        return [part for part in ([next(names) for _ in range(n)] for n in sizes) if part]
+        parts = [
+            (part.steps[-1][1] if hasattr(part, "steps") else part, encoder.output_indices_[name])
+            for name, part, _ in encoder.transformers_
+        ]
+    elif _is_one_hot(encoder):
+        parts = [(encoder, slice(None))]
+    if parts is not None:
+        names = encoder.get_feature_names_out().tolist()
+        groups = []
+        for part, where in parts:
+            if _is_one_hot(part):
+                own = iter(names[where])
+                groups += [[next(own) for _ in range(n)] for n in part._n_features_outs if n]
+        return groups
     if isinstance(encoder, str) or not hasattr(encoder, "__iter__"):
         raise InvalidDataError(
             f"one_hot_groups got {type(encoder).__name__}; expected a fitted OneHotEncoder or "
             "ColumnTransformer, or the names of its columns"
         )
-    groups: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
     for name in map(str, encoder):
         if "_" in name:
-            groups.setdefault(name.rpartition("_")[0], []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
+            named.setdefault(name.rpartition("_")[0], []).append(name)
+    return [group for group in named.values() if len(group) > 1]
 
 
-def _of_column_transformer(transformer: Any) -> list[list[str]]:
-    names = transformer.get_feature_names_out().tolist()
-    groups: list[list[str]] = []
-    for name, part, _ in transformer.transformers_:
-        last = part.steps[-1][1] if hasattr(part, "steps") else part
-        if not (hasattr(last, "categories_") and hasattr(last, "_n_features_outs")):
-            continue
-        own = iter(names[transformer.output_indices_[name]])
-        groups += [[next(own) for _ in range(n)] for n in last._n_features_outs if n]
-    return groups
+def _is_one_hot(encoder: Any) -> bool:
+    return hasattr(encoder, "categories_") and hasattr(encoder, "_n_features_outs")

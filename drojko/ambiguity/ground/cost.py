@@ -81,16 +81,14 @@ class GroundCost:
         # An infinite weight times no displacement would be NaN: the two kinds are kept apart.
         finite = np.where(self.mutable, self.weights, 0.0)
         total = (_like(difference, finite) * difference**2).sum(-1)
-        if self.mutable.all():
-            return total
-        stays = ~self.mutable
+        stays, groups = ~self.mutable, []
         if self.categories is not None:
             stays[self.categories.every_column] = False
-            for columns, price in zip(self.categories.columns, self.categories.costs, strict=True):
-                swapped = (difference[..., columns] != 0).any(-1)
-                total = total + _where(swapped, float(price), total)
-        moved = (difference[..., _index(difference, stays)] != 0).any(-1)
-        return total + _where(moved, np.inf, total)
+            groups = zip(self.categories.columns, self.categories.costs, strict=True)
+        for columns, price in (*groups, (stays, np.inf)):
+            moved = (difference[..., columns] != 0).any(-1)
+            total = total + _where(moved, float(price), total)
+        return total
 
     def dual_norm_squared(self, theta: Array) -> Array:
         """Return sum_j theta_j^2 / weights_j for theta of shape (..., d).
@@ -107,10 +105,7 @@ class GroundCost:
         """
         if self.lower is None or self.upper is None:
             return z
-        lower, upper = _like(z, self.lower), _like(z, self.upper)
-        if isinstance(z, torch.Tensor):
-            return torch.clamp(z, lower, upper)
-        return np.clip(z, lower, upper)
+        return z.clip(_like(z, self.lower), _like(z, self.upper))
 
     def spread(self, X: np.ndarray, weight: np.ndarray) -> float:
         """Root mean square of what a standard deviation of each column of X (n, d) costs."""
@@ -136,12 +131,11 @@ class GroundCost:
 
         Also for a one-hot group that is none.
         """
+        X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
         if self.categories is not None:
-            X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
             self.categories.check(X)
         if self.lower is None or self.upper is None:
             return
-        X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
         low, high = X.min(axis=0), X.max(axis=0)
         outside = (low < self.lower) | (high > self.upper)
         if outside.any():
@@ -182,15 +176,11 @@ def _like(array: Array, values: np.ndarray) -> Array:
     return values.astype(array.dtype) if array.dtype.kind == "f" else values
 
 
-def _index(array: Array, mask: np.ndarray) -> Any:
-    return torch.as_tensor(mask, device=array.device) if isinstance(array, torch.Tensor) else mask
-
-
 def _where(mask: Array, value: float, like: Array) -> Array:
     """``value`` where the mask holds, 0 elsewhere; infinity times zero is avoided."""
     if isinstance(like, torch.Tensor):
         return torch.zeros_like(like).masked_fill(mask, value)
-    return np.where(mask, value, 0.0)
+    return _like(like, np.where(mask, value, 0.0))
 
 
 def _listed(names: Sequence[str], limit: int = 6) -> str:
