@@ -12,14 +12,14 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from drojko._sklearn import (
     Interval,
+    LogitClassifier,
     NestedDefaults,
-    _check_sample_weight,
     _fit_context,
     check_is_fitted,
+    checked_weight,
     validate_data,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
-from drojko.baselines._logits import LogitClassifier
 from drojko.baselines._programs import Form, Program, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._rows import Rows, members_of, size_of
@@ -88,9 +88,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         X, y = self._read(X, y)
         import cvxpy as cp
 
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.sum() > 0:
-            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        weight = checked_weight(sample_weight, X)
         ambiguity = self._nested("ambiguity")
         members = members_of(ambiguity, groups, weight)
         self._rows = rows = Rows(X, y, weight / weight.sum(), members)
@@ -298,7 +296,7 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
 
     def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        return np.asarray(X), self._encode(y)
+        return np.asarray(X), self._encode(y)[1]
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
         self.coef_ = np.atleast_2d(theta.T)

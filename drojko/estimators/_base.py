@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from drojko._sklearn import (
     Interval,
     NestedDefaults,
     StrOptions,
-    _check_sample_weight,
     check_is_fitted,
+    checked_weight,
     plain,
 )
 from drojko._threads import SMALL, one_thread
@@ -106,8 +106,30 @@ class _OnArrays:
         return self.problem.assess(stored, result)
 
 
+@dataclass(eq=False, repr=False)
 class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
+
+    ambiguity: Any = None
+    _: KW_ONLY
+    model: Any = "linear"
+    hidden_layer_sizes: Any = (64,)
+    activation: str = "softplus"
+    reference: Any = "kde"
+    inner: Any = "icnn"
+    alpha: float = 0.0
+    fit_intercept: bool = True
+    max_iter: int = 200
+    tol: float = 1e-3
+    batch_size: int | None = None
+    learning_rate: float = 5e-3
+    max_time: float | None = None
+    n_draws: int | None = None
+    warm_start: bool = False
+    random_state: Any = None
+    device: Any = "cpu"
+    dtype: str = "float64"
+    verbose: bool = False
 
     _nested_defaults = {
         "ambiguity": lambda: Wasserstein(radius=0.1),
@@ -121,8 +143,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     }
     _classification = False
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "ambiguity": [AmbiguitySet, None],
+        "loss": [str, Loss, callable],
         "model": [StrOptions({"linear", "mlp"}), callable, torch.nn.Module],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
@@ -169,9 +192,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             check_device(self.device)
         if self.inner not in _SIMPLE:
             self._plain_inner().check(ambiguity)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.sum() > 0:
-            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        weight = checked_weight(sample_weight, X)
         if self._classification:
             self._check_classes(y, weight)
         seed = _seed(self.random_state)
@@ -320,11 +341,6 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         )
 
     def _check_classes(self, y: np.ndarray, weight: np.ndarray) -> None:
-        if len(self.classes_) < 2:
-            raise InvalidDataError(
-                f"{type(self).__name__} got 1 class, {plain(self.classes_[0])!r}, in y; it needs 2 "
-                "or more"
-            )
         mass = np.bincount(y, weights=weight, minlength=len(self.classes_))
         if not mass.all():
             empty = plain(self.classes_[int(mass.argmin())])
@@ -485,7 +501,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weight = checked_weight(sample_weight, X)
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)
         plan = replace(

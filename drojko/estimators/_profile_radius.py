@@ -12,7 +12,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 
 from drojko._random import spawn
-from drojko._sklearn import _check_sample_weight, checked_data
+from drojko._sklearn import checked_data, checked_weight
 from drojko.estimators._calibration import LEVELS
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -114,7 +114,7 @@ def law_of_fit(
         target = np.searchsorted(pilot.classes_, target)
     else:
         target = target.astype(np.float64)
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weight = checked_weight(sample_weight, X)
     keep = weight > 0
     free = int(keep.sum()) - X.shape[1] - int(estimator.fit_intercept)
     if free < 1 and estimator.alpha == 0:
@@ -143,7 +143,7 @@ def _order_one(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None)
     blank: Any = clone(estimator)
     X, _ = checked_data(blank, X, y, ensure_min_samples=2)
     X = np.asarray(X, dtype=np.float64)
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weight = checked_weight(sample_weight, X)
     weight = weight / weight.sum()
     ambiguity = blank._nested("ambiguity")
     names = getattr(blank, "feature_names_in_", None)

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils import check_consistent_length
 
 from drojko._random import generator
-from drojko._sklearn import _check_sample_weight
+from drojko._sklearn import checked_weight
 from drojko.estimators._calibration import by_calibration
 from drojko.estimators._profile_radius import by_profile
 from drojko.estimators._radius_cv import by_cv
@@ -189,7 +189,7 @@ def select_radius(
     rng = generator(random_state)
     weight = None
     if sample_weight is not None:
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weight = checked_weight(sample_weight, X)
     count = (
         float(np.shape(y)[0]) if weight is None else float(weight.sum() ** 2 / (weight**2).sum())
     )
