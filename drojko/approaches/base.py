@@ -89,6 +89,10 @@ class Plan:
         """Whether points are draws of a continuous reference."""
         return self.atoms is None
 
+    def count(self, draws: int) -> int:
+        """How many points: all atoms, or so many draws."""
+        return draws if self.atoms is None else len(self.atoms[0])
+
     @property
     def known(self) -> bool:
         """Whether the exact linear solver knows the worst cases of the loss, with derivatives."""
@@ -283,9 +287,7 @@ class Approach(ABC):
         """Train a module in place; ``start`` is the penalty of a previous fit."""
         raise self._only_linear(plan)
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
+    def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         """Certify a trained module on draws that training has not seen, or on the atoms."""
         raise self._only_linear(plan)
 
@@ -293,11 +295,17 @@ class Approach(ABC):
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Certificate of a fixed model on the empirical measure of points x, y, weights."""
-        self.reject(plan, model)
         exact = self.assessed(plan, model, points)
-        if exact is None:
-            raise self._only_linear(plan)
-        return exact.certificate
+        if exact is not None:
+            return exact.certificate
+        self.reject(plan, model)
+        return self.search(plan, model, points, generator)
+
+    def search(
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
+    ) -> Certificate:
+        """`certify` where nothing is known in closed form."""
+        raise self._only_linear(plan)
 
     def _only_linear(self, plan: Plan) -> UnsupportedError:
         return UnsupportedError(
@@ -323,7 +331,7 @@ class Approach(ABC):
         exact = self.assessed(plan, model, points)
         if exact is None:
             result = TrainResult("converged", "", 0, certificate.penalty, math.nan)
-            exact = self.assess(plan, model, result, False, len(points[0]))
+            exact = self.assess(replace(plan, atoms=arrays(points)), model, result)
         return exact.state
 
     @abstractmethod

@@ -55,8 +55,7 @@ class OnModule:
 
     def assess(self, result: TrainResult) -> Assessment:
         """Certificate and worst case."""
-        atoms = 0 if self.plan.atoms is None else len(self.plan.atoms[0])
-        return self.approach.assess(self.plan, self.model, result, self.plan.sampled, atoms)
+        return self.approach.assess(self.plan, self.model, result)
 
 
 def build_model(

@@ -180,11 +180,9 @@ class OnSupport(Approach):
             limits=plan.limits,
         )
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
+    def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         def draw() -> Draw:
-            *points, bound = _support(plan, model, DRAWS if sampled else atoms)
+            *points, bound = _support(plan, model, plan.count(DRAWS))
             return arrays(points), bound, losses_of(plan, model, points)
 
         return self.judge(plan, draw, result.stationarity)
