@@ -29,9 +29,8 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase", "Parameters", "Plan",
-    "Points", "arrays", "parameters_of",
-    "trained",
+    "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase",
+    "Parameters", "Plan", "Points", "arrays", "parameters_of", "trained",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -40,7 +39,7 @@ Points = tuple[Any, Any, Any]
 Parameters = tuple[np.ndarray, np.ndarray]
 #: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
 _RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
-_COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
+COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 class NoWorstCase(UnsupportedError, AttributeError):
@@ -165,7 +164,7 @@ class LinearProblem(ABC):
             **options,
         )
         history = {
-            name: np.array([row.get(name, math.nan) for row in found.history]) for name in _COLUMNS
+            name: np.array([row.get(name, math.nan) for row in found.history]) for name in COLUMNS
         }
         return trained(found, found.penalty, history)
 

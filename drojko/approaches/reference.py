@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,9 @@ from drojko.measures import (
 )
 from drojko.measures.base import components
 
-__all__ = ["NAMES", "atoms_of", "build_reference", "count_atoms", "empirical", "is_sampled"]
+__all__ = [
+    "NAMES", "atoms_of", "build_reference", "by_class", "count_atoms", "empirical", "is_sampled",
+]  # fmt: skip
 
 NAMES = ("empirical", "gaussian", "kde", "mixture", "flow")
 
@@ -110,6 +113,20 @@ def empirical(
     fitted = Grouped(plain).fit(x, y, sample_weight=weight, groups=members)
     fitted.names_ = names
     return fitted
+
+
+def by_class(
+    template: Callable[[int], Any], x: np.ndarray, labels: np.ndarray, mass: np.ndarray, n: int
+) -> ClassConditional:
+    """A measure per class, by its number of rows; classes without mass keep their place."""
+    parts: list[Measure] = []
+    for k in range(n):
+        inside = (labels == k) & (mass > 0)
+        if not inside.any():  # never drawn
+            parts.append(Empirical(x[:1])._ready())
+        else:
+            parts.append(template(int(inside.sum())).fit(x[inside], mass[inside]))
+    return ClassConditional.from_measures(parts, np.bincount(labels, mass, n))
 
 
 def atoms_of(reference: LabelledMeasure, count: int) -> tuple[Any, np.ndarray | None]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import cvxpy as cp
 import numpy as np
 
 from drojko.ambiguity import AmbiguitySet
@@ -23,8 +24,6 @@ def reweighting_form(ambiguity: AmbiguitySet, loss: Loss, table: Table) -> Form:
 
     The multiplier of t_i >= loss_i is the worst-case mass of atom i.
     """
-    import cvxpy as cp
-
     n = len(table.x)
     t = cp.Variable(n)
     epigraph = table.losses(loss) <= t
@@ -40,8 +39,6 @@ def reweighting_form(ambiguity: AmbiguitySet, loss: Loss, table: Table) -> Form:
 
 def _mmd(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Ball: f0 + E f + r |f| with f0 + f >= loss; penalised: |f|^2 / 4c; f = L b has norm |b|."""
-    import cvxpy as cp
-
     bound = ambiguity.on(table.x, table.mass, labels=table.target)
     factor = bound.factor()
     if len(factor) > _MOST:
@@ -59,8 +56,6 @@ def _mmd(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any
 
 def _group(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Total variation of the shares of groups, or any shares, with the groups' mean losses."""
-    import cvxpy as cp
-
     members = np.asarray(table.members, dtype=np.float64)
     mass = table.mass @ members
     risks = cp.Variable(len(mass))
@@ -73,8 +68,6 @@ def _group(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[A
 
 
 def _cvar(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
-    import cvxpy as cp
-
     eta, inverse = cp.Variable(), cp.Parameter(nonneg=True)
     return (
         eta + inverse * (table.mass @ cp.pos(t - eta)),
@@ -85,8 +78,6 @@ def _cvar(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[An
 
 def _total_variation(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Ball: r max + (1 - r) CVaR; penalised: eta + E max(loss - eta, -c/2), loss - eta <= c/2."""
-    import cvxpy as cp
-
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     if ball:
@@ -99,8 +90,6 @@ def _total_variation(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[An
 
 def _kl(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Eta + lambda r, with the mean of lambda exp((loss - eta) / lambda) at most lambda."""
-    import cvxpy as cp
-
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size, u = cp.Variable(), cp.Parameter(nonneg=True), cp.Variable(t.shape[0])
     lam = cp.Variable(nonneg=True) if ball else size
@@ -111,8 +100,6 @@ def _kl(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]
 
 def _chi_square(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
     """Ball: eta + sqrt(1 + r) ||(loss - eta)_+||; penalised: eta + c + E (loss - eta)_+^2 / 4c."""
-    import cvxpy as cp
-
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     if ball:
@@ -130,8 +117,6 @@ def _cressie_read(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any],
     (l - eta), m >= 0: m <= u^{1/k*} lambda^{1/k}; for k < 1 and m <= lambda - (1 - k)(l - eta):
     lambda <= u^{1-k} m^k.
     """
-    import cvxpy as cp
-
     n, k = t.shape[0], float(ambiguity.k)
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)

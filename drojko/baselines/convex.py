@@ -21,11 +21,10 @@ from drojko._sklearn import (
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Table, check_solver
-from drojko.baselines._reweighting import reweighting_form
-from drojko.baselines._rows import Rows, members_of, size_of
-from drojko.baselines._transport import order_one_form, order_two_form
+from drojko.baselines._rows import Rows, size_of
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss, loss_with
+from drojko.measures._arrays import members_of
 
 __all__ = ["ConvexDROClassifier", "ConvexDRORegressor", "SUPPORTED"]
 
@@ -90,7 +89,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
 
         weight = checked_weight(sample_weight, X)
         ambiguity = self._nested("ambiguity")
-        members = members_of(ambiguity, groups, weight)
+        members = members_of(groups, weight)[0] if ambiguity.knows_groups else None
         self._rows = rows = Rows(X, y, weight / weight.sum(), members)
         X, y, mass = rows.x, rows.y, rows.mass
         names = getattr(self, "feature_names_in_", None)
@@ -116,6 +115,9 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         return self
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
+        from drojko.baselines._reweighting import reweighting_form  # these load cvxpy
+        from drojko.baselines._transport import order_one_form, order_two_form
+
         name = type(ambiguity).__name__
         if ambiguity.radius == 0 and not ambiguity.knows_groups:
             return Form(table.mass @ table.losses(loss), [], [])

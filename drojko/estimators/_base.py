@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,7 @@ from drojko._sklearn import (
 from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
+    COLUMNS,
     Approach,
     Assessment,
     FittedModel,
@@ -279,7 +281,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray, sampled: bool
     ) -> tuple[InnerSolver, str]:
         """The inner solver, and in words why "auto" chose it."""
-        if not (isinstance(self.inner, str) and self.inner == "auto"):
+        if self.inner != "auto":
             given = get_inner(self._nested("inner"))
             given.check(ambiguity)
             return given, ""
@@ -299,8 +301,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         return choice.inner, str(choice)
 
     def _plain_inner(self) -> InnerSolver:
-        auto = isinstance(self.inner, str) and self.inner == "auto"
-        return ICNNJKO() if auto else get_inner(self._nested("inner"))
+        return ICNNJKO() if self.inner == "auto" else get_inner(self._nested("inner"))
 
     def _outputs(self) -> int:
         n_classes = len(self.classes_) if self._classification else 0
@@ -438,26 +439,19 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         import pandas as pd
 
         check_is_fitted(self, "n_iter_")
-        columns = (
-            "iteration",
-            "robust_risk",
-            "penalty",
-            "transport_cost",
-            "stationarity",
-            "seconds",
-        )
         empty = np.empty(0)
-        return pd.DataFrame({name: self._history.get(name, empty) for name in columns})
+        return pd.DataFrame({name: self._history.get(name, empty) for name in COLUMNS})
 
     @property
     def reference_(self) -> LabelledMeasure:
         """The fitted reference."""
         check_is_fitted(self, "n_iter_")
-        if not isinstance(self._reference, tuple):
-            return self._reference
-        if "_reference_cache" not in self.__dict__:
-            self.__dict__["_reference_cache"] = empirical(*self._reference, self._classification)
-        return self.__dict__["_reference_cache"]
+        given = isinstance(self._reference, LabelledMeasure)
+        return self._reference if given else self._reference_cache
+
+    @cached_property
+    def _reference_cache(self) -> LabelledMeasure:
+        return empirical(*self._reference, self._classification)
 
     @property
     def worst_case_(self) -> WorstCase:
@@ -468,11 +462,10 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 "no worst case was computed: the fit was interrupted or failed before; fit again, "
                 "perhaps with warm_start=True, to get one"
             )
-        if "_worst_cache" not in self.__dict__:
-            self.__dict__["_worst_cache"] = self._build_worst_case()
-        return self.__dict__["_worst_cache"]
+        return self._worst_cache
 
-    def _build_worst_case(self) -> WorstCase:
+    @cached_property
+    def _worst_cache(self) -> WorstCase:
         state: dict[str, Any] = self._worst or {}
         names = getattr(self, "feature_names_in_", None)
         fitted = FittedModel(

@@ -71,9 +71,7 @@ class AuditProblem:
     def outputs(self, x: Tensor) -> Tensor:
         """Answers at the rows of x, shape (n,) or (n, K); counted."""
         self.calls[0] += len(x)
-        tabular = self.model.tabular
-        if tabular is None:
-            return torch.as_tensor(self.model.scores(x.numpy()), dtype=torch.float64)
+        tabular = self.tabular
         with torch.no_grad():
             return torch.cat([tabular(part) for part in x.split(_BLOCK)])
 
