@@ -39,6 +39,10 @@ Points = tuple[Any, Any, Any]
 Parameters = tuple[np.ndarray, np.ndarray]
 #: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
 _RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
+#: What the exact linear solvers take by name.
+_NUMBERS = (
+    "radius", "penalty", "alpha", "fit_intercept", "tol", "max_iter", "max_time", "callback",
+)  # fmt: skip
 COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
@@ -151,18 +155,7 @@ class LinearProblem(ABC):
     def solved(self, solver: Any, *data: Any, **options: Any) -> tuple[Parameters, TrainResult]:
         """What a solver finds that takes the plan's numbers by name."""
         plan = self.plan
-        found = solver(
-            *data,
-            radius=plan.radius,
-            penalty=plan.penalty,
-            alpha=plan.alpha,
-            fit_intercept=plan.fit_intercept,
-            tol=plan.tol,
-            max_iter=plan.max_iter,
-            max_time=plan.max_time,
-            callback=plan.callback,
-            **options,
-        )
+        found = solver(*data, **{name: getattr(plan, name) for name in _NUMBERS}, **options)
         history = {
             name: np.array([row.get(name, math.nan) for row in found.history]) for name in COLUMNS
         }
@@ -258,18 +251,12 @@ class Approach(ABC):
         return points, None
 
     def measure(
-        self,
-        ambiguity: AmbiguitySet,
-        reference: LabelledMeasure,
-        X: Any,
-        y: Any,
-        weight: Any,
-        groups: Any,
+        self, ambiguity: AmbiguitySet, reference: LabelledMeasure, points: Points, groups: Any
     ) -> LabelledMeasure:
         """Fit the reference, unless it is fitted; ``groups`` are for sets that know of them."""
         if reference.__sklearn_is_fitted__():
             return reference
-        return reference.fit(X, y, sample_weight=weight)
+        return reference.fit(*points)
 
     def linear(self, plan: Plan) -> LinearProblem | None:
         """How a linear model is trained and certified on arrays; None: as any module."""

@@ -75,6 +75,8 @@ def _seed(random_state: Any) -> int:
 _CACHES = ("_model_cache", "_reference_cache", "_worst_cache")
 #: Inner solvers that an exact linear fit has no use for.
 _SIMPLE = (None, "icnn", "pointwise")
+#: Parameters that a plan has under the same names.
+_LIMITS = ("fit_intercept", "max_iter", "tol", "max_time")
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -205,7 +207,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             plan, chosen = self._placed(plan, approach, (X, y, weight), groups, seed)
             linear = approach.linear(plan) if self.model == "linear" else None
             if linear is None:
-                work: Any = OnModule(approach, plan, self._build_model(plan.n_outputs, plan.child))
+                work: Any = OnModule(approach, plan, build_model(self, plan.n_outputs, plan.child))
             else:
                 work = _OnArrays(linear, X.shape[1])
             start = self._start(work.shapes) if self.warm_start else None
@@ -260,7 +262,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         reference = build_reference(
             self.reference, plan.cost, smoothing, self._classification, seed
         )
-        reference = approach.measure(plan.ambiguity, reference, *rows, groups)
+        reference = approach.measure(plan.ambiguity, reference, rows, groups)
         self._reference = reference
         count = count_atoms(reference, len(x))
         sampled = is_sampled(reference)
@@ -320,25 +322,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
             alpha=float(self.alpha),
-            fit_intercept=self.fit_intercept,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            max_time=self.max_time,
             outer=Subgradient(learning_rate=self.learning_rate, batch_size=self.batch_size),
-        )
-
-    def _build_model(self, n_outputs: int, generator: torch.Generator) -> TabularModel:
-        return build_model(
-            self.model,
-            self.n_features_in_,
-            n_outputs,
-            hidden=self.hidden_layer_sizes,
-            activation=self.activation,
-            bias=self.fit_intercept,
-            generator=generator,
-            binary=self._classification and n_outputs == 1,
-            dtype=_DTYPES[self.dtype],
-            device=str(self.device),
+            **{name: getattr(self, name) for name in _LIMITS},
         )
 
     def _check_classes(self, y: np.ndarray, weight: np.ndarray) -> None:
@@ -417,7 +402,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _fitted_model(self) -> TabularModel:
         """The model as a module, rebuilt from its arrays on demand."""
         if "_model_cache" not in self.__dict__:
-            model = self._build_model(self._n_outputs, torch.Generator().manual_seed(0))
+            model = build_model(self, self._n_outputs, torch.Generator().manual_seed(0))
             unpack_module(model, self.parameters_)
             self.__dict__["_model_cache"] = model
         return self.__dict__["_model_cache"]

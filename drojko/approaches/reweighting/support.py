@@ -134,27 +134,21 @@ class OnSupport(Approach):
         return (x[rows], y[rows], w[rows] / w[rows].sum()), index
 
     def measure(
-        self,
-        ambiguity: AmbiguitySet,
-        reference: LabelledMeasure,
-        X: Any,
-        y: Any,
-        weight: Any,
-        groups: Any,
+        self, ambiguity: AmbiguitySet, reference: LabelledMeasure, points: Points, groups: Any
     ) -> LabelledMeasure:
         """Fit the reference: one for each group where the set has groups."""
         if not ambiguity.knows_groups:
-            return super().measure(ambiguity, reference, X, y, weight, groups)
+            return super().measure(ambiguity, reference, points, groups)
         if isinstance(reference, Grouped) and reference.__sklearn_is_fitted__():
             return reference
-        members, names = _membership(groups, np.asarray(weight))
+        members, names = _membership(groups, points[2])
         if reference.__sklearn_is_fitted__():
             raise InvalidDataError(
                 "reference is fitted and knows no groups: give an unfitted one, which is fitted to "
                 "each group, or a fitted drojko.measures.Grouped"
             )
         template = reference.template if isinstance(reference, Grouped) else reference
-        fitted = Grouped(template).fit(X, y, sample_weight=weight, groups=members)
+        fitted = Grouped(template).fit(*points, groups=members)
         fitted.names_ = names
         return fitted
 
