@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Rows", "size_of"]
+__all__ = ["Rows"]
 
 
 class Rows:
@@ -36,10 +35,3 @@ class Rows:
         result = self.given.copy()
         result[self.kept] = distinct[self.index]
         return result
-
-
-def size_of(ambiguity: Any) -> float:
-    """The number that a set is sized by; NaN for any mixture of groups."""
-    priced = ambiguity.penalty is not None
-    size = ambiguity.penalty if priced else getattr(ambiguity, ambiguity.size_name)
-    return math.nan if size is None else float(size)

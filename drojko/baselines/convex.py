@@ -21,7 +21,7 @@ from drojko._sklearn import (
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Table, check_solver
-from drojko.baselines._rows import Rows, size_of
+from drojko.baselines._rows import Rows
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss, loss_with
 from drojko.measures._arrays import members_of
@@ -39,6 +39,10 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
 def _unsupported(what: str) -> UnsupportedError:
     pairs = "; ".join(f"{name}: {', '.join(losses)}" for name, losses in SUPPORTED.items())
     return UnsupportedError(f"{what} has no convex reformulation here. Supported: {pairs}")
+
+
+def _size_name(ambiguity: Any) -> str:
+    return ambiguity.size_name if ambiguity.penalty is None else "penalty"
 
 
 @dataclass(eq=False, repr=False)
@@ -111,7 +115,8 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         solver = check_solver(self.solver)
         self._program = Program(form, problem, solver, dict(self.solver_options or {}))
         self._table = table
-        self._finish(size_of(ambiguity))
+        size = getattr(ambiguity, _size_name(ambiguity))
+        self._finish(math.nan if size is None else float(size))  # any mixture of groups
         return self
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
@@ -161,8 +166,9 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         if self.__dict__.get("_program") is None:
             raise InvalidDataError("refit needs the program of a fit in this process: call fit")
         ambiguity = self._nested("ambiguity")
-        name = ambiguity.size_name if ambiguity.penalty is None else "penalty"
-        clone(ambiguity).set_params(**{name: size}).validate(self.n_features_in_, None)
+        clone(ambiguity).set_params(**{_size_name(ambiguity): size}).validate(
+            self.n_features_in_, None
+        )
         if not size > 0 or not self._program.form.sizes:
             raise InvalidDataError(
                 f"refit got {size!r}: for radius 0, sets without a size, and back, call fit"

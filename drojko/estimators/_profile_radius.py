@@ -15,6 +15,7 @@ from drojko._random import spawn
 from drojko._sklearn import checked_data, checked_weight
 from drojko.estimators._calibration import LEVELS
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
+from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses import get_loss
 
@@ -28,21 +29,13 @@ _OFFERED = (
 
 
 def by_profile(
-    steps: Any,
-    last: Any,
-    X: Any,
-    y: Any,
-    weight: np.ndarray | None,
-    count: float,
-    level: float,
-    n_draws: int,
-    rng: torch.Generator,
+    estimator: Any, rows: Rows, level: float, n_draws: int, rng: torch.Generator
 ) -> dict[str, Any]:
     """Fields of a `RadiusSelection`; the arguments are those of `select_radius`, checked."""
     import pandas as pd
 
-    Z = X if steps is None else clone(steps).fit_transform(X, y)
-    law = law_of_fit(last, Z, y, weight)
+    steps, last = split_last(estimator)
+    count, law = rows.count, law_of_fit(last, rows.seen(steps), rows.y, rows.weight)
     draws = law.sample(n_draws, spawn(rng))
     levels = np.array(sorted({*LEVELS, float(level)}, reverse=True))
     quantiles = np.quantile(draws, 1.0 - levels)
