@@ -38,7 +38,7 @@ Points = tuple[Any, Any, Any]
 #: Coefficients (n_outputs, d) and intercepts (n_outputs,) of a linear model, float64.
 Parameters = tuple[np.ndarray, np.ndarray]
 #: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
-_RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
+_SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
 #: What the exact linear solvers take by name.
 _NUMBERS = (
     "radius", "penalty", "alpha", "fit_intercept", "tol", "max_iter", "max_time", "callback",
@@ -229,9 +229,13 @@ class Approach(ABC):
                 f"{type(ambiguity).__name__}.resolve returned {type(cost).__name__}; transport "
                 "needs a drojko.ambiguity.GroundCost"
             )
-        hint = "use radius=0 for no ambiguity at all"
-        _check_range("radius", ambiguity.radius, _RADII, hint)
-        _check_range("penalty", ambiguity.penalty, _PENALTIES, hint)
+        for name, (low, high) in _SQUARED.items():
+            value = getattr(ambiguity, name)
+            if value and not low <= value <= high:
+                raise InvalidDataError(
+                    f"{name}={value!r} is beyond what floating-point numbers can square: expected "
+                    f"{low:g} to {high:g}; use radius=0 for no ambiguity at all, or rescale X"
+                )
         return cost if ambiguity.moves else GroundCost(np.ones(X.shape[1]))
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
@@ -262,7 +266,7 @@ class Approach(ABC):
         """How a linear model is trained and certified on arrays; None: as any module."""
         return None
 
-    def reject(self, plan: Plan, model: TabularModel) -> None:  # noqa: B027
+    def reject(self, plan: Plan, model: TabularModel | Any) -> None:  # noqa: B027
         """Raise for combinations without a meaning or not supported."""
 
     def most_iterations(self, plan: Plan, model: TabularModel) -> int:
@@ -353,11 +357,3 @@ def parameters_of(model: TabularModel | Any) -> Parameters:
     first = (model.weights[0], model.biases[0])
     coef, intercept = (part.detach().double().cpu().numpy().copy() for part in first)
     return coef, intercept
-
-
-def _check_range(name: str, value: float | None, limits: tuple[float, float], hint: str) -> None:
-    if value and not limits[0] <= value <= limits[1]:
-        raise InvalidDataError(
-            f"{name}={value!r} is beyond what floating-point numbers can square: expected "
-            f"{limits[0]:g} to {limits[1]:g}; {hint}, or rescale X"
-        )

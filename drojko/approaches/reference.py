@@ -49,7 +49,7 @@ def build_reference(
     if isinstance(reference, LabelledMeasure):
         fitted = reference.__sklearn_is_fitted__()
         return reference if fitted else cast(LabelledMeasure, clone(reference))
-    if isinstance(reference, str):
+    if isinstance(reference, str) and reference in NAMES:
         template = _template(reference, cost, smoothing, seed)
     elif isinstance(reference, Measure):
         template = cast(Measure, clone(reference))
@@ -84,14 +84,6 @@ def _without_noise(reference: Any, categories: Categories) -> Any:
 
 
 def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -> Measure:
-    if name == "empirical":
-        return Empirical()
-    if name == "gaussian":
-        return Gaussian()
-    if name == "mixture":
-        return GaussianMixture(random_state=seed)
-    if name == "flow":
-        return FlowMeasure(random_state=seed)
     if name == "kde":
         return KDE(
             "auto" if smoothing is not None else NARROW,
@@ -99,7 +91,9 @@ def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -
             shift_weights=np.where(cost.mutable, cost.weights, 0.0).tolist(),
             fixed=np.flatnonzero(~cost.mutable).tolist(),
         )
-    raise InvalidDataError(f"reference={name!r}; expected one of {', '.join(NAMES)} or a measure")
+    if name in ("mixture", "flow"):
+        return (GaussianMixture if name == "mixture" else FlowMeasure)(random_state=seed)
+    return Gaussian() if name == "gaussian" else Empirical()
 
 
 def empirical(

@@ -154,15 +154,8 @@ class OnSupport(Approach):
 
     def linear(self, plan: Plan) -> Reweighted:
         """Always: the losses at the points are all that a set sees."""
-        self.check(plan)
+        self.reject(plan, None)
         return Reweighted(plan, self)
-
-    def check(self, plan: Plan) -> None:
-        """Raise for settings that do not fit the set."""
-
-    def reject(self, plan: Plan, model: TabularModel) -> None:
-        """As `check`."""
-        self.check(plan)
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Stochastic steps."""

@@ -58,7 +58,7 @@ class Transport(Approach):
         exact = plan.known and not plan.cost.bounded and not plan.cost.swaps
         return ExactTransport(plan) if exact else None
 
-    def reject(self, plan: Plan, model: TabularModel) -> None:
+    def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Targets of a regression that move need the exact solver."""
         if plan.n_labels == 0 and math.isfinite(plan.label_cost):
             raise UnsupportedError(
