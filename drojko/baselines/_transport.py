@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 
 from drojko.ambiguity import GroundCost, Wasserstein
@@ -19,6 +18,8 @@ _DUAL = {1: "inf", 2: 2, math.inf: 1}
 
 def dual_norm(theta: Any, cost: GroundCost, norm: float) -> Any:
     """Dual norm of theta for the ground norm ||sqrt(weights) v||_norm, a convex expression."""
+    import cvxpy as cp
+
     return cp.norm(cp.multiply(np.sqrt(cost.inverse_weights), theta), _DUAL[norm])
 
 
@@ -27,6 +28,8 @@ def order_one_form(ambiguity: Wasserstein, cost: GroundCost, loss: Loss, table: 
 
     S. Shafieezadeh-Abadeh, D. Kuhn, P. Mohajerin Esfahani (2017), arXiv 1710.10016.
     """
+    import cvxpy as cp
+
     ball = ambiguity.penalty is None
     size = cp.Parameter(nonneg=True)
     c = cp.Variable(nonneg=True) if ball else size
@@ -56,6 +59,8 @@ def order_one_form(ambiguity: Wasserstein, cost: GroundCost, loss: Loss, table: 
 
 def _raised(loss: Loss, u: Any, sigma: Any) -> Any:
     """Max over the loss's lines of slope * u + level + slope^2 * sigma."""
+    import cvxpy as cp
+
     return cp.maximum(*[slope * u + level + slope**2 * sigma for slope, level in loss.lines])
 
 
@@ -64,6 +69,8 @@ def order_two_form(ambiguity: Wasserstein, cost: GroundCost, loss: Loss, table: 
 
     With movable targets (regression) n^2 = ||theta||_*^2 + 1 / label_cost.
     """
+    import cvxpy as cp
+
     vector = cp.multiply(np.sqrt(cost.inverse_weights), table.theta)
     kappa = ambiguity.label_cost
     if table.sign is None and math.isfinite(kappa):

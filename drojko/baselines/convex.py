@@ -21,7 +21,9 @@ from drojko._sklearn import (
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Table, check_solver
+from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._rows import Rows
+from drojko.baselines._transport import order_one_form, order_two_form
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss, loss_with
 from drojko.measures._arrays import members_of
@@ -120,9 +122,6 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         return self
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
-        from drojko.baselines._reweighting import reweighting_form  # these load cvxpy
-        from drojko.baselines._transport import order_one_form, order_two_form
-
         name = type(ambiguity).__name__
         if ambiguity.radius == 0 and not ambiguity.knows_groups:
             return Form(table.mass @ table.losses(loss), [], [])
