@@ -315,6 +315,7 @@ def test_10_verbose_shows_a_progress_bar_and_nothing_else_does(capsys):
     assert capsys.readouterr().out == ""
 
 
+@quiet
 def test_10_what_is_not_implemented_says_what_is():
     X, y = regression()
     with pytest.raises(DrojkoError) as caught:
