@@ -120,7 +120,7 @@ class LogitClassifier(ClassifierMixin):
     decision_function: Any
     classes_: np.ndarray
 
-    def _encode(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, y: Any) -> tuple[np.ndarray, np.ndarray]:
         """Keep the classes; labels, plain numbers where an object array holds such, and indices."""
         if y.dtype == object and len({type(label) for label in y} - {str}) == 1:
             values = np.array(y.tolist())

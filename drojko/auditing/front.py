@@ -175,13 +175,12 @@ def audit(
                 found = transport(problem, sizes, settings, general, max_evaluations)
             else:
                 found = certified(problem, sizes, settings)
-        for row in found:
-            row.checks = [*general.checks, *row.checks]
-            row.findings = [*general.findings, *row.findings]
-    rows, checks, size = [], [], size_name(ambiguity, radii)
-    for one in found:
-        rows.append(table_row(size, problem, one, general.nominal))
-        checks += [{size: one.size, **line} for line in one.checks]
+        rows, checks, size = [], [], size_name(ambiguity, radii)
+        for one in found:
+            one.checks = [*general.checks, *one.checks]
+            one.findings = [*general.findings, *one.findings]
+            rows.append(table_row(size, problem, one, general.nominal))
+            checks += [{size: one.size, **line} for line in one.checks]
     return AuditReport(
         table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
         checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),

@@ -431,12 +431,14 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def reference_(self) -> LabelledMeasure:
         """The fitted reference."""
         check_is_fitted(self, "n_iter_")
-        given = isinstance(self._reference, LabelledMeasure)
-        return self._reference if given else self._reference_cache
+        if isinstance(self._reference, LabelledMeasure):
+            return self._reference
+        return self._reference_cache
 
     @cached_property
     def _reference_cache(self) -> LabelledMeasure:
-        return empirical(*self._reference, self._classification)
+        rows: Any = self._reference
+        return empirical(*rows, self._classification)
 
     @property
     def worst_case_(self) -> WorstCase:
