@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from sklearn.base import _fit_context
+from scipy.special import expit, softmax
+from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils._param_validation import (
     HasMethods,
     Hidden,
@@ -35,16 +36,16 @@ __all__ = [
     "Hidden",
     "Interval",
     "InvalidParameterError",
+    "LogitClassifier",
     "NestedDefaults",
     "Options",
     "StrOptions",
     "_check_feature_names_in",
-    "_check_sample_weight",
     "_fit_context",
     "_get_feature_names",
-    "check_classification_targets",
     "check_is_fitted",
     "checked_data",
+    "checked_weight",
     "plain",
     "validate_data",
 ]
@@ -111,6 +112,56 @@ class NestedDefaults:
                 f"one of {', '.join(repr(known) for known in factories)}"
             )
         return factories[value]()
+
+
+class LogitClassifier(ClassifierMixin):
+    """Classes and probabilities from the logits of ``decision_function``."""
+
+    decision_function: Any
+    classes_: np.ndarray
+
+    def _encode(self, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the classes; labels, plain numbers where an object array holds such, and indices."""
+        if y.dtype == object and len({type(label) for label in y} - {str}) == 1:
+            values = np.array(y.tolist())
+            y = values if values.dtype.kind in "biuf" else y
+        try:
+            classes, index = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            kinds = sorted({type(plain(label)).__name__ for label in y})
+            raise InvalidDataError(
+                f"y mixes labels of types that have no order ({', '.join(kinds)}): make them all "
+                "numbers or all strings"
+            ) from error
+        check_classification_targets(y)
+        if len(classes) < 2:
+            raise InvalidDataError(
+                f"{type(self).__name__} got 1 class, {plain(classes[0])!r}, in y; it needs 2 or "
+                "more"
+            )
+        self.classes_ = classes
+        return y, index
+
+    def predict(self, X):
+        """Most probable class of each row, shape (n,)."""
+        scores = self.decision_function(X)
+        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return self.classes_[index]
+
+    def predict_proba(self, X):
+        """Class probabilities, shape (n, n_classes)."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            return np.column_stack([expit(-scores), expit(scores)])
+        return softmax(scores, axis=1)
+
+
+def checked_weight(sample_weight: Any, X: Any) -> np.ndarray:
+    """Non-negative weights of the rows, float64, not all zero; ones for None."""
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.sum() > 0:
+        raise InvalidDataError("sample_weight sums to zero: no sample is left")
+    return weight
 
 
 def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any) -> Any:

@@ -140,6 +140,13 @@ class Evaluation:
     worst: Moved | BallSolution
     adversary: Adversary
 
+    @property
+    def plan(self) -> tuple[float, float, float]:
+        """Two penalties, and the share of the first: what a transported worst case is made of."""
+        if isinstance(self.worst, BallSolution):
+            return self.worst.low_penalty, self.worst.high_penalty, self.worst.share
+        return self.certificate.penalty, self.certificate.penalty, 0.0
+
 
 def certify(
     adversary: Adversary,

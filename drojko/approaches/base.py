@@ -30,9 +30,8 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase", "Parameters", "Plan",
-    "Points", "arrays", "parameters_of",
-    "trained",
+    "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase",
+    "Parameters", "Plan", "Points", "arrays", "parameters_of", "trained",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -40,7 +39,9 @@ Points = tuple[Any, Any, Any]
 #: Coefficients (n_outputs, d) and intercepts (n_outputs,) of a linear model, float64.
 Parameters = tuple[np.ndarray, np.ndarray]
 #: Radii and penalties whose squares, and the squares of what is computed from them, are finite.
-_RADII, _PENALTIES = (1e-60, 1e60), (1e-130, 1e130)
+_SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
+#: What the exact linear solvers take by name.
+_NUMBERS = ("radius", "penalty", "alpha", "fit_intercept", "limits")
 
 
 class NoWorstCase(UnsupportedError, AttributeError):
@@ -88,6 +89,10 @@ class Plan:
     def sampled(self) -> bool:
         """Whether points are draws of a continuous reference."""
         return self.atoms is None
+
+    def count(self, draws: int) -> int:
+        """How many points: all atoms, or so many draws."""
+        return draws if self.atoms is None else len(self.atoms[0])
 
     @property
     def known(self) -> bool:
@@ -148,16 +153,8 @@ class LinearProblem(ABC):
     def solved(self, solver: Any, *data: Any, **options: Any) -> tuple[Parameters, TrainResult]:
         """What a solver finds that takes the plan's numbers by name."""
         plan = self.plan
-        found = solver(
-            *data,
-            radius=plan.radius,
-            penalty=plan.penalty,
-            alpha=plan.alpha,
-            fit_intercept=plan.fit_intercept,
-            limits=plan.limits,
-            **options,
-        )
-        return trained(found)
+        numbers = {name: getattr(plan, name) for name in _NUMBERS}
+        return trained(solver(*data, **numbers, **options))
 
 
 @dataclass(frozen=True)
@@ -227,9 +224,13 @@ class Approach(ABC):
                 f"{type(ambiguity).__name__}.resolve returned {type(cost).__name__}; transport "
                 "needs a drojko.ambiguity.GroundCost"
             )
-        hint = "use radius=0 for no ambiguity at all"
-        _check_range("radius", ambiguity.radius, _RADII, hint)
-        _check_range("penalty", ambiguity.penalty, _PENALTIES, hint)
+        for name, (low, high) in _SQUARED.items():
+            value = getattr(ambiguity, name)
+            if value and not low <= value <= high:
+                raise InvalidDataError(
+                    f"{name}={value!r} is beyond what floating-point numbers can square: expected "
+                    f"{low:g} to {high:g}; use radius=0 for no ambiguity at all, or rescale X"
+                )
         return cost if ambiguity.moves else GroundCost(np.ones(X.shape[1]))
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
@@ -249,24 +250,18 @@ class Approach(ABC):
         return points, None
 
     def measure(
-        self,
-        ambiguity: AmbiguitySet,
-        reference: LabelledMeasure,
-        X: Any,
-        y: Any,
-        weight: Any,
-        groups: Any,
+        self, ambiguity: AmbiguitySet, reference: LabelledMeasure, points: Points, groups: Any
     ) -> LabelledMeasure:
         """Fit the reference, unless it is fitted; ``groups`` are for sets that know of them."""
         if reference.__sklearn_is_fitted__():
             return reference
-        return reference.fit(X, y, sample_weight=weight)
+        return reference.fit(*points)
 
     def linear(self, plan: Plan) -> LinearProblem | None:
         """How a linear model is trained and certified on arrays; None: as any module."""
         return None
 
-    def reject(self, plan: Plan, model: TabularModel) -> None:  # noqa: B027
+    def reject(self, plan: Plan, model: TabularModel | Any) -> None:  # noqa: B027
         """Raise for combinations without a meaning or not supported."""
 
     def most_iterations(self, plan: Plan, model: TabularModel) -> int:
@@ -277,9 +272,7 @@ class Approach(ABC):
         """Train a module in place; ``start`` is the penalty of a previous fit."""
         raise self._only_linear(plan)
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
+    def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         """Certify a trained module on draws that training has not seen, or on the atoms."""
         raise self._only_linear(plan)
 
@@ -287,11 +280,17 @@ class Approach(ABC):
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Certificate of a fixed model on the empirical measure of points x, y, weights."""
-        self.reject(plan, model)
         exact = self.assessed(plan, model, points)
-        if exact is None:
-            raise self._only_linear(plan)
-        return exact.certificate
+        if exact is not None:
+            return exact.certificate
+        self.reject(plan, model)
+        return self.search(plan, model, points, generator)
+
+    def search(
+        self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
+    ) -> Certificate:
+        """`certify` where nothing is known in closed form."""
+        raise self._only_linear(plan)
 
     def _only_linear(self, plan: Plan) -> UnsupportedError:
         return UnsupportedError(
@@ -317,7 +316,7 @@ class Approach(ABC):
         exact = self.assessed(plan, model, points)
         if exact is None:
             result = TrainResult("converged", "", 0, certificate.penalty, math.nan)
-            exact = self.assess(plan, model, result, False, len(points[0]))
+            exact = self.assess(replace(plan, atoms=arrays(points)), model, result)
         return exact.state
 
     @abstractmethod
@@ -351,11 +350,3 @@ def parameters_of(model: TabularModel | Any) -> Parameters:
     first = (model.weights[0], model.biases[0])
     coef, intercept = (part.detach().double().cpu().numpy().copy() for part in first)
     return coef, intercept
-
-
-def _check_range(name: str, value: float | None, limits: tuple[float, float], hint: str) -> None:
-    if value and not limits[0] <= value <= limits[1]:
-        raise InvalidDataError(
-            f"{name}={value!r} is beyond what floating-point numbers can square: expected "
-            f"{limits[0]:g} to {limits[1]:g}; {hint}, or rescale X"
-        )

@@ -100,7 +100,7 @@ class OrderOne(Approach):
         """A tenth of the radius."""
         return None if ambiguity.radius is None else INSIDE * ambiguity.radius
 
-    def reject(self, plan: Plan, model: TabularModel) -> None:
+    def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Only linear models and Lipschitz losses have the closed form."""
         if not is_linear(model):
             raise UnsupportedError(

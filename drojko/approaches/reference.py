@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,9 @@ from drojko.measures import (
 )
 from drojko.measures.base import components
 
-__all__ = ["NAMES", "atoms_of", "build_reference", "count_atoms", "empirical", "is_sampled"]
+__all__ = [
+    "NAMES", "atoms_of", "build_reference", "by_class", "count_atoms", "empirical", "is_sampled",
+]  # fmt: skip
 
 NAMES = ("empirical", "gaussian", "kde", "mixture", "flow")
 
@@ -46,7 +49,7 @@ def build_reference(
     if isinstance(reference, LabelledMeasure):
         fitted = reference.__sklearn_is_fitted__()
         return reference if fitted else cast(LabelledMeasure, clone(reference))
-    if isinstance(reference, str):
+    if isinstance(reference, str) and reference in NAMES:
         template = _template(reference, cost, smoothing, seed)
     elif isinstance(reference, Measure):
         template = cast(Measure, clone(reference))
@@ -81,14 +84,6 @@ def _without_noise(reference: Any, categories: Categories) -> Any:
 
 
 def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -> Measure:
-    if name == "empirical":
-        return Empirical()
-    if name == "gaussian":
-        return Gaussian()
-    if name == "mixture":
-        return GaussianMixture(random_state=seed)
-    if name == "flow":
-        return FlowMeasure(random_state=seed)
     if name == "kde":
         return KDE(
             "auto" if smoothing is not None else NARROW,
@@ -96,7 +91,9 @@ def _template(name: str, cost: GroundCost, smoothing: float | None, seed: int) -
             shift_weights=np.where(cost.mutable, cost.weights, 0.0).tolist(),
             fixed=np.flatnonzero(~cost.mutable).tolist(),
         )
-    raise InvalidDataError(f"reference={name!r}; expected one of {', '.join(NAMES)} or a measure")
+    if name in ("mixture", "flow"):
+        return (GaussianMixture if name == "mixture" else FlowMeasure)(random_state=seed)
+    return Gaussian() if name == "gaussian" else Empirical()
 
 
 def empirical(
@@ -110,6 +107,20 @@ def empirical(
     fitted = Grouped(plain).fit(x, y, sample_weight=weight, groups=members)
     fitted.names_ = names
     return fitted
+
+
+def by_class(
+    template: Callable[[int], Any], x: np.ndarray, labels: np.ndarray, mass: np.ndarray, n: int
+) -> ClassConditional:
+    """A measure per class, by its number of rows; classes without mass keep their place."""
+    parts: list[Measure] = []
+    for k in range(n):
+        inside = (labels == k) & (mass > 0)
+        if not inside.any():  # never drawn
+            parts.append(Empirical(x[:1])._ready())
+        else:
+            parts.append(template(int(inside.sum())).fit(x[inside], mass[inside]))
+    return ClassConditional.from_measures(parts, np.bincount(labels, mass, n))
 
 
 def atoms_of(reference: LabelledMeasure, count: int) -> tuple[Any, np.ndarray | None]:

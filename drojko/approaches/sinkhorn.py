@@ -19,6 +19,7 @@ from drojko.approaches.base import (
     Parameters,
     Plan,
     Points,
+    arrays,
 )
 from drojko.approaches.transport import training as _training
 from drojko.approaches.transport.evaluation import LEARNED_DRAWS, best_constant, make_constant
@@ -124,23 +125,16 @@ class SinkhornApproach(Approach):
             return replace(result, status=str(status), message=status.advice)
         return result
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
-        count = LEARNED_DRAWS if sampled else atoms
-        points = plan.problem(model).draw(count, spawn(plan.generator))
+    def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
+        points = plan.problem(model).draw(plan.count(LEARNED_DRAWS), spawn(plan.generator))
         guess = result.penalty if 0 < result.penalty < math.inf else None
-        certificate = _certify(
-            plan, model, points, spawn(plan.generator), sampled, guess, result.stationarity
-        )
+        certificate = _certify(plan, model, points, guess, result.stationarity)
         constant = None
         if is_linear(model):
-            output, risk = best_constant(plan, model, *(p.cpu().numpy() for p in points[1:]))
+            output, risk = best_constant(plan, model, points)
             if certificate.lower > risk:
                 constant = make_constant(model, output)
-                certificate = _certify(
-                    plan, model, points, spawn(plan.generator), sampled, guess, 0.0
-                )
+                certificate = _certify(plan, model, points, guess, 0.0)
         return Assessment(certificate, _state(plan, certificate), constant)
 
     def found(
@@ -149,13 +143,12 @@ class SinkhornApproach(Approach):
         """The tilted laws of this certificate; none at an infinite price."""
         return _state(plan, certificate) if math.isfinite(certificate.penalty) else None
 
-    def certify(
+    def search(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
-        exact = self.assessed(plan, model, points)
-        if exact is not None:
-            return exact.certificate
-        return _certify(plan, model, points, generator, False, None, math.nan)
+        """Particles around the points."""
+        plan = replace(plan, atoms=arrays(points), generator=generator)
+        return _certify(plan, model, points, None, math.nan)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> GibbsWorstCase:
         """The tilted laws around the reference."""
@@ -180,16 +173,11 @@ def _state(plan: Plan, certificate: Certificate) -> dict[str, Any]:
 
 
 def _certify(
-    plan: Plan,
-    model: Any,
-    points: Points,
-    generator: torch.Generator,
-    sampled: bool,
-    guess: float | None,
-    stationarity: float,
+    plan: Plan, model: Any, points: Points, guess: float | None, stationarity: float
 ) -> Certificate:
+    generator = spawn(plan.generator)
     with torch.no_grad():
-        x, y, w = points
+        (x, y, w), sampled = points, plan.sampled
         if len(x) > _MOST_ATOMS:
             rows = torch.multinomial(w.cpu(), _MOST_ATOMS, generator=generator).to(x.device)
             x, y, w, sampled = x[rows], y[rows], w[rows] / w[rows].sum(), True

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from drojko._random import spawn
-from drojko.approaches.base import FittedModel, Plan
+from drojko.approaches.base import FittedModel, Plan, arrays
+from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
-from drojko.auditing.reading.setup import atoms_of
 from drojko.auditing.reporting.row import Row
 from drojko.exceptions import UnsupportedError
 from drojko.inner.solver import InnerSolver
@@ -95,10 +95,9 @@ def _worst(
     problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Any
 ) -> WorstCase | None:
     if plan.ambiguity.knows_groups:
-        arrays = (problem.x.numpy(), problem.y.numpy(), problem.w.numpy())
-        unfitted = atoms_of(problem.classes is not None)
-        reference = approach.measure(plan.ambiguity, unfitted, *arrays, problem.groups)
-        plan = replace(plan, reference=reference)
+        x, y, w = arrays((problem.x, problem.y, problem.w))
+        known = approach.groups(plan.ambiguity, problem.groups, w)
+        plan = replace(plan, reference=empirical(x, y, w, known, problem.classes is not None))
     with torch.no_grad():
         state = approach.found(plan, model, c, (problem.x, problem.y, problem.w))
     if state is None:

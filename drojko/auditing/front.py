@@ -18,7 +18,6 @@ from drojko.auditing.certified import certified
 from drojko.auditing.checks import health
 from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.models import audited_model
-from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
@@ -130,6 +129,8 @@ def audit(
     >>> bool(table.worst_case_risk[1] > table.worst_case_risk[0] >= table.nominal_risk[0])
     True
     """
+    import pandas as pd
+
     approach_to(ambiguity)
     generator = make_generator(random_state)
     sets = sets_of(ambiguity, radii)
@@ -174,56 +175,33 @@ def audit(
                 found = transport(problem, sizes, settings, general, max_evaluations)
             else:
                 found = certified(problem, sizes, settings)
-        for row in found:
-            row.checks = [*general.checks, *row.checks]
-            row.findings = [*general.findings, *row.findings]
-        return _report(
-            replace(problem, progress=Progress()),  # the report outlives the bar
-            found,
-            general.nominal,
-            size_name(ambiguity, radii),
-            name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
-            images,
-            {"ambiguity": repr(ambiguity), "reference": str(reference), "scale": scale},
-        )
-
-
-def _report(
-    problem: AuditProblem,
-    found: list[Row],
-    nominal: dict[str, float],
-    size: str,
-    name: str,
-    images: tuple[int, int] | None,
-    about: dict[str, Any],
-) -> AuditReport:
-    import pandas as pd
-
-    rows, checks = [], []
-    for one in found:
-        row = table_row(size, problem, one, nominal)
-        rows.append(row)
-        checks += [{size: one.size, **line} for line in one.checks]
-    about = {
-        **about,
-        "note": problem.model.note,
-        "loss": problem.loss.name or type(problem.loss).__name__,
-        "task": "regression" if problem.classes is None else "classification",
-        "rows": len(problem.x),
-        "features": len(problem.model.space.raw_names),
-        "gradients": problem.model.tabular is not None,
-        "evaluations": problem.calls[0],
-        "units": "standard deviations" if about["scale"] else "units of X",
-    }
+        rows, checks, size = [], [], size_name(ambiguity, radii)
+        for one in found:
+            one.checks = [*general.checks, *one.checks]
+            one.findings = [*general.findings, *one.findings]
+            rows.append(table_row(size, problem, one, general.nominal))
+            checks += [{size: one.size, **line} for line in one.checks]
     return AuditReport(
         table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
         checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
         certificates=tuple(one.certificate for one in found),
         worst_cases=tuple(one.worst for one in found),
-        name=name,
-        about=about,
-        space=problem.model.space,
+        name=name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
+        about={
+            "ambiguity": repr(ambiguity),
+            "reference": str(reference),
+            "scale": scale,
+            "note": read.note,
+            "loss": problem.loss.name or type(problem.loss).__name__,
+            "task": "regression" if problem.classes is None else "classification",
+            "rows": len(problem.x),
+            "features": len(read.space.raw_names),
+            "gradients": read.tabular is not None,
+            "evaluations": problem.calls[0],
+            "units": "standard deviations" if scale else "units of X",
+        },
+        space=read.space,
         classes=problem.classes,
-        problem=problem,
+        problem=replace(problem, progress=Progress()),  # the report outlives the bar
         image_shape=None if images is None else (int(images[0]), int(images[1])),
     )

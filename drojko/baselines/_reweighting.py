@@ -15,6 +15,8 @@ from drojko.losses import Loss
 
 __all__ = ["reweighting_form"]
 
+#: Risk, constraints and sizes, which forms make with the module cvxpy.
+Parts = tuple[Any, list[Any], list[Any]]
 _MOST = 4000  # points up to which the kernel's factor is whole
 
 
@@ -34,14 +36,12 @@ def reweighting_form(ambiguity: AmbiguitySet, loss: Loss, table: Table) -> Form:
             f"{type(ambiguity).__name__} has no conic form here: its conic_form is "
             f"{ambiguity.conic_form!r}, expected one of {sorted(_FORMS)}"
         )
-    risk, constraints, sizes = form(ambiguity, t, table)
+    risk, constraints, sizes = form(cp, ambiguity, t, table)
     return Form(risk, [epigraph, *constraints], sizes, epigraph)
 
 
-def _mmd(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _mmd(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     """Ball: f0 + E f + r |f| with f0 + f >= loss; penalised: |f|^2 / 4c; f = L b has norm |b|."""
-    import cvxpy as cp
-
     bound = ambiguity.on(table.x, table.mass, labels=table.target)
     factor = bound.factor()
     if len(factor) > _MOST:
@@ -57,10 +57,8 @@ def _mmd(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any
     return risk + size * cp.sum_squares(b), [above], [(size, lambda penalty: 0.25 / penalty)]
 
 
-def _group(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _group(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     """Total variation of the shares of groups, or any shares, with the groups' mean losses."""
-    import cvxpy as cp
-
     members = np.asarray(table.members, dtype=np.float64)
     mass = table.mass @ members
     risks = cp.Variable(len(mass))
@@ -68,13 +66,11 @@ def _group(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[A
     if ambiguity.radius is None and ambiguity.penalty is None:
         return cp.max(risks), [means], []
     shares = mass / mass.sum()
-    risk, constraints, sizes = _total_variation(ambiguity, risks, replace(table, mass=shares))
+    risk, constraints, sizes = _total_variation(cp, ambiguity, risks, replace(table, mass=shares))
     return risk, [means, *constraints], sizes
 
 
-def _cvar(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
-    import cvxpy as cp
-
+def _cvar(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     eta, inverse = cp.Variable(), cp.Parameter(nonneg=True)
     return (
         eta + inverse * (table.mass @ cp.pos(t - eta)),
@@ -83,10 +79,8 @@ def _cvar(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[An
     )
 
 
-def _total_variation(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _total_variation(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     """Ball: r max + (1 - r) CVaR; penalised: eta + E max(loss - eta, -c/2), loss - eta <= c/2."""
-    import cvxpy as cp
-
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     if ball:
@@ -97,10 +91,8 @@ def _total_variation(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[An
     return risk, [t - eta <= 0.5 * size], [(size, float)]
 
 
-def _kl(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _kl(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     """Eta + lambda r, with the mean of lambda exp((loss - eta) / lambda) at most lambda."""
-    import cvxpy as cp
-
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size, u = cp.Variable(), cp.Parameter(nonneg=True), cp.Variable(t.shape[0])
     lam = cp.Variable(nonneg=True) if ball else size
@@ -109,10 +101,8 @@ def _kl(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]
     return risk, [cone, mass @ u <= lam], [(size, float)]
 
 
-def _chi_square(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _chi_square(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     """Ball: eta + sqrt(1 + r) ||(loss - eta)_+||; penalised: eta + c + E (loss - eta)_+^2 / 4c."""
-    import cvxpy as cp
-
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)
     if ball:
@@ -123,15 +113,13 @@ def _chi_square(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], l
     return risk, [], [(size, float), (inverse, lambda penalty: 0.25 / penalty)]
 
 
-def _cressie_read(ambiguity: Any, t: Any, table: Table) -> tuple[Any, list[Any], list[Any]]:
+def _cressie_read(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     r"""Eta + lambda r + (E u - lambda) / k in power cones.
 
     lambda f*((l - eta) / lambda) + lambda / k = u / k with, for k > 1 and m >= lambda + (k - 1)
     (l - eta), m >= 0: m <= u^{1/k*} lambda^{1/k}; for k < 1 and m <= lambda - (1 - k)(l - eta):
     lambda <= u^{1-k} m^k.
     """
-    import cvxpy as cp
-
     n, k = t.shape[0], float(ambiguity.k)
     ball, mass = ambiguity.penalty is None, table.mass
     eta, size = cp.Variable(), cp.Parameter(nonneg=True)

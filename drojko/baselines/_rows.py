@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from drojko.ambiguity.group import membership
-from drojko.exceptions import InvalidDataError
-
-__all__ = ["Rows", "members_of", "size_of"]
+__all__ = ["Rows"]
 
 
 class Rows:
@@ -39,24 +35,3 @@ class Rows:
         result = self.given.copy()
         result[self.kept] = distinct[self.index]
         return result
-
-
-def members_of(ambiguity: Any, groups: Any, weight: np.ndarray) -> np.ndarray | None:
-    """Who is in which group, of shape (n, G); None for sets without groups."""
-    if not ambiguity.knows_groups:
-        return None
-    if groups is None or len(members := membership(groups)[0]) != len(weight):
-        raise InvalidDataError(
-            "a Group set needs the groups of the rows: give fit a groups= with a label for each "
-            "row of X, or columns of 0 and 1"
-        )
-    if not (weight @ members > 0).all():
-        raise InvalidDataError("a group has no row of positive weight: drop it, or its rows")
-    return members
-
-
-def size_of(ambiguity: Any) -> float:
-    """The number that a set is sized by; NaN for any mixture of groups."""
-    priced = ambiguity.penalty is not None
-    size = ambiguity.penalty if priced else getattr(ambiguity, ambiguity.size_name)
-    return math.nan if size is None else float(size)

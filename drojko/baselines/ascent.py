@@ -17,15 +17,15 @@ from torch import Tensor
 from drojko._numerics import Adam
 from drojko._sklearn import (
     Interval,
+    LogitClassifier,
     StrOptions,
-    _check_sample_weight,
     _fit_context,
     check_is_fitted,
+    checked_weight,
     validate_data,
 )
 from drojko._threads import SMALL, one_thread
-from drojko.baselines._logits import LogitClassifier
-from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.exceptions import NonFiniteError
 from drojko.losses import Loss, get_loss
 from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_like
 
@@ -66,10 +66,8 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
     def fit(self, X, y, sample_weight=None):
         """Train on X of shape (n, d), labels of shape (n,) and optional weights of shape (n,)."""
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        index = self._encode(y)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.sum() > 0:
-            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        _, index = self._encode(y)
+        weight = checked_weight(sample_weight, X)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
         with one_thread(X.size < SMALL), torch.no_grad():

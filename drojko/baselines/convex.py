@@ -12,20 +12,21 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from drojko._sklearn import (
     Interval,
+    LogitClassifier,
     NestedDefaults,
-    _check_sample_weight,
     _fit_context,
     check_is_fitted,
+    checked_weight,
     validate_data,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
-from drojko.baselines._logits import LogitClassifier
 from drojko.baselines._programs import Form, Program, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
-from drojko.baselines._rows import Rows, members_of, size_of
+from drojko.baselines._rows import Rows
 from drojko.baselines._transport import order_one_form, order_two_form
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss, loss_with
+from drojko.measures._arrays import members_of
 
 __all__ = ["ConvexDROClassifier", "ConvexDRORegressor", "SUPPORTED"]
 
@@ -40,6 +41,10 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
 def _unsupported(what: str) -> UnsupportedError:
     pairs = "; ".join(f"{name}: {', '.join(losses)}" for name, losses in SUPPORTED.items())
     return UnsupportedError(f"{what} has no convex reformulation here. Supported: {pairs}")
+
+
+def _size_name(ambiguity: Any) -> str:
+    return ambiguity.size_name if ambiguity.penalty is None else "penalty"
 
 
 @dataclass(eq=False, repr=False)
@@ -88,11 +93,9 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         X, y = self._read(X, y)
         import cvxpy as cp
 
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.sum() > 0:
-            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        weight = checked_weight(sample_weight, X)
         ambiguity = self._nested("ambiguity")
-        members = members_of(ambiguity, groups, weight)
+        members = members_of(groups, weight)[0] if ambiguity.knows_groups else None
         self._rows = rows = Rows(X, y, weight / weight.sum(), members)
         X, y, mass = rows.x, rows.y, rows.mass
         names = getattr(self, "feature_names_in_", None)
@@ -114,7 +117,8 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         solver = check_solver(self.solver)
         self._program = Program(form, problem, solver, dict(self.solver_options or {}))
         self._table = table
-        self._finish(size_of(ambiguity))
+        size = getattr(ambiguity, _size_name(ambiguity))
+        self._finish(math.nan if size is None else float(size))  # any mixture of groups
         return self
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
@@ -161,8 +165,9 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         if self.__dict__.get("_program") is None:
             raise InvalidDataError("refit needs the program of a fit in this process: call fit")
         ambiguity = self._nested("ambiguity")
-        name = ambiguity.size_name if ambiguity.penalty is None else "penalty"
-        clone(ambiguity).set_params(**{name: size}).validate(self.n_features_in_, None)
+        clone(ambiguity).set_params(**{_size_name(ambiguity): size}).validate(
+            self.n_features_in_, None
+        )
         if not size > 0 or not self._program.form.sizes:
             raise InvalidDataError(
                 f"refit got {size!r}: for radius 0, sets without a size, and back, call fit"
@@ -298,7 +303,7 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
 
     def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
-        return np.asarray(X), self._encode(y)
+        return np.asarray(X), self._encode(y)[1]
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
         self.coef_ = np.atleast_2d(theta.T)

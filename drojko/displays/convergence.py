@@ -96,7 +96,7 @@ class ConvergenceDisplay(Display):
         unknown = [name for name in quantities if name not in _TITLES]
         if unknown or not quantities:
             raise InvalidDataError(f"quantities={quantities!r}; choose among {', '.join(_TITLES)}")
-        self.figure_, self.axes_ = _panels(ax, len(quantities))
+        self.axes_ = self._panels(ax, len(quantities))
         self.ax_ = self.axes_[0]
         iteration = np.asarray(self.history["iteration"], dtype=float)
         for panel, name in zip(self.axes_, quantities):
@@ -120,28 +120,17 @@ class ConvergenceDisplay(Display):
             self.ax_.set_title(f"status: {self.status}", loc="left", fontsize="medium")
         return self
 
-
-def _panels(ax: Axes | None, count: int) -> tuple[Any, np.ndarray]:
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(
-            count,
-            1,
-            sharex=True,
-            squeeze=False,
-            layout="constrained",
-            figsize=(6.4, 1.2 + 1.7 * count),
-        )
-        return figure, axes[:, 0]
-    if count == 1:
-        return ax.figure, np.array([ax])
-    spec = ax.get_subplotspec()
-    if spec is None:
-        raise InvalidDataError(
-            "several quantities need axes from plt.subplots, which can be divided; or pass one "
-            "quantity, or ax=None"
-        )
-    ax.set_axis_off()
-    grid: Any = spec.subgridspec(count, 1)
-    return ax.figure, grid.subplots(sharex=True, squeeze=False)[:, 0]
+    def _panels(self, ax: Axes | None, count: int) -> np.ndarray:
+        """Axes below each other, in place of the given one or of that of a new figure."""
+        ax = self._begin(ax, figsize=(6.4, 1.2 + 1.7 * count))
+        if count == 1:
+            return np.array([ax])
+        spec = ax.get_subplotspec()
+        if spec is None:
+            raise InvalidDataError(
+                "several quantities need axes from plt.subplots, which can be divided; or pass one "
+                "quantity, or ax=None"
+            )
+        ax.set_axis_off()
+        grid: Any = spec.subgridspec(count, 1)
+        return grid.subplots(sharex=True, squeeze=False)[:, 0]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,13 +21,14 @@ from drojko._sklearn import (
     Interval,
     NestedDefaults,
     StrOptions,
-    _check_sample_weight,
     check_is_fitted,
+    checked_weight,
     plain,
 )
 from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
+    COLUMNS,
     Approach,
     Assessment,
     FittedModel,
@@ -73,6 +75,8 @@ def _seed(random_state: Any) -> int:
 _CACHES = ("_model_cache", "_reference_cache", "_worst_cache")
 #: Inner solvers that an exact linear fit has no use for.
 _SIMPLE = (None, "icnn", "pointwise")
+#: Parameters that a plan has under the same names.
+_LIMITS = ("fit_intercept", "max_iter", "tol", "max_time")
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -106,8 +110,30 @@ class _OnArrays:
         return self.problem.assess(stored, result)
 
 
+@dataclass(eq=False, repr=False)
 class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
+
+    ambiguity: Any = None
+    _: KW_ONLY
+    model: Any = "linear"
+    hidden_layer_sizes: Any = (64,)
+    activation: str = "softplus"
+    reference: Any = "kde"
+    inner: Any = "icnn"
+    alpha: float = 0.0
+    fit_intercept: bool = True
+    max_iter: int = 200
+    tol: float = 1e-3
+    batch_size: int | None = None
+    learning_rate: float = 5e-3
+    max_time: float | None = None
+    n_draws: int | None = None
+    warm_start: bool = False
+    random_state: Any = None
+    device: Any = "cpu"
+    dtype: str = "float64"
+    verbose: bool = False
 
     _nested_defaults = {
         "ambiguity": lambda: Wasserstein(radius=0.1),
@@ -121,8 +147,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     }
     _classification = False
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "ambiguity": [AmbiguitySet, None],
+        "loss": [str, Loss, callable],
         "model": [StrOptions({"linear", "mlp"}), callable, torch.nn.Module],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
@@ -169,9 +196,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             check_device(self.device)
         if self.inner not in _SIMPLE:
             self._plain_inner().check(ambiguity)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.sum() > 0:
-            raise InvalidDataError("sample_weight sums to zero: no sample is left")
+        weight = checked_weight(sample_weight, X)
         if self._classification:
             self._check_classes(y, weight)
         seed = _seed(self.random_state)
@@ -182,7 +207,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             plan, chosen = self._placed(plan, approach, (X, y, weight), groups, seed)
             linear = approach.linear(plan) if self.model == "linear" else None
             if linear is None:
-                work: Any = OnModule(approach, plan, self._build_model(plan.n_outputs, plan.child))
+                work: Any = OnModule(approach, plan, build_model(self, plan.n_outputs, plan.child))
             else:
                 work = _OnArrays(linear, X.shape[1])
             start = self._start(work.shapes) if self.warm_start else None
@@ -237,7 +262,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         reference = build_reference(
             self.reference, plan.cost, smoothing, self._classification, seed
         )
-        reference = approach.measure(plan.ambiguity, reference, *rows, groups)
+        reference = approach.measure(plan.ambiguity, reference, rows, groups)
         self._reference = reference
         count = count_atoms(reference, len(x))
         sampled = is_sampled(reference)
@@ -258,7 +283,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray, sampled: bool
     ) -> tuple[InnerSolver, str]:
         """The inner solver, and in words why "auto" chose it."""
-        if not (isinstance(self.inner, str) and self.inner == "auto"):
+        if self.inner != "auto":
             given = get_inner(self._nested("inner"))
             given.check(ambiguity)
             return given, ""
@@ -278,8 +303,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         return choice.inner, str(choice)
 
     def _plain_inner(self) -> InnerSolver:
-        auto = isinstance(self.inner, str) and self.inner == "auto"
-        return ICNNJKO() if auto else get_inner(self._nested("inner"))
+        return ICNNJKO() if self.inner == "auto" else get_inner(self._nested("inner"))
 
     def _outputs(self) -> int:
         n_classes = len(self.classes_) if self._classification else 0
@@ -298,33 +322,11 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
             alpha=float(self.alpha),
-            fit_intercept=self.fit_intercept,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            max_time=self.max_time,
             outer=Subgradient(learning_rate=self.learning_rate, batch_size=self.batch_size),
-        )
-
-    def _build_model(self, n_outputs: int, generator: torch.Generator) -> TabularModel:
-        return build_model(
-            self.model,
-            self.n_features_in_,
-            n_outputs,
-            hidden=self.hidden_layer_sizes,
-            activation=self.activation,
-            bias=self.fit_intercept,
-            generator=generator,
-            binary=self._classification and n_outputs == 1,
-            dtype=_DTYPES[self.dtype],
-            device=str(self.device),
+            **{name: getattr(self, name) for name in _LIMITS},
         )
 
     def _check_classes(self, y: np.ndarray, weight: np.ndarray) -> None:
-        if len(self.classes_) < 2:
-            raise InvalidDataError(
-                f"{type(self).__name__} got 1 class, {plain(self.classes_[0])!r}, in y; it needs 2 "
-                "or more"
-            )
         mass = np.bincount(y, weights=weight, minlength=len(self.classes_))
         if not mass.all():
             empty = plain(self.classes_[int(mass.argmin())])
@@ -400,7 +402,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _fitted_model(self) -> TabularModel:
         """The model as a module, rebuilt from its arrays on demand."""
         if "_model_cache" not in self.__dict__:
-            model = self._build_model(self._n_outputs, torch.Generator().manual_seed(0))
+            model = build_model(self, self._n_outputs, torch.Generator().manual_seed(0))
             unpack_module(model, self.parameters_)
             self.__dict__["_model_cache"] = model
         return self.__dict__["_model_cache"]
@@ -422,26 +424,21 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         import pandas as pd
 
         check_is_fitted(self, "n_iter_")
-        columns = (
-            "iteration",
-            "robust_risk",
-            "penalty",
-            "transport_cost",
-            "stationarity",
-            "seconds",
-        )
         empty = np.empty(0)
-        return pd.DataFrame({name: self._history.get(name, empty) for name in columns})
+        return pd.DataFrame({name: self._history.get(name, empty) for name in COLUMNS})
 
     @property
     def reference_(self) -> LabelledMeasure:
         """The fitted reference."""
         check_is_fitted(self, "n_iter_")
-        if not isinstance(self._reference, tuple):
+        if isinstance(self._reference, LabelledMeasure):
             return self._reference
-        if "_reference_cache" not in self.__dict__:
-            self.__dict__["_reference_cache"] = empirical(*self._reference, self._classification)
-        return self.__dict__["_reference_cache"]
+        return self._reference_cache
+
+    @cached_property
+    def _reference_cache(self) -> LabelledMeasure:
+        rows: Any = self._reference
+        return empirical(*rows, self._classification)
 
     @property
     def worst_case_(self) -> WorstCase:
@@ -452,11 +449,10 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 "no worst case was computed: the fit was interrupted or failed before; fit again, "
                 "perhaps with warm_start=True, to get one"
             )
-        if "_worst_cache" not in self.__dict__:
-            self.__dict__["_worst_cache"] = self._build_worst_case()
-        return self.__dict__["_worst_cache"]
+        return self._worst_cache
 
-    def _build_worst_case(self) -> WorstCase:
+    @cached_property
+    def _worst_cache(self) -> WorstCase:
         state: dict[str, Any] = self._worst or {}
         names = getattr(self, "feature_names_in_", None)
         fitted = FittedModel(
@@ -485,7 +481,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weight = checked_weight(sample_weight, X)
         n_labels = len(self.classes_) if self._classification else 0
         generator = torch.Generator().manual_seed(0)
         plan = replace(

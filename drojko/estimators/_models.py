@@ -55,44 +55,24 @@ class OnModule:
 
     def assess(self, result: TrainResult) -> Assessment:
         """Certificate and worst case."""
-        atoms = 0 if self.plan.atoms is None else len(self.plan.atoms[0])
-        return self.approach.assess(self.plan, self.model, result, self.plan.sampled, atoms)
+        return self.approach.assess(self.plan, self.model, result)
 
 
-def build_model(
-    model: Any,
-    n_features: int,
-    n_outputs: int,
-    *,
-    hidden: Any,
-    activation: str,
-    bias: bool,
-    generator: torch.Generator,
-    binary: bool = False,
-    **like: Any,
-) -> TabularModel:
-    """The model of a name or a factory, at its initial parameters.
-
-    ``binary``: one output stands for two classes, and a module may give both logits.
-    """
-    gen = spawn(generator)
+def build_model(front: Any, n_outputs: int, generator: torch.Generator) -> TabularModel:
+    """The model of an estimator's name or factory, at its initial parameters."""
+    model, n_features, gen = front.model, front.n_features_in_, spawn(generator)
+    like: dict[str, Any] = {"dtype": getattr(torch, front.dtype), "device": str(front.device)}
+    own: dict[str, Any] = {"bias": front.fit_intercept, "generator": gen, **like}
     if model == "linear":
-        return Linear(n_features, n_outputs, bias=bias, generator=gen, **like)
+        return Linear(n_features, n_outputs, **own)
     if model == "mlp":
+        hidden = front.hidden_layer_sizes
         sizes: tuple[Any, ...] = (
             (hidden,) if isinstance(hidden, int | np.integer) else tuple(hidden)
         )
         if not all(isinstance(h, int | np.integer) and h > 0 for h in sizes):
             raise InvalidDataError(f"hidden_layer_sizes={hidden!r}; expected positive integers")
-        return MLP(
-            n_features,
-            n_outputs,
-            hidden=sizes,
-            activation=activation,
-            bias=bias,
-            generator=gen,
-            **like,
-        )
+        return MLP(n_features, n_outputs, hidden=sizes, activation=front.activation, **own)
     if isinstance(model, nn.Module):
         raise InvalidDataError(
             "model is a module; give a callable that returns a new one, such as "
@@ -112,6 +92,8 @@ def build_model(
         raise InvalidDataError(
             f"model() returned {type(module).__name__}; expected a torch.nn.Module"
         )
+    # One output stands for two classes, and a module may give both logits.
+    binary = front._classification and n_outputs == 1
     return _module_model(module.to(**like).eval(), n_features, n_outputs, binary, like)
 
 

@@ -12,9 +12,10 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 
 from drojko._random import spawn
-from drojko._sklearn import _check_sample_weight, checked_data
+from drojko._sklearn import checked_data, checked_weight
 from drojko.estimators._calibration import LEVELS
 from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
+from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses import get_loss
 
@@ -28,21 +29,13 @@ _OFFERED = (
 
 
 def by_profile(
-    steps: Any,
-    last: Any,
-    X: Any,
-    y: Any,
-    weight: np.ndarray | None,
-    count: float,
-    level: float,
-    n_draws: int,
-    rng: torch.Generator,
+    estimator: Any, rows: Rows, level: float, n_draws: int, rng: torch.Generator
 ) -> dict[str, Any]:
     """Fields of a `RadiusSelection`; the arguments are those of `select_radius`, checked."""
     import pandas as pd
 
-    Z = X if steps is None else clone(steps).fit_transform(X, y)
-    law = law_of_fit(last, Z, y, weight)
+    steps, last = split_last(estimator)
+    count, law = rows.count, law_of_fit(last, rows.seen(steps), rows.y, rows.weight)
     draws = law.sample(n_draws, spawn(rng))
     levels = np.array(sorted({*LEVELS, float(level)}, reverse=True))
     quantiles = np.quantile(draws, 1.0 - levels)
@@ -78,77 +71,61 @@ def law_of_fit(
     InvalidDataError
         Where there is no nominal fit: separable classes, more columns than rows.
     """
-    ambiguity = estimator._nested("ambiguity")
-    if ambiguity.order is None:
-        raise UnsupportedError(_OFFERED.format(type(ambiguity).__name__))
-    if ambiguity.order == 1 and not is_classifier(estimator):
-        raise UnsupportedError(_OFFERED.format("order=1 in regression"))
-    if getattr(ambiguity, "bounds", None) is not None:
-        raise UnsupportedError(_OFFERED.format("bounds"))
-    if estimator.model != "linear":
-        raise UnsupportedError(_OFFERED.format(f"model={estimator.model!r}"))
-    loss = estimator._get_loss(1)
+    ambiguity, loss = estimator._nested("ambiguity"), estimator._get_loss(1)
+    order, classifier = ambiguity.order, is_classifier(estimator)
+    n_classes = len(np.unique(y)) if classifier else 0
     smooth = loss.structured and loss.convex and math.isfinite(loss.curvature or math.inf)
-    if not smooth or (ambiguity.order == 1 and loss != get_loss("logistic")):
-        raise UnsupportedError(_OFFERED.format(f"loss={estimator.loss!r}"))
-    if is_classifier(estimator) and len(np.unique(y)) > 2:
-        raise UnsupportedError(_OFFERED.format(f"{len(np.unique(y))} classes"))
+    for excluded, what in (
+        (order is None, type(ambiguity).__name__),
+        (order == 1 and not classifier, "order=1 in regression"),
+        (getattr(ambiguity, "bounds", None) is not None, "bounds"),
+        (estimator.model != "linear", f"model={estimator.model!r}"),
+        (not smooth or (order == 1 and loss != get_loss("logistic")), f"loss={estimator.loss!r}"),
+        (n_classes > 2, f"{n_classes} classes"),
+    ):
+        if excluded:
+            raise UnsupportedError(_OFFERED.format(what))
 
-    if ambiguity.order == 1:
-        return _order_one(estimator, X, y, sample_weight)
     pilot: Any = clone(estimator)
-    pilot.set_params(
-        ambiguity=ambiguity.resized(0.0), reference="empirical", warm_start=False, tol=1e-8
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told below, with what to do
-        pilot.fit(X, y, sample_weight=sample_weight)
-    if pilot.status_ == "unbounded":
-        raise InvalidDataError(
-            'method="rwpi": the classes can be separated, so that there is no nominal fit to start '
-            'from: give the estimator alpha > 0, or use method="cv"'
-        )
-    X = np.asarray(checked_data(pilot, X, reset=False), dtype=np.float64)
-    target = np.asarray(y)
-    if is_classifier(estimator):
-        target = np.searchsorted(pilot.classes_, target)
+    if order == 1:  # needs no fit: only the covariance of the columns
+        X, _ = checked_data(pilot, X, y, ensure_min_samples=2)
     else:
-        target = target.astype(np.float64)
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    keep = weight > 0
+        pilot.set_params(
+            ambiguity=ambiguity.resized(0.0), reference="empirical", warm_start=False, tol=1e-8
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # told below, with what to do
+            pilot.fit(X, y, sample_weight=sample_weight)
+        if pilot.status_ == "unbounded":
+            raise InvalidDataError(
+                'method="rwpi": the classes can be separated, so that there is no nominal fit to '
+                'start from: give the estimator alpha > 0, or use method="cv"'
+            )
+        X, y = pilot._known(X, y)
+    X = np.asarray(X, dtype=np.float64)
+    weight = checked_weight(sample_weight, X)
+    weight, keep = weight / weight.sum(), weight > 0
+    names = getattr(pilot, "feature_names_in_", None)
+    cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+    if order == 1:
+        if not cost.mutable.all():
+            raise UnsupportedError(_OFFERED.format("immutable columns"))
+        centred = X - weight @ X if estimator.fit_intercept else X
+        return NormLaw(centred.T @ (weight[:, None] * centred), cost.weights, float(ambiguity.norm))
     free = int(keep.sum()) - X.shape[1] - int(estimator.fit_intercept)
     if free < 1 and estimator.alpha == 0:
         raise InvalidDataError(
             f'method="rwpi" got {int(keep.sum())} rows for {X.shape[1]} columns, too few for a '
             'nominal fit: give the estimator alpha > 0, or use method="cv"'
         )
-    names = getattr(pilot, "feature_names_in_", None)
-    cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
-    regression = not is_classifier(estimator)
     return profile_law(
         X[keep],
-        target[keep],
-        weight[keep] / weight.sum(),
+        y[keep],
+        weight[keep],
         np.ravel(pilot.coef_).astype(np.float64),
         float(np.ravel(pilot.intercept_)[0]) if estimator.fit_intercept else None,
-        pilot._get_loss(1),
+        loss,
         cost.inverse_weights,
         # Label flips are too dear to be of use at radii of order n^(-1/2); targets move smoothly.
-        float(ambiguity.label_cost) if regression else np.inf,
+        np.inf if classifier else float(ambiguity.label_cost),
     )
-
-
-def _order_one(estimator: Any, X: Any, y: Any, sample_weight: np.ndarray | None) -> NormLaw:
-    """The bound of order 1, which needs no fit: only the covariance of the columns."""
-    blank: Any = clone(estimator)
-    X, _ = checked_data(blank, X, y, ensure_min_samples=2)
-    X = np.asarray(X, dtype=np.float64)
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    weight = weight / weight.sum()
-    ambiguity = blank._nested("ambiguity")
-    names = getattr(blank, "feature_names_in_", None)
-    cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
-    if not cost.mutable.all():
-        raise UnsupportedError(_OFFERED.format("immutable columns"))
-    centred = X - weight @ X if estimator.fit_intercept else X
-    return NormLaw(centred.T @ (weight[:, None] * centred), cost.weights, float(ambiguity.norm))

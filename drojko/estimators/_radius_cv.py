@@ -5,46 +5,35 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
-from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import floats
-from drojko.estimators.scoring import radius_path
+from drojko.estimators.scoring import Rows, radius_path, split_last
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["by_cv"]
 
 
 def by_cv(
-    steps: Any,
-    last: Any,
-    X: Any,
-    y: Any,
-    weight: np.ndarray | None,
-    radii: Sequence[float] | None,
-    at: Any,
-    cv: Any,
-    rule: str,
-    groups: Any,
-    n_jobs: int | None,
-    rng: torch.Generator,
+    estimator: Any, rows: Rows, radii: Any, at: Any, cv: Any, rule: str, n_jobs: Any, rng: Any
 ) -> dict[str, Any]:
     """Fields of a `RadiusSelection`; the arguments are those of `select_radius`, checked."""
     import pandas as pd
 
+    (steps, last), (X, y, weight, groups) = split_last(estimator), rows
     ambiguity = last._nested("ambiguity")
     name = ambiguity.size_name
     if radii is None:
-        Z = X if steps is None else clone(steps).fit_transform(X, y)
+        Z = rows.seen(steps)
         names = getattr(Z, "columns", None)
         share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
         names = None if names is None else [str(column) for column in names]
@@ -64,7 +53,6 @@ def by_cv(
         kind = StratifiedKFold if is_classifier(last) else KFold
         cv = kind(cv, shuffle=True, random_state=seed)
     folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, labels))
-    rows = _Rows(X, y, weight, groups)
     runs = np.array(
         Parallel(n_jobs=n_jobs)(
             delayed(_fold)(steps, last, rows.at(train), rows.at(test), radii, fixed)
@@ -125,28 +113,8 @@ def _evaluation_set(
     return ambiguity.resized(sorted(positive)[len(positive) // 2])
 
 
-class _Rows(NamedTuple):
-    """Samples with what belongs to each."""
-
-    X: Any
-    y: Any
-    weight: Any
-    groups: Any
-
-    def at(self, rows: np.ndarray) -> _Rows:
-        """Some of them."""
-        return _Rows(*(None if part is None else _safe_indexing(part, rows) for part in self))
-
-    def known(self, ambiguity: Any) -> dict[str, Any]:
-        """Arguments for a fit or a certificate at a set."""
-        found = {"sample_weight": self.weight}
-        if ambiguity.knows_groups:
-            found["groups"] = self.groups
-        return {name: value for name, value in found.items() if value is not None}
-
-
 def _fold(
-    steps: Any, last: Any, train: _Rows, test: _Rows, radii: Sequence[float], at: AmbiguitySet
+    steps: Any, last: Any, train: Rows, test: Rows, radii: Sequence[float], at: AmbiguitySet
 ) -> list[list[float]]:
     """A row per radius: certified risk, plain risk, whether proven, whether converged."""
     inside, outside = train.X, test.X

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
-from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 
 from drojko._sklearn import (
+    LogitClassifier,
     _fit_context,
-    check_classification_targets,
     check_is_fitted,
     checked_data,
-    plain,
 )
 from drojko.estimators._base import BaseDRO
 from drojko.exceptions import DrojkoError, InvalidDataError
@@ -35,22 +33,8 @@ def _has_probabilities(estimator: Any) -> bool:
     return True
 
 
-def _encoded(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels as plain numbers where an object array holds such, their classes and indices."""
-    if y.dtype == object and len({type(label) for label in y} - {str}) == 1:
-        values = np.array(y.tolist())
-        y = values if values.dtype.kind in "biuf" else y
-    try:
-        return y, *np.unique(y, return_inverse=True)
-    except TypeError as error:
-        kinds = sorted({type(plain(label)).__name__ for label in y})
-        raise InvalidDataError(
-            f"y mixes labels of types that have no order ({', '.join(kinds)}): make them all "
-            "numbers or all strings"
-        ) from error
-
-
-class DROClassifier(ClassifierMixin, BaseDRO):
+@dataclass(eq=False, repr=False, kw_only=True)
+class DROClassifier(LogitClassifier, BaseDRO):
     r"""Classifier that is robust to every shift of the data within an ambiguity set.
 
     .. math:: \min_\theta\; \sup\{E_P\,\ell(\theta; x, y) : D(P, P_0) \le r\}
@@ -154,56 +138,8 @@ class DROClassifier(ClassifierMixin, BaseDRO):
     ('ridge-1d', 0.1045, True)
     """
 
+    loss: Any = "logistic"
     _classification = True
-    _parameter_constraints: dict = {
-        **BaseDRO._parameter_constraints,
-        "loss": [str, Loss, callable],
-    }
-
-    def __init__(
-        self,
-        ambiguity=None,
-        *,
-        model="linear",
-        hidden_layer_sizes=(64,),
-        activation="softplus",
-        loss="logistic",
-        reference="kde",
-        inner="icnn",
-        alpha=0.0,
-        fit_intercept=True,
-        max_iter=200,
-        tol=1e-3,
-        batch_size=None,
-        learning_rate=5e-3,
-        max_time=None,
-        n_draws=None,
-        warm_start=False,
-        random_state=None,
-        device="cpu",
-        dtype="float64",
-        verbose=False,
-    ):
-        self.ambiguity = ambiguity
-        self.model = model
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.loss = loss
-        self.reference = reference
-        self.inner = inner
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.max_iter = max_iter
-        self.tol = tol
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.max_time = max_time
-        self.n_draws = n_draws
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.verbose = verbose
 
     def _get_loss(self, n_outputs: int) -> Loss:
         return get_loss(self.loss, "classification", max(2, n_outputs))
@@ -226,9 +162,7 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         self : DROClassifier
         """
         X, y = checked_data(self, X, y, ensure_min_samples=2)
-        y, classes, index = _encoded(y)
-        check_classification_targets(y)
-        self.classes_ = classes
+        y, index = self._encode(y)
         return self._fit(X, index, y, sample_weight, groups)
 
     def decision_function(self, X):
@@ -237,20 +171,10 @@ class DROClassifier(ClassifierMixin, BaseDRO):
         X = checked_data(self, X, reset=False)
         return self._predictions(np.asarray(X))
 
-    def predict(self, X):
-        """Most probable class of each row, shape (n,)."""
-        scores = self.decision_function(X)
-        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-        return self.classes_[index]
-
     @available_if(_has_probabilities)
     def predict_proba(self, X):
         """Class probabilities, shape (n, n_classes)."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            positive = expit(scores)
-            return np.column_stack([1.0 - positive, positive])
-        return softmax(scores, axis=1)
+        return super().predict_proba(X)
 
     def _known(self, X, y):
         X, y = checked_data(self, X, y, reset=False)

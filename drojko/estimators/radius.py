@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from sklearn.utils import check_consistent_length
 
 from drojko._random import generator
-from drojko._sklearn import _check_sample_weight
+from drojko._sklearn import checked_weight
 from drojko.estimators._calibration import by_calibration
 from drojko.estimators._profile_radius import by_profile
 from drojko.estimators._radius_cv import by_cv
-from drojko.estimators.scoring import split_last
+from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -182,25 +181,22 @@ def select_radius(
         raise InvalidDataError(f"level={level!r}; expected a number between 0 and 1, such as 0.05")
     if not (isinstance(n_draws, Integral) and n_draws >= 1000):
         raise InvalidDataError(f"n_draws={n_draws!r}; expected 1000 or more")
-    steps, last = split_last(estimator)
+    _, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")
     name = ambiguity.resized(ambiguity.nothing).size_name  # of a set that has a size to choose
     check_consistent_length(X, y, groups)
     rng = generator(random_state)
     weight = None
     if sample_weight is not None:
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    count = (
-        float(np.shape(y)[0]) if weight is None else float(weight.sum() ** 2 / (weight**2).sum())
-    )
-
+        weight = checked_weight(sample_weight, X)
+    rows = Rows(X, y, weight, groups)
     found: dict[str, Any]
     if method == "cv":
-        found = by_cv(steps, last, X, y, weight, radii, at, cv, rule, groups, n_jobs, rng)
+        found = by_cv(estimator, rows, radii, at, cv, rule, n_jobs, rng)
     elif method == "rwpi":
-        found = by_profile(steps, last, X, y, weight, count, level, n_draws, rng)
+        found = by_profile(estimator, rows, level, n_draws, rng)
     else:
-        found = by_calibration(ambiguity, count, level, two_sided)
+        found = by_calibration(ambiguity, rows.count, level, two_sided)
     prefix = "ambiguity__" if last is estimator else f"{estimator.steps[-1][0]}__ambiguity__"
     params = {prefix + name: found["radius"]}
     if "penalty" in ambiguity.get_params(deep=False):

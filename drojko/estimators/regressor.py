@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin
@@ -14,6 +16,7 @@ from drojko.losses import Loss, loss_with
 __all__ = ["DRORegressor"]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DRORegressor(RegressorMixin, BaseDRO):
     r"""Regressor that is robust to every shift of the data within an ambiguity set.
 
@@ -67,61 +70,14 @@ batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, 
     True
     """
 
-    _parameter_constraints: dict = {
+    loss: Any = "squared"
+    quantile: float = 0.5
+    delta: float = 1.35
+    _parameter_constraints: ClassVar[dict] = {
         **BaseDRO._parameter_constraints,
-        "loss": [str, Loss, callable],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
         "delta": [Interval(Real, 0, None, closed="neither")],
     }
-
-    def __init__(
-        self,
-        ambiguity=None,
-        *,
-        model="linear",
-        hidden_layer_sizes=(64,),
-        activation="softplus",
-        loss="squared",
-        quantile=0.5,
-        delta=1.35,
-        reference="kde",
-        inner="icnn",
-        alpha=0.0,
-        fit_intercept=True,
-        max_iter=200,
-        tol=1e-3,
-        batch_size=None,
-        learning_rate=5e-3,
-        max_time=None,
-        n_draws=None,
-        warm_start=False,
-        random_state=None,
-        device="cpu",
-        dtype="float64",
-        verbose=False,
-    ):
-        self.ambiguity = ambiguity
-        self.model = model
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.loss = loss
-        self.quantile = quantile
-        self.delta = delta
-        self.reference = reference
-        self.inner = inner
-        self.alpha = alpha
-        self.fit_intercept = fit_intercept
-        self.max_iter = max_iter
-        self.tol = tol
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.max_time = max_time
-        self.n_draws = n_draws
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.device = device
-        self.dtype = dtype
-        self.verbose = verbose
 
     def _get_loss(self, n_outputs: int) -> Loss:
         return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)

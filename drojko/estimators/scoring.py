@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from sklearn import get_config
 from sklearn.base import clone
+from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["make_robust_scorer", "radius_path", "split_last"]
+__all__ = ["Rows", "make_robust_scorer", "radius_path", "split_last"]
 
 
 def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
@@ -139,6 +141,36 @@ def radius_path(
         previous = None if model.status_ == "unbounded" else model
         fitted[i] = model if steps is None else _joined(estimator, steps, model)
     return [fitted[i] for i in range(len(radii))]
+
+
+class Rows(NamedTuple):
+    """Samples with what belongs to each."""
+
+    X: Any
+    y: Any
+    weight: Any
+    groups: Any
+
+    @property
+    def count(self) -> float:
+        """How many observations the rows stand for."""
+        weight = np.ones(np.shape(self.y)[0]) if self.weight is None else self.weight
+        return float(weight.sum() ** 2 / (weight**2).sum())
+
+    def seen(self, steps: Any) -> Any:
+        """X after the steps of a pipeline, fitted here."""
+        return self.X if steps is None else clone(steps).fit_transform(self.X, self.y)
+
+    def at(self, rows: np.ndarray) -> Rows:
+        """Some of them."""
+        return Rows(*(None if part is None else _safe_indexing(part, rows) for part in self))
+
+    def known(self, ambiguity: Any) -> dict[str, Any]:
+        """Arguments for a fit or a certificate at a set."""
+        found = {"sample_weight": self.weight}
+        if ambiguity.knows_groups:
+            found["groups"] = self.groups
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def split_last(estimator: Any) -> tuple[Any, Any]:

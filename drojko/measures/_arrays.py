@@ -69,7 +69,7 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
     if weights.shape != (n,):
         raise InvalidDataError(f"{name} has shape {weights.shape}; expected ({n},)")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-        raise InvalidDataError(f"{name} must be finite and >= 0, and positive somewhere")
+        raise InvalidDataError(f"{name} must be finite and >= 0, and not all zero")
     return weights
 
 
@@ -125,6 +125,27 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
             "must be a 1 in every row; add a column for the rest, or drop these rows"
         )
     names = list(range(table.shape[1])) if columns is None else list(columns)
+    return members, names
+
+
+def members_of(groups: Any, weights: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    """`membership` of weighted rows, none of whose groups is without weight."""
+    if groups is None:
+        raise InvalidDataError(
+            "a Group set needs the groups of the rows: give groups=, a label per row or columns of "
+            "0 and 1"
+        )
+    members, names = membership(groups)
+    if len(members) != len(weights):
+        raise InvalidDataError(
+            f"groups has {len(members)} rows and X has {len(weights)}: give one per row"
+        )
+    mass = weights @ members
+    if not mass.all():
+        raise InvalidDataError(
+            f"group {names[int(mass.argmin())]!r} has no row of positive weight: drop it, or give "
+            "its rows weight"
+        )
     return members, names
 
 

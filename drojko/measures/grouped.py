@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.measures._arrays import masses, matrix, membership, queries, vector
+from drojko.measures._arrays import masses, matrix, members_of, queries, vector
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.class_conditional import ClassConditional, class_indices
 from drojko.measures.joint import Joint
@@ -77,14 +77,8 @@ class Grouped(LabelledMeasure):
         weights = masses(sample_weight, len(rows))
         if groups is None:
             raise InvalidDataError("Grouped needs groups=: a label per row, or columns of 0 and 1")
-        if len(groups) != len(rows):
-            raise InvalidDataError(
-                f"groups has {len(groups)} rows and X has {len(rows)}; expected one per row"
-            )
-        members, names = membership(groups)
+        members, names = members_of(groups, weights)
         mass = weights @ members
-        if not mass.all():
-            raise InvalidDataError(f"group {names[mass.argmin()]!r} has no row of positive weight")
         template = ClassConditional() if self.template is None else self.template
         by_class = isinstance(template, ClassConditional)
         self.parts_, self.classes_ = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,12 @@ def least_squares(
     if first.shape != (d,):
         raise InvalidDataError(f"least_squares: start has shape {first.shape}; expected ({d},)")
     return MinimaxProblem(
-        Quadratic(_Residual(m)), first, reference, ambiguity, constraint=constraint, convex=True
+        Quadratic(partial(_residual, m)),
+        first,
+        reference,
+        ambiguity,
+        constraint=constraint,
+        convex=True,
     )
 
 
@@ -100,17 +106,11 @@ def _ridge(reference: Any, d: int, m: int, ambiguity: AmbiguitySet) -> np.ndarra
     return torch.linalg.solve(gram, a.T @ (mass * b)).numpy()
 
 
-class _Residual:
+def _residual(m: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """|A x - b|^2 as a quadratic of (A, b): half of it has the matrix I (x) uu', u = (x, -1)."""
-
-    def __init__(self, equations: int) -> None:
-        self.equations = equations
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        m = self.equations
-        eye = torch.eye(m, dtype=x.dtype)
-        factor = torch.cat([torch.kron(eye, x.unsqueeze(0)), -eye], 1)  # A x - b = factor @ z
-        return 2.0 * factor.T @ factor, x.new_zeros(factor.shape[1]), x.new_zeros(())
+    eye = torch.eye(m, dtype=x.dtype)
+    factor = torch.cat([torch.kron(eye, x.unsqueeze(0)), -eye], 1)  # A x - b = factor @ z
+    return 2.0 * factor.T @ factor, x.new_zeros(factor.shape[1]), x.new_zeros(())
 
 
 def _rows(A: Any, b: Any) -> tuple[Any, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def newsvendor(
     measure, _ = reference_of(demand)
     columns = measure.dim
     h, b = (_costs(n, v, columns) for n, v in (("holding", holding), ("shortage", shortage)))
-    loss = (MaxAffine if columns == 1 else SeparableMaxAffine)(_Costs(h, b))
+    loss = (MaxAffine if columns == 1 else SeparableMaxAffine)(partial(_pieces, h, b))
     start = Box(lower, upper).project(_centre(measure))
     first = float(start[0]) if columns == 1 else start.numpy()
     return MinimaxProblem(loss, first, demand, ambiguity, constraint=Box(lower, upper), convex=True)
@@ -94,22 +95,16 @@ def _centre(measure: Measure) -> Tensor:
         return measure.sample(1000, generator(0)).mean(0)
 
 
-class _Costs:
-    """Pieces of every product; params are a number for one, of shape (d,) for several."""
-
-    def __init__(self, h: np.ndarray, b: np.ndarray) -> None:
-        self.h, self.b = torch.tensor(h), torch.tensor(b)
-
-    def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        offsets = torch.stack([self.h * q, -self.b * q])
-        return torch.stack([-self.h, self.b]), offsets.reshape(2, *q.shape)
+def _pieces(h: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Pieces of every product; q is a number for one, of shape (d,) for several."""
+    return torch.stack([-h, b]), torch.stack([h * q, -b * q]).reshape(2, *q.shape)
 
 
-def _costs(name: str, value: Any, columns: int) -> np.ndarray:
+def _costs(name: str, value: Any, columns: int) -> Tensor:
     array = np.asarray(value, dtype=np.float64).ravel()
     if array.size not in (1, columns) or not (np.isfinite(array).all() and (array > 0).all()):
         raise InvalidDataError(
             f"newsvendor: {name}={value!r}; expected a positive number, or one per column of "
             f"demand ({columns})"
         )
-    return np.array(np.broadcast_to(array, (columns,)))
+    return torch.tensor(array).expand(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -96,7 +97,7 @@ def portfolio(
     most = math.inf if max_weight is None else max_weight
     weights = Simplex(1.0, 0.0 if long_only else -most, most)
     return MinimaxProblem(
-        MaxAffine(_Tail(float(tail), float(mean_weight))),
+        MaxAffine(partial(_pieces, float(tail), float(mean_weight))),
         {"weights": np.full(d, 1.0 / d), "threshold": 0.0},
         returns,
         ambiguity,
@@ -109,15 +110,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-class _Tail:
-    """t + max(0, -theta'z - t) / beta - mu theta'z as two pieces."""
-
-    def __init__(self, tail: float, mean_weight: float) -> None:
-        self.tail, self.mean_weight = tail, mean_weight
-
-    def __call__(self, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        theta, t = params["weights"], params["threshold"]
-        slopes = torch.stack(
-            [-self.mean_weight * theta, -(self.mean_weight + 1.0 / self.tail) * theta]
-        )
-        return slopes, torch.stack([t, t - t / self.tail])
+def _pieces(tail: float, mean_weight: float, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """T + max(0, -theta'z - t) / beta - mu theta'z as two pieces."""
+    theta, t = params["weights"], params["threshold"]
+    slopes = torch.stack([-mean_weight * theta, -(mean_weight + 1.0 / tail) * theta])
+    return slopes, torch.stack([t, t - t / tail])

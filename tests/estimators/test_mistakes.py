@@ -315,11 +315,15 @@ def test_10_verbose_shows_a_progress_bar_and_nothing_else_does(capsys):
     assert capsys.readouterr().out == ""
 
 
+@quiet
 def test_10_what_is_not_implemented_says_what_is():
     X, y = regression()
     with pytest.raises(DrojkoError) as caught:
         mlp(DRORegressor).set_params(ambiguity=ball(0.1, label_cost=1.0)).fit(X, y)
     assert isinstance(caught.value, NotImplementedError)
     assert "label_cost=inf" in str(caught.value)
+    model = mlp(DRORegressor).fit(X, y)  # nor is a bound given that leaves the targets' moves out
+    with pytest.raises(DrojkoError, match="label_cost=inf"):
+        model.robust_certificate(X, y, ball(0.1, label_cost=1.0))
     with pytest.raises(InvalidDataError, match="one of"):
         linear(inner="icnn").set_params(inner="none", inner__steps=3)

@@ -19,6 +19,7 @@ from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
 from drojko.measures.base import components
+from drojko.models import TabularModel
 
 __all__ = ["DensityRatio"]
 
@@ -33,7 +34,7 @@ class DensityRatio(OnSupport):
     name = "reweighting"
     methods = ("on", "dual", "bounds_at", "log_ratio_at", "without_atoms", "discrepancy")
 
-    def check(self, plan: Plan) -> None:
+    def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Flows of the reference need a density, and a ratio without jumps."""
         if isinstance(plan.inner, Importance):
             check_set(plan.ambiguity)

@@ -13,7 +13,6 @@ import torch
 
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
-from drojko.ambiguity.group import membership
 from drojko.approaches.base import (
     Approach,
     Assessment,
@@ -25,10 +24,12 @@ from drojko.approaches.base import (
     arrays,
     trained,
 )
+from drojko.approaches.reference import by_class
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.measured import MeasuredWorstCase
-from drojko.measures import ClassConditional, Empirical, Grouped, Joint, LabelledMeasure
+from drojko.measures import Empirical, Grouped, Joint, LabelledMeasure
+from drojko.measures._arrays import members_of
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.reweighting.passes import train_network
 from drojko.minimax.reweighting.solve import solve_linear
@@ -128,41 +129,28 @@ class OnSupport(Approach):
         return (x[rows], y[rows], w[rows] / w[rows].sum()), index
 
     def measure(
-        self,
-        ambiguity: AmbiguitySet,
-        reference: LabelledMeasure,
-        X: Any,
-        y: Any,
-        weight: Any,
-        groups: Any,
+        self, ambiguity: AmbiguitySet, reference: LabelledMeasure, points: Points, groups: Any
     ) -> LabelledMeasure:
         """Fit the reference: one for each group where the set has groups."""
         if not ambiguity.knows_groups:
-            return super().measure(ambiguity, reference, X, y, weight, groups)
+            return super().measure(ambiguity, reference, points, groups)
         if isinstance(reference, Grouped) and reference.__sklearn_is_fitted__():
             return reference
-        members, names = _membership(groups, np.asarray(weight))
+        members, names = _membership(groups, points[2])
         if reference.__sklearn_is_fitted__():
             raise InvalidDataError(
                 "reference is fitted and knows no groups: give an unfitted one, which is fitted to "
                 "each group, or a fitted drojko.measures.Grouped"
             )
         template = reference.template if isinstance(reference, Grouped) else reference
-        fitted = Grouped(template).fit(X, y, sample_weight=weight, groups=members)
+        fitted = Grouped(template).fit(*points, groups=members)
         fitted.names_ = names
         return fitted
 
     def linear(self, plan: Plan) -> Reweighted:
         """Always: the losses at the points are all that a set sees."""
-        self.check(plan)
+        self.reject(plan, None)
         return Reweighted(plan, self)
-
-    def check(self, plan: Plan) -> None:
-        """Raise for settings that do not fit the set."""
-
-    def reject(self, plan: Plan, model: TabularModel) -> None:
-        """As `check`."""
-        self.check(plan)
 
     def train(self, plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         """Stochastic steps."""
@@ -175,11 +163,9 @@ class OnSupport(Approach):
             limits=plan.limits,
         )
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
+    def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         def draw() -> Draw:
-            *points, bound = _support(plan, model, DRAWS if sampled else atoms)
+            *points, bound = _support(plan, model, plan.count(DRAWS))
             return arrays(points), bound, losses_of(plan, model, points)
 
         return self.judge(plan, draw, result.stationarity)
@@ -235,7 +221,8 @@ class OnSupport(Approach):
             rows = np.column_stack([state["x"], state["y"]])
             measure = Joint(Empirical(rows, state["mass"]))
         else:
-            measure = _by_class(state["x"], state["y"], state["mass"], len(fitted.classes))
+            x, y, mass = (state[name] for name in ("x", "y", "mass"))
+            measure = by_class(lambda rows: Empirical(), x, y, mass, len(fitted.classes))
         return MeasuredWorstCase(
             measure, state["attained_risk"], fitted.classes, fitted.feature_names, shares
         )
@@ -260,28 +247,4 @@ def _membership(groups: Any, weight: np.ndarray) -> tuple[np.ndarray, list[Any]]
     """Indicator matrix and names of groups, one row per weight, none without weight."""
     if isinstance(groups, tuple) and len(groups) == 2 and isinstance(groups[1], list):
         return groups  # already
-    if groups is None:
-        raise InvalidDataError(
-            "a Group set needs the groups of the rows: give groups=, a label per row or columns "
-            "of 0 and 1, to fit, robust_certificate and robust_score"
-        )
-    members, names = membership(groups)
-    n = len(weight)
-    if len(members) != n:
-        raise InvalidDataError(f"groups has {len(members)} rows and X has {n}: give one per row")
-    masses = weight @ members
-    if not masses.all():
-        raise InvalidDataError(
-            f"group {names[int(masses.argmin())]!r} has no row of positive weight: drop it, or "
-            "give its rows weight"
-        )
-    return members, names
-
-
-def _by_class(x: np.ndarray, y: np.ndarray, mass: np.ndarray, n_classes: int) -> LabelledMeasure:
-    """Atoms with masses, class by class; a class without any keeps an atom of mass 0."""
-    parts = []
-    for k in range(n_classes):
-        inside = y == k
-        parts.append(Empirical(x[inside], mass[inside]) if inside.any() else Empirical(x[:1]))
-    return ClassConditional(measures=parts, weights=np.bincount(y, mass, n_classes))
+    return members_of(groups, weight)

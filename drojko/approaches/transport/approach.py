@@ -23,7 +23,7 @@ from drojko.approaches.transport.training import train
 from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.transport.storage import pack, unpack
+from drojko.inner.transport.storage import unpack
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
@@ -58,7 +58,7 @@ class Transport(Approach):
         exact = plan.known and not plan.cost.bounded and not plan.cost.swaps
         return ExactTransport(plan) if exact else None
 
-    def reject(self, plan: Plan, model: TabularModel) -> None:
+    def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Targets of a regression that move need the exact solver."""
         if plan.n_labels == 0 and math.isfinite(plan.label_cost):
             raise UnsupportedError(
@@ -77,29 +77,15 @@ class Transport(Approach):
         """Quasi-Newton for linear models, subgradient steps otherwise."""
         return train(plan, model, start)
 
-    def assess(
-        self, plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-    ) -> Assessment:
+    def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         """Learn the worst-case map on some draws and certify it on fresh ones."""
-        found = assess(plan, model, result, sampled, atoms)
-        state = {
-            "adversary": pack(found.adversary),
-            "low_penalty": found.low_penalty,
-            "high_penalty": found.high_penalty,
-            "share": found.share,
-            "attained_risk": found.certificate.worst_case_risk,
-            "cost_weights": plan.cost.weights,
-        }
-        return Assessment(found.certificate, state, found.constant, found.advice)
+        return assess(plan, model, result)
 
-    def certify(
+    def search(
         self, plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
     ) -> Certificate:
         """Learn the worst case of the points themselves."""
-        exact = self.assessed(plan, model, points)
-        if exact is not None:
-            return exact.certificate
-        return certify_points(plan, model, *points, generator)
+        return certify_points(plan, model, points, generator)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> TransportedWorstCase:
         """The image of the reference under the stored maps."""

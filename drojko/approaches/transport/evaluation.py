@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,81 +12,52 @@ from torch import Tensor
 
 from drojko._driver import Status
 from drojko._random import spawn
-from drojko.approaches.base import Plan, Points, parameters_of
+from drojko.approaches.base import Assessment, Plan, Points, arrays, parameters_of
 from drojko.approaches.transport.linear import certify_ridge
 from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.bounds import is_ridge
-from drojko.inner.transport.radius import BallSolution
+from drojko.inner.transport.storage import pack
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel, is_linear
 
-__all__ = ["Measured", "assess", "certify_points"]
+__all__ = ["assess", "certify_points"]
 
 LEARNED_DRAWS, MOST_ATOMS = 1_000, 20_000
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A certificate, and the adversary with the penalties and share of its worst-case plan."""
+def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
+    """Learn the worst-case map on some draws and certify it on fresh ones.
 
-    certificate: Certificate
-    adversary: Adversary
-    low_penalty: float
-    high_penalty: float
-    share: float
-    points: tuple[np.ndarray, np.ndarray, np.ndarray]
-    constant: str | None = None
-    advice: str | None = None
-
-
-def assess(
-    plan: Plan, model: TabularModel, result: TrainResult, sampled: bool, atoms: int
-) -> Measured:
-    """Learn the worst-case map on some draws and certify it on fresh ones."""
-    penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
-    count = LEARNED_DRAWS if sampled else atoms
-    draws = plan.problem(model).draw(count, spawn(plan.generator))
-    adversary = learn(plan, model, draws, penalty)
-    if sampled:  # atoms are what they are
-        draws = plan.problem(model).draw(count, spawn(plan.generator))
-    x, y, w = draws
-    subset = len(x) > MOST_ATOMS
-    if subset:
-        x, y, w = _subset((x, y, w), MOST_ATOMS, spawn(plan.generator))
-    found = _measure(plan, model, adversary, (x, y, w), sampled or subset, result.stationarity)
-    return _against_constant(plan, model, found, penalty, result.status != Status.MAX_ITER)
-
-
-def _against_constant(
-    plan: Plan, model: TabularModel, found: Measured, penalty: float, ended: bool
-) -> Measured:
-    """Compare with the best constant prediction, which no adversary can touch.
-
-    A linear model whose attained worst case is no smaller is replaced by it; a model with more
-    to learn is left as it is, with a word about it.
+    Then compare with the best constant prediction, which no adversary can touch: a linear model
+    whose attained worst case is no smaller is replaced by it; a model with more to learn is left
+    as it is, with a word about it.
     """
-    output, risk = best_constant(plan, model, *found.points[1:])
-    if found.certificate.lower < risk * (1.0 - 1e-12):
-        return found
-    if not is_linear(model):
-        if found.certificate.nominal_risk >= risk and not ended:
-            return found  # it has learned little so far, and the status says so
-        advice = (
-            f"the worst-case risk of the trained model, {found.certificate.lower:.4g}, is not "
-            f"below that of the best constant prediction, {risk:.4g}: take a smaller radius or a "
-            "larger penalty, or raise max_iter"
-        )
-        return replace(found, advice=advice)
-    note = make_constant(model, output)
-    like = {"dtype": plan.dtype, "device": plan.device}
-    x, y, w = found.points
-    labels = torch.as_tensor(y, device=plan.device)
-    points = (torch.as_tensor(x, **like), labels, torch.as_tensor(w, device=plan.device))
+    penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
+    count, sampled = plan.count(LEARNED_DRAWS), plan.sampled
+    points = plan.problem(model).draw(count, spawn(plan.generator))
     adversary = learn(plan, model, points, penalty)
-    sampled = found.certificate.standard_error > 0
-    return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=note)
+    if sampled:  # atoms are what they are
+        points = plan.problem(model).draw(count, spawn(plan.generator))
+    if len(points[0]) > MOST_ATOMS:
+        points, sampled = _subset(points, MOST_ATOMS, spawn(plan.generator)), True
+    found = _measure(plan, model, adversary, points, sampled, result.stationarity)
+    (output, risk), certificate = best_constant(plan, model, points), found.certificate
+    if certificate.lower < risk * (1.0 - 1e-12):
+        return found
+    if is_linear(model):
+        constant = make_constant(model, output)
+        adversary = learn(plan, model, points, penalty)
+        return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=constant)
+    if certificate.nominal_risk >= risk and result.status == Status.MAX_ITER:
+        return found  # it has learned little so far, and the status says so
+    advice = (
+        f"the worst-case risk of the trained model, {certificate.lower:.4g}, is not below that of "
+        f"the best constant prediction, {risk:.4g}: take a smaller radius or a larger penalty, or "
+        "raise max_iter"
+    )
+    return replace(found, advice=advice)
 
 
 def make_constant(model: TabularModel, output: Tensor) -> str:
@@ -101,11 +72,10 @@ def make_constant(model: TabularModel, output: Tensor) -> str:
     )
 
 
-def best_constant(
-    plan: Plan, model: TabularModel, y: np.ndarray, w: np.ndarray
-) -> tuple[Tensor, float]:
+def best_constant(plan: Plan, model: TabularModel, points: Points) -> tuple[Tensor, float]:
     """Output of the best of a few constant predictions, shape (n_outputs,), and its risk."""
     like: dict[str, Any] = {"dtype": torch.float64}
+    _, y, w = arrays(points)
     labels, mass = torch.as_tensor(y), torch.as_tensor(w)
     size = model.n_outputs
     options = [torch.zeros(size, **like)]
@@ -124,15 +94,15 @@ def best_constant(
 
 
 def certify_points(
-    plan: Plan, model: TabularModel, x: Tensor, y: Tensor, w: Tensor, generator: torch.Generator
+    plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
 ) -> Certificate:
     """Certificate of a fixed model on the empirical measure of given points."""
-    problem = plan.problem(model)
+    problem, (x, y, w) = plan.problem(model), points
     objective = problem.objective(x, 1.0)
     penalty = problem.first_penalty(objective, objective.batch(x, y), w)
     plan = replace(plan, generator=generator)
-    adversary = learn(plan, model, (x, y, w), penalty if penalty < math.inf else 1.0)
-    return _measure(plan, model, adversary, (x, y, w), False, math.nan).certificate
+    adversary = learn(plan, model, points, penalty if penalty < math.inf else 1.0)
+    return _measure(plan, model, adversary, points, False, math.nan).certificate
 
 
 def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adversary:
@@ -172,9 +142,8 @@ def _measure(
     points: Points,
     sampled: bool,
     stationarity: float,
-) -> Measured:
+) -> Assessment:
     x, y, w = points
-    arrays = (x.cpu().numpy(), y.cpu().numpy(), w.cpu().numpy())
     evaluation = certify(
         adversary,
         adversary.objective.batch(x, y),
@@ -188,12 +157,16 @@ def _measure(
     relaxes = plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective)
     if relaxes and plan.radius != 0.0:
         certificate = _relaxed(plan, model, points, certificate)
-    worst = evaluation.worst
-    if isinstance(worst, BallSolution):
-        plan_of = (worst.low_penalty, worst.high_penalty, worst.share)
-    else:
-        plan_of = (adversary.objective.penalty, adversary.objective.penalty, 0.0)
-    return Measured(certificate, evaluation.adversary, *plan_of, arrays)
+    low, high, share = evaluation.plan
+    state = {
+        "adversary": pack(evaluation.adversary),
+        "low_penalty": low,
+        "high_penalty": high,
+        "share": share,
+        "attained_risk": certificate.worst_case_risk,
+        "cost_weights": plan.cost.weights,
+    }
+    return Assessment(certificate, state)
 
 
 def _relaxed(plan: Plan, model: TabularModel, points: Any, found: Certificate) -> Certificate:

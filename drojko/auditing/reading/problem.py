@@ -71,9 +71,7 @@ class AuditProblem:
     def outputs(self, x: Tensor) -> Tensor:
         """Answers at the rows of x, shape (n,) or (n, K); counted."""
         self.calls[0] += len(x)
-        tabular = self.model.tabular
-        if tabular is None:
-            return torch.as_tensor(self.model.scores(x.numpy()), dtype=torch.float64)
+        tabular = self.tabular
         with torch.no_grad():
             return torch.cat([tabular(part) for part in x.split(_BLOCK)])
 
@@ -100,8 +98,8 @@ class AuditProblem:
         """Share of rows whose label is predicted; NaN for regression."""
         if self.classes is None:
             return float("nan")
-        right = (_predicted(f) == y).double()
-        return min(1.0, float(mass @ right / mass.sum()))  # rounding must not exceed one
+        right = _predicted(f) == y
+        return min(1.0, float(mass[right].sum() / mass.sum()))  # rounding must not exceed one
 
     def auc(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
         """Weighted area under the ROC curve; of several classes the mean of one against rest."""

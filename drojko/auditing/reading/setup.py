@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +11,17 @@ from sklearn.base import clone
 
 from drojko._random import spawn
 from drojko.ambiguity import GroundCost
-from drojko.approaches.reference import build_reference, is_sampled
+from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.columns import in_matrix
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss, get_loss
-from drojko.measures import ClassConditional, Empirical, Joint, LabelledMeasure, Measure
+from drojko.measures import LabelledMeasure
+from drojko.measures._arrays import masses
 
-__all__ = ["atoms_of", "build_problem", "by_class", "sets_of", "size_name"]
+__all__ = ["build_problem", "sets_of", "size_name"]
 
 #: Fixed draws of a continuous reference.
 DRAWS = 5_000
@@ -77,7 +77,7 @@ def build_problem(
     space = model.space
     u = space.encode(X)
     target = _targets(model, y, len(u))
-    w = _weights(sample_weight, len(u))
+    w = masses(sample_weight, len(u))
     kept = w > 0
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
@@ -147,30 +147,12 @@ def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
     return np.array([where[v] for v in values.tolist()], dtype=np.int64)
 
 
-def _weights(sample_weight: Any, n: int) -> np.ndarray:
-    if sample_weight is None:
-        return np.full(n, 1.0 / n)
-    w = np.asarray(sample_weight, dtype=np.float64)
-    if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:
-        raise InvalidDataError(
-            f"sample_weight: expected {n} finite non-negative numbers, not all zero"
-        )
-    return w
-
-
 def get_loss_for(model: AuditedModel, loss: Any) -> Loss:
     """The loss of a name, a callable or None: what the model's answers allow."""
     if model.classes is None:
-        return get_loss("squared" if loss is None else loss, task="regression", n_classes=None)
+        return get_loss("squared" if loss is None else loss, "regression", None)
     usual = "logistic" if model.probabilities else "hinge"
-    return get_loss(
-        usual if loss is None else loss, task="classification", n_classes=len(model.classes)
-    )
-
-
-def atoms_of(classification: bool) -> LabelledMeasure:
-    """An empirical measure, to be fitted."""
-    return ClassConditional(Empirical()) if classification else Joint(Empirical())
+    return get_loss(usual if loss is None else loss, "classification", len(model.classes))
 
 
 def _reference(
@@ -179,7 +161,7 @@ def _reference(
     """The measure that the numbers are about, and whether samples of the worst case are smooth."""
     classification = model.classes is not None
     if isinstance(reference, str) and reference in ("kde", "empirical"):
-        return atoms_of(classification), reference == "kde"
+        return build_reference("empirical", cost, None, classification, 0), reference == "kde"
     seed = int(torch.randint(2**31 - 1, (1,), generator=spawn(generator)))
     return build_reference(reference, cost, None, classification, seed), True
 
@@ -189,23 +171,7 @@ def _fit(
 ) -> LabelledMeasure:
     if measure.__sklearn_is_fitted__():
         return measure
-    if model.classes is None:
-        return measure.fit(u, target, w)
     template: Any = getattr(measure, "measure", None)
-    if len(np.unique(target)) == len(model.classes) or template is None:
+    if model.classes is None or template is None or len(np.unique(target)) == len(model.classes):
         return measure.fit(u, target, w)
     return by_class(lambda rows: clone(template), u, target, w, len(model.classes))
-
-
-def by_class(
-    template: Callable[[int], Any], x: np.ndarray, labels: np.ndarray, mass: np.ndarray, n: int
-) -> ClassConditional:
-    """A measure per class, by its number of rows; classes without mass keep their place."""
-    parts: list[Measure] = []
-    for k in range(n):
-        inside = (labels == k) & (mass > 0)
-        if not inside.any():  # never drawn
-            parts.append(Empirical(x[:1])._ready())
-        else:
-            parts.append(template(int(inside.sum())).fit(x[inside], mass[inside]))
-    return ClassConditional.from_measures(parts, np.bincount(labels, mass, n))

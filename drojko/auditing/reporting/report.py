@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,20 +217,12 @@ def compare(
     """
     import pandas as pd
 
-    if isinstance(reports, Mapping):
-        named = [(str(name), report) for name, report in reports.items()]
-    else:
-        named = [(report.name, report) for report in reports]
-        seen: dict[str, int] = {}
-        for k, (name, report) in enumerate(named):
-            seen[name] = seen.get(name, 0) + 1
-            if seen[name] > 1:
-                named[k] = (f"{name} ({seen[name]})", report)
-    if not named:
+    pairs = reports.items() if isinstance(reports, Mapping) else ((r.name, r) for r in reports)
+    tables: dict[str, pd.DataFrame] = {}
+    seen: Counter[str] = Counter()
+    for name, report in pairs:
+        seen[name] += 1
+        tables[f"{name} ({seen[name]})" if seen[name] > 1 else str(name)] = report.table
+    if not tables:
         raise InvalidDataError("compare needs one report or more")
-    parts = []
-    for name, report in named:
-        part = report.to_frame()
-        part.insert(0, "model", name)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(tables, names=["model"]).reset_index("model").reset_index(drop=True)

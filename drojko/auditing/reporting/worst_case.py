@@ -11,7 +11,7 @@ import torch
 
 from drojko._random import generator as make_generator
 from drojko.ambiguity import GroundCost
-from drojko.auditing.reading.setup import by_class
+from drojko.approaches.reference import by_class
 from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.worst_case import WorstCase

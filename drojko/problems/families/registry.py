@@ -19,7 +19,6 @@ from drojko.inner.reweighting.measured import MeasuredWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.transport.radius import BallSolution
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.inner.worst_case import WorstCase
 from drojko.measures import Empirical
@@ -91,15 +90,11 @@ class _Transport(Family):
             sampled=of.sampled,
             stationarity=of.stationarity,
         )
-        worst = found.worst
-        plan = (found.certificate.penalty, found.certificate.penalty, 0.0)
-        if isinstance(worst, BallSolution):
-            plan = (worst.low_penalty, worst.high_penalty, worst.share)
         arrays = (of.draws.x.numpy(), np.zeros(len(of.draws.x), dtype=np.int64), of.draws.w.numpy())
         measure = TransportedWorstCase(
             found.adversary,
             unlabelled(of.reference),
-            *plan,
+            *found.plan,
             found.certificate.worst_case_risk,
             arrays,
             LABEL,
