@@ -186,7 +186,7 @@ class _Solver(FlowSolver):
         measure: Any = state.measures[-1]
         if not state.step:
             measure = ImportanceMeasure(measure, self.log_prob)
-        before = (log_target(self.log_prob, state.x) - state.log_density)[:held]
+        before = log_target(self.log_prob, state.x) - state.log_density
         for attempt in range(1 + _RETRIES):
             rate = scheme.rate * _SLOWER**attempt
             flow, path_energy, integration_error = fit_velocity(
@@ -195,14 +195,12 @@ class _Solver(FlowSolver):
             x, grown = flow.single().push(state.x)
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
-            apart = u[:held]
-            if _descends(apart, before):
+            if _descends(u[:held], before[:held]):
                 measure = self._after(measure, flow)
                 break
         else:  # no field found: stay, and say so in the history
-            x, log_density = state.x, state.log_density
-            u = log_target(self.log_prob, x) - log_density
-            apart = before
+            x, log_density, u = state.x, state.log_density, before
+        apart = u[:held]
         numbers = {
             "energy": -float(apart.mean()) * self.factor,
             "training_energy": -float(u[held:].mean()) * self.factor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ class Velocity:
     ----------
     flat : Tensor
         All parameters, one after the other.
-    dim, width : int
+    width : int
     centre, scale : Tensor of shape (d,)
 
     Examples
@@ -116,7 +116,6 @@ class Velocity:
     """
 
     flat: Tensor
-    dim: int
     width: int
     centre: Tensor
     scale: Tensor
@@ -126,7 +125,7 @@ class Velocity:
         """A field that is zero: random hidden layers, no output."""
         d = len(centre)
         flat = torch.zeros(sum(s.numel() for s in _shapes(d, width)), dtype=centre.dtype)
-        new = Velocity(flat, d, width, centre, scale)
+        new = Velocity(flat, width, centre, scale)
         parts = new.parts(flat)
 
         first, second = 1.5 / d**0.5, 1.5 / width**0.5
@@ -138,19 +137,14 @@ class Velocity:
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of a flat vector."""
-        shapes = _shapes(self.dim, self.width)
+        shapes = _shapes(len(self.centre), self.width)
         pieces = flat.split([shape.numel() for shape in shapes])
         return {k: p.view(s) for k, p, s in zip(_FIELDS, pieces, shapes, strict=True)}
 
     def to(self, dtype: torch.dtype) -> Velocity:
         """A copy in another precision."""
-        return Velocity(
-            self.flat.detach().to(dtype, copy=True),
-            self.dim,
-            self.width,
-            self.centre.to(dtype),
-            self.scale.to(dtype),
-        )
+        flat = self.flat.detach().to(dtype, copy=True)
+        return replace(self, flat=flat, centre=self.centre.to(dtype), scale=self.scale.to(dtype))
 
     def field(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Velocity (n, d) and divergence (n,) at points x (n, d), time t."""
@@ -238,14 +232,10 @@ class VelocityFlow:
     def push(self, x: Tensor, backward: bool = False) -> tuple[Tensor, Tensor]:
         """Images (n, d) and the integral of the divergence along each path (n,)."""
         v = self.velocity
-        images, grown = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
-        for start in range(0, len(x), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            z = (x[rows].to(v.flat.dtype) - v.centre) / v.scale
-            z, g, _ = v.integrate(v.flat, z, self.steps, backward)
-            images[rows] = (z * v.scale + v.centre).to(x.dtype)
-            grown[rows] = g.to(x.dtype)
-        return images, grown
+        inner = ((x.to(v.flat.dtype) - v.centre) / v.scale).split(_BLOCK)
+        found = [v.integrate(v.flat, z, self.steps, backward) for z in inner]
+        image, grown, _ = (torch.cat(part) for part in zip(*found))
+        return (image * v.scale + v.centre).to(x.dtype), grown.to(x.dtype)
 
     def log_det_error(self, x: Tensor) -> float:
         """Root mean square of int div v dt - log |det DT| at the rows of x, T the computed map.

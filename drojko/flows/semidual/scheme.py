@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,14 @@ from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.divergence_to import Conjugate, conjugate_named, split
 from drojko.flows.particles import ParticleMeasure, Particles, draw_particles
 from drojko.flows.result import FlowSolver, Steps
-from drojko.flows.semidual.nets import Cloud, Critic, Phase, WholeMap, affine_step
+from drojko.flows.semidual.nets import (
+    Cloud,
+    Critic,
+    Phase,
+    WholeMap,
+    affine_step,
+    gaussian_log_ratio,
+)
 from drojko.measures._arrays import queries
 from drojko.measures.base import Measure
 from drojko.models import Learner
@@ -76,9 +83,7 @@ class SemiDualStep(ParticleMeasure):
 
     def in_units(self, base: Measure, centre: Tensor, unit: Tensor) -> SemiDualStep:
         """The same step for x = centre + unit * z, of which ``base`` is the initial measure."""
-        held = self.held
-        if held is not None:
-            held = Particles(centre + unit * held.x, held.w, held.log_density, held.known)
+        held = self.held and replace(self.held, x=centre + unit * self.held.x)
         map: Any = self.map
         nets = map.in_units(centre, unit), self.critic.in_units(centre, unit)
         return SemiDualStep(base, *nets, self.conjugate, held)
@@ -258,7 +263,7 @@ class _Solver(FlowSolver):
         _, divergence, _ = split(self.functional)
         target, held = _target_points(divergence.target, s.n_particles, gen)
         start = draw_particles(initial, s.n_particles, spawn(gen))
-        _check(start, target, self.scheme)
+        _check(start, target)
         mean, covariance = target.mean_and_covariance()
         spread = covariance.diagonal().sqrt()
         own, own_covariance = start.mean_and_covariance()
@@ -293,9 +298,9 @@ class _Solver(FlowSolver):
         x, near = state.map.map(base.x), state.map.map(apart.x)
 
         phase = Phase(
-            state.map, state.critic, state.learners, conjugate, factor, rest, h,
+            s, state.map, state.critic, state.learners, conjugate, factor, rest, h,
             Cloud.of(state.map.inner(base.x), base.w), x.float(),
-            Cloud.of(target.x.float(), target.w), gen, s.gradient_penalty,
+            Cloud.of(target.x.float(), target.w), gen,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
             _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
         )  # fmt: skip
@@ -307,8 +312,9 @@ class _Solver(FlowSolver):
             )
             state.map.compose(*affine)
         if s.gaussian and conjugate.logarithmic:
-            image = state.map.map(base.x)
-            phase.fix_ratio(Particles(image, base.w, base.w), target)
+            moved = Particles(state.map.map(base.x), base.w, base.w)
+            fits = *moved.mean_and_covariance(), *target.mean_and_covariance()
+            state.critic.fix(*gaussian_log_ratio(*fits))
         refined = s.iterations > 0 and self._refine(state, phase, exact, apart, held)
         image, held_image = state.map.map(base.x), state.map.map(apart.x)
         numbers = {
@@ -327,19 +333,18 @@ class _Solver(FlowSolver):
         self, state: SemiDualState, phase: Phase, exact: bool, apart: Particles, held: Particles
     ) -> bool:
         s = self.scheme
-        rates = s.rate, s.critic_rate
         iterations = s.iterations if state.step else s.first or 2 * s.iterations
         if exact and s.tol > 0.0 and not state.refined:
             before = [learner.flat.clone() for learner in state.learners]
             chosen, phase.loss = phase.loss, _LOGISTIC  # bounded: no ratio can mislead it
-            phase.train(max(100, s.iterations // 4), s.batch_size, s.target_batch, 0, rates)
+            phase.train(max(100, s.iterations // 4), map_steps=0)
             phase.loss = chosen
             gain, error = _gain(phase, state.map.map(apart.x), apart.w, held)
             if gain <= s.tol + 2.0 * error:
                 for learner, flat in zip(state.learners, before, strict=True):
                     learner.flat.copy_(flat)
                 return False
-        phase.train(iterations, s.batch_size, s.target_batch, s.map_steps, rates)
+        phase.train(iterations, s.map_steps)
         return True
 
     def advice(self, columns: dict[str, np.ndarray]) -> str:
@@ -373,7 +378,7 @@ def _target_points(
     return atoms.take(order[cut:]), atoms.take(order[:cut])
 
 
-def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
+def _check(start: Particles, target: Particles) -> None:
     if start.x.shape[1] != target.x.shape[1]:
         raise InvalidDataError(
             f"the initial measure has {start.x.shape[1]} columns and the target "
