@@ -21,7 +21,7 @@ class _Settings(BaseEstimator):
     """The bookkeeping that measures of both kinds share."""
 
     _state = ""  # the fitted attribute whose presence means "ready to use"
-    _remedy = "call fit first"
+    _remedy = "call fit(X) first"
 
     def _construct(self) -> None:
         """Set the fitted attributes from the settings alone, if those suffice."""
@@ -55,12 +55,16 @@ class Measure(_Settings):
     a `fit` of its own. `scale` are the standard deviations of the columns, for regularisation.
     """
 
+    _fit: Any = None
+
     def fit(self, X: Any, sample_weight: Any = None) -> Self:
         """Fit to rows X of shape (n, d), with weights of shape (n,); returns self.
 
         Raises InvalidDataError for fewer than 2 distinct rows of positive weight, NaN, infinity,
         text, or weights that are negative or all zero.
         """
+        if self._fit is None:
+            raise self._lacks("fit", self._remedy)
         rows, weights = distinct(*weighted_rows(X, sample_weight))
         if len(rows) < 2:
             raise InvalidDataError(
@@ -69,12 +73,9 @@ class Measure(_Settings):
             )
         return self._fit(rows, weights, spread(rows, weights))
 
-    def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
-        raise self._lacks("fit", "build it from its parts")
-
     def _fit_class(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
         """Fit to one class of a table; `scale` regularises, so that a single row will do."""
-        if type(self)._fit is Measure._fit:
+        if self._fit is None:
             return self.fit(rows, weights)
         return self._fit(*distinct(rows, weights), scale)
 

@@ -83,12 +83,6 @@ class MapProblem:
         """The particles in the potential's coordinates."""
         return (self.particles.x - self.centre) / self.scale
 
-    def few(self, count: int) -> MapProblem:
-        """The problem on some of its particles, evenly spaced: they may come in strata."""
-        if len(self.particles.x) <= count:
-            return self
-        return self.take(torch.linspace(0, len(self.particles.x) - 1, count).long())
-
     def take(self, rows: Tensor) -> MapProblem:
         """The problem on some of its particles."""
         return replace(

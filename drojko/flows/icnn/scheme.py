@@ -41,7 +41,21 @@ def hidden_part(potential: ICNN, x: Tensor) -> tuple[Tensor, Tensor]:
 def thinned(problem: MapProblem) -> MapProblem:
     """The problem on as many particles as may have their Hessians in memory together."""
     n, d = problem.particles.x.shape
-    return problem if n * d * d <= _NUMBERS else problem.few(max(int(_NUMBERS / d**2), 1))
+    most = max(int(_NUMBERS / d**2), 1) if d else n
+    # Evenly spaced: they may come in strata.
+    return problem if n <= most else problem.take(torch.linspace(0, n - 1, most).long())
+
+
+@torch.no_grad()
+def align(problem: MapProblem, potential: ICNN, matrix, shift, least: float = 0.0) -> None:
+    """Set the affine part so that all of the gradient is (M, b) on average, if it can be."""
+    problem = thinned(problem)
+    x, w = problem.inner, problem.particles.w
+    gradient, hessian = hidden_part(potential, x)
+    mean = torch.einsum("n,nij->ij", w, hessian)
+    values, vectors = torch.linalg.eigh(matrix - mean)
+    rest = (vectors * values.clamp_min(least)) @ vectors.T
+    set_affine(potential, rest, shift - w @ (gradient - x @ mean))
 
 
 def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator) -> ICNN:
@@ -51,11 +65,7 @@ def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator
     potential = potential.to(like)
     with torch.no_grad():
         potential.w.fill_(math.log(math.expm1(_START / hidden[-1])))
-        problem = thinned(problem)
-        gradient, hessian = hidden_part(potential, problem.inner)
-        w = problem.particles.w
-        mean = torch.einsum("n,nij->ij", w, hessian)
-        set_affine(potential, matrix - mean, shift - w @ (gradient - problem.inner @ mean))
+    align(problem, potential, matrix, shift)
     return potential
 
 
@@ -84,14 +94,7 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
 def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:
     """The last layers with the affine part refitted; None where they bend more than M allows."""
     potential = copy.deepcopy(start).requires_grad_(True)
-    few = thinned(problem)
-    w = few.particles.w
-    gradient, hessian = hidden_part(potential, few.inner)
-    mean = torch.einsum("n,nij->ij", w, hessian)
-    rest = matrix - mean
-    if float(torch.linalg.eigvalsh(rest)[0]) < 0.02:
-        rest = rest + (0.02 - float(torch.linalg.eigvalsh(rest)[0])) * torch.eye(len(rest)).to(rest)
-    set_affine(potential, rest, shift - w @ (gradient - few.inner @ mean))
+    align(problem, potential, matrix, shift, 0.02)
     at = polish(problem, potential)
     return potential if at is None or at.finite else None
 

@@ -108,6 +108,8 @@ class ImportanceMeasure(Measure):
     ``log_prob`` runs in double precision.
     """
 
+    _remedy = "run a JKOFlow with an ImportanceCorrectedScheme"
+
     def __init__(
         self,
         base: Measure,
@@ -117,10 +119,6 @@ class ImportanceMeasure(Measure):
         self.base = base
         self.log_prob_target = log_prob_target
         self.stages = tuple(stages)
-
-    def fit(self, X: Any, sample_weight: Any = None) -> Any:
-        """Raise UnsupportedError: it comes from a flow."""
-        raise self._lacks("fit", "run a JKOFlow with an ImportanceCorrectedScheme")
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.base.__sklearn_is_fitted__()

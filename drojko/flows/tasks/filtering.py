@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class Conditioned(Measure):
     """
 
     _state = "particles_"
+    _remedy = "fit its prior"
 
     def __init__(
         self,
@@ -109,10 +110,6 @@ class Conditioned(Measure):
             log_space = -near.log_prob(x) - math.log(len(x))
         log_prior = self.prior.log_prob(x)
         self._weigh(x, log_prior, log_prior + log_space)
-
-    def fit(self, X: Any, sample_weight: Any = None) -> Self:
-        """Raise UnsupportedError: fit the prior."""
-        raise self._lacks("fit", "fit its prior")
 
     @property
     def dim(self) -> int:
