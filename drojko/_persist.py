@@ -34,6 +34,7 @@ __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
 FORMAT = 1
 
 _MANIFEST = "drojko.json"
+_PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
 
@@ -161,10 +162,10 @@ def load_any(
         import skops.io
 
         try:
-            known = {*trusted_types(), *_names(trusted)}
-            foreign = sorted(set(skops.io.get_untrusted_types(data=data)) - known)
+            names = _names(trusted)
+            foreign = sorted(set(_foreign_types(data)) - set(names))
             if not foreign:
-                return skops.io.loads(data, trusted=sorted(known))
+                return skops.io.loads(data, trusted=[*trusted_types(), *names])
         except Exception as error:  # whatever a malformed archive provokes
             raise InvalidDataError(f"{path} cannot be read as a skops file: {error}") from error
         raise InvalidDataError(
@@ -205,20 +206,15 @@ def _pack(estimator: Any) -> bytes:
         )
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a") as file:
-        file.writestr(_MANIFEST, json.dumps(_manifest(estimator), indent=2))
+        manifest = {
+            "format": FORMAT,
+            "type": _full_name(type(estimator)),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        file.writestr(_MANIFEST, json.dumps(manifest, indent=2))
         file.comment = _MARK + b"0" * 64
     content = buffer.getvalue()[:-64]
     return content + hashlib.sha256(content).hexdigest().encode()
-
-
-def _manifest(estimator: Any) -> dict[str, Any]:
-    kind = type(estimator)
-    names = ("drojko", "numpy", "scikit-learn", "skops", "torch")
-    return {
-        "format": FORMAT,
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "versions": {name: version(name) for name in names},
-    }
 
 
 def _refuse_code(estimator: Any) -> None:

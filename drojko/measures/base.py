@@ -36,6 +36,11 @@ class _Settings(BaseEstimator):
             raise NotFittedError(f"this {type(self).__name__} is not fitted: {self._remedy}")
         return self
 
+    @property
+    def dim(self) -> int:
+        """Number of columns d of x."""
+        raise self._lacks("known dimension", "look at a sample")
+
     def _lacks(self, what: str, instead: str) -> UnsupportedError:
         return UnsupportedError(f"{type(self).__name__} has no {what}; {instead}")
 
@@ -87,11 +92,6 @@ class Measure(_Settings):
         return copy
 
     @property
-    def dim(self) -> int:
-        """Number of columns d."""
-        raise self._lacks("known dimension", "look at a sample")
-
-    @property
     def mean(self) -> Tensor:
         """Mean, a tensor of shape (d,)."""
         raise self._lacks("closed-form mean", "average a sample")
@@ -125,11 +125,6 @@ class Measure(_Settings):
 
 class LabelledMeasure(_Settings):
     """A probability measure of pairs (x, y): what solvers take as the reference."""
-
-    @property
-    def dim(self) -> int:
-        """Number of columns of x."""
-        raise self._lacks("known dimension", "look at a sample")
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows X of shape (n, d) and labels y of shape (n,); returns self."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Combination", "Energy", "Functional"]
+__all__ = ["Combination", "Energy", "Functional", "checked_values"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,17 @@ class Energy:
     value: float
     point: Tensor
     log_density: Tensor
+
+
+def checked_values(values: Any, z: Tensor, what: str) -> Tensor:
+    """What a caller's function of points gave, one value for each; or InvalidDataError."""
+    if isinstance(values, Tensor) and values.shape == z.shape[:1]:
+        return values
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise InvalidDataError(
+        f"{what} returned {got} for points of shape {tuple(z.shape)}; expected a tensor of shape "
+        f"({len(z)},), one value per point"
+    )
 
 
 class Functional(ABC):

@@ -43,7 +43,7 @@ def draw_kept(
 
 @dataclass(frozen=True)
 class RejectionStep:
-    """log c and E alpha of one step."""
+    """log c, which rises towards log Z - log(1 - r) step by step, and E alpha of one step."""
 
     log_bound: float
     acceptance: float
@@ -168,11 +168,6 @@ class RejectionBlock:
     def log_cost(self) -> float:
         """Log of the expected number of draws from p per sample."""
         return float(self.log_ratio(torch.tensor([self.ceiling], dtype=torch.float64)))
-
-    @property
-    def log_bounds(self) -> list[float]:
-        """Log c of each step: rises towards log Z - log(1 - r)."""
-        return [step.log_bound for step in self.steps]
 
     @staticmethod
     def design(

@@ -247,7 +247,7 @@ class _Solver(FlowSolver):
         return block, {
             "energy": energy * self.factor,
             "rejections": float(len(block.steps)),
-            "log_bound": block.log_bounds[-1] if block.steps else math.nan,
+            "log_bound": block.steps[-1].log_bound if block.steps else math.nan,
             "effective_sample_size": effective_sample_size(rest, mass),
             "draws_per_sample": measure.draws_per_sample * math.exp(block.log_cost),
         }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drojko._numerics import Adam, Batches, cosine
 from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.flows.functionals.base import checked_values
 
 __all__ = ["Velocity", "VelocityFlow", "fit_velocity", "log_target"]
 
@@ -261,14 +262,7 @@ def log_target(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     Raises NonFiniteError for NaN and +inf: a target that overflows has no flow towards it;
     InvalidDataError where it does not return a tensor of one value per point.
     """
-    values = log_prob(z)
-    if not isinstance(values, Tensor) or values.shape != z.shape[:1]:
-        known = isinstance(values, Tensor)
-        got = f"shape {tuple(values.shape)}" if known else type(values).__name__
-        raise InvalidDataError(
-            f"the log density of the target returned {got} for points of shape {tuple(z.shape)}; "
-            f"expected a tensor of shape ({len(z)},), one value per point"
-        )
+    values = checked_values(log_prob(z), z, "the log density of the target")
     bad = torch.isnan(values) | (values == math.inf)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import check_settings
+from drojko._numerics import check_settings, standard_error
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals.base import Functional
@@ -404,16 +404,13 @@ def _check(start: Particles, target: Particles) -> None:
 
 def _gain(phase: Phase, x: Tensor, w: Tensor, held: Particles) -> tuple[float, float]:
     """What the trained critic finds beyond its fixed part on points kept apart; its error."""
-    c, total, variance = _LOGISTIC, 0.0, 0.0
-    for points, mass, sign in ((x, w, 1.0), (held.x, held.w, -1.0)):
-        full = phase.critic.value(points)
-        part = phase.critic.fixed_value(points)
-        which = c.potential if sign > 0 else c.conjugate
-        change = sign * (which(full)[0] - which(part)[0])
-        mean = float(mass @ change)
-        total += mean
-        variance += float(mass.square() @ (change - mean).square())
-    return total, math.sqrt(variance)
+    gains, errors = [], []
+    terms = (x, w, _LOGISTIC.potential), (held.x, held.w, _LOGISTIC.conjugate)
+    for points, mass, term in terms:
+        change = term(phase.critic.value(points))[0] - term(phase.critic.fixed_value(points))[0]
+        gains.append(float(mass @ change))
+        errors.append(standard_error(change, mass))
+    return gains[0] - gains[1], math.hypot(*errors)
 
 
 def _measure(

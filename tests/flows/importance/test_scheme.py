@@ -141,7 +141,7 @@ def test_two_atoms():
         q = p * RejectionBlock.design(u, k, 0.2, most_draws=1e9).log_ratio(u).exp()
         assert float(q[0]) == pytest.approx(mass, abs=1e-6)
     block = RejectionBlock.design(u, 5, 0.2, most_draws=1e9)
-    bounds = [math.exp(b) for b in block.log_bounds]
+    bounds = [math.exp(step.log_bound) for step in block.steps]
     assert bounds == pytest.approx([2 / 3, 1.0, 1.25, 1.25, 1.25], abs=1e-6)
     for k, kl in enumerate(DIVERGENCES, 1):
         q = p * RejectionBlock.design(u, k, 0.2, most_draws=1e9).log_ratio(u).exp()
@@ -198,7 +198,7 @@ def test_a_block_is_its_steps_one_after_the_other():
 
 def test_bounds_rise_to_the_mixture_and_the_cost_is_capped():
     _, _, block = one_dimensional_block(30)
-    bounds = block.log_bounds
+    bounds = [step.log_bound for step in block.steps]
     assert all(b > a - 1e-9 for a, b in itertools.pairwise(bounds))
     assert bounds[-1] == pytest.approx(-math.log(0.8), abs=0.005)
     u = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
