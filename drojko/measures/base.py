@@ -163,10 +163,14 @@ def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def choose(weights: np.ndarray, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n indices with probabilities `weights`, by inverting the distribution function."""
+    """Draw n indices with probabilities `weights`."""
+    return inverted(weights, torch.rand(n, generator=generator, dtype=torch.float64))
+
+
+def inverted(weights: np.ndarray, u: Tensor) -> Tensor:
+    """The indices at which the distribution function of `weights` passes u in (0, 1)."""
     edges = torch.cumsum(torch.tensor(weights, dtype=torch.float64), 0)
-    u = torch.rand(n, generator=generator, dtype=torch.float64) * edges[-1]
-    return torch.searchsorted(edges, u, right=True).clamp_max_(len(edges) - 1)
+    return torch.searchsorted(edges, u * edges[-1], right=True).clamp_max_(len(edges) - 1)
 
 
 def components(reference: LabelledMeasure) -> list[Any]:

@@ -50,13 +50,9 @@ class AffineFit:
         floor = 1e-12 * float(values.max()) or 1.0
         return AffineFit(problem, vectors, values.clamp_min(floor), residue)
 
-    @property
-    def dim(self) -> int:
-        return self.problem.particles.x.shape[1]
-
     def parts(self, point: Tensor) -> tuple[Tensor, Tensor, float]:
         """M, b and a of a flat point."""
-        d = self.dim
+        d = len(self.spread)
         return point[: d * d].view(d, d), point[d * d : d * d + d], float(point[-1])
 
     def _evaluate(self, point: Tensor) -> tuple[Evaluated, Tensor]:
@@ -90,8 +86,7 @@ class AffineFit:
 
     def _metric(self, vector: Tensor) -> Tensor:
         """The inverse metric: Lyapunov's equation in the eigenbasis of S."""
-        d = self.dim
-        basis, spread = self.basis, self.spread
+        basis, spread, d = self.basis, self.spread, len(self.spread)
         matrix = basis.T @ vector[: d * d].view(d, d) @ basis
         matrix = matrix / (0.5 * (spread.unsqueeze(0) + spread.unsqueeze(1)))
         matrix = basis @ matrix @ basis.T
@@ -118,7 +113,7 @@ class AffineFit:
         matrix, _, share = self.parts(point)
         if share < 0.0 or not bool(torch.isfinite(point).all()):
             return False
-        eye = torch.eye(self.dim, dtype=matrix.dtype, device=matrix.device)
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         return int(torch.linalg.cholesky_ex(matrix - _SMALLEST * eye).info) == 0
 
     def solve(
@@ -131,7 +126,7 @@ class AffineFit:
         """
         point = torch.cat([matrix.reshape(-1), shift, shift.new_tensor([share])])
         at, gradient = self._evaluate(point)
-        if not at.finite:
+        if not math.isfinite(at.value):
             raise NonFiniteError(f"The energy is {at.value}. {Status.NON_FINITE.advice}")
         pairs: list[tuple[Tensor, Tensor, float]] = []
         for _ in range(max_iter):
@@ -165,7 +160,7 @@ class AffineFit:
             point = start + length * direction
             if self._allowed(point):
                 at, gradient = self._evaluate(point)
-                if at.finite and at.value <= value + 1e-4 * length * slope:
+                if math.isfinite(at.value) and at.value <= value + 1e-4 * length * slope:
                     return point, at, gradient
             length *= 0.5
         return None
@@ -224,7 +219,7 @@ class AffineStart:
         affine = self.fitted
         found, final = self.held.at_potential(potential), self.train.at_potential(potential)
         gain, own = affine.held.value - found.value, affine.train.value - final.value
-        if not (found.finite and gain > tol * self.gain and gain > 0.1 * own):
+        if not (math.isfinite(found.value) and gain > tol * self.gain and gain > 0.1 * own):
             return affine
         learned = copy.deepcopy(potential).requires_grad_(False)
         brenier = BrenierMap(learned, self.train.centre.clone(), self.train.scale)

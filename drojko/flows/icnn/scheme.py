@@ -96,7 +96,7 @@ def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICN
     potential = copy.deepcopy(start).requires_grad_(True)
     align(problem, potential, matrix, shift, 0.02)
     at = polish(problem, potential)
-    return potential if at is None or at.finite else None
+    return potential if at is None or math.isfinite(at.value) else None
 
 
 def refine(
@@ -126,7 +126,7 @@ def refine(
     batches, stage = Batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
     for k in range(iterations):
         rows = batches.next().to(best.device)
-        _, found = train.with_gradient(potential, rows, generator, probes)
+        _, found = train.take(rows).with_gradient(potential, generator, probes)
         found = [torch.zeros_like(g) if still else g for g, still in zip(found, fixed, strict=True)]
         # A batch whose density left the floats is not worth a step.
         learner.step(found, scheme.rate * cosine(k / iterations, 0.02), largest)
