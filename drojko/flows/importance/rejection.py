@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import root
-from drojko.exceptions import InvalidDataError, SolverError
+from drojko.exceptions import SolverError
 
 __all__ = [
     "RejectionBlock",
@@ -199,8 +199,6 @@ class RejectionBlock:
         SolverError
             Where fewer than 10 of the draws carry the target: nothing can be estimated then.
         """
-        if not 0.0 < rate < 1.0:
-            raise InvalidDataError(f"rate={rate!r}; a share strictly between 0 and 1 is expected")
         carried = effective_sample_size(u) * len(u)
         if carried < min(10.0, 0.5 * len(u)):
             raise SolverError(

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import Adam, Batches, cosine
-from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.exceptions import NonFiniteError
 from drojko.flows.functionals.base import checked_values
 
 __all__ = ["Velocity", "VelocityFlow", "fit_velocity", "log_target"]
 
-_FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "G", "A", "c")
 _BLOCK = 4096  # points integrated at once: their hidden layers stay in the cache
 #: Largest norm of a gradient, as a multiple of the median of those before it.
 _CLIP = 3.0
@@ -125,22 +124,23 @@ class Velocity:
     def identity(centre: Tensor, scale: Tensor, width: int, generator: torch.Generator) -> Velocity:
         """A field that is zero: random hidden layers, no output."""
         d = len(centre)
-        flat = torch.zeros(sum(s.numel() for s in _shapes(d, width)), dtype=centre.dtype)
+        size = sum(map(math.prod, _shapes(d, width).values()))
+        flat = torch.zeros(size, dtype=centre.dtype)
         new = Velocity(flat, width, centre, scale)
         parts = new.parts(flat)
 
         first, second = 1.5 / d**0.5, 1.5 / width**0.5
         for name, deviation in (("W1", first), ("b1", 1.0), ("W2", second), ("k1", 0.5)):
             part = parts[name]
-            part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64))
-            part.mul_(deviation)
+            noise = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+            part.copy_(deviation * noise)
         return new
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of a flat vector."""
         shapes = _shapes(len(self.centre), self.width)
-        pieces = flat.split([shape.numel() for shape in shapes])
-        return {k: p.view(s) for k, p, s in zip(_FIELDS, pieces, shapes, strict=True)}
+        pieces = flat.split([math.prod(shape) for shape in shapes.values()])
+        return {k: p.view(s) for (k, s), p in zip(shapes.items(), pieces, strict=True)}
 
     def to(self, dtype: torch.dtype) -> Velocity:
         """A copy in another precision."""
@@ -194,9 +194,10 @@ class Velocity:
         return z, grown, length
 
 
-def _shapes(d: int, width: int) -> list[torch.Size]:
-    first, second = [(width, d), (width,), (width,)], [(width, width), (width,), (width,)]
-    return [torch.Size(s) for s in (*first, *second, (d, width), (d, width), (d, d), (d,))]
+def _shapes(d: int, width: int) -> dict[str, tuple[int, ...]]:
+    layers = {"W1": (width, d), "k1": (width,), "b1": (width,)}
+    layers |= {"W2": (width, width), "k2": (width,), "b2": (width,)}
+    return layers | {"W3": (d, width), "G": (d, width), "A": (d, d), "c": (d,)}
 
 
 class VelocityFlow:
@@ -221,8 +222,6 @@ class VelocityFlow:
     """
 
     def __init__(self, velocity: Velocity, steps: int = 8) -> None:
-        if steps < 1:
-            raise InvalidDataError(f"steps={steps!r}; an integrator takes at least 1 step")
         self.velocity, self.steps = velocity, steps
 
     def single(self) -> VelocityFlow:

@@ -203,11 +203,12 @@ class Phase:
     target: Cloud
     generator: torch.Generator
     noise: float
-    loss: Conjugate
     rows: int = 0
 
-    def train(self, iterations: int, map_steps: int) -> None:
+    def train(self, iterations: int, map_steps: int, loss: Conjugate) -> None:
         """Alternate; rates fall to a twentieth along a cosine. No map steps: the critic alone.
+
+        ``loss`` is the critic's: the game's own, or another one with the same optimum.
 
         A fixed number of steps of a game, which nothing ends early; Ctrl-C ends the flow around.
         """
@@ -219,7 +220,7 @@ class Phase:
             for _ in range(map_steps):
                 images = self._map_step(s.rate * decay)
             if images is not None:
-                self._critic_step(images, s.critic_rate * decay)
+                self._critic_step(images, s.critic_rate * decay, loss)
 
     def _map_step(self, rate: float) -> Tensor:
         batch = self.settings.batch_size
@@ -238,12 +239,12 @@ class Phase:
         self.rows += 2 * batch
         return out
 
-    def _critic_step(self, images: Tensor, rate: float) -> None:
+    def _critic_step(self, images: Tensor, rate: float, loss: Conjugate) -> None:
         larger, penalty = self.settings.target_batch, self.settings.gradient_penalty
         y = self.target.x[self.target.rows(larger, self.generator)]
         if self.noise > 0.0:
             y = y + self.noise * torch.randn(y.shape, generator=self.generator)
-        points, loss = [images, y], self.loss
+        points = [images, y]
         if penalty > 0.0:
             z = torch.randn(y.shape, generator=self.generator) * _OFFSET * self.critic.spread.to(y)
             points += [y + z, y - z]

@@ -302,7 +302,6 @@ class _Solver(FlowSolver):
             Cloud.of(state.map.inner(base.x), base.w), x.float(),
             Cloud.of(target.x.float(), target.w), gen,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
-            _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
         )  # fmt: skip
         exact = s.gaussian and conjugate.name == "kl" and rest is None
         if exact:
@@ -336,15 +335,15 @@ class _Solver(FlowSolver):
         iterations = s.iterations if state.step else s.first or 2 * s.iterations
         if exact and s.tol > 0.0 and not state.refined:
             before = [learner.flat.clone() for learner in state.learners]
-            chosen, phase.loss = phase.loss, _LOGISTIC  # bounded: no ratio can mislead it
-            phase.train(max(100, s.iterations // 4), map_steps=0)
-            phase.loss = chosen
+            # Bounded: no ratio can mislead it.
+            phase.train(max(100, s.iterations // 4), map_steps=0, loss=_LOGISTIC)
             gain, error = _gain(phase, state.map.map(apart.x), apart.w, held)
             if gain <= s.tol + 2.0 * error:
                 for learner, flat in zip(state.learners, before, strict=True):
                     learner.flat.copy_(flat)
                 return False
-        phase.train(iterations, s.map_steps)
+        bounded = s.critic == "logistic" and phase.conjugate.logarithmic
+        phase.train(iterations, s.map_steps, _LOGISTIC if bounded else phase.conjugate)
         return True
 
     def advice(self, columns: dict[str, np.ndarray]) -> str:
