@@ -127,10 +127,27 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) ->
         When the file is truncated, altered, of another kind, of a newer format, or names a type
         that drojko does not know.
     """
-    data = Path(path).read_bytes()
+    import skops.io
+
+    data, names = Path(path).read_bytes(), _names(trusted)
     _check_digest(data, path)
     try:
-        return _unpack(data, path, _names(trusted))
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            manifest = json.loads(file.read(_MANIFEST))
+        if not isinstance(manifest["format"], int) or not 1 <= manifest["format"] <= FORMAT:
+            raise InvalidDataError(
+                f"{path} has format {manifest['format']}, written by drojko "
+                f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
+                "upgrade drojko"
+            )
+        if foreign := sorted(set(_foreign_types(data)) - set(names)):
+            short = ", ".join(name.rpartition(".")[2] for name in foreign)
+            raise InvalidDataError(
+                f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
+                f"where the file comes from, import them and name them: "
+                f"drojko.load(path, trusted=[{short}])"
+            )
+        return skops.io.loads(data, trusted=[*trusted_types(), *names])
     except InvalidDataError:
         raise
     except Exception as error:  # whatever a malformed archive provokes in zipfile, json or skops
@@ -240,27 +257,6 @@ def _check_digest(data: bytes, path: Any) -> None:
         raise InvalidDataError(
             f"{path} was altered after it was saved: its digest does not fit its content"
         )
-
-
-def _unpack(data: bytes, path: Any, trusted: list[str]) -> Any:
-    import skops.io
-
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        manifest = json.loads(file.read(_MANIFEST))
-    if not isinstance(manifest["format"], int) or not 1 <= manifest["format"] <= FORMAT:
-        raise InvalidDataError(
-            f"{path} has format {manifest['format']}, written by drojko "
-            f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
-            "upgrade drojko"
-        )
-    if foreign := sorted(set(_foreign_types(data)) - set(trusted)):
-        short = ", ".join(name.rpartition(".")[2] for name in foreign)
-        raise InvalidDataError(
-            f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
-            f"where the file comes from, import them and name them: "
-            f"drojko.load(path, trusted=[{short}])"
-        )
-    return skops.io.loads(data, trusted=[*trusted_types(), *trusted])
 
 
 def _names(classes: Sequence[type | str]) -> list[str]:

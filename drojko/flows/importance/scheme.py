@@ -136,14 +136,6 @@ class ImportanceCorrectedScheme:
         if given and len(counts) < n_steps:
             raise InvalidDataError(f"rejections has {len(counts)} entries for {n_steps} steps")
 
-    def count(self, k: int, n_steps: int) -> int | None:
-        """Rejection steps after step k = 0, ..., n_steps - 1; None: as many as it takes."""
-        if isinstance(self.rejections, Sequence):
-            return self.rejections[k]
-        if k < n_steps - 1:
-            return 0
-        return None if self.rejections is None else int(self.rejections)
-
     def solver(self, functional: Functional, steps: Sequence[float]) -> FlowSolver:
         """What runs the flow of ``functional`` with step sizes ``steps``; for `JKOFlow.run`."""
         self.validate(len(steps))
@@ -166,6 +158,9 @@ class _Solver(FlowSolver):
     ) -> None:
         self.scheme, self.steps, self.n_steps = scheme, steps, len(steps)
         self.log_prob, self.factor = target_of(functional)
+        counts = scheme.rejections  # after the last step alone, where there is one number
+        single = not isinstance(counts, Sequence)
+        self.counts = [0] * (self.n_steps - 1) + [counts] if single else counts
 
     def init(self, problem: tuple[Measure, torch.Generator]) -> ImportanceState:
         initial, gen = problem
@@ -212,7 +207,7 @@ class _Solver(FlowSolver):
             "effective_sample_size": effective_sample_size(apart),
             "draws_per_sample": measure.draws_per_sample,
         }
-        number = scheme.count(state.step, self.n_steps)
+        number = self.counts[state.step]
         if number != 0:
             block, own = self._rejections(measure, number, spawn(state.generator))
             numbers |= own

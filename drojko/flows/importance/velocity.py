@@ -110,7 +110,7 @@ class Velocity:
     Examples
     --------
     >>> v = Velocity.identity(torch.zeros(2), torch.ones(2), 8, torch.Generator().manual_seed(0))
-    >>> value, divergence = v.field(torch.ones(3, 2), 0.5)
+    >>> value, divergence = v.prepare(v.flat)(torch.ones(3, 2), 0.5)
     >>> float(value.abs().max()), float(divergence.abs().max())
     (0.0, 0.0)
     """
@@ -146,11 +146,6 @@ class Velocity:
         """A copy in another precision."""
         flat = self.flat.detach().to(dtype, copy=True)
         return replace(self, flat=flat, centre=self.centre.to(dtype), scale=self.scale.to(dtype))
-
-    def field(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Velocity (n, d) and divergence (n,) at points x (n, d), time t."""
-        value, divergence = self.prepare(self.flat)((x - self.centre) / self.scale, t)
-        return value * self.scale, divergence
 
     def prepare(self, flat: Tensor) -> Any:
         """The field in scaled coordinates, (z, t) -> (value, divergence)."""

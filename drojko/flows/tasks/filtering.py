@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -249,13 +250,10 @@ def filter_diffusion(
     functional = PotentialEnergy(potential) + temperature * Entropy()
     gen = make_generator(random_state)
 
-    def likelihood(y: Tensor) -> Callable[[Tensor], Tensor]:
-        def log_likelihood(x: Tensor) -> Tensor:
-            miss = (x if observe is None else observe(x)) - y
-            constant = len(y) * math.log(noise * math.sqrt(2.0 * math.pi))
-            return -0.5 * (miss / noise).square().sum(1) - constant
-
-        return log_likelihood
+    def log_likelihood(y: Tensor, x: Tensor) -> Tensor:
+        miss = (x if observe is None else observe(x)) - y
+        constant = len(y) * math.log(noise * math.sqrt(2.0 * math.pi))
+        return -0.5 * (miss / noise).square().sum(1) - constant
 
     def forecast(start: Measure, span: float) -> FlowResult:
         n = max(1, math.ceil(span / step_size - 1e-9))
@@ -266,10 +264,10 @@ def filter_diffusion(
     predicted: list[Measure] = []
     flows: list[FlowResult] = []
     log_evidence = 0.0
-    for k, y in enumerate(seen):
-        flows.append(forecast(state, edges[k + 1] - edges[k]))
+    for (before, now), y in zip(pairwise(edges), seen, strict=True):
+        flows.append(forecast(state, now - before))
         predicted.append(flows[-1].measures[-1])
-        state = Conditioned(predicted[-1], likelihood(y), random_state=gen)
+        state = Conditioned(predicted[-1], partial(log_likelihood, y), random_state=gen)
         log_evidence += state.log_evidence_
         measures.append(state)
     if end > edges[-1]:
