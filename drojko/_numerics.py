@@ -7,7 +7,7 @@ Adam's rule itself is a few lines, and an explicit state can be checkpointed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Adam", "Batches", "Kink", "check_settings", "cosine", "root", "standard_error"]
+__all__ = ["Adam", "Kink", "batches", "check_settings", "cosine", "root", "standard_error"]
 
 
 def root(
@@ -147,26 +147,18 @@ class Adam:
         flat.addcdiv_(self.first, self.second.sqrt().add_(1e-8), value=-rate * scale)
 
 
-class Batches:
-    """Mini-batches without replacement: a new order once fewer than ``size`` of n rows are left.
+def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of mini-batches for ever: a new order once fewer than ``size`` of n rows are left.
 
     Examples
     --------
-    >>> batches = Batches(5, 2, torch.Generator().manual_seed(0))
-    >>> len(set(torch.cat([batches.next(), batches.next()]).tolist()))
+    >>> found = batches(5, 2, torch.Generator().manual_seed(0))
+    >>> len(set(torch.cat([next(found), next(found)]).tolist()))
     4
     """
-
-    def __init__(self, n: int, size: int, generator: torch.Generator) -> None:
-        self.n, self.size, self.generator = n, size, generator
-        self.order, self.place = torch.randperm(n, generator=generator), 0
-
-    def next(self) -> Tensor:
-        """Indices of the next batch, shape (size,)."""
-        if self.place + self.size > self.n:
-            self.order, self.place = torch.randperm(self.n, generator=self.generator), 0
-        self.place += self.size
-        return self.order[self.place - self.size : self.place]
+    while True:
+        order = torch.randperm(n, generator=generator)
+        yield from order[: n // size * size].split(size)
 
 
 def cosine(progress: float, least: float = 0.0) -> float:

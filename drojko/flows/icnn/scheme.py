@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._numerics import Batches, cosine
+from drojko._numerics import batches, cosine
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
@@ -80,7 +80,7 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
         return None
     with torch.no_grad():
         residue = hidden_part(potential, problem.inner)
-        fit = AffineFit.of(problem, residue)
+        fit = AffineFit(problem, residue)
         matrix = potential.quadratic().clone()
         shift = potential.shift.detach().clone()
         matrix, shift, share, at = fit.solve(matrix, shift, 1.0, max_iter)
@@ -123,9 +123,9 @@ def refine(
     learner = Learner(potential)
     best, stale = learner.flat.clone(), 0
     best_value = held.at_potential(potential, probes).value
-    batches, stage = Batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
+    rows_of, stage = batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
     for k in range(iterations):
-        rows = batches.next().to(best.device)
+        rows = next(rows_of).to(best.device)
         _, found = train.take(rows).with_gradient(potential, generator, probes)
         found = [torch.zeros_like(g) if still else g for g, still in zip(found, fixed, strict=True)]
         # A batch whose density left the floats is not worth a step.
@@ -206,7 +206,7 @@ class ICNNScheme:
             raise InvalidDataError(
                 f"ICNNScheme got log_det={self.log_det!r}; expected auto, exact or stochastic"
             )
-        first = AffineStart.of(train, held, start)
+        first = AffineStart(train, held, start)
         d = train.particles.x.shape[1]
         if self.iterations == 0 or d == 0 or first.optimal:
             return first.fitted

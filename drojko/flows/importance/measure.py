@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ class Evidence:
         )
 
 
+@dataclass(eq=False, repr=False)
 class ImportanceMeasure(Measure):
     r"""Law of a chain of velocity flows and rejection blocks on an initial measure.
 
@@ -110,15 +111,9 @@ class ImportanceMeasure(Measure):
 
     _remedy = "run a JKOFlow with an ImportanceCorrectedScheme"
 
-    def __init__(
-        self,
-        base: Measure,
-        log_prob_target: Callable[[Tensor], Tensor],
-        stages: tuple[VelocityFlow | RejectionBlock, ...] = (),
-    ) -> None:
-        self.base = base
-        self.log_prob_target = log_prob_target
-        self.stages = tuple(stages)
+    base: Measure
+    log_prob_target: Callable[[Tensor], Tensor]
+    stages: Sequence[VelocityFlow | RejectionBlock] = ()
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.base.__sklearn_is_fitted__()

@@ -84,8 +84,7 @@ def tail_index(log_weight: Tensor) -> float:
     top = finite.topk(m + 1).values.flip(0)
     x = (top - top[-1]).exp()
     x = x[1:] - x[0]
-    if not float(x[0]) > 0.0:
-        x = x[x > 0]
+    x = x[x > 0]
     if len(x) < 5 or not float(x[-1]) > 1e-12:
         return math.nan
     n, quarter = len(x), float(x[max(int(len(x) / 4 + 0.5) - 1, 0)])
@@ -101,10 +100,7 @@ def tail_index(log_weight: Tensor) -> float:
 def tail_share(log_weight: Tensor) -> float:
     """Share of the sum of weights by which the largest ones exceed where their tail begins."""
     weight = (log_weight - log_weight.max()).exp()
-    m = _tail_size(log_weight)
-    if m < 1 or len(weight) <= m:
-        return 0.0
-    top = weight.topk(m + 1).values
+    top = weight.topk(_tail_size(log_weight) + 1).values
     return float((top[:-1] - top[-1]).sum() / weight.sum())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._numerics import Adam, Batches, cosine
+from drojko._numerics import Adam, batches, cosine
 from drojko.exceptions import NonFiniteError
 from drojko.flows.functionals.base import checked_values
 
@@ -293,10 +293,10 @@ def fit_velocity(
     adam = Adam.like(velocity.flat.detach())
     scaled = ((x - centre) / scale).float()
     norms: list[float] = []
-    batches = Batches(len(x), min(settings.batch_size, len(x)), generator)
+    rows_of = batches(len(x), min(settings.batch_size, len(x)), generator)
     energy = math.nan
     for k in range(iterations):  # all of them, inside one step of the flow: nothing ends them early
-        z = scaled[batches.next()]
+        z = scaled[next(rows_of)]
         image, grown, length = velocity.integrate(flat, z, steps)
         log_g = log_target(log_prob, (image * velocity.scale + velocity.centre).double())
         kept = torch.isfinite(log_g)  # where g vanishes no gradient points anywhere

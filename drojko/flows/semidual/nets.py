@@ -161,18 +161,12 @@ class Critic(_Shaped):
         return torch.cat([self.linearise(p.float())[0] for p in y.split(20_000)]).double()
 
 
-@dataclass(frozen=True, eq=False)
 class Cloud:
-    """Weighted points, drawn from with replacement."""
+    """Points x (n, d) of weights w (n,), drawn from with replacement."""
 
-    x: Tensor
-    edges: Tensor | None  # cumulated weights; None where they are equal
-
-    @staticmethod
-    def of(x: Tensor, w: Tensor) -> Cloud:
-        """Points x (n, d) of weights w (n,)."""
+    def __init__(self, x: Tensor, w: Tensor) -> None:
         equal = bool(((w - w[0]).abs() <= 1e-12 * w[0]).all())
-        return Cloud(x, None if equal else torch.cumsum(w, 0))
+        self.x, self.edges = x, None if equal else torch.cumsum(w, 0)
 
     def rows(self, n: int, generator: torch.Generator) -> Tensor:
         """N rows with their probabilities."""

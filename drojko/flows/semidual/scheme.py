@@ -299,8 +299,8 @@ class _Solver(FlowSolver):
 
         phase = Phase(
             s, state.map, state.critic, state.learners, conjugate, factor, rest, h,
-            Cloud.of(state.map.inner(base.x), base.w), x.float(),
-            Cloud.of(target.x.float(), target.w), gen,
+            Cloud(state.map.inner(base.x), base.w), x.float(),
+            Cloud(target.x.float(), target.w), gen,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
         )  # fmt: skip
         exact = s.gaussian and conjugate.name == "kl" and rest is None
