@@ -235,9 +235,8 @@ def _is_widths(value: Any) -> bool:
     return all(_is(width, Integral) and int(width) >= 1 for width in value)
 
 
-@dataclass(frozen=True, eq=False)
 class Kink:
-    r"""Smoothed positive parts of x, with an independent dual w each, or the primal one x / e.
+    r"""Smoothed positive parts of x (mu > 0), with a dual w each, by default the primal x / e.
 
     .. math:: (x)_+ \approx \tfrac12\left(x + \sqrt{x^2 + 4\mu^2}\right)
               = \max_{0 < q < 1}\; q x + \mu\,(\log q + \log(1-q)) + \text{const}
@@ -249,26 +248,18 @@ class Kink:
 
     Examples
     --------
-    >>> kink = Kink.at(np.array([-1.0, 0.0, 2.0]), 0.1)
+    >>> kink = Kink(np.array([-1.0, 0.0, 2.0]), 0.1)
     >>> kink.value.round(3), kink.slope.round(3)
     (array([0.01 , 0.1  , 2.005]), array([0.01 , 0.5  , 0.998]))
     """
 
-    x: np.ndarray
-    root: np.ndarray
-    tilt: np.ndarray
-    small: np.ndarray
-    dual: np.ndarray
-
-    @classmethod
-    def at(cls, x: np.ndarray, mu: float, dual: np.ndarray | None = None) -> Kink:
-        """Kinks at x, smoothed by mu > 0."""
+    def __init__(self, x: np.ndarray, mu: float, dual: np.ndarray | None = None) -> None:
         with np.errstate(over="ignore"):  # a step far too long
-            root = np.sqrt(x * x + 4.0 * mu * mu)
-        tilt = x / root
+            self.root = np.sqrt(x * x + 4.0 * mu * mu)
+        self.x, self.tilt = x, x / self.root
         # The smaller of (root + x) / 2 and (root - x) / 2, without cancellation.
-        small = 2.0 * mu * mu / (root + np.abs(x))
-        return cls(x, root, tilt, small, tilt if dual is None else dual)
+        self.small = 2.0 * mu * mu / (self.root + np.abs(x))
+        self.dual = self.tilt if dual is None else dual
 
     @property
     def value(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ def _gradient(fn: Callable[[Tensor], Tensor], z: Tensor, what: str) -> tuple[Ten
     return values.detach(), gradient
 
 
+@dataclass(eq=False, repr=False)
 class PotentialEnergy(Functional):
     r"""F(rho) = E V(z).
 
@@ -54,12 +56,8 @@ class PotentialEnergy(Functional):
     5.0
     """
 
-    def __init__(
-        self,
-        potential: Callable[[Tensor], Tensor],
-        gradient: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.potential, self.gradient = potential, gradient
+    potential: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor], Tensor] | None = None
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         if self.gradient is None:

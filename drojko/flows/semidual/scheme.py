@@ -35,6 +35,7 @@ from drojko.models import Learner
 __all__ = ["SemiDualScheme", "SemiDualState", "SemiDualStep"]
 
 
+@dataclass(eq=False, repr=False)
 class SemiDualStep(ParticleMeasure):
     r"""rho_k = T_k#rho_0 with one network T_k from the start, and d rho_k / d nu from the critic.
 
@@ -69,23 +70,16 @@ class SemiDualStep(ParticleMeasure):
     [0.4, -0.6]
     """
 
-    def __init__(
-        self,
-        base: Measure,
-        map: WholeMap,
-        critic: Critic,
-        conjugate: Conjugate,
-        held: Particles | None = None,
-    ) -> None:
-        super().__init__(base, map, held)
-        self.critic = critic
-        self.conjugate = conjugate
+    base: Measure
+    map: WholeMap
+    critic: Critic
+    conjugate: Conjugate
+    held: Particles | None = None
 
     def in_units(self, base: Measure, centre: Tensor, unit: Tensor) -> SemiDualStep:
         """The same step for x = centre + unit * z, of which ``base`` is the initial measure."""
         held = self.held and replace(self.held, x=centre + unit * self.held.x)
-        map: Any = self.map
-        nets = map.in_units(centre, unit), self.critic.in_units(centre, unit)
+        nets = self.map.in_units(centre, unit), self.critic.in_units(centre, unit)
         return SemiDualStep(base, *nets, self.conjugate, held)
 
     def log_ratio(self, x: Any) -> Tensor:
