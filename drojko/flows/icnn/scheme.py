@@ -20,7 +20,7 @@ from drojko.transport.icnn import ICNN
 from drojko.transport.jet import Probes, forward
 from drojko.transport.maps import set_affine
 
-__all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "warm"]
+__all__ = ["DENSE", "ICNNScheme", "polish", "refine"]
 
 #: Columns up to which Hessians are formed and factorised at every step.
 DENSE = 32
@@ -58,17 +58,6 @@ def align(problem: MapProblem, potential: ICNN, matrix, shift, least: float = 0.
     set_affine(potential, rest, shift - w @ (gradient - x @ mean))
 
 
-def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator) -> ICNN:
-    """A network near the affine map (M, b)."""
-    like = problem.particles.x
-    potential = ICNN(like.shape[1], hidden=hidden, generator=generator)
-    potential = potential.to(like)
-    with torch.no_grad():
-        potential.w.fill_(math.log(math.expm1(_START / hidden[-1])))
-    align(problem, potential, matrix, shift)
-    return potential
-
-
 def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluated | None:
     """Refit the quadratic, the shift and the share of the layers; changes the potential.
 
@@ -89,14 +78,6 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
         weights = share * torch.nn.functional.softplus(potential.w, threshold=40.0)
         potential.w.copy_(weights + torch.log(-torch.expm1(-weights)))
         return at
-
-
-def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:
-    """The last layers with the affine part refitted; None where they bend more than M allows."""
-    potential = copy.deepcopy(start).requires_grad_(True)
-    align(problem, potential, matrix, shift, 0.02)
-    at = polish(problem, potential)
-    return potential if at is None or math.isfinite(at.value) else None
 
 
 def refine(
@@ -213,12 +194,18 @@ class ICNNScheme:
         rough = self.log_det == "stochastic" or (self.log_det == "auto" and d > DENSE)
         probes = self.probes if rough and train.dense else None
         train, held = first.train, first.held
-        potential = fresh(train, tuple(self.hidden), first.matrix, first.shift, generator)
-        other = None if start is None else warm(train, start, first.matrix, first.shift)
-        if other is not None and (
-            held.at_potential(other, probes).value < held.at_potential(potential, probes).value
-        ):
-            potential = other
+        potential = ICNN(d, hidden=tuple(self.hidden), generator=generator).to(train.particles.x)
+        with torch.no_grad():
+            potential.w.fill_(math.log(math.expm1(_START / self.hidden[-1])))
+        align(train, potential, first.matrix, first.shift)
+        if start is not None:  # its last layers, with the affine part refitted
+            other = copy.deepcopy(start).requires_grad_(True)
+            align(train, other, first.matrix, first.shift, 0.02)
+            at = polish(train, other)
+            if (at is None or math.isfinite(at.value)) and (
+                held.at_potential(other, probes).value < held.at_potential(potential, probes).value
+            ):
+                potential = other
         # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
         # refitted afterwards, where there are enough particles for that. Layers find their
         # directions late there: all stages are made.

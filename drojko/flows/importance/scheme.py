@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -20,7 +20,7 @@ from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
-from drojko.flows.importance.velocity import VelocityFlow, fit_velocity, log_target
+from drojko.flows.importance.velocity import fit_velocity, log_target
 from drojko.flows.result import FlowSolver, Steps
 from drojko.measures.base import Measure
 
@@ -191,7 +191,7 @@ class _Solver(FlowSolver):
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
             if _descends(u[:held], before[:held]):
-                measure = self._after(measure, flow)
+                measure = replace(measure, stages=(*measure.stages, flow))
                 break
         else:  # no field found: stay, and say so in the history
             x, log_density, u = state.x, state.log_density, before
@@ -211,16 +211,11 @@ class _Solver(FlowSolver):
         if number != 0:
             block, own = self._rejections(measure, number, spawn(state.generator))
             numbers |= own
-            measure = self._after(measure, block)
+            measure = replace(measure, stages=(*measure.stages, block))
             if state.step < self.n_steps - 1:
                 x, log_density = measure.sample_with_log_prob(len(x), state.generator)
         h = self.steps[state.step]
         return state.after(measure, h, began, numbers, x=x, log_density=log_density)
-
-    def _after(
-        self, measure: ImportanceMeasure, stage: VelocityFlow | RejectionBlock
-    ) -> ImportanceMeasure:
-        return ImportanceMeasure(measure.base, self.log_prob, (*measure.stages, stage))
 
     def _rejections(
         self, measure: ImportanceMeasure, number: int | None, generator: torch.Generator
