@@ -37,6 +37,11 @@ def linear_flow(matrix, shift, steps):
     return VelocityFlow(v, steps)
 
 
+def field(v, x, t):
+    value, divergence = v.prepare(v.flat)((x - v.centre) / v.scale, t)
+    return value * v.scale, divergence
+
+
 # -- the field ---------------------------------------------------------------------------------
 
 
@@ -45,17 +50,17 @@ def test_divergence_is_the_trace_of_the_jacobian(dim, seed, time):
     gen = torch.Generator().manual_seed(seed)
     v = random_field(dim, 7, gen)
     x = torch.randn(3, dim, generator=gen, dtype=torch.float64)
-    divergence = v.field(x, time)[1]
+    divergence = field(v, x, time)[1]
     for row, found in zip(x, divergence):
-        jacobian = torch.autograd.functional.jacobian(lambda z: v.field(z[None], time)[0][0], row)
+        jacobian = torch.autograd.functional.jacobian(lambda z: field(v, z[None], time)[0][0], row)
         assert float(found - jacobian.trace()) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_divergence_in_fifty_columns(generator):
     v = random_field(50, 16, generator, 0.1)
     x = torch.randn(1, 50, generator=generator, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda z: v.field(z[None], 0.3)[0][0], x[0])
-    assert float(v.field(x, 0.3)[1][0]) == pytest.approx(float(jacobian.trace()), abs=1e-11)
+    jacobian = torch.autograd.functional.jacobian(lambda z: field(v, z[None], 0.3)[0][0], x[0])
+    assert float(field(v, x, 0.3)[1][0]) == pytest.approx(float(jacobian.trace()), abs=1e-11)
 
 
 def test_written_derivatives_are_the_derivatives(generator):
