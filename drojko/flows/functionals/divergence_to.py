@@ -217,7 +217,7 @@ def split(functional: Functional) -> tuple[float, DivergenceTo, Functional | Non
                 f"SemiDualScheme: {term!r} is a functional of the density, which this scheme does "
                 "not have; use ICNNScheme, or a DivergenceTo in its place"
             )
-    found = [part for part in functional.parts() if isinstance(part[1], DivergenceTo)]
+    found: list[Any] = [part for part in functional.parts() if isinstance(part[1], DivergenceTo)]
     if len(found) != 1 or found[0][0] == 0.0:
         raise UnsupportedError(
             f"SemiDualScheme: {functional!r} has {len(found)} terms DivergenceTo(...); it needs "

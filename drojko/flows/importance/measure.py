@@ -157,7 +157,7 @@ class ImportanceMeasure(Measure):
         stage = self.stages[depth - 1]
         if isinstance(stage, VelocityFlow):
             x, log_density = self._draw(n, depth - 1, gen)
-            image, grown = stage.single().push(x)
+            image, grown = stage.to(torch.float32).push(x)
             return image, log_density - grown
         return self._accept(stage, n, depth - 1, gen)
 
@@ -261,6 +261,6 @@ def calibration_draws(
     x = torch.cat([net(base, each, spawn(generator)) for _ in range(_GROUPS)])
     log_density = base.log_prob(x)
     for flow in flows:
-        x, grown = flow.single().push(x)
+        x, grown = flow.to(torch.float32).push(x)
         log_density = log_density - grown
     return x, log_density, _GROUPS

@@ -53,7 +53,7 @@ class ImportanceCorrectedScheme:
     Parameters
     ----------
     width : int
-        Of the two hidden layers of each field (`Velocity`: exact divergence in any dimension).
+        Of the two hidden layers of each field (`VelocityFlow`: exact divergence in any dimension).
     iterations, batch_size, rate : int, int, float
         Adam iterations per JKO step, particles in each, first learning rate.
     integration_steps : int
@@ -187,7 +187,7 @@ class _Solver(FlowSolver):
             flow, path_energy, integration_error = fit_velocity(
                 self.log_prob, state.x[held:], h, state.generator, scheme, rate
             )
-            x, grown = flow.single().push(state.x)
+            x, grown = flow.to(torch.float32).push(state.x)
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
             if _descends(u[:held], before[:held]):
