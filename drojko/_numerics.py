@@ -7,7 +7,7 @@ Adam's rule itself is a few lines, and an explicit state can be checkpointed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Adam", "Batches", "Kink", "check_settings", "cosine", "root", "standard_error"]
+__all__ = ["Adam", "Kink", "batches", "check_settings", "cosine", "root", "standard_error"]
 
 
 def root(
@@ -147,26 +147,18 @@ class Adam:
         flat.addcdiv_(self.first, self.second.sqrt().add_(1e-8), value=-rate * scale)
 
 
-class Batches:
-    """Mini-batches without replacement: a new order once fewer than ``size`` of n rows are left.
+def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of mini-batches for ever: a new order once fewer than ``size`` of n rows are left.
 
     Examples
     --------
-    >>> batches = Batches(5, 2, torch.Generator().manual_seed(0))
-    >>> len(set(torch.cat([batches.next(), batches.next()]).tolist()))
+    >>> found = batches(5, 2, torch.Generator().manual_seed(0))
+    >>> len(set(torch.cat([next(found), next(found)]).tolist()))
     4
     """
-
-    def __init__(self, n: int, size: int, generator: torch.Generator) -> None:
-        self.n, self.size, self.generator = n, size, generator
-        self.order, self.place = torch.randperm(n, generator=generator), 0
-
-    def next(self) -> Tensor:
-        """Indices of the next batch, shape (size,)."""
-        if self.place + self.size > self.n:
-            self.order, self.place = torch.randperm(self.n, generator=self.generator), 0
-        self.place += self.size
-        return self.order[self.place - self.size : self.place]
+    while True:
+        order = torch.randperm(n, generator=generator)
+        yield from order[: n // size * size].split(size)
 
 
 def cosine(progress: float, least: float = 0.0) -> float:
@@ -243,9 +235,8 @@ def _is_widths(value: Any) -> bool:
     return all(_is(width, Integral) and int(width) >= 1 for width in value)
 
 
-@dataclass(frozen=True, eq=False)
 class Kink:
-    r"""Smoothed positive parts of x, with an independent dual w each, or the primal one x / e.
+    r"""Smoothed positive parts of x (mu > 0), with a dual w each, by default the primal x / e.
 
     .. math:: (x)_+ \approx \tfrac12\left(x + \sqrt{x^2 + 4\mu^2}\right)
               = \max_{0 < q < 1}\; q x + \mu\,(\log q + \log(1-q)) + \text{const}
@@ -257,26 +248,18 @@ class Kink:
 
     Examples
     --------
-    >>> kink = Kink.at(np.array([-1.0, 0.0, 2.0]), 0.1)
+    >>> kink = Kink(np.array([-1.0, 0.0, 2.0]), 0.1)
     >>> kink.value.round(3), kink.slope.round(3)
     (array([0.01 , 0.1  , 2.005]), array([0.01 , 0.5  , 0.998]))
     """
 
-    x: np.ndarray
-    root: np.ndarray
-    tilt: np.ndarray
-    small: np.ndarray
-    dual: np.ndarray
-
-    @classmethod
-    def at(cls, x: np.ndarray, mu: float, dual: np.ndarray | None = None) -> Kink:
-        """Kinks at x, smoothed by mu > 0."""
+    def __init__(self, x: np.ndarray, mu: float, dual: np.ndarray | None = None) -> None:
         with np.errstate(over="ignore"):  # a step far too long
-            root = np.sqrt(x * x + 4.0 * mu * mu)
-        tilt = x / root
+            self.root = np.sqrt(x * x + 4.0 * mu * mu)
+        self.x, self.tilt = x, x / self.root
         # The smaller of (root + x) / 2 and (root - x) / 2, without cancellation.
-        small = 2.0 * mu * mu / (root + np.abs(x))
-        return cls(x, root, tilt, small, tilt if dual is None else dual)
+        self.small = 2.0 * mu * mu / (self.root + np.abs(x))
+        self.dual = self.tilt if dual is None else dual
 
     @property
     def value(self) -> np.ndarray:

@@ -34,6 +34,7 @@ __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
 FORMAT = 1
 
 _MANIFEST = "drojko.json"
+_PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
 
@@ -126,10 +127,27 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) ->
         When the file is truncated, altered, of another kind, of a newer format, or names a type
         that drojko does not know.
     """
-    data = Path(path).read_bytes()
+    import skops.io
+
+    data, names = Path(path).read_bytes(), _names(trusted)
     _check_digest(data, path)
     try:
-        return _unpack(data, path, _names(trusted))
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            manifest = json.loads(file.read(_MANIFEST))
+        if not isinstance(manifest["format"], int) or not 1 <= manifest["format"] <= FORMAT:
+            raise InvalidDataError(
+                f"{path} has format {manifest['format']}, written by drojko "
+                f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
+                "upgrade drojko"
+            )
+        if foreign := sorted(set(_foreign_types(data)) - set(names)):
+            short = ", ".join(name.rpartition(".")[2] for name in foreign)
+            raise InvalidDataError(
+                f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
+                f"where the file comes from, import them and name them: "
+                f"drojko.load(path, trusted=[{short}])"
+            )
+        return skops.io.loads(data, trusted=[*trusted_types(), *names])
     except InvalidDataError:
         raise
     except Exception as error:  # whatever a malformed archive provokes in zipfile, json or skops
@@ -161,10 +179,10 @@ def load_any(
         import skops.io
 
         try:
-            known = {*trusted_types(), *_names(trusted)}
-            foreign = sorted(set(skops.io.get_untrusted_types(data=data)) - known)
+            names = _names(trusted)
+            foreign = sorted(set(_foreign_types(data)) - set(names))
             if not foreign:
-                return skops.io.loads(data, trusted=sorted(known))
+                return skops.io.loads(data, trusted=[*trusted_types(), *names])
         except Exception as error:  # whatever a malformed archive provokes
             raise InvalidDataError(f"{path} cannot be read as a skops file: {error}") from error
         raise InvalidDataError(
@@ -205,20 +223,15 @@ def _pack(estimator: Any) -> bytes:
         )
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a") as file:
-        file.writestr(_MANIFEST, json.dumps(_manifest(estimator), indent=2))
+        manifest = {
+            "format": FORMAT,
+            "type": _full_name(type(estimator)),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        file.writestr(_MANIFEST, json.dumps(manifest, indent=2))
         file.comment = _MARK + b"0" * 64
     content = buffer.getvalue()[:-64]
     return content + hashlib.sha256(content).hexdigest().encode()
-
-
-def _manifest(estimator: Any) -> dict[str, Any]:
-    kind = type(estimator)
-    names = ("drojko", "numpy", "scikit-learn", "skops", "torch")
-    return {
-        "format": FORMAT,
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "versions": {name: version(name) for name in names},
-    }
 
 
 def _refuse_code(estimator: Any) -> None:
@@ -244,27 +257,6 @@ def _check_digest(data: bytes, path: Any) -> None:
         raise InvalidDataError(
             f"{path} was altered after it was saved: its digest does not fit its content"
         )
-
-
-def _unpack(data: bytes, path: Any, trusted: list[str]) -> Any:
-    import skops.io
-
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        manifest = json.loads(file.read(_MANIFEST))
-    if not isinstance(manifest["format"], int) or not 1 <= manifest["format"] <= FORMAT:
-        raise InvalidDataError(
-            f"{path} has format {manifest['format']}, written by drojko "
-            f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
-            "upgrade drojko"
-        )
-    if foreign := sorted(set(_foreign_types(data)) - set(trusted)):
-        short = ", ".join(name.rpartition(".")[2] for name in foreign)
-        raise InvalidDataError(
-            f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
-            f"where the file comes from, import them and name them: "
-            f"drojko.load(path, trusted=[{short}])"
-        )
-    return skops.io.loads(data, trusted=[*trusted_types(), *trusted])
 
 
 def _names(classes: Sequence[type | str]) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from drojko._numerics import Adam, Batches, cosine, root, standard_error
+from drojko._numerics import Adam, batches, cosine, root, standard_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -74,10 +74,10 @@ def test_the_standard_error_is_that_of_independent_terms(rng):
 
 
 def test_batches_go_through_all_rows_before_any_comes_again():
-    batches = Batches(10, 3, torch.Generator().manual_seed(0))
-    first = torch.cat([batches.next() for _ in range(3)])
+    found = batches(10, 3, torch.Generator().manual_seed(0))
+    first = torch.cat([next(found) for _ in range(3)])
     assert len(first.unique()) == 9
-    second = torch.cat([batches.next() for _ in range(3)])
+    second = torch.cat([next(found) for _ in range(3)])
     assert len(second.unique()) == 9
     assert second.tolist() != first.tolist()
 

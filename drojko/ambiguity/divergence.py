@@ -95,7 +95,7 @@ class Divergence:
                     return None
                 q = inside**power
                 return c * (q * inside - 1.0) / k, q, q / inside / c
-            kink = Kink.at(inside, delta)
+            kink = Kink(inside, delta)
             a = kink.value
             b, q = a / kink.root, a**power  # b is the slope of a
             bend = q * (b / kink.root + (k - 1.0) * kink.second) / c
@@ -377,7 +377,7 @@ class Tails(Levels):
         parts, records = [], {}
         for tail in self.tails:
             i, cap = tail.level, tail.cap
-            kink = Kink.at(losses - p[i] + tail.offset, mu, duals.get(tail.name))
+            kink = Kink(losses - p[i] + tail.offset, mu, duals.get(tail.name))
             bend, slope = cap * kink.second, cap * kink.slope
             value += float(weights @ (cap * kink.value))
             density += slope

@@ -76,7 +76,7 @@ class EnvelopeScheme:
     ) -> FittedMap:
         """The map that minimises J on ``train``, judged on ``held``."""
         self.validate()
-        first = AffineStart.of(train, held)
+        first = AffineStart(train, held)
         if not self.iterations or first.optimal:
             return first.fitted
         train, held = first.train, first.held

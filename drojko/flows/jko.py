@@ -187,16 +187,14 @@ class JKOFlow(FlowSolver):
         held = train.on(state.held)
         began = time.perf_counter()
         found: FittedMap = self.scheme.fit_map(train, held, state.generator, state.potential)
-        before = held.functional.at(state.held.x, state.held.w).evaluate(
-            state.held.x, state.held.log_density, state.held.w
-        )
+        before = held.functional.value(state.held.x, state.held.log_density, state.held.w)
         shift, linear = train.residual(found.train)
         move = max(found.train.move, 1e-300)
         mass = float(found.train.d_log_det.sum()) * math.sqrt(train.particles.x.shape[1])
         numbers = {
             "energy": found.held.energy,
             "movement": found.held.move / (2.0 * h),
-            "decrease": before.value - found.held.energy,
+            "decrease": before - found.held.energy,
             "translation": shift / (math.sqrt(move) / h),
             "linear": linear / (move / h + abs(mass)),
             "refined": float(found.refined),

@@ -128,11 +128,10 @@ class LineScheme:
             raise UnsupportedError("LineScheme is for one dimension: use ICNNScheme")
         newton = _LineNewton(train)
         found = MonotoneMap(newton.x, newton.solve(self.tol, self.max_iter))
-        parts = []
-        for problem in (train, held):
-            x = problem.particles.x
-            parts.append(problem.evaluate(found.map(x), found.log_abs_det_jacobian(x)))
-        return FittedMap(found, None, parts[0], parts[1], True)
+        x, y = train.particles.x, held.particles.x
+        on_train = train.evaluate(found.map(x), found.log_abs_det_jacobian(x))
+        on_held = held.evaluate(found.map(y), found.log_abs_det_jacobian(y))
+        return FittedMap(found, None, on_train, on_held, True)
 
 
 class _LineNewton:

@@ -30,11 +30,6 @@ class Particles:
     known: bool = True
     anchor: Tensor | None = None
 
-    @property
-    def near(self) -> Tensor:
-        """The anchor."""
-        return self.x if self.anchor is None else self.anchor
-
     def moved(self, z: Tensor, log_det: Tensor) -> Particles:
         """The particles pushed by a map."""
         return Particles(z, self.w, self.log_density - log_det, self.known)

@@ -33,7 +33,7 @@ def smoothed_clip(r: np.ndarray, delta: float, mu: float) -> tuple[np.ndarray, .
 
     Its linear parts have a little curvature: Newton's method needs some.
     """
-    low, high = Kink.at(r + delta, mu), Kink.at(r - delta, mu)
+    low, high = Kink(r + delta, mu), Kink(r - delta, mu)
 
     def area(x: np.ndarray, root: np.ndarray) -> np.ndarray:
         return 0.25 * x * (x + root) + mu * mu * np.arcsinh(x / (2.0 * mu))

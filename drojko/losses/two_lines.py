@@ -64,7 +64,7 @@ class TwoLines(Loss):
         """A smoothed kink at x = 0."""
         low, high = self.slopes
         x, sign = self._from_kink(f, y)
-        kink, gap = Kink.at(x, mu, dual), high - low
+        kink, gap = Kink(x, mu, dual), high - low
         slope, share = (sign * (low + gap * part) for part in (kink.slope, kink.share))
         return Smoothed(low * x + gap * kink.value, slope, gap * kink.second, share, kink)
 

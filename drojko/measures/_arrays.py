@@ -14,8 +14,6 @@ from drojko.exceptions import InvalidDataError
 
 def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
     """Return X (array, list, frame or tensor) as a finite float64 array of shape (n, dim)."""
-    if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
     rows = np.ascontiguousarray(_floats(X, name))
     _check_shape(rows.shape, dim, name)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -63,8 +61,6 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
     """Return n nonnegative weights, not all zero; ones for None."""
     if sample_weight is None:
         return np.ones(n)
-    if isinstance(sample_weight, Tensor):
-        sample_weight = sample_weight.detach().cpu().numpy()
     weights = _floats(sample_weight, name)
     if weights.shape != (n,):
         raise InvalidDataError(f"{name} has shape {weights.shape}; expected ({n},)")
@@ -232,6 +228,8 @@ def double(values: Any, like: Tensor | None = None) -> Tensor:
 
 
 def _floats(values: Any, name: str) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

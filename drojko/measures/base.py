@@ -21,7 +21,7 @@ class _Settings(BaseEstimator):
     """The bookkeeping that measures of both kinds share."""
 
     _state = ""  # the fitted attribute whose presence means "ready to use"
-    _remedy = "call fit first"
+    _remedy = "call fit(X) first"
 
     def _construct(self) -> None:
         """Set the fitted attributes from the settings alone, if those suffice."""
@@ -35,6 +35,11 @@ class _Settings(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"this {type(self).__name__} is not fitted: {self._remedy}")
         return self
+
+    @property
+    def dim(self) -> int:
+        """Number of columns d of x."""
+        raise self._lacks("known dimension", "look at a sample")
 
     def _lacks(self, what: str, instead: str) -> UnsupportedError:
         return UnsupportedError(f"{type(self).__name__} has no {what}; {instead}")
@@ -55,12 +60,16 @@ class Measure(_Settings):
     a `fit` of its own. `scale` are the standard deviations of the columns, for regularisation.
     """
 
+    _fit: Any = None
+
     def fit(self, X: Any, sample_weight: Any = None) -> Self:
         """Fit to rows X of shape (n, d), with weights of shape (n,); returns self.
 
         Raises InvalidDataError for fewer than 2 distinct rows of positive weight, NaN, infinity,
         text, or weights that are negative or all zero.
         """
+        if self._fit is None:
+            raise self._lacks("fit", self._remedy)
         rows, weights = distinct(*weighted_rows(X, sample_weight))
         if len(rows) < 2:
             raise InvalidDataError(
@@ -69,12 +78,9 @@ class Measure(_Settings):
             )
         return self._fit(rows, weights, spread(rows, weights))
 
-    def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
-        raise self._lacks("fit", "build it from its parts")
-
     def _fit_class(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
         """Fit to one class of a table; `scale` regularises, so that a single row will do."""
-        if type(self)._fit is Measure._fit:
+        if self._fit is None:
             return self.fit(rows, weights)
         return self._fit(*distinct(rows, weights), scale)
 
@@ -84,11 +90,6 @@ class Measure(_Settings):
 
         copy: Any = clone(self)
         return copy
-
-    @property
-    def dim(self) -> int:
-        """Number of columns d."""
-        raise self._lacks("known dimension", "look at a sample")
 
     @property
     def mean(self) -> Tensor:
@@ -124,11 +125,6 @@ class Measure(_Settings):
 
 class LabelledMeasure(_Settings):
     """A probability measure of pairs (x, y): what solvers take as the reference."""
-
-    @property
-    def dim(self) -> int:
-        """Number of columns of x."""
-        raise self._lacks("known dimension", "look at a sample")
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to rows X of shape (n, d) and labels y of shape (n,); returns self."""
@@ -167,10 +163,14 @@ def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def choose(weights: np.ndarray, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n indices with probabilities `weights`, by inverting the distribution function."""
+    """Draw n indices with probabilities `weights`."""
+    return inverted(weights, torch.rand(n, generator=generator, dtype=torch.float64))
+
+
+def inverted(weights: np.ndarray, u: Tensor) -> Tensor:
+    """The indices at which the distribution function of `weights` passes u in (0, 1)."""
     edges = torch.cumsum(torch.tensor(weights, dtype=torch.float64), 0)
-    u = torch.rand(n, generator=generator, dtype=torch.float64) * edges[-1]
-    return torch.searchsorted(edges, u, right=True).clamp_max_(len(edges) - 1)
+    return torch.searchsorted(edges, u * edges[-1], right=True).clamp_max_(len(edges) - 1)
 
 
 def components(reference: LabelledMeasure) -> list[Any]:

@@ -93,7 +93,7 @@ class ClassConditional(LabelledMeasure):
         parts = [(rows[a:b], weights[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
         template = KDE() if self.measure is None else self.measure
         # Measures with a fit of their own take no scale; on large tables it would be the dear part.
-        scaled = type(template)._fit is not Measure._fit
+        scaled = template._fit is not None
         scale = pooled_scale(parts, mass / mass.sum()) if scaled else np.ones(rows.shape[1])
         copies: Any = [clone(template) for _ in parts]
         self.measures_ = [c._fit_class(*part, scale) for c, part in zip(copies, parts)]

@@ -73,7 +73,6 @@ class FlowMeasure(Measure):
     """
 
     _state = "parameters_"
-    _remedy = "call fit(X) first"
 
     transforms: int = 2
     hidden_layer_sizes: Any = (32, 32)

@@ -84,7 +84,6 @@ class KDE(Measure):
     """
 
     _state = "bandwidth_"
-    _remedy = "call fit(X) first"
 
     bandwidth: str | float = "auto"
     _: KW_ONLY

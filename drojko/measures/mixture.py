@@ -21,7 +21,7 @@ from drojko.measures._arrays import (
     positive,
     queries,
 )
-from drojko.measures.base import Measure, antithetic, choose, draws, normal
+from drojko.measures.base import Measure, antithetic, choose, draws, inverted, normal
 from drojko.measures.gaussian import Gaussian, cholesky, normal_log_prob
 
 __all__ = ["GaussianMixture"]
@@ -117,7 +117,7 @@ class GaussianMixture(Measure):
         parts = start.weights_, start.means_, start.covariances_
         if np.ptp(weights) <= 1e-12 * weights.max():
             return parts
-        return weighted_em(rows, weights, *parts, ridge=self.ridge)
+        return weighted_em(rows, weights, *parts, self.ridge)
 
     def _construct(self) -> None:
         if self.means is None or self.covariances is None:
@@ -215,19 +215,16 @@ def weighted_em(
     share: np.ndarray,
     means: np.ndarray,
     covariances: np.ndarray,
-    *,
     ridge: float,
-    tol: float = 1e-6,
-    max_iter: int = 200,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Climb sum_i w_i log p(x_i) from a start until a step gains less than `tol`.
+    """Climb sum_i w_i log p(x_i) from a start until a step gains less than 1e-6.
 
     The loop continues that of scikit-learn, which takes no weights, with its own limits.
     """
     before = -np.inf
-    for _ in range(max_iter):
+    for _ in range(200):
         terms, log_density = log_terms(rows, share, means, covariances)
-        if (value := weights @ log_density) - before < tol:
+        if (value := weights @ log_density) - before < 1e-6:
             break
         before = value
         mass = weights[:, None] * np.exp(terms - log_density[:, None])
@@ -253,6 +250,4 @@ def net(base: Gaussian | GaussianMixture, n: int, generator: torch.Generator) ->
     x = torch.special.ndtri(uniform[:, 1:])
     if isinstance(base, Gaussian):
         return base._place(x)
-    edges = torch.cumsum(torch.as_tensor(base.weights_), 0)
-    pick = torch.searchsorted(edges, uniform[:, 0].contiguous()).clamp_max(len(edges) - 1)
-    return base._placed(pick, x)
+    return base._placed(inverted(base.weights_, uniform[:, 0].contiguous()), x)

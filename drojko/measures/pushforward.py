@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,13 +42,11 @@ class Pushforward(Measure):
     True
     """
 
+    _remedy = "fit its base and its map"
+
     def __init__(self, base: Measure, map: Any):
         self.base = base
         self.map = map
-
-    def fit(self, X: Any, sample_weight: Any = None) -> Self:
-        """Raise UnsupportedError: fit the base and the map."""
-        raise self._lacks("fit", "fit its base and its map")
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.base.__sklearn_is_fitted__()

@@ -200,7 +200,7 @@ def test_optimal_affine_maps_are_recognised(generator):
     functional = ornstein_uhlenbeck([1.0, 0.0], [[2.0, 0.5], [0.5, 1.0]])
     p = draw_particles(Gaussian([0.0, 0.0], np.eye(2)), 500, generator)
     problem = MapProblem.of(functional, p, 0.3)
-    first = AffineStart.of(problem, problem)
+    first = AffineStart(problem, problem)
     affine = first.fitted.map
     assert first.optimal
     assert problem.affine_gap(first.fitted.train, affine) < 1e-8
@@ -208,7 +208,7 @@ def test_optimal_affine_maps_are_recognised(generator):
     off = problem.evaluate(worse.map(p.x), worse.log_abs_det_jacobian(p.x))
     assert problem.affine_gap(off, worse) > 1e-2
     bent = MapProblem.of(functional + PotentialEnergy(lambda z: (3 * z[:, 0]).sin()), p, 0.3)
-    first = AffineStart.of(bent, bent)
+    first = AffineStart(bent, bent)
     assert not first.optimal
     assert bent.affine_gap(first.fitted.train, first.fitted.map) > 1e-2
 

@@ -128,17 +128,17 @@ def test_singular_systems_are_solved_as_far_as_they_can_be():
 @pytest.mark.parametrize("mu", [1e-8, 1e-3, 1.0])
 def test_smoothed_kinks(mu):
     x = np.concatenate([[-1e9, 1e9, 0.0], np.random.default_rng(0).normal(size=50)])
-    kink = Kink.at(x, mu)
+    kink = Kink(x, mu)
     over = kink.value - np.maximum(x, 0.0)
     assert (over >= 0).all()
     assert (over <= mu).all()
     step = 1e-4 * mu
     inner = x[2:]
-    ahead, behind = Kink.at(inner + step, mu), Kink.at(inner - step, mu)
-    slope, second = Kink.at(inner, mu).slope, Kink.at(inner, mu).second
+    ahead, behind = Kink(inner + step, mu), Kink(inner - step, mu)
+    slope, second = Kink(inner, mu).slope, Kink(inner, mu).second
     assert (ahead.value - behind.value) / (2 * step) == pytest.approx(slope, abs=1e-3)
     assert (ahead.slope - behind.slope) / (2 * step) == pytest.approx(second, rel=1e-3, abs=1e-9)
-    assert (np.abs(kink.moved(Kink.at(x + 1.0, mu), 1.0)) <= 1.0).all()
+    assert (np.abs(kink.moved(Kink(x + 1.0, mu), 1.0)) <= 1.0).all()
 
 
 def test_lower_bounds_of_infima_by_tangents():

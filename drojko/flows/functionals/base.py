@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Energy", "Functional", "Scaled", "Sum"]
+__all__ = ["Combination", "Energy", "Functional", "checked_values"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,17 @@ class Energy:
     value: float
     point: Tensor
     log_density: Tensor
+
+
+def checked_values(values: Any, z: Tensor, what: str) -> Tensor:
+    """What a caller's function of points gave, one value for each; or InvalidDataError."""
+    if isinstance(values, Tensor) and values.shape == z.shape[:1]:
+        return values
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise InvalidDataError(
+        f"{what} returned {got} for points of shape {tuple(z.shape)}; expected a tensor of shape "
+        f"({len(z)},), one value per point"
+    )
 
 
 class Functional(ABC):
@@ -89,14 +101,14 @@ class Functional(ABC):
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
             return NotImplemented
-        return Sum((*_terms(self), *_terms(other)))
+        return Combination([*self.parts(), *other.parts()])
 
     def __mul__(self, factor: float) -> Functional:
         if not isinstance(factor, Real) or isinstance(factor, bool):
             return NotImplemented
         if not 0 <= float(factor) < float("inf"):
             raise InvalidDataError(f"a functional is scaled by a number >= 0; got {factor!r}")
-        return Scaled(self, float(factor))
+        return Combination([(float(factor) * own, term) for own, term in self.parts()])
 
     __rmul__ = __mul__
 
@@ -104,69 +116,40 @@ class Functional(ABC):
         return f"{type(self).__name__}()"
 
 
-def _terms(functional: Functional) -> tuple[Functional, ...]:
-    return functional.terms if isinstance(functional, Sum) else (functional,)
+class Combination(Functional):
+    """factor_1 * F_1 + ... + factor_k * F_k."""
 
-
-class Sum(Functional):
-    """F_1 + ... + F_k."""
-
-    def __init__(self, terms: tuple[Functional, ...]) -> None:
+    def __init__(self, terms: list[tuple[float, Functional]]) -> None:
         self.terms = terms
-        kinds = {term.density for term in terms}
+        kinds = {term.density for _, term in terms}
         self.density = next(k for k in ("absolute", "relative", "none") if k in kinds)
-        self.majorised = any(term.majorised for term in terms)
+        self.majorised = any(term.majorised for _, term in terms)
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
-        parts = [term.evaluate(z, log_density, weights) for term in self.terms]
-        point, log_part = parts[0].point, parts[0].log_density
-        for part in parts[1:]:
-            point, log_part = point + part.point, log_part + part.log_density
-        return Energy(sum(part.value for part in parts), point, log_part)
+        value, point, log_part = 0.0, torch.zeros_like(z), torch.zeros_like(weights)
+        for factor, term in self.terms:
+            part = term.evaluate(z, log_density, weights)
+            value += factor * part.value
+            point, log_part = point + factor * part.point, log_part + factor * part.log_density
+        return Energy(value, point, log_part)
 
     def at(self, z: Tensor, weights: Tensor) -> Functional:
-        return Sum(tuple(term.at(z, weights) for term in self.terms))
+        return Combination([(factor, term.at(z, weights)) for factor, term in self.terms])
 
     def take(self, rows: Tensor) -> Functional:
-        return Sum(tuple(term.take(rows) for term in self.terms))
+        return Combination([(factor, term.take(rows)) for factor, term in self.terms])
 
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
-        parts = [term.first_variation(z, log_density) for term in self.terms]
-        known = [part for part in parts if part is not None]
-        return torch.stack(known).sum(0) if len(known) == len(parts) else None
+        total = torch.zeros_like(log_density)
+        for factor, term in self.terms:
+            part = term.first_variation(z, log_density)
+            if part is None:
+                return None
+            total = total + factor * part
+        return total
 
     def parts(self) -> list[tuple[float, Functional]]:
-        return [part for term in self.terms for part in term.parts()]
+        return self.terms
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self.terms))
-
-
-class Scaled(Functional):
-    """factor * F."""
-
-    def __init__(self, functional: Functional, factor: float) -> None:
-        self.functional, self.factor = functional, factor
-        self.density, self.majorised = functional.density, functional.majorised
-
-    def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
-        part = self.functional.evaluate(z, log_density, weights)
-        factor = self.factor
-        return Energy(factor * part.value, factor * part.point, factor * part.log_density)
-
-    def at(self, z: Tensor, weights: Tensor) -> Functional:
-        return Scaled(self.functional.at(z, weights), self.factor)
-
-    def take(self, rows: Tensor) -> Functional:
-        return Scaled(self.functional.take(rows), self.factor)
-
-    def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor | None:
-        part = self.functional.first_variation(z, log_density)
-        return None if part is None else self.factor * part
-
-    def parts(self) -> list[tuple[float, Functional]]:
-        return [(self.factor * factor, term) for factor, term in self.functional.parts()]
-
-    def __repr__(self) -> str:
-        inner = repr(self.functional)
-        return f"{self.factor:g} * " + (f"({inner})" if " + " in inner else inner)
+        return " + ".join(f"{a:g} * {term}" if a != 1.0 else repr(term) for a, term in self.terms)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from drojko.exceptions import InvalidDataError, UnsupportedError
-from drojko.flows.functionals.base import Energy, Functional, Sum
+from drojko.flows.functionals.base import Combination, Energy, Functional
 from drojko.measures.base import Measure
 from drojko.measures.empirical import Empirical
 
@@ -35,17 +35,17 @@ class Conjugate(ABC):
     #: Whether w is log r, so that the log ratio of two Gaussians can be added to a network.
     logarithmic = False
 
-    @abstractmethod
     def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The potential u and du/dw, shapes (n,)."""
+        """The potential u and du/dw, shapes (n,): w itself, where that may be any number."""
+        return w, torch.ones_like(w)
 
     @abstractmethod
     def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """f*(u(w)) and its derivative in w, shapes (n,)."""
 
-    @abstractmethod
     def ratio(self, w: Tensor) -> Tensor:
-        """The ratio r = (f*)'(u(w)), shape (n,)."""
+        """The ratio r = (f*)'(u(w)), shape (n,); where w is no logarithm, u is w."""
+        return _exp(w)[0] if self.logarithmic else self.conjugate(w)[1]
 
     @abstractmethod
     def f(self, r: Tensor) -> Tensor:
@@ -71,15 +71,9 @@ class KL(Conjugate):
     name = "kl"
     logarithmic = True
 
-    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        return w, torch.ones_like(w)
-
     def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = _exp(w)
         return value - 1.0, slope
-
-    def ratio(self, w: Tensor) -> Tensor:
-        return _exp(w)[0]
 
     def f(self, r: Tensor) -> Tensor:
         return torch.xlogy(r, r) - r + 1.0
@@ -94,15 +88,9 @@ class ChiSquare(Conjugate):
 
     name = "chi-square"
 
-    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        return w, torch.ones_like(w)
-
     def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
         u = w.clamp_min(-2.0)
         return u + 0.25 * u.square(), 1.0 + 0.5 * u
-
-    def ratio(self, w: Tensor) -> Tensor:
-        return (1.0 + 0.5 * w).clamp_min(0.0)
 
     def f(self, r: Tensor) -> Tensor:
         return (r - 1.0).square()
@@ -128,9 +116,6 @@ class JensenShannon(Conjugate):
     def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return -math.log(2.0) - logsigmoid(-w), torch.sigmoid(w)
 
-    def ratio(self, w: Tensor) -> Tensor:
-        return _exp(w)[0]
-
     def f(self, r: Tensor) -> Tensor:
         return torch.xlogy(r, r) - (r + 1.0) * torch.log(0.5 * (r + 1.0))
 
@@ -146,14 +131,8 @@ class Softplus(Conjugate):
 
     name = "softplus"
 
-    def potential(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        return w, torch.ones_like(w)
-
     def conjugate(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return 2.0 * (softplus(w, threshold=40.0) - math.log(2.0)), 2.0 * torch.sigmoid(w)
-
-    def ratio(self, w: Tensor) -> Tensor:
-        return 2.0 * torch.sigmoid(w)
 
     def f(self, r: Tensor) -> Tensor:
         inside = torch.xlogy(r, r) + torch.xlogy((2.0 - r).clamp_min(0.0), (2.0 - r).clamp_min(0.0))
@@ -231,27 +210,22 @@ def split(functional: Functional) -> tuple[float, DivergenceTo, Functional | Non
     >>> factor, divergence.kind, rest
     (2.0, 'kl', None)
     """
-    found: list[tuple[float, DivergenceTo]] = []
-    rest: list[Functional] = []
-    for factor, term in functional.parts():
-        if isinstance(term, DivergenceTo):
-            found.append((factor, term))
-        elif term.density != "none":
+    rest = [part for part in functional.parts() if not isinstance(part[1], DivergenceTo)]
+    for _, term in rest:
+        if term.density != "none":
             raise UnsupportedError(
                 f"SemiDualScheme: {term!r} is a functional of the density, which this scheme does "
                 "not have; use ICNNScheme, or a DivergenceTo in its place"
             )
-        else:
-            rest.append(term if factor == 1.0 else factor * term)
+    found: list[Any] = [part for part in functional.parts() if isinstance(part[1], DivergenceTo)]
     if len(found) != 1 or found[0][0] == 0.0:
         raise UnsupportedError(
             f"SemiDualScheme: {functional!r} has {len(found)} terms DivergenceTo(...); it needs "
             "exactly one, with a positive factor. Without any, use ICNNScheme"
         )
-    if any(term.majorised for term in rest):
+    if any(term.majorised for _, term in rest):
         raise InvalidDataError(
             f"SemiDualScheme: a term of {functional!r} is a distance between whole measures; use "
             "ICNNScheme for it"
         )
-    whole = None if not rest else rest[0] if len(rest) == 1 else Sum(tuple(rest))
-    return found[0][0], found[0][1], whole
+    return *found[0], Combination(rest) if rest else None

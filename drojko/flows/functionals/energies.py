@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
-from drojko.flows.functionals.base import Energy, Functional
+from drojko.flows.functionals.base import Energy, Functional, checked_values
 
 __all__ = [
     "Entropy",
@@ -30,16 +31,14 @@ def _gradient(fn: Callable[[Tensor], Tensor], z: Tensor, what: str) -> tuple[Ten
     """Values (n,) and gradients (n, d) of a function of points."""
     with torch.enable_grad():
         leaf = z.detach().requires_grad_(True)
-        values = fn(leaf)
-        if not isinstance(values, Tensor) or values.shape != (len(z),):
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise InvalidDataError(f"{what} returned {got}; expected a tensor of shape ({len(z)},)")
+        values = checked_values(fn(leaf), z, what)
         if not values.requires_grad:
             return values, torch.zeros_like(z)
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
     return values.detach(), gradient
 
 
+@dataclass(eq=False, repr=False)
 class PotentialEnergy(Functional):
     r"""F(rho) = E V(z).
 
@@ -57,12 +56,8 @@ class PotentialEnergy(Functional):
     5.0
     """
 
-    def __init__(
-        self,
-        potential: Callable[[Tensor], Tensor],
-        gradient: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.potential, self.gradient = potential, gradient
+    potential: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor], Tensor] | None = None
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         if self.gradient is None:

@@ -158,34 +158,28 @@ class WassersteinTo(_ToSamples):
         super().__init__(measure, n_samples, random_state)
 
     def at(self, z: Tensor, weights: Tensor) -> Functional:
-        return _Matched(self._match(z, weights))
-
-    def _match(self, z: Tensor, weights: Tensor) -> Tensor:
         from scipy.optimize import linear_sum_assignment
 
         y, v = self._target(z)
-        n = len(z)
-        # As many targets as particles: target j takes its share of the ranks.
-        edges = torch.cumsum(v, 0) / v.sum() * n
-        ranks = torch.arange(n, dtype=z.dtype, device=z.device) + 0.5
-        if z.shape[1] == 1:
-            order_y = torch.argsort(y[:, 0])
-            edges = torch.cumsum(v[order_y], 0) / v.sum()
-            order = torch.argsort(z[:, 0])
+        goal, n = torch.empty_like(z), len(z)
+        line = z.shape[1] == 1
+        if line:
+            order_y, order = torch.argsort(y[:, 0]), torch.argsort(z[:, 0])
+            y, v = y[order_y], v[order_y]
             middle = torch.cumsum(weights[order], 0) - 0.5 * weights[order]
-            pick = torch.searchsorted(edges, middle).clamp_max_(len(y) - 1)
-            goal = torch.empty_like(z)
-            goal[order] = y[order_y][pick]
-            return goal
-        rows = torch.searchsorted(edges, ranks).clamp_max_(len(y) - 1)
-        cost = torch.cdist(z, y[rows]).square_()
-        first, second = linear_sum_assignment(cost.cpu().numpy())
-        goal = torch.empty_like(z)
-        goal[torch.as_tensor(first)] = y[rows[torch.as_tensor(second)]]
-        return goal
+        else:  # as many targets as particles: target j takes its share of the ranks
+            middle = (torch.arange(n, dtype=z.dtype, device=z.device) + 0.5) / n
+        picked = y[torch.searchsorted(torch.cumsum(v, 0) / v.sum(), middle).clamp_max_(len(y) - 1)]
+        if line:
+            goal[order] = picked
+        else:
+            cost = torch.cdist(z, picked).square_()
+            first, second = map(torch.as_tensor, linear_sum_assignment(cost.cpu().numpy()))
+            goal[first] = picked[second]
+        return _Matched(goal)
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
-        return _Matched(self._match(z, weights)).evaluate(z, log_density, weights)
+        return self.at(z, weights).evaluate(z, log_density, weights)
 
 
 class _Matched(Functional):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ _EXACT = 1e-6  # share of the variance of dF/drho at which an affine map counts 
 _SMALLEST = 2e-4  # eigenvalue of M: the potential's own strong convexity is 1e-4
 
 
-@dataclass(frozen=True, eq=False)
 class AffineFit:
     r"""Minimise J over x -> Mx + b + a r(x): M symmetric, b, and the share a >= 0 of a residue.
 
@@ -35,28 +33,15 @@ class AffineFit:
     of constant curvature.
     """
 
-    problem: MapProblem
-    basis: Tensor
-    spread: Tensor
-    residue: tuple[Tensor, Tensor] | None = None
-    tol: float = 1e-10
-
-    @staticmethod
-    def of(problem: MapProblem, residue: tuple[Tensor, Tensor] | None = None) -> AffineFit:
-        """A fit on the problem's particles."""
+    def __init__(self, problem: MapProblem, residue: tuple[Tensor, Tensor] | None = None) -> None:
+        self.problem, self.residue = problem, residue
         x = problem.inner
-        second = (problem.particles.w.unsqueeze(1) * x).T @ x
-        values, vectors = torch.linalg.eigh(second)
-        floor = 1e-12 * float(values.max()) or 1.0
-        return AffineFit(problem, vectors, values.clamp_min(floor), residue)
-
-    @property
-    def dim(self) -> int:
-        return self.problem.particles.x.shape[1]
+        values, self.basis = torch.linalg.eigh((problem.particles.w.unsqueeze(1) * x).T @ x)
+        self.spread = values.clamp_min(1e-12 * float(values.max()) or 1.0)
 
     def parts(self, point: Tensor) -> tuple[Tensor, Tensor, float]:
         """M, b and a of a flat point."""
-        d = self.dim
+        d = len(self.spread)
         return point[: d * d].view(d, d), point[d * d : d * d + d], float(point[-1])
 
     def _evaluate(self, point: Tensor) -> tuple[Evaluated, Tensor]:
@@ -90,8 +75,7 @@ class AffineFit:
 
     def _metric(self, vector: Tensor) -> Tensor:
         """The inverse metric: Lyapunov's equation in the eigenbasis of S."""
-        d = self.dim
-        basis, spread = self.basis, self.spread
+        basis, spread, d = self.basis, self.spread, len(self.spread)
         matrix = basis.T @ vector[: d * d].view(d, d) @ basis
         matrix = matrix / (0.5 * (spread.unsqueeze(0) + spread.unsqueeze(1)))
         matrix = basis @ matrix @ basis.T
@@ -118,7 +102,7 @@ class AffineFit:
         matrix, _, share = self.parts(point)
         if share < 0.0 or not bool(torch.isfinite(point).all()):
             return False
-        eye = torch.eye(self.dim, dtype=matrix.dtype, device=matrix.device)
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         return int(torch.linalg.cholesky_ex(matrix - _SMALLEST * eye).info) == 0
 
     def solve(
@@ -126,12 +110,12 @@ class AffineFit:
     ) -> tuple[Tensor, Tensor, float, Evaluated]:
         """M, b and a from a first guess on, and J there.
 
-        Ends where the next step promises less than ``tol`` of the value's own scale, or none gains.
+        Ends where the next step promises less than 1e-10 of the value's own scale, or none gains.
         All inside one step of the flow: what interrupts it ends that one.
         """
         point = torch.cat([matrix.reshape(-1), shift, shift.new_tensor([share])])
         at, gradient = self._evaluate(point)
-        if not at.finite:
+        if not math.isfinite(at.value):
             raise NonFiniteError(f"The energy is {at.value}. {Status.NON_FINITE.advice}")
         pairs: list[tuple[Tensor, Tensor, float]] = []
         for _ in range(max_iter):
@@ -152,7 +136,7 @@ class AffineFit:
             if product > 1e-12 * float(s.norm() * y.norm()):
                 pairs = [*pairs, (s, y, 1.0 / product)][-_MEMORY:]
             scale = abs(at.value) + abs(at.energy) + 1e-300
-            if max(gained, 0.5 * abs(slope)) <= self.tol * scale:
+            if max(gained, 0.5 * abs(slope)) <= 1e-10 * scale:
                 break
         return *self.parts(point), at
 
@@ -165,48 +149,39 @@ class AffineFit:
             point = start + length * direction
             if self._allowed(point):
                 at, gradient = self._evaluate(point)
-                if at.finite and at.value <= value + 1e-4 * length * slope:
+                if math.isfinite(at.value) and at.value <= value + 1e-4 * length * slope:
                     return point, at, gradient
             length *= 0.5
         return None
 
 
-@dataclass(frozen=True, eq=False)
 class AffineStart:
     """The best affine map of a step, which networks have to beat.
 
     ``train`` and ``held`` are the problems with their functionals held there, ``gain`` is what
     the map gains over staying, on ``held``; ``matrix`` and ``shift`` are M and b in the
-    potential's coordinates.
+    potential's coordinates. Fitted on ``train``; ``potential`` is kept for the step after.
     """
 
-    train: MapProblem
-    held: MapProblem
-    matrix: Tensor
-    shift: Tensor
-    fitted: FittedMap
-    gain: float
-
-    @staticmethod
-    def of(train: MapProblem, held: MapProblem, potential: ICNN | None = None) -> AffineStart:
-        """Fit it on ``train``; ``potential`` is kept for the step after."""
+    def __init__(self, train: MapProblem, held: MapProblem, potential: ICNN | None = None) -> None:
         like = train.particles.x
         d = like.shape[1]
         matrix, shift = torch.eye(d).to(like), torch.zeros(d).to(like)
         image: Any = like
         for _ in range(5 if train.functional.majorised else 1):
             problem = train.frozen(image)
-            matrix, shift, _, own = AffineFit.of(problem).solve(matrix, shift, 0.0)
+            matrix, shift, _, own = AffineFit(problem).solve(matrix, shift, 0.0)
             image = own.image
         offset = train.centre + train.scale * shift - matrix @ train.centre
         affine = AffineMap(matrix.clone(), offset)
         x = held.particles.x
         images, log_det = affine.map(x), affine.log_abs_det_jacobian(x)
-        train, held = train.frozen(image), held.frozen(images)
-        at = held.evaluate(images, log_det)
-        still = held.evaluate(x, held.particles.log_density.new_zeros(()).expand(len(x)))
-        fitted = FittedMap(affine, potential, own, at, False)
-        return AffineStart(train, held, matrix, shift, fitted, max(still.value - at.value, 0.0))
+        self.train, self.held = train.frozen(image), held.frozen(images)
+        self.matrix, self.shift = matrix, shift
+        at = self.held.evaluate(images, log_det)
+        still = self.held.evaluate(x, held.particles.log_density.new_zeros(()).expand(len(x)))
+        self.fitted = FittedMap(affine, potential, own, at, False)
+        self.gain = max(still.value - at.value, 0.0)
 
     @property
     def optimal(self) -> bool:
@@ -224,7 +199,7 @@ class AffineStart:
         affine = self.fitted
         found, final = self.held.at_potential(potential), self.train.at_potential(potential)
         gain, own = affine.held.value - found.value, affine.train.value - final.value
-        if not (found.finite and gain > tol * self.gain and gain > 0.1 * own):
+        if not (math.isfinite(found.value) and gain > tol * self.gain and gain > 0.1 * own):
             return affine
         learned = copy.deepcopy(potential).requires_grad_(False)
         brenier = BrenierMap(learned, self.train.centre.clone(), self.train.scale)

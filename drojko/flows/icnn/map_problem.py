@@ -32,11 +32,6 @@ class Evaluated:
     d_image: Tensor
     d_log_det: Tensor
 
-    @property
-    def finite(self) -> bool:
-        """Whether the value is a number."""
-        return math.isfinite(self.value)
-
 
 @dataclass(frozen=True, eq=False)
 class FittedMap:
@@ -83,12 +78,6 @@ class MapProblem:
         """The particles in the potential's coordinates."""
         return (self.particles.x - self.centre) / self.scale
 
-    def few(self, count: int) -> MapProblem:
-        """The problem on some of its particles, evenly spaced: they may come in strata."""
-        if len(self.particles.x) <= count:
-            return self
-        return self.take(torch.linspace(0, len(self.particles.x) - 1, count).long())
-
     def take(self, rows: Tensor) -> MapProblem:
         """The problem on some of its particles."""
         return replace(
@@ -104,7 +93,7 @@ class MapProblem:
         """J from images (n, d) and log-determinants (n,)."""
         p = self.particles
         energy = self.functional.evaluate(image, p.log_density - log_det, p.w)
-        miss = image - p.near
+        miss = image - (p.x if p.anchor is None else p.anchor)
         move = float((p.w * miss.square().sum(1)).sum())
         value, d_image = energy.value, energy.point
         if math.isfinite(self.tau):
@@ -124,25 +113,20 @@ class MapProblem:
         return self.evaluate(image * self.scale + self.centre, log_det)
 
     def with_gradient(
-        self,
-        potential: Any,
-        rows: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        probes: Probes | None = None,
+        self, potential: Any, generator: torch.Generator | None = None, probes: Probes | None = None
     ) -> tuple[float, list]:
-        """J at a potential and its gradient in the parameters; on some of the rows only.
+        """J at a potential and its gradient in the parameters.
 
         With ``probes`` both are unbiased estimates, from signs of the generator.
         """
-        part = self if rows is None else self.take(rows)
-        if not part.dense and isinstance(potential, ICNN):
-            out, back = potential.linearise(part.inner)
+        if not self.dense and isinstance(potential, ICNN):
+            out, back = potential.linearise(self.inner)
             zeros = out.new_zeros(len(out))
-            found = part.evaluate(out * self.scale + self.centre, zeros)
+            found = self.evaluate(out * self.scale + self.centre, zeros)
             return found.value, back(found.d_image * self.scale)
         with torch.enable_grad():
-            found = _jet(potential, part.inner, generator, probes)
-        result = part.evaluate(found.image * self.scale + self.centre, found.log_det)
+            found = _jet(potential, self.inner, generator, probes)
+        result = self.evaluate(found.image * self.scale + self.centre, found.log_det)
         return result.value, found.backward(result.d_image * self.scale, result.d_log_det)
 
     def affine_gap(self, at: Evaluated, affine: AffineMap) -> float:

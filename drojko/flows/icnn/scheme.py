@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._numerics import Batches, cosine
+from drojko._numerics import batches, cosine
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
@@ -20,7 +20,7 @@ from drojko.transport.icnn import ICNN
 from drojko.transport.jet import Probes, forward
 from drojko.transport.maps import set_affine
 
-__all__ = ["DENSE", "ICNNScheme", "fresh", "polish", "refine", "warm"]
+__all__ = ["DENSE", "ICNNScheme", "polish", "refine"]
 
 #: Columns up to which Hessians are formed and factorised at every step.
 DENSE = 32
@@ -41,22 +41,21 @@ def hidden_part(potential: ICNN, x: Tensor) -> tuple[Tensor, Tensor]:
 def thinned(problem: MapProblem) -> MapProblem:
     """The problem on as many particles as may have their Hessians in memory together."""
     n, d = problem.particles.x.shape
-    return problem if n * d * d <= _NUMBERS else problem.few(max(int(_NUMBERS / d**2), 1))
+    most = max(int(_NUMBERS / d**2), 1) if d else n
+    # Evenly spaced: they may come in strata.
+    return problem if n <= most else problem.take(torch.linspace(0, n - 1, most).long())
 
 
-def fresh(problem: MapProblem, hidden, matrix, shift, generator: torch.Generator) -> ICNN:
-    """A network near the affine map (M, b)."""
-    like = problem.particles.x
-    potential = ICNN(like.shape[1], hidden=hidden, generator=generator)
-    potential = potential.to(like)
-    with torch.no_grad():
-        potential.w.fill_(math.log(math.expm1(_START / hidden[-1])))
-        problem = thinned(problem)
-        gradient, hessian = hidden_part(potential, problem.inner)
-        w = problem.particles.w
-        mean = torch.einsum("n,nij->ij", w, hessian)
-        set_affine(potential, matrix - mean, shift - w @ (gradient - problem.inner @ mean))
-    return potential
+@torch.no_grad()
+def align(problem: MapProblem, potential: ICNN, matrix, shift, least: float = 0.0) -> None:
+    """Set the affine part so that all of the gradient is (M, b) on average, if it can be."""
+    problem = thinned(problem)
+    x, w = problem.inner, problem.particles.w
+    gradient, hessian = hidden_part(potential, x)
+    mean = torch.einsum("n,nij->ij", w, hessian)
+    values, vectors = torch.linalg.eigh(matrix - mean)
+    rest = (vectors * values.clamp_min(least)) @ vectors.T
+    set_affine(potential, rest, shift - w @ (gradient - x @ mean))
 
 
 def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluated | None:
@@ -70,7 +69,7 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
         return None
     with torch.no_grad():
         residue = hidden_part(potential, problem.inner)
-        fit = AffineFit.of(problem, residue)
+        fit = AffineFit(problem, residue)
         matrix = potential.quadratic().clone()
         shift = potential.shift.detach().clone()
         matrix, shift, share, at = fit.solve(matrix, shift, 1.0, max_iter)
@@ -79,21 +78,6 @@ def polish(problem: MapProblem, potential: ICNN, max_iter: int = 30) -> Evaluate
         weights = share * torch.nn.functional.softplus(potential.w, threshold=40.0)
         potential.w.copy_(weights + torch.log(-torch.expm1(-weights)))
         return at
-
-
-def warm(problem: MapProblem, start: ICNN, matrix: Tensor, shift: Tensor) -> ICNN | None:
-    """The last layers with the affine part refitted; None where they bend more than M allows."""
-    potential = copy.deepcopy(start).requires_grad_(True)
-    few = thinned(problem)
-    w = few.particles.w
-    gradient, hessian = hidden_part(potential, few.inner)
-    mean = torch.einsum("n,nij->ij", w, hessian)
-    rest = matrix - mean
-    if float(torch.linalg.eigvalsh(rest)[0]) < 0.02:
-        rest = rest + (0.02 - float(torch.linalg.eigvalsh(rest)[0])) * torch.eye(len(rest)).to(rest)
-    set_affine(potential, rest, shift - w @ (gradient - few.inner @ mean))
-    at = polish(problem, potential)
-    return potential if at is None or at.finite else None
 
 
 def refine(
@@ -120,10 +104,10 @@ def refine(
     learner = Learner(potential)
     best, stale = learner.flat.clone(), 0
     best_value = held.at_potential(potential, probes).value
-    batches, stage = Batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
+    rows_of, stage = batches(n, min(scheme.batch_size, n), generator), max(1, iterations // _STAGES)
     for k in range(iterations):
-        rows = batches.next().to(best.device)
-        _, found = train.with_gradient(potential, rows, generator, probes)
+        rows = next(rows_of).to(best.device)
+        _, found = train.take(rows).with_gradient(potential, generator, probes)
         found = [torch.zeros_like(g) if still else g for g, still in zip(found, fixed, strict=True)]
         # A batch whose density left the floats is not worth a step.
         learner.step(found, scheme.rate * cosine(k / iterations, 0.02), largest)
@@ -203,19 +187,25 @@ class ICNNScheme:
             raise InvalidDataError(
                 f"ICNNScheme got log_det={self.log_det!r}; expected auto, exact or stochastic"
             )
-        first = AffineStart.of(train, held, start)
+        first = AffineStart(train, held, start)
         d = train.particles.x.shape[1]
         if self.iterations == 0 or d == 0 or first.optimal:
             return first.fitted
         rough = self.log_det == "stochastic" or (self.log_det == "auto" and d > DENSE)
         probes = self.probes if rough and train.dense else None
         train, held = first.train, first.held
-        potential = fresh(train, tuple(self.hidden), first.matrix, first.shift, generator)
-        other = None if start is None else warm(train, start, first.matrix, first.shift)
-        if other is not None and (
-            held.at_potential(other, probes).value < held.at_potential(potential, probes).value
-        ):
-            potential = other
+        potential = ICNN(d, hidden=tuple(self.hidden), generator=generator).to(train.particles.x)
+        with torch.no_grad():
+            potential.w.fill_(math.log(math.expm1(_START / self.hidden[-1])))
+        align(train, potential, first.matrix, first.shift)
+        if start is not None:  # its last layers, with the affine part refitted
+            other = copy.deepcopy(start).requires_grad_(True)
+            align(train, other, first.matrix, first.shift, 0.02)
+            at = polish(train, other)
+            if (at is None or math.isfinite(at.value)) and (
+                held.at_potential(other, probes).value < held.at_potential(potential, probes).value
+            ):
+                potential = other
         # In many columns the noise of mini-batches costs more than the quadratic could gain: it is
         # refitted afterwards, where there are enough particles for that. Layers find their
         # directions late there: all stages are made.

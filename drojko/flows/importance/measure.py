@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ class Evidence:
         )
 
 
+@dataclass(eq=False, repr=False)
 class ImportanceMeasure(Measure):
     r"""Law of a chain of velocity flows and rejection blocks on an initial measure.
 
@@ -108,19 +109,11 @@ class ImportanceMeasure(Measure):
     ``log_prob`` runs in double precision.
     """
 
-    def __init__(
-        self,
-        base: Measure,
-        log_prob_target: Callable[[Tensor], Tensor],
-        stages: tuple[VelocityFlow | RejectionBlock, ...] = (),
-    ) -> None:
-        self.base = base
-        self.log_prob_target = log_prob_target
-        self.stages = tuple(stages)
+    _remedy = "run a JKOFlow with an ImportanceCorrectedScheme"
 
-    def fit(self, X: Any, sample_weight: Any = None) -> Any:
-        """Raise UnsupportedError: it comes from a flow."""
-        raise self._lacks("fit", "run a JKOFlow with an ImportanceCorrectedScheme")
+    base: Measure
+    log_prob_target: Callable[[Tensor], Tensor]
+    stages: Sequence[VelocityFlow | RejectionBlock] = ()
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.base.__sklearn_is_fitted__()
@@ -130,16 +123,18 @@ class ImportanceMeasure(Measure):
         return self.base.dim
 
     @property
+    def _blocks(self) -> list[RejectionBlock]:
+        return [stage for stage in self.stages if isinstance(stage, RejectionBlock)]
+
+    @property
     def draws_per_sample(self) -> float:
         """Expected draws of rho_0 per sample: the product over blocks; bounded by their caps."""
-        blocks = [s for s in self.stages if isinstance(s, RejectionBlock)]
-        return math.exp(sum(block.log_cost for block in blocks))
+        return math.exp(sum(block.log_cost for block in self._blocks))
 
     @property
     def log_mass_error(self) -> float:
         """Standard error of the log of the mass of `log_prob`: that of the normalisers."""
-        blocks = [s for s in self.stages if isinstance(s, RejectionBlock)]
-        return math.sqrt(sum(block.error**2 for block in blocks))
+        return math.sqrt(sum(block.error**2 for block in self._blocks))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points, shape (n, d)."""
@@ -162,7 +157,7 @@ class ImportanceMeasure(Measure):
         stage = self.stages[depth - 1]
         if isinstance(stage, VelocityFlow):
             x, log_density = self._draw(n, depth - 1, gen)
-            image, grown = stage.single().push(x)
+            image, grown = stage.to(torch.float32).push(x)
             return image, log_density - grown
         return self._accept(stage, n, depth - 1, gen)
 
@@ -188,22 +183,18 @@ class ImportanceMeasure(Measure):
         return x, log_density
 
     def log_prob(self, x: Any) -> Tensor:
-        point = queries(x, self.dim)
         with torch.no_grad():
-            stops: list[tuple[Tensor, Tensor]] = []
-            for stage in reversed(self.stages):
-                grown = torch.zeros(len(point), dtype=torch.float64)
-                stops.append((point, grown))
-                if isinstance(stage, VelocityFlow):
-                    point, grown = stage.push(point, backward=True)
-                    stops[-1] = (stops[-1][0], grown)
-            total = self.base.log_prob(point)
-            for stage, (image, grown) in zip(self.stages, reversed(stops), strict=True):
-                total = total - grown
-                if isinstance(stage, RejectionBlock):
-                    u = log_target(self.log_prob_target, image) - total
-                    total = total + stage.log_ratio(u)
-        return total
+            return self._log_prob(queries(x, self.dim), len(self.stages))
+
+    def _log_prob(self, x: Tensor, depth: int) -> Tensor:
+        if depth == 0:
+            return self.base.log_prob(x)
+        stage = self.stages[depth - 1]
+        if isinstance(stage, VelocityFlow):
+            x, grown = stage.push(x, backward=True)
+            return self._log_prob(x, depth - 1) - grown
+        total = self._log_prob(x, depth - 1)
+        return total + stage.log_ratio(log_target(self.log_prob_target, x) - total)
 
     def evidence(self, n: int = 10_000, random_state: Any = None, least: float = 0.1) -> Evidence:
         """Draw n points and weigh them; see `Evidence`.
@@ -244,8 +235,8 @@ class ImportanceMeasure(Measure):
         return Evidence(x, weights, log_z, error, elbo, elbo_error, share, tail)
 
     def __repr__(self) -> str:
-        flows = sum(isinstance(s, VelocityFlow) for s in self.stages)
-        steps = sum(len(s.steps) for s in self.stages if isinstance(s, RejectionBlock))
+        flows = len(self.stages) - len(self._blocks)
+        steps = sum(len(block.steps) for block in self._blocks)
         return (
             f"ImportanceMeasure(flows={flows}, rejections={steps}, "
             f"draws_per_sample={self.draws_per_sample:.3g})"
@@ -260,16 +251,16 @@ def calibration_draws(
     From a Gaussian through flows alone: scrambled Sobol nets, which cover it more evenly than
     independent draws, so that normalisers have a smaller error; one net for each group.
     """
-    smooth = all(isinstance(s, VelocityFlow) for s in measure.stages)
-    base = measure.base
-    if not (isinstance(base, Gaussian | GaussianMixture) and smooth and measure.dim <= 50):
+    base: Any = measure.base
+    flows = [stage for stage in measure.stages if isinstance(stage, VelocityFlow)]
+    smooth = isinstance(base, Gaussian | GaussianMixture) and len(flows) == len(measure.stages)
+    if not (smooth and measure.dim <= 50):
         x, log_density = measure.sample_with_log_prob(n, generator)
         return x, log_density, 1
     each = 2 ** max(int(math.log2(n / _GROUPS)), 4)
     x = torch.cat([net(base, each, spawn(generator)) for _ in range(_GROUPS)])
     log_density = base.log_prob(x)
-    for flow in measure.stages:
-        if isinstance(flow, VelocityFlow):
-            x, grown = flow.single().push(x)
-            log_density = log_density - grown
+    for flow in flows:
+        x, grown = flow.to(torch.float32).push(x)
+        log_density = log_density - grown
     return x, log_density, _GROUPS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import root
-from drojko.exceptions import InvalidDataError, SolverError
+from drojko.exceptions import SolverError
 
 __all__ = [
     "RejectionBlock",
@@ -43,7 +43,7 @@ def draw_kept(
 
 @dataclass(frozen=True)
 class RejectionStep:
-    """log c and E alpha of one step."""
+    """log c, which rises towards log Z - log(1 - r) step by step, and E alpha of one step."""
 
     log_bound: float
     acceptance: float
@@ -84,8 +84,7 @@ def tail_index(log_weight: Tensor) -> float:
     top = finite.topk(m + 1).values.flip(0)
     x = (top - top[-1]).exp()
     x = x[1:] - x[0]
-    if not float(x[0]) > 0.0:
-        x = x[x > 0]
+    x = x[x > 0]
     if len(x) < 5 or not float(x[-1]) > 1e-12:
         return math.nan
     n, quarter = len(x), float(x[max(int(len(x) / 4 + 0.5) - 1, 0)])
@@ -101,10 +100,7 @@ def tail_index(log_weight: Tensor) -> float:
 def tail_share(log_weight: Tensor) -> float:
     """Share of the sum of weights by which the largest ones exceed where their tail begins."""
     weight = (log_weight - log_weight.max()).exp()
-    m = _tail_size(log_weight)
-    if m < 1 or len(weight) <= m:
-        return 0.0
-    top = weight.topk(m + 1).values
+    top = weight.topk(_tail_size(log_weight) + 1).values
     return float((top[:-1] - top[-1]).sum() / weight.sum())
 
 
@@ -169,11 +165,6 @@ class RejectionBlock:
         """Log of the expected number of draws from p per sample."""
         return float(self.log_ratio(torch.tensor([self.ceiling], dtype=torch.float64)))
 
-    @property
-    def log_bounds(self) -> list[float]:
-        """Log c of each step: rises towards log Z - log(1 - r)."""
-        return [step.log_bound for step in self.steps]
-
     @staticmethod
     def design(
         u: Tensor,
@@ -204,8 +195,6 @@ class RejectionBlock:
         SolverError
             Where fewer than 10 of the draws carry the target: nothing can be estimated then.
         """
-        if not 0.0 < rate < 1.0:
-            raise InvalidDataError(f"rate={rate!r}; a share strictly between 0 and 1 is expected")
         carried = effective_sample_size(u) * len(u)
         if carried < min(10.0, 0.5 * len(u)):
             raise SolverError(

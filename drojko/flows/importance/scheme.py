@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -20,7 +20,7 @@ from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
 from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
-from drojko.flows.importance.velocity import VelocityFlow, fit_velocity, log_target
+from drojko.flows.importance.velocity import fit_velocity, log_target
 from drojko.flows.result import FlowSolver, Steps
 from drojko.measures.base import Measure
 
@@ -53,7 +53,7 @@ class ImportanceCorrectedScheme:
     Parameters
     ----------
     width : int
-        Of the two hidden layers of each field (`Velocity`: exact divergence in any dimension).
+        Of the two hidden layers of each field (`VelocityFlow`: exact divergence in any dimension).
     iterations, batch_size, rate : int, int, float
         Adam iterations per JKO step, particles in each, first learning rate.
     integration_steps : int
@@ -136,14 +136,6 @@ class ImportanceCorrectedScheme:
         if given and len(counts) < n_steps:
             raise InvalidDataError(f"rejections has {len(counts)} entries for {n_steps} steps")
 
-    def count(self, k: int, n_steps: int) -> int | None:
-        """Rejection steps after step k = 0, ..., n_steps - 1; None: as many as it takes."""
-        if isinstance(self.rejections, Sequence):
-            return self.rejections[k]
-        if k < n_steps - 1:
-            return 0
-        return None if self.rejections is None else int(self.rejections)
-
     def solver(self, functional: Functional, steps: Sequence[float]) -> FlowSolver:
         """What runs the flow of ``functional`` with step sizes ``steps``; for `JKOFlow.run`."""
         self.validate(len(steps))
@@ -166,6 +158,9 @@ class _Solver(FlowSolver):
     ) -> None:
         self.scheme, self.steps, self.n_steps = scheme, steps, len(steps)
         self.log_prob, self.factor = target_of(functional)
+        counts = scheme.rejections  # after the last step alone, where there is one number
+        single = not isinstance(counts, Sequence)
+        self.counts = [0] * (self.n_steps - 1) + [counts] if single else counts
 
     def init(self, problem: tuple[Measure, torch.Generator]) -> ImportanceState:
         initial, gen = problem
@@ -186,23 +181,21 @@ class _Solver(FlowSolver):
         measure: Any = state.measures[-1]
         if not state.step:
             measure = ImportanceMeasure(measure, self.log_prob)
-        before = (log_target(self.log_prob, state.x) - state.log_density)[:held]
+        before = log_target(self.log_prob, state.x) - state.log_density
         for attempt in range(1 + _RETRIES):
             rate = scheme.rate * _SLOWER**attempt
             flow, path_energy, integration_error = fit_velocity(
                 self.log_prob, state.x[held:], h, state.generator, scheme, rate
             )
-            x, grown = flow.single().push(state.x)
+            x, grown = flow.to(torch.float32).push(state.x)
             log_density = state.log_density - grown
             u = log_target(self.log_prob, x) - log_density
-            apart = u[:held]
-            if _descends(apart, before):
-                measure = self._after(measure, flow)
+            if _descends(u[:held], before[:held]):
+                measure = replace(measure, stages=(*measure.stages, flow))
                 break
         else:  # no field found: stay, and say so in the history
-            x, log_density = state.x, state.log_density
-            u = log_target(self.log_prob, x) - log_density
-            apart = before
+            x, log_density, u = state.x, state.log_density, before
+        apart = u[:held]
         numbers = {
             "energy": -float(apart.mean()) * self.factor,
             "training_energy": -float(u[held:].mean()) * self.factor,
@@ -214,20 +207,15 @@ class _Solver(FlowSolver):
             "effective_sample_size": effective_sample_size(apart),
             "draws_per_sample": measure.draws_per_sample,
         }
-        number = scheme.count(state.step, self.n_steps)
+        number = self.counts[state.step]
         if number != 0:
             block, own = self._rejections(measure, number, spawn(state.generator))
             numbers |= own
-            measure = self._after(measure, block)
+            measure = replace(measure, stages=(*measure.stages, block))
             if state.step < self.n_steps - 1:
                 x, log_density = measure.sample_with_log_prob(len(x), state.generator)
         h = self.steps[state.step]
         return state.after(measure, h, began, numbers, x=x, log_density=log_density)
-
-    def _after(
-        self, measure: ImportanceMeasure, stage: VelocityFlow | RejectionBlock
-    ) -> ImportanceMeasure:
-        return ImportanceMeasure(measure.base, self.log_prob, (*measure.stages, stage))
 
     def _rejections(
         self, measure: ImportanceMeasure, number: int | None, generator: torch.Generator
@@ -249,7 +237,7 @@ class _Solver(FlowSolver):
         return block, {
             "energy": energy * self.factor,
             "rejections": float(len(block.steps)),
-            "log_bound": block.log_bounds[-1] if block.steps else math.nan,
+            "log_bound": block.steps[-1].log_bound if block.steps else math.nan,
             "effective_sample_size": effective_sample_size(rest, mass),
             "draws_per_sample": measure.draws_per_sample * math.exp(block.log_cost),
         }

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drojko._numerics import Adam, Batches, cosine
-from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko._numerics import Adam, batches, cosine
+from drojko.exceptions import NonFiniteError
+from drojko.flows.functionals.base import checked_values
 
-__all__ = ["Velocity", "VelocityFlow", "fit_velocity", "log_target"]
+__all__ = ["VelocityFlow", "fit_velocity", "log_target"]
 
-_FIELDS = ("W1", "k1", "b1", "W2", "k2", "b2", "W3", "G", "A", "c")
 _BLOCK = 4096  # points integrated at once: their hidden layers stay in the cache
 #: Largest norm of a gradient, as a multiple of the median of those before it.
 _CLIP = 3.0
@@ -29,7 +29,7 @@ _PROBED, _MOST_STEPS = 512, 64
 class _Field(torch.autograd.Function):
     """Value and divergence of the field at one time, with their derivatives written out.
 
-    M holds the second layer times what joins it to input and output, B the gate's; see `Velocity`.
+    M holds the second layer times what joins it to input and output, B the gate's (`VelocityFlow`).
     """
 
     @staticmethod
@@ -86,8 +86,12 @@ class _Field(torch.autograd.Function):
 
 
 @dataclass(eq=False)
-class Velocity:
-    r"""A field with two hidden layers, whose divergence costs one more product in any dimension.
+class VelocityFlow:
+    r"""T(x) = z(1) where dz/dt = v(z, t), z(0) = x: a diffeomorphism with known log det DT.
+
+    .. math:: \log\det DT(x) = \int_0^1 \operatorname{div} v(z(t), t)\, dt
+
+    The field has two hidden layers, and its divergence costs one more product in any dimension:
 
     .. math:: v(z, t) = W_3\,\phi(W_2\,\phi(W_1 z + t k_1 + b_1) + t k_2 + b_2)
         + z \circ G\,s(a_1) + A z + c
@@ -100,66 +104,65 @@ class Velocity:
     stretches columns by functions of others, as a funnel needs; all grows linearly, so that no
     path explodes. Derivatives in the parameters are written out; `identity` gives the field zero.
 
+    Integrated by ``steps`` Runge-Kutta steps of order 4, forwards and, for the inverse,
+    backwards; both integrate the same equation, so that they agree up to the integration error.
+
     Parameters
     ----------
     flat : Tensor
         All parameters, one after the other.
-    dim, width : int
+    width : int
     centre, scale : Tensor of shape (d,)
+    steps : int
 
     Examples
     --------
-    >>> v = Velocity.identity(torch.zeros(2), torch.ones(2), 8, torch.Generator().manual_seed(0))
-    >>> value, divergence = v.field(torch.ones(3, 2), 0.5)
-    >>> float(value.abs().max()), float(divergence.abs().max())
-    (0.0, 0.0)
+    The field v = -z contracts by exp(-1):
+
+    >>> zero = torch.zeros(1).double()
+    >>> flow = VelocityFlow.identity(zero, zero + 1, 4, 16, torch.Generator().manual_seed(0))
+    >>> _ = flow.parts()["A"].fill_(-1.0)
+    >>> z, log_det = flow.push(torch.ones(1, 1).double())
+    >>> round(float(z), 6), round(float(log_det), 6)
+    (0.367879, -1.0)
     """
 
     flat: Tensor
-    dim: int
     width: int
     centre: Tensor
     scale: Tensor
+    steps: int
 
     @staticmethod
-    def identity(centre: Tensor, scale: Tensor, width: int, generator: torch.Generator) -> Velocity:
+    def identity(
+        centre: Tensor, scale: Tensor, width: int, steps: int, generator: torch.Generator
+    ) -> VelocityFlow:
         """A field that is zero: random hidden layers, no output."""
         d = len(centre)
-        flat = torch.zeros(sum(s.numel() for s in _shapes(d, width)), dtype=centre.dtype)
-        new = Velocity(flat, d, width, centre, scale)
-        parts = new.parts(flat)
-
+        size = sum(map(math.prod, _shapes(d, width).values()))
+        flat = torch.zeros(size, dtype=centre.dtype)
+        new = VelocityFlow(flat, width, centre, scale, steps)
         first, second = 1.5 / d**0.5, 1.5 / width**0.5
         for name, deviation in (("W1", first), ("b1", 1.0), ("W2", second), ("k1", 0.5)):
-            part = parts[name]
-            part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64))
-            part.mul_(deviation)
+            part = new.parts()[name]
+            noise = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+            part.copy_(deviation * noise)
         return new
 
-    def parts(self, flat: Tensor) -> dict[str, Tensor]:
-        """The parameters by name, as views of a flat vector."""
-        shapes = _shapes(self.dim, self.width)
-        pieces = flat.split([shape.numel() for shape in shapes])
-        return {k: p.view(s) for k, p, s in zip(_FIELDS, pieces, shapes, strict=True)}
+    def parts(self) -> dict[str, Tensor]:
+        """The parameters by name, as views of the flat vector."""
+        shapes = _shapes(len(self.centre), self.width)
+        pieces = self.flat.split([math.prod(shape) for shape in shapes.values()])
+        return {k: p.view(s) for (k, s), p in zip(shapes.items(), pieces, strict=True)}
 
-    def to(self, dtype: torch.dtype) -> Velocity:
+    def to(self, dtype: torch.dtype) -> VelocityFlow:
         """A copy in another precision."""
-        return Velocity(
-            self.flat.detach().to(dtype, copy=True),
-            self.dim,
-            self.width,
-            self.centre.to(dtype),
-            self.scale.to(dtype),
-        )
+        flat = self.flat.detach().to(dtype, copy=True)
+        return replace(self, flat=flat, centre=self.centre.to(dtype), scale=self.scale.to(dtype))
 
-    def field(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Velocity (n, d) and divergence (n,) at points x (n, d), time t."""
-        value, divergence = self.prepare(self.flat)((x - self.centre) / self.scale, t)
-        return value * self.scale, divergence
-
-    def prepare(self, flat: Tensor) -> Any:
+    def prepare(self) -> Any:
         """The field in scaled coordinates, (z, t) -> (value, divergence)."""
-        p = self.parts(flat)
+        p = self.parts()
         joined, gated = p["W2"] * (p["W1"] @ p["W3"]).T, p["G"] * p["W1"].T
 
         def field(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -170,22 +173,20 @@ class Velocity:
 
         return field
 
-    def integrate(
-        self, flat: Tensor, z: Tensor, steps: int, backward: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Runge-Kutta steps of order 4 in scaled coordinates, differentiable in ``flat``.
+    def integrate(self, z: Tensor, backward: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Runge-Kutta steps of order 4 in scaled coordinates, differentiable in `flat`.
 
         Returns the image (n, d), the integral of the divergence (n,) and that of |v|^2 in the
         units of x (n,); ``backward`` runs time from 1 to 0, and the divergence is still that of
         the forward flow.
         """
-        field = self.prepare(flat)
-        h = (-1.0 if backward else 1.0) / steps
+        field = self.prepare()
+        h = (-1.0 if backward else 1.0) / self.steps
         t = 1.0 if backward else 0.0
         grown = torch.zeros(len(z), dtype=z.dtype)
         length = torch.zeros(len(z), dtype=z.dtype)
         metric = self.scale.square()
-        for _ in range(steps):
+        for _ in range(self.steps):
             v1, d1 = field(z, t)
             v2, d2 = field(torch.add(z, v1, alpha=0.5 * h), t + 0.5 * h)
             v3, d3 = field(torch.add(z, v2, alpha=0.5 * h), t + 0.5 * h)
@@ -198,54 +199,13 @@ class Velocity:
             t += h
         return z, grown, length
 
-
-def _shapes(d: int, width: int) -> list[torch.Size]:
-    first, second = [(width, d), (width,), (width,)], [(width, width), (width,), (width,)]
-    return [torch.Size(s) for s in (*first, *second, (d, width), (d, width), (d, d), (d,))]
-
-
-class VelocityFlow:
-    r"""T(x) = z(1) where dz/dt = v(z, t), z(0) = x: a diffeomorphism with known log det DT.
-
-    .. math:: \log\det DT(x) = \int_0^1 \operatorname{div} v(z(t), t)\, dt
-
-    Integrated by ``steps`` Runge-Kutta steps of order 4, forwards and, for the inverse,
-    backwards; both integrate the same equation, so that they agree up to the integration error.
-
-    Examples
-    --------
-    The field v = -z contracts by exp(-1):
-
-    >>> v = Velocity.identity(torch.zeros(1).double(), torch.ones(1).double(), 4,
-    ...                       torch.Generator().manual_seed(0))
-    >>> _ = v.parts(v.flat)["A"].fill_(-1.0)
-    >>> flow = VelocityFlow(v, steps=16)
-    >>> z, log_det = flow.push(torch.ones(1, 1).double())
-    >>> round(float(z), 6), round(float(log_det), 6)
-    (0.367879, -1.0)
-    """
-
-    def __init__(self, velocity: Velocity, steps: int = 8) -> None:
-        if steps < 1:
-            raise InvalidDataError(f"steps={steps!r}; an integrator takes at least 1 step")
-        self.velocity, self.steps = velocity, steps
-
-    def single(self) -> VelocityFlow:
-        """The same flow in single precision."""
-        return VelocityFlow(self.velocity.to(torch.float32), self.steps)
-
     @torch.no_grad()
     def push(self, x: Tensor, backward: bool = False) -> tuple[Tensor, Tensor]:
         """Images (n, d) and the integral of the divergence along each path (n,)."""
-        v = self.velocity
-        images, grown = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
-        for start in range(0, len(x), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            z = (x[rows].to(v.flat.dtype) - v.centre) / v.scale
-            z, g, _ = v.integrate(v.flat, z, self.steps, backward)
-            images[rows] = (z * v.scale + v.centre).to(x.dtype)
-            grown[rows] = g.to(x.dtype)
-        return images, grown
+        inner = ((x.to(self.flat.dtype) - self.centre) / self.scale).split(_BLOCK)
+        found = [self.integrate(z, backward) for z in inner]
+        image, grown, _ = (torch.cat(part) for part in zip(*found))
+        return (image * self.scale + self.centre).to(x.dtype), grown.to(x.dtype)
 
     def log_det_error(self, x: Tensor) -> float:
         """Root mean square of int div v dt - log |det DT| at the rows of x, T the computed map.
@@ -253,10 +213,9 @@ class VelocityFlow:
         This is what the integrator adds to log densities. Refining the steps until the integral
         stops changing would not show it: of v = -5 z the integral is right with a single step.
         """
-        v = self.velocity
-        z = ((x.to(v.flat.dtype) - v.centre) / v.scale).requires_grad_(True)
+        z = ((x.to(self.flat.dtype) - self.centre) / self.scale).requires_grad_(True)
         with torch.enable_grad():
-            image, grown, _ = v.integrate(v.flat.detach(), z, self.steps)
+            image, grown, _ = self.integrate(z)
             rows = [
                 torch.autograd.grad(column.sum(), z, retain_graph=True)[0]
                 for column in image.unbind(1)
@@ -265,20 +224,19 @@ class VelocityFlow:
         return float((grown.detach() - log_det).square().mean().sqrt())
 
 
+def _shapes(d: int, width: int) -> dict[str, tuple[int, ...]]:
+    layers = {"W1": (width, d), "k1": (width,), "b1": (width,)}
+    layers |= {"W2": (width, width), "k2": (width,), "b2": (width,)}
+    return layers | {"W3": (d, width), "G": (d, width), "A": (d, d), "c": (d,)}
+
+
 def log_target(log_prob: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Log g at z (n,), -inf where g vanishes.
 
     Raises NonFiniteError for NaN and +inf: a target that overflows has no flow towards it;
     InvalidDataError where it does not return a tensor of one value per point.
     """
-    values = log_prob(z)
-    if not isinstance(values, Tensor) or values.shape != z.shape[:1]:
-        known = isinstance(values, Tensor)
-        got = f"shape {tuple(values.shape)}" if known else type(values).__name__
-        raise InvalidDataError(
-            f"the log density of the target returned {got} for points of shape {tuple(z.shape)}; "
-            f"expected a tensor of shape ({len(z)},), one value per point"
-        )
+    values = checked_values(log_prob(z), z, "the log density of the target")
     bad = torch.isnan(values) | (values == math.inf)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -310,17 +268,17 @@ def fit_velocity(
     # Quantiles rather than moments: a few far particles must not set the scale.
     low, high = torch.quantile(x[:20_000], torch.tensor([0.05, 0.95], dtype=x.dtype), dim=0)
     centre, scale = (low + high) / 2, ((high - low) / 3.3).clamp_min(1e-12)
-    velocity = Velocity.identity(centre.float(), scale.float(), settings.width, generator)
-    flat = velocity.flat.requires_grad_(True)
-    adam = Adam.like(velocity.flat.detach())
+    flow = VelocityFlow.identity(centre.float(), scale.float(), settings.width, steps, generator)
+    flat = flow.flat.requires_grad_(True)
+    adam = Adam.like(flat.detach())
     scaled = ((x - centre) / scale).float()
     norms: list[float] = []
-    batches = Batches(len(x), min(settings.batch_size, len(x)), generator)
+    rows_of = batches(len(x), min(settings.batch_size, len(x)), generator)
     energy = math.nan
     for k in range(iterations):  # all of them, inside one step of the flow: nothing ends them early
-        z = scaled[batches.next()]
-        image, grown, length = velocity.integrate(flat, z, steps)
-        log_g = log_target(log_prob, (image * velocity.scale + velocity.centre).double())
+        z = scaled[next(rows_of)]
+        image, grown, length = flow.integrate(z)
+        log_g = log_target(log_prob, (image * flow.scale + flow.centre).double())
         kept = torch.isfinite(log_g)  # where g vanishes no gradient points anywhere
         fit = _tamed(torch.where(kept, log_g, torch.zeros_like(log_g))).float()
         loss = (length / (2.0 * h) - grown - fit).mean()
@@ -339,10 +297,9 @@ def fit_velocity(
         with torch.no_grad():
             adam.step(flat, rate * cosine(k / max(iterations - 1, 1), _LOWEST_RATE))
         energy = float(length.detach().mean())
-    velocity.flat = flat.detach()
-    flow = VelocityFlow(velocity.to(torch.float64), steps)
+    flow = flow.to(torch.float64)
     while (error := flow.log_det_error(x[:_PROBED])) > settings.tol and flow.steps < _MOST_STEPS:
-        flow = VelocityFlow(flow.velocity, 2 * flow.steps)
+        flow = replace(flow, steps=2 * flow.steps)
     return flow, energy, error
 
 

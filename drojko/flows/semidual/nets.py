@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from drojko._numerics import cosine
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.divergence_to import Conjugate
-from drojko.flows.particles import Particles
 from drojko.models import MLP, Learner
 from drojko.transport.maps import TransportMap
 
@@ -67,17 +66,10 @@ class WholeMap(_Shaped, TransportMap):
     """
 
     def __init__(
-        self,
-        centre: Tensor,
-        spread: Tensor,
-        origin: Tensor,
-        scale: Any,
-        hidden: Sequence[int],
-        frequency: float,
-        generator: torch.Generator,
+        self, centre: Tensor, spread: Tensor, origin: Tensor, scale: Any, *layers: Any
     ) -> None:
         identity = torch.diag(spread / scale), (centre - origin) / scale
-        super().__init__(centre, spread, len(centre), *identity, hidden, frequency, generator)
+        super().__init__(centre, spread, len(centre), *identity, *layers)
         self.origin, self.scale = origin, scale
 
     def inner(self, x: Tensor) -> Tensor:
@@ -124,16 +116,9 @@ class Critic(_Shaped):
     q0 is a quadratic held fixed in a phase (the log ratio of two Gaussian fits), q a trained one.
     """
 
-    def __init__(
-        self,
-        centre: Tensor,
-        spread: Tensor,
-        hidden: Sequence[int],
-        frequency: float,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, centre: Tensor, spread: Tensor, *layers: Any) -> None:
         zero = torch.zeros(len(centre), len(centre)), torch.zeros(len(centre))
-        super().__init__(centre, spread, 1, *zero, hidden, frequency, generator)
+        super().__init__(centre, spread, 1, *zero, *layers)
         self.fixed = (*zero, 0.0)
 
     def fix(self, matrix: Tensor, shift: Tensor, constant: float) -> None:
@@ -176,18 +161,12 @@ class Critic(_Shaped):
         return torch.cat([self.linearise(p.float())[0] for p in y.split(20_000)]).double()
 
 
-@dataclass(frozen=True, eq=False)
 class Cloud:
-    """Weighted points, drawn from with replacement."""
+    """Points x (n, d) of weights w (n,), drawn from with replacement."""
 
-    x: Tensor
-    edges: Tensor | None  # cumulated weights; None where they are equal
-
-    @staticmethod
-    def of(x: Tensor, w: Tensor) -> Cloud:
-        """Points x (n, d) of weights w (n,)."""
+    def __init__(self, x: Tensor, w: Tensor) -> None:
         equal = bool(((w - w[0]).abs() <= 1e-12 * w[0]).all())
-        return Cloud(x, None if equal else torch.cumsum(w, 0))
+        self.x, self.edges = x, None if equal else torch.cumsum(w, 0)
 
     def rows(self, n: int, generator: torch.Generator) -> Tensor:
         """N rows with their probabilities."""
@@ -201,10 +180,11 @@ class Cloud:
 class Phase:
     r"""inf_T sup_w E|T - A|^2 / (2h) + E V(T) + c [E u(w(T)) - E_nu f*(u(w))], on two clouds.
 
-    ``anchor`` (n, d) is where the last map put the same base point. Counts ``rows``: how many
-    points went through a network.
+    ``settings`` are those of `SemiDualScheme`; ``anchor`` (n, d) is where the last map put the
+    same base point. Counts ``rows``: how many points went through a network.
     """
 
+    settings: Any
     map: WholeMap
     critic: Critic
     learners: tuple[Learner, Learner]
@@ -216,28 +196,28 @@ class Phase:
     anchor: Tensor
     target: Cloud
     generator: torch.Generator
-    penalty: float
     noise: float
-    loss: Conjugate
     rows: int = 0
 
-    def train(
-        self, iterations: int, batch: int, larger: int, map_steps: int, rates: tuple[float, float]
-    ) -> None:
+    def train(self, iterations: int, map_steps: int, loss: Conjugate) -> None:
         """Alternate; rates fall to a twentieth along a cosine. No map steps: the critic alone.
+
+        ``loss`` is the critic's: the game's own, or another one with the same optimum.
 
         A fixed number of steps of a game, which nothing ends early; Ctrl-C ends the flow around.
         """
+        s = self.settings
         out = self.map.linearise(self.base.x)[0] if map_steps == 0 else None
         for i in range(iterations):
             decay = cosine(i / iterations, 0.05)
-            images = None if out is None else out[self.base.rows(batch, self.generator)]
+            images = None if out is None else out[self.base.rows(s.batch_size, self.generator)]
             for _ in range(map_steps):
-                images = self._map_step(batch, rates[0] * decay)
+                images = self._map_step(s.rate * decay)
             if images is not None:
-                self._critic_step(images, larger, rates[1] * decay)
+                self._critic_step(images, s.critic_rate * decay, loss)
 
-    def _map_step(self, batch: int, rate: float) -> Tensor:
+    def _map_step(self, rate: float) -> Tensor:
+        batch = self.settings.batch_size
         rows = self.base.rows(batch, self.generator)
         out, back = self.map.linearise(self.base.x[rows])
         w, slope = self.critic.linearise(out)
@@ -253,30 +233,24 @@ class Phase:
         self.rows += 2 * batch
         return out
 
-    def _critic_step(self, images: Tensor, larger: int, rate: float) -> None:
+    def _critic_step(self, images: Tensor, rate: float, loss: Conjugate) -> None:
+        larger, penalty = self.settings.target_batch, self.settings.gradient_penalty
         y = self.target.x[self.target.rows(larger, self.generator)]
         if self.noise > 0.0:
             y = y + self.noise * torch.randn(y.shape, generator=self.generator)
-        n, points = len(images), [images, y]
-        if self.penalty > 0.0:
+        points = [images, y]
+        if penalty > 0.0:
             z = torch.randn(y.shape, generator=self.generator) * _OFFSET * self.critic.spread.to(y)
             points += [y + z, y - z]
         w, back = self.critic.linearise(torch.cat(points))
-        g = torch.zeros_like(w)
-        loss = self.loss
-        g[:n] = -loss.potential(w[:n])[1] / n
-        g[n : n + larger] = loss.conjugate(w[n : n + larger])[1] / larger
-        if self.penalty > 0.0:  # E (z'grad w)^2 = |spread grad w|^2 for standard normal z
-            change = (w[n + larger : n + 2 * larger] - w[n + 2 * larger :]) / (2.0 * _OFFSET)
-            part = self.penalty * change / (2.0 * _OFFSET * larger)
-            g[n + larger : n + 2 * larger], g[n + 2 * larger :] = part, -part
-        self.learners[1].step(back(g, parameters=True), rate)
+        on_image, on_target, *beside = w.split([len(part) for part in points])
+        g = [-loss.potential(on_image)[1] / len(images), loss.conjugate(on_target)[1] / larger]
+        if penalty > 0.0:  # E (z'grad w)^2 = |spread grad w|^2 for standard normal z
+            change = (beside[0] - beside[1]) / (2.0 * _OFFSET)
+            part = penalty * change / (2.0 * _OFFSET * larger)
+            g += [part, -part]
+        self.learners[1].step(back(torch.cat(g), parameters=True), rate)
         self.rows += len(w)
-
-    def fix_ratio(self, x: Particles, y: Particles) -> None:
-        """Let the critic start from the log ratio of Gaussian fits to images and the target."""
-        fits = *x.mean_and_covariance(), *y.mean_and_covariance()
-        self.critic.fix(*gaussian_log_ratio(*fits))
 
 
 def affine_step(
@@ -317,14 +291,11 @@ def gaussian_log_ratio(
     mean: Tensor, covariance: Tensor, other_mean: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Log N(y; m, S) - log N(y; m', S') as y'My/2 + s'y + c; covariances are definite."""
-    total = torch.zeros_like(covariance), torch.zeros_like(mean), 0.0
-    for sign, m, s in ((1.0, mean, covariance), (-1.0, other_mean, other)):
+    parts = []
+    for m, s in ((mean, covariance), (other_mean, other)):
         factor = torch.linalg.cholesky(s)
         precision = torch.cholesky_inverse(factor)
         constant = -0.5 * float(m @ precision @ m) - float(factor.diagonal().log().sum())
-        total = (
-            total[0] - sign * precision,
-            total[1] + sign * precision @ m,
-            total[2] + sign * constant,
-        )
-    return total if math.isfinite(total[2]) else (total[0], total[1], 0.0)
+        parts.append((-precision, precision @ m, constant))
+    matrix, shift, constant = (own - of_other for own, of_other in zip(*parts))
+    return matrix, shift, constant if math.isfinite(constant) else 0.0

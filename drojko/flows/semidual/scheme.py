@@ -6,21 +6,28 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import check_settings
+from drojko._numerics import check_settings, standard_error
 from drojko._random import spawn
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.divergence_to import Conjugate, conjugate_named, split
 from drojko.flows.particles import ParticleMeasure, Particles, draw_particles
 from drojko.flows.result import FlowSolver, Steps
-from drojko.flows.semidual.nets import Cloud, Critic, Phase, WholeMap, affine_step
+from drojko.flows.semidual.nets import (
+    Cloud,
+    Critic,
+    Phase,
+    WholeMap,
+    affine_step,
+    gaussian_log_ratio,
+)
 from drojko.measures._arrays import queries
 from drojko.measures.base import Measure
 from drojko.models import Learner
@@ -28,6 +35,7 @@ from drojko.models import Learner
 __all__ = ["SemiDualScheme", "SemiDualState", "SemiDualStep"]
 
 
+@dataclass(eq=False, repr=False)
 class SemiDualStep(ParticleMeasure):
     r"""rho_k = T_k#rho_0 with one network T_k from the start, and d rho_k / d nu from the critic.
 
@@ -62,25 +70,16 @@ class SemiDualStep(ParticleMeasure):
     [0.4, -0.6]
     """
 
-    def __init__(
-        self,
-        base: Measure,
-        map: WholeMap,
-        critic: Critic,
-        conjugate: Conjugate,
-        held: Particles | None = None,
-    ) -> None:
-        super().__init__(base, map, held)
-        self.critic = critic
-        self.conjugate = conjugate
+    base: Measure
+    map: WholeMap
+    critic: Critic
+    conjugate: Conjugate
+    held: Particles | None = None
 
     def in_units(self, base: Measure, centre: Tensor, unit: Tensor) -> SemiDualStep:
         """The same step for x = centre + unit * z, of which ``base`` is the initial measure."""
-        held = self.held
-        if held is not None:
-            held = Particles(centre + unit * held.x, held.w, held.log_density, held.known)
-        map: Any = self.map
-        nets = map.in_units(centre, unit), self.critic.in_units(centre, unit)
+        held = self.held and replace(self.held, x=centre + unit * self.held.x)
+        nets = self.map.in_units(centre, unit), self.critic.in_units(centre, unit)
         return SemiDualStep(base, *nets, self.conjugate, held)
 
     def log_ratio(self, x: Any) -> Tensor:
@@ -258,7 +257,7 @@ class _Solver(FlowSolver):
         _, divergence, _ = split(self.functional)
         target, held = _target_points(divergence.target, s.n_particles, gen)
         start = draw_particles(initial, s.n_particles, spawn(gen))
-        _check(start, target, self.scheme)
+        _check(start, target)
         mean, covariance = target.mean_and_covariance()
         spread = covariance.diagonal().sqrt()
         own, own_covariance = start.mean_and_covariance()
@@ -293,11 +292,10 @@ class _Solver(FlowSolver):
         x, near = state.map.map(base.x), state.map.map(apart.x)
 
         phase = Phase(
-            state.map, state.critic, state.learners, conjugate, factor, rest, h,
-            Cloud.of(state.map.inner(base.x), base.w), x.float(),
-            Cloud.of(target.x.float(), target.w), gen, s.gradient_penalty,
+            s, state.map, state.critic, state.learners, conjugate, factor, rest, h,
+            Cloud(state.map.inner(base.x), base.w), x.float(),
+            Cloud(target.x.float(), target.w), gen,
             s.noise / (state.step + 1) * float(state.critic.spread.mean()),
-            _LOGISTIC if s.critic == "logistic" and conjugate.logarithmic else conjugate,
         )  # fmt: skip
         exact = s.gaussian and conjugate.name == "kl" and rest is None
         if exact:
@@ -307,8 +305,9 @@ class _Solver(FlowSolver):
             )
             state.map.compose(*affine)
         if s.gaussian and conjugate.logarithmic:
-            image = state.map.map(base.x)
-            phase.fix_ratio(Particles(image, base.w, base.w), target)
+            moved = Particles(state.map.map(base.x), base.w, base.w)
+            fits = *moved.mean_and_covariance(), *target.mean_and_covariance()
+            state.critic.fix(*gaussian_log_ratio(*fits))
         refined = s.iterations > 0 and self._refine(state, phase, exact, apart, held)
         image, held_image = state.map.map(base.x), state.map.map(apart.x)
         numbers = {
@@ -327,19 +326,18 @@ class _Solver(FlowSolver):
         self, state: SemiDualState, phase: Phase, exact: bool, apart: Particles, held: Particles
     ) -> bool:
         s = self.scheme
-        rates = s.rate, s.critic_rate
         iterations = s.iterations if state.step else s.first or 2 * s.iterations
         if exact and s.tol > 0.0 and not state.refined:
             before = [learner.flat.clone() for learner in state.learners]
-            chosen, phase.loss = phase.loss, _LOGISTIC  # bounded: no ratio can mislead it
-            phase.train(max(100, s.iterations // 4), s.batch_size, s.target_batch, 0, rates)
-            phase.loss = chosen
+            # Bounded: no ratio can mislead it.
+            phase.train(max(100, s.iterations // 4), map_steps=0, loss=_LOGISTIC)
             gain, error = _gain(phase, state.map.map(apart.x), apart.w, held)
             if gain <= s.tol + 2.0 * error:
                 for learner, flat in zip(state.learners, before, strict=True):
                     learner.flat.copy_(flat)
                 return False
-        phase.train(iterations, s.batch_size, s.target_batch, s.map_steps, rates)
+        bounded = s.critic == "logistic" and phase.conjugate.logarithmic
+        phase.train(iterations, s.map_steps, _LOGISTIC if bounded else phase.conjugate)
         return True
 
     def advice(self, columns: dict[str, np.ndarray]) -> str:
@@ -373,7 +371,7 @@ def _target_points(
     return atoms.take(order[cut:]), atoms.take(order[:cut])
 
 
-def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
+def _check(start: Particles, target: Particles) -> None:
     if start.x.shape[1] != target.x.shape[1]:
         raise InvalidDataError(
             f"the initial measure has {start.x.shape[1]} columns and the target "
@@ -399,16 +397,13 @@ def _check(start: Particles, target: Particles, scheme: SemiDualScheme) -> None:
 
 def _gain(phase: Phase, x: Tensor, w: Tensor, held: Particles) -> tuple[float, float]:
     """What the trained critic finds beyond its fixed part on points kept apart; its error."""
-    c, total, variance = _LOGISTIC, 0.0, 0.0
-    for points, mass, sign in ((x, w, 1.0), (held.x, held.w, -1.0)):
-        full = phase.critic.value(points)
-        part = phase.critic.fixed_value(points)
-        which = c.potential if sign > 0 else c.conjugate
-        change = sign * (which(full)[0] - which(part)[0])
-        mean = float(mass @ change)
-        total += mean
-        variance += float(mass.square() @ (change - mean).square())
-    return total, math.sqrt(variance)
+    gains, errors = [], []
+    terms = (x, w, _LOGISTIC.potential), (held.x, held.w, _LOGISTIC.conjugate)
+    for points, mass, term in terms:
+        change = term(phase.critic.value(points))[0] - term(phase.critic.fixed_value(points))[0]
+        gains.append(float(mass @ change))
+        errors.append(standard_error(change, mass))
+    return gains[0] - gains[1], math.hypot(*errors)
 
 
 def _measure(

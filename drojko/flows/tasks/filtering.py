@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,7 @@ class Conditioned(Measure):
     """
 
     _state = "particles_"
+    _remedy = "fit its prior"
 
     def __init__(
         self,
@@ -78,15 +80,10 @@ class Conditioned(Measure):
         self.n_particles, self.random_state = n_particles, random_state
         gen = make_generator(random_state)
         particles = _particles(prior, n_particles, gen)
-        likelihood = self._likelihood(particles.x)
-        joint = particles.w.log() + likelihood
-        self.log_evidence_ = float(torch.logsumexp(joint, 0))
-        w = torch.softmax(joint, 0)
-        self.effective_share_ = 1.0 / (len(w) * float(w.square().sum()))
-        log_density = particles.log_density + likelihood - self.log_evidence_
-        self.particles_ = Particles(particles.x, w, log_density, particles.known)
+        self._weigh(particles.x, particles.log_density, particles.w.log(), particles.known)
+        self.effective_share_ = 1.0 / (len(particles.w) * float(self.particles_.w.square().sum()))
         if self.effective_share_ < _LEAST:
-            self.particles_ = self._refreshed(gen)
+            self._refresh(gen)
 
     def _likelihood(self, x: Tensor) -> Tensor:
         if self.log_likelihood is None:
@@ -94,28 +91,26 @@ class Conditioned(Measure):
         with torch.no_grad():
             return self.log_likelihood(x)
 
-    def _refreshed(self, gen: torch.Generator) -> Particles:
+    def _weigh(self, x: Tensor, log_prior: Tensor, log_mass: Tensor, known: bool = True) -> None:
+        """Keep points that stand for the prior with masses exp(``log_mass``), reweighted."""
+        likelihood = self._likelihood(x)
+        joint = log_mass + likelihood
+        self.log_evidence_ = float(torch.logsumexp(joint, 0))
+        log_density = log_prior + likelihood - self.log_evidence_
+        self.particles_ = Particles(x, torch.softmax(joint, 0), log_density, known)
+
+    def _refresh(self, gen: torch.Generator) -> None:
         p = self.particles_
         if p.x.shape[1] == 1:
             mean, variance = p.mean_and_covariance()
             x, step = _grid(float(mean), float(variance) ** 0.5, len(p.x))
-            joint = self.prior.log_prob(x) + self._likelihood(x)
-            self.log_evidence_ = float(torch.logsumexp(joint, 0)) + math.log(step)
-            return Particles(x, torch.softmax(joint, 0), joint - self.log_evidence_)
-        near = KDE().fit(p.x.numpy(), p.w.numpy())
-        x = near.sample(len(p.x), gen)
-        joint = self.prior.log_prob(x) + self._likelihood(x)
-        ratio = joint - near.log_prob(x)
-        self.log_evidence_ = float(torch.logsumexp(ratio, 0)) - math.log(len(x))
-        return Particles(x, torch.softmax(ratio, 0), joint - self.log_evidence_)
-
-    def fit(self, X: Any, sample_weight: Any = None) -> Self:
-        """Raise UnsupportedError: fit the prior."""
-        raise self._lacks("fit", "fit its prior")
-
-    def get_params(self, deep: bool = True) -> dict:
-        names = ("prior", "log_likelihood", "n_particles", "random_state")
-        return {name: getattr(self, name) for name in names}
+            log_space = math.log(step)
+        else:
+            near = KDE().fit(p.x.numpy(), p.w.numpy())
+            x = near.sample(len(p.x), gen)
+            log_space = -near.log_prob(x) - math.log(len(x))
+        log_prior = self.prior.log_prob(x)
+        self._weigh(x, log_prior, log_prior + log_space)
 
     @property
     def dim(self) -> int:
@@ -136,10 +131,8 @@ class Conditioned(Measure):
 
     def flow_particles(self, n: int, generator: torch.Generator) -> Particles:
         """About n of the particles, thinned evenly, with their densities."""
-        p = self.particles_
-        every = max(1, round(len(p.x) / n))
-        w = p.w[::every]
-        return Particles(p.x[::every], w / w.sum(), p.log_density[::every], p.known)
+        m = len(self.particles_.x)
+        return self.particles_.take(torch.arange(0, m, max(1, round(m / n))))
 
 
 def _particles(prior: Measure, n: int, gen: torch.Generator) -> Particles:
@@ -257,13 +250,10 @@ def filter_diffusion(
     functional = PotentialEnergy(potential) + temperature * Entropy()
     gen = make_generator(random_state)
 
-    def likelihood(y: Tensor) -> Callable[[Tensor], Tensor]:
-        def log_likelihood(x: Tensor) -> Tensor:
-            miss = (x if observe is None else observe(x)) - y
-            constant = len(y) * math.log(noise * math.sqrt(2.0 * math.pi))
-            return -0.5 * (miss / noise).square().sum(1) - constant
-
-        return log_likelihood
+    def log_likelihood(y: Tensor, x: Tensor) -> Tensor:
+        miss = (x if observe is None else observe(x)) - y
+        constant = len(y) * math.log(noise * math.sqrt(2.0 * math.pi))
+        return -0.5 * (miss / noise).square().sum(1) - constant
 
     def forecast(start: Measure, span: float) -> FlowResult:
         n = max(1, math.ceil(span / step_size - 1e-9))
@@ -274,10 +264,10 @@ def filter_diffusion(
     predicted: list[Measure] = []
     flows: list[FlowResult] = []
     log_evidence = 0.0
-    for k, y in enumerate(seen):
-        flows.append(forecast(state, edges[k + 1] - edges[k]))
+    for (before, now), y in zip(pairwise(edges), seen, strict=True):
+        flows.append(forecast(state, now - before))
         predicted.append(flows[-1].measures[-1])
-        state = Conditioned(predicted[-1], likelihood(y), random_state=gen)
+        state = Conditioned(predicted[-1], partial(log_likelihood, y), random_state=gen)
         log_evidence += state.log_evidence_
         measures.append(state)
     if end > edges[-1]:

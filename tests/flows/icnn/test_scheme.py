@@ -132,7 +132,7 @@ def test_gradients_with_random_signs_are_unbiased_in_many_columns():
     with torch.no_grad():
         potential.w.add_(2.0)
     value, exact = problem.with_gradient(potential)
-    rough = [problem.with_gradient(potential, None, gen, Probes()) for _ in range(400)]
+    rough = [problem.with_gradient(potential, gen, Probes()) for _ in range(400)]
     assert np.mean([v for v, _ in rough]) == pytest.approx(value, abs=0.02)
     for k, theirs in enumerate(exact):
         draw = torch.stack([gradient[k] for _, gradient in rough])
