@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -220,9 +220,7 @@ class PairMoves:
     """
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        weights = objective.model.first_layer()
-        if weights is None:
-            return [batch.q0]
+        weights: Any = objective.model.first_layer()
         f = objective.model.linearise(batch.x)[0]
         rows = objective.coordinates.pull(weights)
         half = 0.5 / objective.strength
