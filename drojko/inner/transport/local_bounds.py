@@ -60,9 +60,7 @@ def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> Loca
     propagated as a centre and an error norm, so that differences of outputs stay sharp.
     """
     model, loss = objective.model, objective.loss
-    if not isinstance(model, MLP) or len(model.weights) < 2:
-        return None
-    if not loss.smooth_within:
+    if not isinstance(model, MLP) or len(model.weights) < 2 or not loss.smooth_within:
         return None
     network = _Network.of(objective)
     parts = []
