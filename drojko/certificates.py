@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
-from drojko.models import MLP
+from drojko.models import is_linear
 
 __all__ = [
     "Certificate", "Evaluation", "attained_without_atoms", "certify", "proof_of_tilt",
@@ -190,35 +191,29 @@ def certify(
     base = objective.risk(batch, batch.q0)
     nominal = mean(base, weights)
     if radius is None:
-        moved = adversary.solve(batch)
-        bound, proof = adversary.upper(moved, known)
-        lower, upper = mean(moved.value, weights), mean(bound, weights)
-        risk, cost, penalty = moved.risk, moved.cost, objective.penalty
-        spread, worst = moved.value, moved
+        worst, used, penalty = adversary.solve(batch), adversary, objective.penalty
+        bound, proof = adversary.upper(worst, known)
+        upper, spread = mean(bound, weights), worst.value
+        lower = max(mean(spread, weights), nominal)
     else:
-        ball = solve_ball(adversary, batch, weights, radius, start=start)
-        risk, cost, penalty = ball.risk, ball.cost, ball.penalty
-        lower = mean(risk, weights)
-        if math.isinf(penalty):
-            upper, proof, spread = nominal, "dual", base
-        else:
-            upper, proof = _ball_upper(adversary, batch, weights, radius, ball, known)
-            spread = risk - penalty * cost
-        worst = ball
-    error = standard_error(spread, weights) if sampled else 0.0
+        worst = solve_ball(adversary, batch, weights, radius, start=start)
+        used, penalty, lower = worst.adversary, worst.penalty, mean(worst.risk, weights)
+        upper, proof, spread = nominal, "dual", base
+        if math.isfinite(penalty):
+            upper, proof = _ball_upper(adversary, batch, weights, radius, worst, known)
+            spread = worst.risk - penalty * worst.cost
     certificate = Certificate(
         nominal_risk=nominal,
-        lower=max(lower, nominal) if radius is None else lower,
+        lower=lower,
         upper=max(upper, lower),
-        worst_case_risk=mean(risk, weights),
+        worst_case_risk=mean(worst.risk, weights),
         radius=radius,
         penalty=penalty,
-        transport_cost=mean(cost, weights),
-        standard_error=error,
+        transport_cost=mean(worst.cost, weights),
+        standard_error=standard_error(spread, weights) if sampled else 0.0,
         stationarity=stationarity,
         proof=proof,
     )
-    used = worst.adversary if isinstance(worst, BallSolution) else adversary
     return Evaluation(certificate, worst, used)
 
 
@@ -231,20 +226,18 @@ def _ball_upper(
     known: Structure,
 ) -> tuple[float, str]:
     """Smallest dual value that is proven: every penalty gives a valid one."""
-    budget = radius * radius
-    options: list[tuple[float, str]] = []
+
+    def dual(at: Adversary, moved: Moved) -> tuple[float, str]:
+        bound, proof = at.upper(moved, known)
+        return at.objective.penalty * radius**2 + mean(bound, weights), proof
+
     pairs = {ball.low_penalty: ball.low, ball.high_penalty: ball.high}
-    for penalty, moved in pairs.items():
-        bound, proof = adversary.with_penalty(penalty).upper(moved, known)
-        options.append((penalty * budget + mean(bound, weights), proof))
-    proofs = {proof for _, proof in options}
-    if (
-        known.norms is not None
-        and not adversary.discrete
-        and proofs & {"lipschitz", "local-estimate"}
-    ):
+    options = [dual(adversary.with_penalty(penalty), moved) for penalty, moved in pairs.items()]
+    loose = {proof for _, proof in options} & {"lipschitz", "local-estimate"}
+    if known.norms is not None and not adversary.discrete and loose:
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
-        options.extend(_local_ball(adversary, batch, weights, radius, ball, known))
+        if not is_linear(adversary.objective.model):
+            options.extend(_local_ball(adversary, batch, ball, dual))
     proven = [option for option in options if option[1] != "local-estimate"]
     return min(proven or options)
 
@@ -252,10 +245,8 @@ def _ball_upper(
 def _local_ball(
     adversary: Adversary,
     batch: Batch,
-    weights: Tensor,
-    radius: float,
     ball: BallSolution,
-    known: Structure,
+    dual: Callable[[Adversary, Moved], tuple[float, str]],
 ) -> list[tuple[float, str]]:
     """Dual values at larger penalties, where bounds near the samples become strong concavity.
 
@@ -263,22 +254,16 @@ def _local_ball(
     maximiser, while the dual value itself rises slowly: the best proven value lies above the
     multiplier.
     """
-    model = adversary.objective.model
-    if not isinstance(model, MLP) or len(model.weights) < 2 or adversary.discrete:
-        return []
     quick = replace(adversary, candidates=())
     options: dict[float, tuple[float, str]] = {}
 
     def value(factor: float) -> float:
         if factor not in options:
-            penalty = ball.high_penalty * factor
-            at = quick.with_penalty(penalty)
+            at = quick.with_penalty(ball.high_penalty * factor)
             try:
-                bound, proof = at.upper(at.solve(batch, [ball.high.q]), known)
+                options[factor] = dual(at, at.solve(batch, [ball.high.q]))
             except UnboundedRiskError:
                 options[factor] = (math.inf, "lipschitz")
-            else:
-                options[factor] = (penalty * radius**2 + mean(bound, weights), proof)
         return options[factor][0]
 
     factor = 2.0
@@ -299,7 +284,7 @@ def _lipschitz_ball(
     def value(shift: float) -> float:
         penalty = least + math.exp(shift)
         bound = lipschitz_bound(objective.with_penalty(penalty), batch, norms)
-        if bound is None or not bool(torch.isfinite(bound).all()):
+        if not bool(torch.isfinite(bound).all()):
             return math.inf
         return penalty * radius**2 + mean(bound, weights)
 
@@ -394,7 +379,6 @@ def reweighted_certificate(
     price = ambiguity.penalty or 0.0
     nominal = float(weights @ losses)
     attained, spent = exact.attained, exact.radius
-    multiplier = point.penalty
     if fitted is not None and hasattr(ambiguity, "without_atoms") and ambiguity.budget != 0.0:
         largest = max(float(losses.max()), float(fitted[0].max()))
         if ambiguity.needs_largest(point.penalty):
@@ -409,7 +393,7 @@ def reweighted_certificate(
         upper=max(upper, lower),
         worst_case_risk=attained,
         radius=None if ambiguity.penalty is not None else float(ambiguity.budget),
-        penalty=multiplier,
+        penalty=point.penalty,
         transport_cost=spent,
         standard_error=error,
         stationarity=stationarity,

@@ -44,10 +44,8 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     >>> flatten_parameters(layer).zero_().shape, layer.bias.item()
     (torch.Size([3]), 0.0)
     """
-    parameters = list(module.parameters())
-    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
-    for p, view in zip(parameters, views_like(flat, parameters), strict=True):
-        p.data = view
+    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+    nn.utils.vector_to_parameters(flat, module.parameters())
     return flat
 
 
@@ -59,11 +57,8 @@ def views_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     >>> [v.tolist() for v in views_like(torch.arange(3), [torch.zeros(1, 2), torch.zeros(1)])]
     [[[0, 1]], [2]]
     """
-    views, offset = [], 0
-    for p in parameters:
-        views.append(flat[offset : offset + p.numel()].view(p.shape))
-        offset += p.numel()
-    return views
+    parts = flat.split([p.numel() for p in parameters])
+    return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
 
 
 class Learner:
@@ -325,19 +320,18 @@ class ModuleModel(TabularModel):
             f = self.forward(leaf)
         trainable = list(self.module.parameters())
 
-        def gradients(inputs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
+        def backward(g: Tensor, parameters: bool = False) -> Any:
             # One forward pass may serve both derivatives, so the graph is kept until f is freed.
             # A prediction that does not depend on an input has gradient zero there.
-            active = [p for p in inputs if p.requires_grad]
-            found: Any = [None] * len(active)
-            if f.requires_grad and active:
-                found = torch.autograd.grad(f, active, g, retain_graph=True, allow_unused=True)
-            grads = iter(found)
-            out = [next(grads) if p.requires_grad else None for p in inputs]
-            return [torch.zeros_like(p) if d is None else d for p, d in zip(inputs, out)]
-
-        def backward(g: Tensor, parameters: bool = False) -> Any:
-            return gradients(trainable, g) if parameters else gradients([leaf], g)[0]
+            inputs = trainable if parameters else [leaf]
+            grads = [torch.zeros_like(p) for p in inputs]
+            active = [k for k, p in enumerate(inputs) if p.requires_grad and f.requires_grad]
+            if active:
+                at = [inputs[k] for k in active]
+                found = torch.autograd.grad(f, at, g, retain_graph=True, materialize_grads=True)
+                for k, grad in zip(active, found, strict=True):
+                    grads[k] = grad
+            return grads if parameters else grads[0]
 
         return f.detach(), backward
 

@@ -131,19 +131,13 @@ class Objective:
 
     def loss_hessian(self, batch: Batch, q: Tensor) -> Tensor:
         """Hessian of the loss (without the cost) in q, shape (n, r, r)."""
-        with torch.enable_grad():
-            leaf = q.detach().requires_grad_(True)
+
+        def gradient(leaf: Tensor) -> Tensor:  # summed, as samples do not interact
             value = self.loss.value(self.model(self.decode(batch, leaf)), batch.y)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
-            if not gradient.requires_grad:
-                return q.new_zeros(*q.shape, q.shape[1])
-            columns = [
-                torch.autograd.grad(
-                    part.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True
-                )[0]
-                for part in gradient.unbind(1)
-            ]
-        return torch.stack(columns, 2).detach()
+            return torch.autograd.grad(value.sum(), leaf, create_graph=True)[0].sum(0)
+
+        found: Any = torch.autograd.functional.jacobian(gradient, q.detach())
+        return found.movedim(0, 2)
 
     def model_like(self) -> dict[str, Any]:
         """Device and dtype of the model, as keyword arguments."""

@@ -40,7 +40,7 @@ class WorstCase(ABC):
     feature_names: tuple[str, ...] | None
     cost_weights: np.ndarray | None
     attained_risk: Any
-    _cache: dict[Any, Any]
+    _pairs: Any
 
     @property
     @abstractmethod
@@ -65,13 +65,8 @@ class WorstCase(ABC):
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Reference draws, their images, labels and masses; computed once."""
-        if "pairs" not in self._cache:
-            with torch.no_grad():
-                self._cache["pairs"] = self._pairs()
-        return self._cache["pairs"]
-
-    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        raise NotImplementedError
+        with torch.no_grad():
+            return self._pairs
 
     def displacement(self) -> pd.DataFrame:
         """What moves: a row per class and feature.

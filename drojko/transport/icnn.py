@@ -39,7 +39,11 @@ class _Pass:
     pi: list[Tensor]
     t: list[Tensor]
     u: list[Tensor]
-    w: Tensor
+
+    @property
+    def bends(self) -> list[Tensor]:
+        """Second derivatives of the layers, q_l of shape (n, width): H = M + sum J' diag(q) J."""
+        return [pi * s * (1.0 - s) for pi, s in zip(self.pi, self.s, strict=True)]
 
 
 @dataclass
@@ -189,7 +193,7 @@ class ICNN(nn.Module):
                 pi[layer] = t[layer + 1] @ u[layer]
                 t[layer] = pi[layer] * s[layer]
             out = torch.addmm(out, t[layer], self.V[layer])
-        return out, _Pass(x, c, z, s, pi, t, u, w)
+        return out, _Pass(x, c, z, s, pi, t, u)
 
     # -- mathematics -------------------------------------------------------------------------
 
@@ -207,16 +211,24 @@ class ICNN(nn.Module):
 
     def hessian(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Hessian in x, shape (n, dim, dim), at least epsilon I."""
-        _, p = self._forward(x, context)
-        total = self.quadratic().expand(len(x), -1, -1)
-        jac = self.V[0].expand(len(x), -1, -1)
-        for layer, (s, pi) in enumerate(zip(p.s, p.pi, strict=True)):
-            if layer:
-                jac = torch.einsum("hg,ng,ngd->nhd", p.u[layer - 1], p.s[layer - 1], jac)
-                jac = jac + self.V[layer]
-            weight = pi * s * (1.0 - s)
-            total = total + jac.transpose(1, 2) @ (weight.unsqueeze(2) * jac)
-        return total
+        return self._hessian(self._forward(x, context)[1])[0]
+
+    def _hessian(self, p: _Pass) -> tuple[Tensor, list[Tensor]]:
+        """Hessians (n, dim, dim), and the layers' Jacobians transposed, (n, dim, width) each."""
+        eye = torch.eye(self.dim, dtype=p.x.dtype, device=p.x.device)
+        tangents = [t.expand(len(p.x), -1, -1) for t in self._tangents(p, eye.unsqueeze(0))]
+        total = self.quadratic().repeat(len(p.x), 1, 1)
+        for tangent, q in zip(tangents, p.bends, strict=True):
+            total = total.baddbmm_(tangent * q.unsqueeze(1), tangent.mT)
+        return total, tangents
+
+    def _tangents(self, p: _Pass, v: Tensor) -> list[Tensor]:
+        """J_l v of every layer for vectors v (n, m, dim), (n, m, width) each."""
+        found = [v @ self.V[0].T]
+        for layer, (s, u) in enumerate(zip(p.s, p.u), 1):
+            pushed = (found[-1] * s.unsqueeze(1)) @ u.T
+            found.append(pushed.add_(v @ self.V[layer].T))
+        return found
 
     @torch.no_grad()
     def linearise(
@@ -258,12 +270,12 @@ class ICNN(nn.Module):
             if extra is not None:
                 d_u_raw[layer].add_(extra.u[layer])
             tau = torch.addmm(d_pi @ p.u[layer].T, g, self.V[layer + 1].T)
-        d_s.append(tau * p.w)
+        d_s.append(tau * p.pi[last])
         d_w = tau * p.s[last]
         if extra is not None:
             d_w = d_w.add_(extra.pi[last])
             d_s = [a.add_(b) for a, b in zip(d_s, extra.s, strict=True)]
-        d_w_raw = d_w * -torch.expm1(-p.w)  # softplus'(raw) = 1 - exp(-softplus)
+        d_w_raw = d_w * -torch.expm1(-p.pi[last])  # softplus'(raw) = 1 - exp(-softplus)
         # Down through the pre-activations.
         d_d: list[Tensor] = [torch.empty(0)] * (last + 1)
         d_c: list[Tensor] = [torch.empty(0)] * (last + 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from drojko.transport.icnn import ICNN, _Extra, _Pass
 
 __all__ = [
-    "Jet", "Probes", "curvatures", "forward", "jet", "lanczos", "log_det", "parameter_gradient",
+    "Jet", "Probes", "forward", "jet", "lanczos", "log_det", "parameter_gradient",
     "stochastic_jet",
 ]  # fmt: skip
 
@@ -76,14 +76,7 @@ def jet(potential: ICNN, x: Tensor) -> Jet:
     [True, True, True]
     """
     out, p = potential._forward(x, None)
-    tangents = [potential.V[0].T.expand(len(x), -1, -1)]  # (n, d, h): J_l transposed
-    curvature = curvatures(p)
-    for layer in range(1, len(p.s)):
-        pushed = (tangents[-1] * p.s[layer - 1].unsqueeze(1)) @ p.u[layer - 1].T
-        tangents.append(pushed.add_(potential.V[layer].T))
-    hessian = potential.quadratic().repeat(len(x), 1, 1)
-    for tangent, q in zip(tangents, curvature, strict=True):
-        hessian.baddbmm_(tangent * q.unsqueeze(1), tangent.transpose(1, 2))
+    hessian, tangents = potential._hessian(p)
     value, inverse = log_det(hessian)
 
     @torch.no_grad()
@@ -91,11 +84,6 @@ def jet(potential: ICNN, x: Tensor) -> Jet:
         return parameter_gradient(potential, p, [inverse @ t for t in tangents], inverse, g, c)
 
     return Jet(out, hessian, value, backward)
-
-
-def curvatures(p: _Pass) -> list[Tensor]:
-    """Second derivatives of the layers, q_l of shape (n, width): H = M + sum J' diag(q) J."""
-    return [pi * s * (1.0 - s) for pi, s in zip(p.pi, p.s, strict=True)]
 
 
 @torch.no_grad()
@@ -164,34 +152,6 @@ class Probes:
     steps: int = 20
 
 
-class _Curvature:
-    """Products of the Hessians at n points with vectors (n, m, d), by two passes of the layers."""
-
-    def __init__(self, potential: ICNN, p: _Pass):
-        self.potential, self.p = potential, p
-        self.quadratic, self.q = potential.quadratic(), curvatures(p)
-
-    def tangents(self, v: Tensor) -> list[Tensor]:
-        """J_l v of every layer, (n, m, width)."""
-        found = [v @ self.potential.V[0].T]
-        for layer in range(1, len(self.p.s)):
-            pushed = (found[-1] * self.p.s[layer - 1].unsqueeze(1)) @ self.p.u[layer - 1].T
-            found.append(pushed.add_(v @ self.potential.V[layer].T))
-        return found
-
-    def __call__(self, v: Tensor) -> Tensor:
-        ys = self.tangents(v)
-        out = v @ self.quadratic
-        back: Tensor | None = None
-        for layer in range(len(ys) - 1, -1, -1):
-            pull = ys[layer] * self.q[layer].unsqueeze(1)
-            if back is not None:
-                pull = pull.add_((back @ self.p.u[layer]) * self.p.s[layer].unsqueeze(1))
-            out = out.add_(pull @ self.potential.V[layer])
-            back = pull
-        return out
-
-
 def lanczos(product, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Orthonormal bases (n, m, k, d) of Krylov spaces and the tridiagonal matrices (n, m, k, k).
 
@@ -251,10 +211,23 @@ def stochastic_jet(
     """
     probes = probes or Probes()
     out, p = potential._forward(x, None)
-    curvature = _Curvature(potential, p)
+    quadratic, bends = potential.quadratic(), p.bends
+
+    def product(v: Tensor) -> Tensor:
+        """Hessians times vectors (n, m, d), by two passes of the layers."""
+        ys = potential._tangents(p, v)
+        out, back = v @ quadratic, torch.zeros(())
+        for layer in range(len(ys) - 1, -1, -1):
+            pull = ys[layer] * bends[layer].unsqueeze(1)
+            if layer + 1 < len(ys):
+                pull = pull.add_((back @ p.u[layer]) * p.s[layer].unsqueeze(1))
+            out = out.add_(pull @ potential.V[layer])
+            back = pull
+        return out
+
     shape = (len(x), probes.count, x.shape[1])
     signs = torch.randint(2, shape, generator=generator).to(x) * 2.0 - 1.0
-    basis, matrix = lanczos(curvature, signs, probes.steps)
+    basis, matrix = lanczos(product, signs, probes.steps)
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp_min(1e-12)
     first = vectors[..., 0, :]
@@ -262,7 +235,7 @@ def stochastic_jet(
     log_det = (d * (first.square() * values.log()).sum(-1)).mean(1)
     weights = (vectors @ (first * values.rsqrt()).unsqueeze(-1)).mT  # T^-1/2 e_1 as a row
     rows = (weights @ basis).squeeze(-2) * (d / probes.count) ** 0.5
-    ys = curvature.tangents(rows)
+    ys = potential._tangents(p, rows)
 
     @torch.no_grad()
     def backward(g: Tensor, c: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan
 from drojko.approaches.reweighting.support import Draw, OnSupport
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
-from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase, check_set
+from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase
 from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
@@ -37,7 +37,7 @@ class DensityRatio(OnSupport):
     def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Flows of the reference need a density, and a ratio without jumps."""
         if isinstance(plan.inner, Importance):
-            check_set(plan.ambiguity)
+            plan.inner.check(plan.ambiguity)
             if not plan.sampled:
                 raise UnsupportedError(
                     "inner='importance' samples a worst case that has a density; the atoms of this "

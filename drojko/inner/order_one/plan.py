@@ -60,7 +60,6 @@ class LinearAdversary:
     """What order 1 can do to the linear model coef (K, d), intercept (K,).
 
     ``inverse_weights`` (d,) and ``norm`` give the ground cost, ``label_cost`` is a distance.
-    ``classes`` (indices) restricts whose slopes count to labels that occur; None: all.
     """
 
     coef: np.ndarray
@@ -236,7 +235,7 @@ class LinearAdversary:
             return plan, 0.0
         cumulated = np.cumsum(w[order])
         goal = (1.0 - MISSED) * slope * budget
-        best: tuple[FarPlan, float] | None = None
+        best = plan, 0.0
         for mass in np.concatenate([[1.0], 0.5 ** np.arange(1, 12), 10.0 ** -np.arange(4, 12.0)]):
             last = min(int(np.searchsorted(cumulated, mass * (1.0 - 1e-12))), len(order) - 1)
             edge = deficit[order[last]]
@@ -249,8 +248,8 @@ class LinearAdversary:
             gained = self.losses(g, t) - self.losses(f[rows], y[rows])
             extra = share * float(w[rows] @ gained)
             found = FarPlan(plan.price, plan.tie, float(edge), share, distance, moved)
-            if best is None or extra > best[1]:
-                best = (found, extra)
+            if extra > best[1]:
+                best = found, extra
             if extra >= goal:
-                return found, extra
-        return best if best is not None and best[1] > 0 else (plan, 0.0)
+                break
+        return best

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,6 @@ class FarWorstCase(WorstCase):
     classes: np.ndarray | None = None
     feature_names: tuple[str, ...] | None = None
     cost_weights: np.ndarray | None = None
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def n_features(self) -> int:
@@ -69,7 +69,7 @@ class FarWorstCase(WorstCase):
 
     # -- the plan ----------------------------------------------------------------------------
 
-    def _labels(self, x: np.ndarray, y: np.ndarray, coin: np.ndarray) -> np.ndarray:
+    def _labels(self, x: np.ndarray, y: np.ndarray, coin: Any) -> np.ndarray:
         adversary, plan = self.adversary, self.plan
         if not adversary.flips or math.isinf(plan.price):
             return y
@@ -86,12 +86,20 @@ class FarWorstCase(WorstCase):
         slack = 1e-9 * (1.0 + abs(self.plan.threshold))
         return deficit <= self.plan.threshold + slack, index
 
-    def _moved(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray, index: np.ndarray):
+    def _moved(self, x: np.ndarray, y: np.ndarray, coins: Any = (1.0, 0.0)):
+        """Images, targets there, labels taken, and rows that move, as coins of shape (2, n) fall.
+
+        By default every share that moves does, and no tie changes its label.
+        """
         adversary, plan = self.adversary, self.plan
+        labels = self._labels(x, y, coins[0])
+        rows, index = self._steepest(x, labels)
+        rows = rows & (coins[1] < plan.share)
         if adversary.moves_target:
             step = np.where(index == 0, -1.0, 1.0) * plan.distance / adversary.label_cost
-            return x, np.where(rows, y + step, y)
-        return x + np.where(rows, plan.distance, 0.0)[:, None] * adversary.directions()[index], y
+            return x, np.where(rows, labels + step, labels), labels, rows
+        far = np.where(rows, plan.distance, 0.0)[:, None] * adversary.directions()[index]
+        return x + far, labels, labels, rows
 
     # -- the measure -------------------------------------------------------------------------
 
@@ -100,10 +108,7 @@ class FarWorstCase(WorstCase):
         draws = self.reference.sample(n, gen)
         x, y = (part.cpu().numpy() for part in draws)
         coins = torch.rand(2, n, generator=gen, dtype=torch.float64).numpy()
-        x = x.astype(np.float64)
-        y = self._labels(x, y, coins[0])
-        rows, index = self._steepest(x, y)
-        x, y = self._moved(x, y, rows & (coins[1] < self.plan.share), index)
+        x, y, _, _ = self._moved(x.astype(np.float64), y, coins)
         return x, self._decode(torch.from_numpy(y))
 
     def transport(self, X: Any, y: Any) -> np.ndarray:
@@ -111,9 +116,7 @@ class FarWorstCase(WorstCase):
 
         Where a part of a point's mass moves, this is where that part goes.
         """
-        x, labels = self._arrays(X, y)
-        labels = self._labels(x, labels, np.ones(len(x)))
-        return self._moved(x, labels, *self._steepest(x, labels))[0]
+        return self._moved(*self._arrays(X, y))[0]
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
@@ -146,12 +149,11 @@ class FarWorstCase(WorstCase):
         tensors: tuple[Tensor, Tensor] = (torch.from_numpy(x), torch.from_numpy(y))
         return self.reference.log_prob(*tensors).double().exp().cpu().numpy()
 
+    @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         x, y, w = (t.cpu().numpy() for t in self.reference.points(2000, make_generator(0)))
         x = x.astype(np.float64)
-        y = self._labels(x, y, np.ones(len(x)))
-        rows, index = self._steepest(x, y)
-        image = self._moved(x, y, rows, index)[0]
+        image, _, y, rows = self._moved(x, y)
         share = self.plan.share
         if share < 1.0:
             stay = x[rows]

@@ -166,8 +166,13 @@ class Importance(InnerSolver):
 
     def check(self, ambiguity: Any) -> None:
         """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
-        if ambiguity.order is None:  # of transport `fit` says what to do
-            check_set(ambiguity)
+        if ambiguity.order is None and ambiguity.divergence is None:
+            raise UnsupportedError(  # of transport `fit` says what to do
+                f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead, "
+                "whose density ratio is a continuous function of the loss; that of "
+                f"{type(ambiguity).__name__} jumps or is none, and is sampled by the default: "
+                "leave inner at 'icnn', or set 'auto'"
+            )
 
     def fit_ratio(
         self,
@@ -208,7 +213,7 @@ class Importance(InnerSolver):
         SolverError
             Where too few draws of the reference carry the worst case to begin with.
         """
-        check_set(ambiguity)
+        self.check(ambiguity)
         check_penalty("inner='importance'", penalty)
         gen = make_generator(random_state)
 
@@ -294,14 +299,9 @@ class Importance(InnerSolver):
             share, measure = 0.0, None
         variance = float((x - x.mean(0)).square().mean())
         sizes = [_FIRST * variance * _GROWTH**k for k in range(self.steps)]
-        scheme = ImportanceCorrectedScheme(
-            width=self.width,
-            iterations=self.iterations,
-            n_particles=self.n_particles,
-            n_calibration=self.n_calibration,
-            most_draws=self.most_draws,
-            least_ess=0.0,
-        )
+        shared = ("width", "iterations", "n_particles", "n_calibration", "most_draws")
+        own = {name: getattr(self, name) for name in shared}
+        scheme = ImportanceCorrectedScheme(**own, least_ess=0.0)
         flow = JKOFlow(KLDivergence(target), scheme, step_size=sizes)
         try:
             result = flow.run(reference, self.steps, spawn(gen))
@@ -324,29 +324,17 @@ class Importance(InnerSolver):
         return last, f"{words[0]}; {words[1]} (taken)"
 
 
-def check_set(ambiguity: Any) -> None:
-    """Raise UnsupportedError for sets whose worst case has no continuous density ratio."""
-    if ambiguity.divergence is None:
-        raise UnsupportedError(
-            f"inner='importance' samples the worst cases of KL, ChiSquare and CressieRead, whose "
-            "density ratio is a continuous function of the loss; that of "
-            f"{type(ambiguity).__name__} jumps or is none, and is sampled by the default: leave "
-            "inner at 'icnn', or set 'auto'"
-        )
-
-
 def _log_ratio(ambiguity: Any, t: Tensor, floor: float) -> Tensor:
     """Log of (f*)'(t) by torch operations; ``floor`` bounds the ratio from below."""
     scale, k = scale_and_order(ambiguity.divergence.kind, ambiguity.divergence.order)
     if k == 1.0:
         return t
     inside = 1.0 + (k - 1.0) / scale * t
-    if k < 1.0:  # infinite from inside = 0 on
-        return torch.where(inside > 0, inside.clamp_min(1e-300).log() / (k - 1.0), math.inf)
-    if floor:
-        return inside.clamp_min(floor ** (k - 1.0)).log() / (k - 1.0)
-    positive = torch.where(inside > 0, inside, torch.ones_like(inside)).log() / (k - 1.0)
-    return torch.where(inside > 0, positive, torch.full_like(positive, -math.inf))
+    if floor and k > 1.0:
+        inside = inside.clamp_min(floor ** (k - 1.0))
+    positive = torch.where(inside > 0, inside, 1.0).log() / (k - 1.0)
+    # From inside = 0 on the ratio is infinite for k < 1, and zero beyond.
+    return torch.where(inside > 0, positive, math.inf if k < 1.0 else -math.inf)
 
 
 def _steepness(kind: str, k: float, own: Tensor, mass: Tensor) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko.inner.worst_case import WorstCase
@@ -54,7 +53,6 @@ class MeasuredWorstCase(WorstCase):
     feature_names: tuple[str, ...] | None = None
     group_weights: dict[Any, float] | None = None
     cost_weights: np.ndarray | None = None
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         shares = ""
@@ -77,9 +75,9 @@ class MeasuredWorstCase(WorstCase):
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,); UnsupportedError for atoms, which have none."""
-        x: Tensor = torch.from_numpy(np.array(X, dtype=np.float64))
-        return self.measure.log_prob(x, self._encode(y, x)).numpy()
+        return self.measure.log_prob(*self._queries(X, y)).numpy()
 
+    @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         x, y, w = self.measure.points(2000, make_generator(0))
         return x.numpy(), x.numpy(), self._decode(y), w.numpy()

@@ -239,21 +239,17 @@ class SemiDual(InnerSolver):
         scaled = _InUnits.of(reference, centre, unit)
         gain = PotentialEnergy(lambda z: -loss(centre.to(z) + unit.to(z) * z))
         functional = gain + price * DivergenceTo(scaled, kind)
+        shared = {**self.get_params(), "hidden": tuple(self.hidden)}
+        sizes = [_STEP * _GROWTH**k / price for k in range(shared.pop("steps"))]
         scheme = SemiDualScheme(
-            hidden=tuple(self.hidden),
-            iterations=self.iterations,
-            batch_size=self.batch_size,
+            **shared,
             first=self.iterations,
             target_batch=self.batch_size,
             map_steps=1,
-            rate=self.rate,
             critic_rate=2.5 * self.rate,
-            n_particles=self.n_particles,
-            gradient_penalty=self.gradient_penalty,
             critic="logistic",
             decay=(0.5, 0.9),
         )
-        sizes = [_STEP * _GROWTH**k / price for k in range(self.steps)]
         with warnings.catch_warnings():  # what matters here is checked against the dual below
             warnings.simplefilter("ignore", ConvergenceWarning)
             flow = JKOFlow(functional, scheme, step_size=sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,13 +156,6 @@ class ReweightedWorstCase(WorstCase):
         """Whether the reference has atoms, so that nothing is drawn."""
         return all(isinstance(part, Empirical) for part in components(self.reference))
 
-    @property
-    def pool(self) -> Pool:
-        """Weighted draws of the reference with their ratios; computed once."""
-        if "pool" not in self._cache:
-            self._cache["pool"] = self._make_pool()
-        return self._cache["pool"]
-
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             return self.loss_function(x, y).detach().double().cpu()
@@ -171,7 +165,9 @@ class ReweightedWorstCase(WorstCase):
         losses = self.loss_function(x, y)
         return losses if self.largest == np.inf else losses.clamp(max=self.largest)
 
-    def _make_pool(self) -> Pool:
+    @cached_property
+    def pool(self) -> Pool:
+        """Weighted draws of the reference with their ratios."""
         gen = make_generator(self.seed)
         x, y, w = self.reference.points(self.n_pool, gen)
         parts = components(self.reference)
@@ -375,6 +371,7 @@ class ReweightedWorstCase(WorstCase):
 
         return loss, components(self.reference)[k], share
 
+    @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Up to 400 draws of P0 and of P* in each class: how mass would move if it moved.
 

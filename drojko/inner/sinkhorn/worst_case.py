@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,6 @@ class GibbsWorstCase(WorstCase):
     cost_weights: np.ndarray | None = None
     m: int = 512
     corrections: int = 30
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     # -- geometry ----------------------------------------------------------------------------
 
@@ -206,13 +206,12 @@ class GibbsWorstCase(WorstCase):
         values = [part.value(penalty) for _, part in self._particles(x, y, make_generator(0))]
         return torch.cat(values).double().cpu().numpy() / (penalty * self.epsilon)
 
+    @cached_property
     def _atoms(self) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-        """Points of the reference, labels, masses and log normalisers; computed once."""
-        if "atoms" not in self._cache:
-            x, y, w = self.reference.points(_POOL, make_generator(0))
-            with torch.no_grad():
-                self._cache["atoms"] = (x, y, w.cpu().numpy(), self._log_normaliser(x, y))
-        return self._cache["atoms"]
+        """Points of the reference, labels, masses and log normalisers."""
+        x, y, w = self.reference.points(_POOL, make_generator(0))
+        with torch.no_grad():
+            return x, y, w.cpu().numpy(), self._log_normaliser(x, y)
 
     @torch.no_grad()
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
@@ -236,7 +235,7 @@ class GibbsWorstCase(WorstCase):
                 "of X given y; log_marginal(X) is the density of X"
             )
         x, labels = self._arrays(X, y)
-        atoms = self._atoms()[1].cpu().numpy()
+        atoms = self._atoms[1].cpu().numpy()
         out = np.full(len(x), -np.inf)
         for label in np.unique(labels):
             rows = labels == label
@@ -247,16 +246,18 @@ class GibbsWorstCase(WorstCase):
     def log_marginal(self, X: Any) -> np.ndarray:
         """Log density of X with labels left out, shape (n,); raises as `log_prob` for columns."""
         x = self._points(X).numpy()
-        return self._mixture(x, np.arange(len(self._atoms()[2])))
+        return self._mixture(x, np.arange(len(self._atoms[2])))
 
     def _mixture(self, z: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        from scipy.spatial.distance import cdist
+
         inverse = self._inverse
         if not (inverse > 0).all():
             raise UnsupportedError(
                 "log_prob: immutable columns keep the atoms of the data and have no density; use "
                 "sample"
             )
-        x, y, w, normaliser = self._atoms()
+        x, y, w, normaliser = self._atoms
         x, labels = x.double().cpu().numpy()[rows], y[rows]
         log_mass = np.log(w[rows] / w[rows].sum()) - normaliser[rows]
         root = np.sqrt(1.0 / inverse)
@@ -266,8 +267,8 @@ class GibbsWorstCase(WorstCase):
         out = np.empty(len(z))
         shared = len(np.unique(labels.cpu().numpy())) == 1
         for part in np.array_split(np.arange(len(z)), max(1, len(z) * len(rows) // _ROWS)):
-            square = _squares(z[part] * root, x * root) / self.epsilon
-            exponent = log_mass - square
+            square = cdist(z[part] * root, x * root, "sqeuclidean")
+            exponent = log_mass - square / self.epsilon
             if eta > 0.0 and shared:
                 exponent += eta * self._losses(z[part], labels[:1].expand(len(part)))[:, None]
             elif eta > 0.0:
@@ -281,6 +282,7 @@ class GibbsWorstCase(WorstCase):
         labels = y.to(f.device) if self.classes is not None else y.to(f)
         return self.objective.loss.value(f, labels).double().cpu().numpy()
 
+    @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         gen = make_generator(0)
         x, y, w = self.reference.points(_POOL, gen)
@@ -291,13 +293,6 @@ class GibbsWorstCase(WorstCase):
             f"GibbsWorstCase(risk={self.attained_risk:.6g}, epsilon={self.epsilon:g}, "
             f"penalty={self.objective.penalty:.6g})"
         )
-
-
-def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances of the rows of a and b, (n, m); shifted first so that nothing cancels."""
-    from scipy.spatial.distance import cdist
-
-    return cdist(a, b, "sqeuclidean")
 
 
 _TAIL = 8.5
@@ -344,11 +339,10 @@ def draw_tilted(
 
 
 def _log_density(loss: Loss, f: np.ndarray, y: np.ndarray, s: float, eta: float, u: np.ndarray):
-    at, label = np.broadcast_arrays(f[:, None], y[:, None]) if u.ndim == 2 else (f, y)
-    shape = u.shape
-    x = torch.from_numpy(np.ascontiguousarray((at + u).ravel()))
-    target = torch.from_numpy(np.broadcast_to(label, shape).ravel().copy())
-    return eta * loss.value(x, target).numpy().reshape(shape) - 0.5 * (u / s) ** 2
+    at, label = np.broadcast_arrays(f[:, None], y[:, None], u)[:2] if u.ndim == 2 else (f, y)
+    x, target = (torch.from_numpy(part) for part in (at + u, label.copy()))
+    value = loss.value(x.flatten(), target.flatten()).numpy().reshape(u.shape)
+    return eta * value - 0.5 * (u / s) ** 2
 
 
 def _windows(loss, f, y, s, eta):
@@ -373,8 +367,7 @@ def _windows(loss, f, y, s, eta):
 
 def _reject(loss, f, y, s, eta, nodes, generator: torch.Generator) -> np.ndarray:
     def uniform(k: int) -> np.ndarray:
-        drawn: Tensor = torch.rand(k, generator=generator, dtype=torch.float64)
-        return drawn.numpy()
+        return torch.rand(k, generator=generator, dtype=torch.float64).numpy()
 
     values = _log_density(loss, f, y, s, eta, nodes)
     values -= values.max(axis=1, keepdims=True)

@@ -149,8 +149,7 @@ class Adversary:
     @property
     def flips(self) -> list[int]:
         """Labels that a sample may take beside its own."""
-        movable = math.isfinite(self.label_cost)
-        return list(range(self.n_labels)) if movable else []
+        return list(range(self.n_labels)) if math.isfinite(self.label_cost) else []
 
     @property
     def swaps(self) -> Swaps | None:
@@ -170,7 +169,7 @@ class Adversary:
             moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), fee)
             best = moved if best is None else best.better(moved)
         mean = float((best.q - batch.q0).square().sum(1).mean())
-        if not mean < _FAR**2 and self._may_be_infinite():
+        if not mean < _FAR**2 and self.objective.penalty <= self._floor():
             raise UnboundedRiskError(self._unbounded_message())
         return best
 
@@ -218,19 +217,19 @@ class Adversary:
             raise UnboundedRiskError(self._unbounded_message())
         return f, whole, kappa
 
-    def _may_be_infinite(self) -> bool:
-        """Whether nothing proves the worst case finite at this penalty."""
+    def _floor(self) -> float:
+        """A penalty above which the worst case is proven finite; infinity where none is known."""
         norms = structure(self.objective).norms
         if norms is None:
-            return True
-        return self.objective.strength <= self.objective.loss.growth * float(norms.max()) ** 2
+            return math.inf
+        return (
+            self.objective.loss.growth
+            * (float(norms.max()) / self.objective.coordinates.scale) ** 2
+        )
 
     def _unbounded_message(self) -> str:
-        known = structure(self.objective)
-        floor = "a larger penalty"
-        if known.norms is not None:
-            limit = self.objective.loss.growth * float(known.norms.max()) ** 2
-            floor = f"a penalty above {limit / self.objective.coordinates.scale**2:.6g}"
+        known = self._floor()
+        floor = f"a penalty above {known:.6g}" if known < math.inf else "a larger penalty"
         return (
             f"the worst-case risk is infinite at penalty={self.objective.penalty:.6g}: the loss "
             f"grows as fast as the transport cost. It is finite for {floor}; or give a radius"
@@ -271,11 +270,10 @@ class Adversary:
     @torch.no_grad()
     def share_basins(self, batch: Batch, rounds: int, size: int) -> tuple[Adversary, Moved]:
         """Add a max-affine support built on ``batch``; ``rounds`` of solve and share."""
-        moved = self.solve(batch)
+        best = self.solve(batch)
         if self.exact or rounds == 0:
-            return self, moved
+            return self, best
         classes = self.n_labels > 0
-        best = moved
         for _ in range(rounds):
             support = Support.build(self.objective, best.at, best.q, classes, len(batch))
             shared = replace(self, candidates=(support,), corrections=0)

@@ -61,8 +61,6 @@ def proximal_ascent(
         Samples that would gain less than ``tol * (1 + |J|)`` if the loss were linear around
         them are left alone; 0: none are.
     """
-    strength = objective.strength
-    longest = 0.5 / strength
     q = objective.coordinates.project(start)
     value, grad = objective.value_and_gradient(batch, q)
     # A start where the loss overflows is worth nothing: fall back to the sample itself.
@@ -70,10 +68,18 @@ def proximal_ascent(
     if bad.any():
         q = torch.where(bad.unsqueeze(1), batch.q0, q)
         value, grad = objective.value_and_gradient(batch, q)
-    length = torch.full_like(value, longest)
-    full = None  # bookkeeping of samples that are done
-    current = batch
-    for step in range(steps):
+    length = torch.full_like(value, 0.5 / objective.strength)
+    return _climb(objective, batch, Ascent(q, value, grad), length, range(steps), tol)
+
+
+def _climb(
+    objective: Objective, batch: Batch, at: Ascent, length: Tensor, steps: range, tol: float
+) -> Ascent:
+    """The steps of an ascent; samples that are done stay behind once they are many."""
+    strength = objective.strength
+    longest = 0.5 / strength
+    q, value, grad = at.q, at.value, at.gradient
+    for step in steps:
         if tol > 0.0 and step % 5 == 4:
             # With bounds the part of the gradient that points out of the box does not count.
             best = objective.coordinates.project(torch.add(q, grad, alpha=longest)) - q
@@ -84,26 +90,21 @@ def proximal_ascent(
                 break
             if count < 0.7 * len(q):
                 keep = open_.nonzero().squeeze(1)
-                if full is None:
-                    full = (q, value, grad, torch.arange(len(q), device=q.device))
-                else:
-                    _write(full, q, value, grad)
-                full = (full[0], full[1], full[2], full[3][keep])
-                current, q, value, grad = current.take(keep), q[keep], value[keep], grad[keep]
-                length = length[keep]
+                rest = Ascent(q[keep], value[keep], grad[keep])
+                left = range(step, steps.stop)
+                rest = _climb(objective, batch.take(keep), rest, length[keep], left, tol)
+                q[keep], value[keep], grad[keep] = rest.q, rest.value, rest.gradient
+                break
         trial = objective.coordinates.project(torch.addcmul(q, grad, length.unsqueeze(1)))
-        trial_value, trial_grad = objective.value_and_gradient(current, trial)
+        trial_value, trial_grad = objective.value_and_gradient(batch, trial)
         better = (trial_value >= value) & (trial_value < torch.inf)  # False for NaN as well
-        if step + 1 < steps:
+        if step + 1 < steps.stop:
             spectral = _spectral(trial - q, trial_grad - grad, longest)
             length = torch.where(better, spectral, 0.25 * length)
         pick = better.unsqueeze(1)
         q = torch.where(pick, trial, q)
         grad = torch.where(pick, trial_grad, grad)
         value = torch.where(better, trial_value, value)
-    if full is not None:
-        _write(full, q, value, grad)
-        q, value, grad = full[:3]
     return Ascent(q, value, grad)
 
 
@@ -114,9 +115,3 @@ def _spectral(move: Tensor, change: Tensor, longest: float) -> Tensor:
     bent = bend > square * (1e-12 / longest)
     length = torch.where(bent, square / bend, 4 * longest)
     return length.clamp_(1e-6 * longest, 16 * longest)
-
-
-def _write(full, q: Tensor, value: Tensor, grad: Tensor) -> None:
-    index = full[3]
-    for whole, part in zip(full[:3], (q, value, grad), strict=True):
-        whole[index] = part

@@ -38,7 +38,6 @@ class Structure:
 
     norms: Tensor | None
     curvature: float
-    ridge: bool
 
 
 def structure(objective: Objective) -> Structure:
@@ -51,7 +50,7 @@ def structure(objective: Objective) -> Structure:
     """
     model, loss = objective.model, objective.loss
     if not isinstance(model, MLP) or not loss.has_bounds:
-        return Structure(None, math.inf, False)
+        return Structure(None, math.inf)
     weights = [w.detach() for w in model.weights]
     first = objective.coordinates.pull(weights[0])
     slope = ACTIVATIONS[model.activation][1]
@@ -73,7 +72,7 @@ def structure(objective: Objective) -> Structure:
         # sup over y and p of |sum_k A_kj (p_k - 1[k = y])|
         pull = rows.max(0).values - rows.min(0).values
     curvature = _composed_curvature(model, first, top, pull) if len(weights) > 1 else top
-    return Structure(norms, curvature, is_ridge(objective))
+    return Structure(norms, curvature)
 
 
 def _composed_curvature(model: MLP, first: Tensor, top: float, pull: Tensor) -> float:
@@ -135,11 +134,11 @@ def upper_bound(
     known = structure(objective) if known is None else known
     options: list[tuple[Tensor, str]] = []
     if known.norms is not None:
-        bound = lipschitz_bound(objective, batch, known.norms)
-        proof = "ridge-1d" if known.ridge else "lipschitz"
-        options.append((torch.maximum(bound, found.value), proof))
-    if known.ridge and options and objective.coordinates.lower is None:
-        return options[0]
+        bound = torch.maximum(lipschitz_bound(objective, batch, known.norms), found.value)
+        ridge = is_ridge(objective)
+        options.append((bound, "ridge-1d" if ridge else "lipschitz"))
+        if ridge and objective.coordinates.lower is None:
+            return options[0]
     modulus = 2.0 * objective.strength - known.curvature
     if modulus > 0:
         gap = strong_gap(objective, found, torch.full_like(found.value, modulus))

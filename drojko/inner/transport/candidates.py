@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -107,18 +107,16 @@ class LearnedMap:
 class OtherLabel:
     """From x towards a close reference point of another label, and a little beyond.
 
-    ``anchors`` are coordinates of a few dozen draws; for regression ``labels`` is None and every
-    anchor counts.
+    ``anchors`` are coordinates of a few dozen draws.
     """
 
     anchors: Tensor
-    labels: Tensor | None
+    labels: Tensor
     shares: Sequence[float] = (0.5, 0.75, 1.0, 1.25)
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
         distance = torch.cdist(batch.q0, self.anchors)
-        if self.labels is not None:
-            distance = distance.masked_fill(batch.y[:, None] == self.labels[None, :], torch.inf)
+        distance = distance.masked_fill(batch.y[:, None] == self.labels, torch.inf)
         nearest, index = distance.min(1)
         move = self.anchors[index] - batch.q0
         move = torch.where(torch.isfinite(nearest).unsqueeze(1), move, torch.zeros_like(move))
@@ -220,9 +218,7 @@ class PairMoves:
     """
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        weights = objective.model.first_layer()
-        if weights is None:
-            return [batch.q0]
+        weights: Any = objective.model.first_layer()
         f = objective.model.linearise(batch.x)[0]
         rows = objective.coordinates.pull(weights)
         half = 0.5 / objective.strength

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from drojko.inner.objective import Batch, Objective
@@ -29,9 +31,7 @@ def solve_linear_classes(objective: Objective, batch: Batch) -> Ascent:
         Coordinates, values and gradients of shape (n, r), (n,) and (n, r).
     """
     f = objective.model.linearise(batch.x)[0]
-    weights = objective.model.first_layer()
-    if weights is None:
-        raise TypeError("a linear model is needed")
+    weights: Any = objective.model.first_layer()
     rows = objective.coordinates.pull(weights)
     gram = rows @ rows.T
     half = 0.5 / objective.strength

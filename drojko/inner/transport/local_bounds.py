@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,14 +60,11 @@ def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> Loca
     propagated as a centre and an error norm, so that differences of outputs stay sharp.
     """
     model, loss = objective.model, objective.loss
-    if not isinstance(model, MLP) or len(model.weights) < 2:
-        return None
-    if not loss.smooth_within:
+    if not isinstance(model, MLP) or len(model.weights) < 2 or not loss.smooth_within:
         return None
     network = _Network.of(objective)
     parts = []
-    for a in range(0, len(batch), _BLOCK):
-        rows = torch.arange(a, min(a + _BLOCK, len(batch)), device=batch.x.device)
+    for rows in torch.arange(len(batch), device=batch.x.device).split(_BLOCK):
         part = Ascent(found.q[rows], found.value[rows], found.gradient[rows])
         parts.append(_bound(objective, network, batch.take(rows), part))
     return LocalBound(torch.cat([p.value for p in parts]), torch.cat([p.concave for p in parts]))
@@ -85,16 +82,13 @@ def _bound(objective: Objective, network: _Network, batch: Batch, found: Ascent)
     scores = _Scores.of(objective, batch)
     centre = network.forward(batch.x)
     radius = torch.full_like(found.value, torch.inf)
-    ball = None
     for _ in range(_ROUNDS):
         ball = network.ball(centre, radius)
         norms = network.lipschitz(ball, scores.rows)
         # The maximiser attains found.value, so strength t^2 <= loss bound at t - found.value.
         reach = scores.reach(norms, radius, found.value, strength)
-        shrunk = torch.minimum(radius, reach)
-        settled = bool((shrunk > 0.98 * radius).all())
-        radius = shrunk
-        if settled:
+        before, radius = radius, torch.minimum(radius, reach)
+        if bool((radius > 0.98 * before).all()):
             break
     ball = network.ball(centre, radius)
     norms = network.lipschitz(ball, scores.rows)
@@ -131,9 +125,7 @@ class _Network:
 
     @staticmethod
     def of(objective: Objective) -> _Network:
-        model = objective.model
-        if not isinstance(model, MLP):
-            raise TypeError("a perceptron is needed")
+        model: Any = objective.model
         raw = [w.detach() for w in list(model.weights)[:-1]]
         weights = [objective.coordinates.pull(raw[0]), *raw[1:]]
         # Rounded outwards: a norm that is a little too small proves nothing.
@@ -224,8 +216,8 @@ class _Scores:
 
     @staticmethod
     def of(objective: Objective, batch: Batch) -> _Scores:
-        model = objective.model
-        last = list(model.weights)[-1].detach()  # pyright: ignore
+        model: Any = objective.model
+        last = model.weights[-1].detach()
         outputs = model.linearise(batch.x)[0]
         rows = last.unsqueeze(0) if model.n_outputs == 1 else last - last[batch.y].unsqueeze(1)
         return _Scores(objective, outputs, batch.y, rows)

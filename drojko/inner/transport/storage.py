@@ -84,16 +84,13 @@ def _unpack_candidate(state: dict[str, Any], like: dict[str, Any]) -> Candidate:
 
 
 def _tensor(value: Any, like: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return tuple(_tensor(part, like) for part in value)
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind in "iu":
         return torch.tensor(value, device=like["device"])
     return torch.tensor(value, **like)
-
-
-def _unpack_swaps(state: dict[str, Any], like: dict[str, Any]) -> Swaps:
-    columns, values = ([_tensor(part, like) for part in state[k]] for k in ("columns", "values"))
-    return Swaps(tuple(columns), tuple(values), _tensor(state["costs"], like))
 
 
 def pack(adversary: Adversary) -> dict[str, Any]:
@@ -118,7 +115,8 @@ def unpack(
     like = {"dtype": dtype, "device": device}
     coordinates = Coordinates(**{k: _tensor(v, like) for k, v in state["coordinates"].items()})
     if isinstance(coordinates.swaps, dict):
-        coordinates = replace(coordinates, swaps=_unpack_swaps(coordinates.swaps, like))
+        swaps = Swaps(**{k: _tensor(v, like) for k, v in coordinates.swaps.items()})
+        coordinates = replace(coordinates, swaps=swaps)
     return Adversary(
         Objective(model, loss, coordinates, state["penalty"]),
         tuple(_unpack_candidate(c, like) for c in state["candidates"]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,6 @@ class TransportedWorstCase(WorstCase):
     classes: np.ndarray | None = None
     feature_names: tuple[str, ...] | None = None
     cost_weights: np.ndarray | None = None
-    _cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     # -- conversions -------------------------------------------------------------------------
 
@@ -172,6 +172,7 @@ class TransportedWorstCase(WorstCase):
         density = self.reference.log_prob(source, batch.y).to(logdet) + logdet
         return torch.where(reached, density, torch.full_like(density, -torch.inf))
 
+    @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         if self.evaluation is None:
             x, y, w = self.reference.points(2000, make_generator(0))
@@ -183,11 +184,7 @@ class TransportedWorstCase(WorstCase):
         image = self._images(self.high_penalty, batch)[0].cpu().numpy()
         if self.share > 0.0:
             low = self._images(self.low_penalty, batch)[0].cpu().numpy()
-            x, y, image = (
-                np.concatenate([x, x]),
-                np.concatenate([y, y]),
-                np.concatenate([image, low]),
-            )
+            x, y, image = (np.concatenate(part) for part in ((x, x), (y, y), (image, low)))
             w = np.concatenate([w * (1 - self.share), w * self.share])
         return x, image, y, w
 
