@@ -6,6 +6,7 @@ import pytest
 
 from tests._walk import ROOT, SETS, crossed, fit, walk
 
+
 @pytest.mark.parametrize("family", SETS)
 def test_a_linear_fit_crosses_at_most_25_files(family):
     calls = walk(fit(SETS[family]))

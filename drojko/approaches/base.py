@@ -42,6 +42,8 @@ Parameters = tuple[np.ndarray, np.ndarray]
 _SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
 #: What the exact linear solvers take by name.
 _NUMBERS = ("radius", "penalty", "alpha", "fit_intercept", "limits")
+#: Of a history.
+COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
 
 class NoWorstCase(UnsupportedError, AttributeError):
