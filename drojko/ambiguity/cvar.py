@@ -8,9 +8,8 @@ import numpy as np
 
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting, capped
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
-from drojko.ambiguity.duals.smoothed import capped
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["CVaR"]

@@ -10,9 +10,15 @@ from scipy.special import expit
 
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
+from drojko.ambiguity.duals.density_ratio import (
+    DensityRatioSet,
+    Reweighting,
+    capped,
+    flat,
+    reweighted,
+    soft_maximum,
+)
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
-from drojko.ambiguity.duals.smoothed import capped, flat, reweighted, soft_maximum
 
 __all__ = ["TotalVariation"]
 

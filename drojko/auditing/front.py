@@ -14,14 +14,13 @@ from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
-from drojko.auditing.certified import certified
+from drojko.auditing.certified import certified, reweight
 from drojko.auditing.checks import health
 from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
-from drojko.auditing.reweighting import reweight
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.choice import get_inner

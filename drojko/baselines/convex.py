@@ -20,9 +20,8 @@ from drojko._sklearn import (
     validate_data,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
-from drojko.baselines._programs import Form, Program, Table, check_solver
+from drojko.baselines._programs import Form, Program, Rows, Table, check_solver
 from drojko.baselines._reweighting import reweighting_form
-from drojko.baselines._rows import Rows
 from drojko.baselines._transport import order_one_form, order_two_form
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss, loss_with

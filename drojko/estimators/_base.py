@@ -431,14 +431,13 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def reference_(self) -> LabelledMeasure:
         """The fitted reference."""
         check_is_fitted(self, "n_iter_")
-        if isinstance(self._reference, LabelledMeasure):
-            return self._reference
         return self._reference_cache
 
     @cached_property
     def _reference_cache(self) -> LabelledMeasure:
-        rows: Any = self._reference
-        return empirical(*rows, self._classification)
+        given: Any = self._reference
+        measured = isinstance(given, LabelledMeasure)
+        return given if measured else empirical(*given, self._classification)
 
     @property
     def worst_case_(self) -> WorstCase:

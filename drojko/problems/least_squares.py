@@ -14,8 +14,7 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
 from drojko.problems.families.structured import Quadratic
-from drojko.problems.problem import MinimaxProblem
-from drojko.problems.reference import reference_of
+from drojko.problems.problem import MinimaxProblem, reference_of
 
 __all__ = ["least_squares"]
 

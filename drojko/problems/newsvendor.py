@@ -15,8 +15,7 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import Measure
 from drojko.problems.constraints import Box
 from drojko.problems.families.structured import MaxAffine, SeparableMaxAffine
-from drojko.problems.problem import MinimaxProblem
-from drojko.problems.reference import reference_of
+from drojko.problems.problem import MinimaxProblem, reference_of
 
 __all__ = ["newsvendor"]
 

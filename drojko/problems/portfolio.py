@@ -16,8 +16,7 @@ from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
 from drojko.problems.constraints import Simplex
 from drojko.problems.families.structured import MaxAffine
-from drojko.problems.problem import MinimaxProblem
-from drojko.problems.reference import reference_of
+from drojko.problems.problem import MinimaxProblem, reference_of
 
 __all__ = ["portfolio"]
 

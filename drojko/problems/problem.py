@@ -27,13 +27,12 @@ from drojko.inner.choice import get_inner
 from drojko.inner.reweighting.importance import Importance
 from drojko.inner.reweighting.semidual import SemiDual
 from drojko.inner.solver import InnerSolver
-from drojko.measures import Empirical
+from drojko.measures import Empirical, Measure
 from drojko.problems.constraints import Region, build_region
 from drojko.problems.families.adversary import decision_model
 from drojko.problems.families.oracle import Decided, Draws, Family
 from drojko.problems.families.registry import family_of
 from drojko.problems.parameters import Layout
-from drojko.problems.reference import reference_of
 from drojko.problems.solvers.level import LevelBundle
 from drojko.problems.solvers.spectral import SpectralGradient
 from drojko.problems.worst_case import DecisionWorstCase
@@ -376,3 +375,25 @@ def _status(shown: bool) -> Any:
 
 def _whole(value: Any, least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def reference_of(given: Any) -> tuple[Measure, list[str] | None]:
+    """The measure of z, and the names of its columns where they have any.
+
+    Raises `InvalidDataError` for a measure that is not fitted, and for what is no table of numbers.
+    """
+    if isinstance(given, Measure):
+        if not given.__sklearn_is_fitted__():
+            raise InvalidDataError(
+                f"reference={given!r} is not fitted: call fit(Z) on it, or give the data themselves"
+            )
+        return given, None
+    if isinstance(given, str):
+        raise InvalidDataError(
+            f"reference={given!r}; expected data of shape (n, d) or a fitted measure of "
+            "drojko.measures"
+        )
+    measure = Empirical().fit(given)
+    columns = getattr(given, "columns", None)
+    named = columns is not None and all(isinstance(name, str) for name in columns)
+    return measure, [str(name) for name in columns] if columns is not None and named else None

@@ -27,7 +27,7 @@ from drojko.approaches.base import (
 from drojko.approaches.reference import by_class
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
-from drojko.inner.reweighting.measured import MeasuredWorstCase
+from drojko.inner.reweighting.worst_case import MeasuredWorstCase
 from drojko.measures import Empirical, Grouped, Joint, LabelledMeasure
 from drojko.measures._arrays import members_of
 from drojko.minimax.problem import TrainResult

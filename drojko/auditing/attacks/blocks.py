@@ -13,10 +13,10 @@ from torch import Tensor
 
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.transport import linear_classes
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure
+from drojko.inner.transport.candidates import knows_classes
 
 __all__ = ["ascend", "climb", "plain", "solve", "upper"]
 
@@ -61,7 +61,7 @@ def _best_start(objective: Objective, batch: Batch, starts: Sequence[Tensor]) ->
 def plain(adversary: Adversary) -> bool:
     """Whether a plain ascent is what the adversary's solve would do."""
     special = adversary.exact or adversary.discrete
-    return not special and not linear_classes.applies(adversary.objective)
+    return not special and not knows_classes(adversary.objective)
 
 
 @torch.no_grad()

@@ -13,10 +13,17 @@ from torch import Tensor
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
-from drojko.inner.transport import linear_classes, swapping
+from drojko.inner.transport import swapping
 from drojko.inner.transport.ascent import Ascent, picked
 from drojko.inner.transport.bounds import Structure, is_ridge, structure, upper_bound
-from drojko.inner.transport.candidates import Candidate, Stay, Support, best_of
+from drojko.inner.transport.candidates import (
+    Candidate,
+    Stay,
+    Support,
+    best_of,
+    knows_classes,
+    solve_linear_classes,
+)
 from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
@@ -238,8 +245,8 @@ class Adversary:
     def _ascend(self, batch: Batch, extra: Sequence[Tensor]) -> Ascent:
         if self.exact:
             return self._ridge(batch)
-        if linear_classes.applies(self.objective):
-            return linear_classes.solve_linear_classes(self.objective, batch)
+        if knows_classes(self.objective):
+            return solve_linear_classes(self.objective, batch)
         return best_of(
             self.objective,
             batch,

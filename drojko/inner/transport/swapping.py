@@ -11,10 +11,9 @@ from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import Swaps
-from drojko.inner.transport import linear_classes
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import Structure, lipschitz_bound
-from drojko.inner.transport.candidates import Stay, best_of
+from drojko.inner.transport.candidates import Stay, best_of, knows_classes
 from drojko.models import ACTIVATIONS, MLP
 
 __all__ = ["every_combination", "greedy", "lipschitz_upper", "search"]
@@ -41,7 +40,7 @@ def search(
 ) -> Iterator[Start]:
     """All combinations, or per sample the best of them after ``screening`` steps from each."""
     combinations = swaps.combinations()
-    if len(combinations) <= _KEPT or linear_classes.applies(objective):
+    if len(combinations) <= _KEPT or knows_classes(objective):
         for at, paid in every_combination(swaps, batch):
             yield at, paid, extra
         return

@@ -15,8 +15,7 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate, certify, reweighted_certificate
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
-from drojko.inner.reweighting.measured import MeasuredWorstCase
-from drojko.inner.reweighting.worst_case import ReweightedWorstCase
+from drojko.inner.reweighting.worst_case import MeasuredWorstCase, ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.transported import TransportedWorstCase
