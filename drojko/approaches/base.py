@@ -347,7 +347,7 @@ def arrays(points: Points) -> Points:
     return x, y, w
 
 
-def parameters_of(model: TabularModel | Any) -> Parameters:
+def parameters_of(model: Any) -> Parameters:
     """Coefficients and intercepts of a linear module."""
     first = (model.weights[0], model.biases[0])
     coef, intercept = (part.detach().double().cpu().numpy().copy() for part in first)

@@ -436,8 +436,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     @cached_property
     def _reference_cache(self) -> LabelledMeasure:
         given: Any = self._reference
-        measured = isinstance(given, LabelledMeasure)
-        return given if measured else empirical(*given, self._classification)
+        if isinstance(given, tuple):
+            given = empirical(*given, classification=self._classification)
+        return given
 
     @property
     def worst_case_(self) -> WorstCase:

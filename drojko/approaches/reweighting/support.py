@@ -56,16 +56,16 @@ class Reweighted(LinearProblem):
     @cached_property
     def _bound(self) -> Any:
         """The set on the atoms: one for training and certificate."""
-        atoms = map(torch.from_numpy, self.plan.draw(0))
-        return self.plan.ambiguity.bind(*atoms, self.plan.groups)
+        x, y, w = map(torch.from_numpy, self.plan.draw(0))
+        return self.plan.ambiguity.bind(x, y, w, self.plan.groups)
 
     def support(self, count: int) -> tuple[Points, Any]:
         """Points as arrays, of positive weight, and the set on them."""
         plan = self.plan
         if plan.atoms is not None:
             return plan.draw(0), self._bound
-        *drawn, bound = _support(plan, None, count)
-        return arrays(drawn), bound
+        x, y, w, bound = _support(plan, None, count)
+        return arrays((x, y, w)), bound
 
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Newton's method with a proven gap, or L-BFGS where there is no proof."""
@@ -165,8 +165,8 @@ class OnSupport(Approach):
 
     def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         def draw() -> Draw:
-            *points, bound = _support(plan, model, plan.count(DRAWS))
-            return arrays(points), bound, losses_of(plan, model, points)
+            x, y, w, bound = _support(plan, model, plan.count(DRAWS))
+            return arrays((x, y, w)), bound, losses_of(plan, model, (x, y, w))
 
         return self.judge(plan, draw, result.stationarity)
 
@@ -175,9 +175,9 @@ class OnSupport(Approach):
     ) -> Certificate:
         """The exact dual of the points."""
         atoms, groups = self.atoms(plan.ambiguity, arrays(points), plan.groups)
-        points = tuple(torch.as_tensor(part, device=plan.device) for part in atoms)
-        bound = plan.ambiguity.bind(*points, groups)
-        draw = (atoms, bound, losses_of(plan, model, points))
+        x, y, w = (torch.as_tensor(part, device=plan.device) for part in atoms)
+        bound = plan.ambiguity.bind(x, y, w, groups)
+        draw = (atoms, bound, losses_of(plan, model, (x, y, w)))
         return self.judge(replace(plan, atoms=atoms), lambda: draw, math.nan).certificate
 
     def judge(

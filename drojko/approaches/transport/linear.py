@@ -37,7 +37,7 @@ class ExactTransport(LinearProblem):
         plan = self.plan
         guess = result.penalty if 0 < result.penalty < math.inf else None
         certificate, (low, high, share) = certify_ridge(
-            plan, plan.ridge(plan.draw(DRAWS)), *parameters, guess=guess, result=result
+            plan, plan.ridge(plan.draw(DRAWS)), parameters, guess=guess, result=result
         )
         state = {
             "low_penalty": low,
@@ -54,13 +54,12 @@ class ExactTransport(LinearProblem):
 def certify_ridge(
     plan: Plan,
     data: RidgeData,
-    coef: np.ndarray,
-    intercept: np.ndarray,
+    parameters: Parameters,
     guess: float | None = None,
     result: TrainResult | None = None,
 ) -> tuple[Certificate, tuple[float, float, float]]:
     """Exact certificate: both sides from one root; and the plan (two penalties and a share)."""
-    coef, intercept = coef[0], float(intercept[0])  # type: ignore[assignment]
+    coef, intercept = parameters[0][0], float(parameters[1][0])
     if plan.radius == 0.0:
         u = torch.from_numpy(data.predictions(coef, intercept))
         spread = plan.loss.value(u, torch.from_numpy(data.y)).numpy()
