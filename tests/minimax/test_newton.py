@@ -29,10 +29,10 @@ class LeastSquares:
         value = 0.5 * float(w @ r**2) + 0.5 * float(z @ z)
         return Terms(value, w * r, w, z, np.eye(len(z)))
 
-    def tidy(self, u, p, mu):
+    def tidy(self, z, u, p, mu):
         return p
 
-    def restart(self, u, p, mu):
+    def restart(self, z, u, p, mu):
         return p
 
     def unbounded(self, state):
