@@ -142,7 +142,7 @@ def test_limits(kernel):
     dual = MMD(kernel, radius=0).on(x, weights).dual(losses)
     assert (dual.value, dual.attained) == pytest.approx((weights @ losses,) * 2, abs=1e-12)
     np.testing.assert_allclose(dual.ratio, 1, atol=1e-12)
-    for size in ({"radius": 1e-12}, {"penalty": 1e13}):
+    for size in ({"radius": 1e-12}, {"penalty": 1e11}):
         near = MMD(kernel, **size).on(x, weights).dual(losses)
         # Smooth kernels: the value is steep at 0, like the condition number of their matrix.
         assert near.value == pytest.approx(weights @ losses, abs=1e-4)
