@@ -108,18 +108,23 @@ class Program:
             parameter.value = of(size)
         # HiGHS for linear programs, Clarabel for all cones.
         name = self.solver or ("HIGHS" if self.problem.is_lp() else "CLARABEL")
+        failed = None
         for settings in SETTINGS[name] if not self.options else ({},):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what it warns of is raised below
                     self.problem.solve(solver=name, **settings, **self.options)
-            except cp.error.SolverError as error:
-                raise SolverError(
-                    f"{name} failed: {error}. Choose another solver of {', '.join(SOLVERS)}, scale "
-                    "the features, or use drojko's own estimators, which need none"
-                ) from error
+            except cp.error.SolverError as error:  # perhaps a looser setting ends
+                failed = error
+                continue
+            failed = None
             if self.problem.status != cp.OPTIMAL_INACCURATE:
                 break
+        if failed is not None:
+            raise SolverError(
+                f"{name} failed: {failed}. Choose another solver of {', '.join(SOLVERS)}, scale "
+                "the features, or use drojko's own estimators, which need none"
+            ) from failed
         status = self.problem.status
         if status == cp.OPTIMAL:
             return float(self.problem.value)

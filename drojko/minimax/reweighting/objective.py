@@ -322,7 +322,8 @@ class Reweighted:
         total = float(w @ q)
         if not total > 0.0:
             return -math.inf
-        q = q / max(total, 1.0)
+        # A density of rounding's size would make the thinning below arbitrary.
+        q = np.where(q > 1e-12 * q.max(), q / max(total, 1.0), 0.0)
         mass = self._masses(q)
         c = rows.sum(mass * s)
         scale = float(mass @ np.abs(s)) + 1e-300

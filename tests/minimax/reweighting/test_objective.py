@@ -55,7 +55,7 @@ def test_derivatives(ambiguity, loss):
     z, p = o.start()
     mu, rng = 0.1 * o.unit, np.random.default_rng(0)
     z = z + 0.1 * rng.normal(size=z.shape)
-    p = o.restart(o.rows.predict(z), p, mu)
+    p = o.restart(z, o.rows.predict(z), p, mu)
     size, step = len(z), 1e-6
 
     def value(x):
