@@ -369,7 +369,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         self.status_ = result.status
         self.message_ = result.message
         self.optimality_gap_ = float(result.gap)
-        self._history = {k: np.asarray(v, dtype=np.float64) for k, v in result.history.items()}
+        known = {name: result.history[name] for name in COLUMNS if name in result.history}
+        self._history = {name: np.asarray(v, dtype=np.float64) for name, v in known.items()}
         self.certificate_ = None
         self._worst = None
         for cached in _CACHES:

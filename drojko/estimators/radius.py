@@ -11,8 +11,7 @@ from sklearn.utils import check_consistent_length
 
 from drojko._random import generator
 from drojko._sklearn import checked_weight
-from drojko.estimators._calibration import by_calibration
-from drojko.estimators._profile_radius import by_profile
+from drojko.estimators._inference import by_calibration, by_profile
 from drojko.estimators._radius_cv import by_cv
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from drojko import DROClassifier, DRORegressor, make_robust_scorer, radius_path
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 from drojko.estimators import RadiusSelection, select_radius
-from drojko.estimators._calibration import calibrated_radius
+from drojko.estimators._inference import calibrated_radius
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from tests.estimators._cases import binary, classes, frame, linear, losses, mlp, regression
 
