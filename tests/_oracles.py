@@ -503,6 +503,7 @@ def ambiguity_of(problem: Problem) -> Any:
 
 def _conic(problem: Problem) -> Optimum:
     from drojko.baselines import ConvexDROClassifier, ConvexDRORegressor
+    from drojko.exceptions import SolverError
 
     loss = problem.loss
     common: dict[str, Any] = {"alpha": problem.alpha, "fit_intercept": problem.intercept}
@@ -513,16 +514,21 @@ def _conic(problem: Problem) -> Optimum:
         sizes = {"huber": {"delta": loss.size}, "quantile": {"quantile": loss.size}}
         extra = sizes.get(loss.name, {})
         model = ConvexDRORegressor(ambiguity_of(problem), loss=loss.name, **extra, **common)
+    slack, data = 1e-8, (problem.X, problem.y, problem.weight, problem.groups)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(problem.X, problem.y, problem.weight, problem.groups)
+        try:
+            model.fit(*data)
+        except SolverError:  # numerical trouble: another solver, which is less accurate
+            slack = 1e-5
+            model.set_params(solver="SCS").fit(*data)
     coef, b = np.asarray(model.coef_).ravel(), float(np.ravel(model.intercept_)[0])
     if problem.kind == "w1" and not problem.ball:  # onto the ball of finite worst cases
         most = problem.penalty / loss.lipschitz
         coef = coef * min(1.0, most / max(float(np.linalg.norm(coef)), 1e-300))
     high = problem.worst_case(coef, b)[1]
     low = min(
-        max(model.objective_ - 1e-8 * abs(model.objective_), 0.0), high
+        max(model.objective_ - slack * abs(model.objective_), 0.0), high
     )  # no loss is negative
     return Optimum(low, high, coef, b, "conic", problem.floor)
 
