@@ -86,8 +86,8 @@ class _Search:
     """Penalties on either side of a budget, for one adversary and its reference draws.
 
     A root search with jumps, of at most 40 solves within one evaluation: no run of its own.
-    ``warm``: start each solve from the positions of its neighbours as well, and, where no
-    ``starts`` are given, let every sample try what the first solve found for the others.
+    ``warm``: start each solve from the positions of its neighbours as well. ``share``: let every
+    sample try what the first solve found for the others.
     """
 
     adversary: Adversary
@@ -96,6 +96,7 @@ class _Search:
     budget: float
     tol: float
     warm: bool = True
+    share: bool = True
     solves: int = 0
     starts: list[Tensor] = field(default_factory=list)
     nominal: float = 0.0
@@ -108,7 +109,7 @@ class _Search:
         objective = self.adversary.objective
         self.nominal = mean(objective.risk(self.batch, self.batch.q0), self.weights)
         first = self.trial(penalty)
-        shared = self.warm and not self.starts and not self.adversary.exact
+        shared = self.warm and self.share and not self.adversary.exact
         if shared and first.moved is not None:
             # Later penalties start from what this one found, instead of from every candidate.
             quick = replace(
@@ -229,9 +230,8 @@ def solve_ball(
         return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
     goal = tol or (1e-11 if adversary.exact else 1e-6)
-    low, high = _Search(adversary, batch, weights, budget, goal, starts=list(starts or ())).run(
-        penalty
-    )
+    own = {"share": starts is None, "starts": list(starts or ())}
+    low, high = _Search(adversary, batch, weights, budget, goal, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
     # Warm starts belong to these draws. A plan for any draw has its starts from candidates

@@ -117,8 +117,8 @@ class StructuredAdversary(Adversary):
         model: Any = self.objective.model
         return model.module.params
 
-    def _may_be_infinite(self) -> bool:
-        return not self.exact
+    def _floor(self) -> float:
+        return 0.0 if self.exact else math.inf
 
     def _ascend(self, batch: Batch, extra: Sequence[Tensor]) -> Ascent:
         if not self.exact:
