@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_a_model_and_propagates(name, tmp_path):
 def test_what_is_kept_is_the_best_so_far(name):
     """Further iterations before the interrupt leave a model that is no worse."""
     robust = []
-    for iteration in (0, 7):
+    for iteration in (0, 4 if name == "linear" else 7):  # Newton's method ends in seven steps
         estimator, X, y = unfitted(name)
         estimator.set_params(max_iter=40).set_callbacks(At(iteration, interrupt))
         with pytest.raises(KeyboardInterrupt):
