@@ -119,7 +119,6 @@ def _solve(ambiguity, X: np.ndarray, y: np.ndarray, limits: Limits) -> tuple[np.
     """Coefficients and intercept of logistic regression."""
     loss = get_loss("logistic", "classification", 2)
     weight = np.full(len(y), 1.0 / len(y))
-    weight = np.full(len(y), 1.0 / len(y))
     bound = ambiguity.bind(*map(torch.from_numpy, (X, y, weight)))
     found = solve_linear(X, y, weight, bound, loss, limits=limits)
     return found.coef, found.intercept
