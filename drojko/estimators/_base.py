@@ -97,7 +97,7 @@ class _OnArrays:
     def train(self, start: Any, report: Callback) -> tuple[dict[str, np.ndarray], TrainResult]:
         """Parameters and how training ended."""
         if start is not None:
-            before = tuple(value.astype(np.float64) for value in start[0].values())
+            before = tuple(start[0][name].astype(np.float64) for name in self.shapes)
             start = (before, start[1])
         problem = replace(self.problem, plan=replace(self.problem.plan, callback=report))
         (coef, intercept), result = problem.fit(start)
@@ -204,7 +204,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
         with one_thread(X.size < SMALL):
             plan = self._plan(ambiguity, cost, self._outputs())
-            plan, chosen = self._placed(plan, approach, (X, y, weight), groups, seed)
+            rows = (X, y, weight)
+            plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
             linear = approach.linear(plan) if self.model == "linear" else None
             if linear is None:
                 work: Any = OnModule(approach, plan, build_model(self, plan.n_outputs, plan.child))
@@ -219,6 +220,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
                 parameters, result = work.train(start, report)
             self._store(parameters, plan, result)
+            self._reference = reference
             if result.status == "interrupted":
                 raise KeyboardInterrupt(result.message)
             if chosen:
@@ -242,10 +244,11 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
 
     def _placed(
         self, plan: Plan, approach: Approach, rows: Points, groups: Any, seed: int
-    ) -> tuple[Plan, str]:
-        """The plan with its points; and in words why "auto" chose an inner solver.
+    ) -> tuple[Plan, Any, str]:
+        """The plan with its points, their reference, and why "auto" chose an inner solver.
 
-        A linear model on the rows themselves needs neither a measure nor an inner solver.
+        A linear model on the rows themselves needs neither a measure nor an inner solver: what
+        makes the reference, when it is asked for, are the arguments of `empirical`.
         """
         x, y, weight = rows
         simple = self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
@@ -255,15 +258,13 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             known = approach.groups(plan.ambiguity, groups, weight)
             if known is not None:
                 known = (known[0][kept], known[1])
-            self._reference = (*points, known)
             atoms, index = approach.atoms(plan.ambiguity, points, known)
-            return replace(plan, atoms=atoms, groups=index), ""
+            return replace(plan, atoms=atoms, groups=index), (*points, known), ""
         smoothing = approach.smoothing(plan.ambiguity)
         reference = build_reference(
             self.reference, plan.cost, smoothing, self._classification, seed
         )
         reference = approach.measure(plan.ambiguity, reference, rows, groups)
-        self._reference = reference
         count = count_atoms(reference, len(x))
         sampled = is_sampled(reference)
         inner, chosen = self._inner(plan.ambiguity, x, y, sampled)
@@ -277,7 +278,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         if not sampled:
             atoms, index = atoms_of(reference, count)
             plan = replace(plan, atoms=atoms, groups=index)
-        return plan, chosen
+        return plan, reference, chosen
 
     def _inner(
         self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray, sampled: bool

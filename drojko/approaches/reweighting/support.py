@@ -245,6 +245,6 @@ def _support(plan: Plan, model: Any, count: int) -> Any:
 
 def _membership(groups: Any, weight: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     """Indicator matrix and names of groups, one row per weight, none without weight."""
-    if isinstance(groups, tuple) and len(groups) == 2 and isinstance(groups[1], list):
+    if isinstance(groups, tuple) and len(groups) == 2 and np.ndim(groups[0]) == 2:
         return groups  # already
     return members_of(groups, weight)

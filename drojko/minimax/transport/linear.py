@@ -36,7 +36,7 @@ from drojko.rows import Rows
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge"]
 
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
-_GOAL = 0.005  # of the accuracy aimed at: what the bound asks for; models agree to 1e-9 then
+_GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
 
 
 @dataclass(frozen=True, eq=False)

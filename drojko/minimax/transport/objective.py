@@ -81,7 +81,7 @@ class Sums:
 
 
 class NormObjective(ABC):
-    """A `RowObjective`; ``budget`` > 0 makes the price lambda of moving a variable."""
+    """An objective of `Newton`; ``budget`` > 0 makes the price lambda of moving a variable."""
 
     first_smoothing: float = 0.1
     cooling = 0.1
@@ -191,7 +191,7 @@ class NormObjective(ABC):
         duals: Mapping[str, Any],
         second: bool = True,
     ) -> Terms:
-        """The chain rule through N; see `RowObjective`."""
+        """The chain rule through N; see `Terms`."""
         s, square, rate = None, self.square(z, mu), self.rate
         if np.isfinite(u).all():
             s = self.sums(Point(u, square, self._level(p), mu, duals, second))

@@ -13,10 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
+from drojko.approaches.base import trained
 from drojko.inner import Pointwise
 from drojko.losses import CallableLoss, get_loss
 from drojko.measures import ClassConditional, Empirical, Gaussian, Joint
-from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.problem import RobustProblem
 from drojko.minimax.reweighting.passes import train_network
 from drojko.minimax.reweighting.solve import solve_linear
 from drojko.minimax.transport.subgradient import Subgradient
@@ -72,16 +73,7 @@ def solve_reweighted(p, ambiguity, generator, limits=None, n_draws=2000, groups=
         warm=model.warm,
     )
     load(found.coef, found.intercept)
-    return TrainResult(
-        found.status,
-        found.message,
-        found.n_iter,
-        found.multiplier,
-        found.stationarity,
-        found.history,
-        found.relative_gap,
-        found.advice,
-    )
+    return trained(found)[1]
 
 
 def data(seed, loss, n=60, d=3):
