@@ -194,3 +194,18 @@ def test_a_fit_after_an_interrupted_one_forgets_it():
     estimator.set_callbacks().fit(X, y)
     np.testing.assert_array_equal(estimator.predict(X), mlp().fit(X, y).predict(X))
     assert estimator.worst_case_.risk() > 0
+
+
+def test_a_refit_that_fails_leaves_the_last_one_whole():
+    estimator, X, y = unfitted("linear")
+    estimator.set_params(reference="empirical").fit(X, y)
+
+    def fail():
+        raise RuntimeError("in a callback")
+
+    estimator.set_callbacks(At(0, fail))
+    with pytest.raises(RuntimeError, match="in a callback"):
+        estimator.fit(2.0 * X, y)
+    points, _, _ = estimator.reference_.points(len(X), torch.Generator())
+    assert float(points.abs().max()) == pytest.approx(np.abs(X).max())
+    assert np.isfinite(estimator.worst_case_.risk())
