@@ -253,7 +253,7 @@ def _bend(
 def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
     """max(a, b) = a + max(z, 0) with z = b - a, where max(z, 0) ~ (z + sqrt(z² + 4 mu²)) / 2."""
     z = b.value - a.value
-    root = np.sqrt(z * z + 4.0 * mu * mu)
+    root = np.maximum(np.sqrt(z * z + 4.0 * mu * mu), 2.0 * mu + 1e-300)  # no width, and a tie
     ratio = mu / root
     share = np.where(z > 0, 0.5 + 0.5 * z / root, 2.0 * ratio * mu / (root + np.abs(z)))
     bend, mix = _bend(dual, z, root, 4.0 * ratio * ratio, share)

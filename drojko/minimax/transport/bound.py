@@ -115,7 +115,8 @@ def plan_of(
     masses, slopes, flips = [], [], []
     curvature = np.empty(u.size)
     for some in blocks(u.size, 16):
-        part = None if duals is None else duals[:, :, some].copy()
+        # The dual masses balance as they are; moved on to the primal ones they would not.
+        part = None if duals is None else duals[:, :, some] * [[1.0], [1.0], [0.0], [1.0]]
         found = jet(loss, u[some], rows.y[some], sigma, mu, price, part)
         shape, w = u[some].shape, rows.w[some]
         masses.append(np.stack([w * np.broadcast_to(a.weight, shape) for a in found.atoms]))

@@ -84,6 +84,14 @@ def test_zero_sigma_is_the_loss(loss):
     np.testing.assert_allclose(np.square(j.u) + 0 * u, np.asarray(j.s) + 0 * u, atol=1e-14)
 
 
+def test_a_tie_between_labels_without_a_width():
+    j = jet(get_loss("hinge"), np.array([0.25, 0.0]), np.ones(2), 0.0, 0.0, (1.0, 0.5))
+    np.testing.assert_array_equal(j.value, [0.75, 1.0])  # at .25 both labels give .75
+    weights = np.stack([np.broadcast_to(a.weight, 2) for a in j.atoms])
+    assert np.isfinite(weights).all() and (weights >= 0.0).all()
+    np.testing.assert_allclose(weights.sum(axis=0), 1.0)
+
+
 def test_logistic_far_tails():
     loss, y = LOSSES[0], np.ones(4)
     u = np.array([-1e6, -800.0, 800.0, 1e6])
