@@ -56,6 +56,7 @@ from drojko.inner.transport.storage import unpack_module
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
+from drojko.minimax.newton import CONSTANT
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, TabularModel
@@ -239,6 +240,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 kept = replace(found.certificate, inner=chosen)
                 found = replace(found, certificate=kept)
             self._keep(found, approach.name)
+        still = self.model == "linear" and not np.any(self.coef_)
+        if still and np.ptp(X, axis=0).any() and np.ptp(y):
+            result = replace(result, advice=CONSTANT)
         self._warn(result, found.advice)
         return self
 

@@ -117,8 +117,7 @@ class DROClassifier(LogitClassifier, BaseDRO):
     ConvergenceWarning
         For the statuses "max_iter", "stalled" and "unbounded", with what to do.
     UserWarning
-        Where the optimum is a constant model, under sets that reweight. Under sets that move points
-        its coefficients are exactly 0.
+        Where the optimum is a constant model.
 
     References
     ----------

@@ -27,6 +27,7 @@ from scipy.linalg import cho_solve
 from drojko._driver import Limits, Outcome, Status, run
 
 __all__ = [
+    "CONSTANT",
     "ROUNDING",
     "LinearFit",
     "Newton",
@@ -45,9 +46,10 @@ ROUNDING = 1e-10
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
-_CONSTANT = (
+CONSTANT = (
     "The optimum is a constant model: against this set no use of the columns pays. A smaller "
-    "radius (a larger penalty or alpha of CVaR) gives a model that uses them."
+    "radius, which counts in the units of the columns where points move (a larger penalty or "
+    "alpha of CVaR), gives a model that uses them."
 )
 
 
@@ -477,7 +479,7 @@ def _finish(objective: Any, solver: Newton, outcome: Outcome[State]) -> LinearFi
         # Whether the model without its coefficients is as good.
         z = np.where(np.arange(rows.size) < rows.d, 0.0, best.z)
         flat = objective.record(best.after(z=z, u=rows.predict(z)), exact=True)
-        advice = _CONSTANT if flat["robust_risk"] <= st.upper * (1.0 + 1e-6) else None
+        advice = CONSTANT if flat["robust_risk"] <= st.upper * (1.0 + 1e-6) else None
     coef, intercept = rows.outward(best.z)
     return LinearFit(
         coef,

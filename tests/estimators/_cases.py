@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris, load_wine
+from sklearn.preprocessing import scale
 from torch import nn
 
 from drojko import DROClassifier, DRORegressor
@@ -31,9 +32,9 @@ def classes():
 
 
 def regression():
-    """120 rows of diabetes, 10 columns."""
+    """120 rows of diabetes, 10 standardised columns."""
     X, y = load_diabetes(return_X_y=True)
-    return X[:120], y[:120]
+    return scale(X[:120]), y[:120]
 
 
 def ball(radius=0.2, **settings):

@@ -68,6 +68,7 @@ def degenerate(rng):
     [*[("linear", name) for name in REFERENCES], ("mlp", "empirical"), ("mlp", "kde")],
 )
 @pytest.mark.parametrize("cls", [DROClassifier, DRORegressor])
+@pytest.mark.filterwarnings("ignore:.*optimum is a constant model")
 def test_degenerate_data_give_a_result(cls, model, reference, rng):
     # The hardest five where every reference is to be fitted as well.
     cases = list(degenerate(rng))[: None if reference == "empirical" else 5]

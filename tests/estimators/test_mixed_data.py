@@ -217,6 +217,7 @@ def test_other_models_keep_the_sandwich(data, model, classes):
     assert (moved[:, 4:].sum(1) == 1).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*optimum is a constant model")
 def test_labels_and_categories_move_together(data):
     X, y, _ = data
     both = ball(0.1, radius=0.3).set_params(label_cost=0.4)

@@ -79,6 +79,10 @@ class LinearProblem:
         best = min(options[1:], key=lambda option: option[2], default=options[0])
         if best[2] > options[0][2] * (1.0 + 0.1 * self.aim):
             best = options[0]
+        if found.status in ("stalled", "max_iter"):  # a vertex far off proves itself
+            rows, loss = self.rows, self.data.loss
+            plan = plan_of(rows, loss, rows.predict(best[0]), 0.0, 0.0, None, None)
+            lower = max(lower, lower_bound(rows, loss, self.ground, plan, best[0]))
         return self.solution(*best, replace(found, lower=max(found.lower, lower)))
 
     def solution(self, z, risk, objective: float, found: LinearFit) -> LinearFit:

@@ -88,7 +88,7 @@ def test_a_tie_between_labels_without_a_width():
     j = jet(get_loss("hinge"), np.array([0.25, 0.0]), np.ones(2), 0.0, 0.0, (1.0, 0.5))
     np.testing.assert_array_equal(j.value, [0.75, 1.0])  # at .25 both labels give .75
     weights = np.stack([np.broadcast_to(a.weight, 2) for a in j.atoms])
-    assert np.isfinite(weights).all() and (weights >= 0.0).all()
+    assert (weights >= 0.0).all()  # and finite
     np.testing.assert_allclose(weights.sum(axis=0), 1.0)
 
 
