@@ -359,8 +359,8 @@ class Newton:
                 return
             st.next_bound = st.iteration + 3
             st.ratio = (st.upper - found) / max(bias + left, 1e-300)
-        early = (st.stage >= _LONG or (st.stuck > 0 and st.decrement > settled)) and st.returns < 6
-        if early:
+        lost = st.stage >= (3 if t < 0.02 else _LONG) or (st.stuck > 0 and st.decrement > settled)
+        if lost and st.returns < 6:
             # Cooled too fast: back to where the path is wide, and gently from there.
             st.mu = 5.0 * st.mu * (0.3 if st.stuck else 1.0)
             st.usual, st.returns = max(st.usual, 0.5), st.returns + 1

@@ -94,7 +94,7 @@ class Reweighted:
         smooth = not self.loss.kinks and not self.levels.kinked
         both = self.levels.kinked and self.loss.kinks
         self.first_smoothing = 0.3 * self.goal if smooth else 0.3 if both else 0.03
-        self.cooling = 0.3 if self.levels.kinked else 0.1
+        self.cooling = 0.3 if both else 0.2 if self.levels.kinked else 0.1
         if unit <= 1e-280:  # fitted: there is nothing to solve
             return z, np.zeros(self.levels.count)
         z = self._plain(z, 0.3 * unit)
