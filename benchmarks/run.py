@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SUITES = (
     "linear",
+    "before",
     "inner",
     "threshold",
     "training",
