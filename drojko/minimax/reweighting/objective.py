@@ -97,7 +97,7 @@ class Reweighted:
         self.cooling = 0.3 if both else 0.2 if self.levels.kinked else 0.1
         if unit <= 1e-280:  # fitted: there is nothing to solve
             return z, np.zeros(self.levels.count)
-        z = self._plain(z, 0.3 * unit)
+        z = self._plain(z, 1.5 * unit)
         losses = self.exact(rows.predict(z))
         return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
 
