@@ -187,6 +187,8 @@ def certify(
         When the worst case is infinite.
     """
     objective = adversary.objective
+    if radius != 0.0:
+        adversary.check_finite(batch, radius is not None)
     known = structure(objective)
     base = objective.risk(batch, batch.q0)
     nominal = mean(base, weights)

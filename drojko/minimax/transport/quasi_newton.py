@@ -71,6 +71,8 @@ class QuasiNewton(LBFGSRun):
         steps = self.corrections if self.history else 3 * self.corrections
         adversary = p.adversary(objective, steps)
         try:
+            if p.penalty is not None and not adversary.exact:
+                adversary.check_finite(batch, ball=False)
             moved = p.move(adversary, batch, batch.q0 + self.displacement, steps)
         except UnboundedRiskError:
             return 1e300, np.zeros_like(point)  # the line search backs off
