@@ -56,8 +56,8 @@ def refuse(found: float, penalty: float | None) -> None:
     if penalty is not None and 0.0 < found and penalty <= found * (1.0 + _SURE):
         raise UnboundedRiskError(
             f"the worst-case risk is infinite at penalty={penalty:.6g}: the loss grows as fast as "
-            f"the transport cost. It is finite for no penalty up to {found:.6g}: raise it, give a "
-            f"radius, or {_REMEDIES}"
+            f"the transport cost. It takes a penalty above {found:.6g}: raise it, give a radius, or "
+            f"{_REMEDIES}"
         )
 
 

@@ -148,7 +148,7 @@ def _quasi_newton(
     run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
     run.task = task
     status = run.ended(run.begin(first, warm), limits.max_iter)
-    word, message = str(status), f"Stopped after {len(run.history)} iterations. {status.advice}"
+    word, message = str(status), run.told(status)
     if run.separated():
         word, message = "unbounded", SEPARABLE
     coef, intercept = run.model(run.best_point)
@@ -229,6 +229,12 @@ class _Run(LBFGSRun):
 
     def free(self) -> list[tuple[float | None, float | None]]:
         return [(None, None)] * (self.shape[0] * self.shape[1])
+
+    def rays(self) -> list[np.ndarray]:
+        """The best point, and its intercepts alone."""
+        plain = self.best_point.copy().reshape(self.shape)
+        plain[:, : self.rows.d] = 0.0
+        return [self.best_point, plain.ravel()]
 
     def bounds(self) -> list[tuple[float | None, float | None]]:
         return self.free()
