@@ -120,7 +120,7 @@ class SinkhornApproach(Approach):
         """Steps at particles around each sample."""
         result = _training.train(_sampled(plan), model, start)
         # Noise overlaps all classes: a minimum exists where separable data have none.
-        if result.status == "unbounded":
+        if result.status == "unbounded" and not plan.loss.attained:
             status = Status.CONVERGED
             return replace(result, status=str(status), message=status.advice)
         return result

@@ -81,7 +81,8 @@ class LBFGSRun(ABC):
     def ended(self, point: np.ndarray, max_iter: int) -> Status:
         """Optimise until something ends it: what it was."""
         try:
-            return self.optimise(point, max_iter)
+            status = self.optimise(point, max_iter)
+            return Status.UNBOUNDED if self.best_value < 0.0 and self.falls() else status
         except Stop as stop:
             return stop.status
         except KeyboardInterrupt:
@@ -127,7 +128,7 @@ class LBFGSRun(ABC):
 
         for ray in self.rays():
             if endless(lambda t, ray=ray: value(t * ray)):
-                while value(0.1 * ray) < self.deep:
+                while np.abs(ray).max() > 10.0 and value(0.1 * ray) < self.deep:
                     ray = 0.1 * ray
                 self.best_point, self.best_value = ray, value(ray)
                 return True

@@ -111,9 +111,10 @@ def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adv
         draws = _subset(draws, LEARNED_DRAWS, spawn(plan.generator))
     x, y, _ = draws
     objective = plan.problem(model).objective(x, plan.penalty or penalty)
-    if plan.radius != 0.0:
-        bare = Adversary(objective, n_labels=plan.n_labels, label_cost=plan.label_cost)
-        bare.check_finite(objective.batch(x, y), plan.penalty is None)
+    bare = Adversary(objective, n_labels=plan.n_labels, label_cost=plan.label_cost)
+    if plan.radius == 0.0:
+        return bare
+    bare.check_finite(objective.batch(x, y), plan.penalty is None)
     while True:
         objective = plan.problem(model).objective(x, penalty)
         try:
