@@ -101,7 +101,7 @@ def endless(value: Callable[[float], float], decades: int = 12) -> bool:
     before = value(1.0)
     for power in range(1, decades + 1):
         now = value(10.0**power) if before < 0.0 else math.inf
-        if not now <= 5.0 * before:
+        if not now <= 5.0 * before < 0.0:
             return False
         before = now
     return True

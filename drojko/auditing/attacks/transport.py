@@ -71,9 +71,7 @@ def transport(
     return sorted(found + beyond, key=lambda row: order.index(row.size))
 
 
-def _beyond(
-    problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
-) -> list[Row]:
+def _beyond(problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Row]:
     """Rows of the sizes at which the worst case is infinite."""
     robust = plan_of(problem, sizes[-1][1], inner).problem(problem.tabular)
     adversary = problem.adversary(robust.objective(problem.x, 1.0))

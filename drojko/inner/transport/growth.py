@@ -21,10 +21,11 @@ from drojko.inner.objective import Batch, Objective
 __all__ = ["growth", "refuse"]
 
 #: Distances in spreads of the data.
-_DISTANCES = 10.0 ** np.arange(0.0, 13.0)
+_DISTANCES = 10.0 ** np.arange(-3.0, 13.0)
 _SETTLED = 1e6  # those from which on exponents are those of the limit ...
 _ABRUPT = 6.0  # ... and what none but exponentials reach before
 _ROWS, _OUTPUTS, _AXES, _RANDOM = 4, 8, 8, 4
+_ASCENT, _AWAY = 12, 1e4  # steps of a direction to a steeper one, and where they are taken
 _SURE = 1e-7  # relative error of a coefficient that was measured
 _REMEDIES = (
     "bound the columns (bounds=), make those that cannot move so far immutable, or take a set that "
@@ -53,7 +54,7 @@ def refuse(found: float, penalty: float | None) -> None:
             "the worst-case risk is infinite at every penalty and in every ball: far from the data "
             f"the loss of this model grows faster than the transport cost; {_REMEDIES}"
         )
-    if penalty is not None and 0.0 < found and penalty <= found * (1.0 + _SURE):
+    if penalty is not None and found > 0.0 and penalty <= found * (1.0 + _SURE):
         raise UnboundedRiskError(
             f"the worst-case risk is infinite at penalty={penalty:.6g}: the loss grows as fast as "
             f"the transport cost. It takes a penalty above {found:.6g}: raise it, give a radius, or "
@@ -109,11 +110,11 @@ def _directions(objective: Objective, batch: Batch) -> Iterable[Tensor]:
     if first is not None and len(first) == 1:
         return  # of one linear combination of the columns there is no other
     still, ray = objective.with_penalty(0.0), torch.zeros_like(batch.q0)
-    for far in (0.0, 1.0, 1e2, 1e4, 1e4):
-        slope = still.value_and_gradient(batch, batch.q0 + far * ray)[1]
-        new = _open(objective, slope)
-        ray = torch.where(new.norm(dim=1, keepdim=True) > 0.5, new, ray)
-        yield ray
+    for step in range(_ASCENT + 1):  # a direction that the gradients far along it pull to the side
+        slope = still.value_and_gradient(batch, batch.q0 + min(10.0**step, _AWAY) * ray)[1]
+        ray = _open(objective, ray + _open(objective, slope))
+        if step in (0, 2, _ASCENT):
+            yield ray
     r = batch.q0.shape[1]
     generator = torch.Generator().manual_seed(0)
     for k in range(min(r, _AXES)):
@@ -135,6 +136,8 @@ def _exponent(line: np.ndarray) -> float:
         return math.inf if overflows else 0.0
     steep = np.diff(np.log(value)) / np.diff(np.log(s))
     settled = s[-1] >= _SETTLED and len(s) == 4
-    if steep[-1] > _ABRUPT or (settled and steep.min() > 2.02):
+    # Where numbers end early: at infinity, or an exponential, steeper by ten each decade, at NaN.
+    ends = overflows or (len(steep) > 1 and steep[-1] > 3.0 * steep[-2] > 0.0)
+    if (settled and steep.min() > 2.02) or (ends and steep[-1] > _ABRUPT):
         return math.inf
     return float(value[-1] / s[-1] / s[-1]) if settled and steep[-1] > 1.98 else 0.0
