@@ -52,7 +52,7 @@ class Loss:
         none, None where it is not known.
     growth : float
         The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``; by default what
-        follows from the two above.
+        follows from the two above. Infinite stands for unknown, too: it is then measured far away.
     kinks : tuple of float
         The `u` where the loss is not differentiable.
     convex : bool

@@ -80,13 +80,11 @@ def _beyond(problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerS
     def why(penalty: float | None) -> UnboundedRiskError | None:
         at = adversary if penalty is None else adversary.with_penalty(penalty)
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of numbers that overflow far away
                 at.check_finite(batch, penalty is None)
         except UnboundedRiskError as error:
             return error
-        except Exception:  # a model that refuses rows far away has no loss there
-            return None
         return None
 
     reasons = {own.penalty: None for size, own in sizes if size > 0.0}

@@ -8,6 +8,7 @@ infinite the loss outgrows every penalty, so that every ball has an infinite wor
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 
@@ -27,6 +28,7 @@ _ABRUPT = 6.0  # ... and what none but exponentials reach before
 _ROWS, _OUTPUTS, _AXES, _RANDOM = 4, 8, 8, 4
 _ASCENT, _AWAY = 12, 1e4  # steps of a direction to a steeper one, and where they are taken
 _SURE = 1e-7  # relative error of a coefficient that was measured
+_REFUSALS = (ArithmeticError, LookupError, RuntimeError, ValueError)
 _REMEDIES = (
     "bound the columns (bounds=), make those that cannot move so far immutable, or take a set that "
     "reweights (KL, CVaR, ChiSquare) or a loss that grows more slowly"
@@ -77,12 +79,20 @@ def _steepest(objective: Objective, batch: Batch) -> float:
             ray = _open(objective, sign * direction)
             moves = ray.norm(dim=1) > 0.5
             if bool(moves.any()):
-                values = [objective.risk(batch, batch.q0 + float(s) * ray) for s in _DISTANCES]
-                lines = torch.stack(values, 1)[moves].detach().double().cpu().numpy()
-                best = max([best, *map(_exponent, lines)])
+                lines = np.stack([_risk(objective, batch, s * ray) for s in _DISTANCES], 1)
+                best = max([best, *map(_exponent, lines[moves.cpu().numpy()])])
                 if math.isinf(best):
                     return best
     return best
+
+
+def _risk(objective: Objective, batch: Batch, move: Tensor) -> np.ndarray:
+    """Losses after a move; NaN where the model refuses rows so far away."""
+    try:
+        with np.errstate(all="ignore"):
+            return objective.risk(batch, batch.q0 + move).detach().double().cpu().numpy()
+    except _REFUSALS:
+        return np.full(len(batch), np.nan)
 
 
 def _open(objective: Objective, direction: Tensor) -> Tensor:
@@ -111,8 +121,10 @@ def _directions(objective: Objective, batch: Batch) -> Iterable[Tensor]:
         return  # of one linear combination of the columns there is no other
     still, ray = objective.with_penalty(0.0), torch.zeros_like(batch.q0)
     for step in range(_ASCENT + 1):  # a direction that the gradients far along it pull to the side
-        slope = still.value_and_gradient(batch, batch.q0 + min(10.0**step, _AWAY) * ray)[1]
-        ray = _open(objective, ray + _open(objective, slope))
+        far = min(10.0**step, _AWAY) if step else 0.0
+        with contextlib.suppress(*_REFUSALS), np.errstate(all="ignore"):
+            slope = still.value_and_gradient(batch, batch.q0 + far * ray)[1]
+            ray = _open(objective, ray + _open(objective, slope))
         if step in (0, 2, _ASCENT):
             yield ray
     r = batch.q0.shape[1]
