@@ -18,7 +18,9 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Adam", "Kink", "batches", "check_settings", "cosine", "root", "standard_error"]
+__all__ = [
+    "Adam", "Kink", "batches", "check_settings", "cosine", "endless", "root", "standard_error",
+]  # fmt: skip
 
 
 def root(
@@ -85,6 +87,24 @@ def root(
             break
         t = after
     return t
+
+
+def endless(value: Callable[[float], float], decades: int = 12) -> bool:
+    """Whether a function is negative at 1 and at least five times as low at each power of ten.
+
+    Of a convex function along a ray that is a fall without end, as far as numbers go; others may
+    turn later.
+
+    >>> endless(lambda t: 1.0 - 2.0 * t), endless(lambda t: 1e-9 * t * t - 2.0 * t)
+    (True, False)
+    """
+    before = value(1.0)
+    for power in range(1, decades + 1):
+        now = value(10.0**power) if before < 0.0 else math.inf
+        if not now <= 5.0 * before < 0.0:
+            return False
+        before = now
+    return True
 
 
 def standard_error(values: Any, weights: Any) -> float:

@@ -57,8 +57,9 @@ class Certificate:
         1 + the objective; NaN for a model that was not trained here. Where the objective has
         kinks it is that of a smoothed one and need not be small at a minimum.
     proof : str
-        What proves ``upper``: "ridge-1d", "strong-concavity", "lipschitz", "dual", or
-        "local-estimate", which is no proof.
+        What proves ``upper``: "ridge-1d", "strong-concavity", "lipschitz", "dual"; "largest-loss"
+        where it is no more than the largest loss of any answer, which says nothing of the radius;
+        or "local-estimate", which is no proof (and all that an infinite ``upper`` has).
     discrepancy : str
         What ``transport_cost`` is called when the certificate is printed.
     inner : str
@@ -87,7 +88,7 @@ class Certificate:
     @property
     def gap(self) -> float:
         """Difference of ``upper`` and ``lower``."""
-        return self.upper - self.lower
+        return self.upper - self.lower if math.isfinite(self.upper) else self.upper
 
     @property
     def relative_gap(self) -> float:
@@ -103,7 +104,7 @@ class Certificate:
         form = "risk" if self.radius is not None else form
         bound = "upper bound" if self.proof != "local-estimate" else "upper ESTIMATE"
         # Below this it is rounding.
-        gap = self.gap if self.gap > 1e-12 * abs(self.upper) else 0.0
+        gap = 0.0 if self.gap <= 1e-12 * abs(self.upper) < math.inf else self.gap
         rows = [
             ("nominal risk", f"{self.nominal_risk:.6g}"),
             (f"attained {form} (lower bound)", f"{self.lower:.6g}"),
@@ -187,6 +188,8 @@ def certify(
         When the worst case is infinite.
     """
     objective = adversary.objective
+    if radius != 0.0:
+        adversary.check_finite(batch, radius is not None)
     known = structure(objective)
     base = objective.risk(batch, batch.q0)
     nominal = mean(base, weights)
@@ -238,8 +241,9 @@ def _ball_upper(
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
         if not is_linear(adversary.objective.model):
             options.extend(_local_ball(adversary, batch, ball, dual))
-    proven = [option for option in options if option[1] != "local-estimate"]
-    return min(proven or options)
+    known = [option for option in options if math.isfinite(option[0])]
+    proven = [option for option in known if option[1] != "local-estimate"]
+    return min(proven or known or [(math.inf, "local-estimate")])
 
 
 def _local_ball(

@@ -120,7 +120,7 @@ class SinkhornApproach(Approach):
         """Steps at particles around each sample."""
         result = _training.train(_sampled(plan), model, start)
         # Noise overlaps all classes: a minimum exists where separable data have none.
-        if result.status == "unbounded":
+        if result.status == "unbounded" and not plan.loss.attained:
             status = Status.CONVERGED
             return replace(result, status=str(status), message=status.advice)
         return result
@@ -182,7 +182,10 @@ def _certify(
             rows = torch.multinomial(w.cpu(), _MOST_ATOMS, generator=generator).to(x.device)
             x, y, w, sampled = x[rows], y[rows], w[rows] / w[rows].sum(), True
         problem = cast(SinkhornProblem, _sampled(plan).problem(model))
-        objective = problem.objective(x, 1.0)
+        objective = problem.objective(x, plan.penalty or 1.0)
+        if plan.radius != 0.0:  # the noise is Gaussian: its tilt exists where transport is bounded
+            check = problem.adversary(objective, 0).check_finite
+            check(objective.batch(x, y), plan.radius is not None)
         if guess is None:
             guess = problem.first_penalty(objective, objective.batch(x, y), w)
         low, high = _PARTICLES

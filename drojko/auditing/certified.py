@@ -16,13 +16,13 @@ from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
-from drojko.certificates import reweighted_certificate
-from drojko.exceptions import UnsupportedError
+from drojko.certificates import Certificate, reweighted_certificate
+from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
 
-__all__ = ["certified", "plan_of", "reweight"]
+__all__ = ["certified", "infinite", "plan_of", "reweight"]
 
 _SUPPORTED = (
     "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
@@ -65,16 +65,31 @@ def certified(
         approach = approach_to(ambiguity)
         model = copy.deepcopy(problem.tabular)
         approach.reject(plan, model)
-        with torch.no_grad():
-            c = approach.certify(
-                plan, model, (problem.x, problem.y, problem.w), spawn(problem.generator)
-            )
+        points = (problem.x, problem.y, problem.w)
+        try:
+            with torch.no_grad():
+                c = approach.certify(plan, model, points, spawn(problem.generator))
+        except UnboundedRiskError as error:
+            found.append(infinite(problem, size, ambiguity, error))
+            continue
         worst = _worst(problem, plan, approach, model, c)
         one = Row(size, c, worst)
         if worst is not None:
             one.after = _after(worst, problem)
         found.append(_monotone(one, found))
     return found
+
+
+def infinite(problem: AuditProblem, size: float, ambiguity: Any, why: Exception) -> Row:
+    """The row of a size at which losses grow without end: both sides, and no proof of them."""
+    price = math.inf if ambiguity.penalty is None else float(ambiguity.penalty)
+    squared = ambiguity.order == 2 and ambiguity.epsilon is None  # what a ball may spend
+    cost = math.inf if ambiguity.radius is None else float(ambiguity.radius) ** (1 + squared)
+    nominal = float(problem.w @ problem.losses(problem.x, problem.y))
+    risk = (nominal, math.inf, math.inf, math.inf)
+    certificate = Certificate(*risk, ambiguity.radius, price, cost, proof="local-estimate")
+    text = str(why).replace("; ", ", ")  # which stands between findings
+    return Row(size, certificate, None, findings=[f"infinite worst case: {text}"])
 
 
 def _monotone(one: Row, before: list[Row]) -> Row:

@@ -162,7 +162,7 @@ def audit(
         if general.unusable:
             nan = math.nan
             found = [
-                Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan), None)
+                Row(size, Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"), None)
                 for size, own in sizes
             ]
         else:

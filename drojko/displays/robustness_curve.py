@@ -19,7 +19,7 @@ __all__ = ["RobustnessCurveDisplay"]
 
 _EXACT = 1e-3  # relative gap below which the two sides of a certificate are one line
 _LOG = 30.0  # ratio of risks above which the axis is logarithmic
-_UNPROVEN = "local-estimate"
+_UNPROVEN, _NO_BOUND = "local-estimate", "largest-loss"
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -37,7 +37,7 @@ class RobustnessCurveDisplay(Display):
     worst_case_risk, upper_bound : ndarray of shape (m,)
         Attained by a measure within the radius, and the dual bound.
     proof : sequence of str
-        What proves each bound, as in `Certificate`.
+        What proves each bound, as in `Certificate`; bounds by the largest loss are not drawn.
     name : str, default=None
         Of the model, for the legend.
     nominal_accuracy : float, default=None
@@ -181,7 +181,8 @@ class RobustnessCurveDisplay(Display):
     @property
     def exact(self) -> bool:
         """Whether attained risk and proven bound agree to a thousandth at every radius."""
-        gap = np.asarray(self.upper_bound) - np.asarray(self.worst_case_risk)
+        with np.errstate(invalid="ignore"):  # infinite on both sides
+            gap = np.asarray(self.upper_bound) - np.asarray(self.worst_case_risk)
         return _UNPROVEN not in self.proof and bool(
             (gap <= _EXACT * np.abs(self.upper_bound)).all()
         )
@@ -229,7 +230,7 @@ class RobustnessCurveDisplay(Display):
         prefix = "" if self.name is None else f"{self.name}: "
         radii = np.asarray(self.radii)
         ax.plot(radii, values, color=colour, marker="o", markersize=4, label=prefix + label)
-        if upper and not exact and not accuracy:
+        if upper and not exact and not accuracy and _NO_BOUND not in self.proof:
             self._plot_upper(ax, colour, prefix)
         if nominal and level is not None:
             ax.axhline(

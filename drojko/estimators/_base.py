@@ -56,7 +56,7 @@ from drojko.inner.transport.storage import unpack_module
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
-from drojko.minimax.newton import CONSTANT
+from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, TabularModel
@@ -104,6 +104,11 @@ class _OnArrays:
         (coef, intercept), result = problem.fit(start)
         self.problem, self.parameters = problem, self.seen({"coef": coef, "intercept": intercept})
         return self.parameters, result
+
+    def untrained(self) -> dict[str, np.ndarray]:
+        """The parameters before the first step."""
+        self.parameters = {name: np.zeros(s, self.dtype) for name, s in self.shapes.items()}
+        return self.parameters
 
     def assess(self, result: TrainResult) -> Assessment:
         """Certificate and worst case of what was stored, in its precision."""
@@ -219,7 +224,11 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                     fitted = {"n_iter_": iteration, "_n_outputs": plan.n_outputs}
                     return progress.step(lambda: {**self._attributes(work.seen(info)), **fitted})
 
-                parameters, result = work.train(start, report)
+                if self._bottomless(plan, y):
+                    parameters = work.untrained()
+                    result = TrainResult("unbounded", ENDLESS, 0, math.nan, math.nan)
+                else:
+                    parameters, result = work.train(start, report)
             self._store(parameters, plan, result)
             self._reference = reference
             if result.status == "interrupted":
@@ -245,6 +254,12 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             result = replace(result, advice=CONSTANT)
         self._warn(result, found.advice)
         return self
+
+    def _bottomless(self, plan: Plan, y: np.ndarray) -> bool:
+        """Whether constant predictions alone have no least risk, whatever the set."""
+        constants = self.fit_intercept and self.model in ("linear", "mlp")
+        moved = not self._classification and math.isfinite(plan.label_cost)
+        return constants and not moved and plan.loss.bottomless(y, plan.n_outputs)
 
     def _placed(
         self, plan: Plan, approach: Approach, rows: Points, groups: Any, seed: int

@@ -53,6 +53,10 @@ class OnModule:
         result = self.approach.train(replace(self.plan, callback=report), self.model, penalty)
         return self.parameters, result
 
+    def untrained(self) -> dict[str, np.ndarray]:
+        """The parameters before the first step."""
+        return self.parameters
+
     def assess(self, result: TrainResult) -> Assessment:
         """Certificate and worst case."""
         return self.approach.assess(self.plan, self.model, result)

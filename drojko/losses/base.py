@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._numerics import endless
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.jets import Jet, smooth_jet, smooth_shift
 from drojko.losses.pieces import Response, SmoothLoss, margins, residuals
@@ -51,7 +52,7 @@ class Loss:
         none, None where it is not known.
     growth : float
         The worst case ``loss(f + t) - kappa t^2`` is finite for ``kappa > growth``; by default what
-        follows from the two above.
+        follows from the two above. Infinite stands for unknown, too: it is then measured far away.
     kinks : tuple of float
         The `u` where the loss is not differentiable.
     convex : bool
@@ -394,6 +395,19 @@ class Loss:
         major = np.eye(len(shares))[shares.argmax()]
         scores = (logs, major, 2.0 * major)
         return [s[1:] - s[:1] if n_outputs == 1 else s for s in scores]
+
+    def bottomless(self, y: np.ndarray, n_outputs: int) -> bool:
+        """Whether, as a constant output grows, its loss falls without end under all labels (n,)."""
+        y = np.unique(y)
+        labels = torch.from_numpy(y[np.linspace(0, len(y) - 1, min(64, len(y))).astype(int)])
+        far = _FAR * (1.0 + float(labels.abs().max()))
+        ways = torch.eye(n_outputs, dtype=torch.float64)
+
+        def worst(way: Tensor) -> float:
+            f = far * way.expand(len(labels), n_outputs)
+            return float(self.value(f[:, 0] if self.scalar else f, labels).max())
+
+        return any(endless(lambda t, w=w: worst(t * w), 6) for w in (*ways, *-ways))
 
     _level = 0.5  # the quantile that is the best constant, where there is one
 

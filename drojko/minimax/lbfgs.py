@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
@@ -14,10 +15,15 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from drojko._driver import Limits, Status
+from drojko._numerics import endless
 from drojko.minimax.kinked import DETOURS, MOST_PARAMETERS, minimise_kinked
+from drojko.minimax.newton import ENDLESS
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 
-__all__ = ["LBFGSRun", "Stop", "merged_rows"]
+__all__ = ["FAR", "LBFGSRun", "Stop", "merged_rows"]
+
+#: Times the first value that a negative one is as large before it is asked whether it has an end.
+FAR = 1e4
 
 
 class Stop(Exception):
@@ -53,6 +59,7 @@ class LBFGSRun(ABC):
     began: float = field(default_factory=time.perf_counter)
     stage: int = 0
     polishing: bool = False
+    deep: float = -math.inf  # a value from which on a fall may have no end
 
     def solve(
         self,
@@ -74,7 +81,8 @@ class LBFGSRun(ABC):
     def ended(self, point: np.ndarray, max_iter: int) -> Status:
         """Optimise until something ends it: what it was."""
         try:
-            return self.optimise(point, max_iter)
+            status = self.optimise(point, max_iter)
+            return Status.UNBOUNDED if self.best_value < 0.0 and self.falls() else status
         except Stop as stop:
             return stop.status
         except KeyboardInterrupt:
@@ -111,6 +119,26 @@ class LBFGSRun(ABC):
         accuracy = (1e-4 if self.polishing else 1e-6) * self.tol
         return self.slope <= 1e-5 * self.tol or self.settled(accuracy, self.stage)
 
+    def falls(self) -> bool:
+        """Whether the objective falls without end along a ray; the best point then lies on it."""
+        trial = copy.copy(self)
+
+        def value(point: np.ndarray) -> float:
+            return trial.evaluate(point)[0]
+
+        for ray in self.rays():
+            if endless(lambda t, ray=ray: value(t * ray)):
+                while np.abs(ray).max() > 10.0 and value(0.1 * ray) < self.deep:
+                    ray = 0.1 * ray
+                self.best_point, self.best_value = ray, value(ray)
+                return True
+        self.deep *= 100.0
+        return False
+
+    def rays(self) -> list[np.ndarray]:
+        """Points whose multiples are asked: the best one."""
+        return [self.best_point]
+
     def settled(self, accuracy: float, since: int = 0) -> bool:
         """Whether ten iterations together gained next to nothing, as at a kink."""
         history = self.history[since:]
@@ -131,6 +159,8 @@ class LBFGSRun(ABC):
             "transport_cost": cost,
             "stationarity": self.slope,
         }
+        if self.deep == -math.inf:
+            self.deep = -FAR * abs(value)
         if not value < self.best_value:
             return False
         self.best_value, self.best_slope = value, self.slope
@@ -145,6 +175,8 @@ class LBFGSRun(ABC):
             self.load(self.best_point)
             if self.callback(len(self.history), self.last):
                 raise Stop(Status.CALLBACK)
+        if self.best_value < self.deep and self.falls():
+            raise Stop(Status.UNBOUNDED)
         if self.finished():
             raise Stop(Status.CONVERGED)
         if self.max_time is not None and seconds >= self.max_time:
@@ -213,12 +245,17 @@ class LBFGSRun(ABC):
         self.load(self.best_point)
         return TrainResult(
             str(status),
-            f"Stopped after {len(self.history)} iterations. {status.advice}",
+            self.told(status),
             len(self.history),
             self.penalty_of(self.best_point),
             self.best_slope,
             self.columns(),
         )
+
+    def told(self, status: Status) -> str:
+        """A sentence on how the run ended."""
+        advice = ENDLESS if status is Status.UNBOUNDED else status.advice
+        return f"Stopped after {len(self.history)} iterations. {advice}"
 
     def columns(self) -> dict[str, np.ndarray]:
         """The history as arrays."""

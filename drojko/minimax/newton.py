@@ -19,15 +19,18 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve
 
 from drojko._driver import Limits, Outcome, Status, run
+from drojko._numerics import endless
 
 __all__ = [
     "CONSTANT",
+    "ENDLESS",
     "ROUNDING",
     "LinearFit",
     "Newton",
@@ -44,8 +47,13 @@ __all__ = [
 #: A risk below this share of ``unit`` is zero to rounding.
 ROUNDING = 1e-10
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
+_FAR = 1e4  # times ``unit`` that a value is below zero before it is asked whether it has an end
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
+ENDLESS = (
+    "There is no minimum: the loss is not bounded below, and the objective falls without end along "
+    "a direction. Take another loss, or alpha > 0 and fit_intercept=False."
+)
 CONSTANT = (
     "The optimum is a constant model: against this set no use of the columns pays. A smaller "
     "radius, which counts in the units of the columns where points move (a larger penalty or "
@@ -331,11 +339,24 @@ class Newton:
 
     # The schedule -------------------------------------------------------------------------------
 
+    def _endless(self, st: State) -> str | None:
+        """Whether a loss without a least value falls along the ray of the best iterate."""
+        o, (z, p) = self.objective, st.best
+        if not st.upper < -_FAR * o.unit:
+            return None
+
+        def value(t: float, z: np.ndarray) -> float:
+            at = st.after(z=t * z, p=t * p, u=o.rows.predict(t * z))
+            return o.record(at, exact=True)["robust_risk"]
+
+        rays = (z, np.where(np.arange(len(z)) < o.rows.d, 0.0, z))
+        return ENDLESS if any(endless(partial(value, z=ray)) for ray in rays) else None
+
     def _schedule(self, st: State, t: float, left: float) -> None:
         """Bounds, the end, or the next mu; ``left``: what this stage may still gain."""
         o, tol = self.objective, self.tol
         size = max(abs(st.terms.value), ROUNDING * o.unit)
-        st.unbounded = o.unbounded(st)
+        st.unbounded = o.unbounded(st) or self._endless(st)
         if st.unbounded is not None:
             st.ended = Status.CONVERGED
             return

@@ -66,6 +66,9 @@ class DensityRatio(OnSupport):
             largest = max(float(losses.max()), float(fitted[0].max()))
         if law is not None:
             certificate, point = _closed_form(plan, law, certificate, point)
+        elif plan.sampled and math.isinf(plan.loss.growth) and _tilts(plan):
+            # A loss that may outgrow the logarithm of the density has no exponential moment.
+            certificate = replace(certificate, proof="local-estimate")
         state = {
             "ambiguity": clone(plan.ambiguity),
             "penalty": float(point.penalty),
@@ -109,12 +112,15 @@ class DensityRatio(OnSupport):
         )
 
 
+def _tilts(plan: Plan) -> bool:
+    """Whether densities are tilted by the exponential of the loss."""
+    divergence = plan.ambiguity.divergence
+    return plan.radius != 0.0 and divergence is not None and divergence.kind == "kl"
+
+
 def _error_law(plan: Plan, parameters: Parameters) -> ErrorLaw | None:
     """Law of the error where the exponential moments of the loss have a closed form."""
-    divergence = plan.ambiguity.divergence
-    if plan.radius == 0.0 or not plan.loss.quadratic:
-        return None
-    if divergence is None or divergence.kind != "kl":
+    if not plan.loss.quadratic or not _tilts(plan):
         return None
     law = error_law(components(plan.reference)[0], parameters[0][0], float(parameters[1][0]))
     if law is not None and plan.penalty is not None and plan.penalty <= law.least:

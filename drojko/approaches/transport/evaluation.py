@@ -110,6 +110,11 @@ def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adv
     if len(draws[0]) > LEARNED_DRAWS:
         draws = _subset(draws, LEARNED_DRAWS, spawn(plan.generator))
     x, y, _ = draws
+    objective = plan.problem(model).objective(x, plan.penalty or penalty)
+    bare = Adversary(objective, n_labels=plan.n_labels, label_cost=plan.label_cost)
+    if plan.radius == 0.0:
+        return bare
+    bare.check_finite(objective.batch(x, y), plan.penalty is None)
     while True:
         objective = plan.problem(model).objective(x, penalty)
         try:

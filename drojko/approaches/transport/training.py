@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from drojko.models import TabularModel, is_linear
 
 __all__ = ["train"]
 
+_FEW = 100  # draws that show how a loss grows
 _SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
     "coefficients grow and no minimum exists: add alpha > 0 or a radius > 0."
@@ -28,10 +30,23 @@ _SEPARABLE = (
 
 def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     """Train ``model`` in place with the outer solver that suits it."""
+    if is_linear(model) and math.isinf(plan.loss.growth) and plan.radius != 0.0:
+        _check_growth(plan, model)
     result = _iterate(plan, model, start)
     if result.status == Status.CONVERGED and _separated(plan, model):
         return replace(result, status="unbounded", message=_SEPARABLE)
     return result
+
+
+def _check_growth(plan: Plan, model: TabularModel) -> None:
+    """Raise `UnboundedRiskError` where the loss outgrows the cost under all but constants."""
+    steep: Any = copy.deepcopy(model)
+    with torch.no_grad():
+        steep.weights[0].copy_(torch.randn(steep.weights[0].shape, generator=plan.child))
+    problem = plan.problem(steep)
+    x, y, _ = problem.draw(plan.count(_FEW), spawn(plan.generator))
+    objective = problem.objective(x, 1.0)
+    problem.adversary(objective, 0).check_finite(objective.batch(x, y), ball=True)
 
 
 def _separated(plan: Plan, model: TabularModel) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from drojko.auditing.attacks.learned import Dual, Learned, learn
 from drojko.auditing.attacks.pool import Mixture, Pool
 from drojko.auditing.attacks.restarts import MORE, attack
 from drojko.auditing.attacks.search import search
+from drojko.auditing.certified import infinite, plan_of
 from drojko.auditing.checks import Health
 from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import CLIP
@@ -22,7 +24,7 @@ from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
 from drojko.certificates import Certificate
-from drojko.exceptions import UnsupportedError
+from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.candidates import LearnedMap
 
@@ -46,6 +48,12 @@ def transport(
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
+    cap = largest_loss(problem)
+    beyond = [] if math.isfinite(cap) else _beyond(problem, sizes, inner)
+    if len(beyond) == len(sizes):
+        return beyond
+    lost = {row.size for row in beyond}
+    every, sizes = sizes, [one for one in sizes if one[0] not in lost]
     pool = _begin(problem)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
@@ -55,11 +63,34 @@ def transport(
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
         search(problem, pool, work.scales(), calls, spawn(problem.generator))
-    work.cap = largest_loss(problem)
+    work.cap = cap
     found: list[Row] = []
     for size, _ in problem.progress.over(sizes, "worst cases", 0.1):
         found.append(work.found(size, found[-1] if found else None))
-    return found
+    order = [size for size, _ in every]
+    return sorted(found + beyond, key=lambda row: order.index(row.size))
+
+
+def _beyond(problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Row]:
+    """Rows of the sizes at which the worst case is infinite."""
+    robust = plan_of(problem, sizes[-1][1], inner).problem(problem.tabular)
+    adversary = problem.adversary(robust.objective(problem.x, 1.0))
+    batch = adversary.objective.batch(problem.x, problem.y)
+
+    def why(penalty: float | None) -> UnboundedRiskError | None:
+        at = adversary if penalty is None else adversary.with_penalty(penalty)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of numbers that overflow far away
+                at.check_finite(batch, penalty is None)
+        except UnboundedRiskError as error:
+            return error
+        return None
+
+    reasons = {own.penalty: None for size, own in sizes if size > 0.0}
+    reasons |= {penalty: why(penalty) for penalty in reasons}
+    found = [(size, own, reasons.get(own.penalty)) for size, own in sizes if size > 0.0]
+    return [infinite(problem, size, own, error) for size, own, error in found if error]
 
 
 def _begin(problem: AuditProblem) -> Pool:
@@ -197,7 +228,7 @@ class _Work:
         if ball and size == 0.0:
             return nominal, "dual"
         duals = list(self.learned.duals) if self.learned is not None else []
-        duals.append(Dual(0.0, self.cap, "dual"))
+        duals.append(Dual(0.0, self.cap, "largest-loss"))
         values = [
             (d.penalty * size**2 + d.value if ball else d.value, d.proof)
             for d in duals
@@ -205,7 +236,7 @@ class _Work:
         ]
         finite = [v for v in values if math.isfinite(v[0])]
         proven = [v for v in finite if v[1] != "local-estimate"]
-        return min(proven or finite or [(math.inf, "dual")])
+        return min(proven or finite or [(math.inf, "local-estimate")])
 
     def error(self, mixture: Mixture) -> float:
         """Monte-Carlo error of the value, over the fixed draws."""
@@ -254,7 +285,8 @@ class _Work:
             lines.append(check("search without gradients", best, None, "gain, a lower bound"))
             one.note(
                 "searched without gradients: worst_case_risk is a lower bound"
-                + ("" if math.isfinite(self.cap) else ", and no upper bound is known")
+                + ", and no upper bound is known"
+                + (" but the largest loss of any answer" if math.isfinite(self.cap) else "")
             )
             return
         own = gain(self.mixture(size, _SOLVER))

@@ -24,6 +24,7 @@ from drojko.inner.transport.candidates import (
     knows_classes,
     solve_linear_classes,
 )
+from drojko.inner.transport.growth import growth, refuse
 from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
@@ -233,6 +234,17 @@ class Adversary:
             self.objective.loss.growth
             * (float(norms.max()) / self.objective.coordinates.scale) ** 2
         )
+
+    @torch.no_grad()
+    def check_finite(self, batch: Batch, ball: bool) -> None:
+        """Raise `UnboundedRiskError` where the worst case is infinite along a ray.
+
+        Of a ``ball``, or at the objective's penalty. What is proven finite is not looked at.
+        """
+        penalty = None if ball else self.objective.penalty
+        floor = self._floor()
+        if not floor < (math.inf if penalty is None else penalty):
+            refuse(growth(self.objective, (at for at, _ in self._labelled(batch))), penalty)
 
     def _unbounded_message(self) -> str:
         known = self._floor()

@@ -139,7 +139,8 @@ class _Search:
                 self.starts[:] = [t.moved.q for t in (low, high) if t is not None and t.moved]
             at = self.trial(penalty)
         if high is None:
-            if low is not None and low.moved is not None:
+            bounded = objective.coordinates.lower is not None
+            if bounded and low is not None and low.moved is not None:
                 raise InvalidDataError(
                     f"moving the reference inside the bounds costs {low.cost:g}, more than the "
                     f"radius squared, {self.budget:g}; widen the bounds or the radius"

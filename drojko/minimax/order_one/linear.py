@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from drojko._driver import Limits, Outcome, Status, run
+from drojko._numerics import endless
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko.minimax.newton import LinearFit, telling
+from drojko.minimax.newton import ENDLESS, LinearFit, telling
 from drojko.minimax.order_one.interior import InteriorPoint, State, System, lagrangian_gradient
 from drojko.rows import Rows
 
@@ -331,6 +332,8 @@ def _finish(
     diverging = not system.cones and not loss.attained and not system.decay.any()
     if diverging and objective < 1e-6 and outcome.status in (Status.CONVERGED, Status.MAX_ITER):
         return replace(found, status="unbounded", message=_SEPARABLE)
+    if objective < 0.0 and endless(lambda t: _objective(system, t * Z, t * lam)[0]):
+        return replace(found, status="unbounded", message=ENDLESS)
     return found if math.isnan(found.relative_gap) else found.judged(tol)
 
 

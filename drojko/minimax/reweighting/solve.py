@@ -148,7 +148,7 @@ def _quasi_newton(
     run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
     run.task = task
     status = run.ended(run.begin(first, warm), limits.max_iter)
-    word, message = str(status), f"Stopped after {len(run.history)} iterations. {status.advice}"
+    word, message = str(status), run.told(status)
     if run.separated():
         word, message = "unbounded", SEPARABLE
     coef, intercept = run.model(run.best_point)
@@ -187,8 +187,9 @@ class _Run(LBFGSRun):
         start = np.zeros((self.task.n_outputs, self.rows.size)) if first is None else first
         self.shape = start.shape
         self.labels = torch.from_numpy(self.rows.y)
-        losses = self._jet(self._outputs(start), 1e-3)[0]
-        self.unit_risk = max(float(self.rows.w @ np.abs(losses)), 1e-300)
+        outputs = self._outputs(start)
+        sizes = [float(self.rows.w @ np.abs(self._jet(f, 1e-3)[0])) for f in (outputs, outputs + 1)]
+        self.unit_risk = sizes[0] or max(sizes[1], 1e-300)  # a loss may vanish at the start
         self.mu = (1e-3 if warm and first is not None else 1e-1) * self.unit_risk
         decay = self.task.alpha / self.rows.scale**2
         self.decay = np.append(decay, 0.0) if self.rows.intercept else decay
@@ -229,6 +230,19 @@ class _Run(LBFGSRun):
 
     def free(self) -> list[tuple[float | None, float | None]]:
         return [(None, None)] * (self.shape[0] * self.shape[1])
+
+    def falls(self) -> bool:
+        """With a smoothing that numbers far away have room for."""
+        mu, self.mu = self.mu, max(self.mu, 1e-3 * abs(self.best_value))
+        found = super().falls()
+        self.mu = mu
+        return found
+
+    def rays(self) -> list[np.ndarray]:
+        """The best point, and its intercepts alone."""
+        plain = self.best_point.copy().reshape(self.shape)
+        plain[:, : self.rows.d] = 0.0
+        return [self.best_point, plain.ravel()]
 
     def bounds(self) -> list[tuple[float | None, float | None]]:
         return self.free()

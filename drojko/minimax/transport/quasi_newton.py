@@ -56,6 +56,15 @@ class QuasiNewton(LBFGSRun):
     def _objective(self, penalty: float) -> Objective:
         return Objective(self.problem.model, self.problem.loss, self.coordinates, penalty)
 
+    def rays(self) -> list[np.ndarray]:
+        """The best point, and its intercepts alone, which transport costs nothing."""
+        plain = self.best_point.copy()
+        at = np.cumsum([0, *(p.numel() for p in self.problem.model.parameters())])
+        for begin, end, weight in zip(at, at[1:], self.problem.model.penalised()):
+            plain[begin:end] *= not weight
+        plain[at[-1] :] = 1e-6
+        return [self.best_point, plain]
+
     def free(self) -> list[tuple[float | None, float | None]]:
         return [(None, None)] * self.flat.numel()
 
@@ -71,6 +80,8 @@ class QuasiNewton(LBFGSRun):
         steps = self.corrections if self.history else 3 * self.corrections
         adversary = p.adversary(objective, steps)
         try:
+            if p.penalty is not None and not adversary.exact:
+                adversary.check_finite(batch, ball=False)
             moved = p.move(adversary, batch, batch.q0 + self.displacement, steps)
         except UnboundedRiskError:
             return 1e300, np.zeros_like(point)  # the line search backs off

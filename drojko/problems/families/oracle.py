@@ -41,6 +41,7 @@ __all__ = [
 #: Rounding of a mean of losses, relative to their size.
 EPS = 16.0 * float(np.finfo(float).eps)
 _CORRECTIONS = 30  # of worst cases that have no formula, from one decision to the next
+_INFINITE = "the worst-case risk is infinite: raise the penalty, or give a radius"
 _PROBES = 8  # random signs that sizes of slopes are estimated from
 
 
@@ -121,6 +122,8 @@ class Gauge:
 class Oracle(ABC):
     """Robust values on fixed draws, at points of one flat vector."""
 
+    reason = ""  # why the last point had no finite worst case
+
     def __init__(self, model: ModuleModel, draws: Draws) -> None:
         self.model = model
         self.draws = draws
@@ -136,8 +139,8 @@ class Oracle(ABC):
         answer = self(point)
         if not isinstance(answer, Answer):
             raise UnboundedRiskError(
-                "the worst-case risk is infinite at the first decision; start at params whose "
-                "worst case is finite, raise the penalty, or give a radius"
+                f"at the first decision {self.reason or _INFINITE}; or start at params whose worst "
+                "case is finite"
             )
         return point, answer
 
@@ -287,6 +290,9 @@ class BallOracle(Oracle):
         self.load(point)
         starts = [self.batch.q0 + self.displacement]
         try:
+            if not self.exact:
+                ball = self.radius is not None
+                self.adversary(self.penalty or 1.0).check_finite(self.batch, ball)
             if self.radius is None:
                 moved = self.adversary(self.first_penalty()).solve(self.batch, starts)
                 value = mean(moved.value, self.draws.w)
@@ -302,7 +308,8 @@ class BallOracle(Oracle):
                     at, self.batch, w, self.radius, start=penalty, tol=1e-8, starts=starts
                 )
             return self._of_ball(ball)
-        except UnboundedRiskError:
+        except UnboundedRiskError as error:
+            self.reason = str(error)
             return None
 
     def _bracketed(self) -> BallSolution | None:

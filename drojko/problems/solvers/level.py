@@ -14,6 +14,7 @@ from drojko.problems.constraints import Region
 from drojko.problems.families.oracle import EPS, Answer, Gauge, Oracle, Wall
 from drojko.problems.solvers.cuts import Cuts, Relaxed
 from drojko.problems.solvers.program import View
+from drojko.problems.solvers.recession import Horizon
 
 __all__ = ["LevelBundle", "LevelState"]
 
@@ -23,7 +24,6 @@ _ROUNDING = 1e-6  # a relative gap that a box need not grow for
 _GROWTH = 8.0  # of the box, where it is in the way
 _FAR = 10.0  # a risk that rises by so many times what was hoped for says nothing of the optimum
 
-_ENDLESS = 1e4  # natural lengths from the start beyond which a ray is asked for its end
 _STEPS_BACK = 40
 _LONG = 1e4  # a side of the box in units of moves that matter
 _COARSER, _RETRIES = 30.0, 3  # programs that fail are tried again in coarser units
@@ -37,8 +37,7 @@ class LevelState:
     the half-width of the box around the best point where their minimum is looked for until then,
     ``gauge`` the size of losses and slopes where it was last taken, ``largest`` the largest size of
     losses so far; ``waited`` counts the steps since the gap last fell clearly below ``mark``.
-    ``start`` and ``reach`` are the first point and what counts as far from it; ``direction`` is one
-    along which the value falls without end.
+    ``direction`` is one along which the value falls without end.
     """
 
     cuts: Cuts
@@ -50,8 +49,7 @@ class LevelState:
     relative: float
     largest: float
     rounding: float
-    start: np.ndarray
-    reach: np.ndarray
+    horizon: Horizon
     direction: np.ndarray | None = None
     stalled: int = 0
     mark: float = math.inf
@@ -112,16 +110,16 @@ class LevelBundle:
             gauge.size,
             gauge.size,
             gauge.rounding(point, answer.gradient),
-            point,
-            _ENDLESS * np.maximum(lengths, np.abs(point)),
+            Horizon.of(point, lengths),
         )
 
     def step(self, state: LevelState) -> LevelState:
         """One relaxation, one projection, one answer."""
         upper, state = state.value, self._advance(state)
         descends = math.isinf(state.lower) and upper - state.value > 1e-3 * state.size
-        if descends and (np.abs(state.point - state.start) > state.reach).any():
-            state = replace(state, direction=self._endless(state), reach=10.0 * state.reach)
+        if descends and state.horizon.beyond(state.point):
+            found = state.horizon.direction(self.oracle, self.region, state.point, state.size)
+            state = replace(state, direction=found, horizon=state.horizon.farther())
         if state.gap < 0.95 * state.mark or descends:
             return replace(state, mark=state.gap, waited=0)
         return replace(state, waited=state.waited + 1)
@@ -222,28 +220,6 @@ class LevelBundle:
             if following is None:
                 return candidate, None, state
             share = following
-
-    def _endless(self, state: LevelState) -> np.ndarray | None:
-        """The way from the start to the best point, where the value keeps falling along it.
-
-        The slope of a convex function along a ray never falls: where it is the same at a distance,
-        a thousand and a million times as far, it is that of all lengths the problem has (and a
-        million is far for variables without any).
-        """
-        move = self.region.recession(state.point - state.start)
-        length = float(np.abs(move).max())
-        if not length > 0.0:
-            return None
-        shares = np.array([0.0, 1.0, 1e3, 1e6 * max(1.0, 1.0 / length)])
-        values = []
-        for share in shares:
-            answer = self.oracle(state.point + share * move)
-            if not isinstance(answer, Answer):
-                return None
-            values.append(answer.value)
-        falls = np.diff(values) / np.diff(shares)
-        steady = falls[-1] <= 0.99 * falls[0] < -1e-6 * state.size
-        return move / np.linalg.norm(move) if steady else None
 
     def _moved(self, state: LevelState, point: np.ndarray, answer: Answer) -> LevelState:
         """The state at a better point; sizes are measured anew where losses are of another one."""

@@ -12,6 +12,7 @@ from scipy.optimize import nnls
 from drojko._driver import Status
 from drojko.problems.constraints import Region
 from drojko.problems.families.oracle import Answer, Gauge, Oracle
+from drojko.problems.solvers.recession import Horizon
 
 __all__ = ["SpectralGradient", "SpectralState"]
 
@@ -78,7 +79,8 @@ class SpectralState:
     """A point, its answer, the last step lengths (the next one last), and the last values.
 
     ``metric`` is what steps are measured in, ``judge`` what the residual is, ``first`` the sizes at
-    the first point; ``trail`` holds the last points and gradients.
+    the first point; ``trail`` holds the last points and gradients; ``direction`` is one along which
+    the value falls without end.
     """
 
     point: np.ndarray
@@ -89,6 +91,8 @@ class SpectralState:
     judge: _Metric
     first: _Metric
     trail: tuple[tuple[np.ndarray, np.ndarray], ...]
+    horizon: Horizon
+    direction: np.ndarray | None = None
     count: int = 0
     regauged: int = 0
     stationarity: float = math.inf
@@ -97,7 +101,6 @@ class SpectralState:
     # Nothing is proven of other decisions.
     gap: ClassVar[float] = math.inf
     relative_gap: ClassVar[float] = math.nan
-    direction: ClassVar[None] = None
 
     @property
     def value(self) -> float:
@@ -125,7 +128,8 @@ class SpectralGradient:
         metric = _Metric.of(self.region, self.oracle.gauge(point, answer), point, answer.gradient)
         length = metric.coarse().step(answer.gradient)
         first = ((length,), (answer.value,), metric.coarse(), metric, metric)
-        return self._judged(SpectralState(point, answer, *first, ((point, answer.gradient),)))
+        trail, horizon = ((point, answer.gradient),), Horizon.of(point, metric.lengths)
+        return self._judged(SpectralState(point, answer, *first, trail, horizon))
 
     def _judged(self, state: SpectralState) -> SpectralState:
         """With its residual, which counts as small only in the sizes of where it is."""
@@ -221,12 +225,17 @@ class SpectralGradient:
         lengths = (*state.lengths, following)[-_MEMORY:]
         trail = (*state.trail, (point, answer.gradient))[-_MEMORY:]
         state = replace(state, point=point, answer=answer, lengths=lengths, recent=recent)
+        if answer.value < state.recent[0] and state.horizon.beyond(point):
+            found = state.horizon.direction(self.oracle, self.region, point, state.first.size)
+            state = replace(state, direction=found, horizon=state.horizon.farther())
         return self._judged(replace(state, trail=trail, count=state.count + 1))
 
     def finite(self, state: SpectralState) -> bool:
         return math.isfinite(state.answer.value) and bool(np.isfinite(state.point).all())
 
     def terminate(self, state: SpectralState) -> Status | None:
+        if state.direction is not None:
+            return Status.UNBOUNDED
         if state.stationarity <= self.tol:
             return Status.CONVERGED
         return Status.STALLED if state.stalled else None
