@@ -132,7 +132,7 @@ RANDOM = 8
 
 def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
     """The exact worst reweighting of the rows at every size."""
-    losses, weights = problem.losses(problem.x, problem.y).numpy(), problem.w.numpy()
+    losses, weights = problem.nominal.numpy(), problem.w.numpy()
     fitted = None
     if problem.sampled:  # the dual point comes from other draws than the bound
         x, y, w = problem.reference.points(len(problem.x), spawn(problem.generator))

@@ -17,7 +17,7 @@ from drojko.auditing.attacks.restarts import MORE, attack
 from drojko.auditing.attacks.search import search
 from drojko.auditing.checks import Health
 from drojko.auditing.progress import Progress
-from drojko.auditing.reading.models import CLIP
+from drojko.auditing.reading.own import CLIP
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
@@ -46,7 +46,7 @@ def transport(
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
-    pool = _begin(problem)
+    pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
         work.learned = learn(problem, pool, sizes, inner)
@@ -60,10 +60,6 @@ def transport(
     for size, _ in problem.progress.over(sizes, "worst cases", 0.1):
         found.append(work.found(size, found[-1] if found else None))
     return found
-
-
-def _begin(problem: AuditProblem) -> Pool:
-    return Pool.of(problem.x, problem.y, problem.losses(problem.x, problem.y))
 
 
 def largest_loss(problem: AuditProblem) -> float:
@@ -119,7 +115,7 @@ class _Work:
             w=problem.w[rows] / problem.w[rows].sum(),
             rows=problem.rows[rows.numpy()], progress=Progress(),
         )  # fmt: skip
-        own = _begin(few)
+        own = Pool.of(few.x, few.y, problem.nominal[rows])
         search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]
         theirs = own.at_penalty(few.w, penalty)

@@ -81,7 +81,7 @@ def top_moves(worst: WorstCase, problem: AuditProblem, n: int) -> pd.DataFrame:
         frame = problem.model.space.table(side.x)
         extra = {
             "target": side.labels,
-            "prediction": problem.predictions(problem.outputs(torch.as_tensor(np.array(side.x)))),
+            "prediction": problem.predictions(torch.as_tensor(np.array(side.x))),
             "loss": side.losses,
             "mass": side.mass,
             "harm": found.harm,
