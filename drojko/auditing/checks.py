@@ -12,6 +12,7 @@ import torch
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
+from drojko.models import NO_LOGITS, looks_like_probabilities
 
 __all__ = ["Health", "health", "notes"]
 
@@ -61,6 +62,7 @@ def health(problem: AuditProblem) -> Health:
             found.findings.append("NaN: the loss is not finite on X, nothing can be measured")
         return found
     _copied(problem.model, found)
+    _logits(problem, found)
     _chance(problem, f, found)
     _spread(problem, flat, found)
     if problem.model.tabular is not None:
@@ -77,7 +79,19 @@ def _copied(model: AuditedModel, found: Health) -> None:
         found.add(
             check("copy answers as the model", k, k == 0, f"points of {n} where it does not"),
             f"the differentiable copy is not the model: they differ at {k} of {n} points, X and X "
-            "moved out to the largest size; the model's own answers are used",
+            "moved out to the largest size, and the model's own answers are used",
+        )
+
+
+def _logits(problem: AuditProblem, found: Health) -> None:
+    """A module whose last layer is a sigmoid or a softmax is read as if it gave logits."""
+    own, copied = problem.model.own, problem.model.tabular
+    module = own.model if own.method == "logits" else getattr(copied, "answers", None)
+    if module is not None and problem.classes is not None and problem.loss.structured:
+        odd = looks_like_probabilities(module, problem.x[:ROWS])
+        found.add(
+            check("answers are logits", float(odd), not odd, "1: all in [0, 1], far away too"),
+            f"probabilities: all answers lie in [0, 1], {NO_LOGITS}",
         )
 
 
@@ -138,8 +152,8 @@ def notes(problem: AuditProblem, one: Row) -> None:
     if bad:
         one.note(
             f"NaN: the model answers NaN or infinity at {bad} of the points that the search asked "
-            "about, though not on X when it began; nothing is known of the risk there, and no "
-            "upper bound"
+            "about, though not on X when it began: nothing is known of the risk there, and there "
+            "is no upper bound"
         )
         upper = math.nan if math.isnan(one.certificate.upper) else math.inf
         one.certificate = replace(one.certificate, upper=upper, proof="local-estimate")

@@ -24,7 +24,7 @@ from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
 from drojko.certificates import Certificate
-from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner.choice import get_inner
 from drojko.inner.transport.solvers import ICNNJKO
 
@@ -213,12 +213,12 @@ def _search(
     # Families that audits know more of than a certificate, by the name of their approach.
     name_of = approach_to(problem.ambiguity).name
     try:
-        if name_of == "reweighting":
+        if name_of in ("reweighting", "support"):
             return general, reweight(problem, sizes)
         if name_of == "transport" and problem.ambiguity.order == 2:
             return general, transport(problem, sizes, settings, general, max_evaluations)
         return general, certified(problem, sizes, settings)
-    except (InvalidDataError, NonFiniteError):
-        if not problem.model.tally.bad:
+    except (InvalidDataError, NonFiniteError, RuntimeError) as error:
+        if isinstance(error, UnsupportedError) or not problem.model.tally.bad:
             raise
-        return general, nothing
+        return general, nothing  # a search that met NaN

@@ -41,6 +41,8 @@ class WorstCase(ABC):
     cost_weights: np.ndarray | None
     attained_risk: Any
     _pairs: Any
+    #: What the ``share`` of `displacement` is a share of.
+    share_of = "transport budget"
 
     @property
     @abstractmethod

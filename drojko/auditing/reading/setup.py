@@ -41,6 +41,8 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     if radii is None:
         given = getattr(ambiguity, ambiguity.size_name, None)
         given = ambiguity.penalty if given is None else given
+        if given is None and ambiguity.knows_groups:  # any mixture
+            return sets_of(ambiguity, [1.0])
         if given is None:
             raise InvalidDataError(
                 f"{name} has no size and radii is None: give audit radii=[...], or {name}(radius="
