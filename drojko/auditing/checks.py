@@ -76,11 +76,12 @@ def _copied(model: AuditedModel, found: Health) -> None:
     """The differentiable copy, on the rows and on rows moved out to the largest size."""
     if model.compared:
         k, n = model.differing, model.compared
-        found.add(
-            check("copy answers as the model", k, k == 0, f"points of {n} where it does not"),
+        line = check("copy answers as the model", k, k == 0, f"points of {n} where it does not")
+        text = (
             f"the differentiable copy is not the model: they differ at {k} of {n} points, X and X "
-            "moved out to the largest size, and the model's own answers are used",
+            "moved out to the largest size, and the model's own answers are used"
         )
+        found.add(line, text if model.tabular is None else None)
 
 
 def _logits(problem: AuditProblem, found: Health) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
-from drojko.auditing.reading.own import BLOCK, ONE, Own, Tally, Watched
+from drojko.auditing.reading.own import BLOCK, ONE, Held, Own, Tally, Watched
 from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
@@ -256,24 +256,18 @@ def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> Tabular
 def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
     """A module, copied: evaluation mode, float64, own parameters untouched."""
     space, tally = Space.of(X), Tally()
-    own = copy.deepcopy(module).double().eval().cpu()
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)
     rows = space.encode(X)
-    trial = torch.as_tensor(rows[:3])
-    try:
-        with torch.no_grad():
-            out = own(trial)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise InvalidDataError(f"the module fails on rows of X: {error}") from error
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or len(out) != len(trial):
+    own, out = _answering(module, torch.as_tensor(rows[:3]))
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or len(out) != len(rows[:3]):
         shape = tuple(getattr(out, "shape", ()))
         raise InvalidDataError(
-            f"the module gives shape {shape} for {len(trial)} rows; expected (n,), (n, 1) or "
+            f"the module gives shape {shape} for {len(rows[:3])} rows; expected (n,), (n, 1) or "
             "(n, n_classes)"
         )
     width = 1 if out.ndim == 1 else out.shape[1]
     labels = np.unique(y)
+    if width > 1 and y.dtype.kind == "f" and len(labels) > width:
+        raise InvalidDataError(f"the module gives {width} numbers for each row of X: {ONE}")
     discrete = y.dtype.kind in "biuOUS" or (width > 1)
     classes: np.ndarray | None = None
     if discrete:
@@ -294,6 +288,24 @@ def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
         asked, perceptron, space, classes, "a torch module", exact=itself, tally=tally
     )
     return found.compare(rows)
+
+
+def _answering(module: nn.Module, trial: Tensor) -> tuple[nn.Module, Any]:
+    """A copy of a module in float64, or in its own precision where it insists, and its answers."""
+    errors: list[Exception] = []
+    for single in (False, True):
+        try:
+            with torch.no_grad():  # which keeps the parameters of scripted modules leaves
+                own = copy.deepcopy(module).eval().cpu()
+                own = own if single else own.double()
+                if single or isinstance(own, torch.jit.ScriptModule):
+                    own = Held(own, single)
+                own.requires_grad_(False)
+                return own, own(trial)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            errors.append(error)
+    lines = str(errors[0]).strip().splitlines() or [repr(errors[0])]
+    raise InvalidDataError(f"the module fails on rows of X: {lines[-1]}") from errors[0]
 
 
 _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "SiLU": "silu", "Sigmoid": "sigmoid"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import TabularModel
 
-__all__ = ["BLOCK", "CLIP", "ONE", "Own", "ScoresModel", "Tally", "Watched"]
+__all__ = ["BLOCK", "CLIP", "Held", "ONE", "Own", "ScoresModel", "Tally", "Watched"]
 
 #: Probabilities are read between this and one: a forest that answers 0 has no finite log loss.
 CLIP = 1e-6
@@ -52,6 +53,31 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tally.add(self.module(x))
+
+
+class Held(nn.Module):
+    """A module that takes float32 alone, or TorchScript, which pickles as its own archive."""
+
+    def __init__(self, module: nn.Module, single: bool) -> None:
+        super().__init__()
+        self.module, self.single = module, single
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x.float()).double() if self.single else self.module(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self.module, torch.jit.ScriptModule):
+            archive = io.BytesIO()
+            torch.jit.save(self.module, archive)
+            state |= {"_modules": {}, "archive": archive.getvalue()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        archive = state.pop("archive", None)
+        super().__setstate__(state)
+        if archive is not None:
+            self.module = torch.jit.load(io.BytesIO(archive))
 
 
 class ScoresModel(TabularModel):
