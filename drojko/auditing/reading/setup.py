@@ -84,7 +84,7 @@ def build_problem(
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
     if groups is not None and len(np.asarray(groups)) == len(kept):
-        groups = np.asarray(groups)[kept]
+        groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
     own = in_matrix(ambiguity, space)
     names = list(space.names) if space.frame else None
     cost = approach_to(own).resolve(own, u, names)

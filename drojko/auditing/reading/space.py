@@ -101,13 +101,14 @@ class Space:
         import pandas as pd
 
         data: dict[str, Any] = {}
+        rows = np.arange(len(U)) % (1 if X is None else len(X))
         for j, name in enumerate(self.raw_names):
             if j in numbers:
                 data[name] = numbers[j]
                 continue
             at = [(i, k.category) for i, k in enumerate(self.keys) if k.column == j]
             if not at:  # a column that the model drops
-                data[name] = np.zeros(len(U)) if X is None else np.asarray(X[name])[: len(U)]
+                data[name] = np.zeros(len(U)) if X is None else X[name].take(rows).array
                 continue
             pick = U[:, [i for i, _ in at]].argmax(axis=1)
             categories = np.array([category for _, category in at], dtype=object)

@@ -87,7 +87,7 @@ def shares_of(worst: WorstCase, problem: AuditProblem, by: str) -> pd.DataFrame:
     import pandas as pd
 
     rows, before, after, _ = sides(worst, problem)
-    names, members = [], (np.zeros((len(rows), 0)),) * 2
+    names, every, members = [], np.empty(0), (np.zeros((len(rows), 0)),) * 2
     if by == "class" and problem.classes is not None:
         names = problem.classes.tolist()
         members = [side.labels[:, None] == problem.classes for side in (before, after)]
@@ -101,9 +101,11 @@ def shares_of(worst: WorstCase, problem: AuditProblem, by: str) -> pd.DataFrame:
         risk = (side.mass * side.losses) @ inside / np.where(mass > 0, mass, np.nan)
         columns += [mass, risk]
     known = getattr(worst, "group_weights", None)
-    if by == "group" and known is not None:  # of groups that overlap: their shares of the mixture
-        columns[0] = columns[0] / columns[0].sum()
-        columns[2:] = [np.array(list(known.values())), columns[1]]
+    if by == "group" and known is not None:  # groups may overlap: their shares of the mixture
+        names, weight = list(known), problem.w.numpy()
+        mass = weight @ every
+        risk = (weight * problem.nominal.numpy()) @ every / mass
+        columns = [mass / mass.sum(), risk, np.array(list(known.values())), risk]
     heads = ("mass", "risk", "worst_case_mass", "worst_case_risk")
     return pd.DataFrame({by: names, **dict(zip(heads, columns))})
 
