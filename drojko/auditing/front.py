@@ -86,7 +86,7 @@ def audit(
     inner : str or settings object, default=None
         Solver of the worst case (`drojko.inner`); None: "icnn" with 60 steps.
     groups : array-like, default=None
-        For `Group` sets: the group of each row.
+        The group of each row, for `Group` sets and for `AuditReport.groups`.
     max_evaluations : int, default=400000
         Rows that a model without gradients is asked about, at most.
     images : (height, width), default=None
@@ -113,6 +113,10 @@ def audit(
     searches of every baseline; the best mixture of all positions within the budget is the worst
     case, so that numbers are monotone in the radius. Where a baseline finds more than the inner
     solver, the finding says "weak inner solver" and the better one is used.
+
+    Accuracy is that of the model's own ``predict``. Differentiable copies of scikit-learn models
+    are compared with the model on all rows and on rows moved out to the largest size; where they
+    differ, a finding says so, and the model's own answers are used.
 
     Models without gradients are searched (a lower bound); density-ratio sets are exact for any
     model. Probabilities are read between 1e-6 and 1 where there are no gradients.

@@ -199,9 +199,11 @@ def _networks(model: Any) -> list[TabularModel]:
     kind = type(model).__name__
     if not type(model).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is not known here")
-    if hasattr(model, "coef_") and hasattr(model, "intercept_"):  # the copies are compared later
-        coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
-        bias = np.broadcast_to(np.asarray(model.intercept_, dtype=np.float64), len(coef))
+    parts = model.estimators_ if kind == "OneVsRestClassifier" else [model]
+    if all(hasattr(m, "coef_") and hasattr(m, "intercept_") for m in parts):  # compared later
+        coef = np.vstack([np.asarray(m.coef_, dtype=np.float64) for m in parts])
+        bias = np.hstack([np.asarray(m.intercept_, dtype=np.float64) for m in parts])
+        bias = np.broadcast_to(bias, len(coef))
         linear = network([coef], [np.array(bias)], "softplus")
         if len(coef) == 1:
             return [linear]

@@ -12,6 +12,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris, load_wine, make_classification
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -86,10 +87,12 @@ def test_probabilities_of_a_machine_that_do_not_decide():
 
 
 @pytest.mark.parametrize("data", [load_iris, load_wine])
-def test_one_class_against_the_rest(data):
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_one_class_against_the_rest(data, wrapped):
     """p_k is sigmoid(f_k) over their sum; where it is nearly 0, its logarithm is still known."""
     X, y = data(return_X_y=True)
-    model = SGDClassifier(loss="log_loss", random_state=0).fit(X, y)
+    model = SGDClassifier(loss="log_loss", random_state=0)
+    model = (OneVsRestClassifier(model) if wrapped else model).fit(X, y)
     logs = log_expit(model.decision_function(X))
     losses = logsumexp(logs, axis=1) - logs[np.arange(len(y)), y]
     report = audit(model, X, y, KL(radius=0.1), random_state=0)
