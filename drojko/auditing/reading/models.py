@@ -65,10 +65,11 @@ class AuditedModel:
 
     def compare(self, U: np.ndarray) -> AuditedModel:
         """The model, with its copy if that answers as the model does at the rows U, too."""
-        if self.tabular is self.exact or not len(U):
+        copied = self.tabular
+        if copied is None or copied is self.exact or not len(U):
             return self
         blocks = np.split(U, range(BLOCK, len(U), BLOCK))
-        differing = sum(self.own.differs(self.tabular, block) for block in blocks)
+        differing = sum(self.own.differs(copied, block) for block in blocks)
         found = replace(self, compared=self.compared + len(U), differing=differing)
         if not differing:
             return found

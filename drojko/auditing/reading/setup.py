@@ -83,7 +83,11 @@ def build_problem(
     kept = w > 0
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
-    if groups is not None and len(np.asarray(groups)) == len(kept):
+    if groups is not None:
+        if len(np.asarray(groups)) != len(kept):
+            raise InvalidDataError(
+                f"groups has {len(np.asarray(groups))} rows and X has {len(kept)}: give one per row"
+            )
         groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
     own = in_matrix(ambiguity, space)
     names = list(space.names) if space.frame else None

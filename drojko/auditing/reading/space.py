@@ -123,6 +123,7 @@ class Space:
         return rows if self.frame else pd.DataFrame(rows, columns=list(self.raw_names))
 
     def _raw(self, X: Any) -> list[np.ndarray]:
+        X = X if hasattr(X, "columns") else np.asarray(X)
         if X.shape[1] != len(self.raw_names):
             raise InvalidDataError(
                 f"X has {X.shape[1]} columns; the model takes {len(self.raw_names)}"
@@ -133,5 +134,4 @@ class Space:
                 odd = sorted(set(names) ^ set(self.raw_names))
                 raise InvalidDataError(f"X has other columns than the model was given: {odd[:5]}")
             return [np.asarray(X.iloc[:, j]) for j in range(len(names))]
-        array = np.asarray(X)
-        return [array[:, j] for j in range(array.shape[1])]
+        return list(X.T)

@@ -106,7 +106,8 @@ class MovedRows(WorstCase):
         at, other = self._known(x.numpy(), labels.numpy())
         unknown = at < 0
         if unknown.any():
-            image[unknown] = self._elsewhere(x[unknown], labels[unknown])
+            odd = torch.as_tensor(unknown)
+            image[unknown] = self._elsewhere(x[odd], labels[odd])
         two = ~unknown & (other >= 0)
         low = two.copy()
         share = self.mass[other[two]] / (self.mass[at[two]] + self.mass[other[two]])

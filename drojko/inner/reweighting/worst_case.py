@@ -40,6 +40,10 @@ _COLUMNS = 50  # of a learned map
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+def _arrays(x: Tensor, y: Tensor, mass: Tensor) -> Rows:
+    return x.numpy(), y.numpy(), mass.numpy()
+
+
 @dataclass(frozen=True, eq=False)
 class Pool:
     """Weighted draws of the reference with their losses and ratios dP*/dP0.
@@ -65,8 +69,7 @@ class Pool:
 
     def sides(self) -> tuple[Rows, Rows]:
         """Points, labels and masses under P0, and under P*."""
-        x, y, w, mass = (part.numpy() for part in (self.x, self.y, self.w, self.mass))
-        return (x, y, w), (x, y, mass)
+        return _arrays(self.x, self.y, self.w), _arrays(self.x, self.y, self.mass)
 
     @property
     def effective_sample_size(self) -> float:
@@ -542,11 +545,9 @@ class MeasuredWorstCase(MassesMove):
     def _sides(self) -> tuple[Rows, Rows]:
         if self.pool is not None:
             return self.pool.sides()
-        one, two = (
-            tuple(part.numpy() for part in measure.points(2000, make_generator(0)))
-            for measure in (self.reference or self.measure, self.measure)
-        )
-        return one, two
+        measures = (self.reference or self.measure, self.measure)
+        one, two = (measure.points(2000, make_generator(0)) for measure in measures)
+        return _arrays(*one), _arrays(*two)
 
     @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
