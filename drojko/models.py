@@ -22,6 +22,7 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = [
     "MLP",
+    "NO_LOGITS",
     "Learner",
     "Linear",
     "ModuleModel",
@@ -29,6 +30,7 @@ __all__ = [
     "flatten_parameters",
     "views_like",
     "is_linear",
+    "looks_like_probabilities",
 ]
 
 
@@ -313,6 +315,12 @@ class ModuleModel(TabularModel):
         self.module = module
         self.n_outputs = n_outputs
 
+    @property
+    def answers(self) -> nn.Module:
+        """The user's module, with an output for each of two classes if it has these."""
+        whole = self.module
+        return whole.module if isinstance(whole, LogitDifference) else whole
+
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
         """Prediction and ``backward``, by autograd."""
         with torch.enable_grad():
@@ -346,6 +354,30 @@ class ModuleModel(TabularModel):
                 f"the model returned shape {tuple(f.shape)} for {len(x)} rows; expected {expected}"
             )
         return f
+
+
+#: What to say of a classifier that `looks_like_probabilities`.
+NO_LOGITS = (
+    "as those of a sigmoid or softmax do, and they are read as logits: leave the last layer out, "
+    "or give a loss of your own that takes probabilities"
+)
+
+
+def looks_like_probabilities(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether outputs at rows x (n, d), and far from them, all lie in [0, 1]: they are no logits.
+
+    Of several outputs the rows sum to 1, too, where a softmax made them.
+
+    Examples
+    --------
+    >>> x = torch.arange(4.0)[:, None]
+    >>> looks_like_probabilities(torch.sigmoid, x), looks_like_probabilities(lambda z: z / 3, x)
+    (True, False)
+    """
+    with torch.no_grad():
+        middle = x.mean(0)
+        f = torch.cat([model(middle + far * (x - middle)).flatten() for far in (1.0, 10.0, -10.0)])
+    return bool(((f >= 0) & (f <= 1)).all() and f.amax() > f.amin())
 
 
 def is_linear(model: TabularModel) -> bool:

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drojko._random import spawn
-from drojko.approaches.base import FittedModel, Plan, arrays
-from drojko.approaches.reference import empirical
+from drojko.approaches.base import FittedModel, Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
-from drojko.inner.reweighting.worst_case import ReweightedWorstCase
+from drojko.inner.reweighting.worst_case import Pool, ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
 from drojko.inner.worst_case import WorstCase
+from drojko.measures._arrays import members_of
 
 __all__ = ["certified", "infinite", "plan_of", "reweight"]
 
@@ -112,24 +113,16 @@ def _monotone(one: Row, before: list[Row]) -> Row:
 def _worst(
     problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Any
 ) -> WorstCase | None:
-    if plan.ambiguity.knows_groups:
-        x, y, w = arrays((problem.x, problem.y, problem.w))
-        known = approach.groups(plan.ambiguity, problem.groups, w)
-        plan = replace(plan, reference=empirical(x, y, w, known, problem.classes is not None))
     with torch.no_grad():
         state = approach.found(plan, model, c, (problem.x, problem.y, problem.w))
     if state is None:
         return None
-    fitted = FittedModel(
-        model,
-        problem.loss,
-        plan.reference,
-        problem.classes,
-        problem.model.space.names,
-        torch.float64,
-        "cpu",
-    )
-    return approach.worst_case(fitted, state)
+    return approach.worst_case(_fitted(problem, model), state)
+
+
+def _fitted(problem: AuditProblem, model: Any) -> FittedModel:
+    names, reference = problem.model.space.names, problem.reference
+    return FittedModel(model, problem.loss, reference, problem.classes, names, torch.float64, "cpu")
 
 
 def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:
@@ -147,39 +140,42 @@ RANDOM = 8
 
 def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
     """The exact worst reweighting of the rows at every size."""
-    losses, weights = problem.losses(problem.x, problem.y).numpy(), problem.w.numpy()
-    fitted = None
+    x, y, weights, groups, group_names = _rows(problem)
+    losses = (problem.nominal if x is problem.x else problem.losses(x, y)).numpy()
+    approach, fitted = approach_to(problem.ambiguity), None
+    tilts = approach.name == "reweighting"
     if problem.sampled:  # the dual point comes from other draws than the bound
-        x, y, w = problem.reference.points(len(problem.x), spawn(problem.generator))
-        fitted = (problem.losses(problem.cost.project(x), y).numpy(), w.numpy())
-    names = problem.model.space.names
+        fitted = (losses, weights)
+        if tilts:
+            z, labels, w = problem.reference.points(len(x), spawn(problem.generator))
+            fitted = (problem.losses(problem.cost.project(z), labels).numpy(), w.numpy())
     rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=problem.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
     result = []
     for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
-        bound = ambiguity.on(None, weights)
+        bound = ambiguity.bind(x, y, torch.from_numpy(weights), groups)
         certificate, point = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted
         )
-        largest = math.inf
-        if fitted is not None and ambiguity.needs_largest(point.penalty):
-            largest = max(float(losses.max()), float(fitted[0].max()))
-        worst = ReweightedWorstCase(
-            ambiguity,
-            float(point.penalty),
-            float(point.shift),
-            problem.losses,
-            problem.reference,
-            problem.classes,
-            names,
-            certificate.worst_case_risk,
-            largest=largest,
-        )
+        if ambiguity.radius is not None:  # in the units of the set's radius
+            certificate = replace(certificate, radius=float(ambiguity.radius))
         dual = bound.dual(losses)
-        found = Row(size, certificate, worst, (problem.x, problem.y, weights * dual.ratio))
-        found.random = float(
-            np.mean([weights @ (ambiguity.dual(g, weights).ratio * losses) for g in noise])
-        )
+        mass = weights * dual.ratio
+        if tilts:
+            worst: WorstCase = _tilted(problem, ambiguity, certificate, point, losses, fitted)
+        else:
+            state = {
+                "attained_risk": certificate.worst_case_risk, "x": x.numpy(), "y": y.numpy(),
+                "mass": mass,
+            }  # fmt: skip
+            measured: Any = approach.worst_case(_fitted(problem, problem.tabular), state)
+            parts = (x, y, *map(torch.from_numpy, (weights, losses, dual.ratio)))
+            shares = getattr(dual, "group_weights", None)
+            named = None if shares is None else dict(zip(group_names, shares.tolist(), strict=True))
+            worst = replace(measured, pool=Pool(*parts, 1.0), group_weights=named)
+        found = Row(size, certificate, worst, (x, y, mass))
+        if len(losses) <= (ambiguity.most_draws or len(losses)):  # where duals are cheap
+            found.random = float(np.mean([weights @ (bound.dual(g).ratio * losses) for g in noise]))
         share = 1.0 / max(float(weights @ dual.ratio**2), 1e-300)
         found.checks.append(
             check("effective share of the rows", share, None, "(E ratio)^2 / E ratio^2")
@@ -191,3 +187,39 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
         )
         result.append(found)
     return result
+
+
+def _rows(problem: AuditProblem) -> tuple[Tensor, Tensor, np.ndarray, Any, list[Any]]:
+    """Rows, labels and masses; their groups, each row once for each of its own, and their names."""
+    x, y, weights = problem.x, problem.y, problem.w.numpy()
+    if not problem.ambiguity.knows_groups:
+        return x, y, weights, None, []
+    if problem.sampled:
+        raise UnsupportedError(
+            f"{type(problem.ambiguity).__name__}: groups are known of the rows alone, not of draws "
+            "of a continuous reference: use reference='kde' or 'empirical'"
+        )
+    members, names = members_of(problem.groups, weights)
+    rows, index = np.nonzero(members)
+    if len(rows) > len(x):  # the centre of the set counts a row once for each of its groups
+        x, y, weights = x[rows], y[rows], weights[rows] / weights[rows].sum()
+    return x, y, weights, index, names
+
+
+def _tilted(
+    problem: AuditProblem, ambiguity: Any, certificate: Any, point: Any, losses: Any, fitted: Any
+) -> ReweightedWorstCase:
+    largest = math.inf
+    if fitted is not None and ambiguity.needs_largest(point.penalty):
+        largest = max(float(losses.max()), float(fitted[0].max()))
+    return ReweightedWorstCase(
+        ambiguity,
+        float(point.penalty),
+        float(point.shift),
+        problem.losses,
+        problem.reference,
+        problem.classes,
+        problem.model.space.names,
+        certificate.worst_case_risk,
+        largest=largest,
+    )

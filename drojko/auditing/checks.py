@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
-from drojko.auditing.reporting.row import check
+from drojko.auditing.reporting.row import Row, check
+from drojko.models import NO_LOGITS, looks_like_probabilities
 
-__all__ = ["Health", "health"]
+__all__ = ["Health", "health", "notes"]
 
+#: Columns that a finding names.
+FEW = 5
 #: Rows that repeated answers and gradients are checked on.
 ROWS = 500
 
@@ -40,10 +44,9 @@ def health(problem: AuditProblem) -> Health:
     f = problem.outputs(problem.x)
     flat = f.reshape(len(f), -1)
     finite = torch.isfinite(flat).all(1)
-    losses = problem.loss.value(f, problem.y).double()
     nominal = {
-        "risk": float(problem.w @ losses),
-        "accuracy": problem.accuracy(f, problem.y, problem.w),
+        "risk": float(problem.w @ problem.nominal),
+        "accuracy": problem.accuracy(problem.x, problem.y, problem.w),
         "auc": problem.auc(f, problem.y, problem.w),
     }
     found = Health(nominal)
@@ -58,6 +61,8 @@ def health(problem: AuditProblem) -> Health:
         if not bad:
             found.findings.append("NaN: the loss is not finite on X, nothing can be measured")
         return found
+    _copied(problem.model, found)
+    _logits(problem, found)
     _chance(problem, f, found)
     _spread(problem, flat, found)
     if problem.model.tabular is not None:
@@ -65,6 +70,30 @@ def health(problem: AuditProblem) -> Health:
     else:
         found.checks.append(check("gradients", math.nan, None, problem.model.note))
     return found
+
+
+def _copied(model: AuditedModel, found: Health) -> None:
+    """The differentiable copy, on the rows and on rows moved out to the largest size."""
+    if model.compared:
+        k, n = model.differing, model.compared
+        line = check("copy answers as the model", k, k == 0, f"points of {n} where it does not")
+        text = (
+            f"the differentiable copy is not the model: they differ at {k} of {n} points, X and X "
+            "moved out to the largest size, and the model's own answers are used"
+        )
+        found.add(line, text if model.tabular is None else None)
+
+
+def _logits(problem: AuditProblem, found: Health) -> None:
+    """A module whose last layer is a sigmoid or a softmax is read as if it gave logits."""
+    own, copied = problem.model.own, problem.model.tabular
+    module = own.model if own.method == "logits" else getattr(copied, "answers", None)
+    if module is not None and problem.classes is not None and problem.loss.structured:
+        odd = looks_like_probabilities(module, problem.x[:ROWS])
+        found.add(
+            check("answers are logits", float(odd), not odd, "1: all in [0, 1], far away too"),
+            f"probabilities: all answers lie in [0, 1], {NO_LOGITS}",
+        )
 
 
 def _chance(problem: AuditProblem, f: torch.Tensor, found: Health) -> None:
@@ -116,11 +145,30 @@ def _slopes(problem: AuditProblem, found: Health) -> None:
         f"zero gradients: in {zero:.0%} of the rows, where ascent cannot start, the search without "
         "gradients stands in",
     )
-    own = problem.model.scores(x.numpy())
-    if problem.model.probabilities and own.shape == tuple(f.shape) and f.ndim == 1:
-        near = f.abs() < 12.0
-        gap = float((torch.as_tensor(own) - f)[near].abs().max()) if bool(near.any()) else 0.0
-        found.add(
-            check("copy answers as the model", gap, gap <= 1e-4, "largest difference of logits"),
-            "the differentiable copy and the model disagree",
+
+
+def notes(problem: AuditProblem, one: Row) -> None:
+    """What a search at one size has met: answers that are no numbers, moves by fractions."""
+    bad = problem.model.tally.bad
+    if bad:
+        one.note(
+            f"NaN: the model answers NaN or infinity at {bad} of the points that the search asked "
+            "about, though not on X when it began: nothing is known of the risk there, and there "
+            "is no upper bound"
+        )
+        upper = math.nan if math.isnan(one.certificate.upper) else math.inf
+        one.certificate = replace(one.certificate, upper=upper, proof="local-estimate")
+    if one.after is None or not problem.ambiguity.moves:
+        return
+    after, space = np.asarray(one.after[0]), problem.model.space
+    x = problem.x.numpy()
+    whole = problem.cost.mutable & (x == np.round(x)).all(0)
+    moved = whole & (np.abs(after - np.round(after)) > 1e-6).any(0)
+    if moved.any():
+        names = [space.names[j] for j in np.flatnonzero(moved)]
+        listed = ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if names[FEW:] else "")
+        one.note(
+            f"fractions: columns of whole numbers move by fractions ({listed}), to rows that "
+            "cannot exist if they count, code or say yes and no: name those in immutable= or, with "
+            "a swap_cost, in categorical_features="
         )

@@ -15,14 +15,16 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
 from drojko.auditing.certified import certified, reweight
-from drojko.auditing.checks import health
+from drojko.auditing.checks import Health, health, notes
 from drojko.auditing.progress import Progress, progress_bar
+from drojko.auditing.reading.faithful import faithful, farthest
 from drojko.auditing.reading.models import audited_model
+from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
 from drojko.certificates import Certificate
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner.choice import get_inner
 from drojko.inner.transport.solvers import ICNNJKO
 
@@ -84,7 +86,7 @@ def audit(
     inner : str or settings object, default=None
         Solver of the worst case (`drojko.inner`); None: "icnn" with 60 steps.
     groups : array-like, default=None
-        For `Group` sets: the group of each row.
+        The group of each row, for `Group` sets and for `AuditReport.groups`.
     max_evaluations : int, default=400000
         Rows that a model without gradients is asked about, at most.
     images : (height, width), default=None
@@ -111,6 +113,10 @@ def audit(
     searches of every baseline; the best mixture of all positions within the budget is the worst
     case, so that numbers are monotone in the radius. Where a baseline finds more than the inner
     solver, the finding says "weak inner solver" and the better one is used.
+
+    Accuracy is that of the model's own ``predict``. Differentiable copies of scikit-learn models
+    are compared with the model on all rows and on rows moved out to the largest size; where they
+    differ, a finding says so, and the model's own answers are used.
 
     Models without gradients are searched (a lower bound); density-ratio sets are exact for any
     model. Probabilities are read between 1e-6 and 1 where there are no gradients.
@@ -157,25 +163,16 @@ def audit(
         kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
         sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
     with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
-        problem = replace(problem, progress=progress)
-        general = health(problem)
-        if general.unusable:
-            nan = math.nan
-            found = [
-                Row(size, Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"), None)
-                for size, own in sizes
-            ]
-        else:
-            # Families that audits know more of than a certificate, by the name of their approach.
-            name_of = approach_to(problem.ambiguity).name
-            if name_of == "reweighting":
-                found = reweight(problem, sizes)
-            elif name_of == "transport" and problem.ambiguity.order == 2:
-                found = transport(problem, sizes, settings, general, max_evaluations)
-            else:
-                found = certified(problem, sizes, settings)
+        problem = faithful(replace(problem, progress=progress), farthest(problem, sizes))
+        general, found = _search(problem, sizes, settings, max_evaluations)
+        reached = [np.asarray(one.after[0]) for one in found if one.after is not None]
+        again = problem.model.compare(np.concatenate(reached)) if reached else problem.model
+        if again.differing and not problem.model.differing:  # the search went where copies differ
+            problem = replace(problem, model=again)
+            general, found = _search(problem, sizes, settings, max_evaluations)
         rows, checks, size = [], [], size_name(ambiguity, radii)
         for one in found:
+            notes(problem, one)
             one.checks = [*general.checks, *one.checks]
             one.findings = [*general.findings, *one.findings]
             rows.append(table_row(size, problem, one, general.nominal))
@@ -190,12 +187,12 @@ def audit(
             "ambiguity": repr(ambiguity),
             "reference": str(reference),
             "scale": scale,
-            "note": read.note,
+            "note": problem.model.note,
             "loss": problem.loss.name or type(problem.loss).__name__,
             "task": "regression" if problem.classes is None else "classification",
             "rows": len(problem.x),
             "features": len(read.space.raw_names),
-            "gradients": read.tabular is not None,
+            "gradients": problem.model.tabular is not None,
             "evaluations": problem.calls[0],
             "units": "standard deviations" if scale else "units of X",
         },
@@ -204,3 +201,28 @@ def audit(
         problem=replace(problem, progress=Progress()),  # the report outlives the bar
         image_shape=None if images is None else (int(images[0]), int(images[1])),
     )
+
+
+def _search(
+    problem: AuditProblem, sizes: list[tuple[float, Any]], settings: Any, max_evaluations: int
+) -> tuple[Health, list[Row]]:
+    """Whether the model is fit to be audited, and what was found at every size."""
+    general, nan = health(problem), math.nan
+    nothing = [
+        Row(size, Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"), None)
+        for size, own in sizes
+    ]
+    if general.unusable:
+        return general, nothing
+    # Families that audits know more of than a certificate, by the name of their approach.
+    name_of = approach_to(problem.ambiguity).name
+    try:
+        if name_of in ("reweighting", "support"):
+            return general, reweight(problem, sizes)
+        if name_of == "transport" and problem.ambiguity.order == 2:
+            return general, transport(problem, sizes, settings, general, max_evaluations)
+        return general, certified(problem, sizes, settings)
+    except (InvalidDataError, NonFiniteError, RuntimeError) as error:
+        if isinstance(error, UnsupportedError) or not problem.model.tally.bad:
+            raise
+        return general, nothing  # a search that met NaN

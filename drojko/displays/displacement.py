@@ -22,11 +22,16 @@ class DisplacementDisplay(Display):
 
     .. math:: \text{share}_{jk} = w_j E[(T(x)_j - x_j)^2\, 1\{y = k\}] \,/\, E\,c(x, T(x))
 
+    Under sets that reweight: the share of the change of the columns' distributions, in standard
+    deviations, with the change of each class's mass in the legend.
+
     Parameters
     ----------
     displacement : DataFrame
         As `WorstCase.displacement` returns it: columns ``feature``, ``share``, ``mean`` and, for
         classification, ``class``.
+    share_of : str
+        What the shares are shares of, as the axis says it.
 
     Attributes
     ----------
@@ -46,6 +51,7 @@ class DisplacementDisplay(Display):
     """
 
     displacement: Any
+    share_of: str = "transport budget"
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Axes | None = None, **settings: Any) -> Self:
@@ -61,14 +67,16 @@ class DisplacementDisplay(Display):
             For `plot`.
         """
         estimator, _ = unwrap(estimator)
-        return cls(estimator.worst_case_.displacement()).plot(ax, **settings)
+        worst = estimator.worst_case_
+        return cls(worst.displacement(), worst.share_of).plot(ax, **settings)
 
     @classmethod
     def from_report(
         cls, report: Any, *, radius: float | None = None, ax: Axes | None = None, **settings: Any
     ) -> Self:
         """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
-        return cls(report.worst_case(radius).displacement()).plot(ax, **settings)
+        worst = report.worst_case(radius)
+        return cls(worst.displacement(), worst.share_of).plot(ax, **settings)
 
     def ranking(self) -> list[str]:
         """Features, the largest share of the budget first."""
@@ -97,7 +105,7 @@ class DisplacementDisplay(Display):
                 color=COLOURS[k % len(COLOURS)],
                 edgecolor="white",
                 linewidth=0.8,
-                label=None if group is None else f"class {label_of(group)}",
+                label=None if group is None else f"class {label_of(group)}{_mass(part)}",
             )
             left = left + share
         for row, value in enumerate(left):
@@ -110,7 +118,7 @@ class DisplacementDisplay(Display):
         if rest:
             pooled = float(frame[frame["feature"].isin(rest)]["share"].sum())
             others = f" ({len(rest)} other feature{'s' if len(rest) > 1 else ''}: {pooled:.0%})"
-        ax.set_xlabel(f"share of the transport budget{others}")
+        ax.set_xlabel(f"share of the {self.share_of}{others}")
         tidy(ax, grid="x")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_color(MUTED)
@@ -125,3 +133,9 @@ class DisplacementDisplay(Display):
         if not left.any():
             ax.text(0.5, 0.5, "nothing moves", transform=ax.transAxes, ha="center", color=INK)
         return self
+
+
+def _mass(part: Any) -> str:
+    """How the mass of a class changes, where it does."""
+    moved = float(part["mass"].iloc[0]) if "mass" in part.columns else 0.0
+    return f" (mass {100 * moved:+.1f} points)" if moved else ""

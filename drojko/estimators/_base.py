@@ -59,7 +59,7 @@ from drojko.measures import LabelledMeasure, Measure
 from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
-from drojko.models import ACTIVATIONS, TabularModel
+from drojko.models import ACTIVATIONS, NO_LOGITS, TabularModel, looks_like_probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,6 +253,12 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         if still and np.ptp(X, axis=0).any() and np.ptp(y):
             result = replace(result, advice=CONSTANT)
         self._warn(result, found.advice)
+        answers = getattr(getattr(work, "model", None), "answers", None)
+        if answers is not None and self._classification and plan.loss.structured:
+            some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
+            if looks_like_probabilities(answers, some):
+                said = f"{type(self).__name__}: all outputs of model lie in [0, 1], {NO_LOGITS}"
+                warnings.warn(said, UserWarning, stacklevel=2)
         return self
 
     def _bottomless(self, plan: Plan, y: np.ndarray) -> bool:

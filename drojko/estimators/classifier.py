@@ -117,7 +117,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
     ConvergenceWarning
         For the statuses "max_iter", "stalled" and "unbounded", with what to do.
     UserWarning
-        Where the optimum is a constant model.
+        Where the optimum is a constant model, and where the outputs of a ``model`` of your own lie
+        in [0, 1], as if it ended in a sigmoid or softmax: they are read as logits.
 
     References
     ----------

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["WorstCase", "quantiles"]
+__all__ = ["WorstCase", "quantiles", "which"]
 
 
 class WorstCase(ABC):
@@ -41,6 +42,8 @@ class WorstCase(ABC):
     cost_weights: np.ndarray | None
     attained_risk: Any
     _pairs: Any
+    #: What the ``share`` of `displacement` is a share of.
+    share_of = "transport budget"
 
     @property
     @abstractmethod
@@ -159,6 +162,27 @@ class WorstCase(ABC):
     def _decode(self, y: Tensor) -> np.ndarray:
         y_array = y.cpu().numpy()
         return y_array if self.classes is None else self.classes[y_array]
+
+
+def which(share: np.ndarray, gain: np.ndarray, random_state: Any = None) -> np.ndarray:
+    """Which rows take the first of two moves, each with probability ``share`` of shape (n,).
+
+    Evenly along the rows sorted by ``gain``, what the first adds, so that sums over the rows are
+    those of the mixture up to one row; without a random state they are rounded to the nearest.
+
+    Examples
+    --------
+    >>> which(np.full(6, 0.5), np.arange(6.0)).tolist()
+    [True, False, True, False, True, False]
+    """
+    start = 0.5
+    if random_state is not None:
+        start = float(torch.rand((), generator=make_generator(random_state), dtype=torch.float64))
+    order = np.argsort(gain, kind="stable")
+    taken = np.floor(np.cumsum(np.r_[start, share[order]]) + 1e-12)
+    first = np.empty(len(share), bool)
+    first[order] = np.diff(taken) > 0
+    return first
 
 
 def quantiles(values: np.ndarray, mass: np.ndarray) -> np.ndarray:

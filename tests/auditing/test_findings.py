@@ -1,12 +1,15 @@
 """Sabotage: whatever is broken in a model or in the solver is said, never passed over."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 
 from drojko import audit
-from drojko.ambiguity import KL, Wasserstein
+from drojko.ambiguity import KL, Sinkhorn, Wasserstein
 from drojko.inner import Pointwise
 from drojko.inner.transport.candidates import LearnedMap
 
@@ -104,6 +107,133 @@ def test_nan_answers_away_from_the_rows_do_no_harm(moons):
     report = audit(Nan(X[:, 0].max() + 0.05), X, y, Wasserstein(), radii=[0.0, 0.5], random_state=0)
     assert np.isfinite(report.table.worst_case_risk).all()
     assert report.table.worst_case_risk.iloc[1] > report.table.nominal_risk.iloc[1]
+
+
+class Tired(torch.nn.Module):
+    """NaN from the 21st call on."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x[:, 0] - x[:, 1] + (torch.nan if self.calls > 20 else 0.0)
+
+
+class Edge(ClassifierMixin, BaseEstimator):
+    """A model by its own code alone, NaN just outside the data."""
+
+    def fit(self, X, y):
+        self.classes_, self.edge_ = np.unique(y), X[:, 0].max() + 0.01
+        return self
+
+    def predict_proba(self, X):
+        p = np.where(X[:, 0] > self.edge_, np.nan, 1.0 / (1.0 + np.exp(-X[:, 0])))
+        return np.column_stack([1 - p, p])
+
+    def predict(self, X):
+        return self.classes_[(X[:, 0] > 0).astype(int)]
+
+
+@pytest.mark.parametrize(
+    "ball", [Wasserstein(radius=0.5), Wasserstein(penalty=0.5), Sinkhorn(0.1, radius=0.5)], ids=repr
+)
+@pytest.mark.parametrize("kind", ["outside", "tired"])
+def test_nan_anywhere_that_the_search_went_is_said_and_nothing_is_proven(moons, ball, kind):
+    X, y = (part[:40] for part in moons)
+    model = Nan(X[:, 0].max() + 0.01) if kind == "outside" else Tired()
+    report = audit(model, X, y, ball, random_state=0)
+    found(report, "NaN", "no upper bound")
+    row = report.table.iloc[0]
+    assert row.proof == "local-estimate"
+    assert not np.isfinite(row.upper_bound)
+    assert np.isfinite(row.nominal_risk)
+
+
+def test_nan_answers_of_a_model_without_gradients_are_said(moons):
+    model = Edge().fit(*moons)
+    report = audit(model, *moons, Wasserstein(), radii=[0.5], max_evaluations=5_000, random_state=0)
+    found(report, "NaN", "no upper bound")
+    assert report.table.upper_bound[0] == np.inf
+    assert report.table.worst_case_risk[0] >= report.table.nominal_risk[0]
+    assert not any("NaN" in text for text in audit(model, *moons, KL(radius=0.1)).findings)
+
+
+class Tail(torch.nn.Module):
+    """A linear module with something after it."""
+
+    def __init__(self, width, last):
+        super().__init__()
+        self.linear, self.last = torch.nn.Linear(2, width), last
+
+    def forward(self, x):
+        return self.last(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("width", "last", "odd"),
+    [
+        (1, torch.nn.Sigmoid(), True),
+        (2, torch.nn.Softmax(1), True),
+        (3, torch.nn.Softmax(1), True),
+        (2, torch.nn.Sigmoid(), True),
+        (2, torch.nn.LogSoftmax(1), False),
+        (1, torch.nn.Identity(), False),
+        (1, torch.nn.Hardtanh(-3.0, 3.0), False),
+    ],
+)
+def test_probabilities_in_the_place_of_logits_are_flagged(moons, width, last, odd):
+    X, y = moons
+    y = y + ((X[:, 0] > 1) & (width == 3))
+    module = Tail(width, last)
+    report = audit(module, X, y, KL(radius=0.1), random_state=0)
+    assert any("read as logits" in text for text in report.findings) == odd
+    own = audit(module, X, y, KL(radius=0.1), loss=lambda f, y: -f.reshape(len(y), -1)[:, 0])
+    assert not any("read as logits" in text for text in own.findings)
+
+
+def test_small_logits_are_no_probabilities(moons):
+    X, y = moons
+    module = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        module.weight.fill_(0.05)
+        module.bias.fill_(0.5)
+        assert 0 < module(torch.tensor(X).float()).min() < module(torch.tensor(X).float()).max() < 1
+    assert audit(module, X, y, KL(radius=0.1), random_state=0).findings == []
+
+
+def test_moves_by_fractions_are_flagged():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(
+        {
+            "month": rng.integers(1, 13, 80),
+            "open": rng.integers(0, 2, 80).astype(bool),
+            "age": rng.normal(40.0, 10.0, 80),
+        }
+    )
+    y = ((X["month"] > 6) ^ (X["age"] > 40)).to_numpy().astype(int)
+    model = LogisticRegression().fit(X, y)
+    report = audit(model, X, y, Wasserstein(radius=0.3), random_state=0)
+    found(report, "fractions", "month", "open", "immutable")
+    assert "age" not in " ".join(report.findings)
+    still = Wasserstein(radius=0.3, immutable=["month", "open"])
+    assert audit(model, X, y, still, random_state=0).findings == []
+    assert audit(model, X, y, KL(radius=0.3), random_state=0).findings == []
+    plain = X.astype(float).to_numpy()
+    searched = RandomForestClassifier(3, random_state=0).fit(plain, y)
+    report = audit(searched, plain, y, Wasserstein(radius=1.0), max_evaluations=2_000)
+    found(report, "fractions", "x0")
+
+
+def test_one_hot_columns_that_move_are_flagged():
+    kinds = pd.get_dummies(pd.Series(list("abca") * 20), dtype=float)
+    X = kinds.assign(size=np.linspace(-1.0, 1.0, 80))
+    y = ((X["b"] == 1) | (np.arange(80) % 8 == 0)).to_numpy().astype(int)
+    model = LogisticRegression().fit(X, y)
+    found(audit(model, X, y, Wasserstein(radius=0.3)), "fractions", "a, b, c")
+    swaps = Wasserstein(radius=0.3, categorical_features=[["a", "b", "c"]], swap_cost=0.1)
+    assert audit(model, X, y, swaps).findings == []
 
 
 def test_answers_by_chance_are_flagged(moons):

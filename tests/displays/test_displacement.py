@@ -68,3 +68,15 @@ def test_from_report_asks_for_the_worst_case(classifier):
     display = DisplacementDisplay.from_report(report, radius=0.3)
     assert asked == [0.3]
     assert display.displacement.equals(classifier.worst_case_.displacement())
+
+
+def test_sets_that_reweight_name_their_own_shares_and_the_mass_of_classes(iris):
+    from drojko import DROClassifier
+    from drojko.ambiguity import KL
+
+    clf = DROClassifier(KL(radius=0.1), reference="empirical").fit(*iris)
+    display = DisplacementDisplay.from_estimator(clf)
+    assert display.ax_.get_xlabel().startswith("share of the change, in standard deviations")
+    legend = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    moved = display.displacement.groupby("class")["mass"].first()
+    assert legend == [f"class {k} (mass {100 * v:+.1f} points)" for k, v in moved.items()]

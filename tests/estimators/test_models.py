@@ -1,5 +1,6 @@
 """What the estimators offer: nets, losses, labels that move, fixed columns, warm starts."""
 
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.preprocessing import scale
 from torch import nn
 
 from drojko import DROClassifier, DRORegressor, radius_path
-from drojko.ambiguity import Wasserstein
+from drojko.ambiguity import KL, Wasserstein
 from drojko.measures import KDE, Empirical, Gaussian
 from tests.estimators._cases import (
     CHEAP,
@@ -408,3 +409,29 @@ def test_frames_give_names_to_everything():
     assert model.worst_case_.displacement()["feature"].unique().tolist() == names
     assert model.worst_case_.to_frame(3).columns.tolist() == [*names, "target"]
     assert CHEAP.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("last", "odd"),
+    [(torch.nn.Sigmoid(), True), (torch.nn.Softmax(1), True), (torch.nn.Identity(), False)],
+)
+def test_probabilities_in_the_place_of_logits_are_warned_of(last, odd):
+    X, y = make_moons(40, noise=0.2, random_state=0)
+    width = 2 if isinstance(last, torch.nn.Softmax) else 1
+
+    def fit(**settings):
+        clf = DROClassifier(
+            KL(radius=0.1),
+            model=lambda: torch.nn.Sequential(torch.nn.Linear(2, width), last),
+            reference="empirical",
+            max_iter=2,
+            random_state=0,
+            **settings,
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clf.fit(X, y)
+        return any("read as logits" in str(one.message) for one in caught)
+
+    assert fit() == odd
+    assert not fit(loss=lambda f, y: torch.nn.functional.softplus(-f * (2 * y - 1)))

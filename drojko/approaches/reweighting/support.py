@@ -224,7 +224,12 @@ class OnSupport(Approach):
             x, y, mass = (state[name] for name in ("x", "y", "mass"))
             measure = by_class(lambda rows: Empirical(), x, y, mass, len(fitted.classes))
         return MeasuredWorstCase(
-            measure, state["attained_risk"], fitted.classes, fitted.feature_names, shares
+            measure,
+            state["attained_risk"],
+            fitted.classes,
+            fitted.feature_names,
+            shares,
+            reference=fitted.reference,
         )
 
 

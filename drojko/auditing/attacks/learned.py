@@ -102,8 +102,7 @@ class Learned:
     def __post_init__(self) -> None:
         self.few = self.batch.take(self.sample)
         self.w = self.problem.w[self.sample] / self.problem.w[self.sample].sum()
-        base = self.adversary.objective.risk(self.few, self.few.q0).double()
-        self.tried = Pool.of(self.few.x, self.few.y, base)
+        self.tried = Pool.of(self.few.x, self.few.y, self.problem.nominal[self.sample])
 
     @property
     def all_rows(self) -> bool:

@@ -19,7 +19,7 @@ from drojko.auditing.attacks.search import search
 from drojko.auditing.certified import infinite, plan_of
 from drojko.auditing.checks import Health
 from drojko.auditing.progress import Progress
-from drojko.auditing.reading.models import CLIP
+from drojko.auditing.reading.own import CLIP
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
@@ -54,7 +54,7 @@ def transport(
         return beyond
     lost = {row.size for row in beyond}
     every, sizes = sizes, [one for one in sizes if one[0] not in lost]
-    pool = _begin(problem)
+    pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
         work.learned = learn(problem, pool, sizes, inner)
@@ -91,10 +91,6 @@ def _beyond(problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerS
     reasons |= {penalty: why(penalty) for penalty in reasons}
     found = [(size, own, reasons.get(own.penalty)) for size, own in sizes if size > 0.0]
     return [infinite(problem, size, own, error) for size, own, error in found if error]
-
-
-def _begin(problem: AuditProblem) -> Pool:
-    return Pool.of(problem.x, problem.y, problem.losses(problem.x, problem.y))
 
 
 def largest_loss(problem: AuditProblem) -> float:
@@ -150,7 +146,7 @@ class _Work:
             w=problem.w[rows] / problem.w[rows].sum(),
             rows=problem.rows[rows.numpy()], progress=Progress(),
         )  # fmt: skip
-        own = _begin(few)
+        own = Pool.of(few.x, few.y, problem.nominal[rows])
         search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]
         theirs = own.at_penalty(few.w, penalty)

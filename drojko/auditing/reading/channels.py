@@ -63,6 +63,8 @@ def channels_of(step: Any, channels: list[Affine]) -> list[Affine]:
     handler = _HANDLERS.get(kind)
     if handler is None or not type(step).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is no affine step that is known here")
+    if getattr(step, "clip", False):
+        raise NotAffine(f"{kind}(clip=True) clips")
     return handler(step, channels)
 
 
@@ -77,8 +79,6 @@ def _scaler(step: Any, channels: list[Affine]) -> list[Affine]:
 
 
 def _min_max(step: Any, channels: list[Affine]) -> list[Affine]:
-    if step.clip:
-        raise NotAffine("MinMaxScaler(clip=True) clips")
     return _diagonal(channels, step.scale_, step.min_)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
+from drojko.auditing.reading.own import BLOCK, ONE, Held, Own, Tally, Watched
 from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
 
 __all__ = ["AuditedModel", "audited_model"]
-
-#: Probabilities are read between this and one: a forest that answers 0 has no finite log loss.
-CLIP = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,31 +25,56 @@ class AuditedModel:
 
     Attributes
     ----------
-    scores : callable
-        Matrix (n, d) of the space -> logits (n,) or (n, K), or predictions (n,), by the model's
-        own code.
+    own : Own
+        The model itself, by its own code.
     tabular : TabularModel or None
-        The same function with derivatives, equal to ``scores`` to rounding; None: without.
+        The same function with derivatives; None: without.
     space : Space
     classes : ndarray or None
         Labels in the order of the logits; None for regression.
-    probabilities : bool
-        Whether the logits come from probabilities.
     note : str
         How it was read, in words.
+    exact : TabularModel or None
+        What a copy gives way to where it answers otherwise: a module itself, or nothing.
+    compared, differing : int
+        Points at which copy and model were compared, and those at which they differed: the model
+        is audited by its own answers then.
+    tally : Tally
+        Answers that were no numbers, of all that the audit asked for.
     """
 
-    scores: Callable[[np.ndarray], np.ndarray]
+    own: Own
     tabular: TabularModel | None
     space: Space
     classes: np.ndarray | None
-    probabilities: bool
     note: str
+    exact: TabularModel | None = None
+    compared: int = 0
+    differing: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the logits come from probabilities, or may be taken for such."""
+        return self.own.method in ("predict_proba", "logits") and self.classes is not None
 
     @property
     def n_outputs(self) -> int:
         """1 for two classes and regression."""
         return 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
+
+    def compare(self, U: np.ndarray) -> AuditedModel:
+        """The model, with its copy if that answers as the model does at the rows U, too."""
+        copied = self.tabular
+        if copied is None or copied is self.exact or not len(U):
+            return self
+        blocks = np.split(U, range(BLOCK, len(U), BLOCK))
+        differing = sum(self.own.differs(copied, block) for block in blocks)
+        found = replace(self, compared=self.compared + len(U), differing=differing)
+        if not differing:
+            return found
+        note = "no gradients: the differentiable copy does not give the model's own answers"
+        return replace(found, tabular=self.exact, note=note if self.exact is None else self.note)
 
 
 def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
@@ -68,6 +90,8 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
         raise InvalidDataError(
             f"X has shape {getattr(table, 'shape', ())}; expected rows of shape (n, d), n >= 1"
         )
+    if np.ndim(y) == 2 and np.shape(y)[1] > 1:
+        raise InvalidDataError(f"y has {np.shape(y)[1]} columns: {ONE}")
     if isinstance(model, nn.Module):
         return _torch(model, table, np.asarray(y))
     model = getattr(model, "best_estimator_", model)  # a search is its best model
@@ -88,43 +112,36 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
 def _estimator(model: Any, X: Any) -> AuditedModel:
     from sklearn.base import is_classifier
 
-    classifier = is_classifier(model)
-    classes = np.asarray(model.classes_) if classifier else None
-    if classes is not None and len(classes) < 2:
-        raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
-    probabilities = classifier and _answers(model, "predict_proba")
+    classes = None
+    if is_classifier(model):
+        if isinstance(model.classes_, list):
+            raise InvalidDataError(f"{type(model).__name__} predicts several labels a row: {ONE}")
+        classes = np.asarray(model.classes_)
+        if len(classes) < 2:
+            raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
+    method = _method(model) if classes is not None else "predict"
     try:
-        tabular, space, note = _differentiable(model, X)
+        copies, space, note = _differentiable(model, X)
     except NotAffine as reason:
-        tabular, space, note = None, Space.of(X, _keys_of_frame(X)), f"no gradients: {reason}"
-
-    def scores(U: np.ndarray) -> np.ndarray:
-        return _raw_scores(model, space.decode(U, X), classes, probabilities)
-
-    found = AuditedModel(scores, tabular, space, classes, probabilities, note)
-    return found if tabular is None else _verified(found, X)
-
-
-def _answers(model: Any, method: str) -> bool:
-    try:
-        return callable(getattr(model, method, None))
-    except (AttributeError, NotImplementedError):
-        return False
+        copies, space, note = [], Space.of(X, _keys_of_frame(X)), f"no gradients: {reason}"
+    own = Own(model, space, X, classes, method)
+    found, rows = AuditedModel(own, None, space, classes, note), space.encode(X)
+    own.scores(rows[:1])  # which says what does not fit
+    for copied in copies:
+        found = replace(found, tabular=copied, note=note).compare(rows)
+        if found.tabular is not None:
+            break
+    return found
 
 
-def _raw_scores(model: Any, X: Any, classes: Any, probabilities: bool) -> np.ndarray:
-    if classes is None:
-        return np.asarray(model.predict(X), dtype=np.float64).reshape(len(X))
-    if probabilities:
-        p = np.asarray(model.predict_proba(X), dtype=np.float64)
-        if p.shape != (len(X), len(classes)):
-            raise InvalidDataError(
-                f"predict_proba gives shape {p.shape}; expected {(len(X), len(classes))}"
-            )
-        logs = np.log(np.clip(p, CLIP, 1.0))
-        return logs[:, 1] - logs[:, 0] if len(classes) == 2 else logs
-    if _answers(model, "decision_function"):
-        return np.asarray(model.decision_function(X), dtype=np.float64)
+def _method(model: Any) -> str:
+    """What a classifier is asked for."""
+    for name in ("predict_proba", "decision_function"):
+        try:
+            if callable(getattr(model, name, None)):
+                return name
+        except (AttributeError, NotImplementedError):
+            continue
     raise InvalidDataError(
         f"{type(model).__name__} gives neither probabilities nor a decision function: wrap it in "
         "a CalibratedClassifierCV to audit it"
@@ -144,15 +161,15 @@ def _keys_of_frame(X: Any) -> list[Any] | None:
     return keys
 
 
-def _differentiable(model: Any, X: Any) -> tuple[TabularModel, Space, str]:
-    """The model as an affine map and a network; raises `NotAffine` where it is not."""
+def _differentiable(model: Any, X: Any) -> tuple[list[TabularModel], Space, str]:
+    """Affine maps with a network that may be the model; raises `NotAffine` where none is."""
     channels = [Affine({Key(j): 1.0}) for j in range(X.shape[1])]
     last = model
-    while type(last).__name__ == "Pipeline":
-        for _, step in last.steps[:-1]:
+    while (inside := _inside(last)) is not None:
+        steps, last = inside
+        for step in steps:
             channels = channels_of(step, channels)
-        last = last.steps[-1][1]
-    network = _network(last)
+    networks = _networks(last)
     keys = {key for channel in channels for key in channel.terms}
     used = {key.column for key in keys}
     # Number columns that the model drops may be named in weights all the same.
@@ -161,21 +178,39 @@ def _differentiable(model: Any, X: Any) -> tuple[TabularModel, Space, str]:
             keys.add(Key(j))
     space = Space.of(X, list(keys))
     matrix, offset = space.affine(channels)
-    return fold(network, matrix, offset), space, f"exact gradients of {type(last).__name__}"
+    folded = [fold(network, matrix, offset) for network in networks]
+    return folded, space, f"exact gradients of {type(last).__name__}"
 
 
-def _network(model: Any) -> TabularModel:
-    """A fitted final estimator as a network on its own inputs."""
+def _inside(model: Any) -> tuple[list[Any], Any] | None:
+    """Steps before, and the estimator inside of a pipeline, a search or a threshold."""
+    if type(model).__name__ == "Pipeline":
+        return [step for _, step in model.steps[:-1]], model.steps[-1][1]
+    if not type(model).__module__.startswith("sklearn.model_selection."):
+        return None
+    inside = getattr(model, "best_estimator_", getattr(model, "estimator_", None))
+    return None if inside is None else ([], inside)
+
+
+def _networks(model: Any) -> list[TabularModel]:
+    """A fitted final estimator as networks on its own inputs, one of which may answer as it."""
     fitted = getattr(model, "_fitted_model", None)  # what drojko's own estimators offer
     if fitted is not None:
-        return copy.deepcopy(fitted()).to("cpu", torch.float64)
+        return [copy.deepcopy(fitted()).to("cpu", torch.float64)]
     kind = type(model).__name__
     if not type(model).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is not known here")
-    if hasattr(model, "coef_") and hasattr(model, "intercept_"):  # the copy is compared later
-        coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
-        bias = np.broadcast_to(np.asarray(model.intercept_, dtype=np.float64), len(coef))
-        return network([coef], [np.array(bias)], "softplus")
+    parts = model.estimators_ if kind == "OneVsRestClassifier" else [model]
+    if all(hasattr(m, "coef_") and hasattr(m, "intercept_") for m in parts):  # compared later
+        coef = np.vstack([np.asarray(m.coef_, dtype=np.float64) for m in parts])
+        bias = np.hstack([np.asarray(m.intercept_, dtype=np.float64) for m in parts])
+        bias = np.broadcast_to(bias, len(coef))
+        linear = network([coef], [np.array(bias)], "softplus")
+        if len(coef) == 1:
+            return [linear]
+        # One class against the rest: sigmoids that are made to sum to 1.
+        rest = nn.Sequential(copy.deepcopy(linear), nn.LogSigmoid()).requires_grad_(False)
+        return [linear, ModuleModel(rest, len(coef))]
     if kind in ("MLPClassifier", "MLPRegressor"):
         weights = [np.asarray(w, dtype=np.float64).T for w in model.coefs_]
         biases = [np.asarray(b, dtype=np.float64) for b in model.intercepts_]
@@ -185,7 +220,7 @@ def _network(model: Any) -> TabularModel:
                 biases[:2] = [weights[1] @ biases[0] + biases[1]]
                 weights[:2] = [weights[1] @ weights[0]]
             activation = "softplus"
-        return network(weights, biases, activation)
+        return [network(weights, biases, activation)]
     raise NotAffine(f"{kind} is neither linear nor a perceptron")
 
 
@@ -218,48 +253,24 @@ def fold(model: TabularModel, matrix: np.ndarray, offset: np.ndarray) -> Tabular
     return network(weights, biases, model.activation)
 
 
-def _verified(found: AuditedModel, X: Any) -> AuditedModel:
-    """Keep the differentiable copy only if it answers as the model does."""
-    U = found.space.encode(X[:200] if not hasattr(X, "iloc") else X.iloc[:200])
-    own = found.scores(U)
-    assert found.tabular is not None
-    with torch.no_grad():
-        copied = found.tabular(torch.as_tensor(U)).numpy()
-    if found.classes is not None and own.ndim == 2:  # log-probabilities against logits
-        copied = copied - np.logaddexp.reduce(copied, axis=1, keepdims=True)
-        own = own - np.logaddexp.reduce(own, axis=1, keepdims=True)
-    limit = -np.log(CLIP)
-    near = np.abs(copied) < 0.9 * limit if found.probabilities else np.isfinite(copied)
-    scale = 1.0 + np.abs(own).max()
-    if copied.shape == own.shape and (np.abs(copied - own)[near] <= 1e-6 * scale).all():
-        return found
-    note = "no gradients: the differentiable copy does not give the model's own answers"
-    return replace(found, tabular=None, note=note)
-
-
 # torch ------------------------------------------------------------------------------------------
 
 
 def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
     """A module, copied: evaluation mode, float64, own parameters untouched."""
-    space = Space.of(X)
-    own = copy.deepcopy(module).double().eval().cpu()
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)
-    trial = torch.as_tensor(space.encode(X[:3] if not hasattr(X, "iloc") else X.iloc[:3]))
-    try:
-        with torch.no_grad():
-            out = own(trial)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise InvalidDataError(f"the module fails on rows of X: {error}") from error
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or len(out) != len(trial):
+    space, tally = Space.of(X), Tally()
+    rows = space.encode(X)
+    own, out = _answering(module, torch.as_tensor(rows[:3]))
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or len(out) != len(rows[:3]):
         shape = tuple(getattr(out, "shape", ()))
         raise InvalidDataError(
-            f"the module gives shape {shape} for {len(trial)} rows; expected (n,), (n, 1) or "
+            f"the module gives shape {shape} for {len(rows[:3])} rows; expected (n,), (n, 1) or "
             "(n, n_classes)"
         )
     width = 1 if out.ndim == 1 else out.shape[1]
     labels = np.unique(y)
+    if width > 1 and y.dtype.kind == "f" and len(labels) > width:
+        raise InvalidDataError(f"the module gives {width} numbers for each row of X: {ONE}")
     discrete = y.dtype.kind in "biuOUS" or (width > 1)
     classes: np.ndarray | None = None
     if discrete:
@@ -272,15 +283,32 @@ def _torch(module: nn.Module, X: Any, y: np.ndarray) -> AuditedModel:
                 f"the module has {width} outputs, y has {len(labels)} classes: give y as class "
                 "indices 0 ... n_classes - 1"
             )
-    tabular: TabularModel = _as_perceptron(own, X.shape[1]) or ModuleModel(
-        LogitDifference(own) if width == 2 else own, 1 if width <= 2 else width
+    whole = Watched(LogitDifference(own) if width == 2 else own, tally)
+    itself = ModuleModel(whole, 1 if width <= 2 else width)
+    perceptron = _as_perceptron(own, X.shape[1]) or itself
+    asked = Own(own, space, X, classes, "logits")
+    found = AuditedModel(
+        asked, perceptron, space, classes, "a torch module", exact=itself, tally=tally
     )
+    return found.compare(rows)
 
-    def scores(U: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return tabular(torch.as_tensor(U)).numpy()
 
-    return AuditedModel(scores, tabular, space, classes, discrete, "a torch module")
+def _answering(module: nn.Module, trial: Tensor) -> tuple[nn.Module, Any]:
+    """A copy of a module in float64, or in its own precision where it insists, and its answers."""
+    errors: list[Exception] = []
+    for single in (False, True):
+        try:
+            with torch.no_grad():  # which keeps the parameters of scripted modules leaves
+                own = copy.deepcopy(module).eval().cpu()
+                own = own if single else own.double()
+                if single or isinstance(own, torch.jit.ScriptModule):
+                    own = Held(own, single)
+                own.requires_grad_(False)
+                return own, own(trial)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            errors.append(error)
+    lines = str(errors[0]).strip().splitlines() or [repr(errors[0])]
+    raise InvalidDataError(f"the module fails on rows of X: {lines[-1]}") from errors[0]
 
 
 _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "SiLU": "silu", "Sigmoid": "sigmoid"}

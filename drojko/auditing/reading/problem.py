@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,14 @@ from torch import Tensor
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import AuditedModel
+from drojko.auditing.reading.own import BLOCK, ScoresModel
 from drojko.inner.objective import Objective
 from drojko.inner.transport.adversary import Adversary
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.models import TabularModel
 
-__all__ = ["AuditProblem", "ScoresModel"]
-
-_BLOCK = 65_536
+__all__ = ["AuditProblem"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +57,17 @@ class AuditProblem:
         """Number of classes; 0 for regression."""
         return 0 if self.classes is None else len(self.classes)
 
+    @cached_property
+    def nominal(self) -> Tensor:
+        """Losses of the rows where they are, shape (n,)."""
+        return self.losses(self.x, self.y)
+
     @property
     def tabular(self) -> TabularModel:
         """The model as solvers take it; one without derivatives where there are none."""
-        return self.model.tabular or ScoresModel(self.model.scores, self.model.n_outputs)
+        return self.model.tabular or ScoresModel(
+            self.model.own, self.model.n_outputs, self.model.tally
+        )
 
     def adversary(self, objective: Objective) -> Adversary:
         """Ascents from the rows themselves, at whatever label they may take."""
@@ -73,7 +79,7 @@ class AuditProblem:
         self.calls[0] += len(x)
         tabular = self.tabular
         with torch.no_grad():
-            return torch.cat([tabular(part) for part in x.split(_BLOCK)])
+            return torch.cat([tabular(part) for part in x.split(BLOCK)])
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         return self.loss.value(self.outputs(x), y).detach().double()
@@ -88,17 +94,15 @@ class AuditProblem:
         out[:, mutable] = draw * root[mutable]
         return out
 
-    def predictions(self, f: Tensor) -> np.ndarray:
-        """Predicted labels, or the predicted numbers of a regression."""
-        if self.classes is None:
-            return f.numpy()
-        return self.classes[_predicted(f).numpy()]
+    def predictions(self, x: Tensor) -> np.ndarray:
+        """What the model predicts at the rows of x: labels, or the numbers of a regression."""
+        return np.concatenate([self.model.own.predicted(part.numpy()) for part in x.split(BLOCK)])
 
-    def accuracy(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
-        """Share of rows whose label is predicted; NaN for regression."""
+    def accuracy(self, x: Tensor, y: Tensor, mass: Tensor) -> float:
+        """Share of rows x whose label the model predicts; NaN for regression."""
         if self.classes is None:
             return float("nan")
-        right = _predicted(f) == y
+        right = torch.as_tensor(self.predictions(x) == self.classes[y.numpy()])
         return min(1.0, float(mass[right].sum() / mass.sum()))  # rounding must not exceed one
 
     def auc(self, f: Tensor, y: Tensor, mass: Tensor) -> float:
@@ -113,32 +117,8 @@ class AuditProblem:
         return float(np.mean(areas)) if areas else float("nan")
 
 
-def _predicted(f: Tensor) -> Tensor:
-    return (f > 0).long() if f.ndim == 1 else f.argmax(1)
-
-
 def _auc(score: np.ndarray, positive: np.ndarray, mass: np.ndarray) -> float:
     """P(score of a positive > that of a negative), ties counted half."""
     if not np.isfinite(score).all() or not mass[positive].sum() * mass[~positive].sum() > 0:
         return float("nan")
     return min(1.0, float(roc_auc_score(positive, score, sample_weight=mass)))
-
-
-class ScoresModel(TabularModel):
-    """Answers without derivatives, for sets that ask for nothing but losses."""
-
-    def __init__(self, scores: Callable[[np.ndarray], np.ndarray], n_outputs: int) -> None:
-        super().__init__()
-        self.scores = scores
-        self.n_outputs = n_outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.scores(x.numpy()), dtype=torch.float64)
-
-    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
-        """Answers, and a derivative of zero."""
-
-        def backward(g: Tensor, parameters: bool = False) -> Any:
-            return [] if parameters else torch.zeros_like(x)
-
-        return self.forward(x), backward

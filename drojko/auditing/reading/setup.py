@@ -41,6 +41,8 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     if radii is None:
         given = getattr(ambiguity, ambiguity.size_name, None)
         given = ambiguity.penalty if given is None else given
+        if given is None and ambiguity.knows_groups:  # any mixture
+            return sets_of(ambiguity, [1.0])
         if given is None:
             raise InvalidDataError(
                 f"{name} has no size and radii is None: give audit radii=[...], or {name}(radius="
@@ -81,8 +83,12 @@ def build_problem(
     kept = w > 0
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
-    if groups is not None and len(np.asarray(groups)) == len(kept):
-        groups = np.asarray(groups)[kept]
+    if groups is not None:
+        if len(np.asarray(groups)) != len(kept):
+            raise InvalidDataError(
+                f"groups has {len(np.asarray(groups))} rows and X has {len(kept)}: give one per row"
+            )
+        groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
     own = in_matrix(ambiguity, space)
     names = list(space.names) if space.frame else None
     cost = approach_to(own).resolve(own, u, names)

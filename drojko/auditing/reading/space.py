@@ -101,13 +101,14 @@ class Space:
         import pandas as pd
 
         data: dict[str, Any] = {}
+        rows = np.arange(len(U)) % (1 if X is None else len(X))
         for j, name in enumerate(self.raw_names):
             if j in numbers:
                 data[name] = numbers[j]
                 continue
             at = [(i, k.category) for i, k in enumerate(self.keys) if k.column == j]
             if not at:  # a column that the model drops
-                data[name] = np.zeros(len(U)) if X is None else np.asarray(X[name])[: len(U)]
+                data[name] = np.zeros(len(U)) if X is None else X[name].take(rows).array
                 continue
             pick = U[:, [i for i, _ in at]].argmax(axis=1)
             categories = np.array([category for _, category in at], dtype=object)
@@ -122,6 +123,7 @@ class Space:
         return rows if self.frame else pd.DataFrame(rows, columns=list(self.raw_names))
 
     def _raw(self, X: Any) -> list[np.ndarray]:
+        X = X if hasattr(X, "columns") else np.asarray(X)
         if X.shape[1] != len(self.raw_names):
             raise InvalidDataError(
                 f"X has {X.shape[1]} columns; the model takes {len(self.raw_names)}"
@@ -132,5 +134,4 @@ class Space:
                 odd = sorted(set(names) ^ set(self.raw_names))
                 raise InvalidDataError(f"X has other columns than the model was given: {odd[:5]}")
             return [np.asarray(X.iloc[:, j]) for j in range(len(names))]
-        array = np.asarray(X)
-        return [array[:, j] for j in range(array.shape[1])]
+        return list(X.T)

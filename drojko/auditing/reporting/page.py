@@ -116,7 +116,9 @@ def _charts(report: AuditReport) -> str:
 def _panel(report: AuditReport, size: float) -> dict[str, Any]:
     try:
         moves = {"moves": _moves(report, size), "images": _images(report, size)}
-        return _displacement(report, size) | moves
+        tables = [(by, report.shares(by, size).to_dict("records")) for by in ("class", "group")]
+        shares = {"shares": [(by, rows) for by, rows in tables if rows]}
+        return _displacement(report, size) | moves | shares
     except DrojkoError as error:
         return {"error": str(error)}
 
@@ -140,6 +142,7 @@ def _displacement(report: AuditReport, size: float) -> dict[str, Any]:
     ]
     return {
         "features": features,
+        "of": report.worst_case(size).share_of,
         "classes": [f"mean move, {label}" for label in classes] or ["mean move"],
         "rest": (len(total) - FEATURES, f"{total.iloc[FEATURES:].sum():.1%}"),
     }
@@ -178,6 +181,7 @@ def _moves(report: AuditReport, size: float) -> list[dict[str, Any]]:
                 "prediction": " → ".join(_text(v) for v in answers),
                 "loss": loss,
                 "changes": "; ".join(listed),
+                "mass": pairs["mass_" if "mass_" in pairs else "mass"],
             }
         )
     return rows

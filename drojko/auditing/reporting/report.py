@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drojko.auditing.reading.space import Space
-from drojko.auditing.reporting.moves import moves_of, top_moves
+from drojko.auditing.reporting.moves import moves_of, shares_of, top_moves
 from drojko.auditing.reporting.page import render
 from drojko.certificates import Certificate
 from drojko.displays.robustness_curve import RobustnessCurveDisplay
@@ -131,17 +131,39 @@ class AuditReport:
         return worst
 
     def displacement(self, radius: float | None = None) -> pd.DataFrame:
-        """Which features move: a row per feature and class, with its ``share`` of the budget."""
+        """Which features move: a row per feature and class, with its ``share`` of the budget.
+
+        Under sets that reweight: how their distributions change, and ``share`` in standard
+        deviations.
+        """
         return self.worst_case(radius).displacement()
 
     def moves(self, n: int = 10, radius: float | None = None) -> pd.DataFrame:
         """The most harmful moves: rows before and after, as the user's table shows them.
+
+        Under sets that reweight: the rows of the largest worst-case mass times loss.
 
         Two rows per move, indexed by ``row`` (position in X) and ``state`` ("before", "after");
         the columns of X, then ``target``, ``prediction``, ``loss``, ``mass`` and ``harm``, the
         part of the rise of the risk that this move makes.
         """
         return top_moves(self.worst_case(radius), self.problem, n)
+
+    @property
+    def groups(self) -> pd.DataFrame:
+        """`shares` of the groups that `audit` was given, in the last row; empty without any."""
+        return self.shares("group")
+
+    def shares(self, by: str = "class", radius: float | None = None) -> pd.DataFrame:
+        """Which classes or groups the worst case is made of: a row for each.
+
+        Columns: ``by`` ("class" or "group"), ``mass`` and ``risk`` (mean loss) today, and
+        ``worst_case_mass`` and ``worst_case_risk``. Empty for the classes of a regression, and
+        where `audit` was given no groups.
+        """
+        if by not in ("class", "group"):
+            raise InvalidDataError(f"by={by!r}; expected 'class' or 'group'")
+        return shares_of(self.worst_case(radius), self.problem, by)
 
     def images(self, n: int = 10, radius: float | None = None) -> np.ndarray:
         """The most harmful moves as pictures, shape (n, 2, height, width): before and after.

@@ -50,7 +50,7 @@ def table_row(
     if found.after is not None:
         x, y, mass = (torch.as_tensor(part) for part in found.after)
         f = problem.outputs(x)
-        accuracy, auc = problem.accuracy(f, y, mass.double()), problem.auc(f, y, mass.double())
+        accuracy, auc = problem.accuracy(x, y, mass.double()), problem.auc(f, y, mass.double())
     return {
         name: found.size,
         "nominal_risk": nominal["risk"],

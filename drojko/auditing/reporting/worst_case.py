@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import by_class
 from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.worst_case import WorstCase
+from drojko.inner.worst_case import WorstCase, which
 from drojko.measures import KDE, Empirical, Joint, LabelledMeasure, Measure
 
 __all__ = ["MovedRows"]
@@ -92,13 +93,49 @@ class MovedRows(WorstCase):
         x, y = self.measure.sample(n, make_generator(random_state))
         return self.ground.project(x).numpy(), self._decode(y)
 
-    def transport(self, X: Any, y: Any) -> np.ndarray:
+    def transport(self, X: Any, y: Any, random_state: Any = None) -> np.ndarray:
         """Where rows X with labels y are moved, shape (n, d).
 
-        By the solver's map where the model has gradients, and by the move of the closest audited
-        row of the same label otherwise.
+        Audited rows go where the audit moved them; of those with two moves so many take each that
+        means over all rows are the reported ones up to one row (``random_state`` draws which).
+        Other rows go by the solver's map where the model has gradients, and by the move of the
+        closest audited row of the same label otherwise.
         """
         x, labels = self._queries(X, y)
+        image = np.empty(x.shape)
+        at, other = self._known(x.numpy(), labels.numpy())
+        unknown = at < 0
+        if unknown.any():
+            odd = torch.as_tensor(unknown)
+            image[unknown] = self._elsewhere(x[odd], labels[odd])
+        two = ~unknown & (other >= 0)
+        low = two.copy()
+        share = self.mass[other[two]] / (self.mass[at[two]] + self.mass[other[two]])
+        gain = self.costs[other[two]] - self.costs[at[two]]
+        low[two] = which(share, gain, random_state)
+        image[~unknown] = self.after[np.where(low, other, at)[~unknown]]
+        return image
+
+    def _known(self, x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of each row's move and of its second one, -1 where there is none, (n,) each.
+
+        Rows that stand in the table several times take their moves in turn.
+        """
+        moves: dict[Any, dict[int, list[int]]] = {}
+        for k, (row, label, number) in enumerate(zip(self.before, self.source, self.rows.tolist())):
+            moves.setdefault((row.tobytes(), float(label)), {}).setdefault(number, []).append(k)
+        found = np.full((len(x), 2), -1)
+        seen: Counter[Any] = Counter()
+        for i, (row, label) in enumerate(zip(np.ascontiguousarray(x), labels.tolist())):
+            key = (row.tobytes(), float(label))
+            if key in moves:
+                own = list(moves[key].values())
+                pair = own[seen[key] % len(own)]
+                found[i, : len(pair)] = pair[:2]
+                seen[key] += 1
+        return found[:, 0], found[:, 1]
+
+    def _elsewhere(self, x: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
         if self.adversary is not None and np.isfinite(self.penalty) and self.penalty > 0:
             adversary = self.adversary.with_penalty(self.penalty)
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,13 +29,19 @@ from drojko.transport.maps import TransportMap
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MeasuredWorstCase", "Pool", "ReweightedWorstCase"]
+__all__ = ["MassesMove", "MeasuredWorstCase", "Pool", "ReweightedWorstCase"]
 
 #: Rejection with a smaller share of draws kept gives way to importance resampling.
 _ACCEPTANCE = 0.02
 #: Draws at once, and pairs of draws matched at most (the matching is cubic).
 _DRAWS, _PAIRED = 50_000, 400
 _COLUMNS = 50  # of a learned map
+#: Points (n, d), labels and masses (n,).
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _arrays(x: Tensor, y: Tensor, mass: Tensor) -> Rows:
+    return x.numpy(), y.numpy(), mass.numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +67,55 @@ class Pool:
         """The masses under the worst case."""
         return self.w * self.ratio
 
+    def sides(self) -> tuple[Rows, Rows]:
+        """Points, labels and masses under P0, and under P*."""
+        return _arrays(self.x, self.y, self.w), _arrays(self.x, self.y, self.mass)
+
     @property
     def effective_sample_size(self) -> float:
         """(E r)^2 / E r^2 in (0, 1]: 1 where nothing is reweighted."""
         return 1.0 / float((self.w * self.ratio.square()).sum())
 
 
+class MassesMove(WorstCase):
+    """A worst case whose points keep their place while masses change."""
+
+    share_of = "change, in standard deviations"
+    pool: Any
+
+    @abstractmethod
+    def _sides(self) -> tuple[Rows, Rows]:
+        """Points (n, d), labels and masses (n,) under P0, and under P*."""
+
+    def displacement(self) -> pd.DataFrame:
+        """How each column changes from P0 to P*: a row per class and feature.
+
+        Columns: ``class`` (absent for regression), ``feature``; differences of weighted ``mean``
+        and of the quantiles ``q05``, ``median``, ``q95``, in the units of X; ``rms``, the W2
+        distance between the two distributions of that column; ``share`` of the sum of squares of
+        all of them, in standard deviations of the columns (each class with its mass under P*), and
+        ``mass``, the change of the class's probability (absent for regression).
+        """
+        return super().displacement()
+
+    def _changes(self, group: Any) -> Iterator[tuple[dict[str, float], float]]:
+        (x, y, w), (z, labels, mass) = self._sides()
+        middle = w @ x
+        spread = np.sqrt(w @ (x - middle) ** 2)
+        rows, images = np.ones(len(w), bool), np.ones(len(mass), bool)
+        if group is not None:
+            rows, images = (self._decode(torch.as_tensor(part)) == group for part in (y, labels))
+        before, after = w[rows].sum(), mass[images].sum()
+        if before > 0 and after > 0:
+            w, mass = w[rows] / before, mass[images] / after
+            for one, two, scale in zip(x[rows].T, z[images].T, spread):
+                row = _marginal_change(one, w, two, mass)
+                cost = after * (row["rms"] / scale) ** 2 if scale > 1e-12 * abs(one).max() else 0.0
+                yield row if group is None else {**row, "mass": float(after - before)}, cost
+
+
 @dataclass(frozen=True, repr=False)
-class ReweightedWorstCase(WorstCase):
+class ReweightedWorstCase(MassesMove):
     r"""The worst case of a set that limits the density ratio: points keep their place.
 
     .. math:: \frac{dP_*}{dP_0}(x, y) =
@@ -398,26 +446,8 @@ class ReweightedWorstCase(WorstCase):
         x, z, y, share = (np.concatenate(part) for part in zip(*parts))
         return x, z, y, share
 
-    def displacement(self) -> pd.DataFrame:
-        """How each column changes from P0 to P*: a row per class and feature.
-
-        Columns: ``class`` (absent for regression), ``feature``; differences of weighted ``mean``
-        and of the quantiles ``q05``, ``median``, ``q95``, in the units of X; ``rms``, the W2
-        distance between the two distributions of that column; ``share`` of the sum of squares of
-        all of them (each class with its mass under P*), and ``mass``, the change of the class's
-        probability (absent for regression).
-        """
-        return super().displacement()
-
-    def _changes(self, group: Any) -> Iterator[tuple[dict[str, float], float]]:
-        w, mass, x = (part.numpy() for part in (self.pool.w, self.pool.mass, self.pool.x))
-        rows = np.ones(len(w), bool) if group is None else self._decode(self.pool.y) == group
-        before, after = w[rows].sum(), mass[rows].sum()
-        if before > 0 and after > 0:
-            for column in x[rows].T:
-                row = _marginal_change(column, w[rows] / before, mass[rows] / after)
-                cost = after * row["rms"] ** 2
-                yield row if group is None else {**row, "mass": float(after - before)}, cost
+    def _sides(self) -> tuple[Rows, Rows]:
+        return self.pool.sides()
 
     def __repr__(self) -> str:
         return (
@@ -426,22 +456,26 @@ class ReweightedWorstCase(WorstCase):
         )
 
 
-def _marginal_change(x: np.ndarray, w: np.ndarray, mass: np.ndarray) -> dict[str, float]:
-    """Differences of mean and quantiles of one column under two weightings, and their W2."""
-    order = np.argsort(x, kind="stable")
-    first, second = np.cumsum(w[order]), np.cumsum(mass[order])
+def _marginal_change(
+    x: np.ndarray, w: np.ndarray, z: np.ndarray, mass: np.ndarray
+) -> dict[str, float]:
+    """Differences of mean and quantiles of one column from (x, w) to (z, mass), and their W2."""
+    order, other = np.argsort(x, kind="stable"), np.argsort(z, kind="stable")
+    first, second = np.cumsum(w[order]), np.cumsum(mass[other])
     # Both quantile functions are constant between the merged jumps.
     jumps = np.union1d(first, second)
     length = np.diff(jumps, prepend=0.0)
     middle = jumps - 0.5 * length
-    at = [x[order][np.minimum(np.searchsorted(c, middle), len(x) - 1)] for c in (first, second)]
-    low, mid, high = (float(v) for v in quantiles(x, mass) - quantiles(x, w))
-    rms = float(np.sqrt(length @ (at[1] - at[0]) ** 2))
-    return {"mean": float((mass - w) @ x), "q05": low, "median": mid, "q95": high, "rms": rms}
+    one = x[order][np.minimum(np.searchsorted(first, middle), len(x) - 1)]
+    two = z[other][np.minimum(np.searchsorted(second, middle), len(z) - 1)]
+    low, mid, high = (float(v) for v in quantiles(z, mass) - quantiles(x, w))
+    rms = float(np.sqrt(length @ (two - one) ** 2))
+    mean = float(mass @ z - w @ x)
+    return {"mean": mean, "q05": low, "median": mid, "q95": high, "rms": rms}
 
 
 @dataclass(frozen=True, repr=False)
-class MeasuredWorstCase(WorstCase):
+class MeasuredWorstCase(MassesMove):
     """A worst case given as a labelled measure: points keep their place, masses change.
 
     Of a `Group` set it is the worst mixture of the groups' measures, with a density where these
@@ -459,6 +493,10 @@ class MeasuredWorstCase(WorstCase):
     feature_names : tuple of str, default=None
     group_weights : dict, default=None
         Shares of the groups under P*, of a `Group` set.
+    reference : LabelledMeasure, default=None
+        P0, which `displacement` compares with; None: P* itself.
+    pool : Pool, default=None
+        The rows with their masses under both, where these are known.
 
     Examples
     --------
@@ -478,6 +516,8 @@ class MeasuredWorstCase(WorstCase):
     feature_names: tuple[str, ...] | None = None
     group_weights: dict[Any, float] | None = None
     cost_weights: np.ndarray | None = None
+    reference: LabelledMeasure | None = None
+    pool: Pool | None = None
 
     def __repr__(self) -> str:
         shares = ""
@@ -501,6 +541,13 @@ class MeasuredWorstCase(WorstCase):
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,); UnsupportedError for atoms, which have none."""
         return self.measure.log_prob(*self._queries(X, y)).numpy()
+
+    def _sides(self) -> tuple[Rows, Rows]:
+        if self.pool is not None:
+            return self.pool.sides()
+        measures = (self.reference or self.measure, self.measure)
+        one, two = (measure.points(2000, make_generator(0)) for measure in measures)
+        return _arrays(*one), _arrays(*two)
 
     @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary
-from drojko.inner.worst_case import WorstCase
+from drojko.inner.worst_case import WorstCase, which
 from drojko.measures.base import LabelledMeasure
 
 __all__ = ["TransportedWorstCase"]
@@ -105,14 +105,20 @@ class TransportedWorstCase(WorstCase):
         return x.cpu().numpy(), self._decode(labels)
 
     @torch.no_grad()
-    def transport(self, X: Any, y: Any) -> np.ndarray:
+    def transport(self, X: Any, y: Any, random_state: Any = None) -> np.ndarray:
         """Where rows X with labels y are moved, shape (n, d).
 
-        Where the plan is a mixture, this is the map of the larger penalty, which stays within the
-        budget.
+        Where the plan is a mixture, rows take one of its two maps, so many of them that means over
+        the rows of the reference are those of the plan up to one row; ``random_state`` draws which.
         """
         batch = self._batch(X, y)
-        return self._images(self.high_penalty, batch)[0].cpu().numpy()
+        image = self._images(self.high_penalty, batch)[0]
+        if self.share > 0.0:
+            low = self._images(self.low_penalty, batch)[0]
+            cost = [(z - batch.x).square().sum(1).cpu().numpy() for z in (low, image)]
+            first = which(np.full(len(image), self.share), cost[0] - cost[1], random_state)
+            image = torch.where(torch.as_tensor(first, device=low.device)[:, None], low, image)
+        return image.cpu().numpy()
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).

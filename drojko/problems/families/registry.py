@@ -129,7 +129,11 @@ class _Tilted(Family):
         if not self.tilts:
             worst = unlabelled(Empirical(of.draws.x.numpy(), mass))
             return certificate, MeasuredWorstCase(
-                worst, certificate.worst_case_risk, LABEL, self.names
+                worst,
+                certificate.worst_case_risk,
+                LABEL,
+                self.names,
+                reference=unlabelled(Empirical(of.draws.x.numpy(), w)),
             )
         largest = math.inf
         if of.sampled and ambiguity.needs_largest(certificate.penalty):

@@ -199,7 +199,7 @@ def test_pages_of_other_kinds_of_audits(tmp_path):
     X, y = X.iloc[:120, :4], y[:120]
     forest = RandomForestClassifier(10, random_state=0).fit(X, y)
     kl = render(audit(forest, X, y, KL(), radii=[0.0, 0.1], random_state=0))
-    assert "weight only" in kl
+    assert "mass ×" in kl
     table = X.iloc[:, :2].assign(kind=np.where(X.iloc[:, 2] > X.iloc[:, 2].median(), "a", "b"))
     numbers = Ridge().fit(table.iloc[:, :2], X.iloc[:, 3])
     text = render(

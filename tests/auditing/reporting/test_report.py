@@ -1,13 +1,19 @@
 """Reports: worst cases, moves, exports, pictures, comparisons."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.datasets import make_classification
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 from drojko import AuditReport, audit
-from drojko.ambiguity import Wasserstein
+from drojko.ambiguity import KL, MMD, CVaR, Group, Sinkhorn, Wasserstein
 from drojko.auditing import compare
+from drojko.auditing.reporting.page import render
 from drojko.displays import DisplacementDisplay, RobustnessCurveDisplay, WorstCaseDisplay
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
@@ -169,3 +175,165 @@ def test_rows_as_pictures(iris, linear):
         found.images(3)[:, 1].reshape(3, 4),
         moves.xs("after", level="state")[list(iris[0].columns)],
     )
+
+
+# Sets that reweight -------------------------------------------------------------------------------
+
+
+HALVES = np.repeat(["first", "second"], 50)
+
+
+@pytest.fixture(scope="module")
+def logistic():
+    X, y = make_classification(100, 4, random_state=0, flip_y=0.2)
+    model = LogisticRegression().fit(X, y)
+    p = model.predict_proba(X)[np.arange(100), y]
+    return model, X, y, -np.log(p)
+
+
+@pytest.mark.parametrize("ambiguity", [Group(), Group(0.2), KL(radius=0.2)], ids=repr)
+def test_groups_and_classes_have_their_masses(logistic, ambiguity):
+    model, X, y, losses = logistic
+    report = audit(model, X, y, ambiguity, groups=HALVES, random_state=0)
+    dual = ambiguity.on(None, np.full(100, 0.01), HALVES).dual(losses)
+    mass = 0.01 * dual.ratio
+    assert report.table.worst_case_risk[0] == pytest.approx(dual.value, rel=1e-9)
+    for frame, labels in ((report.groups, HALVES), (report.shares("class"), y)):
+        names = np.unique(labels)
+        assert frame.iloc[:, 0].tolist() == names.tolist()
+        for row, name in zip(frame.itertuples(), names):
+            inside = labels == name
+            assert row.mass == pytest.approx(inside.mean())
+            assert row.risk == pytest.approx(losses[inside].mean(), rel=1e-6)
+            assert row.worst_case_mass == pytest.approx(mass[inside].sum(), abs=1e-9)
+            if row.worst_case_mass > 0 and isinstance(ambiguity, KL):
+                worst = mass[inside] @ losses[inside] / mass[inside].sum()
+                assert row.worst_case_risk == pytest.approx(worst, rel=1e-6)
+    page = render(report)
+    assert "Mass and mean loss of each group" in page
+    assert "Mass and mean loss of each class" in page
+    with pytest.raises(InvalidDataError, match="by="):
+        report.shares("row")
+
+
+def test_groups_that_overlap_have_their_shares_of_the_mixture(logistic):
+    model, X, y, losses = logistic
+    members = pd.DataFrame({"all": np.ones(100, int), "late": (HALVES == "second").astype(int)})
+    report = audit(model, X, y, Group(), groups=members, random_state=0)
+    assert report.groups["group"].tolist() == ["all", "late"]
+    np.testing.assert_allclose(report.groups["mass"], [2 / 3, 1 / 3])
+    means = [losses.mean(), losses[50:].mean()]
+    np.testing.assert_allclose(report.groups["risk"], means, rtol=1e-6)
+    np.testing.assert_allclose(report.groups["worst_case_mass"], np.argsort(means), atol=1e-12)
+    assert report.table.worst_case_risk[0] == pytest.approx(max(means), rel=1e-9)
+
+
+def test_no_groups_are_an_empty_table(report):
+    assert report.groups.empty
+    assert report.shares()["worst_case_mass"].sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "ambiguity", [Group(0.3), KL(radius=0.2), CVaR(0.2), MMD(radius=0.2)], ids=repr
+)
+def test_the_most_harmful_rows_are_those_that_make_most_of_the_risk(logistic, ambiguity):
+    model, X, y, losses = logistic
+    report = audit(model, X, y, ambiguity, groups=HALVES, random_state=0)
+    moves = report.moves(100)
+    before, after = (moves.xs(state, level="state") for state in ("before", "after"))
+    np.testing.assert_allclose(before["loss"], losses[before.index], rtol=1e-6)
+    np.testing.assert_allclose(before["mass"], 0.01)
+    part = (after["mass"] * after["loss"]).to_numpy()
+    assert (np.diff(part) <= 1e-15).all()
+    assert part.sum() == pytest.approx(report.table.worst_case_risk[0], rel=1e-6)
+    assert after["harm"].sum() == pytest.approx(part.sum() - losses.mean(), rel=1e-6)
+    assert report.displacement()["rms"].max() > 0
+
+
+def test_displacement_of_masses_does_not_depend_on_units(logistic):
+    model, X, y, _ = logistic
+    scaled = X * [1.0, 1000.0, 1.0, 1.0]
+    other = LogisticRegression()
+    other.classes_, other.intercept_ = model.classes_, model.intercept_
+    other.coef_ = model.coef_ / [1.0, 1000.0, 1.0, 1.0]
+    for ambiguity in (KL(radius=0.2), Group(0.3)):
+        one, two = (
+            audit(m, Z, y, ambiguity, groups=HALVES, random_state=0).displacement()
+            for m, Z in ((model, X), (other, scaled))
+        )
+        np.testing.assert_allclose(one["share"], two["share"], rtol=1e-6)
+        assert one["share"].sum() == pytest.approx(1.0)
+        shift = one.groupby("class")["mass"].first()
+        assert shift.sum() == pytest.approx(0.0, abs=1e-12)
+        assert abs(shift[0]) > 1e-3
+
+
+def test_a_continuous_reference_has_no_groups(logistic):
+    model, X, y, _ = logistic
+    with pytest.raises(UnsupportedError, match="groups are known of the rows alone"):
+        audit(model, X, y, Group(0.1), groups=HALVES, reference="gaussian")
+
+
+# Known rows, files --------------------------------------------------------------------------------
+
+
+def test_known_rows_go_where_the_audit_moved_them(network, moons):
+    X, y = moons
+    for model, ball in (
+        (network, Wasserstein(radius=0.5)),
+        (network, Wasserstein(penalty=0.5)),
+        (LogisticRegression().fit(X, y), Wasserstein(radius=2.0)),
+        (RandomForestClassifier(5, random_state=0).fit(X, y), Wasserstein(radius=0.3)),
+    ):
+        report = audit(model, X, y, ball, random_state=0, max_evaluations=10_000)
+        worst, row = report.worst_case(), report.table.iloc[0]
+        image = worst.transport(X, y)
+        losses = report.problem.losses(torch.tensor(image), torch.tensor(y)).numpy()
+        # Two moves of one row cannot both be taken: the means are right up to half of one row.
+        one = np.ptp(worst.loss_after) / len(X) if len(worst.mass) > len(X) else 0.0
+        assert abs(losses.mean() - row.worst_case_risk) <= 0.51 * one + 1e-9
+        moved = {z.tobytes() for z in worst.after}
+        assert all(z.tobytes() in moved for z in image)
+        again = worst.transport(X[::-1], y[::-1])[::-1]
+        np.testing.assert_allclose(np.sort(again, axis=0).mean(0), image.mean(0), atol=0.05)
+        drawn = [worst.transport(X, y, random_state=k) for k in (1, 1)]
+        np.testing.assert_array_equal(*drawn)
+
+
+def test_rows_that_stand_twice_take_both_moves(moons):
+    X, y = (np.concatenate([part[:20]] * 2) for part in moons)
+    model = LogisticRegression().fit(*moons)
+    report = audit(model, X, y, Wasserstein(radius=0.5), random_state=0)
+    image = report.worst_case().transport(X, y)
+    losses = report.problem.losses(torch.tensor(image), torch.tensor(y)).numpy()
+    assert losses.mean() == pytest.approx(report.table.worst_case_risk[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "ambiguity",
+    [Wasserstein(radius=0.3), KL(radius=0.1), Group(0.1), Sinkhorn(0.1, radius=0.3)],
+    ids=repr,
+)
+def test_reports_are_pickled(logistic, ambiguity):
+    model, X, y, _ = logistic
+    report = audit(model, X, y, ambiguity, groups=HALVES, random_state=0)
+    again = pickle.loads(pickle.dumps(report))
+    pd.testing.assert_frame_equal(again.table, report.table)
+    pd.testing.assert_frame_equal(again.moves(3), report.moves(3))
+    pd.testing.assert_frame_equal(again.displacement(), report.displacement())
+    pd.testing.assert_frame_equal(again.groups, report.groups)
+    np.testing.assert_array_equal(again.worst_case().sample(5, 0)[0], report.samples(5).iloc[:, :4])
+    assert render(again) == render(report)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_reports_of_modules_are_pickled(network, moons):
+    few = [part[:8] for part in moons]
+    for module in (network, torch.jit.script(network)):
+        report = audit(module, *few, Wasserstein(radius=0.3), inner="pointwise", random_state=0)
+        again = pickle.loads(pickle.dumps(report))
+        pd.testing.assert_frame_equal(again.moves(3), report.moves(3))
+        image = again.worst_case().transport(moons[0][8:12], moons[1][8:12])
+        np.testing.assert_allclose(
+            image, report.worst_case().transport(moons[0][8:12], moons[1][8:12]), atol=1e-9
+        )

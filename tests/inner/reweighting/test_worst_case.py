@@ -6,7 +6,7 @@ import torch
 from scipy.stats import norm
 
 from drojko import DROClassifier
-from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
+from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, Group, TotalVariation
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.measures import ClassConditional, Empirical, Gaussian, Joint
@@ -268,3 +268,36 @@ def test_orders_below_one_count_losses_beyond_the_largest_as_that_one():
             assert 0.0 < flow.divergence < 1.0
             assert flow.effective_sample_size > 0.5
             assert np.abs(worst.transport(X[:5], y[:5]) - X[:5]).max() < 5.0
+
+
+def test_shares_of_a_shift_are_in_standard_deviations():
+    """Both columns move by the same number of standard deviations, in other units."""
+    mean, scale = np.zeros(2), np.array([1.0, 1000.0])
+    reference = one_class(mean, np.diag(scale**2))
+    x, y, w = reference.points(100_000, torch.Generator().manual_seed(5))
+
+    def loss(x, y):
+        return x[:, 0] + x[:, 1] / 1000.0
+
+    dual = KL(penalty=2.0).dual(loss(x, y), w)
+    worst = ReweightedWorstCase(
+        KL(penalty=2.0), dual.penalty, dual.shift, loss, reference, classes=np.array([7])
+    )
+    # Draws: 20,000 in the pool, whose columns differ by chance.
+    np.testing.assert_allclose(worst.displacement()["share"], 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize("reference", ["empirical", "gaussian"])
+def test_groups_and_kernels_show_what_changes(reference):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 2)), np.arange(200) % 2
+    X[:100, 0] += 3.0
+    groups = np.repeat(["near", "far"], 100)
+    clf = DROClassifier(Group(0.3), reference=reference, random_state=0)
+    frame = clf.fit(X, y, groups=groups).worst_case_.displacement()
+    shares = clf.worst_case_.group_weights
+    moved = 3.0 * (shares["near"] - 0.5)
+    first = frame[frame["feature"] == "x0"]
+    np.testing.assert_allclose(first["mean"], moved, atol=0.25)  # means of 50 draws each
+    assert frame["share"].sum() == pytest.approx(1.0)
+    assert frame.groupby("feature")["share"].sum()["x0"] > 0.8

@@ -1,0 +1,181 @@
+"""The audited model itself: its answers, its labels, and what of them are no numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from torch import Tensor, nn
+
+from drojko.auditing.reading.space import Space
+from drojko.exceptions import InvalidDataError
+from drojko.models import TabularModel
+
+__all__ = ["BLOCK", "CLIP", "Held", "ONE", "Own", "ScoresModel", "Tally", "Watched"]
+
+#: Probabilities are read between this and one: a forest that answers 0 has no finite log loss.
+CLIP = 1e-6
+#: Rows of one question.
+BLOCK = 65_536
+ONE = (
+    "an audit takes one answer a row; audit one output at a time, with a model whose predict "
+    "returns that column and y of shape (n,)"
+)
+
+
+@dataclass(eq=False)
+class Tally:
+    """How many answers were no numbers; copies of a model share theirs."""
+
+    bad: int = 0
+
+    def add(self, f: Tensor) -> Tensor:
+        """Count rows of answers (n,) or (n, K) that hold NaN or infinity, and hand them on."""
+        odd = ~torch.isfinite(f.detach())
+        self.bad += int((odd if f.ndim == 1 else odd.flatten(1).any(1)).sum())
+        return f
+
+    def __deepcopy__(self, memo: Any) -> Tally:
+        return self
+
+
+class Watched(nn.Module):
+    """A module whose answers are counted where they are no numbers."""
+
+    def __init__(self, module: nn.Module, tally: Tally) -> None:
+        super().__init__()
+        self.module, self.tally = module, tally
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tally.add(self.module(x))
+
+
+class Held(nn.Module):
+    """A module that takes float32 alone, or TorchScript, which pickles as its own archive."""
+
+    def __init__(self, module: nn.Module, single: bool) -> None:
+        super().__init__()
+        self.module, self.single = module, single
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x.float()).double() if self.single else self.module(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self.module, torch.jit.ScriptModule):
+            archive = io.BytesIO()
+            torch.jit.save(self.module, archive)
+            state |= {"_modules": {}, "archive": archive.getvalue()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        archive = state.pop("archive", None)
+        super().__setstate__(state)
+        if archive is not None:
+            self.module = torch.jit.load(io.BytesIO(archive))
+
+
+class ScoresModel(TabularModel):
+    """Answers without derivatives, for sets that ask for nothing but losses."""
+
+    def __init__(self, own: Own, n_outputs: int, tally: Tally) -> None:
+        super().__init__()
+        self.own, self.n_outputs, self.tally = own, n_outputs, tally
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tally.add(torch.as_tensor(self.own.scores(x.numpy()), dtype=torch.float64))
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        """Answers, and a derivative of zero."""
+
+        def backward(g: Tensor, parameters: bool = False) -> Any:
+            return [] if parameters else torch.zeros_like(x)
+
+        return self.forward(x), backward
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A model by its own code, asked at rows (n, d) of a space.
+
+    ``method`` is what it is asked for: "predict_proba", "decision_function", "predict" of a
+    regression, or the "logits" (or predictions) of a torch module. ``rows``, the user's table,
+    fills columns that the model drops.
+    """
+
+    model: Any
+    space: Space
+    rows: Any
+    classes: Any
+    method: str
+
+    def raw(self, U: np.ndarray) -> np.ndarray:
+        """Probabilities (n, K), decisions, logits or predictions, as the model gives them."""
+        if self.method == "logits":
+            with torch.no_grad():
+                return self.model(torch.as_tensor(U)).numpy()
+        found = self._asked(self.method, U)
+        if self.method == "predict_proba" and found.shape != (len(U), len(self.classes)):
+            raise InvalidDataError(
+                f"predict_proba gives shape {found.shape}; expected {(len(U), len(self.classes))}"
+            )
+        return found
+
+    def _asked(self, method: str, U: np.ndarray) -> np.ndarray:
+        found = np.asarray(getattr(self.model, method)(self.space.decode(U, self.rows)))
+        if method == "predict":
+            if found.size != len(U):
+                name = type(self.model).__name__
+                raise InvalidDataError(
+                    f"{name} predicts shape {found.shape} for {len(U)} rows: {ONE}"
+                )
+            found = found.reshape(len(U))
+        return found
+
+    def scores(self, U: np.ndarray) -> np.ndarray:
+        """Logits (n,) or (n, K), or predictions (n,), float64."""
+        return self._scores(self.raw(U))
+
+    def _scores(self, raw: np.ndarray) -> np.ndarray:
+        found = raw.astype(np.float64)
+        if self.method == "predict_proba":
+            found = np.log(np.clip(found, CLIP, 1.0))
+        if found.ndim == 2 and found.shape[1] <= 2:
+            return found[:, 1] - found[:, 0] if found.shape[1] == 2 else found[:, 0]
+        return found
+
+    def predicted(self, U: np.ndarray) -> np.ndarray:
+        """What ``predict`` says, shape (n,): labels, or the numbers of a regression."""
+        if self.method != "logits":
+            return self._asked("predict", U)
+        f = self.scores(U)
+        if self.classes is None:
+            return f
+        return self.classes[f.argmax(1) if f.ndim == 2 else (f > 0).astype(int)]
+
+    def differs(self, copied: TabularModel, U: np.ndarray) -> int:
+        """At how many rows a copy answers otherwise, beyond what rounding does to the model's.
+
+        Probabilities are compared as such: of those that are nearly 0 or 1, all that the model
+        itself can tell.
+        """
+        own = self.raw(U)
+        eps = float(np.finfo(own.dtype).eps) if own.dtype.kind == "f" else 2e-16
+        with torch.no_grad():
+            f = copied(torch.as_tensor(U)).numpy()
+        near = max(1e-7, 64.0 * eps) * (1.0 + np.abs(f).max(initial=0.0, where=np.isfinite(f)))
+        if self.method == "predict_proba":
+            f = softmax(f, axis=1) if f.ndim == 2 else np.stack([expit(-f), expit(f)], 1)
+            limit = near * np.maximum(own, f) + 64.0 * eps
+        else:
+            own, limit = self._scores(own), near
+        if own.shape != f.shape:
+            return len(U)
+        with np.errstate(invalid="ignore"):
+            same = (np.abs(own - f) <= limit) | (own == f)  # NaN is never the same
+        return int((~same.reshape(len(U), -1).all(1)).sum())
