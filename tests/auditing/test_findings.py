@@ -7,6 +7,8 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from drojko import audit
 from drojko.ambiguity import KL, Sinkhorn, Wasserstein
@@ -158,6 +160,19 @@ def test_nan_answers_of_a_model_without_gradients_are_said(moons):
     assert report.table.upper_bound[0] == np.inf
     assert report.table.worst_case_risk[0] >= report.table.nominal_risk[0]
     assert not any("NaN" in text for text in audit(model, *moons, KL(radius=0.1)).findings)
+
+
+def test_a_pipeline_that_refuses_rows_of_nan_is_searched_around_them():
+    rng = np.random.default_rng(0)
+    X = rng.exponential(size=(40, 2))
+    y = (X[:, 0] < 1).astype(int)
+    model = make_pipeline(FunctionTransformer(np.log), LogisticRegression()).fit(X, y)
+    report = audit(model, X, y, Wasserstein(radius=0.3), max_evaluations=1_000, random_state=0)
+    found(report, "NaN", "no upper bound")
+    row = report.table.iloc[0]
+    assert row.worst_case_risk > row.nominal_risk
+    assert row.upper_bound == np.inf
+    assert (report.worst_case().after > 0).all()
 
 
 class Tail(torch.nn.Module):

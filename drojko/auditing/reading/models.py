@@ -128,7 +128,7 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
     found, rows = AuditedModel(own, None, space, classes, note), space.encode(X)
     own.scores(rows[:1])  # which says what does not fit
     for copied in copies:
-        found = replace(found, tabular=copied, note=note).compare(rows)
+        found = replace(found, tabular=copied, note=note, compared=0).compare(rows)
         if found.tabular is not None:
             break
     return found
