@@ -207,9 +207,9 @@ def _search(
     problem: AuditProblem, sizes: list[tuple[float, Any]], settings: Any, max_evaluations: int
 ) -> tuple[Health, list[Row]]:
     """Whether the model is fit to be audited, and what was found at every size."""
-    general, nan = health(problem), math.nan
+    general, nan = health(problem), [math.nan] * 4
     nothing = [
-        Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan), None)
+        Row(size, Certificate(*nan, own.radius, *nan[:2], proof="local-estimate"), None)
         for size, own in sizes
     ]
     if general.unusable:

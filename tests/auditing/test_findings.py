@@ -1,5 +1,7 @@
 """Sabotage: whatever is broken in a model or in the solver is said, never passed over."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from drojko import audit
+from drojko import DROClassifier, audit
 from drojko.ambiguity import KL, Sinkhorn, Wasserstein
 from drojko.inner import Pointwise
 from drojko.inner.transport.candidates import LearnedMap
@@ -151,6 +153,30 @@ def test_nan_anywhere_that_the_search_went_is_said_and_nothing_is_proven(moons, 
     assert row.proof == "local-estimate"
     assert not np.isfinite(row.upper_bound)
     assert np.isfinite(row.nominal_risk)
+
+
+class Root(torch.nn.Module):
+    """A trainable module with a domain: NaN where the first column is below -1.5."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, width)
+
+    def forward(self, x):
+        return self.linear(x) + torch.sqrt(x[:, :1] + 1.5)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_nan_answers_of_a_fitted_estimator_are_said(moons, width):
+    X, y = (part[:40] for part in moons)
+    clf = DROClassifier(
+        KL(radius=0.1), model=lambda: Root(width), reference="empirical", max_iter=2, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two passes do not converge
+        clf.fit(X, y)
+    report = audit(clf, X, y, Wasserstein(radius=1.0), random_state=0)
+    found(report, "NaN", "no upper bound")
 
 
 def test_nan_answers_of_a_model_without_gradients_are_said(moons):
