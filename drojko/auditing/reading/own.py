@@ -155,7 +155,7 @@ class Own:
         """Rows that the steps of a pipeline before the last leave finite, (n,); else all."""
         try:
             inner = self.model[:-1].transform(self.space.decode(U, self.rows))
-            return np.isfinite(np.asarray(inner, dtype=np.float64)).all(1)
+            return np.asarray(np.isfinite(np.asarray(inner, dtype=np.float64)).all(1))
         except (TypeError, ValueError, AttributeError):
             return np.ones(len(U), bool)
 
