@@ -164,15 +164,15 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
         if tilts:
             worst: WorstCase = _tilted(problem, ambiguity, certificate, point, losses, fitted)
         else:
-            state = {
-                "attained_risk": certificate.worst_case_risk, "x": x.numpy(), "y": y.numpy(),
-                "mass": mass,
-            }  # fmt: skip
+            kept = mass > 0
+            state = {"x": x.numpy()[kept], "y": y.numpy()[kept], "mass": mass[kept]}
+            state["attained_risk"] = certificate.worst_case_risk
             measured: Any = approach.worst_case(_fitted(problem, problem.tabular), state)
-            parts = (x, y, *map(torch.from_numpy, (weights, losses, dual.ratio)))
+            w, ratio = torch.from_numpy(weights), torch.from_numpy(dual.ratio)
             shares = getattr(dual, "group_weights", None)
             named = None if shares is None else dict(zip(group_names, shares.tolist(), strict=True))
-            worst = replace(measured, pool=Pool(*parts, 1.0), group_weights=named)
+            pool = Pool(x, y, w, torch.from_numpy(losses), ratio, 1.0)
+            worst = replace(measured, pool=pool, group_weights=named)
         found = Row(size, certificate, worst, (x, y, mass))
         if len(losses) <= (ambiguity.most_draws or len(losses)):  # where duals are cheap
             found.random = float(np.mean([weights @ (bound.dual(g).ratio * losses) for g in noise]))

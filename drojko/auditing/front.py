@@ -207,11 +207,10 @@ def _search(
     problem: AuditProblem, sizes: list[tuple[float, Any]], settings: Any, max_evaluations: int
 ) -> tuple[Health, list[Row]]:
     """Whether the model is fit to be audited, and what was found at every size."""
-    general, nan = health(problem), math.nan
-    nothing = [
-        Row(size, Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"), None)
-        for size, own in sizes
-    ]
+    general, nan, nothing = health(problem), math.nan, []
+    for size, own in sizes:
+        empty = Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof="local-estimate")
+        nothing.append(Row(size, empty, None))
     if general.unusable:
         return general, nothing
     # Families that audits know more of than a certificate, by the name of their approach.

@@ -1,5 +1,7 @@
 """Sabotage: whatever is broken in a model or in the solver is said, never passed over."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +9,10 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
-from drojko import audit
+from drojko import DROClassifier, audit
 from drojko.ambiguity import KL, Sinkhorn, Wasserstein
 from drojko.inner import Pointwise
 from drojko.inner.transport.candidates import LearnedMap
@@ -151,6 +155,30 @@ def test_nan_anywhere_that_the_search_went_is_said_and_nothing_is_proven(moons, 
     assert np.isfinite(row.nominal_risk)
 
 
+class Root(torch.nn.Module):
+    """A trainable module with a domain: NaN where the first column is below -1.5."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, width)
+
+    def forward(self, x):
+        return self.linear(x) + torch.sqrt(x[:, :1] + 1.5)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_nan_answers_of_a_fitted_estimator_are_said(moons, width):
+    X, y = (part[:40] for part in moons)
+    clf = DROClassifier(
+        KL(radius=0.1), model=lambda: Root(width), reference="empirical", max_iter=2, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two passes do not converge
+        clf.fit(X, y)
+    report = audit(clf, X, y, Wasserstein(radius=1.0), random_state=0)
+    found(report, "NaN", "no upper bound")
+
+
 def test_nan_answers_of_a_model_without_gradients_are_said(moons):
     model = Edge().fit(*moons)
     report = audit(model, *moons, Wasserstein(), radii=[0.5], max_evaluations=5_000, random_state=0)
@@ -158,6 +186,19 @@ def test_nan_answers_of_a_model_without_gradients_are_said(moons):
     assert report.table.upper_bound[0] == np.inf
     assert report.table.worst_case_risk[0] >= report.table.nominal_risk[0]
     assert not any("NaN" in text for text in audit(model, *moons, KL(radius=0.1)).findings)
+
+
+def test_a_pipeline_that_refuses_rows_of_nan_is_searched_around_them():
+    rng = np.random.default_rng(0)
+    X = rng.exponential(size=(40, 2))
+    y = (X[:, 0] < 1).astype(int)
+    model = make_pipeline(FunctionTransformer(np.log), LogisticRegression()).fit(X, y)
+    report = audit(model, X, y, Wasserstein(radius=0.3), max_evaluations=1_000, random_state=0)
+    found(report, "NaN", "no upper bound")
+    row = report.table.iloc[0]
+    assert row.worst_case_risk > row.nominal_risk
+    assert row.upper_bound == np.inf
+    assert (report.worst_case().after > 0).all()
 
 
 class Tail(torch.nn.Module):

@@ -14,8 +14,8 @@ from drojko.auditing.reading.problem import AuditProblem
 
 __all__ = ["faithful", "farthest", "moved_out"]
 
-#: Rows that are moved in every way, drawn evenly; ways at random beside the columns' own.
-_ROWS, _POINTS, _RANDOM = 2_000, 40_000, 2
+#: Rows that are moved in every way, points and numbers in all; random ways beside the columns' own.
+_ROWS, _POINTS, _NUMBERS, _RANDOM = 2_000, 40_000, 4_000_000, 2
 
 
 def faithful(problem: AuditProblem, radius: float) -> AuditProblem:
@@ -45,7 +45,9 @@ def moved_out(problem: AuditProblem, radius: float) -> Tensor:
         return x if problem.sampled else x[:0]
     gen = torch.Generator().manual_seed(0)  # the audit's own draws do not depend on this
     columns = np.flatnonzero(cost.mutable)
-    most = max(8, min(_ROWS, _POINTS // (4 * len(columns))))
+    budget = min(_POINTS, _NUMBERS // x.shape[1]) // 4  # two distances in two senses
+    each = len(columns) > budget // 8  # so many columns that each row takes one of them
+    most = max(8, min(_ROWS, budget // (_RANDOM + 1 + (1 if each else len(columns)))))
     rows = torch.arange(len(x))
     if len(x) > most:
         rows = torch.randperm(len(x), generator=gen)[:most].sort().values
@@ -56,7 +58,7 @@ def moved_out(problem: AuditProblem, radius: float) -> Tensor:
     length = (gradient / root.where(root > 0, torch.ones_like(root))).norm(dim=1, keepdim=True)
     ways = [torch.nan_to_num(gradient / length.clamp_min(1e-300))]
     ways += [problem.directions(len(x), gen) for _ in range(_RANDOM)]
-    if len(columns) > _POINTS // 32:  # a column for each row
+    if each:
         picked = torch.as_tensor(columns)[torch.randint(len(columns), (len(x),), generator=gen)]
         ways.append(torch.zeros_like(x).scatter_(1, picked[:, None], 1.0) * root)
     else:

@@ -120,15 +120,16 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
         if len(classes) < 2:
             raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
     method = _method(model) if classes is not None else "predict"
+    tally = Tally()
     try:
-        copies, space, note = _differentiable(model, X)
+        copies, space, note = _differentiable(model, X, tally)
     except NotAffine as reason:
         copies, space, note = [], Space.of(X, _keys_of_frame(X)), f"no gradients: {reason}"
     own = Own(model, space, X, classes, method)
-    found, rows = AuditedModel(own, None, space, classes, note), space.encode(X)
+    found, rows = AuditedModel(own, None, space, classes, note, tally=tally), space.encode(X)
     own.scores(rows[:1])  # which says what does not fit
     for copied in copies:
-        found = replace(found, tabular=copied, note=note).compare(rows)
+        found = replace(found, tabular=copied, note=note, compared=0).compare(rows)
         if found.tabular is not None:
             break
     return found
@@ -161,7 +162,7 @@ def _keys_of_frame(X: Any) -> list[Any] | None:
     return keys
 
 
-def _differentiable(model: Any, X: Any) -> tuple[list[TabularModel], Space, str]:
+def _differentiable(model: Any, X: Any, tally: Tally) -> tuple[list[TabularModel], Space, str]:
     """Affine maps with a network that may be the model; raises `NotAffine` where none is."""
     channels = [Affine({Key(j): 1.0}) for j in range(X.shape[1])]
     last = model
@@ -169,7 +170,7 @@ def _differentiable(model: Any, X: Any) -> tuple[list[TabularModel], Space, str]
         steps, last = inside
         for step in steps:
             channels = channels_of(step, channels)
-    networks = _networks(last)
+    networks = _networks(last, tally)
     keys = {key for channel in channels for key in channel.terms}
     used = {key.column for key in keys}
     # Number columns that the model drops may be named in weights all the same.
@@ -192,11 +193,15 @@ def _inside(model: Any) -> tuple[list[Any], Any] | None:
     return None if inside is None else ([], inside)
 
 
-def _networks(model: Any) -> list[TabularModel]:
+def _networks(model: Any, tally: Tally) -> list[TabularModel]:
     """A fitted final estimator as networks on its own inputs, one of which may answer as it."""
     fitted = getattr(model, "_fitted_model", None)  # what drojko's own estimators offer
     if fitted is not None:
-        return [copy.deepcopy(fitted()).to("cpu", torch.float64)]
+        own = copy.deepcopy(fitted()).to("cpu", torch.float64)
+        inside = own.module if isinstance(getattr(own, "module", None), LogitDifference) else own
+        if hasattr(inside, "module"):  # a module of the user's
+            inside.module = Watched(inside.module, tally)
+        return [own]
     kind = type(model).__name__
     if not type(model).__module__.startswith("sklearn."):
         raise NotAffine(f"{kind} is not known here")

@@ -88,7 +88,21 @@ class ScoresModel(TabularModel):
         self.own, self.n_outputs, self.tally = own, n_outputs, tally
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tally.add(torch.as_tensor(self.own.scores(x.numpy()), dtype=torch.float64))
+        with np.errstate(all="ignore"):  # far from the data a step may leave its domain
+            found = self._asked(x.numpy())
+        return self.tally.add(torch.as_tensor(found, dtype=torch.float64))
+
+    def _asked(self, U: np.ndarray) -> np.ndarray:
+        """Answers, NaN for rows that the model refuses: those that a step before made NaN of."""
+        try:
+            return self.own.scores(U)
+        except ValueError:
+            answer = np.full((len(U), self.n_outputs), np.nan)
+            good = self.own.finite(U) if len(U) > 1 else np.zeros(1, bool)
+            halves = np.array_split(np.flatnonzero(good), 2 if good.all() else 1)
+            for rows in filter(len, halves):
+                answer[rows] = self._asked(U[rows]).reshape(len(rows), -1)
+            return answer[:, 0] if self.n_outputs == 1 else answer
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
         """Answers, and a derivative of zero."""
@@ -136,6 +150,14 @@ class Own:
                 )
             found = found.reshape(len(U))
         return found
+
+    def finite(self, U: np.ndarray) -> np.ndarray:
+        """Rows that the steps of a pipeline before the last leave finite, (n,); else all."""
+        try:
+            inner = self.model[:-1].transform(self.space.decode(U, self.rows))
+            return np.asarray(np.isfinite(np.asarray(inner, dtype=np.float64)).all(1))
+        except (TypeError, ValueError, AttributeError):
+            return np.ones(len(U), bool)
 
     def scores(self, U: np.ndarray) -> np.ndarray:
         """Logits (n,) or (n, K), or predictions (n,), float64."""
