@@ -247,7 +247,7 @@ class NormObjective(ABC):
         held = ground.penalty is not None or bool(ground.ridge.any())
         if held and np.ptp(y[w > 0]) > 0:
             return None  # only the intercept of a single class is free to grow
-        if (held or ground.moves) and state.terms.value > 1e-10 * self.unit:
+        if (held or ground.moves) and state.row["robust_risk"] > 1e-10 * self.unit:
             return None
         apart = ((2.0 * y - 1.0) * state.u > 0) | (w == 0)
         return _SEPARABLE if bool(apart.all()) else None
