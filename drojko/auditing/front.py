@@ -162,7 +162,11 @@ def audit(
         if general.unusable:
             nan = math.nan
             found = [
-                Row(size, Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"), None)
+                Row(
+                    size,
+                    Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"),
+                    None,
+                )
                 for size, own in sizes
             ]
         else:
