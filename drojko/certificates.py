@@ -241,9 +241,9 @@ def _ball_upper(
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
         if not is_linear(adversary.objective.model):
             options.extend(_local_ball(adversary, batch, ball, dual))
-    known = [option for option in options if math.isfinite(option[0])]
-    proven = [option for option in known if option[1] != "local-estimate"]
-    return min(proven or known or [(math.inf, "local-estimate")])
+    finite = [option for option in options if math.isfinite(option[0])]
+    proven = [option for option in finite if option[1] != "local-estimate"]
+    return min(proven or finite or [(math.inf, "local-estimate")])
 
 
 def _local_ball(

@@ -407,7 +407,8 @@ class Loss:
             f = far * way.expand(len(labels), n_outputs)
             return float(self.value(f[:, 0] if self.scalar else f, labels).max())
 
-        return any(endless(lambda t, w=w: worst(t * w), 6) for w in (*ways, *-ways))
+        low = [way for way in (*ways, *-ways) if worst(way) < 0.0]
+        return any(endless(lambda t, w=w: worst(t * w), 6) for w in low)
 
     _level = 0.5  # the quantile that is the best constant, where there is one
 

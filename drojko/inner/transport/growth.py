@@ -59,8 +59,8 @@ def refuse(found: float, penalty: float | None) -> None:
     if penalty is not None and found > 0.0 and penalty <= found * (1.0 + _SURE):
         raise UnboundedRiskError(
             f"the worst-case risk is infinite at penalty={penalty:.6g}: the loss grows as fast as "
-            f"the transport cost. It takes a penalty above {found:.6g}: raise it, give a radius, "
-            f"{_REMEDIES}"
+            f"the transport cost. It can be finite for a penalty above {found:.6g}: raise it, give "
+            f"a radius, or {_REMEDIES}"
         )
 
 

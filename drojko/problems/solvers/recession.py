@@ -15,6 +15,7 @@ _FAR = 1e4  # natural lengths from the start beyond which a ray is asked for its
 #: Where along a ray: numbers end before distances do.
 _SHARES = 10.0 ** np.array([0.0, 3.0, 6.0, 9.0, 12.0, 24.0, 48.0])
 _ENOUGH = 5  # of them at least, where losses overflow or have no finite worst case farther out
+_BENDS = 30  # directions that curve, and are taken out of the move
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,56 @@ class Horizon:
     ) -> np.ndarray | None:
         """The way from the start to a point, where the value keeps falling along it.
 
-        The slope of a convex function along a ray never falls: where it is the same at all
-        distances that numbers allow, it is that of the whole ray, which the region never ends.
-        ``size`` is that of the losses.
+        A convex function that is bounded below, or has a minimum on a ray, does not fall twice as
+        far a thousand times farther out, again and again. A descent wanders where it is held, too:
+        what bends the value along the move is taken out of it, as far as that shows in the change
+        of the gradient. ``size`` is that of the losses.
         """
-        move = region.recession(point - self.start)
-        length = float(np.abs(move).max())
-        if not length > 0.0:
-            return None
-        shares, values = [0.0], [_value(oracle, point)]
-        # A million is far for variables without any length.
-        for share in _SHARES * np.where(_SHARES > 1e3, max(1.0, 1.0 / length), 1.0):
-            at = point + share * move
-            if not np.abs(region.nearest(at) - at).max() <= 1e-6 * np.abs(at).max():
+        move, bends = point - self.start, np.zeros((len(point), 0))
+        for _ in range(min(len(point), _BENDS)):
+            move = region.recession(move)
+            length = float(np.abs(move).max())
+            if not length > 1e-6 * np.abs(point - self.start).max():
                 return None
-            value = _value(oracle, at)
-            if value is None:
-                break
-            shares.append(float(share))
-            values.append(value)
-        if len(values) <= _ENOUGH or values[0] is None:
-            return None
-        falls = np.diff(values) / np.diff(shares)
-        steady = bool((falls <= 0.99 * falls[0]).all()) and falls[0] < -1e-6 * size
-        return move / np.linalg.norm(move) if steady else None
+            if _falls(oracle, region, point, move, size):
+                return move / np.linalg.norm(move)
+            near, far = _answer(oracle, point), _answer(oracle, point + 1e3 * move)
+            if near is None or far is None:
+                return None
+            change = far.gradient - near.gradient
+            change = change - bends @ (bends.T @ change)
+            norm = float(np.linalg.norm(change))
+            if not norm > 1e-9 * np.linalg.norm(near.gradient):
+                return None
+            bends = np.column_stack([bends, change / norm])
+            move = move - bends @ (bends.T @ move)
+        return None
 
 
-def _value(oracle: Oracle, point: np.ndarray) -> float | None:
+def _falls(
+    oracle: Oracle, region: Region, point: np.ndarray, move: np.ndarray, size: float
+) -> bool:
+    """Whether the value falls along a move and its multiples, which the region never ends."""
+    first, drop, met = _answer(oracle, point), 1e-6 * size, 0
+    if first is None:
+        return False
+    longer = max(1.0, 1.0 / float(np.abs(move).max()))  # far for variables without any length
+    for share in _SHARES * np.where(_SHARES > 1e3, longer, 1.0):
+        at = point + share * move
+        if not np.abs(region.nearest(at) - at).max() <= 1e-6 * np.abs(at).max():
+            return False
+        answer = _answer(oracle, at)
+        if answer is None:
+            break
+        if not first.value - answer.value > drop:
+            return False
+        drop, met = 2.0 * (first.value - answer.value), met + 1
+    return met >= _ENOUGH
+
+
+def _answer(oracle: Oracle, point: np.ndarray) -> Answer | None:
     """The worst case at a point; None where it is not finite."""
     with np.errstate(all="ignore"):
         answer = oracle(point)
     known = isinstance(answer, Answer) and np.isfinite(answer.value)
-    return answer.value if known else None
+    return answer if known else None
