@@ -21,7 +21,7 @@ from drojko.measures._arrays import (
     positive,
     queries,
 )
-from drojko.measures.base import Measure, antithetic, choose, draws, inverted, normal
+from drojko.measures.base import Measure, centred, choose, draws, inverted, normal
 from drojko.measures.gaussian import Gaussian, cholesky, normal_log_prob
 
 __all__ = ["GaussianMixture"]
@@ -161,13 +161,13 @@ class GaussianMixture(Measure):
         return self._placed(component, normal((n, self.dim), generator))
 
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return ceil(pi_k n) antithetic draws of each component, component after component."""
+        """Return ceil(pi_k n) draws of each component, of its mean, component after component."""
         self._ready()
         n, generator = draws(n, generator)
         x, w = [], []
         for k, share in enumerate(self.weights_):
             m = max(1, int(np.ceil(share * n)))
-            x.append(self._place(k, antithetic(m, (self.dim,), generator)))
+            x.append(self._place(k, centred(m, self.dim, generator)))
             w.append(torch.full((m,), float(share) / m, dtype=torch.float64))
         return torch.cat(x), torch.cat(w)
 
