@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -143,12 +142,9 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
     result = []
     for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
         bound = ambiguity.on(None, weights)
-        certificate, point = reweighted_certificate(
+        certificate, point, bounded = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted
         )
-        largest = math.inf
-        if fitted is not None and ambiguity.needs_largest(point.penalty):
-            largest = max(float(losses.max()), float(fitted[0].max()))
         worst = ReweightedWorstCase(
             ambiguity,
             float(point.penalty),
@@ -158,7 +154,7 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
             problem.classes,
             names,
             certificate.worst_case_risk,
-            largest=largest,
+            bounded=bounded,
         )
         dual = bound.dual(losses)
         found = Row(size, certificate, worst, (problem.x, problem.y, weights * dual.ratio))

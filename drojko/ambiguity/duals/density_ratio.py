@@ -274,6 +274,8 @@ class DensityRatioSet(AmbiguitySet):
             above = values >= top
             missing = float(w @ r) if ratio is not None else 1.0
             missing -= float(w[~above] @ r[~above])
+            if not np.isfinite(missing):  # a dual point of other losses
+                return BoundedRatio()
             level = max(missing, 0.0) / float(w[above].sum())
         return BoundedRatio(top, level, step, kept)
 

@@ -16,6 +16,7 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, SolverError
 from drojko.flows.importance.rejection import (
+    LEAST,
     RejectionBlock,
     draw_kept,
     effective_sample_size,
@@ -196,12 +197,17 @@ class ImportanceMeasure(Measure):
         total = self._log_prob(x, depth - 1)
         return total + stage.log_ratio(log_target(self.log_prob_target, x) - total)
 
-    def evidence(self, n: int = 10_000, random_state: Any = None, least: float = 0.1) -> Evidence:
+    def evidence(
+        self, n: int = 10_000, random_state: Any = None, least: float | None = None
+    ) -> Evidence:
         """Draw n points and weigh them; see `Evidence`.
 
-        Warns with ConvergenceWarning where the effective sample size is below ``least``, and where
-        the weights have a tail without variance. InvalidDataError for fewer than 2 draws.
+        Warns with ConvergenceWarning where the effective sample size is below ``least`` (None: 0.9
+        after rejection steps, which aim at 0.999, and 0.1 without any), and where the weights have
+        a tail without variance. InvalidDataError for fewer than 2 draws.
         """
+        if least is None:
+            least = LEAST if self._blocks and self.stages[-1] is self._blocks[-1] else 0.1
         if draws(n, 0)[0] < 2:
             raise InvalidDataError(f"evidence of n={n} draws has no error: give 2 or more")
         x, log_density = self.sample_with_log_prob(n, make_generator(random_state))
