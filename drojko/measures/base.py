@@ -162,12 +162,12 @@ def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return torch.cat([half, -half])[:k]
 
 
-def centred(k: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Return k standard normal draws (k, dim) whose mean is zero, each of them standard normal.
+def centred(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return k standard normal arrays (k, *shape) whose mean is zero, each standard normal.
 
     Unlike pairs z, -z they are as good as independent ones for even functions.
     """
-    z = normal((k, dim), generator)
+    z = normal((k, *shape), generator)
     return z if k < 2 else (z - z.mean(0)) * (k / (k - 1.0)) ** 0.5
 
 

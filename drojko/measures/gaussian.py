@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import double, indices, matrix, moments, positive, queries
-from drojko.measures.base import Measure, centred, draws, normal
+from drojko.measures.base import Measure, antithetic, centred, draws, normal
 
 __all__ = ["Gaussian"]
 
@@ -102,8 +102,17 @@ class Gaussian(Measure):
 
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return n draws of weight 1/n whose mean is m exactly (for n > 1)."""
+        return self._points(n, generator, centred)
+
+    def mirrored_points(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return n draws of weight 1/n in pairs m +- u: symmetric, as particles of flows."""
+        return self._points(n, generator, antithetic)
+
+    def _points(self, n: int, generator: Any, noise: Any) -> tuple[Tensor, Tensor]:
         n, generator = draws(n, generator)
-        x = self._place(centred(n, self.dim, generator))
+        x = self._place(noise(n, (self.dim,), generator))
         return x, torch.full((n,), 1 / n, dtype=torch.float64)
 
     def _place(self, noise: Tensor) -> Tensor:

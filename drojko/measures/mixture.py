@@ -21,7 +21,7 @@ from drojko.measures._arrays import (
     positive,
     queries,
 )
-from drojko.measures.base import Measure, centred, choose, draws, inverted, normal
+from drojko.measures.base import Measure, antithetic, centred, choose, draws, inverted, normal
 from drojko.measures.gaussian import Gaussian, cholesky, normal_log_prob
 
 __all__ = ["GaussianMixture"]
@@ -167,7 +167,7 @@ class GaussianMixture(Measure):
         x, w = [], []
         for k, share in enumerate(self.weights_):
             m = max(1, int(np.ceil(share * n)))
-            x.append(self._place(k, centred(m, self.dim, generator)))
+            x.append(self._place(k, noise(m, (self.dim,), generator)))
             w.append(torch.full((m,), float(share) / m, dtype=torch.float64))
         return torch.cat(x), torch.cat(w)
 

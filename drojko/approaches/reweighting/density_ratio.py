@@ -24,6 +24,13 @@ from drojko.models import TabularModel
 __all__ = ["DensityRatio"]
 
 
+_FEW = (
+    "a few draws of the reference carry the worst case: its upper side is an estimate that may be "
+    "far too low, or infinite, and its lower side is that of a bounded reweighting. Raise the "
+    "penalty or shrink the radius, or take reference='empirical'"
+)
+
+
 class DensityRatio(OnSupport):
     """Density ratios (KL, chi-square, Cressie-Read, total variation, CVaR), and sets like them.
 
@@ -78,7 +85,9 @@ class DensityRatio(OnSupport):
         if isinstance(plan.inner, SemiDual):
             settings = plan.inner.get_params(deep=False)
             state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
-        return Assessment(certificate, state)
+        needs = plan.ambiguity.needs_largest(certificate.penalty)
+        few = certificate.proof == "local-estimate" and not needs
+        return Assessment(certificate, state, advice=_FEW if few else None)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> ReweightedWorstCase:
         """The reference with the ratios of the stored dual point."""

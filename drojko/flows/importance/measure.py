@@ -214,14 +214,6 @@ class ImportanceMeasure(Measure):
         log_weight = log_target(self.log_prob_target, x) - log_density
         weights, mass = torch.softmax(log_weight, 0), self.log_mass_error
         share = effective_sample_size(log_weight)
-        if share < least:
-            warnings.warn(
-                f"the effective sample size is {share:.3g} of {n} draws: the flow is far from its "
-                "target, and log_z with its error is not to be trusted. Take more JKO steps, "
-                "larger last ones, more iterations, or a larger most_draws for the rejections",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
         finite = log_weight[log_weight > -math.inf]
         elbo = float(finite.mean()) if len(finite) == n else -math.inf
         elbo_error = math.hypot(float(finite.std()) / math.sqrt(n), mass)
@@ -230,11 +222,19 @@ class ImportanceMeasure(Measure):
         # A tail matters once what stands in it is more than the error.
         tail = tail_index(log_weight) if share < _SETTLED else math.nan
         heavy = tail >= _NO_VARIANCE and tail_share(log_weight) > error
-        if heavy and share >= least:
+        if heavy and share >= 0.1:
             warnings.warn(
                 f"the largest weights of {n} draws have a tail index of {tail:.2f}: from 0.5 on "
                 "they have no variance, and log_z and its error miss what lies in the target's "
                 "tails. Start from a wider or heavier-tailed measure, or take more JKO steps",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        elif share < least:
+            warnings.warn(
+                f"the effective sample size is {share:.3g} of {n} draws: the flow is far from its "
+                "target, and log_z with its error is not to be trusted. Take more JKO steps, "
+                "larger last ones, more iterations, or a larger most_draws for the rejections",
                 ConvergenceWarning,
                 stacklevel=2,
             )

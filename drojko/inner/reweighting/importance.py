@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,21 @@ from drojko._numerics import check_settings, standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.ambiguity.duals.density_ratio import BoundedRatio, DensityRatioSet
-from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
+from drojko.exceptions import (
+    ConvergenceWarning,
+    InvalidDataError,
+    SolverError,
+    UnsupportedError,
+)
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.functionals.energies import scale_and_order
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
-from drojko.flows.importance.rejection import RejectionBlock, draw_kept, effective_sample_size
+from drojko.flows.importance.rejection import (
+    LEAST,
+    RejectionBlock,
+    draw_kept,
+    effective_sample_size,
+)
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
 from drojko.flows.importance.velocity import log_target
 from drojko.flows.jko import JKOFlow
@@ -363,6 +374,16 @@ class ImportanceWorstCase(ReweightedWorstCase):
                 share,
                 bounded=self.pool.bounded,
             )
+            share = self._cache["importance", k].effective_sample_size
+            if share < LEAST:
+                warnings.warn(
+                    f"inner='importance': the effective sample size of a class is {share:.3g}, "
+                    f"and {Importance(**self.settings).enough:g} was aimed at: raise most_draws or "
+                    "steps, take a larger penalty or a smaller radius, or leave inner at 'icnn', "
+                    "whose draws are exact",
+                    ConvergenceWarning,
+                    stacklevel=3,
+                )
         return self._cache["importance", k]
 
     @property

@@ -414,7 +414,8 @@ def test_rejections_carry_mass_between_modes_that_maps_cannot(seed):
     assert found.effective_sample_size > 0.99
     assert abs(found.log_z) < 4 * found.log_z_error
     assert 1.0 < measure.draws_per_sample < 30.0
-    capped = flow.corrected(even.log_prob, most_draws=1.5, random_state=seed)
+    with pytest.warns(ConvergenceWarning, match=r"corrected: .*most_draws \(now 1.5\)"):
+        capped = flow.corrected(even.log_prob, most_draws=1.5, random_state=seed)
     assert capped.draws_per_sample <= 1.5 + 1e-9
 
 
