@@ -161,7 +161,16 @@ class GaussianMixture(Measure):
         return self._placed(component, normal((n, self.dim), generator))
 
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return ceil(pi_k n) draws of each component, of its mean, component after component."""
+        """Return ceil(pi_k n) draws of each component, with its mean, component after component."""
+        return self._points(n, generator, centred)
+
+    def mirrored_points(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same in pairs m_k +- u: symmetric components, as particles of flows."""
+        return self._points(n, generator, antithetic)
+
+    def _points(self, n: int, generator: Any, noise: Any) -> tuple[Tensor, Tensor]:
         self._ready()
         n, generator = draws(n, generator)
         x, w = [], []
@@ -232,8 +241,8 @@ def weighted_em(
         total = mass.sum(axis=0) + 10 * np.finfo(float).eps
         share, means = total / total.sum(), mass.T @ rows / total[:, None]
         for k, centre in enumerate(means):
-            centred = (rows - centre) * np.sqrt(mass[:, k, None] / total[k])
-            covariances[k] = centred.T @ centred + ridge * np.eye(len(centre))
+            apart = (rows - centre) * np.sqrt(mass[:, k, None] / total[k])
+            covariances[k] = apart.T @ apart + ridge * np.eye(len(centre))
     return share, means, covariances
 
 
