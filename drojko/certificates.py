@@ -22,8 +22,7 @@ from drojko.inner.transport.radius import BallSolution, mean, solve_ball
 from drojko.models import is_linear
 
 __all__ = [
-    "Certificate", "Evaluation", "attained_without_atoms", "certify", "proof_of_tilt",
-    "reweighted_certificate",
+    "Certificate", "Evaluation", "certify", "proof_of_tilt", "reweighted_certificate",
 ]  # fmt: skip
 
 #: Draws that carry a tilt, and the share of the mass on the top thousandth: too few, too large.
@@ -51,7 +50,10 @@ class Certificate:
     radius, penalty : float or None
         Requested radius (None in penalty form) and the penalty (the dual multiplier).
     standard_error : float
-        Monte-Carlo standard error of the bounds; 0 for the empirical reference.
+        Monte-Carlo standard error of ``lower``, ``upper`` and ``worst_case_risk``: the largest of
+        the three; 0 for the empirical reference.
+    risk_error : float
+        That of ``worst_case_risk`` alone, as the mean loss of what ``worst_case_`` samples.
     stationarity : float
         Norm of the gradient of the robust objective in the model's parameters, relative to
         1 + the objective; NaN for a model that was not trained here. Where the objective has
@@ -84,6 +86,7 @@ class Certificate:
     proof: str = "dual"
     discrepancy: str = "transport cost"
     inner: str = ""
+    risk_error: float = 0.0
 
     @property
     def gap(self) -> float:
@@ -205,6 +208,7 @@ def certify(
         if math.isfinite(penalty):
             upper, proof = _ball_upper(adversary, batch, weights, radius, worst, known)
             spread = worst.risk - penalty * worst.cost
+    own = standard_error(worst.risk, weights) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
         lower=lower,
@@ -213,7 +217,8 @@ def certify(
         radius=radius,
         penalty=penalty,
         transport_cost=mean(worst.cost, weights),
-        standard_error=standard_error(spread, weights) if sampled else 0.0,
+        standard_error=max(standard_error(spread, weights), own) if sampled else 0.0,
+        risk_error=own,
         stationarity=stationarity,
         proof=proof,
     )
@@ -315,7 +320,7 @@ def reweighted_certificate(
     *,
     fitted: tuple[np.ndarray, np.ndarray] | None = None,
     stationarity: float = math.nan,
-) -> tuple[Certificate, Dual]:
+) -> tuple[Certificate, Dual, Any]:
     r"""Certificate of a set that reweights, from the losses of a model on reference draws.
 
     .. math:: E_w\left[\eta + \lambda r
@@ -323,7 +328,9 @@ def reweighted_certificate(
 
     On atoms both sides are the exact dual. Draws of a continuous reference give an upper bound
     whose mean is one for the reference itself, when the dual point comes from other, independent
-    draws; the lower side is the worst reweighting of the draws themselves.
+    draws; the lower side is the mean loss under the density ratio of that point, which is what
+    the worst case samples (`DensityRatioSet.bounded`); of sets without such a ratio it is the
+    worst reweighting of the draws themselves.
 
     Parameters
     ----------
@@ -343,6 +350,8 @@ def reweighted_certificate(
         ``transport_cost`` is D(P*, P0) of the attained reweighting.
     Dual
         The dual point of the upper bound.
+    BoundedRatio or None
+        Of draws: the ratio behind the lower side.
 
     Notes
     -----
@@ -356,7 +365,7 @@ def reweighted_certificate(
     --------
     >>> from drojko.ambiguity import KL
     >>> ball, losses, weights = KL(0.1), np.array([0.0, 1.0, 2.0]), np.full(3, 1 / 3)
-    >>> certificate, _ = reweighted_certificate(ball, ball.on(None, weights), losses, weights)
+    >>> certificate, *_ = reweighted_certificate(ball, ball.on(None, weights), losses, weights)
     >>> certificate.proof, certificate.gap < 1e-12
     ('dual', True)
     """
@@ -382,13 +391,16 @@ def reweighted_certificate(
         error = standard_error(contributions, weights)
     price = ambiguity.penalty or 0.0
     nominal = float(weights @ losses)
-    attained, spent = exact.attained, exact.radius
-    if fitted is not None and hasattr(ambiguity, "without_atoms") and ambiguity.budget != 0.0:
-        largest = max(float(losses.max()), float(fitted[0].max()))
-        if ambiguity.needs_largest(point.penalty):
-            attained, spent = attained_without_atoms(ambiguity, point, largest, losses, weights)
-            if spent == 0.0:  # the reference itself
-                point = replace(point, penalty=math.inf)
+    attained, spent, kept, own = exact.attained, exact.radius, None, 0.0
+    if fitted is not None:
+        own = standard_error(exact.ratio * (losses - attained), weights)
+    if fitted is not None and hasattr(ambiguity, "bounded") and ambiguity.budget != 0.0:
+        at = point.penalty, point.shift
+        known = point.ratio if len(point.ratio) == len(fitted[0]) else None
+        kept = ambiguity.bounded(*fitted, *at, known)
+        kept, attained, spent, own = kept.attained(ambiguity, losses, weights, *at)
+        if spent == 0.0:  # the reference itself
+            point = replace(point, penalty=math.inf)
     lower = max(attained - price * spent, nominal)
     attained = max(attained, nominal)  # which is less by rounding alone
     certificate = Certificate(
@@ -399,12 +411,13 @@ def reweighted_certificate(
         radius=None if ambiguity.penalty is not None else float(ambiguity.budget),
         penalty=point.penalty,
         transport_cost=spent,
-        standard_error=error,
+        standard_error=max(error, own),
+        risk_error=own,
         stationarity=stationarity,
         proof=proof,
         discrepancy="discrepancy spent",
     )
-    return certificate, point
+    return certificate, point, kept
 
 
 def proof_of_tilt(ambiguity: Any, mass: np.ndarray, penalty: float) -> str:
@@ -421,26 +434,3 @@ def proof_of_tilt(ambiguity: Any, mass: np.ndarray, penalty: float) -> str:
     top = np.sort(mass)[-max(1, len(mass) // 1000) :]
     few = 1.0 / float(mass @ mass) < _FEW or float(top.sum()) > _DOMINATED
     return "local-estimate" if few else "dual"
-
-
-def attained_without_atoms(
-    ambiguity: Any, point: Dual, largest: float, losses: np.ndarray, weights: np.ndarray
-) -> tuple[float, float]:
-    """Mean loss and discrepancy of the worst case of a reference without a largest loss.
-
-    ``point`` is a dual point with the largest loss that it knows; `DensityRatioSet.without_atoms`
-    says what stands for mass on that loss alone, which no fresh draw hits. Discrepancy 0: that is
-    not worth its price, and the reference itself is better.
-    """
-    ratio = ambiguity.without_atoms(losses, weights, point.penalty, point.shift, largest)[0]
-    ratio = ratio / float(weights @ ratio)
-    attained, nominal = float(weights @ (ratio * losses)), float(weights @ losses)
-    spent = ambiguity.discrepancy(ratio, weights)
-    radius = ambiguity.budget
-    if radius is not None and spent > radius:
-        # D is convex and zero at 1: a mixture with the reference is back in the set.
-        attained = nominal + radius / spent * (attained - nominal)
-        spent = float(radius)
-    if attained - (ambiguity.penalty or 0.0) * spent <= nominal:
-        return nominal, 0.0
-    return attained, spent

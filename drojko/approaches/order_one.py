@@ -67,6 +67,7 @@ class ClosedForm(LinearProblem):
             *parameters, plan.loss, plan.cost.inverse_weights, plan.ambiguity.norm, plan.label_cost
         )
         found = adversary.risk(x, y, w, radius=plan.radius, penalty=plan.penalty)
+        own = standard_error(found.losses, w) if plan.sampled else 0.0
         certificate = Certificate(
             nominal_risk=found.nominal,
             lower=min(found.attained, found.value),
@@ -75,7 +76,8 @@ class ClosedForm(LinearProblem):
             radius=plan.radius,
             penalty=found.penalty,
             transport_cost=found.transport_cost,
-            standard_error=standard_error(found.spread, w) if plan.sampled else 0.0,
+            standard_error=max(standard_error(found.spread, w), own) if plan.sampled else 0.0,
+            risk_error=own,
             stationarity=result.stationarity,
             proof="dual",
         )

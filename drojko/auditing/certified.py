@@ -154,7 +154,7 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
     result = []
     for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
         bound = ambiguity.bind(x, y, torch.from_numpy(weights), groups)
-        certificate, point = reweighted_certificate(
+        certificate, point, bounded = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted
         )
         if ambiguity.radius is not None:  # in the units of the set's radius
@@ -162,7 +162,7 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
         dual = bound.dual(losses)
         mass = weights * dual.ratio
         if tilts:
-            worst: WorstCase = _tilted(problem, ambiguity, certificate, point, losses, fitted)
+            worst: WorstCase = _tilted(problem, ambiguity, certificate, point, bounded)
         else:
             kept = mass > 0
             state = {"x": x.numpy()[kept], "y": y.numpy()[kept], "mass": mass[kept]}
@@ -171,7 +171,7 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
             w, ratio = torch.from_numpy(weights), torch.from_numpy(dual.ratio)
             shares = getattr(dual, "group_weights", None)
             named = None if shares is None else dict(zip(group_names, shares.tolist(), strict=True))
-            pool = Pool(x, y, w, torch.from_numpy(losses), ratio, 1.0)
+            pool = Pool(x, y, w, torch.from_numpy(losses), ratio)
             worst = replace(measured, pool=pool, group_weights=named)
         found = Row(size, certificate, worst, (x, y, mass))
         if len(losses) <= (ambiguity.most_draws or len(losses)):  # where duals are cheap
@@ -207,11 +207,8 @@ def _rows(problem: AuditProblem) -> tuple[Tensor, Tensor, np.ndarray, Any, list[
 
 
 def _tilted(
-    problem: AuditProblem, ambiguity: Any, certificate: Any, point: Any, losses: Any, fitted: Any
+    problem: AuditProblem, ambiguity: Any, certificate: Any, point: Any, bounded: Any
 ) -> ReweightedWorstCase:
-    largest = math.inf
-    if fitted is not None and ambiguity.needs_largest(point.penalty):
-        largest = max(float(losses.max()), float(fitted[0].max()))
     return ReweightedWorstCase(
         ambiguity,
         float(point.penalty),
@@ -221,5 +218,5 @@ def _tilted(
         problem.classes,
         problem.model.space.names,
         certificate.worst_case_risk,
-        largest=largest,
+        bounded=bounded,
     )

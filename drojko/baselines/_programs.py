@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from drojko.ambiguity import GroundCost
 from drojko.exceptions import InvalidDataError, SolverError
 from drojko.losses import Loss
 
-__all__ = ["Form", "Program", "Rows", "Table"]
+__all__ = ["Form", "Program", "Rows", "Table", "Units"]
 
 #: Solvers that are free to use, by what they are best at.
 SOLVERS = ("CLARABEL", "SCS", "HIGHS", "OSQP")
-#: Settings that are tried in turn until one ends as optimal: tight ones first.
+#: Settings that are tried in turn until one ends as optimal: tight ones first. Shorter steps keep
+#: Clarabel inside exponential and power cones where its usual ones end at their boundary.
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "CLARABEL": tuple(
-        {"tol_gap_abs": tol, "tol_gap_rel": tol, "tol_feas": tol} for tol in (1e-9, 1e-8, 1e-7)
+        {"tol_gap_abs": tol, "tol_gap_rel": tol, "tol_feas": tol, "max_step_fraction": step}
+        for tol in (1e-9, 1e-8, 1e-7)
+        for step in (0.99, 0.9, 0.7)
     ),
     "SCS": ({"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iters": 200_000},),
     "OSQP": ({"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iter": 200_000},),
@@ -45,6 +50,8 @@ class Table:
     sign: np.ndarray | None = None
     n_classes: int = 0
     members: np.ndarray | None = None
+    given: tuple[np.ndarray, np.ndarray] | None = None  # rows and targets in the user's units
+    typical: float = 1.0  # what losses are counted in
 
     @property
     def link(self) -> Any:
@@ -71,7 +78,60 @@ class Table:
 
     def losses(self, loss: Loss) -> Any:
         """Loss of each row, a convex expression of shape (n,)."""
-        return loss.conic(self.outputs, self.target)
+        return loss.conic(self.outputs, self.target) / self.typical
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Units in which the numbers of a program are near one.
+
+    Columns are (x - centre) / scale, targets (y - shift) / unit; losses are ``loss`` of these, in
+    units of ``typical``, which is ``risk`` in those of the user.
+    """
+
+    centre: np.ndarray
+    scale: np.ndarray
+    shift: float = 0.0
+    unit: float = 1.0
+    risk: float = 1.0
+    typical: float = 1.0
+    loss: Loss | None = None
+
+    @classmethod
+    def none(cls, d: int) -> Units:
+        """The user's own."""
+        return cls(np.zeros(d), np.ones(d))
+
+    @classmethod
+    def of(
+        cls, X: np.ndarray, y: np.ndarray, mass: np.ndarray, loss: Loss, fit_intercept: bool
+    ) -> Units:
+        """Of the spread of columns and targets; without intercept, of their size."""
+        centre = mass @ X if fit_intercept else np.zeros(X.shape[1])
+        scale = np.sqrt(mass @ (X - centre) ** 2)
+        scale[~(scale > 1e-12 * np.abs(centre))] = 1.0
+        shift = float(mass @ y) if fit_intercept else 0.0
+        unit = math.sqrt(float(mass @ (y - shift) ** 2))
+        found = loss.rescaled(unit) if loss.task == "regression" and unit > 0 else None
+        if found is None:
+            return cls(centre, scale)
+        target = torch.from_numpy((y - shift) / unit)
+        typical = float(mass @ found[0].value(torch.zeros_like(target), target).numpy()) or 1.0
+        return cls(centre, scale, shift, unit, typical * found[1], typical, found[0])
+
+    def scaled(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and targets in these units."""
+        y = y if self.loss is None else (y - self.shift) / self.unit
+        return (X - self.centre) / self.scale, y
+
+    def slopes(self, shape: tuple[int, ...]) -> np.ndarray:
+        """What coefficients of a shape are multiplied by to be the user's."""
+        return np.broadcast_to((self.unit / self.scale).reshape(-1, *[1] * (len(shape) - 1)), shape)
+
+    def restored(self, theta: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and intercepts in the user's units."""
+        theta = self.slopes(theta.shape) * theta
+        return theta, self.unit * intercept + self.shift - self.centre @ theta
 
 
 @dataclass(frozen=True, eq=False)

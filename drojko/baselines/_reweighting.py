@@ -42,7 +42,8 @@ def reweighting_form(ambiguity: AmbiguitySet, loss: Loss, table: Table) -> Form:
 
 def _mmd(cp: Any, ambiguity: Any, t: Any, table: Table) -> Parts:
     """Ball: f0 + E f + r |f| with f0 + f >= loss; penalised: |f|^2 / 4c; f = L b has norm |b|."""
-    bound = ambiguity.on(table.x, table.mass, labels=table.target)
+    x, y = table.given or (table.x, table.target)
+    bound = ambiguity.on(x, table.mass, labels=y)
     factor = bound.factor()
     if len(factor) > _MOST:
         raise UnsupportedError(

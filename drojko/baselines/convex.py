@@ -20,7 +20,7 @@ from drojko._sklearn import (
     validate_data,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
-from drojko.baselines._programs import Form, Program, Rows, Table, check_solver
+from drojko.baselines._programs import Form, Program, Rows, Table, Units, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._transport import order_one_form, order_two_form
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
@@ -100,18 +100,23 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         resolved = ambiguity.validate(X.shape[1], None if names is None else list(names))
         classes = len(getattr(self, "classes_", ()))
-        loss = self._loss()
+        loss, self._units = self._loss(), Units.none(X.shape[1])
+        if callable(getattr(ambiguity, "on", None)):  # nothing moves: columns have no geometry
+            self._units = Units.of(X, y, mass, loss, self.fit_intercept)
+            loss = self._units.loss or loss
         shape = (X.shape[1], classes) if classes > 2 else X.shape[1]
         theta = cp.Variable(shape)
         size = classes if classes > 2 else 1
         intercept = cp.Variable(size) if self.fit_intercept else np.zeros(size)
         sign = 2.0 * y - 1.0 if classes == 2 else None
         outputs = cp.Variable((len(X), classes) if classes > 2 else len(X))
-        table = Table(X, y, mass, theta, intercept, outputs, sign, classes, rows.members)
+        parts = (mass, theta, intercept, outputs, sign, classes, rows.members, (X, y))
+        table = Table(*self._units.scaled(X, y), *parts, self._units.typical)
         form = self._form(ambiguity, resolved, loss, table)
         objective = form.risk
         if self.alpha > 0:
-            objective = objective + 0.5 * self.alpha * cp.sum_squares(theta)
+            user = cp.multiply(self._units.slopes(theta.shape), theta)
+            objective = objective + 0.5 * self.alpha / self._units.risk * cp.sum_squares(user)
         problem = cp.Problem(cp.Minimize(objective), [table.link, *form.constraints])
         solver = check_solver(self.solver)
         self._program = Program(form, problem, solver, dict(self.solver_options or {}))
@@ -175,12 +180,13 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         return self
 
     def _finish(self, size: float) -> None:
-        program, table = self._program, self._table
-        self.objective_ = program.solve(size)
+        program, table, units = self._program, self._table, self._units
+        priced = self._nested("ambiguity").penalty is not None
+        self.objective_ = units.risk * program.solve(size / units.risk if priced else size)
         self.size_ = size
         theta = np.asarray(table.theta.value, dtype=np.float64)
         b = getattr(table.intercept, "value", table.intercept)
-        intercept = np.atleast_1d(np.asarray(b, dtype=np.float64))
+        theta, intercept = units.restored(theta, np.atleast_1d(np.asarray(b, dtype=np.float64)))
         self._keep(theta, intercept)
         form = program.form
         self.multiplier_ = None if form.multiplier is None else float(form.multiplier.value)
@@ -222,7 +228,9 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("_program", "_table", "_rows")}
+        return {
+            k: v for k, v in state.items() if k not in ("_program", "_table", "_rows", "_units")
+        }
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -165,7 +165,10 @@ class WorstCaseDisplay(Display):
         handles = self._plot_rows(ax, source, target)
         handles.append(_handle("o", MUTED if self.classes is None else INK, False, "reference"))
         handles.append(_handle("o", INK, True, "worst case"))
-        ax.legend(handles=handles, frameon=True, framealpha=0.9, edgecolor="none", fontsize="small")
+        ax.legend(
+            handles=handles, loc="upper right", frameon=True, framealpha=0.9, edgecolor="none",
+            fontsize="small",
+        )  # fmt: skip
         ax.set_xlabel(self.features[0])
         ax.set_ylabel(self.features[1])
         if self.share is not None and 0.0 < self.share < 0.995:

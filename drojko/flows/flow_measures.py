@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
-from drojko.exceptions import UnsupportedError
+from drojko.exceptions import ConvergenceWarning, UnsupportedError
 from drojko.flows.importance.measure import ImportanceMeasure
-from drojko.flows.importance.rejection import RejectionBlock
+from drojko.flows.importance.rejection import LEAST, RejectionBlock, effective_sample_size
 from drojko.flows.importance.velocity import log_target
 from drojko.flows.particles import ParticleMeasure
 from drojko.measures.gaussian import Gaussian
@@ -99,6 +100,11 @@ class FlowStep(ParticleMeasure):
         ImportanceMeasure
             With ``sample``, ``log_prob`` and ``evidence`` (log Z, effective sample size).
 
+        Warns
+        -----
+        ConvergenceWarning
+            Where the effective sample size stays below 0.9: rejections aim at 0.999.
+
         Raises
         ------
         SolverError
@@ -122,6 +128,16 @@ class FlowStep(ParticleMeasure):
         x, log_density = self.sample_with_density(n_calibration, gen)
         u = log_target(log_prob, x) - log_density
         block = RejectionBlock.design(u, None, 0.2, most_draws=most_draws)
+        ratio = block.log_ratio(u)
+        share = effective_sample_size(u - ratio, ratio.exp())
+        if share < LEAST:
+            warnings.warn(
+                f"corrected: the effective sample size after rejections is {share:.3g}, and 0.999 "
+                f"was aimed at: raise most_draws (now {most_draws:g}), take more steps of the flow "
+                "before, or start it from a measure that covers the target",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return ImportanceMeasure(self, log_prob, (block,))
 
     def entropy(self) -> float:

@@ -81,7 +81,7 @@ def draw_particles(measure: Measure, n: int, generator: Any = None) -> Particles
     ready = getattr(measure, "flow_particles", None)
     if ready is not None:  # a measure with particles whose densities are known already
         return ready(n, gen)
-    x, w = measure.points(n, gen)
+    x, w = getattr(measure, "mirrored_points", measure.points)(n, gen)
     if not 0.5 * n <= len(x) <= 2 * n:  # atoms, or as many points as components
         x = measure.sample(n, gen)
         w = torch.full((n,), 1.0 / n, dtype=torch.float64)

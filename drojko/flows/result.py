@@ -126,6 +126,7 @@ def finish(solver: FlowSolver, outcome: Outcome, *, complete: bool = True) -> Fl
     words = "" if interrupted else solver.advice(columns)
     if words:
         warnings.warn(words, ConvergenceWarning, stacklevel=3)
+        status = Status.STALLED if status is Status.CONVERGED else status
     n_steps = outcome.state.step
     message = f"Took {n_steps} steps. {words or status.advice}"
     result = FlowResult(list(outcome.state.measures), str(status), message, columns)

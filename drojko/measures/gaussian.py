@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import double, indices, matrix, moments, positive, queries
-from drojko.measures.base import Measure, antithetic, draws, normal
+from drojko.measures.base import Measure, antithetic, centred, draws, normal
 
 __all__ = ["Gaussian"]
 
@@ -101,9 +101,18 @@ class Gaussian(Measure):
         return self._place(normal((n, self.dim), generator))
 
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return n antithetic draws of weight 1/n: their mean is m exactly if n is even."""
+        """Return n draws of weight 1/n whose mean is m exactly (for n > 1)."""
+        return self._points(n, generator, centred)
+
+    def mirrored_points(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return n draws of weight 1/n in pairs m +- u: symmetric, as particles of flows."""
+        return self._points(n, generator, antithetic)
+
+    def _points(self, n: int, generator: Any, noise: Any) -> tuple[Tensor, Tensor]:
         n, generator = draws(n, generator)
-        x = self._place(antithetic(n, (self.dim,), generator))
+        x = self._place(noise(n, (self.dim,), generator))
         return x, torch.full((n,), 1 / n, dtype=torch.float64)
 
     def _place(self, noise: Tensor) -> Tensor:

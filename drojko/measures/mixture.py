@@ -21,7 +21,7 @@ from drojko.measures._arrays import (
     positive,
     queries,
 )
-from drojko.measures.base import Measure, antithetic, choose, draws, inverted, normal
+from drojko.measures.base import Measure, antithetic, centred, choose, draws, inverted, normal
 from drojko.measures.gaussian import Gaussian, cholesky, normal_log_prob
 
 __all__ = ["GaussianMixture"]
@@ -161,13 +161,22 @@ class GaussianMixture(Measure):
         return self._placed(component, normal((n, self.dim), generator))
 
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return ceil(pi_k n) antithetic draws of each component, component after component."""
+        """Return ceil(pi_k n) draws of each component, with its mean, component after component."""
+        return self._points(n, generator, centred)
+
+    def mirrored_points(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same in pairs m_k +- u: symmetric components, as particles of flows."""
+        return self._points(n, generator, antithetic)
+
+    def _points(self, n: int, generator: Any, noise: Any) -> tuple[Tensor, Tensor]:
         self._ready()
         n, generator = draws(n, generator)
         x, w = [], []
         for k, share in enumerate(self.weights_):
             m = max(1, int(np.ceil(share * n)))
-            x.append(self._place(k, antithetic(m, (self.dim,), generator)))
+            x.append(self._place(k, noise(m, (self.dim,), generator)))
             w.append(torch.full((m,), float(share) / m, dtype=torch.float64))
         return torch.cat(x), torch.cat(w)
 
@@ -232,8 +241,8 @@ def weighted_em(
         total = mass.sum(axis=0) + 10 * np.finfo(float).eps
         share, means = total / total.sum(), mass.T @ rows / total[:, None]
         for k, centre in enumerate(means):
-            centred = (rows - centre) * np.sqrt(mass[:, k, None] / total[k])
-            covariances[k] = centred.T @ centred + ridge * np.eye(len(centre))
+            apart = (rows - centre) * np.sqrt(mass[:, k, None] / total[k])
+            covariances[k] = apart.T @ apart + ridge * np.eye(len(centre))
     return share, means, covariances
 
 

@@ -296,3 +296,34 @@ def test_our_solver_reaches_the_value_of_the_program(table, ambiguity, loss):
     ours.fit(X, goal, sample_weight=weight)
     value = ours.certificate_.upper + 0.005 * float(np.sum(ours.coef_**2))
     assert value == pytest.approx(theirs.objective_, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize(
+    "ambiguity", [KL(radius=0.1), KL(radius=0.5), CressieRead(0.5, radius=0.1)], ids=repr
+)
+def test_units_of_columns_and_targets_do_not_matter(ambiguity, scale):
+    """Raw diabetes, whose columns lie between 1 and 300: results in the units of the user."""
+    X, y = load_diabetes(return_X_y=True, scaled=False)
+    X, y = X[:120, :4], y[:120]
+    first = ConvexDRORegressor(ambiguity, loss="absolute").fit(X, y)
+    other = ConvexDRORegressor(ambiguity, loss="absolute").fit(
+        X * [1.0, 1e3, 1e-3, scale], y * scale
+    )
+    assert other.objective_ == pytest.approx(scale * first.objective_, rel=1e-6)
+    value = np.abs(y - first.predict(X))
+    assert ambiguity.dual(value).value == pytest.approx(first.objective_, rel=1e-6)
+    assert first.worst_case_weights_ @ value == pytest.approx(first.objective_, rel=1e-4)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_penalties_and_ridges_are_in_the_users_units(fit_intercept):
+    X, y = load_diabetes(return_X_y=True, scaled=False)
+    X, y = X[:80, 2:5], y[:80]
+    settings = {"loss": "absolute", "alpha": 3.0, "fit_intercept": fit_intercept}
+    model = ConvexDRORegressor(KL(penalty=60.0), **settings).fit(X, y)
+    value = KL(penalty=60.0).dual(np.abs(y - model.predict(X))).value
+    assert model.objective_ == pytest.approx(value + 1.5 * model.coef_ @ model.coef_, rel=1e-6)
+    again = model.refit(30.0).objective_
+    value = KL(penalty=30.0).dual(np.abs(y - model.predict(X))).value
+    assert again == pytest.approx(value + 1.5 * model.coef_ @ model.coef_, rel=1e-6)

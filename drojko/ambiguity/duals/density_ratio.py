@@ -3,25 +3,88 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.special import entr, expit, logit
 
-from drojko._numerics import root
+from drojko._numerics import root, standard_error
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses
 from drojko.ambiguity.duals.solvers import ByConjugate, Family
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["DensityRatioSet", "Reweighting", "capped", "flat", "reweighted", "soft_maximum"]
+__all__ = [
+    "BoundedRatio", "DensityRatioSet", "Reweighting", "capped", "flat", "reweighted",
+    "soft_maximum",
+]  # fmt: skip
 
 #: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
 #: the worst case is the mean to rounding, or the maximum.
 _LARGEST_PENALTY, _SMALLEST_PENALTY = 1e150, 1e-150
-#: Mass of the largest losses that stands for the largest one, where a worst case puts mass there.
+#: Mass of the largest losses that stands for the largest one, where a worst case puts mass there,
+#: and the most that a single draw carries of a worst case.
 _SLICE = 0.01
+
+
+@dataclass(frozen=True)
+class BoundedRatio:
+    """The ratio of a worst case on a reference without atoms: a bounded function of the loss.
+
+    That of the dual point below the loss ``top``, but at most ``level``, and ``level`` from there
+    on; ``kept`` where the loss equals ``step``. All that for ``share`` of the mass: the rest is
+    the reference.
+    """
+
+    top: float = np.inf
+    level: float = np.inf
+    step: float = np.nan
+    kept: float = 1.0
+    share: float = 1.0
+
+    def at(self, ambiguity: Any, losses: Any, penalty: float, shift: float) -> np.ndarray:
+        """Return the ratio of that share at losses (n,), up to its mean under the reference."""
+        with np.errstate(over="ignore"):
+            ratio = np.exp(ambiguity.log_ratio_at(losses, penalty, shift))
+        ratio = np.where(losses < self.top, np.minimum(ratio, self.level), self.level)
+        return np.where(losses == self.step, self.kept, ratio)
+
+    def mixed(self, ratio: Any) -> Any:
+        """Return the ratio of the whole, from that of the share with mean one."""
+        return 1.0 + self.share * (ratio - 1.0)
+
+    def attained(
+        self, ambiguity: Any, losses: np.ndarray, weights: np.ndarray, penalty: float, shift: float
+    ) -> tuple[BoundedRatio, float, float, float]:
+        """Return the part of it that is worth its price and in the set, as draws measure it.
+
+        With it come its mean loss, its discrepancy, and the standard error of the mean loss.
+        """
+        nominal = float(weights @ losses)
+        ratio = self.at(ambiguity, losses, penalty, shift)
+        total = float(weights @ ratio)
+        found, spent, radius = self, 0.0, ambiguity.budget
+        if total > 0.0:
+            ratio = ratio / total
+            spent = ambiguity.discrepancy(ratio, weights)
+            if radius is not None and spent > radius:
+                # D is convex and zero at 1: a mixture with the reference is back in the set.
+                low, high = radius / spent, 1.0
+                for _ in range(40):
+                    middle = 0.5 * (low + high)
+                    spent = ambiguity.discrepancy(1.0 + middle * (ratio - 1.0), weights)
+                    low, high = (middle, high) if spent <= radius else (low, middle)
+                found = replace(self, share=low)
+                spent = min(float(radius), ambiguity.discrepancy(found.mixed(ratio), weights))
+            mean = float(weights @ (ratio * losses))
+            attained = nominal + found.share * (mean - nominal)
+            if attained - (ambiguity.penalty or 0.0) * spent > nominal:
+                parts = found.share * ratio * (losses - mean)
+                parts += (1.0 - found.share) * (losses - nominal)
+                return found, attained, spent, standard_error(parts, weights)
+        return replace(self, share=0.0), nominal, 0.0, standard_error(losses, weights)
 
 
 class DensityRatioSet(AmbiguitySet):
@@ -168,50 +231,53 @@ class DensityRatioSet(AmbiguitySet):
         with np.errstate(divide="ignore", over="ignore"):
             return np.asarray(self.log_ratio((values - shift) / penalty))
 
-    def without_atoms(
-        self, losses: Any, weights: Any, penalty: float, shift: float, largest: float = np.inf
-    ) -> tuple[np.ndarray, float, float]:
-        """Return the ratio of a dual point on draws of a reference that has no largest loss.
+    def bounded(
+        self, losses: Any, weights: Any, penalty: float, shift: float, ratio: Any = None
+    ) -> BoundedRatio:
+        """Return the ratio of a dual point for references that have no largest loss.
 
-        Mass that the dual point has on the largest loss alone (`needs_largest`) goes to the 1 % of
-        the reference with the largest losses: that stays in the set and falls short of the
-        supremum by the spread of the losses within that slice.
+        Mass on the largest loss alone (`needs_largest`), and that of a worst case which fewer than
+        100 draws carry, goes to the 1 % of the reference with the largest losses, evenly: that
+        stays in the set and falls short of the supremum by the spread of the losses within that
+        slice. Other ratios end where a draw would carry a hundredth of the worst case.
 
         Parameters
         ----------
         losses, weights : array of shape (n,)
-            Of the draws; the weights sum to 1.
+            Of the draws that the dual point belongs to; the weights sum to 1.
         penalty, shift : float
-            The dual point, of these or of other draws.
-        largest : float
-            From here on the losses' own ratio counts as 0: what the dual point has there stands
-            for mass on the largest loss.
-
-        Returns
-        -------
-        ratio : ndarray of shape (n,)
-            Not normalised: its mean is 1 up to sampling error.
-        top, lift : float
-            What was added to the ratio where the loss is at least ``top``.
+            The dual point.
+        ratio : array of shape (n,), default=None
+            What the dual gives to these draws; None: the formula.
         """
         values, w = floats(losses, "losses"), floats(weights, "weights")
-        ratio = self.ratio_below(values, penalty, shift, largest)
-        missing = 1.0 - float(w @ ratio)
-        if not (missing > 0.0 and (penalty <= 0 or self.needs_largest(penalty))):
-            return ratio, np.inf, 0.0
-        order = np.argsort(-values)
-        count = min(int((np.cumsum(w[order]) < _SLICE).sum()), values.size - 1)
-        top = float(values[order[count]])
-        lift = missing / float(w[values >= top].sum())
-        return ratio + lift * (values >= top), top, lift
-
-    def ratio_below(
-        self, losses: np.ndarray, penalty: float, shift: float, largest: float = np.inf
-    ) -> np.ndarray:
-        """Return the ratio of a dual point, 0 from the largest loss on that it is about."""
-        with np.errstate(over="ignore"):
-            ratio = np.exp(self.log_ratio_at(np.minimum(losses, largest), penalty, shift))
-        return ratio if np.isinf(penalty) else np.where(losses < largest, ratio, 0.0)
+        if np.isinf(penalty):
+            return BoundedRatio()
+        r = plain = BoundedRatio().at(self, values, penalty, shift)
+        step, kept = np.nan, 1.0
+        if ratio is not None:  # of a step, losses that are equal share what is left of the mass
+            r = floats(ratio, "ratio")
+            apart = (np.abs(plain - r) > 1e-6 * (1.0 + r)) & (values < values.max())
+            if apart.any():
+                runs, count = np.unique(values[apart], return_counts=True)
+                step = float(runs[count.argmax()])
+                kept = float(r[values == step].mean())
+        slice_only, top, level = penalty <= 0 or self.needs_largest(penalty), np.inf, np.inf
+        if not slice_only:
+            level = max(1.0 / _SLICE, _SLICE / float(w @ w)) * float(w @ r)
+            mass = w * np.minimum(r, level)
+            slice_only = not float(mass.sum()) ** 2 >= float(mass @ mass) / _SLICE
+        if slice_only:
+            order = np.argsort(-values)
+            count = min(int((np.cumsum(w[order]) < _SLICE).sum()), values.size - 1)
+            top = float(values[order[count]])
+            above = values >= top
+            missing = float(w @ r) if ratio is not None else 1.0
+            missing -= float(w[~above] @ r[~above])
+            if not np.isfinite(missing):  # a dual point of other losses
+                return BoundedRatio()
+            level = max(missing, 0.0) / float(w[above].sum())
+        return BoundedRatio(top, level, step, kept)
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Return D of a ratio (n,) of mean one under weights (n,) that sum to 1."""

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from sklearn.base import clone
 from torch import Tensor
 
-from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan
+from drojko.ambiguity.duals.density_ratio import BoundedRatio
+from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan, parameters_of
 from drojko.approaches.reweighting.support import Draw, OnSupport
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.importance import Importance, ImportanceWorstCase
 from drojko.inner.reweighting.semidual import SemiDual, SemiDualWorstCase
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
-from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, error_law
+from drojko.inner.sinkhorn.gaussian_moments import ErrorLaw, TiltedNormals, error_law
 from drojko.measures.base import components
 from drojko.models import TabularModel
 
 __all__ = ["DensityRatio"]
+
+
+_FEW = (
+    "a few draws of the reference carry the worst case: its upper side is an estimate that may be "
+    "far too low, or infinite, and its lower side is that of a bounded reweighting. Raise the "
+    "penalty or shrink the radius, or take reference='empirical'"
+)
 
 
 class DensityRatio(OnSupport):
@@ -32,7 +40,7 @@ class DensityRatio(OnSupport):
     """
 
     name = "reweighting"
-    methods = ("on", "dual", "bounds_at", "log_ratio_at", "without_atoms", "discrepancy")
+    methods = ("on", "dual", "bounds_at", "log_ratio_at", "bounded", "discrepancy")
 
     def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Flows of the reference need a density, and a ratio without jumps."""
@@ -53,18 +61,17 @@ class DensityRatio(OnSupport):
         parameters: Parameters | None = None,
     ) -> Assessment:
         """The exact dual of atoms; on draws, bounds of a dual point that other draws gave."""
-        law, fitted, largest = None, None, math.inf
+        law, fitted = None, None
         if plan.sampled:
             law = None if parameters is None else _error_law(plan, parameters)
             (_, _, w), _, losses = draw()
             fitted = losses, w
         (_, _, w), bound, losses = draw()
-        certificate, point = reweighted_certificate(
+        certificate, point, bounded = reweighted_certificate(
             plan.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
         )
-        if fitted is not None and plan.ambiguity.needs_largest(point.penalty):
-            largest = max(float(losses.max()), float(fitted[0].max()))
         if law is not None:
+            bounded = None
             certificate, point = _closed_form(plan, law, certificate, point)
         elif plan.sampled and math.isinf(plan.loss.growth) and _tilts(plan):
             # A loss that may outgrow the logarithm of the density has no exponential moment.
@@ -74,14 +81,17 @@ class DensityRatio(OnSupport):
             "penalty": float(point.penalty),
             "shift": float(point.shift),
             "attained_risk": certificate.worst_case_risk,
-            "largest": largest,
+            "bounded": None if bounded is None else asdict(bounded),
+            "closed_form": law is not None,
         }
         if isinstance(plan.inner, Importance):
             state["importance"] = plan.inner.get_params(deep=False)
         if isinstance(plan.inner, SemiDual):
             settings = plan.inner.get_params(deep=False)
             state["semidual"] = {**settings, "hidden": list(settings["hidden"])}
-        return Assessment(certificate, state)
+        needs = plan.ambiguity.needs_largest(certificate.penalty)
+        few = certificate.proof == "local-estimate" and not needs
+        return Assessment(certificate, state, advice=_FEW if few else None)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> ReweightedWorstCase:
         """The reference with the ratios of the stored dual point."""
@@ -93,7 +103,13 @@ class DensityRatio(OnSupport):
             y = y if fitted.classes is not None else y.to(fitted.dtype)
             return loss.value(model.linearise(x)[0], y)
 
-        own: dict[str, Any] = {"largest": state.get("largest", math.inf)}
+        own: dict[str, Any] = {"bounded": None, "law": None}
+        if state.get("bounded") is not None:
+            own["bounded"] = BoundedRatio(**state["bounded"])
+        if state.get("closed_form"):
+            (coef, intercept), (measure, *_) = parameters_of(model), components(fitted.reference)
+            own["law"] = TiltedNormals.of(measure, coef[0], float(intercept[0]), state["penalty"])
+            own["bounded"] = BoundedRatio()
         kind = ReweightedWorstCase
         if "importance" in state:
             kind, own["settings"] = ImportanceWorstCase, state["importance"]
@@ -136,14 +152,25 @@ def _error_law(plan: Plan, parameters: Parameters) -> ErrorLaw | None:
 def _closed_form(
     plan: Plan, law: ErrorLaw, found: Certificate, point: Any
 ) -> tuple[Certificate, Any]:
-    """The upper bound without sampling, at a multiplier above the least finite one."""
+    """Both sides without sampling, at a multiplier above the least finite one."""
     if plan.radius is None:
-        value, penalty = law.value(float(plan.penalty or 0.0)), found.penalty
+        value, penalty = law.value(float(plan.penalty or 0.0)), float(plan.penalty or 0.0)
         shift = value
     else:
         value, penalty = law.ball(plan.radius)
         shift = value - penalty * plan.radius
-    upper = max(value, found.lower)
-    return replace(found, upper=upper, penalty=penalty), replace(
-        point, penalty=penalty, shift=shift
+    risk = law.tilted(penalty).risk
+    spent = max((risk - shift) / penalty, 0.0)
+    certificate = replace(
+        found,
+        nominal_risk=law.risk,
+        lower=min(risk if plan.penalty is None else value, value),
+        upper=value,
+        worst_case_risk=risk,
+        penalty=penalty,
+        transport_cost=spent,
+        standard_error=0.0,
+        risk_error=0.0,
+        proof="dual",
     )
+    return certificate, replace(point, penalty=penalty, shift=shift)

@@ -189,7 +189,7 @@ class OnSupport(Approach):
     ) -> Assessment:
         """Certificate and worst case from the losses of a model; its parameters if it is linear."""
         (x, y, w), bound, losses = draw()
-        certificate, _ = reweighted_certificate(
+        certificate, *_ = reweighted_certificate(
             plan.ambiguity,
             bound,
             losses,

@@ -64,7 +64,7 @@ def certify_ridge(
         u = torch.from_numpy(data.predictions(coef, intercept))
         spread = plan.loss.value(u, torch.from_numpy(data.y)).numpy()
         value = lower = nominal = risk = float(data.weight @ spread)
-        cost, penalty, worst = 0.0, math.inf, (math.inf, math.inf, 0.0)
+        cost, penalty, worst, own = 0.0, math.inf, (math.inf, math.inf, 0.0), spread
     else:
         form: dict[str, Any] = {"radius": plan.radius or None, "penalty": plan.penalty}
         found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
@@ -73,7 +73,10 @@ def certify_ridge(
         priced = penalty * cost if cost > 0 else 0.0
         risk = lower if plan.penalty is None else lower + priced
         worst = (found.penalty_low, found.penalty_high, found.mixture)
-        spread = _spread(data, coef, intercept, found, penalty) if plan.sampled else None
+        spread, own = data.y, data.y
+        if plan.sampled:
+            spread, own = _spread(data, coef, intercept, found, penalty)
+    own = standard_error(own, data.weight) if plan.sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(lower, value),
@@ -82,7 +85,8 @@ def certify_ridge(
         radius=plan.radius,
         penalty=penalty,
         transport_cost=cost,
-        standard_error=standard_error(spread, data.weight) if plan.sampled else 0.0,
+        standard_error=max(standard_error(spread, data.weight), own) if plan.sampled else 0.0,
+        risk_error=own,
         stationarity=math.nan if result is None else result.stationarity,
         proof="ridge-1d",
     )
@@ -90,14 +94,14 @@ def certify_ridge(
 
 
 def _spread(data: Any, coef: np.ndarray, intercept: float, found: Any, penalty: float) -> Any:
-    """Loss - penalty * cost per point: what the Monte-Carlo error is about."""
+    """Loss - penalty * cost of each point, and the loss: what Monte-Carlo errors are about."""
     norm = data.squared_norm(coef)
     u = data.predictions(coef, intercept) + found.shift
     y = np.where(found.flip, 1.0 - data.y, data.y) if data.flips else data.y
     losses = data.loss.value(torch.from_numpy(u), torch.from_numpy(y)).numpy()
     if norm == 0 or math.isinf(penalty):
-        return losses
+        return losses, losses
     cost = found.shift**2 / norm
     if data.flips:
         cost = cost + data.label_cost * found.flip
-    return losses - penalty * cost
+    return losses - penalty * cost, losses

@@ -16,6 +16,7 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, SolverError
 from drojko.flows.importance.rejection import (
+    LEAST,
     RejectionBlock,
     draw_kept,
     effective_sample_size,
@@ -196,26 +197,23 @@ class ImportanceMeasure(Measure):
         total = self._log_prob(x, depth - 1)
         return total + stage.log_ratio(log_target(self.log_prob_target, x) - total)
 
-    def evidence(self, n: int = 10_000, random_state: Any = None, least: float = 0.1) -> Evidence:
+    def evidence(
+        self, n: int = 10_000, random_state: Any = None, least: float | None = None
+    ) -> Evidence:
         """Draw n points and weigh them; see `Evidence`.
 
-        Warns with ConvergenceWarning where the effective sample size is below ``least``, and where
-        the weights have a tail without variance. InvalidDataError for fewer than 2 draws.
+        Warns with ConvergenceWarning where the effective sample size is below ``least`` (None: 0.9
+        after rejection steps, which aim at 0.999, and 0.1 without any), and where the weights have
+        a tail without variance. InvalidDataError for fewer than 2 draws.
         """
+        if least is None:
+            least = LEAST if self._blocks and self.stages[-1] is self._blocks[-1] else 0.1
         if draws(n, 0)[0] < 2:
             raise InvalidDataError(f"evidence of n={n} draws has no error: give 2 or more")
         x, log_density = self.sample_with_log_prob(n, make_generator(random_state))
         log_weight = log_target(self.log_prob_target, x) - log_density
         weights, mass = torch.softmax(log_weight, 0), self.log_mass_error
         share = effective_sample_size(log_weight)
-        if share < least:
-            warnings.warn(
-                f"the effective sample size is {share:.3g} of {n} draws: the flow is far from its "
-                "target, and log_z with its error is not to be trusted. Take more JKO steps, "
-                "larger last ones, more iterations, or a larger most_draws for the rejections",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
         finite = log_weight[log_weight > -math.inf]
         elbo = float(finite.mean()) if len(finite) == n else -math.inf
         elbo_error = math.hypot(float(finite.std()) / math.sqrt(n), mass)
@@ -224,11 +222,19 @@ class ImportanceMeasure(Measure):
         # A tail matters once what stands in it is more than the error.
         tail = tail_index(log_weight) if share < _SETTLED else math.nan
         heavy = tail >= _NO_VARIANCE and tail_share(log_weight) > error
-        if heavy and share >= least:
+        if heavy and share >= 0.1:
             warnings.warn(
                 f"the largest weights of {n} draws have a tail index of {tail:.2f}: from 0.5 on "
                 "they have no variance, and log_z and its error miss what lies in the target's "
                 "tails. Start from a wider or heavier-tailed measure, or take more JKO steps",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        elif share < least:
+            warnings.warn(
+                f"the effective sample size is {share:.3g} of {n} draws: the flow is far from its "
+                "target, and log_z with its error is not to be trusted. Take more JKO steps, "
+                "larger last ones, more iterations, or a larger most_draws for the rejections",
                 ConvergenceWarning,
                 stacklevel=2,
             )

@@ -13,6 +13,7 @@ from drojko._numerics import root
 from drojko.exceptions import SolverError
 
 __all__ = [
+    "LEAST",
     "RejectionBlock",
     "RejectionStep",
     "draw_kept",
@@ -21,6 +22,8 @@ __all__ = [
     "tail_share",
 ]
 
+#: Effective sample size below which rejections, which aim at 0.999, have missed their aim by far.
+LEAST = 0.9
 _MOST_STEPS = 200  # each makes what is left of the error a fifth, at the end
 
 

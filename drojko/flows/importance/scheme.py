@@ -19,7 +19,7 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
-from drojko.flows.importance.rejection import RejectionBlock, effective_sample_size
+from drojko.flows.importance.rejection import LEAST, RejectionBlock, effective_sample_size
 from drojko.flows.importance.velocity import fit_velocity, log_target
 from drojko.flows.result import FlowSolver, Steps
 from drojko.measures.base import Measure
@@ -71,7 +71,8 @@ class ImportanceCorrectedScheme:
     n_calibration : int
         Draws that bounds and normalisers of a block are computed on; its error falls with them.
     least_ess : float
-        Effective sample size at the end of the flow below which it warns.
+        Effective sample size at the end of the flow below which it warns, unless ``rejections``
+        are 0: they aim at 0.999, and what stays far below misses some of the target.
     tol : float
         Error of log densities per field, root mean square.
 
@@ -109,7 +110,7 @@ class ImportanceCorrectedScheme:
     resampled: float = 0.2
     most_draws: float = 30.0
     n_calibration: int = 100_000
-    least_ess: float = 0.5
+    least_ess: float = LEAST
     tol: float = 1e-3
 
     def validate(self, n_steps: int) -> None:
@@ -246,11 +247,12 @@ class _Solver(FlowSolver):
         """Say so where the end of the flow is far from its target."""
         scheme, shares = self.scheme, columns["effective_sample_size"]
         complete = len(shares) == self.n_steps
-        if not complete or shares[-1] >= scheme.least_ess or scheme.rejections is not None:
+        if not complete or shares[-1] >= scheme.least_ess or self.counts[-1] == 0:
             return ""
         return (
-            f"The effective sample size at the end is {shares[-1]:.3g}: raise most_draws (now "
-            f"{scheme.most_draws:g}), or take more JKO steps or iterations."
+            f"The effective sample size at the end is {shares[-1]:.3g}, and 0.999 was aimed at: "
+            f"raise most_draws (now {scheme.most_draws:g}), or take more JKO steps or iterations, "
+            "or start from a measure that covers the target."
         )
 
     def finite(self, state: ImportanceState) -> bool:

@@ -52,6 +52,7 @@ class FarRisk:
     penalty: float
     transport_cost: float
     spread: np.ndarray
+    losses: np.ndarray
     plan: FarPlan
 
 
@@ -182,7 +183,7 @@ class LinearAdversary:
         base = self.losses(f, y)
         nominal = float(w @ base)
         if radius == 0.0 or (penalty is not None and math.isinf(penalty)):
-            return FarRisk(nominal, nominal, nominal, nominal, math.inf, 0.0, base, FarPlan())
+            return FarRisk(nominal, nominal, nominal, nominal, math.inf, 0.0, base, base, FarPlan())
         slope = self.slope(y)
         if penalty is not None and slope > penalty * (1.0 + 1e-9):
             raise UnboundedRiskError(
@@ -211,13 +212,14 @@ class LinearAdversary:
         risk, upper = float(w @ worst), float(w @ rows) + price * budget
         if penalty is not None:
             attained = risk - penalty * spent
-            return FarRisk(nominal, upper, attained, risk, penalty, spent, rows, plan)
+            return FarRisk(nominal, upper, attained, risk, penalty, spent, rows, worst, plan)
         rest = max(budget - spent, 0.0) if price == slope else 0.0
         if rest > 0.0 and slope > 0.0:
-            plan, extra = self._far(f, labels, w, rest, slope, plan)
+            plan, gained = self._far(f, labels, w, rest, slope, plan)
+            extra, worst = float(w @ gained), worst + gained
             risk += extra
             spent += rest if extra != 0.0 else 0.0
-        return FarRisk(nominal, max(upper, risk), risk, risk, price, spent, rows, plan)
+        return FarRisk(nominal, max(upper, risk), risk, risk, price, spent, rows, worst, plan)
 
     def _price(self, gain: np.ndarray, w: np.ndarray, radius: float) -> float:
         """Smallest lambda >= 0 at which label changes cost no more than the radius."""
@@ -226,16 +228,19 @@ class LinearAdversary:
         first = int(np.searchsorted(cost, radius, side="right"))
         return max(float(gain[order[first]]), 0.0) if first < len(order) else 0.0
 
-    def _far(self, f, y, w, budget, slope, plan: FarPlan) -> tuple[FarPlan, float]:
-        """Move as much mass as possible while nearly all of slope * budget is gained."""
+    def _far(self, f, y, w, budget, slope, plan: FarPlan) -> tuple[FarPlan, np.ndarray]:
+        """Move as much mass as possible while nearly all of slope * budget is gained.
+
+        Returns the plan, and what it gains in each row.
+        """
         deficit, index = self.deficits(f, y, slope)
         order = np.argsort(deficit, kind="stable")
         order = order[np.isfinite(deficit[order]) & (w[order] > 0)]
+        best = 0.0, plan, np.zeros(len(f))
         if not len(order):
-            return plan, 0.0
+            return best[1:]
         cumulated = np.cumsum(w[order])
         goal = (1.0 - MISSED) * slope * budget
-        best = plan, 0.0
         for mass in np.concatenate([[1.0], 0.5 ** np.arange(1, 12), 10.0 ** -np.arange(4, 12.0)]):
             last = min(int(np.searchsorted(cumulated, mass * (1.0 - 1e-12))), len(order) - 1)
             edge = deficit[order[last]]
@@ -248,8 +253,9 @@ class LinearAdversary:
             gained = self.losses(g, t) - self.losses(f[rows], y[rows])
             extra = share * float(w[rows] @ gained)
             found = FarPlan(plan.price, plan.tie, float(edge), share, distance, moved)
-            if extra > best[1]:
-                best = found, extra
+            if extra > best[0]:
+                best = extra, found, np.zeros(len(f))
+                best[2][rows] = share * gained
             if extra >= goal:
                 break
-        return best
+        return best[1:]

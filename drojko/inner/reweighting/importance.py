@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from drojko._numerics import check_settings, standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet
-from drojko.exceptions import InvalidDataError, SolverError, UnsupportedError
+from drojko.ambiguity.duals.density_ratio import BoundedRatio, DensityRatioSet
+from drojko.exceptions import (
+    ConvergenceWarning,
+    InvalidDataError,
+    SolverError,
+    UnsupportedError,
+)
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.functionals.energies import scale_and_order
 from drojko.flows.importance.measure import ImportanceMeasure, calibration_draws
-from drojko.flows.importance.rejection import RejectionBlock, draw_kept, effective_sample_size
+from drojko.flows.importance.rejection import (
+    LEAST,
+    RejectionBlock,
+    draw_kept,
+    effective_sample_size,
+)
 from drojko.flows.importance.scheme import ImportanceCorrectedScheme
 from drojko.flows.importance.velocity import log_target
 from drojko.flows.jko import JKOFlow
 from drojko.inner.reweighting.density_flow import check_penalty, own_divergence
 from drojko.inner.reweighting.worst_case import ReweightedWorstCase
 from drojko.inner.solver import InnerSolver
-from drojko.measures.base import Measure, choose, components, draws
+from drojko.measures.base import Measure, components, draws
 
 __all__ = ["Importance", "ImportanceWorstCase", "RatioFlow"]
 
@@ -34,9 +44,9 @@ __all__ = ["Importance", "ImportanceWorstCase", "RatioFlow"]
 _FLOOR = 1e-3
 #: Effective sample size at which rejection steps alone do: draws are weighted on top of them.
 _ALONE = 0.9
-#: Effective sample size from which draws are as good as draws of the worst case, and the least
-#: number that others are chosen from.
-_SETTLED, _POOL = 0.999, 4000
+#: Effective sample size from which draws are as good as draws of the worst case; most draws that
+#: one of the worst case may take otherwise.
+_SETTLED, _MOST = 0.999, 100.0
 _FIRST, _GROWTH = 0.05, 4.0  # step sizes in units of the reference's variance
 
 
@@ -80,22 +90,20 @@ class RatioFlow:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of the worst case, shape (n, d): no point where the ratio is 0.
 
-        What separates ``measure`` from the worst case is settled by choosing among 4 n draws with
-        their masses, in which a point can come up more than once; where the effective sample size
-        is above 0.999, by a test of each draw.
+        What separates ``measure`` from the worst case is settled by a test of each draw, with the
+        largest weight that was seen as the bound: no draw comes up twice.
         """
         n, gen = draws(n, generator)
-        if self.effective_sample_size < _SETTLED:
-            x, log_density = self.measure.sample_with_log_prob(max(4 * n, _POOL), gen)
-            weight = self.log_weight(x, log_density)
-            return x[choose((weight - weight.max()).exp().numpy(), n, gen)]
+        bound = math.log(max(1.0, min(float(self.mass.max()) * len(self.mass), _MOST)))
+        if self.effective_sample_size >= _SETTLED:
+            bound = 0.0
 
         def draw(m: int) -> tuple[Tensor]:
             x, log_density = self.measure.sample_with_log_prob(m, gen)
             coin = torch.rand(m, generator=gen, dtype=torch.float64).log()
-            return (x[coin <= self.log_weight(x, log_density).clamp_max(0.0)],)
+            return (x[coin <= self.log_weight(x, log_density) - bound],)
 
-        return draw_kept(n, draw, 1.0)[0]
+        return draw_kept(n, draw, math.exp(bound))[0]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -184,9 +192,7 @@ class Importance(InnerSolver):
         random_state: Any = None,
         log_share: float = 0.0,
         *,
-        top: float = math.inf,
-        lift: float = 0.0,
-        largest: float = math.inf,
+        bounded: BoundedRatio | None = None,
     ) -> RatioFlow:
         """Sample the worst case of one reference measure at a dual point.
 
@@ -202,9 +208,8 @@ class Importance(InnerSolver):
         random_state : None, int or generator
         log_share : float
             Log of the change of the mass of this class.
-        top, lift, largest : float
-            ``lift`` is added to the ratio where the loss is at least ``top``; from ``largest`` on
-            it is all that there is (`DensityRatioSet.without_atoms`).
+        bounded : BoundedRatio, default=None
+            How the ratio of the dual point is bounded; its share does not matter here.
 
         Raises
         ------
@@ -220,11 +225,9 @@ class Importance(InnerSolver):
         def log_ratio(x: Tensor, floor: float = 0.0) -> Tensor:
             losses = loss(x)
             ratio = _log_ratio(ambiguity, (losses - shift) / penalty, floor)
-            if lift > 0.0 and largest < math.inf:
-                ratio = torch.where(losses < largest, ratio, -math.inf)
-            if lift > 0.0:
-                raised = torch.logaddexp(ratio, torch.full_like(ratio, math.log(lift)))
-                ratio = torch.where(losses >= top, raised, ratio)
+            if bounded is not None and bounded.level < math.inf:
+                level = math.log(max(bounded.level, 1e-300))
+                ratio = torch.where(losses < bounded.top, ratio.clamp_max(level), level)
             return ratio
 
         known: Any = ambiguity.divergence
@@ -369,10 +372,18 @@ class ImportanceWorstCase(ReweightedWorstCase):
                 reference,
                 self.seed,
                 share,
-                top=self.pool.top,
-                lift=self.pool.lift,
-                largest=self.largest,
+                bounded=self.pool.bounded,
             )
+            share = self._cache["importance", k].effective_sample_size
+            if share < LEAST:
+                warnings.warn(
+                    f"inner='importance': the effective sample size of a class is {share:.3g}, "
+                    f"and {Importance(**self.settings).enough:g} was aimed at: raise most_draws or "
+                    "steps, take a larger penalty or a smaller radius, or leave inner at 'icnn', "
+                    "whose draws are exact",
+                    ConvergenceWarning,
+                    stacklevel=3,
+                )
         return self._cache["importance", k]
 
     @property
@@ -393,12 +404,10 @@ class ImportanceWorstCase(ReweightedWorstCase):
         rows = [k for k in range(len(self.classes)) if shares[k] > 0]
         return "\n".join(f"class {self.classes[k]}: {self.class_flow(k).choice}" for k in rows)
 
-    def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` independent samples: X of shape (n, d) and labels of shape (n,)."""
+    def _tilted(self, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
         if self._degenerate:
-            return super().sample(n, random_state)
-        n, gen = draws(n, random_state)
+            return super()._tilted(n, gen)
         if self.classes is None:
             z = self.class_flow(0).sample(n, gen)
-            return z[:, :-1].numpy(), z[:, -1].numpy()
+            return z[:, :-1], z[:, -1]
         return self._by_label(n, gen, lambda k, m: self.class_flow(k).sample(m, gen))

@@ -328,7 +328,8 @@ class SemiDualWorstCase(ReweightedWorstCase):
         if self.classes is None:
             raise UnsupportedError("generate: maps of a joint measure are not learned; use sample")
         gen = make_generator(random_state)
-        return self._by_label(n, gen, lambda k, m: self.potential_flow(k).measure.sample(m, gen))
+        x, y = self._by_label(n, gen, lambda k, m: self.potential_flow(k).measure.sample(m, gen))
+        return x.numpy(), self._decode(y)
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         """Log density of X given y, shape (n,), where the reference has one.

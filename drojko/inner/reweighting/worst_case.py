@@ -14,11 +14,12 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet
+from drojko.ambiguity.duals.density_ratio import BoundedRatio, DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.flows.importance.rejection import draw_kept
 from drojko.flows.particles import match_moments
 from drojko.inner.reweighting.density_flow import ClassFlow, DensityFlow
+from drojko.inner.sinkhorn.gaussian_moments import TiltedNormals
 from drojko.inner.worst_case import WorstCase, quantiles
 from drojko.measures.base import LabelledMeasure, Measure, choose, components, draws
 from drojko.measures.empirical import Empirical
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MassesMove", "MeasuredWorstCase", "Pool", "ReweightedWorstCase"]
 
-#: Rejection with a smaller share of draws kept gives way to importance resampling.
-_ACCEPTANCE = 0.02
-#: Draws at once, and pairs of draws matched at most (the matching is cubic).
-_DRAWS, _PAIRED = 50_000, 400
+_PAIRED = 400  # pairs of draws matched at most (the matching is cubic)
 _COLUMNS = 50  # of a learned map
 #: Points (n, d), labels and masses (n,).
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -49,18 +47,22 @@ class Pool:
     """Weighted draws of the reference with their losses and ratios dP*/dP0.
 
     ``w`` and ``w * ratio`` sum to 1. ``normaliser`` is the mean of the ratio before that: 1 up to
-    the error of the draws that the dual point came from. ``top`` is the loss from which on
-    ``lift`` is added to the (unnormalised) ratio: the slice that stands for the largest loss.
+    the error of the draws that the dual point came from. ``bounded`` is what it is made of: the
+    ratio is ``tilt`` for ``bounded.share`` of the mass, 1 for the rest.
     """
 
     x: Tensor
     y: Tensor
     w: Tensor
     losses: Tensor
-    ratio: Tensor
-    normaliser: float
-    top: float = np.inf
-    lift: float = 0.0
+    tilt: Tensor
+    normaliser: float = 1.0
+    bounded: BoundedRatio = field(default_factory=BoundedRatio)
+
+    @property
+    def ratio(self) -> Tensor:
+        """dP*/dP0, of mean 1."""
+        return self.bounded.mixed(self.tilt)
 
     @property
     def mass(self) -> Tensor:
@@ -147,23 +149,27 @@ class ReweightedWorstCase(MassesMove):
         Draws of a continuous reference.
     seed : int, default=0
         Of those draws.
-    largest : float, default=inf
-        The largest loss that the dual point was made for, where that has a mass of its own: from
-        there on losses share it with the rest of the largest 1 %.
+    bounded : BoundedRatio, default=None
+        How the ratio of the dual point is bounded; None: as the pool says
+        (`DensityRatioSet.bounded`).
+    law : TiltedNormals, default=None
+        The worst case in closed form, where it has one.
 
     Raises
     ------
     UnboundedRiskError
-        On first use, where the dual point gives an infinite ratio: Cressie-Read with k < 1 has no
-        worst case on losses without a bound, unless ``largest`` says what counts as one.
+        On first use, where the dual point gives infinite ratios to more than the largest losses:
+        Cressie-Read with k < 1 has no worst case on losses without a bound.
 
     Notes
     -----
     Where the worst case puts mass on the largest loss alone (total variation, Cressie-Read with
-    k < 1, and any set from the radius on where the largest loss is the answer), a continuous
-    reference has no such point: the 1 % of its mass with the largest losses stands for it
-    (`DensityRatioSet.without_atoms`). That keeps P* in the set and falls short of the supremum by
-    the spread of the losses within that slice; the lower side of the certificate is that of P*.
+    k < 1, and any set from the radius on where the largest loss is the answer), or where a few
+    draws carry it, a continuous reference has no such point: the 1 % of its mass with the largest
+    losses stands for it (`DensityRatioSet.bounded`). That keeps P* in the set and falls short of
+    the supremum by the spread of the losses within that slice; the lower side of the certificate
+    is that of P*. The dual point comes from draws; where their P* leaves the set on others, it is
+    mixed with the reference until it is back.
 
     Examples
     --------
@@ -188,7 +194,8 @@ class ReweightedWorstCase(MassesMove):
     n_pool: int = 20_000
     seed: int = 0
     cost_weights: np.ndarray | None = None
-    largest: float = np.inf
+    bounded: BoundedRatio | None = None
+    law: TiltedNormals | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     _learned_by = ""  # what representations add
@@ -209,9 +216,9 @@ class ReweightedWorstCase(MassesMove):
             return self.loss_function(x, y).detach().double().cpu()
 
     def capped_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss, with values beyond ``largest`` counting as that one; differentiable."""
-        losses = self.loss_function(x, y)
-        return losses if self.largest == np.inf else losses.clamp(max=self.largest)
+        """The loss, with values in the slice of the largest as its least; differentiable."""
+        losses, top = self.loss_function(x, y), self.pool.bounded.top
+        return losses if top == np.inf else losses.clamp(max=top)
 
     @cached_property
     def pool(self) -> Pool:
@@ -231,33 +238,34 @@ class ReweightedWorstCase(MassesMove):
         losses = self._losses(x, y)
         if self.exact:
             dual = self.ambiguity.dual(losses, w)
-            return Pool(x, y, w, losses, torch.from_numpy(dual.ratio), 1.0)
-        spread, top, lift = self.ambiguity.without_atoms(
-            losses, w, self.penalty, self.shift, self.largest
-        )
-        ratio = self._finite(spread, losses)
-        normaliser = float((w * ratio).sum())
+            return Pool(x, y, w, losses, torch.from_numpy(dual.ratio))
+        bounded = self.bounded
+        if bounded is None:
+            bounded = self.ambiguity.bounded(losses, w, self.penalty, self.shift)
+        tilt = torch.from_numpy(self._tilt(bounded, losses))
+        normaliser = float((w * tilt).sum())
         if not normaliser > 0:
             raise InvalidDataError(
                 f"the dual point (penalty={self.penalty:.6g}, shift={self.shift:.6g}) leaves no "
                 "mass on the reference: it belongs to other losses"
             )
-        return Pool(x, y, w, losses, ratio / normaliser, normaliser, top, lift)
+        return Pool(x, y, w, losses, tilt / normaliser, normaliser, bounded)
 
-    def _finite(self, ratio: np.ndarray, losses: Tensor) -> Tensor:
+    def _tilt(self, bounded: BoundedRatio, losses: Tensor) -> np.ndarray:
+        ratio = bounded.at(self.ambiguity, losses.numpy(), self.penalty, self.shift)
         if not np.isfinite(ratio).all():
             raise UnboundedRiskError(
                 f"{self.ambiguity!r}: a loss of {float(losses.max()):.6g} has an infinite ratio at "
                 "this dual point: losses without a bound have no worst case in this set; use a "
                 "bounded loss, an empirical reference, or KL with a larger penalty"
             )
-        return torch.from_numpy(ratio)
+        return ratio
 
     def _ratio(self, losses: Tensor) -> Tensor:
         """The normalised ratio at fresh points."""
         pool = self.pool
-        below = self.ambiguity.ratio_below(losses.numpy(), self.penalty, self.shift, self.largest)
-        return (self._finite(below, losses) + pool.lift * (losses >= pool.top)) / pool.normaliser
+        total = 1.0 if self.law is not None else pool.normaliser
+        return pool.bounded.mixed(torch.from_numpy(self._tilt(pool.bounded, losses)) / total)
 
     @property
     def effective_sample_size(self) -> float:
@@ -274,35 +282,42 @@ class ReweightedWorstCase(MassesMove):
     def sample(self, n: int, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw ``n`` samples: X of shape (n, d) and labels of shape (n,).
 
-        Atoms are drawn with their new weights. A continuous reference is sampled by rejection:
-        exactly where the ratio is bounded (CVaR, and the slice that stands for a largest loss),
-        otherwise with the largest ratio of the pool as the bound (larger ratios count as that
-        one). Where rejection would keep fewer than 1 in 50 draws, fresh draws are resampled with
-        their ratios as weights instead; a draw can then come up more than once.
+        Atoms are drawn with their new weights. A continuous reference is sampled by rejection,
+        exactly, as the ratio is bounded, or from the law in closed form: draws are independent,
+        and none comes up twice.
         """
         n, gen = draws(n, random_state)
         pool = self.pool
         if self.exact:
             rows = choose(pool.mass.numpy(), n, gen)
             return pool.x[rows].numpy(), self._decode(pool.y[rows])
-        bound = float(pool.ratio.max())
-        if np.isfinite(self.ambiguity.ratio_bound) and not pool.lift:
-            bound = max(bound, self.ambiguity.ratio_bound / pool.normaliser)
-        if 1.0 / bound < _ACCEPTANCE:
-            m = max(self.n_pool, min(20 * n, 10 * _DRAWS))
-            x, y = self.reference.sample(m, gen)
-            rows = choose(self._ratio(self._losses(x, y)).numpy(), n, gen)
-            x, y = x[rows], y[rows]
-        else:
-
-            def draw(m: int) -> tuple[Tensor, Tensor]:
-                x, y = self.reference.sample(m, gen)
-                coin = torch.rand(m, generator=gen, dtype=torch.float64)
-                kept = coin * bound < self._ratio(self._losses(x, y))
-                return x[kept], y[kept]
-
-            x, y = draw_kept(n, draw, bound)
+        stay = torch.rand(n, generator=gen, dtype=torch.float64) >= pool.bounded.share
+        parts = []
+        for rows, draw in ((~stay, self._tilted), (stay, self.reference.sample)):
+            if bool(rows.any()):
+                parts.append((rows, *draw(int(rows.sum()), gen)))
+        order = torch.cat([rows.nonzero()[:, 0] for rows, _, _ in parts]).argsort()
+        x, y = (torch.cat([part[i] for part in parts])[order] for i in (1, 2))
         return x.numpy(), self._decode(y)
+
+    def _tilted(self, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws of the part that is tilted."""
+        if self.law is not None:
+            z = self.law.sample(n, gen)
+            return z[:, :-1], z[:, -1]
+        bounded = self.pool.bounded
+        bound = min(bounded.level, self.ambiguity.ratio_bound)
+        if np.isinf(bound):  # nothing is tilted
+            return self.reference.sample(n, gen)
+
+        def draw(m: int) -> tuple[Tensor, Tensor]:
+            x, y = self.reference.sample(m, gen)
+            coin = torch.rand(m, generator=gen, dtype=torch.float64)
+            kept = coin * bound < torch.from_numpy(self._tilt(bounded, self._losses(x, y)))
+            return x[kept], y[kept]
+
+        x, y = draw_kept(n, draw, bound / self.pool.normaliser)
+        return x, y
 
     def log_prob(self, X: Any, y: Any) -> np.ndarray:
         r"""Log density of X given y, shape (n,).
@@ -350,6 +365,9 @@ class ReweightedWorstCase(MassesMove):
         """P*(y = k) of each class, shape (K,); they sum to 1."""
         return self._shares(self.pool.mass)
 
+    def _tilted_shares(self) -> np.ndarray:
+        return self._shares(self.pool.w * self.pool.tilt)
+
     def _shares(self, mass: Tensor) -> np.ndarray:
         if self.classes is None:
             raise UnsupportedError("label_shares: a regression has no classes")
@@ -383,11 +401,10 @@ class ReweightedWorstCase(MassesMove):
 
     def _by_label(
         self, n: int, gen: torch.Generator, sample: Callable[[int, int], Tensor]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Tensor, Tensor]:
         """Draw n labels, and ``sample(k, m)`` points of each class k that came up m times."""
-        labels = choose(self.label_shares(), n, gen)
-        x = self._by_class(labels, lambda k, rows: sample(k, int(rows.sum())))
-        return x.numpy(), self._decode(labels)
+        labels = choose(self._tilted_shares(), n, gen)
+        return self._by_class(labels, lambda k, rows: sample(k, int(rows.sum()))), labels
 
     def _map(self, k: int) -> TransportMap:
         return self.flow(k).map
@@ -412,7 +429,7 @@ class ReweightedWorstCase(MassesMove):
             raise UnsupportedError(
                 "transport: a map of a joint measure would move the targets too; use sample"
             )
-        share = float(np.log(self.label_shares()[k] / self._shares(self.pool.w)[k]))
+        share = float(np.log(self._tilted_shares()[k] / self._shares(self.pool.w)[k]))
 
         def loss(z: Tensor) -> Tensor:
             return self.capped_loss(z, torch.full((len(z),), k))

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+import torch
+from scipy.optimize import brentq
+from scipy.special import logsumexp, softmax
 
 from drojko.measures import KDE, Gaussian, GaussianMixture
+from drojko.measures.base import choose, normal
 
-__all__ = ["ErrorLaw", "error_law"]
+__all__ = ["ErrorLaw", "TiltedNormals", "error_law"]
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,62 @@ class ErrorLaw:
         total: Any = logsumexp(logs)
         return penalty * float(total)
 
+    @property
+    def risk(self) -> float:
+        """E e^2."""
+        return float(self.shares @ (self.means**2 + self.variances))
+
+    def tilted(self, penalty: float) -> ErrorLaw:
+        """Return the law with the density ratio proportional to exp(e^2 / penalty): a mixture."""
+        left = 1.0 - 2.0 * self.variances / penalty
+        logs = np.log(self.shares) - 0.5 * np.log(left) + self.means**2 / (penalty * left)
+        return ErrorLaw(softmax(logs), self.means / left, self.variances / left)
+
     def ball(self, radius: float) -> tuple[float, float]:
         """Least upper bound of E e^2 within a divergence of ``radius``, and its multiplier."""
         least = max(self.least, 1e-12 * float(self.shares @ self.means**2), 1e-290)
 
-        def dual(log_gap: float) -> float:
+        def excess(log_gap: float) -> float:  # falls as the penalty grows
             penalty = least * (1.0 + math.exp(log_gap))
-            return penalty * radius + self.value(penalty)
+            return (self.tilted(penalty).risk - self.value(penalty)) / penalty - radius
 
-        grid = np.linspace(-12.0, 25.0, 75)
-        centre = float(grid[int(np.argmin([dual(g) for g in grid]))])
-        found = minimize_scalar(dual, bounds=(centre - 0.5, centre + 0.5), method="bounded")
-        return float(found.fun), least * (1.0 + math.exp(float(found.x)))
+        low, high = -12.0, 25.0
+        at = low if excess(low) <= 0 else high if excess(high) >= 0 else brentq(excess, low, high)
+        penalty = least * (1.0 + math.exp(float(at)))
+        return penalty * radius + self.value(penalty), penalty
+
+
+@dataclass(frozen=True, eq=False)
+class TiltedNormals:
+    r"""Normal components of (x, y) under a tilt exp(e^2 / penalty) of e = (x, y)'v - b: exactly.
+
+    A component's errors N(m, s^2) become N(m / k, s^2 / k), k = 1 - 2 s^2 / penalty, its share
+    grows by their moment, and what is normal given the error stays: a draw moves by
+    S v (e* - e) / s^2.
+    """
+
+    measure: Any
+    v: np.ndarray
+    intercept: float
+    before: ErrorLaw
+    after: ErrorLaw
+
+    @classmethod
+    def of(cls, measure: Any, coef: np.ndarray, intercept: float, penalty: float) -> TiltedNormals:
+        """The tilt of squared errors of a linear model, of a measure that `error_law` knows."""
+        law: Any = error_law(measure, coef, intercept)
+        return cls(measure, np.append(-coef, 1.0), intercept, law, law.tilted(penalty))
+
+    def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw n points (x, y), shape (n, d + 1)."""
+        k = choose(self.after.shares, n, generator).numpy()
+        z, along = _drawn(self.measure, k, self.v, generator)
+        mean, variance = self.before.means[k], self.before.variances[k]
+        e = z @ self.v - self.intercept
+        stretch = np.sqrt(self.after.variances[k] / np.maximum(variance, 1e-300))
+        moved = self.after.means[k] + np.where(variance > 0, stretch, 1.0) * (e - mean) - e
+        step = np.where(variance > 0, moved / np.maximum(variance, 1e-300), 0.0)
+        return torch.from_numpy(z + step[:, None] * along)
 
 
 def error_law(measure: Any, coef: np.ndarray, intercept: float) -> ErrorLaw | None:
@@ -75,3 +121,15 @@ def error_law(measure: Any, coef: np.ndarray, intercept: float) -> ErrorLaw | No
         variances = np.einsum("i,kij,j->k", v, measure.covariances_, v)
         return ErrorLaw(measure.weights_, measure.means_ @ v - intercept, variances)
     return None
+
+
+def _drawn(
+    measure: Any, k: np.ndarray, v: np.ndarray, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of the components k (n,), (n, d), and S_k v, which broadcasts to (n, d)."""
+    noise = normal((len(k), measure.dim), generator)
+    if isinstance(measure, Gaussian):
+        return measure._place(noise).numpy(), measure.covariance.numpy() @ v
+    if isinstance(measure, KDE):
+        return measure.atoms_[k] + noise.numpy() * measure.bandwidth_, measure.bandwidth_**2 * v
+    return measure._placed(torch.from_numpy(k), noise).numpy(), (measure.covariances_ @ v)[k]

@@ -84,18 +84,21 @@ def certify_sampled(
         upper = max(dual + float((pool.map("debiased", lam) - values) @ w), dual)
     else:
         within = torch.maximum(within, within_upper)
-    variance = float((w.square() * within).sum())
+    variance = own = float((w.square() * within).sum())
+    risk = pool.map("risk", lam)
     if sampled:
         variance += standard_error(values, w) ** 2
+        own += standard_error(risk, w) ** 2
     certificate = Certificate(
         nominal_risk=nominal,
         lower=min(dual, upper),
         upper=upper,
-        worst_case_risk=float(pool.map("risk", lam) @ w),
+        worst_case_risk=float(risk @ w),
         radius=radius,
         penalty=lam,
         transport_cost=float(pool.map("divergence", lam) @ w),
-        standard_error=math.sqrt(variance),
+        standard_error=math.sqrt(max(variance, own)),
+        risk_error=math.sqrt(own),
         stationarity=stationarity,
         proof=proof,
     )

@@ -70,6 +70,7 @@ class SinkhornRisk:
     penalty: float
     deviation: float
     spread: np.ndarray
+    losses: np.ndarray
 
 
 def sinkhorn_risk(
@@ -114,7 +115,7 @@ def sinkhorn_risk(
         plain = data.loss.tilt(f, data.y, s, 0.0)
         value = float(w @ plain.value)
         lam = penalty if penalty is not None else (0.0 if radius else math.inf)
-        return SinkhornRisk(value, value, value, 0.0, nominal, lam, s, plain.value)
+        return SinkhornRisk(value, value, value, 0.0, nominal, lam, s, plain.value, plain.value)
     least = data.loss.growth * square
     if penalty is None:
 
@@ -139,7 +140,7 @@ def sinkhorn_risk(
     risk = float(w @ found.mean[2])
     value = float(w @ found.value)
     if penalty is not None:
-        return SinkhornRisk(value, value, risk, spent, nominal, lam, s, found.value)
+        return SinkhornRisk(value, value, risk, spent, nominal, lam, s, found.value, found.mean[2])
     budget = float(radius or 0.0)
     value += lam * budget
     if spent > budget:
@@ -148,8 +149,9 @@ def sinkhorn_risk(
         share = budget / spent
         risk, spent = share * risk + (1.0 - share) * plain, budget
     return SinkhornRisk(
-        max(value, risk), min(risk, value), risk, spent, nominal, lam, s, found.value
-    )
+        max(value, risk), min(risk, value), risk, spent, nominal, lam, s, found.value,
+        found.mean[2],
+    )  # fmt: skip
 
 
 def certify_linear(
@@ -168,7 +170,7 @@ def certify_linear(
     found = sinkhorn_risk(
         data, coef, intercept, epsilon=epsilon, radius=radius, penalty=penalty, guess=guess
     )
-    error = standard_error(found.spread, data.weight) if sampled else 0.0
+    own = standard_error(found.losses, data.weight) if sampled else 0.0
     certificate = Certificate(
         nominal_risk=found.nominal,
         lower=found.attained,
@@ -177,7 +179,8 @@ def certify_linear(
         radius=radius,
         penalty=found.penalty,
         transport_cost=found.transport_cost,
-        standard_error=error,
+        standard_error=max(standard_error(found.spread, data.weight), own) if sampled else 0.0,
+        risk_error=own,
         stationarity=stationarity,
         proof="ridge-1d",
     )

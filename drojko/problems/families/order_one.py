@@ -114,6 +114,7 @@ class OrderOne(Family):
             penalty=slope if self.ambiguity.penalty is None else self.ambiguity.penalty,
             transport_cost=budget if slope > 0 else 0.0,
             standard_error=error,
+            risk_error=error,
             stationarity=of.stationarity,
             proof="dual",
         )

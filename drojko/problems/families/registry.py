@@ -121,7 +121,7 @@ class _Tilted(Family):
             losses = of.model.linearise(of.draws.x)[0].double().numpy()
         w, bound = of.draws.w.numpy(), ambiguity.bind(of.draws.x, None, of.draws.w)
         fitted = (losses, w) if of.sampled else None
-        certificate, dual = reweighted_certificate(
+        certificate, dual, kept = reweighted_certificate(
             ambiguity, bound, losses, w, fitted=fitted, stationarity=of.stationarity
         )
         certificate = replace(certificate, radius=ambiguity.radius)
@@ -135,10 +135,8 @@ class _Tilted(Family):
                 self.names,
                 reference=unlabelled(Empirical(of.draws.x.numpy(), w)),
             )
-        largest = math.inf
-        if of.sampled and ambiguity.needs_largest(certificate.penalty):
-            largest = float(losses.max())
-        elif of.sampled and certificate.proof == "local-estimate":
+        needs = ambiguity.needs_largest(certificate.penalty)
+        if of.sampled and certificate.proof == "local-estimate" and not needs:
             warn_of_few(ambiguity, mass)
         return certificate, ReweightedWorstCase(
             ambiguity,
@@ -149,7 +147,7 @@ class _Tilted(Family):
             classes=LABEL,
             feature_names=self.names,
             attained_risk=certificate.worst_case_risk,
-            largest=largest,
+            bounded=kept,
         )
 
 

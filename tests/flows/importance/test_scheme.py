@@ -414,7 +414,8 @@ def test_rejections_carry_mass_between_modes_that_maps_cannot(seed):
     assert found.effective_sample_size > 0.99
     assert abs(found.log_z) < 4 * found.log_z_error
     assert 1.0 < measure.draws_per_sample < 30.0
-    capped = flow.corrected(even.log_prob, most_draws=1.5, random_state=seed)
+    with pytest.warns(ConvergenceWarning, match=r"corrected: .*most_draws \(now 1.5\)"):
+        capped = flow.corrected(even.log_prob, most_draws=1.5, random_state=seed)
     assert capped.draws_per_sample <= 1.5 + 1e-9
 
 
@@ -484,3 +485,21 @@ def test_arguments_of_a_flow_that_mean_nothing(wrong):
         JKOFlow(KLDivergence(cauchy), given["scheme"], step_size=given["step_size"]).run(
             given["initial"], given["n_steps"]
         )
+
+
+def test_corrections_that_end_far_below_their_aim_are_told():
+    """Five unequal modes, and no draws to spend on rejections."""
+    shares = np.array([0.05, 0.1, 0.15, 0.3, 0.4])
+    means = np.c_[np.linspace(-6, 6, 5), np.zeros((5, 2))]
+    five = GaussianMixture(means=means, covariances=[0.2 * np.eye(3)] * 5, weights=shares)
+    scheme = ImportanceCorrectedScheme(
+        width=8, iterations=10, n_particles=2000, n_calibration=8000, most_draws=1.3
+    )
+    flow = JKOFlow(KLDivergence(five.log_prob), scheme, step_size=0.1)
+    start = Gaussian(np.zeros(3), np.diag([16.0, 1.0, 1.0]))
+    with pytest.warns(ConvergenceWarning, match=r"0\.999 was aimed at"):
+        result = flow.run(start, 1, random_state=0)
+    assert result.status == "stalled"
+    assert "raise most_draws" in result.message
+    with pytest.warns(ConvergenceWarning, match="effective sample size|tail index"):
+        result.measures[-1].evidence(2000, random_state=0)

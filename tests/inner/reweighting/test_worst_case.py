@@ -260,7 +260,7 @@ def test_orders_below_one_count_losses_beyond_the_largest_as_that_one():
             .fit(X, y)
             .worst_case_
         )  # fmt: skip
-        assert np.isfinite(worst.largest)
+        assert np.isfinite(worst.bounded.top)
         Z, _ = worst.sample(2000, random_state=0)
         assert np.abs(Z).max() < 10.0
         if inner == "icnn":
