@@ -160,13 +160,9 @@ def audit(
         problem = replace(problem, progress=progress)
         general = health(problem)
         if general.unusable:
-            nan = math.nan
+            nan, none = math.nan, "local-estimate"
             found = [
-                Row(
-                    size,
-                    Certificate(*[nan] * 4, own.radius, nan, nan, proof="local-estimate"),
-                    None,
-                )
+                Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof=none), None)
                 for size, own in sizes
             ]
         else:
