@@ -294,6 +294,24 @@ def test_any_loss_of_a_decision_without_a_minimum(ambiguity, convex):
     assert certificate.lower < 0.0
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda t, z: (t[0] - z[:, 0]) ** 2 - t[1],
+        lambda t, z: (t[0] + t[1] - z[:, 0]) ** 2 - (t[0] - t[1]),
+        lambda t, z: (t[0] - z[:, 0]).abs() - t[1],
+    ],
+    ids=["one variable", "rotated", "kink"],
+)
+def test_a_fall_beside_variables_that_have_a_minimum(loss):
+    problem = MinimaxProblem(loss, np.zeros(2), Z, KL(0.1), convex=True)
+    with pytest.warns(ConvergenceWarning, match="unbounded"):
+        found = problem.solve()
+    assert found.status == "unbounded"
+    far = [problem.evaluate(share * found.direction)[0].upper for share in (1e6, 1e9, 1e12)]
+    assert 0.0 > 2.0 * far[0] > far[1] > 0.5 * far[2]
+
+
 @pytest.mark.parametrize("convex", [True, None])
 @pytest.mark.parametrize(
     ("loss", "constraint", "best"),

@@ -94,5 +94,4 @@ def _answer(oracle: Oracle, point: np.ndarray) -> Answer | None:
     """The worst case at a point; None where it is not finite."""
     with np.errstate(all="ignore"):
         answer = oracle(point)
-    known = isinstance(answer, Answer) and np.isfinite(answer.value)
-    return answer if known else None
+    return answer if isinstance(answer, Answer) and np.isfinite(answer.value) else None

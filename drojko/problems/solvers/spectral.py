@@ -199,7 +199,7 @@ class SpectralGradient:
         near: list[tuple[np.ndarray, np.ndarray]] = []
         for tries in range(_BACKTRACKS):
             point = state.point + share * direction
-            answer = self.oracle(point)
+            answer: Any = self.oracle(point)
             found = isinstance(answer, Answer)
             if found and answer.value <= highest + _ARMIJO * share * slope:
                 break
