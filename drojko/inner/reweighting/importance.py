@@ -145,7 +145,7 @@ class Importance(InnerSolver):
     >>> from drojko.measures import GaussianMixture
     >>> two = GaussianMixture(means=[[-4.0], [4.0]], covariances=[[[1.0]], [[1.0]]])
     >>> found = Importance().fit_ratio(KL(penalty=8.0), 8.0, 0.0, lambda x: x[:, 0], two, 0)
-    >>> exact = 1 / 128 + np.log(np.cosh(0.5))
+    >>> exact = 1 / 128 + math.log(math.cosh(0.5))
     >>> bool(abs(found.value / 8.0 - exact) < 3 * found.error / 8.0 + 1e-6)
     True
     """

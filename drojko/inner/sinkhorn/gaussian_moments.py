@@ -67,7 +67,9 @@ class ErrorLaw:
             return (self.tilted(penalty).risk - self.value(penalty)) / penalty - radius
 
         low, high = -12.0, 25.0
-        at = low if excess(low) <= 0 else high if excess(high) >= 0 else brentq(excess, low, high)
+        at: Any = (
+            low if excess(low) <= 0 else high if excess(high) >= 0 else brentq(excess, low, high)
+        )
         penalty = least * (1.0 + math.exp(float(at)))
         return penalty * radius + self.value(penalty), penalty
 
