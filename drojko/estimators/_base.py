@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -554,6 +555,36 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         from drojko._persist import save
 
         save(self, path)
+
+    def _check_stored(self) -> None:
+        """Raise `InvalidDataError` where what a file holds of a fit cannot come from one."""
+        if not self.__sklearn_is_fitted__():
+            return
+        found, d, outputs = self.parameters_, self.n_features_in_, self._outputs()
+        named = getattr(self, "feature_names_in_", np.empty(d))
+        whole = self._n_outputs == outputs and len(named) == d
+        if not callable(self.model):
+            hidden = np.atleast_1d(self.hidden_layer_sizes) if self.model == "mlp" else []
+            sizes = [d, *map(int, hidden), outputs]
+            shapes = {f"weights.{k}": pair[::-1] for k, pair in enumerate(pairwise(sizes))}
+            shapes |= {f"biases.{k}": (size,) for k, size in enumerate(sizes[1:])}
+            whole &= shapes == {name: np.shape(value) for name, value in found.items()}
+        own = self._attributes(found) if whole else {}
+        whole &= all(
+            np.array_equal(getattr(self, name), value)
+            for name, value in own.items()
+            if name != "parameters_"
+        )
+        whole &= len({np.shape(column) for column in self._history.values()}) < 2
+        if isinstance(self._reference, tuple):
+            x, y, w, _ = self._reference
+            whole &= np.shape(x) == (len(w), d) and np.shape(y) == np.shape(w) == (len(w),)
+        if not whole:
+            raise InvalidDataError(
+                f"{type(self).__name__} holds arrays whose shapes do not fit each other"
+            )
+        if not all_finite((found, self._reference)):
+            raise InvalidDataError(f"{type(self).__name__} holds arrays that are not finite")
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_iter_")

@@ -50,9 +50,7 @@ def finite_losses(losses: Any, n: int) -> np.ndarray:
     values = floats(losses, "losses")
     if values.shape != (n,) or not np.isfinite(values).all():
         kind = NonFiniteLossError if values.shape == (n,) else InvalidDataError
-        raise kind(
-            f"losses must be {n} finite numbers, one per row; got shape {values.shape}"
-        )
+        raise kind(f"losses must be {n} finite numbers, one per row; got shape {values.shape}")
     return values
 
 
