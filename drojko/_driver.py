@@ -276,7 +276,7 @@ def keeping(so_far: Callable[[], Any]) -> Iterator[None]:
         found = None
         with suppress(Exception):  # half a result is no reason to lose the interrupt
             found = so_far()
-        if found is not None:
+        if found:
             error.result = found  # type: ignore[attr-defined]
         raise
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["MOST", "cells", "chunks", "members", "opened", "replacing"]
+__all__ = ["MOST", "cells", "chunks", "members", "opened", "replacing", "write_table"]
 
 #: Bytes that the members of an archive may have together once they are unpacked.
 MOST = 1 << 30
@@ -199,6 +199,19 @@ def _check_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo, path: Any) -> 
             f"{path}: array {part.filename!r} of shape {shape} and dtype {dtype} does not fit the "
             f"{part.file_size} bytes that there are"
         )
+
+
+def write_table(frame: Any, path: str | os.PathLike[str], kind: str = "") -> None:
+    """Write a .csv file for spreadsheets or a .parquet file, whole or not at all."""
+    kind = kind or Path(path).suffix.lower()
+    if kind not in (".csv", ".parquet", ".pq"):
+        name = Path(path).name
+        raise InvalidDataError(f"{name!r}: expected a name that ends in .csv or .parquet")
+    with replacing(path) as file:
+        if kind == ".csv":
+            file.write(cells(frame).to_csv(index=False).encode("utf-8", "backslashreplace"))
+        else:
+            frame.to_parquet(file, index=False)
 
 
 def cells(frame: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -52,14 +53,14 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
 
 def certified(
     problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
-) -> list[Row]:
+) -> Iterator[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
     if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
         raise UnsupportedError(
             f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
             f"({problem.model.note}); {_SUPPORTED}"
         )
-    found: list[Row] = []
+    before = None
     for size, ambiguity in problem.progress.over(sizes, "certificates", 1.0):
         plan = plan_of(problem, ambiguity, inner)
         approach = approach_to(ambiguity)
@@ -73,15 +74,15 @@ def certified(
         one = Row(size, c, worst)
         if worst is not None:
             one.after = _after(worst, problem)
-        found.append(_monotone(one, found))
-    return found
+        before = _monotone(one, before)
+        yield before
 
 
-def _monotone(one: Row, before: list[Row]) -> Row:
+def _monotone(one: Row, before: Row | None) -> Row:
     """A worst case of a smaller radius is inside a larger one."""
-    if not before or before[-1].certificate.radius is None:
+    if before is None or before.certificate.radius is None:
         return one
-    last, c = before[-1].certificate, one.certificate
+    last, c = before.certificate, one.certificate
     if last.worst_case_risk <= c.worst_case_risk:
         return one
     c = replace(
@@ -91,7 +92,7 @@ def _monotone(one: Row, before: list[Row]) -> Row:
         transport_cost=last.transport_cost,
         upper=max(c.upper, last.lower),
     )
-    return Row(one.size, c, before[-1].worst, before[-1].after)
+    return Row(one.size, c, before.worst, before.after)
 
 
 def _worst(
@@ -130,7 +131,7 @@ def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:
 RANDOM = 8
 
 
-def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
+def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> Iterator[Row]:
     """The exact worst reweighting of the rows at every size."""
     losses, weights = problem.losses(problem.x, problem.y).numpy(), problem.w.numpy()
     fitted = None
@@ -140,7 +141,6 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
     names = problem.model.space.names
     rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=problem.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
-    result = []
     for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
         bound = ambiguity.on(None, weights)
         certificate, point = reweighted_certificate(
@@ -174,5 +174,4 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
         found.checks.append(
             check("duality gap", gap, bool(exact) or problem.sampled, "upper - lower")
         )
-        result.append(found)
-    return result
+        yield found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 from sklearn.base import clone
 
+from drojko._driver import keeping
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet
@@ -104,6 +106,8 @@ def audit(
         For what is no fitted model, data that do not fit it, and sizes that are none.
     UnsupportedError
         For sets that need gradients of a model without; the message lists what is offered.
+    KeyboardInterrupt
+        After Ctrl-C; where a size was finished, the report so far is the exception's ``result``.
 
     Notes
     -----
@@ -156,51 +160,59 @@ def audit(
         given = own.get_params(deep=False)
         kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
         sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
-    with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
+    found: list[Row] = []
+    size = size_name(ambiguity, radii)
+
+    def report() -> AuditReport:
+        rows = [table_row(size, problem, one, general.nominal) for one in found]
+        checks = [{size: one.size, **line} for one in found for line in one.checks]
+        return AuditReport(
+            table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
+            checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
+            certificates=tuple(one.certificate for one in found),
+            worst_cases=tuple(one.worst for one in found),
+            name=name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
+            about={
+                "ambiguity": repr(ambiguity),
+                "reference": str(reference),
+                "scale": scale,
+                "note": read.note,
+                "loss": problem.loss.name or type(problem.loss).__name__,
+                "task": "regression" if problem.classes is None else "classification",
+                "rows": len(problem.x),
+                "features": len(read.space.raw_names),
+                "gradients": read.tabular is not None,
+                "evaluations": problem.calls[0],
+                "units": "standard deviations" if scale else "units of X",
+                "interrupted": len(found) < len(sizes),
+            },
+            space=read.space,
+            classes=problem.classes,
+            problem=replace(problem, progress=Progress()),  # the report outlives the bar
+            image_shape=None if images is None else (int(images[0]), int(images[1])),
+        )
+
+    threads, kept = one_thread(problem.x.numel() < SMALL), keeping(lambda: found and report())
+    with progress_bar(verbose) as progress, threads, kept:
         problem = replace(problem, progress=progress)
         general = health(problem)
         if general.unusable:
             nan = math.nan
-            found = [
-                Row(size, Certificate(nan, nan, nan, nan, own.radius, nan, nan), None)
-                for size, own in sizes
-            ]
+            work: Iterable[Row] = (
+                Row(at, Certificate(nan, nan, nan, nan, own.radius, nan, nan), None)
+                for at, own in sizes
+            )
         else:
             # Families that audits know more of than a certificate, by the name of their approach.
             name_of = approach_to(problem.ambiguity).name
             if name_of == "reweighting":
-                found = reweight(problem, sizes)
+                work = reweight(problem, sizes)
             elif name_of == "transport" and problem.ambiguity.order == 2:
-                found = transport(problem, sizes, settings, general, max_evaluations)
+                work = transport(problem, sizes, settings, general, max_evaluations)
             else:
-                found = certified(problem, sizes, settings)
-        rows, checks, size = [], [], size_name(ambiguity, radii)
-        for one in found:
+                work = certified(problem, sizes, settings)
+        for one in work:
             one.checks = [*general.checks, *one.checks]
             one.findings = [*general.findings, *one.findings]
-            rows.append(table_row(size, problem, one, general.nominal))
-            checks += [{size: one.size, **line} for line in one.checks]
-    return AuditReport(
-        table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
-        checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
-        certificates=tuple(one.certificate for one in found),
-        worst_cases=tuple(one.worst for one in found),
-        name=name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
-        about={
-            "ambiguity": repr(ambiguity),
-            "reference": str(reference),
-            "scale": scale,
-            "note": read.note,
-            "loss": problem.loss.name or type(problem.loss).__name__,
-            "task": "regression" if problem.classes is None else "classification",
-            "rows": len(problem.x),
-            "features": len(read.space.raw_names),
-            "gradients": read.tabular is not None,
-            "evaluations": problem.calls[0],
-            "units": "standard deviations" if scale else "units of X",
-        },
-        space=read.space,
-        classes=problem.classes,
-        problem=replace(problem, progress=Progress()),  # the report outlives the bar
-        image_shape=None if images is None else (int(images[0]), int(images[1])),
-    )
+            found.append(one)
+        return report()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +42,7 @@ def transport(
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
-) -> list[Row]:
+) -> Iterator[Row]:
     """One `Row` per size."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
@@ -56,10 +57,10 @@ def transport(
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
         search(problem, pool, work.scales(), calls, spawn(problem.generator))
     work.cap = largest_loss(problem)
-    found: list[Row] = []
+    one = None
     for size, _ in problem.progress.over(sizes, "worst cases", 0.1):
-        found.append(work.found(size, found[-1] if found else None))
-    return found
+        one = work.found(size, one)
+        yield one
 
 
 def _begin(problem: AuditProblem) -> Pool:
