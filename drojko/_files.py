@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from drojko.exceptions import InvalidDataError
 
@@ -103,7 +103,7 @@ def _mode(found: Path, path: Any) -> int:
     return mode
 
 
-def chunks(file: BinaryIO, size: int | None = None) -> Iterator[bytes]:
+def chunks(file: IO[bytes], size: int | None = None) -> Iterator[bytes]:
     """What is left of a file, or its next ``size`` bytes, a megabyte at a time."""
     left = math.inf if size is None else size
     while left > 0 and (part := file.read(int(min(left, 1 << 20)))):

@@ -35,8 +35,7 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):  # names of files and columns can hold anything
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+            getattr(stream, "reconfigure", dict)(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

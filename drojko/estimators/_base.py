@@ -387,7 +387,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 self.message_ = f"{words}; the certificate is missing. {result.message}"
             elif result is None and last and (interrupted or not before):
                 n_iter = last["n_iter"]
-                history = dict.fromkeys(COLUMNS, np.full(n_iter, math.nan))
+                history: Any = dict.fromkeys(COLUMNS, np.full(n_iter, math.nan))
                 history["iteration"] = np.arange(1.0, n_iter + 1.0)
                 ended = TrainResult(status, words, n_iter, math.nan, math.nan, history)
                 self._store(last["parameters"], plan, ended, reference)

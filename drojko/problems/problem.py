@@ -357,7 +357,8 @@ class MinimaxProblem:
             if status is not Status.INTERRUPTED and not isinstance(error, KeyboardInterrupt):
                 raise
             status, message = Status.INTERRUPTED, f"{Status.INTERRUPTED.advice} {message}"
-            certificate = Certificate(*[math.nan] * 4, self.ambiguity.radius, *[math.nan] * 2)
+            nan, radius = math.nan, self.ambiguity.radius
+            certificate = Certificate(nan, nan, nan, nan, radius, nan, nan)
         if status in _TOLD:
             warnings.warn(f"MinimaxProblem: {status}: {message}", ConvergenceWarning, stacklevel=2)
         proven, way = self.family.exact, outcome.state.direction

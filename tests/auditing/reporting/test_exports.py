@@ -55,7 +55,7 @@ def test_samples_hold_no_formulas(report, tmp_path):
     table = pd.read_csv(tmp_path / "s.csv")
     assert list(table.columns) == ["'=1+1", "'@b", "target"]
     assert set(table.target) == {"'=HYPERLINK()", "'-x"}
-    assert (table.dtypes.iloc[:2] == float).all()
+    assert [kind.kind for kind in table.dtypes[:2]] == ["f", "f"]
     assert (table.iloc[:, 0] < 0).any()
     report.export(tmp_path / "s.parquet", n=20)  # no spreadsheet: as it is
     assert list(pd.read_parquet(tmp_path / "s.parquet").columns) == ["=1+1", "@b", "target"]
