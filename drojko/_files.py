@@ -28,7 +28,7 @@ __all__ = ["MOST", "cells", "chunks", "members", "opened", "replacing", "write_t
 #: Bytes that the members of an archive may have together once they are unpacked.
 MOST = 1 << 30
 #: The same of its table of contents, and of each member that is read before it is checked.
-_MOST_NAMES, _MOST_READ = 4 << 20, {".json": 8 << 20, ".npz": 64 << 20}
+_MOST_NAMES, _MOST_READ = 1 << 20, {".json": 4 << 20, ".npz": 64 << 20}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
