@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
@@ -27,6 +28,7 @@ __all__ = [
     "Solver",
     "Status",
     "all_finite",
+    "keeping",
     "nested",
     "run",
 ]
@@ -263,6 +265,20 @@ def nested(
     if outcome.status is Status.INTERRUPTED:
         raise KeyboardInterrupt(outcome.message)
     return outcome
+
+
+@contextmanager
+def keeping(so_far: Callable[[], Any]) -> Iterator[None]:
+    """Ctrl-C within the block carries what there is by then, if anything, as its ``result``."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        found = None
+        with suppress(Exception):  # half a result is no reason to lose the interrupt
+            found = so_far()
+        if found:
+            error.result = found  # type: ignore[attr-defined]
+        raise
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Model files: `save` and `load` without running any code on load.
 
 A file is a skops archive (a zip of JSON and plain arrays) with one more member, ``drojko.json``
-(format number, versions), closed by the SHA-256 digest of all bytes before it. `load` refuses, in
-this order and before it imports anything that the file names: a file whose digest does not fit, a
-file of another kind or of a newer format, and types other than drojko's own and the plain
-scikit-learn and numpy types that skops trusts. The digest detects damage and careless edits; that
-nothing foreign runs, whoever wrote the file, rests on the list of types. Classes that derive from
+(format number, versions, digests of the arrays), closed by the SHA-256 digest of all bytes before
+it. `load` refuses, in this order and before it imports anything that the file names: a file whose
+digest does not fit, an archive that would unpack to more than a gigabyte (see ``max_size``), a
+file of another kind or of a newer format, types other than drojko's own and the plain
+scikit-learn and numpy types that skops trusts, and arrays other than those that were saved.
+Objects then check that what they hold fits together and is finite. The digests detect damage and
+careless edits; that nothing foreign runs, whoever wrote the file, rests on the list of types.
+Until then nothing of a size worth mentioning is held in memory. Classes that derive from
 drojko's own, such as a set of a user's, are stored by their names and settings; whoever loads them
 names them in ``trusted``.
 """
@@ -20,12 +23,16 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+
+from drojko._files import MOST, chunks, members, opened, replacing
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
@@ -33,7 +40,7 @@ __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
 #: Raised when the layout of the file or the meaning of a stored attribute changes.
 FORMAT = 1
 
-_MANIFEST = "drojko.json"
+_MANIFEST, _SCHEMA = "drojko.json", "schema.json"
 _PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
@@ -66,7 +73,9 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator, a pipeline of such, or a settings object to a file.
 
     The file is written beside its destination and then renamed: whoever reads ``path`` finds the
-    old file or the new one, never half of it. Callbacks are not part of a model and stay out.
+    old file or the new one, never half of it. Where ``path`` is a symbolic link, what it points to
+    is replaced; the mode of an existing file is kept. Callbacks are not part of a model and stay
+    out.
 
     Parameters
     ----------
@@ -77,6 +86,9 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    InvalidDataError
+        When ``path`` is a folder, a device or a pipe, or when arrays of the estimator are not
+        finite or do not fit each other.
     UnsupportedError
         When the object holds code, such as a callable model or loss: a file that runs no code
         cannot hold it. Nor can it hold objects of foreign classes, unless these derive from
@@ -94,19 +106,13 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Wasserstein(radius=0.3)
     """
     data = _pack(estimator)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
-def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) -> Any:
+def load(
+    path: str | os.PathLike[str], *, trusted: Sequence[type | str] = (), max_size: int = MOST
+) -> Any:
     """Read what `save` wrote; nothing in the file is executed.
 
     Parameters
@@ -115,6 +121,8 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) ->
         A file written by ``estimator.save(path)``.
     trusted : sequence of classes or of their full names
         Classes beyond drojko's own that the file may hold, such as a set of your own.
+    max_size : int, default=1073741824
+        Bytes that the file may unpack to; nothing is unpacked of one that claims more.
 
     Returns
     -------
@@ -124,34 +132,58 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) ->
     Raises
     ------
     InvalidDataError
-        When the file is truncated, altered, of another kind, of a newer format, or names a type
-        that drojko does not know.
+        When the file is truncated, altered, of another kind, of a newer format, too large, names a
+        type that drojko does not know, or holds arrays that are not finite or do not fit.
+    OSError
+        When there is no such file, or none that may be read.
     """
+    with opened(path) as file:
+        _check_digest(file, path)
+        with _malformed(path, "a drojko model"):
+            return _read(file, path, _names(trusted), max_size)
+
+
+def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
+    """What a file holds whose digest fits."""
     import skops.io
 
-    data, names = Path(path).read_bytes(), _names(trusted)
-    _check_digest(data, path)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            manifest = json.loads(file.read(_MANIFEST))
+    with members(file, path, max_size) as archive:
+        manifest = json.loads(archive.read(_MANIFEST))
         if not isinstance(manifest["format"], int) or not 1 <= manifest["format"] <= FORMAT:
             raise InvalidDataError(
                 f"{path} has format {manifest['format']}, written by drojko "
                 f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
                 "upgrade drojko"
             )
-        if foreign := sorted(set(_foreign_types(data)) - set(names)):
+        if foreign := sorted(set(_foreign_types(archive)) - set(names)):
             short = ", ".join(name.rpartition(".")[2] for name in foreign)
             raise InvalidDataError(
                 f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
                 f"where the file comes from, import them and name them: "
                 f"drojko.load(path, trusted=[{short}])"
             )
-        return skops.io.loads(data, trusted=[*trusted_types(), *names])
-    except InvalidDataError:
-        raise
-    except Exception as error:  # whatever a malformed archive provokes in zipfile, json or skops
-        raise InvalidDataError(f"{path} cannot be read as a drojko model: {error}") from error
+        if _digests(archive) != manifest["arrays"]:
+            raise InvalidDataError(f"{path} holds other arrays than those that were saved")
+    file.seek(0)
+    found = skops.io.load(file, trusted=[*trusted_types(), *names])
+    if _full_name(type(found)) != manifest["type"]:
+        raise InvalidDataError(f"{path} holds {type(found).__name__}, not {manifest['type']}")
+    _check_parts(found)
+    return found
+
+
+@contextmanager
+def _malformed(path: Any, kind: str) -> Iterator[None]:
+    """Whatever a malformed file provokes in zipfile, json or skops is a word on the file."""
+    try:
+        yield
+    except InvalidDataError as error:
+        if str(path) in str(error):
+            raise
+        raise InvalidDataError(f"{path} cannot be read as {kind}: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidDataError(f"{path} cannot be read as {kind}: {reason}") from error
 
 
 def load_any(
@@ -170,25 +202,20 @@ def load_any(
     Raises
     ------
     InvalidDataError
-        For types that nobody trusts, which it names, and for pickles without ``unsafe``.
+        For types that nobody trusts, which it names, for pickles without ``unsafe``, and for all
+        that `load` refuses: a file of drojko whose end is missing is none of skops.
     """
-    data = Path(path).read_bytes()
-    if data.startswith(b"PK"):
-        if data[-_FOOTER:-64] == _MARK:
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _FOOTER, 0))
+        own = file.read(len(_MARK)) == _MARK
+        file.seek(0)
+        archive = file.read(2) == b"PK"
+        if own:
             return load(path, trusted=trusted)
-        import skops.io
-
-        try:
-            names = _names(trusted)
-            foreign = sorted(set(_foreign_types(data)) - set(names))
-            if not foreign:
-                return skops.io.loads(data, trusted=[*trusted_types(), *names])
-        except Exception as error:  # whatever a malformed archive provokes
-            raise InvalidDataError(f"{path} cannot be read as a skops file: {error}") from error
-        raise InvalidDataError(
-            f"{path} holds types that are not trusted: {', '.join(foreign)}. If you know where it "
-            "comes from, name each with --trust"
-        )
+        if archive:
+            with _malformed(path, "a skops file"):
+                return _read_skops(file, path, _names(trusted))
     if not unsafe:
         raise InvalidDataError(
             f"{path} is neither a file of drojko nor of skops. A pickle or joblib file can run any "
@@ -196,21 +223,39 @@ def load_any(
         )
     import joblib
 
-    try:
+    with _malformed(path, "a pickle"):
         return joblib.load(path)
-    except Exception as error:  # whatever a broken pickle provokes
-        raise InvalidDataError(f"{path} cannot be read as a pickle: {error}") from error
+
+
+def _read_skops(file: BinaryIO, path: Any, names: list[str]) -> Any:
+    """What a file of skops holds that is none of ours."""
+    import skops.io
+
+    with members(file, path) as archive:
+        if _MANIFEST in archive.namelist():
+            raise InvalidDataError(f"{path} is a drojko model that was cut or altered at its end")
+        if foreign := sorted(set(_foreign_types(archive)) - set(names)):
+            raise InvalidDataError(
+                f"{path} holds types that are not trusted: {', '.join(foreign)}. If you know where "
+                "it comes from, name each with --trust"
+            )
+    file.seek(0)
+    return skops.io.load(file, trusted=[*trusted_types(), *names])
 
 
 def _pack(estimator: Any) -> bytes:
     import skops.io
 
     _refuse_code(estimator)
+    _check_parts(estimator)
     estimator = copy.copy(estimator)
     vars(estimator).pop("_skl_callbacks", None)
+    buffer = io.BytesIO()
     try:
-        archive = skops.io.dumps(estimator, compression=zipfile.ZIP_DEFLATED)
-        foreign = [name for name in _foreign_types(archive) if not _derived(_found(name))]
+        skops.io.dump(estimator, buffer, compression=zipfile.ZIP_DEFLATED)
+        with zipfile.ZipFile(buffer) as archive:
+            foreign = [name for name in _foreign_types(archive) if not _derived(_found(name))]
+            digests = _digests(archive)
     except Exception as error:
         raise UnsupportedError(
             f"{type(estimator).__name__} holds something that a model file cannot: {error}"
@@ -221,17 +266,52 @@ def _pack(estimator: Any) -> bytes:
             f"{', '.join(foreign)}; expected classes that derive from drojko's own and can be "
             "imported by name. Pickle or joblib can store others"
         )
-    buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a") as file:
         manifest = {
             "format": FORMAT,
             "type": _full_name(type(estimator)),
             "versions": {name: version(name) for name in _PACKAGES},
+            "arrays": digests,
         }
         file.writestr(_MANIFEST, json.dumps(manifest, indent=2))
         file.comment = _MARK + b"0" * 64
     content = buffer.getvalue()[:-64]
     return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The digest of each member but the descriptions."""
+    found = {}
+    for name in sorted({*archive.namelist()} - {_MANIFEST, _SCHEMA}):
+        digest = hashlib.sha256()
+        with archive.open(name) as part:
+            for chunk in chunks(part):
+                digest.update(chunk)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _check_parts(found: Any) -> None:
+    """Ask all parts of an object that know how to whether they fit together; no NaN in ours."""
+    todo, seen = [(found, False)], dict[int, Any]()
+    while todo:
+        part, ours = todo.pop()
+        if id(part) in seen or isinstance(part, type):
+            continue
+        seen[id(part)] = part
+        if hasattr(type(part), "_check_stored"):
+            part._check_stored()
+        if isinstance(part, np.ndarray):
+            if ours and part.dtype.kind in "fc" and np.isnan(part).any():
+                raise InvalidDataError(f"{type(found).__name__} holds an array with NaN")
+        elif isinstance(part, list | tuple):
+            todo += [(one, ours) for one in part]
+        elif isinstance(part, dict):
+            todo += [(one, ours) for one in part.values()]
+        else:
+            ours = type(part).__module__.startswith("drojko.")
+            inside = getattr(part, "__dict__", {})
+            todo += [(one, ours) for name, one in inside.items() if name != "_history"]
 
 
 def _refuse_code(estimator: Any) -> None:
@@ -246,14 +326,22 @@ def _refuse_code(estimator: Any) -> None:
             )
 
 
-def _check_digest(data: bytes, path: Any) -> None:
-    mark, digest = data[-_FOOTER:-64], data[-64:]
-    if not data.startswith(b"PK") or mark != _MARK:
+def _check_digest(data: bytes | BinaryIO, path: Any) -> None:
+    file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _FOOTER, 0))
+    mark, digest = file.read(len(_MARK)), file.read()
+    file.seek(0)
+    if file.read(2) != b"PK" or mark != _MARK:
         raise InvalidDataError(
             f"{path} is no drojko model, or it is truncated: expected a file written by "
             "estimator.save(path)"
         )
-    if hashlib.sha256(data[:-64]).hexdigest().encode() != digest:
+    file.seek(0)
+    found = hashlib.sha256()
+    for part in chunks(file, size - 64):
+        found.update(part)
+    if found.hexdigest().encode() != digest:
         raise InvalidDataError(
             f"{path} was altered after it was saved: its digest does not fit its content"
         )
@@ -281,8 +369,16 @@ def _derived(kind: Any) -> bool:
     return isinstance(kind, type) and any(_full_name(base) in known for base in kind.__mro__)
 
 
-def _foreign_types(data: bytes) -> list[str]:
-    """Return the types an archive asks for beyond drojko's and skops' own; imports none of them."""
+def _foreign_types(archive: zipfile.ZipFile) -> list[str]:
+    """Return the types an archive asks for beyond drojko's and skops' own; imports none of them.
+
+    Of its members only the description is unpacked.
+    """
     import skops.io
 
-    return sorted(set(skops.io.get_untrusted_types(data=data)) - set(trusted_types()))
+    outline = io.BytesIO()
+    with zipfile.ZipFile(outline, "w") as file:
+        for name in archive.namelist():
+            file.writestr(name, archive.read(name) if name == _SCHEMA else b"")
+    known = set(skops.io.get_untrusted_types(data=outline.getvalue()))
+    return sorted(known - set(trusted_types()))

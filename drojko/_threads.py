@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from threadpoolctl import ThreadpoolController
+from torch import is_grad_enabled
 
 #: Number of matrix entries below which one torch thread is the better choice.
 SMALL = 1_000_000
@@ -26,50 +28,59 @@ _lock = threading.Lock()
 
 
 class _Held:
-    """A setting held at one; ``set_one`` does it and returns how the old value is restored."""
+    """A setting that is one as long as anybody holds it; ``write(None)`` sets it to one.
 
-    def __init__(self, set_one: Callable[[], Callable[[], object]]) -> None:
-        self.set_one, self.depth = set_one, 0
-        self.restore: Callable[[], object] = lambda: None
+    Ctrl-C strikes between any two instructions: who leaves twice has left, whatever the first
+    time was cut short.
+    """
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
+        self.read, self.write = read, write
+        self.before: Any = None
+        self.holders: set[object] = set()
+
+    def enter(self, holder: object) -> None:
+        """Hold the setting; the first one notes how it was."""
         with _lock:
-            restore = self.set_one()
-            if self.depth == 0:
-                self.restore = restore
-            self.depth += 1
-        try:
-            yield
-        finally:
-            with _lock:
-                self.depth -= 1
-                if self.depth == 0:
-                    self.restore()
+            if not self.holders:
+                self.before = self.read()
+            self.holders.add(holder)
+            self.write(None)
 
-
-def _one_torch_thread() -> Callable[[], object]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    return lambda: torch.set_num_threads(before)
+    def leave(self, holder: object) -> None:
+        """Let go; the last one restores."""
+        with _lock:
+            self.holders.discard(holder)
+            if not self.holders and self.before is not None:
+                self.write(self.before)
+                self.before = None
 
 
 @cache
-def _libraries() -> ThreadpoolController:
+def _libraries() -> Any:
     """BLAS of NumPy and SciPy. MKL follows torch, which may share it."""
     return ThreadpoolController().select(internal_api=["openblas", "blis", "flexiblas"])
 
 
-def _one_blas_thread() -> Callable[[], object]:
-    return _libraries().limit(limits=1).restore_original_limits
+def _blas_threads() -> list[int]:
+    return [library.num_threads for library in _libraries().lib_controllers]
 
 
-_torch, _blas = _Held(_one_torch_thread), _Held(_one_blas_thread)
+def _set_blas_threads(before: list[int] | None) -> None:
+    known = _libraries().lib_controllers
+    for library, number in zip(known, before or [1] * len(known), strict=True):
+        library.set_num_threads(number)
+
+
+_torch = _Held(torch.get_num_threads, lambda before: torch.set_num_threads(before or 1))
+_blas = _Held(_blas_threads, _set_blas_threads)
 
 
 @contextmanager
 def one_thread(small: bool = True) -> Iterator[None]:
     """Run the block on one BLAS thread; nests, and is safe in concurrent fits.
+
+    Torch's gradient mode is restored as well: Ctrl-C can strike within ``no_grad`` itself.
 
     Parameters
     ----------
@@ -87,8 +98,19 @@ def one_thread(small: bool = True) -> Iterator[None]:
     >>> torch.get_num_threads() == before
     True
     """
-    with ExitStack() as held:
-        held.enter_context(_blas())
-        if small:
-            held.enter_context(_torch())
+    held, holder, gradients = (_blas, _torch) if small else (_blas,), object(), is_grad_enabled()
+
+    def leave() -> None:
+        for setting in held:
+            setting.leave(holder)
+        torch.set_grad_enabled(gradients)
+
+    try:
+        for setting in held:
+            setting.enter(holder)
         yield
+    finally:
+        try:
+            leave()
+        finally:
+            leave()

@@ -30,6 +30,7 @@ def pytest_addoption(parser):
     group.addoption("--dtype", choices=["float64", "float32"], default="float64")
     group.addoption("--device", default="cpu", help="torch device of the numeric tests")
     group.addoption("--seed", type=int, default=0, help="changes every seed of the suite")
+    group.addoption("--long", action="store_true", help="1000 damaged files, 200 interrupts")
     group.addoption("--problems", type=int, default=168, help="how many random linear problems")
 
 

@@ -112,6 +112,25 @@ def test_version(invoke):
             "not for classification",
         ),
         (["demo", "--out", "no/picture.png"], "no does not exist"),
+        *[
+            (["fit", "{}/iris.csv", "--target=species", "-o", "m", *option], message)
+            for option, message in [
+                (["--radius=nan"], "not a finite number"),
+                (["--penalty=inf"], "not a finite number"),
+                (["--random-state=-1"], "not in the range"),
+                (["--output=/dev/null"], "no regular file"),
+                (["--output={}/iris.csv"], "would be replaced"),
+            ]
+        ],
+        *[
+            (["audit", "{}/iris.csv", "{}/iris.csv", "--target=species", *option], "separated by")
+            for option in (
+                ["--radii=-1"],
+                ["--radii=nan"],
+                ["--radii=,"],
+                ["--set=cvar", "--radii=2"],
+            )
+        ],
     ],
 )
 def test_usage_errors_exit_with_2(invoke, tables, arguments, message):
@@ -136,6 +155,99 @@ def test_failures_exit_with_1_and_say_what_to_do(invoke, tables, tmp_path, argum
     assert result.exit_code == 1, result.output
     assert message in result.output
     assert not (tmp_path / "m.drojko").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("header.csv", b"a,b,y\n", "has a header and no rows"),
+        ("empty.csv", b"", "cannot be read as a .csv table"),
+        ("latin.csv", "a,y\n1,\xe9\n2,b\n".encode("latin-1"), "--encoding latin-1"),
+        ("utf16.csv", "a,y\n1,x\n2,b\n".encode("utf-16"), "--encoding utf-16"),
+        ("binary.csv", bytes(range(256)) * 9, "it holds binary data"),
+        ("ragged.csv", b"a,y\n1,x\n1,2,3\n", "saw 3"),
+        ("quote.csv", b'a,y\n"1,x\n', "EOF inside string"),
+        ("one.csv", b"a,y\n1,x\n", "1 sample"),
+        ("huge.csv", b"a,y\n1e999,x\n1,z\n", "inf in row 0"),
+        ("no.parquet", b"PAR1 PAR1", "cannot be read as a .parquet table"),
+        ("empty.parquet", b"", "cannot be read as a .parquet table"),
+    ],
+)
+def test_bad_files_are_named_and_end_in_no_traceback(invoke, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    result = invoke("fit", name, "--target", "y", "-o", "m.drojko")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert result.output.startswith("Error: ")
+    assert message in result.output
+    assert name in result.output or name in ("one.csv", "huge.csv")
+    assert not (tmp_path / "m.drojko").exists()
+
+
+def test_an_encoding_can_be_named(invoke, tmp_path):
+    text = "a,y\n" + "1,b\n2,\xe9\n" * 10
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+        result = invoke("fit", "t.csv", "--target=y", "-o", "m", "--encoding", encoding)
+        assert result.exit_code == 0, result.output
+        assert list(drojko.load(tmp_path / "m").classes_) == ["b", "\xe9"]
+
+
+def test_labels_and_columns_are_no_markup(invoke, tmp_path):
+    """And no formulas, where they are written for a spreadsheet."""
+    rows = [(k % 7, k % 5, "[/red]x" if k % 2 else "=y") for k in range(40)]
+    frame = pd.DataFrame(rows, columns=["[/bold]", "=a:smile:", "[link=b]"])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    shown = invoke("fit", "t.csv", "--target", "[link=b]", "-o", "m.drojko")
+    assert shown.exit_code == 0, shown.output
+    assert "(=y, [/red]x)" in shown.output
+    arguments = ("--radii=0.1", "--csv=r.csv", "--samples=s.csv", "--html=r.html")
+    shown = invoke("audit", "m.drojko", "t.csv", "--target", "[link=b]", *arguments)
+    assert shown.exit_code == 0, shown.output
+    samples = pd.read_csv(tmp_path / "s.csv")
+    assert list(samples.columns) == ["[/bold]", "'=a:smile:", "target"]
+    assert set(samples.target) == {"'=y", "[/red]x"}
+    assert samples["'=a:smile:"].dtype == float
+
+
+def test_a_model_without_its_end_is_refused(invoke, tables):
+    assert invoke("fit", tables / "two.csv", "--target=species", "-o", "m").exit_code == 0
+    data = Path("m").read_bytes()
+    for cut in (1, 64, 78, 500):
+        Path("m").write_bytes(data[:-cut])
+        result = invoke("audit", "m", tables / "two.csv", "--target=species")
+        assert result.exit_code == 1
+        assert "cut" in result.output
+
+
+@pytest.mark.promise(13)
+def test_ctrl_c_writes_what_there_is_and_exits_with_130(invoke, tables, tmp_path, monkeypatch):
+    def stop(self, found, approach):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drojko.DROClassifier, "_keep", stop)
+    arguments = ("fit", tables / "two.csv", "--target=species", "--standardize", "-o", "m.drojko")
+    result = invoke(*arguments)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert "m.drojko.partial" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m.drojko.partial"]
+    model = drojko.load("m.drojko.partial")
+    assert model[-1].status_ == "interrupted"
+    assert len(model.predict(pd.read_csv(tables / "two.csv").iloc[:, :4])) == 100
+    Path("m.drojko.partial").unlink()
+    # Before the first iteration there is nothing.
+    monkeypatch.setattr(drojko.DROClassifier, "_fit", lambda *args, **kwargs: stop(*args[:3]))
+    assert invoke(*arguments).exit_code == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_that_nobody_foresaw_are_no_tracebacks(invoke, tables, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("surprise")
+
+    monkeypatch.setattr(drojko.DROClassifier, "_fit", fail)
+    result = invoke("fit", tables / "two.csv", "--target", "species", "-o", "m")
+    assert (result.exit_code, result.output) == (1, "Error: AssertionError: surprise\n")
 
 
 def test_errors_of_the_library_exit_with_1(invoke, tables):

@@ -1,6 +1,7 @@
 """The command line: thin commands that parse, call the public interface and print.
 
-Exit codes: 0 fine, 1 failure, 2 usage. Everything but click is imported inside of the commands,
+Exit codes: 0 fine, 1 failure, 2 usage, 130 stopped by Ctrl-C. No error and no bad file ends in a
+traceback. Everything but click is imported inside of the commands,
 so that ``drojko --help`` answers at once.
 """
 
@@ -8,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +29,57 @@ _LOSSES = {
 }
 _SPREAD = 100.0  # ratio of standard deviations that deserves a remark
 
+
+class _Program(click.Group):
+    """Whatever ends a command early is a line on standard error and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # names of files and columns can hold anything
+            getattr(stream, "reconfigure", dict)(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise click.ClickException(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """What an error says; of those that are not meant for users, its kind as well."""
+    from drojko.exceptions import DrojkoError
+
+    known = isinstance(error, DrojkoError | OSError | ValueError | ImportError)
+    return str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+
+
+class _Number(click.FloatRange):
+    """A number that is one: neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not math.isfinite(number := super().convert(value, param, ctx)):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 # What several commands take.
 _IN = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUT = click.Path(dir_okay=False, path_type=Path)
 _immutable = click.option(
     "--immutable", multiple=True, help="Column that never moves; may be repeated."
 )
+_encoding = click.option(
+    "--encoding", default="utf-8", show_default=True, help="Of a text table, such as latin-1."
+)
+_SEED = click.IntRange(0, 2**32 - 1)
 _drop = click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="drojko")
 def main() -> None:
     """Distributionally robust models with certified worst cases."""
@@ -48,7 +90,7 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--radius", default=0.3, show_default=True, type=click.FloatRange(min=0, min_open=True),
+    "--radius", default=0.3, show_default=True, type=_Number(min=0, min_open=True),
     help="Radius the robust model is trained for, in standard deviations.",
 )  # fmt: skip
 @click.option(
@@ -60,9 +102,8 @@ def demo(radius: float, out: Path) -> None:
     _check_folder(out)
     from drojko._cli.demo import run_demo
 
-    with _failures():
-        found = run_demo(radius)
-        found.save(out)
+    found = run_demo(radius)
+    found.save(out)
     console = _console()
     console.print(
         f"Breast cancer data: {found.rows[0]} rows to train on, {found.rows[1]} held out, "
@@ -103,11 +144,11 @@ def _comparison(plain: Any, robust: Any) -> Any:
 @click.argument("data", type=_IN)
 @click.option("--target", required=True, help="Column to predict.")
 @click.option(
-    "--radius", type=click.FloatRange(min=0),
+    "--radius", type=_Number(min=0),
     help="Radius of the Wasserstein ball, in the units of the columns (0.1 unless --penalty).",
 )  # fmt: skip
 @click.option(
-    "--penalty", type=click.FloatRange(min=0, min_open=True),
+    "--penalty", type=_Number(min=0, min_open=True),
     help="Price of transport instead of a radius.",
 )  # fmt: skip
 @click.option("--model", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
@@ -119,11 +160,10 @@ def _comparison(plain: Any, robust: Any) -> Any:
     "--reference", type=click.Choice(["empirical", "gaussian", "kde", "mixture", "flow"]),
     default="kde", show_default=True, help="Measure at the centre of the ball.",
 )  # fmt: skip
-@click.option(
-    "--alpha", type=click.FloatRange(min=0), default=0.0, show_default=True, help="L2 penalty."
-)
+@click.option("--alpha", type=_Number(min=0), default=0.0, show_default=True, help="L2 penalty.")
 @_immutable
 @_drop
+@_encoding
 @click.option(
     "--standardize", is_flag=True,
     help="Scale the columns to unit variance first; the radius is then in standard deviations.",
@@ -134,31 +174,38 @@ def _comparison(plain: Any, robust: Any) -> Any:
     help="auto: text, or at most 20 different integers, are classes.",
 )  # fmt: skip
 @click.option("--max-iter", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--random-state", type=int, default=0, show_default=True)
+@click.option("--random-state", type=_SEED, default=0, show_default=True)
 @click.option("-o", "--output", required=True, type=_OUT, help="Model file; drojko.load reads it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) -> None:
     """Fit, certify and save a model of a table.
 
-    DATA is a CSV or Parquet file of numbers, one column of which is the target.
+    DATA is a CSV or Parquet file of numbers, one column of which is the target. Ctrl-C ends the
+    fit with exit code 130; the model so far, without a certificate, is written to OUTPUT.partial.
     """
     if options["radius"] is not None and options["penalty"] is not None:
         raise click.UsageError("give --radius or --penalty, not both")
-    _check_folder(output)
-    with _failures():
-        from drojko._cli.tables import labels, task_of
+    _check_folder(output, data)
+    from drojko._cli.tables import labels, task_of
 
-        X, y = _table(data, target, options, numbers=True)
-        task = task_of(y) if options["task"] == "auto" else options["task"]
-        y = labels(y, task)
-        model, estimator = _build(task, options)
+    X, y = _table(data, target, options, numbers=True)
+    task = task_of(y) if options["task"] == "auto" else options["task"]
+    y = labels(y, task)
+    model, estimator = _build(task, options)
+    from drojko._persist import save
+    from drojko.exceptions import ConvergenceWarning
+
+    try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(X, y)
-        from drojko._persist import save
-
         save(model, output)
-    from drojko.exceptions import ConvergenceWarning
+    except KeyboardInterrupt:
+        if hasattr(estimator, "status_"):
+            partial = output.with_name(f"{output.name}.partial")
+            save(model, partial)
+            click.echo(f"the model after {estimator.n_iter_} iterations: {partial}", err=True)
+        raise
 
     for warning in caught:
         told = issubclass(warning.category, ConvergenceWarning) and not as_json
@@ -265,6 +312,7 @@ def _plain(value: Any) -> Any:
 @click.option("--standardize", is_flag=True, help="Distances in standard deviations of columns.")
 @_immutable
 @_drop
+@_encoding
 @click.option("--html", type=_OUT, help="Write a page.")
 @click.option("--csv", type=_OUT, help="Write the table.")
 @click.option("--samples", type=_OUT,
@@ -273,55 +321,56 @@ def _plain(value: Any) -> Any:
               help="Type that a skops file may hold, such as my.module.Class.")  # fmt: skip
 @click.option("--unsafe-pickle", is_flag=True,
               help="Load a pickle or joblib file: it can run any code.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=_SEED, default=0, show_default=True)
 def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: Any) -> None:
     """Find the worst shift of a model: how bad, how sure, which columns.
 
     MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table.
     """
-    sizes = _sizes(radii)
+    sizes = _sizes(radii, 1.0 if kind == "cvar" else math.inf)
     wanted = {name: path for name in ("html", "csv", "samples") if (path := given[name])}
     for path in wanted.values():
-        _check_folder(path)
+        _check_folder(path, model, data)
     from drojko._cli.tables import labels
+    from drojko._files import write_table
     from drojko._persist import load_any
 
     console = _console()
-    with _failures():
-        from drojko import ambiguity as sets
-        from drojko.auditing import audit as run
+    from drojko import ambiguity as sets
+    from drojko.auditing import audit as run
 
-        fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
-        X, y = _table(data, target, given, numbers=False)
-        y = labels(y, "classification" if hasattr(fitted, "classes_") else "regression")
-        chosen = {
-            "wasserstein": lambda: sets.Wasserstein(immutable=list(given["immutable"]) or None),
-            "kl": sets.KL, "chi-square": sets.ChiSquare,
-            "cvar": lambda: sets.CVaR(alpha=sizes[0]),
-        }[kind]()  # fmt: skip
-        report = run(
-            fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
-            scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
-        )  # fmt: skip
-        savers = {
-            "html": report.to_html,
-            "csv": lambda path: report.table.to_csv(path, index=False),
-            "samples": report.export,
-        }
-        for name, path in wanted.items():
-            savers[name](path)
+    fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
+    X, y = _table(data, target, given, numbers=False)
+    y = labels(y, "classification" if hasattr(fitted, "classes_") else "regression")
+    chosen = {
+        "wasserstein": lambda: sets.Wasserstein(immutable=list(given["immutable"]) or None),
+        "kl": sets.KL, "chi-square": sets.ChiSquare,
+        "cvar": lambda: sets.CVaR(alpha=sizes[0]),
+    }[kind]()  # fmt: skip
+    report = run(
+        fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
+        scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
+    )  # fmt: skip
+    savers = {
+        "html": report.to_html,
+        "csv": lambda path: write_table(report.table, path, ".csv"),
+        "samples": report.export,
+    }
+    for name, path in wanted.items():
+        savers[name](path)
     console.print(str(report), soft_wrap=True)
     for name, path in wanted.items():
         console.print(f"{name}: {path}")
 
 
-def _sizes(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise click.UsageError(
-            f"--radii {text!r}: expected numbers separated by commas, such as 0.1,0.2"
-        ) from None
+def _sizes(text: str, most: float) -> list[float]:
+    with suppress(ValueError):
+        sizes = [float(part) for part in text.split(",")]
+        zero = most == math.inf or all(sizes)
+        if zero and all(0.0 <= size <= most and math.isfinite(size) for size in sizes):
+            return sizes
+    kind = "numbers of at least 0" if most == math.inf else "shares above 0, of at most 1,"
+    raise click.UsageError(f"--radii {text!r}: expected {kind} separated by commas, as in 0.1,0.2")
 
 
 # -- bench ---------------------------------------------------------------------------------------
@@ -342,7 +391,7 @@ def _sizes(text: str) -> list[float]:
 @click.option("--report", is_flag=True, help="Run nothing, only make RESULTS.md anew.")
 @click.option("--case", default="", metavar="TEXT",
               help="Only cases with TEXT in their names; other rows stay.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=_SEED, default=0, show_default=True)
 @click.pass_context
 def bench(context: click.Context, suites: tuple[str, ...], out: Path | None, **given: Any) -> None:
     """Run benchmarks: tables, pictures and a report, from a checkout of the source.
@@ -381,7 +430,7 @@ def _table(data: Path, target: str, options: dict[str, Any], *, numbers: bool) -
     """Features and target of a file, with the columns that were named checked."""
     from drojko._cli.tables import read_table, split_target
 
-    frame = read_table(data)
+    frame = read_table(data, options["encoding"])
     _check_columns("target", (target,), frame.columns)
     _check_columns("drop", options["drop"], frame.columns)
     X, y = split_target(frame, target, options["drop"], numbers=numbers)
@@ -401,27 +450,23 @@ def _check_columns(option: str, wanted: Any, known: Any) -> None:
             )
 
 
-def _check_folder(path: Path) -> None:
-    """A missing folder is found out before the work, not after it."""
-    if not path.resolve().parent.is_dir():
+def _check_folder(path: Path, *inputs: Path) -> None:
+    """What cannot be written is found out before the work, not after it."""
+    found = Path(os.path.realpath(path))
+    if not found.parent.is_dir():
         raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """What goes wrong on the way is a message and exit code 1, not a traceback."""
-    from drojko.exceptions import DrojkoError
-
-    try:
-        yield
-    except (DrojkoError, OSError, ValueError, ImportError) as error:
-        raise click.ClickException(str(error)) from error
+    if not os.access(found.parent, os.W_OK):
+        raise click.UsageError(f"{path}: the folder {path.parent} cannot be written to")
+    if found.exists() and not found.is_file():
+        raise click.UsageError(f"{path} is no regular file, and is not replaced")
+    if any(found == Path(os.path.realpath(given)) for given in inputs):
+        raise click.UsageError(f"{path} is read, and would be replaced: choose another name")
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)  # labels are no markup
 
 
 def _print_certificate(console: Any, certificate: Certificate | None) -> None:
@@ -433,5 +478,5 @@ def _print_certificate(console: Any, certificate: Certificate | None) -> None:
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     for name, value in certificate.rows():
-        table.add_row(name.replace("[", r"\["), value)
+        table.add_row(name, value)
     console.print(table)

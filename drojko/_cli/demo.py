@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from drojko._files import replacing
 from drojko.certificates import Certificate
 
 __all__ = ["Demo", "run_demo"]
@@ -41,7 +43,9 @@ class Demo:
             )
         left.set_title("held-out risk under the worst case", loc="left")
         DisplacementDisplay.from_estimator(self.robust, ax=right, max_features=8)
-        figure.savefig(path, dpi=130)
+        kind = Path(path).suffix.lower().lstrip(".") or "png"
+        with replacing(path) as file:
+            figure.savefig(file, dpi=130, format=kind)
 
 
 def run_demo(radius: float, random_state: int = 0) -> Demo:

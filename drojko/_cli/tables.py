@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from drojko._files import opened
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["MOST_CLASSES", "labels", "read_table", "split_target", "task_of"]
@@ -15,18 +16,46 @@ MOST_CLASSES = 20
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_table(path: Path) -> Any:
-    """Return the DataFrame in a .csv, .tsv or .parquet file; column names are strings."""
+def read_table(path: Path, encoding: str = "utf-8") -> Any:
+    """Return the DataFrame in a .csv, .tsv or .parquet file; column names are strings.
+
+    Raises `InvalidDataError`, which names the file and the remedy, for what is none.
+    """
     import pandas as pd
 
     suffix = path.suffix.lower()
-    if suffix in (".parquet", ".pq"):
-        frame = pd.read_parquet(path)
-    elif suffix in _SEPARATORS:
-        frame = pd.read_csv(path, sep=_SEPARATORS[suffix])
-    else:
+    if suffix not in (".parquet", ".pq", *_SEPARATORS):
         raise InvalidDataError(f"{path.name}: expected a .csv, .tsv or .parquet file")
+    with opened(path) as file:
+        try:
+            if suffix not in _SEPARATORS:
+                frame = pd.read_parquet(file)
+            elif b"\0" in (head := file.read(4096)) and not encoding.lower().startswith(
+                ("utf-16", "utf-32", "utf16", "utf32")
+            ):
+                raise ValueError(
+                    "it is no text, or text in UTF-16: save it as UTF-8, or add --encoding utf-16"
+                    if head[:2] in (b"\xff\xfe", b"\xfe\xff")
+                    else "it holds binary data; expected text"
+                )
+            else:
+                file.seek(0)
+                frame = pd.read_csv(file, sep=_SEPARATORS[suffix], encoding=encoding)
+        except (UnicodeError, LookupError) as error:
+            raise InvalidDataError(
+                f"{path}: the text is not in the encoding {encoding!r} ({error}); save it as "
+                "UTF-8, or name its encoding, such as --encoding latin-1 or --encoding utf-16"
+            ) from error
+        except Exception as error:  # whatever a damaged table provokes in pandas or pyarrow
+            raise InvalidDataError(
+                f"{path} cannot be read as a {suffix} table: {error}; expected a header and rows "
+                "of as many cells"
+            ) from error
     frame.columns = [str(name) for name in frame.columns]
+    if twice := [name for name in frame.columns if list(frame.columns).count(name) > 1]:
+        raise InvalidDataError(f"{path} has two columns {twice[0]!r}: rename one")
+    if not len(frame):
+        raise InvalidDataError(f"{path} has a header and no rows")
     return frame
 
 

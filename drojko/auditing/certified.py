@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -53,14 +54,14 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
 
 def certified(
     problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
-) -> list[Row]:
+) -> Iterator[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
     if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
         raise UnsupportedError(
             f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
             f"({problem.model.note}); {_SUPPORTED}"
         )
-    found: list[Row] = []
+    before = None
     for size, ambiguity in problem.progress.over(sizes, "certificates", 1.0):
         plan = plan_of(problem, ambiguity, inner)
         approach = approach_to(ambiguity)
@@ -71,14 +72,14 @@ def certified(
             with torch.no_grad():
                 c = approach.certify(plan, model, points, spawn(problem.generator))
         except UnboundedRiskError as error:
-            found.append(infinite(problem, size, ambiguity, error))
+            yield infinite(problem, size, ambiguity, error)
             continue
         worst = _worst(problem, plan, approach, model, c)
         one = Row(size, c, worst)
         if worst is not None:
             one.after = _after(worst, problem)
-        found.append(_monotone(one, found))
-    return found
+        before = _monotone(one, before)
+        yield before
 
 
 def infinite(problem: AuditProblem, size: float, ambiguity: Any, why: Exception) -> Row:
@@ -93,11 +94,11 @@ def infinite(problem: AuditProblem, size: float, ambiguity: Any, why: Exception)
     return Row(size, certificate, None, findings=[f"infinite worst case: {text}"])
 
 
-def _monotone(one: Row, before: list[Row]) -> Row:
+def _monotone(one: Row, before: Row | None) -> Row:
     """A worst case of a smaller radius is inside a larger one."""
-    if not before or before[-1].certificate.radius is None:
+    if before is None or before.certificate.radius is None:
         return one
-    last, c = before[-1].certificate, one.certificate
+    last, c = before.certificate, one.certificate
     if last.worst_case_risk <= c.worst_case_risk:
         return one
     c = replace(
@@ -107,7 +108,7 @@ def _monotone(one: Row, before: list[Row]) -> Row:
         transport_cost=last.transport_cost,
         upper=max(c.upper, last.lower),
     )
-    return Row(one.size, c, before[-1].worst, before[-1].after)
+    return Row(one.size, c, before.worst, before.after)
 
 
 def _worst(
@@ -138,7 +139,7 @@ def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:
 RANDOM = 8
 
 
-def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
+def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> Iterator[Row]:
     """The exact worst reweighting of the rows at every size."""
     x, y, weights, groups, group_names = _rows(problem)
     losses = (problem.nominal if x is problem.x else problem.losses(x, y)).numpy()
@@ -151,7 +152,6 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
             fitted = (problem.losses(problem.cost.project(z), labels).numpy(), w.numpy())
     rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=problem.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
-    result = []
     for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
         bound = ambiguity.bind(x, y, torch.from_numpy(weights), groups)
         certificate, point, bounded = reweighted_certificate(
@@ -185,8 +185,7 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> list[Row]:
         found.checks.append(
             check("duality gap", gap, bool(exact) or problem.sampled, "upper - lower")
         )
-        result.append(found)
-    return result
+        yield found
 
 
 def _rows(problem: AuditProblem) -> tuple[Tensor, Tensor, np.ndarray, Any, list[Any]]:

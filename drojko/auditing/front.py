@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 from sklearn.base import clone
 
+from drojko._driver import keeping
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet
@@ -106,6 +108,8 @@ def audit(
         For what is no fitted model, data that do not fit it, and sizes that are none.
     UnsupportedError
         For sets that need gradients of a model without; the message lists what is offered.
+    KeyboardInterrupt
+        After Ctrl-C; where a size was finished, the report so far is the exception's ``result``.
 
     Notes
     -----
@@ -162,66 +166,81 @@ def audit(
         given = own.get_params(deep=False)
         kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
         sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
-    with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
+    found: list[Row] = []
+    size = size_name(ambiguity, radii)
+
+    def report() -> AuditReport:
+        rows = [table_row(size, problem, one, general.nominal) for one in found]
+        checks = [{size: one.size, **line} for one in found for line in one.checks]
+        return AuditReport(
+            table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
+            checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
+            certificates=tuple(one.certificate for one in found),
+            worst_cases=tuple(one.worst for one in found),
+            name=name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
+            about={
+                "ambiguity": repr(ambiguity),
+                "reference": str(reference),
+                "scale": scale,
+                "note": problem.model.note,
+                "loss": problem.loss.name or type(problem.loss).__name__,
+                "task": "regression" if problem.classes is None else "classification",
+                "rows": len(problem.x),
+                "features": len(read.space.raw_names),
+                "gradients": problem.model.tabular is not None,
+                "evaluations": problem.calls[0],
+                "units": "standard deviations" if scale else "units of X",
+                "interrupted": len(found) < len(sizes),
+            },
+            space=read.space,
+            classes=problem.classes,
+            problem=replace(problem, progress=Progress()),  # the report outlives the bar
+            image_shape=None if images is None else (int(images[0]), int(images[1])),
+        )
+
+    threads, kept = one_thread(problem.x.numel() < SMALL), keeping(lambda: found and report())
+    with progress_bar(verbose) as progress, threads, kept:
         problem = faithful(replace(problem, progress=progress), farthest(problem, sizes))
-        general, found = _search(problem, sizes, settings, max_evaluations)
-        reached = [np.asarray(one.after[0]) for one in found if one.after is not None]
-        again = problem.model.compare(np.concatenate(reached)) if reached else problem.model
-        if again.differing and not problem.model.differing:  # the search went where copies differ
-            problem = replace(problem, model=again)
-            general, found = _search(problem, sizes, settings, max_evaluations)
-        rows, checks, size = [], [], size_name(ambiguity, radii)
-        for one in found:
-            notes(problem, one)
-            one.checks = [*general.checks, *one.checks]
-            one.findings = [*general.findings, *one.findings]
-            rows.append(table_row(size, problem, one, general.nominal))
-            checks += [{size: one.size, **line} for line in one.checks]
-    return AuditReport(
-        table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
-        checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
-        certificates=tuple(one.certificate for one in found),
-        worst_cases=tuple(one.worst for one in found),
-        name=name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
-        about={
-            "ambiguity": repr(ambiguity),
-            "reference": str(reference),
-            "scale": scale,
-            "note": problem.model.note,
-            "loss": problem.loss.name or type(problem.loss).__name__,
-            "task": "regression" if problem.classes is None else "classification",
-            "rows": len(problem.x),
-            "features": len(read.space.raw_names),
-            "gradients": problem.model.tabular is not None,
-            "evaluations": problem.calls[0],
-            "units": "standard deviations" if scale else "units of X",
-        },
-        space=read.space,
-        classes=problem.classes,
-        problem=replace(problem, progress=Progress()),  # the report outlives the bar
-        image_shape=None if images is None else (int(images[0]), int(images[1])),
-    )
+        while True:
+            general = health(problem)
+            for one in _search(problem, sizes, settings, general, max_evaluations):
+                notes(problem, one)
+                one.checks = [*general.checks, *one.checks]
+                one.findings = [*general.findings, *one.findings]
+                found.append(one)
+            reached = [np.asarray(one.after[0]) for one in found if one.after is not None]
+            again = problem.model.compare(np.concatenate(reached)) if reached else problem.model
+            if problem.model.differing or not again.differing:
+                return report()
+            problem, found[:] = replace(problem, model=again), []  # it went where copies differ
 
 
 def _search(
-    problem: AuditProblem, sizes: list[tuple[float, Any]], settings: Any, max_evaluations: int
-) -> tuple[Health, list[Row]]:
-    """Whether the model is fit to be audited, and what was found at every size."""
-    general, nan, nothing = health(problem), math.nan, []
-    for size, own in sizes:
-        empty = Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof="local-estimate")
-        nothing.append(Row(size, empty, None))
-    if general.unusable:
-        return general, nothing
+    problem: AuditProblem,
+    sizes: list[tuple[float, Any]],
+    settings: Any,
+    general: Health,
+    max_evaluations: int,
+) -> Iterator[Row]:
+    """What is found at every size; nothing where the model is not fit to be audited."""
+    left, nan = list(sizes), math.nan
     # Families that audits know more of than a certificate, by the name of their approach.
     name_of = approach_to(problem.ambiguity).name
+    if general.unusable:
+        work: Iterator[Row] = iter(())
+    elif name_of in ("reweighting", "support"):
+        work = reweight(problem, sizes)
+    elif name_of == "transport" and problem.ambiguity.order == 2:
+        work = transport(problem, sizes, settings, general, max_evaluations)
+    else:
+        work = certified(problem, sizes, settings)
     try:
-        if name_of in ("reweighting", "support"):
-            return general, reweight(problem, sizes)
-        if name_of == "transport" and problem.ambiguity.order == 2:
-            return general, transport(problem, sizes, settings, general, max_evaluations)
-        return general, certified(problem, sizes, settings)
+        for one in work:
+            yield one
+            left.pop(0)
     except (InvalidDataError, NonFiniteError, RuntimeError) as error:
         if isinstance(error, UnsupportedError) or not problem.model.tally.bad:
-            raise
-        return general, nothing  # a search that met NaN
+            raise  # and no search that met NaN
+    for size, own in left:
+        empty = Certificate(nan, nan, nan, nan, own.radius, nan, nan, proof="local-estimate")
+        yield Row(size, empty, None)

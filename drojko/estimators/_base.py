@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from drojko._callbacks import CallbackSupportMixin, FitProgress
+from drojko._driver import Status, all_finite
 from drojko._sklearn import (
     HasMethods,
     Interval,
@@ -218,37 +222,36 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             else:
                 work = _OnArrays(linear, X.shape[1])
             start = self._start(work.shapes) if self.warm_start else None
-            with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
+            last: dict[str, Any] = {}
+            with self._salvaging(last, plan, reference):
+                with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
 
-                def report(iteration: int, info: dict[str, Any]) -> bool:
-                    fitted = {"n_iter_": iteration, "_n_outputs": plan.n_outputs}
-                    return progress.step(lambda: {**self._attributes(work.seen(info)), **fitted})
+                    def report(iteration: int, info: dict[str, Any]) -> bool:
+                        parameters = work.seen(info)
+                        if all_finite(parameters):
+                            last.update(parameters=parameters, n_iter=iteration)
+                        fitted = {"n_iter_": iteration, "_n_outputs": plan.n_outputs}
+                        return progress.step(lambda: {**self._attributes(parameters), **fitted})
 
-                if self._bottomless(plan, y):
-                    parameters = work.untrained()
-                    result = TrainResult("unbounded", ENDLESS, 0, math.nan, math.nan)
-                else:
-                    parameters, result = work.train(start, report)
-            self._store(parameters, plan, result)
-            self._reference = reference
-            if result.status == "interrupted":
-                raise KeyboardInterrupt(result.message)
-            if chosen:
-                self.message_ = f"{result.message} {chosen}"
-            try:
+                    if self._bottomless(plan, y):
+                        parameters = work.untrained()
+                        result = TrainResult("unbounded", ENDLESS, 0, math.nan, math.nan)
+                    else:
+                        parameters, result = work.train(start, report)
+                self._store(parameters, plan, result, reference)
+                last["result"] = result
+                if result.status == Status.INTERRUPTED:
+                    raise KeyboardInterrupt(result.message)
+                if chosen:
+                    self.message_ = f"{result.message} {chosen}"
                 found = work.assess(result)
-            except KeyboardInterrupt:
-                # The model is trained; what is missing is its certificate.
-                self.status_ = "interrupted"
-                self.message_ = f"Interrupted while the certificate was computed. {result.message}"
-                raise
-            if found.constant is not None:  # the model was changed after all
-                self._store(work.parameters, plan, replace(result, gap=math.nan))
-                self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
-            if chosen:
-                kept = replace(found.certificate, inner=chosen)
-                found = replace(found, certificate=kept)
-            self._keep(found, approach.name)
+                if found.constant is not None:  # the model was changed after all
+                    self._store(work.parameters, plan, replace(result, gap=math.nan), reference)
+                    self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
+                if chosen:
+                    kept = replace(found.certificate, inner=chosen)
+                    found = replace(found, certificate=kept)
+                self._keep(found, approach.name)
         still = self.model == "linear" and not np.any(self.coef_)
         if still and np.ptp(X, axis=0).any() and np.ptp(y):
             result = replace(result, advice=CONSTANT)
@@ -385,12 +388,42 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     def _linear_attributes(self, coef: np.ndarray, intercept: np.ndarray) -> dict[str, Any]:
         return {"coef_": coef, "intercept_": intercept}
 
-    def _store(self, parameters: dict[str, np.ndarray], plan: Plan, result: TrainResult) -> None:
-        if not all(np.isfinite(v).all() for v in parameters.values()):
+    @contextmanager
+    def _salvaging(self, last: dict[str, Any], plan: Plan, reference: Any) -> Iterator[None]:
+        """What ends a fit leaves the last finite model of an iteration, and why it ended.
+
+        Ctrl-C aside, a whole model of an earlier fit stays instead.
+        """
+        before = self.__sklearn_is_fitted__()
+        try:
+            yield
+        except BaseException as error:
+            result, interrupted = last.get("result"), isinstance(error, KeyboardInterrupt)
+            status = "non_finite" if isinstance(error, NonFiniteError) else "failed"
+            status = "interrupted" if interrupted else status
+            words = f"the last finite model is kept. {type(error).__name__}: {error}".rstrip(": ")
+            words = f"Ended before its time ({status}): {words}"
+            if result is not None and result.status != status:
+                self.status_ = status
+                self.message_ = f"{words}; the certificate is missing. {result.message}"
+            elif result is None and last and (interrupted or not before):
+                n_iter = last["n_iter"]
+                history: Any = dict.fromkeys(COLUMNS, np.full(n_iter, math.nan))
+                history["iteration"] = np.arange(1.0, n_iter + 1.0)
+                ended = TrainResult(status, words, n_iter, math.nan, math.nan, history)
+                self._store(last["parameters"], plan, ended, reference)
+            if last and interrupted:
+                error.result = self  # type: ignore[attr-defined]
+            raise
+
+    def _store(
+        self, parameters: dict[str, np.ndarray], plan: Plan, result: TrainResult, reference: Any
+    ) -> None:
+        if not all_finite(parameters):
             raise NonFiniteError("training left no finite model; lower learning_rate")
         for name, value in self._attributes(parameters).items():
             setattr(self, name, value)
-        self._n_outputs = plan.n_outputs
+        self._n_outputs, self._reference = plan.n_outputs, reference
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message
@@ -543,6 +576,36 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         from drojko._persist import save
 
         save(self, path)
+
+    def _check_stored(self) -> None:
+        """Raise `InvalidDataError` where what a file holds of a fit cannot come from one."""
+        if not self.__sklearn_is_fitted__():
+            return
+        found, d, outputs = self.parameters_, self.n_features_in_, self._outputs()
+        named = getattr(self, "feature_names_in_", np.empty(d))
+        whole = self._n_outputs == outputs and len(named) == d
+        if not callable(self.model):
+            hidden = np.atleast_1d(self.hidden_layer_sizes) if self.model == "mlp" else []
+            sizes = [d, *map(int, hidden), outputs]
+            shapes = {f"weights.{k}": pair[::-1] for k, pair in enumerate(pairwise(sizes))}
+            shapes |= {f"biases.{k}": (size,) for k, size in enumerate(sizes[1:])}
+            whole &= shapes == {name: np.shape(value) for name, value in found.items()}
+        own = self._attributes(found) if whole else {}
+        whole &= all(
+            np.array_equal(getattr(self, name), value)
+            for name, value in own.items()
+            if name != "parameters_"
+        )
+        whole &= len({np.shape(column) for column in self._history.values()}) < 2
+        if isinstance(self._reference, tuple):
+            x, y, w, _ = self._reference
+            whole &= np.shape(x) == (len(w), d) and np.shape(y) == np.shape(w) == (len(w),)
+        if not whole:
+            raise InvalidDataError(
+                f"{type(self).__name__} holds arrays whose shapes do not fit each other"
+            )
+        if not all_finite((found, self._reference)):
+            raise InvalidDataError(f"{type(self).__name__} holds arrays that are not finite")
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_iter_")

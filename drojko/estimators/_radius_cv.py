@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
 from sklearn.utils.parallel import Parallel, delayed
 
+from drojko._driver import keeping
 from drojko._random import spawn
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import floats
@@ -24,14 +25,22 @@ __all__ = ["by_cv"]
 
 
 def by_cv(
-    estimator: Any, rows: Rows, radii: Any, at: Any, cv: Any, rule: str, n_jobs: Any, rng: Any
-) -> dict[str, Any]:
-    """Fields of a `RadiusSelection`; the arguments are those of `select_radius`, checked."""
-    import pandas as pd
+    estimator: Any,
+    rows: Rows,
+    radii: Any,
+    at: Any,
+    cv: Any,
+    rule: str,
+    n_jobs: Any,
+    rng: Any,
+    finish: Callable[[dict[str, Any]], Any],
+) -> Any:
+    """What ``finish`` makes of fields of a `RadiusSelection`: of the folds done, after Ctrl-C.
 
+    The other arguments are those of `select_radius`, checked.
+    """
     (steps, last), (X, y, weight, groups) = split_last(estimator), rows
     ambiguity = last._nested("ambiguity")
-    name = ambiguity.size_name
     if radii is None:
         Z = rows.seen(steps)
         names = getattr(Z, "columns", None)
@@ -53,13 +62,28 @@ def by_cv(
         kind = StratifiedKFold if is_classifier(last) else KFold
         cv = kind(cv, shuffle=True, random_state=seed)
     folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, labels))
-    runs = np.array(
-        Parallel(n_jobs=n_jobs)(
-            delayed(_fold)(steps, last, rows.at(train), rows.at(test), radii, fixed)
-            for train, test in folds
-        )
+    runs: list[Any] = []
+    done = Parallel(n_jobs=n_jobs, return_as="generator")(
+        delayed(_fold)(steps, last, rows.at(train), rows.at(test), radii, fixed)
+        for train, test in folds
     )
 
+    def so_far() -> Any:
+        return finish(_chosen(runs, radii, ambiguity, fixed, rule)) if runs else None
+
+    with keeping(so_far):
+        for fold in done:
+            runs.append(fold)
+    return so_far()
+
+
+def _chosen(
+    done: list[Any], radii: list[float], ambiguity: AmbiguitySet, fixed: AmbiguitySet, rule: str
+) -> dict[str, Any]:
+    """What the folds that are done say."""
+    import pandas as pd
+
+    runs, name = np.array(done), ambiguity.size_name
     mean = runs.mean(0)
     spread = runs.std(0, ddof=1) if len(runs) > 1 else np.full_like(mean, np.nan)
     error = spread / np.sqrt(len(runs))

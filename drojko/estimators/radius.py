@@ -143,6 +143,8 @@ def select_radius(
         For a method that does not apply to the estimator's set, loss or model; it names what does.
     InvalidDataError
         For arguments without meaning; for "rwpi" also for classes that can be separated.
+    KeyboardInterrupt
+        After Ctrl-C; where a fold of "cv" was done, what those say is the exception's ``result``.
 
     Notes
     -----
@@ -189,15 +191,16 @@ def select_radius(
     if sample_weight is not None:
         weight = checked_weight(sample_weight, X)
     rows = Rows(X, y, weight, groups)
-    found: dict[str, Any]
-    if method == "cv":
-        found = by_cv(estimator, rows, radii, at, cv, rule, n_jobs, rng)
-    elif method == "rwpi":
-        found = by_profile(estimator, rows, level, n_draws, rng)
-    else:
-        found = by_calibration(ambiguity, rows.count, level, two_sided)
     prefix = "ambiguity__" if last is estimator else f"{estimator.steps[-1][0]}__ambiguity__"
-    params = {prefix + name: found["radius"]}
-    if "penalty" in ambiguity.get_params(deep=False):
-        params[prefix + "penalty"] = None
-    return RadiusSelection(method=method, params=params, **found)
+
+    def finish(found: dict[str, Any]) -> RadiusSelection:
+        params = {prefix + name: found["radius"]}
+        if "penalty" in ambiguity.get_params(deep=False):
+            params[prefix + "penalty"] = None
+        return RadiusSelection(method=method, params=params, **found)
+
+    if method == "cv":
+        return by_cv(estimator, rows, radii, at, cv, rule, n_jobs, rng, finish)
+    if method == "rwpi":
+        return finish(by_profile(estimator, rows, level, n_draws, rng))
+    return finish(by_calibration(ambiguity, rows.count, level, two_sided))

@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from drojko._driver import keeping
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.exceptions import InvalidDataError
@@ -111,6 +112,11 @@ def radius_path(
     -------
     list of estimators, in the order of ``radii``
 
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C; the exception's ``result`` is the list, with None where no model is.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -129,18 +135,26 @@ def radius_path(
     order = sorted(range(len(radii)), key=lambda i: ambiguity.room(radii[i]))
     fitted: dict[int, Any] = {}
     previous: Any = None
-    for i in order:
-        model: Any = clone(last)
-        model.set_params(ambiguity=sets[i], warm_start=True)
-        if previous is not None:
-            model.parameters_ = previous.parameters_
-            model.certificate_ = previous.certificate_
-        model.fit(X, y, **fit_params)
-        model.set_params(warm_start=last.warm_start)
-        # Without a minimum the coefficients are large for no reason: no place to start from.
-        previous = None if model.status_ == "unbounded" else model
-        fitted[i] = model if steps is None else _joined(estimator, steps, model)
-    return [fitted[i] for i in range(len(radii))]
+
+    def so_far() -> list[Any]:
+        return [fitted.get(i) for i in range(len(radii))]
+
+    with keeping(lambda: so_far() if fitted else None):
+        for i in order:
+            model: Any = clone(last)
+            model.set_params(ambiguity=sets[i], warm_start=True)
+            if previous is not None:
+                model.parameters_ = previous.parameters_
+                model.certificate_ = previous.certificate_
+            try:
+                model.fit(X, y, **fit_params)
+            finally:
+                model.set_params(warm_start=last.warm_start)
+                if hasattr(model, "status_"):
+                    fitted[i] = model if steps is None else _joined(estimator, steps, model)
+            # Without a minimum the coefficients are large for no reason: no place to start from.
+            previous = None if model.status_ == "unbounded" else model
+    return so_far()
 
 
 class Rows(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko._driver import Limits, Status, run
+from drojko._driver import Limits, Status, nested, run
 from drojko.losses import Loss
 from drojko.minimax.newton import LinearFit, factorised, telling
 from drojko.rows import Rows
@@ -420,7 +420,7 @@ def _solved(
         return None
     if solver.terminate(first) is not None:
         return first
-    outcome = run(solver, first, max_iter=most or _MOST)
+    outcome = nested(solver, first, max_iter=most or _MOST)
     return outcome.state if most or outcome.status is Status.CONVERGED else None
 
 

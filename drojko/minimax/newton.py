@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import cho_solve
 
-from drojko._driver import Limits, Outcome, Status, run
+from drojko._driver import Limits, Outcome, Status, nested, run
 from drojko._numerics import endless
 
 __all__ = [
@@ -531,7 +531,7 @@ def _from_sample(objective: Any, limits: Limits) -> Start | None:
     first = solver.init(None)
     if first.ended is not None:
         return None
-    end = run(solver, first, max_iter=100, max_time=limits.time_left).state
+    end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
     return Start(end.best[0], None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
 
 

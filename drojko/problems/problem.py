@@ -20,9 +20,16 @@ from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_thread
 from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity.duals.scaling import NonFiniteLossError
 from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate
-from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
+from drojko.exceptions import (
+    ConvergenceWarning,
+    InvalidDataError,
+    NonFiniteError,
+    UnboundedRiskError,
+    UnsupportedError,
+)
 from drojko.inner.choice import get_inner
 from drojko.inner.reweighting.importance import Importance
 from drojko.inner.reweighting.semidual import SemiDual
@@ -247,7 +254,7 @@ class MinimaxProblem:
     def _check(model: Any, draws: Draws) -> None:
         values = model.linearise(draws.x[:64])[0]
         if not bool(torch.isfinite(values).all()):
-            raise InvalidDataError(
+            raise NonFiniteLossError(
                 "loss(params, z) is NaN or infinite at rows of the reference; start at params "
                 "where it is finite, or look at the scale of the data"
             )
@@ -287,7 +294,10 @@ class MinimaxProblem:
         UnboundedRiskError
             When the worst case of the first decision is infinite.
         KeyboardInterrupt
-            After Ctrl-C; the exception's ``result`` is the solution so far.
+            After Ctrl-C; the exception's ``result`` is the solution so far. Where the certificate
+            was cut short its numbers are NaN, and ``worst_case`` is None.
+        NonFiniteError
+            When losses turn NaN; its ``last_state`` is the last decision where they were not.
 
         Warns
         -----
@@ -316,32 +326,50 @@ class MinimaxProblem:
                     shown.update(f"iteration {iteration}: {numbers}")
                 return callback is not None and bool(callback(iteration, record))
 
-            outcome: Outcome[Any] = run(
-                solver,
-                solver.init(None),
-                max_iter=int(max_iter),
-                max_time=max_time,
-                callback=report,
-                best=lambda state: state.value,
-            )
+            try:
+                outcome: Outcome[Any] = run(
+                    solver,
+                    solver.init(None),
+                    max_iter=int(max_iter),
+                    max_time=max_time,
+                    callback=report,
+                    best=lambda state: state.value,
+                )
+            except UnboundedRiskError:
+                self._check(model, draws)  # or is it NaN?
+                raise
+            except NonFiniteError as error:
+                if error.last_state is not None:
+                    error.last_state = self._decision(error.last_state.point)
+                raise
         state, status, message = outcome.best_state, outcome.status, outcome.message
         if status is Status.CONVERGED:  # what the test was made at, up to rounding the best
             state = outcome.state
         if status is Status.UNBOUNDED:
             message = f"{message} {_REMEDIES}"
         flat = torch.from_numpy(np.array(state.point))
-        certificate, worst = self._certify(flat, generator, state.stationarity)
+        worst: Any = None
+        try:
+            certificate, worst = self._certify(flat, generator, state.stationarity)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, NonFiniteError):
+                error.last_state = self._decision(state.point)
+            if status is not Status.INTERRUPTED and not isinstance(error, KeyboardInterrupt):
+                raise
+            status, message = Status.INTERRUPTED, f"{Status.INTERRUPTED.advice} {message}"
+            nan, radius = math.nan, self.ambiguity.radius
+            certificate = Certificate(nan, nan, nan, nan, radius, nan, nan)
         if status in _TOLD:
             warnings.warn(f"MinimaxProblem: {status}: {message}", ConvergenceWarning, stacklevel=2)
         proven, way = self.family.exact, outcome.state.direction
         solution = Solution(
-            params=self.layout.restore(flat),
+            params=self._decision(state.point),
             certificate=certificate,
             worst_case=worst,
             objective=certificate.upper,
             optimality_gap=state.gap if proven else math.inf,
             relative_gap=state.relative_gap if proven else math.nan,
-            direction=None if way is None else self.layout.restore(torch.from_numpy(way)),
+            direction=None if way is None else self._decision(way),
             history=outcome.columns(),
             status=str(status),
             message=message,
@@ -351,6 +379,10 @@ class MinimaxProblem:
             error.result = solution
             raise error
         return solution
+
+    def _decision(self, point: np.ndarray) -> Any:
+        """A flat point as the decision was given."""
+        return self.layout.restore(torch.from_numpy(np.array(point)))
 
     def __repr__(self) -> str:
         name = getattr(self.loss, "__name__", type(self.loss).__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = [
     "Sample",
@@ -31,6 +31,10 @@ _LARGE = 600.0  # exponents up to here do not overflow: log of the largest float
 _NEGLIGIBLE = -60.0  # log of a share of the mass that is below rounding
 
 
+class NonFiniteLossError(InvalidDataError, NonFiniteError):
+    """NaN or infinity among losses: bad data of whoever gives them, a failed step within a fit."""
+
+
 def floats(values: Any, name: str) -> np.ndarray:
     """Return numbers (array, list or tensor) as a float64 array."""
     if isinstance(values, torch.Tensor):
@@ -45,9 +49,8 @@ def finite_losses(losses: Any, n: int) -> np.ndarray:
     """Return the losses of n rows as numbers."""
     values = floats(losses, "losses")
     if values.shape != (n,) or not np.isfinite(values).all():
-        raise InvalidDataError(
-            f"losses must be {n} finite numbers, one per row; got shape {values.shape}"
-        )
+        kind = NonFiniteLossError if values.shape == (n,) else InvalidDataError
+        raise kind(f"losses must be {n} finite numbers, one per row; got shape {values.shape}")
     return values
 
 
@@ -147,7 +150,7 @@ class Sample:
             )
         if not np.isfinite(values).all():
             bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise InvalidDataError(
+            raise NonFiniteLossError(
                 f"losses[{bad}] is {values[bad]}; a worst case needs finite losses: look at the "
                 "model or loss that made it"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,17 +44,18 @@ def transport(
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
-) -> list[Row]:
+) -> Iterator[Row]:
     """One `Row` per size."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
     cap = largest_loss(problem)
-    beyond = [] if math.isfinite(cap) else _beyond(problem, sizes, inner)
-    if len(beyond) == len(sizes):
-        return beyond
-    lost = {row.size for row in beyond}
-    every, sizes = sizes, [one for one in sizes if one[0] not in lost]
+    lost = [] if math.isfinite(cap) else _beyond(problem, sizes, inner)
+    beyond = {row.size: row for row in lost}
+    every, sizes = sizes, [one for one in sizes if one[0] not in beyond]
+    if not sizes:
+        yield from lost
+        return
     pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
@@ -63,12 +65,13 @@ def transport(
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
         search(problem, pool, work.scales(), calls, spawn(problem.generator))
-    work.cap = cap
-    found: list[Row] = []
-    for size, _ in problem.progress.over(sizes, "worst cases", 0.1):
-        found.append(work.found(size, found[-1] if found else None))
-    order = [size for size, _ in every]
-    return sorted(found + beyond, key=lambda row: order.index(row.size))
+    work.cap, one = cap, None
+    for size, _ in problem.progress.over(every, "worst cases", 0.1):
+        if size in beyond:
+            yield beyond[size]
+        else:
+            one = work.found(size, one)
+            yield one
 
 
 def _beyond(problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver) -> list[Row]:

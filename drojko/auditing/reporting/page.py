@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from drojko._files import cells
 from drojko.auditing.reporting.charts import Series, line_chart, template
 from drojko.exceptions import DrojkoError
 
@@ -43,7 +44,7 @@ def render(report: AuditReport) -> str:
         size=report.size,
         rows=table.to_dict("records"),
         columns=[(HEADS.get(name, name), name in TEXT) for name in table.columns],
-        csv=base64.b64encode(table.to_csv(index=False).encode()).decode(),
+        csv=base64.b64encode(cells(table).to_csv(index=False).encode()).decode(),
         charts=Markup(_charts(report)),
         panels=[_panel(report, float(size)) for size in table[report.size]],
         checks=checks.to_dict("records"),

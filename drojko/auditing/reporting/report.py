@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drojko._files import replacing, write_table
 from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, shares_of, top_moves
 from drojko.auditing.reporting.page import render
@@ -191,12 +192,12 @@ class AuditReport:
         return decoded
 
     def export(self, path: Any, radius: float | None = None, n: int = 1000) -> Path:
-        """Write ``n`` worst-case samples to a .csv or .parquet file and return its path."""
+        """Write ``n`` worst-case samples to a .csv or .parquet file and return its path.
+
+        Text that a spreadsheet would take for a formula is written with an apostrophe before it.
+        """
         path = Path(path)
-        kinds = {".csv": "to_csv", ".parquet": "to_parquet", ".pq": "to_parquet"}
-        if path.suffix.lower() not in kinds:
-            raise InvalidDataError(f"{path.name!r}: expected a name that ends in .csv or .parquet")
-        getattr(self.samples(n, radius), kinds[path.suffix.lower()])(path, index=False)
+        write_table(self.samples(n, radius), path)
         return path
 
     # -- pictures ----------------------------------------------------------------------------
@@ -206,10 +207,11 @@ class AuditReport:
         return RobustnessCurveDisplay.from_report(self, ax=ax, **settings)
 
     def to_html(self, path: Any) -> Path:
-        """Write one self-contained HTML page and return its path."""
-        path = Path(path)
-        path.write_text(render(self), encoding="utf-8")
-        return path
+        """Write one self-contained HTML page, whole or not at all, and return its path."""
+        page = render(self).encode("utf-8", "xmlcharrefreplace")
+        with replacing(path) as file:
+            file.write(page)
+        return Path(path)
 
     def __str__(self) -> str:
         shown = self.table.drop(columns="finding")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import keeping
 from drojko._random import generator as make_generator
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.envelope_scheme import EnvelopeScheme
@@ -264,13 +265,18 @@ def filter_diffusion(
     predicted: list[Measure] = []
     flows: list[FlowResult] = []
     log_evidence = 0.0
-    for (before, now), y in zip(pairwise(edges), seen, strict=True):
-        flows.append(forecast(state, now - before))
-        predicted.append(flows[-1].measures[-1])
-        state = Conditioned(predicted[-1], partial(log_likelihood, y), random_state=gen)
-        log_evidence += state.log_evidence_
-        measures.append(state)
-    if end > edges[-1]:
-        flows.append(forecast(state, end - edges[-1]))
-        measures.append(flows[-1].measures[-1])
-    return FilterResult(measures, predicted, log_evidence, flows)
+
+    def so_far() -> FilterResult:
+        return FilterResult(measures, predicted, log_evidence, flows)
+
+    with keeping(lambda: so_far() if measures else None):
+        for (before, now), y in zip(pairwise(edges), seen, strict=True):
+            flows.append(forecast(state, now - before))
+            predicted.append(flows[-1].measures[-1])
+            state = Conditioned(predicted[-1], partial(log_likelihood, y), random_state=gen)
+            log_evidence += state.log_evidence_
+            measures.append(state)
+        if end > edges[-1]:
+            flows.append(forecast(state, end - edges[-1]))
+            measures.append(flows[-1].measures[-1])
+    return so_far()
