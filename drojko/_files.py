@@ -190,9 +190,9 @@ def _check_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo, path: Any) -> 
     from numpy.lib import format as layout
 
     with archive.open(part) as file:
-        first = layout.read_magic(file) == (1, 0)
-        read = layout.read_array_header_1_0 if first else layout.read_array_header_2_0
-        shape, _, dtype = read(file)
+        if layout.read_magic(file) != (1, 0):  # others may have headers of gigabytes
+            raise InvalidDataError(f"{path}: array {part.filename!r} is of another layout")
+        shape, _, dtype = layout.read_array_header_1_0(file)
         begun = file.tell()
     if dtype.hasobject or begun + math.prod(shape) * dtype.itemsize != part.file_size:
         raise InvalidDataError(

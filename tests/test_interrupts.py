@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 import drojko
 from drojko import DROClassifier, DRORegressor, MinimaxProblem, radius_path, select_radius
 from drojko.ambiguity import KL, MMD, CVaR, Sinkhorn, Wasserstein
-from drojko.flows import ImportanceCorrectedScheme, JKOFlow, SemiDualScheme, functionals
+from drojko.flows import JKOFlow, functionals
 from drojko.measures import Gaussian
 from drojko.problems import newsvendor
 
@@ -113,8 +113,6 @@ CASES = {
     "network, kl": lambda: fit(DROClassifier(KL(radius=0.1), model="mlp", max_iter=5, **SMALL)),
     "importance": lambda: fit(DROClassifier(KL(radius=0.1), inner="importance", random_state=0)),
     "flow": flow,
-    "semi-dual flow": lambda: flow(SemiDualScheme()),
-    "importance flow": lambda: flow(ImportanceCorrectedScheme()),
     "audit": lambda: audited(Wasserstein(), [0.1, 0.2, 0.4]),
     "audit, kl": lambda: audited(KL(), [0.1, 0.2, 0.3, 0.4]),
     "decision": lambda: decision(Wasserstein(radius=0.1), True),

@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from drojko._callbacks import CallbackSupportMixin, FitProgress
-from drojko._driver import Status, all_finite
+from drojko._driver import Status, all_finite, keeping
 from drojko._sklearn import (
     HasMethods,
     Interval,
@@ -212,7 +212,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         seed = _seed(self.random_state)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
-        with one_thread(X.size < SMALL):
+        last: dict[str, Any] = {}
+        with keeping(lambda: self if last else None), one_thread(X.size < SMALL):
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
@@ -222,7 +223,6 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             else:
                 work = _OnArrays(linear, X.shape[1])
             start = self._start(work.shapes) if self.warm_start else None
-            last: dict[str, Any] = {}
             with self._salvaging(last, plan, reference):
                 with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
 
@@ -252,16 +252,16 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                     kept = replace(found.certificate, inner=chosen)
                     found = replace(found, certificate=kept)
                 self._keep(found, approach.name)
-        still = self.model == "linear" and not np.any(self.coef_)
-        if still and np.ptp(X, axis=0).any() and np.ptp(y):
-            result = replace(result, advice=CONSTANT)
-        self._warn(result, found.advice)
-        answers = getattr(getattr(work, "model", None), "answers", None)
-        if answers is not None and self._classification and plan.loss.structured:
-            some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
-            if looks_like_probabilities(answers, some):
-                said = f"{type(self).__name__}: all outputs of model lie in [0, 1], {NO_LOGITS}"
-                warnings.warn(said, UserWarning, stacklevel=2)
+            still = self.model == "linear" and not np.any(self.coef_)
+            if still and np.ptp(X, axis=0).any() and np.ptp(y):
+                result = replace(result, advice=CONSTANT)
+            self._warn(result, found.advice)
+            answers = getattr(getattr(work, "model", None), "answers", None)
+            if answers is not None and self._classification and plan.loss.structured:
+                some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
+                if looks_like_probabilities(answers, some):
+                    said = f"{type(self).__name__}: all outputs of model lie in [0, 1], {NO_LOGITS}"
+                    warnings.warn(said, UserWarning, stacklevel=2)
         return self
 
     def _bottomless(self, plan: Plan, y: np.ndarray) -> bool:
