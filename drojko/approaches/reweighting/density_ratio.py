@@ -10,7 +10,7 @@ from typing import Any
 from sklearn.base import clone
 from torch import Tensor
 
-from drojko.ambiguity.duals.density_ratio import BoundedRatio
+from drojko.ambiguity.duals.bounded import BoundedRatio
 from drojko.approaches.base import Assessment, FittedModel, Parameters, Plan, parameters_of
 from drojko.approaches.reweighting.support import Draw, OnSupport
 from drojko.certificates import Certificate, reweighted_certificate

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko.ambiguity.duals.density_ratio import BoundedRatio, DensityRatioSet
+from drojko.ambiguity.duals.bounded import BoundedRatio
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.flows.importance.rejection import draw_kept
 from drojko.flows.particles import match_moments
