@@ -29,6 +29,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from drojko._validation import culprit
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
@@ -172,37 +173,10 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
     except ValueError as error:
         text = str(error)
         if "could not convert" in text or "contains NaN" in text or "infinity" in text:
-            found = _bad_column(X)
+            found = culprit(X)
             if found is not None:
                 raise InvalidDataError(f"{found}. {text}") from error
         raise
-
-
-def _bad_column(X: Any) -> str | None:
-    """What is wrong with the first column of a frame or an array that holds no finite numbers."""
-    if not hasattr(X, "shape") or len(X.shape) != 2:
-        return None
-    names = getattr(X, "columns", None)
-    for j in range(X.shape[1]):
-        column = X.iloc[:, j] if hasattr(X, "iloc") else X[:, j]
-        name = repr(plain(names[j])) if names is not None else str(j)
-        try:
-            values = np.asarray(column, dtype=np.float64)
-        except (TypeError, ValueError):
-            dtype = getattr(column, "dtype", "mixed")
-            return (
-                f"column {name} of X has dtype {dtype} and holds no numbers: encode it first, for "
-                "instance with a OneHotEncoder in a ColumnTransformer; an ambiguity set takes "
-                "one-hot groups as categorical_features"
-            )
-        bad = ~np.isfinite(values)
-        if bad.any():
-            row = int(bad.argmax())
-            return (
-                f"column {name} of X holds {values[row]} in row {row}: impute or drop such rows "
-                "first, for instance with a SimpleImputer in a Pipeline"
-            )
-    return None
 
 
 def plain(value: Any) -> Any:

@@ -11,13 +11,14 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from drojko import _random
+from drojko._validation import Checked
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures._arrays import count, distinct, spread, weighted_rows
 
 __all__ = ["LabelledMeasure", "Measure"]
 
 
-class _Settings(BaseEstimator):
+class _Settings(Checked, BaseEstimator):
     """The bookkeeping that measures of both kinds share."""
 
     _state = ""  # the fitted attribute whose presence means "ready to use"

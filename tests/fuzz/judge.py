@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.exceptions import NotFittedError
-from sklearn.utils._param_validation import InvalidParameterError
 
 import drojko
+from drojko._sklearn import InvalidParameterError
 from drojko.exceptions import DrojkoError
 
 PACKAGE = str(Path(drojko.__file__).parent)

@@ -275,76 +275,230 @@ ASKED = {"value", "gradient", "second_derivative", "shift", "robust_value", "env
 
 #: Arguments by "Class.method.name", "function.name" or name.
 GOOD: dict[str, Callable[[], Any]] = {
-    "X": X.copy, "x": points, "y": Y.copy, "z": points, "Z": X.copy, "theta": T[:2].copy,
-    "Group.y": Y.copy, "y_real": T.copy, "sample_weight": W.copy, "weights": W.copy,
-    "weight": W.copy, "groups": GROUPS.copy, "losses": T.copy, "n": lambda: 3, "penalty": lambda: 1.0,
-    "generator": gen, "random_state": lambda: 0, "radius": lambda: 0.1, "size": lambda: 0.2,
-    "shift": lambda: 0.1, "unit": lambda: 1.0, "radii": lambda: [0.1, 0.2], "n_features": lambda: 2,
-    "feature_names": lambda: ["a", "b"], "names": lambda: ["a", "b"], "method": lambda: "value",
-    "solver": lambda: "it", "t": T.copy, "delta": lambda: 0.1, "ratio": lambda: np.ones(12),
-    "mass": lambda: 0.1, "largest": lambda: 10.0, "smoothing": lambda: 0.1, "log_prob": lambda: density,
-    "log_density": row, "context": lambda: None, "columns": lambda: [0], "f": row, "kappa": lambda: 2.0,
-    "params": lambda: torch.tensor([0.5, 2.0], dtype=torch.float64), "path": lambda: folder() / "out.csv",
-    "estimator": classifier, "report": report, "initial": gaussian, "n_steps": lambda: 1,
-    "rows": lambda: torch.tensor([0, 1]), "potential": lambda: bowl, "kernel": lambda: bowl,
-    "ambiguity": lambda: sets.KL(0.1), "step_size": lambda: 0.1, "step_sizes": lambda: [0.1, 0.2],
-    "target": gaussian, "scheme": small, "constraint": lambda: None, "batch": batch,
-    "q": lambda: batch().q0, "objective": objective, "start": lambda: batch().q0, "steps": lambda: 3,
-    "index": lambda: torch.tensor([0, 2]), "times": lambda: 2, "shares": lambda: [0.3, 0.7],
-    "reference": X.copy, "bounded": lambda: False, "at": batch, "matrix": EYE.clone,
-    "source_mean": ZERO.clone, "target_mean": ZERO.clone, "source_cov": EYE.clone,
-    "target_cov": EYE.clone, "limit": lambda: 2.0, "demand": T.copy, "returns": X.copy,
-    "A": X.copy, "b": T.copy, "loss": lambda: "logistic", "model": classifier, "callbacks": lambda: None,
-    "gradient": lambda: batch().q0, "dual": lambda: sets.KL(0.1).dual(T), "encoder": lambda: ["a_b", "a_c"],
-    "measure": lambda: measures.Empirical(X), "bandwidth": lambda: 1.0, "m": lambda: 2.0,
-    "map": lambda: transport.AffineMap(2 * EYE, ZERO), "maps": lambda: [transport.IdentityMap()],
-    "base": gaussian, "centres": points, "dim": lambda: 2, "fn": lambda: lambda f, y: (f - y) ** 2,
-    "pieces": lambda: pieces, "coefficients": lambda: quadratic, "alpha": lambda: 0.5, "k": lambda: 3.0,
-    "history": lambda: classifier().history_, "displacement": lambda: classifier().worst_case_.displacement(),
-    "observations": lambda: [0.5], "log_prob_target": lambda: density, "log_target": lambda: density,
-    "functional": functionals.Entropy, "reports": lambda: [report(), report()], "beside": batch,
-    "cost": lambda: sets.GroundCost(np.ones(2)), "scale": lambda: 1.0, "labelled": lambda: classifier().worst_case_,
-    "corrected": lambda: False, "adversary": lambda: inner.Adversary(objective()), "q0": lambda: batch().q0,
-    "Batch.weights": lambda: torch.full((12,), 1 / 12), "potential_icnn": icnn, "before": lambda: None,
-    "set_affine.potential": icnn, "set_affine.shift": ZERO.clone, "AffineMap.shift": ZERO.clone,
-    "BrenierMap.potential": icnn, "QuadraticEnvelope.shift": ZERO.clone, "BrenierMap.inverse.y": points,
-    "AffineMap.inverse.y": points, "Composition.inverse.y": points, "IdentityMap.inverse.y": points,
+    "X": X.copy,
+    "x": points,
+    "y": Y.copy,
+    "z": points,
+    "Z": X.copy,
+    "theta": T[:2].copy,
+    "Group.y": Y.copy,
+    "y_real": T.copy,
+    "sample_weight": W.copy,
+    "weights": W.copy,
+    "weight": W.copy,
+    "groups": GROUPS.copy,
+    "losses": T.copy,
+    "n": lambda: 3,
+    "penalty": lambda: 1.0,
+    "generator": gen,
+    "random_state": lambda: 0,
+    "radius": lambda: 0.1,
+    "size": lambda: 0.2,
+    "shift": lambda: 0.1,
+    "unit": lambda: 1.0,
+    "radii": lambda: [0.1, 0.2],
+    "n_features": lambda: 2,
+    "feature_names": lambda: ["a", "b"],
+    "names": lambda: ["a", "b"],
+    "method": lambda: "value",
+    "solver": lambda: "it",
+    "t": T.copy,
+    "delta": lambda: 0.1,
+    "ratio": lambda: np.ones(12),
+    "mass": lambda: 0.1,
+    "largest": lambda: 10.0,
+    "smoothing": lambda: 0.1,
+    "log_prob": lambda: density,
+    "log_density": row,
+    "context": lambda: None,
+    "columns": lambda: [0],
+    "f": row,
+    "kappa": lambda: 2.0,
+    "params": lambda: torch.tensor([0.5, 2.0], dtype=torch.float64),
+    "path": lambda: folder() / "out.csv",
+    "estimator": classifier,
+    "report": report,
+    "initial": gaussian,
+    "n_steps": lambda: 1,
+    "rows": lambda: torch.tensor([0, 1]),
+    "potential": lambda: bowl,
+    "kernel": lambda: bowl,
+    "ambiguity": lambda: sets.KL(0.1),
+    "step_size": lambda: 0.1,
+    "step_sizes": lambda: [0.1, 0.2],
+    "target": gaussian,
+    "scheme": small,
+    "constraint": lambda: None,
+    "batch": batch,
+    "q": lambda: batch().q0,
+    "objective": objective,
+    "start": lambda: batch().q0,
+    "steps": lambda: 3,
+    "index": lambda: torch.tensor([0, 2]),
+    "times": lambda: 2,
+    "shares": lambda: [0.3, 0.7],
+    "reference": X.copy,
+    "bounded": lambda: False,
+    "at": batch,
+    "matrix": EYE.clone,
+    "source_mean": ZERO.clone,
+    "target_mean": ZERO.clone,
+    "source_cov": EYE.clone,
+    "target_cov": EYE.clone,
+    "limit": lambda: 2.0,
+    "demand": T.copy,
+    "returns": X.copy,
+    "A": X.copy,
+    "b": T.copy,
+    "loss": lambda: "logistic",
+    "model": classifier,
+    "callbacks": lambda: None,
+    "gradient": lambda: batch().q0,
+    "dual": lambda: sets.KL(0.1).dual(T),
+    "encoder": lambda: ["a_b", "a_c"],
+    "measure": lambda: measures.Empirical(X),
+    "bandwidth": lambda: 1.0,
+    "m": lambda: 2.0,
+    "map": lambda: transport.AffineMap(2 * EYE, ZERO),
+    "maps": lambda: [transport.IdentityMap()],
+    "base": gaussian,
+    "centres": points,
+    "dim": lambda: 2,
+    "fn": lambda: lambda f, y: (f - y) ** 2,
+    "pieces": lambda: pieces,
+    "coefficients": lambda: quadratic,
+    "alpha": lambda: 0.5,
+    "k": lambda: 3.0,
+    "history": lambda: classifier().history_,
+    "displacement": lambda: classifier().worst_case_.displacement(),
+    "observations": lambda: [0.5],
+    "log_prob_target": lambda: density,
+    "log_target": lambda: density,
+    "functional": functionals.Entropy,
+    "reports": lambda: [report(), report()],
+    "beside": batch,
+    "cost": lambda: sets.GroundCost(np.ones(2)),
+    "scale": lambda: 1.0,
+    "labelled": lambda: classifier().worst_case_,
+    "corrected": lambda: False,
+    "adversary": lambda: inner.Adversary(objective()),
+    "q0": lambda: batch().q0,
+    "Batch.weights": lambda: torch.full((12,), 1 / 12),
+    "potential_icnn": icnn,
+    "before": lambda: None,
+    "set_affine.potential": icnn,
+    "set_affine.shift": ZERO.clone,
+    "AffineMap.shift": ZERO.clone,
+    "BrenierMap.potential": icnn,
+    "QuadraticEnvelope.shift": ZERO.clone,
+    "BrenierMap.inverse.y": points,
+    "AffineMap.inverse.y": points,
+    "Composition.inverse.y": points,
+    "IdentityMap.inverse.y": points,
     "ICNN context.context": lambda: torch.ones(12, 1, dtype=torch.float64),
-    "Joint.fit.y": T.copy, "Joint.log_prob.y": T.copy, "DRORegressor.fit.y": T.copy,
-    "DRORegressor.score.y": T.copy, "DRORegressor.robust_score.y": T.copy,
-    "DRORegressor.robust_certificate.y": T.copy, "ConvexDRORegressor.fit.y": T.copy,
-    "ConvexDRORegressor.score.y": T.copy, "JKOFlow line.run.initial": line, "filter_diffusion.times": lambda: [0.1],
-    "filter_diffusion.initial": line, "filter_diffusion.scheme": lambda: flows.LineScheme(n_particles=50),
-    "filter_diffusion.potential": lambda: bowl, "solve_ball.weights": lambda: torch.full((12,), 1 / 12, dtype=torch.float64),
-    "MinimaxProblem.loss": lambda: decision, "MinimaxProblem.params": lambda: torch.zeros(2),
-    "MinimaxProblem.evaluate.params": lambda: torch.zeros(2), "MinimaxProblem KL.evaluate.params": lambda: torch.zeros(2),
-    "MinimaxProblem.solve.max_iter": lambda: 3, "MinimaxProblem KL.solve.max_iter": lambda: 3,
-    "GroundCost.cost.x": X.copy, "GroundCost.cost.z": X.copy, "GroundCost.project.z": X.copy, "GroundCost.weights": lambda: np.ones(2),
-    "ClassConditional.measures": lambda: [gaussian(), gaussian()], "ClassConditional.weights": lambda: [0.5, 0.5],
-    "Softmax.f": lambda: torch.tensor(np.c_[X, T]), "CrammerSinger.f": lambda: torch.tensor(np.c_[X, T]),
-    "Logistic.y": lambda: torch.tensor(Y), "Hinge.y": lambda: torch.tensor(Y), "Softmax.y": lambda: torch.tensor(Y),
-    "CrammerSinger.y": lambda: torch.tensor(Y), "Squared.y": row, "Absolute.y": row, "Huber.y": row,
-    "Quantile.y": row, "CallableLoss.y": row, "BoundGroup.influence.dual": lambda: sets.Group(0.1).on(None, W, GROUPS).dual(T),
+    "Joint.fit.y": T.copy,
+    "Joint.log_prob.y": T.copy,
+    "DRORegressor.fit.y": T.copy,
+    "DRORegressor.score.y": T.copy,
+    "DRORegressor.robust_score.y": T.copy,
+    "DRORegressor.robust_certificate.y": T.copy,
+    "ConvexDRORegressor.fit.y": T.copy,
+    "ConvexDRORegressor.score.y": T.copy,
+    "JKOFlow line.run.initial": line,
+    "filter_diffusion.times": lambda: [0.1],
+    "filter_diffusion.initial": line,
+    "filter_diffusion.scheme": lambda: flows.LineScheme(n_particles=50),
+    "filter_diffusion.potential": lambda: bowl,
+    "solve_ball.weights": lambda: torch.full((12,), 1 / 12, dtype=torch.float64),
+    "MinimaxProblem.loss": lambda: decision,
+    "MinimaxProblem.params": lambda: torch.zeros(2),
+    "MinimaxProblem.evaluate.params": lambda: torch.zeros(2),
+    "MinimaxProblem KL.evaluate.params": lambda: torch.zeros(2),
+    "MinimaxProblem.solve.max_iter": lambda: 3,
+    "MinimaxProblem KL.solve.max_iter": lambda: 3,
+    "GroundCost.cost.x": X.copy,
+    "GroundCost.cost.z": X.copy,
+    "GroundCost.project.z": X.copy,
+    "GroundCost.weights": lambda: np.ones(2),
+    "ClassConditional.measures": lambda: [gaussian(), gaussian()],
+    "ClassConditional.weights": lambda: [0.5, 0.5],
+    "Softmax.f": lambda: torch.tensor(np.c_[X, T]),
+    "CrammerSinger.f": lambda: torch.tensor(np.c_[X, T]),
+    "Logistic.y": lambda: torch.tensor(Y),
+    "Hinge.y": lambda: torch.tensor(Y),
+    "Softmax.y": lambda: torch.tensor(Y),
+    "CrammerSinger.y": lambda: torch.tensor(Y),
+    "Squared.y": row,
+    "Absolute.y": row,
+    "Huber.y": row,
+    "Quantile.y": row,
+    "CallableLoss.y": row,
+    "BoundGroup.influence.dual": lambda: sets.Group(0.1).on(None, W, GROUPS).dual(T),
     "BoundMMD.influence.dual": lambda: sets.MMD(radius=0.1, bandwidth=1.0).on(X, W).dual(T),
     "functional_weights": lambda: torch.full((12,), 1 / 12, dtype=torch.float64),
-    "SeparableMaxAffine.pieces": lambda: separable, "FlowStep.mass.n": lambda: 200,
-    "FlowStep.corrected.n_calibration": lambda: 500, "ImportanceMeasure.evidence.n": lambda: 50,
-    "Objective.loss": lambda: losses.get_loss("logistic"), "Objective.model": lambda: objective().model, "Batch.y": lambda: torch.tensor(Y),
-    "batch.y": lambda: torch.tensor(Y), "Objective.batch.y": lambda: torch.tensor(Y), "coordinates": lambda: objective().coordinates,
-    "RobustnessCurveDisplay.upper_bound": lambda: [0.5, 0.6], "RobustnessCurveDisplay.proof": lambda: ["dual", "dual"],
-    "worst_case_risk": lambda: [0.4, 0.5], "nominal_risk": lambda: 0.3, "source": X.copy, "features": lambda: ("a", "b"),
-    "lower": lambda: 0.1, "upper": lambda: 0.6, "transport_cost": lambda: 0.1, "Box.lower": lambda: 0.0, "Box.upper": lambda: 1.0,
-    "Simplex.lower": lambda: 0.0, "Simplex.upper": lambda: 1.0, "newsvendor.lower": lambda: 0.0, "newsvendor.upper": lambda: 9.0,
-    "WorstCaseDisplay.target": X.copy, "make_robust_scorer.ambiguity": lambda: sets.Wasserstein(0.1), "loss_function": lambda: None,
-    "check.ambiguity": lambda: sets.Wasserstein(0.1), "Importance.check.ambiguity": lambda: sets.KL(0.1), "SemiDual.check.ambiguity": lambda: sets.KL(0.1),
-    "bayesian_logistic.step_sizes": lambda: [0.1], "max_iter": lambda: 3, "filter_diffusion.step_size": lambda: 0.1,
-    "audit.model": classifier, "audit.inner": lambda: "pointwise", "audit.radii": lambda: [0.1], "sample_density.n_samples": lambda: 50,
-    "bayesian_logistic.n_draws": lambda: 20, "bayesian_logistic.scheme": lambda: flows.ICNNScheme(n_particles=40, iterations=0),
-    "select_radius.cv": lambda: 2, "select_radius.radii": lambda: [0.1, 0.2], "newsvendor.holding": lambda: 1.0, "portfolio.tail": lambda: 0.5,
-    "load.path": lambda: folder() / "model.drojko", "save.path": lambda: folder() / "out.drojko", "values": T.copy, "factor": lambda: 2.0,
-    "ornstein_uhlenbeck.initial": gaussian, "hidden": lambda: (4,), "get_inner.inner": lambda: "icnn", "column": lambda: 1, "capped_loss.x": points, "capped_loss.y": lambda: torch.tensor(Y), "lipschitz": lambda: 1.0, "margin": lambda: 0.1,
-    "hidden_layer_sizes": lambda: (4,), "LogisticPosterior.accuracy.y": Y.copy, "BoundMMD.weights": W.copy, "Certificate.penalty": lambda: 1.0, "DivergenceTo.target": X.copy, "task": lambda: None,
-}  # fmt: skip
+    "SeparableMaxAffine.pieces": lambda: separable,
+    "FlowStep.mass.n": lambda: 200,
+    "FlowStep.corrected.n_calibration": lambda: 500,
+    "ImportanceMeasure.evidence.n": lambda: 50,
+    "Objective.loss": lambda: losses.get_loss("logistic"),
+    "Objective.model": lambda: objective().model,
+    "Batch.y": lambda: torch.tensor(Y),
+    "batch.y": lambda: torch.tensor(Y),
+    "Objective.batch.y": lambda: torch.tensor(Y),
+    "coordinates": lambda: objective().coordinates,
+    "RobustnessCurveDisplay.upper_bound": lambda: [0.5, 0.6],
+    "RobustnessCurveDisplay.proof": lambda: ["dual", "dual"],
+    "worst_case_risk": lambda: [0.4, 0.5],
+    "nominal_risk": lambda: 0.3,
+    "source": X.copy,
+    "features": lambda: ("a", "b"),
+    "lower": lambda: 0.1,
+    "upper": lambda: 0.6,
+    "transport_cost": lambda: 0.1,
+    "Box.lower": lambda: 0.0,
+    "Box.upper": lambda: 1.0,
+    "Simplex.lower": lambda: 0.0,
+    "Simplex.upper": lambda: 1.0,
+    "newsvendor.lower": lambda: 0.0,
+    "newsvendor.upper": lambda: 9.0,
+    "WorstCaseDisplay.target": X.copy,
+    "make_robust_scorer.ambiguity": lambda: sets.Wasserstein(0.1),
+    "loss_function": lambda: None,
+    "check.ambiguity": lambda: sets.Wasserstein(0.1),
+    "Importance.check.ambiguity": lambda: sets.KL(0.1),
+    "SemiDual.check.ambiguity": lambda: sets.KL(0.1),
+    "bayesian_logistic.step_sizes": lambda: [0.1],
+    "max_iter": lambda: 3,
+    "filter_diffusion.step_size": lambda: 0.1,
+    "audit.model": classifier,
+    "audit.inner": lambda: "pointwise",
+    "audit.radii": lambda: [0.1],
+    "sample_density.n_samples": lambda: 50,
+    "bayesian_logistic.n_draws": lambda: 20,
+    "bayesian_logistic.scheme": lambda: flows.ICNNScheme(n_particles=40, iterations=0),
+    "select_radius.cv": lambda: 2,
+    "select_radius.radii": lambda: [0.1, 0.2],
+    "newsvendor.holding": lambda: 1.0,
+    "portfolio.tail": lambda: 0.5,
+    "load.path": lambda: folder() / "model.drojko",
+    "save.path": lambda: folder() / "out.drojko",
+    "values": T.copy,
+    "factor": lambda: 2.0,
+    "ornstein_uhlenbeck.initial": gaussian,
+    "hidden": lambda: (4,),
+    "get_inner.inner": lambda: "icnn",
+    "column": lambda: 1,
+    "capped_loss.x": points,
+    "capped_loss.y": lambda: torch.tensor(Y),
+    "lipschitz": lambda: 1.0,
+    "margin": lambda: 0.1,
+    "hidden_layer_sizes": lambda: (4,),
+    "LogisticPosterior.accuracy.y": Y.copy,
+    "BoundMMD.weights": W.copy,
+    "Certificate.penalty": lambda: 1.0,
+    "DivergenceTo.target": X.copy,
+    "task": lambda: None,
+}
 #: Optional arguments that are given as well where an object has them: the wrong ones matter.
 ALSO = {"sample_weight", "weights", "groups", "generator", "random_state", "radius", "penalty_of"}
 ALSO |= {"n_steps", "max_iter", "cv", "radii", "inner", "scheme", "n_samples", "n_draws", "weight"}
@@ -396,7 +550,10 @@ def _subject(name: str, function: Any, owner: str = "", kind: str = "") -> Subje
             return None
         if value is not None and (parameter.default is parameter.empty or key in ALSO):
             given[key] = value
-    if isinstance(getattr(function, "__self__", None), functionals.Functional) and "weights" in given:
+    if (
+        isinstance(getattr(function, "__self__", None), functionals.Functional)
+        and "weights" in given
+    ):
         given["weights"] = GOOD["functional_weights"]
     if {"radius", "penalty"} <= set(given):
         given.pop("penalty")
@@ -414,9 +571,9 @@ def _methods(owner: str, thing: Any) -> Iterator[tuple[str, Any]]:
         skip |= isinstance(thing, losses.Loss) and name not in ASKED
         skip |= isinstance(thing, problems.StructuredLoss) or name.endswith("_request")
         static = inspect.getattr_static(type(thing), name)
-        if not skip and not isinstance(static, property):
-            if callable(value := getattr(thing, name, None)):
-                yield f"{owner}.{name}", value
+        value = None if skip or isinstance(static, property) else getattr(thing, name, None)
+        if callable(value):
+            yield f"{owner}.{name}", value
 
 
 def subjects() -> Iterator[Subject | str]:
@@ -453,7 +610,14 @@ def _whole() -> Iterator[Subject]:
     x = X.copy
     for kind in (sets.Wasserstein, sets.Sinkhorn, sets.KL, sets.ChiSquare, sets.TotalVariation):
         yield both(f"{kind.__name__} in use", used(kind), kind, radius=lambda: 0.1, X=x)
-    yield both("CressieRead in use", used(sets.CressieRead), sets.CressieRead, k=lambda: 3.0, radius=lambda: 0.1, X=x)
+    yield both(
+        "CressieRead in use",
+        used(sets.CressieRead),
+        sets.CressieRead,
+        k=lambda: 3.0,
+        radius=lambda: 0.1,
+        X=x,
+    )
     yield both("CVaR in use", used(sets.CVaR), sets.CVaR, alpha=lambda: 0.5, X=x)
     yield both("MMD in use", used(sets.MMD), sets.MMD, radius=lambda: 0.1, X=x)
     yield both("Group in use", used(sets.Group), sets.Group, radius=lambda: 0.1, X=x)
@@ -473,7 +637,9 @@ def _whole() -> Iterator[Subject]:
         )  # fmt: skip
 
     def fitted(kind: Any) -> Callable[..., Any]:
-        def run(X: Any, y: Any, sample_weight: Any = None, groups: Any = None, **settings: Any) -> Any:
+        def run(
+            X: Any, y: Any, sample_weight: Any = None, groups: Any = None, **settings: Any
+        ) -> Any:
             made = kind(**{"reference": "empirical", "max_iter": 5, **settings})
             made.fit(X, y, sample_weight, groups)
             return made, made.predict(X), made.certificate_, made.worst_case_.risk()
@@ -493,7 +659,9 @@ def _whole() -> Iterator[Subject]:
             made = drojko.DROClassifier(kind(**settings), reference="empirical", max_iter=5)
             return made.fit(X, y).certificate_
 
-        size: dict[str, Any] = {"alpha": lambda: 0.5} if kind is sets.CVaR else {"radius": lambda: 0.1}
+        size: dict[str, Any] = (
+            {"alpha": lambda: 0.5} if kind is sets.CVaR else {"radius": lambda: 0.1}
+        )
         size |= {"k": lambda: 3.0} if kind is sets.CressieRead else {}
         yield both(f"DROClassifier on {kind.__name__}", with_set, kind, X=x, y=Y.copy, **size)
 
@@ -541,9 +709,25 @@ def _whole() -> Iterator[Subject]:
         return run
 
     forty: Any = {"n_particles": lambda: 40, "iterations": lambda: 2}
-    yield both("ICNNScheme in use", schemed(flows.ICNNScheme, gaussian), flows.ICNNScheme, hidden=lambda: (4,), **forty)
-    yield both("EnvelopeScheme in use", schemed(flows.EnvelopeScheme, gaussian), flows.EnvelopeScheme, **forty)
-    yield both("LineScheme in use", schemed(flows.LineScheme, line), flows.LineScheme, n_particles=lambda: 40)
+    yield both(
+        "ICNNScheme in use",
+        schemed(flows.ICNNScheme, gaussian),
+        flows.ICNNScheme,
+        hidden=lambda: (4,),
+        **forty,
+    )
+    yield both(
+        "EnvelopeScheme in use",
+        schemed(flows.EnvelopeScheme, gaussian),
+        flows.EnvelopeScheme,
+        **forty,
+    )
+    yield both(
+        "LineScheme in use",
+        schemed(flows.LineScheme, line),
+        flows.LineScheme,
+        n_particles=lambda: 40,
+    )
 
     def energies(kind: Any) -> Callable[..., Any]:
         def run(**settings: Any) -> Any:
@@ -566,9 +750,18 @@ def _whole() -> Iterator[Subject]:
         return run
 
     w1: Any = {"ambiguity": lambda: sets.Wasserstein(0.1)}
-    yield both("newsvendor solved", solved(problems.newsvendor), problems.newsvendor, demand=T.copy, **w1)
+    yield both(
+        "newsvendor solved", solved(problems.newsvendor), problems.newsvendor, demand=T.copy, **w1
+    )
     yield both("portfolio solved", solved(problems.portfolio), problems.portfolio, returns=x, **w1)
-    yield both("least_squares solved", solved(problems.least_squares), problems.least_squares, A=x, b=T.copy, **w1)
+    yield both(
+        "least_squares solved",
+        solved(problems.least_squares),
+        problems.least_squares,
+        A=x,
+        b=T.copy,
+        **w1,
+    )
     yield both(
         "MinimaxProblem solved", solved(problems.MinimaxProblem), problems.MinimaxProblem,
         loss=lambda: decision, params=lambda: torch.zeros(2), reference=x, **kl,

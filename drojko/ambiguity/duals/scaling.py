@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
+from drojko._validation import floats
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
@@ -29,16 +29,6 @@ _BLOCK = 512  # losses of a block, which a tilt treats as one where it varies li
 _ORDER = 12  # of the Taylor expansion within a block: remainder 2^-13 / 13! = 2e-14
 _LARGE = 600.0  # exponents up to here do not overflow: log of the largest float is 709
 _NEGLIGIBLE = -60.0  # log of a share of the mass that is below rounding
-
-
-def floats(values: Any, name: str) -> np.ndarray:
-    """Return numbers (array, list or tensor) as a float64 array."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidDataError(f"{name} must be numbers; got {type(values).__name__}") from None
 
 
 def finite_losses(losses: Any, n: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import batches, cosine
+from drojko._validation import check_settings
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
@@ -174,6 +175,12 @@ class ICNNScheme:
     tol: float = 1e-3
     log_det: str = "auto"
     probes: Probes = field(default_factory=Probes)
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, whole={"n_particles": 2, "iterations": 0, "batch_size": 1}, widths=("hidden",),
+            least={"tol": 0.0}, above={"rate": 0.0},
+        )  # fmt: skip
 
     def fit_map(
         self,

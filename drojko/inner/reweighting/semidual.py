@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import check_settings
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._validation import check_settings
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
