@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from drojko._validation import check_path, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
@@ -93,8 +94,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     ...     load(f"{folder}/ball.drojko")
     Wasserstein(radius=0.3)
     """
+    path = check_path(path)
     data = _pack(estimator)
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -129,7 +130,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[type | str] = ()) ->
     """
     import skops.io
 
-    data, names = Path(path).read_bytes(), _names(trusted)
+    data, names = check_path(path).read_bytes(), _names(trusted)
     _check_digest(data, path)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -206,6 +207,8 @@ def _pack(estimator: Any) -> bytes:
     import skops.io
 
     _refuse_code(estimator)
+    if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
+        raise UnsupportedError(f"save got {shown(estimator)}; expected an estimator or settings")
     estimator = copy.copy(estimator)
     vars(estimator).pop("_skl_callbacks", None)
     try:
@@ -260,8 +263,11 @@ def _check_digest(data: bytes, path: Any) -> None:
 
 
 def _names(classes: Sequence[type | str]) -> list[str]:
-    if isinstance(classes, str):
+    if isinstance(classes, str | type):
         classes = [classes]
+    listed = isinstance(classes, list | tuple | set | frozenset)
+    if not listed or not all(isinstance(kind, str | type) for kind in classes):
+        raise InvalidDataError(f"trusted={shown(classes)}; expected a list of classes")
     return [kind if isinstance(kind, str) else _full_name(kind) for kind in classes]
 
 

@@ -6,6 +6,7 @@ them private in scikit-learn. When one of them moves, this file is the only one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,7 +30,15 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from drojko._validation import culprit
+from drojko._validation import (
+    culprit,
+    did_you_mean,
+    floats,
+    is_real,
+    plain_tensor,
+    refuse,
+    shown,
+)
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
@@ -109,8 +118,9 @@ class NestedDefaults:
         factories: Mapping[Any, Callable[[], Any]] = {None: given} if callable(given) else given
         if value not in factories:
             raise InvalidDataError(
-                f"{type(self).__name__}: {name}={value!r} is unknown; give a settings object or "
-                f"one of {', '.join(repr(known) for known in factories)}"
+                f"{type(self).__name__}: {name}={shown(value)} is unknown; "
+                f"{did_you_mean(value, (known for known in factories if known is not None))}; or a "
+                "settings object"
             )
         return factories[value]()
 
@@ -159,24 +169,61 @@ class LogitClassifier(ClassifierMixin):
 
 def checked_weight(sample_weight: Any, X: Any) -> np.ndarray:
     """Non-negative weights of the rows, float64, not all zero; ones for None."""
+    if sample_weight is not None and not is_real(sample_weight):
+        sample_weight = floats(sample_weight, "sample_weight")
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    if not weight.sum() > 0:
+    largest = float(weight.max(initial=0.0))
+    if not largest > 0:
         raise InvalidDataError("sample_weight sums to zero: no sample is left")
+    if not 1e-100 < largest < 1e100:  # their sum, or a square, is no number: by a power of two
+        weight = np.ldexp(weight, -math.frexp(largest)[1])
     return weight
 
 
 def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any) -> Any:
     """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
+    X = plain_tensor(X, "X")
+    if not isinstance(y, str):
+        y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
     try:
         return validate_data(estimator, X, y, **kwargs)
-    except ValueError as error:
-        text = str(error)
-        if "could not convert" in text or "contains NaN" in text or "infinity" in text:
-            found = culprit(X)
-            if found is not None:
-                raise InvalidDataError(f"{found}. {text}") from error
-        raise
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, InvalidDataError):
+            raise
+        text, found = str(error), culprit(X)
+        if found is not None:
+            raise InvalidDataError(f"{found}. {text}") from error
+        if "sparse" in text.lower():
+            raise InvalidDataError(
+                f"X is sparse; expected a dense table: X.toarray(). {text}"
+            ) from error
+        if isinstance(error, ValueError):
+            raise
+        raise InvalidDataError(f"X is {shown(X)}, y is {shown(y)}: {text}") from error
+
+
+def _checked_targets(y: Any, *, numeric: bool) -> Any:
+    """Labels or targets as an array, with words about what cannot be one."""
+    if y is None:
+        return y
+    y = plain_tensor(y, "y")
+    if numeric:
+        refuse(y, "y")
+        array = np.asarray(y)
+        if array.dtype.kind in "OUSV":
+            return floats(y, "y")
+        return y
+    try:
+        missing = [label is None for label in np.asarray(y).ravel().tolist()]
+    except (TypeError, ValueError):
+        missing = []
+    if any(missing):
+        raise InvalidDataError(
+            f"y[{missing.index(True)}] is None ({sum(missing)} of {len(missing)} labels are "
+            "missing): drop these rows, or give them a label"
+        )
+    return y
 
 
 def plain(value: Any) -> Any:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import update_wrapper
 from numbers import Integral, Real
+from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -31,7 +33,7 @@ from torch import Tensor
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
-    "Checked", "check_flag", "check_number", "check_settings", "checked", "chosen", "culprit",
+    "Checked", "check_flag", "check_number", "check_path", "check_settings", "checked", "chosen", "culprit",
     "did_you_mean", "floats", "is_real", "is_whole", "plain_tensor", "refuse", "shown",
 ]  # fmt: skip
 
@@ -183,6 +185,13 @@ def is_widths(value: Any) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return False
     return all(is_whole(width, 1) and width < 2**20 for width in value)
+
+
+def check_path(path: Any, name: str = "path") -> Path:
+    """Return a path; numbers are refused, which are open files to the system."""
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise InvalidDataError(f"{name}={shown(path)}; expected the name of a file")
+    return Path(path)
 
 
 # Arrays ------------------------------------------------------------------------------------------
@@ -484,8 +493,9 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
     letters = words[: len(words) - bool(last)]
     sizes_in_words = ", ".join(w.removeprefix(".") for w in letters)
     expected = f"shape ({sizes_in_words}{',' * (len(letters) == 1)})"
-    if letters == ["*"]:
-        expected = "any shape"
+    free = letters in (["*"], ["~"])
+    if free:
+        expected = "any shape" if letters == ["*"] else "a shape that broadcasts with the first"
     types = {"real": "real numbers", "index": "integers"}.get(last, "float32 or float64")
 
     def check(value: Any, owner: Any, sizes: dict[str, Any]) -> Any:
@@ -498,21 +508,23 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
         else:
             value = floats(value, where)
         here: dict[str, int] = {}
-        wrong = value.ndim != len(letters) and letters != ["*"]
-        for letter, size in (
-            () if wrong or letters == ["*"] else zip(letters, value.shape, strict=True)
-        ):
+        wrong = value.ndim != len(letters) and not free
+        for letter, size in () if wrong or free else zip(letters, value.shape, strict=True):
             known = getattr(owner, letter[1:], None) if letter[0] == "." else sizes.get(letter)
             wrong |= (known is not None and known != size) or (letter == "d" and size == 0)
             here[letter] = size
+        if letters == ["~"]:
+            wrong = not _broadcast(value.shape, sizes.setdefault("~", value.shape))
         if wrong:
             known = {w: sizes.get(w, getattr(owner, w[1:], None)) for w in dict.fromkeys(letters)}
             told = [f"{w.removeprefix('.')} = {v}" for w, v in known.items() if v is not None]
             words = f" with {' and '.join(told)}" if told else ""
             raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{words}")
         on = torch if tensor else np
-        bad = on.isnan(value).any() if letters == ["*"] else ~on.isfinite(value).all()
-        if bool(bad):
+        bad = letters != ["~"] and bool(
+            on.isnan(value).any() if letters == ["*"] else ~on.isfinite(value).all()
+        )
+        if bad:
             raise InvalidDataError(
                 f"{where} contains NaN or infinity: look at the step that made it"
             )
@@ -524,6 +536,12 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
         return value
 
     return check
+
+
+def _broadcast(shape: Any, first: Any) -> bool:
+    """Whether shapes go together: as numpy's do, or as rows of several numbers with one each."""
+    pairs = zip(reversed(shape), reversed(first), strict=False)
+    return all(a == b or 1 in (a, b) for a, b in pairs) or tuple(shape) == tuple(first[:1])
 
 
 def _fits(value: Any, last: str) -> bool:

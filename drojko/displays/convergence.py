@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from drojko._validation import checked
 from drojko.displays._style import COLOURS, MUTED, Display, note, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
@@ -23,6 +24,7 @@ _TITLES = {
 }
 
 
+@checked()
 @dataclass(eq=False, repr=False)
 class ConvergenceDisplay(Display):
     r"""The history of a fit, one panel for each quantity, over the iterations.

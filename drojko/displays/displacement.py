@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from drojko._validation import checked
 from drojko.displays._style import COLOURS, INK, MUTED, Display, label_of, note, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DisplacementDisplay"]
 
 
+@checked()
 @dataclass(eq=False, repr=False)
 class DisplacementDisplay(Display):
     r"""Bars: the share of the transport budget by feature, split by class.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.base import clone
 
+from drojko._validation import checked
 from drojko.displays._style import COLOURS, Display, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
@@ -22,6 +23,7 @@ _LOG = 30.0  # ratio of risks above which the axis is logarithmic
 _UNPROVEN = "local-estimate"
 
 
+@checked()
 @dataclass(eq=False, repr=False, kw_only=True)
 class RobustnessCurveDisplay(Display):
     r"""Worst-case risk of a fixed model on given data, over the radius of the ambiguity set.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from drojko._validation import checked
 from drojko.displays._style import COLOURS, INK, MARKERS, MUTED, Display, label_of, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
@@ -18,6 +19,7 @@ __all__ = ["WorstCaseDisplay"]
 _MOST_CLASSES = len(COLOURS)
 
 
+@checked()
 @dataclass(eq=False, repr=False, kw_only=True)
 class WorstCaseDisplay(Display):
     r"""Draws x of the reference, arrows x -> T(x), and their images in the worst case.

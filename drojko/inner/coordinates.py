@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drojko._validation import checked
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.inner.swaps import Swaps
 
 __all__ = ["Coordinates"]
 
 
+@checked(x="n d", q0="n r", q="n r", gradient="n d")
 @dataclass(frozen=True)
 class Coordinates:
     r"""Isometric coordinates :math:`q = V^\top C^{1/2} x / \sigma` of the movable part of x.

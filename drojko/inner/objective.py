@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._validation import checked
 from drojko.inner.coordinates import Coordinates
 from drojko.losses import Loss
 from drojko.models import TabularModel
@@ -15,6 +16,7 @@ from drojko.models import TabularModel
 __all__ = ["Batch", "Objective"]
 
 
+@checked(x="n d", y="n real", q0="n r", index="k index")
 @dataclass(frozen=True)
 class Batch:
     """Reference draws with their coordinates.
@@ -50,6 +52,7 @@ class Batch:
         return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
 
 
+@checked(q="n r", x="n d", y="n real")
 @dataclass(frozen=True)
 class Objective:
     r"""Per-sample objective :math:`J(q) = \ell(f(x'), y) - \lambda c(x, x')`, x' = decode(q).

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import Checked
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.jets import Jet, smooth_jet, smooth_shift
 from drojko.losses.pieces import Response, SmoothLoss, margins, residuals
@@ -31,7 +32,7 @@ class _Growth:
         return math.inf if stated.curvature is None else 0.5 * stated.curvature
 
 
-class Loss:
+class Loss(Checked):
     r"""A loss :math:`\ell(f, y)` with its structure.
 
     A loss of your own derives from this class. It needs `value`, `gradient` and
@@ -87,6 +88,7 @@ class Loss:
     (1.0, inf, 0.0, (1.0,))
     """
 
+    _shapes = {"f": "~", "y": "~ real", "kappa": "~"}
     name: str = ""
     task: str = "classification"
     scalar: bool = True

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import entr, expit, logit
 
 from drojko._numerics import root
+from drojko._validation import checked, shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses
@@ -440,6 +441,7 @@ class DensityRatioSet(AmbiguitySet):
             self._check_radii(np.asarray([self.radius], dtype=np.float64))
 
 
+@checked()
 class Reweighting:
     r"""A set of density ratios on n weighted points: what `DensityRatioSet.on` returns.
 
@@ -463,7 +465,10 @@ class Reweighting:
     def __init__(self, ambiguity: Any, weights: Any):
         ambiguity._validate_params()
         self.ambiguity = ambiguity
-        mass = masses(weights, len(weights))
+        n = None if weights is None else floats(weights, "weights").size
+        if not n:
+            raise InvalidDataError(f"weights={shown(weights)}; expected one weight for each point")
+        mass = masses(weights, n)
         self.weights = mass / mass.sum()
         self.least = float(self.weights[self.weights > 0].min())
         self.positive = bool((self.weights > 1e-300).all())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drojko._validation import check_path, checked, shown
 from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, top_moves
 from drojko.auditing.reporting.page import render
@@ -32,6 +33,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@checked()
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditReport:
     r"""How bad the worst shift of each size is, and what it looks like.
@@ -170,7 +172,7 @@ class AuditReport:
 
     def export(self, path: Any, radius: float | None = None, n: int = 1000) -> Path:
         """Write ``n`` worst-case samples to a .csv or .parquet file and return its path."""
-        path = Path(path)
+        path = check_path(path)
         kinds = {".csv": "to_csv", ".parquet": "to_parquet", ".pq": "to_parquet"}
         if path.suffix.lower() not in kinds:
             raise InvalidDataError(f"{path.name!r}: expected a name that ends in .csv or .parquet")
@@ -185,7 +187,7 @@ class AuditReport:
 
     def to_html(self, path: Any) -> Path:
         """Write one self-contained HTML page and return its path."""
-        path = Path(path)
+        path = check_path(path)
         path.write_text(render(self), encoding="utf-8")
         return path
 
@@ -217,7 +219,12 @@ def compare(
     """
     import pandas as pd
 
-    pairs = reports.items() if isinstance(reports, Mapping) else ((r.name, r) for r in reports)
+    pairs = list(reports.items()) if isinstance(reports, Mapping) else []
+    if not pairs and hasattr(reports, "__iter__"):
+        pairs = [(getattr(one, "name", ""), one) for one in reports]
+    wrong = [one for _, one in pairs if not isinstance(one, AuditReport)]
+    if wrong:
+        raise InvalidDataError(f"compare: {shown(wrong[0])} is no AuditReport")
     tables: dict[str, pd.DataFrame] = {}
     seen: Counter[str] = Counter()
     for name, report in pairs:
