@@ -37,6 +37,7 @@ from drojko._validation import (
     is_real,
     plain_tensor,
     refuse,
+    set_known,
     shown,
 )
 from drojko.exceptions import InvalidDataError
@@ -105,7 +106,7 @@ class NestedDefaults:
             if any(key.startswith(f"{name}__") for key in params):
                 value = params.get(name, getattr(self, name))
                 params[name] = self._settings(name, value)
-        return super().set_params(**params)  # pyright: ignore[reportAttributeAccessIssue]
+        return set_known(self, super().set_params, params)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _nested(self, name: str) -> Any:
         """Return the settings object that parameter ``name`` stands for; the parameter stays."""

@@ -33,8 +33,9 @@ from torch import Tensor
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
-    "Checked", "check_flag", "check_number", "check_path", "check_settings", "checked", "chosen", "culprit",
-    "did_you_mean", "floats", "is_real", "is_whole", "plain_tensor", "refuse", "shown",
+    "Checked", "check_flag", "check_number", "check_path", "check_settings", "checked", "chosen",
+    "culprit", "did_you_mean", "floats", "is_real", "is_whole", "is_widths", "plain_tensor",
+    "refuse", "set_known", "shown",
 ]  # fmt: skip
 
 Thing = TypeVar("Thing")
@@ -62,15 +63,15 @@ def shown(value: Any) -> str:
     return text if 0 < len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
+def did_you_mean(name: Any, known: Iterable[str], words: str = "known: ") -> str:
     """Return "did you mean ...? " or nothing, and the known names.
 
     >>> did_you_mean("radus", ["penalty", "radius"])
-    "did you mean 'radius'? Known: penalty, radius"
+    "did you mean 'radius'? known: penalty, radius"
     """
-    names = sorted(map(str, known))
+    names = list(map(str, known))
     near = get_close_matches(str(name).lower(), names, 1)
-    return f"{f'did you mean {near[0]!r}? ' if near else ''}Known: {', '.join(names)}"
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}{words}{', '.join(names)}"
 
 
 def chosen(where: str, value: Any, known: Iterable[str]) -> None:
@@ -78,6 +79,17 @@ def chosen(where: str, value: Any, known: Iterable[str]) -> None:
     names = tuple(known)
     if not isinstance(value, str) or value not in names:
         raise InvalidDataError(f"{where}={shown(value)} is unknown; {did_you_mean(value, names)}")
+
+
+def set_known(owner: Any, set_params: Callable[..., Any], params: dict[str, Any]) -> Any:
+    """Call scikit-learn's ``set_params``; of an unknown name say which one may be meant."""
+    known = owner.get_params(deep=False)
+    for key in params:
+        if (name := key.partition("__")[0]) not in known:
+            raise InvalidDataError(
+                f"{type(owner).__name__} has no parameter {name!r}; {did_you_mean(name, known)}"
+            )
+    return set_params(**params)
 
 
 # Numbers -----------------------------------------------------------------------------------------
@@ -225,7 +237,7 @@ def refuse(values: Any, name: str) -> None:
             f"{name} holds {what} ({getattr(values, 'dtype', '')}); expected real numbers: "
             + ("take its real part" if kind == "c" else "subtract a date and divide by a unit")
         )
-    if hasattr(values, "dtypes") and hasattr(values, "columns"):
+    if hasattr(values, "dtypes") and hasattr(values, "columns") and not isinstance(values, type):
         for column, dtype in zip(values.columns, values.dtypes, strict=True):
             if getattr(dtype, "kind", "f") in "cmM":
                 raise InvalidDataError(
@@ -257,6 +269,8 @@ def floats(values: Any, name: str) -> np.ndarray:
     """
     if type(values) is np.ndarray and values.dtype == np.float64:
         return values
+    if isinstance(values, type):
+        raise InvalidDataError(f"{name} is {shown(values)}; expected numbers")
     values = plain_tensor(values, name)
     if hasattr(values, "tocsr") and hasattr(values, "nnz"):
         raise InvalidDataError(f"{name} is sparse; expected a dense table: {name}.toarray()")
@@ -269,14 +283,14 @@ def floats(values: Any, name: str) -> np.ndarray:
         found = culprit(values, name)
         raise InvalidDataError(
             f"{found}. {error}" if found else
-            f"{name} is {shown(values)}, which cannot be read as numbers ({error}); expected "
-            "numbers: encode text and categories, and use a dense table"
+            f"{name} must be numbers; got {shown(values)} ({error}): encode text and categories, "
+            "and use a dense table"
         ) from error  # fmt: skip
 
 
 def culprit(X: Any, name: str = "X") -> str | None:
     """What is wrong with the first column of a frame or an array that holds no finite numbers."""
-    if not hasattr(X, "shape") or len(X.shape) != 2:
+    if isinstance(X, type) or len(getattr(X, "shape", ())) != 2:
         return None
     names = getattr(X, "columns", None)
     for j in range(X.shape[1]):
@@ -424,6 +438,8 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
         return None
     expected = " or ".join(dict.fromkeys(text for _, text in tests))
     checks = [test for test, _ in tests]
+    classes = [names.get(kind) for kind in kinds]
+    hints = [kind._instead for kind in classes if hasattr(kind, "_instead")]
 
     def check(value: Any, owner: Any, sizes: dict[str, int]) -> Any:
         if value is None and optional:
@@ -431,7 +447,8 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
         for fits in checks:
             if fits(value):
                 return value
-        raise InvalidDataError(f"{where}={shown(value)}; expected {expected}")
+        more = "".join(hint(value) for hint in hints)
+        raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{more}")
 
     return check
 
@@ -451,7 +468,7 @@ def _split(words: str) -> list[str]:
 def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], str] | None:
     head = kind.partition("[")[0]
     simple: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "float": (lambda v: is_real(v, infinite=True), "a number"),
+        "float": (_is_float, "a number"),
         "int": (lambda v: is_whole(v, -sys.maxsize), "an integer"),
         "bool": (lambda v: isinstance(v, bool | np.bool_), "True or False"),
         "str": (lambda v: isinstance(v, str), "a text"),
@@ -460,17 +477,24 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
         "np.ndarray": (_is_array, "an array of real numbers"),
         "np.random.Generator": (lambda v: isinstance(v, np.random.Generator), "a Generator"),
     }
+    if kind == "Callable[[Tensor], Tensor]":
+        return callable, "a function of points on tensors, (n, d) -> (n,)"
     if head in simple:
         return simple[head]
     value = names.get(head.partition(".")[0])
     for part in head.split(".")[1:]:
         value = getattr(value, part, None)
-    if isinstance(value, type) and value is not object and head not in ("Any", "Self"):
+    if isinstance(value, type) and value not in (object, Any, torch.Generator):
         if getattr(value, "_is_protocol", False) or value.__module__ == "collections.abc":
             return None
         article = "an" if value.__name__[0] in "AEIOU" else "a"
         return lambda v: isinstance(v, value), f"{article} {value.__name__}"
     return None
+
+
+def _is_float(value: Any) -> bool:
+    """Numbers that numpy knows as well: no fractions."""
+    return isinstance(value, int | float | np.number) and is_real(value, infinite=True)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -489,7 +513,7 @@ def _is_array(value: Any) -> bool:
 
 def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
     words = shape.split()
-    last = words[-1] if words and words[-1] in ("real", "index") else ""
+    last = words[-1] if words[-1] in ("real", "index", "infinite") else ""
     letters = words[: len(words) - bool(last)]
     sizes_in_words = ", ".join(w.removeprefix(".") for w in letters)
     expected = f"shape ({sizes_in_words}{',' * (len(letters) == 1)})"
@@ -505,7 +529,7 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
                     f"{where} is {shown(value)}; expected a dense tensor of {types} and {expected}"
                     + (": torch.as_tensor makes one" if not isinstance(value, Tensor) else "")
                 )
-        else:
+        elif last != "real" or not _is_array(value):
             value = floats(value, where)
         here: dict[str, int] = {}
         wrong = value.ndim != len(letters) and not free
@@ -521,15 +545,14 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
             words = f" with {' and '.join(told)}" if told else ""
             raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{words}")
         on = torch if tensor else np
-        bad = letters != ["~"] and bool(
-            on.isnan(value).any() if letters == ["*"] else ~on.isfinite(value).all()
-        )
+        lax = letters == ["*"] or last == "infinite"
+        bad = letters != ["~"] and bool(on.isnan(value).any() if lax else ~on.isfinite(value).all())
         if bad:
             raise InvalidDataError(
                 f"{where} contains NaN or infinity: look at the step that made it"
             )
         sizes.update(here)
-        if tensor and not last:
+        if tensor and last in ("", "infinite"):
             like = sizes.setdefault("dtype", getattr(owner, "_precision", value.dtype))
             if value.dtype != like:
                 value = value.to(like)
@@ -545,7 +568,7 @@ def _broadcast(shape: Any, first: Any) -> bool:
 
 
 def _fits(value: Any, last: str) -> bool:
-    if last == "":
+    if last in ("", "infinite"):
         return _is_tensor(value)
     dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     if last == "index":

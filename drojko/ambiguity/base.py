@@ -11,11 +11,18 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
-from drojko._validation import Checked, is_real, shown
+from drojko._validation import Checked, is_real, set_known, shown
 from drojko.ambiguity.divergence import Divergence
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["AmbiguitySet", "Divergence", "Dual"]
+
+
+#: Sets by what people call them.
+_NAMES = {
+    "wasserstein": "Wasserstein", "kl": "KL", "chisquare": "ChiSquare", "chi2": "ChiSquare",
+    "mmd": "MMD", "tv": "TotalVariation", "totalvariation": "TotalVariation",
+}  # fmt: skip
 
 
 class AmbiguitySet(Checked, ABC, BaseEstimator):
@@ -65,6 +72,20 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
     #: What errors add about the value of a parameter.
     _hints: Mapping[str, str] = {}
     _shapes = {"X": "n d", "weight": "n", "weights": "n", "ratio": "n", "t": "*"}
+
+    @staticmethod
+    def _instead(value: Any) -> str:
+        """What a message says to whoever gave something else than a set."""
+        if isinstance(value, type) and issubclass(value, AmbiguitySet):
+            return f": make one, {value.__name__}(...)"
+        if isinstance(value, str) and (near := _NAMES.get(value.lower().replace("-", ""))):
+            return f": give {near}(radius=0.1)"
+        radius = f"{float(value):g}" if is_real(value) and value >= 0 else "0.1"
+        return f", for instance Wasserstein(radius={radius})"
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; an unknown name is an error that says which one may be meant."""
+        return set_known(self, super().set_params, params)
 
     @abstractmethod
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
@@ -140,6 +161,8 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
 
     def priced(self, penalty: float) -> Self:
         """Return a copy in penalty form."""
+        if "penalty" not in self.get_params(deep=False):
+            raise UnsupportedError(f"{type(self).__name__} has no penalty form")
         return clone(self).set_params(radius=None, penalty=float(penalty))
 
     def room(self, size: float) -> float:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from drojko._validation import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
-from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
+from drojko.ambiguity.duals.scaling import finite_losses, masses
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import membership
@@ -133,6 +134,7 @@ class GroupDual(Dual):
     group_risks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
+@checked()
 class BoundGroup:
     """A group set on n weighted rows: what `Group.on` returns.
 
@@ -213,7 +215,7 @@ class BoundGroup:
 
         The shares of the groups are known: only losses differ from the mean of their group.
         """
-        values = floats(losses, "losses")
+        values = finite_losses(losses, len(self.weights))
         q = dual.group_weights
         return dual.ratio * values - self._density @ (q * dual.group_risks)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._validation import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
 from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
@@ -208,6 +209,7 @@ class _Solution:
     value: float = math.nan
 
 
+@checked()
 class BoundMMD:
     r"""An MMD set on n weighted points: what `MMD.on` returns.
 

@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
+from drojko._validation import checked
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
@@ -32,6 +33,7 @@ __all__ = ["audit"]
 STEPS = 60
 
 
+@checked()
 def audit(
     model: Any,
     X: Any,

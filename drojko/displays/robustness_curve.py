@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.base import clone
 
-from drojko._validation import checked
+from drojko._validation import checked, floats, shown
 from drojko.displays._style import COLOURS, Display, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
@@ -116,13 +116,15 @@ class RobustnessCurveDisplay(Display):
             For `plot`.
         """
         model, X = unwrap(estimator, X)
+        if ambiguity is not None and not hasattr(ambiguity, "budget"):
+            raise InvalidDataError(f"ambiguity={shown(ambiguity)}; expected an ambiguity set")
         balls: Any = clone(model._nested("ambiguity") if ambiguity is None else ambiguity)
         if radii is None:
             radius = model._nested("ambiguity").radius
             if radius is None and model.certificate_ is not None:  # what the worst case spends
                 radius = float(np.sqrt(model.certificate_.transport_cost))
             radii = np.linspace(0.0, 2.0 * (radius or 0.1), 9)
-        radii = np.asarray(radii, dtype=float)
+        radii = floats(radii, "radii")
         if radii.ndim != 1 or not radii.size:
             raise InvalidDataError(f"radii has shape {radii.shape}; expected a list of numbers")
         certificates = [

@@ -26,6 +26,7 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
+from drojko._validation import chosen, is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
@@ -175,6 +176,29 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    def _validate_params(self) -> None:
+        if self.ambiguity is not None:
+            approach_to(self.ambiguity)  # which shows the right form
+        for name in ("model", "reference", "inner", "dtype", "activation", "loss"):
+            value = getattr(self, name)
+            options = [o for o in self._parameter_constraints[name] if isinstance(o, StrOptions)]
+            if isinstance(value, str) and options:
+                chosen(f"{type(self).__name__}: {name}", value, options[0].options)
+        super()._validate_params()
+        for name, value in self.get_params(deep=False).items():
+            number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+            if number and not is_real(value, infinite=name == "max_time"):
+                raise InvalidDataError(
+                    f"{type(self).__name__}: {name}={shown(value)}; expected a finite number"
+                )
+            kinds = self._parameter_constraints.get(name, ())
+            if isinstance(value, bool | np.bool_) and not {"boolean", "verbose"} & {
+                kind for kind in kinds if isinstance(kind, str)
+            }:
+                raise InvalidDataError(
+                    f"{type(self).__name__}: {name}={value}; expected a number, not a boolean"
+                )
+
     # -- fitting -----------------------------------------------------------------------------
 
     def _get_loss(self, n_outputs: int) -> Loss:
@@ -193,7 +217,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
-        if self.device != "cpu":
+        if not isinstance(self.device, str) or self.device != "cpu":
             check_device(self.device)
         if self.inner not in _SIMPLE:
             self._plain_inner().check(ambiguity)

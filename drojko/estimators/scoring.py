@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from drojko._validation import checked, floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.exceptions import InvalidDataError
@@ -92,6 +93,7 @@ class _RobustScorer:
         return f"make_robust_scorer({self.ambiguity!r})"
 
 
+@checked()
 def radius_path(
     estimator: Any, X: Any, y: Any, radii: Sequence[float], **fit_params: Any
 ) -> list[Any]:
@@ -125,6 +127,9 @@ def radius_path(
         steps: Any = clone(steps)
         X = steps.fit_transform(X, y)
     ambiguity = last._nested("ambiguity")
+    radii = floats(radii, "radii")
+    if radii.ndim != 1:
+        raise InvalidDataError(f"radii={shown(radii)}; expected a list of numbers")
     sets = [ambiguity.resized(radius) for radius in radii]
     order = sorted(range(len(radii)), key=lambda i: ambiguity.room(radii[i]))
     fitted: dict[int, Any] = {}

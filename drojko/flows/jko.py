@@ -115,16 +115,16 @@ class JKOFlow(FlowSolver):
     ) -> None:
         if adaptive is not None and not (is_real(adaptive) and adaptive > 0 and is_real(step_size)):
             raise InvalidDataError(
-                f"adaptive={shown(adaptive)} with step_size={shown(step_size)}; give a positive share and "
-                "one number to start from"
+                f"adaptive={shown(adaptive)} with step_size={shown(step_size)}; give a positive "
+                "share and one number to start from"
             )
         scheme = ICNNScheme() if scheme is None else scheme
         if isinstance(scheme, type) or not (
             hasattr(scheme, "solver") or hasattr(scheme, "fit_map")
         ):
             raise InvalidDataError(
-                f"scheme={shown(scheme)}; expected settings such as ICNNScheme(), SemiDualScheme() or "
-                "ImportanceCorrectedScheme()"
+                f"scheme={shown(scheme)}; expected settings such as ICNNScheme(), SemiDualScheme() "
+                "or ImportanceCorrectedScheme()"
             )
         self._sizes = floats(step_size, "step_size")
         if self._sizes.ndim > 1 or isinstance(step_size, bool | np.bool_):

@@ -134,7 +134,7 @@ class Loss(Checked):
         `UnboundedRiskError` unless every `kappa` exceeds ``growth``. A loss of your own implements
         ``_shift(f, y, kappa)``, which is asked for finite `kappa` above ``growth`` only.
         """
-        if not self.offers("_shift") and not self.smooth_within:
+        if not self.scalar or not (self.offers("_shift") or self.smooth_within):
             raise self._lacks(
                 "_shift",
                 "exact worst cases of linear models need",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._validation import floats, is_whole, refuse, shown
+from drojko._validation import floats, is_whole, plain_tensor, refuse, shown
 from drojko.exceptions import InvalidDataError
 
 
@@ -81,10 +81,12 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
     InvalidDataError
         For missing labels, other numbers than 0 and 1, rows without a group.
     """
-    if isinstance(groups, torch.Tensor):
-        groups = groups.detach().cpu().numpy()
+    groups = plain_tensor(groups, "groups")
     columns = getattr(groups, "columns", None)
-    table = np.asarray(groups)
+    try:
+        table = np.asarray(groups)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidDataError(f"groups={shown(groups)} is no array: {error}") from None
     if table.ndim == 1 and table.size:
         missing = np.flatnonzero(_missing(table))
         if missing.size:

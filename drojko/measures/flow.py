@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from drojko import _random
 from drojko._numerics import Adam, cosine
+from drojko._validation import is_real, shown
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -83,9 +84,13 @@ class FlowMeasure(Measure):
     random_state: Any = 0
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
-        noise = scott(weights, rows.shape[1]) if self.noise == "auto" else self.noise
-        if isinstance(noise, str) or not 0 <= noise < math.inf:
-            raise InvalidDataError(f'noise is {self.noise!r}; give "auto" or a number >= 0')
+        noise = (
+            scott(weights, rows.shape[1])
+            if isinstance(self.noise, str) and self.noise == "auto"
+            else self.noise
+        )
+        if not (is_real(noise) and noise >= 0):
+            raise InvalidDataError(f'noise is {shown(self.noise)}; give "auto" or a number >= 0')
         generator = _random.generator(self.random_state)
         module = self._build(rows.shape[1], generator)
         self.centre_, self.scale_ = weights @ rows, positive(scale)

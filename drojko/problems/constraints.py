@@ -263,7 +263,7 @@ def build_region(constraint: Any, layout: Layout) -> Region:
         )
     if unknown := sorted(set(given) - set(where)):
         raise InvalidDataError(
-            f"constraint names {unknown[0]!r}; {did_you_mean(unknown[0], where)}"
+            f"constraint names {unknown[0]!r}; {did_you_mean(unknown[0], where, 'params are ')}"
         )
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     low, high = np.full(size, -math.inf), np.full(size, math.inf)

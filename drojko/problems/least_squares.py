@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator
-from drojko._validation import floats
+from drojko._validation import checked, floats
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
@@ -20,6 +20,7 @@ from drojko.problems.problem import MinimaxProblem, reference_of
 __all__ = ["least_squares"]
 
 
+@checked()
 def least_squares(
     A: Any, b: Any, ambiguity: AmbiguitySet, *, constraint: Any = None, start: Any = None
 ) -> MinimaxProblem:

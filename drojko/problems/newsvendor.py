@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator
-from drojko._validation import floats, shown
+from drojko._validation import checked, floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import Measure
@@ -21,6 +21,7 @@ from drojko.problems.problem import MinimaxProblem, reference_of
 __all__ = ["newsvendor"]
 
 
+@checked()
 def newsvendor(
     demand: Any,
     ambiguity: AmbiguitySet,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._validation import check_flag, check_number, is_real, shown
+from drojko._validation import check_flag, check_number, checked, is_real, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.problems.constraints import Simplex
@@ -20,6 +20,7 @@ from drojko.problems.problem import MinimaxProblem, reference_of
 __all__ = ["portfolio"]
 
 
+@checked()
 def portfolio(
     returns: Any,
     ambiguity: AmbiguitySet,
@@ -82,10 +83,13 @@ def portfolio(
         raise InvalidDataError(f"portfolio: tail={tail:g} is too small: 1 / tail overflows")
     check_number("portfolio: mean_weight", mean_weight, least=0)
     check_flag("portfolio: long_only", long_only)
+    if len(shape := getattr(returns, "shape", (0, 0))) != 2:
+        raise InvalidDataError(f"portfolio: returns have shape {shape}; expected (periods, assets)")
     d = reference_of(returns)[0].dim
     if max_weight is not None and not (is_real(max_weight) and max_weight * d >= 1.0):
         raise InvalidDataError(
-            f"portfolio: max_weight={shown(max_weight)} for {d} assets; their weights cannot sum to 1"
+            f"portfolio: max_weight={shown(max_weight)} for {d} assets; their weights cannot sum "
+            "to 1"
         )
     most = math.inf if max_weight is None else max_weight
     weights = Simplex(1.0, 0.0 if long_only else -most, most)

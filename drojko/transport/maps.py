@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ class BrenierMap(TransportMap):
 
     Parameters
     ----------
-    potential : ICNN
+    potential : ICNN or QuadraticEnvelope
     centre : Tensor of shape (d,), optional
         m; one shift and one scale condition the potential's input and keep T a gradient.
     scale : float
@@ -128,7 +129,9 @@ class BrenierMap(TransportMap):
 
     _shapes = {**TransportMap._shapes, "centre": "d"}
 
-    def __init__(self, potential: ICNN, centre: Tensor | None = None, scale: float = 1.0) -> None:
+    def __init__(self, potential: Any, centre: Tensor | None = None, scale: float = 1.0) -> None:
+        if isinstance(potential, type) or not hasattr(potential, "hessian"):
+            raise InvalidDataError(f"BrenierMap: potential is {shown(potential)}; expected an ICNN")
         check_number("BrenierMap: scale", scale, above=0)
         self.potential = potential
         self.centre = centre
@@ -230,7 +233,7 @@ class Composition(TransportMap):
         wrong = [m for m in self.maps if not hasattr(m, "map")]
         if wrong or not self.maps:
             got = shown(wrong[0] if wrong else maps)
-            raise InvalidDataError(f"Composition: maps holds {got}; expected one map or more")
+            raise InvalidDataError(f"Composition: maps holds {got}; expected at least one map")
 
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         for m in self.maps:

@@ -419,6 +419,11 @@ GOOD: dict[str, Callable[[], Any]] = {
     "GroundCost.cost.x": X.copy,
     "GroundCost.cost.z": X.copy,
     "GroundCost.project.z": X.copy,
+    "GroundCost.lower": lambda: None,
+    "GroundCost.upper": lambda: None,
+    "Coordinates.lower": lambda: None,
+    "Coordinates.upper": lambda: None,
+    "RobustnessCurveDisplay.plot.upper": lambda: True,
     "GroundCost.weights": lambda: np.ones(2),
     "ClassConditional.measures": lambda: [gaussian(), gaussian()],
     "ClassConditional.weights": lambda: [0.5, 0.5],
@@ -543,8 +548,8 @@ def _subject(name: str, function: Any, owner: str = "", kind: str = "") -> Subje
     method, given = name.rpartition(".")[2], {}
     for key, parameter in own.items():
         value = _good(
-            f"{name}.{key}", f"{name.rpartition('.')[0]}.{key}", f"{kind}.{method}.{key}", f"{owner}.{key}", f"{kind}.{key}",
-            f"{method}.{key}", key,
+            f"{name}.{key}", f"{name.rpartition('.')[0]}.{key}", f"{kind}.{method}.{key}",
+            f"{owner}.{key}", f"{kind}.{key}", f"{method}.{key}", key,
         )  # fmt: skip
         if parameter.default is parameter.empty and value is None:
             return None
@@ -602,7 +607,7 @@ def _whole() -> Iterator[Subject]:
             made = kind(**settings)
             if kind in (sets.Wasserstein, sets.Sinkhorn):
                 return made.validate(2, ["a", "b"])
-            bound = made.on(X, None, GROUPS)
+            bound = made.on(X, W, GROUPS)
             return bound.dual(T)
 
         return run

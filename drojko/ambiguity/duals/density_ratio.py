@@ -195,7 +195,10 @@ class DensityRatioSet(AmbiguitySet):
         top, lift : float
             What was added to the ratio where the loss is at least ``top``.
         """
-        values, w = floats(losses, "losses"), floats(weights, "weights")
+        values = floats(losses, "losses")
+        values = finite_losses(losses, values.size)
+        w = masses(weights, values.size)
+        w = w / w.sum()
         ratio = self.ratio_below(values, penalty, shift, largest)
         missing = 1.0 - float(w @ ratio)
         if not (missing > 0.0 and (penalty <= 0 or self.needs_largest(penalty))):

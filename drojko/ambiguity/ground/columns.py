@@ -45,14 +45,14 @@ class Columns:
             if key not in self.names:
                 raise InvalidDataError(
                     f"{parameter} names the unknown feature {key!r}; "
-                    f"{did_you_mean(key, self.names)}"
+                    f"{did_you_mean(key, self.names, 'the known ones are: ')}"
                 )
             return self.names.index(key)
         if isinstance(key, Integral) and not isinstance(key, bool | np.bool_):
             if not -self.n <= int(key) < self.n:
                 raise InvalidDataError(
-                    f"{parameter} got the column index {shown(key)}; the data have {self.n} columns, "
-                    f"0 to {self.n - 1}"
+                    f"{parameter} got the column index {shown(key)}; the data have {self.n} "
+                    f"columns, 0 to {self.n - 1}"
                 )
             return int(key) % self.n
         raise InvalidDataError(
@@ -65,7 +65,8 @@ class Columns:
             return [self.position(parameter, chosen)]
         if isinstance(chosen, bool | np.bool_) or not hasattr(chosen, "__iter__"):
             raise InvalidDataError(
-                f"{parameter} got {shown(chosen)}; use a list of feature names or indices, or a mask"
+                f"{parameter} got {shown(chosen)}; use a list of feature names or indices, or a "
+                "mask"
             )
         array = isinstance(chosen, np.ndarray)
         chosen = _listed(parameter, chosen)
@@ -178,8 +179,12 @@ def _pair(pair: Any) -> tuple[float, float]:
     )
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and value != value
+
+
 def _number(parameter: str, value: Any) -> float:
-    if not is_real(value, infinite=True):
+    if not (is_real(value, infinite=True) or _is_nan(value)):  # whose message comes later
         raise InvalidDataError(f"{parameter} got {shown(value)}; expected a number")
     return float(value)
 
@@ -310,8 +315,8 @@ def _groups(features: Any, columns: Columns) -> tuple[list[list[int]], list[bool
         return [], []
     if isinstance(features, str) or not hasattr(features, "__iter__"):
         raise InvalidDataError(
-            f"categorical_features got {shown(features)}; expected a list of column names, indices and "
-            "groups of those (a sequence is a one-hot group), or a boolean mask"
+            f"categorical_features got {shown(features)}; expected a list of column names, indices "
+            "and groups of those (a sequence is a one-hot group), or a boolean mask"
         )
     entries = _listed("categorical_features", features)
     if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):

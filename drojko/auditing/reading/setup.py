@@ -81,7 +81,7 @@ def build_problem(
     kept = w > 0
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
-    if groups is not None and len(np.asarray(groups)) == len(kept):
+    if groups is not None and np.shape(groups)[:1] == kept.shape:
         groups = np.asarray(groups)[kept]
     own = in_matrix(ambiguity, space)
     names = list(space.names) if space.frame else None

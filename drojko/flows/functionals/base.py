@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
@@ -42,12 +43,23 @@ class Energy:
     log_density: Tensor
 
 
-def checked_values(values: Any, z: Tensor, what: str, shape: Any = None) -> Tensor:
-    """What a caller's function of points gave, one value for each; or an error that says why."""
+def checked_values(
+    values: Any, z: Tensor, what: str, shape: Any = None, most: float = math.inf
+) -> Tensor:
+    """What a caller's function of points gave, one value for each; or an error that says why.
+
+    NaN and what exceeds ``most`` is a `NonFiniteError` that names the point.
+    """
     shape = z.shape[:1] if shape is None else shape
     if isinstance(values, Tensor) and values.shape == shape and values.is_floating_point():
-        if bool(torch.isnan(values.detach()).any()):
-            raise NonFiniteError(f"{what} returned NaN: look at where it is defined")
+        if not bool((values.detach() <= most).all()):
+            row = int((~(values.detach() <= most)).reshape(len(z), -1).any(1).nonzero()[0])
+            at = [round(v, 4) for v in z[row].tolist()[:5]]
+            raise NonFiniteError(
+                f"{what} is {shown(values[row].tolist())} at {at}: it overflows or is not defined "
+                "there. Compute a logarithm directly (logsumexp instead of log(sum(exp))), or "
+                "return -inf outside of the support of a density"
+            )
         return values if values.dtype == z.dtype else values.to(z.dtype)
     raise InvalidDataError(
         f"{what} returned {shown(values)} for points of shape {tuple(z.shape)}; expected a tensor "
@@ -70,7 +82,7 @@ class Functional(Checked, ABC):
     PotentialEnergy(...) + 0.5 * Entropy()
     """
 
-    _shapes = {"z": "n d", "log_density": "n", "weights": "n", "rows": "k index"}
+    _shapes = {"z": "n d", "log_density": "n infinite", "weights": "n", "rows": "k index"}
     #: "none", "relative" (log rho up to a constant is enough) or "absolute".
     density = "none"
     #: Whether `at` freezes something that should be frozen anew as particles move.

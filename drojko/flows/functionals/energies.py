@@ -5,6 +5,7 @@ In what follows rho is the moving measure, z ~ rho its particles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -126,7 +127,7 @@ class FDivergence(Functional):
         self, log_prob: Callable[[Tensor], Tensor], kind: str = "chi-square", k: float = 2.0
     ) -> None:
         chosen("FDivergence: kind", kind, ("chi-square", "cressie-read", "kl"))
-        if kind == "cressie-read" and not (is_real(k) and abs(k) > 1e-6 and abs(k - 1.0) > 1e-6):
+        if kind == "cressie-read" and not (is_real(k) and 1e-9 < abs(k * (k - 1.0)) < math.inf):
             raise InvalidDataError(f"k={shown(k)}; give a finite order other than 0 and 1")
         self.log_prob, self.kind, self.k = log_prob, kind, float(k)
 

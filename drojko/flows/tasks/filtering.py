@@ -243,7 +243,7 @@ def filter_diffusion(
         raise InvalidDataError(f"times={shown(times)}; they must be positive and increase")
     if not 0 < seen.ndim < 3 or len(seen) != len(given) or not len(seen) or not seen.size:
         raise InvalidDataError(
-            f"observations is {shown(observations)}; expected one row for each of {len(given)} times"
+            f"observations is {shown(observations)}; expected a row for each of {len(given)} times"
         )
     if not np.isfinite(seen).all():
         raise InvalidDataError("observations contains NaN or infinity: leave such times out")
@@ -257,6 +257,8 @@ def filter_diffusion(
     if scheme is None:
         line = initial.dim == 1
         scheme = LineScheme(1500) if line else EnvelopeScheme(components=24, n_particles=5000)
+    if isinstance(scheme, type) or not hasattr(scheme, "fit_map"):
+        raise InvalidDataError(f"scheme={shown(scheme)}; expected one that knows densities")
     functional = PotentialEnergy(potential) + temperature * Entropy()
     gen = make_generator(random_state)
 
