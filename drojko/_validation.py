@@ -395,9 +395,8 @@ def _door(function: Any, where: str, shapes: Mapping[str, str], *, method: bool)
         return function(*(args if changed is None else changed), **kwargs)
 
     # In the function's own module, where doctest looks for it.
-    made = FunctionType(
-        door.__code__, function.__globals__, function.__name__, None, door.__closure__
-    )
+    home = inspect.unwrap(function).__globals__
+    made = FunctionType(door.__code__, home, function.__name__, None, door.__closure__)
     made = update_wrapper(made, function)
     made._is_door = True  # pyright: ignore[reportFunctionMemberAccess]
     return made
@@ -411,7 +410,8 @@ def _plan(
     for place, p in enumerate(parameters):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or (method and place == 0):
             continue
-        rule = _rule(f"{where}: {p.name}", p, function.__globals__, shapes.get(p.name))
+        names = inspect.unwrap(function).__globals__
+        rule = _rule(f"{where}: {p.name}", p, names, shapes.get(p.name))
         if rule is not None:
             found.append((place if p.kind != p.KEYWORD_ONLY else sys.maxsize, p.name, rule))
     return found

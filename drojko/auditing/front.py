@@ -6,12 +6,11 @@ import math
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 from sklearn.base import clone
 
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
-from drojko._validation import checked
+from drojko._validation import checked, is_widths, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
@@ -149,9 +148,11 @@ def audit(
         groups=groups,
         generator=generator,
     )
-    if images is not None and int(np.prod(images)) != len(read.space.raw_names):
+    sides = images if isinstance(images, list | tuple) else ()
+    area = math.prod(sides) if len(sides) == 2 and is_widths(sides) else -1
+    if images is not None and area != len(read.space.raw_names):
         raise InvalidDataError(
-            f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
+            f"images={shown(images)}: X has {len(read.space.raw_names)} columns, not their product"
         )
     sizes = []
     for size, own in sets:  # with the columns of the problem's own

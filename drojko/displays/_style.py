@@ -75,6 +75,12 @@ def unwrap(estimator: Any, X: Any = None) -> tuple[Any, Any]:
     return estimator, X
 
 
+def check_report(report: Any) -> None:
+    """Raise unless an object is a report of an audit."""
+    if isinstance(report, type) or not hasattr(report, "worst_cases"):
+        raise InvalidDataError(f"report={shown(report)}; expected what drojko.audit returns")
+
+
 def label_of(value: Any) -> str:
     """Return how a legend writes a class label: numpy scalars as plain numbers."""
     return str(value.item() if isinstance(value, np.generic) else value)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from drojko._validation import checked
-from drojko.displays._style import COLOURS, INK, MUTED, Display, label_of, note, tidy, unwrap
+from drojko.displays._style import (
+    COLOURS,
+    INK,
+    MUTED,
+    Display,
+    check_report,
+    label_of,
+    note,
+    tidy,
+    unwrap,
+)
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -70,6 +80,7 @@ class DisplacementDisplay(Display):
         cls, report: Any, *, radius: float | None = None, ax: Axes | None = None, **settings: Any
     ) -> Self:
         """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
+        check_report(report)
         return cls(report.worst_case(radius).displacement()).plot(ax, **settings)
 
     def ranking(self) -> list[str]:

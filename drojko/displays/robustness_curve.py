@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import clone
 
 from drojko._validation import checked, floats, shown
-from drojko.displays._style import COLOURS, Display, tidy, unwrap
+from drojko.displays._style import COLOURS, Display, check_report, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class RobustnessCurveDisplay(Display):
         **settings
             For `plot`: ``metric="accuracy"`` shows accuracies instead of risks.
         """
+        check_report(report)
         table = report.table
         if "radius" not in table.columns:
             raise InvalidDataError("the report has no radii: it was made with a penalty")

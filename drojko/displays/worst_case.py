@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko._validation import checked
-from drojko.displays._style import COLOURS, INK, MARKERS, MUTED, Display, label_of, tidy, unwrap
+from drojko._validation import checked, shown
+from drojko.displays._style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    MUTED,
+    Display,
+    check_report,
+    label_of,
+    tidy,
+    unwrap,
+)
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -114,6 +124,7 @@ class WorstCaseDisplay(Display):
         **settings: Any,
     ) -> Self:
         """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
+        check_report(report)
         worst = report.worst_case(radius)
         return cls._from_worst_case(worst, features, n_samples, random_state).plot(ax, **settings)
 
@@ -130,6 +141,8 @@ class WorstCaseDisplay(Display):
             order = np.argsort(-spent.to_numpy(), kind="stable")[:2]
             columns = sorted(int(j) for j in order)
         else:
+            if not isinstance(features, list | tuple):
+                raise InvalidDataError(f"features={shown(features)}; expected two names or indices")
             columns = [_column(name, names) for name in features]
             if len(set(columns)) != 2:
                 raise InvalidDataError(f"features={features!r}; expected two different ones")

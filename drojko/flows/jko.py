@@ -254,7 +254,7 @@ class JKOFlow(FlowSolver):
             raise InvalidDataError(f"n_steps={shown(n_steps)}; a flow takes at least 1 step")
         if given is not None and given < n_steps:
             raise InvalidDataError(f"step_size has {given} entries for {n_steps} steps")
-        wrong = ~((self._sizes > 0) & (self._sizes < math.inf))
+        wrong = ~((self._sizes > 1e-150) & (self._sizes < 1e150))  # whose squares are numbers
         if wrong.any():
             raise InvalidDataError(
                 f"step_size={float(self._sizes[wrong].flat[0])!r}; it must be a positive number"

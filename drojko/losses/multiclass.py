@@ -237,6 +237,7 @@ def check_classes(f: Tensor, y: Tensor) -> None:
 
 def _minus_one(a: Tensor, y: Tensor) -> Tensor:
     """`a` with one taken off the entry of each row's own class."""
+    check_classes(a, y)
     return a.scatter_add(-1, y[:, None], a.new_full((a.shape[0], 1), -1.0))
 
 

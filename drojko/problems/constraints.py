@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._validation import Checked, check_number, did_you_mean, floats, shown
+from drojko._validation import Checked, check_number, did_you_mean, floats, is_whole, shown
 from drojko.exceptions import InvalidDataError
 from drojko.problems.parameters import Layout
 
@@ -30,6 +30,8 @@ class Constraint(Checked):
 
 def _entries(name: str, side: str, value: Any, n: int) -> np.ndarray:
     array = floats(value, f"{name}: {side}").ravel()
+    if not is_whole(n, 1):
+        raise InvalidDataError(f"{name}: n={shown(n)}; expected a number of entries")
     if array.size not in (1, n):
         raise InvalidDataError(f"{name}: {side} has {array.size} entries; expected 1 or {n}")
     return np.broadcast_to(array, (n,))

@@ -10,6 +10,7 @@ import torch
 from sklearn.base import clone
 
 from drojko._random import spawn
+from drojko._validation import plain_tensor, shown
 from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
@@ -122,7 +123,10 @@ def build_problem(
 
 
 def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
-    values = np.asarray(y)
+    try:
+        values = np.asarray(plain_tensor(y, "y"))
+    except ValueError as error:  # rows of different lengths
+        raise InvalidDataError(f"y={shown(y)} is no array: {error}") from None
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.shape != (n,):

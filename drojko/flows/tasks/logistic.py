@@ -182,7 +182,7 @@ def bayesian_logistic(
     start[-1] = math.log(shape / rate)
     functional = PotentialEnergy(target.value, target.gradient) + Entropy()
     gen = make_generator(random_state)
-    scheme = scheme or ICNNScheme(n_particles=1000, iterations=0)
+    scheme = ICNNScheme(n_particles=1000, iterations=0) if scheme is None else scheme
     flow = JKOFlow(functional, scheme, step_size=floats(step_sizes, "step_sizes").ravel())
     result = flow.run(Gaussian(start, 0.25 * np.eye(dim)), random_state=spawn(gen))
     last = result.measures[-1]

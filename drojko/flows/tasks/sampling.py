@@ -89,7 +89,7 @@ def sample_density(
         raise InvalidDataError(f"n_samples={shown(n_samples)}; expected 2 or more")
     flow = JKOFlow(
         KLDivergence(log_prob),
-        scheme or EnvelopeScheme(),
+        EnvelopeScheme() if scheme is None else scheme,
         step_size=floats(step_sizes, "step_sizes").ravel(),
     )
     result = flow.run(initial, random_state=spawn(gen))
