@@ -31,6 +31,7 @@ from sklearn.utils.validation import (
 )
 
 from drojko._validation import (
+    check_scale,
     culprit,
     did_you_mean,
     floats,
@@ -185,10 +186,19 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
     """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
     X = plain_tensor(X, "X")
+    columns = getattr(X, "columns", None)
+    if getattr(columns, "is_unique", True) is False:
+        twice = columns[columns.duplicated()][0]  # pyright: ignore[reportOptionalMemberAccess]
+        raise InvalidDataError(f"X has two columns named {twice!r}: rename one of them")
     if not isinstance(y, str):
         y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
     try:
-        return validate_data(estimator, X, y, **kwargs)
+        found = validate_data(estimator, X, y, **kwargs)
+        if not isinstance(y, str):  # to learn from: predictions need no squares
+            for part, name in zip(found, "Xy", strict=True):
+                if name == "X" or kwargs.get("y_numeric"):
+                    check_scale(np.asarray(part), name)
+        return found
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         if isinstance(error, InvalidDataError):
             raise

@@ -18,7 +18,8 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import update_wrapper
 from numbers import Integral, Real
@@ -30,12 +31,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import DrojkoError, InvalidDataError, NonFiniteError
 
 __all__ = [
-    "Checked", "check_flag", "check_number", "check_path", "check_settings", "checked", "chosen",
-    "culprit", "did_you_mean", "floats", "is_real", "is_whole", "is_widths", "plain_tensor",
-    "refuse", "set_known", "shown",
+    "Checked", "arithmetic", "check_flag", "check_number", "check_path", "check_scale",
+    "check_settings", "checked", "chosen", "culprit", "did_you_mean", "floats", "is_real",
+    "is_whole", "is_widths", "plain_tensor", "refuse", "set_known", "shown",
 ]  # fmt: skip
 
 Thing = TypeVar("Thing")
@@ -288,6 +289,48 @@ def floats(values: Any, name: str) -> np.ndarray:
         ) from error  # fmt: skip
 
 
+@contextmanager
+def arithmetic(what: str) -> Iterator[None]:
+    """Overflows, divisions by zero and failed factorisations as `NonFiniteError`.
+
+    Settings and data may each be fine, and too far from each other.
+    """
+    try:
+        yield
+    except (ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        if isinstance(error, DrojkoError):
+            raise
+        raise NonFiniteError(
+            f"the arithmetic of {what} left the range of numbers ({error}): look for extreme values "
+            "or scales in the data, and for settings (radius, penalty, alpha, costs) that are many "
+            "orders of magnitude away from them"
+        ) from error
+
+
+#: Of data: the squares of squares of such numbers, and of their inverses, are numbers.
+SMALLEST, LARGEST = 1e-75, 1e75
+
+
+def check_scale(values: np.ndarray, name: str) -> None:
+    """Raise for numbers with which no arithmetic is left; zeros are fine.
+
+    >>> check_scale(np.array([[1e200, 1.0]]), "X")
+    Traceback (most recent call last):
+    drojko.exceptions.InvalidDataError: X holds 1e+200 (column 0); beyond 1e-75 to 1e+75 squares
+    overflow or vanish: measure X, and the radius with it, in another unit
+    """
+    largest = np.maximum(values.max(axis=0, initial=0.0), -values.min(axis=0, initial=0.0))
+    bad = np.atleast_1d((largest > 0.0) & ~((largest >= SMALLEST) & (largest <= LARGEST)))
+    if not bad.any():
+        return
+    column = int(bad.argmax())
+    where = f" (column {column})" if values.ndim == 2 else ""
+    raise InvalidDataError(
+        f"{name} holds {np.atleast_1d(largest)[column]:g}{where}; beyond {SMALLEST:g} to {LARGEST:g} squares overflow or "
+        f"vanish: measure {name}, and the radius with it, in another unit"
+    )
+
+
 def culprit(X: Any, name: str = "X") -> str | None:
     """What is wrong with the first column of a frame or an array that holds no finite numbers."""
     if isinstance(X, type) or len(getattr(X, "shape", ())) != 2:
@@ -426,7 +469,9 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
     if shape is not None and {"Tensor", "np.ndarray"} & set(kinds):
         rule = _shaped(where, shape, tensor="Tensor" in kinds)
         if len(kinds) > 1 and "Tensor" in kinds:  # a number will do
-            return lambda v, o, s: v if (v is None and optional) or is_real(v) else rule(v, o, s)
+            return lambda v, o, s: (
+                v if (v is None and optional) or is_real(v, infinite=True) else rule(v, o, s)
+            )
         return lambda v, o, s: None if v is None and optional else rule(v, o, s)
     tests: list[tuple[Callable[[Any], bool], str]] = []
     for kind in kinds:

@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
-from drojko._validation import checked, is_widths, shown
+from drojko._validation import arithmetic, checked, is_widths, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
@@ -159,7 +159,11 @@ def audit(
         given = own.get_params(deep=False)
         kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
         sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
-    with progress_bar(verbose) as progress, one_thread(problem.x.numel() < SMALL):
+    with (
+        progress_bar(verbose) as progress,
+        one_thread(problem.x.numel() < SMALL),
+        arithmetic("the audit"),
+    ):
         problem = replace(problem, progress=progress)
         general = health(problem)
         if general.unusable:

@@ -26,7 +26,7 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
-from drojko._validation import chosen, is_real, shown
+from drojko._validation import arithmetic, chosen, is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
@@ -227,7 +227,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         seed = _seed(self.random_state)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
-        with one_thread(X.size < SMALL):
+        with one_thread(X.size < SMALL), arithmetic("the fit"):
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
@@ -520,7 +520,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             generator=generator,
             groups=groups,
         )
-        with one_thread(X.size < SMALL), torch.no_grad():
+        with one_thread(X.size < SMALL), torch.no_grad(), arithmetic("the certificate"):
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)

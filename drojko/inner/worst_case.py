@@ -150,7 +150,10 @@ class WorstCase(Checked, ABC):
     def _encode(self, y: Any, x: Tensor) -> Tensor:
         if self.classes is None:
             return vector(y, len(x)).detach().to(x)
-        y = np.asarray(plain_tensor(y, "y"))
+        try:
+            y = np.asarray(plain_tensor(y, "y"))
+        except ValueError as error:  # rows of different lengths
+            raise InvalidDataError(f"y={shown(y)} is no array: {error}") from None
         known = {label: index for index, label in enumerate(self.classes.tolist())}
         try:
             index = np.array([known.get(label, -1) for label in y.ravel().tolist()], dtype=int)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._validation import floats, is_whole, plain_tensor, refuse, shown
+from drojko._validation import check_scale, floats, is_whole, plain_tensor, refuse, shown
 from drojko.exceptions import InvalidDataError
 
 
@@ -157,6 +157,7 @@ def _missing(labels: np.ndarray) -> np.ndarray:
 def weighted_rows(X: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of positive weight and their weights, not normalised."""
     rows = matrix(X)
+    check_scale(rows, "X")
     weights = masses(sample_weight, len(rows))
     kept = weights > 0
     return rows[kept], weights[kept]

@@ -18,7 +18,7 @@ from drojko._driver import Outcome, Status, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_thread
-from drojko._validation import check_flag, check_number, is_whole, shown
+from drojko._validation import arithmetic, check_flag, check_number, is_whole, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.certificates import Certificate
@@ -238,7 +238,7 @@ class MinimaxProblem:
         self, flat: Tensor, generator: torch.Generator, stationarity: float
     ) -> tuple[Certificate, DecisionWorstCase]:
         draws = self._draws(spawn(generator))
-        with one_thread(draws.x.numel() < _SMALL):
+        with arithmetic("the certificate"), one_thread(draws.x.numel() < _SMALL):
             model = decision_model(self.loss, self.layout, flat)
             self._check(model, draws)
             of = Decided(model, draws, self.reference, self.sampled, spawn(generator), stationarity)
@@ -309,7 +309,11 @@ class MinimaxProblem:
         model = decision_model(self.loss, self.layout, self.region.project(self.first))
         self._check(model, draws)
         count = itertools.count(1)
-        with one_thread(draws.x.numel() < _SMALL), _status(verbose) as told:
+        with (
+            arithmetic("the decision"),
+            one_thread(draws.x.numel() < _SMALL),
+            _status(verbose) as told,
+        ):
             oracle = self.family.oracle(model, draws)
             kind: Any = LevelBundle if self.convex and self.region.rows else SpectralGradient
             solver = kind(oracle, self.region, tol)

@@ -153,6 +153,8 @@ class GroundCost:
         Also for a one-hot group that is none.
         """
         X = matrix(X, self.n_features)
+        if not len(X):
+            return
         if self.categories is not None:
             self.categories.check(X)
         if self.lower is None or self.upper is None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.base import clone
 
 from drojko._random import spawn
-from drojko._validation import plain_tensor, shown
+from drojko._validation import check_scale, plain_tensor, shown
 from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
@@ -77,6 +77,7 @@ def build_problem(
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space = model.space
     u = space.encode(X)
+    check_scale(np.nan_to_num(u), "X")
     target = _targets(model, y, len(u))
     w = masses(sample_weight, len(u))
     kept = w > 0
