@@ -207,7 +207,7 @@ def _pack(estimator: Any) -> bytes:
     import skops.io
 
     _refuse_code(estimator)
-    if isinstance(estimator, type) or not hasattr(estimator, "get_params"):
+    if isinstance(estimator, type) or not hasattr(estimator, "__dict__"):
         raise UnsupportedError(f"save got {shown(estimator)}; expected an estimator or settings")
     estimator = copy.copy(estimator)
     vars(estimator).pop("_skl_callbacks", None)

@@ -119,10 +119,11 @@ class NestedDefaults:
         given = self._nested_defaults[name]
         factories: Mapping[Any, Callable[[], Any]] = {None: given} if callable(given) else given
         if value not in factories:
+            hint = did_you_mean(value, filter(None, factories), "").split("? ")[0]
+            hint = f"{hint}? " if hint.startswith("did") else ""
             raise InvalidDataError(
                 f"{type(self).__name__}: {name}={shown(value)} is unknown; "
-                f"{did_you_mean(value, (known for known in factories if known is not None))}; or a "
-                "settings object"
+                f"{hint}give a settings object or one of {', '.join(map(repr, factories))}"
             )
         return factories[value]()
 
@@ -186,6 +187,8 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
     """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
     X = plain_tensor(X, "X")
+    if hasattr(X, "tocsr") and hasattr(X, "nnz"):
+        raise InvalidDataError("X is sparse, but dense data is required: X.toarray()")
     columns = getattr(X, "columns", None)
     if getattr(columns, "is_unique", True) is False:
         twice = columns[columns.duplicated()][0]  # pyright: ignore[reportOptionalMemberAccess]
@@ -205,10 +208,6 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
         text, found = str(error), culprit(X)
         if found is not None:
             raise InvalidDataError(f"{found}. {text}") from error
-        if "sparse" in text.lower():
-            raise InvalidDataError(
-                f"X is sparse; expected a dense table: X.toarray(). {text}"
-            ) from error
         if isinstance(error, ValueError):
             raise
         raise InvalidDataError(f"X is {shown(X)}, y is {shown(y)}: {text}") from error

@@ -88,7 +88,7 @@ def set_known(owner: Any, set_params: Callable[..., Any], params: dict[str, Any]
     for key in params:
         if (name := key.partition("__")[0]) not in known:
             raise InvalidDataError(
-                f"{type(owner).__name__} has no parameter {name!r}; {did_you_mean(name, known)}"
+                f"Invalid parameter {name!r} for {type(owner).__name__}; {did_you_mean(name, known)}"
             )
     return set_params(**params)
 
@@ -301,9 +301,9 @@ def arithmetic(what: str) -> Iterator[None]:
         if isinstance(error, DrojkoError):
             raise
         raise NonFiniteError(
-            f"the arithmetic of {what} left the range of numbers ({error}): look for extreme values "
-            "or scales in the data, and for settings (radius, penalty, alpha, costs) that are many "
-            "orders of magnitude away from them"
+            f"the arithmetic of {what} left the range of numbers ({error}): look for extreme "
+            "values or scales in the data, and for settings (radius, penalty, alpha, costs) that "
+            "are many orders of magnitude away from them"
         ) from error
 
 
@@ -319,15 +319,17 @@ def check_scale(values: np.ndarray, name: str) -> None:
     drojko.exceptions.InvalidDataError: X holds 1e+200 (column 0); beyond 1e-75 to 1e+75 squares
     overflow or vanish: measure X, and the radius with it, in another unit
     """
-    largest = np.maximum(values.max(axis=0, initial=0.0), -values.min(axis=0, initial=0.0))
+    high, low = values.max(axis=0, initial=0.0), values.min(axis=0, initial=0.0)
+    largest = np.maximum(np.asarray(high, np.float64), -np.asarray(low, np.float64))
     bad = np.atleast_1d((largest > 0.0) & ~((largest >= SMALLEST) & (largest <= LARGEST)))
     if not bad.any():
         return
     column = int(bad.argmax())
     where = f" (column {column})" if values.ndim == 2 else ""
     raise InvalidDataError(
-        f"{name} holds {np.atleast_1d(largest)[column]:g}{where}; beyond {SMALLEST:g} to {LARGEST:g} squares overflow or "
-        f"vanish: measure {name}, and the radius with it, in another unit"
+        f"{name} holds {np.atleast_1d(largest)[column]:g}{where}; beyond {SMALLEST:g} to "
+        f"{LARGEST:g} squares overflow or vanish: measure {name}, and the radius with it, in "
+        "another unit"
     )
 
 
@@ -470,7 +472,7 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
         rule = _shaped(where, shape, tensor="Tensor" in kinds)
         if len(kinds) > 1 and "Tensor" in kinds:  # a number will do
             return lambda v, o, s: (
-                v if (v is None and optional) or is_real(v, infinite=True) else rule(v, o, s)
+                v if (v is None and optional) or isinstance(v, int | float) else rule(v, o, s)
             )
         return lambda v, o, s: None if v is None and optional else rule(v, o, s)
     tests: list[tuple[Callable[[Any], bool], str]] = []
@@ -558,7 +560,7 @@ def _is_array(value: Any) -> bool:
 
 def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
     words = shape.split()
-    last = words[-1] if words[-1] in ("real", "index", "infinite") else ""
+    last = words[-1] if words[-1] in ("real", "index", "infinite", "any") else ""
     letters = words[: len(words) - bool(last)]
     sizes_in_words = ", ".join(w.removeprefix(".") for w in letters)
     expected = f"shape ({sizes_in_words}{',' * (len(letters) == 1)})"
@@ -591,13 +593,17 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
             raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{words}")
         on = torch if tensor else np
         lax = letters == ["*"] or last == "infinite"
-        bad = letters != ["~"] and bool(on.isnan(value).any() if lax else ~on.isfinite(value).all())
+        bad = (
+            letters != ["~"]
+            and last not in ("any", "index")
+            and bool(on.isnan(value).any() if lax else ~on.isfinite(value).all())
+        )
         if bad:
             raise InvalidDataError(
                 f"{where} contains NaN or infinity: look at the step that made it"
             )
         sizes.update(here)
-        if tensor and last in ("", "infinite"):
+        if tensor and last in ("", "infinite", "any"):
             like = sizes.setdefault("dtype", getattr(owner, "_precision", value.dtype))
             if value.dtype != like:
                 value = value.to(like)
@@ -613,7 +619,7 @@ def _broadcast(shape: Any, first: Any) -> bool:
 
 
 def _fits(value: Any, last: str) -> bool:
-    if last in ("", "infinite"):
+    if last in ("", "infinite", "any"):
         return _is_tensor(value)
     dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     if last == "index":

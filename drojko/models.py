@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from drojko._numerics import Adam
 from drojko._random import generator as make_generator
-from drojko._validation import chosen, is_widths, shown
+from drojko._validation import is_widths, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = [
@@ -199,9 +199,14 @@ class MLP(TabularModel):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        chosen("activation", activation, ACTIVATIONS)
+        if activation not in ACTIVATIONS:
+            raise InvalidDataError(
+                f"activation={shown(activation)} is unknown; choose one of {sorted(ACTIVATIONS)}"
+            )
         if not is_widths(hidden):
-            raise InvalidDataError(f"hidden_layer_sizes={shown(hidden)}; expected widths of layers")
+            raise InvalidDataError(
+                f"hidden_layer_sizes={shown(hidden)}; expected positive integers"
+            )
         generator = make_generator(generator)
         self.n_outputs = n_outputs
         self.activation = activation

@@ -38,7 +38,8 @@ def approach_to(ambiguity: Any) -> Approach:
     """The approach to an ambiguity set; a clear error for what is none."""
     if not isinstance(ambiguity, AmbiguitySet):
         raise InvalidDataError(
-            f"ambiguity={shown(ambiguity)}; expected an ambiguity set of drojko.ambiguity"
+            f"ambiguity={shown(ambiguity)}; expected an ambiguity set such as those of "
+            "drojko.ambiguity"
             f"{AmbiguitySet._instead(ambiguity)}"
         )
     for approach in _APPROACHES.values():

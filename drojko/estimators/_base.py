@@ -19,6 +19,7 @@ from drojko._callbacks import CallbackSupportMixin, FitProgress
 from drojko._sklearn import (
     HasMethods,
     Interval,
+    InvalidParameterError,
     NestedDefaults,
     StrOptions,
     check_is_fitted,
@@ -26,7 +27,7 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
-from drojko._validation import arithmetic, chosen, is_real, shown
+from drojko._validation import arithmetic, did_you_mean, is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
@@ -177,14 +178,10 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
     }
 
     def _validate_params(self) -> None:
-        if self.ambiguity is not None:
-            approach_to(self.ambiguity)  # which shows the right form
-        for name in ("model", "reference", "inner", "dtype", "activation", "loss"):
-            value = getattr(self, name)
-            options = [o for o in self._parameter_constraints[name] if isinstance(o, StrOptions)]
-            if isinstance(value, str) and options:
-                chosen(f"{type(self).__name__}: {name}", value, options[0].options)
-        super()._validate_params()
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            raise InvalidParameterError(f"{error}{self._hint(str(error))}") from None
         for name, value in self.get_params(deep=False).items():
             number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
             if number and not is_real(value, infinite=name == "max_time"):
@@ -198,6 +195,16 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
                 raise InvalidDataError(
                     f"{type(self).__name__}: {name}={value}; expected a number, not a boolean"
                 )
+
+    def _hint(self, message: str) -> str:
+        """What to give instead of the parameter that a message of scikit-learn names."""
+        name = message.partition("'")[2].partition("'")[0]
+        value = getattr(self, name, None)
+        if name == "ambiguity":
+            return AmbiguitySet._instead(value)
+        kinds = self._parameter_constraints.get(name, ())
+        names = sorted(n for kind in kinds if isinstance(kind, StrOptions) for n in kind.options)
+        return f" {did_you_mean(value, names)}" if isinstance(value, str) and names else ""
 
     # -- fitting -----------------------------------------------------------------------------
 

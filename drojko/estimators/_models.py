@@ -117,10 +117,10 @@ def _module_model(
         ) from error
     first, again, part = outputs
     if not isinstance(first, Tensor) or not first.is_floating_point():
+        got = shown(first) if isinstance(first, Tensor) else type(first).__name__
         some = "; of a tuple, return the part that predicts" if isinstance(first, tuple) else ""
         raise InvalidDataError(
-            f"the module that model() returned gives {shown(first)}; expected a tensor of real "
-            f"numbers{some}"
+            f"the module that model() returned gives {got}; expected a tensor of real numbers{some}"
         )
     allowed = {(3,), (3, 1)} if n_outputs == 1 else {(3, n_outputs)}
     shapes = allowed | ({(3, 2)} if binary else set())

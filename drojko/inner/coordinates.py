@@ -14,7 +14,7 @@ from drojko.inner.swaps import Swaps
 __all__ = ["Coordinates"]
 
 
-@checked(x="n d", q0="n r", q="n r", gradient="n d", immutable="k index")
+@checked(x="n d any", q0="n r any", q="n r any", gradient="n d any", immutable="k index")
 @dataclass(frozen=True)
 class Coordinates:
     r"""Isometric coordinates :math:`q = V^\top C^{1/2} x / \sigma` of the movable part of x.

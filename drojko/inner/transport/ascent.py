@@ -36,7 +36,7 @@ def picked(wins: Tensor, first: Any, second: Any) -> Any:
     return type(first)(*parts)
 
 
-@checked(start="n r")
+@checked(start="n r any")
 def proximal_ascent(
     objective: Objective,
     batch: Batch,
