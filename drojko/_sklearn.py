@@ -187,8 +187,6 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
     """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
     X = plain_tensor(X, "X")
-    if hasattr(X, "tocsr") and hasattr(X, "nnz"):
-        raise InvalidDataError("X is sparse, but dense data is required: X.toarray()")
     columns = getattr(X, "columns", None)
     if getattr(columns, "is_unique", True) is False:
         twice = columns[columns.duplicated()][0]  # pyright: ignore[reportOptionalMemberAccess]
@@ -205,7 +203,10 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         if isinstance(error, InvalidDataError):
             raise
-        text, found = str(error), culprit(X)
+        text = str(error)
+        if "dense data is required" in text:
+            raise
+        found = culprit(X)
         if found is not None:
             raise InvalidDataError(f"{found}. {text}") from error
         if isinstance(error, ValueError):
@@ -218,6 +219,8 @@ def _checked_targets(y: Any, *, numeric: bool) -> Any:
     if y is None:
         return y
     y = plain_tensor(y, "y")
+    if len(getattr(y, "shape", ())) == 2 and y.shape[1] != 1:
+        raise InvalidDataError(f"y is {shown(y)}; expected one label or target per row, (n,)")
     if numeric:
         refuse(y, "y")
         array = np.asarray(y)

@@ -88,7 +88,8 @@ def set_known(owner: Any, set_params: Callable[..., Any], params: dict[str, Any]
     for key in params:
         if (name := key.partition("__")[0]) not in known:
             raise InvalidDataError(
-                f"Invalid parameter {name!r} for {type(owner).__name__}; {did_you_mean(name, known)}"
+                f"Invalid parameter {name!r} for {type(owner).__name__}; "
+                f"{did_you_mean(name, known)}"
             )
     return set_params(**params)
 
@@ -233,10 +234,14 @@ def refuse(values: Any, name: str) -> None:
     else:
         kind = getattr(getattr(values, "dtype", None), "kind", "f")
     if kind in "cmM":
-        what = "complex numbers" if kind == "c" else "dates or times"
+        if kind == "c":
+            raise InvalidDataError(
+                f"{name} holds complex numbers ({values.dtype}). Complex data not supported: take "
+                "the real part"
+            )
         raise InvalidDataError(
-            f"{name} holds {what} ({getattr(values, 'dtype', '')}); expected real numbers: "
-            + ("take its real part" if kind == "c" else "subtract a date and divide by a unit")
+            f"{name} holds dates or times ({values.dtype}); expected real numbers: subtract a date "
+            "and divide by a unit"
         )
     if hasattr(values, "dtypes") and hasattr(values, "columns") and not isinstance(values, type):
         for column, dtype in zip(values.columns, values.dtypes, strict=True):
@@ -265,8 +270,8 @@ def floats(values: Any, name: str) -> np.ndarray:
     array([1., 2.])
     >>> floats(np.array([1j]), "weights")
     Traceback (most recent call last):
-    drojko.exceptions.InvalidDataError: weights holds complex numbers (complex128); expected real
-    numbers: take its real part
+    drojko.exceptions.InvalidDataError: weights holds complex numbers (complex128). Complex data not
+    supported: take the real part
     """
     if type(values) is np.ndarray and values.dtype == np.float64:
         return values
@@ -519,13 +524,13 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
         "int": (lambda v: is_whole(v, -sys.maxsize), "an integer"),
         "bool": (lambda v: isinstance(v, bool | np.bool_), "True or False"),
         "str": (lambda v: isinstance(v, str), "a text"),
-        "Callable": (callable, "a function"),
+        "Callable": (_is_function, "a function"),
         "Tensor": (_is_tensor, "a tensor of float32 or float64, dense and not on meta"),
         "np.ndarray": (_is_array, "an array of real numbers"),
         "np.random.Generator": (lambda v: isinstance(v, np.random.Generator), "a Generator"),
     }
     if kind == "Callable[[Tensor], Tensor]":
-        return callable, "a function of points on tensors, (n, d) -> (n,)"
+        return _is_function, "a function of points on tensors, (n, d) -> (n,)"
     if head in simple:
         return simple[head]
     value = names.get(head.partition(".")[0])
@@ -537,6 +542,10 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
         article = "an" if value.__name__[0] in "AEIOU" else "a"
         return lambda v: isinstance(v, value), f"{article} {value.__name__}"
     return None
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
 
 
 def _is_float(value: Any) -> bool:
@@ -560,7 +569,7 @@ def _is_array(value: Any) -> bool:
 
 def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
     words = shape.split()
-    last = words[-1] if words[-1] in ("real", "index", "infinite", "any") else ""
+    last = words[-1] if words[-1] in ("real", "index", "infinite", "any", "finite") else ""
     letters = words[: len(words) - bool(last)]
     sizes_in_words = ", ".join(w.removeprefix(".") for w in letters)
     expected = f"shape ({sizes_in_words}{',' * (len(letters) == 1)})"
@@ -585,14 +594,15 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
             wrong |= (known is not None and known != size) or (letter == "d" and size == 0)
             here[letter] = size
         if letters == ["~"]:
-            wrong = not _broadcast(value.shape, sizes.setdefault("~", value.shape))
+            rows = not getattr(owner, "scalar", True)
+            wrong = not _broadcast(value.shape, sizes.setdefault("~", value.shape), rows)
         if wrong:
             known = {w: sizes.get(w, getattr(owner, w[1:], None)) for w in dict.fromkeys(letters)}
             told = [f"{w.removeprefix('.')} = {v}" for w, v in known.items() if v is not None]
             words = f" with {' and '.join(told)}" if told else ""
             raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{words}")
         on = torch if tensor else np
-        lax = letters == ["*"] or last == "infinite"
+        lax = (letters == ["*"] and not last) or last == "infinite"
         bad = (
             letters != ["~"]
             and last not in ("any", "index")
@@ -603,7 +613,7 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
                 f"{where} contains NaN or infinity: look at the step that made it"
             )
         sizes.update(here)
-        if tensor and last in ("", "infinite", "any"):
+        if tensor and last in ("", "infinite", "any", "finite"):
             like = sizes.setdefault("dtype", getattr(owner, "_precision", value.dtype))
             if value.dtype != like:
                 value = value.to(like)
@@ -612,14 +622,16 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
     return check
 
 
-def _broadcast(shape: Any, first: Any) -> bool:
-    """Whether shapes go together: as numpy's do, or as rows of several numbers with one each."""
+def _broadcast(shape: Any, first: Any, rows: bool) -> bool:
+    """Whether shapes go together: as numpy's do, or as ``rows`` of several numbers with one."""
     pairs = zip(reversed(shape), reversed(first), strict=False)
-    return all(a == b or 1 in (a, b) for a, b in pairs) or tuple(shape) == tuple(first[:1])
+    return all(a == b or 1 in (a, b) for a, b in pairs) or (
+        rows and tuple(shape) == tuple(first[:1])
+    )
 
 
 def _fits(value: Any, last: str) -> bool:
-    if last in ("", "infinite", "any"):
+    if last in ("", "infinite", "any", "finite"):
         return _is_tensor(value)
     dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     if last == "index":

@@ -13,7 +13,7 @@ from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.scaling import finite_losses, masses
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
-from drojko.measures._arrays import membership
+from drojko.measures._arrays import NO_GROUPS, membership
 
 __all__ = ["BoundGroup", "Group", "GroupDual", "membership"]
 
@@ -150,10 +150,7 @@ class BoundGroup:
 
     def __init__(self, ambiguity: Group, weights: Any, groups: Any):
         if groups is None:
-            raise InvalidDataError(
-                "Group needs the groups of the rows: give groups=, a label per row or columns of 0 "
-                "and 1"
-            )
+            raise InvalidDataError(NO_GROUPS)
         self.ambiguity = ambiguity
         self.members, self.names = membership(groups)
         mass = masses(weights, len(self.members))

@@ -507,4 +507,7 @@ def _label_codes(labels: Any, n: int) -> tuple[np.ndarray | None, bool]:
         if not np.isfinite(labels).all():
             raise InvalidDataError("labels holds NaN or infinity; impute or drop those rows")
         return labels.astype(np.float64), True
-    return np.unique(labels, return_inverse=True)[1].astype(np.float64), False
+    try:
+        return np.unique(labels, return_inverse=True)[1].astype(np.float64), False
+    except TypeError as error:
+        raise InvalidDataError(f"labels have no order ({error})") from None

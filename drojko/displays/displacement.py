@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko._validation import checked
+from drojko._validation import checked, shown
 from drojko.displays._style import (
     COLOURS,
     INK,
@@ -82,6 +82,13 @@ class DisplacementDisplay(Display):
         """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
         check_report(report)
         return cls(report.worst_case(radius).displacement()).plot(ax, **settings)
+
+    def __post_init__(self) -> None:
+        if not {"feature", "share"} <= set(getattr(self.displacement, "columns", ())):
+            raise InvalidDataError(
+                f"displacement={shown(self.displacement)}; expected what "
+                "worst_case_.displacement() returns"
+            )
 
     def ranking(self) -> list[str]:
         """Features, the largest share of the budget first."""

@@ -39,9 +39,9 @@ def by_cv(
         names = getattr(Z, "columns", None)
         share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
         names = None if names is None else [str(column) for column in names]
-        steps_up = ambiguity.candidates(np.asarray(Z, dtype=np.float64), names, share)
+        steps_up = ambiguity.candidates(floats(Z, "X"), names, share)
         radii = [ambiguity.nothing, *(float(f"{step:.3g}") for step in steps_up)]
-    radii = sorted(set(floats(list(radii), "radii").ravel().tolist()))
+    radii = sorted(set(floats(radii, "radii").ravel().tolist()))
     if not radii:
         raise InvalidDataError("radii is empty: give one candidate or more")
     for radius in radii:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from drojko._validation import checked
+from drojko.exceptions import InvalidDataError
 from drojko.inner.coordinates import Coordinates
 from drojko.losses import Loss
 from drojko.models import TabularModel
@@ -49,6 +50,8 @@ class Batch:
 
     def repeat(self, times: int) -> Batch:
         """All rows, ``times`` over."""
+        if times < 1:
+            raise InvalidDataError(f"times={times}; expected 1 or more")
         return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
 
 

@@ -68,6 +68,14 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
     return weights
 
 
+#: What a `Group` set says without them.
+NO_GROUPS = (
+    "a Group set needs the groups of the rows: give groups=, a label per row or columns of 0 and 1. "
+    "A search or a pipeline hands them on after sklearn.set_config(enable_metadata_routing=True) "
+    "and estimator.set_fit_request(groups=True)"
+)
+
+
 def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
     """Return the indicator matrix (n, G) of groups given in any form, and their names.
 
@@ -128,10 +136,7 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
 def members_of(groups: Any, weights: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     """`membership` of weighted rows, none of whose groups is without weight."""
     if groups is None:
-        raise InvalidDataError(
-            "a Group set needs the groups of the rows: give groups=, a label per row or columns of "
-            "0 and 1"
-        )
+        raise InvalidDataError(NO_GROUPS)
     members, names = membership(groups)
     if len(members) != len(weights):
         raise InvalidDataError(

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from drojko import _random
 from drojko._numerics import Adam, cosine
-from drojko._validation import is_real, shown
+from drojko._validation import is_real, is_widths, shown
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -115,7 +115,7 @@ class FlowMeasure(Measure):
             flow = _zuko().flows.NSF(
                 dim,
                 transforms=count(self.transforms),
-                hidden_features=[count(width) for width in self.hidden_layer_sizes],
+                hidden_features=_widths(self.hidden_layer_sizes),
             )
         return flow.double()
 
@@ -202,3 +202,10 @@ def _zuko() -> Any:
     finally:
         Distribution._validate_args = checks  # type: ignore[attr-defined]
     return zuko
+
+
+def _widths(sizes: Any) -> list[int]:
+    listed = isinstance(sizes, list | tuple | range | np.ndarray) and np.ndim(sizes) == 1
+    if not is_widths(found := list(sizes) if listed else [sizes]):
+        raise InvalidDataError(f"hidden_layer_sizes is {shown(sizes)}; expected widths of layers")
+    return [int(width) for width in found]

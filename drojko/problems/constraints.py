@@ -21,7 +21,7 @@ __all__ = ["Ball", "Box", "Constraint", "Nonnegative", "Region", "Simplex", "bui
 class Constraint(Checked):
     """A convex set of decisions: ``project`` returns its nearest point, in any shape."""
 
-    _shapes = {"params": "*"}
+    _shapes = {"params": "* finite"}
 
     def project(self, params: Tensor) -> Tensor:
         """Nearest point of the set."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from drojko._validation import checked
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = ["QuadraticEnvelope"]
 
@@ -108,6 +108,8 @@ class QuadraticEnvelope(nn.Module):
         value, slopes, matrices = self._pieces(x)
         p = torch.softmax(value / smooth, 1)
         image = torch.einsum("nj,njd->nd", p, slopes)
+        if not bool(torch.isfinite(image).all()):
+            raise NonFiniteError("QuadraticEnvelope: points so far out that its values overflow")
         spread = (slopes - image.unsqueeze(1)) * (p / smooth).sqrt().unsqueeze(2)
         hessian = (p @ matrices.flatten(1)).view(-1, self.dim, self.dim)
         hessian = hessian + spread.transpose(1, 2) @ spread

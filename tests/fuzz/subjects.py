@@ -6,6 +6,7 @@ needs beyond them, `missing` says.
 
 import inspect
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -127,7 +128,9 @@ def flow() -> Any:
 @cache
 def decided(ambiguity: Any) -> Any:
     problem = problems.MinimaxProblem(decision, torch.zeros(2), X, ambiguity, inner="pointwise")
-    return problem.solve(max_iter=5, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it may not converge in five steps
+        return problem.solve(max_iter=5, random_state=0)
 
 
 @cache
@@ -581,8 +584,14 @@ def _methods(owner: str, thing: Any) -> Iterator[tuple[str, Any]]:
             yield f"{owner}.{name}", value
 
 
-def subjects() -> Iterator[Subject | str]:
+def subjects() -> list[Subject | str]:
     """Every subject; the name alone of what lacks a value for an argument."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(_subjects())
+
+
+def _subjects() -> Iterator[Subject | str]:
     for name, value in public().items():
         if inspect.isclass(value) and (inspect.isabstract(value) or name in MADE):
             continue

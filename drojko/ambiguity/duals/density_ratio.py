@@ -278,6 +278,8 @@ class DensityRatioSet(AmbiguitySet):
         True
         """
         values = floats(losses, "losses")
+        if not np.isfinite(shift):
+            raise InvalidDataError(f"shift={shift}; expected the finite shift of a dual")
         if np.isinf(penalty):
             return values.copy()
         if penalty <= 0:
@@ -321,7 +323,8 @@ class DensityRatioSet(AmbiguitySet):
         Of a set of one's own f*'' is taken by differences.
         """
         if self.divergence is not None:
-            return self.divergence.jet(t, delta)
+            found = self.divergence.jet(t, delta)
+            return None if found is not None and np.isnan(found[0]).any() else found
         with np.errstate(over="ignore", invalid="ignore"):
             value, ratio = self.conjugate(t), np.exp(self.log_ratio(t))
             step = 1e-5 * (1.0 + np.abs(t))

@@ -162,7 +162,7 @@ def resolve_bounds(
 def _listed(parameter: str, values: Any) -> list[Any]:
     """The entries of a container, numpy's numbers as Python's."""
     try:
-        return values.tolist() if isinstance(values, np.ndarray) else list(values)
+        return list(np.ndarray.tolist(values) if isinstance(values, np.ndarray) else values)
     except (TypeError, RuntimeError) as error:  # a tensor without dimensions, say
         raise InvalidDataError(f"{parameter} got {shown(values)}: {error}") from None
 
@@ -403,7 +403,7 @@ def one_hot_groups(encoder: Any) -> list[list[str]]:
             "ColumnTransformer, or the names of its columns"
         )
     named: dict[str, list[str]] = {}
-    for name in map(str, encoder):
+    for name in map(str, _listed("one_hot_groups", encoder)):
         if "_" in name:
             named.setdefault(name.rpartition("_")[0], []).append(name)
     return [group for group in named.values() if len(group) > 1]
