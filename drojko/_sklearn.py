@@ -219,6 +219,8 @@ def _checked_targets(y: Any, *, numeric: bool) -> Any:
     if y is None:
         return y
     y = plain_tensor(y, "y")
+    if isinstance(y, type):
+        raise InvalidDataError(f"y is {shown(y)}; expected one label or target per row, (n,)")
     if len(getattr(y, "shape", ())) == 2 and y.shape[1] != 1:
         raise InvalidDataError(f"y is {shown(y)}; expected one label or target per row, (n,)")
     if numeric:

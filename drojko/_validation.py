@@ -399,7 +399,8 @@ def checked(**shapes: str) -> Callable[[Thing], Thing]:
     **shapes : str
         Letters for sizes, equal ones equal, and names of attributes of the object after a dot:
         ``x="n .dim"``. Tensors become of the precision of the first one, and must be finite. A
-        last word "real" or "index" stands for numbers of any type, and for integers.
+        last word "real" or "index" stands for numbers of any type, and for integers; "infinite"
+        and "any" allow infinities, and NaN. ``*`` is any shape, ``~`` one that broadcasts.
     """
 
     def mark(thing: Any) -> Any:
@@ -590,7 +591,11 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
         here: dict[str, int] = {}
         wrong = value.ndim != len(letters) and not free
         for letter, size in () if wrong or free else zip(letters, value.shape, strict=True):
-            known = getattr(owner, letter[1:], None) if letter[0] == "." else sizes.get(letter)
+            known = (
+                getattr(owner, letter[1:], None)
+                if letter[0] == "."
+                else here.get(letter, sizes.get(letter))
+            )
             wrong |= (known is not None and known != size) or (letter == "d" and size == 0)
             here[letter] = size
         if letters == ["~"]:

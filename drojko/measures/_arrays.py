@@ -45,7 +45,7 @@ def vector(y: Any, n: int, name: str = "y") -> Tensor:
     refuse(y, name)
     if not isinstance(y, Tensor):
         kind = getattr(getattr(y, "dtype", None), "kind", "O")
-        y = np.asarray(y) if kind in "fiub" else floats(y, name)
+        y = np.asarray(y) if kind in "fiub" and not hasattr(y, "nnz") else floats(y, name)
         y = torch.tensor(np.array(y, dtype=y.dtype.newbyteorder("="), order="C"))
     if y.ndim == 0:
         y = y.expand(n)
@@ -70,9 +70,10 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
 
 #: What a `Group` set says without them.
 NO_GROUPS = (
-    "a Group set needs the groups of the rows: give groups=, a label per row or columns of 0 and 1. "
-    "A search or a pipeline hands them on after sklearn.set_config(enable_metadata_routing=True) "
-    "and estimator.set_fit_request(groups=True)"
+    "a Group set needs the groups of the rows: give groups=, a label per row or columns of 0 "
+    "and 1. A search or a pipeline hands them on after "
+    "sklearn.set_config(enable_metadata_routing=True) and "
+    "estimator.set_fit_request(groups=True)"
 )
 
 

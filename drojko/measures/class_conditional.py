@@ -67,7 +67,7 @@ class ClassConditional(LabelledMeasure):
     @classmethod
     def from_measures(cls, measures: Sequence[Measure], weights: Any = None) -> ClassConditional:
         """Combine fitted measures, one a class, with class weights (None: equal)."""
-        given = list(measures) if hasattr(measures, "__iter__") else [measures]
+        given = list(measures) if isinstance(measures, list | tuple) else [measures]
         return cls(measures=given, weights=weights)._ready()
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -105,7 +105,7 @@ class ClassConditional(LabelledMeasure):
     def _construct(self) -> None:
         if self.measures is None:
             return
-        given = self.measures if hasattr(self.measures, "__iter__") else [self.measures]
+        given = self.measures if isinstance(self.measures, list | tuple) else [self.measures]
         wrong = [one for one in given if not isinstance(one, Measure)]
         if wrong or not given:
             got = shown(wrong[0] if wrong else self.measures)

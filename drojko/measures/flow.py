@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from drojko import _random
 from drojko._numerics import Adam, cosine
-from drojko._validation import is_real, is_widths, shown
+from drojko._validation import check_settings, is_real, is_widths, shown
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -84,6 +84,11 @@ class FlowMeasure(Measure):
     random_state: Any = 0
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
+        check_settings(
+            self,
+            whole={"transforms": 1, "max_iter": 1, "batch_size": 1},
+            above={"learning_rate": 0.0},
+        )
         noise = (
             scott(weights, rows.shape[1])
             if isinstance(self.noise, str) and self.noise == "auto"

@@ -83,7 +83,7 @@ class GroundCost:
         x, z = self._rows(x, "x"), self._rows(z, "z")
         try:
             difference = x - z
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise InvalidDataError(f"x is {shown(x)} and z {shown(z)}: {error}") from None
         # An infinite weight times no displacement would be NaN: the two kinds are kept apart.
         finite = np.where(self.mutable, self.weights, 0.0)

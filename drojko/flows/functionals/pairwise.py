@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drojko._random import generator as make_generator
 from drojko._validation import check_number, is_whole, shown
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.flows.functionals.base import Energy, Functional, checked_values
 
 __all__ = ["InteractionEnergy", "MMDTo", "WassersteinTo"]
@@ -51,6 +51,8 @@ class InteractionEnergy(Functional):
         mass = weights[first] * weights[second]
         if 2 * shifts == n:  # half-way round, each pair comes up twice
             mass[-n:] *= 0.5
+        if not 0.0 < float(mass.sum()) < float("inf"):
+            raise InvalidDataError("weights are no shares: the products of pairs sum to nothing")
         mass = mass / mass.sum()
         with torch.enable_grad():
             leaf = z.detach().requires_grad_(True)
@@ -191,6 +193,8 @@ class WassersteinTo(_ToSamples):
             goal[order] = picked
         else:
             cost = torch.cdist(z, picked).square_()
+            if not bool(torch.isfinite(cost).all()):
+                raise NonFiniteError("WassersteinTo: particles so far from the draws overflow")
             first, second = map(torch.as_tensor, linear_sum_assignment(cost.cpu().numpy()))
             goal[first] = picked[second]
         return _Matched(goal)
