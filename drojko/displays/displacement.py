@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko._validation import checked, shown
+from drojko._doors import checked
+from drojko._validation import shown
 from drojko.displays._style import (
     COLOURS,
     INK,

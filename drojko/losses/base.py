@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._validation import Checked
+from drojko._doors import Checked
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.jets import Jet, smooth_jet, smooth_shift
 from drojko.losses.pieces import Response, SmoothLoss, margins, residuals

@@ -151,6 +151,8 @@ class FlowMeasure(Measure):
 
     def log_prob(self, x: Any) -> Tensor:
         x = queries(x, self.dim).double()
+        if not len(x):
+            return x.new_zeros(0)
         z = (x - double(self.centre_, x)) / double(self.scale_, x)
         return self._flow(x.device).log_prob(z) - float(np.log(self.scale_).sum())
 

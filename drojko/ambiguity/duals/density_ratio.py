@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, expit, logit
 
+from drojko._doors import checked
 from drojko._numerics import root
-from drojko._validation import checked, shown
+from drojko._validation import shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses

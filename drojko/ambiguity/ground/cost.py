@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._validation import checked, floats, refuse, shown
+from drojko._doors import checked
+from drojko._validation import floats, refuse, shown
 from drojko.ambiguity.ground.columns import Categories, Known
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import masses, matrix
@@ -152,7 +153,9 @@ class GroundCost:
 
         Also for a one-hot group that is none.
         """
-        X = matrix(X, self.n_features)
+        X = floats(X, "X")
+        if X.ndim != 2 or X.shape[1] != self.n_features:
+            raise InvalidDataError(f"X is {shown(X)}; expected (n, {self.n_features})")
         if not len(X):
             return
         if self.categories is not None:
