@@ -33,6 +33,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from drojko._files import MOST, chunks, members, opened, replacing
+from drojko._validation import check_path, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]
@@ -105,6 +106,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     ...     load(f"{folder}/ball.drojko")
     Wasserstein(radius=0.3)
     """
+    path = check_path(path)
     data = _pack(estimator)
     with replacing(path) as file:
         file.write(data)
@@ -137,7 +139,7 @@ def load(
     OSError
         When there is no such file, or none that may be read.
     """
-    with opened(path) as file:
+    with opened(check_path(path)) as file:
         _check_digest(file, path)
         with _malformed(path, "a drojko model"):
             return _read(file, path, _names(trusted), max_size)
@@ -247,6 +249,8 @@ def _pack(estimator: Any) -> bytes:
     import skops.io
 
     _refuse_code(estimator)
+    if isinstance(estimator, type) or not hasattr(estimator, "__dict__"):
+        raise UnsupportedError(f"save got {shown(estimator)}; expected an estimator or settings")
     _check_parts(estimator)
     estimator = copy.copy(estimator)
     vars(estimator).pop("_skl_callbacks", None)
@@ -348,8 +352,11 @@ def _check_digest(data: bytes | BinaryIO, path: Any) -> None:
 
 
 def _names(classes: Sequence[type | str]) -> list[str]:
-    if isinstance(classes, str):
+    if isinstance(classes, str | type):
         classes = [classes]
+    listed = isinstance(classes, list | tuple | set | frozenset)
+    if not listed or not all(isinstance(kind, str | type) for kind in classes):
+        raise InvalidDataError(f"trusted={shown(classes)}; expected a list of classes")
     return [kind if isinstance(kind, str) else _full_name(kind) for kind in classes]
 
 

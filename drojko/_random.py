@@ -5,12 +5,12 @@ The global generators of numpy and torch belong to the user and are never touche
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
+from drojko._validation import is_whole, shown
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["generator", "spawn"]
@@ -38,7 +38,7 @@ def generator(random_state: Any = None) -> torch.Generator:
     fresh = torch.Generator()
     if random_state is None:
         fresh.seed()
-    elif isinstance(random_state, Integral) and int(random_state) >= 0:
+    elif is_whole(random_state, 0):
         fresh.manual_seed(int(random_state))
     elif isinstance(random_state, np.random.RandomState):
         fresh.manual_seed(int(random_state.randint(2**31 - 1)))
@@ -46,8 +46,8 @@ def generator(random_state: Any = None) -> torch.Generator:
         fresh.manual_seed(int(random_state.integers(2**31 - 1)))
     else:
         raise InvalidDataError(
-            f"random_state is {random_state!r}; give None, an integer >= 0, a numpy RandomState "
-            "or Generator, or a torch.Generator"
+            f"random_state is {shown(random_state)}; give None, an integer >= 0, a numpy "
+            "RandomState or Generator, or a torch.Generator"
         )
     return fresh
 

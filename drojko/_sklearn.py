@@ -6,6 +6,7 @@ them private in scikit-learn. When one of them moves, this file is the only one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,17 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from drojko._validation import (
+    check_scale,
+    culprit,
+    did_you_mean,
+    floats,
+    is_real,
+    plain_tensor,
+    refuse,
+    set_known,
+    shown,
+)
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
@@ -95,7 +107,7 @@ class NestedDefaults:
             if any(key.startswith(f"{name}__") for key in params):
                 value = params.get(name, getattr(self, name))
                 params[name] = self._settings(name, value)
-        return super().set_params(**params)  # pyright: ignore[reportAttributeAccessIssue]
+        return set_known(self, super().set_params, params)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _nested(self, name: str) -> Any:
         """Return the settings object that parameter ``name`` stands for; the parameter stays."""
@@ -107,9 +119,11 @@ class NestedDefaults:
         given = self._nested_defaults[name]
         factories: Mapping[Any, Callable[[], Any]] = {None: given} if callable(given) else given
         if value not in factories:
+            hint = did_you_mean(value, filter(None, factories), "").split("? ")[0]
+            hint = f"{hint}? " if hint.startswith("did") else ""
             raise InvalidDataError(
-                f"{type(self).__name__}: {name}={value!r} is unknown; give a settings object or "
-                f"one of {', '.join(repr(known) for known in factories)}"
+                f"{type(self).__name__}: {name}={shown(value)} is unknown; "
+                f"{hint}give a settings object or one of {', '.join(map(repr, factories))}"
             )
         return factories[value]()
 
@@ -158,51 +172,73 @@ class LogitClassifier(ClassifierMixin):
 
 def checked_weight(sample_weight: Any, X: Any) -> np.ndarray:
     """Non-negative weights of the rows, float64, not all zero; ones for None."""
+    if sample_weight is not None and not is_real(sample_weight):
+        sample_weight = floats(sample_weight, "sample_weight")
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    if not weight.sum() > 0:
+    largest = float(weight.max(initial=0.0))
+    if not largest > 0:
         raise InvalidDataError("sample_weight sums to zero: no sample is left")
+    if not 1e-100 < largest < 1e100:  # their sum, or a square, is no number: by a power of two
+        weight = np.ldexp(weight, -math.frexp(largest)[1])
     return weight
 
 
 def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any) -> Any:
     """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
+    X = plain_tensor(X, "X")
+    columns = getattr(X, "columns", None)
+    if getattr(columns, "is_unique", True) is False:
+        twice = columns[columns.duplicated()][0]  # pyright: ignore[reportOptionalMemberAccess]
+        raise InvalidDataError(f"X has two columns named {twice!r}: rename one of them")
+    if not isinstance(y, str):
+        y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
     try:
-        return validate_data(estimator, X, y, **kwargs)
-    except ValueError as error:
+        found = validate_data(estimator, X, y, **kwargs)
+        if not isinstance(y, str):  # to learn from: predictions need no squares
+            for part, name in zip(found, "Xy", strict=True):
+                if name == "X" or kwargs.get("y_numeric"):
+                    check_scale(np.asarray(part), name)
+        return found
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, InvalidDataError):
+            raise
         text = str(error)
-        if "could not convert" in text or "contains NaN" in text or "infinity" in text:
-            found = _bad_column(X)
-            if found is not None:
-                raise InvalidDataError(f"{found}. {text}") from error
-        raise
+        if "dense data is required" in text:
+            raise
+        found = culprit(X)
+        if found is not None:
+            raise InvalidDataError(f"{found}. {text}") from error
+        if isinstance(error, ValueError):
+            raise
+        raise InvalidDataError(f"X is {shown(X)}, y is {shown(y)}: {text}") from error
 
 
-def _bad_column(X: Any) -> str | None:
-    """What is wrong with the first column of a frame or an array that holds no finite numbers."""
-    if not hasattr(X, "shape") or len(X.shape) != 2:
-        return None
-    names = getattr(X, "columns", None)
-    for j in range(X.shape[1]):
-        column = X.iloc[:, j] if hasattr(X, "iloc") else X[:, j]
-        name = repr(plain(names[j])) if names is not None else str(j)
-        try:
-            values = np.asarray(column, dtype=np.float64)
-        except (TypeError, ValueError):
-            dtype = getattr(column, "dtype", "mixed")
-            return (
-                f"column {name} of X has dtype {dtype} and holds no numbers: encode it first, for "
-                "instance with a OneHotEncoder in a ColumnTransformer; an ambiguity set takes "
-                "one-hot groups as categorical_features"
-            )
-        bad = ~np.isfinite(values)
-        if bad.any():
-            row = int(bad.argmax())
-            return (
-                f"column {name} of X holds {values[row]} in row {row}: impute or drop such rows "
-                "first, for instance with a SimpleImputer in a Pipeline"
-            )
-    return None
+def _checked_targets(y: Any, *, numeric: bool) -> Any:
+    """Labels or targets as an array, with words about what cannot be one."""
+    if y is None:
+        return y
+    y = plain_tensor(y, "y")
+    if isinstance(y, type):
+        raise InvalidDataError(f"y is {shown(y)}; expected one label or target per row, (n,)")
+    if len(getattr(y, "shape", ())) == 2 and y.shape[1] != 1:
+        raise InvalidDataError(f"y is {shown(y)}; expected one label or target per row, (n,)")
+    if numeric:
+        refuse(y, "y")
+        array = np.asarray(y)
+        if array.dtype.kind in "OUSV":
+            return floats(y, "y")
+        return y
+    try:
+        missing = [label is None for label in np.asarray(y).ravel().tolist()]
+    except (TypeError, ValueError):
+        missing = []
+    if any(missing):
+        raise InvalidDataError(
+            f"y[{missing.index(True)}] is None ({sum(missing)} of {len(missing)} labels are "
+            "missing): drop these rows, or give them a label"
+        )
+    return y
 
 
 def plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from drojko._numerics import Adam
 from drojko._random import generator as make_generator
+from drojko._validation import is_widths, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = [
@@ -202,7 +203,11 @@ class MLP(TabularModel):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise InvalidDataError(
-                f"activation={activation!r} is unknown; choose one of {sorted(ACTIVATIONS)}"
+                f"activation={shown(activation)} is unknown; choose one of {sorted(ACTIVATIONS)}"
+            )
+        if not is_widths(hidden):
+            raise InvalidDataError(
+                f"hidden_layer_sizes={shown(hidden)}; expected positive integers"
             )
         generator = make_generator(generator)
         self.n_outputs = n_outputs

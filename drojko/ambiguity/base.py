@@ -6,19 +6,27 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
+from drojko._doors import Checked
+from drojko._validation import is_real, set_known, shown
 from drojko.ambiguity.divergence import Divergence
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["AmbiguitySet", "Divergence", "Dual"]
 
 
-class AmbiguitySet(ABC, BaseEstimator):
+#: Sets by what people call them.
+_NAMES = {
+    "wasserstein": "Wasserstein", "kl": "KL", "chisquare": "ChiSquare", "chi2": "ChiSquare",
+    "mmd": "MMD", "tv": "TotalVariation", "totalvariation": "TotalVariation",
+}  # fmt: skip
+
+
+class AmbiguitySet(Checked, ABC, BaseEstimator):
     """Base class of ambiguity sets: { P : D(P, P0) <= radius }, or penalty * D(P, P0).
 
     A subclass stores its parameters in ``__init__`` and nothing else, `radius` and `penalty`
@@ -64,6 +72,21 @@ class AmbiguitySet(ABC, BaseEstimator):
     conic_form: str | None = None
     #: What errors add about the value of a parameter.
     _hints: Mapping[str, str] = {}
+    _shapes = {"X": "n d", "weight": "n", "weights": "n", "ratio": "n", "t": "*"}
+
+    @staticmethod
+    def _instead(value: Any) -> str:
+        """What a message says to whoever gave something else than a set."""
+        if isinstance(value, type) and issubclass(value, AmbiguitySet):
+            return f": make one, {value.__name__}(...)"
+        if isinstance(value, str) and (near := _NAMES.get(value.lower().replace("-", ""))):
+            return f": give {near}(radius=0.1)"
+        radius = f"{float(value):g}" if is_real(value) and value >= 0 else "0.1"
+        return f", for instance Wasserstein(radius={radius})"
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; an unknown name is an error that says which one may be meant."""
+        return set_known(self, super().set_params, params)
 
     @abstractmethod
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
@@ -92,7 +115,7 @@ class AmbiguitySet(ABC, BaseEstimator):
     def bind(self, x: Any, y: Any, weights: Any, groups: Any = None) -> Any:
         """Return the set on weighted points with labels: `on`, for sets that know more."""
         del y
-        bound = self.on(x, weights.cpu(), groups)  # type: ignore[attr-defined]
+        bound = self.on(x, weights, groups)  # type: ignore[attr-defined]
         if not callable(getattr(bound, "dual", None)):
             raise UnsupportedError(
                 f"{type(self).__name__}.on(...) returned {type(bound).__name__}, which has no "
@@ -139,6 +162,8 @@ class AmbiguitySet(ABC, BaseEstimator):
 
     def priced(self, penalty: float) -> Self:
         """Return a copy in penalty form."""
+        if "penalty" not in self.get_params(deep=False):
+            raise UnsupportedError(f"{type(self).__name__} has no penalty form")
         return clone(self).set_params(radius=None, penalty=float(penalty))
 
     def room(self, size: float) -> float:
@@ -187,14 +212,13 @@ class AmbiguitySet(ABC, BaseEstimator):
         self, parameter: str, value: Any, *, zero: str, infinite: bool = False
     ) -> None:
         """Raise unless ``value`` is a real number that is not negative."""
-        real = isinstance(value, Real) and not isinstance(value, bool)
-        number = float(value) if real else math.nan
+        number = float(value) if is_real(value, infinite=True) else math.nan
         enough = number > 0 or (number == 0 and zero == "allowed")  # False for NaN
         if not enough or (math.isinf(number) and not infinite):
             sign = "non-negative" if zero == "allowed" else "positive"
             kind = f"{sign} number" if infinite else f"finite {sign} number"
             raise InvalidDataError(
-                f"{type(self).__name__} got {parameter}={value!r}; it must be a {kind}"
+                f"{type(self).__name__} got {parameter}={shown(value)}; it must be a {kind}"
                 f"{self._hints.get(parameter, '')}"
             )
 

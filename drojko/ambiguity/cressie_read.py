@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
+from drojko._validation import is_real, shown
 from drojko.ambiguity.base import Divergence
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import InvalidDataError
@@ -80,17 +80,19 @@ class CressieRead(DensityRatioSet):
         return Divergence("cressie-read", float(self.k), 1.0)
 
     def _check_family(self) -> None:
-        k = float(self.k) if isinstance(self.k, Real) and not isinstance(self.k, bool) else math.nan
-        if k == 1:
-            raise InvalidDataError("CressieRead got k=1, where its limit is KL: use KL(...)")
-        if k == 0:
+        k = float(self.k) if is_real(self.k) else math.nan
+        if abs(k - 1.0) < 1e-9:
             raise InvalidDataError(
-                "CressieRead got k=0, the reverse Kullback-Leibler limit, which is not offered: "
-                "use a small order such as k=0.1"
+                f"CressieRead got k={self.k}, where its limit is KL: use KL(...)"
+            )
+        if 0 <= k < 1e-6:
+            raise InvalidDataError(
+                f"CressieRead got k={self.k}, the reverse Kullback-Leibler limit, which is not "
+                "offered: use a small order such as k=0.1"
             )
         if not 0 < k < math.inf:
             raise InvalidDataError(
-                f"CressieRead got k={self.k!r}; it must be a finite number, k > 1 or 0 < k < 1"
+                f"CressieRead got k={shown(self.k)}; it must be a finite number, k > 1 or 0 < k < 1"
             )
 
     def needs_largest(self, penalty: float) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from scipy.special import entr
 
 from drojko._numerics import Kink, root
+from drojko.exceptions import InvalidDataError
 
 __all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
 
@@ -57,6 +58,8 @@ class Divergence:
     def of_event(self, mass: float) -> float:
         """D of P0 given an event of this mass."""
         k = self.order
+        if not 0.0 < mass < math.inf:
+            raise InvalidDataError(f"mass={mass!r}; expected a share above 0")
         mean = -math.log(mass)
         if k != 1.0:
             mean = math.expm1(min((k - 1.0) * mean, _LARGE)) / (k * (k - 1.0))

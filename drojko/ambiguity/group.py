@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from drojko._doors import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
-from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
+from drojko.ambiguity.duals.scaling import finite_losses, masses
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
-from drojko.measures._arrays import membership
+from drojko.measures._arrays import NO_GROUPS, membership
 
 __all__ = ["BoundGroup", "Group", "GroupDual", "membership"]
 
@@ -133,6 +134,7 @@ class GroupDual(Dual):
     group_risks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
+@checked()
 class BoundGroup:
     """A group set on n weighted rows: what `Group.on` returns.
 
@@ -148,10 +150,7 @@ class BoundGroup:
 
     def __init__(self, ambiguity: Group, weights: Any, groups: Any):
         if groups is None:
-            raise InvalidDataError(
-                "Group needs the groups of the rows: give groups=, a label per row or columns of 0 "
-                "and 1"
-            )
+            raise InvalidDataError(NO_GROUPS)
         self.ambiguity = ambiguity
         self.members, self.names = membership(groups)
         mass = masses(weights, len(self.members))
@@ -213,7 +212,7 @@ class BoundGroup:
 
         The shares of the groups are known: only losses differ from the mean of their group.
         """
-        values = floats(losses, "losses")
+        values = finite_losses(losses, len(self.weights))
         q = dual.group_weights
         return dual.ratio * values - self._density @ (q * dual.group_risks)
 

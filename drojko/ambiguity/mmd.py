@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._doors import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
 from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
@@ -208,6 +209,7 @@ class _Solution:
     value: float = math.nan
 
 
+@checked()
 class BoundMMD:
     r"""An MMD set on n weighted points: what `MMD.on` returns.
 
@@ -505,4 +507,7 @@ def _label_codes(labels: Any, n: int) -> tuple[np.ndarray | None, bool]:
         if not np.isfinite(labels).all():
             raise InvalidDataError("labels holds NaN or infinity; impute or drop those rows")
         return labels.astype(np.float64), True
-    return np.unique(labels, return_inverse=True)[1].astype(np.float64), False
+    try:
+        return np.unique(labels, return_inverse=True)[1].astype(np.float64), False
+    except TypeError as error:
+        raise InvalidDataError(f"labels have no order ({error})") from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from drojko._validation import is_real, shown
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground.columns import (
     Columns,
@@ -142,10 +142,10 @@ class Wasserstein(AmbiguitySet):
 
     def _validate_params(self) -> None:
         super()._validate_params()
-        if self.order not in (1, 2):
-            raise InvalidDataError(f"Wasserstein got order={self.order!r}; it must be 1 or 2")
-        if not isinstance(self.norm, Real) or self.norm not in (1, 2, np.inf):
-            raise InvalidDataError(f"Wasserstein got norm={self.norm!r}; it must be 1, 2 or inf")
+        if not is_real(self.order) or self.order not in (1, 2):
+            raise InvalidDataError(f"Wasserstein got order={shown(self.order)}; it must be 1 or 2")
+        if not is_real(self.norm, infinite=True) or self.norm not in (1, 2, np.inf):
+            raise InvalidDataError(f"Wasserstein got norm={shown(self.norm)}; it must be 1, 2, inf")
         if self.order == 2 and self.norm != 2:
             raise InvalidDataError(
                 f"Wasserstein got norm={self.norm!r} with order=2, whose ground cost is the "

@@ -14,6 +14,7 @@ from torch import Tensor
 from drojko._driver import Limits
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._validation import is_real
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -210,9 +211,10 @@ class Approach(ABC):
 
     def serves(self, ambiguity: AmbiguitySet) -> bool:
         """Whether the set offers what this approach needs."""
-        order = None if ambiguity.radius == 0 else ambiguity.order
+        order = None if is_real(ambiguity.radius) and ambiguity.radius == 0 else ambiguity.order
         return (
-            self.moves in (None, ambiguity.moves)
+            (order is None or is_real(order))  # else its settings are wrong, which is said later
+            and self.moves in (None, ambiguity.moves)
             and (not self.orders or order in self.orders)
             and not (self.noisy and ambiguity.epsilon is None)
             and all(callable(getattr(ambiguity, name, None)) for name in self.methods)
@@ -232,6 +234,15 @@ class Approach(ABC):
                 raise InvalidDataError(
                     f"{name}={value!r} is beyond what floating-point numbers can square: expected "
                     f"{low:g} to {high:g}; use radius=0 for no ambiguity at all, or rescale X"
+                )
+        if ambiguity.epsilon is not None:
+            free = cost.weights[cost.mutable]
+            scale = float((np.ptp(X[:, cost.mutable], axis=0) ** 2 * free).max(initial=0.0))
+            if scale > 0 and not 1e-11 <= ambiguity.epsilon / scale <= 1e20:
+                raise InvalidDataError(
+                    f"epsilon={ambiguity.epsilon:g} is beyond what can be told apart from noise in "
+                    f"columns that range over {scale**0.5:g}: expected 1e-11 to 1e+20 times the "
+                    "square of that; for no smoothing use Wasserstein(radius)"
                 )
         return cost if ambiguity.moves else GroundCost(np.ones(X.shape[1]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drojko._validation import shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import Approach
 from drojko.approaches.order_one import OrderOne
@@ -37,8 +38,9 @@ def approach_to(ambiguity: Any) -> Approach:
     """The approach to an ambiguity set; a clear error for what is none."""
     if not isinstance(ambiguity, AmbiguitySet):
         raise InvalidDataError(
-            f"ambiguity={ambiguity!r}; expected an ambiguity set such as those of "
-            "drojko.ambiguity, for instance Wasserstein(radius=0.1)"
+            f"ambiguity={shown(ambiguity)}; expected an ambiguity set such as those of "
+            "drojko.ambiguity"
+            f"{AmbiguitySet._instead(ambiguity)}"
         )
     for approach in _APPROACHES.values():
         if approach.serves(ambiguity):

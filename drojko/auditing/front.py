@@ -10,9 +10,11 @@ from typing import Any, cast
 import numpy as np
 from sklearn.base import clone
 
+from drojko._doors import checked
 from drojko._driver import keeping
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
+from drojko._validation import arithmetic, is_widths, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
@@ -36,6 +38,7 @@ __all__ = ["audit"]
 STEPS = 60
 
 
+@checked()
 def audit(
     model: Any,
     X: Any,
@@ -157,9 +160,11 @@ def audit(
         groups=groups,
         generator=generator,
     )
-    if images is not None and int(np.prod(images)) != len(read.space.raw_names):
+    sides = images if isinstance(images, list | tuple) else ()
+    area = math.prod(sides) if len(sides) == 2 and is_widths(sides) else -1
+    if images is not None and area != len(read.space.raw_names):
         raise InvalidDataError(
-            f"images={images!r}: X has {len(read.space.raw_names)} columns, not their product"
+            f"images={shown(images)}: X has {len(read.space.raw_names)} columns, not their product"
         )
     sizes = []
     for size, own in sets:  # with the columns of the problem's own
@@ -199,7 +204,7 @@ def audit(
         )
 
     threads, kept = one_thread(problem.x.numel() < SMALL), keeping(lambda: found and report())
-    with progress_bar(verbose) as progress, threads, kept:
+    with progress_bar(verbose) as progress, threads, kept, arithmetic("the audit"):
         problem = faithful(replace(problem, progress=progress), farthest(problem, sizes))
         while True:
             general = health(problem)

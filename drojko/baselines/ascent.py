@@ -21,8 +21,8 @@ from drojko._sklearn import (
     StrOptions,
     _fit_context,
     check_is_fitted,
+    checked_data,
     checked_weight,
-    validate_data,
 )
 from drojko._threads import SMALL, one_thread
 from drojko.exceptions import NonFiniteError
@@ -65,7 +65,7 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
         """Train on X of shape (n, d), labels of shape (n,) and optional weights of shape (n,)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        X, y = checked_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         _, index = self._encode(y)
         weight = checked_weight(sample_weight, X)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -114,7 +114,7 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
     def decision_function(self, X):
         """Logits: shape (n,) for two classes, else (n, n_classes)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = checked_data(self, X, dtype=np.float64, reset=False)
         model = self._build(X.shape[1], torch.Generator().manual_seed(0))
         with torch.no_grad(), one_thread(X.size < SMALL):
             for p, value in zip(model.parameters(), [*self.weights_, *self.biases_]):

@@ -16,8 +16,8 @@ from drojko._sklearn import (
     NestedDefaults,
     _fit_context,
     check_is_fitted,
+    checked_data,
     checked_weight,
-    validate_data,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Rows, Table, Units, check_solver
@@ -309,7 +309,7 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
         return loss_with(self.loss, "classification", len(self.classes_))
 
     def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        X, y = checked_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         return np.asarray(X), self._encode(y)[1]
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
@@ -319,7 +319,7 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
     def decision_function(self, X):
         """Logits: shape (n,) for two classes, else (n, n_classes)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = checked_data(self, X, dtype=np.float64, reset=False)
         scores = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
@@ -394,7 +394,7 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
         return loss_with(self.loss, "regression", delta=self.delta, q=self.quantile)
 
     def _read(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        X, y = checked_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
         return np.asarray(X), np.asarray(y, dtype=np.float64)
 
     def _keep(self, theta: np.ndarray, intercept: np.ndarray) -> None:
@@ -404,4 +404,4 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
     def predict(self, X):
         """Predictions, shape (n,)."""
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_
+        return checked_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_

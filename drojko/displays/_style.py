@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Display:
             import matplotlib.pyplot as plt
 
             ax = plt.subplots(layout="constrained", **figure)[1]
+        if isinstance(ax, type) or not hasattr(ax, "get_subplotspec"):
+            raise InvalidDataError(f"ax={shown(ax)}; expected axes of matplotlib, or None")
         self.ax_, self.figure_ = ax, ax.figure  # pyright: ignore
         return self.ax_
 
@@ -70,6 +73,12 @@ def unwrap(estimator: Any, X: Any = None) -> tuple[Any, Any]:
             "ends in one"
         )
     return estimator, X
+
+
+def check_report(report: Any) -> None:
+    """Raise unless an object is a report of an audit."""
+    if isinstance(report, type) or not hasattr(report, "worst_cases"):
+        raise InvalidDataError(f"report={shown(report)}; expected what drojko.audit returns")
 
 
 def label_of(value: Any) -> str:

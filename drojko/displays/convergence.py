@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from drojko._doors import checked
+from drojko._validation import shown
 from drojko.displays._style import COLOURS, MUTED, Display, note, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
@@ -23,6 +25,7 @@ _TITLES = {
 }
 
 
+@checked()
 @dataclass(eq=False, repr=False)
 class ConvergenceDisplay(Display):
     r"""The history of a fit, one panel for each quantity, over the iterations.
@@ -93,26 +96,28 @@ class ConvergenceDisplay(Display):
         quantities : tuple of str
             Columns of the history.
         """
-        unknown = [name for name in quantities if name not in _TITLES]
-        if unknown or not quantities:
-            raise InvalidDataError(f"quantities={quantities!r}; choose among {', '.join(_TITLES)}")
+        listed = isinstance(quantities, list | tuple) and len(quantities) > 0
+        if not listed or not all(isinstance(name, str) and name in _TITLES for name in quantities):
+            raise InvalidDataError(
+                f"quantities={shown(quantities)}; choose among {', '.join(_TITLES)}"
+            )
         self.axes_ = self._panels(ax, len(quantities))
         self.ax_ = self.axes_[0]
         iteration = np.asarray(self.history["iteration"], dtype=float)
         for panel, name in zip(self.axes_, quantities):
             values = np.asarray(self.history[name], dtype=float)
-            shown = np.isfinite(values)
-            marker = "o" if shown.sum() <= 40 else ""
+            known = np.isfinite(values)
+            marker = "o" if known.sum() <= 40 else ""
             panel.plot(
-                iteration[shown], values[shown], color=COLOURS[0], marker=marker, markersize=3.5
+                iteration[known], values[known], color=COLOURS[0], marker=marker, markersize=3.5
             )
             panel.set_ylabel(_TITLES[name])
-            if name in ("stationarity", "penalty") and shown.any() and (values[shown] > 0).all():
+            if name in ("stationarity", "penalty") and known.any() and (values[known] > 0).all():
                 panel.set_yscale("log")
             if name == "transport_cost" and self.budget:
                 panel.axhline(self.budget, color=MUTED, linestyle="--", linewidth=1)
                 note(panel, "radius²", (1, self.budget), 3, xycoords=("axes fraction", "data"))
-            if not shown.any():
+            if not known.any():
                 panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
             tidy(panel)
         self.axes_[-1].set_xlabel("iteration")

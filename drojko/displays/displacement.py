@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko.displays._style import COLOURS, INK, MUTED, Display, label_of, note, tidy, unwrap
+from drojko._doors import checked
+from drojko._validation import shown
+from drojko.displays._style import (
+    COLOURS,
+    INK,
+    MUTED,
+    Display,
+    check_report,
+    label_of,
+    note,
+    tidy,
+    unwrap,
+)
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -16,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DisplacementDisplay"]
 
 
+@checked()
 @dataclass(eq=False, repr=False)
 class DisplacementDisplay(Display):
     r"""Bars: the share of the transport budget by feature, split by class.
@@ -75,8 +88,16 @@ class DisplacementDisplay(Display):
         cls, report: Any, *, radius: float | None = None, ax: Axes | None = None, **settings: Any
     ) -> Self:
         """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
+        check_report(report)
         worst = report.worst_case(radius)
         return cls(worst.displacement(), worst.share_of).plot(ax, **settings)
+
+    def __post_init__(self) -> None:
+        if not {"feature", "share"} <= set(getattr(self.displacement, "columns", ())):
+            raise InvalidDataError(
+                f"displacement={shown(self.displacement)}; expected what "
+                "worst_case_.displacement() returns"
+            )
 
     def ranking(self) -> list[str]:
         """Features, the largest share of the budget first."""

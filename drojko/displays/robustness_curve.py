@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.base import clone
 
-from drojko.displays._style import COLOURS, Display, tidy, unwrap
+from drojko._doors import checked
+from drojko._validation import floats, shown
+from drojko.displays._style import COLOURS, Display, check_report, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ _LOG = 30.0  # ratio of risks above which the axis is logarithmic
 _UNPROVEN, _NO_BOUND = "local-estimate", "largest-loss"
 
 
+@checked()
 @dataclass(eq=False, repr=False, kw_only=True)
 class RobustnessCurveDisplay(Display):
     r"""Worst-case risk of a fixed model on given data, over the radius of the ambiguity set.
@@ -114,13 +117,15 @@ class RobustnessCurveDisplay(Display):
             For `plot`.
         """
         model, X = unwrap(estimator, X)
+        if ambiguity is not None and not hasattr(ambiguity, "budget"):
+            raise InvalidDataError(f"ambiguity={shown(ambiguity)}; expected an ambiguity set")
         balls: Any = clone(model._nested("ambiguity") if ambiguity is None else ambiguity)
         if radii is None:
             radius = model._nested("ambiguity").radius
             if radius is None and model.certificate_ is not None:  # what the worst case spends
                 radius = float(np.sqrt(model.certificate_.transport_cost))
             radii = np.linspace(0.0, 2.0 * (radius or 0.1), 9)
-        radii = np.asarray(radii, dtype=float)
+        radii = floats(radii, "radii")
         if radii.ndim != 1 or not radii.size:
             raise InvalidDataError(f"radii has shape {radii.shape}; expected a list of numbers")
         certificates = [
@@ -157,6 +162,7 @@ class RobustnessCurveDisplay(Display):
         **settings
             For `plot`: ``metric="accuracy"`` shows accuracies instead of risks.
         """
+        check_report(report)
         table = report.table
         if "radius" not in table.columns:
             raise InvalidDataError("the report has no radii: it was made with a penalty")

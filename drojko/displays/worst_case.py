@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko.displays._style import COLOURS, INK, MARKERS, MUTED, Display, label_of, tidy, unwrap
+from drojko._doors import checked
+from drojko._validation import shown
+from drojko.displays._style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    MUTED,
+    Display,
+    check_report,
+    label_of,
+    tidy,
+    unwrap,
+)
 from drojko.exceptions import InvalidDataError
 
 if TYPE_CHECKING:
@@ -18,6 +30,7 @@ __all__ = ["WorstCaseDisplay"]
 _MOST_CLASSES = len(COLOURS)
 
 
+@checked()
 @dataclass(eq=False, repr=False, kw_only=True)
 class WorstCaseDisplay(Display):
     r"""Draws x of the reference, arrows x -> T(x), and their images in the worst case.
@@ -112,6 +125,7 @@ class WorstCaseDisplay(Display):
         **settings: Any,
     ) -> Self:
         """Plot the worst case of an audit, at ``radius`` or else the report's last row."""
+        check_report(report)
         worst = report.worst_case(radius)
         return cls._from_worst_case(worst, features, n_samples, random_state).plot(ax, **settings)
 
@@ -128,6 +142,8 @@ class WorstCaseDisplay(Display):
             order = np.argsort(-spent.to_numpy(), kind="stable")[:2]
             columns = sorted(int(j) for j in order)
         else:
+            if not isinstance(features, list | tuple):
+                raise InvalidDataError(f"features={shown(features)}; expected two names or indices")
             columns = [_column(name, names) for name in features]
             if len(set(columns)) != 2:
                 raise InvalidDataError(f"features={features!r}; expected two different ones")

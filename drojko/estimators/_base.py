@@ -23,6 +23,7 @@ from drojko._driver import Status, all_finite, keeping
 from drojko._sklearn import (
     HasMethods,
     Interval,
+    InvalidParameterError,
     NestedDefaults,
     StrOptions,
     check_is_fitted,
@@ -30,6 +31,7 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
+from drojko._validation import arithmetic, did_you_mean, is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
@@ -184,6 +186,35 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    def _validate_params(self) -> None:
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            raise InvalidParameterError(f"{error}{self._hint(str(error))}") from None
+        for name, value in self.get_params(deep=False).items():
+            number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+            if number and not is_real(value, infinite=name == "max_time"):
+                raise InvalidDataError(
+                    f"{type(self).__name__}: {name}={shown(value)}; expected a finite number"
+                )
+            kinds = self._parameter_constraints.get(name, ())
+            if isinstance(value, bool | np.bool_) and not {"boolean", "verbose"} & {
+                kind for kind in kinds if isinstance(kind, str)
+            }:
+                raise InvalidDataError(
+                    f"{type(self).__name__}: {name}={value}; expected a number, not a boolean"
+                )
+
+    def _hint(self, message: str) -> str:
+        """What to give instead of the parameter that a message of scikit-learn names."""
+        name = message.partition("'")[2].partition("'")[0]
+        value = getattr(self, name, None)
+        if name == "ambiguity":
+            return AmbiguitySet._instead(value)
+        kinds = self._parameter_constraints.get(name, ())
+        names = sorted(n for kind in kinds if isinstance(kind, StrOptions) for n in kind.options)
+        return f" {did_you_mean(value, names)}" if isinstance(value, str) and names else ""
+
     # -- fitting -----------------------------------------------------------------------------
 
     def _get_loss(self, n_outputs: int) -> Loss:
@@ -202,7 +233,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
-        if self.device != "cpu":
+        if not isinstance(self.device, str) or self.device != "cpu":
             check_device(self.device)
         if self.inner not in _SIMPLE:
             self._plain_inner().check(ambiguity)
@@ -213,7 +244,8 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
         last: dict[str, Any] = {}
-        with keeping(lambda: self if last else None), one_thread(X.size < SMALL):
+        kept, words = keeping(lambda: self if last else None), arithmetic("the fit")
+        with kept, one_thread(X.size < SMALL), words:
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
@@ -550,7 +582,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
             generator=generator,
             groups=groups,
         )
-        with one_thread(X.size < SMALL), torch.no_grad():
+        with one_thread(X.size < SMALL), torch.no_grad(), arithmetic("the certificate"):
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)

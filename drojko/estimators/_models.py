@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from drojko._random import spawn
+from drojko._validation import shown
 from drojko.approaches.base import Approach, Assessment, Plan
 from drojko.exceptions import InvalidDataError
 from drojko.inner.transport.storage import pack_module
@@ -71,11 +72,8 @@ def build_model(front: Any, n_outputs: int, generator: torch.Generator) -> Tabul
         return Linear(n_features, n_outputs, **own)
     if model == "mlp":
         hidden = front.hidden_layer_sizes
-        sizes: tuple[Any, ...] = (
-            (hidden,) if isinstance(hidden, int | np.integer) else tuple(hidden)
-        )
-        if not all(isinstance(h, int | np.integer) and h > 0 for h in sizes):
-            raise InvalidDataError(f"hidden_layer_sizes={hidden!r}; expected positive integers")
+        listed = isinstance(hidden, list | tuple | range | np.ndarray) and np.ndim(hidden) == 1
+        sizes = tuple(hidden) if listed else (hidden,)
         return MLP(n_features, n_outputs, hidden=sizes, activation=front.activation, **own)
     if isinstance(model, nn.Module):
         raise InvalidDataError(
@@ -84,14 +82,21 @@ def build_model(front: Any, n_outputs: int, generator: torch.Generator) -> Tabul
         )
     if not callable(model):
         raise InvalidDataError(
-            f"model={model!r}; expected 'linear', 'mlp' or a callable that returns a torch module"
+            f"model={shown(model)}; expected 'linear', 'mlp' or a callable that returns a torch "
+            "module"
         )
     # A user's module draws its weights from the global generator: seed it for a moment, one fit
     # at a time, and give the caller's state back.
     with _FACTORY, torch.random.fork_rng(devices=[]):  # noqa: TID251
         seed = torch.randint(2**31 - 1, (1,), generator=gen)
         torch.default_generator.manual_seed(int(seed))
-        module = model()
+        try:
+            module = model()
+        except TypeError as error:
+            raise InvalidDataError(
+                f"model={shown(model)} cannot be called without arguments ({error}); give a "
+                "callable that returns a new torch module"
+            ) from error
     if not isinstance(module, nn.Module):
         raise InvalidDataError(
             f"model() returned {type(module).__name__}; expected a torch.nn.Module"
@@ -109,15 +114,17 @@ def _module_model(
     try:
         with torch.no_grad():
             outputs = [module(trial), module(trial), module(trial[1:])]
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InvalidDataError(
             f"the module that model() returned fails on X of shape (3, {n_features}) and dtype "
             f"{like['dtype']}: {error}"
         ) from error
     first, again, part = outputs
-    if not isinstance(first, Tensor):
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        got = shown(first) if isinstance(first, Tensor) else type(first).__name__
+        some = "; of a tuple, return the part that predicts" if isinstance(first, tuple) else ""
         raise InvalidDataError(
-            f"the module that model() returned gives {type(first).__name__}; expected a tensor"
+            f"the module that model() returned gives {got}; expected a tensor of real numbers{some}"
         )
     allowed = {(3,), (3, 1)} if n_outputs == 1 else {(3, n_outputs)}
     shapes = allowed | ({(3, 2)} if binary else set())
@@ -143,9 +150,10 @@ def _module_model(
 def check_device(device: Any) -> None:
     """Raise `InvalidDataError` for a torch device that is unknown or absent."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        if torch.empty(0, device=device).is_meta:
+            raise TypeError("it holds no numbers")
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidDataError(
-            f"device={device!r} cannot be used ({reason}); device='cpu' always can"
+            f"device={shown(device)} cannot be used ({reason}); device='cpu' always can"
         ) from error

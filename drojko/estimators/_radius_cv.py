@@ -16,6 +16,8 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from drojko._driver import keeping
 from drojko._random import spawn
+from drojko._sklearn import plain
+from drojko._validation import shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import floats
 from drojko.estimators.scoring import Rows, radius_path, split_last
@@ -46,9 +48,9 @@ def by_cv(
         names = getattr(Z, "columns", None)
         share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
         names = None if names is None else [str(column) for column in names]
-        steps_up = ambiguity.candidates(np.asarray(Z, dtype=np.float64), names, share)
+        steps_up = ambiguity.candidates(floats(Z, "X"), names, share)
         radii = [ambiguity.nothing, *(float(f"{step:.3g}") for step in steps_up)]
-    radii = sorted(set(floats(list(radii), "radii").ravel().tolist()))
+    radii = sorted(set(floats(radii, "radii").ravel().tolist()))
     if not radii:
         raise InvalidDataError("radii is empty: give one candidate or more")
     for radius in radii:
@@ -61,7 +63,12 @@ def by_cv(
         seed = int(torch.randint(2**31 - 1, (1,), generator=spawn(rng)))
         kind = StratifiedKFold if is_classifier(last) else KFold
         cv = kind(cv, shuffle=True, random_state=seed)
-    folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, labels))
+    try:
+        folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, labels))
+    except (ValueError, TypeError) as error:
+        raise InvalidDataError(f"cv={shown(cv)} makes no folds of these rows: {error}") from error
+    if is_classifier(last):
+        _check_folds(np.asarray(y), folds)
     runs: list[Any] = []
     done = Parallel(n_jobs=n_jobs, return_as="generator")(
         delayed(_fold)(steps, last, rows.at(train), rows.at(test), radii, fixed)
@@ -135,6 +142,19 @@ def _evaluation_set(
     if not positive:
         raise InvalidDataError("radii holds no ambiguity at all: add a positive radius or give at=")
     return ambiguity.resized(sorted(positive)[len(positive) // 2])
+
+
+def _check_folds(y: np.ndarray, folds: list[Any]) -> None:
+    """Raise for folds whose rows to train on lack a class."""
+    for number, (train, _) in enumerate(folds, 1):
+        missing = np.setdiff1d(y, y[train])
+        if missing.size:
+            raise InvalidDataError(
+                f"fold {number} of {len(folds)} of cv would be trained without the class "
+                f"{plain(missing[0])!r}, all of whose {int((y == missing[0]).sum())} rows it holds "
+                "out: give fewer folds, an integer cv (folds are then stratified), or a splitter "
+                "that leaves every class in"
+            )
 
 
 def _fold(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from sklearn.utils import check_consistent_length
 
+from drojko._doors import checked
 from drojko._random import generator
 from drojko._sklearn import checked_weight
+from drojko._validation import chosen
 from drojko.estimators._inference import by_calibration, by_profile
 from drojko.estimators._radius_cv import by_cv
 from drojko.estimators.scoring import Rows, split_last
@@ -59,6 +60,7 @@ class RadiusSelection:
         return f"{head}\n  {self.message}\n" + "\n".join(f"  {line}" for line in text.split("\n"))
 
 
+@checked()
 def select_radius(
     estimator: Any,
     X: Any,
@@ -174,13 +176,11 @@ def select_radius(
     >>> folds.radius, list(folds.table.columns[:2])
     (0.0125, ['radius', 'upper_bound'])
     """
-    if method not in _METHODS:
-        raise InvalidDataError(f"method={method!r}; expected one of {', '.join(_METHODS)}")
-    if rule not in ("min", "1se"):
-        raise InvalidDataError(f"rule={rule!r}; expected 'min' or '1se'")
-    if not (isinstance(level, Real) and 0.0 < level < 1.0):
+    chosen("method", method, _METHODS)
+    chosen("rule", rule, ("min", "1se"))
+    if not 0.0 < level < 1.0:
         raise InvalidDataError(f"level={level!r}; expected a number between 0 and 1, such as 0.05")
-    if not (isinstance(n_draws, Integral) and n_draws >= 1000):
+    if n_draws < 1000:
         raise InvalidDataError(f"n_draws={n_draws!r}; expected 1000 or more")
     _, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")

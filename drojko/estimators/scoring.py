@@ -11,7 +11,9 @@ from sklearn.base import clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
+from drojko._doors import checked
 from drojko._driver import keeping
+from drojko._validation import floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.exceptions import InvalidDataError
@@ -93,6 +95,7 @@ class _RobustScorer:
         return f"make_robust_scorer({self.ambiguity!r})"
 
 
+@checked()
 def radius_path(
     estimator: Any, X: Any, y: Any, radii: Sequence[float], **fit_params: Any
 ) -> list[Any]:
@@ -131,6 +134,9 @@ def radius_path(
         steps: Any = clone(steps)
         X = steps.fit_transform(X, y)
     ambiguity = last._nested("ambiguity")
+    radii = floats(radii, "radii")
+    if radii.ndim != 1:
+        raise InvalidDataError(f"radii={shown(radii)}; expected a list of numbers")
     sets = [ambiguity.resized(radius) for radius in radii]
     order = sorted(range(len(radii)), key=lambda i: ambiguity.room(radii[i]))
     fitted: dict[int, Any] = {}

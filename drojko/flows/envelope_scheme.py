@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from drojko._numerics import check_settings
+from drojko._validation import check_settings
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import refine
@@ -64,10 +64,11 @@ class EnvelopeScheme:
     rate: float = 0.02
     tol: float = 1e-3
 
-    def validate(self) -> None:
+    def __post_init__(self) -> None:
         check_settings(
             self,
             whole={"components": 1, "n_particles": 1, "batch_size": 1, "iterations": 0},
+            least={"tol": 0.0},
             above={"rate": 0.0},
         )
 
@@ -75,7 +76,6 @@ class EnvelopeScheme:
         self, train: MapProblem, held: MapProblem, generator: torch.Generator, start: Any = None
     ) -> FittedMap:
         """The map that minimises J on ``train``, judged on ``held``."""
-        self.validate()
         first = AffineStart(train, held)
         if not self.iterations or first.optimal:
             return first.fitted

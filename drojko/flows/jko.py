@@ -6,14 +6,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
+from drojko._doors import checked
 from drojko._driver import Status, run
 from drojko._random import generator as make_generator
+from drojko._validation import check_number, floats, is_real, is_whole, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals.base import Functional
@@ -51,6 +52,7 @@ class FlowState(Steps):
         return FlowStep(self.measures[0], Composition((*self.maps, *maps)), to)
 
 
+@checked()
 class JKOFlow(FlowSolver):
     r"""The gradient flow of F in the Wasserstein space, step by step.
 
@@ -112,27 +114,24 @@ class JKOFlow(FlowSolver):
         step_size: float | Sequence[float],
         adaptive: float | None = None,
     ) -> None:
-        if adaptive is not None and not (
-            0.0 < adaptive < math.inf and isinstance(step_size, int | float)
-        ):
+        if adaptive is not None and not (is_real(adaptive) and adaptive > 0 and is_real(step_size)):
             raise InvalidDataError(
-                f"adaptive={adaptive!r} with step_size={step_size!r}; give a positive share and "
-                "one number to start from"
+                f"adaptive={shown(adaptive)} with step_size={shown(step_size)}; give a positive "
+                "share and one number to start from"
             )
         scheme = ICNNScheme() if scheme is None else scheme
         if isinstance(scheme, type) or not (
             hasattr(scheme, "solver") or hasattr(scheme, "fit_map")
         ):
             raise InvalidDataError(
-                f"scheme={scheme!r}; expected settings such as ICNNScheme(), SemiDualScheme() or "
-                "ImportanceCorrectedScheme()"
+                f"scheme={shown(scheme)}; expected settings such as ICNNScheme(), SemiDualScheme() "
+                "or ImportanceCorrectedScheme()"
             )
-        try:
-            self._sizes = np.asarray(step_size, dtype=np.float64)
-        except (TypeError, ValueError):
+        self._sizes = floats(step_size, "step_size")
+        if self._sizes.ndim > 1 or isinstance(step_size, bool | np.bool_):
             raise InvalidDataError(
-                f"step_size={step_size!r}; expected a positive number, or one for each step"
-            ) from None
+                f"step_size={shown(step_size)}; expected a positive number, or one for each step"
+            )
         self.functional = functional
         self.scheme: Any = scheme
         self.step_size = step_size
@@ -252,20 +251,16 @@ class JKOFlow(FlowSolver):
         n_steps = given if n_steps is None else n_steps
         if n_steps is None:
             raise InvalidDataError("give n_steps, or a step size for each step")
-        if not isinstance(n_steps, Integral) or isinstance(n_steps, bool) or n_steps < 1:
-            raise InvalidDataError(f"n_steps={n_steps!r}; a flow takes at least 1 step")
-        if not isinstance(initial, Measure):
-            raise InvalidDataError(
-                f"initial is {type(initial).__name__}; expected a measure to start from, such as "
-                "drojko.measures.Gaussian(...) or Empirical(X)"
-            )
+        if not is_whole(n_steps, 1):
+            raise InvalidDataError(f"n_steps={shown(n_steps)}; a flow takes at least 1 step")
         if given is not None and given < n_steps:
             raise InvalidDataError(f"step_size has {given} entries for {n_steps} steps")
-        wrong = [h for h in map(self._size, range(n_steps)) if not 0.0 < h < math.inf]
-        if wrong:
-            raise InvalidDataError(f"step_size={wrong[0]!r}; it must be a positive number")
-        if not until > 0.0:
-            raise InvalidDataError(f"until={until!r}; it must be a positive time")
+        wrong = ~((self._sizes > 1e-150) & (self._sizes < 1e150))  # whose squares are numbers
+        if wrong.any():
+            raise InvalidDataError(
+                f"step_size={float(self._sizes[wrong].flat[0])!r}; it must be a positive number"
+            )
+        check_number("until", until, above=0, infinite=True)
         solver: Any = self
         if hasattr(self.scheme, "solver"):  # a scheme with a state of its own
             if self.adaptive is not None or until != math.inf:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko._validation import check_settings
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.flows.functionals.base import Energy
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
@@ -119,6 +120,9 @@ class LineScheme:
     n_particles: int = 2000
     tol: float = 1e-12
     max_iter: int = 100
+
+    def __post_init__(self) -> None:
+        check_settings(self, whole={"n_particles": 2, "max_iter": 1}, least={"tol": 0.0})
 
     def fit_map(
         self, train: MapProblem, held: MapProblem, generator: torch.Generator, start: Any = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drojko._validation import chosen, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.importance import Importance
@@ -136,12 +137,11 @@ def get_inner(inner: str | InnerSolver | None) -> InnerSolver:
     if inner is None:
         inner = "icnn"
     if isinstance(inner, str):
-        if inner not in _NAMED:
-            raise InvalidDataError(f"inner={inner!r} is unknown; choose one of {sorted(_NAMED)}")
+        chosen("inner", inner, _NAMED)
         inner = _NAMED[inner]()
     if not isinstance(inner, InnerSolver):
         raise InvalidDataError(
-            f"inner={inner!r}: expected one of {sorted(_NAMED)} or a settings object"
+            f"inner={shown(inner)}: expected one of {sorted(_NAMED)} or a settings object"
         )
     inner.validate()
     return inner

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.inner.swaps import Swaps
 
 __all__ = ["Coordinates"]
 
 
+@checked(
+    x="n d any",
+    q0="n r any",
+    q="n r any",
+    gradient="n d any",
+    immutable="k index",
+    first_layer="k d any",
+)
 @dataclass(frozen=True)
 class Coordinates:
     r"""Isometric coordinates :math:`q = V^\top C^{1/2} x / \sigma` of the movable part of x.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
+from drojko.exceptions import InvalidDataError
 from drojko.inner.coordinates import Coordinates
 from drojko.losses import Loss
 from drojko.models import TabularModel
@@ -15,6 +17,7 @@ from drojko.models import TabularModel
 __all__ = ["Batch", "Objective"]
 
 
+@checked(x="n d any", y="n real", q0="n r any", index="k index")
 @dataclass(frozen=True)
 class Batch:
     """Reference draws with their coordinates.
@@ -47,9 +50,12 @@ class Batch:
 
     def repeat(self, times: int) -> Batch:
         """All rows, ``times`` over."""
+        if times < 1:
+            raise InvalidDataError(f"times={times}; expected 1 or more")
         return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
 
 
+@checked(q="n r any", x="n d any", y="n real")
 @dataclass(frozen=True)
 class Objective:
     r"""Per-sample objective :math:`J(q) = \ell(f(x'), y) - \lambda c(x, x')`, x' = decode(q).

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from sklearn.base import BaseEstimator
 
+from drojko._doors import Checked
+from drojko._validation import set_known
+from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch, Objective
 
 __all__ = ["InnerSolver"]
 
 
-class InnerSolver(BaseEstimator):
+class InnerSolver(Checked, BaseEstimator):
     """Settings of an inner solver. ``fit`` is deterministic given the generator."""
 
     corrections = 0
@@ -23,7 +26,11 @@ class InnerSolver(BaseEstimator):
     def validate(self) -> None:
         """Raise `InvalidDataError` for a setting out of range."""
 
-    def check(self, ambiguity: Any) -> None:
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; an unknown name is an error that says which one may be meant."""
+        return set_known(self, super().set_params, params)
+
+    def check(self, ambiguity: AmbiguitySet) -> None:
         """Raise `UnsupportedError` for sets that the solver does not know."""
 
     def fit(

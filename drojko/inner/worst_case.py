@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import Checked
 from drojko._random import generator as make_generator
+from drojko._validation import plain_tensor, shown
 from drojko.exceptions import InvalidDataError
+from drojko.measures._arrays import matrix, vector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["WorstCase", "quantiles", "which"]
 
 
-class WorstCase(ABC):
+class WorstCase(Checked, ABC):
     r"""A worst-case distribution, as a fitted estimator or an audit returns it.
 
     Of a transport set it is the image of the reference under a map (`TransportedWorstCase`); other
@@ -131,7 +134,7 @@ class WorstCase(ABC):
 
     def _points(self, X: Any, **like: Any) -> Tensor:
         """Rows of X as a tensor of shape (n, d), float64 unless ``like`` says otherwise."""
-        x = torch.as_tensor(np.array(X, dtype=np.float64), **like)
+        x = torch.as_tensor(np.array(matrix(X, name="X")), **like)
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise InvalidDataError(f"X has shape {tuple(x.shape)}; expected (n, {self.n_features})")
         return x
@@ -150,13 +153,18 @@ class WorstCase(ABC):
 
     def _encode(self, y: Any, x: Tensor) -> Tensor:
         if self.classes is None:
-            return torch.as_tensor(np.array(y, dtype=np.float64), dtype=x.dtype, device=x.device)
-        y = np.asarray(y)
-        index = np.searchsorted(self.classes, y)
-        index = np.clip(index, 0, len(self.classes) - 1)
-        if not np.array_equal(self.classes[index], y):
-            unknown = sorted(set(y.tolist()) - set(self.classes.tolist()), key=str)
-            raise InvalidDataError(f"y holds labels {unknown}; known: {self.classes.tolist()}")
+            return vector(y, len(x)).detach().to(x)
+        try:
+            y = np.asarray(plain_tensor(y, "y"))
+        except ValueError as error:  # rows of different lengths
+            raise InvalidDataError(f"y={shown(y)} is no array: {error}") from None
+        known = {label: index for index, label in enumerate(self.classes.tolist())}
+        try:
+            index = np.array([known.get(label, -1) for label in y.ravel().tolist()], dtype=int)
+        except TypeError:  # what is no label at all
+            index = np.array([-1])
+        if y.ndim != 1 or (index < 0).any():
+            raise InvalidDataError(f"y is {shown(y)}; expected labels out of {[*known]}")
         return torch.as_tensor(index, device=x.device)
 
     def _decode(self, y: Tensor) -> np.ndarray:

@@ -18,13 +18,13 @@ which is all that an order-2 Wasserstein ball can do to a linear model.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from drojko._validation import chosen, did_you_mean, is_whole, shown
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss
 from drojko.losses.binary import Hinge, Logistic
@@ -87,6 +87,10 @@ def get_loss(
     >>> get_loss("logistic", n_classes=3)
     Softmax()
     """
+    if task is not None:
+        chosen("task", task, ("classification", "regression"))
+    if n_classes is not None and not is_whole(n_classes, 1):
+        raise InvalidDataError(f"n_classes={shown(n_classes)}; expected an integer above 0")
     if params and not isinstance(loss, str):
         raise InvalidDataError(f"{', '.join(params)}: parameters of a name, but loss is {loss!r}")
     if isinstance(loss, Loss):
@@ -98,7 +102,7 @@ def get_loss(
     elif callable(loss):
         found = CallableLoss(loss, task=task or "classification")
     else:
-        raise InvalidDataError(f"loss is {loss!r}; expected a name, a callable or a Loss")
+        raise InvalidDataError(f"loss is {shown(loss)}; expected a name, a callable or a Loss")
     if task is not None and found.task != task:
         raise InvalidDataError(
             f"loss {found.name or found!r} is for {found.task}, but the task is {task}"
@@ -111,9 +115,7 @@ def get_loss(
 def _named(name: str, task: str | None, params: dict[str, Any]) -> Loss:
     known = sorted(k for k, kind in _NAMED.items() if task in (None, kind.task))
     if name not in _NAMED:
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidDataError(f"unknown loss {name!r}; {hint}known: {', '.join(known)}")
+        raise InvalidDataError(f"unknown loss {shown(name)}; {did_you_mean(name, known)}")
     try:
         return _NAMED[name](**params)
     except TypeError as error:

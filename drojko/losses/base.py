@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import Checked
 from drojko._numerics import endless
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.jets import Jet, smooth_jet, smooth_shift
@@ -32,7 +33,7 @@ class _Growth:
         return math.inf if stated.curvature is None else 0.5 * stated.curvature
 
 
-class Loss:
+class Loss(Checked):
     r"""A loss :math:`\ell(f, y)` with its structure.
 
     A loss of your own derives from this class. It needs `value`, `gradient` and
@@ -88,6 +89,7 @@ class Loss:
     (1.0, inf, 0.0, (1.0,))
     """
 
+    _shapes = {"f": "~", "y": "~ real", "kappa": "~"}
     name: str = ""
     task: str = "classification"
     scalar: bool = True
@@ -133,7 +135,7 @@ class Loss:
         `UnboundedRiskError` unless every `kappa` exceeds ``growth``. A loss of your own implements
         ``_shift(f, y, kappa)``, which is asked for finite `kappa` above ``growth`` only.
         """
-        if not self.offers("_shift") and not self.smooth_within:
+        if not self.scalar or not (self.offers("_shift") or self.smooth_within):
             raise self._lacks(
                 "_shift",
                 "exact worst cases of linear models need",

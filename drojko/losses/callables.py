@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from drojko._validation import chosen, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses.base import Loss
 
@@ -40,6 +41,7 @@ class CallableLoss(Loss):
         task: str = "classification",
         scalar: bool = True,
     ) -> None:
+        chosen("CallableLoss: task", task, ("classification", "regression"))
         self.fn = fn
         self.task = task
         self.scalar = scalar
@@ -47,24 +49,44 @@ class CallableLoss(Loss):
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         out = self.fn(f, y)
         if not isinstance(out, Tensor) or tuple(out.shape) != (f.shape[0],):
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InvalidDataError(
-                f"the loss returned {got}; expected one value per row, a tensor of shape "
+                f"the loss returned {shown(out)}; expected one value per row, a tensor of shape "
                 f"({f.shape[0]},)"
             )
+        if not out.is_floating_point():
+            raise InvalidDataError(
+                f"the loss returned {shown(out)}; expected real numbers: compute it from the "
+                "prediction without rounding, comparisons or complex numbers"
+            )
+        if f.requires_grad and not out.requires_grad and torch.is_grad_enabled():
+            self._check_constant(out, f, y)
         return out
+
+    def _check_constant(self, out: Tensor, f: Tensor, y: Tensor) -> None:
+        """Raise where a loss has no history though it changes with the prediction."""
+        with torch.no_grad():
+            moved = self.fn(f.detach() + 1e-3 * (1.0 + f.detach().abs()), y)
+        if not torch.equal(moved, out):
+            raise InvalidDataError(
+                "the loss returned a tensor that is detached from the prediction (by detach(), "
+                "item() or numpy()), so that there is no gradient: compute it by torch alone"
+            )
 
     def gradient(self, f: Tensor, y: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = f.detach().requires_grad_()
-            return torch.autograd.grad(self.value(leaf, y).sum(), leaf)[0]
+            value = self.value(leaf, y)
+            return torch.autograd.grad(value.sum(), leaf)[0] if value.requires_grad else 0.0 * f
 
     def second_derivative(self, f: Tensor, y: Tensor) -> Tensor:
         if f.ndim != 1:
             raise UnsupportedError("second_derivative is defined for outputs of shape (n,)")
         with torch.enable_grad():
             leaf = f.detach().requires_grad_()
-            (g,) = torch.autograd.grad(self.value(leaf, y).sum(), leaf, create_graph=True)
+            value = self.value(leaf, y)
+            if not value.requires_grad:
+                return torch.zeros_like(f)
+            (g,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
             if not g.requires_grad:
                 return torch.zeros_like(f)
             (h,) = torch.autograd.grad(g.sum(), leaf, allow_unused=True)

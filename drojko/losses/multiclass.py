@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from drojko._validation import shown
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses.base import Loss
 from drojko.losses.pieces import LogSumExp, Response, Smooth
@@ -220,11 +221,23 @@ class CrammerSinger(_Pairwise):
 
 
 def _own(f: Tensor, y: Tensor) -> Tensor:
+    check_classes(f, y)
     return f.gather(-1, y[:, None])[:, 0]
+
+
+def check_classes(f: Tensor, y: Tensor) -> None:
+    """Raise unless f has a column for each class that y names."""
+    if f.ndim != 2 or y.shape != f.shape[:1] or y.dtype != torch.int64:
+        raise InvalidDataError(
+            f"f is {shown(f)}, y {shown(y)}; expected outputs (n, K) and class indices (n,), int64"
+        )
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < f.shape[1]:
+        raise InvalidDataError(f"y names classes beyond the {f.shape[1]} columns of f")
 
 
 def _minus_one(a: Tensor, y: Tensor) -> Tensor:
     """`a` with one taken off the entry of each row's own class."""
+    check_classes(a, y)
     return a.scatter_add(-1, y[:, None], a.new_full((a.shape[0], 1), -1.0))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import check_number, is_real, shown
 from drojko.exceptions import InvalidDataError
 from drojko.losses.base import Loss, either
 from drojko.losses.jets import Jet, huber_jet, square_jet
@@ -100,8 +101,8 @@ class Quantile(TwoLines):
     kinks = (0.0,)
 
     def __init__(self, q: float = 0.5) -> None:
-        if not 0.0 < q < 1.0:
-            raise InvalidDataError(f"quantile loss: q = {q!r}, expected 0 < q < 1")
+        if not (is_real(q) and 0.0 < q < 1.0):
+            raise InvalidDataError(f"quantile loss: q = {shown(q)}, expected 0 < q < 1")
         self.q = self._level = float(q)
         self.slopes = (-self.q, 1.0 - self.q)
         self.lipschitz = max(self.q, 1.0 - self.q)
@@ -156,8 +157,7 @@ class Huber(Loss):
     convex = True
 
     def __init__(self, delta: float = 1.35) -> None:
-        if not (delta > 0 and math.isfinite(delta)):
-            raise InvalidDataError(f"huber loss: delta = {delta!r}, expected a positive number")
+        check_number("huber loss: delta", delta, above=0)
         self.delta = float(delta)
         self.lipschitz = self.delta
 

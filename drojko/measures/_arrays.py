@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import check_scale, floats, is_whole, plain_tensor, refuse, shown
 from drojko.exceptions import InvalidDataError
 
 
 def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
     """Return X (array, list, frame or tensor) as a finite float64 array of shape (n, dim)."""
-    rows = np.ascontiguousarray(_floats(X, name))
+    rows = np.ascontiguousarray(floats(X, name))
     _check_shape(rows.shape, dim, name)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(rows.sum()):  # as it is not if an entry is not
@@ -30,6 +30,7 @@ def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
 
 def queries(x: Any, dim: int, name: str = "x") -> Tensor:
     """Return points of shape (n, dim) as a tensor, float32 or float64, gradients kept."""
+    refuse(x, name)
     if not isinstance(x, Tensor):
         single = getattr(x, "dtype", None) == np.float32
         return torch.tensor(matrix(x, dim, name), dtype=torch.float32 if single else torch.float64)
@@ -41,12 +42,10 @@ def queries(x: Any, dim: int, name: str = "x") -> Tensor:
 
 def vector(y: Any, n: int, name: str = "y") -> Tensor:
     """Return one finite number per row as a tensor of shape (n,); a scalar is repeated."""
+    refuse(y, name)
     if not isinstance(y, Tensor):
-        y = np.asarray(y)
-        if y.dtype.kind == "O":  # for instance a nullable integer column
-            y = _floats(y, name)
-        if y.dtype.kind not in "fiub":
-            raise InvalidDataError(f"{name} holds {y.dtype.name}; expected numbers")
+        kind = getattr(getattr(y, "dtype", None), "kind", "O")
+        y = np.asarray(y) if kind in "fiub" and not hasattr(y, "nnz") else floats(y, name)
         y = torch.tensor(np.array(y, dtype=y.dtype.newbyteorder("="), order="C"))
     if y.ndim == 0:
         y = y.expand(n)
@@ -61,12 +60,21 @@ def masses(sample_weight: Any, n: int, name: str = "sample_weight") -> np.ndarra
     """Return n nonnegative weights, not all zero; ones for None."""
     if sample_weight is None:
         return np.ones(n)
-    weights = _floats(sample_weight, name)
+    weights = floats(sample_weight, name)
     if weights.shape != (n,):
         raise InvalidDataError(f"{name} has shape {weights.shape}; expected ({n},)")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise InvalidDataError(f"{name} must be finite and >= 0, and not all zero")
     return weights
+
+
+#: What a `Group` set says without them.
+NO_GROUPS = (
+    "a Group set needs the groups of the rows: give groups=, a label per row or columns of 0 "
+    "and 1. A search or a pipeline hands them on after "
+    "sklearn.set_config(enable_metadata_routing=True) and "
+    "estimator.set_fit_request(groups=True)"
+)
 
 
 def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
@@ -82,10 +90,12 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
     InvalidDataError
         For missing labels, other numbers than 0 and 1, rows without a group.
     """
-    if isinstance(groups, torch.Tensor):
-        groups = groups.detach().cpu().numpy()
+    groups = plain_tensor(groups, "groups")
     columns = getattr(groups, "columns", None)
-    table = np.asarray(groups)
+    try:
+        table = np.asarray(groups)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidDataError(f"groups={shown(groups)} is no array: {error}") from None
     if table.ndim == 1 and table.size:
         missing = np.flatnonzero(_missing(table))
         if missing.size:
@@ -127,10 +137,7 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
 def members_of(groups: Any, weights: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     """`membership` of weighted rows, none of whose groups is without weight."""
     if groups is None:
-        raise InvalidDataError(
-            "a Group set needs the groups of the rows: give groups=, a label per row or columns of "
-            "0 and 1"
-        )
+        raise InvalidDataError(NO_GROUPS)
     members, names = membership(groups)
     if len(members) != len(weights):
         raise InvalidDataError(
@@ -156,6 +163,7 @@ def _missing(labels: np.ndarray) -> np.ndarray:
 def weighted_rows(X: Any, sample_weight: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of positive weight and their weights, not normalised."""
     rows = matrix(X)
+    check_scale(rows, "X")
     weights = masses(sample_weight, len(rows))
     kept = weights > 0
     return rows[kept], weights[kept]
@@ -199,13 +207,16 @@ def scott(weights: np.ndarray, dim: int) -> float:
 
 def indices(columns: Any, dim: int, name: str = "columns") -> np.ndarray:
     """Return column indices (negative ones count from the end, a mask is fine) in 0..dim-1."""
-    chosen = np.atleast_1d(np.asarray([] if columns is None else columns))
+    try:
+        chosen = np.atleast_1d(np.asarray([] if columns is None else columns))
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidDataError(f"{name} is {shown(columns)}; expected column indices") from None
     if chosen.dtype == bool and chosen.shape == (dim,):
         return np.flatnonzero(chosen)
     if chosen.size == 0:
         return np.empty(0, dtype=int)
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-        raise InvalidDataError(f"{name} is {columns!r}; expected column indices")
+        raise InvalidDataError(f"{name} is {shown(columns)}; expected column indices")
     if chosen.min() < -dim or chosen.max() >= dim:
         raise InvalidDataError(f"{name} is {columns!r}, but there are {dim} columns")
     return chosen % dim
@@ -213,30 +224,14 @@ def indices(columns: Any, dim: int, name: str = "columns") -> np.ndarray:
 
 def count(n: Any) -> int:
     """Return a number of draws, at least 1."""
-    try:
-        number = operator.index(n)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InvalidDataError(f"n is {n!r}; expected an integer >= 1")
-    return number
+    if not is_whole(n, 1):
+        raise InvalidDataError(f"n is {shown(n)}; expected an integer >= 1")
+    return int(n)
 
 
 def double(values: Any, like: Tensor | None = None) -> Tensor:
     """Copy an array (a read-only memory map, too) into a float64 tensor on `like`'s device."""
     return torch.tensor(values, dtype=torch.float64, device=None if like is None else like.device)
-
-
-def _floats(values: Any, name: str) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidDataError(
-            f"{name} cannot be read as numbers ({error}); encode text and categories as numbers "
-            "and use a dense table"
-        ) from error
 
 
 def _check_shape(shape: tuple[int, ...], dim: int | None, name: str) -> None:

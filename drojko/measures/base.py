@@ -11,14 +11,20 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from drojko import _random
+from drojko._doors import Checked
+from drojko._validation import set_known
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures._arrays import count, distinct, spread, weighted_rows
 
 __all__ = ["LabelledMeasure", "Measure"]
 
 
-class _Settings(BaseEstimator):
+class _Settings(Checked, BaseEstimator):
     """The bookkeeping that measures of both kinds share."""
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; an unknown name is an error that says which one may be meant."""
+        return set_known(self, super().set_params, params)
 
     _state = ""  # the fitted attribute whose presence means "ready to use"
     _remedy = "call fit(X) first"

@@ -11,6 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import distinct, masses, matrix, queries, spread, vector
 from drojko.measures.base import LabelledMeasure, Measure, choose, draws
@@ -66,7 +67,8 @@ class ClassConditional(LabelledMeasure):
     @classmethod
     def from_measures(cls, measures: Sequence[Measure], weights: Any = None) -> ClassConditional:
         """Combine fitted measures, one a class, with class weights (None: equal)."""
-        return cls(measures=list(measures), weights=weights)._ready()
+        given = list(measures) if isinstance(measures, list | tuple) else [measures]
+        return cls(measures=given, weights=weights)._ready()
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit a clone of the template per class.
@@ -103,6 +105,13 @@ class ClassConditional(LabelledMeasure):
     def _construct(self) -> None:
         if self.measures is None:
             return
+        given = self.measures if isinstance(self.measures, list | tuple) else [self.measures]
+        wrong = [one for one in given if not isinstance(one, Measure)]
+        if wrong or not given:
+            got = shown(wrong[0] if wrong else self.measures)
+            raise InvalidDataError(
+                f"measures holds {got}; expected a fitted measure for each class"
+            )
         dims = [measure.dim for measure in self.measures]
         if len(set(dims)) != 1:
             raise InvalidDataError(f"measures live on {dims} columns; expected the same number")

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from drojko import _random
 from drojko._numerics import Adam, cosine
+from drojko._validation import check_settings, is_real, is_widths, shown
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal
@@ -83,9 +84,18 @@ class FlowMeasure(Measure):
     random_state: Any = 0
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
-        noise = scott(weights, rows.shape[1]) if self.noise == "auto" else self.noise
-        if isinstance(noise, str) or not 0 <= noise < math.inf:
-            raise InvalidDataError(f'noise is {self.noise!r}; give "auto" or a number >= 0')
+        check_settings(
+            self,
+            whole={"transforms": 1, "max_iter": 1, "batch_size": 1},
+            above={"learning_rate": 0.0},
+        )
+        noise = (
+            scott(weights, rows.shape[1])
+            if isinstance(self.noise, str) and self.noise == "auto"
+            else self.noise
+        )
+        if not (is_real(noise) and noise >= 0):
+            raise InvalidDataError(f'noise is {shown(self.noise)}; give "auto" or a number >= 0')
         generator = _random.generator(self.random_state)
         module = self._build(rows.shape[1], generator)
         self.centre_, self.scale_ = weights @ rows, positive(scale)
@@ -110,7 +120,7 @@ class FlowMeasure(Measure):
             flow = _zuko().flows.NSF(
                 dim,
                 transforms=count(self.transforms),
-                hidden_features=[count(width) for width in self.hidden_layer_sizes],
+                hidden_features=_widths(self.hidden_layer_sizes),
             )
         return flow.double()
 
@@ -141,6 +151,8 @@ class FlowMeasure(Measure):
 
     def log_prob(self, x: Any) -> Tensor:
         x = queries(x, self.dim).double()
+        if not len(x):
+            return x.new_zeros(0)
         z = (x - double(self.centre_, x)) / double(self.scale_, x)
         return self._flow(x.device).log_prob(z) - float(np.log(self.scale_).sum())
 
@@ -197,3 +209,10 @@ def _zuko() -> Any:
     finally:
         Distribution._validate_args = checks  # type: ignore[attr-defined]
     return zuko
+
+
+def _widths(sizes: Any) -> list[int]:
+    listed = isinstance(sizes, list | tuple | range | np.ndarray) and np.ndim(sizes) == 1
+    if not is_widths(found := list(sizes) if listed else [sizes]):
+        raise InvalidDataError(f"hidden_layer_sizes is {shown(sizes)}; expected widths of layers")
+    return [int(width) for width in found]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import check_number, floats
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import double, indices, matrix, moments, positive, queries
 from drojko.measures.base import Measure, antithetic, centred, draws, normal
@@ -81,13 +82,14 @@ class Gaussian(Measure):
         return len(self._ready().mean_)
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
+        check_number("Gaussian: ridge", self.ridge, least=0)
         mean, covariance = moments(rows, weights)
         return self._set(mean, covariance + np.diag(self.ridge * positive(scale) ** 2))
 
     def _construct(self) -> None:
         if self._mean is not None and self._covariance is not None:
             covariance = matrix(self._covariance, name="covariance")
-            mean = matrix(np.atleast_2d(np.asarray(self._mean)), len(covariance), "mean")[0]
+            mean = matrix(np.atleast_2d(floats(self._mean, "mean")), len(covariance), "mean")[0]
             self._set(mean, covariance)
 
     def _set(self, mean: np.ndarray, covariance: np.ndarray) -> Self:

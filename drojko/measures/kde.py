@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import check_number, floats, is_real, shown
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import (
     count,
@@ -97,7 +97,7 @@ class KDE(Measure):
         scale = spread(rows, weights) if len(rows) > 1 else scale.copy()
         cost = np.ones(dim)
         if self.shift_weights is not None:
-            cost = np.asarray(self.shift_weights, dtype=np.float64)
+            cost = floats(self.shift_weights, "shift_weights")
             if cost.shape != (dim,) or not (cost >= 0).all():
                 raise InvalidDataError(
                     f"shift_weights is {self.shift_weights!r}; expected {dim} values >= 0"
@@ -106,8 +106,7 @@ class KDE(Measure):
         scale[np.isinf(cost)] = 0.0
         factor = self._factor(rows, weights, scale)
         if self.max_shift is not None:
-            if not self.max_shift >= 0:
-                raise InvalidDataError(f"max_shift is {self.max_shift!r}; expected a number >= 0")
+            check_number("KDE: max_shift", self.max_shift, least=0, infinite=True)
             free = scale > 0
             shift = math.sqrt(np.sum(cost[free] * (factor * scale[free]) ** 2))
             factor *= min(1.0, self.max_shift / shift) if shift > 0 else 1.0
@@ -116,11 +115,11 @@ class KDE(Measure):
     def _factor(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> float:
         free = scale > 0
         rule = self.bandwidth
-        if not isinstance(rule, str) and isinstance(rule, Real) and 0 < float(rule) < math.inf:
+        if is_real(rule) and rule > 0:
             return float(rule)
-        if rule not in ("auto", "scott", "likelihood"):
+        if not isinstance(rule, str) or rule not in ("auto", "scott", "likelihood"):
             raise InvalidDataError(
-                f'bandwidth is {rule!r}; give "auto", "scott", "likelihood" or a number > 0'
+                f'bandwidth is {shown(rule)}; give "auto", "scott", "likelihood" or a number > 0'
             )
         factor = scott(weights, int(free.sum()))
         if rule == "likelihood" and free.any() and len(rows) > 1:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko import _random
+from drojko._validation import check_number, floats
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import (
     count,
@@ -87,6 +88,7 @@ class GaussianMixture(Measure):
     random_state: Any = 0
 
     def _fit(self, rows: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> Self:
+        check_number("GaussianMixture: ridge", self.ridge, least=0)
         n, dim = rows.shape
         centre, scale = weights @ rows, positive(scale)
         rows = (rows - centre) / scale
@@ -123,7 +125,7 @@ class GaussianMixture(Measure):
         if self.means is None or self.covariances is None:
             return
         means = matrix(self.means, name="means")
-        covariances = np.asarray(self.covariances, dtype=np.float64)
+        covariances = floats(self.covariances, "covariances")
         expected = (*means.shape, means.shape[1])
         if covariances.shape != expected:
             raise InvalidDataError(

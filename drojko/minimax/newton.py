@@ -27,6 +27,7 @@ from scipy.linalg import cho_solve
 
 from drojko._driver import Limits, Outcome, Status, nested, run
 from drojko._numerics import endless
+from drojko.exceptions import NonFiniteError
 
 __all__ = [
     "CONSTANT",
@@ -284,6 +285,11 @@ class Newton:
     def _move(self, st: State) -> float:
         """A joint step of an accepted length, which is returned; 0 where there was none."""
         o, terms, k = self.objective, st.terms, len(st.p)
+        if not math.isfinite(terms.value):
+            raise NonFiniteError(
+                "the worst-case risk is not finite at the start: look for extreme values or scales "
+                "in the data and the settings"
+            )
         gradient, hessian = self._system(terms, k)
         move = solve_symmetric(hessian, -gradient)
         st.decrement = decrement = max(-float(gradient @ move), 0.0)

@@ -11,31 +11,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import Checked
+from drojko._validation import check_number, did_you_mean, floats, is_whole, shown
 from drojko.exceptions import InvalidDataError
 from drojko.problems.parameters import Layout
 
 __all__ = ["Ball", "Box", "Constraint", "Nonnegative", "Region", "Simplex", "build_region"]
 
 
-class Constraint:
+class Constraint(Checked):
     """A convex set of decisions: ``project`` returns its nearest point, in any shape."""
+
+    _shapes = {"params": "* finite"}
 
     def project(self, params: Tensor) -> Tensor:
         """Nearest point of the set."""
         raise NotImplementedError
 
 
+def _entries(name: str, side: str, value: Any, n: int) -> np.ndarray:
+    array = floats(value, f"{name}: {side}").ravel()
+    if not is_whole(n, 1):
+        raise InvalidDataError(f"{name}: n={shown(n)}; expected a number of entries")
+    if array.size not in (1, n):
+        raise InvalidDataError(f"{name}: {side} has {array.size} entries; expected 1 or {n}")
+    return np.broadcast_to(array, (n,))
+
+
 def _range(name: str, lower: Any, upper: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    sides = []
-    for side, value, missing in (("lower", lower, -math.inf), ("upper", upper, math.inf)):
-        array = np.asarray(missing if value is None else value, dtype=np.float64).ravel()
-        if array.size not in (1, n):
-            raise InvalidDataError(f"{name}: {side} has {array.size} entries; expected 1 or {n}")
-        sides.append(np.broadcast_to(array, (n,)))
-    low, high = sides
-    if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
+    low = _entries(name, "lower", -math.inf if lower is None else lower, n)
+    high = _entries(name, "upper", math.inf if upper is None else upper, n)
+    if not (low <= high).all() or (low == math.inf).any() or (high == -math.inf).any():
         raise InvalidDataError(f"{name}: lower exceeds upper, or one of them is NaN")
     return low, high
+
+
+def _check_range(name: str, lower: Any, upper: Any) -> None:
+    """As far as the number of decisions is not known yet."""
+    sides = [1 if side is None else max(floats(side, name).size, 1) for side in (lower, upper)]
+    _range(name, lower, upper, max(sides))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +69,9 @@ class Box(Constraint):
 
     lower: Any = None
     upper: Any = None
+
+    def __post_init__(self) -> None:
+        _check_range("Box", self.lower, self.upper)
 
     def project(self, params: Tensor) -> Tensor:
         """Clip to the bounds."""
@@ -91,6 +108,10 @@ class Simplex(Constraint):
     total: float = 1.0
     lower: Any = 0.0
     upper: Any = None
+
+    def __post_init__(self) -> None:
+        check_number("Simplex: total", self.total)
+        _check_range("Simplex", self.lower, self.upper)
 
     def limits(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Bounds as arrays; raises `InvalidDataError` where no decision meets them."""
@@ -140,11 +161,18 @@ class Ball(Constraint):
     radius: float
     centre: Any = 0.0
 
+    def __post_init__(self) -> None:
+        check_number("Ball: radius", self.radius, above=0)
+        if not np.isfinite(floats(self.centre, "Ball: centre")).all():
+            raise InvalidDataError("Ball: centre contains NaN or infinity; expected numbers")
+
+    def middle(self, n: int) -> np.ndarray:
+        """The centre as an array, for decisions of n numbers."""
+        return _entries("Ball", "centre", self.centre, n)
+
     def project(self, params: Tensor) -> Tensor:
         """Shrink towards the centre."""
-        if not (self.radius > 0 and math.isfinite(self.radius)):
-            raise InvalidDataError(f"Ball: radius={self.radius!r}; expected a positive number")
-        centre = torch.as_tensor(self.centre, dtype=params.dtype).to(params.device)
+        centre = torch.tensor(self.middle(params.numel())).to(params).view_as(params)
         move = params - centre
         return centre + move * (self.radius / move.norm().clamp_min(self.radius))
 
@@ -169,7 +197,14 @@ class Region:
         """Nearest decision that meets every constraint."""
         flat = flat.clone()
         for where, shape, project in self.parts:
-            flat[where] = project(flat[where].view(shape)).reshape(-1)
+            found = project(flat[where].view(shape))
+            plain = isinstance(found, Tensor) and not found.is_complex() and not found.is_meta
+            if not plain or found.shape != shape or not bool(torch.isfinite(found).all()):
+                raise InvalidDataError(
+                    f"the constraint's projection returned {shown(found)}; expected a finite "
+                    f"tensor of shape {shape}, that of the decision"
+                )
+            flat[where] = found.detach().reshape(-1)
         return flat
 
     def nearest(self, point: np.ndarray) -> np.ndarray:
@@ -206,7 +241,7 @@ def _constraint(given: Any) -> Any:
     if isinstance(given, Constraint) or callable(given):
         return given
     raise InvalidDataError(
-        f"constraint={given!r}; expected 'simplex', 'nonnegative', ('box', lower, upper), an "
+        f"constraint={shown(given)}; expected 'simplex', 'nonnegative', ('box', lower, upper), an "
         "object of drojko.problems (Box, Nonnegative, Simplex, Ball), a function that projects, or "
         "a dict of these from the names of params"
     )
@@ -230,7 +265,9 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             "names to constraints"
         )
     if unknown := sorted(set(given) - set(where)):
-        raise InvalidDataError(f"constraint names {unknown}; params are {list(where)}")
+        raise InvalidDataError(
+            f"constraint names {unknown[0]!r}; {did_you_mean(unknown[0], where, 'params are ')}"
+        )
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     low, high = np.full(size, -math.inf), np.full(size, math.inf)
     parts, sums, balls, joined, rows = [], [], [], [], True
@@ -247,8 +284,7 @@ def build_region(constraint: Any, layout: Layout) -> Region:
             low[part], high[part] = item.limits(n)
             sums.append((part, float(item.total)))
         elif isinstance(item, Ball):
-            centre = np.broadcast_to(np.asarray(item.centre, dtype=np.float64).ravel(), (n,))
-            balls.append((part, centre, float(item.radius)))
+            balls.append((part, item.middle(n), float(item.radius)))
         else:
             rows = False
     return Region(tuple(parts), low, high, tuple(sums), tuple(balls), tuple(joined), rows)

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko._random import generator
+from drojko._validation import floats
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure
@@ -19,6 +21,7 @@ from drojko.problems.problem import MinimaxProblem, reference_of
 __all__ = ["least_squares"]
 
 
+@checked()
 def least_squares(
     A: Any, b: Any, ambiguity: AmbiguitySet, *, constraint: Any = None, start: Any = None
 ) -> MinimaxProblem:
@@ -78,7 +81,7 @@ def least_squares(
             raise InvalidDataError("least_squares: the measure has 1 column; rows are (a, b)")
     else:
         reference, d, m = _rows(A, b)
-    first = _ridge(reference, d, m, ambiguity) if start is None else np.asarray(start, dtype=float)
+    first = _ridge(reference, d, m, ambiguity) if start is None else floats(start, "start")
     if first.shape != (d,):
         raise InvalidDataError(f"least_squares: start has shape {first.shape}; expected ({d},)")
     return MinimaxProblem(
@@ -115,10 +118,7 @@ def _residual(m: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _rows(A: Any, b: Any) -> tuple[Any, int, int]:
     """Z = (A, b) row by row, the number of unknowns, and of equations per sample."""
     names = getattr(A, "columns", None)
-    try:
-        a, right = np.asarray(A, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidDataError(f"least_squares: A and b must be numbers ({error})") from error
+    a, right = floats(A, "least_squares: A"), floats(b, "least_squares: b")
     if a.ndim == 2 and right.shape == (len(a),):
         table = np.column_stack([a, right])
         if names is None:

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko._random import generator
+from drojko._validation import floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import Measure
@@ -20,6 +22,7 @@ from drojko.problems.problem import MinimaxProblem, reference_of
 __all__ = ["newsvendor"]
 
 
+@checked()
 def newsvendor(
     demand: Any,
     ambiguity: AmbiguitySet,
@@ -70,11 +73,10 @@ def newsvendor(
     >>> round(solution.params, 1), round(solution.objective, 2)
     (22.6, 13.67)
     """
-    if not isinstance(demand, Measure) and np.ndim(demand) == 1:
-        name = getattr(demand, "name", None)
-        values = demand.detach() if isinstance(demand, Tensor) else demand
-        demand = np.asarray(values).reshape(-1, 1)
-        if isinstance(name, str):
+    if not isinstance(demand, Measure) and not hasattr(demand, "columns"):
+        name, values = getattr(demand, "name", None), floats(demand, "demand")
+        demand = values.reshape(-1, 1) if values.ndim == 1 else values
+        if isinstance(name, str) and values.ndim == 1:
             import pandas as pd
 
             demand = pd.DataFrame(demand, columns=[name])
@@ -100,10 +102,10 @@ def _pieces(h: Tensor, b: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _costs(name: str, value: Any, columns: int) -> Tensor:
-    array = np.asarray(value, dtype=np.float64).ravel()
+    array = floats(value, f"newsvendor: {name}").ravel()
     if array.size not in (1, columns) or not (np.isfinite(array).all() and (array > 0).all()):
         raise InvalidDataError(
-            f"newsvendor: {name}={value!r}; expected a positive number, or one per column of "
+            f"newsvendor: {name}={shown(value)}; expected a positive number, or one per column of "
             f"demand ({columns})"
         )
     return torch.tensor(array).expand(columns)

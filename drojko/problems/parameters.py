@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import floats
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["Layout"]
@@ -101,17 +102,9 @@ class Layout:
 
 
 def _tensor(name: str, value: Any) -> tuple[Tensor, str]:
-    if isinstance(value, Tensor):
-        tensor, kind = value.detach().to("cpu", torch.float64), "tensor"
-    else:
-        try:
-            array = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InvalidDataError(
-                f"params: {name} is {type(value).__name__}, which cannot be read as numbers; give "
-                "tensors or arrays, or a dict or list of them"
-            ) from error
-        tensor, kind = torch.from_numpy(array), "array" if array.ndim else "number"
+    array = np.array(floats(value, f"params: {name}"), order="C")
+    tensor = torch.from_numpy(array)
+    kind = "tensor" if isinstance(value, Tensor) else "array" if array.ndim else "number"
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidDataError(f"params: {name} contains NaN or infinity; give a finite start")
     return tensor.clone(), kind

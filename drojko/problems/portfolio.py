@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
+from drojko._validation import check_flag, check_number, is_real, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
-from drojko.measures import Measure
 from drojko.problems.constraints import Simplex
 from drojko.problems.families.structured import MaxAffine
 from drojko.problems.problem import MinimaxProblem, reference_of
@@ -21,6 +21,7 @@ from drojko.problems.problem import MinimaxProblem, reference_of
 __all__ = ["portfolio"]
 
 
+@checked()
 def portfolio(
     returns: Any,
     ambiguity: AmbiguitySet,
@@ -78,20 +79,18 @@ def portfolio(
     >>> problem.solve().params["weights"].round(1)  # the third is much riskier
     array([0.4, 0.4, 0.2])
     """
-    if not (_is_number(tail) and 0.0 < tail <= 1.0):
-        raise InvalidDataError(f"portfolio: tail={tail!r}; expected a share in (0, 1]")
-    if not (_is_number(mean_weight) and 0.0 <= mean_weight < math.inf):
-        raise InvalidDataError(
-            f"portfolio: mean_weight={mean_weight!r}; expected a non-negative number"
-        )
-    if not isinstance(returns, Measure) and np.ndim(returns) != 2:
-        raise InvalidDataError(
-            f"portfolio: returns have shape {np.shape(returns)}; expected (periods, assets)"
-        )
+    check_number("portfolio: tail", tail, above=0, most=1, add=", a share in (0, 1]")
+    if not math.isfinite(1.0 / float(tail)):
+        raise InvalidDataError(f"portfolio: tail={tail:g} is too small: 1 / tail overflows")
+    check_number("portfolio: mean_weight", mean_weight, least=0)
+    check_flag("portfolio: long_only", long_only)
+    if len(shape := getattr(returns, "shape", (0, 0))) != 2:
+        raise InvalidDataError(f"portfolio: returns have shape {shape}; expected (periods, assets)")
     d = reference_of(returns)[0].dim
-    if max_weight is not None and not (_is_number(max_weight) and max_weight * d >= 1.0):
+    if max_weight is not None and not (is_real(max_weight) and max_weight * d >= 1.0):
         raise InvalidDataError(
-            f"portfolio: max_weight={max_weight!r} for {d} assets; their weights cannot sum to 1"
+            f"portfolio: max_weight={shown(max_weight)} for {d} assets; their weights cannot sum "
+            "to 1"
         )
     most = math.inf if max_weight is None else max_weight
     weights = Simplex(1.0, 0.0 if long_only else -most, most)
@@ -103,10 +102,6 @@ def portfolio(
         constraint={"weights": weights},
         convex=True,
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _pieces(tail: float, mean_weight: float, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

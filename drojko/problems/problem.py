@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from drojko._driver import Outcome, Status, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_thread
+from drojko._validation import arithmetic, check_flag, check_number, is_whole, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import NonFiniteLossError
 from drojko.approaches.registry import approach_to
@@ -187,14 +187,16 @@ class MinimaxProblem:
         convex: bool | None = None,
         n_draws: int | None = None,
     ) -> None:
-        if not callable(loss):
+        if isinstance(loss, type) or not callable(loss):
             raise InvalidDataError(
-                f"loss={loss!r}; expected a function loss(params, z) -> (n,) or an object of "
+                f"loss={shown(loss)}; expected a function loss(params, z) -> (n,) or an object of "
                 "drojko.problems (MaxAffine, SeparableMaxAffine, Quadratic)"
             )
         approach_to(ambiguity)
-        if n_draws is not None and not _whole(n_draws, 2):
-            raise InvalidDataError(f"n_draws={n_draws!r}; expected an integer of at least 2")
+        if n_draws is not None and not is_whole(n_draws, 2):
+            raise InvalidDataError(f"n_draws={shown(n_draws)}; expected an integer of at least 2")
+        if convex is not None:
+            check_flag("convex", convex)
         self.loss = loss
         self.layout, self.first = Layout.of(params)
         self.reference, self.names = reference_of(reference)
@@ -243,7 +245,7 @@ class MinimaxProblem:
         self, flat: Tensor, generator: torch.Generator, stationarity: float
     ) -> tuple[Certificate, DecisionWorstCase]:
         draws = self._draws(spawn(generator))
-        with one_thread(draws.x.numel() < _SMALL):
+        with arithmetic("the certificate"), one_thread(draws.x.numel() < _SMALL):
             model = decision_model(self.loss, self.layout, flat)
             self._check(model, draws)
             of = Decided(model, draws, self.reference, self.sampled, spawn(generator), stationarity)
@@ -304,26 +306,33 @@ class MinimaxProblem:
         ConvergenceWarning
             When a limit or a stall comes before the tolerance, or there is no minimum.
         """
-        if not (_whole(max_iter, 1) and 0.0 <= tol < math.inf):
-            raise InvalidDataError(
-                f"solve got max_iter={max_iter!r} and tol={tol!r}; expected an integer of at least "
-                "1 and a number of at least 0"
-            )
+        if not is_whole(max_iter, 1):
+            raise InvalidDataError(f"solve got max_iter={shown(max_iter)}; expected 1 or more")
+        check_number("solve got tol", tol, least=0)
+        if max_time is not None:
+            check_number("solve got max_time", max_time, above=0, infinite=True)
+        if callback is not None and not callable(callback):
+            raise InvalidDataError(f"solve got callback={shown(callback)}; expected a function")
+        check_flag("solve got verbose", verbose)
         generator = make_generator(random_state)
         draws = self._draws(spawn(generator))
         model = decision_model(self.loss, self.layout, self.region.project(self.first))
         self._check(model, draws)
         count = itertools.count(1)
-        with one_thread(draws.x.numel() < _SMALL), _status(verbose) as shown:
+        with (
+            arithmetic("the decision"),
+            one_thread(draws.x.numel() < _SMALL),
+            _status(verbose) as told,
+        ):
             oracle = self.family.oracle(model, draws)
             kind: Any = LevelBundle if self.convex and self.region.rows else SpectralGradient
             solver = kind(oracle, self.region, tol)
 
             def report(state: Any) -> bool:
                 iteration, record = next(count), solver.record(state)
-                if shown is not None:
+                if told is not None:
                     numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.items())
-                    shown.update(f"iteration {iteration}: {numbers}")
+                    told.update(f"iteration {iteration}: {numbers}")
                 return callback is not None and bool(callback(iteration, record))
 
             try:
@@ -396,17 +405,13 @@ class MinimaxProblem:
         )
 
 
-def _status(shown: bool) -> Any:
+def _status(wanted: bool) -> Any:
     """Where progress is shown while the block lasts; None: it is not."""
-    if not shown:
+    if not wanted:
         return nullcontext()
     from rich.console import Console
 
     return Console(stderr=True).status("MinimaxProblem")
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def reference_of(given: Any) -> tuple[Measure, list[str] | None]:
@@ -422,7 +427,7 @@ def reference_of(given: Any) -> tuple[Measure, list[str] | None]:
         return given, None
     if isinstance(given, str):
         raise InvalidDataError(
-            f"reference={given!r}; expected data of shape (n, d) or a fitted measure of "
+            f"reference={shown(given)}; expected data of shape (n, d) or a fitted measure of "
             "drojko.measures"
         )
     measure = Empirical().fit(given)

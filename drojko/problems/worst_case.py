@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drojko._doors import checked
 from drojko.inner.worst_case import WorstCase
+from drojko.measures._arrays import matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DecisionWorstCase"]
 
 
+@checked()
 @dataclass(frozen=True, repr=False)
 class DecisionWorstCase:
     """The worst-case distribution of z for a decision.
@@ -43,12 +46,12 @@ class DecisionWorstCase:
 
     def transport(self, Z: Any) -> np.ndarray:
         """Where rows of shape (n, d) are moved; for sets that move points."""
-        Z = np.asarray(Z, dtype=np.float64)
+        Z = matrix(Z, name="Z")
         return self.labelled.transport(Z, np.zeros(len(Z)))
 
     def log_prob(self, Z: Any) -> np.ndarray:
         """Log density of rows of shape (n, d), where the reference has one."""
-        Z = np.asarray(Z, dtype=np.float64)
+        Z = matrix(Z, name="Z")
         return self.labelled.log_prob(Z, np.zeros(len(Z)))
 
     def risk(self) -> float:

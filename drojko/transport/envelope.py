@@ -7,13 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from drojko.exceptions import InvalidDataError
+from drojko._doors import checked
+from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = ["QuadraticEnvelope"]
 
 _EPSILON = 1e-3  # strong convexity that no parameter value can remove
 
 
+@checked(centres="J d", matrix="d d", shift="d", x="n .dim")
 class QuadraticEnvelope(nn.Module):
     r"""Smoothed maximum of J convex quadratics.
 
@@ -48,7 +50,7 @@ class QuadraticEnvelope(nn.Module):
         self, centres: Tensor, matrix: Tensor, shift: Tensor, *, share: float = 0.5
     ) -> None:
         super().__init__()
-        if centres.ndim != 2 or len(centres) < 1 or not 0.0 < share < 1.0:
+        if len(centres) < 1 or not 0.0 < share < 1.0:
             raise InvalidDataError(
                 "a QuadraticEnvelope needs centres of shape (J, d), J >= 1, and a share in (0, 1)"
             )
@@ -57,13 +59,19 @@ class QuadraticEnvelope(nn.Module):
         near.fill_diagonal_(math.inf)
         spacing = near.topk(min(3, count - 1), 1, largest=False).values.mean() if count > 1 else d
         pull = share * centres @ matrix
-        factor = torch.linalg.cholesky((1.0 - share) * matrix)
+        factor, failed = torch.linalg.cholesky_ex((1.0 - share) * matrix)
+        if int(failed) or not torch.allclose(matrix, matrix.T):
+            raise InvalidDataError("QuadraticEnvelope: matrix must be symmetric, positive definite")
         self.factor = nn.Parameter(factor.expand(count, d, d).clone())
         self.slope = nn.Parameter(shift + pull)
         self.level = nn.Parameter(-0.5 * (pull * centres).sum(1))
         stretch = float(matrix.diagonal().mean())
-        smooth = share * stretch * float(spacing) / d
+        smooth = max(share * stretch * float(spacing) / d, 1e-300)  # centres may coincide
         self.log_smoothing = nn.Parameter(centres.new_tensor(math.log(smooth)))
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return self.slope.dtype
 
     @property
     def dim(self) -> int:
@@ -100,6 +108,8 @@ class QuadraticEnvelope(nn.Module):
         value, slopes, matrices = self._pieces(x)
         p = torch.softmax(value / smooth, 1)
         image = torch.einsum("nj,njd->nd", p, slopes)
+        if not bool(torch.isfinite(image).all()):
+            raise NonFiniteError("QuadraticEnvelope: points so far out that its values overflow")
         spread = (slopes - image.unsqueeze(1)) * (p / smooth).sqrt().unsqueeze(2)
         hessian = (p @ matrices.flatten(1)).view(-1, self.dim, self.dim)
         hessian = hessian + spread.transpose(1, 2) @ spread

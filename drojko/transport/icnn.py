@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from drojko._doors import checked
 from drojko._random import generator as make_generator
+from drojko._validation import is_whole, is_widths, shown
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["ICNN"]
@@ -57,6 +59,7 @@ class _Extra:
     s: list[Tensor]
 
 
+@checked(x="n .dim", context="n .context")
 class ICNN(nn.Module):
     r"""Convex potential with a learnable quadratic and softplus layers.
 
@@ -117,10 +120,13 @@ class ICNN(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if dim < 1 or any(h < 1 for h in hidden) or not hidden:
+        if not (is_whole(dim, 1) and is_whole(context, 0) and is_widths(hidden) and hidden):
             raise InvalidDataError(
-                f"an ICNN needs dim >= 1 and positive widths, got {dim}, {hidden}"
+                f"an ICNN needs dim >= 1, context >= 0 and positive widths, got {shown(dim)}, "
+                f"{shown(context)} and {shown(hidden)}"
             )
+        if dtype not in (torch.float64, torch.float32):
+            raise InvalidDataError(f"ICNN: dtype={shown(dtype)}; expected torch.float64 or float32")
         self.dim, self.hidden, self.context = dim, tuple(hidden), context
         generator = make_generator(generator)
 
@@ -147,6 +153,10 @@ class ICNN(nn.Module):
             self.W = full(hidden[-1], context, value=0.0)
 
     # -- building blocks ---------------------------------------------------------------------
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return self.factor.dtype
 
     def quadratic(self) -> Tensor:
         """The matrix M = LL' + epsilon I of the quadratic part."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
+from drojko._validation import check_settings
 from drojko.transport.icnn import ICNN, _Extra, _Pass
 
 __all__ = [
@@ -131,6 +133,7 @@ def parameter_gradient(
     return potential._parameter_gradient(p, g, extra)
 
 
+@checked()
 @dataclass(frozen=True)
 class Probes:
     """How `stochastic_jet` estimates log-determinants.
@@ -150,6 +153,9 @@ class Probes:
 
     count: int = 1
     steps: int = 20
+
+    def __post_init__(self) -> None:
+        check_settings(self, whole={"count": 1, "steps": 1})
 
 
 def lanczos(product, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from drojko._doors import Checked, checked
+from drojko._validation import check_number, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.transport.icnn import _EPSILON, ICNN
 
@@ -16,8 +19,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-class TransportMap:
+class TransportMap(Checked):
     """A map T of R^d; ``context`` is what a conditional map is conditioned on."""
+
+    _shapes = {"x": "n d", "y": "n d", "context": "n c", "matrix": "d d", "shift": "d"}
 
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """T(x), shape (n, d)."""
@@ -71,8 +76,21 @@ class AffineMap(TransportMap):
     [[0.0, 0.0]]
     """
 
+    _shapes = {**TransportMap._shapes, "x": "n .dim", "y": "n .dim"}
+
     def __init__(self, matrix: Tensor, shift: Tensor) -> None:
+        if not float(torch.linalg.slogdet(matrix.detach()).logabsdet) > -torch.inf:
+            raise InvalidDataError("AffineMap: matrix is singular; its map has no inverse")
         self.matrix, self.shift = matrix, shift
+
+    @property
+    def dim(self) -> int:
+        """Dimension of x."""
+        return len(self.shift)
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return self.matrix.dtype
 
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return x @ self.matrix.T + self.shift
@@ -89,7 +107,7 @@ class BrenierMap(TransportMap):
 
     Parameters
     ----------
-    potential : ICNN
+    potential : ICNN or QuadraticEnvelope
     centre : Tensor of shape (d,), optional
         m; one shift and one scale condition the potential's input and keep T a gradient.
     scale : float
@@ -110,7 +128,12 @@ class BrenierMap(TransportMap):
     True
     """
 
-    def __init__(self, potential: ICNN, centre: Tensor | None = None, scale: float = 1.0) -> None:
+    _shapes = {**TransportMap._shapes, "centre": "d"}
+
+    def __init__(self, potential: Any, centre: Tensor | None = None, scale: float = 1.0) -> None:
+        if isinstance(potential, type) or not hasattr(potential, "hessian"):
+            raise InvalidDataError(f"BrenierMap: potential is {shown(potential)}; expected an ICNN")
+        check_number("BrenierMap: scale", scale, above=0)
         self.potential = potential
         self.centre = centre
         self.scale = float(scale)
@@ -207,9 +230,11 @@ class Composition(TransportMap):
     """
 
     def __init__(self, maps: Sequence[TransportMap]) -> None:
-        if not maps:
-            raise InvalidDataError("a composition needs at least one map")
-        self.maps = tuple(maps)
+        self.maps = tuple(maps) if hasattr(maps, "__iter__") else ()
+        wrong = [m for m in self.maps if not hasattr(m, "map")]
+        if wrong or not self.maps:
+            got = shown(wrong[0] if wrong else maps)
+            raise InvalidDataError(f"Composition: maps holds {got}; expected at least one map")
 
     def map(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         for m in self.maps:
@@ -241,6 +266,7 @@ def _spd_sqrt(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
 
 
+@checked(source_mean="d", source_cov="d d", target_mean="d", target_cov="d d")
 def bures_map(
     source_mean: Tensor, source_cov: Tensor, target_mean: Tensor, target_cov: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -279,6 +305,7 @@ def bures_map(
     return matrix, target_mean.to(matrix.dtype) - matrix @ source_mean.to(matrix.dtype)
 
 
+@checked(matrix="d d", shift="d")
 @torch.no_grad()
 def set_affine(potential: ICNN, matrix: Tensor, shift: Tensor) -> None:
     """Set the quadratic part of ``potential`` so that its gradient is x -> matrix x + shift.
@@ -304,6 +331,8 @@ def set_affine(potential: ICNN, matrix: Tensor, shift: Tensor) -> None:
     >>> [round(v) for v in psi.gradient(x)[0].tolist()]  # 4 x + 1
     [5, -3]
     """
+    if len(shift) != potential.dim:
+        raise InvalidDataError(f"set_affine: shift of {len(shift)} for dim={potential.dim}")
     matrix = matrix.to(potential.factor)
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     factor, _ = _spd_sqrt(matrix - _EPSILON * eye)

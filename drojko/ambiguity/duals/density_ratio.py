@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, expit, logit
 
+from drojko._doors import checked
 from drojko._numerics import root
+from drojko._validation import shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.bounded import BoundedRatio
@@ -192,7 +194,10 @@ class DensityRatioSet(AmbiguitySet):
         ratio : array of shape (n,), default=None
             What the dual gives to these draws; None: the formula.
         """
-        values, w = floats(losses, "losses"), floats(weights, "weights")
+        values = floats(losses, "losses")
+        values = finite_losses(values, values.size)
+        w = masses(weights, values.size)
+        w = w / w.sum()
         if np.isinf(penalty):
             return BoundedRatio()
         r = plain = BoundedRatio().at(self, values, penalty, shift)
@@ -282,6 +287,8 @@ class DensityRatioSet(AmbiguitySet):
         True
         """
         values = floats(losses, "losses")
+        if not np.isfinite(shift):
+            raise InvalidDataError(f"shift={shift}; expected the finite shift of a dual")
         if np.isinf(penalty):
             return values.copy()
         if penalty <= 0:
@@ -325,7 +332,8 @@ class DensityRatioSet(AmbiguitySet):
         Of a set of one's own f*'' is taken by differences.
         """
         if self.divergence is not None:
-            return self.divergence.jet(t, delta)
+            found = self.divergence.jet(t, delta)
+            return None if found is not None and np.isnan(found[0]).any() else found
         with np.errstate(over="ignore", invalid="ignore"):
             value, ratio = self.conjugate(t), np.exp(self.log_ratio(t))
             step = 1e-5 * (1.0 + np.abs(t))
@@ -448,6 +456,7 @@ class DensityRatioSet(AmbiguitySet):
             self._check_radii(np.asarray([self.radius], dtype=np.float64))
 
 
+@checked()
 class Reweighting:
     r"""A set of density ratios on n weighted points: what `DensityRatioSet.on` returns.
 
@@ -471,7 +480,10 @@ class Reweighting:
     def __init__(self, ambiguity: Any, weights: Any):
         ambiguity._validate_params()
         self.ambiguity = ambiguity
-        mass = masses(weights, len(weights))
+        n = None if weights is None else floats(weights, "weights").size
+        if not n:
+            raise InvalidDataError(f"weights={shown(weights)}; expected one weight for each point")
+        mass = masses(weights, n)
         self.weights = mass / mass.sum()
         self.least = float(self.weights[self.weights > 0].min())
         self.positive = bool((self.weights > 1e-300).all())

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
+from drojko._validation import floats
 from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = [
@@ -33,16 +33,6 @@ _NEGLIGIBLE = -60.0  # log of a share of the mass that is below rounding
 
 class NonFiniteLossError(InvalidDataError, NonFiniteError):
     """NaN or infinity among losses: bad data of whoever gives them, a failed step within a fit."""
-
-
-def floats(values: Any, name: str) -> np.ndarray:
-    """Return numbers (array, list or tensor) as a float64 array."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidDataError(f"{name} must be numbers; got {type(values).__name__}") from None
 
 
 def finite_losses(losses: Any, n: int) -> np.ndarray:

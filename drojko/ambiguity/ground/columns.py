@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
+from drojko._validation import did_you_mean, floats, is_real, is_whole, shown
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
@@ -25,8 +25,12 @@ class Columns:
     """The columns of the data: turns names and indices into positions."""
 
     def __init__(self, n_features: int, names: Sequence[str] | None):
+        if not is_whole(n_features, 1):
+            raise InvalidDataError(f"n_features={shown(n_features)}; expected an integer above 0")
+        if isinstance(names, str) or not (names is None or hasattr(names, "__iter__")):
+            raise InvalidDataError(f"feature_names={shown(names)}; expected a sequence of names")
         self.n = n_features
-        self.names = None if names is None else tuple(str(name) for name in names)
+        self.names = None if names is None else tuple(map(str, _listed("feature_names", names)))
         if self.names is not None and len(self.names) != n_features:
             raise InvalidDataError(f"got {len(self.names)} feature names for {n_features} columns")
 
@@ -39,22 +43,20 @@ class Columns:
                     "names: pass a data frame, or use column indices"
                 )
             if key not in self.names:
-                close = get_close_matches(key, self.names, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
                 raise InvalidDataError(
-                    f"{parameter} names the unknown feature {key!r}; {hint}the known ones are: "
-                    f"{', '.join(self.names)}"
+                    f"{parameter} names the unknown feature {key!r}; "
+                    f"{did_you_mean(key, self.names, 'the known ones are: ')}"
                 )
             return self.names.index(key)
         if isinstance(key, Integral) and not isinstance(key, bool | np.bool_):
             if not -self.n <= int(key) < self.n:
                 raise InvalidDataError(
-                    f"{parameter} got the column index {key}; the data have {self.n} columns, "
-                    f"0 to {self.n - 1}"
+                    f"{parameter} got the column index {shown(key)}; the data have {self.n} "
+                    f"columns, 0 to {self.n - 1}"
                 )
             return int(key) % self.n
         raise InvalidDataError(
-            f"{parameter} got {key!r} as a column; use a feature name or an integer index"
+            f"{parameter} got {shown(key)} as a column; use a feature name or an integer index"
         )
 
     def selection(self, parameter: str, chosen: Any) -> list[int]:
@@ -63,9 +65,11 @@ class Columns:
             return [self.position(parameter, chosen)]
         if isinstance(chosen, bool | np.bool_) or not hasattr(chosen, "__iter__"):
             raise InvalidDataError(
-                f"{parameter} got {chosen!r}; use a list of feature names or indices, or a mask"
+                f"{parameter} got {shown(chosen)}; use a list of feature names or indices, or a "
+                "mask"
             )
-        chosen = list(chosen)
+        array = isinstance(chosen, np.ndarray)
+        chosen = _listed(parameter, chosen)
         if chosen and all(isinstance(item, bool | np.bool_) for item in chosen):
             if len(chosen) != self.n:
                 raise InvalidDataError(
@@ -73,7 +77,21 @@ class Columns:
                     "columns"
                 )
             return np.flatnonzero(chosen).tolist()
-        return [self.position(parameter, item) for item in chosen]
+        found = [self.position(parameter, item) for item in chosen]
+        zeros_and_ones = array and len(found) == self.n > 1 and set(found) <= {0, 1}
+        if zeros_and_ones or len(set(found)) < len(found):
+            mask = [self.label(j) for j, item in enumerate(chosen) if item]
+            also = (
+                f"as a mask it would be {parameter}=np.array({chosen}, dtype=bool), the columns "
+                f"{', '.join(mask) or 'none'}; "
+                if len(found) == self.n
+                else ""
+            )
+            raise InvalidDataError(
+                f"{parameter} got {chosen}, which names columns twice or reads like a mask: {also}"
+                f"as indices it would be {parameter}={sorted(set(found))}. Give one of these"
+            )
+        return found
 
     def label(self, column: int) -> str:
         """How messages call a column: its name where there is one, its index otherwise."""
@@ -90,7 +108,7 @@ def resolve_weights(given: Any, immutable: Any, columns: Columns) -> tuple[np.nd
         for key, value in given.items():
             weights[columns.position("weights", key)] = _number("weights", value)
     elif given is not None:
-        values = _floats("weights", given)
+        values = floats(given, "weights")
         if values.shape not in ((), (columns.n,)):
             raise InvalidDataError(
                 f"weights has shape {values.shape}; expected one weight for each of the "
@@ -118,7 +136,8 @@ def resolve_bounds(
     if isinstance(given, Mapping):
         pairs = [(columns.position("bounds", key), pair) for key, pair in given.items()]
     else:
-        rows = list(given) if hasattr(given, "__iter__") and not isinstance(given, str) else [given]
+        one = isinstance(given, str) or not hasattr(given, "__iter__")
+        rows = [given] if one else _listed("bounds", given)
         if len(rows) == 2 and all(row is None or isinstance(row, Real) for row in rows):
             rows = [rows] * columns.n
         elif len(rows) != columns.n:
@@ -140,10 +159,19 @@ def resolve_bounds(
     return lower, upper
 
 
+def _listed(parameter: str, values: Any) -> list[Any]:
+    """The entries of a container, numpy's numbers as Python's."""
+    try:
+        return list(np.ndarray.tolist(values) if isinstance(values, np.ndarray) else values)
+    except (TypeError, RuntimeError) as error:  # a tensor without dimensions, say
+        raise InvalidDataError(f"{parameter} got {shown(values)}: {error}") from None
+
+
 def _pair(pair: Any) -> tuple[float, float]:
-    items = list(pair) if hasattr(pair, "__iter__") and not isinstance(pair, str) else []
+    one = isinstance(pair, str) or not hasattr(pair, "__iter__")
+    items = [] if one else _listed("bounds", pair)
     if len(items) != 2:
-        raise InvalidDataError(f"bounds got {pair!r}; expected a pair (lower, upper)")
+        raise InvalidDataError(f"bounds got {shown(pair)}; expected a pair (lower, upper)")
     lower, upper = items
     return (
         -np.inf if lower is None else _number("bounds", lower),
@@ -151,17 +179,14 @@ def _pair(pair: Any) -> tuple[float, float]:
     )
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and value != value
+
+
 def _number(parameter: str, value: Any) -> float:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise InvalidDataError(f"{parameter} got {value!r}; expected a number")
+    if not (is_real(value, infinite=True) or _is_nan(value)):  # whose message comes later
+        raise InvalidDataError(f"{parameter} got {shown(value)}; expected a number")
     return float(value)
-
-
-def _floats(parameter: str, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidDataError(f"{parameter} got {value!r}; expected numbers") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,10 +315,10 @@ def _groups(features: Any, columns: Columns) -> tuple[list[list[int]], list[bool
         return [], []
     if isinstance(features, str) or not hasattr(features, "__iter__"):
         raise InvalidDataError(
-            f"categorical_features got {features!r}; expected a list of column names, indices and "
-            "groups of those (a sequence is a one-hot group), or a boolean mask"
+            f"categorical_features got {shown(features)}; expected a list of column names, indices "
+            "and groups of those (a sequence is a one-hot group), or a boolean mask"
         )
-    entries = list(features)
+    entries = _listed("categorical_features", features)
     if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):
         return [[j] for j in columns.selection("categorical_features", entries)], [False] * sum(
             bool(entry) for entry in entries
@@ -301,7 +326,7 @@ def _groups(features: Any, columns: Columns) -> tuple[list[list[int]], list[bool
     groups, hot = [], []
     for entry in entries:
         group = not isinstance(entry, str) and hasattr(entry, "__iter__")
-        members = list(entry) if group else [entry]
+        members = _listed("categorical_features", entry) if group else [entry]
         if not members:
             raise InvalidDataError("categorical_features holds an empty group")
         groups.append([columns.position("categorical_features", m) for m in members])
@@ -378,7 +403,7 @@ def one_hot_groups(encoder: Any) -> list[list[str]]:
             "ColumnTransformer, or the names of its columns"
         )
     named: dict[str, list[str]] = {}
-    for name in map(str, encoder):
+    for name in map(str, _listed("one_hot_groups", encoder)):
         if "_" in name:
             named.setdefault(name.rpartition("_")[0], []).append(name)
     return [group for group in named.values() if len(group) > 1]

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._doors import checked
+from drojko._validation import floats, refuse, shown
 from drojko.ambiguity.ground.columns import Categories, Known
 from drojko.exceptions import InvalidDataError
+from drojko.measures._arrays import masses, matrix
 
 __all__ = ["GroundCost"]
 
@@ -18,6 +21,7 @@ __all__ = ["GroundCost"]
 Array = Any
 
 
+@checked()
 @dataclass(frozen=True, eq=False)
 class GroundCost:
     r"""The cost c(x, z) = sum_j weights_j (x_j - z_j)^2 on the box lower <= z <= upper.
@@ -77,7 +81,11 @@ class GroundCost:
 
     def cost(self, x: Array, z: Array) -> Array:
         """Return c(x, z) for points of shape (..., d), broadcast; the result has shape (...)."""
-        difference = x - z
+        x, z = self._rows(x, "x"), self._rows(z, "z")
+        try:
+            difference = x - z
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InvalidDataError(f"x is {shown(x)} and z {shown(z)}: {error}") from None
         # An infinite weight times no displacement would be NaN: the two kinds are kept apart.
         finite = np.where(self.mutable, self.weights, 0.0)
         total = (_like(difference, finite) * difference**2).sum(-1)
@@ -95,7 +103,19 @@ class GroundCost:
 
         The squared dual norm: max { theta'(z - x) : c(x, z) <= r } is its root times sqrt(r).
         """
+        theta = self._rows(theta, "theta")
         return (_like(theta, self.inverse_weights) * theta**2).sum(-1)
+
+    def _rows(self, values: Array, name: str) -> Array:
+        """Points of shape (..., d), checked: a tensor, or an array of numbers."""
+        tensor = isinstance(values, torch.Tensor)
+        if not tensor and getattr(values, "dtype", None) != np.float32:
+            values = floats(values, name)
+        if values.ndim < 1 or values.shape[-1] != self.n_features:
+            raise InvalidDataError(f"{name} is {shown(values)}; expected (..., {self.n_features})")
+        if tensor:
+            refuse(values, name)
+        return values
 
     def project(self, z: Array) -> Array:
         """Return the nearest points within the bounds, for z of shape (..., d).
@@ -103,12 +123,14 @@ class GroundCost:
         The projection is non-expansive and column by column, so that it brings z no farther from
         any x that lies inside: a transport budget still holds afterwards.
         """
+        z = self._rows(z, "z")
         if self.lower is None or self.upper is None:
             return z
         return z.clip(_like(z, self.lower), _like(z, self.upper))
 
     def spread(self, X: np.ndarray, weight: np.ndarray) -> float:
         """Root mean square of what a standard deviation of each column of X (n, d) costs."""
+        X, weight = matrix(X, self.n_features), masses(weight, len(X))
         variance = weight @ (X - weight @ X) ** 2
         free = self.mutable & (variance > 0)
         if not free.any():
@@ -131,7 +153,11 @@ class GroundCost:
 
         Also for a one-hot group that is none.
         """
-        X = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+        X = floats(X, "X")
+        if X.ndim != 2 or X.shape[1] != self.n_features:
+            raise InvalidDataError(f"X is {shown(X)}; expected (n, {self.n_features})")
+        if not len(X):
+            return
         if self.categories is not None:
             self.categories.check(X)
         if self.lower is None or self.upper is None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drojko._validation import plain_tensor, shown
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
 from drojko.auditing.reading.own import BLOCK, ONE, Held, Own, Tally, Watched
 from drojko.auditing.reading.space import Space
@@ -85,7 +86,10 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
     InvalidDataError
         For what is no fitted model, or whose answers do not fit X and y.
     """
-    table = X if hasattr(X, "columns") else np.asarray(X)
+    try:
+        table = X if hasattr(X, "columns") else np.asarray(plain_tensor(X, "X"))
+    except ValueError as error:  # rows of different lengths
+        raise InvalidDataError(f"X={shown(X)} is no table: {error}") from None
     if getattr(table, "ndim", 0) != 2 or len(table) == 0:
         raise InvalidDataError(
             f"X has shape {getattr(table, 'shape', ())}; expected rows of shape (n, d), n >= 1"

@@ -10,6 +10,7 @@ import torch
 from sklearn.base import clone
 
 from drojko._random import spawn
+from drojko._validation import check_scale, plain_tensor, shown
 from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
@@ -78,6 +79,7 @@ def build_problem(
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space = model.space
     u = space.encode(X)
+    check_scale(np.nan_to_num(u), "X")
     target = _targets(model, y, len(u))
     w = masses(sample_weight, len(u))
     kept = w > 0
@@ -128,7 +130,10 @@ def build_problem(
 
 
 def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
-    values = np.asarray(y)
+    try:
+        values = np.asarray(plain_tensor(y, "y"))
+    except ValueError as error:  # rows of different lengths
+        raise InvalidDataError(f"y={shown(y)} is no array: {error}") from None
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.shape != (n,):

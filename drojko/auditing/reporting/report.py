@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drojko._doors import checked
 from drojko._files import replacing, write_table
+from drojko._validation import check_path, shown
 from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, shares_of, top_moves
 from drojko.auditing.reporting.page import render
@@ -33,6 +35,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@checked()
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditReport:
     r"""How bad the worst shift of each size is, and what it looks like.
@@ -196,7 +199,7 @@ class AuditReport:
 
         Text that a spreadsheet would take for a formula is written with an apostrophe before it.
         """
-        path = Path(path)
+        path = check_path(path)
         write_table(self.samples(n, radius), path)
         return path
 
@@ -208,10 +211,11 @@ class AuditReport:
 
     def to_html(self, path: Any) -> Path:
         """Write one self-contained HTML page, whole or not at all, and return its path."""
+        path = check_path(path)
         page = render(self).encode("utf-8", "xmlcharrefreplace")
         with replacing(path) as file:
             file.write(page)
-        return Path(path)
+        return path
 
     def __str__(self) -> str:
         shown = self.table.drop(columns="finding")
@@ -241,7 +245,12 @@ def compare(
     """
     import pandas as pd
 
-    pairs = reports.items() if isinstance(reports, Mapping) else ((r.name, r) for r in reports)
+    pairs = list(reports.items()) if isinstance(reports, Mapping) else []
+    if not pairs and hasattr(reports, "__iter__"):
+        pairs = [(getattr(one, "name", ""), one) for one in reports]
+    wrong = [one for _, one in pairs if not isinstance(one, AuditReport)]
+    if wrong:
+        raise InvalidDataError(f"compare: {shown(wrong[0])} is no AuditReport")
     tables: dict[str, pd.DataFrame] = {}
     seen: Counter[str] = Counter()
     for name, report in pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko.exceptions import InvalidDataError
+from drojko._doors import Checked
+from drojko._validation import check_number, shown
+from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = ["Combination", "Energy", "Functional", "checked_values"]
 
@@ -41,18 +44,31 @@ class Energy:
     log_density: Tensor
 
 
-def checked_values(values: Any, z: Tensor, what: str) -> Tensor:
-    """What a caller's function of points gave, one value for each; or InvalidDataError."""
-    if isinstance(values, Tensor) and values.shape == z.shape[:1]:
-        return values
-    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+def checked_values(
+    values: Any, z: Tensor, what: str, shape: Any = None, most: float = math.inf
+) -> Tensor:
+    """What a caller's function of points gave, one value for each; or an error that says why.
+
+    NaN and what exceeds ``most`` is a `NonFiniteError` that names the point.
+    """
+    shape = z.shape[:1] if shape is None else shape
+    if isinstance(values, Tensor) and values.shape == shape and values.is_floating_point():
+        if not bool((values.detach() <= most).all()):
+            row = int((~(values.detach() <= most)).reshape(len(z), -1).any(1).nonzero()[0])
+            at = [round(v, 4) for v in z[row].tolist()[:5]]
+            raise NonFiniteError(
+                f"{what} is {shown(values[row].tolist())} at {at}: it overflows or is not defined "
+                "there. Compute a logarithm directly (logsumexp instead of log(sum(exp))), or "
+                "return -inf outside of the support of a density"
+            )
+        return values if values.dtype == z.dtype else values.to(z.dtype)
     raise InvalidDataError(
-        f"{what} returned {got} for points of shape {tuple(z.shape)}; expected a tensor of shape "
-        f"({len(z)},), one value per point"
+        f"{what} returned {shown(values)} for points of shape {tuple(z.shape)}; expected a tensor "
+        f"of real numbers of shape {tuple(shape)}"
     )
 
 
-class Functional(ABC):
+class Functional(Checked, ABC):
     """A functional F(rho) that can be evaluated on particles z ~ rho whose log rho(z) is known.
 
     Along a map z = T(x), x ~ rho_0, the density is known without effort:
@@ -67,6 +83,7 @@ class Functional(ABC):
     PotentialEnergy(...) + 0.5 * Entropy()
     """
 
+    _shapes = {"z": "n d", "log_density": "n infinite", "weights": "n", "rows": "k index"}
     #: "none", "relative" (log rho up to a constant is enough) or "absolute".
     density = "none"
     #: Whether `at` freezes something that should be frozen anew as particles move.
@@ -94,9 +111,14 @@ class Functional(ABC):
 
     def value(self, z: Tensor, log_density: Tensor, weights: Tensor | None = None) -> float:
         """F on particles; equal weights by default."""
+        if not len(z):
+            raise InvalidDataError("there are no particles: z is empty")
         if weights is None:
             weights = torch.full((len(z),), 1.0 / len(z), dtype=z.dtype, device=z.device)
-        return self.at(z, weights).evaluate(z, log_density, weights).value
+        found = self.at(z, weights).evaluate(z, log_density, weights).value
+        if found != found:
+            raise NonFiniteError(f"{self!r} is NaN at these particles: look at their scale")
+        return found
 
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
@@ -106,8 +128,7 @@ class Functional(ABC):
     def __mul__(self, factor: float) -> Functional:
         if not isinstance(factor, Real) or isinstance(factor, bool):
             return NotImplemented
-        if not 0 <= float(factor) < float("inf"):
-            raise InvalidDataError(f"a functional is scaled by a number >= 0; got {factor!r}")
+        check_number("a functional is scaled by factor", factor, least=0)
         return Combination([(float(factor) * own, term) for own, term in self.parts()])
 
     __rmul__ = __mul__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from drojko._validation import chosen
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals.base import Combination, Energy, Functional
 from drojko.measures.base import Measure
@@ -150,8 +151,7 @@ def conjugate_named(kind: str) -> Conjugate:
     >>> conjugate_named("kl")
     KL()
     """
-    if kind not in CONJUGATES:
-        raise InvalidDataError(f"kind={kind!r} is unknown; choose one of {sorted(CONJUGATES)}")
+    chosen("kind", kind, CONJUGATES)
     return CONJUGATES[kind]
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from drojko._validation import check_number, chosen, is_real, shown
 from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals.base import Energy, Functional, checked_values
 
@@ -34,11 +34,10 @@ def _gradient(fn: Callable[[Tensor], Tensor], z: Tensor, what: str) -> tuple[Ten
         values = checked_values(fn(leaf), z, what)
         if not values.requires_grad:
             return values, torch.zeros_like(z)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return values.detach(), gradient
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    return values.detach(), torch.zeros_like(z) if gradient is None else gradient
 
 
-@dataclass(eq=False, repr=False)
 class PotentialEnergy(Functional):
     r"""F(rho) = E V(z).
 
@@ -56,20 +55,25 @@ class PotentialEnergy(Functional):
     5.0
     """
 
-    potential: Callable[[Tensor], Tensor]
-    gradient: Callable[[Tensor], Tensor] | None = None
+    def __init__(
+        self,
+        potential: Callable[[Tensor], Tensor],
+        gradient: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.potential, self.gradient = potential, gradient
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         if self.gradient is None:
             values, slope = _gradient(self.potential, z, "the potential")
         else:
-            values, slope = self.potential(z), self.gradient(z)
+            values = checked_values(self.potential(z), z, "the potential")
+            slope = checked_values(self.gradient(z), z, "the gradient", z.shape)
         value = float((weights * values).sum())
         return Energy(value, weights.unsqueeze(1) * slope, torch.zeros_like(weights))
 
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.potential(z)
+            return checked_values(self.potential(z), z, "the potential")
 
     def __repr__(self) -> str:
         return "PotentialEnergy(...)"
@@ -122,10 +126,9 @@ class FDivergence(Functional):
     def __init__(
         self, log_prob: Callable[[Tensor], Tensor], kind: str = "chi-square", k: float = 2.0
     ) -> None:
-        if kind not in ("chi-square", "cressie-read", "kl"):
-            raise InvalidDataError(f"kind={kind!r}; choose 'chi-square', 'cressie-read' or 'kl'")
-        if kind == "cressie-read" and (not math.isfinite(k) or k in (0.0, 1.0)):
-            raise InvalidDataError(f"k={k!r}; give a finite order other than 0 and 1")
+        chosen("FDivergence: kind", kind, ("chi-square", "cressie-read", "kl"))
+        if kind == "cressie-read" and not (is_real(k) and 1e-9 < abs(k * (k - 1.0)) < math.inf):
+            raise InvalidDataError(f"k={shown(k)}; give a finite order other than 0 and 1")
         self.log_prob, self.kind, self.k = log_prob, kind, float(k)
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
@@ -143,7 +146,7 @@ class FDivergence(Functional):
 
     def first_variation(self, z: Tensor, log_density: Tensor) -> Tensor:
         with torch.no_grad():
-            u = log_density - self.log_prob(z)
+            u = log_density - checked_values(self.log_prob(z), z, "log_prob")
         scale, k = scale_and_order(self.kind, self.k)
         return u if k == 1.0 else scale * ((k - 1.0) * u).clamp_max(_LARGEST).exp() / (k - 1.0)
 
@@ -171,11 +174,6 @@ class KLDivergence(FDivergence):
     density = "relative"
 
     def __init__(self, log_prob: Callable[[Tensor], Tensor]) -> None:
-        if not callable(log_prob):
-            raise InvalidDataError(
-                f"log_prob={log_prob!r}; expected a function of points, (n, d) -> (n,), such as a "
-                "measure's log_prob"
-            )
         super().__init__(log_prob, "kl")
 
     def __repr__(self) -> str:
@@ -201,9 +199,7 @@ class InternalEnergy(Functional):
     density = "absolute"
 
     def __init__(self, m: float) -> None:
-        if not 1.0 < m < math.inf:
-            raise InvalidDataError(f"InternalEnergy got m={m!r}; it must be a number above 1")
-        self.m = float(m)
+        self.m = check_number("InternalEnergy: m", m, above=1)
 
     def evaluate(self, z: Tensor, log_density: Tensor, weights: Tensor) -> Energy:
         power = weights * ((self.m - 1.0) * log_density).clamp_max(_LARGEST).exp()

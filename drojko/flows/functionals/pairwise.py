@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from drojko._random import generator as make_generator
-from drojko.exceptions import InvalidDataError
-from drojko.flows.functionals.base import Energy, Functional
+from drojko._validation import check_number, is_whole, shown
+from drojko.exceptions import InvalidDataError, NonFiniteError
+from drojko.flows.functionals.base import Energy, Functional, checked_values
 
 __all__ = ["InteractionEnergy", "MMDTo", "WassersteinTo"]
 
@@ -50,11 +51,16 @@ class InteractionEnergy(Functional):
         mass = weights[first] * weights[second]
         if 2 * shifts == n:  # half-way round, each pair comes up twice
             mass[-n:] *= 0.5
+        if not 0.0 < float(mass.sum()) < float("inf"):
+            raise InvalidDataError("weights are no shares: the products of pairs sum to nothing")
         mass = mass / mass.sum()
         with torch.enable_grad():
             leaf = z.detach().requires_grad_(True)
-            value = 0.5 * (mass * self.kernel(leaf[first] - leaf[second])).sum()
-            (gradient,) = torch.autograd.grad(value, leaf)
+            apart = leaf[first] - leaf[second]
+            value = 0.5 * (mass * checked_values(self.kernel(apart), apart, "the kernel")).sum()
+            gradient = torch.zeros_like(z)
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, leaf)
         return Energy(float(value.detach()), gradient, torch.zeros_like(weights))
 
     def __repr__(self) -> str:
@@ -65,6 +71,14 @@ class _ToSamples(Functional):
     """A functional that knows its target by draws, taken once and kept."""
 
     def __init__(self, measure: Any, n_samples: int, random_state: Any) -> None:
+        kind = type(self).__name__
+        if isinstance(measure, type) or not callable(getattr(measure, "points", None)):
+            raise InvalidDataError(
+                f"{kind}: measure={shown(measure)}; expected a measure such as Empirical(X)"
+            )
+        if not is_whole(n_samples, 1):
+            raise InvalidDataError(f"{kind}: n_samples={shown(n_samples)}; expected 1 or more")
+        make_generator(random_state)
         self.measure, self.n_samples, self.random_state = measure, n_samples, random_state
 
     @cached_property
@@ -73,6 +87,11 @@ class _ToSamples(Functional):
 
     def _target(self, like: Tensor) -> tuple[Tensor, Tensor]:
         y, v = self._draws
+        if y.shape[1:] != like.shape[1:]:
+            raise InvalidDataError(
+                f"{type(self).__name__}: particles in {like.shape[1]} dimensions, and a measure in "
+                f"{y.shape[1]}"
+            )
         return y.to(like), v.to(like)
 
     def __repr__(self) -> str:
@@ -103,9 +122,9 @@ class MMDTo(_ToSamples):
         self, measure: Any, bandwidth: float, *, n_samples: int = 500, random_state: Any = 0
     ) -> None:
         super().__init__(measure, n_samples, random_state)
-        if not 0 < bandwidth < float("inf"):
-            raise InvalidDataError(f"MMDTo got bandwidth={bandwidth!r}; it must be positive")
-        self.bandwidth = float(bandwidth)
+        self.bandwidth = check_number("MMDTo: bandwidth", bandwidth, above=0)
+        if not 1e-150 < self.bandwidth < 1e150:
+            raise InvalidDataError(f"MMDTo: bandwidth={bandwidth:g} squared is no number")
 
     @cached_property
     def _constant(self) -> float:
@@ -174,6 +193,8 @@ class WassersteinTo(_ToSamples):
             goal[order] = picked
         else:
             cost = torch.cdist(z, picked).square_()
+            if not bool(torch.isfinite(cost).all()):
+                raise NonFiniteError("WassersteinTo: particles so far from the draws overflow")
             first, second = map(torch.as_tensor, linear_sum_assignment(cost.cpu().numpy()))
             goal[first] = picked[second]
         return _Matched(goal)

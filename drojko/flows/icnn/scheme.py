@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import batches, cosine
+from drojko._validation import check_settings, chosen, shown
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem
@@ -175,6 +176,15 @@ class ICNNScheme:
     log_det: str = "auto"
     probes: Probes = field(default_factory=Probes)
 
+    def __post_init__(self) -> None:
+        check_settings(
+            self, whole={"n_particles": 2, "iterations": 0, "batch_size": 1}, widths=("hidden",),
+            least={"tol": 0.0}, above={"rate": 0.0},
+        )  # fmt: skip
+        chosen("ICNNScheme: log_det", self.log_det, ("auto", "exact", "stochastic"))
+        if not isinstance(self.probes, Probes):
+            raise InvalidDataError(f"ICNNScheme: probes={shown(self.probes)}; expected Probes(...)")
+
     def fit_map(
         self,
         train: MapProblem,
@@ -183,10 +193,6 @@ class ICNNScheme:
         start: ICNN | None = None,
     ) -> FittedMap:
         """The map that minimises J on ``train``; ``start`` is the potential of the step before."""
-        if self.log_det not in ("auto", "exact", "stochastic"):
-            raise InvalidDataError(
-                f"ICNNScheme got log_det={self.log_det!r}; expected auto, exact or stochastic"
-            )
         first = AffineStart(train, held, start)
         d = train.particles.x.shape[1]
         if self.iterations == 0 or d == 0 or first.optimal:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import check_settings
 from drojko._random import spawn
+from drojko._validation import check_settings
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
+from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals import (
     Entropy,
     Functional,
@@ -25,6 +27,7 @@ __all__ = ["aggregation", "fokker_planck", "ornstein_uhlenbeck", "porous_medium"
 Steps = float | Sequence[float]
 
 
+@checked()
 def fokker_planck(
     potential: Callable[[Tensor], Tensor],
     initial: Measure,
@@ -74,6 +77,7 @@ def fokker_planck(
     return flow.run(initial, n_steps, random_state)
 
 
+@checked()
 def ornstein_uhlenbeck(
     target: Gaussian,
     initial: Measure,
@@ -108,6 +112,8 @@ def ornstein_uhlenbeck(
     >>> abs(float(result.measures[-1].particles.mean()) - 2 / 9) < 1e-6  # of the exact step
     True
     """
+    if not initial.dim == target.dim:
+        raise InvalidDataError(f"initial is on R^{initial.dim}, target on R^{target.dim}")
     mean, precision = target.mean, torch.linalg.inv(target.covariance)
 
     def potential(z: Tensor) -> Tensor:
@@ -119,6 +125,7 @@ def ornstein_uhlenbeck(
     return flow.run(initial, n_steps, random_state)
 
 
+@checked()
 def porous_medium(
     initial: Measure,
     step_size: Steps,
@@ -154,6 +161,7 @@ def porous_medium(
     return flow.run(initial, n_steps, random_state)
 
 
+@checked()
 def aggregation(
     kernel: Callable[[Tensor], Tensor],
     initial: Measure,

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko._driver import keeping
 from drojko._random import generator as make_generator
+from drojko._validation import check_number, floats, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.flow_measures import FlowStep
@@ -179,6 +181,7 @@ class FilterResult:
     flows: list[FlowResult]
 
 
+@checked()
 def filter_diffusion(
     potential: Callable[[Tensor], Tensor],
     initial: Measure,
@@ -236,18 +239,28 @@ def filter_diffusion(
     >>> round(float(w @ x[:, 0]), 3)  # the law stays N(0, 1); then 2 / (1 + 1)
     1.0
     """
-    seen = torch.as_tensor(np.asarray(observations, dtype=float)).reshape(len(times), -1)
-    edges = [0.0, *map(float, times)]
-    if any(b <= a for a, b in pairwise(edges)) or len(seen) == 0:
-        raise InvalidDataError(f"times={list(times)!r}; they must be positive and increase")
-    if not (noise > 0.0 and step_size > 0.0):
-        raise InvalidDataError(f"noise={noise!r}, step_size={step_size!r}; both must be positive")
+    seen, given = floats(observations, "observations"), floats(times, "times")
+    edges = [0.0, *given.ravel().tolist()]
+    if given.ndim != 1 or any(not 0.0 < b - a < math.inf for a, b in pairwise(edges)):
+        raise InvalidDataError(f"times={shown(times)}; they must be positive and increase")
+    if not 0 < seen.ndim < 3 or len(seen) != len(given) or not len(seen) or not seen.size:
+        raise InvalidDataError(
+            f"observations is {shown(observations)}; expected a row for each of {len(given)} times"
+        )
+    if not np.isfinite(seen).all():
+        raise InvalidDataError("observations contains NaN or infinity: leave such times out")
+    seen = torch.tensor(seen).reshape(len(given), -1)
+    check_number("noise", noise, above=0)
+    check_number("step_size", step_size, above=0)
+    check_number("temperature", temperature, least=0)
     end = edges[-1] if final_time is None else float(final_time)
-    if end < edges[-1]:
-        raise InvalidDataError(f"final_time={end!r} is before the last observation")
+    if not edges[-1] <= end < math.inf:
+        raise InvalidDataError(f"final_time={end!r} is before the last observation, or no time")
     if scheme is None:
         line = initial.dim == 1
         scheme = LineScheme(1500) if line else EnvelopeScheme(components=24, n_particles=5000)
+    if isinstance(scheme, type) or not hasattr(scheme, "fit_map"):
+        raise InvalidDataError(f"scheme={shown(scheme)}; expected one that knows densities")
     functional = PotentialEnergy(potential) + temperature * Entropy()
     gen = make_generator(random_state)
 

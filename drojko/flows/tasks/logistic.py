@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._validation import check_number, floats, is_whole, plain_tensor, shown
 from drojko.exceptions import InvalidDataError
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import Entropy, PotentialEnergy
 from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.jko import JKOFlow
 from drojko.flows.result import FlowResult
+from drojko.measures._arrays import matrix
 from drojko.measures.gaussian import Gaussian
 
 __all__ = ["LogisticPosterior", "LogisticTarget", "bayesian_logistic"]
@@ -84,7 +87,10 @@ class LogisticPosterior:
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Posterior mean of P(y = classes[k] | x), shape (n, 2)."""
-        rows = _design(np.asarray(X, dtype=float), self.intercept)
+        rows = _design(matrix(X), self.intercept)
+        if rows.shape[1] != self.coefficients.shape[1]:
+            given, own = rows.shape[1], self.coefficients.shape[1]
+            raise InvalidDataError(f"X with the intercept has {given} columns; expected {own}")
         total = np.zeros(len(rows))
         for part in np.array_split(self.coefficients, max(1, len(self.coefficients) // 200)):
             total += (0.5 * (1.0 + np.tanh(0.5 * rows @ part.T))).sum(1)
@@ -94,19 +100,28 @@ class LogisticPosterior:
     def log_likelihood(self, X: Any, y: Any) -> float:
         """Mean log predictive probability of labels."""
         p = self.predict_proba(X)
-        chosen = np.where(np.asarray(y) == self.classes[1], p[:, 1], p[:, 0])
+        chosen = np.where(self._labels(y, len(p)) == self.classes[1], p[:, 1], p[:, 0])
         return float(np.log(np.clip(chosen, 1e-300, None)).mean())
 
     def accuracy(self, X: Any, y: Any) -> float:
         """Share of labels that are the likelier ones."""
         found = self.classes[self.predict_proba(X).argmax(1)]
-        return float((found == np.asarray(y)).mean())
+        return float((found == self._labels(y, len(found))).mean())
+
+    def _labels(self, y: Any, n: int) -> np.ndarray:
+        labels = np.asarray(plain_tensor(y, "y"))
+        if labels.shape != (n,) or not np.isin(labels, self.classes).all():
+            raise InvalidDataError(
+                f"y is {shown(y)}; expected {n} labels out of {self.classes.tolist()}"
+            )
+        return labels
 
 
 def _design(X: np.ndarray, intercept: bool) -> np.ndarray:
     return np.column_stack([X, np.ones(len(X))]) if intercept else X
 
 
+@checked()
 def bayesian_logistic(
     X: Any,
     y: Any,
@@ -148,8 +163,15 @@ def bayesian_logistic(
     >>> posterior.accuracy(X, y) > 0.8
     True
     """
-    rows = np.asarray(X, dtype=float)
-    classes, index = np.unique(np.asarray(y), return_inverse=True)
+    rows = matrix(X)
+    try:
+        classes, index = np.unique(np.asarray(plain_tensor(y, "y")), return_inverse=True)
+    except TypeError as error:
+        raise InvalidDataError(f"y holds labels without an order ({error})") from None
+    check_number("bayesian_logistic: shape", shape, above=0)
+    check_number("bayesian_logistic: rate", rate, above=0)
+    if not is_whole(n_draws, 1):
+        raise InvalidDataError(f"n_draws={shown(n_draws)}; expected 1 or more")
     if len(classes) != 2 or rows.ndim != 2 or len(rows) != len(index):
         raise InvalidDataError(
             f"bayesian_logistic got X of shape {rows.shape} and {len(classes)} classes; it needs "
@@ -161,8 +183,8 @@ def bayesian_logistic(
     start[-1] = math.log(shape / rate)
     functional = PotentialEnergy(target.value, target.gradient) + Entropy()
     gen = make_generator(random_state)
-    scheme = scheme or ICNNScheme(n_particles=1000, iterations=0)
-    flow = JKOFlow(functional, scheme, step_size=list(step_sizes))
+    scheme = ICNNScheme(n_particles=1000, iterations=0) if scheme is None else scheme
+    flow = JKOFlow(functional, scheme, step_size=floats(step_sizes, "step_sizes").ravel())
     result = flow.run(Gaussian(start, 0.25 * np.eye(dim)), random_state=spawn(gen))
     last = result.measures[-1]
     z = last.particles if isinstance(last, FlowStep) else last.sample(n_draws, gen)

@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._validation import floats, is_whole, shown
+from drojko.exceptions import InvalidDataError
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import KLDivergence
 from drojko.flows.importance.measure import ImportanceMeasure
@@ -45,6 +48,7 @@ class FlowSample:
     result: FlowResult
 
 
+@checked()
 def sample_density(
     log_prob: Callable[[Tensor], Tensor],
     initial: Measure,
@@ -82,7 +86,13 @@ def sample_density(
     (0.92, 1.0)
     """
     gen = make_generator(random_state)
-    flow = JKOFlow(KLDivergence(log_prob), scheme or EnvelopeScheme(), step_size=list(step_sizes))
+    if not is_whole(n_samples, 2):
+        raise InvalidDataError(f"n_samples={shown(n_samples)}; expected 2 or more")
+    flow = JKOFlow(
+        KLDivergence(log_prob),
+        EnvelopeScheme() if scheme is None else scheme,
+        step_size=floats(step_sizes, "step_sizes").ravel(),
+    )
     result = flow.run(initial, random_state=spawn(gen))
     found = ImportanceMeasure(result.measures[-1], log_prob).evidence(n_samples, gen, least=0.0)
     share = found.effective_sample_size

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._numerics import check_settings, standard_error
+from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._validation import check_settings
+from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.bounded import BoundedRatio
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import (
@@ -173,7 +175,7 @@ class Importance(InnerSolver):
         if not self.enough < 1.0:
             raise InvalidDataError(f"Importance: enough={self.enough!r}; expected a share below 1")
 
-    def check(self, ambiguity: Any) -> None:
+    def check(self, ambiguity: AmbiguitySet) -> None:
         """Raise `UnsupportedError` for sets whose worst case has no continuous density ratio."""
         if ambiguity.order is None and ambiguity.divergence is None:
             raise UnsupportedError(  # of transport `fit` says what to do

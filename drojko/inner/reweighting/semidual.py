@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._numerics import check_settings
 from drojko._random import generator as make_generator
 from drojko._random import spawn
+from drojko._validation import check_settings
+from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet
 from drojko.exceptions import ConvergenceWarning, InvalidDataError, UnsupportedError
 from drojko.flows.functionals import PotentialEnergy
@@ -179,7 +180,7 @@ class SemiDual(InnerSolver):
             above={"rate": 0.0},
         )
 
-    def check(self, ambiguity: Any) -> None:
+    def check(self, ambiguity: AmbiguitySet) -> None:
         if not learns(ambiguity):
             raise UnsupportedError(
                 f"inner='semidual' learns the worst cases of KL and ChiSquare, not of "

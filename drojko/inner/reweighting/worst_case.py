@@ -430,6 +430,8 @@ class ReweightedWorstCase(MassesMove):
             raise UnsupportedError(
                 "transport: a map of a joint measure would move the targets too; use sample"
             )
+        if not 0 <= k < len(self.classes):
+            raise InvalidDataError(f"k={k}; expected a class index below {len(self.classes)}")
         share = float(np.log(self._tilted_shares()[k] / self._shares(self.pool.w)[k]))
 
         def loss(z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
@@ -83,6 +84,7 @@ class Moved:
         return picked(other.value > self.value, other, self)
 
 
+@checked()
 @dataclass(frozen=True)
 class Adversary:
     r"""The worst-case map :math:`x \mapsto \arg\max_q J(q)`, over candidates and their ascents.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko.inner.objective import Batch, Objective
 
 __all__ = ["Ascent", "picked", "proximal_ascent"]
@@ -35,6 +36,7 @@ def picked(wins: Tensor, first: Any, second: Any) -> Any:
     return type(first)(*parts)
 
 
+@checked(start="n r any")
 def proximal_ascent(
     objective: Objective,
     batch: Batch,

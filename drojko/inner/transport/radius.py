@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -180,6 +181,7 @@ def _with_support(adversary: Adversary, batch: Batch, found: list[Moved]) -> Adv
 
 
 @torch.no_grad()
+@checked(weights="n")
 def solve_ball(
     adversary: Adversary,
     batch: Batch,

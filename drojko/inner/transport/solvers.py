@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status, nested
-from drojko._numerics import check_settings, cosine
+from drojko._numerics import cosine
+from drojko._validation import check_settings
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective

@@ -21,6 +21,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from drojko._doors import checked
 from drojko.ambiguity.ground.norms import steepest_direction
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.coordinates import Coordinates
@@ -135,6 +136,7 @@ def _best_move(objective: Objective, batch: Batch, pull: Tensor, scores: Any) ->
     return q
 
 
+@checked()
 @dataclass(frozen=True)
 class MaxAffine(_Pieces):
     r"""A maximum of affine functions of z.
@@ -222,6 +224,7 @@ class MaxAffine(_Pieces):
         return _best_move(objective, batch, pull, score.T)
 
 
+@checked()
 @dataclass(frozen=True)
 class SeparableMaxAffine(_Pieces):
     r"""A sum over the columns of maxima of affine functions of one column.
@@ -278,6 +281,7 @@ class SeparableMaxAffine(_Pieces):
         return _best_move(objective, batch, objective.coordinates.pull(slopes), scores)
 
 
+@checked()
 @dataclass(frozen=True)
 class Quadratic(StructuredLoss):
     r"""A quadratic function of z, convex or not.
