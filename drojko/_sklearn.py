@@ -204,7 +204,8 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
         if isinstance(error, InvalidDataError):
             raise
         text = str(error)
-        if "dense data is required" in text:
+        objects = isinstance(X, np.ndarray) and X.dtype == object  # scikit-learn's own words
+        if "dense data is required" in text or (objects and isinstance(error, TypeError)):
             raise
         found = culprit(X)
         if found is not None:
