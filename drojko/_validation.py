@@ -277,8 +277,8 @@ def floats(values: Any, name: str) -> np.ndarray:
         found = culprit(values, name)
         raise InvalidDataError(
             f"{found}. {error}" if found else
-            f"{name} must be numbers; got {shown(values)} ({error}), expected numbers: encode text, "
-            "and use a dense table"
+            f"{name} must be numbers; got {shown(values)} ({error}), expected numbers: encode "
+            "text, and use a dense table"
         ) from error  # fmt: skip
 
 
