@@ -207,8 +207,9 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
     if isinstance(value, type) and value not in (object, Any, torch.Generator):
         if getattr(value, "_is_protocol", False) or value.__module__ == "collections.abc":
             return None
-        article = "an" if value.__name__[0] in "AEIOU" else "a"
-        return lambda v: isinstance(v, value), f"{article} {value.__name__}"
+        name = getattr(value, "_called", value.__name__)
+        article = "an" if name[0] in "AEIOUaeiou" else "a"
+        return lambda v: isinstance(v, value), f"{article} {name}"
     return None
 
 
