@@ -115,8 +115,8 @@ def _door(function: Any, where: str, shapes: Mapping[str, str], *, method: bool)
     # In the function's own module, where doctest looks for it.
     home = inspect.unwrap(function).__globals__
     made = FunctionType(door.__code__, home, function.__name__, None, door.__closure__)
-    made = update_wrapper(made, function)
-    made._is_door = True  # pyright: ignore[reportFunctionMemberAccess]
+    made: Any = update_wrapper(made, function)
+    made._is_door = True
     return made
 
 
@@ -158,7 +158,7 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
         return None
     expected = " or ".join(dict.fromkeys(text for _, text in tests))
     checks = [test for test, _ in tests]
-    classes = [names.get(kind) for kind in kinds]
+    classes: list[Any] = [names.get(kind) for kind in kinds]
     hints = [kind._instead for kind in classes if hasattr(kind, "_instead")]
 
     def check(value: Any, owner: Any, sizes: dict[str, int]) -> Any:
