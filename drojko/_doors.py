@@ -8,8 +8,8 @@ errors name the argument, what was got and what was expected. Shapes are said in
 ...     return weights @ x
 >>> mean(torch.ones(3, 2), torch.ones(4))
 Traceback (most recent call last):
-drojko.exceptions.InvalidDataError: mean: weights is a tensor of shape (4,); expected shape (n,)
-with n = 3
+drojko.exceptions.InvalidDataError: mean: weights is a tensor of shape (4,) and dtype torch.float32;
+expected shape (n,) with n = 3
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Checked:
         _mark(cls, cls._shapes, constructor="_validate_params" not in dir(cls))
 
 
-def checked(**shapes: str) -> Callable[[Thing], Thing]:
+def checked(*, constructor: bool = True, **shapes: str) -> Callable[[Thing], Thing]:
     """Check the arguments of a function, or of the constructor and the public methods of a class.
 
     Annotations of ``float``, ``int``, ``bool``, ``str``, ``Callable``, ``Tensor``, ``np.ndarray``
@@ -61,6 +61,8 @@ def checked(**shapes: str) -> Callable[[Thing], Thing]:
 
     Parameters
     ----------
+    constructor : bool
+        Of a class: whether its constructor is a door as well.
     **shapes : str
         Letters for sizes, equal ones equal, and names of attributes of the object after a dot:
         ``x="n .dim"``. Tensors become of the precision of the first one, and must be finite. A
@@ -70,7 +72,7 @@ def checked(**shapes: str) -> Callable[[Thing], Thing]:
 
     def mark(thing: Any) -> Any:
         if inspect.isclass(thing):
-            return _mark(thing, shapes)
+            return _mark(thing, shapes, constructor=constructor)
         return _door(thing, thing.__qualname__, shapes, method=False)
 
     return mark
@@ -78,7 +80,7 @@ def checked(**shapes: str) -> Callable[[Thing], Thing]:
 
 def _mark(cls: type, shapes: Mapping[str, str], *, constructor: bool = True) -> type:
     for name, value in list(vars(cls).items()):
-        if name.startswith("_") and not (constructor and name == "__init__"):
+        if name == "fit" or (name.startswith("_") and not (constructor and name == "__init__")):
             continue
         function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
         if isinstance(function, FunctionType) and not hasattr(function, "_is_door"):
@@ -113,8 +115,8 @@ def _door(function: Any, where: str, shapes: Mapping[str, str], *, method: bool)
     # In the function's own module, where doctest looks for it.
     home = inspect.unwrap(function).__globals__
     made = FunctionType(door.__code__, home, function.__name__, None, door.__closure__)
-    made = update_wrapper(made, function)
-    made._is_door = True  # pyright: ignore[reportFunctionMemberAccess]
+    made: Any = update_wrapper(made, function)
+    made._is_door = True
     return made
 
 
@@ -156,7 +158,7 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
         return None
     expected = " or ".join(dict.fromkeys(text for _, text in tests))
     checks = [test for test, _ in tests]
-    classes = [names.get(kind) for kind in kinds]
+    classes: list[Any] = [names.get(kind) for kind in kinds]
     hints = [kind._instead for kind in classes if hasattr(kind, "_instead")]
 
     def check(value: Any, owner: Any, sizes: dict[str, int]) -> Any:
@@ -192,7 +194,7 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
         "str": (lambda v: isinstance(v, str), "a text"),
         "Callable": (_is_function, "a function"),
         "Tensor": (_is_tensor, "a tensor of float32 or float64, dense and not on meta"),
-        "np.ndarray": (_is_array, "an array of real numbers"),
+        "np.ndarray": (lambda v: isinstance(v, np.ndarray), "an array"),
         "np.random.Generator": (lambda v: isinstance(v, np.random.Generator), "a Generator"),
     }
     if kind == "Callable[[Tensor], Tensor]":
@@ -205,8 +207,9 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
     if isinstance(value, type) and value not in (object, Any, torch.Generator):
         if getattr(value, "_is_protocol", False) or value.__module__ == "collections.abc":
             return None
-        article = "an" if value.__name__[0] in "AEIOU" else "a"
-        return lambda v: isinstance(v, value), f"{article} {value.__name__}"
+        name = getattr(value, "_called", value.__name__)
+        article = "an" if name[0] in "AEIOUaeiou" else "a"
+        return lambda v: isinstance(v, value), f"{article} {name}"
     return None
 
 

@@ -187,9 +187,9 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
     """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
     X = plain_tensor(X, "X")
-    columns = getattr(X, "columns", None)
+    columns: Any = getattr(X, "columns", None)
     if getattr(columns, "is_unique", True) is False:
-        twice = columns[columns.duplicated()][0]  # pyright: ignore[reportOptionalMemberAccess]
+        twice = columns[columns.duplicated()][0]
         raise InvalidDataError(f"X has two columns named {twice!r}: rename one of them")
     if not isinstance(y, str):
         y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
@@ -204,7 +204,8 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
         if isinstance(error, InvalidDataError):
             raise
         text = str(error)
-        if "dense data is required" in text:
+        objects = isinstance(X, np.ndarray) and X.dtype == object  # scikit-learn's own words
+        if "dense data is required" in text or (objects and isinstance(error, TypeError)):
             raise
         found = culprit(X)
         if found is not None:

@@ -65,7 +65,9 @@ def chosen(where: str, value: Any, known: Iterable[str]) -> None:
     """Raise unless a value is one of the known names."""
     names = tuple(known)
     if not isinstance(value, str) or value not in names:
-        raise InvalidDataError(f"{where}={shown(value)} is unknown; {did_you_mean(value, names)}")
+        raise InvalidDataError(
+            f"{where}={shown(value)} is unknown; {did_you_mean(value, names)} (choose one of these)"
+        )
 
 
 def set_known(owner: Any, set_params: Callable[..., Any], params: dict[str, Any]) -> Any:
@@ -275,8 +277,8 @@ def floats(values: Any, name: str) -> np.ndarray:
         found = culprit(values, name)
         raise InvalidDataError(
             f"{found}. {error}" if found else
-            f"{name} must be numbers; got {shown(values)} ({error}): encode text and categories, "
-            "and use a dense table"
+            f"{name} must be numbers; got {shown(values)} ({error}), expected numbers: encode "
+            "text, and use a dense table"
         ) from error  # fmt: skip
 
 

@@ -70,6 +70,7 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
     most_draws: int | None = None
     divergence: Divergence | None = None
     conic_form: str | None = None
+    _called = "ambiguity set"
     #: What errors add about the value of a parameter.
     _hints: Mapping[str, str] = {}
     _shapes = {"X": "n d", "weight": "n", "weights": "n", "ratio": "n", "t": "*"}

@@ -77,7 +77,9 @@ def unwrap(estimator: Any, X: Any = None) -> tuple[Any, Any]:
 
 def check_report(report: Any) -> None:
     """Raise unless an object is a report of an audit."""
-    if isinstance(report, type) or not hasattr(report, "worst_cases"):
+    if isinstance(report, type) or not hasattr(
+        report, "worst_case" if hasattr(report, "worst_case") else "table"
+    ):
         raise InvalidDataError(f"report={shown(report)}; expected what drojko.audit returns")
 
 

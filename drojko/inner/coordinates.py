@@ -15,6 +15,7 @@ __all__ = ["Coordinates"]
 
 
 @checked(
+    constructor=False,
     x="n d any",
     q0="n r any",
     q="n r any",

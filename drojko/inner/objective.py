@@ -17,7 +17,7 @@ from drojko.models import TabularModel
 __all__ = ["Batch", "Objective"]
 
 
-@checked(x="n d any", y="n real", q0="n r any", index="k index")
+@checked(constructor=False, x="n d any", y="n real", q0="n r any", index="k index")
 @dataclass(frozen=True)
 class Batch:
     """Reference draws with their coordinates.
@@ -55,7 +55,7 @@ class Batch:
         return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
 
 
-@checked(q="n r any", x="n d any", y="n real")
+@checked(constructor=False, q="n r any", x="n d any", y="n real")
 @dataclass(frozen=True)
 class Objective:
     r"""Per-sample objective :math:`J(q) = \ell(f(x'), y) - \lambda c(x, x')`, x' = decode(q).

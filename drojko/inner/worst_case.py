@@ -39,6 +39,8 @@ class WorstCase(Checked, ABC):
     ((5, 4), (5,))
     """
 
+    _shapes = {"x": "n d any", "y": "n real"}
+
     #: Class labels, or None for regression; names and cost weights of the columns, if any.
     classes: np.ndarray | None
     feature_names: tuple[str, ...] | None
@@ -162,9 +164,10 @@ class WorstCase(Checked, ABC):
         try:
             index = np.array([known.get(label, -1) for label in y.ravel().tolist()], dtype=int)
         except TypeError:  # what is no label at all
-            index = np.array([-1])
+            raise InvalidDataError(f"y is {shown(y)}; known labels: {[*known]}") from None
         if y.ndim != 1 or (index < 0).any():
-            raise InvalidDataError(f"y is {shown(y)}; expected labels out of {[*known]}")
+            unknown = sorted(set(y.ravel().tolist()) - set(known), key=str) if y.ndim else [y]
+            raise InvalidDataError(f"y holds labels {shown(unknown)}; known: {[*known]}")
         return torch.as_tensor(index, device=x.device)
 
     def _decode(self, y: Tensor) -> np.ndarray:

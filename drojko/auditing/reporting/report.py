@@ -35,7 +35,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@checked()
+@checked(constructor=False)
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditReport:
     r"""How bad the worst shift of each size is, and what it looks like.

@@ -84,7 +84,7 @@ class Moved:
         return picked(other.value > self.value, other, self)
 
 
-@checked()
+@checked(constructor=False)
 @dataclass(frozen=True)
 class Adversary:
     r"""The worst-case map :math:`x \mapsto \arg\max_q J(q)`, over candidates and their ascents.
