@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from drojko._validation import (
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
+    "ExplainedParameters",
     "HasMethods",
     "Hidden",
     "Interval",
@@ -61,6 +63,43 @@ __all__ = [
     "plain",
     "validate_data",
 ]
+
+
+class ExplainedParameters:
+    """Mixin left of `BaseEstimator`: errors of scikit-learn's checks say what to give instead."""
+
+    _parameter_constraints: Mapping[str, Any]
+
+    def _validate_params(self) -> None:
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            raise InvalidParameterError(f"{error}{self._hint(_named(str(error)))}") from None
+        for name, value in self.get_params(deep=False).items():
+            number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+            if number and not is_real(value, infinite=name == "max_time"):
+                raise InvalidDataError(
+                    f"{type(self).__name__}: {name}={shown(value)}; expected a finite number"
+                )
+            kinds = self._parameter_constraints.get(name, ())
+            if isinstance(value, bool | np.bool_) and not {"boolean", "verbose"} & {
+                kind for kind in kinds if isinstance(kind, str)
+            }:
+                raise InvalidDataError(
+                    f"{type(self).__name__}: {name}={value}; expected a number, not a boolean"
+                )
+
+    def _hint(self, name: str) -> str:
+        """What to give instead of the value that a parameter has."""
+        value = getattr(self, name, None)
+        kinds = self._parameter_constraints.get(name, ())
+        names = sorted(n for kind in kinds if isinstance(kind, StrOptions) for n in kind.options)
+        return f" {did_you_mean(value, names)}" if isinstance(value, str) and names else ""
+
+
+def _named(message: str) -> str:
+    """The parameter that a message of scikit-learn names."""
+    return message.partition("'")[2].partition("'")[0]
 
 
 class NestedDefaults:

@@ -145,7 +145,9 @@ class Wasserstein(AmbiguitySet):
         if not is_real(self.order) or self.order not in (1, 2):
             raise InvalidDataError(f"Wasserstein got order={shown(self.order)}; it must be 1 or 2")
         if not is_real(self.norm, infinite=True) or self.norm not in (1, 2, np.inf):
-            raise InvalidDataError(f"Wasserstein got norm={shown(self.norm)}; it must be 1, 2, inf")
+            raise InvalidDataError(
+                f"Wasserstein got norm={shown(self.norm)}; it must be 1, 2 or inf"
+            )
         if self.order == 2 and self.norm != 2:
             raise InvalidDataError(
                 f"Wasserstein got norm={self.norm!r} with order=2, whose ground cost is the "

@@ -238,10 +238,10 @@ class Approach(ABC):
         if ambiguity.epsilon is not None:
             free = cost.weights[cost.mutable]
             scale = float((np.ptp(X[:, cost.mutable], axis=0) ** 2 * free).max(initial=0.0))
-            if scale > 0 and not 1e-11 <= ambiguity.epsilon / scale <= 1e20:
+            if scale > 0 and not 1e-15 <= ambiguity.epsilon / scale <= 1e20:
                 raise InvalidDataError(
                     f"epsilon={ambiguity.epsilon:g} is beyond what can be told apart from noise in "
-                    f"columns that range over {scale**0.5:g}: expected 1e-11 to 1e+20 times the "
+                    f"columns that range over {scale**0.5:g}: expected 1e-15 to 1e+20 times the "
                     "square of that; for no smoothing use Wasserstein(radius)"
                 )
         return cost if ambiguity.moves else GroundCost(np.ones(X.shape[1]))

@@ -23,7 +23,12 @@ from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Rows, Table, Units, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._transport import order_one_form, order_two_form
-from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.exceptions import (
+    InvalidDataError,
+    SolverError,
+    UnboundedRiskError,
+    UnsupportedError,
+)
 from drojko.losses import Loss, loss_with
 from drojko.measures._arrays import members_of
 
@@ -90,20 +95,33 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         self : object
         """
         X, y = self._read(X, y)
-        import cvxpy as cp
-
         weight = checked_weight(sample_weight, X)
         ambiguity = self._nested("ambiguity")
         members = members_of(groups, weight)[0] if ambiguity.knows_groups else None
         self._rows = rows = Rows(X, y, weight / weight.sum(), members)
-        X, y, mass = rows.x, rows.y, rows.mass
         names = getattr(self, "feature_names_in_", None)
-        resolved = ambiguity.validate(X.shape[1], None if names is None else list(names))
+        resolved = ambiguity.validate(rows.x.shape[1], None if names is None else list(names))
+        size = getattr(ambiguity, _size_name(ambiguity))
+        size = math.nan if size is None else float(size)  # any mixture of groups
+        try:
+            self._build(ambiguity, resolved, Units.none(rows.x.shape[1]))
+            self._finish(size)
+        except SolverError:
+            if not callable(getattr(ambiguity, "on", None)):
+                raise
+            # Nothing moves, columns have no geometry: other units may be easier.
+            units = Units.of(rows.x, rows.y, rows.mass, self._loss(), self.fit_intercept)
+            self._build(ambiguity, resolved, units)
+            self._finish(size)
+        return self
+
+    def _build(self, ambiguity: Any, resolved: Any, units: Units) -> None:
+        import cvxpy as cp
+
+        rows, self._units = self._rows, units
+        X, y, mass = rows.x, rows.y, rows.mass
         classes = len(getattr(self, "classes_", ()))
-        loss, self._units = self._loss(), Units.none(X.shape[1])
-        if callable(getattr(ambiguity, "on", None)):  # nothing moves: columns have no geometry
-            self._units = Units.of(X, y, mass, loss, self.fit_intercept)
-            loss = self._units.loss or loss
+        loss = units.loss or self._loss()
         shape = (X.shape[1], classes) if classes > 2 else X.shape[1]
         theta = cp.Variable(shape)
         size = classes if classes > 2 else 1
@@ -111,19 +129,16 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         sign = 2.0 * y - 1.0 if classes == 2 else None
         outputs = cp.Variable((len(X), classes) if classes > 2 else len(X))
         parts = (mass, theta, intercept, outputs, sign, classes, rows.members, (X, y))
-        table = Table(*self._units.scaled(X, y), *parts, self._units.typical)
+        table = Table(*units.scaled(X, y), *parts, units.typical)
         form = self._form(ambiguity, resolved, loss, table)
         objective = form.risk
         if self.alpha > 0:
-            user = cp.multiply(self._units.slopes(theta.shape), theta)
-            objective = objective + 0.5 * self.alpha / self._units.risk * cp.sum_squares(user)
+            user = cp.multiply(units.slopes(theta.shape), theta)
+            objective = objective + 0.5 * self.alpha / units.risk * cp.sum_squares(user)
         problem = cp.Problem(cp.Minimize(objective), [table.link, *form.constraints])
         solver = check_solver(self.solver)
         self._program = Program(form, problem, solver, dict(self.solver_options or {}))
         self._table = table
-        size = getattr(ambiguity, _size_name(ambiguity))
-        self._finish(math.nan if size is None else float(size))  # any mixture of groups
-        return self
 
     def _form(self, ambiguity: Any, resolved: Any, loss: Loss, table: Table) -> Form:
         name = type(ambiguity).__name__

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,9 +20,9 @@ from sklearn.utils import check_random_state
 from drojko._callbacks import CallbackSupportMixin, FitProgress
 from drojko._driver import Status, all_finite, keeping
 from drojko._sklearn import (
+    ExplainedParameters,
     HasMethods,
     Interval,
-    InvalidParameterError,
     NestedDefaults,
     StrOptions,
     check_is_fitted,
@@ -31,7 +30,7 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
-from drojko._validation import arithmetic, did_you_mean, is_real, shown
+from drojko._validation import arithmetic
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
@@ -51,7 +50,7 @@ from drojko.approaches.reference import (
     is_sampled,
 )
 from drojko.approaches.registry import approach_named, approach_to
-from drojko.estimators._models import OnModule, build_model, check_device
+from drojko.estimators._models import OnModule, build_model, check_device, check_stored
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -123,7 +122,7 @@ class _OnArrays:
 
 
 @dataclass(eq=False, repr=False)
-class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
+class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEstimator):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
 
     ambiguity: Any = None
@@ -186,34 +185,9 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         "verbose": ["verbose"],
     }
 
-    def _validate_params(self) -> None:
-        try:
-            super()._validate_params()
-        except InvalidParameterError as error:
-            raise InvalidParameterError(f"{error}{self._hint(str(error))}") from None
-        for name, value in self.get_params(deep=False).items():
-            number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-            if number and not is_real(value, infinite=name == "max_time"):
-                raise InvalidDataError(
-                    f"{type(self).__name__}: {name}={shown(value)}; expected a finite number"
-                )
-            kinds = self._parameter_constraints.get(name, ())
-            if isinstance(value, bool | np.bool_) and not {"boolean", "verbose"} & {
-                kind for kind in kinds if isinstance(kind, str)
-            }:
-                raise InvalidDataError(
-                    f"{type(self).__name__}: {name}={value}; expected a number, not a boolean"
-                )
-
-    def _hint(self, message: str) -> str:
-        """What to give instead of the parameter that a message of scikit-learn names."""
-        name = message.partition("'")[2].partition("'")[0]
-        value = getattr(self, name, None)
-        if name == "ambiguity":
-            return AmbiguitySet._instead(value)
-        kinds = self._parameter_constraints.get(name, ())
-        names = sorted(n for kind in kinds if isinstance(kind, StrOptions) for n in kind.options)
-        return f" {did_you_mean(value, names)}" if isinstance(value, str) and names else ""
+    def _hint(self, name: str) -> str:
+        own = AmbiguitySet._instead if name == "ambiguity" else None
+        return own(self.ambiguity) if own else super()._hint(name)
 
     # -- fitting -----------------------------------------------------------------------------
 
@@ -610,34 +584,7 @@ class BaseDRO(CallbackSupportMixin, NestedDefaults, BaseEstimator):
         save(self, path)
 
     def _check_stored(self) -> None:
-        """Raise `InvalidDataError` where what a file holds of a fit cannot come from one."""
-        if not self.__sklearn_is_fitted__():
-            return
-        found, d, outputs = self.parameters_, self.n_features_in_, self._outputs()
-        named = getattr(self, "feature_names_in_", np.empty(d))
-        whole = self._n_outputs == outputs and len(named) == d
-        if not callable(self.model):
-            hidden = np.atleast_1d(self.hidden_layer_sizes) if self.model == "mlp" else []
-            sizes = [d, *map(int, hidden), outputs]
-            shapes = {f"weights.{k}": pair[::-1] for k, pair in enumerate(pairwise(sizes))}
-            shapes |= {f"biases.{k}": (size,) for k, size in enumerate(sizes[1:])}
-            whole &= shapes == {name: np.shape(value) for name, value in found.items()}
-        own = self._attributes(found) if whole else {}
-        whole &= all(
-            np.array_equal(getattr(self, name), value)
-            for name, value in own.items()
-            if name != "parameters_"
-        )
-        whole &= len({np.shape(column) for column in self._history.values()}) < 2
-        if isinstance(self._reference, tuple):
-            x, y, w, _ = self._reference
-            whole &= np.shape(x) == (len(w), d) and np.shape(y) == np.shape(w) == (len(w),)
-        if not whole:
-            raise InvalidDataError(
-                f"{type(self).__name__} holds arrays whose shapes do not fit each other"
-            )
-        if not all_finite((found, self._reference)):
-            raise InvalidDataError(f"{type(self).__name__} holds arrays that are not finite")
+        check_stored(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_iter_")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drojko._driver import all_finite
 from drojko._random import spawn
 from drojko._validation import shown
 from drojko.approaches.base import Approach, Assessment, Plan
@@ -19,7 +21,7 @@ from drojko.inner.transport.storage import pack_module
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.models import MLP, Linear, LogitDifference, ModuleModel, TabularModel
 
-__all__ = ["OnModule", "build_model", "check_device"]
+__all__ = ["OnModule", "build_model", "check_device", "check_stored"]
 
 _FACTORY = threading.Lock()
 
@@ -157,3 +159,34 @@ def check_device(device: Any) -> None:
         raise InvalidDataError(
             f"device={shown(device)} cannot be used ({reason}); device='cpu' always can"
         ) from error
+
+
+def check_stored(fitted: Any) -> None:
+    """Raise `InvalidDataError` where what a file holds of a fit cannot come from one."""
+    if not fitted.__sklearn_is_fitted__():
+        return
+    found, d, outputs = fitted.parameters_, fitted.n_features_in_, fitted._outputs()
+    named = getattr(fitted, "feature_names_in_", np.empty(d))
+    whole = fitted._n_outputs == outputs and len(named) == d
+    if not callable(fitted.model):
+        hidden = np.atleast_1d(fitted.hidden_layer_sizes) if fitted.model == "mlp" else []
+        sizes = [d, *map(int, hidden), outputs]
+        shapes = {f"weights.{k}": pair[::-1] for k, pair in enumerate(pairwise(sizes))}
+        shapes |= {f"biases.{k}": (size,) for k, size in enumerate(sizes[1:])}
+        whole &= shapes == {name: np.shape(value) for name, value in found.items()}
+    own = fitted._attributes(found) if whole else {}
+    whole &= all(
+        np.array_equal(getattr(fitted, name), value)
+        for name, value in own.items()
+        if name != "parameters_"
+    )
+    whole &= len({np.shape(column) for column in fitted._history.values()}) < 2
+    if isinstance(fitted._reference, tuple):
+        x, y, w, _ = fitted._reference
+        whole &= np.shape(x) == (len(w), d) and np.shape(y) == np.shape(w) == (len(w),)
+    if not whole:
+        raise InvalidDataError(
+            f"{type(fitted).__name__} holds arrays whose shapes do not fit each other"
+        )
+    if not all_finite((found, fitted._reference)):
+        raise InvalidDataError(f"{type(fitted).__name__} holds arrays that are not finite")

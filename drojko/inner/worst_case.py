@@ -179,17 +179,17 @@ def which(share: np.ndarray, gain: np.ndarray, random_state: Any = None) -> np.n
     """Which rows take the first of two moves, each with probability ``share`` of shape (n,).
 
     Evenly along the rows sorted by ``gain``, what the first adds, so that sums over the rows are
-    those of the mixture up to one row; without a random state they are rounded to the nearest.
+    those of the mixture up to one row; without a random state never more: a budget is kept.
 
     Examples
     --------
     >>> which(np.full(6, 0.5), np.arange(6.0)).tolist()
     [True, False, True, False, True, False]
     """
-    start = 0.5
+    start = 0.0
     if random_state is not None:
         start = float(torch.rand((), generator=make_generator(random_state), dtype=torch.float64))
-    order = np.argsort(gain, kind="stable")
+    order = np.argsort(-gain, kind="stable")
     taken = np.floor(np.cumsum(np.r_[start, share[order]]) + 1e-12)
     first = np.empty(len(share), bool)
     first[order] = np.diff(taken) > 0

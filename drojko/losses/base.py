@@ -240,7 +240,7 @@ class Loss(Checked):
         line = self.line(f, y)
         return Smoothed(*line, line[1])
 
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+    def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         r"""Return :math:`\inf_f \ell(f, y) - s f` for slopes s in `domain`: minus the conjugate.
 
         Of a convex loss without a formula it is a lower bound, found numerically from ``near`` on;

@@ -59,7 +59,7 @@ class Logistic(Loss):
         p = expit(-m)
         return np.logaddexp(0.0, -m), -s * p, p * (1.0 - p)
 
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+    def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         p = np.clip(np.abs(slope), 0.0, 1.0)
         return entr(p) + entr(1.0 - p)
 

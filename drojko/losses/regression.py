@@ -56,7 +56,7 @@ class Squared(Loss):
         r = f - y
         return r * r, 2.0 * r, np.full_like(r, 2.0)
 
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+    def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         return -(0.25 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class Huber(Loss):
         value, slope, second = smoothed_clip(f - y, self.delta, mu / self.delta)
         return Smoothed(value, slope, second, slope)
 
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+    def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         return -(0.5 * slope + y) * slope
 
     def _shift(self, f: Tensor, y: Tensor, kappa: Tensor) -> Tensor:

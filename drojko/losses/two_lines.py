@@ -68,7 +68,7 @@ class TwoLines(Loss):
         slope, share = (sign * (low + gap * part) for part in (kink.slope, kink.share))
         return Smoothed(low * x + gap * kink.value, slope, gap * kink.second, share, kink)
 
-    def least(self, slope: np.ndarray, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
+    def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         """Minus the slope times the f of the kink, where the loss is 0."""
         offset, sign = self._from_kink(np.zeros_like(slope), y)
         return slope * offset * sign

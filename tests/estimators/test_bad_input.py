@@ -165,7 +165,7 @@ def test_shapes(kind):
         (X, y[:-1], "inconsistent numbers of samples"),
         (X[:, 0], y, "Expected 2D array"),
         (X[None], y, "dim 3"),
-        (X, np.c_[y, y], "y should be a 1d array"),
+        (X, np.c_[y, y], "expected one label or target per row"),
         (X, None, "requires y"),
         (X[:, :0], y, r"0 feature\(s\)"),
     ]

@@ -270,6 +270,7 @@ INTERNAL = {
     "ICNNJKO.fit", "ICNNJKO.learn_map", "Pointwise.fit", "Importance.fit", "Importance.fit_ratio",
     "SemiDual.fit", "SemiDual.fit_ratio", "JKOFlow.init", "JKOFlow.step", "JKOFlow.terminate",
     "JKOFlow.finite", "JKOFlow.record", "JKOFlow.advice", "ICNN.linearise", "Adversary.upper",
+    "Adversary.check_finite",
     "MaxAffine.bracket", "MaxAffine.curvature", "MaxAffine.maximise", "MaxAffine.slope",
     "MaxAffine.steepest", "MaxAffine.tail", "MaxAffine.applies",
 }  # fmt: skip
