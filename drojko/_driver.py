@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from drojko.exceptions import NonFiniteError
+from drojko.exceptions import DrojkoError, NonFiniteError
 
 __all__ = [
     "Callback",
@@ -313,3 +313,21 @@ class Limits:
         if self.max_time is None:
             return None
         return max(self.max_time - (time.perf_counter() - self.began), 0.0)
+
+
+@contextmanager
+def arithmetic(what: str) -> Iterator[None]:
+    """Overflows, divisions by zero and failed factorisations as `NonFiniteError`.
+
+    Settings and data may each be fine, and too far from each other.
+    """
+    try:
+        yield
+    except (ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        if isinstance(error, DrojkoError):
+            raise
+        raise NonFiniteError(
+            f"the arithmetic of {what} left the range of numbers ({error}): look for extreme "
+            "values or scales in the data, and for settings (radius, penalty, alpha, costs) that "
+            "are many orders of magnitude away from them"
+        ) from error

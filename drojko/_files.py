@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["MOST", "cells", "chunks", "members", "opened", "replacing", "write_table"]
@@ -236,3 +237,10 @@ def cells(frame: Any) -> Any:
         if not pd.api.types.is_numeric_dtype(kind):
             frame.isetitem(k, frame.iloc[:, k].astype(object).map(plain))
     return frame.rename(columns=plain)
+
+
+def check_path(path: Any, name: str = "path") -> Path:
+    """Return a path; numbers are refused, which are open files to the system."""
+    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
+        raise InvalidDataError(f"{name}={shown(path)}; expected the name of a file")
+    return Path(path)

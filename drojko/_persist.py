@@ -32,8 +32,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from drojko._files import MOST, chunks, members, opened, replacing
-from drojko._validation import check_path, shown
+from drojko._files import MOST, check_path, chunks, members, opened, replacing
+from drojko._validation import shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["FORMAT", "load", "load_any", "save", "trusted_types"]

@@ -1,30 +1,39 @@
-"""The one place that says what arguments may be: numbers, arrays and names, and in which words.
+"""The one place that says what arguments may be: numbers, arrays, names, and doors that ask for it.
 
-Public functions and classes are doors that use it: see `drojko._doors`.
+A public function or class is marked `checked`: what its annotations say is then true inside, and
+errors name the argument, what was got and what was expected. Shapes are said in letters.
+
+>>> @checked(x="n d", weights="n")
+... def mean(x: Tensor, weights: Tensor) -> Tensor:
+...     return weights @ x
+>>> mean(torch.ones(3, 2), torch.ones(4))
+Traceback (most recent call last):
+drojko.exceptions.InvalidDataError: mean: weights is a tensor of shape (4,) and dtype torch.float32;
+expected shape (n,) with n = 3
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import update_wrapper
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.exceptions import DrojkoError, InvalidDataError, NonFiniteError
+from drojko.exceptions import InvalidDataError
 
 __all__ = [
-    "arithmetic", "check_flag", "check_number", "check_path", "check_scale",
-    "check_settings", "chosen", "culprit", "did_you_mean", "floats", "is_real",
-    "is_whole", "is_widths", "plain_tensor", "refuse", "set_known", "shown",
+    "Checked", "check_flag", "check_number", "check_scale", "checked", "chosen", "culprit",
+    "did_you_mean", "floats", "is_real", "is_whole", "is_widths", "plain_tensor", "refuse",
+    "set_known", "shown",
 ]  # fmt: skip
 
 # Words -------------------------------------------------------------------------------------------
@@ -130,70 +139,11 @@ def check_flag(where: str, value: Any) -> None:
         raise InvalidDataError(f"{where}={shown(value)}; expected True or False")
 
 
-def check_settings(
-    settings: Any,
-    *,
-    whole: Mapping[str, int] | None = None,
-    widths: Sequence[str] = (),
-    least: Mapping[str, float] | None = None,
-    above: Mapping[str, float] | None = None,
-    shares: Sequence[str] = (),
-    optional: Sequence[str] = (),
-) -> None:
-    """Raise `InvalidDataError` for an attribute out of range; the message names it.
-
-    Parameters
-    ----------
-    settings : object
-    whole : mapping of name to int
-        Integers of at least that.
-    widths : names
-        Sequences of integers of at least 1.
-    least, above : mapping of name to float
-        Finite numbers of at least, or above, that.
-    shares : names
-        Numbers strictly between 0 and 1.
-    optional : names
-        That may be None.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> check_settings(SimpleNamespace(rate=0.0), above={"rate": 0.0})
-    Traceback (most recent call last):
-    drojko.exceptions.InvalidDataError: SimpleNamespace: rate=0.0; expected a number above 0
-    """
-
-    def check(name: str, test: Callable[[Any], bool], expected: str) -> None:
-        value = getattr(settings, name)
-        if not (value is None and name in optional) and not test(value):
-            where = f"{type(settings).__name__}: {name}"
-            raise InvalidDataError(f"{where}={shown(value)}; expected {expected}")
-
-    for name, low in (whole or {}).items():
-        check(name, lambda v, low=low: is_whole(v, low), f"an integer of at least {low}")
-    for name in widths:
-        check(name, is_widths, "widths such as (64, 64)")
-    for name, low in (least or {}).items():
-        check(name, lambda v, low=low: is_real(v) and v >= low, f"a number of at least {low:g}")
-    for name, low in (above or {}).items():
-        check(name, lambda v, low=low: is_real(v) and v > low, f"a number above {low:g}")
-    for name in shares:
-        check(name, lambda v: is_real(v) and 0.0 < v < 1.0, "a number between 0 and 1")
-
-
 def is_widths(value: Any) -> bool:
     """Whether a value is a sequence of widths of layers."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return False
     return all(is_whole(width, 1) and width < 2**20 for width in value)
-
-
-def check_path(path: Any, name: str = "path") -> Path:
-    """Return a path; numbers are refused, which are open files to the system."""
-    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
-        raise InvalidDataError(f"{name}={shown(path)}; expected the name of a file")
-    return Path(path)
 
 
 # Arrays ------------------------------------------------------------------------------------------
@@ -282,24 +232,6 @@ def floats(values: Any, name: str) -> np.ndarray:
         ) from error  # fmt: skip
 
 
-@contextmanager
-def arithmetic(what: str) -> Iterator[None]:
-    """Overflows, divisions by zero and failed factorisations as `NonFiniteError`.
-
-    Settings and data may each be fine, and too far from each other.
-    """
-    try:
-        yield
-    except (ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
-        if isinstance(error, DrojkoError):
-            raise
-        raise NonFiniteError(
-            f"the arithmetic of {what} left the range of numbers ({error}): look for extreme "
-            "values or scales in the data, and for settings (radius, penalty, alpha, costs) that "
-            "are many orders of magnitude away from them"
-        ) from error
-
-
 #: Of data: the squares of squares of such numbers, and of their inverses, are numbers.
 SMALLEST, LARGEST = 1e-75, 1e75
 
@@ -355,3 +287,280 @@ def culprit(X: Any, name: str = "X") -> str | None:
 
 def _item(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
+
+
+Thing = TypeVar("Thing")
+
+# Doors -------------------------------------------------------------------------------------------
+
+#: What one argument must be: takes the value, its owner and the sizes so far; returns the value.
+Rule = Callable[[Any, Any, dict[str, int]], Any]
+
+
+class Checked:
+    """Base of classes whose public methods are doors, those of subclasses too.
+
+    ``_shapes`` maps names of arguments to shapes, as `checked` takes them.
+    """
+
+    _shapes: Mapping[str, str] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _mark(cls, cls._shapes, constructor="_validate_params" not in dir(cls))
+
+
+def checked(*, constructor: bool = True, **shapes: str) -> Callable[[Thing], Thing]:
+    """Check the arguments of a function, or of the constructor and the public methods of a class.
+
+    Annotations of ``float``, ``int``, ``bool``, ``str``, ``Callable``, ``Tensor``, ``np.ndarray``
+    and of classes are checked, alone or joined by ``|``; others are not.
+
+    Parameters
+    ----------
+    constructor : bool
+        Of a class: whether its constructor is a door as well.
+    **shapes : str
+        Letters for sizes, equal ones equal, and names of attributes of the object after a dot:
+        ``x="n .dim"``. Tensors become of the precision of the first one, and must be finite. A
+        last word "real" or "index" stands for numbers of any type, and for integers; "infinite"
+        and "any" allow infinities, and NaN. ``*`` is any shape, ``~`` one that broadcasts.
+    """
+
+    def mark(thing: Any) -> Any:
+        if inspect.isclass(thing):
+            return _mark(thing, shapes, constructor=constructor)
+        return _door(thing, thing.__qualname__, shapes, method=False)
+
+    return mark
+
+
+def _mark(cls: type, shapes: Mapping[str, str], *, constructor: bool = True) -> type:
+    for name, value in list(vars(cls).items()):
+        if name == "fit" or (name.startswith("_") and not (constructor and name == "__init__")):
+            continue
+        function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+        if isinstance(function, FunctionType) and not hasattr(function, "_is_door"):
+            where = cls.__name__ if name == "__init__" else f"{cls.__name__}.{name}"
+            door = _door(function, where, shapes, method=not isinstance(value, staticmethod))
+            setattr(cls, name, type(value)(door) if function is not value else door)
+    return cls
+
+
+def _door(function: Any, where: str, shapes: Mapping[str, str], *, method: bool) -> Any:
+    rules: list[tuple[int, str, Rule]] = []
+    planned: list[bool] = []
+    plan = _plan
+
+    def door(*args, **kwargs):
+        if not planned:  # classes that annotations name may come after the function
+            rules.extend(plan(function, where, shapes, method))
+            planned.append(True)
+        owner, sizes, count = args[0] if method and args else None, {}, len(args)
+        changed = None
+        for place, name, rule in rules:
+            if place < count:
+                value = args[place]
+                found = rule(value, owner, sizes)
+                if found is not value:
+                    changed = list(args) if changed is None else changed
+                    changed[place] = found
+            elif name in kwargs:
+                kwargs[name] = rule(kwargs[name], owner, sizes)
+        return function(*(args if changed is None else changed), **kwargs)
+
+    # In the function's own module, where doctest looks for it.
+    home = inspect.unwrap(function).__globals__
+    made = FunctionType(door.__code__, home, function.__name__, None, door.__closure__)
+    made: Any = update_wrapper(made, function)
+    made._is_door = True
+    return made
+
+
+def _plan(
+    function: Any, where: str, shapes: Mapping[str, str], method: bool
+) -> list[tuple[int, str, Rule]]:
+    found = []
+    parameters = list(inspect.signature(function).parameters.values())
+    for place, p in enumerate(parameters):
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or (method and place == 0):
+            continue
+        names = inspect.unwrap(function).__globals__
+        rule = _rule(f"{where}: {p.name}", p, names, shapes.get(p.name))
+        if rule is not None:
+            found.append((place if p.kind != p.KEYWORD_ONLY else sys.maxsize, p.name, rule))
+    return found
+
+
+def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | None) -> Rule | None:
+    """The check of an annotated parameter; None where the annotation says nothing checkable."""
+    words = str(parameter.annotation)
+    kinds = _split(words)
+    optional = "None" in kinds or parameter.default is None
+    kinds = [kind for kind in kinds if kind != "None"]
+    if shape is not None and {"Tensor", "np.ndarray"} & set(kinds):
+        rule = _shaped(where, shape, tensor="Tensor" in kinds)
+        if len(kinds) > 1 and "Tensor" in kinds:  # a number will do
+            return lambda v, o, s: (
+                v if (v is None and optional) or isinstance(v, int | float) else rule(v, o, s)
+            )
+        return lambda v, o, s: None if v is None and optional else rule(v, o, s)
+    tests: list[tuple[Callable[[Any], bool], str]] = []
+    for kind in kinds:
+        test = _test(kind, names)
+        if test is None:
+            return None
+        tests.append(test)
+    if not tests:
+        return None
+    expected = " or ".join(dict.fromkeys(text for _, text in tests))
+    checks = [test for test, _ in tests]
+    classes: list[Any] = [names.get(kind) for kind in kinds]
+    hints = [kind._instead for kind in classes if hasattr(kind, "_instead")]
+
+    def check(value: Any, owner: Any, sizes: dict[str, int]) -> Any:
+        if value is None and optional:
+            return value
+        for fits in checks:
+            if fits(value):
+                return value
+        more = "".join(hint(value) for hint in hints)
+        raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{more}")
+
+    return check
+
+
+def _split(words: str) -> list[str]:
+    """The alternatives of an annotation: bars inside brackets do not count."""
+    parts, depth = [""], 0
+    for letter in words:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip().strip("'\"") for part in parts]
+
+
+def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], str] | None:
+    head = kind.partition("[")[0]
+    simple: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "float": (_is_float, "a number"),
+        "int": (lambda v: is_whole(v, -sys.maxsize), "an integer"),
+        "bool": (lambda v: isinstance(v, bool | np.bool_), "True or False"),
+        "str": (lambda v: isinstance(v, str), "a text"),
+        "Callable": (_is_function, "a function"),
+        "Tensor": (_is_tensor, "a tensor of float32 or float64, dense and not on meta"),
+        "np.ndarray": (lambda v: isinstance(v, np.ndarray), "an array"),
+        "np.random.Generator": (lambda v: isinstance(v, np.random.Generator), "a Generator"),
+    }
+    if kind == "Callable[[Tensor], Tensor]":
+        return _is_function, "a function of points on tensors, (n, d) -> (n,)"
+    if head in simple:
+        return simple[head]
+    value = names.get(head.partition(".")[0])
+    for part in head.split(".")[1:]:
+        value = getattr(value, part, None)
+    if isinstance(value, type) and value not in (object, Any, torch.Generator):
+        if getattr(value, "_is_protocol", False) or value.__module__ == "collections.abc":
+            return None
+        name = getattr(value, "_called", value.__name__)
+        article = "an" if name[0] in "AEIOUaeiou" else "a"
+        return lambda v: isinstance(v, value), f"{article} {name}"
+    return None
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _is_float(value: Any) -> bool:
+    """Numbers that numpy knows as well: no fractions."""
+    return isinstance(value, int | float | np.number) and is_real(value, infinite=True)
+
+
+def _is_tensor(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in _WIDE
+        and value.layout == torch.strided
+        and not value.is_meta
+    )
+
+
+def _is_array(value: Any) -> bool:
+    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+    return plain and value.dtype.kind in "fiub"
+
+
+def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
+    words = shape.split()
+    last = words[-1] if words[-1] in ("real", "index", "infinite", "any", "finite") else ""
+    letters = words[: len(words) - bool(last)]
+    sizes_in_words = ", ".join(w.removeprefix(".") for w in letters)
+    expected = f"shape ({sizes_in_words}{',' * (len(letters) == 1)})"
+    free = letters in (["*"], ["~"])
+    if free:
+        expected = "any shape" if letters == ["*"] else "a shape that broadcasts with the first"
+    types = {"real": "real numbers", "index": "integers"}.get(last, "float32 or float64")
+
+    def check(value: Any, owner: Any, sizes: dict[str, Any]) -> Any:
+        if tensor:
+            if not _fits(value, last):
+                raise InvalidDataError(
+                    f"{where} is {shown(value)}; expected a dense tensor of {types} and {expected}"
+                    + (": torch.as_tensor makes one" if not isinstance(value, Tensor) else "")
+                )
+        elif last != "real" or not _is_array(value):
+            value = floats(value, where)
+        here: dict[str, int] = {}
+        wrong = value.ndim != len(letters) and not free
+        for letter, size in () if wrong or free else zip(letters, value.shape, strict=True):
+            known = (
+                getattr(owner, letter[1:], None)
+                if letter[0] == "."
+                else here.get(letter, sizes.get(letter))
+            )
+            wrong |= (known is not None and known != size) or (letter == "d" and size == 0)
+            here[letter] = size
+        if letters == ["~"]:
+            wrong = not _broadcast(value.shape, sizes.setdefault("~", value.shape))
+        if wrong:
+            known = {w: sizes.get(w, getattr(owner, w[1:], None)) for w in dict.fromkeys(letters)}
+            told = [f"{w.removeprefix('.')} = {v}" for w, v in known.items() if v is not None]
+            words = f" with {' and '.join(told)}" if told else ""
+            raise InvalidDataError(f"{where} is {shown(value)}; expected {expected}{words}")
+        on = torch if tensor else np
+        lax = (letters == ["*"] and not last) or last == "infinite"
+        bad = (
+            letters != ["~"]
+            and last not in ("any", "index")
+            and bool(on.isnan(value).any() if lax else ~on.isfinite(value).all())
+        )
+        if bad:
+            raise InvalidDataError(
+                f"{where} contains NaN or infinity: look at the step that made it"
+            )
+        sizes.update(here)
+        if tensor and last in ("", "infinite", "any", "finite"):
+            like = sizes.setdefault("dtype", getattr(owner, "_precision", value.dtype))
+            if value.dtype != like:
+                value = value.to(like)
+        return value
+
+    return check
+
+
+def _broadcast(shape: Any, first: Any) -> bool:
+    """Whether shapes go together: as numpy's do, or as rows of several numbers with one each."""
+    pairs = zip(reversed(shape), reversed(first), strict=False)
+    return all(a == b or 1 in (a, b) for a, b in pairs) or tuple(shape) == tuple(first[:1])
+
+
+def _fits(value: Any, last: str) -> bool:
+    if last in ("", "infinite", "any", "finite"):
+        return _is_tensor(value)
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    if last == "index":
+        return dense and value.dtype in (torch.int64, torch.int32, torch.bool)
+    return dense and not value.is_complex() and value.dtype not in (torch.bfloat16, torch.float16)

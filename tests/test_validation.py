@@ -23,8 +23,7 @@ from drojko import (
     make_robust_scorer,
     select_radius,
 )
-from drojko._doors import Checked, checked
-from drojko._validation import floats, is_real, shown
+from drojko._validation import Checked, checked, floats, is_real, shown
 from drojko.ambiguity import KL, CressieRead, CVaR, Group, Sinkhorn, Wasserstein
 from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.flows.functionals import Entropy, InteractionEnergy, PotentialEnergy

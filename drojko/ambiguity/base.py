@@ -11,8 +11,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
-from drojko._doors import Checked
-from drojko._validation import is_real, set_known, shown
+from drojko._validation import Checked, is_real, set_known, shown
 from drojko.ambiguity.divergence import Divergence
 from drojko.exceptions import InvalidDataError, UnsupportedError
 

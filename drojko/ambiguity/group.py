@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.scaling import finite_losses, masses

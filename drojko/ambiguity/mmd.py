@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
 from drojko.ambiguity.duals.scaling import finite_losses, floats, masses

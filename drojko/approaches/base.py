@@ -14,7 +14,7 @@ from torch import Tensor
 from drojko._driver import Limits
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._validation import is_real
+from drojko._validation import is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -31,8 +31,8 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase",
-    "Parameters", "Plan", "Points", "arrays", "parameters_of", "trained",
+    "APPROACHES", "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase",
+    "Parameters", "Plan", "Points", "approach_to", "arrays", "parameters_of", "trained",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -335,6 +335,29 @@ class Approach(ABC):
     @abstractmethod
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:
         """Rebuild the worst case of `assess` from its state."""
+
+
+#: By name, in the order in which they are asked: `drojko.approaches.registry` fills it.
+APPROACHES: dict[str, Approach] = {}
+
+
+def approach_to(ambiguity: Any) -> Approach:
+    """The approach to an ambiguity set; a clear error for what is none."""
+    if not isinstance(ambiguity, AmbiguitySet):
+        raise InvalidDataError(
+            f"ambiguity={shown(ambiguity)}; expected an ambiguity set such as those of "
+            "drojko.ambiguity"
+            f"{AmbiguitySet._instead(ambiguity)}"
+        )
+    for approach in APPROACHES.values():
+        if approach.serves(ambiguity):
+            return approach
+    ambiguity._validate_params()  # settings out of range, perhaps
+    raise UnsupportedError(
+        f"{type(ambiguity).__name__} offers nothing to train against: neither on(x, weights, "
+        "groups), which solvers for sets that reweight need, nor moves = True with order = 2 and "
+        "resolve(n_features, feature_names) -> GroundCost, which transport needs"
+    )
 
 
 def trained(found: LinearFit) -> tuple[Parameters, TrainResult]:

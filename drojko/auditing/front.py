@@ -10,11 +10,10 @@ from typing import Any, cast
 import numpy as np
 from sklearn.base import clone
 
-from drojko._doors import checked
-from drojko._driver import keeping
+from drojko._driver import arithmetic, keeping
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
-from drojko._validation import arithmetic, is_widths, shown
+from drojko._validation import checked, is_widths, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.base import clone
 
-from drojko._doors import checked
-from drojko._validation import floats, shown
+from drojko._validation import checked, floats, shown
 from drojko.displays._style import COLOURS, Display, check_report, tidy, unwrap
 from drojko.exceptions import InvalidDataError
 

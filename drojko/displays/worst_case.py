@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko._doors import checked
-from drojko._validation import shown
+from drojko._validation import checked, shown
 from drojko.displays._style import (
     COLOURS,
     INK,

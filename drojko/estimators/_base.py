@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from drojko._callbacks import CallbackSupportMixin, FitProgress
-from drojko._driver import Status, all_finite, keeping
+from drojko._driver import Status, all_finite, arithmetic, keeping
 from drojko._sklearn import (
     ExplainedParameters,
     HasMethods,
@@ -30,7 +30,6 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
-from drojko._validation import arithmetic
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sklearn.utils import check_consistent_length
 
-from drojko._doors import checked
 from drojko._random import generator
 from drojko._sklearn import checked_weight
-from drojko._validation import chosen
+from drojko._validation import checked, chosen
 from drojko.estimators._inference import by_calibration, by_profile
 from drojko.estimators._radius_cv import by_cv
 from drojko.estimators.scoring import Rows, split_last

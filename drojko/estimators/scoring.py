@@ -11,9 +11,8 @@ from sklearn.base import clone
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from drojko._doors import checked
 from drojko._driver import keeping
-from drojko._validation import floats, shown
+from drojko._validation import checked, floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.exceptions import InvalidDataError

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from drojko._validation import check_settings
+from drojko._settings import check_settings
 from drojko.flows.icnn.affine_fit import AffineStart
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import refine

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._doors import checked
 from drojko._driver import Status, run
 from drojko._random import generator as make_generator
-from drojko._validation import check_number, floats, is_real, is_whole, shown
+from drojko._validation import check_number, checked, floats, is_real, is_whole, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals.base import Functional

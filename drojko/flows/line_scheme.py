@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko._validation import check_settings
+from drojko._settings import check_settings
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.flows.functionals.base import Energy
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.inner.swaps import Swaps
 

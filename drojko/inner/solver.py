@@ -8,8 +8,7 @@ from typing import Any, Self
 import torch
 from sklearn.base import BaseEstimator
 
-from drojko._doors import Checked
-from drojko._validation import set_known
+from drojko._validation import Checked, set_known
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch, Objective

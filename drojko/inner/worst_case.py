@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import Checked
 from drojko._random import generator as make_generator
-from drojko._validation import plain_tensor, shown
+from drojko._validation import Checked, plain_tensor, shown
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import matrix, vector
 

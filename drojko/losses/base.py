@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import Checked
 from drojko._numerics import endless
+from drojko._validation import Checked
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.losses.jets import Jet, smooth_jet, smooth_shift
 from drojko.losses.pieces import Response, SmoothLoss, margins, residuals

@@ -11,8 +11,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from drojko import _random
-from drojko._doors import Checked
-from drojko._validation import set_known
+from drojko._validation import Checked, set_known
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures._arrays import count, distinct, spread, weighted_rows
 

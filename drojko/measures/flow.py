@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from drojko import _random
 from drojko._numerics import Adam, cosine
-from drojko._validation import check_settings, is_real, is_widths, shown
+from drojko._settings import check_settings
+from drojko._validation import is_real, is_widths, shown
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.measures._arrays import count, double, positive, queries, scott
 from drojko.measures.base import Measure, choose, draws, normal

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import Checked
-from drojko._validation import check_number, did_you_mean, floats, is_whole, shown
+from drojko._validation import Checked, check_number, did_you_mean, floats, is_whole, shown
 from drojko.exceptions import InvalidDataError
 from drojko.problems.parameters import Layout
 

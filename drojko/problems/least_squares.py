@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
 from drojko._random import generator
-from drojko._validation import floats
+from drojko._validation import checked, floats
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.measures import Measure

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
-from drojko._validation import check_flag, check_number, is_real, shown
+from drojko._validation import check_flag, check_number, checked, is_real, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.exceptions import InvalidDataError
 from drojko.problems.constraints import Simplex

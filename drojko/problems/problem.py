@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, Status, run
+from drojko._driver import Outcome, Status, arithmetic, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_thread
-from drojko._validation import arithmetic, check_flag, check_number, is_whole, shown
+from drojko._validation import check_flag, check_number, is_whole, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import NonFiniteLossError
 from drojko.approaches.registry import approach_to

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.inner.worst_case import WorstCase
 from drojko.measures._arrays import matrix
 

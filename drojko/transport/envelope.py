@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = ["QuadraticEnvelope"]

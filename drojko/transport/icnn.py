@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drojko._doors import checked
 from drojko._random import generator as make_generator
-from drojko._validation import is_whole, is_widths, shown
+from drojko._validation import checked, is_whole, is_widths, shown
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["ICNN"]

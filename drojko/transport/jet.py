@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
-from drojko._validation import check_settings
+from drojko._settings import check_settings
+from drojko._validation import checked
 from drojko.transport.icnn import ICNN, _Extra, _Pass
 
 __all__ = [

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._doors import Checked, checked
-from drojko._validation import check_number, shown
+from drojko._validation import Checked, check_number, checked, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.transport.icnn import _EPSILON, ICNN
 

@@ -401,14 +401,14 @@ def test_an_approach_of_ones_own(data):
         def serves(self, ambiguity):
             return isinstance(ambiguity, Mine)
 
-    before = dict(registry._APPROACHES)
+    before = dict(registry.APPROACHES)
     registry.register(MyApproach())
     try:
         model = DROClassifier(Mine(radius=0.1), reference="empirical").fit(X, y)
         assert model._worst["approach"] == "mine"
         assert len(model.worst_case_.sample(5, 0)[0]) == 5
     finally:
-        registry._APPROACHES.clear()
-        registry._APPROACHES.update(before)
+        registry.APPROACHES.clear()
+        registry.APPROACHES.update(before)
     with pytest.raises(UnsupportedError, match="'mine', which is not registered"):
         clone(model) and registry.approach_named("mine")

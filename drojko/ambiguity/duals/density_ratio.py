@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, expit, logit
 
-from drojko._doors import checked
 from drojko._numerics import root
-from drojko._validation import shown
+from drojko._validation import checked, shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.bounded import BoundedRatio

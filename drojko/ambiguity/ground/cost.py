@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._doors import checked
-from drojko._validation import floats, refuse, shown
+from drojko._validation import checked, floats, refuse, shown
 from drojko.ambiguity.ground.columns import Categories, Known
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import masses, matrix

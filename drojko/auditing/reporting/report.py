@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drojko._doors import checked
-from drojko._files import replacing, write_table
-from drojko._validation import check_path, shown
+from drojko._files import check_path, replacing, write_table
+from drojko._validation import checked, shown
 from drojko.auditing.reading.space import Space
 from drojko.auditing.reporting.moves import moves_of, shares_of, top_moves
 from drojko.auditing.reporting.page import render

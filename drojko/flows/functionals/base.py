@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._doors import Checked
-from drojko._validation import check_number, shown
+from drojko._validation import Checked, check_number, shown
 from drojko.exceptions import InvalidDataError, NonFiniteError
 
 __all__ = ["Combination", "Energy", "Functional", "checked_values"]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import batches, cosine
-from drojko._validation import check_settings, chosen, shown
+from drojko._settings import check_settings
+from drojko._validation import chosen, shown
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.affine_fit import AffineFit, AffineStart
 from drojko.flows.icnn.map_problem import Evaluated, FittedMap, MapProblem

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko._validation import check_settings
+from drojko._settings import check_settings
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals import Entropy, KLDivergence, PotentialEnergy
 from drojko.flows.functionals.base import Functional

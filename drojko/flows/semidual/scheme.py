@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drojko._numerics import standard_error
 from drojko._random import spawn
-from drojko._validation import check_settings
+from drojko._settings import check_settings
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.functionals.base import Functional
 from drojko.flows.functionals.divergence_to import Conjugate, conjugate_named, split

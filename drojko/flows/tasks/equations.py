@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.exceptions import InvalidDataError
 from drojko.flows.functionals import (
     Entropy,

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
 from drojko._driver import keeping
 from drojko._random import generator as make_generator
-from drojko._validation import check_number, floats, shown
+from drojko._validation import check_number, checked, floats, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.flow_measures import FlowStep

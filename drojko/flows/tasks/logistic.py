@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._validation import check_number, floats, is_whole, plain_tensor, shown
+from drojko._validation import check_number, checked, floats, is_whole, plain_tensor, shown
 from drojko.exceptions import InvalidDataError
 from drojko.flows.flow_measures import FlowStep
 from drojko.flows.functionals import Entropy, PotentialEnergy

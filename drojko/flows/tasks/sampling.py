@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from drojko._doors import checked
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._validation import floats, is_whole, shown
+from drojko._validation import checked, floats, is_whole, shown
 from drojko.exceptions import InvalidDataError
 from drojko.flows.envelope_scheme import EnvelopeScheme
 from drojko.flows.functionals import KLDivergence

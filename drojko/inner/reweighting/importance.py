@@ -14,7 +14,7 @@ from torch import Tensor
 from drojko._numerics import standard_error
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._validation import check_settings
+from drojko._settings import check_settings
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.bounded import BoundedRatio
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix

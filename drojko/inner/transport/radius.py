@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved

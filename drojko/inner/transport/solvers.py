@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drojko._driver import Status, nested
 from drojko._numerics import cosine
-from drojko._validation import check_settings
+from drojko._settings import check_settings
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective

@@ -21,7 +21,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from drojko._doors import checked
+from drojko._validation import checked
 from drojko.ambiguity.ground.norms import steepest_direction
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.inner.coordinates import Coordinates
