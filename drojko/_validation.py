@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from functools import update_wrapper
 from numbers import Integral, Real
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def set_known(owner: Any, set_params: Callable[..., Any], params: dict[str, Any]
 # Numbers -----------------------------------------------------------------------------------------
 
 
-def is_real(value: Any, *, infinite: bool = False) -> bool:
+def is_real(value: Any, *, infinite: bool = False) -> TypeGuard[float]:
     """Whether a value is a real number, no boolean and not NaN; finite, unless that may be."""
     if not isinstance(value, Real) or isinstance(value, bool | np.bool_):
         return False

@@ -31,8 +31,9 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "APPROACHES", "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem", "NoWorstCase",
-    "Parameters", "Plan", "Points", "approach_to", "arrays", "parameters_of", "trained",
+    "APPROACHES", "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem",
+    "NoWorstCase", "Parameters", "Plan", "Points", "approach_to", "arrays", "parameters_of",
+    "trained",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.

@@ -47,6 +47,9 @@ def _unsupported(what: str) -> UnsupportedError:
     return UnsupportedError(f"{what} has no convex reformulation here. Supported: {pairs}")
 
 
+_FAR = 4.0  # digits from one from which on other units are tried first
+
+
 def _size_name(ambiguity: Any) -> str:
     return ambiguity.size_name if ambiguity.penalty is None else "penalty"
 
@@ -103,19 +106,23 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         resolved = ambiguity.validate(rows.x.shape[1], None if names is None else list(names))
         size = getattr(ambiguity, _size_name(ambiguity))
         size = math.nan if size is None else float(size)  # any mixture of groups
-        try:
-            self._build(ambiguity, resolved, Units.none(rows.x.shape[1]))
-            self._finish(size)
-        except SolverError:
-            if not callable(getattr(ambiguity, "on", None)):
-                raise
-            # Nothing moves, columns have no geometry: other units may be easier.
+        tries = [Units.none(rows.x.shape[1])]
+        if callable(getattr(ambiguity, "on", None)):  # nothing moves: columns have no geometry
             units = Units.of(rows.x, rows.y, rows.mass, self._loss(), self.fit_intercept)
+            sizes = np.append(units.scale, units.unit)
+            tries.insert(0 if (abs(np.log10(sizes)) > _FAR).any() else 1, units)
+        for units in tries:
             self._build(ambiguity, resolved, units)
-            self._finish(size)
+            try:
+                self._finish(size)
+            except SolverError:
+                if units is tries[-1]:
+                    raise
+            else:
+                break
         return self
 
-    def _build(self, ambiguity: Any, resolved: Any, units: Units) -> None:
+    def _build(self, ambiguity: Any, resolved: Any, units: Units, tries: int | None = None) -> None:
         import cvxpy as cp
 
         rows, self._units = self._rows, units

@@ -75,7 +75,7 @@ def build_model(front: Any, n_outputs: int, generator: torch.Generator) -> Tabul
     if model == "mlp":
         hidden = front.hidden_layer_sizes
         listed = isinstance(hidden, list | tuple | range | np.ndarray) and np.ndim(hidden) == 1
-        sizes = tuple(hidden) if listed else (hidden,)
+        sizes: Any = tuple(hidden) if listed else (hidden,)
         return MLP(n_features, n_outputs, hidden=sizes, activation=front.activation, **own)
     if isinstance(model, nn.Module):
         raise InvalidDataError(

@@ -133,16 +133,16 @@ def radius_path(
         steps: Any = clone(steps)
         X = steps.fit_transform(X, y)
     ambiguity = last._nested("ambiguity")
-    radii = floats(radii, "radii")
-    if radii.ndim != 1:
+    sizes = floats(radii, "radii")
+    if sizes.ndim != 1:
         raise InvalidDataError(f"radii={shown(radii)}; expected a list of numbers")
-    sets = [ambiguity.resized(radius) for radius in radii]
-    order = sorted(range(len(radii)), key=lambda i: ambiguity.room(radii[i]))
+    sets = [ambiguity.resized(radius) for radius in sizes]
+    order = sorted(range(len(sizes)), key=lambda i: ambiguity.room(sizes[i]))
     fitted: dict[int, Any] = {}
     previous: Any = None
 
     def so_far() -> list[Any]:
-        return [fitted.get(i) for i in range(len(radii))]
+        return [fitted.get(i) for i in range(len(sizes))]
 
     with keeping(lambda: so_far() if fitted else None):
         for i in order:

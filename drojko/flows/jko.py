@@ -110,7 +110,7 @@ class JKOFlow(FlowSolver):
         functional: Functional,
         scheme: ICNNScheme | Any | None = None,
         *,
-        step_size: float | Sequence[float],
+        step_size: float | Sequence[float] | np.ndarray,
         adaptive: float | None = None,
     ) -> None:
         if adaptive is not None and not (is_real(adaptive) and adaptive > 0 and is_real(step_size)):

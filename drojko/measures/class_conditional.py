@@ -67,7 +67,7 @@ class ClassConditional(LabelledMeasure):
     @classmethod
     def from_measures(cls, measures: Sequence[Measure], weights: Any = None) -> ClassConditional:
         """Combine fitted measures, one a class, with class weights (None: equal)."""
-        given = list(measures) if isinstance(measures, list | tuple) else [measures]
+        given: Any = list(measures) if isinstance(measures, list | tuple) else [measures]
         return cls(measures=given, weights=weights)._ready()
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
