@@ -265,7 +265,10 @@ def _checked_targets(y: Any, *, numeric: bool) -> Any:
         raise InvalidDataError(f"y is {shown(y)}; expected one label or target per row, (n,)")
     if numeric:
         refuse(y, "y")
-        array = np.asarray(y)
+        try:
+            array = np.asarray(y)
+        except ValueError as error:  # rows of different lengths
+            raise InvalidDataError(f"y={shown(y)} is no array: {error}") from None
         if array.dtype.kind in "OUSV":
             return floats(y, "y")
         return y

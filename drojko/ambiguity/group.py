@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko._validation import checked
+from drojko._validation import check_number, checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.scaling import finite_losses, masses
@@ -199,6 +199,7 @@ class BoundGroup:
         """
         values = finite_losses(losses, self.weights.size)
         risks = (self.weights * values) @ self._density
+        check_number("smoothing", smoothing, least=0.0)
         if smoothing > 0:
             return self._smooth(risks, float(smoothing))
         found = self.of_shares.dual(risks, self.shares)

@@ -164,9 +164,10 @@ class Grouped(LabelledMeasure):
         return torch.where(density > -torch.inf, value, -torch.inf)
 
     def log_responsibilities(self, x: Any, y: Any) -> Tensor:
-        """Log probability of each group given (x, y), shape (n, G)."""
+        """Log probability of each group given (x, y), shape (n, G); -inf where no group has it."""
         joint = self._log_joint(x, y)[0]
-        return (joint - torch.logsumexp(joint, 0)).T
+        total = torch.logsumexp(joint, 0).clamp_min(torch.finfo(joint.dtype).min)
+        return (joint - total).T
 
     def _log_joint(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Log of q_g p_g(x, y) and of q_g p_g(y), shapes (G, n)."""

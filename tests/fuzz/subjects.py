@@ -497,8 +497,6 @@ GOOD: dict[str, Callable[[], Any]] = {
     "hidden": lambda: (4,),
     "get_inner.inner": lambda: "icnn",
     "column": lambda: 1,
-    "capped_loss.x": points,
-    "capped_loss.y": lambda: torch.tensor(Y),
     "lipschitz": lambda: 1.0,
     "margin": lambda: 0.1,
     "hidden_layer_sizes": lambda: (4,),

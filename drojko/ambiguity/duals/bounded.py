@@ -23,7 +23,7 @@ class BoundedRatio:
 
     top: float = np.inf
     level: float = np.inf
-    step: float = np.nan
+    step: float = -np.inf
     kept: float = 1.0
     share: float = 1.0
 

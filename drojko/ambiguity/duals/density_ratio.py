@@ -200,9 +200,11 @@ class DensityRatioSet(AmbiguitySet):
         if np.isinf(penalty):
             return BoundedRatio()
         r = plain = BoundedRatio().at(self, values, penalty, shift)
-        step, kept = np.nan, 1.0
+        step, kept = -np.inf, 1.0
         if ratio is not None:  # of a step, losses that are equal share what is left of the mass
             r = floats(ratio, "ratio")
+            if r.shape != values.shape:
+                raise InvalidDataError(f"ratio is {shown(ratio)}; expected shape {values.shape}")
             apart = (np.abs(plain - r) > 1e-6 * (1.0 + r)) & (values < values.max())
             if apart.any():
                 runs, count = np.unique(values[apart], return_counts=True)

@@ -86,9 +86,9 @@ def build_problem(
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
     if groups is not None:
-        if len(np.asarray(groups)) != len(kept):
+        if np.shape(groups)[:1] != kept.shape:
             raise InvalidDataError(
-                f"groups has {len(np.asarray(groups))} rows and X has {len(kept)}: give one per row"
+                f"groups has shape {np.shape(groups)} and X has {len(kept)} rows: give one per row"
             )
         groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
     own = in_matrix(ambiguity, space)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from drojko._validation import plain_tensor
 from drojko.auditing.reading.channels import Affine, Key
 from drojko.exceptions import InvalidDataError
 
@@ -123,7 +124,7 @@ class Space:
         return rows if self.frame else pd.DataFrame(rows, columns=list(self.raw_names))
 
     def _raw(self, X: Any) -> list[np.ndarray]:
-        X = X if hasattr(X, "columns") else np.asarray(X)
+        X = X if hasattr(X, "columns") else np.asarray(plain_tensor(X, "X"))
         if X.shape[1] != len(self.raw_names):
             raise InvalidDataError(
                 f"X has {X.shape[1]} columns; the model takes {len(self.raw_names)}"

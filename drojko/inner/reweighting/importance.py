@@ -394,7 +394,7 @@ class ImportanceWorstCase(ReweightedWorstCase):
         return not 0.0 < self.penalty < math.inf
 
     def _joint_loss(self, z: Tensor) -> Tensor:
-        return self.capped_loss(z[:, :-1], z[:, -1])
+        return self._capped_loss(z[:, :-1], z[:, -1])
 
     @property
     def choice(self) -> str:

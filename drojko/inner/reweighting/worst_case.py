@@ -216,7 +216,7 @@ class ReweightedWorstCase(MassesMove):
         with torch.no_grad():
             return self.loss_function(x, y).detach().double().cpu()
 
-    def capped_loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _capped_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss, with values in the slice of the largest as its least; differentiable."""
         losses, top = self.loss_function(x, y), self.pool.bounded.top
         return losses if top == np.inf else losses.clamp(max=top)
@@ -435,7 +435,7 @@ class ReweightedWorstCase(MassesMove):
         share = float(np.log(self._tilted_shares()[k] / self._shares(self.pool.w)[k]))
 
         def loss(z: Tensor) -> Tensor:
-            return self.capped_loss(z, torch.full((len(z),), k))
+            return self._capped_loss(z, torch.full((len(z),), k))
 
         return loss, components(self.reference)[k], share
 
