@@ -524,7 +524,8 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
             wrong |= (known is not None and known != size) or (letter == "d" and size == 0)
             here[letter] = size
         if letters == ["~"]:
-            wrong = not _broadcast(value.shape, sizes.setdefault("~", value.shape))
+            rows = not getattr(owner, "scalar", True) or getattr(owner, "any_outputs", False)
+            wrong = not _broadcast(value.shape, sizes.setdefault("~", value.shape), rows)
         if wrong:
             known = {w: sizes.get(w, getattr(owner, w[1:], None)) for w in dict.fromkeys(letters)}
             told = [f"{w.removeprefix('.')} = {v}" for w, v in known.items() if v is not None]
@@ -551,10 +552,12 @@ def _shaped(where: str, shape: str, *, tensor: bool) -> Rule:
     return check
 
 
-def _broadcast(shape: Any, first: Any) -> bool:
-    """Whether shapes go together: as numpy's do, or as rows of several numbers with one each."""
+def _broadcast(shape: Any, first: Any, rows: bool) -> bool:
+    """Whether shapes go together: as numpy's do, or as ``rows`` of several numbers with one."""
     pairs = zip(reversed(shape), reversed(first), strict=False)
-    return all(a == b or 1 in (a, b) for a, b in pairs) or tuple(shape) == tuple(first[:1])
+    return all(a == b or 1 in (a, b) for a, b in pairs) or (
+        rows and tuple(shape) == tuple(first[:1])
+    )
 
 
 def _fits(value: Any, last: str) -> bool:

@@ -65,7 +65,9 @@ def by_cv(
         cv = kind(cv, shuffle=True, random_state=seed)
     try:
         folds = list(check_cv(cv, y, classifier=is_classifier(last)).split(X, y, labels))
-    except (ValueError, TypeError) as error:
+        for train, test in folds:  # of a splitter of the user's own
+            np.asarray(y)[train], np.asarray(y)[test]
+    except (ValueError, TypeError, IndexError) as error:
         raise InvalidDataError(f"cv={shown(cv)} makes no folds of these rows: {error}") from error
     if is_classifier(last):
         _check_folds(np.asarray(y), folds)

@@ -179,7 +179,11 @@ class DROClassifier(LogitClassifier, BaseDRO):
 
     def _known(self, X, y):
         X, y = checked_data(self, X, y, reset=False)
-        index = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
-        if not np.array_equal(self.classes_[index], y):
+        try:
+            index = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
+            known = np.array_equal(self.classes_[index], y)
+        except TypeError:  # labels of another kind, which nothing orders
+            known = False
+        if not known:
             raise InvalidDataError(f"y holds labels that are not in {self.classes_.tolist()}")
         return X, index

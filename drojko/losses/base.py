@@ -89,6 +89,7 @@ class Loss(Checked):
     (1.0, inf, 0.0, (1.0,))
     """
 
+    any_outputs = False  # whether predictions of any number of columns will do
     _shapes = {"f": "~", "y": "~ real", "kappa": "~"}
     name: str = ""
     task: str = "classification"

@@ -34,6 +34,7 @@ class CallableLoss(Loss):
 
     name = "callable"
     structured = False
+    any_outputs = True  # shapes are the function's to judge
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,7 +245,7 @@ def compare(
     import pandas as pd
 
     pairs = list(reports.items()) if isinstance(reports, Mapping) else []
-    if not pairs and isinstance(reports, Iterable):
+    if not pairs and isinstance(reports, list | tuple | Iterator):
         pairs = [(getattr(one, "name", ""), one) for one in reports]
     wrong = [one for _, one in pairs if not isinstance(one, AuditReport)]
     if wrong:
