@@ -143,7 +143,7 @@ class Loss(Checked):
                 "use an inner solver that works on samples",
             )
         k = as_kappa(kappa, f)
-        if not bool((k > self.growth).all()):
+        if not bool(((k > self.growth) & (k >= torch.finfo(k.dtype).tiny)).all()):
             raise UnboundedRiskError(
                 f"{self.name} loss: the worst case is infinite for kappa = {float(k.min()):.6g}; "
                 f"it is finite for kappa > {self.growth:g} (penalty > {self.growth:g} * squared "
