@@ -1,8 +1,10 @@
 """Draws calls with wrong arguments, judges them, and counts."""
 
 import collections
+import contextlib
 import os
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,9 +86,11 @@ def one(subject: Subject, changes: dict[str, str], seconds: float = 20.0) -> Ver
 
 def fuzz(calls: int, seed: int = 0, seconds: float = 20.0) -> Count:
     count = Count()
-    for subject, changes in drawn(known(), calls, seed):
-        what = ", ".join(f"{place}={name}" for place, name in changes.items())
-        count.add(f"{subject.name}({what})", one(subject, changes, seconds))
+    # Odd names of files are among the arguments.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for subject, changes in drawn(known(), calls, seed):
+            what = ", ".join(f"{place}={name}" for place, name in changes.items())
+            count.add(f"{subject.name}({what})", one(subject, changes, seconds))
     return count
 
 
