@@ -87,7 +87,7 @@ def infinite(problem: AuditProblem, size: float, ambiguity: Any, why: Exception)
     price = math.inf if ambiguity.penalty is None else float(ambiguity.penalty)
     squared = ambiguity.order == 2 and ambiguity.epsilon is None  # what a ball may spend
     cost = math.inf if ambiguity.radius is None else float(ambiguity.radius) ** (1 + squared)
-    nominal = float(problem.w @ problem.losses(problem.x, problem.y))
+    nominal = float(problem.w @ problem.nominal)
     risk = (nominal, math.inf, math.inf, math.inf)
     certificate = Certificate(*risk, ambiguity.radius, price, cost, proof="local-estimate")
     text = str(why).replace("; ", ", ")  # which stands between findings
