@@ -273,7 +273,8 @@ def _checked_targets(y: Any, *, numeric: bool) -> Any:
             return floats(y, "y")
         return y
     try:
-        missing = [label is None for label in np.asarray(y).ravel().tolist()]
+        array = np.asarray(y)
+        missing = [label is None for label in array.ravel()] if array.dtype == object else []
     except (TypeError, ValueError):
         missing = []
     if any(missing):

@@ -17,13 +17,10 @@ from torch import Tensor
 from drojko._driver import Limits, Status
 from drojko._numerics import endless
 from drojko.minimax.kinked import DETOURS, MOST_PARAMETERS, minimise_kinked
-from drojko.minimax.newton import ENDLESS
+from drojko.minimax.newton import ENDLESS, FAR
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 
-__all__ = ["FAR", "LBFGSRun", "Stop", "merged_rows"]
-
-#: Times the first value that a negative one is as large before it is asked whether it has an end.
-FAR = 1e4
+__all__ = ["LBFGSRun", "Stop", "merged_rows"]
 
 
 class Stop(Exception):

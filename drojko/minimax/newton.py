@@ -32,6 +32,7 @@ from drojko.exceptions import NonFiniteError
 __all__ = [
     "CONSTANT",
     "ENDLESS",
+    "FAR",
     "ROUNDING",
     "LinearFit",
     "Newton",
@@ -47,8 +48,9 @@ __all__ = [
 
 #: A risk below this share of ``unit`` is zero to rounding.
 ROUNDING = 1e-10
+#: Times ``unit`` that a value is below zero before it is asked whether it has an end.
+FAR = 1e4
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
-_FAR = 1e4  # times ``unit`` that a value is below zero before it is asked whether it has an end
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -348,7 +350,7 @@ class Newton:
     def _endless(self, st: State) -> str | None:
         """Whether a loss without a least value falls along the ray of the best iterate."""
         o, (z, p) = self.objective, st.best
-        if not st.upper < -_FAR * o.unit:
+        if not st.upper < -FAR * o.unit:
             return None
 
         def value(t: float, z: np.ndarray) -> float:

@@ -40,7 +40,7 @@ def growth(objective: Objective, batches: Iterable[Batch]) -> float:
 
     Rays start at a few rows of each batch and follow the gradients of the outputs and of the loss
     (there and far away) to either side, columns, and random directions; bounds end them. Exact for
-    a linear model with one output, and else a lower bound: what it calls infinite is so.
+    a linear model with one output, and else a lower bound, as far as numbers go.
     """
     found = [_steepest(objective, _few(batch)) for batch in batches if batch.q0.numel()]
     return max([0.0, *found]) / objective.coordinates.scale**2
