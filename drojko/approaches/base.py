@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from drojko._driver import Limits
 from drojko._random import generator as make_generator
 from drojko._random import spawn
-from drojko._validation import is_real, shown
+from drojko._validation import check_number, chosen, is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.certificates import Certificate
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -31,9 +32,9 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "APPROACHES", "COLUMNS", "Approach", "Assessment", "FittedModel", "LinearProblem",
-    "NoWorstCase", "Parameters", "Plan", "Points", "approach_to", "arrays", "parameters_of",
-    "trained",
+    "APPROACHES", "COLUMNS", "EFFORTS", "Approach", "Assessment", "FittedModel",
+    "LinearProblem", "NoWorstCase", "Parameters", "Plan", "Points", "approach_to", "arrays",
+    "check_effort", "parameters_of", "trained",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -44,6 +45,8 @@ Parameters = tuple[np.ndarray, np.ndarray]
 _SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
 #: What the exact linear solvers take by name.
 _NUMBERS = ("radius", "penalty", "alpha", "fit_intercept", "limits")
+#: How hard bounds and worst cases are worked on.
+EFFORTS = ("fast", "thorough")
 #: Of a history.
 COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
@@ -78,6 +81,9 @@ class Plan:
     max_iter: int = 200
     tol: float = 1e-3
     max_time: float | None = None
+    effort: str = "fast"
+    training_share: float = 1.0  # of max_time; the certificate takes the rest
+    began: float = field(default_factory=time.perf_counter, compare=False)
     n_draws: int = 2000
     outer: Subgradient = field(default_factory=Subgradient)
     callback: Callback | None = None
@@ -86,8 +92,13 @@ class Plan:
 
     @property
     def limits(self) -> Limits:
-        """When training ends; the clock starts here."""
-        return Limits(self.max_iter, self.tol, self.max_time, self.callback)
+        """When training ends."""
+        return replace(self.whole, max_time=self.max_time and self.training_share * self.max_time)
+
+    @property
+    def whole(self) -> Limits:
+        """The same with all of the time, certificate included; the clock starts with the plan."""
+        return Limits(self.max_iter, self.tol, self.max_time, self.callback, self.began)
 
     @property
     def sampled(self) -> bool:
@@ -374,6 +385,13 @@ def trained(found: LinearFit) -> tuple[Parameters, TrainResult]:
         found.advice,
     )
     return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
+
+
+def check_effort(where: str, effort: Any, max_time: Any) -> None:
+    """Raise `InvalidDataError` where one of them cannot be."""
+    chosen(f"{where} got effort", effort, EFFORTS)
+    if max_time is not None:
+        check_number(f"{where} got max_time", max_time, above=0, infinite=True)
 
 
 def arrays(points: Points) -> Points:

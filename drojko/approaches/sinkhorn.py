@@ -130,7 +130,7 @@ class SinkhornApproach(Approach):
         guess = result.penalty if 0 < result.penalty < math.inf else None
         certificate = _certify(plan, model, points, guess, result.stationarity)
         constant = None
-        if is_linear(model):
+        if is_linear(model) and plan.effort != "none":
             output, risk = best_constant(plan, model, points)
             if certificate.lower > risk:
                 constant = make_constant(model, output)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
@@ -25,7 +24,6 @@ from drojko._sklearn import (
     Interval,
     NestedDefaults,
     StrOptions,
-    check_is_fitted,
     checked_weight,
     plain,
 )
@@ -33,9 +31,9 @@ from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
+    EFFORTS,
     Approach,
     Assessment,
-    FittedModel,
     LinearProblem,
     Plan,
     Points,
@@ -45,19 +43,17 @@ from drojko.approaches.reference import (
     atoms_of,
     build_reference,
     count_atoms,
-    empirical,
     is_sampled,
 )
-from drojko.approaches.registry import approach_named, approach_to
-from drojko.estimators._models import OnModule, build_model, check_device, check_stored
+from drojko.approaches.registry import approach_to
+from drojko.estimators._fitted import CACHES, DTYPES, Fitted
+from drojko.estimators._models import OnModule, build_model, check_device
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
 from drojko.inner.reweighting.semidual import SemiDual
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.solvers import ICNNJKO, Pointwise
-from drojko.inner.transport.storage import unpack_module
-from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
 from drojko.minimax.newton import CONSTANT, ENDLESS
@@ -66,7 +62,7 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, NO_LOGITS, TabularModel, looks_like_probabilities
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 def _seed(random_state: Any) -> int:
@@ -76,16 +72,15 @@ def _seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-#: Attributes that are rebuilt on demand.
-_CACHES = ("_model_cache", "_reference_cache", "_worst_cache")
 #: Inner solvers that an exact linear fit has no use for.
 _SIMPLE = (None, "icnn", "pointwise")
 #: Parameters that a plan has under the same names.
-_LIMITS = ("fit_intercept", "max_iter", "tol", "max_time")
-_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_LIMITS = ("fit_intercept", "max_iter", "tol", "max_time", "effort")
+#: What training may take of max_time where the worst case has to be searched.
+_TRAINING = {"fast": 0.6, "thorough": 0.3, "none": 1.0}
 
 
-class _OnArrays:
+class OnArrays:
     """Training of a linear model from arrays to arrays."""
 
     def __init__(self, problem: LinearProblem, n_features: int) -> None:
@@ -121,7 +116,7 @@ class _OnArrays:
 
 
 @dataclass(eq=False, repr=False)
-class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEstimator):
+class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
 
     ambiguity: Any = None
@@ -138,6 +133,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
     batch_size: int | None = None
     learning_rate: float = 5e-3
     max_time: float | None = None
+    effort: str = "fast"
     n_draws: int | None = None
     warm_start: bool = False
     random_state: Any = None
@@ -176,11 +172,12 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
+        "effort": [StrOptions({*EFFORTS, "none"})],
         "n_draws": [Interval(Integral, 1, None, closed="left"), None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, HasMethods(["type"])],
-        "dtype": [StrOptions(set(_DTYPES))],
+        "dtype": [StrOptions(set(DTYPES))],
         "verbose": ["verbose"],
     }
 
@@ -189,9 +186,6 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         return own(self.ambiguity) if own else super()._hint(name)
 
     # -- fitting -----------------------------------------------------------------------------
-
-    def _get_loss(self, n_outputs: int) -> Loss:
-        raise NotImplementedError
 
     def _fit(
         self,
@@ -222,11 +216,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
-            linear = approach.linear(plan) if self.model == "linear" else None
-            if linear is None:
-                work: Any = OnModule(approach, plan, build_model(self, plan.n_outputs, plan.child))
-            else:
-                work = _OnArrays(linear, X.shape[1])
+            if self.model != "linear" or approach.linear(plan) is None:
+                plan = replace(plan, training_share=_TRAINING[self.effort])
+            work = self._work(approach, plan)
             start = self._start(work.shapes) if self.warm_start else None
             with self._salvaging(last, plan, reference):
                 with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
@@ -249,18 +241,25 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
                     raise KeyboardInterrupt(result.message)
                 if chosen:
                     self.message_ = f"{result.message} {chosen}"
-                found = work.assess(result)
-                if found.constant is not None:  # the model was changed after all
-                    self._store(work.parameters, plan, replace(result, gap=math.nan), reference)
-                    self.message_ = " ".join(filter(None, (result.message, chosen, found.constant)))
-                if chosen:
-                    kept = replace(found.certificate, inner=chosen)
-                    found = replace(found, certificate=kept)
-                self._keep(found, approach.name)
+                advice = None
+                if self.effort == "none":
+                    self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
+                else:
+                    found = work.assess(result)
+                    if found.constant is not None:  # the model was changed after all
+                        again = replace(result, gap=math.nan)
+                        self._store(work.parameters, plan, again, reference)
+                        said = (result.message, chosen, found.constant)
+                        self.message_ = " ".join(filter(None, said))
+                    if chosen:
+                        kept = replace(found.certificate, inner=chosen)
+                        found = replace(found, certificate=kept)
+                    self._keep(found, approach.name)
+                    advice = found.advice
             still = self.model == "linear" and not np.any(self.coef_)
             if still and np.ptp(X, axis=0).any() and np.ptp(y):
                 result = replace(result, advice=CONSTANT)
-            self._warn(result, found.advice)
+            self._warn(result, advice)
             answers = getattr(getattr(work, "model", None), "answers", None)
             if answers is not None and self._classification and plan.loss.structured:
                 some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
@@ -269,6 +268,16 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
                     warnings.warn(said, UserWarning, stacklevel=2)
         return self
 
+    def _work(self, approach: Approach, plan: Plan, fitted: TabularModel | None = None) -> Any:
+        """Training of a model that is new, or fitted: from arrays to arrays where that can be."""
+        linear = approach.linear(plan) if self.model == "linear" else None
+        if linear is None:
+            return OnModule(approach, plan, fitted or build_model(self, plan.n_outputs, plan.child))
+        work = OnArrays(linear, self.n_features_in_)
+        if fitted is not None:
+            work.parameters = self.parameters_
+        return work
+
     def _bottomless(self, plan: Plan, y: np.ndarray) -> bool:
         """Whether constant predictions alone have no least risk, whatever the set."""
         constants = self.fit_intercept and self.model in ("linear", "mlp")
@@ -276,7 +285,13 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         return constants and not moved and plan.loss.bottomless(y, plan.n_outputs)
 
     def _placed(
-        self, plan: Plan, approach: Approach, rows: Points, groups: Any, seed: int
+        self,
+        plan: Plan,
+        approach: Approach,
+        rows: Points,
+        groups: Any,
+        seed: int,
+        reference: LabelledMeasure | None = None,
     ) -> tuple[Plan, Any, str]:
         """The plan with its points, their reference, and why "auto" chose an inner solver.
 
@@ -285,7 +300,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         """
         x, y, weight = rows
         simple = self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
-        if simple and approach.linear(plan) is not None:
+        if simple and reference is None and approach.linear(plan) is not None:
             kept = weight > 0
             points = (x[kept], y[kept], weight[kept] / weight.sum())  # not the caller's arrays
             known = approach.groups(plan.ambiguity, groups, weight)
@@ -293,11 +308,12 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
                 known = (known[0][kept], known[1])
             atoms, index = approach.atoms(plan.ambiguity, points, known)
             return replace(plan, atoms=atoms, groups=index), (*points, known), ""
-        smoothing = approach.smoothing(plan.ambiguity)
-        reference = build_reference(
-            self.reference, plan.cost, smoothing, self._classification, seed
-        )
-        reference = approach.measure(plan.ambiguity, reference, rows, groups)
+        if reference is None:
+            smoothing = approach.smoothing(plan.ambiguity)
+            reference = build_reference(
+                self.reference, plan.cost, smoothing, self._classification, seed
+            )
+            reference = approach.measure(plan.ambiguity, reference, rows, groups)
         count = count_atoms(reference, len(x))
         sampled = is_sampled(reference)
         inner, chosen = self._inner(plan.ambiguity, x, y, sampled)
@@ -353,7 +369,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             penalty=None if ambiguity.penalty is None else float(ambiguity.penalty),
             label_cost=float(ambiguity.label_cost),
             n_labels=len(self.classes_) if self._classification else 0,
-            dtype=_DTYPES[self.dtype],
+            dtype=DTYPES[self.dtype],
             device=str(self.device),
             alpha=float(self.alpha),
             outer=Subgradient(learning_rate=self.learning_rate, batch_size=self.batch_size),
@@ -436,8 +452,8 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         known = {name: result.history[name] for name in COLUMNS if name in result.history}
         self._history = {name: np.asarray(v, dtype=np.float64) for name, v in known.items()}
         self.certificate_ = None
-        self._worst = None
-        for cached in _CACHES:
+        self._worst = self._late = None
+        for cached in CACHES:
             self.__dict__.pop(cached, None)
 
     def _keep(self, found: Assessment, approach: str) -> None:
@@ -461,129 +477,6 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=4)
         if result.advice is not None and result.status == "converged":
             warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=4)
-
-    # -- the fitted model --------------------------------------------------------------------
-
-    def _fitted_model(self) -> TabularModel:
-        """The model as a module, rebuilt from its arrays on demand."""
-        if "_model_cache" not in self.__dict__:
-            model = build_model(self, self._n_outputs, torch.Generator().manual_seed(0))
-            unpack_module(model, self.parameters_)
-            self.__dict__["_model_cache"] = model
-        return self.__dict__["_model_cache"]
-
-    def _predictions(self, X: np.ndarray) -> np.ndarray:
-        """Outputs of the model: numpy where the model is a formula."""
-        if self.model == "linear":
-            out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
-            return out[:, 0] if self._n_outputs == 1 else out
-        with torch.no_grad(), one_thread(X.size < SMALL):
-            model = self._fitted_model()
-            x = torch.as_tensor(np.array(X), dtype=_DTYPES[self.dtype], device=str(self.device))
-            parts = [model(part) for part in x.split(65_536)]
-            return torch.cat(parts).cpu().numpy()
-
-    @property
-    def history_(self) -> pd.DataFrame:
-        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds."""
-        import pandas as pd
-
-        check_is_fitted(self, "n_iter_")
-        empty = np.empty(0)
-        return pd.DataFrame({name: self._history.get(name, empty) for name in COLUMNS})
-
-    @property
-    def reference_(self) -> LabelledMeasure:
-        """The fitted reference."""
-        check_is_fitted(self, "n_iter_")
-        return self._reference_cache
-
-    @cached_property
-    def _reference_cache(self) -> LabelledMeasure:
-        given: Any = self._reference
-        if isinstance(given, tuple):
-            given = empirical(*given, classification=self._classification)
-        return given
-
-    @property
-    def worst_case_(self) -> WorstCase:
-        """The worst-case distribution of the fitted model."""
-        check_is_fitted(self, "n_iter_")
-        if self._worst is None:
-            raise AttributeError(
-                "no worst case was computed: the fit was interrupted or failed before; fit again, "
-                "perhaps with warm_start=True, to get one"
-            )
-        return self._worst_cache
-
-    @cached_property
-    def _worst_cache(self) -> WorstCase:
-        state: dict[str, Any] = self._worst or {}
-        names = getattr(self, "feature_names_in_", None)
-        fitted = FittedModel(
-            self._fitted_model(),
-            self._get_loss(self._n_outputs),
-            self.reference_,
-            self.classes_ if self._classification else None,
-            None if names is None else tuple(names),
-            _DTYPES[self.dtype],
-            str(self.device),
-        )
-        return approach_named(state["approach"]).worst_case(fitted, state)
-
-    def _known(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        """New rows, checked, and their targets as training takes them."""
-        raise NotImplementedError
-
-    def robust_certificate(self, X, y, ambiguity=None, sample_weight=None, groups=None):
-        """Certificate of the fitted model on new data, around their empirical measure.
-
-        ``groups`` as in `fit`: a `Group` set needs them.
-        """
-        check_is_fitted(self)
-        X, y = self._known(X, y)
-        ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
-        approach = approach_to(ambiguity)
-        cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
-        cost = cost.observed(X, getattr(self, "_categories", None))
-        weight = checked_weight(sample_weight, X)
-        n_labels = len(self.classes_) if self._classification else 0
-        generator = torch.Generator().manual_seed(0)
-        plan = replace(
-            self._plan(ambiguity, cost, self._n_outputs),
-            inner=self._plain_inner(),
-            generator=generator,
-            groups=groups,
-        )
-        with one_thread(X.size < SMALL), torch.no_grad(), arithmetic("the certificate"):
-            x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
-            target = torch.as_tensor(np.array(y), device=plan.device)
-            target = target if n_labels else target.to(plan.dtype)
-            w = torch.as_tensor(weight / weight.sum(), device=plan.device)
-            return approach.certify(plan, self._fitted_model(), (x, target, w), generator)
-
-    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
-        """Minus the certified upper bound of the worst-case risk on new data; larger is better.
-
-        ``ambiguity=None`` takes the estimator's own set. To compare estimators, fix one set: see
-        `drojko.make_robust_scorer`.
-        """
-        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper
-
-    # -- persistence -------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in _CACHES}
-
-    def save(self, path: Any) -> None:
-        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code."""
-        from drojko._persist import save
-
-        save(self, path)
-
-    def _check_stored(self) -> None:
-        check_stored(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_iter_")

@@ -76,7 +76,12 @@ class DROClassifier(LogitClassifier, BaseDRO):
     learning_rate : float, default=5e-3
         First rate of the subgradient steps.
     max_time : float, default=None
-        Seconds after which training stops with the best model so far.
+        Seconds for the whole of `fit`. Training stops with the best model so far; where the worst
+        case has to be searched, a part is kept for the certificate, which is valid and looser.
+    effort : {"fast", "thorough", "none"}, default="fast"
+        On the certificate. "fast": about as much time as training. "thorough": search and bounds
+        go on until neither moves by 1 %. "none": ``certificate_`` is None, and ``worst_case_`` is
+        computed when it is asked for. Closed forms are exact in any case.
     n_draws : int, default=None
         Draws from a continuous reference to train on; None: a few per row.
     warm_start : bool, default=False
@@ -94,8 +99,9 @@ class DROClassifier(LogitClassifier, BaseDRO):
     classes_ : ndarray of shape (n_classes,)
     coef_, intercept_ : ndarray of shape (1, d) or (n_classes, d), and (1,) or (n_classes,)
         Linear models only.
-    certificate_ : Certificate
-        Lower and upper bound of the robust risk, on draws that training did not see.
+    certificate_ : Certificate or None
+        Lower and upper bound of the robust risk, on draws that training did not see; None with
+        ``effort="none"``.
     worst_case_ : WorstCase
         The worst-case distribution: sample it, evaluate its density.
     history_ : DataFrame

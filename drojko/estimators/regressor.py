@@ -39,7 +39,8 @@ class DRORegressor(RegressorMixin, BaseDRO):
     quantile : float, default=0.5
     delta : float, default=1.35
     model, hidden_layer_sizes, activation, reference, inner, alpha, fit_intercept, max_iter, tol, \
-batch_size, learning_rate, max_time, n_draws, warm_start, random_state, device, dtype, verbose
+batch_size, learning_rate, max_time, effort, n_draws, warm_start, random_state, device, dtype, \
+verbose
         As in `DROClassifier`; the reference is a joint measure of (x, y), and "kde" leaves the
         labels attached to their rows.
 

@@ -1,0 +1,210 @@
+"""What a fitted estimator answers: predictions, its worst case, certificates on other data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from drojko._driver import arithmetic
+from drojko._sklearn import check_is_fitted, checked_weight
+from drojko._threads import SMALL, one_thread
+from drojko.approaches.base import COLUMNS, FittedModel, arrays, check_effort
+from drojko.approaches.reference import empirical
+from drojko.approaches.registry import approach_named, approach_to
+from drojko.estimators._models import build_model, check_stored
+from drojko.inner.transport.storage import unpack_module
+from drojko.inner.worst_case import WorstCase
+from drojko.losses import Loss
+from drojko.measures import LabelledMeasure
+from drojko.minimax.problem import TrainResult
+from drojko.models import TabularModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Attributes that are rebuilt on demand.
+CACHES = ("_model_cache", "_reference_cache", "_worst_cache")
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Fitted(BaseEstimator):
+    """The half of an estimator that `fit` has filled; `BaseDRO` is the other one."""
+
+    model: Any
+    dtype: str
+    device: Any
+    classes_: Any
+    parameters_: dict[str, np.ndarray]
+    _classification: bool
+    _nested: Any
+    _plan: Any
+    _placed: Any
+    _plain_inner: Any
+    _work: Any
+    _late: tuple[Any, float, int, int] | None
+    __sklearn_is_fitted__: Any
+
+    def _get_loss(self, n_outputs: int) -> Loss:
+        raise NotImplementedError
+
+    def _fitted_model(self) -> TabularModel:
+        """The model as a module, rebuilt from its arrays on demand."""
+        if "_model_cache" not in self.__dict__:
+            model = build_model(self, self._n_outputs, torch.Generator().manual_seed(0))
+            unpack_module(model, self.parameters_)
+            self.__dict__["_model_cache"] = model
+        return self.__dict__["_model_cache"]
+
+    def _predictions(self, X: np.ndarray) -> np.ndarray:
+        """Outputs of the model: numpy where the model is a formula."""
+        if self.model == "linear":
+            out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
+            return out[:, 0] if self._n_outputs == 1 else out
+        with torch.no_grad(), one_thread(X.size < SMALL):
+            model = self._fitted_model()
+            x = torch.as_tensor(np.array(X), dtype=DTYPES[self.dtype], device=str(self.device))
+            parts = [model(part) for part in x.split(65_536)]
+            return torch.cat(parts).cpu().numpy()
+
+    @property
+    def history_(self) -> pd.DataFrame:
+        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds."""
+        import pandas as pd
+
+        check_is_fitted(self, "n_iter_")
+        empty = np.empty(0)
+        return pd.DataFrame({name: self._history.get(name, empty) for name in COLUMNS})
+
+    @property
+    def reference_(self) -> LabelledMeasure:
+        """The fitted reference."""
+        check_is_fitted(self, "n_iter_")
+        return self._reference_cache
+
+    @cached_property
+    def _reference_cache(self) -> LabelledMeasure:
+        given: Any = self._reference
+        if isinstance(given, tuple):
+            given = empirical(*given, classification=self._classification)
+        return given
+
+    @property
+    def worst_case_(self) -> WorstCase:
+        """The worst-case distribution of the fitted model."""
+        check_is_fitted(self, "n_iter_")
+        self._finish()
+        if self._worst is None:
+            raise AttributeError(
+                "no worst case was computed: the fit was interrupted or failed before; fit again, "
+                "perhaps with warm_start=True, to get one"
+            )
+        return self._worst_cache
+
+    def _finish(self) -> None:
+        """Compute the worst case that ``effort="none"`` has left for later."""
+        if self._late is None:
+            return
+        ambiguity, penalty, seed, count = self._late
+        approach, reference, model = approach_to(ambiguity), self.reference_, self._fitted_model()
+        generator = torch.Generator().manual_seed(seed)
+        x, y, w = arrays(reference.points(count, generator))
+        cost = approach.resolve(ambiguity, x, getattr(self, "feature_names_in_", None))
+        cost = cost.observed(x, self._categories)
+        plan = replace(self._plan(ambiguity, cost, self._n_outputs), effort="none", max_time=None)
+        with one_thread(x.size < SMALL), torch.no_grad(), arithmetic("the worst case"):
+            plan = self._placed(plan, approach, (x, y, w), None, seed, reference)[0]
+            work = self._work(approach, plan, model)
+            ended = TrainResult(self.status_, self.message_, self.n_iter_, penalty, math.nan)
+            self._worst = {"approach": approach.name, **work.assess(ended).state}
+        self._late = None
+
+    @cached_property
+    def _worst_cache(self) -> WorstCase:
+        state: dict[str, Any] = self._worst or {}
+        names = getattr(self, "feature_names_in_", None)
+        fitted = FittedModel(
+            self._fitted_model(),
+            self._get_loss(self._n_outputs),
+            self.reference_,
+            self.classes_ if self._classification else None,
+            None if names is None else tuple(names),
+            DTYPES[self.dtype],
+            str(self.device),
+        )
+        return approach_named(state["approach"]).worst_case(fitted, state)
+
+    def _known(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """New rows, checked, and their targets as training takes them."""
+        raise NotImplementedError
+
+    def robust_certificate(
+        self,
+        X,
+        y,
+        ambiguity=None,
+        sample_weight=None,
+        groups=None,
+        *,
+        effort="fast",
+        max_time=None,
+    ):
+        """Certificate of the fitted model on new data, around their empirical measure.
+
+        ``groups`` as in `fit`: a `Group` set needs them. ``effort`` and ``max_time``, in seconds,
+        as in the constructor: they count where the worst case has to be searched.
+        """
+        check_is_fitted(self)
+        check_effort("robust_certificate", effort, max_time)
+        X, y = self._known(X, y)
+        ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
+        approach = approach_to(ambiguity)
+        cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
+        cost = cost.observed(X, getattr(self, "_categories", None))
+        weight = checked_weight(sample_weight, X)
+        n_labels = len(self.classes_) if self._classification else 0
+        generator = torch.Generator().manual_seed(0)
+        plan = replace(
+            self._plan(ambiguity, cost, self._n_outputs),
+            effort=effort,
+            max_time=max_time,
+            inner=self._plain_inner(),
+            generator=generator,
+            groups=groups,
+        )
+        with one_thread(X.size < SMALL), torch.no_grad(), arithmetic("the certificate"):
+            x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
+            target = torch.as_tensor(np.array(y), device=plan.device)
+            target = target if n_labels else target.to(plan.dtype)
+            w = torch.as_tensor(weight / weight.sum(), device=plan.device)
+            return approach.certify(plan, self._fitted_model(), (x, target, w), generator)
+
+    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
+        """Minus the certified upper bound of the worst-case risk on new data; larger is better.
+
+        ``ambiguity=None`` takes the estimator's own set. To compare estimators, fix one set: see
+        `drojko.make_robust_scorer`.
+        """
+        return -self.robust_certificate(X, y, ambiguity, sample_weight, groups).upper
+
+    # -- persistence -------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in CACHES}
+
+    def save(self, path: Any) -> None:
+        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code."""
+        from drojko._persist import save
+
+        if self.__sklearn_is_fitted__():
+            self._finish()
+        save(self, path)
+
+    def _check_stored(self) -> None:
+        check_stored(self)
