@@ -25,6 +25,7 @@ __all__ = [
     "DROClassifier",
     "DRORegressor",
     "MinimaxProblem",
+    "ObservedShift",
     "RadiusSelection",
     "WorstCase",
     "__version__",
@@ -42,6 +43,7 @@ __all__ = [
     "make_robust_scorer",
     "measures",
     "minimax",
+    "observed_shift",
     "problems",
     "radius_path",
     "save",
@@ -56,12 +58,14 @@ _HOME = {
     "DROClassifier": "drojko.estimators",
     "DRORegressor": "drojko.estimators",
     "MinimaxProblem": "drojko.problems",
+    "ObservedShift": "drojko.estimators",
     "RadiusSelection": "drojko.estimators",
     "WorstCase": "drojko.inner",
     "audit": "drojko.auditing",
     "load": "drojko._persist",
     "save": "drojko._persist",
     "make_robust_scorer": "drojko.estimators",
+    "observed_shift": "drojko.estimators",
     "radius_path": "drojko.estimators",
     "select_radius": "drojko.estimators",
 }
@@ -87,8 +91,10 @@ if TYPE_CHECKING:
     from drojko.certificates import Certificate as Certificate
     from drojko.estimators import DROClassifier as DROClassifier
     from drojko.estimators import DRORegressor as DRORegressor
+    from drojko.estimators import ObservedShift as ObservedShift
     from drojko.estimators import RadiusSelection as RadiusSelection
     from drojko.estimators import make_robust_scorer as make_robust_scorer
+    from drojko.estimators import observed_shift as observed_shift
     from drojko.estimators import radius_path as radius_path
     from drojko.estimators import select_radius as select_radius
     from drojko.inner import WorstCase as WorstCase

@@ -1,6 +1,7 @@
 """Estimators in scikit-learn's manner: validate, call the min-max solver, store arrays."""
 
 from drojko.estimators.classifier import DROClassifier
+from drojko.estimators.observed import ObservedShift, observed_shift
 from drojko.estimators.radius import RadiusSelection, select_radius
 from drojko.estimators.regressor import DRORegressor
 from drojko.estimators.scoring import make_robust_scorer, radius_path
@@ -8,8 +9,10 @@ from drojko.estimators.scoring import make_robust_scorer, radius_path
 __all__ = [
     "DROClassifier",
     "DRORegressor",
+    "ObservedShift",
     "RadiusSelection",
     "make_robust_scorer",
+    "observed_shift",
     "radius_path",
     "select_radius",
 ]
