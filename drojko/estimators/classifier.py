@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 
 from drojko._sklearn import (
     LogitClassifier,
+    StrOptions,
     _fit_context,
     check_is_fitted,
     checked_data,
+    checked_weight,
 )
 from drojko.estimators._base import BaseDRO
 from drojko.exceptions import DrojkoError, InvalidDataError
@@ -65,6 +68,9 @@ class DROClassifier(LogitClassifier, BaseDRO):
         ``certificate_``.
     alpha : float, default=0.0
         L2 penalty on the weights.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, which multiply ``sample_weight``: the reference is the data with
+        these masses. "balanced": all classes weigh the same.
     fit_intercept : bool, default=True
     max_iter : int, default=200
         Outer iterations: Newton or quasi-Newton steps of linear models, passes over the draws
@@ -146,7 +152,12 @@ class DROClassifier(LogitClassifier, BaseDRO):
     """
 
     loss: Any = "logistic"
+    class_weight: Any = None
     _classification = True
+    _parameter_constraints: ClassVar[dict] = {
+        **BaseDRO._parameter_constraints,
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
 
     def _get_loss(self, n_outputs: int) -> Loss:
         return get_loss(self.loss, "classification", max(2, n_outputs))
@@ -170,6 +181,9 @@ class DROClassifier(LogitClassifier, BaseDRO):
         """
         X, y = checked_data(self, X, y, ensure_min_samples=2)
         y, index = self._encode(y)
+        if self.class_weight is not None:
+            factor = compute_sample_weight(self.class_weight, y)
+            sample_weight = factor * checked_weight(sample_weight, X)
         return self._fit(X, index, y, sample_weight, groups)
 
     def decision_function(self, X):

@@ -138,7 +138,7 @@ def observed_shift(
     >>> X = np.random.default_rng(0).normal(size=(800, 2))
     >>> shift = observed_shift(X[:400], X[400:] + [0.3, 0.4], random_state=0)
     >>> low, high = shift.interval
-    >>> low < 0.5 < high, shift.noise < 0.3
+    >>> low < 0.5 < high, shift.noise < 0.5
     (True, True)
     """
     old, new, names = _frames(X_old, X_new)
