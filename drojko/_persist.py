@@ -157,7 +157,14 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
                 f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
                 "upgrade drojko"
             )
-        if foreign := sorted(set(_foreign_types(archive)) - set(names)):
+        foreign = sorted(set(_foreign_types(archive)) - set(names))
+        if "arrays" not in manifest or any(name.startswith("drojko.") for name in foreign):
+            raise InvalidDataError(
+                f"{path} was written by another drojko, {manifest['versions']['drojko']} or a "
+                "commit before it, and holds other parts than this one reads: fit the model again "
+                "and save it, or load it with the version or commit that wrote it"
+            )
+        if foreign:
             short = ", ".join(name.rpartition(".")[2] for name in foreign)
             raise InvalidDataError(
                 f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
