@@ -157,20 +157,23 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
                 f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
                 "upgrade drojko"
             )
-        foreign = sorted(set(_foreign_types(archive)) - set(names))
-        if "arrays" not in manifest or any(name.startswith("drojko.") for name in foreign):
-            raise InvalidDataError(
-                f"{path} was written by another drojko, {manifest['versions']['drojko']} or a "
-                "commit before it, and holds other parts than this one reads: fit the model again "
-                "and save it, or load it with the version or commit that wrote it"
-            )
-        if foreign:
+        older = (
+            f"It was written by another drojko, {manifest['versions']['drojko']} or a commit before "
+            "it: fit the model again and save it, or load it with the version that wrote it"
+        )
+        if foreign := sorted(set(_foreign_types(archive)) - set(names)):
             short = ", ".join(name.rpartition(".")[2] for name in foreign)
-            raise InvalidDataError(
-                f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
-                f"where the file comes from, import them and name them: "
+            own = any(name.startswith("drojko.") for name in foreign)
+            remedy = (
+                "If you know where the file comes from, import them and name them: "
                 f"drojko.load(path, trusted=[{short}])"
             )
+            raise InvalidDataError(
+                f"{path} names types that drojko does not load: {', '.join(foreign)}. "
+                f"{older if own else remedy}"
+            )
+        if "arrays" not in manifest:
+            raise InvalidDataError(f"{path} has no digests of its arrays. {older}")
         if _digests(archive) != manifest["arrays"]:
             raise InvalidDataError(f"{path} holds other arrays than those that were saved")
     file.seek(0)
