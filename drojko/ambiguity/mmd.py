@@ -13,7 +13,7 @@ import torch
 from drojko._validation import checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
-from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
+from drojko.ambiguity.duals.scaling import check_smoothing, finite_losses, floats, masses
 from drojko.ambiguity.duals.simplex_qp import Iterate, solve
 from drojko.exceptions import InvalidDataError
 
@@ -299,8 +299,11 @@ class BoundMMD:
             return exact
         least = smoothing / float(radius) ** 2
         if scaled[3] > 0.0 and exact.penalty < least:
-            exact = self._dual(*scaled, least)
-        return replace(exact, value=exact.attained - least * exact.radius)
+            with np.errstate(over="ignore", invalid="ignore"):
+                exact = self._dual(*scaled, least)
+        value = exact.attained - least * exact.radius
+        check_smoothing(smoothing, value)
+        return replace(exact, value=value)
 
     def _dual(
         self,

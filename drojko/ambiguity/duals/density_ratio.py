@@ -13,7 +13,15 @@ from drojko._validation import checked, shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.bounded import BoundedRatio
-from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses
+from drojko.ambiguity.duals.scaling import (
+    Sample,
+    Worst,
+    check_smoothing,
+    finite_losses,
+    floats,
+    masses,
+    nonnegative,
+)
 from drojko.ambiguity.duals.solvers import ByConjugate, Family
 from drojko.exceptions import InvalidDataError
 
@@ -229,6 +237,7 @@ class DensityRatioSet(AmbiguitySet):
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Return D of a ratio (n,) of mean one under weights (n,) that sum to 1."""
+        nonnegative(ratio)
         return self._formulas("discrepancy(ratio, weights)", "a dual in radius form").of(
             ratio, weights
         )
@@ -504,7 +513,10 @@ class Reweighting:
         """
         values = finite_losses(losses, len(self.weights))
         if smoothing > 0.0:
-            return self.ambiguity._smoothed(self, values, float(smoothing))
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = self.ambiguity._smoothed(self, values, float(smoothing))
+            check_smoothing(smoothing, found.value)
+            return found
         return self.ambiguity.dual(values, self.weights)  # which a set of one's own may override
 
     #: How rows make up cells, (n, cells); None: every row is one.

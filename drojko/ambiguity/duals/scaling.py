@@ -17,11 +17,13 @@ __all__ = [
     "Tilt",
     "Worst",
     "centred",
+    "check_smoothing",
     "cumulate",
     "finite_losses",
     "floats",
     "level",
     "masses",
+    "nonnegative",
 ]
 
 _PLAIN = 4096  # numbers that are summed up one after the other
@@ -42,6 +44,24 @@ def finite_losses(losses: Any, n: int) -> np.ndarray:
         kind = NonFiniteLossError if values.shape == (n,) else InvalidDataError
         raise kind(f"losses must be {n} finite numbers, one per row; got shape {values.shape}")
     return values
+
+
+def check_smoothing(smoothing: float, value: float) -> None:
+    """Raise where so much of it leaves no number."""
+    if not math.isfinite(value):
+        raise InvalidDataError(
+            f"smoothing={smoothing:g} leaves no finite value; it is in the units of the losses: "
+            "take a small part of their range"
+        )
+
+
+def nonnegative(ratio: np.ndarray) -> None:
+    """Raise for what is no density ratio."""
+    if ratio.min(initial=0.0) < 0.0:
+        raise InvalidDataError(
+            f"ratio holds {float(ratio.min()):g}; a density ratio dP/dP0 is at least 0: "
+            "clip what is rounding, and divide by the mean"
+        )
 
 
 def masses(weights: Any, n: int) -> np.ndarray:
