@@ -158,8 +158,8 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
                 "upgrade drojko"
             )
         older = (
-            f"It was written by another drojko, {manifest['versions']['drojko']} or a commit before "
-            "it: fit the model again and save it, or load it with the version that wrote it"
+            f"It was written by another drojko, {manifest['versions']['drojko']} or a commit "
+            "before it: fit the model again and save it, or load it with the version that wrote it"
         )
         if foreign := sorted(set(_foreign_types(archive)) - set(names)):
             short = ", ".join(name.rpartition(".")[2] for name in foreign)

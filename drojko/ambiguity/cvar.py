@@ -86,7 +86,7 @@ class CVaR(DensityRatioSet):
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """The largest ratio, minus 1."""
         nonnegative(ratio)
-        return max(float(ratio[weights > 0].max()) - 1.0, 0.0)
+        return max(float(ratio[weights > 0].max(initial=1.0)) - 1.0, 0.0)
 
     @property
     def curvature(self) -> None:

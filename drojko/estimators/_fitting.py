@@ -16,19 +16,30 @@ DEPTH = 6
 
 
 def fitting(fit: Callable) -> Callable:
-    """A fit in scikit-learn's context; Ctrl-C carries the estimator once an iteration has ended.
+    """A fit in scikit-learn's context that is there as a whole or not at all.
 
-    Around all else: a signal can strike after the last line of a fit, too.
+    One that fails before it keeps a model leaves the estimator as it was, an earlier model with
+    its columns and classes included. Ctrl-C carries the estimator once an iteration has ended;
+    around all else, as a signal can strike after the last line of a fit, too.
     """
     inside = _fit_context(prefer_skip_nested_validation=True)(fit)
 
     @wraps(fit)
     def outermost(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = self.__dict__.get("_history")  # another one as soon as a model of this fit is kept
+        before = dict(self.__dict__)
 
-        def found() -> Any:
-            return None if self.__dict__.get("_history") is before else self
+        def kept() -> bool:  # another history as soon as a model of this fit is stored
+            return self.__dict__.get("_history") is not before.get("_history")
 
-        return keeping(lambda: inside(self, *args, **kwargs), found)
+        def work() -> Any:
+            try:
+                return inside(self, *args, **kwargs)
+            except BaseException:
+                if not kept():
+                    self.__dict__.clear()
+                    self.__dict__.update(before)
+                raise
+
+        return keeping(work, lambda: self if kept() else None)
 
     return outermost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,13 +18,13 @@ __all__ = [
     "Tilt",
     "Worst",
     "centred",
-    "check_smoothing",
     "cumulate",
     "finite_losses",
     "floats",
     "level",
     "masses",
     "nonnegative",
+    "smoothed",
 ]
 
 _PLAIN = 4096  # numbers that are summed up one after the other
@@ -46,13 +47,16 @@ def finite_losses(losses: Any, n: int) -> np.ndarray:
     return values
 
 
-def check_smoothing(smoothing: float, value: float) -> None:
-    """Raise where so much of it leaves no number."""
-    if not math.isfinite(value):
+def smoothed(dual: Callable[..., Any], bound: Any, losses: Any, smoothing: float) -> Any:
+    """A smoothed dual of losses; so much smoothing that no number is left is refused."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = dual(bound, losses, smoothing)
+    if not math.isfinite(found.value):
         raise InvalidDataError(
             f"smoothing={smoothing:g} leaves no finite value; it is in the units of the losses: "
             "take a small part of their range"
         )
+    return found
 
 
 def nonnegative(ratio: np.ndarray) -> None:
