@@ -43,6 +43,8 @@ FORMAT = 1
 
 _MANIFEST, _SCHEMA = "drojko.json", "schema.json"
 _PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
+#: Kinds of numbers, as imputers and encoders keep them: a name and a width, no code.
+_NAMES_OF_NUMPY = ("numpy.dtype",)
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
 
@@ -177,7 +179,7 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
         if _digests(archive) != manifest["arrays"]:
             raise InvalidDataError(f"{path} holds other arrays than those that were saved")
     file.seek(0)
-    found = skops.io.load(file, trusted=[*trusted_types(), *names])
+    found = skops.io.load(file, trusted=[*trusted_types(), *_NAMES_OF_NUMPY, *names])
     if _full_name(type(found)) != manifest["type"]:
         raise InvalidDataError(f"{path} holds {type(found).__name__}, not {manifest['type']}")
     _check_parts(found)
@@ -252,7 +254,7 @@ def _read_skops(file: BinaryIO, path: Any, names: list[str]) -> Any:
                 "it comes from, name each with --trust"
             )
     file.seek(0)
-    return skops.io.load(file, trusted=[*trusted_types(), *names])
+    return skops.io.load(file, trusted=[*trusted_types(), *_NAMES_OF_NUMPY, *names])
 
 
 def _pack(estimator: Any) -> bytes:
@@ -333,7 +335,10 @@ def _refuse_code(estimator: Any) -> None:
     if not hasattr(estimator, "get_params"):
         return
     for name, value in estimator.get_params(deep=True).items():
-        if callable(value) and not _derived(type(value)):
+        named = isinstance(value, np.ufunc) or (
+            isinstance(value, type) and issubclass(value, np.generic)
+        )  # of numpy's own, which skops stores by their names
+        if callable(value) and not named and not _derived(type(value)):
             raise UnsupportedError(
                 f"{name}={value!r} is code, and a model file holds none. Use pickle or joblib, "
                 "which need the same code to be importable when they load"
@@ -398,4 +403,4 @@ def _foreign_types(archive: zipfile.ZipFile) -> list[str]:
         for name in archive.namelist():
             file.writestr(name, archive.read(name) if name == _SCHEMA else b"")
     known = set(skops.io.get_untrusted_types(data=outline.getvalue()))
-    return sorted(known - set(trusted_types()))
+    return sorted(known - {*trusted_types(), *_NAMES_OF_NUMPY})

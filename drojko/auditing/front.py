@@ -124,6 +124,9 @@ def audit(
     are compared with the model on all rows and on rows moved out to the largest size; where they
     differ, a finding says so, and the model's own answers are used.
 
+    Rows with missing values stay as they are, and are audited under sets that reweight (not MMD)
+    with a scikit-learn estimator that takes them; ``samples`` of the report hold NaN again.
+
     Models without gradients are searched (a lower bound); density-ratio sets are exact for any
     model. Probabilities are read between 1e-6 and 1 where there are no gradients.
 
