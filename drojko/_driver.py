@@ -28,6 +28,7 @@ __all__ = [
     "Solver",
     "Status",
     "all_finite",
+    "columns_of",
     "keeping",
     "nested",
     "run",
@@ -36,6 +37,7 @@ __all__ = [
 Callback = Callable[[int, dict[str, Any]], bool]
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Status(StrEnum):
@@ -129,8 +131,13 @@ class Outcome(Generic[S]):
 
     def columns(self) -> dict[str, np.ndarray]:
         """The history as arrays, one per column; NaN where an iteration did not record it."""
-        names = dict.fromkeys(name for row in self.history for name in row)
-        return {name: np.array([row.get(name, np.nan) for row in self.history]) for name in names}
+        return columns_of(self.history)
+
+
+def columns_of(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Rows as arrays, one per column; NaN where a row has no such entry."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 def all_finite(value: Any) -> bool:
@@ -267,11 +274,13 @@ def nested(
     return outcome
 
 
-@contextmanager
-def keeping(so_far: Callable[[], Any]) -> Iterator[None]:
-    """Ctrl-C within the block carries what there is by then, if anything, as its ``result``."""
+def keeping(work: Callable[[], T], so_far: Callable[[], Any]) -> T:
+    """What work returns; Ctrl-C carries what there is by then, if anything, as its ``result``.
+
+    No context manager: its exit would be a call of its own, in which a signal can strike.
+    """
     try:
-        yield
+        return work()
     except KeyboardInterrupt as error:
         found = None
         with suppress(Exception):  # half a result is no reason to lose the interrupt

@@ -43,6 +43,8 @@ FORMAT = 1
 
 _MANIFEST, _SCHEMA = "drojko.json", "schema.json"
 _PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
+#: Kinds of numbers, as imputers and encoders keep them: a name and a width, no code.
+_NAMES_OF_NUMPY = ("numpy.dtype",)
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
 
@@ -157,17 +159,27 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
                 f"{manifest['versions']['drojko']}; this version reads formats 1 to {FORMAT}: "
                 "upgrade drojko"
             )
+        older = (
+            f"It was written by another drojko, {manifest['versions']['drojko']} or a commit "
+            "before it: fit the model again and save it, or load it with the version that wrote it"
+        )
         if foreign := sorted(set(_foreign_types(archive)) - set(names)):
             short = ", ".join(name.rpartition(".")[2] for name in foreign)
-            raise InvalidDataError(
-                f"{path} names types that drojko does not load: {', '.join(foreign)}. If you know "
-                f"where the file comes from, import them and name them: "
+            own = any(name.startswith("drojko.") for name in foreign)
+            remedy = (
+                "If you know where the file comes from, import them and name them: "
                 f"drojko.load(path, trusted=[{short}])"
             )
+            raise InvalidDataError(
+                f"{path} names types that drojko does not load: {', '.join(foreign)}. "
+                f"{older if own else remedy}"
+            )
+        if "arrays" not in manifest:
+            raise InvalidDataError(f"{path} has no digests of its arrays. {older}")
         if _digests(archive) != manifest["arrays"]:
             raise InvalidDataError(f"{path} holds other arrays than those that were saved")
     file.seek(0)
-    found = skops.io.load(file, trusted=[*trusted_types(), *names])
+    found = skops.io.load(file, trusted=[*trusted_types(), *_NAMES_OF_NUMPY, *names])
     if _full_name(type(found)) != manifest["type"]:
         raise InvalidDataError(f"{path} holds {type(found).__name__}, not {manifest['type']}")
     _check_parts(found)
@@ -242,7 +254,7 @@ def _read_skops(file: BinaryIO, path: Any, names: list[str]) -> Any:
                 "it comes from, name each with --trust"
             )
     file.seek(0)
-    return skops.io.load(file, trusted=[*trusted_types(), *names])
+    return skops.io.load(file, trusted=[*trusted_types(), *_NAMES_OF_NUMPY, *names])
 
 
 def _pack(estimator: Any) -> bytes:
@@ -323,7 +335,10 @@ def _refuse_code(estimator: Any) -> None:
     if not hasattr(estimator, "get_params"):
         return
     for name, value in estimator.get_params(deep=True).items():
-        if callable(value) and not _derived(type(value)):
+        named = isinstance(value, np.ufunc) or (
+            isinstance(value, type) and issubclass(value, np.generic)
+        )  # of numpy's own, which skops stores by their names
+        if callable(value) and not named and not _derived(type(value)):
             raise UnsupportedError(
                 f"{name}={value!r} is code, and a model file holds none. Use pickle or joblib, "
                 "which need the same code to be importable when they load"
@@ -388,4 +403,4 @@ def _foreign_types(archive: zipfile.ZipFile) -> list[str]:
         for name in archive.namelist():
             file.writestr(name, archive.read(name) if name == _SCHEMA else b"")
     known = set(skops.io.get_untrusted_types(data=outline.getvalue()))
-    return sorted(known - set(trusted_types()))
+    return sorted(known - {*trusted_types(), *_NAMES_OF_NUMPY})

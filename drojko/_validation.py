@@ -401,9 +401,7 @@ def _rule(where: str, parameter: Any, names: Mapping[str, Any], shape: str | Non
     if shape is not None and {"Tensor", "np.ndarray"} & set(kinds):
         rule = _shaped(where, shape, tensor="Tensor" in kinds)
         if len(kinds) > 1 and "Tensor" in kinds:  # a number will do
-            return lambda v, o, s: (
-                v if (v is None and optional) or isinstance(v, int | float) else rule(v, o, s)
-            )
+            return lambda v, o, s: v if (v is None and optional) or _is_float(v) else rule(v, o, s)
         return lambda v, o, s: None if v is None and optional else rule(v, o, s)
     tests: list[tuple[Callable[[Any], bool], str]] = []
     for kind in kinds:
@@ -458,6 +456,8 @@ def _test(kind: str, names: Mapping[str, Any]) -> tuple[Callable[[Any], bool], s
         return _is_function, "a function of points on tensors, (n, d) -> (n,)"
     if head in simple:
         return simple[head]
+    if kind == "Sequence[Tensor]":
+        return _are_tensors, "a sequence of tensors of float32 or float64"
     value = names.get(head.partition(".")[0])
     for part in head.split(".")[1:]:
         value = getattr(value, part, None)
@@ -486,6 +486,10 @@ def _is_tensor(value: Any) -> bool:
         and value.layout == torch.strided
         and not value.is_meta
     )
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_tensor(part) for part in value)
 
 
 def _is_array(value: Any) -> bool:

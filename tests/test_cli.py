@@ -168,7 +168,7 @@ def test_failures_exit_with_1_and_say_what_to_do(invoke, tables, tmp_path, argum
         ("ragged.csv", b"a,y\n1,x\n1,2,3\n", "saw 3"),
         ("quote.csv", b'a,y\n"1,x\n', "EOF inside string"),
         ("one.csv", b"a,y\n1,x\n", "1 sample"),
-        ("huge.csv", b"a,y\n1e999,x\n1,z\n", "inf in row 0"),
+        ("huge.csv", b"a,y\n1e999,x\n1,z\n", ("inf in row 0", "'1e999'")),  # by pandas
         ("no.parquet", b"PAR1 PAR1", "cannot be read as a .parquet table"),
         ("empty.parquet", b"", "cannot be read as a .parquet table"),
     ],
@@ -178,7 +178,8 @@ def test_bad_files_are_named_and_end_in_no_traceback(invoke, tmp_path, name, con
     result = invoke("fit", name, "--target", "y", "-o", "m.drojko")
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert result.output.startswith("Error: ")
-    assert message in result.output
+    messages = (message,) if isinstance(message, str) else message
+    assert any(words in result.output for words in messages)
     assert name in result.output or name in ("one.csv", "huge.csv")
     assert not (tmp_path / "m.drojko").exists()
 
@@ -228,8 +229,8 @@ def test_ctrl_c_writes_what_there_is_and_exits_with_130(invoke, tables, tmp_path
     arguments = ("fit", tables / "two.csv", "--target=species", "--standardize", "-o", "m.drojko")
     result = invoke(*arguments)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted"
-    assert "m.drojko.partial" in result.stderr
+    assert result.output.splitlines()[-1] == "interrupted"
+    assert "m.drojko.partial" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["m.drojko.partial"]
     model = drojko.load("m.drojko.partial")
     assert model[-1].status_ == "interrupted"

@@ -233,6 +233,23 @@ def test_damaged_files_are_refused(models, kind, tmp_path, rng, request):
                 read(path)
 
 
+@pytest.mark.parametrize("kind", ["no digests of arrays", "a class that is gone"])
+def test_files_of_other_versions_say_what_to_do(models, kind, tmp_path):
+    damage = Damage(models[0], None)
+    members = dict(damage.members)
+    manifest, schema = json.loads(members["drojko.json"]), members["schema.json"]
+    if kind == "no digests of arrays":
+        del manifest["arrays"]
+    else:
+        assert b"DROClassifier" in schema
+        schema = schema.replace(b"DROClassifier", b"OldClassifier")
+    changed = {"drojko.json": json.dumps(manifest).encode(), "schema.json": schema}
+    (tmp_path / "model.drojko").write_bytes(archive(damage.edited(**changed)))
+    for read in (load, load_any):
+        with pytest.raises(InvalidDataError, match=r"fit the model again and save it, or load it"):
+            read(tmp_path / "model.drojko")
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("zeros.npy", 2 << 30), ("schema.json", 300 << 20), ("x.npz", 100 << 20)]
 )

@@ -9,7 +9,7 @@ import numpy as np
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting, capped
-from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
+from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats, nonnegative
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["CVaR"]
@@ -85,7 +85,8 @@ class CVaR(DensityRatioSet):
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """The largest ratio, minus 1."""
-        return max(float(ratio[weights > 0].max()) - 1.0, 0.0)
+        nonnegative(ratio)
+        return max(float(ratio[weights > 0].max(initial=1.0)) - 1.0, 0.0)
 
     @property
     def curvature(self) -> None:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from drojko._validation import checked
+from drojko._validation import checked, plain_tensor
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
-from drojko.ambiguity.duals.scaling import finite_losses, floats, masses
+from drojko.ambiguity.duals.scaling import finite_losses, floats, masses, smoothed
 from drojko.ambiguity.duals.simplex_qp import Iterate, solve
 from drojko.exceptions import InvalidDataError
 
@@ -294,10 +293,13 @@ class BoundMMD:
         key = scaled[0].tobytes()
         if self._last is None or self._last[0] != key:  # solvers ask twice in a row
             self._last = (key, self._dual(*scaled))
-        exact, radius = self._last[1], self.ambiguity.radius
-        if smoothing <= 0.0 or not radius:
-            return exact
-        least = smoothing / float(radius) ** 2
+        if smoothing <= 0.0 or not self.ambiguity.radius:
+            return self._last[1]
+        return smoothed(self._smoothed, self._last[1], scaled, float(smoothing))
+
+    def _smoothed(self, exact: MMDDual, scaled: Any, smoothing: float) -> MMDDual:
+        """The dual whose multiplier is at least the smoothing over the squared radius."""
+        least = smoothing / float(self.ambiguity.radius) ** 2
         if scaled[3] > 0.0 and exact.penalty < least:
             exact = self._dual(*scaled, least)
         return replace(exact, value=exact.attained - least * exact.radius)
@@ -498,8 +500,7 @@ def _label_codes(labels: Any, n: int) -> tuple[np.ndarray | None, bool]:
     """Return labels as numbers, and whether distances between them mean anything."""
     if labels is None:
         return None, False
-    if isinstance(labels, torch.Tensor):
-        labels = labels.detach().cpu().numpy()
+    labels = plain_tensor(labels, "labels")
     labels = np.asarray(labels)
     if labels.shape != (n,):
         raise InvalidDataError(f"labels has shape {labels.shape}; expected ({n},), one per point")

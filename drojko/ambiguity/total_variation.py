@@ -18,7 +18,7 @@ from drojko.ambiguity.duals.density_ratio import (
     reweighted,
     soft_maximum,
 )
-from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats
+from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats, nonnegative
 
 __all__ = ["TotalVariation"]
 
@@ -79,6 +79,7 @@ class TotalVariation(DensityRatioSet):
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Half the mean of |ratio - 1|."""
+        nonnegative(ratio)
         return 0.5 * float(weights @ np.abs(ratio - 1.0))
 
     def _nominal(self, sample: Sample) -> Worst:

@@ -124,6 +124,9 @@ def audit(
     are compared with the model on all rows and on rows moved out to the largest size; where they
     differ, a finding says so, and the model's own answers are used.
 
+    Rows with missing values stay as they are, and are audited under sets that reweight (not MMD)
+    with a scikit-learn estimator that takes them; ``samples`` of the report hold NaN again.
+
     Models without gradients are searched (a lower bound); density-ratio sets are exact for any
     model. Probabilities are read between 1e-6 and 1 where there are no gradients.
 
@@ -171,6 +174,7 @@ def audit(
         kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
         sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
     found: list[Row] = []
+    general: Health
     size = size_name(ambiguity, radii)
 
     def report() -> AuditReport:
@@ -202,21 +206,25 @@ def audit(
             image_shape=None if images is None else (int(images[0]), int(images[1])),
         )
 
-    threads, kept = one_thread(problem.x.numel() < SMALL), keeping(lambda: found and report())
-    with progress_bar(verbose) as progress, threads, kept, arithmetic("the audit"):
-        problem = faithful(replace(problem, progress=progress), farthest(problem, sizes))
-        while True:
-            general = health(problem)
-            for one in _search(problem, sizes, settings, general, max_evaluations):
-                notes(problem, one)
-                one.checks = [*general.checks, *one.checks]
-                one.findings = [*general.findings, *one.findings]
-                found.append(one)
-            reached = [np.asarray(one.after[0]) for one in found if one.after is not None]
-            again = problem.model.compare(np.concatenate(reached)) if reached else problem.model
-            if problem.model.differing or not again.differing:
-                return report()
-            problem, found[:] = replace(problem, model=again), []  # it went where copies differ
+    def all_sizes() -> AuditReport:
+        nonlocal problem, general
+        threads = one_thread(problem.x.numel() < SMALL)
+        with progress_bar(verbose) as progress, threads, arithmetic("the audit"):
+            problem = faithful(replace(problem, progress=progress), farthest(problem, sizes))
+            while True:
+                general = health(problem)
+                for one in _search(problem, sizes, settings, general, max_evaluations):
+                    notes(problem, one)
+                    one.checks = [*general.checks, *one.checks]
+                    one.findings = [*general.findings, *one.findings]
+                    found.append(one)
+                reached = [np.asarray(one.after[0]) for one in found if one.after is not None]
+                again = problem.model.compare(np.concatenate(reached)) if reached else problem.model
+                if problem.model.differing or not again.differing:
+                    return report()
+                problem, found[:] = replace(problem, model=again), []  # it went where copies differ
+
+    return keeping(all_sizes, lambda: found and report())
 
 
 def _search(

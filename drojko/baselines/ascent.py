@@ -19,12 +19,12 @@ from drojko._sklearn import (
     Interval,
     LogitClassifier,
     StrOptions,
-    _fit_context,
     check_is_fitted,
     checked_data,
     checked_weight,
 )
 from drojko._threads import SMALL, one_thread
+from drojko.estimators._fitting import fitting
 from drojko.exceptions import NonFiniteError
 from drojko.losses import Loss, get_loss
 from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_like
@@ -62,7 +62,7 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
     def _attack(self, model: MLP, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
         """Moved samples of a batch, shape (n, d)."""
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, X, y, sample_weight=None):
         """Train on X of shape (n, d), labels of shape (n,) and optional weights of shape (n,)."""
         X, y = checked_data(self, X, y, dtype=np.float64, ensure_min_samples=2)

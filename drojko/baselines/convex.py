@@ -14,7 +14,6 @@ from drojko._sklearn import (
     Interval,
     LogitClassifier,
     NestedDefaults,
-    _fit_context,
     check_is_fitted,
     checked_data,
     checked_weight,
@@ -23,6 +22,7 @@ from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Rows, Table, Units, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._transport import order_one_form, order_two_form
+from drojko.estimators._fitting import fitting
 from drojko.exceptions import (
     InvalidDataError,
     SolverError,
@@ -81,7 +81,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         """Rows, and class indices or float targets."""
         raise NotImplementedError
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, X, y, sample_weight=None, groups=None):
         """Build the program and solve it.
 

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from drojko._callbacks import CallbackSupportMixin, FitProgress
-from drojko._driver import Status, all_finite, arithmetic, keeping
+from drojko._driver import Status, all_finite, arithmetic
 from drojko._sklearn import (
     ExplainedParameters,
     HasMethods,
@@ -47,6 +47,7 @@ from drojko.approaches.reference import (
 )
 from drojko.approaches.registry import approach_to
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
+from drojko.estimators._fitting import DEPTH
 from drojko.estimators._models import OnModule, build_model, check_device
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
@@ -211,8 +212,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
         last: dict[str, Any] = {}
-        kept, words = keeping(lambda: self if last else None), arithmetic("the fit")
-        with kept, one_thread(X.size < SMALL), words:
+        with one_thread(X.size < SMALL), arithmetic("the fit"):
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
@@ -265,7 +265,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
                 some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
                 if looks_like_probabilities(answers, some):
                     said = f"{type(self).__name__}: all outputs of model lie in [0, 1], {NO_LOGITS}"
-                    warnings.warn(said, UserWarning, stacklevel=2)
+                    warnings.warn(said, UserWarning, stacklevel=DEPTH + 1)
         return self
 
     def _work(self, approach: Approach, plan: Plan, fitted: TabularModel | None = None) -> Any:
@@ -433,8 +433,6 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
                 history["iteration"] = np.arange(1.0, n_iter + 1.0)
                 ended = TrainResult(status, words, n_iter, math.nan, math.nan, history)
                 self._store(last["parameters"], plan, ended, reference)
-            if last and interrupted:
-                error.result = self  # type: ignore[attr-defined]
             raise
 
     def _store(
@@ -472,11 +470,11 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         name = type(self).__name__
         if result.status in ("max_iter", "stalled", "unbounded"):
             warning = f"{name}: {result.status}: {result.message}"
-            warnings.warn(warning, ConvergenceWarning, stacklevel=4)
+            warnings.warn(warning, ConvergenceWarning, stacklevel=DEPTH + 2)
         if advice is not None:
-            warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=DEPTH + 2)
         if result.advice is not None and result.status == "converged":
-            warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=4)
+            warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=DEPTH + 2)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_iter_")

@@ -80,10 +80,12 @@ def by_cv(
     def so_far() -> Any:
         return finish(_chosen(runs, radii, ambiguity, fixed, rule)) if runs else None
 
-    with keeping(so_far):
+    def all_folds() -> Any:
         for fold in done:
             runs.append(fold)
-    return so_far()
+        return so_far()
+
+    return keeping(all_folds, so_far)
 
 
 def _chosen(

@@ -12,12 +12,12 @@ from sklearn.utils.metaestimators import available_if
 from drojko._sklearn import (
     LogitClassifier,
     StrOptions,
-    _fit_context,
     check_is_fitted,
     checked_data,
     checked_weight,
 )
 from drojko.estimators._base import BaseDRO
+from drojko.estimators._fitting import fitting
 from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.losses import Loss, get_loss
 
@@ -162,7 +162,7 @@ class DROClassifier(LogitClassifier, BaseDRO):
     def _get_loss(self, n_outputs: int) -> Loss:
         return get_loss(self.loss, "classification", max(2, n_outputs))
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, X, y, sample_weight=None, groups=None):
         """Fit the robust classifier.
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from drojko._sklearn import Interval, _fit_context, check_is_fitted, checked_data
+from drojko._sklearn import Interval, check_is_fitted, checked_data
 from drojko.estimators._base import BaseDRO
+from drojko.estimators._fitting import fitting
 from drojko.losses import Loss, loss_with
 
 __all__ = ["DRORegressor"]
@@ -86,7 +87,7 @@ verbose
     def _linear_attributes(self, coef, intercept):
         return {"coef_": coef[0], "intercept_": float(intercept[0])}
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, X, y, sample_weight=None, groups=None):
         """Fit the robust regressor.
 

@@ -139,12 +139,12 @@ def radius_path(
     sets = [ambiguity.resized(radius) for radius in sizes]
     order = sorted(range(len(sizes)), key=lambda i: ambiguity.room(sizes[i]))
     fitted: dict[int, Any] = {}
-    previous: Any = None
 
     def so_far() -> list[Any]:
         return [fitted.get(i) for i in range(len(sizes))]
 
-    with keeping(lambda: so_far() if fitted else None):
+    def all_sizes() -> list[Any]:
+        previous: Any = None
         for i in order:
             model: Any = clone(last)
             model.set_params(ambiguity=sets[i], warm_start=True)
@@ -159,7 +159,9 @@ def radius_path(
                     fitted[i] = model if steps is None else _joined(estimator, steps, model)
             # Without a minimum the coefficients are large for no reason: no place to start from.
             previous = None if model.status_ == "unbounded" else model
-    return so_far()
+        return so_far()
+
+    return keeping(all_sizes, lambda: so_far() if fitted else None)
 
 
 class Rows(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._driver import Status, run
+from drojko._driver import Status, keeping, run
 from drojko._random import generator as make_generator
 from drojko._validation import check_number, checked, floats, is_real, is_whole, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -20,7 +20,7 @@ from drojko.flows.functionals.base import Functional
 from drojko.flows.icnn.map_problem import FittedMap, MapProblem
 from drojko.flows.icnn.scheme import ICNNScheme
 from drojko.flows.particles import Particles, draw_particles
-from drojko.flows.result import FlowResult, FlowSolver, Steps, finish
+from drojko.flows.result import FlowResult, FlowSolver, Steps, finish, result_of
 from drojko.measures.base import Measure
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import Composition, TransportMap
@@ -271,6 +271,20 @@ class JKOFlow(FlowSolver):
         start: Any = solver.init((initial, make_generator(random_state)))
         if solver is self:
             start = replace(start, until=until)
-        outcome = run(solver, start, max_iter=n_steps, callback=callback)
-        # The number of steps is a limit where a time is the goal.
-        return finish(solver, outcome, complete=math.isinf(until))
+        rows: list[dict[str, float]] = []  # and the last state, for interrupts without outcome
+        last: list[Any] = []
+
+        def report(state: Any) -> bool:
+            rows.append(solver.record(state))
+            last[:] = [state]
+            return callback is not None and bool(callback(state))
+
+        def work() -> FlowResult:
+            outcome = run(solver, start, max_iter=n_steps, callback=report)
+            # The number of steps is a limit where a time is the goal.
+            return finish(solver, outcome, complete=math.isinf(until))
+
+        def so_far() -> FlowResult | None:
+            return result_of(last[0], Status.INTERRUPTED, rows[: last[0].step]) if last else None
+
+        return keeping(work, so_far)

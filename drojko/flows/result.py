@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from drojko._driver import Outcome, Status
+from drojko._driver import Outcome, Status, columns_of
 from drojko.exceptions import ConvergenceWarning
 from drojko.measures.base import Measure
 from drojko.transport.maps import TransportMap
@@ -17,7 +17,7 @@ from drojko.transport.maps import TransportMap
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FlowResult", "FlowSolver", "Steps", "finish"]
+__all__ = ["FlowResult", "FlowSolver", "Steps", "finish", "result_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,22 +118,29 @@ def finish(solver: FlowSolver, outcome: Outcome, *, complete: bool = True) -> Fl
 
     ``complete``: the number of steps was all that was asked for.
     """
-    columns = {k: v for k, v in outcome.columns().items() if k not in ("iteration", "seconds")}
-    columns["seconds"] = columns.pop("step_seconds", np.empty(0))
     ended = outcome.status is Status.MAX_ITER and complete
     status = Status.CONVERGED if ended else outcome.status
-    interrupted = status is Status.INTERRUPTED
-    words = "" if interrupted else solver.advice(columns)
-    if words:
-        warnings.warn(words, ConvergenceWarning, stacklevel=3)
-        status = Status.STALLED if status is Status.CONVERGED else status
-    n_steps = outcome.state.step
-    message = f"Took {n_steps} steps. {words or status.advice}"
-    result = FlowResult(list(outcome.state.measures), str(status), message, columns)
-    if not interrupted:
+    stopped = status is Status.INTERRUPTED
+    result = result_of(outcome.state, status, outcome.history)
+    if stopped:
+        error: Any = KeyboardInterrupt(
+            f"Interrupted after {result.n_steps} steps: what they gave is the exception's `result`."
+        )
+        error.result = result
+        raise error
+    words = solver.advice(result.columns)
+    if not words:
         return result
-    error: Any = KeyboardInterrupt(
-        f"Interrupted after {n_steps} steps: what they gave is the exception's `result`."
-    )
-    error.result = result
-    raise error
+    warnings.warn(words, ConvergenceWarning, stacklevel=6)
+    told = Status.STALLED if status is Status.CONVERGED else status
+    return result_of(outcome.state, told, outcome.history, words)
+
+
+def result_of(
+    state: Any, status: Status, rows: list[dict[str, float]], words: str = ""
+) -> FlowResult:
+    """A state as a result, with a row of the history per step."""
+    columns = {k: v for k, v in columns_of(rows).items() if k not in ("iteration", "seconds")}
+    columns["seconds"] = columns.pop("step_seconds", np.empty(0))
+    message = f"Took {state.step} steps. {words or status.advice}"
+    return FlowResult(list(state.measures), str(status), message, columns)

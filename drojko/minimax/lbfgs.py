@@ -51,6 +51,7 @@ class LBFGSRun(ABC):
     best_point: np.ndarray = field(default_factory=lambda: np.empty(0))
     best_value: float = math.inf
     best_slope: float = math.inf
+    best_gradient: np.ndarray = field(default_factory=lambda: np.empty(0))
     slope: float = math.inf
     last: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
@@ -161,8 +162,21 @@ class LBFGSRun(ABC):
         if not value < self.best_value:
             return False
         self.best_value, self.best_slope = value, self.slope
-        self.best_point = np.array(point)
+        self.best_point, self.best_gradient = np.array(point), np.array(gradient)
         return True
+
+    def wall(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """What stands for an infinite objective: the line search comes back by some.
+
+        From a number as large as there are it would come back to where it was, and end.
+        """
+        flat = np.zeros_like(point)
+        if not math.isfinite(self.best_value):  # the first point, or that of a stage
+            return 1e300, flat
+        expected = abs(float(self.best_gradient @ (point - self.best_point)))
+        last = self.history[-1]["robust_risk"] if self.history else self.best_value
+        level = max(last, self.best_value)
+        return level + max(expected, 1e-3 * abs(level), 1e-300), flat
 
     def iteration(self, intermediate_result: Any) -> None:
         """Called by SciPy after each accepted iterate."""

@@ -161,7 +161,8 @@ class Ball(Constraint):
     centre: Any = 0.0
 
     def __post_init__(self) -> None:
-        check_number("Ball: radius", self.radius, above=0)
+        radius = check_number("Ball: radius", self.radius, above=0)
+        object.__setattr__(self, "radius", radius)
         if not np.isfinite(floats(self.centre, "Ball: centre")).all():
             raise InvalidDataError("Ball: centre contains NaN or infinity; expected numbers")
 

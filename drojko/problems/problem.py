@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Outcome, Status, arithmetic, run
+from drojko._driver import Outcome, Status, arithmetic, keeping, run
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._threads import one_thread
@@ -55,6 +55,8 @@ _REMEDIES = (
     "Bound the decision (constraint=; a portfolio by long_only=True or max_weight=), or take a "
     "larger radius or a smaller penalty."
 )
+
+_UNFINISHED = "Without a certificate and a history."
 
 Loss = Callable[[Any, Tensor], Tensor]
 Callback = Callable[[int, dict[str, float]], bool | None]
@@ -315,10 +317,39 @@ class MinimaxProblem:
             raise InvalidDataError(f"solve got callback={shown(callback)}; expected a function")
         check_flag("solve got verbose", verbose)
         generator = make_generator(random_state)
+        limits: Any = {"max_iter": int(max_iter), "max_time": max_time}
+        best: list[Any] = []  # state so far, for interrupts that leave no outcome
+        count = itertools.count(1)
+
+        def report(state: Any, record: dict[str, float]) -> bool:
+            if not best or state.value <= best[0].value:
+                best[:] = [state]
+            return callback is not None and bool(callback(next(count), record))
+
+        def so_far() -> Solution | None:
+            words = f"{Status.INTERRUPTED.advice} {_UNFINISHED}"
+            return self._solution(best[0], Status.INTERRUPTED, words) if best else None
+
+        solution = keeping(
+            lambda: self._solve(float(tol), limits, generator, report, verbose), so_far
+        )
+        if solution.status == Status.INTERRUPTED:
+            error: Any = KeyboardInterrupt(f"{solution.message} It is the exception's `result`.")
+            error.result = solution
+            raise error
+        return solution
+
+    def _solve(
+        self,
+        tol: float,
+        limits: dict[str, Any],
+        generator: torch.Generator,
+        callback: Callable[[Any, dict[str, float]], bool],
+        verbose: bool,
+    ) -> Solution:
         draws = self._draws(spawn(generator))
         model = decision_model(self.loss, self.layout, self.region.project(self.first))
         self._check(model, draws)
-        count = itertools.count(1)
         with (
             arithmetic("the decision"),
             one_thread(draws.x.numel() < _SMALL),
@@ -327,22 +358,22 @@ class MinimaxProblem:
             oracle = self.family.oracle(model, draws)
             kind: Any = LevelBundle if self.convex and self.region.rows else SpectralGradient
             solver = kind(oracle, self.region, tol)
+            count = itertools.count(1)
 
             def report(state: Any) -> bool:
-                iteration, record = next(count), solver.record(state)
+                record = solver.record(state)
                 if told is not None:
                     numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.items())
-                    told.update(f"iteration {iteration}: {numbers}")
-                return callback is not None and bool(callback(iteration, record))
+                    told.update(f"iteration {next(count)}: {numbers}")
+                return callback(state, record)
 
             try:
                 outcome: Outcome[Any] = run(
                     solver,
                     solver.init(None),
-                    max_iter=int(max_iter),
-                    max_time=max_time,
                     callback=report,
                     best=lambda state: state.value,
+                    **limits,
                 )
             except UnboundedRiskError:
                 self._check(model, draws)  # or is it NaN?
@@ -356,38 +387,47 @@ class MinimaxProblem:
             state = outcome.state
         if status is Status.UNBOUNDED:
             message = f"{message} {_REMEDIES}"
-        flat = torch.from_numpy(np.array(state.point))
-        worst: Any = None
+        found: Any = None
         try:
-            certificate, worst = self._certify(flat, generator, state.stationarity)
+            flat = torch.from_numpy(np.array(state.point))
+            found = self._certify(flat, generator, state.stationarity)
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, NonFiniteError):
                 error.last_state = self._decision(state.point)
             if status is not Status.INTERRUPTED and not isinstance(error, KeyboardInterrupt):
                 raise
             status, message = Status.INTERRUPTED, f"{Status.INTERRUPTED.advice} {message}"
-            nan, radius = math.nan, self.ambiguity.radius
-            certificate = Certificate(nan, nan, nan, nan, radius, nan, nan)
         if status in _TOLD:
-            warnings.warn(f"MinimaxProblem: {status}: {message}", ConvergenceWarning, stacklevel=2)
-        proven, way = self.family.exact, outcome.state.direction
-        solution = Solution(
+            warnings.warn(f"MinimaxProblem: {status}: {message}", ConvergenceWarning, stacklevel=5)
+        return self._solution(
+            state, status, message, found, outcome.state.direction, outcome.columns()
+        )
+
+    def _solution(
+        self,
+        state: Any,
+        status: Status,
+        message: str,
+        found: tuple[Certificate, DecisionWorstCase] | None = None,
+        direction: np.ndarray | None = None,
+        history: dict[str, np.ndarray] | None = None,
+    ) -> Solution:
+        """A state as a solution, without numbers where no certificate was found."""
+        nan, proven = math.nan, self.family.exact
+        unknown = (Certificate(nan, nan, nan, nan, self.ambiguity.radius, nan, nan), None)
+        certificate, worst = found or unknown
+        return Solution(
             params=self._decision(state.point),
             certificate=certificate,
-            worst_case=worst,
+            worst_case=cast(Any, worst),
             objective=certificate.upper,
             optimality_gap=state.gap if proven else math.inf,
             relative_gap=state.relative_gap if proven else math.nan,
-            direction=None if way is None else self._decision(way),
-            history=outcome.columns(),
+            direction=None if direction is None else self._decision(direction),
+            history=history or {},
             status=str(status),
             message=message,
         )
-        if status is Status.INTERRUPTED:
-            error: Any = KeyboardInterrupt(f"{message} It is the exception's `result`.")
-            error.result = solution
-            raise error
-        return solution
 
     def _decision(self, point: np.ndarray) -> Any:
         """A flat point as the decision was given."""

@@ -229,7 +229,7 @@ class Composition(TransportMap):
     """
 
     def __init__(self, maps: Sequence[TransportMap]) -> None:
-        self.maps = tuple(maps) if hasattr(maps, "__iter__") else ()
+        self.maps = tuple(maps) if isinstance(maps, list | tuple) else ()
         wrong = [m for m in self.maps if not hasattr(m, "map")]
         if wrong or not self.maps:
             got = shown(wrong[0] if wrong else maps)

@@ -1,10 +1,20 @@
+import contextlib
 import pickle
 
 import numpy as np
 import pytest
 from sklearn.base import clone
 
-from drojko.ambiguity import AmbiguitySet, Wasserstein
+from drojko.ambiguity import (
+    KL,
+    MMD,
+    AmbiguitySet,
+    ChiSquare,
+    CressieRead,
+    CVaR,
+    TotalVariation,
+    Wasserstein,
+)  # fmt: skip
 from drojko.exceptions import DrojkoError, InvalidDataError
 
 
@@ -80,3 +90,29 @@ def test_validate_returns_what_resolve_does():
 def test_the_base_class_is_abstract():
     with pytest.raises(TypeError):
         AmbiguitySet()
+
+
+@pytest.mark.parametrize(
+    "kind", [KL, ChiSquare, TotalVariation, CVaR, lambda r: CressieRead(3.0, r)]
+)
+def test_a_ratio_below_zero_is_none(kind):
+    with pytest.raises(InvalidDataError, match=r"ratio holds -0\.5"):
+        kind(0.5).discrepancy(np.array([-0.5, 2.5]), np.array([0.5, 0.5]))
+
+
+@pytest.mark.parametrize(
+    "ambiguity", [KL(0.1), ChiSquare(0.1), TotalVariation(0.1), CVaR(0.5), MMD(radius=0.1)]
+)
+def test_smoothing_without_end_is_a_number_or_an_error(ambiguity):
+    bound = ambiguity.on(np.arange(4.0)[:, None], np.full(4, 0.25))
+    losses = np.array([0.0, 1.0, 2.0, 5.0])
+    for smoothing in (1e100, 1e200):
+        assert -smoothing <= bound.dual(losses, smoothing=smoothing).value <= 5.0
+    with contextlib.suppress(InvalidDataError):
+        assert bound.dual(losses, smoothing=1e308).value <= 5.0
+
+
+def test_smoothing_that_overflows_is_refused():
+    bound = MMD(radius=0.1).on(np.arange(4.0)[:, None], np.full(4, 0.25))
+    with pytest.raises(InvalidDataError, match="smoothing="):
+        bound.dual(np.array([0.0, 1.0, 2.0, 5.0]), smoothing=1e308)

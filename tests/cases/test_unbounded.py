@@ -435,3 +435,25 @@ def test_reweighting_of_the_same_model_keeps_its_exact_dual():
     linear = LogisticRegression().fit(A, LABELS)
     table = audit(linear, A, LABELS, Wasserstein(), radii=[0.1], random_state=0).table
     assert table.proof[0] == "ridge-1d"
+
+
+@pytest.mark.parametrize("convex", [None, True])
+@pytest.mark.parametrize("ambiguity", [KL(radius=0.1), CVaR(0.5)], ids=repr)
+def test_a_logarithm_falls_for_ever(convex, ambiguity):
+    """-log(t z) has no minimum: by the same amount with each digit of t."""
+    z = np.random.default_rng(0).uniform(0.1, 1.0, size=(50, 1))
+    problem = MinimaxProblem(lambda t, z: -torch.log(t * z[:, 0]), 1.0, z, ambiguity, convex=convex)
+    with pytest.warns(ConvergenceWarning, match="no minimum"):
+        found = problem.solve(random_state=0)
+    assert (found.status, float(found.direction)) == ("unbounded", 1.0)
+
+
+@pytest.mark.parametrize("loss", [lambda s: 1.0 / s, lambda s: 1.0 / torch.log(2.0 + s)])
+def test_what_only_levels_out_is_not_called_unbounded(loss):
+    z = np.random.default_rng(0).uniform(0.1, 1.0, size=(50, 1))
+    problem = MinimaxProblem(
+        lambda t, z: loss((t * z).sum(1)), [1.0], z, KL(radius=0.1), convex=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert problem.solve(random_state=0).status != "unbounded"

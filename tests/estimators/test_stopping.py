@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import drojko
+from drojko import DROClassifier
 from drojko.approaches.transport import approach as _transport
 from drojko.approaches.transport.linear import ExactTransport
 from tests.estimators._cases import binary, mlp, unfitted
@@ -209,3 +210,18 @@ def test_a_refit_that_fails_leaves_the_last_one_whole():
     points, _, _ = estimator.reference_.points(len(X), torch.Generator())
     assert float(points.abs().max()) == pytest.approx(np.abs(X).max())
     assert np.isfinite(estimator.worst_case_.risk())
+
+
+def test_a_fit_that_fails_leaves_an_earlier_model_with_its_columns():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 3)), np.arange(40) % 2
+    model = DROClassifier(reference="empirical").fit(X, y)
+    before = model.predict(X)
+    with pytest.raises(ValueError, match="sample_weight"):
+        model.fit(X[:, :1], np.arange(40) % 4, sample_weight=-np.ones(40))
+    assert (model.n_features_in_, list(model.classes_)) == (3, [0, 1])
+    np.testing.assert_array_equal(model.predict(X), before)
+    new = DROClassifier(reference="empirical")
+    with pytest.raises(ValueError, match="sample_weight"):
+        new.fit(X, y, sample_weight=-np.ones(40))
+    assert not hasattr(new, "n_features_in_")

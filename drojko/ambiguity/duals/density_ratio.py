@@ -13,14 +13,19 @@ from drojko._validation import checked, shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.bounded import BoundedRatio
-from drojko.ambiguity.duals.scaling import Sample, Worst, finite_losses, floats, masses
+from drojko.ambiguity.duals.scaling import (
+    Sample,
+    Worst,
+    finite_losses,
+    floats,
+    masses,
+    nonnegative,
+    smoothed,
+)
 from drojko.ambiguity.duals.solvers import ByConjugate, Family
 from drojko.exceptions import InvalidDataError
 
-__all__ = [
-    "DensityRatioSet", "Reweighting", "capped", "flat", "reweighted",
-    "soft_maximum",
-]  # fmt: skip
+__all__ = ["DensityRatioSet", "Reweighting", "capped", "flat", "reweighted", "soft_maximum"]
 
 #: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
 #: the worst case is the mean to rounding, or the maximum.
@@ -229,6 +234,7 @@ class DensityRatioSet(AmbiguitySet):
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
         """Return D of a ratio (n,) of mean one under weights (n,) that sum to 1."""
+        nonnegative(ratio)
         return self._formulas("discrepancy(ratio, weights)", "a dual in radius form").of(
             ratio, weights
         )
@@ -345,11 +351,14 @@ class DensityRatioSet(AmbiguitySet):
 
     def levels(self, weights: np.ndarray, unit: float) -> Levels:
         """Return the set as a minimum over levels, for cells of given weights."""
+        if weights.size == 0 or not (weights >= 0.0).all():
+            raise InvalidDataError(f"weights is {shown(weights)}; expected masses of cells")
         if self.penalty is None:
+            least = float(weights.min())
             budget = float(self.budget or 0.0)
             if budget == 0.0 or weights.size == 1:
                 return Plain(self, weights)
-            if budget >= self.radius_of_maximum(float(weights.min())):
+            if least > 0.0 and budget >= self.radius_of_maximum(least):
                 return Tails.maximum(self, weights)
         return self._levels(weights, unit)
 
@@ -504,7 +513,7 @@ class Reweighting:
         """
         values = finite_losses(losses, len(self.weights))
         if smoothing > 0.0:
-            return self.ambiguity._smoothed(self, values, float(smoothing))
+            return smoothed(self.ambiguity._smoothed, self, values, float(smoothing))
         return self.ambiguity.dual(values, self.weights)  # which a set of one's own may override
 
     #: How rows make up cells, (n, cells); None: every row is one.

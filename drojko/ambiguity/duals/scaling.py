@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = [
     "floats",
     "level",
     "masses",
+    "nonnegative",
+    "smoothed",
 ]
 
 _PLAIN = 4096  # numbers that are summed up one after the other
@@ -42,6 +45,27 @@ def finite_losses(losses: Any, n: int) -> np.ndarray:
         kind = NonFiniteLossError if values.shape == (n,) else InvalidDataError
         raise kind(f"losses must be {n} finite numbers, one per row; got shape {values.shape}")
     return values
+
+
+def smoothed(dual: Callable[..., Any], bound: Any, losses: Any, smoothing: float) -> Any:
+    """A smoothed dual of losses; so much smoothing that no number is left is refused."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = dual(bound, losses, smoothing)
+    if not math.isfinite(found.value):
+        raise InvalidDataError(
+            f"smoothing={smoothing:g} leaves no finite value; it is in the units of the losses: "
+            "take a small part of their range"
+        )
+    return found
+
+
+def nonnegative(ratio: np.ndarray) -> None:
+    """Raise for what is no density ratio."""
+    if ratio.min(initial=0.0) < 0.0:
+        raise InvalidDataError(
+            f"ratio holds {float(ratio.min()):g}; a density ratio dP/dP0 is at least 0: "
+            "clip what is rounding, and divide by the mean"
+        )
 
 
 def masses(weights: Any, n: int) -> np.ndarray:

@@ -114,6 +114,10 @@ class GroundCost:
             raise InvalidDataError(f"{name} is {shown(values)}; expected (..., {self.n_features})")
         if tensor:
             refuse(values, name)
+        elif np.isnan(values).any():
+            raise InvalidDataError(f"{name} holds NaN; expected numbers")
+        if values.dtype in (torch.bool, np.bool_):
+            raise InvalidDataError(f"{name} is {shown(values)}; expected numbers, not truth values")
         return values
 
     def project(self, z: Array) -> Array:

@@ -129,6 +129,9 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
         copies, space, note = _differentiable(model, X, tally)
     except NotAffine as reason:
         copies, space, note = [], Space.of(X, _keys_of_frame(X)), f"no gradients: {reason}"
+    space = space.holding(X)
+    if space.missing is not None:
+        copies, note = [], "no gradients: rows with missing values"
     own = Own(model, space, X, classes, method)
     found, rows = AuditedModel(own, None, space, classes, note, tally=tally), space.encode(X)
     own.scores(rows[:1])  # which says what does not fit

@@ -77,7 +77,10 @@ def build_problem(
     generator: torch.Generator,
 ) -> AuditProblem:
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
-    space = model.space
+    space, approach = model.space, approach_to(ambiguity)
+    still = approach.name == "reweighting" or ambiguity.knows_groups
+    if space.missing is not None and not (still and reference in ("kde", "empirical")):
+        replace(space, missing=None).encode(X)  # which says where
     u = space.encode(X)
     check_scale(np.nan_to_num(u), "X")
     target = _targets(model, y, len(u))
@@ -115,7 +118,7 @@ def build_problem(
         w=torch.from_numpy(w),
         rows=rows,
         reference=_fit(atoms, u, target, w, model),
-        smooth=smooth,
+        smooth=smooth and space.missing is None,
         sampled=False,
         generator=generator,
         groups=groups,

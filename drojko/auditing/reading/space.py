@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,16 @@ class Space:
         Columns of the matrix: numbers first, then indicators, grouped by raw column.
     frame : bool
         Whether the user's table is a DataFrame.
+    missing : float or None
+        What stands for NaN in the matrix, where rows with missing values may be: a number that no
+        column holds.
     """
 
     raw_names: tuple[str, ...]
     keys: tuple[Key, ...]
     frame: bool
     dtypes: dict[str, Any] = field(default_factory=dict)
+    missing: float | None = None
 
     @staticmethod
     def of(X: Any, keys: list[Key] | None = None) -> Space:
@@ -43,6 +49,19 @@ class Space:
         order = sorted(keys, key=lambda k: (k.category is not None, k.column, str(k.category)))
         dtypes = {str(c): X[c].dtype for c in X.columns} if frame else {}
         return Space(tuple(names), tuple(order), frame, dtypes)
+
+    def holding(self, X: Any) -> Space:
+        """The space in which missing values of a table have a number, where it has any."""
+        values = []
+        for key, column in ((key, self._raw(X)[key.column]) for key in self.keys):
+            if key.category is None and column.dtype.kind in "fO":
+                with suppress(TypeError, ValueError):
+                    values.append(np.asarray(column, dtype=np.float64))
+        found = np.concatenate(values) if values else np.zeros(0)
+        if not np.isnan(found).any():
+            return self
+        sizes = np.abs(found[np.isfinite(found)])
+        return replace(self, missing=-math.pi * (1.0 + float(sizes.max(initial=0.0))))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +94,9 @@ class Space:
         for key in self.keys:
             values = raw[key.column]
             if key.category is not None:
-                columns.append((values == key.category).astype(np.float64))
+                lost = key.category != key.category  # NaN, a category that equals nothing
+                same = values != values if lost else values == key.category
+                columns.append(same.astype(np.float64))
                 continue
             try:
                 columns.append(np.asarray(values, dtype=np.float64))
@@ -85,17 +106,23 @@ class Space:
                     "that encodes it, with the encoder inside"
                 ) from None
         matrix = np.column_stack(columns) if columns else np.empty((len(raw[0]), 0))
+        if self.missing is not None:
+            matrix = np.where(np.isnan(matrix), self.missing, matrix)
         bad = ~np.isfinite(matrix)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise InvalidDataError(
                 f"column {self.names[column]!r} holds {matrix[row, column]} in row {row}: an audit "
-                "needs complete rows; impute or drop them first"
+                "needs complete rows here; impute or drop them first. Where rows stay (KL, "
+                "ChiSquare, CVaR, Group, around the data themselves) an estimator that takes "
+                "missing values is audited with them"
             )
         return matrix
 
     def decode(self, U: np.ndarray, X: Any = None) -> Any:
         """Rows as the model takes them: numbers from ``U``, categories from its indicators."""
+        if self.missing is not None:
+            U = np.where(self.missing == U, np.nan, U)
         numbers = {k.column: U[:, i] for i, k in enumerate(self.keys) if k.category is None}
         if not self.frame:
             return np.column_stack([numbers[j] for j in range(len(self.raw_names))])

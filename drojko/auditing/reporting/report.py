@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,16 @@ class AuditReport:
         Under sets that reweight: how their distributions change, and ``share`` in standard
         deviations.
         """
-        return self.worst_case(radius).displacement()
+        found = self.worst_case(radius).displacement()
+        if self.space.missing is None:
+            return found
+        # Of columns with missing values, for which a number stands, nothing is known.
+        lost = (self.problem.x == self.space.missing).any(0).tolist()
+        hidden = [name for name, odd in zip(self.space.names, lost, strict=True) if odd]
+        numbers = [name for name in found if name not in ("class", "feature", "mass")]
+        found.loc[found.feature.isin(hidden), numbers] = math.nan
+        found["share"] /= found.share.sum() or 1.0
+        return found
 
     def moves(self, n: int = 10, radius: float | None = None) -> pd.DataFrame:
         """The most harmful moves: rows before and after, as the user's table shows them.

@@ -281,7 +281,8 @@ def filter_diffusion(
     def so_far() -> FilterResult:
         return FilterResult(measures, predicted, log_evidence, flows)
 
-    with keeping(lambda: so_far() if measures else None):
+    def all_steps() -> FilterResult:
+        nonlocal state, log_evidence
         for (before, now), y in zip(pairwise(edges), seen, strict=True):
             flows.append(forecast(state, now - before))
             predicted.append(flows[-1].measures[-1])
@@ -291,4 +292,6 @@ def filter_diffusion(
         if end > edges[-1]:
             flows.append(forecast(state, end - edges[-1]))
             measures.append(flows[-1].measures[-1])
-    return so_far()
+        return so_far()
+
+    return keeping(all_steps, lambda: so_far() if measures else None)

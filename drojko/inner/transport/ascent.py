@@ -114,6 +114,6 @@ def _spectral(move: Tensor, change: Tensor, longest: float) -> Tensor:
     """Step of Barzilai and Borwein from a move and the change of the gradient along it."""
     square = move.square().sum(1)
     bend = move.mul_(change).sum(1).neg_()
-    bent = bend > square * (1e-12 / longest)
+    bent = bend * longest > 1e-12 * square  # of a penalty without end it is zero
     length = torch.where(bent, square / bend, 4 * longest)
     return length.clamp_(1e-6 * longest, 16 * longest)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._validation import checked
+from drojko._validation import check_number, checked
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -227,7 +227,11 @@ def solve_ball(
     UnboundedRiskError
         When the worst case is infinite at every penalty.
     """
-    budget = radius * radius
+    budget = check_number("solve_ball: radius", radius, least=0, most=1e75) ** 2
+    if start is not None and start < 0.0:
+        raise InvalidDataError(f"solve_ball: start={start!r}; expected a penalty, at least 0")
+    if bool((weights < 0.0).any()):
+        raise InvalidDataError("solve_ball: weights holds numbers below 0; expected masses")
     if budget == 0.0:
         moved = adversary.stay(batch)
         return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)

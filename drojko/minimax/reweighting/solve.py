@@ -284,7 +284,7 @@ class _Run(LBFGSRun):
         f = self._outputs(z)
         losses, slope, low = self._jet(f, self.mu)
         if not np.isfinite(losses).all():
-            return 1e300, np.zeros_like(point)  # the line search backs off
+            return self.wall(point)
         dual = self.bound.dual(losses, self.mu)
         mass = self.rows.w * dual.ratio
         gradient = self.rows.sum(mass[:, None] * slope).T + self.decay * z

@@ -134,6 +134,6 @@ class LinearClasses(LBFGSRun):
             grads.append(torch.full((1,), self.unit * (p.radius**2 - cost), dtype=torch.float64))
         gradient = torch.cat(grads).cpu().numpy()
         if not math.isfinite(value):
-            return 1e300, np.zeros_like(point)  # the line search backs off
+            return self.wall(point)
         self.record(point, value, gradient, penalty, cost)
         return value, gradient

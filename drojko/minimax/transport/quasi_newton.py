@@ -84,7 +84,7 @@ class QuasiNewton(LBFGSRun):
                 adversary.check_finite(batch, ball=False)
             moved = p.move(adversary, batch, batch.q0 + self.displacement, steps)
         except UnboundedRiskError:
-            return 1e300, np.zeros_like(point)  # the line search backs off
+            return self.wall(point)
         gradient = p.parameter_gradient(objective, moved, self.w)
         whole = torch.cat([g.reshape(-1) for g in gradient]).double()
         flat = self.flat.double()
@@ -98,7 +98,7 @@ class QuasiNewton(LBFGSRun):
             value += penalty * (p.radius**2 - cost)
             whole = np.append(whole, self.unit * (p.radius**2 - cost))
         if not math.isfinite(value):
-            return 1e300, np.zeros_like(point)
+            return self.wall(point)
         if self.record(point, value, whole, penalty, cost):
             self.displacement = moved.q - batch.q0
         return value, whole

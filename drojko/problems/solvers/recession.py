@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,9 @@ __all__ = ["Horizon"]
 
 _FAR = 1e4  # natural lengths from the start beyond which a ray is asked for its end
 #: Where along a ray: numbers end before distances do.
-_SHARES = 10.0 ** np.array([0.0, 3.0, 6.0, 9.0, 12.0, 24.0, 48.0])
+_POWERS = np.array([0.0, 3.0, 6.0, 9.0, 12.0, 24.0, 48.0])
+
+_STEADY = 0.99  # of the fall per digit so far
 _ENOUGH = 5  # of them at least, where losses overflow or have no finite worst case farther out
 _BENDS = 30  # directions that curve, and are taken out of the move
 
@@ -43,8 +46,9 @@ class Horizon:
     ) -> np.ndarray | None:
         """The way from the start to a point, where the value keeps falling along it.
 
-        A convex function that is bounded below, or has a minimum on a ray, does not fall twice as
-        far a thousand times farther out, again and again. A descent wanders where it is held, too:
+        A convex function that is bounded below, or has a minimum on a ray, does not fall as much
+        per digit of the distance, again and again: a line falls ever more, a logarithm as much. A
+        descent wanders where it is held, too:
         what bends the value along the move is taken out of it, as far as that shows in the change
         of the gradient. ``size`` is that of the losses.
         """
@@ -73,20 +77,24 @@ def _falls(
     oracle: Oracle, region: Region, point: np.ndarray, move: np.ndarray, size: float
 ) -> bool:
     """Whether the value falls along a move and its multiples, which the region never ends."""
-    first, drop, met = _answer(oracle, point), 1e-6 * size, 0
+    first = last = _answer(oracle, point)
+    rate, power, met = 1e-6 * size, -1.0, 0
     if first is None:
         return False
     longer = max(1.0, 1.0 / float(np.abs(move).max()))  # far for variables without any length
-    for share in _SHARES * np.where(_SHARES > 1e3, longer, 1.0):
-        at = point + share * move
+    for digits in _POWERS + np.where(_POWERS > 3.0, math.log10(longer), 0.0):
+        at = point + 10.0**digits * move
         if not np.abs(region.nearest(at) - at).max() <= 1e-6 * np.abs(at).max():
             return False
         answer = _answer(oracle, at)
         if answer is None:
             break
-        if not first.value - answer.value > drop:
+        fall = (last.value - answer.value) / (digits - power)
+        if not fall > rate:
             return False
-        drop, met = 2.0 * (first.value - answer.value), met + 1
+        # The first point is at the end of the move, not far out: its rate is no rate.
+        rate = _STEADY * fall if met else rate
+        last, power, met = answer, digits, met + 1
     return met >= _ENOUGH
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from drojko import DRORegressor
 from drojko._driver import Limits
+from drojko.ambiguity import Wasserstein
 from drojko.losses import CallableLoss
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.transport.quasi_newton import QuasiNewton
@@ -162,3 +164,17 @@ def test_a_perceptron_is_trained_as_well():
     result = solve(classification(model, radius=0.1), max_iter=40)
     assert best(result) < 0.9 * result.history["robust_risk"][0]
     assert np.isfinite(state(model)).all()
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.1, 0.5])
+def test_infinite_worst_cases_near_by_do_not_end_the_search(penalty):
+    """Squared errors with |coef|^2 < penalty: the first step leaves that ball, and comes back."""
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(60, 3))
+    y = X @ [0.1, 0.1, 0.1] + 0.1 * rng.normal(size=60)
+    same = {"reference": "empirical", "inner": "pointwise", "random_state": 0}
+    own = DRORegressor(Wasserstein(penalty=penalty), loss=lambda p, t: (p - t) ** 2, **same)
+    exact = DRORegressor(Wasserstein(penalty=penalty), **same).fit(X, y)
+    found = own.fit(X, y).certificate_.upper
+    assert found == pytest.approx(exact.certificate_.upper, rel=1e-9)
+    assert own.status_ == "converged"
