@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import wraps
 from numbers import Real
 from typing import Any
 
@@ -31,6 +32,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from drojko._driver import keeping
 from drojko._validation import (
     check_scale,
     culprit,
@@ -45,6 +47,7 @@ from drojko._validation import (
 from drojko.exceptions import InvalidDataError
 
 __all__ = [
+    "DEPTH",
     "ExplainedParameters",
     "HasMethods",
     "Hidden",
@@ -55,14 +58,48 @@ __all__ = [
     "Options",
     "StrOptions",
     "_check_feature_names_in",
-    "_fit_context",
     "_get_feature_names",
     "check_is_fitted",
     "checked_data",
     "checked_weight",
+    "fitting",
     "plain",
     "validate_data",
 ]
+
+
+#: Frames from `BaseDRO._fit` to who called `fit`, for warnings that point there.
+DEPTH = 6
+
+
+def fitting(fit: Callable) -> Callable:
+    """A fit in scikit-learn's context that is there as a whole or not at all.
+
+    One that fails before it keeps a model leaves the estimator as it was, an earlier model with
+    its columns and classes included. Ctrl-C carries the estimator once an iteration has ended;
+    around all else, as a signal can strike after the last line of a fit, too.
+    """
+    inside = _fit_context(prefer_skip_nested_validation=True)(fit)
+
+    @wraps(fit)
+    def outermost(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(self.__dict__)
+
+        def kept() -> bool:  # another history as soon as a model of this fit is stored
+            return self.__dict__.get("_history") is not before.get("_history")
+
+        def work() -> Any:
+            try:
+                return inside(self, *args, **kwargs)
+            except BaseException:
+                if not kept():
+                    self.__dict__.clear()
+                    self.__dict__.update(before)
+                raise
+
+        return keeping(work, lambda: self if kept() else None)
+
+    return outermost
 
 
 class ExplainedParameters:

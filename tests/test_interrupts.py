@@ -260,7 +260,7 @@ def test_a_signal_after_the_last_line_carries_the_result(name, monkeypatch):
 
         return keeping(and_strike, so_far)
 
-    for module in ("drojko.estimators._fitting", "drojko.flows.jko", "drojko.problems.problem"):
+    for module in ("drojko._sklearn", "drojko.flows.jko", "drojko.problems.problem"):
         monkeypatch.setattr(importlib.import_module(module), "keeping", struck)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -22,9 +22,9 @@ from drojko._sklearn import (
     check_is_fitted,
     checked_data,
     checked_weight,
+    fitting,
 )
 from drojko._threads import SMALL, one_thread
-from drojko.estimators._fitting import fitting
 from drojko.exceptions import NonFiniteError
 from drojko.losses import Loss, get_loss
 from drojko.models import ACTIVATIONS, MLP, Linear, flatten_parameters, views_like

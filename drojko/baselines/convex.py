@@ -17,12 +17,12 @@ from drojko._sklearn import (
     check_is_fitted,
     checked_data,
     checked_weight,
+    fitting,
 )
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.baselines._programs import Form, Program, Rows, Table, Units, check_solver
 from drojko.baselines._reweighting import reweighting_form
 from drojko.baselines._transport import order_one_form, order_two_form
-from drojko.estimators._fitting import fitting
 from drojko.exceptions import (
     InvalidDataError,
     SolverError,

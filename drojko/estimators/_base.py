@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from drojko._callbacks import CallbackSupportMixin, FitProgress
 from drojko._driver import Status, all_finite, arithmetic
 from drojko._sklearn import (
+    DEPTH,
     ExplainedParameters,
     HasMethods,
     Interval,
@@ -47,7 +48,6 @@ from drojko.approaches.reference import (
 )
 from drojko.approaches.registry import approach_to
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
-from drojko.estimators._fitting import DEPTH
 from drojko.estimators._models import OnModule, build_model, check_device
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner

@@ -15,9 +15,9 @@ from drojko._sklearn import (
     check_is_fitted,
     checked_data,
     checked_weight,
+    fitting,
 )
 from drojko.estimators._base import BaseDRO
-from drojko.estimators._fitting import fitting
 from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.losses import Loss, get_loss
 

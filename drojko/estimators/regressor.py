@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from drojko._sklearn import Interval, check_is_fitted, checked_data
+from drojko._sklearn import Interval, check_is_fitted, checked_data, fitting
 from drojko.estimators._base import BaseDRO
-from drojko.estimators._fitting import fitting
 from drojko.losses import Loss, loss_with
 
 __all__ = ["DRORegressor"]
