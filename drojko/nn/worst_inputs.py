@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drojko._numerics import root
-from drojko._validation import checked, is_whole, shown
+from drojko._validation import checked, is_whole, refuse, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.ambiguity.duals.scaling import NonFiniteLossError
 from drojko.exceptions import InvalidDataError, UnsupportedError
@@ -26,7 +26,7 @@ _HALF = (torch.float16, torch.bfloat16)
 def worst_inputs(
     module: Callable,
     loss: Any,
-    x: Tensor,
+    x: Any,
     y: Any,
     ambiguity: AmbiguitySet,
     *,
@@ -106,6 +106,7 @@ def worst_inputs(
         raise InvalidDataError(
             f"x is {shown(x)}; expected a floating tensor of shape (n, ...), a row for each sample"
         )
+    refuse(x, "x")
     if not is_whole(steps, 0):
         raise InvalidDataError(f"steps={shown(steps)}; expected an integer of at least 0")
     if not len(x) or x[0].numel() == 0:

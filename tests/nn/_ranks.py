@@ -1,6 +1,7 @@
 """What each of several processes does: ``torchrun --nproc-per-node=2 _ranks.py OUT``."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def main(out):
         RobustLoss(KL(0.2))(torch.tensor([1.0, float("nan") if rank else 2.0]))
     except NonFiniteError as error:
         found["error"] = str(error)
+    train_on_worst_inputs()
+    Path(out, f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
+
+
+def train_on_worst_inputs():
     model = DistributedDataParallel(nn.Linear(3, 1).double())
     x, y = data()[0][0], data()[1][0]
     for _ in range(2):  # a forward pass without a backward one would stop the next
@@ -64,8 +74,6 @@ def main(out):
             model, lambda f, t: (f.squeeze(1) - t) ** 2, x, y, Wasserstein(radius=0.1)
         )
         (model(worst).squeeze(1) - y).square().mean().backward()
-    Path(out, f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
