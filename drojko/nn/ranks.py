@@ -97,7 +97,10 @@ def _checked(losses: Tensor, weights: Any, groups: Any, points: Any) -> tuple[An
             )
     if groups is not None:
         groups = plain_tensor(groups, "groups")
-        groups = groups if hasattr(groups, "columns") else np.asarray(groups)
+        try:
+            groups = groups if hasattr(groups, "columns") else np.asarray(groups)
+        except ValueError as error:
+            raise InvalidDataError(f"groups is {shown(groups)}: {error}") from error
         if len(np.shape(groups)) not in (1, 2) or len(groups) != n:
             raise InvalidDataError(
                 f"groups is {shown(groups)}; expected a label for each of the {n} rows, or columns "

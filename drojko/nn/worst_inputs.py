@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,8 @@ def worst_inputs(
         ``loss(module(x), y) -> (n,)``, a loss per row: of torch's own, with reduction="none".
     x : Tensor of shape (n, ...)
         Of any floating dtype and any shape, images too; inside the bounds of the set.
-    y : object
-        What ``loss`` takes; labels stay.
+    y : Tensor, array or object
+        What ``loss`` takes, arrays as tensors; labels stay.
     ambiguity : AmbiguitySet
         `Wasserstein` of order 2, with radius or penalty. Its ``weights``, ``immutable`` and
         ``bounds`` count the columns of ``x.flatten(1)``; one number, or one pair, is for all.
@@ -120,10 +121,21 @@ def worst_inputs(
         )
     with torch.inference_mode(False), torch.enable_grad(), _undisturbed(module):
         space = _Space.of(x, cost)
-        asked = _Asked(space, module, value, y)
+        asked = _Asked(space, module, value, _labels(y, x))
         if ambiguity.budget is not None:
             return space.inputs(_in_ball(asked, float(ambiguity.budget), steps)).detach()
         return space.inputs(_priced(asked, float(ambiguity.penalty or 0.0), steps)).detach()
+
+
+def _labels(y: Any, x: Tensor) -> Any:
+    """Arrays as tensors beside x; anything else as it is."""
+    if isinstance(y, Tensor) or not hasattr(y, "__array__"):
+        return y
+    refuse(y, "y")
+    try:
+        return torch.as_tensor(np.asarray(y), device=x.device)
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(f"y is {shown(y)}; expected numbers: {error}") from error
 
 
 def _ground_cost(ambiguity: AmbiguitySet, d: int) -> GroundCost:

@@ -44,7 +44,9 @@ def gradients(case, rows, wrap=lambda module: module):
         losses = (model(x[rows]).squeeze(1) - y[rows]) ** 2
         value = robust(losses, weights=w[rows], groups=data()[3][rows])
         value.backward()
-        found.append([value.item(), *(g for p in model.parameters() for g in p.grad.flatten().tolist())])
+        found.append(
+            [value.item(), *(g for p in model.parameters() for g in p.grad.flatten().tolist())]
+        )
     return found
 
 

@@ -38,9 +38,7 @@ SETS = {
     "mmd": MMD(bandwidth=1.0, radius=0.3),
 }
 #: Sets with a bound of each row, whose multipliers can run.
-RUNNING = {
-    name: SETS[name] for name in ("kl", "kl, priced", "chi-square", "cressie-read", "cvar")
-}
+RUNNING = {name: SETS[name] for name in ("kl", "kl, priced", "chi-square", "cressie-read", "cvar")}
 
 
 class Entropy(DensityRatioSet):
@@ -283,8 +281,7 @@ def test_a_batch_is_read_at_the_multipliers_before_it(rng):
     penalty, shift = robust.penalty.item(), robust.shift.item()
     value = robust(second)
     value.backward()
-    l = second.detach()
-    ratio = torch.exp((l - shift) / penalty)
+    ratio = torch.exp((second.detach() - shift) / penalty)
     bound = shift + penalty * 0.2 + penalty * (ratio.mean() - 1.0)
     assert value.item() == pytest.approx(bound.item(), rel=1e-12)
     np.testing.assert_allclose(second.grad, ratio / 16, rtol=1e-12)

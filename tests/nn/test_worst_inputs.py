@@ -51,7 +51,8 @@ def images(kind=torch.float32):
     g = torch.Generator().manual_seed(3)
     x = torch.rand(6, 2, 5, 5, generator=g).to(kind)
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3)
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(36, 3),
     )  # fmt: skip
     with torch.no_grad():
         for p in model.parameters():
