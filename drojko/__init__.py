@@ -43,6 +43,7 @@ __all__ = [
     "make_robust_scorer",
     "measures",
     "minimax",
+    "nn",
     "observed_shift",
     "problems",
     "radius_path",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from drojko import losses as losses
     from drojko import measures as measures
     from drojko import minimax as minimax
+    from drojko import nn as nn
     from drojko import problems as problems
     from drojko import transport as transport
     from drojko._persist import load as load

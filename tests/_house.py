@@ -28,7 +28,7 @@ FLOORS = (
     ("estimators",),
     ("displays",),
     ("auditing",),
-    ("problems", "baselines"),
+    ("problems", "baselines", "nn"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: The face of the package: they show what the rooms hold, and no room knows them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._parallel import in_parallel, named
 from drojko._random import spawn
 from drojko.approaches.base import FittedModel, Plan
 from drojko.approaches.registry import approach_to
@@ -53,7 +55,7 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
 
 
 def certified(
-    problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver
+    problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver, n_jobs: Any = None
 ) -> Iterator[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
     if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
@@ -61,25 +63,41 @@ def certified(
             f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
             f"({problem.model.note}); {_SUPPORTED}"
         )
+    points = (problem.x, problem.y, problem.w)
+    jobs = []
+    for size, ambiguity in sizes:  # random numbers are drawn before any size is worked on
+        plan, generator = plan_of(problem, ambiguity, inner), spawn(problem.generator)
+        where = f"{ambiguity.size_name}={size:g}"
+        jobs.append((plan, copy.deepcopy(problem.tabular), points, generator, where))
     before = None
-    for size, ambiguity in problem.progress.over(sizes, "certificates", 1.0):
-        plan = plan_of(problem, ambiguity, inner)
-        approach = approach_to(ambiguity)
-        model = copy.deepcopy(problem.tabular)
+    with closing(in_parallel(_one_certificate, jobs, n_jobs)) as done:
+        for k, (size, ambiguity) in enumerate(problem.progress.over(sizes, "certificates", 1.0)):
+            c, state, error = next(done)
+            if error is not None:
+                yield infinite(problem, size, ambiguity, error)
+                continue
+            model, worst = jobs[k][1], None
+            if state is not None:
+                worst = approach_to(ambiguity).worst_case(_fitted(problem, model), state)
+            one = Row(size, c, worst)
+            if worst is not None:
+                one.after = _after(worst, problem)
+            before = _monotone(one, before)
+            yield before
+
+
+def _one_certificate(
+    plan: Plan, model: Any, points: Any, generator: torch.Generator, where: str
+) -> tuple[Certificate | None, Any, UnboundedRiskError | None]:
+    """Certificate and state of the worst case at one size, or why there is none."""
+    approach = approach_to(plan.ambiguity)
+    with named(where), torch.no_grad():
         approach.reject(plan, model)
-        points = (problem.x, problem.y, problem.w)
         try:
-            with torch.no_grad():
-                c = approach.certify(plan, model, points, spawn(problem.generator))
+            c = approach.certify(plan, model, points, generator)
         except UnboundedRiskError as error:
-            yield infinite(problem, size, ambiguity, error)
-            continue
-        worst = _worst(problem, plan, approach, model, c)
-        one = Row(size, c, worst)
-        if worst is not None:
-            one.after = _after(worst, problem)
-        before = _monotone(one, before)
-        yield before
+            return None, None, error
+        return c, approach.found(plan, model, c, points), None
 
 
 def infinite(problem: AuditProblem, size: float, ambiguity: Any, why: Exception) -> Row:
@@ -111,16 +129,6 @@ def _monotone(one: Row, before: Row | None) -> Row:
     return Row(one.size, c, before.worst, before.after)
 
 
-def _worst(
-    problem: AuditProblem, plan: Plan, approach: Any, model: Any, c: Any
-) -> WorstCase | None:
-    with torch.no_grad():
-        state = approach.found(plan, model, c, (problem.x, problem.y, problem.w))
-    if state is None:
-        return None
-    return approach.worst_case(_fitted(problem, model), state)
-
-
 def _fitted(problem: AuditProblem, model: Any) -> FittedModel:
     names, reference = problem.model.space.names, problem.reference
     return FittedModel(model, problem.loss, reference, problem.classes, names, torch.float64, "cpu")
@@ -139,12 +147,13 @@ def _after(worst: WorstCase, problem: AuditProblem) -> tuple[Any, Any, Any]:
 RANDOM = 8
 
 
-def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> Iterator[Row]:
+def reweight(
+    problem: AuditProblem, sets: list[tuple[float, Any]], n_jobs: Any = None
+) -> Iterator[Row]:
     """The exact worst reweighting of the rows at every size."""
     x, y, weights, groups, group_names = _rows(problem)
     losses = (problem.nominal if x is problem.x else problem.losses(x, y)).numpy()
-    approach, fitted = approach_to(problem.ambiguity), None
-    tilts = approach.name == "reweighting"
+    fitted, tilts = None, approach_to(problem.ambiguity).name == "reweighting"
     if problem.sampled:  # the dual point comes from other draws than the bound
         fitted = (losses, weights)
         if tilts:
@@ -152,40 +161,61 @@ def reweight(problem: AuditProblem, sets: list[tuple[float, Any]]) -> Iterator[R
             fitted = (problem.losses(problem.cost.project(z), labels).numpy(), w.numpy())
     rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=problem.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
-    for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
+    rows = (x, y, weights, groups, losses, fitted, noise)
+    jobs = [(ambiguity, *rows, f"{ambiguity.size_name}={size:g}") for size, ambiguity in sets]
+    with closing(in_parallel(_one_dual, jobs, n_jobs)) as done:
+        for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
+            yield _reweighted(problem, size, ambiguity, rows, group_names, next(done))
+
+
+def _one_dual(
+    ambiguity: Any, x: Tensor, y: Tensor, weights: np.ndarray, groups: Any, losses: np.ndarray,
+    fitted: Any, noise: np.ndarray, where: str,
+) -> tuple[Certificate, Any, Any, Any, float | None]:  # fmt: skip
+    """Certificate, its dual point and bounded ratio, the exact dual, the mean of random ones."""
+    with named(where):
         bound = ambiguity.bind(x, y, torch.from_numpy(weights), groups)
         certificate, point, bounded = reweighted_certificate(
             ambiguity, bound, losses, weights, fitted=fitted
         )
-        if ambiguity.radius is not None:  # in the units of the set's radius
-            certificate = replace(certificate, radius=float(ambiguity.radius))
-        dual = bound.dual(losses)
-        mass = weights * dual.ratio
-        if tilts:
-            worst: WorstCase = _tilted(problem, ambiguity, certificate, point, bounded)
-        else:
-            kept = mass > 0
-            state = {"x": x.numpy()[kept], "y": y.numpy()[kept], "mass": mass[kept]}
-            state["attained_risk"] = certificate.worst_case_risk
-            measured: Any = approach.worst_case(_fitted(problem, problem.tabular), state)
-            w, ratio = torch.from_numpy(weights), torch.from_numpy(dual.ratio)
-            shares = getattr(dual, "group_weights", None)
-            named = None if shares is None else dict(zip(group_names, shares.tolist(), strict=True))
-            pool = Pool(x, y, w, torch.from_numpy(losses), ratio)
-            worst = replace(measured, pool=pool, group_weights=named)
-        found = Row(size, certificate, worst, (x, y, mass))
+        dual, random = bound.dual(losses), None
         if len(losses) <= (ambiguity.most_draws or len(losses)):  # where duals are cheap
-            found.random = float(np.mean([weights @ (bound.dual(g).ratio * losses) for g in noise]))
-        share = 1.0 / max(float(weights @ dual.ratio**2), 1e-300)
-        found.checks.append(
-            check("effective share of the rows", share, None, "(E ratio)^2 / E ratio^2")
-        )
-        gap = certificate.upper - certificate.lower
-        exact = gap <= 1e-8 * (1.0 + abs(certificate.upper))
-        found.checks.append(
-            check("duality gap", gap, bool(exact) or problem.sampled, "upper - lower")
-        )
-        yield found
+            random = float(np.mean([weights @ (bound.dual(g).ratio * losses) for g in noise]))
+    return certificate, point, bounded, dual, random
+
+
+def _reweighted(
+    problem: AuditProblem, size: float, ambiguity: Any, rows: Any, group_names: list[Any], done: Any
+) -> Row:
+    """The row of a size, of what `_one_dual` found."""
+    x, y, weights, _, losses, *_ = rows
+    certificate, point, bounded, dual, random = done
+    if ambiguity.radius is not None:  # in the units of the set's radius
+        certificate = replace(certificate, radius=float(ambiguity.radius))
+    approach, mass = approach_to(ambiguity), weights * dual.ratio
+    if approach.name == "reweighting":
+        worst: WorstCase = _tilted(problem, ambiguity, certificate, point, bounded)
+    else:
+        kept = mass > 0
+        state = {"x": x.numpy()[kept], "y": y.numpy()[kept], "mass": mass[kept]}
+        state["attained_risk"] = certificate.worst_case_risk
+        measured: Any = approach.worst_case(_fitted(problem, problem.tabular), state)
+        w, ratio = torch.from_numpy(weights), torch.from_numpy(dual.ratio)
+        shares = getattr(dual, "group_weights", None)
+        q = None if shares is None else dict(zip(group_names, shares.tolist(), strict=True))
+        pool = Pool(x, y, w, torch.from_numpy(losses), ratio)
+        worst = replace(measured, pool=pool, group_weights=q)
+    found = Row(size, certificate, worst, (x, y, mass))
+    if random is not None:
+        found.random = random
+    share = 1.0 / max(float(weights @ dual.ratio**2), 1e-300)
+    gap = certificate.upper - certificate.lower
+    exact = gap <= 1e-8 * (1.0 + abs(certificate.upper))
+    found.checks += [
+        check("effective share of the rows", share, None, "(E ratio)^2 / E ratio^2"),
+        check("duality gap", gap, bool(exact) or problem.sampled, "upper - lower"),
+    ]
+    return found
 
 
 def _rows(problem: AuditProblem) -> tuple[Tensor, Tensor, np.ndarray, Any, list[Any]]:

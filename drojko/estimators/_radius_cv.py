@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from numbers import Real
 from typing import Any
 
@@ -12,15 +13,15 @@ import torch
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
-from sklearn.utils.parallel import Parallel, delayed
 
 from drojko._driver import keeping
+from drojko._parallel import in_parallel, named, workers
 from drojko._random import spawn
 from drojko._sklearn import plain
 from drojko._validation import shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import floats
-from drojko.estimators.scoring import Rows, radius_path, split_last
+from drojko.estimators.scoring import Rows, radius_path, size_of, split_last
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["by_cv"]
@@ -72,17 +73,20 @@ def by_cv(
     if is_classifier(last):
         _check_folds(np.asarray(y), folds)
     runs: list[Any] = []
-    done = Parallel(n_jobs=n_jobs, return_as="generator")(
-        delayed(_fold)(steps, last, rows.at(train), rows.at(test), radii, fixed)
-        for train, test in folds
-    )
+    if workers(n_jobs, len(folds)) > 1:
+        last = clone(last).set_params(verbose=False)  # bars of several folds would mix
+    jobs = [(steps, last, rows.at(train), rows.at(test), radii, fixed) for train, test in folds]
 
     def so_far() -> Any:
         return finish(_chosen(runs, radii, ambiguity, fixed, rule)) if runs else None
 
     def all_folds() -> Any:
-        for fold in done:
-            runs.append(fold)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # counted in the table instead
+            warnings.filterwarnings("ignore", "(?s).*optimum is a constant model")
+            with closing(in_parallel(_fold, jobs, n_jobs)) as done:
+                for fold in done:
+                    runs.append(fold)
         return so_far()
 
     return keeping(all_folds, so_far)
@@ -171,13 +175,11 @@ def _fold(
         inside = steps.fit_transform(inside, train.y)
         outside = steps.transform(outside)
     fit_params = train.known(last._nested("ambiguity"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted in the table instead
-        warnings.filterwarnings("ignore", "(?s).*optimum is a constant model")
-        models = radius_path(last, inside, train.y, radii, **fit_params)
+    models = radius_path(last, inside, train.y, radii, **fit_params)
     rows = []
     for model in models:
-        certificate = model.robust_certificate(outside, test.y, at, **test.known(at))
+        with named(size_of(model.ambiguity)):
+            certificate = model.robust_certificate(outside, test.y, at, **test.known(at))
         rows.append(
             [
                 certificate.upper,

@@ -134,7 +134,9 @@ def select_radius(
         What rows belong to: a `Group` set needs it, as the estimator's or as ``at``. Labels also
         go to splitters that keep groups of rows together.
     n_jobs : int, default=None
-        Folds at once.
+        Folds of "cv" at once, on the workers of joblib's `parallel_config` (processes, threads,
+        Dask); -1: one on each core. The result is the same bit by bit, whatever the number.
+        ``verbose`` estimators are silent then.
     random_state : None, int or generator, default=None
         Of the shuffled folds and the draws of "rwpi"; estimators have their own.
 
@@ -146,6 +148,8 @@ def select_radius(
         For arguments without meaning; for "rwpi" also for classes that can be separated.
     KeyboardInterrupt
         After Ctrl-C; where a fold of "cv" was done, what those say is the exception's ``result``.
+    Exception
+        Whatever a fit of "cv" raises, with the radius that it was at.
 
     Notes
     -----

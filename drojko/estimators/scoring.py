@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,13 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from drojko._driver import keeping
+from drojko._parallel import in_parallel, named
 from drojko._validation import checked, floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Rows", "make_robust_scorer", "radius_path", "split_last"]
+__all__ = ["Rows", "make_robust_scorer", "radius_path", "size_of", "split_last"]
 
 
 def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
@@ -96,7 +98,13 @@ class _RobustScorer:
 
 @checked()
 def radius_path(
-    estimator: Any, X: Any, y: Any, radii: Sequence[float], **fit_params: Any
+    estimator: Any,
+    X: Any,
+    y: Any,
+    radii: Sequence[float],
+    *,
+    n_jobs: int | None = None,
+    **fit_params: Any,
 ) -> list[Any]:
     """Fitted copies of ``estimator``, one per radius, each started from the next smaller one.
 
@@ -107,6 +115,11 @@ def radius_path(
     X, y : array-like of shapes (n, d) and (n,)
     radii : sequence of float
         In any order; tail masses for `CVaR`.
+    n_jobs : int, default=None
+        None: one fit after the other, each started from the one before. A number: that many fits at
+        once (joblib), each from the start, so that the models are the same bit by bit for every
+        number, 1 too. They are those of None up to ``tol`` where the problem is convex; a network
+        may end elsewhere. ``verbose`` is silent meanwhile.
     **fit_params
         For ``fit`` of the last step, such as ``sample_weight``.
 
@@ -118,6 +131,8 @@ def radius_path(
     ------
     KeyboardInterrupt
         After Ctrl-C; the exception's ``result`` is the list, with None where no model is.
+    Exception
+        Whatever a fit raises, with the radius that it was at.
 
     Examples
     --------
@@ -143,7 +158,16 @@ def radius_path(
     def so_far() -> list[Any]:
         return [fitted.get(i) for i in range(len(sizes))]
 
+    def keep(i: int, model: Any) -> None:
+        fitted[i] = model if steps is None else _joined(estimator, steps, model)
+
     def all_sizes() -> list[Any]:
+        if n_jobs is not None:
+            jobs = [(last, sets[i], X, y, fit_params) for i in order]
+            with closing(in_parallel(_from_the_start, jobs, n_jobs)) as models:
+                for i, model in zip(order, models, strict=True):
+                    keep(i, model)
+            return so_far()
         previous: Any = None
         for i in order:
             model: Any = clone(last)
@@ -152,16 +176,35 @@ def radius_path(
                 model.parameters_ = previous.parameters_
                 model.certificate_ = previous.certificate_
             try:
-                model.fit(X, y, **fit_params)
+                with named(size_of(sets[i])):
+                    model.fit(X, y, **fit_params)
             finally:
                 model.set_params(warm_start=last.warm_start)
                 if hasattr(model, "status_"):
-                    fitted[i] = model if steps is None else _joined(estimator, steps, model)
+                    keep(i, model)
             # Without a minimum the coefficients are large for no reason: no place to start from.
             previous = None if model.status_ == "unbounded" else model
         return so_far()
 
     return keeping(all_sizes, lambda: so_far() if fitted else None)
+
+
+def _from_the_start(last: Any, ambiguity: AmbiguitySet, X: Any, y: Any, fit_params: Any) -> Any:
+    """A fit of its own, for a worker: without a progress bar."""
+    model: Any = clone(last).set_params(ambiguity=ambiguity, verbose=False)
+    with named(size_of(ambiguity)):
+        model.fit(X, y, **fit_params)
+    return model.set_params(verbose=last.verbose)
+
+
+def size_of(ambiguity: AmbiguitySet) -> str:
+    """How messages call the size of a set.
+
+    >>> from drojko.ambiguity import CVaR
+    >>> size_of(CVaR(alpha=0.1))
+    'alpha=0.1'
+    """
+    return f"{ambiguity.size_name}={getattr(ambiguity, ambiguity.size_name):g}"
 
 
 class Rows(NamedTuple):

@@ -20,11 +20,11 @@ import torch
 
 import drojko
 from drojko import ambiguity as sets
-from drojko import baselines, displays, flows, inner, losses, measures, problems, transport
+from drojko import baselines, displays, flows, inner, losses, measures, nn, problems, transport
 from drojko.flows import functionals, tasks
 
 ROOMS = ["ambiguity", "auditing", "baselines", "displays", "estimators", "flows", "inner", "losses"]
-ROOMS += ["flows.functionals", "flows.tasks", "measures", "minimax", "problems", "transport"]
+ROOMS += ["flows.functionals", "flows.tasks", "measures", "minimax", "nn", "problems", "transport"]
 
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(size=(6, 2)) - 1.0, RNG.normal(size=(6, 2)) + 1.0])
@@ -149,6 +149,8 @@ def batch() -> Any:
 
 #: Objects by the name of their class; several of one class have a word after it.
 OBJECTS: dict[str, Callable[[], Any]] = {
+    "RobustLoss": lambda: nn.RobustLoss(sets.KL(0.1)),
+    "RobustLoss running": lambda: nn.RobustLoss(sets.KL(0.1), running=True),
     "Wasserstein": lambda: sets.Wasserstein(0.1),
     "Wasserstein order 1": lambda: sets.Wasserstein(0.1, order=1),
     "KL": lambda: sets.KL(0.1),
@@ -505,6 +507,12 @@ GOOD: dict[str, Callable[[], Any]] = {
     "Certificate.penalty": lambda: 1.0,
     "DivergenceTo.target": X.copy,
     "task": lambda: None,
+    "module": lambda: torch.nn.Linear(2, 1, dtype=torch.float64),
+    "worst_inputs.loss": lambda: lambda f, y: (f.squeeze(1) - y) ** 2,
+    "worst_inputs.x": points,
+    "worst_inputs.y": row,
+    "worst_inputs.ambiguity": lambda: sets.Wasserstein(0.1),
+    "RobustLoss.forward.losses": row,
 }
 #: Optional arguments that are given as well where an object has them: the wrong ones matter.
 ALSO = {"sample_weight", "weights", "groups", "generator", "random_state", "radius", "penalty_of"}

@@ -1,0 +1,135 @@
+"""The rows of a batch as arrays, those of all ranks where there are several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._validation import floats, plain_tensor, shown
+from drojko.ambiguity.duals.scaling import NonFiniteLossError
+from drojko.exceptions import DrojkoError, InvalidDataError
+
+__all__ = ["Rows", "gathered"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Losses (n,) of all ranks, their masses (n,) that sum to one, and what else is known of them.
+
+    ``own`` are the rows of this rank, of ``ranks`` in all.
+    """
+
+    losses: np.ndarray
+    weights: np.ndarray
+    groups: Any
+    points: np.ndarray | None
+    own: slice
+    ranks: int
+
+
+def gathered(losses: Tensor, weights: Any, groups: Any, points: Any, group: Any) -> Rows:
+    """Rows of every rank, in the order of the ranks; bad ones are an error on all of them."""
+    ranks, rank = _world(group)
+    part: tuple[Any, ...] | DrojkoError
+    try:
+        part = _checked(losses, weights, groups, points)
+    except DrojkoError as error:
+        if ranks == 1:
+            raise
+        part = error
+    parts: list[Any] = [part]
+    if ranks > 1:
+        parts = [None] * ranks  # one exchange: a rank that raised alone would leave others waiting
+        torch.distributed.all_gather_object(parts, part, group=group)
+        for number, other in enumerate(parts):
+            if isinstance(other, DrojkoError):
+                raise type(other)(f"rank {number}: {other}")
+    sizes = [len(part[0]) for part in parts]
+    start = sum(sizes[:rank])
+    if not sum(sizes):
+        raise InvalidDataError("losses is empty: a batch needs one row at least")
+    every = [_joined(name, column) for name, column in zip(_NAMES, zip(*parts))]
+    values, mass = every[0], every[1]
+    mass = np.ones(len(values)) if mass is None else mass
+    if not mass.any():
+        raise InvalidDataError("weights are all zero: a batch needs one row of positive weight")
+    mass = mass / mass.max()  # the sum of huge weights overflows
+    own = slice(start, start + sizes[rank])
+    return Rows(values, mass / mass.sum(), every[2], every[3], own, ranks)
+
+
+_NAMES = ("losses", "weights", "groups", "points")
+
+
+def _world(group: Any) -> tuple[int, int]:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1, 0
+    return max(distributed.get_world_size(group), 1), max(distributed.get_rank(group), 0)
+
+
+def _checked(losses: Tensor, weights: Any, groups: Any, points: Any) -> tuple[Any, ...]:
+    """The rows of one rank, none of them bad."""
+    if not isinstance(losses, Tensor) or losses.ndim != 1 or not losses.is_floating_point():
+        raise InvalidDataError(
+            f"losses is {shown(losses)}; expected a floating tensor of shape (n,), a loss per row "
+            "(in torch's own losses: reduction='none')"
+        )
+    values = floats(losses, "losses")
+    n = len(values)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        i = int(bad.argmax())
+        raise NonFiniteLossError(
+            f"losses[{i}] is {values[i]}; a worst case needs finite losses: look at the model, the "
+            "step size or the scale of the inputs"
+        )
+    mass = None
+    if weights is not None:
+        mass = floats(weights, "weights")
+        if mass.shape != (n,) or not np.isfinite(mass).all() or (mass < 0).any():
+            raise InvalidDataError(
+                f"weights is {shown(weights)}; expected {n} finite numbers >= 0, one per row"
+            )
+    if groups is not None:
+        groups = plain_tensor(groups, "groups")
+        try:
+            groups = groups if hasattr(groups, "columns") else np.asarray(groups)
+        except ValueError as error:
+            raise InvalidDataError(f"groups is {shown(groups)}: {error}") from error
+        if len(np.shape(groups)) not in (1, 2) or len(groups) != n:
+            raise InvalidDataError(
+                f"groups is {shown(groups)}; expected a label for each of the {n} rows, or columns "
+                "of 0 and 1"
+            )
+    if points is not None:
+        points = floats(points, "points")
+        if points.ndim != 2 or len(points) != n:
+            raise InvalidDataError(f"points is {shown(points)}; expected shape ({n}, d)")
+    return values, mass, groups, points
+
+
+def _joined(name: str, parts: tuple[Any, ...]) -> Any:
+    """One array of the parts; some ranks may have none only where all have none."""
+    given = [part is not None for part in parts]
+    if not any(given):
+        return None
+    if not all(given):
+        raise InvalidDataError(
+            f"{name}: rank {given.index(False)} gave none and rank {given.index(True)} did; give "
+            "them on every rank or on none"
+        )
+    if len(parts) == 1:
+        return parts[0]
+    if hasattr(parts[0], "columns"):
+        import pandas as pd
+
+        return pd.concat(parts, ignore_index=True)
+    try:
+        return np.concatenate(parts)
+    except ValueError as error:
+        raise InvalidDataError(f"{name} of the ranks do not fit together: {error}") from error
