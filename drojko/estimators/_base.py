@@ -256,6 +256,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
                 if chosen:
                     kept = replace(found.certificate, inner=chosen)
                     found = replace(found, certificate=kept)
+                if found.missed is not None:
+                    result = replace(result, status=str(Status.STALLED), message=found.missed)
+                    self.status_, self.message_ = result.status, result.message
                 self._keep(found, approach.name)
             still = self.model == "linear" and not np.any(self.coef_)
             if still and np.ptp(X, axis=0).any() and np.ptp(y):
