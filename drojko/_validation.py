@@ -107,7 +107,8 @@ def is_real(value: Any, *, infinite: bool = False) -> TypeGuard[float]:
 
 def is_whole(value: Any, least: int) -> bool:
     """Whether a value is an integer of at least that, and one that an array can be as long as."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+    odd = bool | np.bool_ | np.timedelta64
+    whole = isinstance(value, Integral) and not isinstance(value, odd)
     return whole and least <= int(value) <= sys.maxsize
 
 

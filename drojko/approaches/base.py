@@ -177,13 +177,14 @@ class Assessment:
     """The certificate of a trained model, and its worst case as arrays and plain values.
 
     ``constant`` is a word on a model that was replaced by a constant prediction, ``advice`` one
-    for the user to be warned with.
+    for the user to be warned with, ``missed`` one on worst cases that training did not see.
     """
 
     certificate: Certificate
     state: dict[str, Any]
     constant: str | None = None
     advice: str | None = None
+    missed: str | None = None
 
 
 @dataclass(frozen=True)

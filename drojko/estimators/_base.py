@@ -246,6 +246,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
                     self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
                 else:
                     found = work.assess(result)
+                    advice = found.advice
                     if found.constant is not None:  # the model was changed after all
                         again = replace(result, gap=math.nan)
                         self._store(work.parameters, plan, again, reference)
@@ -254,8 +255,10 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
                     if chosen:
                         kept = replace(found.certificate, inner=chosen)
                         found = replace(found, certificate=kept)
+                    if found.missed is not None:
+                        result = replace(result, status=str(Status.STALLED), message=found.missed)
+                        self.status_, self.message_ = result.status, result.message
                     self._keep(found, approach.name)
-                    advice = found.advice
             still = self.model == "linear" and not np.any(self.coef_)
             if still and np.ptp(X, axis=0).any() and np.ptp(y):
                 result = replace(result, advice=CONSTANT)

@@ -139,6 +139,19 @@ def test_draws_spend_the_discrepancy_that_is_claimed(name, reference):
     assert spent == pytest.approx(claim.transport_cost, rel=0.2, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["W2 ball", "W2 penalty"])
+@pytest.mark.parametrize("reference", ["gaussian", "kde"])
+def test_fresh_draws_move_as_far_as_is_claimed(name, reference):
+    """Draws of the reference and where the plan takes them: E|z - x|^2 is the claimed cost."""
+    model = fitted(name, reference, "squared", 0)
+    worst, claim = model.worst_case_, model.certificate_
+    x, y = worst.reference.sample(20_000, torch.Generator().manual_seed(5))
+    cost = ((worst.transport(np.asarray(x), np.asarray(y), random_state=0) - x.numpy()) ** 2).sum(1)
+    # The claim is of other draws, as many as the certificate has at least.
+    error = cost.std() * (len(cost) ** -0.5 + 2_000**-0.5)
+    assert cost.mean() == pytest.approx(claim.transport_cost, abs=5 * error)
+
+
 @pytest.mark.parametrize("ambiguity", [KL(penalty=1.6), KL(radius=0.7)], ids=repr)
 @pytest.mark.parametrize("reference", ["gaussian", "kde", "mixture"])
 def test_kl_with_squared_errors_and_normal_components_is_exact(ambiguity, reference):

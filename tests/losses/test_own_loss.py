@@ -24,7 +24,12 @@ from drojko.ambiguity import (
     Wasserstein,
 )
 from drojko.baselines import ConvexDROClassifier, ConvexDRORegressor
-from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.exceptions import (
+    ConvergenceWarning,
+    InvalidDataError,
+    UnboundedRiskError,
+    UnsupportedError,
+)
 from drojko.losses import Loss, get_loss
 
 
@@ -195,9 +200,11 @@ def test_lines_are_enough_for_order_one_and_for_conic_programs(table, label_cost
         > ConvexDRORegressor(Wasserstein(radius=0.0), loss=Insensitive()).fit(X, target).objective_
     )
     model = DRORegressor(ball, loss=Insensitive(), reference="empirical", inner="pointwise")
-    found = model.fit(X, target).certificate_
+    with pytest.warns(ConvergenceWarning, match="training saw"):  # quasi-Newton at kinks
+        found = model.fit(X, target).certificate_
+    assert model.status_ == "stalled"
     assert found.upper >= exact.objective_ * (1.0 - 1e-6)
-    assert found.lower <= exact.objective_ * 1.02  # quasi-Newton at kinks
+    assert found.lower <= exact.objective_ * 1.02
     model.set_params(loss=Moved()).fit(X, target)
     assert model.certificate_.proof == "ridge-1d"
     assert model.certificate_.upper == pytest.approx(exact.objective_, rel=0.02)

@@ -47,7 +47,8 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         return found
     (output, risk), certificate = best_constant(plan, model, points), found.certificate
     if certificate.lower < risk * (1.0 - 1e-12):
-        return found
+        exact = is_linear(model) and not sampled  # elsewhere training sees estimates
+        return replace(found, missed=_missed(plan, certificate, result)) if exact else found
     if is_linear(model):
         constant = make_constant(model, output)
         adversary = learn(plan, model, points, penalty)
@@ -60,6 +61,22 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         "raise max_iter"
     )
     return replace(found, advice=advice)
+
+
+def _missed(plan: Plan, certificate: Certificate, result: TrainResult) -> str | None:
+    """A word where the certificate's search finds more than training saw on the same points."""
+    seen = result.history.get("robust_risk", np.empty(0))
+    if result.status != Status.CONVERGED or not len(seen):
+        return None
+    trained = float(np.min(seen))
+    if certificate.lower <= trained + max(plan.tol, 1e-6) * abs(trained):
+        return None
+    return (
+        f"The worst-case risk of this model, {certificate.lower:.4g}, is above the {trained:.4g} "
+        "that training saw: its quick search for worst cases missed some, as it does at kinks of "
+        "a loss. Take a loss by its name or a drojko.losses.Loss with its kinks stated, or "
+        "smooth it."
+    )
 
 
 def make_constant(model: TabularModel, output: Tensor) -> str:

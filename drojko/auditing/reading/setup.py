@@ -51,7 +51,7 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
             )
         return [(float(given), ambiguity)]
     try:
-        values = np.atleast_1d(np.asarray(radii, dtype=np.float64))
+        values = np.atleast_1d(np.asarray(plain_tensor(radii, "radii"), np.float64))
     except (TypeError, ValueError):
         raise InvalidDataError(f"radii={radii!r}; expected a list of numbers") from None
     if values.ndim != 1 or not len(values):
@@ -89,6 +89,9 @@ def build_problem(
     rows = np.flatnonzero(kept)
     u, target, w = u[kept], target[kept], w[kept] / w[kept].sum()
     if groups is not None:
+        if isinstance(groups, type):
+            raise InvalidDataError(f"groups={shown(groups)}; expected one per row")
+        groups = plain_tensor(groups, "groups")
         if np.shape(groups)[:1] != kept.shape:
             raise InvalidDataError(
                 f"groups has shape {np.shape(groups)} and X has {len(kept)} rows: give one per row"
@@ -150,6 +153,8 @@ def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             raise InvalidDataError(f"y holds {values[row]} in row {row}: drop such rows first")
         return values
+    if values.dtype == object and any(label is None for label in values.ravel().tolist()):
+        raise InvalidDataError("y holds None: drop these rows, or give them a label")
     classes = model.classes
     where = {label: k for k, label in enumerate(classes.tolist())}
     unknown = sorted({str(v) for v in np.unique(values).tolist() if v not in where})

@@ -15,7 +15,6 @@ __all__ = ["Horizon"]
 _FAR = 1e4  # natural lengths from the start beyond which a ray is asked for its end
 #: Where along a ray: numbers end before distances do.
 _POWERS = np.array([0.0, 3.0, 6.0, 9.0, 12.0, 24.0, 48.0])
-
 _STEADY = 0.99  # of the fall per digit so far
 _ENOUGH = 5  # of them at least, where losses overflow or have no finite worst case farther out
 _BENDS = 30  # directions that curve, and are taken out of the move
@@ -77,9 +76,9 @@ def _falls(
     oracle: Oracle, region: Region, point: np.ndarray, move: np.ndarray, size: float
 ) -> bool:
     """Whether the value falls along a move and its multiples, which the region never ends."""
-    first = last = _answer(oracle, point)
+    last = _answer(oracle, point)
     rate, power, met = 1e-6 * size, -1.0, 0
-    if first is None:
+    if last is None:
         return False
     longer = max(1.0, 1.0 / float(np.abs(move).max()))  # far for variables without any length
     for digits in _POWERS + np.where(_POWERS > 3.0, math.log10(longer), 0.0):

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from drojko import DRORegressor
 from drojko._driver import Limits
 from drojko.ambiguity import Wasserstein
+from drojko.exceptions import ConvergenceWarning
 from drojko.losses import CallableLoss
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.transport.quasi_newton import QuasiNewton
@@ -178,3 +179,19 @@ def test_infinite_worst_cases_near_by_do_not_end_the_search(penalty):
     found = own.fit(X, y).certificate_.upper
     assert found == pytest.approx(exact.certificate_.upper, rel=1e-9)
     assert own.status_ == "converged"
+
+
+def test_worst_cases_that_training_missed_are_said():
+    """At a kink that the loss does not state, ascent misses the other side of some rows."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(80, 3))
+    y = X @ [1.0, 0.0, -1.0] + rng.standard_t(3, size=80)
+    same = {"reference": "empirical", "random_state": 0}
+    ball = Wasserstein(penalty=2.0)
+    with pytest.warns(ConvergenceWarning, match="training saw"):
+        own = DRORegressor(ball, loss=lambda p, t: (p - t).abs(), **same).fit(X, y)
+    exact = DRORegressor(ball, loss="absolute", **same).fit(X, y).certificate_.upper
+    assert own.status_ == "stalled"
+    assert own.certificate_.upper >= exact * (1 - 1e-9)  # what is reported is of this model
+    smooth = DRORegressor(ball, loss=lambda p, t: ((p - t) ** 2 + 1.0).sqrt(), **same).fit(X, y)
+    assert smooth.status_ == "converged"
