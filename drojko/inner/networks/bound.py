@@ -59,7 +59,7 @@ class _Effort:
 
 
 _EFFORTS = {
-    "fast": _Effort((_Stage(1.3, 0), _Stage(1.15, 1), _Stage(1.1, 2, 10)), 30, 20, 8e3, 0.01),
+    "fast": _Effort((_Stage(1.3, 0), _Stage(1.15, 1), _Stage(1.1, 8, 20)), 30, 20, 8e3, 0.01),
     "thorough": _Effort(
         (_Stage(1.3, 0), _Stage(1.1, 1), _Stage(1.06, 8, 20), _Stage(1.03, 30)),
         100, 28, 9e4, 0.002,
@@ -203,9 +203,10 @@ class _Refine:
     problem: _Problem
     effort: _Effort
     shells: Shells
+    strength: float  # near the multiplier of what was found
 
-    def init(self, strength: float) -> _State:
-        value, strength = self.problem.best(self.shells, strength)
+    def init(self, problem: _Problem) -> _State:
+        value, strength = problem.best(self.shells, self.strength)
         return _State(self.shells, value, strength)
 
     @staticmethod
@@ -233,10 +234,12 @@ class _Refine:
         """The next shell's regions that may hold more than what was found."""
         problem, k, shells = self.problem, state.shell, state.shells
         stage = self.effort.stages[state.stage]
-        strength = state.strength * (stage.factor if problem.budget is not None else 1.0)
+        strength = self.strength
+        if problem.budget is not None:
+            strength = min(state.strength, strength * stage.factor)
         found = problem.attained(strength)
         mean = abs(problem.total(found, strength))
-        excess = shells.suprema(strength)[:, k] - strength * problem.fee - found[problem.owner]
+        excess = shells.suprema(strength, k) - strength * problem.fee - found[problem.owner]
         excess = torch.where(problem.weights[problem.owner] > 0, excess, -torch.inf)
         rows = (excess > 0.5 * self.effort.goal * mean).nonzero().squeeze(1)
         state = replace(state, shell=k + 1, rows=None, which=None)
@@ -415,8 +418,8 @@ def network_bound(
     radii = edges(count, 0.03, max(6.0, 3.0 * far))
     rates = margin_constants(problem.network, settings.lipschitz)
     shells = Shells.empty(problem.network, radii, rates)
-    solver = _Refine(problem, settings, shells)
-    start = solver.init(objective.strength)
+    solver = _Refine(problem, settings, shells, objective.strength)
+    start = solver.init(problem)
     state = nested(solver, start, max_iter=10**6, max_time=max_time).state
     value, strength = problem.best(state.shells, state.strength)
     return NetworkBound(value, strength / scale**2, "linear-bounds", state.shells, problem, scale)

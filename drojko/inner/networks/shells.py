@@ -122,28 +122,28 @@ class Shells:
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss bounds at both ends of all parts of shells, (n, K, parts), and their radii."""
-        low, high = self.edges[:-1], self.edges[1:]
+        return self._at_ends(slice(0, len(self.edges) - 1))
+
+    def _at_ends(self, shells: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss bounds at both ends of all parts of k shells, (n, k, parts), and their radii."""
+        low, high = self.edges[:-1][shells], self.edges[1:][shells]
         share = torch.arange(_PARTS + 1, dtype=torch.float64) / _PARTS
         cuts = low[:, None] + (high - low)[:, None] * share
-        first, last = [], []
-        for p in range(_PARTS):
-            a, b = self._part(cuts[:, p], cuts[:, p + 1])
-            first.append(a)
-            last.append(b)
-        return torch.stack(first, 2), torch.stack(last, 2), cuts[:, :-1], cuts[:, 1:]
+        parts = [self._part(shells, cuts[:, p], cuts[:, p + 1]) for p in range(_PARTS)]
+        first, last = (torch.stack([part[end] for part in parts], 2) for end in range(2))
+        return first, last, cuts[:, :-1], cuts[:, 1:]
 
-    def _part(self, t0: Tensor, t1: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss's bound at both ends of [t0, t1], (n, K) each."""
+    def _part(self, shells: slice, t0: Tensor, t1: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss's bound at both ends of [t0, t1] in some shells, (n, k) each."""
         n, _, m = self.level.shape
         out = torch.empty(2, n, len(t0), dtype=torch.float64)
-        block = max(1, 2_000_000 // (len(t0) * m))
+        block = max(1, 500_000 // (len(t0) * m))
         t0, t1 = t0[None, :, None], t1[None, :, None]
         middle = 0.5 * (t0 + t1)
         for rows in torch.arange(n).split(block):
-            chain, rate = self._chain[rows, :-1], self.rates[rows, None]
-            level, slope = self.level[rows], self.slope[rows]
-            constant, half = self.constant[rows], 0.5 * self.curvature[rows]
+            chain, rate = self._chain[rows, :-1][:, shells], self.rates[rows, None]
+            level, slope = self.level[rows, shells], self.slope[rows, shells]
+            constant, half = self.constant[rows, shells], 0.5 * self.curvature[rows, shells]
             at_middle = torch.stack([
                 level + slope * middle, constant + half * middle**2, chain + rate * middle
             ])  # fmt: skip
@@ -159,11 +159,11 @@ class Shells:
                 out[end, rows] = self.margins.take(rows)(chosen)
         return out[0], out[1]
 
-    def suprema(self, strength: float) -> Tensor:
-        """Bounds of loss - strength t² on each shell, (n, K)."""
-        first, last, t0, t1 = self._ends
-        both = torch.maximum(first - strength * t0**2, last - strength * t1**2)
-        return both.amax(2)
+    def suprema(self, strength: float, k: int | None = None) -> Tensor:
+        """Bounds of loss - strength t² on each shell, (n, K), or on one, (n,)."""
+        first, last, t0, t1 = self._ends if k is None else self._at_ends(slice(k, k + 1))
+        both = torch.maximum(first - strength * t0**2, last - strength * t1**2).amax(2)
+        return both if k is None else both[:, 0]
 
     def supremum(self, strength: float) -> Tensor:
         """Bounds of sup loss - strength t², (n,)."""
