@@ -47,6 +47,8 @@ class _Stage:
     factor: float
     steps: int
     pilot: int = 0
+    share: float = 1.0  # of the work that is left, at most
+    least: float = 0.01  # excess of a region that is looked at, relative to the mean
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,16 @@ class _Effort:
 
 
 _EFFORTS = {
-    "fast": _Effort((_Stage(1.3, 0), _Stage(1.15, 1), _Stage(1.1, 8, 20)), 30, 20, 8e3, 0.01),
+    "fast": _Effort(
+        (_Stage(1.2, 0), _Stage(1.15, 1, 0, 1.0, 0.03), _Stage(1.1, 6, 20, 1.0, 0.02)),
+        20, 16, 9e3, 0.01,
+    ),
     "thorough": _Effort(
-        (_Stage(1.3, 0), _Stage(1.1, 1), _Stage(1.06, 8, 20), _Stage(1.03, 30)),
-        100, 28, 9e4, 0.002,
+        (
+            _Stage(1.2, 0), _Stage(1.1, 1, 0, 0.5, 0.02), _Stage(1.06, 8, 20, 0.7, 0.01),
+            _Stage(1.03, 30, 0, 1.0, 0.003),
+        ),
+        100, 24, 9e4, 0.002,
     ),
 }  # fmt: skip
 
@@ -193,6 +201,7 @@ class _State:
     which: Tensor | None = None
     start: Multipliers | None = None
     spent: float = 0.0
+    reference: float = 0.0  # the penalty that this stage's regions are chosen at
     done: bool = False
 
 
@@ -234,36 +243,71 @@ class _Refine:
         """The next shell's regions that may hold more than what was found."""
         problem, k, shells = self.problem, state.shell, state.shells
         stage = self.effort.stages[state.stage]
-        strength = self.strength
-        if problem.budget is not None:
-            strength = min(state.strength, strength * stage.factor)
+        if k == 0:
+            state = replace(state, reference=self._reference(state, stage))
+        strength = state.reference
+        fee, least = self._needed(strength, stage)
+        state = replace(state, shell=k + 1, rows=None, which=None)
+        excess = self._excess(shells.suprema(strength, k), fee)
+        rows = (excess > least).nonzero().squeeze(1)
+        if len(rows) == 0 or stage.steps == 0:
+            return replace(state, rows=rows)
+        least = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
+        rows, which = self._relevant(shells, rows, k, least)
+        left = (self.effort.work - state.spent) / (self._price * (stage.steps + 2))
+        rows, which = rows[: max(0, int(left))], which[: max(0, int(left))]
+        return replace(state, rows=rows, which=which, start=self._pilot(state, k, rows, which))
+
+    def _excess(self, suprema: Tensor, fee: Tensor) -> Tensor:
+        excess = suprema - (fee if suprema.ndim == 1 else fee[:, None])
+        used = (self.problem.weights > 0)[self.problem.owner]
+        return torch.where(used if excess.ndim == 1 else used[:, None], excess, -torch.inf)
+
+    def _needed(self, strength: float, stage: _Stage) -> tuple[Tensor, float]:
+        """What a region must exceed to be looked at: a value per case, and a margin."""
+        problem = self.problem
         found = problem.attained(strength)
         mean = abs(problem.total(found, strength))
-        excess = shells.suprema(strength, k) - strength * problem.fee - found[problem.owner]
-        excess = torch.where(problem.weights[problem.owner] > 0, excess, -torch.inf)
-        rows = (excess > 0.5 * self.effort.goal * mean).nonzero().squeeze(1)
-        state = replace(state, shell=k + 1, rows=None, which=None)
-        if len(rows) == 0:
-            return state
+        return strength * problem.fee + found[problem.owner], stage.least * mean
+
+    def _reference(self, state: _State, stage: _Stage) -> float:
+        """The penalty of a stage: raised where more regions are open than the work that is left.
+
+        A sample is only as good as its worst region, so that some regions of all samples at a
+        small penalty prove nothing, all of them at a larger one do.
+        """
+        if self.problem.budget is None:
+            return self.strength
+        low, high = min(self.strength * stage.factor, state.strength), state.strength
         if stage.steps == 0:
-            return replace(state, rows=rows)
-        rows, which = self._relevant(shells, rows, k, min(1e-2, 0.05 * mean))
-        left = (self.effort.work - state.spent) / (self._price * stage.steps)
-        if len(rows) > left:
-            keep = excess[rows].topk(max(0, int(left))).indices.sort().values
-            rows, which = rows[keep], which[keep]
-        return replace(state, rows=rows, which=which, start=self._pilot(state, k, rows, which))
+            return low
+        margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
+        left = stage.share * (self.effort.work - state.spent)
+        affordable = left / (self._price * (stage.steps + 2) * margins)
+
+        def fits(strength: float) -> bool:
+            fee, least = self._needed(strength, stage)
+            excess = self._excess(state.shells.suprema(strength), fee)
+            return int((excess > least).sum()) <= affordable
+
+        if fits(low):
+            return low
+        for _ in range(6):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        return high
 
     @property
     def _price(self) -> float:
         """Work of a region's step, in that of a network of 32 x 32."""
         net = self.problem.network
         sides = [net.dim, *(w.shape[0] for w in net.weights)]
-        pairs = zip(sides[1:], sides[:-1], strict=True)
-        return sum(a * b * (a + b) for a, b in pairs) / (4 * 32.0**3) + 0.05
+        pairs = list(zip(sides[1:], sides[:-1], strict=True))
+        deep = 1.0 if len(pairs) > 1 else 0.5
+        return deep * sum(a * b * (a + b) for a, b in pairs) / (4 * 32.0**3) + 0.1
 
     def _relevant(
-        self, shells: Shells, rows: Tensor, k: int, least: float
+        self, shells: Shells, rows: Tensor, k: int, least: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Margins of which a better bound can lower the loss, (sample, margin)."""
         margins = shells.margins.take(rows)
@@ -275,7 +319,7 @@ class _Refine:
             lower = outer.clone()
             lower[:, j] = torch.minimum(outer[:, j], shells.nominal[rows, j] - 1.0)
             drops.append(torch.where(own[:, j], 0.0, loss - margins(lower)))
-        at, which = (torch.stack(drops, 1) > least).nonzero(as_tuple=True)
+        at, which = (torch.stack(drops, 1) > least[:, None]).nonzero(as_tuple=True)
         return rows[at], which
 
     def _pilot(self, state: _State, k: int, rows: Tensor, which: Tensor) -> Multipliers | None:
@@ -317,7 +361,7 @@ class _Refine:
         which = state.which[:size]
         (constant, curvature), _ = self._quadratic(k, rows, which, stage.steps, state.start)
         shells = state.shells.with_quadratics(k, rows, which, constant, curvature)
-        spent = state.spent + len(rows) * stage.steps * self._price
+        spent = state.spent + len(rows) * (stage.steps + 2) * self._price
         return replace(state, shells=shells, rows=rest, which=state.which[size:], spent=spent)
 
     def _block_size(self, stage: _Stage) -> int:
@@ -415,7 +459,8 @@ def network_bound(
     count = settings.shells
     n, m = problem.network.margins.levels.shape
     count = max(4, min(count, int(MEMORY / (8 * 8 * max(1, n * m)))))
-    radii = edges(count, 0.03, max(6.0, 3.0 * far))
+    inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
+    radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
     rates = margin_constants(problem.network, settings.lipschitz)
     shells = Shells.empty(problem.network, radii, rates)
     solver = _Refine(problem, settings, shells, objective.strength)

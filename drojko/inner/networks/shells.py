@@ -88,14 +88,18 @@ class Shells:
     def with_quadratics(
         self, k: int, rows: Tensor, which: Tensor, constant: Tensor, curvature: Tensor
     ) -> Shells:
-        """Quadratics (j,) of shell k, of some margins of some samples, where they are lower."""
-        square = self.middle(k) ** 2
-        before = self.constant[rows, k, which] + 0.5 * self.curvature[rows, k, which] * square
-        wins = constant + 0.5 * curvature * square < before
+        """Quadratics (j,) of the ball of shell k, of some margins of some samples.
+
+        They replace those of shell k and of all inside it where they are lower.
+        """
+        square = torch.tensor([self.middle(j) ** 2 for j in range(k + 1)], dtype=torch.float64)
+        inside = torch.arange(k + 1)
+        at = rows[:, None], inside[None], which[:, None]
+        before = self.constant[at] + 0.5 * self.curvature[at] * square
+        wins = constant[:, None] + 0.5 * curvature[:, None] * square < before
         constants, curvatures = self.constant.clone(), self.curvature.clone()
-        rows, which = rows[wins], which[wins]
-        constants[rows, k, which] = constant[wins]
-        curvatures[rows, k, which] = curvature[wins]
+        constants[at] = torch.where(wins, constant[:, None], self.constant[at])
+        curvatures[at] = torch.where(wins, curvature[:, None], self.curvature[at])
         return replace(self, constant=constants, curvature=curvatures)
 
     def middle(self, k: int) -> float:
