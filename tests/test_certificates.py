@@ -39,7 +39,7 @@ def data(n, seed, classes=2):
     return x, torch.randint(classes, (n,), generator=gen), w / w.sum()
 
 
-PROVEN = {"ridge-1d", "strong-concavity", "lipschitz", "dual"}
+PROVEN = {"ridge-1d", "strong-concavity", "lipschitz", "linear-bounds", "branch-and-bound", "dual"}
 
 
 @pytest.mark.promise(1)

@@ -467,4 +467,5 @@ def network_bound(
     start = solver.init(problem)
     state = nested(solver, start, max_iter=10**6, max_time=max_time).state
     value, strength = problem.best(state.shells, state.strength)
-    return NetworkBound(value, strength / scale**2, "linear-bounds", state.shells, problem, scale)
+    proof = "linear-bounds" if value < start.value * (1 - 1e-9) else "lipschitz"
+    return NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)

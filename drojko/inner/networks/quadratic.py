@@ -285,7 +285,15 @@ def _trust_region(
     """
     shift = _SHIFT * (size + q.flatten(1).norm(dim=1)) + 1e-30
     if mu is None:
-        mu = _secular(q, g, radius, shift)
+        mu = _estimate(q, g, radius)
+        for _ in range(3):
+            mu = _newton(q, g, radius, shift, mu)[3]
+    return _newton(q, g, radius, shift, mu)
+
+
+def _newton(
+    q: Tensor, g: Tensor, radius: Tensor, shift: Tensor, mu: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     factor, bad = _factored(q, mu - shift)
     if bool(bad.any()):
         rows = bad.nonzero().squeeze(1)
@@ -302,12 +310,23 @@ def _trust_region(
     return mu, d.squeeze(2), cost, torch.where(torch.isfinite(move), mu + move, mu)
 
 
+def _estimate(q: Tensor, g: Tensor, radius: Tensor) -> Tensor:
+    """A guess from above: some steps of the power method."""
+    v = torch.nan_to_num(g) + 1e-9
+    value = torch.zeros_like(radius)
+    for _ in range(8):
+        v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        image = (q @ v.unsqueeze(2)).squeeze(2)
+        value, v = torch.maximum(value, (image * v).sum(1)), image
+    return 1.1 * value + g.norm(dim=1) / radius
+
+
 def _factored(q: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors of diagonal - q, and where there is none."""
     a = -q
     a.diagonal(dim1=1, dim2=2).add_(diagonal.unsqueeze(1))
     factor, info = torch.linalg.cholesky_ex(a)
-    return factor, info.ne(0) | ~torch.isfinite(factor).flatten(1).all(1)
+    return factor, info.ne(0) | ~torch.isfinite(factor.diagonal(dim1=1, dim2=2)).all(1)
 
 
 def _secular(q: Tensor, g: Tensor, radius: Tensor, shift: Tensor) -> Tensor:
