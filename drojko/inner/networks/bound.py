@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drojko._driver import Status, nested
+from drojko._driver import Limits, Status, nested
+from drojko.inner.networks.boxes import MOST_DIMENSIONS, branch_and_bound
 from drojko.inner.networks.linear import Ball, linear_bound
 from drojko.inner.networks.lipschitz import margin_constants
 from drojko.inner.networks.network import Network
@@ -58,19 +59,20 @@ class _Effort:
     shells: int
     work: float  # region steps in units of 32 x 32 networks
     goal: float  # relative gap that ends it
+    boxes: int  # in few dimensions
 
 
 _EFFORTS = {
     "fast": _Effort(
         (_Stage(1.2, 0), _Stage(1.15, 1, 0, 1.0, 0.03), _Stage(1.1, 6, 20, 1.0, 0.02)),
-        20, 16, 9e3, 0.01,
+        20, 16, 9e3, 0.01, 20_000,
     ),
     "thorough": _Effort(
         (
             _Stage(1.2, 0), _Stage(1.1, 1, 0, 0.5, 0.02), _Stage(1.06, 8, 20, 0.7, 0.01),
             _Stage(1.03, 30, 0, 1.0, 0.003),
         ),
-        100, 24, 9e4, 0.002,
+        100, 24, 9e4, 0.002, 300_000,
     ),
 }  # fmt: skip
 
@@ -225,14 +227,18 @@ class _Refine:
     def terminate(self, state: _State) -> Status | None:
         return Status.CONVERGED if state.done else None
 
+    def closed(self, value: float, strength: float) -> bool:
+        """Whether a bound is as near to what is attained as is asked for."""
+        found = self.problem.total(self.problem.attained(strength), strength)
+        return value - found <= self.effort.goal * abs(found)
+
     def step(self, state: _State) -> _State:
         if state.rows is not None and len(state.rows):
             return self._block(state)
         if state.shell < len(self.shells.edges) - 1:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
-        found = self.problem.total(self.problem.attained(strength), strength)
-        closed = value - found <= self.effort.goal * abs(found)
+        closed = self.closed(value, strength)
         last = state.stage + 1 >= len(self.effort.stages)
         return replace(
             state, value=value, strength=strength, stage=state.stage + 1, shell=0, rows=None,
@@ -421,10 +427,15 @@ class NetworkBound:
     shells: Shells
     problem: _Problem
     scale: float
+    few: tuple[float, Tensor] | None = None  # bounds in few dimensions, and at which strength
 
     def at(self, penalty: float) -> Tensor:
         """Bounds of the samples at any penalty, (n,)."""
-        return self.problem.bound(self.shells, penalty * self.scale**2)
+        strength = penalty * self.scale**2
+        bound = self.problem.bound(self.shells, strength)
+        if self.few is not None and strength >= self.few[0]:  # what is paid more for attains less
+            bound = torch.minimum(bound, self.few[1])
+        return bound
 
 
 @torch.no_grad()
@@ -463,9 +474,44 @@ def network_bound(
     radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
     rates = margin_constants(problem.network, settings.lipschitz)
     shells = Shells.empty(problem.network, radii, rates)
+    limits = Limits(max_time=max_time)
+    few = _in_boxes(problem, shells, objective.strength, settings, limits)
     solver = _Refine(problem, settings, shells, objective.strength)
-    start = solver.init(problem)
-    state = nested(solver, start, max_iter=10**6, max_time=max_time).state
+    state = start = solver.init(problem)
+    if few is None or not solver.closed(few[0], objective.strength):
+        state = nested(solver, start, max_iter=10**6, max_time=limits.time_left).state
     value, strength = problem.best(state.shells, state.strength)
     proof = "linear-bounds" if value < start.value * (1 - 1e-9) else "lipschitz"
-    return NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)
+    found = NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)
+    if few is not None and few[0] < value:
+        at = objective.strength
+        return replace(
+            found, value=few[0], penalty=at / scale**2, proof="branch-and-bound", few=(at, few[1])
+        )
+    return found
+
+
+def _in_boxes(
+    problem: _Problem, shells: Shells, strength: float, settings: _Effort, limits: Limits
+) -> tuple[float, Tensor] | None:
+    """By branch and bound at one penalty: the total, and the bounds of the samples."""
+    network = problem.network
+    if network.dim > MOST_DIMENSIONS:
+        return None
+    # From here on the chain proves less than the samples themselves attain.
+    steep = shells.margins.slope * float(shells.rates.max())
+    last = float(shells.edges[-1])
+    reach = min(last, steep / strength) if math.isfinite(steep) else last
+    found = problem.attained(strength)
+    mean = abs(problem.total(found, strength))
+    fee = strength * problem.fee
+    values = branch_and_bound(
+        network, strength, found[problem.owner] + fee,
+        reach, torch.full_like(fee, 0.5 * settings.goal * mean), settings.boxes, limits.time_left,
+    )  # fmt: skip
+    if values is None:
+        return None
+    if reach == last:
+        values = torch.maximum(values, shells.tail(strength))
+    bound = torch.maximum(problem.owned(values - fee), found)
+    return problem.total(bound, strength), bound
