@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -60,19 +60,20 @@ class _Effort:
     work: float  # region steps in units of 32 x 32 networks
     goal: float  # relative gap that ends it
     boxes: int  # in few dimensions
+    searches: int  # of the penalty there
 
 
 _EFFORTS = {
     "fast": _Effort(
         (_Stage(1.2, 0), _Stage(1.15, 1, 0, 1.0, 0.03), _Stage(1.1, 6, 20, 1.0, 0.02)),
-        20, 16, 9e3, 0.01, 20_000,
+        20, 16, 9e3, 0.01, 20_000, 1,
     ),
     "thorough": _Effort(
         (
             _Stage(1.2, 0), _Stage(1.1, 1, 0, 0.5, 0.02), _Stage(1.06, 8, 20, 0.7, 0.01),
             _Stage(1.03, 30, 0, 1.0, 0.003),
         ),
-        100, 24, 9e4, 0.002, 300_000,
+        100, 24, 9e4, 0.002, 300_000, 3,
     ),
 }  # fmt: skip
 
@@ -475,43 +476,78 @@ def network_bound(
     rates = margin_constants(problem.network, settings.lipschitz)
     shells = Shells.empty(problem.network, radii, rates)
     limits = Limits(max_time=max_time)
-    few = _in_boxes(problem, shells, objective.strength, settings, limits)
+    few = _Boxes(problem, shells, settings, limits).best(objective.strength)
     solver = _Refine(problem, settings, shells, objective.strength)
     state = start = solver.init(problem)
-    if few is None or not solver.closed(few[0], objective.strength):
+    if few is None:
         state = nested(solver, start, max_iter=10**6, max_time=limits.time_left).state
     value, strength = problem.best(state.shells, state.strength)
     proof = "linear-bounds" if value < start.value * (1 - 1e-9) else "lipschitz"
     found = NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)
     if few is not None and few[0] < value:
-        at = objective.strength
-        return replace(
-            found, value=few[0], penalty=at / scale**2, proof="branch-and-bound", few=(at, few[1])
-        )
+        at = few[1] / scale**2
+        return replace(found, value=few[0], penalty=at, proof="branch-and-bound", few=few[1:])
     return found
 
 
-def _in_boxes(
-    problem: _Problem, shells: Shells, strength: float, settings: _Effort, limits: Limits
-) -> tuple[float, Tensor] | None:
-    """By branch and bound at one penalty: the total, and the bounds of the samples."""
-    network = problem.network
-    if network.dim > MOST_DIMENSIONS:
-        return None
-    # From here on the chain proves less than the samples themselves attain.
-    steep = shells.margins.slope * float(shells.rates.max())
-    last = float(shells.edges[-1])
-    reach = min(last, steep / strength) if math.isfinite(steep) else last
-    found = problem.attained(strength)
-    mean = abs(problem.total(found, strength))
-    fee = strength * problem.fee
-    values = branch_and_bound(
-        network, strength, found[problem.owner] + fee,
-        reach, torch.full_like(fee, 0.5 * settings.goal * mean), settings.boxes, limits.time_left,
-    )  # fmt: skip
-    if values is None:
-        return None
-    if reach == last:
-        values = torch.maximum(values, shells.tail(strength))
-    bound = torch.maximum(problem.owned(values - fee), found)
-    return problem.total(bound, strength), bound
+@dataclass
+class _Boxes:
+    """Branch and bound at any penalty: totals, and bounds of the samples, by penalty."""
+
+    problem: _Problem
+    shells: Shells
+    settings: _Effort
+    limits: Limits
+    known: dict[float, tuple[float, Tensor]] = field(default_factory=dict)
+
+    def best(self, strength: float) -> tuple[float, float, Tensor] | None:
+        """Smallest total, where, and the bounds there; None: too many dimensions, or no time."""
+        if self.problem.network.dim > MOST_DIMENSIONS or not self.total(strength) < math.inf:
+            return None
+        if self.problem.budget is not None and not self.closed(strength):
+            step = 0.08
+            for direction in (step, -step):
+                at, length = strength, direction
+                while self.total(at * math.exp(length)) < self.total(at):
+                    at, length = at * math.exp(length), 1.6 * length
+                if at != strength:
+                    break
+            strength, length = at, abs(length) / 1.6
+            for _ in range(self.settings.searches):
+                length *= 0.5
+                nearby = (strength * math.exp(-length), strength, strength * math.exp(length))
+                strength = min(nearby, key=self.total)
+        return self.known[strength][0], strength, self.known[strength][1]
+
+    def closed(self, strength: float) -> bool:
+        """Whether no other penalty can matter: the total is near to what is attained."""
+        total, found = self.known[strength][0], self.problem.attained(strength)
+        attained = self.problem.total(found, strength)
+        return total - attained <= self.settings.goal * abs(attained)
+
+    def total(self, strength: float) -> float:
+        """Of the bounds at a penalty."""
+        if strength not in self.known:
+            left = self.limits.time_left
+            bound = None if left == 0.0 else self._bound(strength)
+            total = math.inf if bound is None else self.problem.total(bound, strength)
+            self.known[strength] = total, torch.empty(0) if bound is None else bound
+        return self.known[strength][0]
+
+    def _bound(self, strength: float) -> Tensor | None:
+        problem, shells, settings = self.problem, self.shells, self.settings
+        # From here on the chain proves less than the samples themselves attain.
+        steep = shells.margins.slope * float(shells.rates.max())
+        free = math.isfinite(steep)
+        reach = steep / strength if free else float(shells.edges[-1])
+        found = problem.attained(strength)
+        mean = abs(problem.total(found, strength))
+        fee = strength * problem.fee
+        values = branch_and_bound(
+            problem.network, strength, found[problem.owner] + fee, reach,
+            torch.full_like(fee, 0.5 * settings.goal * mean), settings.boxes, self.limits.time_left,
+        )  # fmt: skip
+        if values is None:
+            return None
+        values = values if free else torch.maximum(values, shells.tail(strength))
+        return torch.maximum(problem.owned(values - fee), found)

@@ -78,7 +78,8 @@ class _Branching:
         attained = state.attained[group.rows]
         bound = state.bound[group.rows]
         values: list[Tensor] = []
-        for part in torch.arange(len(middle)).split(max(1, min(_BLOCK, _PAIRS // len(bound)))):
+        pairs = _PAIRS // (8 if self.network.margins.kind == "both" else 1)
+        for part in torch.arange(len(middle)).split(max(1, min(_BLOCK, pairs // len(bound)))):
             above, there = self._values(group, middle[part], half[part])
             values.append(above)
             attained = torch.maximum(attained, there)

@@ -246,16 +246,23 @@ def layers_of(model: Any) -> Layers | None:
     return linear, acts, error
 
 
+def _plain(part: nn.Module) -> bool:
+    """Whether a module computes what its class does: no hooks, no forward of its own."""
+    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+
+
 def _collected(module: nn.Module) -> Layers | None:
     affine: list[tuple[Tensor, Tensor]] = []
     acts: list[Activation] = []
     error = 0.0
+    if not all(_plain(part) for part in module.modules()):
+        return None
     for part in _flat(module):
-        if isinstance(part, nn.Linear):
+        if type(part) is nn.Linear:
             w = part.weight.detach().double()
             b = torch.zeros(len(w), dtype=w.dtype) if part.bias is None else part.bias.detach()
             step = (w, b.double().to(w.device))
-        elif isinstance(part, nn.BatchNorm1d):
+        elif type(part) is nn.BatchNorm1d:
             scaled = _normalised(part)
             if scaled is None:
                 return None
@@ -283,9 +290,9 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     """Parts in their order, without those that do nothing at rows of numbers."""
     if type(module) is nn.Sequential:
         return [part for child in module for part in _flat(child)]
-    nothing = isinstance(module, nn.Identity)
-    nothing |= isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
-    nothing |= isinstance(module, nn.Dropout) and not module.training
+    nothing = type(module) is nn.Identity
+    nothing |= type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1
+    nothing |= type(module) is nn.Dropout and not module.training
     return [] if nothing else [module]
 
 
