@@ -66,14 +66,14 @@ class _Effort:
 _EFFORTS = {
     "fast": _Effort(
         (_Stage(1.2, 0), _Stage(1.15, 1, 0, 1.0, 0.03), _Stage(1.1, 6, 20, 1.0, 0.02)),
-        20, 16, 9e3, 0.01, 20_000, 1,
+        20, 16, 9e3, 0.01, 16_000, 1,
     ),
     "thorough": _Effort(
         (
             _Stage(1.2, 0), _Stage(1.1, 1, 0, 0.5, 0.02), _Stage(1.06, 8, 20, 0.7, 0.01),
             _Stage(1.03, 30, 0, 1.0, 0.003),
         ),
-        100, 24, 9e4, 0.002, 300_000, 3,
+        100, 24, 9e4, 0.002, 160_000, 3,
     ),
 }  # fmt: skip
 
@@ -462,6 +462,7 @@ def network_bound(
     max_time : float, optional
         Seconds after which no further region is looked at: what there is by then is proven.
     """
+    limits = Limits(max_time=max_time)
     problem = _Problem.of(objective, cases, weights, radius)
     if problem is None:
         return None
@@ -473,9 +474,9 @@ def network_bound(
     count = max(4, min(count, int(MEMORY / (8 * 8 * max(1, n * m)))))
     inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
     radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
-    rates = margin_constants(problem.network, settings.lipschitz)
+    hurry = max_time is not None and max_time < 1.0
+    rates = margin_constants(problem.network, 0 if hurry else settings.lipschitz)
     shells = Shells.empty(problem.network, radii, rates)
-    limits = Limits(max_time=max_time)
     few = _Boxes(problem, shells, settings, limits).best(objective.strength)
     solver = _Refine(problem, settings, shells, objective.strength)
     state = start = solver.init(problem)
@@ -499,6 +500,7 @@ class _Boxes:
     settings: _Effort
     limits: Limits
     known: dict[float, tuple[float, Tensor]] = field(default_factory=dict)
+    count: int = 0
 
     def best(self, strength: float) -> tuple[float, float, Tensor] | None:
         """Smallest total, where, and the bounds there; None: too many dimensions, or no time."""
@@ -528,8 +530,8 @@ class _Boxes:
     def total(self, strength: float) -> float:
         """Of the bounds at a penalty."""
         if strength not in self.known:
-            left = self.limits.time_left
-            bound = None if left == 0.0 else self._bound(strength)
+            over = self.count > self.settings.boxes or self.limits.time_left == 0.0
+            bound = None if over else self._bound(strength)
             total = math.inf if bound is None else self.problem.total(bound, strength)
             self.known[strength] = total, torch.empty(0) if bound is None else bound
         return self.known[strength][0]
@@ -543,11 +545,14 @@ class _Boxes:
         found = problem.attained(strength)
         mean = abs(problem.total(found, strength))
         fee = strength * problem.fee
-        values = branch_and_bound(
+        result = branch_and_bound(
             problem.network, strength, found[problem.owner] + fee, reach,
-            torch.full_like(fee, 0.5 * settings.goal * mean), settings.boxes, self.limits.time_left,
+            torch.full_like(fee, 0.5 * settings.goal * mean), settings.boxes // 2,
+            self.limits.time_left,
         )  # fmt: skip
-        if values is None:
+        if result is None:
             return None
+        values, count = result
+        self.count += count
         values = values if free else torch.maximum(values, shells.tail(strength))
         return torch.maximum(problem.owned(values - fee), found)

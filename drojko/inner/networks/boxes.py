@@ -167,8 +167,8 @@ def branch_and_bound(
     slack: Tensor,
     most: int,
     max_time: float | None = None,
-) -> Tensor | None:
-    """Upper bounds of loss - strength t² for displacements of each sample up to ``reach``, (n,).
+) -> tuple[Tensor, int] | None:
+    """Upper bounds (n,) of loss - strength t² for displacements up to ``reach``; boxes looked at.
 
     ``attained`` (n,) are values somewhere, ``slack`` (n,) is how much above them will do; None:
     there are as many kinds of samples as samples, so that nothing is shared.
@@ -180,5 +180,5 @@ def branch_and_bound(
     state = nested(solver, solver.init(attained), max_iter=10**6, max_time=max_time).state
     if state.group < len(groups):  # out of time within a group: its samples and later have none
         left = torch.cat([g.rows for g in groups[state.group :]])
-        return state.bound.index_fill(0, left, torch.inf)
-    return torch.maximum(state.bound, state.attained)
+        return state.bound.index_fill(0, left, torch.inf), state.count
+    return torch.maximum(state.bound, state.attained), state.count

@@ -206,8 +206,23 @@ class Shells:
             grown = chain[rows, None] + self.rates[rows, None] * t[:, 1:, None]
             bound = loss.take(rows)(grown + _ROOM * grown.abs()) - strength * t[:, :-1] ** 2
             bound = torch.maximum(bound.amax(1), value[rows])
-            value = value.index_copy(0, rows, torch.where(known, bound, torch.inf))
+            bound = torch.minimum(torch.where(known, bound, torch.inf), self._endless(rows, strength))
+            value = value.index_copy(0, rows, bound)
         return value
+
+    def _endless(self, rows: Tensor, strength: float) -> Tensor:
+        """The chain's bound with all distances allowed, without a grid."""
+        loss, y = self.margins.loss, self.margins.y[rows]
+        chain, rates = self._last[0][rows], self.rates[rows]
+        if self.margins.kind == "pairs":
+            return loss.rate_bound(chain, y, rates, strength)
+        sides = [(chain[:, 0], rates[:, :1])]
+        if self.margins.kind == "falls":
+            sides = [(chain[:, 0] * (1.0 - 2.0 * y.to(chain.dtype)), rates[:, :1])]
+        else:
+            sides.append((-chain[:, 1], rates[:, 1:]))
+        found = [loss.rate_bound(f, y, rate, strength) for f, rate in sides]
+        return torch.stack(found).amax(0)
 
     def _steepness(self, m: Tensor) -> Tensor:
         """Largest slope of the loss at margins (n, m), (n,)."""
