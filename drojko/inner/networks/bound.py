@@ -261,7 +261,7 @@ class _Refine:
             return replace(state, rows=rows)
         least = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
         rows, which = self._relevant(shells, rows, k, least)
-        left = (self.effort.work - state.spent) / (self._price * (stage.steps + 2))
+        left = (self.effort.work - state.spent) / self._price(stage.steps)
         rows, which = rows[: max(0, int(left))], which[: max(0, int(left))]
         return replace(state, rows=rows, which=which, start=self._pilot(state, k, rows, which))
 
@@ -290,7 +290,7 @@ class _Refine:
             return low
         margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
         left = stage.share * (self.effort.work - state.spent)
-        affordable = left / (self._price * (stage.steps + 2) * margins)
+        affordable = left / (self._price(stage.steps) * margins)
 
         def fits(strength: float) -> bool:
             fee, least = self._needed(strength, stage)
@@ -304,14 +304,18 @@ class _Refine:
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high
 
-    @property
-    def _price(self) -> float:
-        """Work of a region's step, in that of a network of 32 x 32."""
+    def _price(self, steps: int) -> float:
+        """Work of a region, in that of a step with a network of 32 x 32."""
         net = self.problem.network
         sides = [net.dim, *(w.shape[0] for w in net.weights)]
         pairs = list(zip(sides[1:], sides[:-1], strict=True))
         deep = 1.0 if len(pairs) > 1 else 0.5
-        return deep * sum(a * b * (a + b) for a, b in pairs) / (4 * 32.0**3) + 0.1
+        step = deep * sum(a * b * (a + b) for a, b in pairs) / (4 * 32.0**3) + 0.1
+        units = sum(
+            width * (0.7 if act.convex else 1.5)
+            for width, act in zip(sides[1:], net.acts, strict=True)
+        )
+        return steps * step + units / 64.0
 
     def _relevant(
         self, shells: Shells, rows: Tensor, k: int, least: Tensor
@@ -368,7 +372,7 @@ class _Refine:
         which = state.which[:size]
         (constant, curvature), _ = self._quadratic(k, rows, which, stage.steps, state.start)
         shells = state.shells.with_quadratics(k, rows, which, constant, curvature)
-        spent = state.spent + len(rows) * (stage.steps + 2) * self._price
+        spent = state.spent + len(rows) * self._price(stage.steps)
         return replace(state, shells=shells, rows=rest, which=state.which[size:], spent=spent)
 
     def _block_size(self, stage: _Stage) -> int:
