@@ -60,7 +60,8 @@ class Certificate:
         kinks it is that of a smoothed one and need not be small at a minimum.
     proof : str
         What proves ``upper``: "ridge-1d", "strong-concavity", "lipschitz", "dual", for networks
-        "linear-bounds" and "branch-and-bound"; "largest-loss" where it is no more than the largest loss of any answer, which says nothing of the radius;
+        "linear-bounds" and "branch-and-bound"; "largest-loss" where it is no more than the largest
+        loss of any answer, which says nothing of the radius;
         or "local-estimate", which is no proof (and all that an infinite ``upper`` has).
     discrepancy : str
         What ``transport_cost`` is called when the certificate is printed.
@@ -299,9 +300,7 @@ def _network(
     every = adversary.becoming(batch)
     if every is None:
         return None
-    cases = [
-        Case(at, fee if isinstance(fee, Tensor) else None, found) for at, fee in every
-    ]
+    cases = [Case(at, fee if isinstance(fee, Tensor) else None, found) for at, fee in every]
     return network_bound(
         adversary.objective, cases, weights, radius=radius, effort=effort, max_time=max_time
     )

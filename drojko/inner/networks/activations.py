@@ -34,7 +34,7 @@ class Around:
     r"""An activation on [l, u], seen from an anchor a: h = phi(t) - phi(a), D = t - a, e = h - S D.
 
     ``curved``: (least, largest) of 2e/D²; ``secant``: (least <= 0, largest >= 0) of e/D;
-    ``above``: e <= C + k D as (C, k); ``below``: e >= C + k D; ``reach``: max |D|. Shape (n, units).
+    ``above``: e <= C + k D as (C, k); ``below``: e >= C + k D; ``reach``: max |D|.
     """
 
     slope: Tensor
@@ -47,7 +47,7 @@ class Around:
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation with bounds of its derivatives: phi' and phi'' in intervals, |phi'''|, |phi''''|."""
+    """An activation; phi' and phi'' lie in ``slopes`` and ``bends``, |phi'''| below ``third``."""
 
     name: str
     slopes: tuple[float, float]
@@ -61,7 +61,7 @@ class Activation:
         return ACTIVATIONS[self.name][0](a)
 
     def bend(self, a: Tensor) -> Tensor:
-        """phi'' of a smooth activation."""
+        """Phi'' of a smooth activation."""
         s = torch.sigmoid(a)
         p = s * torch.sigmoid(-a)
         if self.name == "softplus":
@@ -95,8 +95,20 @@ class Activation:
         chord = wide * (ends[1] - ends[0]) / (high - low).clamp_min(1e-12)
         tangent = self(at)[1]
         zero = torch.zeros_like(low)
-        above = [chord, tangent, wide * rise[..., 1:].amax(-1), wide * fall[..., :-1].amin(-1), zero]
-        below = [chord, tangent, wide * rise[..., 1:].amin(-1), wide * fall[..., :-1].amax(-1), zero]
+        above = [
+            chord,
+            tangent,
+            wide * rise[..., 1:].amax(-1),
+            wide * fall[..., :-1].amin(-1),
+            zero,
+        ]
+        below = [
+            chord,
+            tangent,
+            wide * rise[..., 1:].amin(-1),
+            wide * fall[..., :-1].amax(-1),
+            zero,
+        ]
         up = self._lowest(grid, h, slope, above, at, 1.0)
         down = self._lowest(grid, h, slope, below, at, -1.0)
         return up[0], up[1], down[0], -down[1]
@@ -213,7 +225,9 @@ class _Grid:
         share = torch.linspace(0.0, 1.0, _CELLS + 1, dtype=low.dtype, device=low.device)
         middle = torch.lerp(a.unsqueeze(-1), b.unsqueeze(-1), share)
         points = torch.cat([low.unsqueeze(-1), middle, high.unsqueeze(-1)], -1)
-        return _Grid(points, (b - a) * (0.5 / _CELLS) * (1 + 1e-9) + 1e-15 * (1 + a.abs() + b.abs()))
+        return _Grid(
+            points, (b - a) * (0.5 / _CELLS) * (1 + 1e-9) + 1e-15 * (1 + a.abs() + b.abs())
+        )
 
     def peak(self, value: Tensor, slope: Tensor, second: float) -> Tensor:
         """Upper bound of a function on the interval, given |f''| <= second; see the module."""
@@ -239,5 +253,3 @@ _ALL = {
 def activation(name: str) -> Activation | None:
     """The activation of this name; None: nothing is proven of it."""
     return _ALL.get(name)
-
-

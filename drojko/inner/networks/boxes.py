@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status, nested
-from drojko.inner.networks.linear import Box, linear_bound
+from drojko.inner.networks.linear import Box, blocks, linear_bound
 from drojko.inner.networks.network import Network
 
 __all__ = ["MOST_DIMENSIONS", "branch_and_bound"]
 
 MOST_DIMENSIONS = 4
 _PAIRS = 400_000  # samples times boxes at once
-_BLOCK = 1024
+_MEMORY = 2**26
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class _Branching:
     slack: Tensor  # what a sample's bound may exceed its attained value by
     most: int
 
-    def init(self, attained: Tensor) -> _State:
-        return _State(0, None, None, torch.full_like(attained, -torch.inf), attained)
+    def init(self, problem: Tensor) -> _State:
+        """From the attained values (n,)."""
+        return _State(0, None, None, torch.full_like(problem, -torch.inf), problem)
 
     @staticmethod
     def finite(state: _State) -> bool:
@@ -79,7 +80,8 @@ class _Branching:
         bound = state.bound[group.rows]
         values: list[Tensor] = []
         pairs = _PAIRS // (8 if self.network.margins.kind == "both" else 1)
-        for part in torch.arange(len(middle)).split(max(1, min(_BLOCK, pairs // len(bound)))):
+        size = blocks(group.network, _MEMORY)
+        for part in torch.arange(len(middle)).split(min(size, max(1, pairs // len(bound)))):
             above, there = self._values(group, middle[part], half[part])
             values.append(above)
             attained = torch.maximum(attained, there)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drojko.inner.networks.network import Network
 
-__all__ = ["Ball", "Box", "LinearBound", "linear_bound"]
+__all__ = ["Ball", "Box", "LinearBound", "blocks", "linear_bound"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ class LinearBound:
     intervals: list[tuple[Tensor, Tensor]]
 
 
+def blocks(network: Network, memory: int, extra: int = 0) -> int:
+    """How many regions at once keep within a memory, with ``extra`` bytes for each."""
+    widths = [w.shape[0] for w in network.weights]
+    widest = max(max(widths), network.dim)
+    rows = max(network.margins.levels.shape[1], *widths[1:], 1)
+    one = 8 * (8 * rows * widest + 14 * 27 * max(widths)) + extra
+    return max(1, min(2000, memory // one))
+
+
 def linear_bound(
     network: Network, region: Ball | Box, anchors: list[Tensor] | None = None
 ) -> LinearBound:
@@ -70,7 +79,9 @@ def linear_bound(
     for k in range(1, len(network.weights)):
         lines.append(network.acts[k - 1].lines(*intervals[-1]))
         low, high = intervals[-1]
-        largest = torch.maximum(network.acts[k - 1](low)[0].abs(), network.acts[k - 1](high)[0].abs())
+        largest = torch.maximum(
+            network.acts[k - 1](low)[0].abs(), network.acts[k - 1](high)[0].abs()
+        )
         w, b = network.weights[k], network.biases[k]
         # |phi| is largest at an end but for silu's dip of .2785 below zero
         sizes.append((largest + 0.3) @ w.abs().T + b.abs())
@@ -104,7 +115,9 @@ def _substituted(
     for k in range(len(lines) - 1, -1, -1):
         up, up_level, down, down_level = lines[k]
         positive, negative = rows.clamp_min(0.0), rows.clamp_max(0.0)
-        level = level + (positive @ up_level.unsqueeze(2) + negative @ down_level.unsqueeze(2))[..., 0]
+        level = (
+            level + (positive @ up_level.unsqueeze(2) + negative @ down_level.unsqueeze(2))[..., 0]
+        )
         levels = torch.maximum(up_level.abs(), down_level.abs())
         error = error + (rows.abs() @ levels.unsqueeze(2))[..., 0]
         rows = positive * up.unsqueeze(1) + negative * down.unsqueeze(1)

@@ -66,9 +66,7 @@ class Margins:
 
     def take(self, index: Tensor) -> Margins:
         """Some of the samples."""
-        return replace(
-            self, rows=self.rows[index], levels=self.levels[index], y=self.y[index]
-        )
+        return replace(self, rows=self.rows[index], levels=self.levels[index], y=self.y[index])
 
     def own(self) -> Tensor:
         """Which margins are zero by definition, shape (n, m)."""
@@ -141,8 +139,10 @@ class Network:
         lift = objective.coordinates.lift
         centre = x @ weights[0].T + biases[0]
         size = x.abs() @ weights[0].abs().T + biases[0].abs()
-        first = weights[0] * objective.coordinates.scale if lift is None else (
-            weights[0] @ lift.double().cpu()
+        first = (
+            weights[0] * objective.coordinates.scale
+            if lift is None
+            else (weights[0] @ lift.double().cpu())
         )
         frame = None
         if first.shape[1] > first.shape[0]:
@@ -307,5 +307,3 @@ def _normalised(part: nn.BatchNorm1d) -> tuple[Tensor, Tensor] | None:
         weight, bias = part.weight.detach().double(), part.bias.detach().double()
         scale, shift = scale * weight, shift * weight + bias
     return torch.diag(scale), shift
-
-

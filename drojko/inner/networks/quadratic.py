@@ -229,7 +229,11 @@ def _eliminated(
             const = const + (0.25 * b0.square() / t).sum(1)
             passes.append(_Pass(layer, values, 0.5 * (low + high), 0.5 * b0 / t))
             inner = (w.T * diagonal.unsqueeze(1)) @ w
-            size = size + inner.flatten(1).norm(dim=1) + (w.T * diagonal.abs().unsqueeze(1) @ w).diagonal(dim1=1, dim2=2).sum(1)
+            size = (
+                size
+                + inner.flatten(1).norm(dim=1)
+                + (w.T * diagonal.abs().unsqueeze(1) @ w).diagonal(dim1=1, dim2=2).sum(1)
+            )
         else:
             diagonal = diagonal - 2.0 * t * low * high
             root = t.sqrt()
@@ -279,7 +283,7 @@ def _dominate(layer: _Layer, free: list[Tensor], square: Tensor) -> None:
 def _trust_region(
     q: Tensor, g: Tensor, radius: Tensor, size: Tensor, mu: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """mu > largest eigenvalue of q, near where ||(mu - q)^-1 g|| = radius; that d; g'd/2; next mu.
+    """Mu > largest eigenvalue of q, near where ||(mu - q)^-1 g|| = radius; that d; g'd/2; next mu.
 
     The matrix that is factored lies below mu - q by more than rounding: success proves mu.
     """

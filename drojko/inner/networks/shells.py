@@ -1,4 +1,4 @@
-r"""Bounds of margins on shells around each sample, and the supremum of loss minus cost that follows.
+r"""Bounds of margins on shells around each sample, and what they make of loss minus cost.
 
 Per sample, shell and margin three bounds that do not depend on the penalty are stored: a line in
 the displacement t from linear relaxation, a quadratic in t, and a chain: what holds on an inner
@@ -16,12 +16,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from drojko.inner.networks.linear import Ball, linear_bound
+from drojko.inner.networks.linear import Ball, blocks, linear_bound
 from drojko.inner.networks.network import Margins, Network
 
 __all__ = ["Shells", "edges"]
 
 _PARTS = 3
+_MEMORY = 2**26
 _TAIL = 96
 #: Room for rounding in the last sums, relative.
 _ROOM = 1e-13
@@ -67,15 +68,13 @@ class Shells:
         # On a ball of radius zero a linear bound is the margin, rounded upwards.
         parts = [
             linear_bound(network.take(rows), Ball(torch.zeros(len(rows)).double())).level
-            for rows in torch.arange(len(network)).split(1024)
+            for rows in torch.arange(len(network)).split(blocks(network, _MEMORY))
         ]
         nominal = torch.cat(parts).masked_fill(own, 0.0)
         shape = (len(network), len(radii) - 1, nominal.shape[1])
         infinite = torch.full(shape, torch.inf, dtype=torch.float64)
         nothing = torch.zeros(shape, dtype=torch.float64)
-        return Shells(
-            network.margins, radii, nominal, rates, infinite, nothing, infinite, nothing
-        )
+        return Shells(network.margins, radii, nominal, rates, infinite, nothing, infinite, nothing)
 
     def with_lines(self, k: int, rows: Tensor, level: Tensor, slope: Tensor) -> Shells:
         """Linear bounds (j, m) of shell k at some samples (j,)."""
@@ -116,7 +115,7 @@ class Shells:
 
     @cached_property
     def _chain(self) -> Tensor:
-        """b such that m <= b + rate t beyond the inner sphere of each shell, (n, K + 1, m)."""
+        """B such that m <= b + rate t beyond the inner sphere of each shell, (n, K + 1, m)."""
         s = self.edges[1:, None]
         best = torch.minimum(
             self.level + self.slope * s, self.constant + 0.5 * self.curvature * s * s
@@ -206,7 +205,9 @@ class Shells:
             grown = chain[rows, None] + self.rates[rows, None] * t[:, 1:, None]
             bound = loss.take(rows)(grown + _ROOM * grown.abs()) - strength * t[:, :-1] ** 2
             bound = torch.maximum(bound.amax(1), value[rows])
-            bound = torch.minimum(torch.where(known, bound, torch.inf), self._endless(rows, strength))
+            bound = torch.minimum(
+                torch.where(known, bound, torch.inf), self._endless(rows, strength)
+            )
             value = value.index_copy(0, rows, bound)
         return value
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drojko.inner import Pointwise
-from drojko.inner.networks import bound as module
 from drojko.inner.networks.bound import Case, network_bound
+from drojko.inner.networks.refine import Refine
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.models import ACTIVATIONS
 
@@ -56,8 +56,9 @@ def grid_dual(objective, batch, radius, reach=6.0, points=241):
     """min over penalties of penalty r² + mean max over a grid of the plane, from below."""
     axis = torch.linspace(-reach, reach, points, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
+    scale = objective.coordinates.scale
     loss = torch.stack([
-        objective.risk(objective.batch(grid, y.expand(len(grid))), grid / objective.coordinates.scale)
+        objective.risk(objective.batch(grid, y.expand(len(grid))), grid / scale)
         for y in batch.y
     ])  # fmt: skip
     cost = torch.cdist(batch.x, grid).square()
@@ -71,9 +72,16 @@ def grid_dual(objective, batch, radius, reach=6.0, points=241):
 
 
 @pytest.mark.promise(1)
-@pytest.mark.parametrize("effort", ["fast", "thorough"])
-@pytest.mark.parametrize("loss", ["logistic", "softmax", "huber"])
-@pytest.mark.parametrize("activation", ["softplus", "tanh", "relu"])
+@pytest.mark.parametrize(
+    ("loss", "activation", "effort"),
+    [
+        ("logistic", "softplus", "fast"),
+        ("softmax", "relu", "fast"),
+        ("huber", "tanh", "fast"),
+        ("logistic", "silu", "thorough"),
+        ("hinge", "sigmoid", "thorough"),
+    ],
+)
 def test_in_the_plane_it_is_the_dual_of_a_grid(perceptron, loss, activation, effort, seed):
     objective, batch, _ = perceptron((8, 6), loss, activation, seed, d=2, n=15)
     radius = 0.4
@@ -81,14 +89,17 @@ def test_in_the_plane_it_is_the_dual_of_a_grid(perceptron, loss, activation, eff
     at = objective.with_penalty(float(penalty))
     adversary = Pointwise().fit(at, batch, None)
     found = (adversary.solve(batch).q,)
-    bound = network_bound(at, [Case(batch, None, found)], masses(batch), radius=radius, effort=effort)
+    bound = network_bound(
+        at, [Case(batch, None, found)], masses(batch), radius=radius, effort=effort
+    )
     assert bound.value >= dual * (1 - 1e-9)
     # The grid misses maximisers by at most its step; three tenths of a per cent here.
     assert bound.value <= dual * (1.03 if effort == "fast" else 1.012)
 
 
-@pytest.mark.parametrize("activation", ["softplus", "tanh", "silu", "relu"])
-@pytest.mark.parametrize("hidden", [(8,), (6, 6), (5, 5, 5)])
+@pytest.mark.parametrize(
+    ("hidden", "activation"), [((8,), "relu"), ((6, 6), "softplus"), ((5, 5, 5), "tanh")]
+)
 def test_more_effort_is_no_looser(perceptron, hidden, activation, seed):
     objective, batch, _ = perceptron(hidden, "logistic", activation, seed, d=6, spread=0.6)
     adversary = Pointwise().fit(objective, batch, None)
@@ -105,10 +116,9 @@ def test_more_effort_is_no_looser(perceptron, hidden, activation, seed):
 @pytest.mark.parametrize(
     ("spread", "offset"), [(0.0, 0.0), (0.0, 1.0), (1e-6, 1.0), (1e3, 1.0), (1.0, 1e6), (30.0, 1e3)]
 )
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_extreme_weights(perceptron, spread, offset, activation, seed):
+def test_extreme_weights(perceptron, spread, offset, seed):
     """No weights, constant outputs, large ones: a bound, never below what ascents find."""
-    for d in (2, 5):
+    for d, activation in zip((2, 5, 5, 2, 5), sorted(ACTIVATIONS), strict=True):
         objective, batch, gen = perceptron(
             (4, 3), "logistic", activation, seed, d=d, spread=spread, offset=offset, n=5
         )
@@ -121,7 +131,7 @@ def test_extreme_weights(perceptron, spread, offset, activation, seed):
 
 
 def test_one_row_one_unit_one_column(perceptron, seed):
-    objective, batch, gen = perceptron((1,), "logistic", "tanh", seed, d=1, n=1)
+    objective, batch, _ = perceptron((1,), "logistic", "tanh", seed, d=1, n=1)
     bound = network_bound(objective, [Case(batch)], masses(batch), effort="thorough")
     grid = torch.linspace(-8, 8, 20001, dtype=torch.float64)[:, None]
     every = objective.batch(grid, batch.y.expand(len(grid)))
@@ -173,7 +183,7 @@ def test_it_repeats_itself(perceptron, seed):
 
 
 def test_time_ends_it_with_a_proof(perceptron, seed):
-    objective, batch, _ = perceptron((16, 16), "softmax", "tanh", seed, d=8, n=40)
+    objective, batch, _ = perceptron((16, 16), "softmax", "softplus", seed, d=8, n=30)
     values = {}
     for limit in (0.0, 0.3, 1e9):
         began = time.perf_counter()
@@ -189,6 +199,6 @@ def test_time_ends_it_with_a_proof(perceptron, seed):
 def test_blocks_change_nothing(perceptron, seed, monkeypatch):
     objective, batch, _ = perceptron((8, 6), "softmax", "softplus", seed, d=6)
     whole = network_bound(objective, [Case(batch)], masses(batch), radius=0.3).value
-    monkeypatch.setattr(module._Refine, "_block_size", lambda self, stage: 3)
+    monkeypatch.setattr(Refine, "_block_size", lambda self, stage: 3)
     parts = network_bound(objective, [Case(batch)], masses(batch), radius=0.3).value
     assert parts == pytest.approx(whole, rel=1e-9)

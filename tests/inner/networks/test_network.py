@@ -51,7 +51,9 @@ UNKNOWN = {
     "no last layer": lambda: stack(nn.Linear(3, 1), nn.Tanh()),
     "other activation": lambda: stack(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 1)),
     "other beta": lambda: stack(nn.Linear(3, 4), nn.Softplus(beta=2), nn.Linear(4, 1)),
-    "dropout at work": lambda: stack(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(), nn.Linear(4, 1)).train(),
+    "dropout at work": lambda: stack(
+        nn.Linear(3, 4), nn.Dropout(), nn.Tanh(), nn.Linear(4, 1)
+    ).train(),
     "subclass": lambda: stack(Doubled(3, 4), nn.Tanh(), nn.Linear(4, 1)),
     "hook": hooked,
     "softmax": lambda: stack(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Softmax(1)),
@@ -123,7 +125,10 @@ def test_directions_that_the_first_layer_does_not_see_are_left_out(perceptron, s
 def test_nothing_is_known_of_callables_and_linear_models(perceptron):
     objective, batch, _ = perceptron((4,), "logistic", "tanh", 0)
     loss = CallableLoss(lambda f, y: f)
-    assert Network.of(type(objective)(objective.model, loss, objective.coordinates, 1.0), batch) is None
+    assert (
+        Network.of(type(objective)(objective.model, loss, objective.coordinates, 1.0), batch)
+        is None
+    )
     linear = MLP(3, 1, hidden=())
     known = type(objective)(linear, objective.loss, objective.coordinates, 1.0)
     assert Network.of(known, batch) is None

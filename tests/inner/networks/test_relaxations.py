@@ -30,8 +30,6 @@ def climbed(network, radius, rows, start, steps=15):
     return d
 
 
-
-
 @given(CASES, SIZES, st.sampled_from([1e-6, 0.1, 1.0, 10.0]))
 def test_no_point_of_a_ball_beats_its_bounds(perceptron, in_ball, drawn, sizes, size):
     spread, offset = sizes
@@ -112,8 +110,8 @@ def test_semidefinite_constants_are_below_products_of_norms(perceptron, seed):
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_a_quadratic_is_second_order_around_its_anchor(perceptron, activation, seed):
-    """Small balls: the bound of the sphere's maximum is off by no more than the cube of the radius."""
-    objective, batch, gen = perceptron((6, 5), "logistic", activation, seed, d=4)
+    """Small balls: the bound is off by no more than the cube of the radius."""
+    objective, batch, _ = perceptron((6, 5), "logistic", activation, seed, d=4)
     network = Network.of(objective, batch)
     rows, levels = network.margins.rows[:, 0], network.margins.levels[:, 0]
     gaps = []
