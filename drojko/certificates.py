@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from drojko._numerics import standard_error
 from drojko.ambiguity import Dual
-from drojko.exceptions import UnboundedRiskError
+from drojko.inner.networks.bound import Case, NetworkBound, network_bound
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
-from drojko.models import is_linear
 
 __all__ = [
     "Certificate", "Evaluation", "certify", "proof_of_tilt", "reweighted_certificate",
@@ -27,6 +25,8 @@ __all__ = [
 
 #: Draws that carry a tilt, and the share of the mass on the top thousandth: too few, too large.
 _FEW, _DOMINATED = 10.0, 0.5
+#: A relative gap that no further bound is worth its time for.
+_NOTHING_LEFT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Certificate:
         1 + the objective; NaN for a model that was not trained here. Where the objective has
         kinks it is that of a smoothed one and need not be small at a minimum.
     proof : str
-        What proves ``upper``: "ridge-1d", "strong-concavity", "lipschitz", "dual"; "largest-loss"
-        where it is no more than the largest loss of any answer, which says nothing of the radius;
+        What proves ``upper``: "ridge-1d", "strong-concavity", "lipschitz", "dual", for networks
+        "linear-bounds" and "branch-and-bound"; "largest-loss" where it is no more than the largest
+        loss of any answer, which says nothing of the radius;
         or "local-estimate", which is no proof (and all that an infinite ``upper`` has).
     discrepancy : str
         What ``transport_cost`` is called when the certificate is printed.
@@ -162,6 +163,8 @@ def certify(
     start: float | None = None,
     sampled: bool = True,
     stationarity: float = math.nan,
+    effort: str = "fast",
+    max_time: float | None = None,
 ) -> Evaluation:
     r"""Certificate of an adversary on reference draws that were not used to build it.
 
@@ -184,6 +187,10 @@ def certify(
         Whether the draws stand for a continuous reference: gives the standard error.
     stationarity : float
         Passed on to the certificate.
+    effort : {"fast", "thorough"}
+        How hard the bounds of a network are worked on.
+    max_time : float, optional
+        Seconds for that work: what is proven by then is valid, only looser.
 
     Raises
     ------
@@ -200,13 +207,21 @@ def certify(
         worst, used, penalty = adversary.solve(batch), adversary, objective.penalty
         bound, proof = adversary.upper(worst, known)
         upper, spread = mean(bound, weights), worst.value
+        if not _closed(upper, mean(spread, weights), proof):
+            network = _network(adversary, batch, weights, None, (worst.q,), effort, max_time)
+            if network is not None:
+                # Both are bounds sample by sample, and so is their minimum.
+                both = network.at(penalty)
+                both = both if proof == "local-estimate" else torch.minimum(both, bound.double())
+                upper, proof = _better((upper, proof), (mean(both, weights), network.proof))
         lower = max(mean(spread, weights), nominal)
     else:
         worst = solve_ball(adversary, batch, weights, radius, start=start)
         used, penalty, lower = worst.adversary, worst.penalty, mean(worst.risk, weights)
         upper, proof, spread = nominal, "dual", base
         if math.isfinite(penalty):
-            upper, proof = _ball_upper(adversary, batch, weights, radius, worst, known)
+            limits = effort, max_time
+            upper, proof = _ball_upper(adversary, batch, weights, radius, worst, known, limits)
             spread = worst.risk - penalty * worst.cost
     own = standard_error(worst.risk, weights) if sampled else 0.0
     certificate = Certificate(
@@ -232,6 +247,7 @@ def _ball_upper(
     radius: float,
     ball: BallSolution,
     known: Structure,
+    limits: tuple[str, float | None],
 ) -> tuple[float, str]:
     """Smallest dual value that is proven: every penalty gives a valid one."""
 
@@ -244,43 +260,50 @@ def _ball_upper(
     loose = {proof for _, proof in options} & {"lipschitz", "local-estimate"}
     if known.norms is not None and not adversary.discrete and loose:
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
-        if not is_linear(adversary.objective.model):
-            options.extend(_local_ball(adversary, batch, ball, dual))
-    finite = [option for option in options if math.isfinite(option[0])]
-    proven = [option for option in finite if option[1] != "local-estimate"]
-    return min(proven or finite or [(math.inf, "local-estimate")])
+    best = options[0]
+    for option in options[1:]:
+        best = _better(best, option)
+    if not _closed(best[0], mean(ball.risk, weights), best[1]):
+        at = adversary.with_penalty(ball.penalty)
+        found = (ball.low.q, ball.high.q)
+        network = _network(at, batch, weights, radius, found, *limits)
+        if network is not None:
+            best = _better(best, (network.value, network.proof))
+    return best if math.isfinite(best[0]) else (math.inf, "local-estimate")
 
 
-def _local_ball(
+def _better(first: tuple[float, str], second: tuple[float, str]) -> tuple[float, str]:
+    """The smaller of two upper sides; what is proven comes before an estimate."""
+
+    def key(option: tuple[float, str]) -> tuple[bool, bool, float]:
+        infinite = not math.isfinite(option[0])
+        return infinite, option[1] == "local-estimate", option[0]
+
+    return min(first, second, key=key)
+
+
+def _closed(upper: float, lower: float, proof: str) -> bool:
+    """Whether there is nothing left to prove that is worth the work."""
+    return proof != "local-estimate" and upper - lower <= _NOTHING_LEFT * abs(lower)
+
+
+def _network(
     adversary: Adversary,
     batch: Batch,
-    ball: BallSolution,
-    dual: Callable[[Adversary, Moved], tuple[float, str]],
-) -> list[tuple[float, str]]:
-    """Dual values at larger penalties, where bounds near the samples become strong concavity.
-
-    A perceptron's bounds tighten quickly as the penalty shrinks the balls that can hold a
-    maximiser, while the dual value itself rises slowly: the best proven value lies above the
-    multiplier.
-    """
-    quick = replace(adversary, candidates=())
-    options: dict[float, tuple[float, str]] = {}
-
-    def value(factor: float) -> float:
-        if factor not in options:
-            at = quick.with_penalty(ball.high_penalty * factor)
-            try:
-                options[factor] = dual(at, at.solve(batch, [ball.high.q]))
-            except UnboundedRiskError:
-                options[factor] = (math.inf, "lipschitz")
-        return options[factor][0]
-
-    factor = 2.0
-    while factor < 200.0 and value(2.0 * factor) < value(factor):
-        factor *= 2.0
-    for step in (2.0**0.5, 2.0**0.25):
-        factor = min((factor / step, factor, factor * step), key=value)
-    return list(options.values())
+    weights: Tensor,
+    radius: float | None,
+    found: tuple[Tensor, ...],
+    effort: str,
+    max_time: float | None,
+) -> NetworkBound | None:
+    """Bounds of a perceptron by relaxation, over all labels and categories."""
+    every = adversary.becoming(batch)
+    if every is None:
+        return None
+    cases = [Case(at, fee if isinstance(fee, Tensor) else None, found) for at, fee in every]
+    return network_bound(
+        adversary.objective, cases, weights, radius=radius, effort=effort, max_time=max_time
+    )
 
 
 def _lipschitz_ball(

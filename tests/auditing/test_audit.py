@@ -78,7 +78,7 @@ def test_a_planted_worst_case_is_found(rng):
 def test_the_gain_is_exact_where_it_is_proven(network, moons):
     """Above the threshold the bound by strong concavity is tight: it proves the gain."""
     table = audit(network, *moons, Wasserstein(), radii=[0.02, 0.1], random_state=0).table
-    assert set(table.proof) <= {"strong-concavity", "lipschitz"}
+    assert set(table.proof) <= {"strong-concavity", "lipschitz", "branch-and-bound"}
     gain = table.worst_case_risk - table.nominal_risk
     assert (gain >= 0.99 * (table.upper_bound - table.nominal_risk)).all()
     assert (table.ascent_risk <= table.worst_case_risk).all()

@@ -320,6 +320,19 @@ class Adversary:
                 proof = max(proof, weaker, key=_WEAKNESS.index)
         return bound, proof
 
+    def becoming(self, batch: Batch) -> list[tuple[Batch, Tensor | float]] | None:
+        """All that a batch may become without moving, and the cost; None: too many swaps."""
+        swaps = self.swaps
+        if swaps is not None and swaps.n_combinations > MOST_COMBINATIONS:
+            return None
+        found: list[tuple[Batch, Tensor | float]] = []
+        for labelled, fee in self._labelled(batch):
+            every = [(labelled, 0.0)]
+            if swaps is not None:
+                every = list(swapping.every_combination(swaps, labelled))
+            found += [(at, fee + paid) for at, paid in every]
+        return found
+
     def _upper_swapped(
         self, labelled: Batch, start: Tensor, known: Structure
     ) -> list[tuple[Tensor, str]]:

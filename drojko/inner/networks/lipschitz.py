@@ -1,0 +1,115 @@
+r"""Lipschitz constants of a perceptron's margins by semidefinite duality.
+
+Slopes of secants lie in [a, b], so that T (h - a D)'(b D - h) >= 0 for any diagonal T >= 0. With
+B = v v' behind the last layer and, layer by layer,
+
+.. math:: A = 2T - B \succ 0, \quad X = T(a + b), \quad B \leftarrow W^\top(X A^{-1} X - 2abT)W,
+
+the largest eigenvalue of the last B is a bound of L², whatever the multipliers T (Fazlyab, Robey,
+Hassani, Morari and Pappas, 2019, arXiv 1906.04893, "LipSDP-neuron", in its Schur form).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from drojko.inner.networks.network import Network
+
+__all__ = ["lipschitz", "margin_constants", "product_of_norms"]
+
+_RATE, _DECAY = 0.1, (0.9, 0.99)
+
+
+def product_of_norms(network: Network, rows: Tensor) -> Tensor:
+    """The simple bound, of ``rows @ last hidden layer``, rows (p, width)."""
+    bound = rows.norm(dim=1)
+    for w, act in zip(network.weights, network.acts, strict=True):
+        bound = bound * torch.linalg.matrix_norm(w, 2) * max(map(abs, act.slopes))
+    return bound * (1.0 + 1e-9)
+
+
+@torch.no_grad()
+def lipschitz(network: Network, rows: Tensor, steps: int) -> Tensor:
+    """Lipschitz constants (p,) of ``rows @ last hidden layer`` in the displacement, everywhere."""
+    bound = product_of_norms(network, rows)
+    norm = rows.norm(dim=1)
+    live = (norm > 0).nonzero().squeeze(1)
+    if steps == 0 or len(live) == 0:
+        return bound
+    unit = rows[live] / norm[live].unsqueeze(1)
+    logs = [torch.zeros(len(live), w.shape[0], dtype=torch.float64) for w in network.weights]
+    first, second = ([torch.zeros_like(p) for p in logs] for _ in range(2))
+    best = torch.full_like(norm[live], math.inf)
+    for step in range(1, steps + 1):
+        value, slopes = _value(network, unit, logs, step == 1)
+        best = torch.minimum(best, torch.nan_to_num(value, nan=math.inf))
+        for k, slope in enumerate(slopes):
+            slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+            first[k].mul_(_DECAY[0]).add_(slope, alpha=1.0 - _DECAY[0])
+            second[k].mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
+            root = (second[k] / (1.0 - _DECAY[1] ** step)).sqrt().clamp_min(1e-30)
+            logs[k].sub_(_RATE / (1.0 - _DECAY[0] ** step) * first[k] / root)
+    found = best.clamp_min(0.0).sqrt() * norm[live] * (1.0 + 1e-7)
+    bound[live] = torch.minimum(bound[live], torch.nan_to_num(found, nan=math.inf))
+    return bound
+
+
+def _value(
+    network: Network, unit: Tensor, logs: list[Tensor], first: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """L² (p,), and its derivatives in the logarithms of the multipliers."""
+    square = unit.unsqueeze(2) * unit.unsqueeze(1)
+    back: list[tuple[Tensor, Tensor]] = []
+    for k in range(len(logs) - 1, -1, -1):
+        w, (low, high) = network.weights[k], network.acts[k].slopes
+        if first:
+            top = torch.linalg.eigvalsh(square)[:, -1].clamp_min(1e-12)
+            logs[k].copy_(top.log().unsqueeze(1).expand_as(logs[k]))
+        factor, root = _positive(square, logs[k])
+        t = root.square()
+        x = (t * (low + high) / root).unsqueeze(2) * w
+        y = torch.linalg.solve_triangular(factor, x, upper=False)
+        square = y.transpose(1, 2) @ y - 2.0 * low * high * (w.T * t.unsqueeze(1)) @ w
+        square = 0.5 * (square + square.transpose(1, 2))
+        solved = torch.linalg.solve_triangular(factor.transpose(1, 2), y, upper=True)
+        back.append((t, solved / root.unsqueeze(2)))
+    values, vectors = torch.linalg.eigh(square)
+    moved, slopes = vectors[..., -1], []
+    for (t, solve), w, act in zip(back[::-1], network.weights, network.acts, strict=True):
+        low, high = act.slopes
+        d, h = moved @ w.T, (solve @ moved.unsqueeze(2)).squeeze(2)
+        slopes.append(2.0 * t * (h - low * d) * (high * d - h))
+        moved = h
+    size = square.flatten(1).norm(dim=1)
+    return values[:, -1] + 1e-9 * size, slopes
+
+
+def _positive(square: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of 2 - B scaled by the roots of T, which are raised until there is one."""
+    for attempt in range(3):
+        root = (0.5 * log).exp()
+        scaled = square / (root.unsqueeze(2) * root.unsqueeze(1))
+        a = -scaled
+        a.diagonal(dim1=1, dim2=2).add_(2.0 - 1e-3)
+        factor, info = torch.linalg.cholesky_ex(a)
+        bad = info.ne(0).nonzero().squeeze(1)
+        if len(bad) == 0 or attempt == 2:
+            break
+        top = torch.linalg.eigvalsh(torch.nan_to_num(scaled[bad]))[:, -1]
+        log[bad] += (0.7 * top).clamp_min(1.01).log().unsqueeze(1)
+    factor[info.ne(0)] = math.nan
+    return factor, root
+
+
+def margin_constants(network: Network, steps: int) -> Tensor:
+    """Constants of all margins of all samples, (n, m)."""
+    margins, weight = network.margins, network.margins.weight
+    if margins.kind != "pairs":
+        return lipschitz(network, weight, steps).expand(len(margins), margins.levels.shape[1])
+    i, j = torch.triu_indices(len(weight), len(weight), 1)
+    table = torch.zeros(len(weight), len(weight), dtype=torch.float64)
+    table[i, j] = lipschitz(network, weight[i] - weight[j], steps)
+    return (table + table.T)[margins.y]
