@@ -19,6 +19,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
+from drojko.inner.transport.search.rounds import Restarts
 from drojko.models import is_linear
 
 __all__ = [
@@ -66,6 +67,9 @@ class Certificate:
         What ``transport_cost`` is called when the certificate is printed.
     inner : str
         What ``inner="auto"`` chose and why; empty where nothing was left to choose.
+    search : str
+        What a thorough search for the worst case says of itself: its rounds of restarts and the
+        share of the gain that it is estimated to miss, which is no bound; empty elsewhere.
 
     Examples
     --------
@@ -87,6 +91,7 @@ class Certificate:
     discrepancy: str = "transport cost"
     inner: str = ""
     risk_error: float = 0.0
+    search: str = ""
 
     @property
     def gap(self) -> float:
@@ -122,6 +127,8 @@ class Certificate:
         ]
         if self.inner:
             rows.append(("chosen", self.inner))
+        if self.search:
+            rows.append(("search", self.search))
         return rows
 
     def __str__(self) -> str:
@@ -138,12 +145,14 @@ class Evaluation:
     """A certificate with the worst case behind it.
 
     ``worst`` is the worst case at the requested penalty, or the mixture that fills the ball;
-    ``adversary`` moves any other draws in the same way.
+    ``adversary`` moves any other draws in the same way; ``restarts`` is what a thorough search
+    says of itself.
     """
 
     certificate: Certificate
     worst: Moved | BallSolution
     adversary: Adversary
+    restarts: Restarts | None = None
 
     @property
     def plan(self) -> tuple[float, float, float]:
@@ -162,6 +171,7 @@ def certify(
     start: float | None = None,
     sampled: bool = True,
     stationarity: float = math.nan,
+    effort: str | None = None,
 ) -> Evaluation:
     r"""Certificate of an adversary on reference draws that were not used to build it.
 
@@ -184,13 +194,16 @@ def certify(
         Whether the draws stand for a continuous reference: gives the standard error.
     stationarity : float
         Passed on to the certificate.
+    effort : {"fast", "thorough"}, optional
+        Of the search for the worst case of a network; None: the adversary's own.
 
     Raises
     ------
     UnboundedRiskError
         When the worst case is infinite.
     """
-    objective = adversary.objective
+    adversary = adversary if effort is None else adversary.with_effort(effort)
+    objective, restarts = adversary.objective, None
     if radius != 0.0:
         adversary.check_finite(batch, radius is not None)
     known = structure(objective)
@@ -201,8 +214,10 @@ def certify(
         bound, proof = adversary.upper(worst, known)
         upper, spread = mean(bound, weights), worst.value
         lower = max(mean(spread, weights), nominal)
+        restarts = Restarts.of(worst.found.evidence, worst.value - base, weights)
     else:
-        worst = solve_ball(adversary, batch, weights, radius, start=start)
+        worst = solve_ball(adversary, batch, weights, radius, start=start, atoms=not sampled)
+        restarts = worst.restarts
         used, penalty, lower = worst.adversary, worst.penalty, mean(worst.risk, weights)
         upper, proof, spread = nominal, "dual", base
         if math.isfinite(penalty):
@@ -221,8 +236,9 @@ def certify(
         risk_error=own,
         stationarity=stationarity,
         proof=proof,
+        search="" if restarts is None else str(restarts),
     )
-    return Evaluation(certificate, worst, used)
+    return Evaluation(certificate, worst, used, restarts)
 
 
 def _ball_upper(

@@ -18,6 +18,7 @@ from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.bounds import is_ridge
+from drojko.inner.transport.known import KnownRows
 from drojko.inner.transport.storage import pack
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel, is_linear
@@ -27,8 +28,12 @@ __all__ = ["assess", "certify_points"]
 LEARNED_DRAWS, MOST_ATOMS = 1_000, 20_000
 
 
-def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
+def assess(
+    plan: Plan, model: TabularModel, result: TrainResult, effort: str = "fast"
+) -> Assessment:
     """Learn the worst-case map on some draws and certify it on fresh ones.
+
+    Atoms are what they are: their worst case is searched for, and no map is learned.
 
     Then compare with the best constant prediction, which no adversary can touch: a linear model
     whose attained worst case is no smaller is replaced by it; a model with more to learn is left
@@ -37,7 +42,7 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
     penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
     count, sampled = plan.count(LEARNED_DRAWS), plan.sampled
     points = plan.problem(model).draw(count, spawn(plan.generator))
-    adversary = learn(plan, model, points, penalty)
+    adversary = learn(plan, model, points, penalty, effort, atoms=not sampled)
     if sampled:  # atoms are what they are
         points = plan.problem(model).draw(count, spawn(plan.generator))
     if len(points[0]) > MOST_ATOMS:
@@ -48,7 +53,7 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         return found
     if is_linear(model):
         constant = make_constant(model, output)
-        adversary = learn(plan, model, points, penalty)
+        adversary = learn(plan, model, points, penalty, effort, atoms=not sampled)
         return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=constant)
     if certificate.nominal_risk >= risk and result.status == Status.MAX_ITER:
         return found  # it has learned little so far, and the status says so
@@ -94,19 +99,35 @@ def best_constant(plan: Plan, model: TabularModel, points: Points) -> tuple[Tens
 
 
 def certify_points(
-    plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
+    plan: Plan,
+    model: TabularModel,
+    points: Points,
+    generator: torch.Generator,
+    effort: str = "fast",
 ) -> Certificate:
     """Certificate of a fixed model on the empirical measure of given points."""
     problem, (x, y, w) = plan.problem(model), points
     objective = problem.objective(x, 1.0)
     penalty = problem.first_penalty(objective, objective.batch(x, y), w)
     plan = replace(plan, generator=generator)
-    adversary = learn(plan, model, points, penalty if penalty < math.inf else 1.0)
+    penalty = penalty if penalty < math.inf else 1.0
+    adversary = learn(plan, model, points, penalty, effort, atoms=True)
     return _measure(plan, model, adversary, points, False, math.nan).certificate
 
 
-def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adversary:
-    """The adversary of a model at a penalty, learned on (at most some thousand) draws."""
+def learn(
+    plan: Plan,
+    model: TabularModel,
+    draws: Points,
+    penalty: float,
+    effort: str = "fast",
+    *,
+    atoms: bool = False,
+) -> Adversary:
+    """The adversary of a model at a penalty, learned on (at most some thousand) draws.
+
+    ``atoms``: the draws are the reference itself, and nothing is learned for others.
+    """
     if len(draws[0]) > LEARNED_DRAWS:
         draws = _subset(draws, LEARNED_DRAWS, spawn(plan.generator))
     x, y, _ = draws
@@ -124,6 +145,8 @@ def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adv
                 spawn(plan.generator),
                 n_labels=plan.n_labels,
                 label_cost=plan.label_cost,
+                effort=effort,
+                atoms=atoms,
             )
         except UnboundedRiskError:
             # Of a ball only the multiplier is asked for, and that lies above the loss's growth.
@@ -171,6 +194,9 @@ def _measure(
         "attained_risk": certificate.worst_case_risk,
         "cost_weights": plan.cost.weights,
     }
+    if not sampled and not adversary.exact:
+        known = KnownRows.of(evaluation.worst, adversary.objective.decode, w)
+        state["known"] = known.state()
     return Assessment(certificate, state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from drojko._validation import checked
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["Ascent", "Evidence", "picked", "proximal_ascent"]
+__all__ = ["Ascent", "Evidence", "joined", "picked", "proximal_ascent"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,17 @@ def picked(wins: Tensor, first: Any, second: Any) -> Any:
     names = (f.name for f in fields(first))
     parts = (picked(wins, getattr(first, name), getattr(second, name)) for name in names)
     return type(first)(*parts)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Tensors, or records of tensors, one below the other; None where any is."""
+    first = parts[0]
+    if len(parts) == 1 or any(part is None for part in parts):
+        return first if len(parts) == 1 else None
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    names = (f.name for f in fields(first))
+    return type(first)(*(joined([getattr(part, name) for part in parts]) for name in names))
 
 
 @checked(start="n r any")

@@ -15,10 +15,13 @@ from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Support, first_candidates
+from drojko.inner.transport.search.rounds import Restarts
 
 __all__ = ["BallSolution", "solve_ball"]
 
 _MAX_SOLVES = 40
+#: Gap of a plan for any draw, which is no more exact than its draws.
+_FRESH = 1e-5
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
@@ -42,6 +45,8 @@ class BallSolution:
         Of the first; 0 where one map suffices.
     adversary : Adversary
         Gives both maps, on these draws and on any other.
+    restarts : Restarts or None
+        What a thorough search at a penalty between says of itself.
     """
 
     penalty: float
@@ -51,6 +56,7 @@ class BallSolution:
     high_penalty: float
     share: float
     adversary: Adversary
+    restarts: Restarts | None = None
 
     def mix(self, low: Tensor, high: Tensor) -> Tensor:
         """Mean of two quantities of the maps under the mixture."""
@@ -117,7 +123,7 @@ class _Search:
                 self.adversary,
                 candidates=first_candidates(objective),
                 screening=min(4, self.adversary.screening),
-            )
+            ).with_effort("warm")
             self.adversary = _with_support(quick, self.batch, [first.moved])
             self.starts.append(first.moved.q)
         low: _Trial | None = None
@@ -191,6 +197,7 @@ def solve_ball(
     start: float | None = None,
     tol: float | None = None,
     starts: Sequence[Tensor] | None = None,
+    atoms: bool = False,
 ) -> BallSolution:
     r"""Penalties on either side of the budget, and the mixture that spends it.
 
@@ -215,6 +222,9 @@ def solve_ball(
     starts : sequence of Tensor of shape (n, r), optional
         Positions near the worst case, as from a neighbouring model: one quick search from there
         alone, whose maps are good on these draws only.
+    atoms : bool
+        Whether the draws are all there are: the plan is then what was found for them, with every
+        start that helped; else it is one that any draw can follow.
 
     Returns
     -------
@@ -237,13 +247,45 @@ def solve_ball(
     low, high = _Search(adversary, batch, weights, budget, goal, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
-    # Warm starts belong to these draws. A plan for any draw has its starts from candidates
-    # alone: what was found becomes one of them, and the budget is met again with it.
+    if adversary.search is not None:
+        low, high, restarts = _searched(adversary, batch, weights, budget, goal, low, high)
+    else:
+        restarts = None
     found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
-    again = _Search(adversary, batch, weights, budget, tol or 1e-5, warm=False)
+    if not atoms:
+        # Warm starts belong to these draws. A plan for any draw has its starts from candidates
+        # alone: what was found becomes one of them, and the budget is met again with it.
+        again = _Search(
+            adversary.with_effort("fast"), batch, weights, budget, tol or _FRESH, warm=False
+        )
+        low, high = again.run(high.penalty, factor=1.01)
+    return replace(_mixture(adversary, low, high, budget), restarts=restarts)
+
+
+def _searched(
+    adversary: Adversary,
+    batch: Batch,
+    weights: Tensor,
+    budget: float,
+    tol: float,
+    low: _Trial | None,
+    high: _Trial,
+) -> tuple[_Trial | None, _Trial, Restarts | None]:
+    """A search in full at the penalty that was found, and the budget met again from there."""
+    at = adversary.with_penalty(high.penalty)
+    sides = [side.moved for side in (low, high) if side is not None and side.moved is not None]
+    moved = at.solve(batch, [side.q for side in sides])
+    restarts = Restarts.of(
+        moved.found.evidence, moved.value - at.objective.risk(batch, batch.q0), weights
+    )
+    warm = replace(at, candidates=first_candidates(at.objective)).with_effort("warm")
+    warm = _with_support(warm, batch, [*sides, moved])
+    again = _Search(
+        warm, batch, weights, budget, tol, share=False, starts=[moved.q, *(s.q for s in sides)]
+    )
     low, high = again.run(high.penalty, factor=1.01)
-    return _mixture(adversary, low, high, budget)
+    return low, high, restarts
 
 
 def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.transport.ascent import Ascent
+from drojko.inner.transport.ascent import Ascent, joined
 
 __all__ = ["bundle", "free"]
 
@@ -67,9 +67,8 @@ def bundle(objective: Objective, batch: Batch, at: Ascent, steps: int) -> Ascent
     size = max(16, _BLOCK // (planes * max(1, batch.q0.shape[1])))
     for rows in torch.arange(len(batch), device=batch.q0.device).split(size):
         part = Ascent(at.q[rows], at.value[rows], at.gradient[rows])
-        found = _bundle(objective, batch.take(rows), part, steps)
-        parts.append((found.q, found.value, found.gradient))
-    return Ascent(*(torch.cat(part) for part in zip(*parts)))
+        parts.append(_bundle(objective, batch.take(rows), part, steps))
+    return joined(parts)
 
 
 def _bundle(objective: Objective, batch: Batch, at: Ascent, steps: int) -> Ascent:

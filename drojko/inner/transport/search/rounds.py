@@ -9,31 +9,70 @@ import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.transport.ascent import Ascent, Evidence, proximal_ascent
+from drojko.inner.transport.ascent import Ascent, Evidence, joined, proximal_ascent
 from drojko.inner.transport.search.polish import bundle, free
 from drojko.inner.transport.search.screening import halve, shared
 from drojko.inner.transport.search.starts import Anchors, draw, reach
 
-__all__ = ["EFFORTS", "Search"]
+__all__ = ["EFFORTS", "Restarts", "Search"]
 
+#: What a caller may ask for; "warm" is for neighbours of what was found: no start is drawn.
 EFFORTS = ("fast", "thorough")
 #: Anchors of a fast search: of few rows, and of many, which share more between them.
 _STARTS, _STARTS_MANY, _MANY = 32, 12, 1000
 #: Anchors, cells and spheres where no label tells which anchors are far.
 _BLIND, _BLIND_MANY = (16, 8, 8), (6, 3, 3)
+#: Rows that share what they find; more are searched in parts.
+_ROWS = 5000
 #: Times that rows try what others have found, in a fast search.
 _SHARES = 3
 #: Of a round of a thorough one, without and with the other families; rounds at most and at least.
 _ROUND, _MIXED = (24, 0, 0), (10, 7, 7)
 _ROUNDS, _LEAST = 24, 3
-#: Steps, and starts that go on: of fast searches, of rounds, and of what rows share.
+#: Steps, and starts that go on: from known ones alone, of fast searches, of rounds, of what rows
+#: share.
+_WARM = ((4, 1),)
 _FAST = ((5, 6), (12, 2), (20, 1))
 _THOROUGH = ((5, 6), (15, 2), (40, 1))
 _SHARED_FAST, _SHARED = ((5, 1), (20, 1)), ((5, 2), (40, 1))
 #: Estimated missing share of the gain that ends the rounds.
 _ENOUGH = 1e-4
+#: Above this restarts are not said to have found no more.
+_FOUND = 1e-3
 #: Spectral steps of the polish, and bundle steps where those have not ended.
 _POLISH, _BUNDLE, _BUNDLE_ROUND, _OPEN = 60, 30, 15, 1e-9
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """What a thorough search says of itself: rounds, and the share of the gain they may miss.
+
+    The share is an estimate from how far the bests of independent rounds lie apart, no bound.
+
+    >>> str(Restarts(3, 2e-5))
+    'restarts found no more: 3 rounds, estimated missing 2e-05 of the gain'
+    """
+
+    rounds: int
+    missing: float
+
+    @staticmethod
+    def of(evidence: Evidence | None, gain: Tensor, weights: Tensor) -> Restarts | None:
+        """The rows together, from what they gained (n,) and their masses (n,)."""
+        if evidence is None or not len(weights):
+            return None
+        mass = weights.double()
+        gained, missing = float(mass @ gain.double()), float(mass @ evidence.missing.double())
+        return Restarts(int(evidence.rounds.max()), missing / gained if gained > 0 else 0.0)
+
+    @property
+    def enough(self) -> bool:
+        """Whether restarts can be said to have found no more."""
+        return self.missing <= _FOUND
+
+    def __str__(self) -> str:
+        found = "restarts found no more" if self.enough else "restarts still found more"
+        return f"{found}: {self.rounds} rounds, estimated missing {self.missing:.2g} of the gain"
 
 
 @dataclass(frozen=True)
@@ -46,8 +85,9 @@ class Search:
         Rows that starts are drawn towards.
     seed : int
         Of all its random numbers.
-    effort : {"fast", "thorough"}
-        One round; or rounds of fresh starts until they find no more, which gives an `Evidence`.
+    effort : {"warm", "fast", "thorough"}
+        Given starts alone; one round; or rounds of fresh starts until they find no more, which
+        gives an `Evidence`.
     """
 
     anchors: Anchors
@@ -61,6 +101,10 @@ class Search:
     @torch.no_grad()
     def run(self, objective: Objective, batch: Batch, given: Sequence[Tensor] = ()) -> Ascent:
         """The best of the row itself, ``given`` starts (n, r) and drawn ones; never below J(x)."""
+        if len(batch) > _ROWS:
+            parts = torch.arange(len(batch), device=batch.q0.device).split(_ROWS)
+            found = (self.run(objective, batch.take(p), [q[p] for q in given]) for p in parts)
+            return joined(list(found))
         generator = torch.Generator().manual_seed(self.seed)
         stay = objective.coordinates.project(batch.q0)
         value, gradient = objective.value_and_gradient(batch, stay)
@@ -68,9 +112,20 @@ class Search:
         if not batch.q0.numel():
             return best
         known = torch.stack([stay, *given])
-        rounds = self._fast if self.effort == "fast" else self._thorough
+        rounds = {"warm": self._warm, "fast": self._fast, "thorough": self._thorough}[self.effort]
         best, evidence = rounds(objective, batch, best, known, generator)
         return replace(_polished(objective, batch, best), evidence=evidence)
+
+    def _warm(
+        self,
+        objective: Objective,
+        batch: Batch,
+        stay: Ascent,
+        known: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Ascent, Evidence | None]:
+        """From the known starts alone."""
+        return stay.better(halve(objective, batch, known, _WARM)), None
 
     def _fast(
         self,
@@ -120,7 +175,7 @@ class Search:
             top = torch.stack(bests).topk(2, dim=0).values
             missing = (count - 1) / count * (top[0] - top[1])
             gain = float((best.value - stay.value).mean())
-            if float(missing.mean()) <= _ENOUGH * gain:
+            if not float(missing.mean()) > _ENOUGH * gain:  # NaN as well
                 break
         return best, Evidence(missing, torch.full_like(missing, len(bests)))
 

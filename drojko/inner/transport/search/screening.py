@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
-from drojko.inner.transport.ascent import Ascent, proximal_ascent
+from drojko.inner.transport.ascent import Ascent, joined, proximal_ascent
 
 __all__ = ["halve", "shared"]
 
@@ -57,8 +57,8 @@ def halve(
             found = _best(_stack(objective, part, at, steps, tol), keep)
             at = found.q
         assert found is not None
-        parts.append((found.q[0], found.value[0], found.gradient[0]))
-    return Ascent(*(torch.cat(part) for part in zip(*parts)))
+        parts.append(Ascent(found.q[0], found.value[0], found.gradient[0]))
+    return joined(parts)
 
 
 def shared(

@@ -103,7 +103,9 @@ def draw(
         index = anchors.pick(objective, batch, f, towards, generator)
         low, high = _SHARES
         share = torch.rand((towards, n, 1), generator=generator, dtype=torch.float64).to(q0)
-        starts.append(torch.lerp(q0.expand(towards, *q0.shape), q[index], low + (high - low) * share))
+        starts.append(
+            torch.lerp(q0.expand(towards, *q0.shape), q[index], low + (high - low) * share)
+        )
     if cells:
         index = anchors.pick(objective, batch, f, cells, generator).reshape(-1)
         z0 = q0 + far * _spheres(batch, cells, _INNER, generator)
