@@ -221,7 +221,8 @@ def certify(
         used, penalty, lower = worst.adversary, worst.penalty, mean(worst.risk, weights)
         upper, proof, spread = nominal, "dual", base
         if math.isfinite(penalty):
-            upper, proof = _ball_upper(adversary, batch, weights, radius, worst, known)
+            quick = adversary.with_effort("warm")  # bounds start from what was found
+            upper, proof = _ball_upper(quick, batch, weights, radius, worst, known)
             spread = worst.risk - penalty * worst.cost
     own = standard_error(worst.risk, weights) if sampled else 0.0
     certificate = Certificate(

@@ -80,7 +80,9 @@ def test_a_frozen_solver_is_flagged_and_replaced(network, moons):
 
 def test_a_frozen_map_is_flagged(network, moons, monkeypatch):
     monkeypatch.setattr(LearnedMap, "starts", lambda self, objective, batch: [batch.q0])
-    report = audit(network, *moons, Wasserstein(), radii=[1.0], random_state=0)
+    report = audit(
+        network, *moons, Wasserstein(), radii=[1.0], reference="gaussian", random_state=0
+    )
     found(report, "frozen map")
 
 

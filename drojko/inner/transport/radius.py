@@ -20,8 +20,8 @@ from drojko.inner.transport.search.rounds import Restarts
 __all__ = ["BallSolution", "solve_ball"]
 
 _MAX_SOLVES = 40
-#: Gap of a plan for any draw, which is no more exact than its draws.
-_FRESH = 1e-5
+#: Gap at which a search in full is worth its while, and of a plan for any draw of a network.
+_ROUGH, _FRESH = 1e-3, 1e-4
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
@@ -243,49 +243,33 @@ def solve_ball(
         return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
     goal = tol or (1e-11 if adversary.exact else 1e-6)
+    searched = adversary.search is not None and starts is None and not adversary.exact
+    first = max(goal, _ROUGH) if searched else goal
     own = {"share": starts is None, "starts": list(starts or ())}
-    low, high = _Search(adversary, batch, weights, budget, goal, **own).run(penalty)
+    low, high = _Search(adversary, batch, weights, budget, first, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
-    if adversary.search is not None:
-        low, high, restarts = _searched(adversary, batch, weights, budget, goal, low, high)
-    else:
-        restarts = None
     found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
+    adversary, restarts = adversary.with_penalty(high.penalty), None
+    if searched:  # in full at the penalty that was found
+        moved = adversary.solve(batch, [side.q for side in found])
+        gain = moved.value - adversary.objective.risk(batch, batch.q0)
+        restarts = Restarts.of(moved.found.evidence, gain, weights)
+        found.append(moved)
+    if searched and atoms:
+        warm = replace(adversary, candidates=first_candidates(adversary.objective))
+        warm = _with_support(warm.with_effort("warm"), batch, found)
+        near = {"share": False, "starts": [side.q for side in found]}
+        low, high = _Search(warm, batch, weights, budget, goal, **near).run(high.penalty, 1.01)
+        found += [side.moved for side in (low, high) if side is not None and side.moved is not None]
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
     if not atoms:
         # Warm starts belong to these draws. A plan for any draw has its starts from candidates
         # alone: what was found becomes one of them, and the budget is met again with it.
-        again = _Search(
-            adversary.with_effort("fast"), batch, weights, budget, tol or _FRESH, warm=False
-        )
+        fresh, meet = adversary.with_effort("fast"), tol or (_FRESH if searched else 1e-5)
+        again = _Search(fresh, batch, weights, budget, meet, warm=False)
         low, high = again.run(high.penalty, factor=1.01)
     return replace(_mixture(adversary, low, high, budget), restarts=restarts)
-
-
-def _searched(
-    adversary: Adversary,
-    batch: Batch,
-    weights: Tensor,
-    budget: float,
-    tol: float,
-    low: _Trial | None,
-    high: _Trial,
-) -> tuple[_Trial | None, _Trial, Restarts | None]:
-    """A search in full at the penalty that was found, and the budget met again from there."""
-    at = adversary.with_penalty(high.penalty)
-    sides = [side.moved for side in (low, high) if side is not None and side.moved is not None]
-    moved = at.solve(batch, [side.q for side in sides])
-    restarts = Restarts.of(
-        moved.found.evidence, moved.value - at.objective.risk(batch, batch.q0), weights
-    )
-    warm = replace(at, candidates=first_candidates(at.objective)).with_effort("warm")
-    warm = _with_support(warm, batch, [*sides, moved])
-    again = _Search(
-        warm, batch, weights, budget, tol, share=False, starts=[moved.q, *(s.q for s in sides)]
-    )
-    low, high = again.run(high.penalty, factor=1.01)
-    return low, high, restarts
 
 
 def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:
