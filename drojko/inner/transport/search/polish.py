@@ -81,15 +81,17 @@ def _bundle(objective: Objective, batch: Batch, at: Ascent, steps: int) -> Ascen
 
     slope, loss = losses(q, value, gradient)
     planes = _Planes(slope.unsqueeze(1), q.unsqueeze(1), loss.unsqueeze(1))
-    longest = 0.5 / strength
+    longest, bounded = 0.5 / strength, objective.coordinates.lower is not None
     length = torch.full_like(value, longest)
     for _ in range(steps):
         away = q.unsqueeze(1) - planes.point
         error = (planes.loss + (planes.slope * away).sum(2) - loss.unsqueeze(1)).abs()
         slopes = planes.slope - (2.0 * strength) * (q - q0).unsqueeze(1)
-        open_ = free(objective, q, gradient) == gradient
-        slopes = slopes * open_.unsqueeze(1)
-        step = length.unsqueeze(1) * _mixed(slopes, error, length)
+        mixed = _mixed(slopes, error, length)
+        if bounded:  # again, without what would leave by an active bound
+            inside = free(objective, q, mixed) == mixed
+            mixed = _mixed(slopes * inside.unsqueeze(1), error, length)
+        step = length.unsqueeze(1) * mixed
         trial = objective.coordinates.project(q + step)
         trial_value, trial_gradient = objective.value_and_gradient(batch, trial)
         usable = torch.isfinite(trial_value) & torch.isfinite(trial_gradient).all(1)

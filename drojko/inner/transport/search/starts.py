@@ -71,12 +71,11 @@ def reach(objective: Objective, batch: Batch) -> Tensor:
 def _spheres(batch: Batch, count: int, radii: tuple[float, float], generator: torch.Generator):
     """Points (count, n, r) in random directions, at log-uniform distances within ``radii``."""
     n, r = batch.q0.shape
-    like = {"dtype": torch.float64, "generator": generator}
-    u = torch.randn((count, n, r), **like)
+    u = torch.randn((count, n, r), generator=generator, dtype=torch.float64)
     u = u / u.norm(dim=2, keepdim=True).clamp_min(1e-300)
     low, high = (math.log(radius) for radius in radii)
-    u = u * (low + (high - low) * torch.rand((count, n, 1), **like)).exp()
-    return u.to(batch.q0)
+    distance = torch.rand((count, n, 1), generator=generator, dtype=torch.float64)
+    return (u * (low + (high - low) * distance).exp()).to(batch.q0)
 
 
 def draw(
