@@ -65,7 +65,7 @@ def test_bounds_hold_and_the_maximum_within_them_is_reached(build, generator):
 
 def test_gradients_out_of_active_bounds_do_not_count(build, generator):
     cost = GroundCost(np.ones(2), np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
-    objective, batch = roof(build, generator, cost=cost, reduce=False)
+    objective, _ = roof(build, generator, cost=cost, reduce=False)
     c = objective.coordinates
     q = torch.stack([c.upper, c.lower, 0.5 * (c.upper + c.lower)])
     gradient = torch.tensor([[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
