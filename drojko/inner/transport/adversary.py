@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._validation import checked
+from drojko._validation import checked, chosen
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
@@ -26,7 +26,7 @@ from drojko.inner.transport.candidates import (
     solve_linear_classes,
 )
 from drojko.inner.transport.growth import growth, refuse
-from drojko.inner.transport.search.rounds import Search
+from drojko.inner.transport.search.rounds import EFFORTS, Search
 from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
@@ -145,6 +145,7 @@ class Adversary:
 
     def with_effort(self, effort: str) -> Adversary:
         """The same with another effort: "warm" (known starts alone), "fast" or "thorough"."""
+        chosen("effort", effort, ("warm", *EFFORTS))
         search = None if self.search is None else self.search.with_effort(effort)
         return replace(self, search=search)
 
