@@ -21,14 +21,16 @@ EFFORTS = ("fast", "thorough")
 #: Anchors of a fast search: of few rows, and of many, which share more between them.
 _STARTS, _STARTS_MANY, _MANY = 32, 12, 1000
 #: Anchors, cells and spheres where no label tells which anchors are far.
-_BLIND, _BLIND_MANY = (16, 8, 8), (6, 3, 3)
+_BLIND, _BLIND_MANY = (8, 16, 24), (4, 6, 8)
+#: Their rounds at most, which end where fewer rows than this share stall at kinks.
+_BLIND_ROUNDS, _KINKED = 3, 0.1
 #: Rows that share what they find; more are searched in parts.
 _ROWS = 5000
 #: Times that rows try what others have found, in a fast search.
 _SHARES = 3
 #: Of a round of a thorough one, without and with the other families; rounds at most and at least.
 _ROUND, _MIXED = (24, 0, 0), (10, 7, 7)
-_ROUNDS, _LEAST = 24, 3
+_ROUNDS, _LEAST = 24, 5
 #: Steps, and starts that go on: from known ones alone, of fast searches, of rounds, of what rows
 #: share.
 _WARM = ((4, 1),)
@@ -135,13 +137,19 @@ class Search:
         known: Tensor,
         generator: torch.Generator,
     ) -> tuple[Ascent, Evidence | None]:
-        """One round of anchors."""
-        families = self._fast_families(len(batch))
+        """One round; up to three where no label tells which anchors are far and kinks abound."""
+        families, best = self._fast_families(len(batch)), stay
         far = reach(objective, batch) if families[1] or families[2] else 0.0
-        starts = draw(objective, batch, self.anchors, families, far, generator)
-        best = stay.better(halve(objective, batch, torch.cat([known, starts]), _FAST))
-        for _ in range(_SHARES):
-            best = _shared(objective, batch, stay, best, _SHARED_FAST, generator)
+        for turn in range(1 if self.anchors.classes else _BLIND_ROUNDS):
+            starts = draw(objective, batch, self.anchors, families, far, generator)
+            starts = starts if turn else torch.cat([known, starts])
+            best = best.better(halve(objective, batch, starts, _FAST))
+            for _ in range(_SHARES):
+                best = _shared(objective, batch, stay, best, _SHARED_FAST, generator)
+            if float(_stalled(objective, best).double().mean()) < _KINKED:
+                break
+            if not self.anchors.classes:
+                best = _ended(objective, batch, best, _BUNDLE_ROUND)
         return best, None
 
     def _fast_families(self, n: int) -> tuple[int, int, int]:
@@ -201,9 +209,7 @@ def _polished(objective: Objective, batch: Batch, best: Ascent) -> Ascent:
 
 def _ended(objective: Objective, batch: Batch, best: Ascent, steps: int) -> Ascent:
     """Bundle steps of the rows whose gradient says that spectral ones have stalled."""
-    slope = free(objective, best.q, best.gradient).square().sum(1)
-    left = slope / (4.0 * objective.strength) > 1e-6 * (1.0 + best.value.abs())
-    rows = left.nonzero().squeeze(1)
+    rows = _stalled(objective, best).nonzero().squeeze(1)
     if not len(rows):
         return best
     part = Ascent(best.q[rows], best.value[rows], best.gradient[rows])
@@ -211,3 +217,9 @@ def _ended(objective: Objective, batch: Batch, best: Ascent, steps: int) -> Asce
     q, value, gradient = best.q.clone(), best.value.clone(), best.gradient.clone()
     q[rows], value[rows], gradient[rows] = end.q, end.value, end.gradient
     return Ascent(q, value, gradient)
+
+
+def _stalled(objective: Objective, best: Ascent) -> Tensor:
+    """Whether a linear loss would still gain something, row by row."""
+    slope = free(objective, best.q, best.gradient).square().sum(1)
+    return slope / (4.0 * objective.strength) > 1e-6 * (1.0 + best.value.abs())
