@@ -269,7 +269,7 @@ class _Work:
             parts.append([t[rows & (problem.w * share > 0)].numpy() for t in (*part, index)])
         joined = [np.concatenate(column) for column in zip(*parts)]
         before, after, source, labels, mass, loss_before, loss_after, costs, index = joined
-        solver = self.learned.adversary if self.learned is not None else None
+        solver = None if self.learned is None else self.learned.adversary.with_effort("fast")
         return MovedRows(
             before, after, source, labels, mass, index, loss_before, loss_after, costs,
             problem.cost, SMOOTHING * radius if problem.smooth else 0.0, problem.classes,
