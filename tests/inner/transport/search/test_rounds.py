@@ -205,6 +205,7 @@ def test_missing_share_falls_with_rounds(build, moons, monkeypatch):
     model, x, y = moons
     adversary, batch = build(model, "logistic", x[:80], y[:80], 0.02)
     monkeypatch.setattr(rounds, "_ENOUGH", 0.0)
+    monkeypatch.setattr(rounds, "_LEAST", 2)
     monkeypatch.setattr(rounds, "_ROUND", (2, 0, 0))
     monkeypatch.setattr(rounds, "_MIXED", (1, 1, 1))
     shares, values = [], []
