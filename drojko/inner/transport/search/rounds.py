@@ -28,8 +28,8 @@ _BLIND_ROUNDS, _KINKED = 3, 0.1
 _ROWS = 5000
 #: Times that rows try what others have found, in a fast search.
 _SHARES = 3
-#: Of a round of a thorough one, without and with the other families; rounds at most and at least.
-_ROUND, _MIXED = (24, 0, 0), (10, 7, 7)
+#: Of rounds of a thorough one in turn, and without labels; rounds at most and at least.
+_ROUND, _MIXED, _ROUND_BLIND = (24, 0, 0), (10, 7, 7), (6, 8, 10)
 _ROUNDS, _LEAST = 24, 5
 #: Steps, and starts that go on: from known ones alone, of fast searches, of rounds, of what rows
 #: share.
@@ -171,6 +171,7 @@ class Search:
         missing = torch.zeros_like(stay.value)
         for turn in range(_ROUNDS):
             families = _ROUND if turn % 2 == 0 else _MIXED
+            families = families if self.anchors.classes else _ROUND_BLIND
             starts = draw(objective, batch, self.anchors, families, far, generator)
             starts = torch.cat([known, starts]) if turn == 0 else starts
             own = stay.better(halve(objective, batch, starts, _THOROUGH))
