@@ -131,15 +131,19 @@ class Fixed:
 _CACHE: dict[tuple, Fixed] = {}
 
 
-def fixed_mlp(name: str, seed: int, hidden: tuple[int, ...] = (64, 64)) -> Fixed:
-    """A plainly trained softplus network on a data set; ``hidden=()`` for a linear model."""
-    key = (name, seed, hidden)
+def fixed_mlp(
+    name: str, seed: int, hidden: tuple[int, ...] = (64, 64), activation: str = "softplus"
+) -> Fixed:
+    """A plainly trained network on a data set; ``hidden=()`` for a linear model."""
+    key = (name, seed, hidden, activation)
     if key not in _CACHE:
         X, y = classification(name)
         classes = int(y.max()) + 1
         outputs = classes if classes > 2 else 1
         loss = get_loss("logistic", n_classes=classes)
-        model = MLP(X.shape[1], outputs, hidden=hidden, generator=generator(seed + 1))
+        model = MLP(
+            X.shape[1], outputs, hidden=hidden, activation=activation, generator=generator(seed + 1)
+        )
         train_plain(model, loss, X, y, seed=seed + 2)
         _CACHE[key] = Fixed(model, loss, kde(X, y), classes)
     return _CACHE[key]

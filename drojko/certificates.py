@@ -18,6 +18,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.bounds import Structure, lipschitz_bound, structure
 from drojko.inner.transport.radius import BallSolution, mean, solve_ball
+from drojko.inner.transport.search.rounds import Restarts
 
 __all__ = [
     "Certificate", "Evaluation", "certify", "proof_of_tilt", "reweighted_certificate",
@@ -67,6 +68,9 @@ class Certificate:
         What ``transport_cost`` is called when the certificate is printed.
     inner : str
         What ``inner="auto"`` chose and why; empty where nothing was left to choose.
+    search : str
+        What a thorough search for the worst case says of itself: its rounds of restarts and the
+        share of the gain that it is estimated to miss, which is no bound; empty elsewhere.
 
     Examples
     --------
@@ -88,6 +92,7 @@ class Certificate:
     discrepancy: str = "transport cost"
     inner: str = ""
     risk_error: float = 0.0
+    search: str = ""
 
     @property
     def gap(self) -> float:
@@ -123,6 +128,8 @@ class Certificate:
         ]
         if self.inner:
             rows.append(("chosen", self.inner))
+        if self.search:
+            rows.append(("search", self.search))
         return rows
 
     def __str__(self) -> str:
@@ -139,12 +146,14 @@ class Evaluation:
     """A certificate with the worst case behind it.
 
     ``worst`` is the worst case at the requested penalty, or the mixture that fills the ball;
-    ``adversary`` moves any other draws in the same way.
+    ``adversary`` moves any other draws in the same way; ``restarts`` is what a thorough search
+    says of itself.
     """
 
     certificate: Certificate
     worst: Moved | BallSolution
     adversary: Adversary
+    restarts: Restarts | None = None
 
     @property
     def plan(self) -> tuple[float, float, float]:
@@ -163,7 +172,7 @@ def certify(
     start: float | None = None,
     sampled: bool = True,
     stationarity: float = math.nan,
-    effort: str = "fast",
+    effort: str | None = None,
     max_time: float | None = None,
 ) -> Evaluation:
     r"""Certificate of an adversary on reference draws that were not used to build it.
@@ -187,17 +196,19 @@ def certify(
         Whether the draws stand for a continuous reference: gives the standard error.
     stationarity : float
         Passed on to the certificate.
-    effort : {"fast", "thorough"}
-        How hard the bounds of a network are worked on.
+    effort : {"fast", "thorough"}, optional
+        How hard the worst case of a network is searched and its bounds are worked on; None: as
+        the adversary does, and fast bounds.
     max_time : float, optional
-        Seconds for that work: what is proven by then is valid, only looser.
+        Seconds for the bounds: what is proven by then is valid, only looser.
 
     Raises
     ------
     UnboundedRiskError
         When the worst case is infinite.
     """
-    objective = adversary.objective
+    adversary = adversary if effort is None else adversary.with_effort(effort)
+    objective, restarts = adversary.objective, None
     if radius != 0.0:
         adversary.check_finite(batch, radius is not None)
     known = structure(objective)
@@ -208,20 +219,24 @@ def certify(
         bound, proof = adversary.upper(worst, known)
         upper, spread = mean(bound, weights), worst.value
         if not _closed(upper, mean(spread, weights), proof):
-            network = _network(adversary, batch, weights, None, (worst.q,), effort, max_time)
+            limits = effort or "fast", max_time
+            network = _network(adversary, batch, weights, None, (worst.q,), *limits)
             if network is not None:
                 # Both are bounds sample by sample, and so is their minimum.
                 both = network.at(penalty)
                 both = both if proof == "local-estimate" else torch.minimum(both, bound.double())
                 upper, proof = _better((upper, proof), (mean(both, weights), network.proof))
         lower = max(mean(spread, weights), nominal)
+        restarts = Restarts.of(worst.found.evidence, worst.value - base, weights)
     else:
-        worst = solve_ball(adversary, batch, weights, radius, start=start)
+        worst = solve_ball(adversary, batch, weights, radius, start=start, atoms=not sampled)
+        restarts = worst.restarts
         used, penalty, lower = worst.adversary, worst.penalty, mean(worst.risk, weights)
         upper, proof, spread = nominal, "dual", base
         if math.isfinite(penalty):
-            limits = effort, max_time
-            upper, proof = _ball_upper(adversary, batch, weights, radius, worst, known, limits)
+            limits = effort or "fast", max_time
+            quick = adversary.with_effort("warm")  # bounds start from what was found
+            upper, proof = _ball_upper(quick, batch, weights, radius, worst, known, limits)
             spread = worst.risk - penalty * worst.cost
     own = standard_error(worst.risk, weights) if sampled else 0.0
     certificate = Certificate(
@@ -236,8 +251,9 @@ def certify(
         risk_error=own,
         stationarity=stationarity,
         proof=proof,
+        search="" if restarts is None else str(restarts),
     )
-    return Evaluation(certificate, worst, used)
+    return Evaluation(certificate, worst, used, restarts)
 
 
 def _ball_upper(

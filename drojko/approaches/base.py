@@ -22,6 +22,7 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
 from drojko.inner.solver import InnerSolver
+from drojko.inner.transport.search.rounds import EFFORTS
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
@@ -45,8 +46,6 @@ Parameters = tuple[np.ndarray, np.ndarray]
 _SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
 #: What the exact linear solvers take by name.
 _NUMBERS = ("radius", "penalty", "alpha", "fit_intercept", "limits")
-#: How hard bounds and worst cases are worked on.
-EFFORTS = ("fast", "thorough")
 #: Of a history.
 COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
 
@@ -99,6 +98,11 @@ class Plan:
     def whole(self) -> Limits:
         """The same with all of the time, certificate included; the clock starts with the plan."""
         return Limits(self.max_iter, self.tol, self.max_time, self.callback, self.began)
+
+    @property
+    def searched(self) -> str:
+        """How hard worst cases are searched, when they are asked for."""
+        return "fast" if self.effort == "none" else self.effort
 
     @property
     def sampled(self) -> bool:

@@ -82,8 +82,8 @@ def choose_inner(
         if exact_loss:
             return Choice(Pointwise(), "the ascent from each sample is exact for this loss")
         if n_features > 4 * _COLUMNS:
-            why = f"{n_features} columns are too many for a map that helps the ascent"
-            return Choice(Pointwise(), why)
+            why = f"{n_features} columns are too many for a map that helps, starts are drawn alone"
+            return Choice(ICNNJKO(maps=0), why)
         why = "maps share what one sample finds with all others"
     elif learned and not labelled:
         why = "a map would move the targets too; weights are exact"

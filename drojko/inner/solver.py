@@ -41,11 +41,15 @@ class InnerSolver(Checked, BaseEstimator):
         n_labels: int = 0,
         label_cost: float = math.inf,
         max_time: float | None = None,
+        effort: str = "fast",
+        atoms: bool = False,
     ) -> Any:
         """Learn the worst-case map of ``objective`` from the draws ``batch``, an `Adversary`.
 
         ``n_labels`` classes (0: regression), a change of which costs ``label_cost``, in the units
-        of the ground cost; ``max_time`` in seconds. Raises `UnsupportedError` where the solver is
+        of the ground cost; ``max_time`` in seconds. ``effort`` of its searches: "fast" or
+        "thorough". ``atoms``: the draws are all that will be moved, so that nothing need be learned
+        for others. Raises `UnsupportedError` where the solver is
         for sets that reweight.
         """
         raise UnsupportedError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -70,10 +70,26 @@ class WorstCase(Checked, ABC):
         """Mean loss under this measure, on the draws of the certificate."""
         return self.attained_risk
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Reference draws, their images, labels and masses; computed once."""
+    @overload
+    def pairs(self, *, as_frame: Literal[True]) -> pd.DataFrame: ...
+    @overload
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+    def pairs(self, *, as_frame: bool = False) -> Any:
+        """Reference draws, their images, labels and masses; computed once.
+
+        ``as_frame``: as a table with columns ("before", name), ("after", name), ("", "target") and
+        ("", "mass"), a row for each move; rows of a mixture of two maps are there twice.
+        """
         with torch.no_grad():
-            return self._pairs
+            x, image, y, w = self._pairs
+        if not as_frame:
+            return x, image, y, w
+        import pandas as pd
+
+        names = [(when, name) for when in ("before", "after") for name in self.names]
+        columns = pd.MultiIndex.from_tuples([*names, ("", "target"), ("", "mass")])
+        parts = dict(zip(columns, [*x.T, *image.T, y, w], strict=True))
+        return pd.DataFrame(parts, columns=columns)
 
     def displacement(self) -> pd.DataFrame:
         """What moves: a row per class and feature.

@@ -1,6 +1,7 @@
 """Sabotage: whatever is broken in a model or in the solver is said, never passed over."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from drojko import DROClassifier, audit
 from drojko.ambiguity import KL, Sinkhorn, Wasserstein
+from drojko.auditing import front
 from drojko.inner import Pointwise
 from drojko.inner.transport.candidates import LearnedMap
 
@@ -80,8 +82,26 @@ def test_a_frozen_solver_is_flagged_and_replaced(network, moons):
 
 def test_a_frozen_map_is_flagged(network, moons, monkeypatch):
     monkeypatch.setattr(LearnedMap, "starts", lambda self, objective, batch: [batch.q0])
-    report = audit(network, *moons, Wasserstein(), radii=[1.0], random_state=0)
+    report = audit(
+        network, *moons, Wasserstein(), radii=[1.0], reference="gaussian", random_state=0
+    )
     found(report, "frozen map")
+
+
+def test_a_thorough_search_says_what_it_may_miss(network, moons, monkeypatch):
+    """An estimate in the checks and in the certificate; a fast one says nothing of the kind."""
+    how = {"radii": [0.3], "reference": "empirical", "random_state": 0}
+    fast = audit(network, *moons, Wasserstein(), **how)
+    monkeypatch.setattr(front, "transport", partial(front.transport, effort="thorough"))
+    report = audit(network, *moons, Wasserstein(), **how)
+    line = report.checks.set_index("check").loc["estimated missing"]
+    assert 0.0 <= line["value"] < 1e-3
+    assert line["passed"]
+    assert "estimate" in line["detail"]
+    assert "estimated missing" in str(report.certificates[0])
+    assert report.table.worst_case_risk[0] >= fast.table.worst_case_risk[0] * (1 - 1e-6)
+    assert "estimated missing" not in fast.checks["check"].tolist()
+    assert fast.certificates[0].search == ""
 
 
 def test_zero_gradients_are_flagged_and_searched(moons):

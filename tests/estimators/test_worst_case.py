@@ -175,3 +175,28 @@ def test_worst_cases_of_regression_push_residuals_apart():
     np.testing.assert_allclose(worse / r, (worse / r)[0], rtol=1e-8)  # all by one factor
     assert (worse / r)[0] > 1
     assert regression()[0].shape == X.shape
+
+
+@pytest.mark.promise(3)
+def test_rows_of_the_reference_go_where_the_certificate_has_them(tmp_path):
+    """The same mean loss and cost, before a file and after; new rows are searched for."""
+    from drojko import load
+
+    X, y = binary()
+    model = mlp(radius=0.4, reference="empirical", random_state=1).fit(X, y)
+    certificate, worst = model.certificate_, model.worst_case_
+    x, image, labels, mass = worst.pairs()
+    assert mass @ losses(model, image, labels) == pytest.approx(
+        certificate.worst_case_risk, rel=1e-9
+    )
+    assert mass @ ((image - x) ** 2).sum(1) == pytest.approx(certificate.transport_cost, rel=1e-9)
+    moved = worst.transport(X, y)
+    stored = {row.tobytes() for row in image}
+    assert all(row.tobytes() in stored for row in moved)
+    assert losses(model, moved, y).mean() == pytest.approx(certificate.worst_case_risk, rel=0.05)
+    model.save(tmp_path / "model.drojko")
+    again = load(tmp_path / "model.drojko").worst_case_
+    np.testing.assert_array_equal(again.transport(X, y), moved)
+    fresh = worst.transport(X + 1e-3, y)
+    np.testing.assert_array_equal(again.transport(X + 1e-3, y), fresh)
+    assert not any(row.tobytes() in stored for row in fresh)

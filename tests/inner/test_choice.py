@@ -19,7 +19,7 @@ from drojko.measures import Empirical
     [
         (Wasserstein(0.1), 5, False, 100, True, Pointwise),
         (Wasserstein(0.1), 5, True, 100, False, ICNNJKO),
-        (Wasserstein(0.1), 500, True, 100, False, Pointwise),
+        (Wasserstein(0.1), 500, True, 100, False, ICNNJKO),
         (KL(0.1), 5, False, 1500, False, SemiDual),
         (KL(0.1), 5, False, 0, False, ICNNJKO),
         (ChiSquare(0.1), 5, False, 20, False, ICNNJKO),

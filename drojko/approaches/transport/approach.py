@@ -23,6 +23,7 @@ from drojko.approaches.transport.training import train
 from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.known import KnownRows
 from drojko.inner.transport.storage import unpack
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.minimax.kinked import DETOURS
@@ -106,6 +107,7 @@ class Transport(Approach):
             fitted.classes,
             fitted.feature_names,
             state["cost_weights"],
+            KnownRows(**state["known"]) if state.get("known") else None,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from drojko.certificates import Certificate, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.bounds import is_ridge
+from drojko.inner.transport.known import KnownRows
 from drojko.inner.transport.storage import pack
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel, is_linear
@@ -25,10 +27,14 @@ from drojko.models import TabularModel, is_linear
 __all__ = ["assess", "certify_points"]
 
 LEARNED_DRAWS, MOST_ATOMS = 1_000, 20_000
+#: Rows that time is measured on; gradients of a row in a search; what that may take of the time.
+_FEW, _GRADIENTS, _SEARCHED = 100, 1_500, 0.5
 
 
 def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
     """Learn the worst-case map on some draws and certify it on fresh ones.
+
+    Atoms are what they are: their worst case is searched for, and no map is learned.
 
     Then compare with the best constant prediction, which no adversary can touch: a linear model
     whose attained worst case is no smaller is replaced by it; a model with more to learn is left
@@ -37,11 +43,11 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
     penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
     count, sampled = plan.count(LEARNED_DRAWS), plan.sampled
     points = plan.problem(model).draw(count, spawn(plan.generator))
-    adversary = learn(plan, model, points, penalty)
+    adversary = learn(plan, model, points, penalty, atoms=not sampled)
     if sampled:  # atoms are what they are
         points = plan.problem(model).draw(count, spawn(plan.generator))
-    if len(points[0]) > MOST_ATOMS:
-        points, sampled = _subset(points, MOST_ATOMS, spawn(plan.generator)), True
+    points, few = _affordable(plan, model, points)
+    sampled = sampled or few
     found = _measure(plan, model, adversary, points, sampled, result.stationarity)
     if plan.effort == "none":  # the model is what it is
         return found
@@ -51,7 +57,7 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         return replace(found, missed=_missed(plan, certificate, result)) if exact else found
     if is_linear(model):
         constant = make_constant(model, output)
-        adversary = learn(plan, model, points, penalty)
+        adversary = learn(plan, model, points, penalty, atoms=not sampled)
         return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=constant)
     if certificate.nominal_risk >= risk and result.status == Status.MAX_ITER:
         return found  # it has learned little so far, and the status says so
@@ -113,19 +119,50 @@ def best_constant(plan: Plan, model: TabularModel, points: Points) -> tuple[Tens
 
 
 def certify_points(
-    plan: Plan, model: TabularModel, points: Points, generator: torch.Generator
+    plan: Plan,
+    model: TabularModel,
+    points: Points,
+    generator: torch.Generator,
 ) -> Certificate:
     """Certificate of a fixed model on the empirical measure of given points."""
+    plan = replace(plan, generator=generator)
+    points, sampled = _affordable(plan, model, points)
     problem, (x, y, w) = plan.problem(model), points
     objective = problem.objective(x, 1.0)
     penalty = problem.first_penalty(objective, objective.batch(x, y), w)
-    plan = replace(plan, generator=generator)
-    adversary = learn(plan, model, points, penalty if penalty < math.inf else 1.0)
-    return _measure(plan, model, adversary, points, False, math.nan).certificate
+    penalty = penalty if penalty < math.inf else 1.0
+    adversary = learn(plan, model, points, penalty, atoms=True)
+    return _measure(plan, model, adversary, points, sampled, math.nan).certificate
 
 
-def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adversary:
-    """The adversary of a model at a penalty, learned on (at most some thousand) draws."""
+def _affordable(plan: Plan, model: TabularModel, points: Points) -> tuple[Points, bool]:
+    """The points, or as many of them, by mass, as can be searched in the time that is left."""
+    n, most = len(points[0]), MOST_ATOMS
+    left = plan.whole.time_left
+    if left is not None and n > _FEW and not is_linear(model):
+        x, y, _ = (part[:_FEW] for part in points)
+        objective = plan.problem(model).objective(x, 1.0)
+        batch, began = objective.batch(x, y), time.perf_counter()
+        objective.value_and_gradient(batch, batch.q0)
+        row = (time.perf_counter() - began) / _FEW
+        most = min(most, max(_FEW, int(_SEARCHED * left / (_GRADIENTS * row))))
+    if n <= most:
+        return points, False
+    return _subset(points, most, spawn(plan.generator)), True
+
+
+def learn(
+    plan: Plan,
+    model: TabularModel,
+    draws: Points,
+    penalty: float,
+    *,
+    atoms: bool = False,
+) -> Adversary:
+    """The adversary of a model at a penalty, learned on (at most some thousand) draws.
+
+    ``atoms``: the draws are the reference itself, and nothing is learned for others.
+    """
     if len(draws[0]) > LEARNED_DRAWS:
         draws = _subset(draws, LEARNED_DRAWS, spawn(plan.generator))
     x, y, _ = draws
@@ -143,6 +180,9 @@ def learn(plan: Plan, model: TabularModel, draws: Points, penalty: float) -> Adv
                 spawn(plan.generator),
                 n_labels=plan.n_labels,
                 label_cost=plan.label_cost,
+                max_time=plan.whole.time_left,
+                effort=plan.searched,
+                atoms=atoms,
             )
         except UnboundedRiskError:
             # Of a ball only the multiplier is asked for, and that lies above the loss's growth.
@@ -176,6 +216,8 @@ def _measure(
         start=adversary.objective.penalty,
         sampled=sampled,
         stationarity=stationarity,
+        effort=plan.searched,
+        max_time=plan.whole.time_left,
     )
     certificate = evaluation.certificate
     relaxes = plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective)
@@ -190,6 +232,9 @@ def _measure(
         "attained_risk": certificate.worst_case_risk,
         "cost_weights": plan.cost.weights,
     }
+    if not sampled and not adversary.exact:
+        known = KnownRows.of(evaluation.worst, adversary.objective.decode, w)
+        state["known"] = known.state()
     return Assessment(certificate, state)
 
 

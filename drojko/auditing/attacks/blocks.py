@@ -14,7 +14,7 @@ from torch import Tensor
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
-from drojko.inner.transport.ascent import proximal_ascent
+from drojko.inner.transport.ascent import joined, proximal_ascent
 from drojko.inner.transport.bounds import Structure
 from drojko.inner.transport.candidates import knows_classes
 
@@ -33,16 +33,11 @@ def _in_blocks(function: Callable[[Tensor], Any], n: int) -> list[Any]:
         return list(pool.map(function, blocks))
 
 
-def _each(function: Callable[..., Tensor], *parts: Any) -> Any:
-    """``function`` of the tensors of dataclasses of one kind, field by field."""
-    if isinstance(parts[0], Tensor):
-        return function(*parts)
-    values = zip(*([getattr(part, f.name) for f in fields(part)] for part in parts))
-    return type(parts[0])(*(_each(function, *value) for value in values))
-
-
-def _join(parts: list[Moved]) -> Moved:
-    return parts[0] if len(parts) == 1 else _each(lambda *tensors: torch.cat(tensors), *parts)
+def _rows(record: Any, rows: Tensor) -> Any:
+    """Some rows of all tensors of a record; None stays None."""
+    if record is None or isinstance(record, Tensor):
+        return None if record is None else record[rows]
+    return type(record)(*(_rows(getattr(record, f.name), rows) for f in fields(record)))
 
 
 def _best_start(objective: Objective, batch: Batch, starts: Sequence[Tensor]) -> Tensor:
@@ -90,7 +85,7 @@ def ascend(
             q = _best_start(objective, part, own)
         return Moved.of(objective, part, part, proximal_ascent(objective, part, q, steps, tol=tol))
 
-    return _join(_in_blocks(block, len(batch)))
+    return joined(_in_blocks(block, len(batch)))
 
 
 @torch.no_grad()
@@ -101,7 +96,7 @@ def solve(adversary: Adversary, batch: Batch, starts: Sequence[Tensor] = ()) -> 
         return adversary.solve(batch.take(rows), [s[rows] for s in starts])
 
     try:
-        return _join(_in_blocks(block, len(batch)))
+        return joined(_in_blocks(block, len(batch)))
     except UnboundedRiskError:
         return None
 
@@ -109,8 +104,9 @@ def solve(adversary: Adversary, batch: Batch, starts: Sequence[Tensor] = ()) -> 
 def climb(
     adversary: Adversary, batch: Batch, starts: Sequence[Tensor], steps: int, **how: Any
 ) -> Moved | None:
-    """`ascend` where that is all there is to do, and `solve` elsewhere."""
-    if plain(adversary):
+    """`ascend` where that is all there is to do, and `solve` elsewhere, from the starts alone."""
+    adversary = adversary.with_effort("warm")
+    if plain(adversary) and adversary.search is None:
         return ascend(adversary, batch, starts, steps, **how)
     return solve(adversary, batch, starts)
 
@@ -120,7 +116,7 @@ def upper(adversary: Adversary, moved: Moved, known: Structure) -> tuple[Tensor,
     """Upper bounds of sup J per row with their weakest proof."""
     order = ("ridge-1d", "strong-concavity", "lipschitz", "local-estimate")
     parts = _in_blocks(
-        lambda rows: adversary.upper(_each(lambda tensor: tensor[rows], moved), known),
+        lambda rows: adversary.upper(_rows(moved, rows), known),
         len(moved.batch),
     )
     return torch.cat([p[0] for p in parts]), max((p[1] for p in parts), key=order.index)

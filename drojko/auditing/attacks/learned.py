@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._random import spawn
-from drojko.auditing.attacks.blocks import ascend, climb, plain, solve, upper
+from drojko.auditing.attacks.blocks import climb, plain, solve, upper
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.certified import plan_of
 from drojko.auditing.reading.problem import AuditProblem
@@ -19,8 +19,10 @@ from drojko.inner.objective import Batch
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.bounds import Structure, structure
-from drojko.inner.transport.candidates import OtherLabel, Stay, Support
+from drojko.inner.transport.candidates import Stay, Support
 from drojko.inner.transport.radius import solve_ball
+from drojko.inner.transport.search.rounds import Restarts
+from drojko.inner.transport.search.starts import Anchors, draw
 
 __all__ = ["Dual", "Learned", "learn"]
 
@@ -28,6 +30,8 @@ __all__ = ["Dual", "Learned", "learn"]
 LEARNED = 600
 #: Corrections of all rows at a penalty that was searched on few.
 CORRECTIONS = 25
+#: Random starts of each row while prices are looked for.
+_SCOUTS = 4
 _PRICES = 8  # times that the penalty of a radius is put right
 #: Factors above the multiplier at which bounds are tried: larger penalties prove more.
 FACTORS = (1.0, 1.6, 2.6, 4.2, 6.7, 10.7, 17.0, 27.0, 60.0, 130.0)
@@ -49,9 +53,13 @@ def put(pool: Pool, adversary: Adversary, moved: Moved, source: str) -> None:
 
 @torch.no_grad()
 def learn(
-    problem: AuditProblem, pool: Pool, sizes: list[tuple[float, Any]], inner: InnerSolver
+    problem: AuditProblem,
+    pool: Pool,
+    sizes: list[tuple[float, Any]],
+    inner: InnerSolver,
+    effort: str = "fast",
 ) -> Learned:
-    """Worst cases at every size; layers are added to ``pool``."""
+    """Worst cases at every size; layers are added to ``pool``. ``effort``: "fast", "thorough"."""
     plan, n = plan_of(problem, sizes[-1][1], inner), len(problem.x)
     objective = plan.problem(problem.tabular).objective(problem.x, 1.0)
     adversary = problem.adversary(objective)
@@ -68,6 +76,7 @@ def learn(
         sample,
         [size for size, own in sizes if own.radius is not None and size > 0],
         [size for size, own in sizes if own.penalty is not None],
+        effort,
     )
     if adversary.exact:
         found.exact()
@@ -95,8 +104,10 @@ class Learned:
     sample: Tensor
     radii: list[float]
     given: list[float]
+    effort: str = "fast"
     duals: list[Dual] = field(default_factory=list)
     penalties: dict[float, float] = field(default_factory=dict)
+    restarts: dict[float, Restarts | None] = field(default_factory=dict)
     level: float = 0.0
 
     def __post_init__(self) -> None:
@@ -132,10 +143,10 @@ class Learned:
         """Penalties of the radii by plain ascents from the rows and towards other labels."""
         objective = self.adversary.objective
         starts: list[Tensor] = []
-        if self.problem.n_labels and self.inner.corrections:
-            picked = torch.randperm(len(self.few), generator=spawn(self.problem.generator))[:64]
-            other = OtherLabel(self.few.q0[picked], self.few.y[picked])
-            starts = other.starts(objective, self.few)
+        if self.inner.corrections:
+            anchors = Anchors(self.few.x, self.few.y, self.problem.n_labels > 0)
+            gen = spawn(self.problem.generator)
+            starts = [*draw(objective, self.few, anchors, (_SCOUTS, 0, 0), 0.0, gen)]
         value, gradient = objective.with_penalty(0.0).value_and_gradient(self.few, self.few.q0)
         slope = math.sqrt(float(self.w @ gradient.double().square().sum(1)))
         slope /= objective.coordinates.scale
@@ -182,15 +193,18 @@ class Learned:
             return
         learned = self._fit(penalties)
         for size in self.problem.progress.over((*self.radii, *self.given), "learned maps", 0.2):
-            penalty = self.penalties[size]
+            penalty, found = self.penalties[size], None
             for _ in range(3):
                 at = learned.with_penalty(penalty)
-                moved = solve(at, self.few, self._known(penalty) if at.corrections else ())
+                known = self._known(penalty) if at.corrections else ()
+                if found is None or at.search is None:
+                    found = moved = solve(at, self.few, known)
+                else:  # near enough to what was searched in full
+                    moved = climb(at, self.few, known, at.corrections)
                 if moved is None:
                     penalty *= 2.0
                     continue
                 put(self.tried, at, moved, "learned")
-                self._overshoot(penalty, at)
                 if size in self.given:
                     break
                 better = self.tried.plan(self.w, size**2).penalty
@@ -198,27 +212,17 @@ class Learned:
                     break
                 penalty = better
             self.penalties[size] = penalty
-
-    def _overshoot(self, penalty: float, adversary: Adversary) -> None:
-        """Farther out at lower penalties, and back: basins that an ascent at one penalty misses."""
-        if not (plain(adversary) and adversary.corrections):
-            return
-        steps = min(60, adversary.corrections)
-        # Many radii see each other's penalties already.
-        for factor in (0.5, 0.2) if len(self.penalties) < 5 else (0.4,):
-            low = adversary.with_penalty(factor * penalty)
-            far = ascend(low, self.few, [], steps)
-            put(self.tried, low, far, "learned")
-            labels = self.few.y if self.problem.n_labels else None
-            support = Support(far.q, labels, far.risk)  # where one row went, others may go
-            starts = [far.q, *support.starts(adversary.objective, self.few)]
-            back = ascend(adversary, self.few, starts, steps, screening=8)
-            put(self.tried, adversary, back, "learned")
+            if found is not None:
+                evidence, gain = found.found.evidence, found.risk - self.tried.nominal
+                self.restarts[size] = Restarts.of(evidence, gain - penalty * found.cost, self.w)
 
     def _fit(self, penalties: list[float]) -> Adversary:
-        """The inner solver at the middle of the path and at its end, all candidates together."""
-        order = sorted(penalties, reverse=True)
-        ends = {order[len(order) // 2], order[-1]}
+        """The inner solver at the middle of the path and at its end, all candidates together.
+
+        Of rows that are the reference themselves nothing is learned, and once is enough.
+        """
+        order, atoms = sorted(penalties, reverse=True), not self.problem.sampled
+        ends = {order[len(order) // 2], *([] if atoms else order[-1:])}
         adversary: Adversary | None = None
         for penalty in sorted(ends, reverse=True):
             objective = self.adversary.objective.with_penalty(penalty)
@@ -229,13 +233,15 @@ class Learned:
                     spawn(self.problem.generator),
                     n_labels=self.problem.n_labels,
                     label_cost=self.problem.ambiguity.label_cost,
+                    effort=self.effort,
+                    atoms=atoms,
                 )
             except UnboundedRiskError:
                 continue
             if adversary is None:
                 adversary = own
             else:
-                more = tuple(c for c in own.candidates if not isinstance(c, Stay | OtherLabel))
+                more = tuple(c for c in own.candidates if not isinstance(c, Stay))
                 weak = adversary if adversary.corrections <= own.corrections else own
                 adversary = replace(weak, candidates=(*adversary.candidates, *more))
         if adversary is None:
@@ -254,9 +260,12 @@ class Learned:
         full = min(400, 8 * adversary.corrections)
         start: Tensor | None = None
         order = sorted((*self.radii, *self.given), key=lambda s: self.penalties[s])
+        few = (
+            () if self.all_rows else {order[len(order) * k // 3] for k in range(3)} if order else ()
+        )
         for size in problem.progress.over(order, "all rows", 0.2):
             penalty = self.penalties[size]
-            start = self._all(penalty, start, steps)
+            start = self._all(penalty, start, steps, size in few)
             for _ in range(0 if size in self.given or self.all_rows else 4):
                 better = pool.plan(problem.w, size**2, ("learned",)).penalty
                 if better <= 0.0:  # not all of the budget is spent yet
@@ -280,8 +289,13 @@ class Learned:
                     if abs(math.log(self.penalties[size] / before)) < 1e-6:
                         break
 
-    def _all(self, penalty: float, start: Tensor | None, steps: int) -> Tensor:
-        """Climb from the best known positions, those of few rows that may serve others too."""
+    def _all(
+        self, penalty: float, start: Tensor | None, steps: int, in_full: bool = False
+    ) -> Tensor:
+        """Climb from the best known positions, those of few rows that may serve others too.
+
+        ``in_full``: with a search of their own.
+        """
         adversary = self.adversary.with_penalty(penalty)
         objective, batch = adversary.objective, self.batch
         encode = objective.coordinates.encode
@@ -291,7 +305,10 @@ class Learned:
             x, y, _, risk = self.tried.best(self.w, penalty)
             support = Support(encode(x), y if self.problem.n_labels else None, risk)
             starts += support.starts(objective, batch)
-        moved = climb(adversary, batch, starts, steps)
+        if in_full and adversary.search is not None:
+            moved = solve(adversary.with_effort("fast"), batch, starts)
+        else:
+            moved = climb(adversary, batch, starts, steps)
         if moved is None:
             return batch.q0
         put(self.pool, adversary, moved, "learned")

@@ -28,6 +28,7 @@ from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.candidates import LearnedMap
+from drojko.inner.transport.search.rounds import Restarts
 
 __all__ = ["transport"]
 
@@ -44,8 +45,9 @@ def transport(
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
+    effort: str = "fast",
 ) -> Iterator[Row]:
-    """One `Row` per size."""
+    """One `Row` per size. ``effort`` of the search for the worst case: "fast" or "thorough"."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
@@ -59,7 +61,7 @@ def transport(
     pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
-        work.learned = learn(problem, pool, sizes, inner)
+        work.learned = learn(problem, pool, sizes, inner, effort)
         work.attack = attack(work.learned, work.positive)
         work.spare(max_evaluations)
     else:
@@ -219,7 +221,12 @@ class _Work:
             transport_cost=mixture.cost,
             standard_error=self.error(mixture) if self.problem.sampled else 0.0,
             proof=proof,
+            search=str(self.restarts(size) or ""),
         )
+
+    def restarts(self, size: float) -> Restarts | None:
+        """What a thorough search at a size says of itself."""
+        return None if self.learned is None else self.learned.restarts.get(size)
 
     def upper(self, size: float, nominal: float) -> tuple[float, str]:
         """The smallest proven dual value; an estimate only where nothing is proven."""
@@ -262,7 +269,7 @@ class _Work:
             parts.append([t[rows & (problem.w * share > 0)].numpy() for t in (*part, index)])
         joined = [np.concatenate(column) for column in zip(*parts)]
         before, after, source, labels, mass, loss_before, loss_after, costs, index = joined
-        solver = self.learned.adversary if self.learned is not None else None
+        solver = None if self.learned is None else self.learned.adversary.with_effort("fast")
         return MovedRows(
             before, after, source, labels, mass, index, loss_before, loss_after, costs,
             problem.cost, SMOOTHING * radius if problem.smooth else 0.0, problem.classes,
@@ -307,8 +314,14 @@ class _Work:
                 f"weak inner solver: row by row, baselines raise the gain from {own:.4g} to "
                 f"{best:.4g}, the better ones are used"
             )
+        restarts = self.restarts(size)
+        if restarts is not None:
+            words = f"share of the gain, after {restarts.rounds} rounds: an estimate, no bound"
+            lines.append(check("estimated missing", restarts.missing, restarts.enough, words))
+            if not restarts.enough:
+                one.note(f"weak inner solver: {restarts}")
         self._sampled(one, size)
-        self._map(one)
+        self._map(one, size)
 
     def _sampled(self, one: Row, size: float) -> None:
         def versus(name: str, words: str, own: float, theirs: float, known: bool) -> None:
@@ -336,18 +349,26 @@ class _Work:
             words = "a search without gradients gains {}"
             versus("search on a sample", words, *self.searched, False)
 
-    def _map(self, one: Row) -> None:
+    def _map(self, one: Row, size: float) -> None:
         """A learned map that moves nothing is broken, whatever else finds the worst case."""
         if self.learned is None:
             return
-        adversary, few = self.learned.adversary, self.learned.few
-        for candidate in adversary.candidates:
+        few, w = self.learned.few, self.learned.w
+        objective = self.learned.adversary.objective.with_penalty(self.learned.penalties[size])
+        for candidate in self.learned.adversary.candidates:
             if isinstance(candidate, LearnedMap):
-                q = candidate.starts(adversary.objective, few)[0]
+                q = objective.coordinates.project(candidate.starts(objective, few)[0])
                 moved = float((q - few.q0).square().sum(1).mean().sqrt())
                 one.checks.append(check("the learned map moves", moved, moved > 0, "in spreads"))
                 if not moved > 0:
                     one.note("frozen map: the learned map moves no row")
+                base = self.learned.tried.nominal
+                gain = (objective.value(few, q).double() - base).clamp_min(0.0)
+                _, _, cost, risk = self.learned.tried.best(w, objective.penalty)
+                best = float(w @ (risk - objective.penalty * cost - base))
+                share = float(w @ gain) / best if best > 0 else math.nan
+                words = "of the gain at that penalty; the rest is found by the search"
+                one.checks.append(check("share of the learned map alone", share, None, words))
 
 
 def _enough(own: float, theirs: float) -> bool:

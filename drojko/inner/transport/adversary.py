@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drojko._validation import checked
+from drojko._validation import checked, chosen
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
@@ -26,6 +26,7 @@ from drojko.inner.transport.candidates import (
     solve_linear_classes,
 )
 from drojko.inner.transport.growth import growth, refuse
+from drojko.inner.transport.search.rounds import EFFORTS, Search
 from drojko.models import MLP
 
 __all__ = ["Adversary", "Moved"]
@@ -106,6 +107,8 @@ class Adversary:
         Classes; 0: regression.
     label_cost : float
         Ground cost of another label, in the units of X squared; infinite: labels stay.
+    search : Search, optional
+        Starts beyond the candidates, in the place of screening and corrections.
 
     Raises
     ------
@@ -138,6 +141,13 @@ class Adversary:
     tol: float = 1e-9
     n_labels: int = 0
     label_cost: float = math.inf
+    search: Search | None = None
+
+    def with_effort(self, effort: str) -> Adversary:
+        """The same with another effort: "warm" (known starts alone), "fast" or "thorough"."""
+        chosen("effort", effort, ("warm", *EFFORTS))
+        search = None if self.search is None else self.search.with_effort(effort)
+        return replace(self, search=search)
 
     def with_penalty(self, penalty: float) -> Adversary:
         """The same candidates at another penalty: risks of a support do not depend on it."""
@@ -175,13 +185,26 @@ class Adversary:
     def solve(self, batch: Batch, extra: Sequence[Tensor] = ()) -> Moved:
         """Worst-case position of each sample of ``batch``; ``extra`` are further starts."""
         best: Any = None
+        quick = replace(self, search=None) if self._many_places else self
         for at, fee, starts in self._places(batch, extra):
-            moved = Moved.of(self.objective, batch, at, self._ascend(at, starts), fee)
+            moved = Moved.of(self.objective, batch, at, quick._ascend(at, starts), fee)
             best = moved if best is None else best.better(moved)
+        if quick is not self:  # in full where each sample is best off, and where it was
+            fee = best.cost - self.objective.cost(batch, best.q)
+            for at, paid in ((best.at, fee), (batch, 0.0)):
+                moved = Moved.of(self.objective, batch, at, self._ascend(at, [best.q]), paid)
+                best = best.better(moved)
         mean = float((best.q - batch.q0).square().sum(1).mean())
         if not mean < _FAR**2 and self.objective.penalty <= self._floor():
             raise UnboundedRiskError(self._unbounded_message())
         return best
+
+    @property
+    def _many_places(self) -> bool:
+        """Whether a search at every combination of categories would cost too much."""
+        swaps = self.swaps
+        many = swaps is not None and swaps.n_combinations > MOST_COMBINATIONS
+        return many and self.search is not None and not self.exact
 
     def _labelled(self, batch: Batch) -> Iterator[tuple[Batch, Tensor | float]]:
         """The batch at its own labels, and at each label it may take with the cost of that."""
@@ -261,6 +284,9 @@ class Adversary:
             return self._ridge(batch)
         if knows_classes(self.objective):
             return solve_linear_classes(self.objective, batch)
+        if self.search is not None:
+            starts = (q for c in self.candidates for q in c.starts(self.objective, batch))
+            return self.search.run(self.objective, batch, [*starts, *extra])
         return best_of(
             self.objective,
             batch,
@@ -297,7 +323,7 @@ class Adversary:
         classes = self.n_labels > 0
         for _ in range(rounds):
             support = Support.build(self.objective, best.at, best.q, classes, len(batch))
-            shared = replace(self, candidates=(support,), corrections=0)
+            shared = replace(self, candidates=(support,), corrections=0, search=None)
             found = best.better(shared.solve(batch))
             gained = float((found.value - best.value).mean())
             best = found
@@ -339,7 +365,8 @@ class Adversary:
         """Upper bounds of sup J - penalty * swap cost at fixed labels, which cover all swaps."""
         swaps, objective = self.swaps, self.objective
         if swaps is None:
-            return [upper_bound(objective, labelled, self._ascend(labelled, [start]), known)]
+            warm = self.with_effort("warm")
+            return [upper_bound(objective, labelled, warm._ascend(labelled, [start]), known)]
         if self.exact:
             at, paid = self._ridge_swaps(labelled, swaps)
             bound, proof = upper_bound(objective, at, self._ridge(at), known)
@@ -347,7 +374,7 @@ class Adversary:
         if swaps.n_combinations > MOST_COMBINATIONS:
             return [swapping.lipschitz_upper(objective, swaps, labelled, known)]
         options = []
-        quick = replace(self, candidates=(Stay(),), screening=0)
+        quick = replace(self, candidates=(Stay(),), screening=0).with_effort("warm")
         for at, paid in swapping.every_combination(swaps, labelled):
             bound, proof = upper_bound(objective, at, quick._ascend(at, [start]), known)
             options.append((bound - objective.penalty * paid, proof))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,16 +12,32 @@ from torch import Tensor
 from drojko._validation import checked
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["Ascent", "picked", "proximal_ascent"]
+__all__ = ["Ascent", "Evidence", "joined", "picked", "proximal_ascent"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What independent restarts say of what they miss: an estimate, no bound.
+
+    ``missing`` (n,) is what J is estimated to lack, row by row: (R - 1)/R times the best of R
+    rounds over the second best, the jackknife of a maximum; ``rounds`` (n,) is R.
+    """
+
+    missing: Tensor
+    rounds: Tensor
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Points q reached (n, r), their values J (n,), and the gradients there (n, r)."""
+    """Points q reached (n, r), their values J (n,), and the gradients there (n, r).
+
+    ``evidence`` of a thorough search; None elsewhere.
+    """
 
     q: Tensor
     value: Tensor
     gradient: Tensor
+    evidence: Evidence | None = None
 
     def better(self, other: Ascent) -> Ascent:
         """Sample by sample the one of larger value."""
@@ -28,12 +45,28 @@ class Ascent:
 
 
 def picked(wins: Tensor, first: Any, second: Any) -> Any:
-    """Tensors, or all of a record of tensors: the first where it wins, shape (n,)."""
+    """Tensors, or all of a record of tensors: the first where it wins, shape (n,).
+
+    None where either lacks what the other has.
+    """
+    if first is None or second is None:
+        return None
     if isinstance(first, Tensor):
         return torch.where(wins.unsqueeze(1) if first.ndim > 1 else wins, first, second)
     names = (f.name for f in fields(first))
     parts = (picked(wins, getattr(first, name), getattr(second, name)) for name in names)
     return type(first)(*parts)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Tensors, or records of tensors, one below the other; None where any is."""
+    first = parts[0]
+    if len(parts) == 1 or any(part is None for part in parts):
+        return first if len(parts) == 1 else None
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    names = (f.name for f in fields(first))
+    return type(first)(*(joined([getattr(part, name) for part in parts]) for name in names))
 
 
 @checked(start="n r any")

@@ -28,7 +28,6 @@ __all__ = [
     "Candidate",
     "Condition",
     "LearnedMap",
-    "OtherLabel",
     "PairMoves",
     "Stay",
     "Support",
@@ -103,26 +102,6 @@ class LearnedMap:
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
         return [self.brenier.map(batch.q0, self.condition.context(batch))]
-
-
-@dataclass(frozen=True)
-class OtherLabel:
-    """From x towards a close reference point of another label, and a little beyond.
-
-    ``anchors`` are coordinates of a few dozen draws.
-    """
-
-    anchors: Tensor
-    labels: Tensor
-    shares: Sequence[float] = (0.5, 0.75, 1.0, 1.25)
-
-    def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        distance = torch.cdist(batch.q0, self.anchors)
-        distance = distance.masked_fill(batch.y[:, None] == self.labels, torch.inf)
-        nearest, index = distance.min(1)
-        move = self.anchors[index] - batch.q0
-        move = torch.where(torch.isfinite(nearest).unsqueeze(1), move, torch.zeros_like(move))
-        return [batch.q0 + share * move for share in self.shares]
 
 
 @dataclass(frozen=True)

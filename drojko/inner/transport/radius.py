@@ -15,10 +15,13 @@ from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Support, first_candidates
+from drojko.inner.transport.search.rounds import Restarts
 
 __all__ = ["BallSolution", "solve_ball"]
 
 _MAX_SOLVES = 40
+#: Gap at which a search in full is worth its while, and of a plan for any draw of a network.
+_ROUGH, _FRESH = 1e-3, 1e-4
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
@@ -42,6 +45,8 @@ class BallSolution:
         Of the first; 0 where one map suffices.
     adversary : Adversary
         Gives both maps, on these draws and on any other.
+    restarts : Restarts or None
+        What a thorough search at a penalty between says of itself.
     """
 
     penalty: float
@@ -51,6 +56,7 @@ class BallSolution:
     high_penalty: float
     share: float
     adversary: Adversary
+    restarts: Restarts | None = None
 
     def mix(self, low: Tensor, high: Tensor) -> Tensor:
         """Mean of two quantities of the maps under the mixture."""
@@ -117,7 +123,7 @@ class _Search:
                 self.adversary,
                 candidates=first_candidates(objective),
                 screening=min(4, self.adversary.screening),
-            )
+            ).with_effort("warm")
             self.adversary = _with_support(quick, self.batch, [first.moved])
             self.starts.append(first.moved.q)
         low: _Trial | None = None
@@ -191,6 +197,7 @@ def solve_ball(
     start: float | None = None,
     tol: float | None = None,
     starts: Sequence[Tensor] | None = None,
+    atoms: bool = False,
 ) -> BallSolution:
     r"""Penalties on either side of the budget, and the mixture that spends it.
 
@@ -215,6 +222,9 @@ def solve_ball(
     starts : sequence of Tensor of shape (n, r), optional
         Positions near the worst case, as from a neighbouring model: one quick search from there
         alone, whose maps are good on these draws only.
+    atoms : bool
+        Whether the draws are all there are: the plan is then what was found for them, with every
+        start that helped; else it is one that any draw can follow.
 
     Returns
     -------
@@ -237,17 +247,33 @@ def solve_ball(
         return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
     goal = tol or (1e-11 if adversary.exact else 1e-6)
+    searched = adversary.search is not None and starts is None and not adversary.exact
+    first = max(goal, _ROUGH) if searched else goal
     own = {"share": starts is None, "starts": list(starts or ())}
-    low, high = _Search(adversary, batch, weights, budget, goal, **own).run(penalty)
+    low, high = _Search(adversary, batch, weights, budget, first, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
-    # Warm starts belong to these draws. A plan for any draw has its starts from candidates
-    # alone: what was found becomes one of them, and the budget is met again with it.
     found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
+    adversary, restarts = adversary.with_penalty(high.penalty), None
+    if searched:  # in full at the penalty that was found
+        moved = adversary.solve(batch, [side.q for side in found])
+        gain = moved.value - adversary.objective.risk(batch, batch.q0)
+        restarts = Restarts.of(moved.found.evidence, gain, weights)
+        found.append(moved)
+    if searched and atoms:
+        warm = replace(adversary, candidates=first_candidates(adversary.objective))
+        warm = _with_support(warm.with_effort("warm"), batch, found)
+        near = {"share": False, "starts": [side.q for side in found]}
+        low, high = _Search(warm, batch, weights, budget, goal, **near).run(high.penalty, 1.01)
+        found += [side.moved for side in (low, high) if side is not None and side.moved is not None]
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
-    again = _Search(adversary, batch, weights, budget, tol or 1e-5, warm=False)
-    low, high = again.run(high.penalty, factor=1.01)
-    return _mixture(adversary, low, high, budget)
+    if not atoms:
+        # Warm starts belong to these draws. A plan for any draw has its starts from candidates
+        # alone: what was found becomes one of them, and the budget is met again with it.
+        fresh, meet = adversary.with_effort("fast"), tol or (_FRESH if searched else 1e-5)
+        again = _Search(fresh, batch, weights, budget, meet, warm=False)
+        low, high = again.run(high.penalty, factor=1.01)
+    return replace(_mixture(adversary, low, high, budget), restarts=restarts)
 
 
 def _mixture(adversary: Adversary, low: _Trial | None, high: _Trial, budget: float) -> BallSolution:

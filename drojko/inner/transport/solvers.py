@@ -12,6 +12,7 @@ from torch import Tensor
 from drojko._driver import Status, nested
 from drojko._numerics import cosine
 from drojko._settings import check_settings
+from drojko._validation import chosen
 from drojko.exceptions import InvalidDataError
 from drojko.flows.icnn.map_state import MapState
 from drojko.inner.objective import Batch, Objective
@@ -20,12 +21,12 @@ from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.ascent import proximal_ascent
 from drojko.inner.transport.bounds import structure
 from drojko.inner.transport.candidates import (
-    Candidate,
     Condition,
     LearnedMap,
-    OtherLabel,
     first_candidates,
 )
+from drojko.inner.transport.search.rounds import EFFORTS, Search
+from drojko.inner.transport.search.starts import Anchors
 
 __all__ = ["ICNNJKO", "JKOState", "ModifiedJKO", "Pointwise"]
 
@@ -61,7 +62,10 @@ class Pointwise(InnerSolver):
             self, whole={"corrections": 0, "training_corrections": 0}, least={"tol": 0.0}
         )
 
-    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
+    def fit(
+        self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None,
+        effort="fast", atoms=False,
+    ):  # fmt: skip
         return Adversary(
             objective,
             first_candidates(objective),
@@ -82,9 +86,11 @@ class ICNNJKO(InnerSolver):
 
     Each step finds the proximal targets of T_k(x) sample by sample and projects them onto
     gradients of convex functions. The map finds basins that no ascent from a single sample
-    finds; the corrections make it exact; a max-affine potential on the corrected points shares
-    every basin with all samples; starts towards close points of another label are tried as well.
-    Each sample keeps its best, which is still a feasible transport.
+    finds, and serves draws that were not there. It is one start among many: from every sample
+    ascents start towards random reference points of other labels, and in regression along
+    gradients and in random directions too; most are dropped after a few steps, samples share what
+    they find, and the best is climbed to its end. Each sample keeps its best, which is still a
+    feasible transport. Where the draws are all that will be moved, no map is learned.
 
     Parameters
     ----------
@@ -101,11 +107,12 @@ class ICNNJKO(InnerSolver):
     batch_size : int
         Reference draws per step.
     corrections, screening : int
-        Proximal corrections of the best candidate, and of every candidate before comparing.
+        Proximal corrections of the best candidate, and of every candidate before comparing, where
+        samples may swap among too many categories for a search at each.
     training_corrections : int
         Corrections per outer step, warm-started where the sample was last left.
     anchors : int
-        Reference points of other labels that starts are taken from; 0: none.
+        Reference points that starts are drawn towards, at most; of every label one at least.
     support : int
         Most points of the max-affine potential; 0: none.
     rounds : int
@@ -137,9 +144,9 @@ class ICNNJKO(InnerSolver):
     corrections: int = 50
     screening: int = 12
     training_corrections: int = 2
-    anchors: int = 64
+    anchors: int = 1000
     support: int = 1000
-    rounds: int = 3
+    rounds: int = 1
     initialisation: str = "identity"
     tol: float = 1e-3
 
@@ -159,7 +166,11 @@ class ICNNJKO(InnerSolver):
                 f"ICNNJKO: initialisation={self.initialisation!r}; expected 'identity' or 'bures'"
             )
 
-    def fit(self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None):
+    def fit(
+        self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None,
+        effort="fast", atoms=False,
+    ):  # fmt: skip
+        chosen("effort", effort, EFFORTS)
         adversary = Adversary(
             objective,
             first_candidates(objective),
@@ -173,17 +184,20 @@ class ICNNJKO(InnerSolver):
         if 2.0 * objective.strength > structure(objective).curvature:
             # Proven strongly concave: the ascent from each sample is the global maximiser.
             return replace(adversary, corrections=max(200, self.corrections), tol=1e-12)
-        candidates: list[Candidate] = list(adversary.candidates)
-        if self.anchors and n_labels:
-            pick = torch.randperm(len(batch), generator=generator, device="cpu")[: self.anchors]
-            pick = _cover_labels(batch.y, pick.to(batch.y.device), n_labels)
-            candidates.append(OtherLabel(batch.q0[pick], batch.y[pick]))
-        for _ in range(self.maps):
-            candidates.append(self.learn_map(objective, batch, generator, n_labels, max_time))
-        adversary = replace(adversary, candidates=tuple(candidates))
-        if self.support == 0:
-            return adversary
-        return adversary.share_basins(batch, self.rounds, self.support)[0]
+        search = self._search(batch, generator, n_labels)
+        maps = () if atoms else range(self.maps)
+        learned = [self.learn_map(objective, batch, generator, n_labels, max_time) for _ in maps]
+        adversary = replace(adversary, candidates=(*adversary.candidates, *learned), search=search)
+        if self.support and not atoms:
+            adversary = adversary.share_basins(batch, self.rounds, self.support)[0]
+        return adversary.with_effort(effort)
+
+    def _search(self, batch: Batch, generator: torch.Generator, n_labels: int) -> Search:
+        """Starts drawn towards some of the rows, of every label at least one."""
+        pick = torch.randperm(len(batch), generator=generator, device="cpu")[: self.anchors]
+        pick = _cover_labels(batch.y, pick.to(batch.y.device), n_labels)
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        return Search(Anchors(batch.x[pick], batch.y[pick], n_labels > 0), seed)
 
     def learn_map(
         self,
@@ -201,7 +215,9 @@ class ICNNJKO(InnerSolver):
 
 
 def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:
-    """Add a row of every label that the picked rows miss."""
+    """Add a row of every label that the picked rows miss; one row at least where none count."""
+    if not n_labels:
+        return pick if len(pick) else torch.zeros(1, dtype=torch.long, device=y.device)
     missing = sorted(set(y.unique().tolist()) - set(y[pick].tolist()))
     extra = [int((y == label).nonzero()[0]) for label in missing]
     return torch.cat([pick, torch.tensor(extra, dtype=pick.dtype, device=pick.device)])

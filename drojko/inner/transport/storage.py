@@ -18,11 +18,12 @@ from drojko.inner.transport.candidates import (
     Candidate,
     Condition,
     LearnedMap,
-    OtherLabel,
     PairMoves,
     Stay,
     Support,
 )
+from drojko.inner.transport.search.rounds import Search
+from drojko.inner.transport.search.starts import Anchors
 from drojko.losses import Loss
 from drojko.models import TabularModel
 from drojko.transport.icnn import ICNN
@@ -31,11 +32,11 @@ from drojko.transport.maps import BrenierMap
 __all__ = ["pack", "pack_module", "unpack", "unpack_module"]
 
 _SETTINGS = ("screening", "corrections", "tol", "n_labels", "label_cost")
-_KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, OtherLabel, Support, BoxPath)}
+_KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, Support, BoxPath)}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Swaps, Condition, Coordinates, *_KINDS.values())):
+    if isinstance(value, (Swaps, Condition, Coordinates, Search, Anchors, *_KINDS.values())):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
         return [_plain(part) for part in value]
@@ -99,6 +100,7 @@ def pack(adversary: Adversary) -> dict[str, Any]:
         "coordinates": _plain(adversary.objective.coordinates),
         "penalty": adversary.objective.penalty,
         "candidates": [_pack_candidate(c) for c in adversary.candidates],
+        "search": _plain(adversary.search),
         **{name: getattr(adversary, name) for name in _SETTINGS},
     }
 
@@ -117,8 +119,13 @@ def unpack(
     if isinstance(coordinates.swaps, dict):
         swaps = Swaps(**{k: _tensor(v, like) for k, v in coordinates.swaps.items()})
         coordinates = replace(coordinates, swaps=swaps)
+    search = state.get("search")
+    if search is not None:
+        anchors = Anchors(**{k: _tensor(v, like) for k, v in search["anchors"].items()})
+        search = Search(**{**search, "anchors": anchors})
     return Adversary(
         Objective(model, loss, coordinates, state["penalty"]),
         tuple(_unpack_candidate(c, like) for c in state["candidates"]),
+        search=search,
         **{name: state[name] for name in _SETTINGS},
     )

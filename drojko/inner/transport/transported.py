@@ -15,6 +15,7 @@ from drojko._random import generator as make_generator
 from drojko.exceptions import UnsupportedError
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary
+from drojko.inner.transport.known import KnownRows
 from drojko.inner.worst_case import WorstCase, which
 from drojko.measures.base import LabelledMeasure
 
@@ -43,6 +44,8 @@ class TransportedWorstCase(WorstCase):
         Draws x (n, d), y (n,), w (n,) that `pairs` shows; None: 2000 points of the reference.
     classes, feature_names, cost_weights
         As in `WorstCase`.
+    known : KnownRows, default=None
+        Rows whose moves are stored; all others are searched for.
 
     Examples
     --------
@@ -63,6 +66,7 @@ class TransportedWorstCase(WorstCase):
     classes: np.ndarray | None = None
     feature_names: tuple[str, ...] | None = None
     cost_weights: np.ndarray | None = None
+    known: KnownRows | None = None
 
     # -- conversions -------------------------------------------------------------------------
 
@@ -81,9 +85,24 @@ class TransportedWorstCase(WorstCase):
         inside = objective.decode(batch, objective.coordinates.project(batch.q0))
         return objective.batch(inside, y)
 
-    def _images(self, penalty: float, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where samples are moved at a penalty, (n, d), and their labels there."""
-        adversary = self.adversary.with_penalty(penalty)
+    def _images(self, low: bool, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where samples are moved by one of the two maps, (n, d), and their labels there."""
+        if self.known is None:
+            return self._searched(low, batch)
+        rows = self.known.find(batch.x.cpu().numpy(), batch.y.cpu().numpy())
+        x, labels = batch.x.clone(), batch.y.clone()
+        at = torch.as_tensor(rows >= 0, device=x.device)
+        stored, taken = self.known.images(rows[rows >= 0], low)
+        x[at], labels[at] = stored.to(x), taken.to(labels)
+        if not bool(at.all()):
+            new = (~at).nonzero().squeeze(1)
+            x[new], labels[new] = self._searched(low, batch.take(new))
+        return x, labels
+
+    def _searched(self, low: bool, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same by a search."""
+        penalty = self.low_penalty if low else self.high_penalty
+        adversary = self.adversary.with_penalty(penalty).with_effort("fast")
         moved = adversary.stay(batch) if math.isinf(penalty) else adversary.solve(batch)
         return adversary.objective.decode(moved.at, moved.q), moved.labels
 
@@ -97,9 +116,9 @@ class TransportedWorstCase(WorstCase):
         """
         gen = make_generator(random_state)
         batch = self._reference_batch(*self.reference.sample(n, gen))
-        x, labels = self._images(self.high_penalty, batch)
+        x, labels = self._images(False, batch)
         if self.share > 0.0:
-            low, others = self._images(self.low_penalty, batch)
+            low, others = self._images(True, batch)
             coin = torch.rand(n, generator=gen, dtype=torch.float64).to(x.device) < self.share
             x, labels = torch.where(coin.unsqueeze(1), low, x), torch.where(coin, others, labels)
         return x.cpu().numpy(), self._decode(labels)
@@ -108,13 +127,14 @@ class TransportedWorstCase(WorstCase):
     def transport(self, X: Any, y: Any, random_state: Any = None) -> np.ndarray:
         """Where rows X with labels y are moved, shape (n, d).
 
+        Rows of an empirical reference go where the certificate has them; others are searched for.
         Where the plan is a mixture, rows take one of its two maps, so many of them that means over
         the rows of the reference are those of the plan up to one row; ``random_state`` draws which.
         """
         batch = self._batch(X, y)
-        image = self._images(self.high_penalty, batch)[0]
+        image = self._images(False, batch)[0]
         if self.share > 0.0:
-            low = self._images(self.low_penalty, batch)[0]
+            low = self._images(True, batch)[0]
             cost = [(z - batch.x).square().sum(1).cpu().numpy() for z in (low, image)]
             first = which(np.full(len(image), self.share), cost[0] - cost[1], random_state)
             image = torch.where(torch.as_tensor(first, device=low.device)[:, None], low, image)
@@ -157,7 +177,7 @@ class TransportedWorstCase(WorstCase):
     def _log_density(self, penalty: float, batch: Batch) -> Tensor:
         if math.isinf(penalty):
             return self.reference.log_prob(batch.x, batch.y)
-        adversary = self.adversary.with_penalty(penalty)
+        adversary = self.adversary.with_penalty(penalty).with_effort("fast")
         objective = adversary.objective
         _, gradient = objective.value_and_gradient(batch, batch.q0)  # at z: no cost yet
         q = batch.q0 - gradient / (2.0 * objective.strength)
@@ -180,16 +200,20 @@ class TransportedWorstCase(WorstCase):
 
     @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        if self.evaluation is None:
+        if self.evaluation is None and self.known is not None:
+            known = self.known
+            batch = self._reference_batch(torch.as_tensor(known.x), torch.as_tensor(known.y))
+            x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), known.w
+        elif self.evaluation is None:
             x, y, w = self.reference.points(2000, make_generator(0))
             batch = self._reference_batch(x, y)
             x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), w.cpu().numpy()
         else:
             x, y, w = self.evaluation
             batch = self._batch(x, y)
-        image = self._images(self.high_penalty, batch)[0].cpu().numpy()
+        image = self._images(False, batch)[0].cpu().numpy()
         if self.share > 0.0:
-            low = self._images(self.low_penalty, batch)[0].cpu().numpy()
+            low = self._images(True, batch)[0].cpu().numpy()
             x, y, image = (np.concatenate(part) for part in ((x, x), (y, y), (image, low)))
             w = np.concatenate([w * (1 - self.share), w * self.share])
         return x, image, y, w

@@ -11,7 +11,6 @@ from drojko.inner.transport.candidates import (
     BoxPath,
     Condition,
     LearnedMap,
-    OtherLabel,
     PairMoves,
     Stay,
     Support,
@@ -42,7 +41,6 @@ def all_candidates(objective, batch, generator):
     far = batch.q0[torch.randperm(len(batch), generator=generator)]
     return [
         Stay(),
-        OtherLabel(batch.q0[:40], batch.y[:40]),
         random_map(generator),
         Support.build(objective, batch, far, True, 50),
     ]
@@ -94,20 +92,6 @@ def test_the_better_ascent_takes_value_point_and_gradient_together(problem):
     value, gradient = objective.value_and_gradient(batch, best.q)
     torch.testing.assert_close(best.value, value)
     torch.testing.assert_close(best.gradient, gradient)
-
-
-def test_other_label_walks_towards_the_nearest_point_of_another_label(problem):
-    objective, batch = problem
-    anchors = OtherLabel(batch.q0[:60], batch.y[:60], shares=(0.5, 1.0))
-    half, whole = anchors.starts(objective, batch)
-    distance = torch.cdist(batch.q0, batch.q0[:60])
-    distance[batch.y[:, None] == batch.y[None, :60]] = torch.inf
-    torch.testing.assert_close(whole, batch.q0[:60][distance.argmin(1)])
-    torch.testing.assert_close(half, 0.5 * (whole + batch.q0))
-    # With one label only there is nowhere to go.
-    same = OtherLabel(batch.q0[:3], torch.zeros(3, dtype=torch.long), shares=(1.0,))
-    zeros = batch.take((batch.y == 0).nonzero().squeeze(1))
-    assert torch.equal(same.starts(objective, zeros)[0], zeros.q0)
 
 
 def test_learned_map_is_conditioned_on_the_label(problem, generator):

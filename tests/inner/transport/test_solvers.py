@@ -5,7 +5,7 @@ import torch
 
 from drojko.exceptions import InvalidDataError
 from drojko.inner import ICNNJKO, InnerSolver, Pointwise, get_inner
-from drojko.inner.transport.candidates import LearnedMap, OtherLabel, Stay, Support
+from drojko.inner.transport.candidates import LearnedMap, Stay, Support
 from drojko.inner.transport.solvers import ModifiedJKO
 from drojko.losses import CallableLoss
 from drojko.models import MLP, ModuleModel
@@ -66,14 +66,19 @@ def test_candidates_follow_the_settings(build, moons, generator):
     model, x, y = moons
     adversary, batch = build(model, "logistic", x, y, 20.0)
     kinds = lambda s: [type(c) for c in s.candidates]  # noqa: E731
-    fit = lambda **k: ICNNJKO(steps=2, hidden=(4,), **k).fit(  # noqa: E731
-        adversary.objective, batch, generator, n_labels=2
-    )
-    assert kinds(fit()) == [Stay, OtherLabel, LearnedMap, Support]
+
+    def fit(how=None, **settings):
+        solver = ICNNJKO(steps=2, hidden=(4,), **settings)
+        return solver.fit(adversary.objective, batch, generator, n_labels=2, **(how or {}))
+
+    assert kinds(fit()) == [Stay, LearnedMap, Support]
     assert kinds(fit(maps=2, anchors=0)) == [Stay, LearnedMap, LearnedMap, Support]
     assert kinds(fit(maps=0, anchors=0, support=0)) == [Stay]
     few = fit(anchors=1)  # every label has an anchor all the same
-    assert sorted(few.candidates[1].labels.tolist()) == [0, 1]
+    assert sorted(few.search.anchors.y.tolist()) == [0, 1]
+    # Atoms are moved by a search of their own: nothing is learned for other draws.
+    assert kinds(fit({"atoms": True})) == [Stay]
+    assert fit({"effort": "thorough"}).search.effort == "thorough"
 
 
 def test_proven_concave_problems_need_no_map(build, moons, generator):
@@ -117,7 +122,7 @@ def test_a_fit_is_decided_by_its_generator(build, moons, seed):
         gen = torch.Generator().manual_seed(number)
         solver = ICNNJKO(steps=5, hidden=(8,), rounds=0, support=0, anchors=8)
         solved = solver.fit(adversary.objective, batch, gen, n_labels=2)
-        values.append(solved.candidates[2].brenier.map(batch.q0, torch.eye(2).double()[y]))
+        values.append(solved.candidates[1].brenier.map(batch.q0, torch.eye(2).double()[y]))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])

@@ -297,3 +297,30 @@ def test_inner_solvers_keep_the_swaps(build):
     adversary, batch = build(network(1), "logistic", torch.tensor(X), y, 1.0, cost=cost_of(X, 0.01))
     learned = Pointwise().fit(adversary.objective, batch, None)
     assert bool((learned.solve(batch).at.x != batch.x).any())
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_search_from_many_starts_covers_the_swaps(build, monkeypatch, many):
+    """Against ascents from 20 starts at every combination; with too many of them as well."""
+    import drojko.inner.transport.adversary as home
+    from drojko.inner import ICNNJKO, proximal_ascent
+
+    if many:  # as if the 18 combinations were more than can be listed
+        monkeypatch.setattr(home, "MOST_COMBINATIONS", 4)
+    X, y = table(24, 5), torch.tensor([0, 1] * 12)
+    cost = cost_of(X, 0.3)
+    adversary, batch = build(network(2), "logistic", torch.tensor(X), y, 0.5, cost=cost)
+    gen = torch.Generator().manual_seed(0)
+    solver = ICNNJKO(maps=0)
+    moved = solver.fit(adversary.objective, batch, gen, n_labels=2, atoms=True).solve(batch)
+    best = adversary.objective.value(batch, batch.q0)
+    starts = 3.0 * torch.randn(20 * len(batch), 2, generator=gen, dtype=torch.float64)
+    for Z, paid in combinations(X, cost):
+        at = replace(batch, x=torch.tensor(Z)).repeat(20)
+        found = proximal_ascent(adversary.objective, at, at.q0 + starts, 40, tol=1e-6)
+        top = found.value.reshape(20, -1).amax(0)
+        best = torch.maximum(best, top - 0.5 * torch.tensor(paid))
+    nominal = adversary.objective.value(batch, batch.q0)
+    assert bool((moved.at.x != batch.x).any())
+    short = float((best - moved.value).clamp_min(0.0).sum() / (best - nominal).sum())
+    assert short < (0.02 if many else 1e-3)
