@@ -135,6 +135,7 @@ class Passes(ABC):
     def prepare(self) -> None:
         """Flatten the model; the decay of each parameter and which ones are trained."""
         self.flat, self.decay, self.frozen = flattened(self.problem)
+        self.decays, self.freezes = bool(self.decay.any()), not bool(self.frozen.all())
 
     def batch_size_of(self, n: int) -> int:
         """Draws per step: those asked for, or 64 growing with the number of draws."""
@@ -161,14 +162,17 @@ class Passes(ABC):
         """One step along a stochastic gradient of the risk; returns its squared norm."""
         for view, g in zip(views, gradient, strict=True):
             view.copy_(g)
-        adam.gradient.addcmul_(self.decay, self.flat).mul_(self.frozen)
+        if self.decays:
+            adam.gradient.addcmul_(self.decay, self.flat)
+        if self.freezes:
+            adam.gradient.mul_(self.frozen)
         eta = self.rate(progress, adam.count + 1)
         if self.settings.step == "adam":
             adam.step(self.flat, eta)
         else:
             adam.count += 1
             self.flat.add_(adam.gradient, alpha=-eta)
-        return float(adam.gradient.square().sum())
+        return float(adam.gradient @ adam.gradient)
 
     def averaged(self, state: Any) -> Tensor:
         """The mean of the parameters of the last fifth of the passes, this one included."""
@@ -193,19 +197,18 @@ class Passes(ABC):
         done = state.stale >= 2 * _PATIENCE and state.iteration > 0.5 * self.max_iter
         return Status.CONVERGED if done else None
 
-    def choose(self, best: Any, last: Any) -> Tensor:
-        """Best of the last, the best and the averaged parameters on all draws; loaded."""
-        options = [last.flat, best.flat]
+    def choose(self, best: Any, last: Any) -> float:
+        """Best of the last, the best and the averaged parameters on all draws; loaded.
+
+        Returns the norm of the gradient there, relative to 1 + the risk.
+        """
+        options = [last.flat] if best is last else [last.flat, best.flat]
         if self.settings.averaging and last.iteration > int(0.8 * self.max_iter) + 1:
             options.append(last.average)
-        values = [self.evaluate(flat, last)[0] for flat in options]
-        chosen = options[int(np.nanargmin(values))]
-        self.load(chosen)
-        return chosen
-
-    def stationarity(self, flat: Tensor, state: Any) -> float:
-        """Norm of the gradient relative to 1 + the risk."""
-        value, slope = self.evaluate(flat, state)
+        values = [self.evaluate(flat, last) for flat in options]
+        at = int(np.nanargmin([value for value, _ in values]))
+        self.load(options[at])
+        value, slope = values[at]
         return slope / (1.0 + abs(value))
 
     def train(self, max_time: float | None, callback: Callback | None) -> TrainResult:
@@ -227,7 +230,7 @@ class Passes(ABC):
             best=lambda s: s.risk,
         )
         best, last = outcome.best_state, outcome.state
-        chosen = self.choose(best, last)
+        stationarity = self.choose(best, last)
         status, columns = outcome.status, outcome.columns()
         if status is Status.MAX_ITER and levelled(columns["robust_risk"], self.tol):
             status = Status.CONVERGED
@@ -236,6 +239,6 @@ class Passes(ABC):
             f"Stopped after {outcome.n_iter} passes. {status.advice}",
             outcome.n_iter,
             last.penalty,
-            self.stationarity(chosen, last),
+            stationarity,
             columns,
         )

@@ -162,7 +162,7 @@ class RobustProblem:
         growth = self.loss.growth
         if not (0.0 < growth < math.inf and self.model.n_outputs == 1):
             return 0.0
-        f, backward = self.model.linearise(batch.x)
+        f, backward = objective.model.linearise(batch.x)
         steepness = objective.coordinates.pull(backward(torch.ones_like(f))).square().sum(1)
         return growth * float(steepness.double() @ weights) / objective.coordinates.scale**2
 

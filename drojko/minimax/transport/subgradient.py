@@ -11,16 +11,18 @@ from torch import Tensor
 
 from drojko._driver import Limits
 from drojko.flows.icnn.map_state import MapState
-from drojko.inner.objective import Batch, Objective
+from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Condition
 from drojko.inner.transport.solvers import ICNNJKO
 from drojko.measures import has_atoms
 from drojko.minimax.passes import Passes, PassState
 from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.transport.visits import Visit, room
 
 __all__ = ["Subgradient"]
 
+_BLOCK = 4096  # rows at once where all are looked at
 _STILL = 4  # passes between looks whether samples would rather stay where they came from
 
 
@@ -78,31 +80,35 @@ class _Pass(Passes):
         # Around atoms, draws keep their order, and with it the particles' positions.
         self.atomic = has_atoms(p.reference)
         self.batch_size = self.batch_size_of(len(self.x))
-        self.coordinates = self._objective(1.0).coordinates
-        objective = self._objective(1.0)
-        batch = objective.batch(self.x, self.y)
-        start = self.penalty0 or p.first_penalty(objective, batch, self.w, least=0.5)
+        mapped = not self.atomic and isinstance(p.inner, ICNNJKO)
+        rows = 0 if mapped else self.batch_size
+        self.visit, width = room(p, self.x, rows)
         self.flow = None
-        if not self.atomic and isinstance(p.inner, ICNNJKO):
+        if mapped:
             # Fresh draws every pass: the map itself is what one pass hands to the next.
-            self.condition = Condition.of(batch, p.n_labels, self.coordinates.immutable)
+            visit = self.visit(self.x, self.y, 1.0)
+            fixed = visit.objective.coordinates.immutable
+            self.condition = Condition.of(visit.batch, p.n_labels, fixed)
             self.map_rate = p.inner.learning_rate
             self.flow = MapState.start(
-                batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
+                visit.batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
             )
-        return self.first(torch.zeros_like(batch.q0), start)
+        return self.first(self.x.new_zeros(len(self.x), width), self._first_penalty())
 
-    def _objective(self, penalty: float) -> Objective:
-        if not hasattr(self, "coordinates"):
-            return self.problem.objective(self.x, penalty, reduce=False)
-        return Objective(self.problem.model, self.problem.loss, self.coordinates, penalty)
+    def _first_penalty(self) -> float:
+        if self.penalty0:
+            return self.penalty0
+        some = slice(0, None, max(1, len(self.x) // _BLOCK))
+        visit = self.visit(self.x[some], self.y[some], 1.0)
+        mass = self.w[some] / self.w[some].sum()
+        return self.problem.first_penalty(visit.objective, visit.batch, mass, least=0.5)
 
     def step(self, state: PassState) -> PassState:
         p = self.problem
-        if state.iteration:
+        if state.iteration and p.atoms is None:
             self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         adam, views, batches = self.opened(state)
-        displacement = state.carried.clone()
+        kept = state.carried.clone()
         corrections = p.inner.training_corrections
         log_penalty = math.log(max(state.penalty, 1e-300))
         budget = None if p.radius is None else p.radius**2
@@ -111,20 +117,19 @@ class _Pass(Passes):
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
             penalty = _exp(log_penalty)
-            objective = self._objective(penalty)
-            batch = objective.batch(self.x[rows], self.y[rows])
+            visit = self.visit(self.x[rows], self.y[rows], penalty)
             weights = self.w[rows] * (len(self.x) / len(rows))
-            adversary = p.adversary(objective, corrections)
+            adversary = p.adversary(visit.objective, corrections)
             # The first visits of a sample have no position to start from: more corrections.
             extra = 4 if state.iteration == 0 else 0
-            start = self._start(objective, batch, displacement[rows])
-            moved = p.move(adversary, batch, start, corrections + extra)
+            start = self._start(visit, kept[rows])
+            moved = p.move(adversary, visit.batch, start, corrections + extra)
             # No loss is negative: a sample below zero has run away, and goes back at once.
             if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
-                moved = self._at_least_still(adversary, batch, moved)
-            displacement[rows] = moved.q - batch.q0
-            self._learn(batch, moved, progress)
-            gradient = p.parameter_gradient(objective, moved, weights)
+                moved = self._at_least_still(adversary, visit.batch, moved)
+            kept[rows] = visit.kept(moved.q)
+            self._learn(visit.batch, moved, progress)
+            gradient = visit.gradient(moved, weights)
             squared_slope += self.descend(adam, views, gradient, progress)
             mass = self.w[rows]
             cost = float(moved.cost.double() @ mass)
@@ -139,13 +144,14 @@ class _Pass(Passes):
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
         return self.closed(
             state, float(totals[1]), squared_slope / len(batches), adam=adam,
-            carried=displacement, penalty=_exp(log_penalty), cost=float(totals[0]),
+            carried=kept, penalty=_exp(log_penalty), cost=float(totals[0]),
         )  # fmt: skip
 
-    def _start(self, objective: Objective, batch: Batch, displacement: Tensor) -> Tensor:
+    def _start(self, visit: Visit, kept: Tensor) -> Tensor:
         """Where the corrections start: the particle's last position, or the image under T_k."""
+        objective, batch = visit.objective, visit.batch
         if self.atomic:
-            return batch.q0 + displacement
+            return visit.start(kept)
         if self.flow is None:
             return batch.q0
         image = self.flow.image(batch.q0, self.condition.context(batch))
@@ -179,16 +185,17 @@ class _Pass(Passes):
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         p = self.problem
         self.load(flat)
-        penalty, objective = state.penalty, self._objective(state.penalty)
-        batch = objective.batch(self.x, self.y)
-        adversary = p.adversary(objective, 10)
-        start = self._start(objective, batch, state.carried)
-        moved = self._at_least_still(adversary, batch, p.move(adversary, batch, start, 10))
-        gradient = p.parameter_gradient(objective, moved, self.w)
-        whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
-        risk = float(moved.risk.double() @ self.w)
-        cost = float(moved.cost.double() @ self.w)
-        value = risk + self._priced(penalty, 1.0, cost) + self.ridge()
+        whole, risk, cost = self.decay * self.flat, 0.0, 0.0
+        parts = (part.split(_BLOCK) for part in (self.x, self.y, self.w, state.carried))
+        for x, y, w, kept in zip(*parts, strict=True):
+            visit = self.visit(x, y, state.penalty)
+            adversary = p.adversary(visit.objective, 10)
+            moved = p.move(adversary, visit.batch, self._start(visit, kept), 10)
+            moved = self._at_least_still(adversary, visit.batch, moved)
+            whole += torch.cat([g.reshape(-1) for g in visit.gradient(moved, w)])
+            risk += float(moved.risk.double() @ w)
+            cost += float(moved.cost.double() @ w)
+        value = risk + self._priced(state.penalty, 1.0, cost) + self.ridge()
         return value, float((whole * self.frozen).norm())
 
 
