@@ -28,6 +28,7 @@ __all__ = [
     "Linear",
     "ModuleModel",
     "TabularModel",
+    "dense_layers",
     "flatten_parameters",
     "views_like",
     "is_linear",
@@ -396,6 +397,36 @@ def looks_like_probabilities(model: Callable[[Tensor], Tensor], x: Tensor) -> bo
         middle = x.mean(0)
         f = torch.cat([model(middle + far * (x - middle)).flatten() for far in (1.0, 10.0, -10.0)])
     return bool(((f >= 0) & (f <= 1)).all() and f.amax() > f.amin())
+
+
+#: Modules between the layers of a perceptron: functions of one number, of slope about 1 at most.
+_BETWEEN = (
+    nn.Dropout, nn.ELU, nn.Flatten, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid,
+    nn.SiLU, nn.Softplus, nn.Tanh,
+)  # fmt: skip
+
+
+def dense_layers(model: TabularModel) -> list[nn.Parameter] | None:
+    """The weight matrices of a perceptron from the first on; None where it is something else.
+
+    Perceptrons are an `MLP`, and modules that are ``nn.Sequential``, perhaps nested, of
+    ``nn.Linear`` layers and activations.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> [tuple(w.shape) for w in dense_layers(ModuleModel(net, 1))]
+    [(4, 3), (1, 4)]
+    >>> dense_layers(ModuleModel(nn.Sequential(nn.LayerNorm(3), net), 1)) is None
+    True
+    """
+    if isinstance(model, MLP):
+        return list(model.weights)
+    whole = model.answers if isinstance(model, ModuleModel) else model
+    parts = [m for m in whole.modules() if not isinstance(m, nn.Sequential)]
+    layers: list[Any] = [m for m in parts if type(m) is nn.Linear]
+    own = all(type(m) in (nn.Linear, *_BETWEEN) for m in parts) and len(set(layers)) == len(layers)
+    return [layer.weight for layer in layers] if layers and own else None
 
 
 def is_linear(model: TabularModel) -> bool:

@@ -33,10 +33,10 @@ from drojko._threads import SMALL, one_thread
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
+    HELD_OUT,
     Approach,
     Assessment,
     FittedModel,
-    LinearProblem,
     Plan,
     Points,
 )
@@ -49,7 +49,8 @@ from drojko.approaches.reference import (
     is_sampled,
 )
 from drojko.approaches.registry import approach_named, approach_to
-from drojko.estimators._models import OnModule, build_model, check_device, check_stored
+from drojko.estimators._models import OnArrays, build_model, check_device, check_stored
+from drojko.estimators._networks import on_network, reject_linear
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -61,7 +62,7 @@ from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
 from drojko.minimax.newton import CONSTANT, ENDLESS
-from drojko.minimax.problem import Callback, TrainResult
+from drojko.minimax.problem import TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, NO_LOGITS, TabularModel, looks_like_probabilities
 
@@ -85,41 +86,6 @@ _LIMITS = ("fit_intercept", "max_iter", "tol", "max_time")
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-class _OnArrays:
-    """Training of a linear model from arrays to arrays."""
-
-    def __init__(self, problem: LinearProblem, n_features: int) -> None:
-        self.problem, self.most = problem, problem.plan.max_iter
-        outputs = problem.plan.n_outputs
-        self.shapes = {"weights.0": (outputs, n_features), "biases.0": (outputs,)}
-        self.dtype = str(problem.plan.dtype).removeprefix("torch.")
-
-    def seen(self, info: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The parameters of an iterate, as a module would hold them."""
-        pairs = zip(self.shapes.items(), (info["coef"], info["intercept"]), strict=True)
-        return {name: np.array(value, self.dtype).reshape(shape) for (name, shape), value in pairs}
-
-    def train(self, start: Any, report: Callback) -> tuple[dict[str, np.ndarray], TrainResult]:
-        """Parameters and how training ended."""
-        if start is not None:
-            before = tuple(start[0][name].astype(np.float64) for name in self.shapes)
-            start = (before, start[1])
-        problem = replace(self.problem, plan=replace(self.problem.plan, callback=report))
-        (coef, intercept), result = problem.fit(start)
-        self.problem, self.parameters = problem, self.seen({"coef": coef, "intercept": intercept})
-        return self.parameters, result
-
-    def untrained(self) -> dict[str, np.ndarray]:
-        """The parameters before the first step."""
-        self.parameters = {name: np.zeros(s, self.dtype) for name, s in self.shapes.items()}
-        return self.parameters
-
-    def assess(self, result: TrainResult) -> Assessment:
-        """Certificate and worst case of what was stored, in its precision."""
-        stored: Any = tuple(value.astype(np.float64) for value in self.parameters.values())
-        return self.problem.assess(stored, result)
-
-
 @dataclass(eq=False, repr=False)
 class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEstimator):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
@@ -132,6 +98,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
     reference: Any = "kde"
     inner: Any = "icnn"
     alpha: float = 0.0
+    certified: Any = 0.0
     fit_intercept: bool = True
     max_iter: int = 200
     tol: float = 1e-3
@@ -139,6 +106,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
     learning_rate: float = 5e-3
     max_time: float | None = None
     n_draws: int | None = None
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 10
     warm_start: bool = False
     random_state: Any = None
     device: Any = "cpu"
@@ -170,6 +140,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             None,
         ],
         "alpha": [Interval(Real, 0, None, closed="left")],
+        "certified": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "fit_intercept": ["boolean"],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -177,6 +148,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "n_draws": [Interval(Integral, 1, None, closed="left"), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, HasMethods(["type"])],
@@ -213,6 +187,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         weight = checked_weight(sample_weight, X)
         if self._classification:
             self._check_classes(y, weight)
+        reject_linear(self, approach)
         seed = _seed(self.random_state)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
@@ -224,9 +199,10 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
             linear = approach.linear(plan) if self.model == "linear" else None
             if linear is None:
-                work: Any = OnModule(approach, plan, build_model(self, plan.n_outputs, plan.child))
+                work: Any = on_network(self, approach, plan, rows, groups, seed)
             else:
-                work = _OnArrays(linear, X.shape[1])
+                work = OnArrays(linear, X.shape[1])
+            self.certified_ = 0.0 if linear is not None else work.training.certified
             start = self._start(work.shapes) if self.warm_start else None
             with self._salvaging(last, plan, reference):
                 with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
@@ -356,7 +332,11 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             dtype=_DTYPES[self.dtype],
             device=str(self.device),
             alpha=float(self.alpha),
-            outer=Subgradient(learning_rate=self.learning_rate, batch_size=self.batch_size),
+            outer=Subgradient(
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                patience=self.n_iter_no_change,
+            ),
             **{name: getattr(self, name) for name in _LIMITS},
         )
 
@@ -433,7 +413,8 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
         self.status_ = result.status
         self.message_ = result.message
         self.optimality_gap_ = float(result.gap)
-        known = {name: result.history[name] for name in COLUMNS if name in result.history}
+        names = (*COLUMNS, *HELD_OUT)
+        known = {name: result.history[name] for name in names if name in result.history}
         self._history = {name: np.asarray(v, dtype=np.float64) for name, v in known.items()}
         self.certificate_ = None
         self._worst = None
@@ -485,12 +466,16 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
 
     @property
     def history_(self) -> pd.DataFrame:
-        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds."""
+        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds.
+
+        With ``early_stopping`` also held_out_risk, the robust risk of the rows held out.
+        """
         import pandas as pd
 
         check_is_fitted(self, "n_iter_")
         empty = np.empty(0)
-        return pd.DataFrame({name: self._history.get(name, empty) for name in COLUMNS})
+        names = (*COLUMNS, *(name for name in HELD_OUT if name in self._history))
+        return pd.DataFrame({name: self._history.get(name, empty) for name in names})
 
     @property
     def reference_(self) -> LabelledMeasure:

@@ -15,23 +15,61 @@ from torch import Tensor, nn
 from drojko._driver import all_finite
 from drojko._random import spawn
 from drojko._validation import shown
-from drojko.approaches.base import Approach, Assessment, Plan
+from drojko.approaches.base import Approach, Assessment, LinearProblem, Plan
 from drojko.exceptions import InvalidDataError
 from drojko.inner.transport.storage import pack_module
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.models import MLP, Linear, LogitDifference, ModuleModel, TabularModel
 
-__all__ = ["OnModule", "build_model", "check_device", "check_stored"]
+__all__ = ["OnArrays", "OnModule", "build_model", "check_device", "check_stored"]
 
 _FACTORY = threading.Lock()
 
 
-class OnModule:
-    """Training of a module in place."""
+class OnArrays:
+    """Training of a linear model from arrays to arrays."""
 
-    def __init__(self, approach: Approach, plan: Plan, model: TabularModel) -> None:
+    def __init__(self, problem: LinearProblem, n_features: int) -> None:
+        self.problem, self.most = problem, problem.plan.max_iter
+        outputs = problem.plan.n_outputs
+        self.shapes = {"weights.0": (outputs, n_features), "biases.0": (outputs,)}
+        self.dtype = str(problem.plan.dtype).removeprefix("torch.")
+
+    def seen(self, info: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The parameters of an iterate, as a module would hold them."""
+        pairs = zip(self.shapes.items(), (info["coef"], info["intercept"]), strict=True)
+        return {name: np.array(value, self.dtype).reshape(shape) for (name, shape), value in pairs}
+
+    def train(self, start: Any, report: Callback) -> tuple[dict[str, np.ndarray], TrainResult]:
+        """Parameters and how training ended."""
+        if start is not None:
+            before = tuple(start[0][name].astype(np.float64) for name in self.shapes)
+            start = (before, start[1])
+        problem = replace(self.problem, plan=replace(self.problem.plan, callback=report))
+        (coef, intercept), result = problem.fit(start)
+        self.problem, self.parameters = problem, self.seen({"coef": coef, "intercept": intercept})
+        return self.parameters, result
+
+    def untrained(self) -> dict[str, np.ndarray]:
+        """The parameters before the first step."""
+        self.parameters = {name: np.zeros(s, self.dtype) for name, s in self.shapes.items()}
+        return self.parameters
+
+    def assess(self, result: TrainResult) -> Assessment:
+        """Certificate and worst case of what was stored, in its precision."""
+        stored: Any = tuple(value.astype(np.float64) for value in self.parameters.values())
+        return self.problem.assess(stored, result)
+
+
+class OnModule:
+    """Training of a module in place, by a plan of its own where not all rows are for it."""
+
+    def __init__(
+        self, approach: Approach, plan: Plan, model: TabularModel, training: Plan | None = None
+    ) -> None:
         approach.reject(plan, model)
         self.approach, self.plan, self.model = approach, plan, model
+        self.training = plan if training is None else training
         self.most = approach.most_iterations(plan, model)
         self.shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
@@ -53,7 +91,7 @@ class OnModule:
             if isinstance(self.model, MLP):
                 self.model.warm = True
             penalty = None if math.isnan(penalty) else penalty
-        result = self.approach.train(replace(self.plan, callback=report), self.model, penalty)
+        result = self.approach.train(replace(self.training, callback=report), self.model, penalty)
         return self.parameters, result
 
     def untrained(self) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from drojko.minimax.transport.visits import Visit, room
 __all__ = ["Subgradient"]
 
 _BLOCK = 4096  # rows at once where all are looked at
+_HELD = 8  # corrections of points held out
 _STILL = 4  # passes between looks whether samples would rather stay where they came from
 
 
@@ -41,12 +42,15 @@ class Subgradient:
         Return the average of the last fifth of the passes' parameters where it is better.
     batch_size : int or None
         Draws per step; None: 64, growing with the number of draws.
+    patience : int
+        Passes without a lower robust risk of the points held out, if any, that end training.
     """
 
     learning_rate: float = 5e-3
     step: str = "adam"
     averaging: bool = True
     batch_size: int | None = None
+    patience: int = 10
 
     def solve(
         self,
@@ -79,6 +83,7 @@ class _Pass(Passes):
         self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         # Around atoms, draws keep their order, and with it the particles' positions.
         self.atomic = has_atoms(p.reference)
+        self.held = p.held()
         self.batch_size = self.batch_size_of(len(self.x))
         mapped = not self.atomic and isinstance(p.inner, ICNNJKO)
         rows = 0 if mapped else self.batch_size
@@ -147,6 +152,18 @@ class _Pass(Passes):
             carried=kept, penalty=_exp(log_penalty), cost=float(totals[0]),
         )  # fmt: skip
 
+    def held_out_risk(self, penalty: float) -> float:
+        """The dual value at the present multiplier, after a few corrections from the rows."""
+        if self.held is None:
+            return math.nan
+        value, p = self._priced(penalty, 1.0, 0.0), self.problem
+        for x, y, w in zip(*(part.split(_BLOCK) for part in self.held), strict=True):
+            visit = self.visit(x, y, penalty)
+            adversary = p.adversary(visit.objective, _HELD)
+            moved = p.move(adversary, visit.batch, visit.batch.q0, _HELD)
+            value += float(moved.value.double() @ w)
+        return value
+
     def _start(self, visit: Visit, kept: Tensor) -> Tensor:
         """Where the corrections start: the particle's last position, or the image under T_k."""
         objective, batch = visit.objective, visit.batch
@@ -185,7 +202,7 @@ class _Pass(Passes):
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         p = self.problem
         self.load(flat)
-        whole, risk, cost = self.decay * self.flat, 0.0, 0.0
+        whole, risk, cost = self.ridge_gradient(), 0.0, 0.0
         parts = (part.split(_BLOCK) for part in (self.x, self.y, self.w, state.carried))
         for x, y, w, kept in zip(*parts, strict=True):
             visit = self.visit(x, y, state.penalty)

@@ -111,7 +111,7 @@ def room(problem: RobustProblem, points: Tensor, rows: int) -> tuple[Room, int]:
     """
     model, cost = problem.model, problem.cost
     coordinates = Coordinates.build(cost, points, reduce=False)
-    free = not cost.bounded and coordinates.swaps is None
+    free = problem.single and not cost.bounded and coordinates.swaps is None
     if rows and isinstance(model, MLP) and len(model.weights) > 1 and free:
         width, free = len(model.weights[0]), int(cost.mutable.sum())
         if _shorter(rows, width, free, problem.inner.training_corrections):

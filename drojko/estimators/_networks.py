@@ -1,0 +1,130 @@
+"""Rows that the fit of a network keeps back: when to stop, and how much to regularise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from drojko.approaches.base import Approach, Plan, Points
+from drojko.estimators._models import OnModule, build_model
+from drojko.exceptions import InvalidDataError
+from drojko.models import TabularModel
+
+__all__ = ["keep_back", "on_network", "reject_linear"]
+
+_SHARE = 0.25  # of the rows that weights are compared on
+_WEIGHTS = (0.2, 0.06, 0.02, 0.006)  # of the norms, from the largest; shared by the classes
+_COSTS = 0.01  # of accuracy, or of the loss in regression, that a weight may take
+
+
+def on_network(
+    front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
+) -> OnModule:
+    """The training of the module of an estimator, with the rows that it keeps back for itself."""
+    training = plan
+    if front.early_stopping:
+        kept, held = keep_back(front, rows, front.validation_fraction, seed)
+        training = replace(_on(front, approach, plan, kept, groups, seed), held_out=_points(held))
+    weight = front.certified
+    child = plan.child
+    if isinstance(weight, str):
+        weight = _chosen(front, approach, plan, rows, groups, seed)
+    training = replace(training, certified=float(weight))
+    return OnModule(approach, plan, build_model(front, plan.n_outputs, child), training)
+
+
+def reject_linear(front: Any, approach: Approach) -> None:
+    """Raise for what has a meaning for networks against transport sets only."""
+    if front.model != "linear" and approach.name == "transport":
+        return
+    if isinstance(front.certified, str) or front.certified > 0:
+        raise InvalidDataError(
+            f"certified={front.certified!r} is for networks against Wasserstein sets of order 2: "
+            "leave it at 0.0; certificates of linear models and of sets that reweight need no help"
+        )
+    if front.early_stopping:
+        raise InvalidDataError(
+            "early_stopping=True is for networks against Wasserstein sets of order 2: leave it at "
+            "False; linear models are trained to a proven gap, tol"
+        )
+
+
+def keep_back(front: Any, rows: Points, share: float, seed: int) -> tuple[Points, Points]:
+    """Rows to train on and rows held out: this share of each class, one at least, or of all."""
+    x, y, weight = rows
+    draw = np.random.RandomState(seed)
+    labels = y if front._classification else np.zeros(len(y), dtype=int)
+    held = np.zeros(len(y), dtype=bool)
+    for label in np.unique(labels):
+        of = np.flatnonzero((labels == label) & (weight > 0))
+        count = max(1, round(share * len(of)))
+        if count >= len(of):
+            what = f"class {label}" if front._classification else "the data"
+            raise InvalidDataError(
+                f"{what} has {len(of)} rows, too few to hold out {share:g} of them: set "
+                "early_stopping=False and a number for certified, or give more rows"
+            )
+        held[draw.permutation(of)[:count]] = True
+    return tuple((x[m], y[m], weight[m]) for m in (~held, held))  # type: ignore[return-value]
+
+
+def _on(front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int) -> Plan:
+    """The plan on some of the rows: their reference and atoms."""
+    part, _, _ = front._placed(plan, approach, rows, groups, seed)
+    own = {name: getattr(part, name) for name in ("reference", "atoms", "groups", "n_draws")}
+    return replace(plan, **own)
+
+
+def _points(rows: Points) -> Points:
+    x, y, weight = rows
+    made = (torch.as_tensor(np.array(x)), torch.as_tensor(np.array(y)))
+    return (*made, torch.as_tensor(weight / weight.sum(), dtype=torch.float64))
+
+
+def _chosen(
+    front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
+) -> float:
+    """The largest weight that costs little on rows held out, 0 where all of them do."""
+    kept, held = keep_back(front, rows, _SHARE, seed)
+    part = _on(front, approach, plan, kept, groups, seed)
+    unit = _unit(plan, rows)
+    time = None if plan.max_time is None else plan.max_time / (2 + 2 * len(_WEIGHTS))
+    part = replace(part, callback=None, max_time=time)
+
+    def scored(weight: float) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        model = build_model(front, plan.n_outputs, generator)
+        trial = replace(part, certified=weight, generator=generator)
+        approach.train(trial, model, None)
+        return _score(plan, model, held, front._classification)
+
+    nothing = scored(0.0)
+    allowed = nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
+    return next((w for w in (unit * s for s in _WEIGHTS) if scored(w) <= allowed), 0.0)
+
+
+def _unit(plan: Plan, rows: Points) -> float:
+    """What makes weights free of units: those of the loss over outputs, times those of X."""
+    x, y, weight = (np.asarray(part, dtype=np.float64) for part in rows)
+    weight = weight / weight.sum()
+    spread = float(np.sqrt((weight @ (x - weight @ x) ** 2).mean())) or 1.0
+    if plan.n_labels:
+        return spread * 2.0 / plan.n_labels
+    middle = weight @ y
+    loss = plan.loss.value(torch.full((len(y),), middle), torch.as_tensor(y))
+    size = float(np.sqrt(weight @ (y - middle) ** 2)) or 1.0
+    return spread * float(loss @ torch.as_tensor(weight)) / size
+
+
+def _score(plan: Plan, model: TabularModel, rows: Points, classification: bool) -> float:
+    """Share of wrong predictions, or the mean loss."""
+    x, y, weight = _points(rows)
+    with torch.no_grad():
+        f = model(x.to(plan.device, plan.dtype)).cpu().double()
+    if not classification:
+        return float(plan.loss.value(f, y.double()) @ weight)
+    found = (f > 0).long() if f.ndim == 1 else f.argmax(1)
+    return float((found != y).double() @ weight)
