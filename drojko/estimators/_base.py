@@ -50,7 +50,7 @@ from drojko.approaches.reference import (
 )
 from drojko.approaches.registry import approach_named, approach_to
 from drojko.estimators._models import OnArrays, build_model, check_device, check_stored
-from drojko.estimators._networks import on_network, reject_linear
+from drojko.estimators._networks import on_network, reject_linear, warn_of_outputs
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -64,7 +64,7 @@ from drojko.measures import LabelledMeasure, Measure
 from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
-from drojko.models import ACTIVATIONS, NO_LOGITS, TabularModel, looks_like_probabilities
+from drojko.models import ACTIVATIONS, TabularModel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,12 +237,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, BaseEst
             if still and np.ptp(X, axis=0).any() and np.ptp(y):
                 result = replace(result, advice=CONSTANT)
             self._warn(result, found.advice)
-            answers = getattr(getattr(work, "model", None), "answers", None)
-            if answers is not None and self._classification and plan.loss.structured:
-                some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
-                if looks_like_probabilities(answers, some):
-                    said = f"{type(self).__name__}: all outputs of model lie in [0, 1], {NO_LOGITS}"
-                    warnings.warn(said, UserWarning, stacklevel=2)
+            warn_of_outputs(self, plan, getattr(work, "model", None), X)
         return self
 
     def _bottomless(self, plan: Plan, y: np.ndarray) -> bool:

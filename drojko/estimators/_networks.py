@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drojko.approaches.base import Approach, Plan, Points
-from drojko.estimators._models import OnModule, build_model
+from drojko.estimators._models import OnModule, build_model, resting
 from drojko.exceptions import InvalidDataError
-from drojko.models import TabularModel
+from drojko.models import NO_LOGITS, ModuleModel, TabularModel, looks_like_probabilities
 
-__all__ = ["keep_back", "on_network", "reject_linear"]
+__all__ = ["keep_back", "on_network", "reject_linear", "warn_of_outputs"]
 
 _SHARE = 0.25  # of the rows that weights are compared on
 _WEIGHTS = (0.2, 0.06, 0.02, 0.006)  # of the norms, from the largest; shared by the classes
+_FAR = (1.1, 2.0, 10.0)  # distances from the mean at which outputs must be finite
 _COSTS = 0.01  # of accuracy, or of the loss in regression, that a weight may take
 
 
@@ -33,7 +36,20 @@ def on_network(
     if isinstance(weight, str):
         weight = _chosen(front, approach, plan, rows, groups, seed)
     training = replace(training, certified=float(weight))
-    return OnModule(approach, plan, build_model(front, plan.n_outputs, child), training)
+    model = build_model(front, plan.n_outputs, child)
+    if isinstance(model, ModuleModel):
+        _check_rows(model, _some(plan, rows[0]))
+    layers = resting(model)
+    if layers:
+        warnings.warn(
+            f"{type(front).__name__}: {' and '.join(layers)} of model rest: it runs in evaluation "
+            "mode in training too, without dropout and with the statistics that batch norms come "
+            "with, so that a worst case depends on its row alone. Leave them out, use alpha or "
+            "LayerNorm, or return a trained module",
+            UserWarning,
+            stacklevel=4,
+        )
+    return OnModule(approach, plan, model, training)
 
 
 def reject_linear(front: Any, approach: Approach) -> None:
@@ -69,6 +85,49 @@ def keep_back(front: Any, rows: Points, share: float, seed: int) -> tuple[Points
             )
         held[draw.permutation(of)[:count]] = True
     return tuple((x[m], y[m], weight[m]) for m in (~held, held))  # type: ignore[return-value]
+
+
+def warn_of_outputs(front: Any, plan: Plan, model: Any, X: np.ndarray) -> None:
+    """Warn where a module of the user's gives no logits, or no numbers away from the data."""
+    if not isinstance(model, ModuleModel):
+        return
+    x, name = _some(plan, X), type(front).__name__
+    if (
+        front._classification
+        and plan.loss.structured
+        and looks_like_probabilities(model.answers, x)
+    ):
+        said = f"{name}: all outputs of model lie in [0, 1], {NO_LOGITS}"
+        warnings.warn(said, UserWarning, stacklevel=4)
+    if not plan.ambiguity.moves:
+        return
+    with torch.no_grad():
+        middle = x.mean(0)
+        lost = [far for far in _FAR if not torch.isfinite(model(middle + far * (x - middle))).all()]
+    if lost:
+        warnings.warn(
+            f"{name}: model returns NaN or infinity at {lost[0]:g} times the distance of rows from "
+            "their mean: worst cases were looked for only where it is finite. Make forward() "
+            "finite everywhere (clamp what goes into logarithms and roots), or give the set bounds",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _some(plan: Plan, X: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.array(X[:1_000]), dtype=plan.dtype, device=plan.device)
+
+
+def _check_rows(model: TabularModel, x: Tensor) -> None:
+    """Raise where a module is not finite on the rows themselves."""
+    with torch.no_grad():
+        finite = torch.isfinite(model(x)).reshape(len(x), -1).all(1)
+    if not bool(finite.all()):
+        raise InvalidDataError(
+            f"the module that model() returned gives NaN or infinity on {int((~finite).sum())} of "
+            f"the first {len(x)} rows, the first of them row {int((~finite).nonzero()[0])}: make "
+            "forward() finite there (clamp what goes into logarithms and roots), or scale X"
+        )
 
 
 def _on(front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int) -> Plan:

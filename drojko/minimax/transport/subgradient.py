@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from drojko.minimax.transport.visits import Visit, room
 
 __all__ = ["Subgradient"]
 
-_BLOCK = 4096  # rows at once where all are looked at
+_BLOCK = 1024  # rows at once where all are looked at
 _HELD = 8  # corrections of points held out
 _STILL = 4  # passes between looks whether samples would rather stay where they came from
 
@@ -70,9 +71,9 @@ class Subgradient:
 class _Pass(Passes):
     """The solver of the driver: ``step`` is one pass over the draws.
 
-    States carry the current worst-case map on the training draws as displacements, the anchor T_k
-    of the modified JKO steps: each pass moves it by a few proximal corrections and never starts
-    anew. References without atoms are drawn anew every pass; there an ICNN map is that anchor.
+    It keeps the current worst-case map on the training draws as displacements, the anchor T_k of
+    the modified JKO steps: each pass moves it by a few proximal corrections and never starts anew.
+    References without atoms are drawn anew every pass; there an ICNN map is that anchor.
     """
 
     penalty0: float | None = None
@@ -98,7 +99,8 @@ class _Pass(Passes):
             self.flow = MapState.start(
                 visit.batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
             )
-        return self.first(self.x.new_zeros(len(self.x), width), self._first_penalty())
+        self.kept = self.x.new_zeros(len(self.x) if self.atomic else 0, width)
+        return self.first(None, self._first_penalty())
 
     def _first_penalty(self) -> float:
         if self.penalty0:
@@ -113,7 +115,6 @@ class _Pass(Passes):
         if state.iteration and p.atoms is None:
             self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         adam, views, batches = self.opened(state)
-        kept = state.carried.clone()
         corrections = p.inner.training_corrections
         log_penalty = math.log(max(state.penalty, 1e-300))
         budget = None if p.radius is None else p.radius**2
@@ -127,12 +128,13 @@ class _Pass(Passes):
             adversary = p.adversary(visit.objective, corrections)
             # The first visits of a sample have no position to start from: more corrections.
             extra = 4 if state.iteration == 0 else 0
-            start = self._start(visit, kept[rows])
+            start = self._start(visit, rows)
             moved = p.move(adversary, visit.batch, start, corrections + extra)
             # No loss is negative: a sample below zero has run away, and goes back at once.
             if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
                 moved = self._at_least_still(adversary, visit.batch, moved)
-            kept[rows] = visit.kept(moved.q)
+            if self.atomic:
+                self.kept[rows] = visit.kept(moved.q)
             self._learn(visit.batch, moved, progress)
             gradient = visit.gradient(moved, weights)
             squared_slope += self.descend(adam, views, gradient, progress)
@@ -149,7 +151,7 @@ class _Pass(Passes):
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
         return self.closed(
             state, float(totals[1]), squared_slope / len(batches), adam=adam,
-            carried=kept, penalty=_exp(log_penalty), cost=float(totals[0]),
+            penalty=_exp(log_penalty), cost=float(totals[0]),
         )  # fmt: skip
 
     def held_out_risk(self, penalty: float) -> float:
@@ -164,11 +166,11 @@ class _Pass(Passes):
             value += float(moved.value.double() @ w)
         return value
 
-    def _start(self, visit: Visit, kept: Tensor) -> Tensor:
+    def _start(self, visit: Visit, rows: Any) -> Tensor:
         """Where the corrections start: the particle's last position, or the image under T_k."""
         objective, batch = visit.objective, visit.batch
         if self.atomic:
-            return visit.start(kept)
+            return visit.start(self.kept[rows])
         if self.flow is None:
             return batch.q0
         image = self.flow.image(batch.q0, self.condition.context(batch))
@@ -203,11 +205,11 @@ class _Pass(Passes):
         p = self.problem
         self.load(flat)
         whole, risk, cost = self.ridge_gradient(), 0.0, 0.0
-        parts = (part.split(_BLOCK) for part in (self.x, self.y, self.w, state.carried))
-        for x, y, w, kept in zip(*parts, strict=True):
-            visit = self.visit(x, y, state.penalty)
+        for first in range(0, len(self.x), _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            visit, w = self.visit(self.x[rows], self.y[rows], state.penalty), self.w[rows]
             adversary = p.adversary(visit.objective, 10)
-            moved = p.move(adversary, visit.batch, self._start(visit, kept), 10)
+            moved = p.move(adversary, visit.batch, self._start(visit, rows), 10)
             moved = self._at_least_still(adversary, visit.batch, moved)
             whole += torch.cat([g.reshape(-1) for g in visit.gradient(moved, w)])
             risk += float(moved.risk.double() @ w)
