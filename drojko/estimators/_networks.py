@@ -18,6 +18,7 @@ from drojko.models import NO_LOGITS, ModuleModel, TabularModel, looks_like_proba
 __all__ = ["keep_back", "on_network", "reject_linear", "warn_of_outputs"]
 
 _SHARE = 0.25  # of the rows that weights are compared on
+_SPLITS, _MANY = 3, 1_000  # how often, with fewer rows than so many
 _WEIGHTS = (0.2, 0.06, 0.02, 0.006)  # of the norms, from the largest; shared by the classes
 _FAR = (1.1, 2.0, 10.0)  # distances from the mean at which outputs must be finite
 _COSTS = 0.01  # of accuracy, or of the loss in regression, that a weight may take
@@ -147,20 +148,27 @@ def _chosen(
     front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
 ) -> float:
     """The largest weight that costs little on rows held out, 0 where all of them do."""
-    kept, held = keep_back(front, rows, _SHARE, seed)
-    part = _on(front, approach, plan, kept, groups, seed)
-    unit = _unit(plan, rows)
-    time = None if plan.max_time is None else plan.max_time / (2 + 2 * len(_WEIGHTS))
-    part = replace(part, callback=None, max_time=time)
+    splits = [
+        keep_back(front, rows, _SHARE, seed + k)
+        for k in range(_SPLITS if len(rows[0]) < _MANY else 1)
+    ]
+    trials = (1 + len(_WEIGHTS)) * len(splits)
+    time = None if plan.max_time is None else 0.5 * plan.max_time / trials
+    parts = [
+        replace(_on(front, approach, plan, kept, groups, seed), callback=None, max_time=time)
+        for kept, _ in splits
+    ]
 
     def scored(weight: float) -> float:
-        generator = torch.Generator().manual_seed(seed)
-        model = build_model(front, plan.n_outputs, generator)
-        trial = replace(part, certified=weight, generator=generator)
-        approach.train(trial, model, None)
-        return _score(plan, model, held, front._classification)
+        found = []
+        for part, (_, held) in zip(parts, splits, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            model = build_model(front, plan.n_outputs, generator)
+            approach.train(replace(part, certified=weight, generator=generator), model, None)
+            found.append(_score(plan, model, held, front._classification))
+        return float(np.mean(found))
 
-    nothing = scored(0.0)
+    unit, nothing = _unit(plan, rows), scored(0.0)
     allowed = nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
     return next((w for w in (unit * s for s in _WEIGHTS) if scored(w) <= allowed), 0.0)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import make_moons
+from sklearn.datasets import load_breast_cancer, make_moons
+from sklearn.preprocessing import scale
 from torch import nn
 
 from drojko import DROClassifier, DRORegressor
@@ -45,10 +46,10 @@ def test_certified_tightens_the_bound(name):
     assert new.lower == pytest.approx(tight.certificate_.lower, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["mlp", "mlp-classes", "mlp-squared", "module"])
+@pytest.mark.parametrize("name", ["mlp-classes", "mlp-squared", "module"])
 def test_auto_is_one_of_its_weights_and_repeats_itself(name):
     estimator, X, y = unfitted(name)
-    estimator.set_params(max_iter=10, inner="pointwise", certified="auto")
+    estimator.set_params(max_iter=4, inner="pointwise", certified="auto")
     first = clone(estimator).fit(X, y)
     again = clone(estimator).fit(X, y)
     assert first.certified_ == again.certified_ >= 0.0
@@ -73,13 +74,16 @@ def test_auto_follows_the_units(name):
 
 
 def test_auto_costs_little_accuracy():
-    X, y = classes()
-    plain = mlp(max_iter=40, inner="pointwise").fit(X, y)
-    auto = mlp(max_iter=40, inner="pointwise", certified="auto").fit(X, y)
+    X, y = load_breast_cancer(return_X_y=True)
+    X = scale(X)
+    settings = {"max_iter": 30, "inner": "pointwise", "hidden_layer_sizes": (8, 8)}
+    plain = mlp(**settings).fit(X[::3], y[::3])
+    auto = mlp(certified="auto", **settings).fit(X[::3], y[::3])
     assert auto.certified_ > 0
-    assert auto.score(X, y) > plain.score(X, y) - 0.05
-    a, b = (m.certificate_.upper for m in (auto, plain))
-    assert a < b
+    # Rows that no fit saw; 0.01 aimed at, on a few dozen rows of three splits.
+    assert auto.score(X[1::3], y[1::3]) > plain.score(X[1::3], y[1::3]) - 0.03
+    ratios = [m.certificate_.upper / m.certificate_.lower for m in (auto, plain)]
+    assert ratios[0] - 1.0 < 0.5 * (ratios[1] - 1.0)
 
 
 @pytest.mark.parametrize(
