@@ -124,7 +124,7 @@ class _Pass(Passes):
             progress = (state.iteration + k / len(batches)) / self.max_iter
             penalty = _exp(log_penalty)
             visit = self.visit(self.x[rows], self.y[rows], penalty)
-            weights = self.w[rows] * (len(self.x) / len(rows))
+            mass = self.w[rows]
             adversary = p.adversary(visit.objective, corrections)
             # The first visits of a sample have no position to start from: more corrections.
             extra = 4 if state.iteration == 0 else 0
@@ -133,12 +133,12 @@ class _Pass(Passes):
             # No loss is negative: a sample below zero has run away, and goes back at once.
             if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
                 moved = self._at_least_still(adversary, visit.batch, moved)
+            kept = visit.kept(moved.q)
             if self.atomic:
-                self.kept[rows] = visit.kept(moved.q)
+                self.kept[rows] = kept
             self._learn(visit.batch, moved, progress)
-            gradient = visit.gradient(moved, weights)
+            gradient = visit.gradient(moved, kept, mass * (len(self.x) / len(rows)))
             squared_slope += self.descend(adam, views, gradient, progress)
-            mass = self.w[rows]
             cost = float(moved.cost.double() @ mass)
             share = float(mass.sum())
             risk = float(moved.risk.double() @ mass)
@@ -211,7 +211,9 @@ class _Pass(Passes):
             adversary = p.adversary(visit.objective, 10)
             moved = p.move(adversary, visit.batch, self._start(visit, rows), 10)
             moved = self._at_least_still(adversary, visit.batch, moved)
-            whole += torch.cat([g.reshape(-1) for g in visit.gradient(moved, w)])
+            whole += torch.cat(
+                [g.reshape(-1) for g in visit.gradient(moved, visit.kept(moved.q), w)]
+            )
             risk += float(moved.risk.double() @ w)
             cost += float(moved.cost.double() @ w)
         value = risk + self._priced(state.penalty, 1.0, cost) + self.ridge()

@@ -38,8 +38,11 @@ class Visit(ABC):
         """What to keep of positions."""
 
     @abstractmethod
-    def gradient(self, moved: Moved, weights: Tensor) -> list[Tensor]:
-        """Danskin: gradient of the weighted mean loss at the moved rows, by parameter."""
+    def gradient(self, moved: Moved, kept: Tensor, weights: Tensor) -> list[Tensor]:
+        """Danskin: gradient of the weighted mean loss at the moved rows, by parameter.
+
+        ``kept``: what `kept` gives of their positions.
+        """
 
 
 class _InInputs(Visit):
@@ -51,7 +54,7 @@ class _InInputs(Visit):
     def kept(self, q: Tensor) -> Tensor:
         return q - self.batch.q0
 
-    def gradient(self, moved: Moved, weights: Tensor) -> list[Tensor]:
+    def gradient(self, moved: Moved, kept: Tensor, weights: Tensor) -> list[Tensor]:
         return self.problem.parameter_gradient(self.objective, moved, weights)
 
 
@@ -85,13 +88,12 @@ class _InFirstLayer(Visit):
         scaled = q * self.objective.coordinates.scale
         return torch.linalg.solve_triangular(self.root, scaled, upper=False, left=False)
 
-    def gradient(self, moved: Moved, weights: Tensor) -> list[Tensor]:
+    def gradient(self, moved: Moved, kept: Tensor, weights: Tensor) -> list[Tensor]:
         f, backward = self.objective.model.linearise(self.objective.decode(moved.at, moved.q))
         slope = self.problem.loss.gradient(f, moved.labels)
         scale = weights.to(slope.dtype)
         slope = slope * (scale if slope.ndim == 1 else scale.unsqueeze(1))
         slope, others, biases = backward(slope, parameters=True)
-        kept = self.kept(moved.q)
         if len(self.root) <= len(kept):
             whole = torch.addmm(slope.T @ self.x, slope.T @ kept, self.first)
         else:
