@@ -95,9 +95,10 @@ class _Pass(Passes):
             visit = self.visit(self.x, self.y, 1.0)
             fixed = visit.objective.coordinates.immutable
             self.condition = Condition.of(visit.batch, p.n_labels, fixed)
-            self.map_rate = p.inner.learning_rate
+            inner: Any = p.inner
+            self.map_rate = inner.learning_rate
             self.flow = MapState.start(
-                visit.batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
+                visit.batch.q0, self.condition.dim, generator=self.generator, hidden=inner.hidden
             )
         self.kept = self.x.new_zeros(len(self.x) if self.atomic else 0, width)
         return self.first(None, self._first_penalty())
