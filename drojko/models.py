@@ -28,6 +28,7 @@ __all__ = [
     "Linear",
     "ModuleModel",
     "TabularModel",
+    "dense_layers",
     "flatten_parameters",
     "views_like",
     "is_linear",
@@ -226,15 +227,32 @@ class MLP(TabularModel):
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[..., Any]]:
         """Prediction and ``backward``, by hand."""
+        first = self.weights[0].detach()
+        f, pull = self.tail(torch.addmm(self.biases[0].detach(), x, first.T))
+
+        def backward(g: Tensor, parameters: bool = False) -> Any:
+            if not parameters:
+                return pull(g) @ first
+            slope, weights, biases = pull(g, True)
+            return [slope.T @ x, *weights, slope.sum(0), *biases]
+
+        return f, backward
+
+    def tail(self, a: Tensor) -> tuple[Tensor, Callable[..., Any]]:
+        """Prediction from what the first layer gives, W_1 x + b_1 of shape (n, width).
+
+        The closure gives the gradient in ``a``; with ``parameters=True`` also those of the weights
+        and of the biases of all layers but the first.
+        """
         act = ACTIVATIONS[self.activation][0]
-        weights = [w.detach() for w in self.weights]
-        biases = [b.detach() for b in self.biases]
-        inputs, slopes, h = [x], [], x
-        for w, b in zip(weights[:-1], biases[:-1], strict=True):
-            h, slope = act(torch.addmm(b, h, w.T))
+        weights = [w.detach() for w in self.weights][1:]
+        biases = [b.detach() for b in self.biases][1:]
+        inputs, slopes = [], []
+        for w, b in zip(weights, biases, strict=True):
+            h, slope = act(a)
             inputs.append(h)
             slopes.append(slope)
-        f = torch.addmm(biases[-1], h, weights[-1].T)
+            a = torch.addmm(b, h, w.T)
         scalar = self.n_outputs == 1
 
         def backward(g: Tensor, parameters: bool = False) -> Any:
@@ -243,17 +261,13 @@ class MLP(TabularModel):
             for layer in range(len(weights) - 1, -1, -1):
                 if parameters:
                     grads.append((g.T @ inputs[layer], g.sum(0)))
-                    if layer == 0:
-                        break
-                g = g @ weights[layer]
-                if layer:
-                    g = g * slopes[layer - 1]
+                g = (g @ weights[layer]) * slopes[layer]
             if not parameters:
                 return g
             grads.reverse()
-            return [gw for gw, _ in grads] + [gb for _, gb in grads]
+            return g, [gw for gw, _ in grads], [gb for _, gb in grads]
 
-        return (f.squeeze(1) if scalar else f), backward
+        return (a.squeeze(1) if scalar else a), backward
 
     def forward(self, x: Tensor) -> Tensor:
         """Predictions that autograd can follow."""
@@ -383,6 +397,36 @@ def looks_like_probabilities(model: Callable[[Tensor], Tensor], x: Tensor) -> bo
         middle = x.mean(0)
         f = torch.cat([model(middle + far * (x - middle)).flatten() for far in (1.0, 10.0, -10.0)])
     return bool(((f >= 0) & (f <= 1)).all() and f.amax() > f.amin())
+
+
+#: Modules between the layers of a perceptron: functions of one number, of slope about 1 at most.
+_BETWEEN = (
+    nn.Dropout, nn.ELU, nn.Flatten, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid,
+    nn.SiLU, nn.Softplus, nn.Tanh,
+)  # fmt: skip
+
+
+def dense_layers(model: TabularModel) -> list[nn.Parameter] | None:
+    """The weight matrices of a perceptron from the first on; None where it is something else.
+
+    Perceptrons are an `MLP`, and modules that are ``nn.Sequential``, perhaps nested, of
+    ``nn.Linear`` layers and activations.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    >>> [tuple(w.shape) for w in dense_layers(ModuleModel(net, 1))]
+    [(4, 3), (1, 4)]
+    >>> dense_layers(ModuleModel(nn.Sequential(nn.LayerNorm(3), net), 1)) is None
+    True
+    """
+    if isinstance(model, MLP):
+        return list(model.weights)
+    whole = model.answers if isinstance(model, ModuleModel) else model
+    parts = [m for m in whole.modules() if not isinstance(m, nn.Sequential)]
+    layers: list[Any] = [m for m in parts if type(m) is nn.Linear]
+    own = all(type(m) in (nn.Linear, *_BETWEEN) for m in parts) and len(set(layers)) == len(layers)
+    return [layer.weight for layer in layers] if layers and own else None
 
 
 def is_linear(model: TabularModel) -> bool:

@@ -33,7 +33,7 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "APPROACHES", "COLUMNS", "EFFORTS", "Approach", "Assessment", "FittedModel",
+    "APPROACHES", "COLUMNS", "EFFORTS", "HELD_OUT", "Approach", "Assessment", "FittedModel",
     "LinearProblem", "NoWorstCase", "Parameters", "Plan", "Points", "approach_to", "arrays",
     "check_effort", "parameters_of", "trained",
 ]  # fmt: skip
@@ -48,6 +48,8 @@ _SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
 _NUMBERS = ("radius", "penalty", "alpha", "fit_intercept", "limits")
 #: Of a history.
 COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
+#: Of one where rows are held out, beside those.
+HELD_OUT = ("held_out_risk",)
 
 
 class NoWorstCase(UnsupportedError, AttributeError):
@@ -76,6 +78,7 @@ class Plan:
     inner: InnerSolver | Any = None
     generator: torch.Generator | Any = None
     alpha: float = 0.0
+    certified: float = 0.0
     fit_intercept: bool = True
     max_iter: int = 200
     tol: float = 1e-3
@@ -88,6 +91,7 @@ class Plan:
     callback: Callback | None = None
     groups: Any = None
     atoms: Points | None = None  # all points of an empirical reference
+    held_out: Points | None = None  # rows whose robust risk ends the training of a network
 
     @property
     def limits(self) -> Limits:

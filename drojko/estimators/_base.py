@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
     EFFORTS,
+    HELD_OUT,
     Approach,
     Assessment,
     LinearProblem,
@@ -48,7 +49,8 @@ from drojko.approaches.reference import (
 )
 from drojko.approaches.registry import approach_to
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
-from drojko.estimators._models import OnModule, build_model, check_device
+from drojko.estimators._models import OnModule, check_device
+from drojko.estimators._networks import on_network, warn_of_outputs
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -60,10 +62,7 @@ from drojko.measures import LabelledMeasure, Measure
 from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
-from drojko.models import ACTIVATIONS, NO_LOGITS, TabularModel, looks_like_probabilities
-
-if TYPE_CHECKING:
-    pass
+from drojko.models import ACTIVATIONS, TabularModel
 
 
 def _seed(random_state: Any) -> int:
@@ -128,6 +127,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
     reference: Any = "kde"
     inner: Any = "icnn"
     alpha: float = 0.0
+    certified: Any = 0.0
     fit_intercept: bool = True
     max_iter: int = 200
     tol: float = 1e-3
@@ -136,6 +136,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
     max_time: float | None = None
     effort: str = "fast"
     n_draws: int | None = None
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 10
     warm_start: bool = False
     random_state: Any = None
     device: Any = "cpu"
@@ -167,6 +170,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
             None,
         ],
         "alpha": [Interval(Real, 0, None, closed="left")],
+        "certified": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "fit_intercept": ["boolean"],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -175,6 +179,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "effort": [StrOptions({*EFFORTS, "none"})],
         "n_draws": [Interval(Integral, 1, None, closed="left"), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "device": [str, HasMethods(["type"])],
@@ -208,6 +215,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         weight = checked_weight(sample_weight, X)
         if self._classification:
             self._check_classes(y, weight)
+        self._check_network_only(approach)
         seed = _seed(self.random_state)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
@@ -216,9 +224,13 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
-            if self.model != "linear" or approach.linear(plan) is None:
+            linear = approach.linear(plan) if self.model == "linear" else None
+            if linear is None:
                 plan = replace(plan, training_share=_TRAINING[self.effort])
-            work = self._work(approach, plan)
+                work: Any = on_network(self, approach, plan, rows, groups, seed)
+            else:
+                work = OnArrays(linear, X.shape[1])
+            self.certified_ = 0.0 if linear is not None else work.training.certified
             start = self._start(work.shapes) if self.warm_start else None
             with self._salvaging(last, plan, reference):
                 with FitProgress(self, work.most, X=X, y=target, metadata=metadata) as progress:
@@ -263,22 +275,33 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
             if still and np.ptp(X, axis=0).any() and np.ptp(y):
                 result = replace(result, advice=CONSTANT)
             self._warn(result, advice)
-            answers = getattr(getattr(work, "model", None), "answers", None)
-            if answers is not None and self._classification and plan.loss.structured:
-                some = torch.as_tensor(X[:1_000], dtype=plan.dtype, device=plan.device)
-                if looks_like_probabilities(answers, some):
-                    said = f"{type(self).__name__}: all outputs of model lie in [0, 1], {NO_LOGITS}"
-                    warnings.warn(said, UserWarning, stacklevel=DEPTH + 1)
+            if self.model != "linear":
+                warn_of_outputs(self, plan, work.model, X)
         return self
 
-    def _work(self, approach: Approach, plan: Plan, fitted: TabularModel | None = None) -> Any:
-        """Training of a model that is new, or fitted: from arrays to arrays where that can be."""
+    def _check_network_only(self, approach: Approach) -> None:
+        """Raise for what has a meaning for networks against transport sets only."""
+        if self.model != "linear" and approach.name == "transport":
+            return
+        if isinstance(self.certified, str) or self.certified > 0:
+            raise InvalidDataError(
+                f"certified={self.certified!r} is for networks against Wasserstein sets of order "
+                "2: leave it at 0.0; certificates of linear models and of sets that reweight need "
+                "no help"
+            )
+        if self.early_stopping:
+            raise InvalidDataError(
+                "early_stopping=True is for networks against Wasserstein sets of order 2: leave it "
+                "at False; linear models are trained to a proven gap, tol"
+            )
+
+    def _work(self, approach: Approach, plan: Plan, fitted: TabularModel) -> Any:
+        """The present model, to assess it."""
         linear = approach.linear(plan) if self.model == "linear" else None
         if linear is None:
-            return OnModule(approach, plan, fitted or build_model(self, plan.n_outputs, plan.child))
+            return OnModule(approach, plan, fitted)
         work = OnArrays(linear, self.n_features_in_)
-        if fitted is not None:
-            work.parameters = self.parameters_
+        work.parameters = self.parameters_
         return work
 
     def _bottomless(self, plan: Plan, y: np.ndarray) -> bool:
@@ -375,7 +398,11 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
             dtype=DTYPES[self.dtype],
             device=str(self.device),
             alpha=float(self.alpha),
-            outer=Subgradient(learning_rate=self.learning_rate, batch_size=self.batch_size),
+            outer=Subgradient(
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                patience=self.n_iter_no_change,
+            ),
             **{name: getattr(self, name) for name in _LIMITS},
         )
 
@@ -450,7 +477,8 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         self.status_ = result.status
         self.message_ = result.message
         self.optimality_gap_ = float(result.gap)
-        known = {name: result.history[name] for name in COLUMNS if name in result.history}
+        names = (*COLUMNS, *HELD_OUT)
+        known = {name: result.history[name] for name in names if name in result.history}
         self._history = {name: np.asarray(v, dtype=np.float64) for name, v in known.items()}
         self.certificate_ = None
         self._worst = self._late = None

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from drojko._driver import arithmetic
 from drojko._sklearn import check_is_fitted, checked_weight
 from drojko._threads import SMALL, one_thread
-from drojko.approaches.base import COLUMNS, FittedModel, arrays, check_effort
+from drojko.approaches.base import COLUMNS, HELD_OUT, FittedModel, arrays, check_effort
 from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_named, approach_to
 from drojko.estimators._models import build_model, check_stored
@@ -74,12 +74,16 @@ class Fitted(BaseEstimator):
 
     @property
     def history_(self) -> pd.DataFrame:
-        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds."""
+        """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds.
+
+        With ``early_stopping`` also held_out_risk, the robust risk of the rows held out.
+        """
         import pandas as pd
 
         check_is_fitted(self, "n_iter_")
         empty = np.empty(0)
-        return pd.DataFrame({name: self._history.get(name, empty) for name in COLUMNS})
+        names = (*COLUMNS, *(name for name in HELD_OUT if name in self._history))
+        return pd.DataFrame({name: self._history.get(name, empty) for name in names})
 
     @property
     def reference_(self) -> LabelledMeasure:

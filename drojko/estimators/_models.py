@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from dataclasses import replace
@@ -21,17 +22,20 @@ from drojko.inner.transport.storage import pack_module
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.models import MLP, Linear, LogitDifference, ModuleModel, TabularModel
 
-__all__ = ["OnModule", "build_model", "check_device", "check_stored"]
+__all__ = ["OnModule", "build_model", "check_device", "check_stored", "resting"]
 
 _FACTORY = threading.Lock()
 
 
 class OnModule:
-    """Training of a module in place."""
+    """Training of a module in place, by a plan of its own where not all rows are for it."""
 
-    def __init__(self, approach: Approach, plan: Plan, model: TabularModel) -> None:
+    def __init__(
+        self, approach: Approach, plan: Plan, model: TabularModel, training: Plan | None = None
+    ) -> None:
         approach.reject(plan, model)
         self.approach, self.plan, self.model = approach, plan, model
+        self.training = plan if training is None else training
         self.most = approach.most_iterations(plan, model)
         self.shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
@@ -53,7 +57,7 @@ class OnModule:
             if isinstance(self.model, MLP):
                 self.model.warm = True
             penalty = None if math.isnan(penalty) else penalty
-        result = self.approach.train(replace(self.plan, callback=report), self.model, penalty)
+        result = self.approach.train(replace(self.training, callback=report), self.model, penalty)
         return self.parameters, result
 
     def untrained(self) -> dict[str, np.ndarray]:
@@ -99,13 +103,46 @@ def build_model(front: Any, n_outputs: int, generator: torch.Generator) -> Tabul
                 f"model={shown(model)} cannot be called without arguments ({error}); give a "
                 "callable that returns a new torch module"
             ) from error
-    if not isinstance(module, nn.Module):
-        raise InvalidDataError(
-            f"model() returned {type(module).__name__}; expected a torch.nn.Module"
-        )
+        if not isinstance(module, nn.Module):
+            raise InvalidDataError(
+                f"model() returned {type(module).__name__}; expected a torch.nn.Module"
+            )
+        module = _own(module, model)
     # One output stands for two classes, and a module may give both logits.
     binary = front._classification and n_outputs == 1
-    return _module_model(module.to(**like).eval(), n_features, n_outputs, binary, like)
+    with _FACTORY, torch.random.fork_rng(devices=[]):  # noqa: TID251
+        return _module_model(module.to(**like).eval(), n_features, n_outputs, binary, like)
+
+
+def _own(module: nn.Module, factory: Any) -> nn.Module:
+    """A copy of what the factory may return again, or the module itself where it is new."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        mine = {id(p) for p in module.parameters()}
+        if not any(id(p) in mine for p in factory().parameters()):
+            return module
+        raise InvalidDataError(
+            f"model() returns the same module again, which cannot be copied ({error}): return a "
+            "new one, so that a fit does not change your object"
+        ) from error
+
+
+def resting(model: TabularModel) -> list[str]:
+    """Layers of a module that do something in training mode only, and nothing here."""
+    drop, norm = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
+    return sorted(
+        {
+            type(m).__name__
+            for m in model.modules()
+            if (isinstance(m, drop) and m.p > 0)
+            or (
+                isinstance(m, norm)
+                and m.num_batches_tracked is not None
+                and not m.num_batches_tracked
+            )
+        }
+    )
 
 
 def _module_model(
@@ -136,10 +173,12 @@ def _module_model(
             f"expected {' or '.join(map(str, sorted(shapes, key=len)))}"
         )
     finite = bool(torch.isfinite(first).all())
-    if finite and not torch.equal(first, again):
+    if not torch.allclose(first, again, rtol=0.0, atol=0.0, equal_nan=True):
         raise InvalidDataError(
             "the module that model() returned gives other values when it is called again on the "
-            "same X: robust training needs a deterministic forward pass"
+            "same X: robust training needs a deterministic forward pass. Draw what is random once, "
+            "in the module's constructor, or leave it to layers such as nn.Dropout, which rest in "
+            "eval()"
         )
     if finite and not torch.allclose(first[1:], part, rtol=1e-4, atol=1e-6):
         raise InvalidDataError(

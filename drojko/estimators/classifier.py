@@ -49,9 +49,10 @@ class DROClassifier(LogitClassifier, BaseDRO):
         None: ``Wasserstein(radius=0.1)``. Distances are in the units of X: scale the features (in
         a Pipeline) or give weights where their units differ.
     model : {"linear", "mlp"} or callable, default="linear"
-        A callable returns a new torch module with logits of shape (n, n_classes), or (n,) or
-        (n, 1) for two classes. It runs in evaluation mode, in training too: no dropout, and batch
-        normalisation with its stored statistics, so that rows do not depend on each other.
+        A callable returns a torch module with logits of shape (n, n_classes), or (n,) or (n, 1)
+        for two classes; a copy of it is trained, from the parameters that it comes with. It runs
+        in evaluation mode, in training too, so that rows do not depend on each other: dropout
+        rests, and batch normalisation keeps its stored statistics (a warning names such layers).
     hidden_layer_sizes : sequence of int, default=(64,)
         Of the "mlp". Certificates are tightest with one hidden layer.
     activation : {"softplus", "tanh", "silu", "relu"}, default="softplus"
@@ -68,6 +69,11 @@ class DROClassifier(LogitClassifier, BaseDRO):
         ``certificate_``.
     alpha : float, default=0.0
         L2 penalty on the weights.
+    certified : float or "auto", default=0.0
+        Networks against order 2 only: weight of the product of the layers' spectral norms, the
+        first in the metric of the set, added to the objective. It makes the proven bound tight.
+        Certificates speak of the risk without it. "auto" tries weights on splits of the rows and
+        takes the largest that costs at most 0.01 of accuracy (1 % of the loss in regression).
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, which multiply ``sample_weight``: the reference is the data with
         these masses. "balanced": all classes weigh the same.
@@ -90,6 +96,13 @@ class DROClassifier(LogitClassifier, BaseDRO):
         computed when it is asked for. Closed forms are exact in any case.
     n_draws : int, default=None
         Draws from a continuous reference to train on; None: a few per row.
+    early_stopping : bool, default=False
+        Networks against order 2 only: hold rows out, end when their robust risk no longer falls,
+        and keep the parameters of the lowest. The certificate is that of all rows.
+    validation_fraction : float, default=0.1
+        Share of the rows held out, of each class.
+    n_iter_no_change : int, default=10
+        Passes that gain less than ``tol`` on them before training ends.
     warm_start : bool, default=False
         Start from the previous fit's parameters.
     random_state : int, RandomState or None, default=None
@@ -110,6 +123,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
         ``effort="none"``.
     worst_case_ : WorstCase
         The worst-case distribution: sample it, evaluate its density.
+    certified_ : float
+        The weight of the product of norms.
     history_ : DataFrame
     n_iter_ : int
     status_ : str
@@ -130,7 +145,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
         For the statuses "max_iter", "stalled" and "unbounded", with what to do.
     UserWarning
         Where the optimum is a constant model, and where the outputs of a ``model`` of your own lie
-        in [0, 1], as if it ended in a sigmoid or softmax: they are read as logits.
+        in [0, 1], as if it ended in a sigmoid or softmax: they are read as logits. Where layers of
+        it rest, and where it returns NaN away from the data.
 
     References
     ----------

@@ -38,9 +38,9 @@ class DRORegressor(RegressorMixin, BaseDRO):
         ``loss(prediction, y) -> (n,)`` on tensors.
     quantile : float, default=0.5
     delta : float, default=1.35
-    model, hidden_layer_sizes, activation, reference, inner, alpha, fit_intercept, max_iter, tol, \
-batch_size, learning_rate, max_time, effort, n_draws, warm_start, random_state, device, dtype, \
-verbose
+    model, hidden_layer_sizes, activation, reference, inner, alpha, certified, fit_intercept, \
+max_iter, tol, batch_size, learning_rate, max_time, effort, n_draws, early_stopping, \
+validation_fraction, n_iter_no_change, warm_start, random_state, device, dtype, verbose
         As in `DROClassifier`; the reference is a joint measure of (x, y), and "kde" leaves the
         labels attached to their rows.
 
@@ -48,7 +48,7 @@ verbose
     ----------
     coef_, intercept_ : ndarray of shape (d,), and float
         Linear models only.
-    certificate_, worst_case_, history_, n_iter_, status_, optimality_gap_,
+    certificate_, worst_case_, certified_, history_, n_iter_, status_, optimality_gap_,
     reference_
         As in `DROClassifier`.
 

@@ -78,12 +78,20 @@ class Coordinates:
 
     def decode(self, x: Tensor, q0: Tensor, q: Tensor) -> Tensor:
         """Feature vector reached from x when its coordinates move from q0 to q."""
+        return self._moved(x, q - q0)
+
+    def _moved(self, x: Tensor, move: Tensor) -> Tensor:
+        """`decode` of a move, for inner loops: nothing is checked."""
         if self.lift is None:
-            return x + (q - q0) * self.scale
-        return torch.addmm(x, q - q0, self.lift.T)
+            return torch.add(x, move, alpha=self.scale)
+        return torch.addmm(x, move, self.lift.T)
 
     def pull(self, gradient: Tensor) -> Tensor:
         """Gradient in q from the gradient in x."""
+        return self._pull(gradient)
+
+    def _pull(self, gradient: Tensor) -> Tensor:
+        """`pull`, for inner loops: nothing is checked."""
         return gradient * self.scale if self.lift is None else gradient @ self.lift
 
     def project(self, q: Tensor) -> Tensor:

@@ -127,10 +127,10 @@ class Objective:
 
     def value_and_gradient(self, batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
         """J(q) of shape (n,) and its gradient in q of shape (n, r)."""
-        f, backward = self.model.linearise(self.decode(batch, q))
+        move, coordinates = q - batch.q0, self.coordinates
+        f, backward = self.model.linearise(coordinates._moved(batch.x, move))
         value = self.loss.value(f, batch.y)
-        gradient = self.coordinates.pull(backward(self.loss.gradient(f, batch.y)))
-        move = q - batch.q0
+        gradient = coordinates._pull(backward(self.loss.gradient(f, batch.y)))
         strength = self.strength
         value = torch.sub(value, move.square().sum(1), alpha=strength)
         return value, gradient.sub_(move, alpha=2.0 * strength)

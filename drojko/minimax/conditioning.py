@@ -71,6 +71,7 @@ class Conditioned:
             penalty=None if problem.penalty is None else problem.penalty * scale**2 / unit,
             label_cost=problem.label_cost / scale**2,
             alphas=tuple(alphas),
+            certified=problem.certified * target_scale / (scale * unit),
             centre=centre,
             scale=scale,
             target_centre=target_centre,

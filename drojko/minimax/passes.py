@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drojko._driver import Status, run
 from drojko._numerics import Adam
+from drojko.minimax.norms import NormProduct
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
 from drojko.models import flatten_parameters, views_like
 
@@ -46,7 +47,8 @@ class PassState:
     """Parameters, their average and the optimiser's moments after some passes.
 
     ``carried`` is what a solver hands from pass to pass beside them, ``penalty`` the penalty or the
-    multiplier of the radius, ``stale`` counts the passes since the best risk improved by tol.
+    multiplier of the radius, ``stale`` counts the passes since the best risk improved by tol: the
+    one of the points held out, ``held``, where there are any.
     """
 
     flat: Tensor
@@ -60,6 +62,12 @@ class PassState:
     slope: float = math.inf
     best: float = math.inf
     stale: int = 0
+    held: float = math.nan
+
+    @property
+    def score(self) -> float:
+        """What the best state has least of."""
+        return self.risk if math.isnan(self.held) else self.held
 
 
 class Passes(ABC):
@@ -94,6 +102,10 @@ class Passes(ABC):
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         """Robust risk of parameters on all draws, and the norm of its gradient."""
 
+    def held_out_risk(self, penalty: float) -> float:
+        """Robust risk of the present model on the points held out; NaN: there are none."""
+        return math.nan
+
     def first(self, carried: Any, penalty: float = math.inf) -> PassState:
         """The state before the first pass."""
         zero = torch.zeros_like(self.flat)
@@ -110,7 +122,8 @@ class Passes(ABC):
     def closed(self, state: PassState, value: float, slope: float, **changes: Any) -> PassState:
         """The state after a pass of this value and squared slope per batch."""
         value += self.ridge()
-        best, stale = self.progress_of(state, value)
+        held = self.held_out_risk(changes.get("penalty", state.penalty))
+        best, stale = self.progress_of(state, value if math.isnan(held) else held)
         return replace(
             state,
             flat=self.flat.clone(),
@@ -120,21 +133,25 @@ class Passes(ABC):
             slope=math.sqrt(slope),
             best=best,
             stale=stale,
+            held=held,
             **changes,
         )
 
     def record(self, state: PassState) -> dict[str, float]:
         """A row of the history."""
-        return {
+        row = {
             "robust_risk": state.risk,
             "penalty": state.penalty,
             "transport_cost": state.cost,
             "stationarity": state.slope / (1.0 + abs(state.risk)),
         }
+        return row if math.isnan(state.held) else {**row, "held_out_risk": state.held}
 
     def prepare(self) -> None:
         """Flatten the model; the decay of each parameter and which ones are trained."""
         self.flat, self.decay, self.frozen = flattened(self.problem)
+        self.decays, self.freezes = bool(self.decay.any()), not bool(self.frozen.all())
+        self.norms = NormProduct(self.problem) if self.problem.certified else None
 
     def batch_size_of(self, n: int) -> int:
         """Draws per step: those asked for, or 64 growing with the number of draws."""
@@ -161,14 +178,19 @@ class Passes(ABC):
         """One step along a stochastic gradient of the risk; returns its squared norm."""
         for view, g in zip(views, gradient, strict=True):
             view.copy_(g)
-        adam.gradient.addcmul_(self.decay, self.flat).mul_(self.frozen)
+        if self.decays:
+            adam.gradient.addcmul_(self.decay, self.flat)
+        if self.norms is not None:
+            self.norms.add_gradient(views)
+        if self.freezes:
+            adam.gradient.mul_(self.frozen)
         eta = self.rate(progress, adam.count + 1)
         if self.settings.step == "adam":
             adam.step(self.flat, eta)
         else:
             adam.count += 1
             self.flat.add_(adam.gradient, alpha=-eta)
-        return float(adam.gradient.square().sum())
+        return float(adam.gradient @ adam.gradient)
 
     def averaged(self, state: Any) -> Tensor:
         """The mean of the parameters of the last fifth of the passes, this one included."""
@@ -185,28 +207,49 @@ class Passes(ABC):
         return best, stale
 
     def ridge(self) -> float:
-        """Return alpha / 2 times the squared norm of the penalised parameters."""
-        return 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
+        """What is added to the risk: alpha / 2 times the squared norm, and the product of norms."""
+        square = 0.5 * float((self.decay * self.flat).double() @ self.flat.double())
+        return square if self.norms is None else square + self.norms.value()
+
+    def ridge_gradient(self) -> Tensor:
+        """Its gradient, flat."""
+        whole = self.decay * self.flat
+        if self.norms is not None:
+            self.norms.add_gradient(views_like(whole, list(self.problem.model.parameters())))
+        return whole
 
     def terminate(self, state: Any) -> Status | None:
-        """Converged after long without progress, in the second half of the schedule."""
+        """Converged after long without progress, in the second half of the schedule.
+
+        Points held out decide at any time, after so many passes as the settings say.
+        """
+        if not math.isnan(state.held):
+            return Status.CONVERGED if state.stale >= self.settings.patience else None
         done = state.stale >= 2 * _PATIENCE and state.iteration > 0.5 * self.max_iter
         return Status.CONVERGED if done else None
 
-    def choose(self, best: Any, last: Any) -> Tensor:
-        """Best of the last, the best and the averaged parameters on all draws; loaded."""
-        options = [last.flat, best.flat]
+    def choose(self, best: Any, last: Any) -> float:
+        """Best of the last, the best and the averaged parameters, on all draws or those held out.
+
+        It is loaded. Returns the norm of the gradient there, relative to 1 + the risk.
+        """
+        options = [last.flat] if best is last else [last.flat, best.flat]
         if self.settings.averaging and last.iteration > int(0.8 * self.max_iter) + 1:
             options.append(last.average)
-        values = [self.evaluate(flat, last)[0] for flat in options]
-        chosen = options[int(np.nanargmin(values))]
-        self.load(chosen)
-        return chosen
-
-    def stationarity(self, flat: Tensor, state: Any) -> float:
-        """Norm of the gradient relative to 1 + the risk."""
-        value, slope = self.evaluate(flat, state)
+        if math.isnan(last.held):
+            found = [self.evaluate(flat, last) for flat in options]
+            at = int(np.nanargmin([value for value, _ in found]))
+        else:
+            found = {}
+            at = int(np.nanargmin([self._held_by(flat, last) for flat in options]))
+            found[at] = self.evaluate(options[at], last)
+        self.load(options[at])
+        value, slope = found[at]
         return slope / (1.0 + abs(value))
+
+    def _held_by(self, flat: Tensor, state: Any) -> float:
+        self.load(flat)
+        return self.held_out_risk(state.penalty)
 
     def train(self, max_time: float | None, callback: Callback | None) -> TrainResult:
         """Run; the best parameters are left in the model."""
@@ -224,18 +267,22 @@ class Passes(ABC):
             max_iter=self.max_iter,
             max_time=max_time,
             callback=report,
-            best=lambda s: s.risk,
+            best=lambda s: s.score,
         )
         best, last = outcome.best_state, outcome.state
-        chosen = self.choose(best, last)
+        stationarity = self.choose(best, last)
         status, columns = outcome.status, outcome.columns()
-        if status is Status.MAX_ITER and levelled(columns["robust_risk"], self.tol):
+        if (
+            status is Status.MAX_ITER
+            and math.isnan(last.held)
+            and levelled(columns["robust_risk"], self.tol)
+        ):
             status = Status.CONVERGED
         return TrainResult(
             str(status),
             f"Stopped after {outcome.n_iter} passes. {status.advice}",
             outcome.n_iter,
             last.penalty,
-            self.stationarity(chosen, last),
+            stationarity,
             columns,
         )

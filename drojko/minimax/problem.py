@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,7 +52,9 @@ class RobustProblem:
     or its penalised form; exactly one of ``radius`` and ``penalty`` is given. With ``centre`` and
     ``scale`` the draws are (x - centre) / scale, with ``target_centre`` and ``target_scale`` the
     targets of a regression likewise; cost, radius, penalty and alphas are in those units. An
-    empirical reference may come with its ``atoms``, drawn once for all that ask.
+    empirical reference may come with its ``atoms``, drawn once for all that ask. ``certified`` is
+    the weight of the product of the layers' norms, added to the objective of networks;
+    ``held_out`` are points whose robust risk ends training.
     """
 
     reference: LabelledMeasure
@@ -63,6 +65,7 @@ class RobustProblem:
     radius: float | None = None
     penalty: float | None = None
     alpha: float = 0.0
+    certified: float = 0.0
     label_cost: float = math.inf
     n_labels: int = 0
     dtype: torch.dtype = torch.float64
@@ -73,6 +76,9 @@ class RobustProblem:
     target_centre: float = 0.0
     target_scale: float = 1.0
     atoms: tuple[Tensor, Tensor, Tensor] | None = None
+    held_out: tuple[Tensor, Tensor, Tensor] | None = None
+    #: Whether a row moves to one point; else `move` and `parameter_gradient` know of more.
+    single: ClassVar[bool] = True
 
     def decay(self) -> list[float]:
         """L2 penalty of each parameter: ``alphas`` where the units were changed."""
@@ -83,6 +89,10 @@ class RobustProblem:
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
         return self._place(*self._points(n, generator))
+
+    def held(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The points held out, as `draw` gives others."""
+        return None if self.held_out is None else self._place(*self.held_out)
 
     def _points(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Reference points in the units of the data: the atoms, where they are known."""
@@ -162,7 +172,7 @@ class RobustProblem:
         growth = self.loss.growth
         if not (0.0 < growth < math.inf and self.model.n_outputs == 1):
             return 0.0
-        f, backward = self.model.linearise(batch.x)
+        f, backward = objective.model.linearise(batch.x)
         steepness = objective.coordinates.pull(backward(torch.ones_like(f))).square().sum(1)
         return growth * float(steepness.double() @ weights) / objective.coordinates.scale**2
 

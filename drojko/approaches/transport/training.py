@@ -90,6 +90,7 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
         "penalty": 1.0 / run.penalty_unit,
         "transport_cost": run.problem.scale**2,
         "robust_risk": run.loss_unit,
+        "held_out_risk": run.loss_unit,
     }
     history = {k: v * units.get(k, 1.0) for k, v in result.history.items()}
     return replace(result, penalty=result.penalty / run.penalty_unit, history=history)

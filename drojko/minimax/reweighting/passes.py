@@ -111,7 +111,7 @@ class ReweightedPasses(Passes):
         self.load(flat)
         dual = self.bound.dual(self._losses())
         mass = self.w * torch.from_numpy(dual.ratio).to(self.w)
-        whole = self.decay * self.flat
+        whole = self.ridge_gradient()
         for x, y, m in zip(
             self.x.split(_CHUNK), self.y.split(_CHUNK), mass.split(_CHUNK), strict=True
         ):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ class SinkhornProblem(RobustProblem):
     m: int = 32
     seed: int | None = None
     stream: torch.Generator | None = None
+    single: ClassVar[bool] = False
 
     @property
     def inner_epsilon(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +12,19 @@ from torch import Tensor
 
 from drojko._driver import Limits
 from drojko.flows.icnn.map_state import MapState
-from drojko.inner.objective import Batch, Objective
+from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
 from drojko.inner.transport.candidates import Condition
 from drojko.inner.transport.solvers import ICNNJKO
 from drojko.measures import has_atoms
 from drojko.minimax.passes import Passes, PassState
 from drojko.minimax.problem import RobustProblem, TrainResult
+from drojko.minimax.transport.visits import Visit, room
 
 __all__ = ["Subgradient"]
 
+_BLOCK = 1024  # rows at once where all are looked at
+_HELD = 8  # corrections of points held out
 _STILL = 4  # passes between looks whether samples would rather stay where they came from
 
 
@@ -39,12 +43,15 @@ class Subgradient:
         Return the average of the last fifth of the passes' parameters where it is better.
     batch_size : int or None
         Draws per step; None: 64, growing with the number of draws.
+    patience : int
+        Passes without a lower robust risk of the points held out, if any, that end training.
     """
 
     learning_rate: float = 5e-3
     step: str = "adam"
     averaging: bool = True
     batch_size: int | None = None
+    patience: int = 10
 
     def solve(
         self,
@@ -64,9 +71,9 @@ class Subgradient:
 class _Pass(Passes):
     """The solver of the driver: ``step`` is one pass over the draws.
 
-    States carry the current worst-case map on the training draws as displacements, the anchor T_k
-    of the modified JKO steps: each pass moves it by a few proximal corrections and never starts
-    anew. References without atoms are drawn anew every pass; there an ICNN map is that anchor.
+    It keeps the current worst-case map on the training draws as displacements, the anchor T_k of
+    the modified JKO steps: each pass moves it by a few proximal corrections and never starts anew.
+    References without atoms are drawn anew every pass; there an ICNN map is that anchor.
     """
 
     penalty0: float | None = None
@@ -77,32 +84,38 @@ class _Pass(Passes):
         self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         # Around atoms, draws keep their order, and with it the particles' positions.
         self.atomic = has_atoms(p.reference)
+        self.held = p.held()
         self.batch_size = self.batch_size_of(len(self.x))
-        self.coordinates = self._objective(1.0).coordinates
-        objective = self._objective(1.0)
-        batch = objective.batch(self.x, self.y)
-        start = self.penalty0 or p.first_penalty(objective, batch, self.w, least=0.5)
+        mapped = not self.atomic and isinstance(p.inner, ICNNJKO)
+        rows = 0 if mapped else self.batch_size
+        self.visit, width = room(p, self.x, rows)
         self.flow = None
-        if not self.atomic and isinstance(p.inner, ICNNJKO):
+        if mapped:
             # Fresh draws every pass: the map itself is what one pass hands to the next.
-            self.condition = Condition.of(batch, p.n_labels, self.coordinates.immutable)
-            self.map_rate = p.inner.learning_rate
+            visit = self.visit(self.x, self.y, 1.0)
+            fixed = visit.objective.coordinates.immutable
+            self.condition = Condition.of(visit.batch, p.n_labels, fixed)
+            inner: Any = p.inner
+            self.map_rate = inner.learning_rate
             self.flow = MapState.start(
-                batch.q0, self.condition.dim, generator=self.generator, hidden=p.inner.hidden
+                visit.batch.q0, self.condition.dim, generator=self.generator, hidden=inner.hidden
             )
-        return self.first(torch.zeros_like(batch.q0), start)
+        self.kept = self.x.new_zeros(len(self.x) if self.atomic else 0, width)
+        return self.first(None, self._first_penalty())
 
-    def _objective(self, penalty: float) -> Objective:
-        if not hasattr(self, "coordinates"):
-            return self.problem.objective(self.x, penalty, reduce=False)
-        return Objective(self.problem.model, self.problem.loss, self.coordinates, penalty)
+    def _first_penalty(self) -> float:
+        if self.penalty0:
+            return self.penalty0
+        some = slice(0, None, max(1, len(self.x) // _BLOCK))
+        visit = self.visit(self.x[some], self.y[some], 1.0)
+        mass = self.w[some] / self.w[some].sum()
+        return self.problem.first_penalty(visit.objective, visit.batch, mass, least=0.5)
 
     def step(self, state: PassState) -> PassState:
         p = self.problem
-        if state.iteration:
+        if state.iteration and p.atoms is None:
             self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
         adam, views, batches = self.opened(state)
-        displacement = state.carried.clone()
         corrections = p.inner.training_corrections
         log_penalty = math.log(max(state.penalty, 1e-300))
         budget = None if p.radius is None else p.radius**2
@@ -111,22 +124,22 @@ class _Pass(Passes):
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
             penalty = _exp(log_penalty)
-            objective = self._objective(penalty)
-            batch = objective.batch(self.x[rows], self.y[rows])
-            weights = self.w[rows] * (len(self.x) / len(rows))
-            adversary = p.adversary(objective, corrections)
+            visit = self.visit(self.x[rows], self.y[rows], penalty)
+            mass = self.w[rows]
+            adversary = p.adversary(visit.objective, corrections)
             # The first visits of a sample have no position to start from: more corrections.
             extra = 4 if state.iteration == 0 else 0
-            start = self._start(objective, batch, displacement[rows])
-            moved = p.move(adversary, batch, start, corrections + extra)
+            start = self._start(visit, rows)
+            moved = p.move(adversary, visit.batch, start, corrections + extra)
             # No loss is negative: a sample below zero has run away, and goes back at once.
             if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
-                moved = self._at_least_still(adversary, batch, moved)
-            displacement[rows] = moved.q - batch.q0
-            self._learn(batch, moved, progress)
-            gradient = p.parameter_gradient(objective, moved, weights)
+                moved = self._at_least_still(adversary, visit.batch, moved)
+            kept = visit.kept(moved.q)
+            if self.atomic:
+                self.kept[rows] = kept
+            self._learn(visit.batch, moved, progress)
+            gradient = visit.gradient(moved, kept, mass * (len(self.x) / len(rows)))
             squared_slope += self.descend(adam, views, gradient, progress)
-            mass = self.w[rows]
             cost = float(moved.cost.double() @ mass)
             share = float(mass.sum())
             risk = float(moved.risk.double() @ mass)
@@ -139,13 +152,26 @@ class _Pass(Passes):
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
         return self.closed(
             state, float(totals[1]), squared_slope / len(batches), adam=adam,
-            carried=displacement, penalty=_exp(log_penalty), cost=float(totals[0]),
+            penalty=_exp(log_penalty), cost=float(totals[0]),
         )  # fmt: skip
 
-    def _start(self, objective: Objective, batch: Batch, displacement: Tensor) -> Tensor:
+    def held_out_risk(self, penalty: float) -> float:
+        """The dual value at the present multiplier, after a few corrections from the rows."""
+        if self.held is None:
+            return math.nan
+        value, p = self._priced(penalty, 1.0, 0.0), self.problem
+        for x, y, w in zip(*(part.split(_BLOCK) for part in self.held), strict=True):
+            visit = self.visit(x, y, penalty)
+            adversary = p.adversary(visit.objective, _HELD)
+            moved = p.move(adversary, visit.batch, visit.batch.q0, _HELD)
+            value += float(moved.value.double() @ w)
+        return value
+
+    def _start(self, visit: Visit, rows: Any) -> Tensor:
         """Where the corrections start: the particle's last position, or the image under T_k."""
+        objective, batch = visit.objective, visit.batch
         if self.atomic:
-            return batch.q0 + displacement
+            return visit.start(self.kept[rows])
         if self.flow is None:
             return batch.q0
         image = self.flow.image(batch.q0, self.condition.context(batch))
@@ -179,16 +205,19 @@ class _Pass(Passes):
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         p = self.problem
         self.load(flat)
-        penalty, objective = state.penalty, self._objective(state.penalty)
-        batch = objective.batch(self.x, self.y)
-        adversary = p.adversary(objective, 10)
-        start = self._start(objective, batch, state.carried)
-        moved = self._at_least_still(adversary, batch, p.move(adversary, batch, start, 10))
-        gradient = p.parameter_gradient(objective, moved, self.w)
-        whole = torch.cat([g.reshape(-1) for g in gradient]) + self.decay * self.flat
-        risk = float(moved.risk.double() @ self.w)
-        cost = float(moved.cost.double() @ self.w)
-        value = risk + self._priced(penalty, 1.0, cost) + self.ridge()
+        whole, risk, cost = self.ridge_gradient(), 0.0, 0.0
+        for first in range(0, len(self.x), _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            visit, w = self.visit(self.x[rows], self.y[rows], state.penalty), self.w[rows]
+            adversary = p.adversary(visit.objective, 10)
+            moved = p.move(adversary, visit.batch, self._start(visit, rows), 10)
+            moved = self._at_least_still(adversary, visit.batch, moved)
+            whole += torch.cat(
+                [g.reshape(-1) for g in visit.gradient(moved, visit.kept(moved.q), w)]
+            )
+            risk += float(moved.risk.double() @ w)
+            cost += float(moved.cost.double() @ w)
+        value = risk + self._priced(state.penalty, 1.0, cost) + self.ridge()
         return value, float((whole * self.frozen).norm())
 
 

@@ -1,0 +1,182 @@
+"""Rows that the fit of a network keeps back: when to stop, and how much to regularise."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drojko._sklearn import DEPTH
+from drojko.approaches.base import Approach, Plan, Points
+from drojko.estimators._models import OnModule, build_model, resting
+from drojko.exceptions import InvalidDataError
+from drojko.models import NO_LOGITS, ModuleModel, TabularModel, looks_like_probabilities
+
+__all__ = ["keep_back", "on_network", "warn_of_outputs"]
+
+_SHARE = 0.25  # of the rows that weights are compared on
+_SPLITS, _MANY = 3, 1_000  # how often, with fewer rows than so many
+_WEIGHTS = (0.2, 0.06, 0.02, 0.006)  # of the norms, from the largest; shared by the classes
+_FAR = (1.1, 2.0, 10.0)  # distances from the mean at which outputs must be finite
+_COSTS = 0.01  # of accuracy, or of the loss in regression, that a weight may take
+
+
+def on_network(
+    front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
+) -> OnModule:
+    """The training of the module of an estimator, with the rows that it keeps back for itself."""
+    training = plan
+    if front.early_stopping:
+        kept, held = keep_back(front, rows, front.validation_fraction, seed)
+        training = replace(_on(front, approach, plan, kept, groups, seed), held_out=_points(held))
+    weight = front.certified
+    child = plan.child
+    if isinstance(weight, str):
+        weight = _chosen(front, approach, plan, rows, groups, seed)
+    training = replace(training, certified=float(weight))
+    model = build_model(front, plan.n_outputs, child)
+    if isinstance(model, ModuleModel):
+        _check_rows(model, _some(plan, rows[0]))
+    layers = resting(model)
+    if layers:
+        warnings.warn(
+            f"{type(front).__name__}: {' and '.join(layers)} of model rest: it runs in evaluation "
+            "mode in training too, without dropout and with the statistics that batch norms come "
+            "with, so that a worst case depends on its row alone. Leave them out, use alpha or "
+            "LayerNorm, or return a trained module",
+            UserWarning,
+            stacklevel=DEPTH + 2,
+        )
+    return OnModule(approach, plan, model, training)
+
+
+def keep_back(front: Any, rows: Points, share: float, seed: int) -> tuple[Points, Points]:
+    """Rows to train on and rows held out: this share of each class, one at least, or of all."""
+    x, y, weight = rows
+    draw = np.random.RandomState(seed)
+    labels = y if front._classification else np.zeros(len(y), dtype=int)
+    held = np.zeros(len(y), dtype=bool)
+    for label in np.unique(labels):
+        of = np.flatnonzero((labels == label) & (weight > 0))
+        count = max(1, round(share * len(of)))
+        if count >= len(of):
+            what = f"class {label}" if front._classification else "the data"
+            raise InvalidDataError(
+                f"{what} has {len(of)} rows, too few to hold out {share:g} of them: set "
+                "early_stopping=False and a number for certified, or give more rows"
+            )
+        held[draw.permutation(of)[:count]] = True
+    return tuple((x[m], y[m], weight[m]) for m in (~held, held))  # type: ignore[return-value]
+
+
+def warn_of_outputs(front: Any, plan: Plan, model: Any, X: np.ndarray) -> None:
+    """Warn where a module of the user's gives no logits, or no numbers away from the data."""
+    if not isinstance(model, ModuleModel):
+        return
+    x, name = _some(plan, X), type(front).__name__
+    if (
+        front._classification
+        and plan.loss.structured
+        and looks_like_probabilities(model.answers, x)
+    ):
+        said = f"{name}: all outputs of model lie in [0, 1], {NO_LOGITS}"
+        warnings.warn(said, UserWarning, stacklevel=DEPTH + 2)
+    if not plan.ambiguity.moves:
+        return
+    with torch.no_grad():
+        middle = x.mean(0)
+        lost = [far for far in _FAR if not torch.isfinite(model(middle + far * (x - middle))).all()]
+    if lost:
+        warnings.warn(
+            f"{name}: model returns NaN or infinity at {lost[0]:g} times the distance of rows from "
+            "their mean: worst cases were looked for only where it is finite. Make forward() "
+            "finite everywhere (clamp what goes into logarithms and roots), or give the set bounds",
+            UserWarning,
+            stacklevel=DEPTH + 2,
+        )
+
+
+def _some(plan: Plan, X: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.array(X[:1_000]), dtype=plan.dtype, device=plan.device)
+
+
+def _check_rows(model: TabularModel, x: Tensor) -> None:
+    """Raise where a module is not finite on the rows themselves."""
+    with torch.no_grad():
+        finite = torch.isfinite(model(x)).reshape(len(x), -1).all(1)
+    if not bool(finite.all()):
+        raise InvalidDataError(
+            f"the module that model() returned gives NaN or infinity on {int((~finite).sum())} of "
+            f"the first {len(x)} rows, the first of them row {int((~finite).nonzero()[0])}: make "
+            "forward() finite there (clamp what goes into logarithms and roots), or scale X"
+        )
+
+
+def _on(front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int) -> Plan:
+    """The plan on some of the rows: their reference and atoms."""
+    part, _, _ = front._placed(plan, approach, rows, groups, seed)
+    own = {name: getattr(part, name) for name in ("reference", "atoms", "groups", "n_draws")}
+    return replace(plan, **own)
+
+
+def _points(rows: Points) -> Points:
+    x, y, weight = rows
+    made = (torch.as_tensor(np.array(x)), torch.as_tensor(np.array(y)))
+    return (*made, torch.as_tensor(weight / weight.sum(), dtype=torch.float64))
+
+
+def _chosen(
+    front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
+) -> float:
+    """The largest weight that costs little on rows held out, 0 where all of them do."""
+    splits = [
+        keep_back(front, rows, _SHARE, seed + k)
+        for k in range(_SPLITS if len(rows[0]) < _MANY else 1)
+    ]
+    trials = (1 + len(_WEIGHTS)) * len(splits)
+    time = None if plan.max_time is None else 0.5 * plan.max_time / trials
+    parts = [
+        replace(_on(front, approach, plan, kept, groups, seed), callback=None, max_time=time)
+        for kept, _ in splits
+    ]
+
+    def scored(weight: float) -> float:
+        found = []
+        for part, (_, held) in zip(parts, splits, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            model = build_model(front, plan.n_outputs, generator)
+            approach.train(replace(part, certified=weight, generator=generator), model, None)
+            found.append(_score(plan, model, held, front._classification))
+        return float(np.mean(found))
+
+    unit, nothing = _unit(plan, rows), scored(0.0)
+    allowed = nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
+    return next((w for w in (unit * s for s in _WEIGHTS) if scored(w) <= allowed), 0.0)
+
+
+def _unit(plan: Plan, rows: Points) -> float:
+    """What makes weights free of units: those of the loss over outputs, times those of X."""
+    x, y, weight = (np.asarray(part, dtype=np.float64) for part in rows)
+    weight = weight / weight.sum()
+    spread = float(np.sqrt((weight @ (x - weight @ x) ** 2).mean())) or 1.0
+    if plan.n_labels:
+        return spread * 2.0 / plan.n_labels
+    middle = weight @ y
+    loss = plan.loss.value(torch.full((len(y),), middle), torch.as_tensor(y))
+    size = float(np.sqrt(weight @ (y - middle) ** 2)) or 1.0
+    return spread * float(loss @ torch.as_tensor(weight)) / size
+
+
+def _score(plan: Plan, model: TabularModel, rows: Points, classification: bool) -> float:
+    """Share of wrong predictions, or the mean loss."""
+    x, y, weight = _points(rows)
+    with torch.no_grad():
+        f = model(x.to(plan.device, plan.dtype)).cpu().double()
+    if not classification:
+        return float(plan.loss.value(f, y.double()) @ weight)
+    found = (f > 0).long() if f.ndim == 1 else f.argmax(1)
+    return float((found != y).double() @ weight)
