@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -138,9 +139,15 @@ def _chosen(
         for k in range(_SPLITS if len(rows[0]) < _MANY else 1)
     ]
     trials = (1 + len(_WEIGHTS)) * len(splits)
-    time = None if plan.max_time is None else 0.5 * plan.max_time / trials
+    left = plan.limits.time_left
+    each = None if left is None else 0.5 * left / trials
     parts = [
-        replace(_on(front, approach, plan, kept, groups, seed), callback=None, max_time=time)
+        replace(
+            _on(front, approach, plan, kept, groups, seed),
+            callback=None,
+            max_time=each,
+            training_share=1.0,
+        )
         for kept, _ in splits
     ]
 
@@ -149,7 +156,8 @@ def _chosen(
         for part, (_, held) in zip(parts, splits, strict=True):
             generator = torch.Generator().manual_seed(seed)
             model = build_model(front, plan.n_outputs, generator)
-            approach.train(replace(part, certified=weight, generator=generator), model, None)
+            own = replace(part, certified=weight, generator=generator, began=time.perf_counter())
+            approach.train(own, model, None)
             found.append(_score(plan, model, held, front._classification))
         return float(np.mean(found))
 

@@ -71,7 +71,7 @@ class LBFGSRun(ABC):
         """Train ``problem.model`` in place; its best parameters are left in it."""
         run = replace(
             self, problem=problem, generator=generator, n_draws=n_draws, penalty0=penalty,
-            tol=limits.tol, max_time=limits.max_time, callback=limits.callback, history=[],
+            tol=limits.tol, max_time=limits.time_left, callback=limits.callback, history=[],
             began=time.perf_counter(),
         )  # fmt: skip
         return run.result(run.ended(run.start(), limits.max_iter))

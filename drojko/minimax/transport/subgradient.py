@@ -65,7 +65,7 @@ class Subgradient:
         """Train ``problem.model`` in place; its best parameters are left in it."""
         solver = _Pass(self, problem, generator, limits.max_iter, limits.tol, n_draws)
         solver.penalty0 = penalty
-        return solver.train(limits.max_time, limits.callback)
+        return solver.train(limits.time_left, limits.callback)
 
 
 class _Pass(Passes):
