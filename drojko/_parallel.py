@@ -39,14 +39,17 @@ def in_parallel(
 ) -> Generator[Any, None, None]:
     """Yield ``function(*job)`` of each job, in their order, each as soon as it is known.
 
-    On several workers BLAS and torch have one thread each, and close() ends what still runs.
+    With a number of jobs, 1 too, BLAS and torch have one thread each, so that results are the same
+    bit by bit; None leaves torch its threads. close() ends what still waits.
 
     >>> list(in_parallel(pow, [(2, 3), (3, 2)], None))
     [8, 9]
     """
     todo = list(jobs)
     if workers(n_jobs, len(todo)) <= 1:
-        return (function(*job) for job in todo)
+        if n_jobs is None:
+            return (function(*job) for job in todo)
+        return (_alone(function, job) for job in todo)
     try:
         run = Parallel(n_jobs=n_jobs, return_as="generator")
     except ValueError:  # a backend that gives all results at once

@@ -206,8 +206,15 @@ def threads(_):
 def test_workers_have_one_thread_and_give_it_back():
     before = torch.get_num_threads()
     filters = list(warnings.filters)
-    with joblib.parallel_config("threading"):
-        assert list(in_parallel(threads, [(i,) for i in range(4)], 2)) == [1] * 4
+    torch.set_num_threads(2)  # noqa: TID251  of this test's own
+    try:
+        with joblib.parallel_config("threading"):
+            assert list(in_parallel(threads, [(i,) for i in range(4)], 2)) == [1] * 4
+        assert list(in_parallel(threads, [(0,)], 1)) == [1]
+        assert list(in_parallel(threads, [(0,)], None)) == [2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)  # noqa: TID251
     assert torch.get_num_threads() == before
     assert warnings.filters == filters
 

@@ -103,9 +103,10 @@ def audit(
         Show a progress bar, on standard error.
     n_jobs : int, default=None
         Sizes at once, on the workers of joblib's `parallel_config`; -1: one on each core. The
-        report is the same, whatever the number. It helps where sizes know nothing of one another
-        and each takes long: `Sinkhorn`, order 1, `MMD`. Order 2 goes along a path of sizes, one
-        after the other, and the other duals take milliseconds.
+        report is the same bit by bit, whatever the number (to rounding beside None, where more
+        than a million numbers get torch several threads). It helps where sizes know nothing of one
+        another and each takes long: `Sinkhorn`, order 1, `MMD`. Order 2 goes along a path of sizes,
+        one after the other, and the other duals take milliseconds.
 
     Returns
     -------

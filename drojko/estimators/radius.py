@@ -135,7 +135,8 @@ def select_radius(
         go to splitters that keep groups of rows together.
     n_jobs : int, default=None
         Folds of "cv" at once, on the workers of joblib's `parallel_config` (processes, threads,
-        Dask); -1: one on each core. The result is the same bit by bit, whatever the number.
+        Dask); -1: one on each core. The result is the same bit by bit, whatever the number (to
+        rounding beside None, where more than a million numbers get torch several threads).
         ``verbose`` estimators are silent then.
     random_state : None, int or generator, default=None
         Of the shuffled folds and the draws of "rwpi"; estimators have their own.

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -305,6 +306,15 @@ def test_multipliers_go_through_the_state_and_stay_in_evaluation(rng):
     robust(batches[5])
     assert robust.state_dict() == before
     assert not RobustLoss(KL(0.2)).state_dict()
+
+
+def test_copies_and_pickles_go_on_from_the_same_multipliers(rng):
+    batches = torch.from_numpy(rng.exponential(size=(3, 16)))
+    robust = RobustLoss(KL(0.2), running=True)
+    robust(batches[0])
+    for other in (copy.deepcopy(robust), pickle.loads(pickle.dumps(robust))):
+        assert other(batches[1]).item() == copy.deepcopy(robust)(batches[1]).item()
+    assert repr(robust) == "RobustLoss(KL(radius=0.2), running=True, momentum=0.05)"
 
 
 def test_losses_far_beyond_the_multipliers_start_anew(rng):
