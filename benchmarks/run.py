@@ -37,6 +37,7 @@ SUITES = (
     "linear",
     "before",
     "inner",
+    "networks",
     "threshold",
     "training",
     "density",

@@ -299,9 +299,9 @@ class BoundMMD:
 
     def _smoothed(self, exact: MMDDual, scaled: Any, smoothing: float) -> MMDDual:
         """The dual whose multiplier is at least the smoothing over the squared radius."""
-        least = smoothing / float(self.ambiguity.radius) ** 2
+        least = smoothing / float(self.ambiguity.radius or 0.0) ** 2
         if scaled[3] > 0.0 and exact.penalty < least:
-            exact = self._dual(*scaled, least)
+            exact = self._dual(*scaled, price=least)
         return replace(exact, value=exact.attained - least * exact.radius)
 
     def _dual(
