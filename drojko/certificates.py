@@ -21,7 +21,8 @@ from drojko.inner.transport.radius import BallSolution, mean, solve_ball
 from drojko.inner.transport.search.rounds import Restarts
 
 __all__ = [
-    "Certificate", "Evaluation", "certify", "proof_of_tilt", "reweighted_certificate",
+    "Certificate", "Evaluation", "certify", "closed", "network_dual", "proof_of_tilt",
+    "reweighted_certificate",
 ]  # fmt: skip
 
 #: Draws that carry a tilt, and the share of the mass on the top thousandth: too few, too large.
@@ -218,9 +219,9 @@ def certify(
         worst, used, penalty = adversary.solve(batch), adversary, objective.penalty
         bound, proof = adversary.upper(worst, known)
         upper, spread = mean(bound, weights), worst.value
-        if not _closed(upper, mean(spread, weights), proof):
+        if not closed(upper, mean(spread, weights), proof):
             limits = effort or "fast", max_time
-            network = _network(adversary, batch, weights, None, (worst.q,), *limits)
+            network = network_dual(adversary, batch, weights, None, (worst.q,), *limits)
             if network is not None:
                 # Both are bounds sample by sample, and so is their minimum.
                 both = network.at(penalty)
@@ -279,10 +280,10 @@ def _ball_upper(
     best = options[0]
     for option in options[1:]:
         best = _better(best, option)
-    if not _closed(best[0], mean(ball.risk, weights), best[1]):
+    if not closed(best[0], mean(ball.risk, weights), best[1]):
         at = adversary.with_penalty(ball.penalty)
         found = (ball.low.q, ball.high.q)
-        network = _network(at, batch, weights, radius, found, *limits)
+        network = network_dual(at, batch, weights, radius, found, *limits)
         if network is not None:
             best = _better(best, (network.value, network.proof))
     return best if math.isfinite(best[0]) else (math.inf, "local-estimate")
@@ -298,12 +299,12 @@ def _better(first: tuple[float, str], second: tuple[float, str]) -> tuple[float,
     return min(first, second, key=key)
 
 
-def _closed(upper: float, lower: float, proof: str) -> bool:
+def closed(upper: float, lower: float, proof: str) -> bool:
     """Whether there is nothing left to prove that is worth the work."""
     return proof != "local-estimate" and upper - lower <= _NOTHING_LEFT * abs(lower)
 
 
-def _network(
+def network_dual(
     adversary: Adversary,
     batch: Batch,
     weights: Tensor,

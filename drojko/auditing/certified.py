@@ -51,6 +51,8 @@ def plan_of(problem: AuditProblem, ambiguity: Any, inner: InnerSolver) -> Plan:
         device="cpu",
         generator=spawn(problem.generator),
         groups=problem.groups,
+        effort=problem.effort,
+        max_time=problem.time_left,
     )
 
 

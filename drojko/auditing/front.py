@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
 from drojko._validation import checked, is_widths, shown
 from drojko.ambiguity import AmbiguitySet
+from drojko.approaches.base import check_effort
 from drojko.approaches.registry import approach_to
 from drojko.auditing.attacks.transport import transport
 from drojko.auditing.certified import certified, reweight
@@ -58,6 +60,8 @@ def audit(
     name: str | None = None,
     verbose: bool = False,
     n_jobs: int | None = None,
+    effort: str = "fast",
+    max_time: float | None = None,
 ) -> AuditReport:
     r"""Audit a fitted model against the worst distribution near the data.
 
@@ -108,6 +112,13 @@ def audit(
         another and each takes long: `Sinkhorn`, order 1, `MMD`. Order 2 goes along a path of sizes,
         one after the other, and the other duals take milliseconds.
 
+    effort : {"fast", "thorough"}, default="fast"
+        On the worst case of a network and its bounds. "thorough" searches in rounds, says what it
+        may miss, and works longer on the bounds.
+    max_time : float, default=None
+        Seconds after which baselines, further searches and bounds are left out: what the report
+        says then is valid, only looser.
+
     Returns
     -------
     AuditReport
@@ -155,6 +166,8 @@ def audit(
 
     approach_to(ambiguity)
     workers(n_jobs, 1)
+    check_effort("audit", effort, max_time)
+    began = time.perf_counter()
     generator = make_generator(random_state)
     sets = sets_of(ambiguity, radii)
     settings = get_inner(ICNNJKO(steps=STEPS, rounds=2) if inner is None else inner)
@@ -171,6 +184,8 @@ def audit(
         groups=groups,
         generator=generator,
     )
+    deadline = math.inf if max_time is None else began + max_time
+    problem = replace(problem, effort=effort, deadline=deadline)
     sides = images if isinstance(images, list | tuple) else ()
     area = math.prod(sides) if len(sides) == 2 and is_widths(sides) else -1
     if images is not None and area != len(read.space.raw_names):

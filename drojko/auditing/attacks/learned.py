@@ -14,6 +14,7 @@ from drojko.auditing.attacks.blocks import climb, plain, solve, upper
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.certified import plan_of
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.certificates import closed, network_dual
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch
 from drojko.inner.solver import InnerSolver
@@ -57,9 +58,8 @@ def learn(
     pool: Pool,
     sizes: list[tuple[float, Any]],
     inner: InnerSolver,
-    effort: str = "fast",
 ) -> Learned:
-    """Worst cases at every size; layers are added to ``pool``. ``effort``: "fast", "thorough"."""
+    """Worst cases at every size; layers are added to ``pool``."""
     plan, n = plan_of(problem, sizes[-1][1], inner), len(problem.x)
     objective = plan.problem(problem.tabular).objective(problem.x, 1.0)
     adversary = problem.adversary(objective)
@@ -76,7 +76,6 @@ def learn(
         sample,
         [size for size, own in sizes if own.radius is not None and size > 0],
         [size for size, own in sizes if own.penalty is not None],
-        effort,
     )
     if adversary.exact:
         found.exact()
@@ -104,7 +103,6 @@ class Learned:
     sample: Tensor
     radii: list[float]
     given: list[float]
-    effort: str = "fast"
     duals: list[Dual] = field(default_factory=list)
     penalties: dict[float, float] = field(default_factory=dict)
     restarts: dict[float, Restarts | None] = field(default_factory=dict)
@@ -197,7 +195,7 @@ class Learned:
             for _ in range(3):
                 at = learned.with_penalty(penalty)
                 known = self._known(penalty) if at.corrections else ()
-                if found is None or at.search is None:
+                if (found is None or at.search is None) and not self.problem.late:
                     found = moved = solve(at, self.few, known)
                 else:  # near enough to what was searched in full
                     moved = climb(at, self.few, known, at.corrections)
@@ -233,7 +231,8 @@ class Learned:
                     spawn(self.problem.generator),
                     n_labels=self.problem.n_labels,
                     label_cost=self.problem.ambiguity.label_cost,
-                    effort=self.effort,
+                    max_time=self.problem.time_left,
+                    effort=self.problem.effort,
                     atoms=atoms,
                 )
             except UnboundedRiskError:
@@ -266,7 +265,7 @@ class Learned:
         for size in problem.progress.over(order, "all rows", 0.2):
             penalty = self.penalties[size]
             start = self._all(penalty, start, steps, size in few)
-            for _ in range(0 if size in self.given or self.all_rows else 4):
+            for _ in range(0 if size in self.given or self.all_rows or problem.late else 4):
                 better = pool.plan(problem.w, size**2, ("learned",)).penalty
                 if better <= 0.0:  # not all of the budget is spent yet
                     if penalty * size**2 <= 1e-6 * self.level:
@@ -280,7 +279,7 @@ class Learned:
         if self.all_rows:
             for size in (*self.radii, *self.given):
                 # A mixture of moves for two penalties is worse than moves for the one between.
-                for _ in range(_PRICES):
+                for _ in range(1 if problem.late else _PRICES):
                     before = self.penalties[size]
                     if size in self.radii:
                         better = pool.plan(problem.w, size**2, ("learned",)).penalty
@@ -305,7 +304,7 @@ class Learned:
             x, y, _, risk = self.tried.best(self.w, penalty)
             support = Support(encode(x), y if self.problem.n_labels else None, risk)
             starts += support.starts(objective, batch)
-        if in_full and adversary.search is not None:
+        if in_full and adversary.search is not None and not self.problem.late:
             moved = solve(adversary.with_effort("fast"), batch, starts)
         else:
             moved = climb(adversary, batch, starts, steps)
@@ -317,29 +316,54 @@ class Learned:
     # -- bounds ------------------------------------------------------------------------------
 
     def bound(self) -> None:
-        """Dual points: penalties that are best on few rows, then evaluated on all of them."""
-        known = structure(self.adversary.objective)
+        """Dual points of each size: where it is searched and, of networks, where bounds are best."""
+        known, sizes = structure(self.adversary.objective), (*self.radii, *self.given)
         tried: dict[float, Dual] = {}
-        wanted: list[float] = list(self.given)
-        for radius in self.problem.progress.over(self.radii, "bounds on some rows", 0.1):
-            best: tuple[float, float] | None = None
-            for factor in FACTORS:
-                penalty = self.penalties[radius] * factor
-                near = [p for p in tried if abs(math.log(p / penalty)) < 0.1]
-                if not near:
-                    tried[penalty] = self._dual(True, penalty, known, 40)
-                penalty = near[0] if near else penalty
-                value = penalty * radius**2 + tried[penalty].value
-                if best is None or value < best[0]:
-                    best = (value, penalty)
-                elif value > best[0] * 1.02 and math.isfinite(best[0]):
-                    break
-            if best is not None and best[1] not in wanted:
-                wanted.append(best[1])
-        for penalty in self.problem.progress.over(wanted, "bounds", 0.1):
+        for k, size in enumerate(self.problem.progress.over(sizes, "bounds", 0.2)):
+            penalty = self.penalties[size]
+            first = self._dual(False, penalty, known, 60)
+            self.duals.append(first)
+            _, _, cost, risk = self.pool.best(self.problem.w, penalty, ("learned",))
+            found = float(self.problem.w @ (risk - penalty * cost))
+            if closed(first.value, found, first.proof):
+                continue
+            left = self.problem.time_left
+            share = None if left is None else left / (len(sizes) - k)
+            network = self._network(size, penalty, share)
+            if network is not None:
+                self.duals.append(network)
+            elif size in self.radii and not self.problem.late:
+                self._raised(size, known, tried)
+
+    def _network(self, size: float, penalty: float, max_time: float | None) -> Dual | None:
+        """The dual point of a perceptron's bounds by relaxation."""
+        problem, at = self.problem, self.adversary.with_penalty(penalty)
+        known = at.objective.coordinates.encode(self.pool.best(problem.w, penalty)[0])
+        radius = size if size in self.radii else None
+        found = network_dual(at, self.batch, problem.w, radius, (known,), problem.effort, max_time)
+        if found is None:
+            return None
+        value = found.value - (found.penalty * size**2 if radius is not None else 0.0)
+        return Dual(found.penalty, value, found.proof)
+
+    def _raised(self, radius: float, known: Structure, tried: dict[float, Dual]) -> None:
+        """Of other models at larger penalties, tried on few rows: these may prove more."""
+        best: tuple[float, float] | None = None
+        for factor in FACTORS:
+            penalty = self.penalties[radius] * factor
+            near = [p for p in tried if abs(math.log(p / penalty)) < 0.1]
+            if not near:
+                tried[penalty] = self._dual(True, penalty, known, 40)
+            penalty = near[0] if near else penalty
+            value = penalty * radius**2 + tried[penalty].value
+            if best is None or value < best[0]:
+                best = (value, penalty)
+            elif value > best[0] * 1.02 and math.isfinite(best[0]):
+                break
+        if best is not None and all(dual.penalty != best[1] for dual in self.duals):
             # A Lipschitz bound hardly depends on how near the maximiser is; concavity does.
-            rough = penalty in tried and tried[penalty].proof == "lipschitz"
-            self.duals.append(self._dual(False, penalty, known, 5 if rough else 60))
+            rough = tried[best[1]].proof == "lipschitz"
+            self.duals.append(self._dual(False, best[1], known, 5 if rough else 60))
 
     def _dual(self, few: bool, penalty: float, known: Structure, steps: int) -> Dual:
         pool, batch, w = self.pool, self.batch, self.problem.w

@@ -45,9 +45,8 @@ def transport(
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
-    effort: str = "fast",
 ) -> Iterator[Row]:
-    """One `Row` per size. ``effort`` of the search for the worst case: "fast" or "thorough"."""
+    """One `Row` per size."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(problem.x)
@@ -61,9 +60,11 @@ def transport(
     pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
     if general.gradients:
-        work.learned = learn(problem, pool, sizes, inner, effort)
-        work.attack = attack(work.learned, work.positive)
-        work.spare(max_evaluations)
+        work.learned = learn(problem, pool, sizes, inner)
+        if not problem.late:
+            work.attack = attack(work.learned, work.positive)
+        if not problem.late:
+            work.spare(max_evaluations)
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
         search(problem, pool, work.scales(), calls, spawn(problem.generator))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -45,8 +47,22 @@ class AuditProblem:
     sampled: bool
     generator: torch.Generator
     groups: Any = None
+    effort: str = "fast"
+    deadline: float = math.inf
     calls: list[int] = field(default_factory=lambda: [0])
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, at least 0; None without one."""
+        if self.deadline == math.inf:
+            return None
+        return max(self.deadline - time.perf_counter(), 0.0)
+
+    @property
+    def late(self) -> bool:
+        """Whether what is not needed is left out."""
+        return self.time_left == 0.0
 
     @property
     def classes(self) -> np.ndarray | None:
