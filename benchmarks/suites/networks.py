@@ -23,8 +23,8 @@ TITLE = "Proven bounds of perceptrons"
 ABOUT = """
 Standardised data of at most 300 rows, empirical reference. "plain": 300 full-batch steps of Adam
 with decay; "robust": `DROClassifier(Wasserstein(0.1), model="mlp")`. `attained` is the lower side
-of the certificate, `upper` the proven one, `gap` (upper - attained) / attained: part of it is what the
-search for the worst case misses. `seconds` are those of the whole certificate, CPU.
+of the certificate, `upper` the proven one, `gap` (upper - attained) / attained: part of it is what
+the search for the worst case misses. `seconds` are those of the whole certificate, CPU.
 """
 COLUMNS = (
     "data", "widths", "activation", "training", "radius", "effort", "attained", "upper", "gap",
