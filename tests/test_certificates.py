@@ -225,8 +225,8 @@ def test_movable_labels_are_covered(seed):
 def test_the_adversary_of_an_evaluation_repeats_it(seed):
     x, y, w = data(40, seed)
     adversary, batch = problem(network((4,), seed, spread=2.0), "logistic", x, y)
-    for radius in (None, 0.5):
-        found = certify(adversary, batch, w, radius=radius, sampled=False)
+    for radius in (None, 0.5):  # a plan for any draw; that of atoms is kept row by row
+        found = certify(adversary, batch, w, radius=radius, sampled=radius is not None)
         assert isinstance(found.adversary, Adversary)
         if radius is None:
             again = found.adversary.solve(batch)

@@ -1,7 +1,6 @@
 """Sabotage: whatever is broken in a model or in the solver is said, never passed over."""
 
 import warnings
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,6 @@ from sklearn.preprocessing import FunctionTransformer
 
 from drojko import DROClassifier, audit
 from drojko.ambiguity import KL, Sinkhorn, Wasserstein
-from drojko.auditing import front
 from drojko.inner import Pointwise
 from drojko.inner.transport.candidates import LearnedMap
 
@@ -88,12 +86,11 @@ def test_a_frozen_map_is_flagged(network, moons, monkeypatch):
     found(report, "frozen map")
 
 
-def test_a_thorough_search_says_what_it_may_miss(network, moons, monkeypatch):
+def test_a_thorough_search_says_what_it_may_miss(network, moons):
     """An estimate in the checks and in the certificate; a fast one says nothing of the kind."""
     how = {"radii": [0.3], "reference": "empirical", "random_state": 0}
     fast = audit(network, *moons, Wasserstein(), **how)
-    monkeypatch.setattr(front, "transport", partial(front.transport, effort="thorough"))
-    report = audit(network, *moons, Wasserstein(), **how)
+    report = audit(network, *moons, Wasserstein(), effort="thorough", **how)
     line = report.checks.set_index("check").loc["estimated missing"]
     assert 0.0 <= line["value"] < 1e-3
     assert line["passed"]
