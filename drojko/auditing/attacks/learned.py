@@ -316,7 +316,7 @@ class Learned:
     # -- bounds ------------------------------------------------------------------------------
 
     def bound(self) -> None:
-        """Dual points of each size: where it is searched and, of networks, where bounds are best."""
+        """Dual points of each size: where it is searched; of networks, where bounds are best."""
         known, sizes = structure(self.adversary.objective), (*self.radii, *self.given)
         tried: dict[float, Dual] = {}
         for k, size in enumerate(self.problem.progress.over(sizes, "bounds", 0.2)):
