@@ -60,6 +60,7 @@ from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, NO_LOGITS, TabularModel, looks_like_probabilities
+from drojko.rows import is_mapped
 
 if TYPE_CHECKING:
     pass
@@ -302,7 +303,9 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         simple = self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
         if simple and reference is None and approach.linear(plan) is not None:
             kept = weight > 0
-            points = (x[kept], y[kept], weight[kept] / weight.sum())  # not the caller's arrays
+            # Not the caller's arrays, but files are read where they are.
+            held = x if is_mapped(x) and kept.all() else x[kept]
+            points = (held, y[kept], weight[kept] / weight.sum())
             known = approach.groups(plan.ambiguity, groups, weight)
             if known is not None:
                 known = (known[0][kept], known[1])

@@ -24,6 +24,7 @@ from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel
+from drojko.rows import products
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ class Fitted(BaseEstimator):
     def _predictions(self, X: np.ndarray) -> np.ndarray:
         """Outputs of the model: numpy where the model is a formula."""
         if self.model == "linear":
-            out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
+            out = products(X, self.parameters_["weights.0"].T) + self.parameters_["biases.0"]
             return out[:, 0] if self._n_outputs == 1 else out
         with torch.no_grad(), one_thread(X.size < SMALL):
             model = self._fitted_model()

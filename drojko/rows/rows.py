@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Rows", "blocks"]
+__all__ = ["Rows", "blocks", "is_mapped", "products", "rows_of"]
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
@@ -28,6 +29,32 @@ def blocks(n: int, d: int) -> Iterator[slice]:
     size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def rows_of(X: Any, y: np.ndarray, w: np.ndarray | None = None, *, intercept: bool = True) -> Rows:
+    """Rows of an array; a table that is none makes its own (`drojko.rows.table.Table`)."""
+    own = getattr(X, "rows", None)
+    return Rows(X, y, w, intercept=intercept) if own is None else own(y, w, intercept=intercept)
+
+
+def products(X: Any, coef: np.ndarray) -> np.ndarray:
+    """X coef in float64, shape (n,) or (n, K), of an array or a table, block by block."""
+    own = getattr(X, "products", None)
+    if own is not None:
+        return own(coef)
+    out = np.empty((len(X), *coef.shape[1:]))
+    for rows in blocks(*X.shape):
+        np.matmul(X[rows].astype(np.float64, copy=False), coef, out=out[rows])
+    return out
+
+
+def is_mapped(X: Any) -> bool:
+    """Whether an array lies in a file (`numpy.memmap`) rather than in memory."""
+    while isinstance(X, np.ndarray):
+        if isinstance(X, np.memmap):
+            return True
+        X = X.base
+    return False
 
 
 class Rows:

@@ -152,7 +152,7 @@ class GroundCost:
 
         Also for a one-hot group that is none.
         """
-        X = floats(X, "X")
+        X = X if isinstance(X, np.ndarray) and X.dtype.kind == "f" else floats(X, "X")
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise InvalidDataError(f"X is {shown(X)}; expected (n, {self.n_features})")
         if not len(X):

@@ -24,7 +24,7 @@ from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedE
 from drojko.losses import Loss
 from drojko.minimax.newton import ENDLESS, LinearFit, telling
 from drojko.minimax.order_one.interior import InteriorPoint, State, System, lagrangian_gradient
-from drojko.rows import Rows
+from drojko.rows import Rows, rows_of
 
 __all__ = ["slope_bound", "solve_lipschitz"]
 
@@ -129,7 +129,7 @@ def solve_lipschitz(
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
     limits = limits or Limits(200, 1e-6)
-    units = _Units.of(Rows(X, y, weight, intercept=fit_intercept), loss)
+    units = _Units.of(rows_of(X, y, weight, intercept=fit_intercept), loss)
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None
     still = radius == 0.0

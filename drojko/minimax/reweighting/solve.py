@@ -27,7 +27,7 @@ from drojko.minimax.many_rows import EACH, LEAST, fit_many
 from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
-from drojko.rows import Rows
+from drojko.rows import Rows, rows_of
 
 __all__ = ["solve_linear"]
 
@@ -80,7 +80,7 @@ def solve_linear(
         has no proof has no lower bound, and its relative gap is NaN.
     """
     limits = limits or Limits()
-    rows = Rows(X, y, weight, intercept=fit_intercept)
+    rows = rows_of(X, y, weight, intercept=fit_intercept)
     first = None
     if start is not None:
         pairs = zip(np.atleast_2d(start[0]), np.atleast_1d(start[1]), strict=True)

@@ -44,7 +44,7 @@ from drojko.minimax.transport.bound import Ground, balance, pinned_columns
 from drojko.minimax.transport.linear import LinearProblem, solve_ridge
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
 from drojko.minimax.transport.risk import RidgeData, spend
-from drojko.rows import Rows
+from drojko.rows import Rows, rows_of
 
 __all__ = ["SinkhornRisk", "SinkhornRows", "certify_linear", "sinkhorn_risk", "solve_sinkhorn"]
 
@@ -227,7 +227,7 @@ def solve_sinkhorn(
     """
     limits = limits or Limits(200, 1e-6)
     aim = min(limits.tol, 1e-7) if aim is None else aim
-    rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
+    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
     # The noise is there at radius 0, too.
     ground = Ground.of(rows, data, 1.0, penalty, alpha)
 

@@ -31,7 +31,7 @@ from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows
 from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
-from drojko.rows import Rows
+from drojko.rows import Rows, rows_of
 
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge"]
 
@@ -173,7 +173,7 @@ def solve_ridge(
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
     aim = min(limits.tol, 1e-6) if aim is None else aim
-    rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
+    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
     def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:

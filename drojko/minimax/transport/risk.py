@@ -12,7 +12,7 @@ import torch
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko.rows import blocks
+from drojko.rows import blocks, products
 
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "spend"]
 
@@ -101,9 +101,7 @@ class RidgeData:
 
     def predictions(self, coef: np.ndarray, intercept: float) -> np.ndarray:
         """Return u = X coef + intercept in float64, shape (n,)."""
-        u = np.empty(self.X.shape[0])
-        for rows in blocks(*self.X.shape):
-            u[rows] = self.X[rows].astype(np.float64, copy=False) @ coef
+        u = products(self.X, coef)
         u += intercept
         return u
 
