@@ -398,13 +398,11 @@ def _drawn(rows: Rows, each: int, classes: bool) -> tuple[np.ndarray, Rows]:
     size = min(each * max(rows.size, _NARROW), rows.n // 4)
     index, weights = stratified(rows.y, rows.w, size, classes)
     some = rows.take(index, weights)
-    met = sum(some.w[part] @ np.square(some.block(part)) for part in some.blocks())
+    met = sum(some.w[part] @ np.square(block) for part, block in some.read())
     rare = np.flatnonzero((met < _RARE) & rows.free)[: size // _EXTREME]
     if not rare.size:
         return index, some
-    top = np.concatenate(
-        [np.argpartition(-np.abs(rows.X[:, j] - rows.mean[j]), _EXTREME)[:_EXTREME] for j in rare]
-    )
+    top = rows.extremes(rare, _EXTREME)
     top = np.setdiff1d(top[rows.w[top] > 0], index)
     index, weights = np.append(index, top), np.append(weights, rows.w[top])
     return index, rows.take(index, weights)

@@ -19,7 +19,7 @@ __all__ = ["Rows", "blocks", "is_mapped", "products", "rows_of"]
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
-_FAR = 100.0
+FAR = 100.0
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
 _LEAST, _MOST = 1e-60, 1e60
 
@@ -111,7 +111,7 @@ class Rows:
         self.free: np.ndarray = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
         alive = ~self.dead
         moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
-        near = np.abs(self.mean) <= _FAR * self.scale
+        near = np.abs(self.mean) <= FAR * self.scale
         self._raw = bool(
             (moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST
         )
@@ -209,6 +209,23 @@ class Rows:
     def _algebraic(self) -> bool:
         return self._raw and self._matrix is None
 
+    def read(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All blocks of rows in these coordinates, one after the other, shape (k, D)."""
+        for rows in self.blocks():
+            yield rows, self.block(rows)
+
+    def columns(self, which: np.ndarray) -> np.ndarray:
+        """Some columns (of the data, none of them dead) in these coordinates, shape (n, k)."""
+        return (self.X[:, which] - self.mean[which]) / self.scale[which]
+
+    def extremes(self, which: np.ndarray, count: int) -> np.ndarray:
+        """Rows with the largest entries of each of some columns, so many a column, with repeats."""
+        found = [np.zeros(0, dtype=int)]
+        for j in which:
+            far = np.abs(self.columns(which=np.array([j]))[:, 0])
+            found.append(np.argpartition(-far, min(count, self.n - 1))[:count])
+        return np.concatenate(found)
+
     # Sums ---------------------------------------------------------------------------------------
 
     def predict(self, z: np.ndarray) -> np.ndarray:
@@ -234,6 +251,9 @@ class Rows:
 
     def gram(self, h: np.ndarray) -> np.ndarray:
         """B' diag(h) B, shape (D, D), for h >= 0 of shape (n,)."""
+        return self._dense_gram(h)
+
+    def _dense_gram(self, h: np.ndarray) -> np.ndarray:
         total = np.zeros((self.size, self.size))
         scratch = self._buffer(self.size)
         for rows, block in self._read():
@@ -287,9 +307,11 @@ class Rows:
         """Some rows in the same coordinates, with their own weights or with others."""
         some = copy.copy(self)
         some.X, some.y = self.X[index], self.y[index]
-        some.n = len(some.X)
-        w = self.w[index] if w is None else np.asarray(w, dtype=np.float64)
-        some.w = w / w.sum()
         if self._matrix is not None:
             some._matrix = self._matrix[index]
-        return some
+        return some._weighed(self.w[index] if w is None else w)
+
+    def _weighed(self, w: np.ndarray) -> Rows:
+        w = np.asarray(w, dtype=np.float64)
+        self.n, self.w = len(w), w / w.sum()
+        return self

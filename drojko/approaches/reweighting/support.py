@@ -151,6 +151,10 @@ class OnSupport(Approach):
         fitted.names_ = names
         return fitted
 
+    def takes_tables(self, ambiguity: AmbiguitySet) -> bool:
+        """Where the set sees losses only."""
+        return not ambiguity.sees_points
+
     def linear(self, plan: Plan) -> Reweighted:
         """Always: the losses at the points are all that a set sees."""
         self.reject(plan, None)

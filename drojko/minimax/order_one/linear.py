@@ -386,8 +386,8 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
     value -= float(g[: rows.d] @ z[: rows.d])
     value -= float(np.linalg.norm(g[mutable] / scale, ord=order)) * top
     reach, spread = 0.0, np.zeros(rows.size)
-    for part in rows.blocks():
-        block, w = rows.block(part), rows.w[part]
+    for part, block in rows.read():
+        w = rows.w[part]
         reach += float(w @ np.linalg.norm(block[:, mutable] / scale, ord=order, axis=1)) * top
         spread += w @ np.abs(block)
     for j in np.setdiff1d(np.arange(rows.d), mutable):

@@ -210,7 +210,7 @@ class _Run(LBFGSRun):
 
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""
-        return np.concatenate([self.rows.block(part) @ z.T for part in self.rows.blocks()])
+        return np.concatenate([block @ z.T for _, block in self.rows.read()])
 
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""

@@ -62,7 +62,8 @@ class RidgeData:
                 f"{self.loss!r} has no `worst_jet`, which the exact linear solver needs: implement "
                 "it, or state a finite curvature of a smooth convex loss"
             )
-        if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
+        given = isinstance(X, np.ndarray) or hasattr(X, "rows")  # an array, or a table
+        if not given or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
             raise InvalidDataError("X: expected a two-dimensional float32 or float64 array")
         n, d = X.shape
         y = np.array(self.y, dtype=np.float64)  # a copy: torch shares memory with writable arrays
