@@ -28,6 +28,7 @@ from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.rows import Rows, rows_of
+from drojko.rows.rotated import Rotation, pays
 
 __all__ = ["solve_linear"]
 
@@ -80,6 +81,16 @@ def solve_linear(
         has no proof has no lower bound, and its relative gap is NaN.
     """
     limits = limits or Limits()
+    rotation = None
+    if pays(X):
+        rotation = Rotation.of(X, weight, np.ones(X.shape[1]), fit_intercept)
+    if rotation is not None:
+        found = solve_linear(
+            rotation.X, y, weight, bound, loss, n_outputs=n_outputs, alpha=alpha,
+            fit_intercept=fit_intercept, limits=rotation.limits(limits), warm=warm,
+            start=None if start is None else rotation.inward(*start),
+        )  # fmt: skip
+        return rotation.back(found)
     rows = rows_of(X, y, weight, intercept=fit_intercept)
     first = None
     if start is not None:

@@ -32,8 +32,9 @@ from drojko.minimax.transport.objective import NormObjective, TransportRows
 from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
 from drojko.rows import Rows, rows_of
+from drojko.rows.rotated import Rotation, pays
 
-__all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge"]
+__all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge", "turn"]
 
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
@@ -173,6 +174,17 @@ def solve_ridge(
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
     aim = min(limits.tol, 1e-6) if aim is None else aim
+    if pays(data.X):
+        turned = turn(data, alpha, fit_intercept)
+        if turned is not None:
+            rotation, data = turned
+            if warm_start is not None:
+                warm_start = (*rotation.inward(*warm_start[:2]), *warm_start[2:])
+            found = solve_ridge(
+                data, radius=radius, penalty=penalty, alpha=alpha, fit_intercept=fit_intercept,
+                limits=rotation.limits(limits), aim=aim, warm_start=warm_start,
+            )  # fmt: skip
+            return rotation.back(found)
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
@@ -192,6 +204,19 @@ def solve_ridge(
     if objective.refused is not None and solution.status == Status.STALLED:
         raise objective.refused
     return solution
+
+
+def turn(data: RidgeData, alpha: float, intercept: bool) -> tuple[Rotation, RidgeData] | None:
+    """The data in the space of their rows; None where columns differ in more than their costs."""
+    cost = data.inverse_cost
+    if not cost.all() or (alpha and np.ptp(cost)):
+        return None
+    equal = not np.ptp(cost)
+    rotation = Rotation.of(data.X, data.weight, np.ones_like(cost) if equal else cost, intercept)
+    if rotation is None:
+        return None
+    same = np.full(rotation.X.shape[1], cost[0] if equal else 1.0)
+    return rotation, replace(data, X=rotation.X, inverse_cost=same)
 
 
 def _check(
