@@ -1,9 +1,12 @@
 """More columns than rows, and many classes."""
 
 import time
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import KL, CVaR, Sinkhorn, Wasserstein
@@ -85,3 +88,25 @@ def test_a_wide_table_takes_less_than_seconds():
     model = DROClassifier(Wasserstein(0.1), reference="empirical").fit(X, y)
     assert time.process_time() - start < 5.0  # measured: 0.2
     assert model.optimality_gap_ < 1e-6
+
+
+def test_worst_cases_of_many_classes_are_stationary():
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((40, 6))
+    y = np.arange(2_000) % 40
+    X = centres[y] + 2.0 * random.standard_normal((2_000, 6))
+    model = DROClassifier(Wasserstein(0.1), reference="empirical", effort="none", max_iter=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X[:400], y[:400])
+    loss = model._get_loss(40)
+    f, labels = torch.from_numpy(model.decision_function(X)), torch.from_numpy(y)
+    gram = torch.from_numpy(model.coef_ @ model.coef_.T)
+    w = torch.full((2_000,), 1.0 / 2_000, dtype=torch.float64)
+    half = 3.0 / float((gram.diagonal() + gram.diagonal()[:, None] - 2.0 * gram).max())
+    values, pull, _ = loss.smoothed_worst(f, labels, w, gram, half, 1e-9, False)
+    # A stationary point of the worst case: p = softmax(f + half (p - e_y) gram).
+    own = torch.nn.functional.one_hot(labels, 40).double()
+    p = pull / w[:, None] + own
+    torch.testing.assert_close(p, torch.softmax(f + half * (p - own) @ gram, 1), rtol=0, atol=1e-9)
+    assert (values >= loss.value(f, labels) - 1e-12).all()
