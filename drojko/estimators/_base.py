@@ -47,6 +47,7 @@ from drojko.approaches.reference import (
     is_sampled,
 )
 from drojko.approaches.registry import approach_to
+from drojko.estimators._batches import OnBatches
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
 from drojko.estimators._models import OnModule, build_model, check_device
 from drojko.exceptions import InvalidDataError, NonFiniteError
@@ -118,7 +119,7 @@ class OnArrays:
 
 
 @dataclass(eq=False, repr=False)
-class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted):
+class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
 
     ambiguity: Any = None

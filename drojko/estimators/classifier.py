@@ -174,6 +174,10 @@ class DROClassifier(LogitClassifier, BaseDRO):
         y, index = self._encode(y)
         return self._fit(X, index, y, sample_weight, groups)
 
+    def _encoded(self, y):
+        labels, index = self._encode(y)
+        return index, labels
+
     def decision_function(self, X):
         """Logits: shape (n,) for two classes (positive: ``classes_[1]``), else (n, n_classes)."""
         check_is_fitted(self)

@@ -109,6 +109,10 @@ verbose
         y = np.asarray(y, dtype=np.float64)
         return self._fit(X, y, y, sample_weight, groups)
 
+    def _encoded(self, y):
+        y = np.asarray(y, dtype=np.float64)
+        return y, y
+
     def predict(self, X):
         """Predicted values, shape (n,)."""
         check_is_fitted(self)

@@ -20,14 +20,7 @@ import scipy.linalg
 
 from drojko._driver import Limits
 
-__all__ = ["Rotation", "pays"]
-
-_LEAST = 256  # columns from which on it pays
-
-
-def pays(X: Any) -> bool:
-    """Whether an array has so many columns that its rows are the smaller space."""
-    return isinstance(X, np.ndarray) and X.shape[1] > max(len(X), _LEAST)
+__all__ = ["Rotation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +55,9 @@ class Rotation:
         size = np.abs(X).max(axis=0)
         centred[:, np.abs(centred).max(axis=0) <= 8 * np.finfo(X.dtype).eps * size] = 0.0
         centred *= unit
-        Q, R = scipy.linalg.qr(centred.T, mode="economic", overwrite_a=True)
-        V, T, order = scipy.linalg.qr(R, pivoting=True)
+        qr: Any = scipy.linalg.qr
+        Q, R = qr(centred.T, mode="economic", overwrite_a=True)
+        V, T, order = qr(R, pivoting=True)
         sizes = np.abs(T.diagonal())
         rank = int((sizes > 1e-15 * max(X.shape) * sizes.max(initial=0.0)).sum())
         if rank == 0:

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Rows", "blocks", "is_mapped", "products", "rows_of"]
+__all__ = ["Rows", "blocks", "is_mapped", "is_wide", "products", "rows_of"]
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
 FAR = 100.0
+#: Columns from which on the space of the rows is worth a rotation.
+_WIDE = 256
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
 _LEAST, _MOST = 1e-60, 1e60
 
@@ -46,6 +48,11 @@ def products(X: Any, coef: np.ndarray) -> np.ndarray:
     for rows in blocks(*X.shape):
         np.matmul(X[rows].astype(np.float64, copy=False), coef, out=out[rows])
     return out
+
+
+def is_wide(X: Any) -> bool:
+    """Whether an array has so many columns that its rows span the smaller space."""
+    return isinstance(X, np.ndarray) and X.shape[1] > max(len(X), _WIDE)
 
 
 def is_mapped(X: Any) -> bool:
@@ -116,10 +123,10 @@ class Rows:
             (moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST
         )
         self._matrix: np.ndarray | None = None
-        if X.size <= limit:
+        if self.n * self.d <= limit:
             matrix = np.empty((self.n, self.size))
-            for rows in self.blocks():
-                self._fill(rows, matrix[rows])
+            for rows, part in self._parts():
+                self._fill(part, matrix[rows])
             self._matrix = matrix
 
     def _standardise(self) -> None:
@@ -175,14 +182,20 @@ class Rows:
         """Rows in these coordinates, shape (k, D): to read, not to write."""
         if self._matrix is not None:
             return self._matrix[rows]
-        start, stop, _ = rows.indices(self.n)
-        out = np.empty((stop - start, self.size))
-        self._fill(slice(start, stop), out)
+        part = self.X[rows]
+        out = np.empty((part.shape[0], self.size))
+        self._fill(part, out)
         return out
 
-    def _fill(self, rows: slice, out: np.ndarray) -> None:
+    def _parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Blocks of the data as they are."""
+        for rows in self.blocks():
+            yield rows, self.X[rows]
+
+    def _fill(self, part: np.ndarray, out: np.ndarray) -> None:
+        """Rows of the data in these coordinates."""
         columns = out[:, : self.d]
-        np.subtract(self.X[rows], self.mean, out=columns)
+        np.subtract(part, self.mean, out=columns)
         columns /= self.scale
         if self.dead.any():
             columns[:, self.dead] = 0.0
@@ -191,19 +204,23 @@ class Rows:
 
     def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks that the sums are made of: raw where that is exact enough, in a reused buffer."""
-        if self._matrix is not None or (self._raw and self.X.dtype == np.float64):
-            whole = self.X if self._matrix is None else self._matrix
+        if self._matrix is not None:
             for rows in self.blocks():
-                yield rows, whole[rows]
+                yield rows, self._matrix[rows]
             return
-        buffer = self._buffer(self.d if self._raw else self.size)
-        for rows in self.blocks():
-            part = buffer[: rows.stop - rows.start]
+        buffer = np.zeros((0, 0))
+        for rows, part in self._parts():
+            if self._raw and part.dtype == np.float64:
+                yield rows, part
+                continue
+            if not buffer.size:
+                buffer = self._buffer(self.d if self._raw else self.size)
+            block = buffer[: len(part)]
             if self._raw:
-                np.copyto(part, self.X[rows])
+                np.copyto(block, part)
             else:
-                self._fill(rows, part)
-            yield rows, part
+                self._fill(part, block)
+            yield rows, block
 
     @property
     def _algebraic(self) -> bool:
@@ -211,8 +228,13 @@ class Rows:
 
     def read(self) -> Iterator[tuple[slice, np.ndarray]]:
         """All blocks of rows in these coordinates, one after the other, shape (k, D)."""
-        for rows in self.blocks():
-            yield rows, self.block(rows)
+        for rows, part in self._parts():
+            if self._matrix is not None:
+                yield rows, self._matrix[rows]
+                continue
+            out = np.empty((part.shape[0], self.size))
+            self._fill(part, out)
+            yield rows, out
 
     def columns(self, which: np.ndarray) -> np.ndarray:
         """Some columns (of the data, none of them dead) in these coordinates, shape (n, k)."""

@@ -112,8 +112,19 @@ class SparseRows(Rows):
         self.scale[self.dead] = 1.0
         self.mean = np.where(self.dead, low if self.intercept else 0.0, self.mean * unit)
 
-    def _fill(self, rows: slice, out: np.ndarray) -> None:
-        out[:, : self.d] = self.scaled[rows].toarray() - self.centre
+    def block(self, rows: slice) -> np.ndarray:
+        """See `Rows`."""
+        part = self.scaled[rows]
+        out = np.empty((part.shape[0], self.size))
+        self._fill(part, out)
+        return out
+
+    def _parts(self) -> Iterator[tuple[slice, Any]]:
+        for rows in self.blocks():
+            yield rows, self.scaled[rows]
+
+    def _fill(self, part: Any, out: np.ndarray) -> None:
+        out[:, : self.d] = part.toarray() - self.centre
         if self.intercept:
             out[:, -1] = 1.0
 

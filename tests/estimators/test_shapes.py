@@ -49,7 +49,7 @@ def test_many_columns_give_what_the_columns_themselves_give(
     found, gap, coef = objective(model), model.optimality_gap_, model.coef_
     assert model.status_ == "converged"
     for module in (transport, sinkhorn, reweighting):
-        monkeypatch.setattr(module, "pays", lambda X: False)
+        monkeypatch.setattr(module, "is_wide", lambda X: False)
     before = objective(model.fit(X, y))
     assert abs(found - before) <= 2.0 * max(gap, model.optimality_gap_, 1e-9) * before
     assert gap <= 1e-5

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from drojko.rows.rotated import Rotation, pays
+from drojko.rows import is_wide
+from drojko.rows.rotated import Rotation
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -35,7 +36,7 @@ def test_the_part_outside_of_the_rows_is_dropped():
 
 
 def test_it_pays_for_arrays_with_many_more_columns():
-    assert pays(np.zeros((10, 300)))
-    assert not pays(np.zeros((10, 20)))
-    assert not pays(np.zeros((300, 300)))
+    assert is_wide(np.zeros((10, 300)))
+    assert not is_wide(np.zeros((10, 20)))
+    assert not is_wide(np.zeros((300, 300)))
     assert Rotation.of(np.ones((3, 400)), None, np.ones(400), True) is None

@@ -93,10 +93,13 @@ class Reweighted(LinearProblem):
 
         def draw() -> Draw:
             points, bound = self.support(DRAWS)
-            parts = []
+            parts, whole = [], None
+            if hasattr(points[0], "rows"):  # a table gives all products at once
+                whole = products(points[0], coef.T)
             for start in range(0, len(points[0]), BLOCK):
-                x, y = (part[start : start + BLOCK] for part in points[:2])
-                f = products(x, coef.T) + intercept
+                some = slice(start, start + BLOCK)
+                x, y = points[0], points[1][some]
+                f = (products(x[some], coef.T) if whole is None else whole[some]) + intercept
                 f = np.ascontiguousarray(f[:, 0] if plan.n_outputs == 1 else f)
                 parts.append(plan.loss.value(torch.from_numpy(f), torch.from_numpy(y)).numpy())
             return points, bound, np.concatenate(parts)

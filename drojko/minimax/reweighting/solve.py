@@ -27,8 +27,8 @@ from drojko.minimax.many_rows import EACH, LEAST, fit_many
 from drojko.minimax.newton import LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
-from drojko.rows import Rows, rows_of
-from drojko.rows.rotated import Rotation, pays
+from drojko.rows import Rows, is_wide, rows_of
+from drojko.rows.rotated import Rotation
 
 __all__ = ["solve_linear"]
 
@@ -82,7 +82,7 @@ def solve_linear(
     """
     limits = limits or Limits()
     rotation = None
-    if pays(X):
+    if is_wide(X):
         rotation = Rotation.of(X, weight, np.ones(X.shape[1]), fit_intercept)
     if rotation is not None:
         found = solve_linear(

@@ -44,8 +44,7 @@ from drojko.minimax.transport.bound import Ground, balance, pinned_columns
 from drojko.minimax.transport.linear import LinearProblem, solve_ridge, turn
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
 from drojko.minimax.transport.risk import RidgeData, spend
-from drojko.rows import Rows, rows_of
-from drojko.rows.rotated import pays
+from drojko.rows import Rows, is_wide, rows_of
 
 __all__ = ["SinkhornRisk", "SinkhornRows", "certify_linear", "sinkhorn_risk", "solve_sinkhorn"]
 
@@ -228,7 +227,7 @@ def solve_sinkhorn(
     """
     limits = limits or Limits(200, 1e-6)
     aim = min(limits.tol, 1e-7) if aim is None else aim
-    if pays(data.X):
+    if is_wide(data.X):
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:
             rotation, data = turned

@@ -31,8 +31,8 @@ from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows
 from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
-from drojko.rows import Rows, rows_of
-from drojko.rows.rotated import Rotation, pays
+from drojko.rows import Rows, is_wide, rows_of
+from drojko.rows.rotated import Rotation
 
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge", "turn"]
 
@@ -174,7 +174,7 @@ def solve_ridge(
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
     aim = min(limits.tol, 1e-6) if aim is None else aim
-    if pays(data.X):
+    if is_wide(data.X):
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:
             rotation, data = turned
