@@ -20,6 +20,10 @@ __all__ = ["Rows", "blocks", "is_mapped", "is_wide", "products", "rows_of"]
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
 FAR = 100.0
+#: Parameters from which on matrices of them are not formed.
+_COLUMNS = 1500
+#: Rows, and rows a parameter, from which on a sample has nearly the curvature of all.
+_LARGE, _EACH = 20_000, 100
 #: Columns from which on the space of the rows is worth a rotation.
 _WIDE = 256
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
@@ -169,6 +173,16 @@ class Rows:
         self.mean[j] = low + spread * mean if self.intercept else 0.0
         self.scale[j] = spread * np.sqrt(w @ (unit - mean) ** 2)
 
+    @property
+    def wide(self) -> bool:
+        """Whether a matrix of the parameters is too large to be worked with."""
+        return self.size > _COLUMNS
+
+    @property
+    def large(self) -> bool:
+        """Whether solvers for many rows, or many columns, are worth it."""
+        return self.n >= max(_LARGE, _EACH * self.size) or self.wide
+
     # Blocks -------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[slice]:
@@ -292,6 +306,13 @@ class Rows:
                 part[:, -1] = root
             total += part.T @ part
         return self._centred_gram(total) if self._algebraic else total
+
+    def squares(self, h: np.ndarray) -> np.ndarray:
+        """The diagonal of `gram`, shape (D,)."""
+        total = np.zeros(self.size)
+        for rows, block in self.read():
+            total += h[rows] @ np.square(block)
+        return total
 
     def _centred(self, total: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """B' g from X' g and the sum of g."""

@@ -23,8 +23,8 @@ from drojko._driver import Limits, Status
 from drojko.ambiguity.divergence import Priced
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.many_rows import EACH, LEAST, fit_many
-from drojko.minimax.newton import LinearFit, Start, fit
+from drojko.minimax.many_rows import fit_many
+from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.rows import Rows, is_wide, rows_of
@@ -98,13 +98,14 @@ def solve_linear(
         first = np.stack([rows.inward(coef, float(b)) for coef, b in pairs])
     task = _Task(rows, loss, bound, alpha, limits, n_outputs)
     proven = loss.convex and n_outputs == 1 and hasattr(bound, "levels")
-    if proven and rows.n >= max(LEAST, EACH * rows.size):
+    if proven and rows.large:
         many = _many_rows(task)
         if many is not None:
             return many
     if proven and rows.size <= WIDE:
         return _newton(task, Start(first[0]) if first is not None and warm else None)
     found, z = _quasi_newton(task, first, warm)
+    proven = proven and rows.size <= MOST  # beyond, Newton's matrix has no room
     if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
         return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
     return found

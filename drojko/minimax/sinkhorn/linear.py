@@ -39,7 +39,7 @@ from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import Loss
 from drojko.losses.tilts import Tilted
-from drojko.minimax.newton import LinearFit, State
+from drojko.minimax.newton import LinearFit, State, check_columns
 from drojko.minimax.transport.bound import Ground, balance, pinned_columns
 from drojko.minimax.transport.linear import LinearProblem, solve_ridge, turn
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
@@ -240,6 +240,7 @@ def solve_sinkhorn(
             )  # fmt: skip
             return rotation.back(found)
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
+    check_columns(rows)
     # The noise is there at radius 0, too.
     ground = Ground.of(rows, data, 1.0, penalty, alpha)
 
