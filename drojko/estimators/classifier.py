@@ -107,6 +107,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
         The worst-case distribution: sample it, evaluate its density.
     history_ : DataFrame
     n_iter_ : int
+    n_passes_ : int
+        How often `fit_batches` has read the batches.
     status_ : str
         "converged", "max_iter", "stalled", "max_time", "callback", "interrupted" or "unbounded".
         Where `optimality_gap_` is a number, "converged" says that it is at most ``tol``. Elsewhere

@@ -155,8 +155,9 @@ class ManyRows:
     ):
         self.objective, self.tol, self.carriers, self.exact = objective, tol, carriers, exact
         self.rows: Rows = objective.rows
-        every = carriers is None or len(carriers) == self.rows.n
-        self.few = self.rows if every else self.rows.take(carriers)
+        self.few = self.rows
+        if carriers is not None and len(carriers) < self.rows.n:
+            self.few = self.rows.take(carriers)
 
     def init(self, problem: State) -> State:
         """The state that `begin` gave."""
