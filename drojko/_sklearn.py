@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils._param_validation import (
@@ -259,10 +260,22 @@ def checked_weight(sample_weight: Any, X: Any) -> np.ndarray:
     return weight
 
 
-def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any) -> Any:
-    """scikit-learn's `validate_data` to float arrays, with the culprit's column named."""
+def checked_data(
+    estimator: Any,
+    X: Any,
+    y: Any = "no_validation",
+    *,
+    table: Callable[[Any], Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """scikit-learn's `validate_data` to float arrays, with the culprit's column named.
+
+    ``table`` is what takes a sparse matrix in; None: none is accepted.
+    """
     kwargs = {"dtype": [np.float64, np.float32], "order": "C", **kwargs}
     X = plain_tensor(X, "X")
+    if table is not None and issparse(X):
+        return _checked_sparse(estimator, X, y, table, kwargs)
     columns: Any = getattr(X, "columns", None)
     if getattr(columns, "is_unique", True) is False:
         twice = columns[columns.duplicated()][0]
@@ -289,6 +302,23 @@ def checked_data(estimator: Any, X: Any, y: Any = "no_validation", **kwargs: Any
         if isinstance(error, ValueError):
             raise
         raise InvalidDataError(f"X is {shown(X)}, y is {shown(y)}: {text}") from error
+
+
+def _checked_sparse(
+    estimator: Any, X: Any, y: Any, table: Callable[[Any], Any], kwargs: dict[str, Any]
+) -> Any:
+    """`checked_data` of a sparse matrix: its entries are looked at, absent ones are zeros."""
+    numeric = bool(kwargs.get("y_numeric"))
+    if not isinstance(y, str):
+        y = _checked_targets(y, numeric=numeric)
+    found = validate_data(estimator, X, y, **{**kwargs, "order": None, "accept_sparse": "csr"})
+    if isinstance(y, str):
+        return table(found)
+    X, y = found
+    check_scale(X.data, "X")
+    if numeric:
+        check_scale(np.asarray(y), "y")
+    return table(X), y
 
 
 def _checked_targets(y: Any, *, numeric: bool) -> Any:

@@ -282,6 +282,31 @@ def test_every_format_gives_the_model_of_the_library(invoke, tables, iris, name)
     assert summary["certificate"]["radius"] == 0.1
 
 
+def test_a_folder_is_read_batch_by_batch(invoke, iris, tmp_path):
+    folder = tmp_path / "iris"
+    folder.mkdir()
+    two = iris[50:].sample(frac=1.0, random_state=0)
+    two[:40].to_parquet(folder / "1.parquet")
+    two[40:].to_parquet(folder / "2.parquet")
+    summary = fit_json(invoke, folder, "--target", "species", "--drop", two.columns[0])
+    assert summary["rows"] == 100
+    assert summary["features"] == two.columns[1:4].tolist()
+    X, y = two[two.columns[1:4]], two["species"].to_numpy(dtype=str)
+    expected = drojko.DROClassifier(reference="empirical").fit(X, y)
+    assert summary["certificate"]["upper"] == pytest.approx(expected.certificate_.upper, rel=1e-8)
+    np.testing.assert_array_equal(drojko.load("m.drojko").predict(X), expected.predict(X))
+    shown = invoke("fit", folder, "--target", "species", "-o", "m.drojko")
+    assert "100 rows, 4 features" in shown.output
+    for options, words in (
+        (["--standardize"], "--standardize"),
+        (["--drop", "colour"], "no such column"),
+        (["--reference", "kde"], "reference='kde'"),
+    ):
+        result = invoke("fit", folder, "--target", "species", "-o", "m.drojko", *options)
+        assert result.exit_code != 0
+        assert words in result.output
+
+
 def test_the_certificate_is_printed(invoke, tables):
     result = invoke("fit", tables / "two.csv", "--target", "species", "-o", "m.drojko")
     assert result.exit_code == 0, result.output

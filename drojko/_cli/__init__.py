@@ -66,6 +66,7 @@ class _Number(click.FloatRange):
 
 # What several commands take.
 _IN = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TABLES = click.Path(exists=True, path_type=Path)
 _OUT = click.Path(dir_okay=False, path_type=Path)
 _immutable = click.option(
     "--immutable", multiple=True, help="Column that never moves; may be repeated."
@@ -141,7 +142,7 @@ def _comparison(plain: Any, robust: Any) -> Any:
 
 
 @main.command()
-@click.argument("data", type=_IN)
+@click.argument("data", type=_TABLES)
 @click.option("--target", required=True, help="Column to predict.")
 @click.option(
     "--radius", type=_Number(min=0),
@@ -158,7 +159,7 @@ def _comparison(plain: Any, robust: Any) -> Any:
 )  # fmt: skip
 @click.option(
     "--reference", type=click.Choice(["empirical", "gaussian", "kde", "mixture", "flow"]),
-    default="kde", show_default=True, help="Measure at the centre of the ball.",
+    help="Measure at the centre of the ball: kde, and empirical for a folder.",
 )  # fmt: skip
 @click.option("--alpha", type=_Number(min=0), default=0.0, show_default=True, help="L2 penalty.")
 @_immutable
@@ -180,15 +181,25 @@ def _comparison(plain: Any, robust: Any) -> Any:
 def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) -> None:
     """Fit, certify and save a model of a table.
 
-    DATA is a CSV or Parquet file of numbers, one column of which is the target. Ctrl-C ends the
-    fit with exit code 130; the model so far, without a certificate, is written to OUTPUT.partial.
+    DATA is a CSV or Parquet file of numbers, one column of which is the target, or a folder of
+    Parquet files, which are read batch by batch and may be larger than memory. Ctrl-C ends the fit
+    with exit code 130; the model so far, without a certificate, is written to OUTPUT.partial.
     """
     if options["radius"] is not None and options["penalty"] is not None:
         raise click.UsageError("give --radius or --penalty, not both")
     _check_folder(output, data)
+    from drojko._cli.folder import read_folder
     from drojko._cli.tables import labels, task_of
 
-    X, y = _table(data, target, options, numbers=True)
+    batched = data.is_dir()
+    if batched and options["standardize"]:
+        raise click.UsageError("--standardize needs a table in memory: scale the files' columns")
+    options["reference"] = options["reference"] or ("empirical" if batched else "kde")
+    if batched:
+        X = read_folder(data, target, options["drop"])
+        y = X.y
+    else:
+        X, y = _table(data, target, options, numbers=True)
     task = task_of(y) if options["task"] == "auto" else options["task"]
     y = labels(y, task)
     model, estimator = _build(task, options)
@@ -198,7 +209,10 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model.fit(X, y)
+            if batched:
+                estimator.fit_batches(X)
+            else:
+                model.fit(X, y)
         save(model, output)
     except KeyboardInterrupt:
         if hasattr(estimator, "status_"):

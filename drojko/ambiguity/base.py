@@ -46,6 +46,8 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
         an entropic smoothing, ``norm`` that of order 1, ``label_cost`` the price of other labels.
     knows_groups : bool
         Whether ``on`` needs the groups that rows belong to.
+    sees_points : bool
+        Whether ``on`` looks at the points: with False it may get None for them.
     most_draws : int or None
         Draws of a continuous reference above which the set is too dear.
     divergence : Divergence or None
@@ -66,6 +68,7 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
     norm: float = 2
     label_cost: float = math.inf
     knows_groups: bool = False
+    sees_points: bool = True
     most_draws: int | None = None
     divergence: Divergence | None = None
     conic_form: str | None = None

@@ -67,6 +67,7 @@ class Group(AmbiguitySet):
     """
 
     knows_groups = True
+    sees_points = False
     conic_form = "group"
 
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):

@@ -258,7 +258,8 @@ class Approach(ABC):
                 )
         if ambiguity.epsilon is not None:
             free = cost.weights[cost.mutable]
-            scale = float((np.ptp(X[:, cost.mutable], axis=0) ** 2 * free).max(initial=0.0))
+            spread = (X.max(axis=0) - X.min(axis=0))[cost.mutable].astype(np.float64)
+            scale = float((spread**2 * free).max(initial=0.0))
             if scale > 0 and not 1e-15 <= ambiguity.epsilon / scale <= 1e20:
                 raise InvalidDataError(
                     f"epsilon={ambiguity.epsilon:g} is beyond what can be told apart from noise in "
@@ -290,6 +291,10 @@ class Approach(ABC):
         if reference.__sklearn_is_fitted__():
             return reference
         return reference.fit(*points)
+
+    def takes_tables(self, ambiguity: AmbiguitySet) -> bool:
+        """Whether `linear` needs no array of the rows: a `drojko.rows.table.Table` will do."""
+        return True
 
     def linear(self, plan: Plan) -> LinearProblem | None:
         """How a linear model is trained and certified on arrays; None: as any module."""

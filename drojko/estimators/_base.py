@@ -29,6 +29,7 @@ from drojko._sklearn import (
     plain,
 )
 from drojko._threads import SMALL, one_thread
+from drojko._validation import shown
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
@@ -48,6 +49,7 @@ from drojko.approaches.reference import (
     is_sampled,
 )
 from drojko.approaches.registry import approach_to
+from drojko.estimators._batches import OnBatches
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
 from drojko.estimators._models import OnModule, check_device
 from drojko.estimators._networks import on_network, warn_of_outputs
@@ -63,6 +65,7 @@ from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, TabularModel
+from drojko.rows import is_mapped
 
 
 def _seed(random_state: Any) -> int:
@@ -116,7 +119,7 @@ class OnArrays:
 
 
 @dataclass(eq=False, repr=False)
-class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted):
+class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted):
     """Shared machinery; see `DROClassifier` and `DRORegressor`."""
 
     ambiguity: Any = None
@@ -255,7 +258,8 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
                     self.message_ = f"{result.message} {chosen}"
                 advice = None
                 if self.effort == "none":
-                    self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
+                    if reference is not None:
+                        self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
                 else:
                     found = work.assess(result)
                     advice = found.advice
@@ -272,7 +276,7 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
                         self.status_, self.message_ = result.status, result.message
                     self._keep(found, approach.name)
             still = self.model == "linear" and not np.any(self.coef_)
-            if still and np.ptp(X, axis=0).any() and np.ptp(y):
+            if still and (X.max(axis=0) > X.min(axis=0)).any() and np.ptp(y):
                 result = replace(result, advice=CONSTANT)
             self._warn(result, advice)
             if self.model != "linear":
@@ -326,14 +330,21 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
         """
         x, y, weight = rows
         simple = self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
+        table = hasattr(x, "rows")  # no array: sparse, or in batches
+        simple = simple and (approach.takes_tables(plan.ambiguity) or not table)
         if simple and reference is None and approach.linear(plan) is not None:
             kept = weight > 0
-            points = (x[kept], y[kept], weight[kept] / weight.sum())  # not the caller's arrays
+            # Not the caller's arrays, but files are read where they are.
+            held = x if (is_mapped(x) or table) and kept.all() else x[kept]
+            points = (held, y[kept], weight[kept] / weight.sum())
             known = approach.groups(plan.ambiguity, groups, weight)
             if known is not None:
                 known = (known[0][kept], known[1])
             atoms, index = approach.atoms(plan.ambiguity, points, known)
-            return replace(plan, atoms=atoms, groups=index), (*points, known), ""
+            kept_rows = None if table else (*points, known)
+            return replace(plan, atoms=atoms, groups=index), kept_rows, ""
+        if table:
+            raise x.refused(self._demanding(plan))
         if reference is None:
             smoothing = approach.smoothing(plan.ambiguity)
             reference = build_reference(
@@ -354,6 +365,14 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
             atoms, index = atoms_of(reference, count)
             plan = replace(plan, atoms=atoms, groups=index)
         return plan, reference, chosen
+
+    def _demanding(self, plan: Plan) -> str:
+        """What it is that needs an array of the rows."""
+        for name, known in (("model", ("linear",)), ("inner", _SIMPLE), ("reference", NAMES[:1])):
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in known:
+                return f"{type(self).__name__} with {name}={shown(value)}"
+        return f"{type(plan.ambiguity).__name__} with these settings and loss={shown(plan.loss)}"
 
     def _inner(
         self, ambiguity: AmbiguitySet, X: np.ndarray, y: np.ndarray, sampled: bool
@@ -506,6 +525,15 @@ class BaseDRO(CallbackSupportMixin, ExplainedParameters, NestedDefaults, Fitted)
             warnings.warn(f"{name}: {advice}", ConvergenceWarning, stacklevel=DEPTH + 2)
         if result.advice is not None and result.status == "converged":
             warnings.warn(f"{name}: {result.advice}", UserWarning, stacklevel=DEPTH + 2)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        simple = self.model == "linear" and self.reference == "empirical"
+        simple = simple and self.inner in _SIMPLE
+        # Several classes under a transport set of order 2 train a module, from arrays.
+        moves, order = getattr(self.ambiguity, "moves", True), getattr(self.ambiguity, "order", 2)
+        tags.input_tags.sparse = simple and (not self._classification or not moves or order == 1)
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_iter_")

@@ -14,7 +14,15 @@ from sklearn.base import BaseEstimator
 from drojko._driver import arithmetic
 from drojko._sklearn import check_is_fitted, checked_weight
 from drojko._threads import SMALL, one_thread
-from drojko.approaches.base import COLUMNS, HELD_OUT, FittedModel, arrays, check_effort
+from drojko._validation import shown
+from drojko.approaches.base import (
+    COLUMNS,
+    HELD_OUT,
+    FittedModel,
+    NoWorstCase,
+    arrays,
+    check_effort,
+)
 from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_named, approach_to
 from drojko.estimators._models import build_model, check_stored
@@ -24,6 +32,7 @@ from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel
+from drojko.rows import products
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,8 +72,10 @@ class Fitted(BaseEstimator):
 
     def _predictions(self, X: np.ndarray) -> np.ndarray:
         """Outputs of the model: numpy where the model is a formula."""
+        if self.model != "linear" and hasattr(X, "rows"):
+            raise X.refused(f"model={shown(self.model)}")
         if self.model == "linear":
-            out = X @ self.parameters_["weights.0"].T + self.parameters_["biases.0"]
+            out = products(X, self.parameters_["weights.0"].T) + self.parameters_["biases.0"]
             return out[:, 0] if self._n_outputs == 1 else out
         with torch.no_grad(), one_thread(X.size < SMALL):
             model = self._fitted_model()
@@ -94,6 +105,11 @@ class Fitted(BaseEstimator):
     @cached_property
     def _reference_cache(self) -> LabelledMeasure:
         given: Any = self._reference
+        if given is None:
+            raise NoWorstCase(
+                "reference_, worst_case_: the rows of a sparse matrix or of batches are not kept; "
+                "certificate_ is there. Fit on an array (X.toarray()) to have them"
+            )
         if isinstance(given, tuple):
             given = empirical(*given, classification=self._classification)
         return given
@@ -182,6 +198,14 @@ class Fitted(BaseEstimator):
             groups=groups,
         )
         with one_thread(X.size < SMALL), torch.no_grad(), arithmetic("the certificate"):
+            if hasattr(X, "rows"):
+                exact = None
+                if self.model == "linear" and approach.takes_tables(ambiguity):
+                    points = (X, np.asarray(y), weight / weight.sum())
+                    exact = approach.assessed(plan, self._fitted_model(), points)
+                if exact is None:
+                    raise X.refused(f"a certificate against {type(ambiguity).__name__}")
+                return exact.certificate
             x = cost.project(torch.as_tensor(np.array(X), dtype=plan.dtype, device=plan.device))
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)

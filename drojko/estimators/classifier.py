@@ -20,6 +20,7 @@ from drojko._sklearn import (
 from drojko.estimators._base import BaseDRO
 from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.losses import Loss, get_loss
+from drojko.rows.sparse import SparseTable
 
 __all__ = ["DROClassifier"]
 
@@ -127,6 +128,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
         The weight of the product of norms.
     history_ : DataFrame
     n_iter_ : int
+    n_passes_ : int
+        How often `fit_batches` has read the batches.
     status_ : str
         "converged", "max_iter", "stalled", "max_time", "callback", "interrupted" or "unbounded".
         Where `optimality_gap_` is a number, "converged" says that it is at most ``tol``. Elsewhere
@@ -184,7 +187,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
 
         Parameters
         ----------
-        X : array-like of shape (n, d)
+        X : array-like or SciPy sparse matrix of shape (n, d)
+            Sparse for linear models with ``reference="empirical"``.
         y : array-like of shape (n,)
         sample_weight : array-like of shape (n,), default=None
         groups : array-like of shape (n,) or (n, n_groups), default=None
@@ -195,18 +199,21 @@ class DROClassifier(LogitClassifier, BaseDRO):
         -------
         self : DROClassifier
         """
-        X, y = checked_data(self, X, y, ensure_min_samples=2)
+        X, y = checked_data(self, X, y, ensure_min_samples=2, table=SparseTable)
         y, index = self._encode(y)
         if self.class_weight is not None:
             factor = compute_sample_weight(self.class_weight, y)
             sample_weight = factor * checked_weight(sample_weight, X)
         return self._fit(X, index, y, sample_weight, groups)
 
+    def _encoded(self, y):
+        labels, index = self._encode(y)
+        return index, labels
+
     def decision_function(self, X):
         """Logits: shape (n,) for two classes (positive: ``classes_[1]``), else (n, n_classes)."""
         check_is_fitted(self)
-        X = checked_data(self, X, reset=False)
-        return self._predictions(np.asarray(X))
+        return self._predictions(checked_data(self, X, reset=False, table=SparseTable))
 
     @available_if(_has_probabilities)
     def predict_proba(self, X):
@@ -214,7 +221,7 @@ class DROClassifier(LogitClassifier, BaseDRO):
         return super().predict_proba(X)
 
     def _known(self, X, y):
-        X, y = checked_data(self, X, y, reset=False)
+        X, y = checked_data(self, X, y, reset=False, table=SparseTable)
         try:
             index = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
             known = np.array_equal(self.classes_[index], y)

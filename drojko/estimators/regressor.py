@@ -12,6 +12,7 @@ from sklearn.base import RegressorMixin
 from drojko._sklearn import Interval, check_is_fitted, checked_data, fitting
 from drojko.estimators._base import BaseDRO
 from drojko.losses import Loss, loss_with
+from drojko.rows.sparse import SparseTable
 
 __all__ = ["DRORegressor"]
 
@@ -92,7 +93,8 @@ validation_fraction, n_iter_no_change, warm_start, random_state, device, dtype, 
 
         Parameters
         ----------
-        X : array-like of shape (n, d)
+        X : array-like or SciPy sparse matrix of shape (n, d)
+            Sparse for linear models with ``reference="empirical"``.
         y : array-like of shape (n,)
         sample_weight : array-like of shape (n,), default=None
         groups : array-like of shape (n,) or (n, n_groups), default=None
@@ -103,16 +105,19 @@ validation_fraction, n_iter_no_change, warm_start, random_state, device, dtype, 
         -------
         self : DRORegressor
         """
-        X, y = checked_data(self, X, y, ensure_min_samples=2, y_numeric=True)
+        X, y = checked_data(self, X, y, ensure_min_samples=2, y_numeric=True, table=SparseTable)
         y = np.asarray(y, dtype=np.float64)
         return self._fit(X, y, y, sample_weight, groups)
+
+    def _encoded(self, y):
+        y = np.asarray(y, dtype=np.float64)
+        return y, y
 
     def predict(self, X):
         """Predicted values, shape (n,)."""
         check_is_fitted(self)
-        X = checked_data(self, X, reset=False)
-        return self._predictions(np.asarray(X))
+        return self._predictions(checked_data(self, X, reset=False, table=SparseTable))
 
     def _known(self, X, y):
-        X, y = checked_data(self, X, y, reset=False, y_numeric=True)
+        X, y = checked_data(self, X, y, reset=False, y_numeric=True, table=SparseTable)
         return X, np.asarray(y, dtype=np.float64)

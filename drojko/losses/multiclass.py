@@ -17,6 +17,8 @@ from drojko.losses.pieces import LogSumExp, Response, Smooth
 
 __all__ = ["CrammerSinger", "Softmax", "best_class_move", "radial_supremum"]
 
+_MANY, _LONG = 24, 60  # classes from which on fixed-point steps are the cheap ones, and how many
+_ENTRIES = 1 << 20  # of the systems that Newton's method solves at a time
 _ASCENTS, _NEWTONS = 6, 7
 _ROUGH_NEWTONS = 1
 _CELLS, _REFINED, _PARTS, _BLOCK = 128, 3, 16, 1024
@@ -305,31 +307,44 @@ def _value(p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float) -> tupl
     return value, torch.softmax(moved, 1)
 
 
+def _newton_step(
+    here: Tensor, there: Tensor, eye: Tensor, gram: Tensor, half: float
+) -> tuple[Tensor, Tensor]:
+    """Newton's step towards p = image(p), and whether it could be solved for, of some samples."""
+    # d image / d p = half * (diag(image) - image image') gram
+    row = (there @ gram).unsqueeze(1)
+    slope = half * there.unsqueeze(2) * (gram - row)
+    return torch.linalg.solve_ex(eye - slope, there - here)
+
+
 def _fixed_point(
     p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float, newtons: int
 ) -> tuple[Tensor, Tensor]:
     """Solution of p = image(p) near a start, and J there; finished samples are left alone."""
-    p = p.clone()
+    p, many = p.clone(), f.shape[1] > _MANY
+    done = 1e-7 if many and newtons == _ROUGH_NEWTONS else 1e-11
     value, image = _value(p, f, own, gram, half)
     active = torch.arange(len(p), device=p.device)
-    for _ in range(_ASCENTS):
-        active = active[(image - p)[active].abs().amax(1) > 1e-2]
+    for _ in range(_LONG if many else _ASCENTS):
+        active = active[(image - p)[active].abs().amax(1) > (done if many else 1e-2)]
         if len(active) == 0:
             break
         p[active] = image[active]
         value[active], image[active] = _value(p[active], f[active], own[active], gram, half)
     eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     active = torch.arange(len(p), device=p.device)
+    chunk = max(_ENTRIES // f.shape[1] ** 2, 1)
     for _ in range(newtons):
-        active = active[(image - p)[active].abs().amax(1) > 1e-11]
+        active = active[(image - p)[active].abs().amax(1) > done]
         if len(active) == 0:
             break
         here, there = p[active], image[active]
         fixed = (f[active], own[active], gram, half)
-        # d image / d p = half * (diag(image) - image image') gram
-        row = (there @ gram).unsqueeze(1)
-        slope = half * there.unsqueeze(2) * (gram - row)
-        step, info = torch.linalg.solve_ex(eye - slope, there - here)
+        solved = [
+            _newton_step(a, b, eye, gram, half)
+            for a, b in zip(here.split(chunk), there.split(chunk), strict=True)
+        ]
+        step, info = (torch.cat(parts) for parts in zip(*solved, strict=True))
         trial = here + step
         trial_value, trial_image = _value(trial, *fixed)
         # Where Newton does not raise J, the fixed-point step does.

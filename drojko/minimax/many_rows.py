@@ -25,12 +25,11 @@ import numpy as np
 from drojko._driver import Limits, Status, nested, run
 from drojko.losses import Loss
 from drojko.minimax.newton import LinearFit, factorised, telling
+from drojko.minimax.wide import by_products
 from drojko.rows import Rows
 
 __all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain"]
 
-#: Rows from which on it pays, and rows a parameter.
-LEAST, EACH = 20_000, 100
 #: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
 _FIRST, _SECOND = 20, 100
 _CHEAP = 20  # flops of a sample's Hessian over those of a product with all rows
@@ -67,7 +66,10 @@ class RowSums:
 
 @dataclass(frozen=True, eq=False)
 class Rest:
-    """What does not go through single rows: value, gradients, second derivatives."""
+    """What does not go through single rows: value, gradients, second derivatives.
+
+    Those in z are a diagonal Hz (D,) and perhaps V M V', ``low`` = (V, M) of few columns.
+    """
 
     value: float
     gz: np.ndarray
@@ -75,6 +77,7 @@ class Rest:
     Hz: np.ndarray
     Hzp: Any = 0.0
     Hpp: Any = 0.0
+    low: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def stratified(
@@ -152,7 +155,9 @@ class ManyRows:
     ):
         self.objective, self.tol, self.carriers, self.exact = objective, tol, carriers, exact
         self.rows: Rows = objective.rows
-        self.few = self.rows if carriers is None else self.rows.take(carriers)
+        self.few = self.rows
+        if carriers is not None and len(carriers) < self.rows.n:
+            self.few = self.rows.take(carriers)
 
     def init(self, problem: State) -> State:
         """The state that `begin` gave."""
@@ -185,7 +190,7 @@ class ManyRows:
         gradient = np.append(self.rows.sum(sums.gu) + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
         if metric is None or self.exact:
-            metric = factorised(_hessian(self.rows, sums, rest, p.size))
+            metric = inverse_of(self.rows, sums, rest, p.size)
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
         return State(z, p, u, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
@@ -211,7 +216,7 @@ class ManyRows:
         if not self.finite(new):
             return replace(s, stuck=True)
         if self.exact:
-            return new
+            return self._bounded(replace(new, lower=s.lower, tried=s.tried))
         step, change = t * s.move, new.gradient - s.gradient
         pairs = s.pairs
         if step @ change > 1e-12 * np.linalg.norm(step) * np.linalg.norm(change):
@@ -241,7 +246,7 @@ class ManyRows:
         own = new = o.at(y, w, u, levels, near, True)
         if own is None or new is None:
             return -math.inf
-        factor = factorised(_hessian(few, own, None, k))
+        factor = inverse_of(few, own, None, k)
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
         left, move = s.gradient, np.zeros(size + k)
@@ -291,6 +296,15 @@ class ManyRows:
         return {"robust_risk": state.value, **row, "stationarity": norm}
 
 
+def inverse_of(
+    rows: Rows, sums: RowSums, rest: Rest | None, k: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Solutions with the second derivatives in (z, p): by Cholesky, of many columns by products."""
+    if rows.wide:
+        return by_products(rows, sums, rest, k)
+    return factorised(_hessian(rows, sums, rest, k))
+
+
 def _hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray:
     """Second derivatives in (z, p); without ``rest`` those of the rows alone."""
     size = rows.size
@@ -300,7 +314,10 @@ def _hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray
         out[:size, size:] = rows.sum(sums.hup[:, :k])
         out[size:, size:] = sums.hpp[:k, :k]
     if rest is not None:
-        out[:size, :size] += rest.Hz
+        out.flat[: size * (size + k) : size + k + 1] += rest.Hz
+        if rest.low is not None:
+            V, inner = rest.low
+            out[:size, :size] += V @ inner @ V.T
         out[:size, size:] += rest.Hzp
         out[size:, size:] += rest.Hpp
     out[size:, :size] = out[:size, size:].T
@@ -344,24 +361,19 @@ def fit_many(
         The relative gap aimed at; at most ``limits.tol``, which it is by default.
     """
     rows = objective.rows
-    if rows.n < max(LEAST, EACH * rows.size):
+    if not rows.large:
         return None
     goal = limits.tol if goal is None else min(goal, limits.tol)
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-        few, some = _drawn(rows, _FIRST, classes)
-        problem = objective.sample(some)
-        solved = _solved(problem, problem.start(), 1e-3, exact=True)
-        index, some = _drawn(rows, _SECOND, classes)
-        problem = objective.sample(some)
-        point = problem.start() if solved is None else (solved.z, solved.p)
-        exact = index.size * rows.size <= _CHEAP * rows.n
-        solved = _solved(problem, point, 1e-4, exact=exact)
-        if solved is None:
-            return None
-        carriers = np.unique(few if few.size >= _CARRIERS else index)
-        solver = ManyRows(objective, goal, carriers)
-        first = solver.begin(solved.z, solved.p, solved.metric, solved.pairs)
+        if rows.wide:
+            solver = ManyRows(objective, goal, np.arange(rows.n), exact=True)
+            first = solver.begin(*objective.start())
+        else:
+            found = _sampled(objective, goal, classes)
+            if found is None:
+                return None
+            solver, first = found
         if first is None or not solver.finite(first):
             return None
         most = min(limits.max_iter, _MOST)
@@ -393,18 +405,34 @@ def fit_many(
     )
 
 
+def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, State | None] | None:
+    """The solver on all rows and its first state, from a sample; None where that has no optimum."""
+    rows = objective.rows
+    few, some = _drawn(rows, _FIRST, classes)
+    problem = objective.sample(some)
+    solved = _solved(problem, problem.start(), 1e-3, exact=True)
+    index, some = _drawn(rows, _SECOND, classes)
+    problem = objective.sample(some)
+    point = problem.start() if solved is None else (solved.z, solved.p)
+    exact = index.size * rows.size <= _CHEAP * rows.n
+    solved = _solved(problem, point, 1e-4, exact=exact)
+    if solved is None:
+        return None
+    carriers = np.unique(few if few.size >= _CARRIERS else index)
+    solver = ManyRows(objective, goal, carriers)
+    return solver, solver.begin(solved.z, solved.p, solved.metric, solved.pairs)
+
+
 def _drawn(rows: Rows, each: int, classes: bool) -> tuple[np.ndarray, Rows]:
     """A sample of so many rows a parameter, with the largest entries of columns it hardly meets."""
     size = min(each * max(rows.size, _NARROW), rows.n // 4)
     index, weights = stratified(rows.y, rows.w, size, classes)
     some = rows.take(index, weights)
-    met = sum(some.w[part] @ np.square(some.block(part)) for part in some.blocks())
+    met = sum(some.w[part] @ np.square(block) for part, block in some.read())
     rare = np.flatnonzero((met < _RARE) & rows.free)[: size // _EXTREME]
     if not rare.size:
         return index, some
-    top = np.concatenate(
-        [np.argpartition(-np.abs(rows.X[:, j] - rows.mean[j]), _EXTREME)[:_EXTREME] for j in rare]
-    )
+    top = rows.extremes(rare, _EXTREME)
     top = np.setdiff1d(top[rows.w[top] > 0], index)
     index, weights = np.append(index, top), np.append(weights, rows.w[top])
     return index, rows.take(index, weights)
@@ -443,7 +471,7 @@ class _Mean:
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
         value = 0.5 * float(self.ridge @ z**2)
-        return Rest(value, self.ridge * z, np.zeros(0), np.diag(self.ridge))
+        return Rest(value, self.ridge * z, np.zeros(0), self.ridge)
 
     def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
         return {}

@@ -27,18 +27,20 @@ from scipy.linalg import cho_solve
 
 from drojko._driver import Limits, Outcome, Status, nested, run
 from drojko._numerics import endless
-from drojko.exceptions import NonFiniteError
+from drojko.exceptions import NonFiniteError, UnsupportedError
 
 __all__ = [
     "CONSTANT",
     "ENDLESS",
     "FAR",
+    "MOST",
     "ROUNDING",
     "LinearFit",
     "Newton",
     "Start",
     "State",
     "Terms",
+    "check_columns",
     "factorised",
     "fit",
     "relative_gap",
@@ -51,6 +53,7 @@ ROUNDING = 1e-10
 #: Times ``unit`` that a value is below zero before it is asked whether it has an end.
 FAR = 1e4
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
+MOST = 6000  # parameters of a matrix
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -474,6 +477,16 @@ def fit(
         callback=telling(limits, solver.record, lambda st: objective.rows.outward(st.z)),
     )
     return _finish(objective, solver, outcome).judged(limits.tol)
+
+
+def check_columns(rows: Any) -> None:
+    """Raise where Newton's matrix has no room."""
+    if rows.size > MOST:
+        raise UnsupportedError(
+            f"Newton's method on {rows.d} columns needs a matrix of as many rows and columns, more "
+            f"than {MOST}: take a smooth loss (logistic) against Wasserstein of order 2 without "
+            "label flips, KL, ChiSquare or CressieRead, which do without it, or fewer columns"
+        )
 
 
 def telling(

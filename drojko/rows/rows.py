@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Rows", "blocks"]
+__all__ = ["Rows", "blocks", "is_mapped", "is_wide", "products", "rows_of"]
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
-_FAR = 100.0
+FAR = 100.0
+#: Parameters from which on matrices of them are not formed.
+_COLUMNS = 1500
+#: Rows, and rows a parameter, from which on a sample has nearly the curvature of all.
+_LARGE, _EACH = 20_000, 100
+#: Columns from which on the space of the rows is worth a rotation.
+_WIDE = 256
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
 _LEAST, _MOST = 1e-60, 1e60
 
@@ -28,6 +35,37 @@ def blocks(n: int, d: int) -> Iterator[slice]:
     size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def rows_of(X: Any, y: np.ndarray, w: np.ndarray | None = None, *, intercept: bool = True) -> Rows:
+    """Rows of an array; a table that is none makes its own (`drojko.rows.table.Table`)."""
+    own = getattr(X, "rows", None)
+    return Rows(X, y, w, intercept=intercept) if own is None else own(y, w, intercept=intercept)
+
+
+def products(X: Any, coef: np.ndarray) -> np.ndarray:
+    """X coef in float64, shape (n,) or (n, K), of an array or a table, block by block."""
+    own = getattr(X, "products", None)
+    if own is not None:
+        return own(coef)
+    out = np.empty((len(X), *coef.shape[1:]))
+    for rows in blocks(*X.shape):
+        np.matmul(X[rows].astype(np.float64, copy=False), coef, out=out[rows])
+    return out
+
+
+def is_wide(X: Any) -> bool:
+    """Whether an array has so many columns that its rows span the smaller space."""
+    return isinstance(X, np.ndarray) and X.shape[1] > max(len(X), _WIDE)
+
+
+def is_mapped(X: Any) -> bool:
+    """Whether an array lies in a file (`numpy.memmap`) rather than in memory."""
+    while isinstance(X, np.ndarray):
+        if isinstance(X, np.memmap):
+            return True
+        X = X.base
+    return False
 
 
 class Rows:
@@ -84,15 +122,15 @@ class Rows:
         self.free: np.ndarray = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
         alive = ~self.dead
         moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
-        near = np.abs(self.mean) <= _FAR * self.scale
+        near = np.abs(self.mean) <= FAR * self.scale
         self._raw = bool(
             (moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST
         )
         self._matrix: np.ndarray | None = None
-        if X.size <= limit:
+        if self.n * self.d <= limit:
             matrix = np.empty((self.n, self.size))
-            for rows in self.blocks():
-                self._fill(rows, matrix[rows])
+            for rows, part in self._parts():
+                self._fill(part, matrix[rows])
             self._matrix = matrix
 
     def _standardise(self) -> None:
@@ -135,6 +173,16 @@ class Rows:
         self.mean[j] = low + spread * mean if self.intercept else 0.0
         self.scale[j] = spread * np.sqrt(w @ (unit - mean) ** 2)
 
+    @property
+    def wide(self) -> bool:
+        """Whether a matrix of the parameters is too large to be worked with."""
+        return self.size > _COLUMNS
+
+    @property
+    def large(self) -> bool:
+        """Whether solvers for many rows, or many columns, are worth it."""
+        return self.n >= max(_LARGE, _EACH * self.size) or self.wide
+
     # Blocks -------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[slice]:
@@ -148,14 +196,20 @@ class Rows:
         """Rows in these coordinates, shape (k, D): to read, not to write."""
         if self._matrix is not None:
             return self._matrix[rows]
-        start, stop, _ = rows.indices(self.n)
-        out = np.empty((stop - start, self.size))
-        self._fill(slice(start, stop), out)
+        part = self.X[rows]
+        out = np.empty((part.shape[0], self.size))
+        self._fill(part, out)
         return out
 
-    def _fill(self, rows: slice, out: np.ndarray) -> None:
+    def _parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Blocks of the data as they are."""
+        for rows in self.blocks():
+            yield rows, self.X[rows]
+
+    def _fill(self, part: np.ndarray, out: np.ndarray) -> None:
+        """Rows of the data in these coordinates."""
         columns = out[:, : self.d]
-        np.subtract(self.X[rows], self.mean, out=columns)
+        np.subtract(part, self.mean, out=columns)
         columns /= self.scale
         if self.dead.any():
             columns[:, self.dead] = 0.0
@@ -164,23 +218,49 @@ class Rows:
 
     def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks that the sums are made of: raw where that is exact enough, in a reused buffer."""
-        if self._matrix is not None or (self._raw and self.X.dtype == np.float64):
-            whole = self.X if self._matrix is None else self._matrix
+        if self._matrix is not None:
             for rows in self.blocks():
-                yield rows, whole[rows]
+                yield rows, self._matrix[rows]
             return
-        buffer = self._buffer(self.d if self._raw else self.size)
-        for rows in self.blocks():
-            part = buffer[: rows.stop - rows.start]
+        buffer = np.zeros((0, 0))
+        for rows, part in self._parts():
+            if self._raw and part.dtype == np.float64:
+                yield rows, part
+                continue
+            if not buffer.size:
+                buffer = self._buffer(self.d if self._raw else self.size)
+            block = buffer[: len(part)]
             if self._raw:
-                np.copyto(part, self.X[rows])
+                np.copyto(block, part)
             else:
-                self._fill(rows, part)
-            yield rows, part
+                self._fill(part, block)
+            yield rows, block
 
     @property
     def _algebraic(self) -> bool:
         return self._raw and self._matrix is None
+
+    def read(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All blocks of rows in these coordinates, one after the other, shape (k, D)."""
+        for rows, part in self._parts():
+            if self._matrix is not None:
+                yield rows, self._matrix[rows]
+                continue
+            out = np.empty((part.shape[0], self.size))
+            self._fill(part, out)
+            yield rows, out
+
+    def columns(self, which: np.ndarray) -> np.ndarray:
+        """Some columns (of the data, none of them dead) in these coordinates, shape (n, k)."""
+        return (self.X[:, which] - self.mean[which]) / self.scale[which]
+
+    def extremes(self, which: np.ndarray, count: int) -> np.ndarray:
+        """Rows with the largest entries of each of some columns, so many a column, with repeats."""
+        found = [np.zeros(0, dtype=int)]
+        for j in which:
+            far = np.abs(self.columns(which=np.array([j]))[:, 0])
+            found.append(np.argpartition(-far, min(count, self.n - 1))[:count])
+        return np.concatenate(found)
 
     # Sums ---------------------------------------------------------------------------------------
 
@@ -207,6 +287,9 @@ class Rows:
 
     def gram(self, h: np.ndarray) -> np.ndarray:
         """B' diag(h) B, shape (D, D), for h >= 0 of shape (n,)."""
+        return self._dense_gram(h)
+
+    def _dense_gram(self, h: np.ndarray) -> np.ndarray:
         total = np.zeros((self.size, self.size))
         scratch = self._buffer(self.size)
         for rows, block in self._read():
@@ -223,6 +306,13 @@ class Rows:
                 part[:, -1] = root
             total += part.T @ part
         return self._centred_gram(total) if self._algebraic else total
+
+    def squares(self, h: np.ndarray) -> np.ndarray:
+        """The diagonal of `gram`, shape (D,)."""
+        total = np.zeros(self.size)
+        for rows, block in self.read():
+            total += h[rows] @ np.square(block)
+        return total
 
     def _centred(self, total: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """B' g from X' g and the sum of g."""
@@ -260,9 +350,11 @@ class Rows:
         """Some rows in the same coordinates, with their own weights or with others."""
         some = copy.copy(self)
         some.X, some.y = self.X[index], self.y[index]
-        some.n = len(some.X)
-        w = self.w[index] if w is None else np.asarray(w, dtype=np.float64)
-        some.w = w / w.sum()
         if self._matrix is not None:
             some._matrix = self._matrix[index]
-        return some
+        return some._weighed(self.w[index] if w is None else w)
+
+    def _weighed(self, w: np.ndarray) -> Rows:
+        w = np.asarray(w, dtype=np.float64)
+        self.n, self.w = len(w), w / w.sum()
+        return self

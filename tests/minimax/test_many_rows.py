@@ -78,7 +78,7 @@ FORMS = [{"radius": 0.05}, {"penalty": 4.0}, {"radius": 0.05, "alpha": 0.01}]
 def test_transport_equals_newton_on_all_rows(kind, form, monkeypatch):
     given, objective = transported(kind, **form)
     found = fitted(objective)
-    monkeypatch.setattr(many_rows, "LEAST", math.inf)
+    monkeypatch.setattr("drojko.rows.rows._LARGE", math.inf)
     exact = solve_ridge(given, **form, aim=0.1 * TOL)
     check(found, exact.objective, exact.lower)
 
@@ -88,7 +88,7 @@ def test_transport_equals_newton_on_all_rows(kind, form, monkeypatch):
 def test_transport_of_a_huber_loss(form, monkeypatch):
     given, objective = transported("plain", "huber", **form)
     found = fitted(objective, "huber")
-    monkeypatch.setattr(many_rows, "LEAST", math.inf)
+    monkeypatch.setattr("drojko.rows.rows._LARGE", math.inf)
     exact = solve_ridge(given, **form, aim=0.1 * TOL)
     check(found, exact.objective, exact.lower)
 

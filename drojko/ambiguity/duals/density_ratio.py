@@ -69,6 +69,7 @@ class DensityRatioSet(AmbiguitySet):
     2.86822
     """
 
+    sees_points = False
     #: The radius from which on D says nothing, where larger ones are a mistake.
     _largest_radius = np.inf
 

@@ -156,7 +156,8 @@ class GroundCost:
 
         Also for a one-hot group that is none.
         """
-        X = floats(X, "X")
+        plain = isinstance(X, np.ndarray) and X.dtype.kind == "f"
+        X = X if plain or hasattr(X, "rows") else floats(X, "X")  # no copy, and tables as they are
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise InvalidDataError(f"X is {shown(X)}; expected (n, {self.n_features})")
         if not len(X):

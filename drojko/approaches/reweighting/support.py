@@ -34,6 +34,7 @@ from drojko.minimax.problem import TrainResult
 from drojko.minimax.reweighting.passes import train_network
 from drojko.minimax.reweighting.solve import solve_linear
 from drojko.models import TabularModel
+from drojko.rows import products
 
 __all__ = ["OnSupport", "Reweighted", "losses_of"]
 
@@ -56,7 +57,10 @@ class Reweighted(LinearProblem):
     @cached_property
     def _bound(self) -> Any:
         """The set on the atoms: one for training and certificate."""
-        x, y, w = map(torch.from_numpy, self.plan.draw(0))
+        x, y, w = self.plan.draw(0)
+        y, w = map(torch.from_numpy, (y, w))
+        seen = self.plan.ambiguity.sees_points
+        x = torch.from_numpy(np.require(x, requirements="W")) if seen else None
         return self.plan.ambiguity.bind(x, y, w, self.plan.groups)
 
     def support(self, count: int) -> tuple[Points, Any]:
@@ -89,10 +93,13 @@ class Reweighted(LinearProblem):
 
         def draw() -> Draw:
             points, bound = self.support(DRAWS)
-            parts = []
+            parts, whole = [], None
+            if hasattr(points[0], "rows"):  # a table gives all products at once
+                whole = products(points[0], coef.T)
             for start in range(0, len(points[0]), BLOCK):
-                x, y = (part[start : start + BLOCK] for part in points[:2])
-                f = x @ coef.T + intercept
+                some = slice(start, start + BLOCK)
+                x, y = points[0], points[1][some]
+                f = (products(x[some], coef.T) if whole is None else whole[some]) + intercept
                 f = np.ascontiguousarray(f[:, 0] if plan.n_outputs == 1 else f)
                 parts.append(plan.loss.value(torch.from_numpy(f), torch.from_numpy(y)).numpy())
             return points, bound, np.concatenate(parts)
@@ -146,6 +153,10 @@ class OnSupport(Approach):
         fitted = Grouped(template).fit(*points, groups=members)
         fitted.names_ = names
         return fitted
+
+    def takes_tables(self, ambiguity: AmbiguitySet) -> bool:
+        """Where the set sees losses only."""
+        return not ambiguity.sees_points
 
     def linear(self, plan: Plan) -> Reweighted:
         """Always: the losses at the points are all that a set sees."""

@@ -17,6 +17,7 @@ import torch
 from drojko.ambiguity.ground.norms import dual_norm, steepest_direction
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import Loss
+from drojko.rows import products
 
 __all__ = ["FarPlan", "FarRisk", "LinearAdversary"]
 
@@ -105,7 +106,8 @@ class LinearAdversary:
 
     def outputs(self, x: np.ndarray) -> np.ndarray:
         """Predictions, (n,) for one output and (n, K) otherwise."""
-        f = x @ self.coef.T + self.intercept
+        f = products(x, self.coef.T)
+        f += self.intercept
         return f[:, 0] if len(self.coef) == 1 else f
 
     def losses(self, f: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedE
 from drojko.losses import Loss
 from drojko.minimax.newton import ENDLESS, LinearFit, telling
 from drojko.minimax.order_one.interior import InteriorPoint, State, System, lagrangian_gradient
-from drojko.rows import Rows
+from drojko.rows import Rows, rows_of
 
 __all__ = ["slope_bound", "solve_lipschitz"]
 
@@ -129,7 +129,7 @@ def solve_lipschitz(
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
     limits = limits or Limits(200, 1e-6)
-    units = _Units.of(Rows(X, y, weight, intercept=fit_intercept), loss)
+    units = _Units.of(rows_of(X, y, weight, intercept=fit_intercept), loss)
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None
     still = radius == 0.0
@@ -386,8 +386,8 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
     value -= float(g[: rows.d] @ z[: rows.d])
     value -= float(np.linalg.norm(g[mutable] / scale, ord=order)) * top
     reach, spread = 0.0, np.zeros(rows.size)
-    for part in rows.blocks():
-        block, w = rows.block(part), rows.w[part]
+    for part, block in rows.read():
+        w = rows.w[part]
         reach += float(w @ np.linalg.norm(block[:, mutable] / scale, ord=order, axis=1)) * top
         spread += w @ np.abs(block)
     for j in np.setdiff1d(np.arange(rows.d), mutable):

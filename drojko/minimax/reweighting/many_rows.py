@@ -109,7 +109,7 @@ class Divergent:
         """Levels and ridge."""
         gp = np.array([1.0, self.radius])[: p.size]
         value = float(gp @ p) + 0.5 * float(self.ridge @ z**2)
-        return Rest(value, self.ridge * z, gp, np.diag(self.ridge))
+        return Rest(value, self.ridge * z, gp, self.ridge)
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
         """The bound; towards the reference until the density is in the set, with slope 0 there."""

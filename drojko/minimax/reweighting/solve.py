@@ -23,11 +23,12 @@ from drojko._driver import Limits, Status
 from drojko.ambiguity.divergence import Priced
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.many_rows import EACH, LEAST, fit_many
-from drojko.minimax.newton import LinearFit, Start, fit
+from drojko.minimax.many_rows import fit_many
+from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
-from drojko.rows import Rows
+from drojko.rows import Rows, is_wide, rows_of
+from drojko.rows.rotated import Rotation
 
 __all__ = ["solve_linear"]
 
@@ -80,20 +81,31 @@ def solve_linear(
         has no proof has no lower bound, and its relative gap is NaN.
     """
     limits = limits or Limits()
-    rows = Rows(X, y, weight, intercept=fit_intercept)
+    rotation = None
+    if is_wide(X):
+        rotation = Rotation.of(X, weight, np.ones(X.shape[1]), fit_intercept)
+    if rotation is not None:
+        found = solve_linear(
+            rotation.X, y, weight, bound, loss, n_outputs=n_outputs, alpha=alpha,
+            fit_intercept=fit_intercept, limits=rotation.limits(limits), warm=warm,
+            start=None if start is None else rotation.inward(*start),
+        )  # fmt: skip
+        return rotation.back(found)
+    rows = rows_of(X, y, weight, intercept=fit_intercept)
     first = None
     if start is not None:
         pairs = zip(np.atleast_2d(start[0]), np.atleast_1d(start[1]), strict=True)
         first = np.stack([rows.inward(coef, float(b)) for coef, b in pairs])
     task = _Task(rows, loss, bound, alpha, limits, n_outputs)
     proven = loss.convex and n_outputs == 1 and hasattr(bound, "levels")
-    if proven and rows.n >= max(LEAST, EACH * rows.size):
+    if proven and rows.large:
         many = _many_rows(task)
         if many is not None:
             return many
     if proven and rows.size <= WIDE:
         return _newton(task, Start(first[0]) if first is not None and warm else None)
     found, z = _quasi_newton(task, first, warm)
+    proven = proven and rows.size <= MOST  # beyond, Newton's matrix has no room
     if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
         return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
     return found
@@ -210,7 +222,7 @@ class _Run(LBFGSRun):
 
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""
-        return np.concatenate([self.rows.block(part) @ z.T for part in self.rows.blocks()])
+        return np.concatenate([block @ z.T for _, block in self.rows.read()])
 
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""

@@ -39,12 +39,12 @@ from drojko.certificates import Certificate
 from drojko.exceptions import UnboundedRiskError
 from drojko.losses import Loss
 from drojko.losses.tilts import Tilted
-from drojko.minimax.newton import LinearFit, State
+from drojko.minimax.newton import LinearFit, State, check_columns
 from drojko.minimax.transport.bound import Ground, balance, pinned_columns
-from drojko.minimax.transport.linear import LinearProblem, solve_ridge
+from drojko.minimax.transport.linear import LinearProblem, solve_ridge, turn
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
 from drojko.minimax.transport.risk import RidgeData, spend
-from drojko.rows import Rows
+from drojko.rows import Rows, is_wide, rows_of
 
 __all__ = ["SinkhornRisk", "SinkhornRows", "certify_linear", "sinkhorn_risk", "solve_sinkhorn"]
 
@@ -227,7 +227,20 @@ def solve_sinkhorn(
     """
     limits = limits or Limits(200, 1e-6)
     aim = min(limits.tol, 1e-7) if aim is None else aim
-    rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
+    if is_wide(data.X):
+        turned = turn(data, alpha, fit_intercept)
+        if turned is not None:
+            rotation, data = turned
+            if warm_start is not None:
+                warm_start = (*rotation.inward(*warm_start[:2]), *warm_start[2:])
+            found = solve_sinkhorn(
+                data, epsilon=epsilon, radius=radius, penalty=penalty, alpha=alpha,
+                fit_intercept=fit_intercept, limits=rotation.limits(limits), aim=aim,
+                warm_start=warm_start,
+            )  # fmt: skip
+            return rotation.back(found)
+    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
+    check_columns(rows)
     # The noise is there at radius 0, too.
     ground = Ground.of(rows, data, 1.0, penalty, alpha)
 

@@ -190,8 +190,9 @@ def balance(
     """
     cols = np.flatnonzero(pinned)
     B = np.ones((rows.n, cols.size))
-    for k, j in enumerate(cols[cols < rows.d]):
-        B[:, k] = (rows.X[:, j] - rows.mean[j]) / rows.scale[j]
+    columns = cols[cols < rows.d]
+    if columns.size:
+        B[:, : columns.size] = rows.columns(columns)
     out = mass
     for _ in range(2):  # the second time takes the rounding of the first away
         force = out * slope

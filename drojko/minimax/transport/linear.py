@@ -24,16 +24,17 @@ import torch
 
 from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.minimax.many_rows import LEAST, fit_many
-from drojko.minimax.newton import ROUNDING, LinearFit, fit
+from drojko.minimax.many_rows import fit_many
+from drojko.minimax.newton import ROUNDING, LinearFit, check_columns, fit
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows
 from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_risk
 from drojko.minimax.transport.squared import solve_squared
-from drojko.rows import Rows
+from drojko.rows import Rows, is_wide, rows_of
+from drojko.rows.rotated import Rotation
 
-__all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge"]
+__all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge", "turn"]
 
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
@@ -173,7 +174,18 @@ def solve_ridge(
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
     aim = min(limits.tol, 1e-6) if aim is None else aim
-    rows = Rows(data.X, data.y, data.weight, intercept=fit_intercept)
+    if is_wide(data.X):
+        turned = turn(data, alpha, fit_intercept)
+        if turned is not None:
+            rotation, data = turned
+            if warm_start is not None:
+                warm_start = (*rotation.inward(*warm_start[:2]), *warm_start[2:])
+            found = solve_ridge(
+                data, radius=radius, penalty=penalty, alpha=alpha, fit_intercept=fit_intercept,
+                limits=rotation.limits(limits), aim=aim, warm_start=warm_start,
+            )  # fmt: skip
+            return rotation.back(found)
+    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
     def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:
@@ -181,10 +193,14 @@ def solve_ridge(
 
     problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact)
     if data.loss.quadratic:
+        check_columns(rows)
         return _solve_squares(problem)
-    found = _many_rows(problem) if rows.n >= LEAST else None
+    found = _many_rows(problem) if rows.large else None
+    if found is None and rows.wide:
+        found = _vertex(problem)
     if found is not None:
         return found
+    check_columns(rows)
     objective = TransportRows(rows, data.loss, ground)
     if warm_start is not None:
         objective.begin(*_start(rows, *warm_start), 1e-2)
@@ -192,6 +208,19 @@ def solve_ridge(
     if objective.refused is not None and solution.status == Status.STALLED:
         raise objective.refused
     return solution
+
+
+def turn(data: RidgeData, alpha: float, intercept: bool) -> tuple[Rotation, RidgeData] | None:
+    """The data in the space of their rows; None where columns differ in more than their costs."""
+    cost = data.inverse_cost
+    if not cost.all() or (alpha and np.ptp(cost)):
+        return None
+    equal = not np.ptp(cost)
+    rotation = Rotation.of(data.X, data.weight, np.ones_like(cost) if equal else cost, intercept)
+    if rotation is None:
+        return None
+    same = np.full(rotation.X.shape[1], cost[0] if equal else 1.0)
+    return rotation, replace(data, X=rotation.X, inverse_cost=same)
 
 
 def _check(
@@ -265,6 +294,16 @@ def _solve_squares(problem: LinearProblem) -> LinearFit:
         plan = replace(plan, mass=np.stack([half, half]), slope=np.stack([slope, -slope]))
         plan = replace(plan, flips=[False, False])
         bound = max(bound, lower_bound(rows, data.loss, ground, plan, z, need))
+    centred = data.y - rows.w @ data.y if rows.intercept else data.y
+    unit = float(rows.w @ (centred * centred))
+    return _at_once(problem, z, (risk, objective), bound, unit, start)
+
+
+def _at_once(
+    problem: LinearProblem, z: np.ndarray, found: Any, bound: float, unit: float, start: float
+) -> LinearFit:
+    """What took a single iteration."""
+    risk, objective = found
     row = {
         "iteration": 1,
         "seconds": time.perf_counter() - start,
@@ -273,13 +312,25 @@ def _solve_squares(problem: LinearProblem) -> LinearFit:
         "transport_cost": risk.transport_cost,
         "stationarity": 0.0,
     }
-    coef, intercept = rows.outward(z)
+    coef, intercept = problem.rows.outward(z)
     if problem.limits.callback is not None:
         problem.limits.callback(1, {**row, "coef": coef, "intercept": intercept})
-    centred = data.y - rows.w @ data.y if rows.intercept else data.y
-    found = LinearFit(
+    whole = LinearFit(
         coef, intercept, risk.penalty, objective, bound, "converged", Status.CONVERGED.advice, 1,
-        0.0, {name: np.array([value]) for name, value in row.items()},
-        float(rows.w @ (centred * centred)),
+        0.0, {name: np.array([value]) for name, value in row.items()}, unit,
     )  # fmt: skip
-    return problem.solution(z, risk, objective, found)
+    return problem.solution(z, risk, objective, whole)
+
+
+def _vertex(problem: LinearProblem) -> LinearFit | None:
+    """The best model that nothing moves, where a bound proves it to be the best of all."""
+    start, rows, loss, ground = time.perf_counter(), problem.rows, problem.data.loss, problem.ground
+    if problem.data.flips or not ground.moves:
+        return None
+    z = rows.inward(*still_model(problem))
+    found = problem.risk(z)
+    plan = plan_of(rows, loss, rows.predict(z), 0.0, 0.0, None, None)
+    bound = lower_bound(rows, loss, ground, plan, z, repair=False)
+    if not found[1] - bound <= problem.limits.tol * abs(found[1]):
+        return None
+    return _at_once(problem, z, found, bound, found[1], start)

@@ -51,11 +51,27 @@ class Transported:
             while not self.loss.kink_free(2.0 * self._sigma(z, z[:0])):
                 z = 0.5 * z
             return z, z[:0]
+        if not self.rows.wide:
+            return z, self._spread(z, u)
+        # The plain optimum of many columns is far too steep for the ball.
+        still = np.where(np.arange(z.size) < self.rows.d, 0.0, z)
+        at_still, options = self.rows.predict(still), []
+        for share in 0.5 ** np.arange(12.0):
+            new, v = still + share * (z - still), at_still + share * (u - at_still)
+            p = self._spread(new, v)
+            sums = self.at(self.rows.y, self.rows.w, v, p, None, False)
+            if sums is not None:
+                options.append((sums.value + self.rest(new, p, sums).value, share, p))
+        _, share, p = min(options, key=lambda option: option[0])
+        return still + share * (z - still), p
+
+    def _spread(self, z: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """About the best sigma, below kinks."""
         slope = self.loss.line(u, self.rows.y)[1]
         sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / float(self.rows.w @ slope**2))
         while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5
-        return z, np.array([sigma])
+        return np.array([sigma])
 
     def settled(self, u: np.ndarray, p: np.ndarray) -> np.ndarray:
         """Sigma as it is."""
@@ -102,13 +118,14 @@ class Transported:
         cost, ridge = self.ground.cost, self.ground.ridge
         value, square = self.ground.decay(z), self.ground.square(z)
         rate = 0.5 * sums.spent / self.penalty if self.priced else 0.5 * self.budget / p[0]
-        gz, Hz = (rate * cost + ridge) * z, np.diag(rate * cost + ridge)
+        gz, Hz = (rate * cost + ridge) * z, rate * cost + ridge
         if self.priced:
+            low = None
             if sums.hup is not None:
                 pull = 0.5 / self.penalty * cost * z
-                across = np.outer(self.rows.sum(sums.hup[:, 0]), pull)
-                Hz += across + across.T + sums.hpp[0, 0] * np.outer(pull, pull)
-            return Rest(value, gz, np.zeros(0), Hz)
+                V = np.stack([self.rows.sum(sums.hup[:, 0]), pull], axis=1)
+                low = V, np.array([[0.0, 1.0], [1.0, sums.hpp[0, 0]]])
+            return Rest(value, gz, np.zeros(0), Hz, low=low)
         sigma = float(p[0])
         value += 0.25 * self.budget * square / sigma
         gp = np.array([-0.25 * self.budget * square / sigma**2])

@@ -12,7 +12,7 @@ import torch
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko.rows import blocks
+from drojko.rows import blocks, products
 
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "spend"]
 
@@ -62,7 +62,8 @@ class RidgeData:
                 f"{self.loss!r} has no `worst_jet`, which the exact linear solver needs: implement "
                 "it, or state a finite curvature of a smooth convex loss"
             )
-        if not isinstance(X, np.ndarray) or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
+        given = isinstance(X, np.ndarray) or hasattr(X, "rows")  # an array, or a table
+        if not given or X.ndim != 2 or X.dtype not in (np.float32, np.float64):
             raise InvalidDataError("X: expected a two-dimensional float32 or float64 array")
         n, d = X.shape
         y = np.array(self.y, dtype=np.float64)  # a copy: torch shares memory with writable arrays
@@ -101,9 +102,7 @@ class RidgeData:
 
     def predictions(self, coef: np.ndarray, intercept: float) -> np.ndarray:
         """Return u = X coef + intercept in float64, shape (n,)."""
-        u = np.empty(self.X.shape[0])
-        for rows in blocks(*self.X.shape):
-            u[rows] = self.X[rows].astype(np.float64, copy=False) @ coef
+        u = products(self.X, coef)
         u += intercept
         return u
 

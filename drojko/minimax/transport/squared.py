@@ -46,9 +46,9 @@ def factorise(rows: Rows) -> Squares:
     b = float(w @ y) if rows.intercept else 0.0
     d = rows.d
     stack = np.zeros((0, d + 1))
-    for part in rows.blocks():
+    for part, block in rows.read():
         root = np.sqrt(w[part])
-        new = np.concatenate([rows.block(part)[:, :d], (y[part] - b)[:, None]], axis=1)
+        new = np.concatenate([block[:, :d], (y[part] - b)[:, None]], axis=1)
         new *= root[:, None]
         stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
     if stack.shape[0] < d + 1:

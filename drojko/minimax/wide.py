@@ -1,0 +1,70 @@
+r"""Second derivatives of many columns, which nobody writes down: conjugate gradients.
+
+.. math:: H = \begin{pmatrix} B^\top D B + R & B^\top E + F \\ \cdot & G \end{pmatrix}
+
+is applied by one product with the rows and one with their transpose; its diagonal preconditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from drojko.rows import Rows
+
+__all__ = ["by_products"]
+
+_CLOSE, _MOST = 1e-3, 500  # relative residual, in the preconditioner's norm, and iterations
+
+
+def by_products(rows: Rows, sums: Any, rest: Any, k: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Solutions with H of `drojko.minimax.many_rows.RowSums` and `Rest` (None: rows alone)."""
+    size, huu = rows.size, np.maximum(sums.huu, 0.0)
+    hup = sums.hup[:, :k] if k else np.zeros((rows.n, 0))
+    corner = np.zeros((k, k)) + sums.hpp[:k, :k]
+    diagonal = np.zeros(size + k)
+    diagonal[:size] = rows.squares(huu)
+    outer, side, low = np.zeros(size), np.zeros((size, k)), None
+    if rest is not None:
+        outer, low = outer + rest.Hz, rest.low
+        side, corner = side + rest.Hzp, corner + rest.Hpp
+        diagonal[:size] += outer
+        if low is not None:
+            diagonal[:size] += ((low[0] @ low[1]) * low[0]).sum(axis=1)
+    diagonal[size:] = corner.diagonal()
+    alive = diagonal > 1e-14 * diagonal.max(initial=0.0)
+    unit = np.where(alive, 1.0 / np.where(alive, diagonal, 1.0), 0.0)
+
+    def apply(v: np.ndarray) -> np.ndarray:
+        z, p = v[:size], v[size:]
+        du = rows.predict(z)
+        out = np.empty_like(v)
+        out[:size] = rows.sum(huu * du + hup @ p) + outer * z + side @ p
+        if low is not None:
+            out[:size] += low[0] @ (low[1] @ (low[0].T @ z))
+        out[size:] = du @ hup + z @ side + corner @ p
+        return out
+
+    return lambda right: _solution(apply, unit, right)
+
+
+def _solution(apply: Callable, unit: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Preconditioned conjugate gradients from 0; what they have where curvature ends."""
+    x, left = np.zeros_like(right), right.copy()
+    way = y = unit * left
+    size = first = float(left @ y)
+    for _ in range(_MOST):
+        if not size > _CLOSE**2 * first:
+            break
+        image = apply(way)
+        curve = float(way @ image)
+        if not curve > 0.0:
+            break
+        t = size / curve
+        x, left = x + t * way, left - t * image
+        y = unit * left
+        size, before = float(left @ y), size
+        way = y + (size / before) * way
+    return x

@@ -1,0 +1,133 @@
+"""Many columns: conjugate gradients against matrices, and the same optima with a proof."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from drojko import DROClassifier, DRORegressor
+from drojko.ambiguity import KL, ChiSquare, CVaR, Sinkhorn, Wasserstein
+from drojko.exceptions import UnsupportedError
+from drojko.losses import get_loss
+from drojko.minimax import newton
+from drojko.minimax.many_rows import _hessian
+from drojko.minimax.reweighting.many_rows import Divergent
+from drojko.minimax.transport.bound import Ground
+from drojko.minimax.transport.many_rows import Transported
+from drojko.minimax.transport.risk import RidgeData
+from drojko.minimax.wide import by_products
+from drojko.rows import Rows
+from drojko.rows.sparse import SparseTable
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Six parameters are many."""
+    monkeypatch.setattr("drojko.rows.rows._COLUMNS", 5)
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    X = random.standard_normal((500, 12)) * (random.random((500, 12)) < 0.5)
+    X[:, 4] = 0.0
+    return X, X @ random.standard_normal(12) + random.logistic(size=500)
+
+
+def objective(model):
+    return model.certificate_.upper + 0.5 * model.alpha * np.sum(model.coef_**2)
+
+
+@pytest.mark.parametrize("form", [{"radius": 0.1}, {"penalty": 2.0}, None])
+def test_solutions_are_those_of_the_matrix(data, form):
+    X, f = data
+    y = (f > 0).astype(float)
+    rows, loss = Rows(X, y), get_loss("logistic")
+    if form is None:
+        problem = Divergent(rows, loss, KL(0.1), 0.1)
+    else:
+        ground = Ground.of(rows, RidgeData(X, y, loss=loss), alpha=0.1, **form)
+        problem = Transported(rows, loss, ground)
+    z, p = problem.start()
+    sums = problem.at(y, rows.w, rows.predict(z), problem.levels(z, p), None, True)
+    rest = problem.rest(z, p, sums)
+    hessian = _hessian(rows, sums, rest, p.size)
+    right = np.random.default_rng(1).standard_normal(len(hessian))
+    right[4] = 0.0
+    left = hessian @ by_products(rows, sums, rest, p.size)(right) - right
+    left[4] = 0.0  # a dead column
+    assert np.linalg.norm(left) <= 0.02 * np.linalg.norm(right)
+
+
+CASES = [
+    (Wasserstein(0.1), 0.0, "logistic"),
+    (Wasserstein(0.1), 0.01, "logistic"),
+    (Wasserstein(penalty=2.0), 0.0, "logistic"),
+    (KL(0.1), 0.0, "logistic"),
+    (KL(penalty=1.0), 0.01, "logistic"),
+    (ChiSquare(0.1), 0.01, "logistic"),
+    (Wasserstein(0.1, label_cost=4.0), 0.0, "huber"),
+]
+
+
+@pytest.mark.promise(17)
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize(("ambiguity", "alpha", "loss"), CASES)
+def test_the_optimum_is_that_of_newton_s_method_and_proven(
+    data, monkeypatch, form, ambiguity, alpha, loss
+):
+    X, f = data
+    kind, y = (DROClassifier, f > 0) if loss == "logistic" else (DRORegressor, f)
+    model = kind(ambiguity, loss=loss, alpha=alpha, reference="empirical", tol=1e-6)
+    exact = objective(model.fit(X, y))
+    calls = []
+    monkeypatch.setattr("drojko.rows.rows._COLUMNS", 5)
+    monkeypatch.setattr(
+        "drojko.minimax.many_rows.by_products",
+        lambda *args: calls.append(1) or by_products(*args),
+    )
+    model.fit(form(X), y)
+    assert model.status_ == "converged"
+    assert 0.0 <= model.optimality_gap_ <= 1e-6
+    assert abs(objective(model) - exact) <= 2e-6 * exact
+    assert calls
+
+
+@pytest.mark.usefixtures("wide")
+def test_a_constant_model_is_proven_without_a_matrix(data, monkeypatch):
+    X, f = data
+    monkeypatch.setattr(newton, "MOST", 5)
+    model = DROClassifier(Wasserstein(5.0), reference="empirical", tol=1e-6)
+    with pytest.warns(UserWarning, match="constant model"):
+        model.fit(X, f > 0)
+    assert not model.coef_.any()
+    assert model.optimality_gap_ <= 1e-6
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize(
+    ("ambiguity", "loss"), [(Wasserstein(0.1), "hinge"), (Sinkhorn(0.1, penalty=2.0), "logistic")]
+)
+def test_what_needs_a_matrix_says_so(data, monkeypatch, ambiguity, loss):
+    X, f = data
+    monkeypatch.setattr(newton, "MOST", 5)
+    with pytest.raises(UnsupportedError, match="12 columns needs a matrix"):
+        DROClassifier(ambiguity, loss=loss, reference="empirical").fit(X, f > 0)
+
+
+@pytest.mark.usefixtures("wide")
+def test_tails_of_very_many_columns_have_no_proof(data, monkeypatch):
+    X, f = data
+    monkeypatch.setattr("drojko.minimax.reweighting.solve.MOST", 5)
+    monkeypatch.setattr("drojko.minimax.reweighting.solve.WIDE", 5)
+    model = DROClassifier(CVaR(0.7), reference="empirical", alpha=0.01).fit(X, f > 0)
+    assert np.isnan(model.optimality_gap_)
+    monkeypatch.undo()
+    exact = objective(DROClassifier(CVaR(0.7), reference="empirical", alpha=0.01).fit(X, f > 0))
+    assert abs(objective(model) - exact) <= 1e-4 * exact
+
+
+def test_squares_are_the_diagonal_of_the_gram_matrix(data):
+    X, f = data
+    h = np.random.default_rng(2).random(len(X))
+    for rows in (Rows(X, f), Rows(X, f, limit=0), SparseTable(sparse.csr_array(X)).rows(f)):
+        np.testing.assert_allclose(rows.squares(h), rows.gram(h).diagonal(), rtol=1e-12)
