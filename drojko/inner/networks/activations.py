@@ -55,6 +55,7 @@ class Activation:
     third: float
     fourth: float
     convex: bool
+    values: tuple[float, float]
 
     def __call__(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Value and slope."""
@@ -241,11 +242,21 @@ class _Grid:
 _ALL = {
     known.name: known
     for known in (
-        Activation("softplus", (0.0, 1.0), (0.0, 0.25), 0.0962251, 0.125, True),
-        Activation("sigmoid", (0.0, 0.25), (-0.0962251, 0.0962251), 0.125, 0.1277, False),
-        Activation("tanh", (0.0, 1.0), (-0.7698004, 0.7698004), 2.0, 4.0859, False),
-        Activation("silu", (-0.0998394, 1.0998394), (-0.0369145, 0.5), 0.3082, 0.5, False),
-        Activation("relu", (0.0, 1.0), (0.0, math.inf), math.inf, math.inf, True),
+        Activation("softplus", (0.0, 1.0), (0.0, 0.25), 0.0962251, 0.125, True, (0.0, math.inf)),
+        Activation(
+            "sigmoid", (0.0, 0.25), (-0.0962251, 0.0962251), 0.125, 0.1277, False, (0.0, 1.0)
+        ),
+        Activation("tanh", (0.0, 1.0), (-0.7698004, 0.7698004), 2.0, 4.0859, False, (-1.0, 1.0)),
+        Activation(
+            "silu",
+            (-0.0998394, 1.0998394),
+            (-0.0369145, 0.5),
+            0.3082,
+            0.5,
+            False,
+            (-0.2784646, math.inf),
+        ),
+        Activation("relu", (0.0, 1.0), (0.0, math.inf), math.inf, math.inf, True, (0.0, math.inf)),
     )
 }
 

@@ -197,6 +197,15 @@ class Network:
         wide = max(w.shape[0] for w in self.weights) + self.weights[0].shape[1]
         return 4.0 * _EPS * (wide + 16) * (len(self.weights) + 1)
 
+    def largest(self) -> Tensor:
+        """What no margin exceeds anywhere, as the last units have bounded values; (n, m)."""
+        low, high = self.acts[-1].values
+        rows, levels = self.margins.rows, self.margins.levels
+        ends = torch.where(rows > 0, high, low) * torch.where(rows == 0, 1.0, rows)
+        ends = torch.where(rows == 0, 0.0, ends)
+        size = ends.abs().sum(-1) + levels.abs()
+        return ends.sum(-1) + levels + self.slack * size + self.outputs_error()
+
     def outputs_error(self) -> Tensor:
         """How much the margins may differ because activations do, shape (n, m)."""
         width = self.margins.rows.shape[-1]

@@ -46,6 +46,8 @@ class Shells:
         Margins at the samples.
     rates : Tensor of shape (n, m)
         Their Lipschitz constants.
+    cap : Tensor of shape (n, m)
+        What they do not exceed anywhere.
     level, slope : Tensor of shape (n, K, m)
         m <= level + slope t on the ball of radius s_{k+1}.
     constant, curvature : Tensor of shape (n, K, m)
@@ -56,6 +58,7 @@ class Shells:
     edges: Tensor
     nominal: Tensor
     rates: Tensor
+    cap: Tensor
     level: Tensor
     slope: Tensor
     constant: Tensor
@@ -74,7 +77,9 @@ class Shells:
         shape = (len(network), len(radii) - 1, nominal.shape[1])
         infinite = torch.full(shape, torch.inf, dtype=torch.float64)
         nothing = torch.zeros(shape, dtype=torch.float64)
-        return Shells(network.margins, radii, nominal, rates, infinite, nothing, infinite, nothing)
+        cap = network.largest().masked_fill(own, 0.0)
+        flat = (infinite, nothing, infinite, nothing)
+        return Shells(network.margins, radii, nominal, rates, cap, *flat)
 
     def with_lines(self, k: int, rows: Tensor, level: Tensor, slope: Tensor) -> Shells:
         """Linear bounds (j, m) of shell k at some samples (j,)."""
@@ -147,17 +152,18 @@ class Shells:
             chain, rate = self._chain[rows, :-1][:, shells], self.rates[rows, None]
             level, slope = self.level[rows, shells], self.slope[rows, shells]
             constant, half = self.constant[rows, shells], 0.5 * self.curvature[rows, shells]
+            cap = self.cap[rows, None].expand_as(level)
             at_middle = torch.stack([
-                level + slope * middle, constant + half * middle**2, chain + rate * middle
+                level + slope * middle, constant + half * middle**2, chain + rate * middle, cap
             ])  # fmt: skip
             pick = at_middle.argmin(0)
             for end, t in enumerate((t0, t1)):
                 # The tangent of sqrt(tau) at the middle, which is above it.
                 root = middle + (t * t - middle * middle) / (2.0 * middle)
-                three = torch.stack(
-                    [level + slope * root, constant + half * t * t, chain + rate * root]
+                each = torch.stack(
+                    [level + slope * root, constant + half * t * t, chain + rate * root, cap]
                 )
-                chosen = three.gather(0, pick[None])[0]
+                chosen = each.gather(0, pick[None])[0]
                 chosen = chosen + _ROOM * chosen.abs()
                 out[end, rows] = self.margins.take(rows)(chosen)
         return out[0], out[1]
@@ -165,12 +171,18 @@ class Shells:
     def suprema(self, strength: float, k: int | None = None) -> Tensor:
         """Bounds of loss - strength t² on each shell, (n, K), or on one, (n,)."""
         first, last, t0, t1 = self._ends if k is None else self._at_ends(slice(k, k + 1))
-        both = torch.maximum(first - strength * t0**2, last - strength * t1**2).amax(2)
+        ends = torch.maximum(first - strength * t0**2, last - strength * t1**2)
+        both = torch.minimum(ends, self._most[:, None, None] - strength * t0**2).amax(2)
         return both if k is None else both[:, 0]
 
     def supremum(self, strength: float) -> Tensor:
         """Bounds of sup loss - strength t², (n,)."""
         return torch.maximum(self.suprema(strength).amax(1), self.tail(strength))
+
+    @cached_property
+    def _most(self) -> Tensor:
+        """The loss where no margin can be larger, (n,); infinite where there is no such place."""
+        return torch.nan_to_num(self.margins(self.cap), nan=torch.inf, posinf=torch.inf)
 
     @cached_property
     def _last(self) -> tuple[Tensor, Tensor]:
@@ -208,6 +220,7 @@ class Shells:
             bound = torch.minimum(
                 torch.where(known, bound, torch.inf), self._endless(rows, strength)
             )
+            bound = torch.minimum(bound, self._most[rows] - strength * s * s)
             value = value.index_copy(0, rows, bound)
         return value
 

@@ -159,6 +159,13 @@ class Adversary:
         return is_ridge(self.objective) and self.objective.coordinates.lower is None
 
     @property
+    def local(self) -> bool:
+        """Whether an ascent from each sample ends at its global maximiser: J is concave."""
+        if self.exact or knows_classes(self.objective):
+            return True
+        return 2.0 * self.objective.strength > structure(self.objective).curvature
+
+    @property
     def smooth(self) -> bool:
         """Whether the model has no kinks, as far as one can tell from outside."""
         model = self.objective.model

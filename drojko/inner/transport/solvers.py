@@ -19,7 +19,6 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.ascent import proximal_ascent
-from drojko.inner.transport.bounds import structure
 from drojko.inner.transport.candidates import (
     Condition,
     LearnedMap,
@@ -33,15 +32,20 @@ __all__ = ["ICNNJKO", "JKOState", "ModifiedJKO", "Pointwise"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Pointwise(InnerSolver):
-    r"""Per-sample proximal ascent from the sample itself; exact for ridge losses.
+    r"""Per-sample proximal ascent, without a learned map; exact for ridge losses.
 
     .. math:: z \leftarrow \arg\max_z \langle \nabla\ell(z_k), z\rangle - \lambda c(z, x)
               - \|z - z_k\|^2 / 2\tau
+
+    Training climbs from where each sample was last left; certificates search from many starts.
 
     Parameters
     ----------
     corrections : int
         Proximal steps per sample in a full solve (a certificate, a worst case).
+    anchors : int
+        Reference points that the starts of a full solve are drawn towards; 0: from the sample
+        alone.
     training_corrections : int
         Proximal steps per outer step, warm-started where the sample was last left.
     tol : float
@@ -55,18 +59,19 @@ class Pointwise(InnerSolver):
 
     corrections: int = 200
     training_corrections: int = 2
+    anchors: int = 1000
     tol: float = 1e-12
 
     def validate(self) -> None:
-        check_settings(
-            self, whole={"corrections": 0, "training_corrections": 0}, least={"tol": 0.0}
-        )
+        counts = dict.fromkeys(("corrections", "training_corrections", "anchors"), 0)
+        check_settings(self, whole=counts, least={"tol": 0.0})
 
     def fit(
         self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None,
         effort="fast", atoms=False,
     ):  # fmt: skip
-        return Adversary(
+        chosen("effort", effort, EFFORTS)
+        adversary = Adversary(
             objective,
             first_candidates(objective),
             screening=min(12, self.corrections),
@@ -75,6 +80,11 @@ class Pointwise(InnerSolver):
             n_labels=n_labels,
             label_cost=label_cost,
         )
+        alone = generator is None or not (self.anchors and self.corrections)
+        if alone or adversary.local:
+            return adversary
+        search = _search(self.anchors, batch, generator, n_labels)
+        return replace(adversary, search=search).with_effort(effort)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -181,23 +191,15 @@ class ICNNJKO(InnerSolver):
         )
         if adversary.exact:
             return adversary
-        if 2.0 * objective.strength > structure(objective).curvature:
-            # Proven strongly concave: the ascent from each sample is the global maximiser.
+        if adversary.local:
             return replace(adversary, corrections=max(200, self.corrections), tol=1e-12)
-        search = self._search(batch, generator, n_labels)
+        search = _search(self.anchors, batch, generator, n_labels)
         maps = () if atoms else range(self.maps)
         learned = [self.learn_map(objective, batch, generator, n_labels, max_time) for _ in maps]
         adversary = replace(adversary, candidates=(*adversary.candidates, *learned), search=search)
         if self.support and not atoms:
             adversary = adversary.share_basins(batch, self.rounds, self.support)[0]
         return adversary.with_effort(effort)
-
-    def _search(self, batch: Batch, generator: torch.Generator, n_labels: int) -> Search:
-        """Starts drawn towards some of the rows, of every label at least one."""
-        pick = torch.randperm(len(batch), generator=generator, device="cpu")[: self.anchors]
-        pick = _cover_labels(batch.y, pick.to(batch.y.device), n_labels)
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        return Search(Anchors(batch.x[pick], batch.y[pick], n_labels > 0), seed)
 
     def learn_map(
         self,
@@ -212,6 +214,14 @@ class ICNNJKO(InnerSolver):
         solver = ModifiedJKO(self, objective, batch, generator, condition)
         outcome = nested(solver, solver.init(None), max_iter=self.steps, max_time=max_time)
         return LearnedMap(outcome.state.flow.brenier(), condition)
+
+
+def _search(anchors: int, batch: Batch, generator: torch.Generator, n_labels: int) -> Search:
+    """Starts drawn towards some of the rows, of every label at least one."""
+    pick = torch.randperm(len(batch), generator=generator, device="cpu")[:anchors]
+    pick = _cover_labels(batch.y, pick.to(batch.y.device), n_labels)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return Search(Anchors(batch.x[pick], batch.y[pick], n_labels > 0), seed)
 
 
 def _cover_labels(y: Tensor, pick: Tensor, n_labels: int) -> Tensor:

@@ -97,6 +97,24 @@ def test_in_the_plane_it_is_the_dual_of_a_grid(perceptron, loss, activation, eff
     assert bound.value <= dual * (1.03 if effort == "fast" else 1.012)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_bounded_units_bound_any_loss_at_any_penalty(perceptron, activation, seed):
+    """At a penalty next to nothing the worst case is the largest output: every unit at an end."""
+    objective, batch, gen = perceptron((5,), "squared", activation, seed, d=5, n=8, penalty=1e-9)
+    weight, bias = (p.detach() for p in (objective.model.weights[1], objective.model.biases[1]))
+    low = -1.0 if activation == "tanh" else 0.0
+    most, least = (
+        float(torch.maximum(s * weight, s * low * weight).sum() + s * bias) for s in (1.0, -1.0)
+    )
+    exact = torch.maximum((most - batch.y).square(), (least + batch.y).square())
+    bound = network_bound(objective, [Case(batch)], masses(batch))
+    values = bound.at(objective.penalty)
+    assert bool((values >= best_known(objective, batch, gen)).all())
+    # Five units in five columns take any sign: the largest output is reached far out.
+    assert bool((values >= exact * (1 - 1e-6)).all())
+    assert bool((values <= exact * (1 + 1e-6)).all())
+
+
 @pytest.mark.parametrize(
     ("hidden", "activation"), [((8,), "relu"), ((6, 6), "softplus"), ((5, 5, 5), "tanh")]
 )

@@ -231,7 +231,7 @@ def test_first_guess_does_not_matter_for_a_perceptron(build, uniform, moons):
     risks = []
     for start in (None, 50.0, 1e4):
         adversary, batch = build(model, "logistic", x, y, n_labels=2)
-        adversary = Pointwise().fit(adversary.objective, batch, None, n_labels=2)
+        adversary = Pointwise(anchors=0).fit(adversary.objective, batch, None, n_labels=2)
         ball = solve_ball(adversary, batch, uniform(batch), 1e-3, start=start)
         risks.append(float(ball.risk.mean()))
     assert risks == pytest.approx([risks[0]] * 3, rel=2e-6)  # the tolerance of the gap
@@ -308,7 +308,7 @@ def test_the_plan_shares_what_was_found_with_any_draw(build, uniform, moons):
     """An ascent from the sample alone is weak here; its radius plan carries the basins found."""
     model, x, y = moons
     adversary, batch = build(model, "logistic", x, y, 20.0, n_labels=2)
-    adversary = Pointwise().fit(adversary.objective, batch, None, n_labels=2)
+    adversary = Pointwise(anchors=0).fit(adversary.objective, batch, None, n_labels=2)
     ball = solve_ball(adversary, batch, uniform(batch), 0.3)
     assert len(ball.adversary.candidates) == 2
     fresh = adversary.objective.batch(x + 0.02, y)

@@ -303,12 +303,7 @@ def test_callable_losses_and_wide_tables():
     p = problem(X, y, "squared")
     solve_reweighted(p, KL(0.1), gen())
     q = problem(X, y, "squared")
-    q = RobustProblem(
-        **{
-            **{name: getattr(q, name) for name in q.__dataclass_fields__},
-            "loss": CallableLoss(lambda f, t: (f - t) ** 2, task="regression"),
-        }
-    )
+    q = replace(q, loss=CallableLoss(lambda f, t: (f - t) ** 2, task="regression"))
     solve_reweighted(q, KL(0.1), gen(), limits=Limits(max_iter=300))
     assert value_of(KL(0.1), q) == pytest.approx(value_of(KL(0.1), p), rel=1e-6)
 
