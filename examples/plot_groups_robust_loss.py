@@ -109,4 +109,4 @@ for k, (name, layer) in enumerate(heads.items()):
 axis.set_xticks(range(4), names)
 axis.set_ylabel("accuracy on the test half")
 axis.legend()
-figure.savefig("digits_groups.png", dpi=150)
+figure.savefig("groups_robust_loss.png", dpi=150)

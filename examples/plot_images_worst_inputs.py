@@ -86,7 +86,6 @@ for name, network in networks.items():
 plt.xlabel("radius, root mean square distance")
 plt.ylabel("cross-entropy at the worst place found")
 plt.legend()
-plt.savefig("digits_risk.png", dpi=150)
 
 # %%
 # What moves
@@ -107,6 +106,6 @@ for column, i in enumerate(distance.argsort(descending=True)[:6].tolist()):
         axes[row, column].axis("off")
 for row, title in enumerate(("as they are", "worst for plain", "worst for robust")):
     axes[row, 0].set_title(title, fontsize=9, loc="left")
-figure.savefig("digits_moved.png", dpi=150)
+figure.savefig("images_worst_inputs.png", dpi=150)
 print(f"{(distance < 0.05).float().mean():.0%} of the images stay, the farthest moves by",
       f"{distance.max():.2f}")  # fmt: skip

@@ -5,6 +5,8 @@ that a test takes from the fixtures: a test must not live off a lucky one.
 """
 
 import os
+import signal
+import threading
 
 # Before matplotlib or any OpenMP pool starts: no window, and no pools that wait for each other.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -17,6 +19,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # noqa: TID251  the tests own their process
+# A job in the background ignores Ctrl-C, which the tests of interrupts raise.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, so that a change is judged by what it changed; ``--seed`` draws
 # others.

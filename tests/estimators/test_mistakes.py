@@ -242,7 +242,8 @@ def test_8_a_module_predicts_as_it_was_trained():
         return torch.nn.Sequential(small_net(4, 8), torch.nn.Dropout(0.9), torch.nn.Linear(8, 1))
 
     X, y = binary()
-    model = mlp(model=net).fit(X, y)
+    with pytest.warns(UserWarning, match="Dropout of model rest"):
+        model = mlp(model=net).fit(X, y)
     np.testing.assert_array_equal(model.predict(X), model.predict(X))
     assert losses(model, X, y).mean() == pytest.approx(model.certificate_.nominal_risk)
 

@@ -262,7 +262,8 @@ _KL, _W2 = sets.KL(0.1), sets.Wasserstein(penalty=3.0)
 
 #: Results: made by the package only.
 MADE = {
-    "AuditReport", "RadiusSelection", "Dual", "GroupDual", "MMDDual", "Evidence", "FlowResult",
+    "AuditReport", "ObservedShift",
+    "RadiusSelection", "Dual", "GroupDual", "MMDDual", "Evidence", "FlowResult",
     "MapState", "SemiDualStep", "BallSolution", "ClassFlow", "Moved", "TransportedWorstCase",
     "ReweightedWorstCase", "SemiDualWorstCase", "Energy", "FilterResult", "FlowSample", "Solution",
     "LogisticPosterior", "Certificate", "BoundGroup", "BoundMMD", "Reweighting", "DensityFlow",
@@ -282,6 +283,10 @@ ASKED = {"value", "gradient", "second_derivative", "shift", "robust_value", "env
 #: Arguments by "Class.method.name", "function.name" or name.
 GOOD: dict[str, Callable[[], Any]] = {
     "X": X.copy,
+    "X_old": X.copy,
+    "X_new": X.copy,
+    "batches": lambda: [(X.copy(), Y.copy())],
+    "effort": lambda: "fast",
     "x": points,
     "y": Y.copy,
     "z": points,

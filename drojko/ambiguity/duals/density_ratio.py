@@ -27,8 +27,7 @@ from drojko.exceptions import InvalidDataError
 
 __all__ = ["DensityRatioSet", "Reweighting", "capped", "flat", "reweighted", "soft_maximum"]
 
-#: Penalties beyond these, in units of the spread of the losses, are as good as infinite and zero:
-#: the worst case is the mean to rounding, or the maximum.
+#: Penalties, in spreads of the losses, beyond which the worst case is their mean or their maximum.
 _LARGEST_PENALTY, _SMALLEST_PENALTY = 1e150, 1e-150
 #: Mass of the largest losses that stands for the largest one, where a worst case puts mass there,
 #: and the most that a single draw carries of a worst case.

@@ -202,7 +202,7 @@ class TransportedWorstCase(WorstCase):
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         if self.evaluation is None and self.known is not None:
             known = self.known
-            batch = self._reference_batch(torch.as_tensor(known.x), torch.as_tensor(known.y))
+            batch = self._reference_batch(torch.tensor(known.x), torch.tensor(known.y))
             x, y, w = batch.x.cpu().numpy(), self._decode(batch.y), known.w
         elif self.evaluation is None:
             x, y, w = self.reference.points(2000, make_generator(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,8 @@ class ReweightedPasses(Passes):
         """The dual of stored losses, smoothed less and less."""
         size = float(losses.abs() @ self.w.cpu().double())
         share = _LAST + (_FIRST - _LAST) * max(1.0 - progress, 0.0)
+        if not math.isfinite(size):
+            return self.bound.dual(losses)  # which says what is wrong with them
         return self.bound.dual(losses, max(size * share, 1e-290))
 
     def _ratios(self, dual: Dual) -> Tensor:
