@@ -31,15 +31,18 @@ class _Held:
     """A setting that is one as long as anybody holds it; ``write(None)`` sets it to one.
 
     Ctrl-C strikes between any two instructions: who leaves twice has left, whatever the first
-    time was cut short.
+    time was cut short. A setting ``by_thread`` is the calling thread's own, so that each thread
+    restores it when it lets go for the last time.
     """
 
-    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
-        self.read, self.write = read, write
+    def __init__(
+        self, read: Callable[[], Any], write: Callable[[Any], object], by_thread: bool
+    ) -> None:
+        self.read, self.write, self.by_thread = read, write, by_thread
         self.before: Any = None
-        self.holders: set[object] = set()
+        self.holders: set[tuple[int, object]] = set()
 
-    def enter(self, holder: object) -> None:
+    def enter(self, holder: tuple[int, object]) -> None:
         """Hold the setting; the first one notes how it was."""
         with _lock:
             if not self.holders:
@@ -47,12 +50,14 @@ class _Held:
             self.holders.add(holder)
             self.write(None)
 
-    def leave(self, holder: object) -> None:
+    def leave(self, holder: tuple[int, object]) -> None:
         """Let go; the last one restores."""
         with _lock:
             self.holders.discard(holder)
-            if not self.holders and self.before is not None:
+            others = any(thread == holder[0] or not self.by_thread for thread, _ in self.holders)
+            if not others and self.before is not None:
                 self.write(self.before)
+            if not self.holders:
                 self.before = None
 
 
@@ -72,8 +77,8 @@ def _set_blas_threads(before: list[int] | None) -> None:
         library.set_num_threads(number)
 
 
-_torch = _Held(torch.get_num_threads, lambda before: torch.set_num_threads(before or 1))
-_blas = _Held(_blas_threads, _set_blas_threads)
+_torch = _Held(torch.get_num_threads, lambda before: torch.set_num_threads(before or 1), True)
+_blas = _Held(_blas_threads, _set_blas_threads, False)
 
 
 @contextmanager
@@ -98,7 +103,8 @@ def one_thread(small: bool = True) -> Iterator[None]:
     >>> torch.get_num_threads() == before
     True
     """
-    held, holder, gradients = (_blas, _torch) if small else (_blas,), object(), is_grad_enabled()
+    held, gradients = (_blas, _torch) if small else (_blas,), is_grad_enabled()
+    holder = threading.get_ident(), object()
 
     def leave() -> None:
         for setting in held:
