@@ -152,6 +152,38 @@ def test_fresh_draws_move_as_far_as_is_claimed(name, reference):
     assert cost.mean() == pytest.approx(claim.transport_cost, abs=5 * error)
 
 
+def rows_of(X, Z):
+    """Of each row of Z the row of X that it is, -1 for one that is none."""
+    known = {row.tobytes(): k for k, row in enumerate(X)}
+    return np.array([known.get(row.tobytes(), -1) for row in np.ascontiguousarray(Z)])
+
+
+def test_order_one_moves_the_mass_that_it_says():
+    """Mass times distance is the budget, and draws move as often."""
+    X, y, _ = data("logistic")
+    model = DROClassifier(Wasserstein(radius=0.2, order=1), reference="empirical", alpha=0.01)
+    worst, claim = model.fit(X, y).worst_case_, model.certificate_
+    spent = worst.moved_mass * worst.distance
+    assert spent == pytest.approx(claim.transport_cost, rel=1e-9)
+    assert spent == pytest.approx(0.2, rel=1e-9)
+    n = 40_000
+    Z, _ = worst.sample(n, random_state=0)
+    moved = (rows_of(X, Z) < 0).mean()
+    assert moved == pytest.approx(worst.moved_mass, abs=5 * (worst.moved_mass / n) ** 0.5)
+
+
+@pytest.mark.parametrize("name", ["Group", "Group ball"])
+def test_groups_have_the_mass_that_is_claimed(name):
+    """Total variation between the shares of groups in draws and in the data."""
+    X, _, groups = data("squared")
+    model = fitted(name, "empirical", "squared", 0)
+    Z, _ = model.worst_case_.sample(40_000, random_state=0)
+    share = groups[rows_of(X, Z)].mean()
+    spent = abs(share - groups.mean())
+    assert spent == pytest.approx(model.certificate_.transport_cost, abs=5 * 0.5 / 200)
+    assert spent > 0.1
+
+
 @pytest.mark.parametrize("ambiguity", [KL(penalty=1.6), KL(radius=0.7)], ids=repr)
 @pytest.mark.parametrize("reference", ["gaussian", "kde", "mixture"])
 def test_kl_with_squared_errors_and_normal_components_is_exact(ambiguity, reference):
