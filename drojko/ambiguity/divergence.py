@@ -94,7 +94,7 @@ class Divergence:
                 return self.conjugate(t), ratio, ratio / c
             power, inside = 1.0 / (k - 1.0), 1.0 + (k - 1.0) / c * t
             if k < 1.0:
-                if inside.min() <= 0.0:
+                if inside.min(initial=math.inf) <= 0.0:
                     return None
                 q = inside**power
                 return c * (q * inside - 1.0) / k, q, q / inside / c

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from drojko._validation import checked
 from drojko.ambiguity.ground.cost import GroundCost
+from drojko.exceptions import InvalidDataError
 from drojko.inner.swaps import Swaps
 
 __all__ = ["Coordinates"]
@@ -115,6 +117,10 @@ class Coordinates:
         spread = ((x[:, columns] - x[:, columns].mean(0)) * root[columns]).square().mean(0)
         largest = spread.max().clamp_min(0).sqrt().item() if len(columns) else 0.0
         scale = (spread.mean().sqrt().item() or largest or 1.0) if len(columns) else 1.0
+        if not math.isfinite(scale):
+            raise InvalidDataError(
+                "Coordinates.build: x holds NaN or infinity, or numbers whose squares are none"
+            )
         bounded = cost.lower is not None or cost.upper is not None
         basis = None
         if reduce and first_layer is not None and not bounded and len(columns):

@@ -95,8 +95,14 @@ class QuadraticEnvelope(nn.Module):
     def gradient(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Gradient in x, shape (n, d): the transport map."""
         value, slopes, _ = self._pieces(x)
-        p = torch.softmax(value / self.log_smoothing.exp(), 1)
-        return torch.einsum("nj,njd->nd", p, slopes) + _EPSILON * x
+        return self._mean(torch.softmax(value / self.log_smoothing.exp(), 1), slopes) + _EPSILON * x
+
+    @staticmethod
+    def _mean(p: Tensor, slopes: Tensor) -> Tensor:
+        image = torch.einsum("nj,njd->nd", p, slopes)
+        if not bool(torch.isfinite(image).all()):
+            raise NonFiniteError("QuadraticEnvelope: points so far out that its values overflow")
+        return image
 
     def hessian(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Hessian in x, shape (n, d, d), at least epsilon I."""
@@ -107,9 +113,7 @@ class QuadraticEnvelope(nn.Module):
         smooth = self.log_smoothing.exp()
         value, slopes, matrices = self._pieces(x)
         p = torch.softmax(value / smooth, 1)
-        image = torch.einsum("nj,njd->nd", p, slopes)
-        if not bool(torch.isfinite(image).all()):
-            raise NonFiniteError("QuadraticEnvelope: points so far out that its values overflow")
+        image = self._mean(p, slopes)
         spread = (slopes - image.unsqueeze(1)) * (p / smooth).sqrt().unsqueeze(2)
         hessian = (p @ matrices.flatten(1)).view(-1, self.dim, self.dim)
         hessian = hessian + spread.transpose(1, 2) @ spread
