@@ -4,6 +4,7 @@ Objects to call methods of, and values for arguments, stand here by name. What a
 needs beyond them, `missing` says.
 """
 
+import copy
 import inspect
 import tempfile
 import warnings
@@ -610,6 +611,8 @@ def _subjects() -> Iterator[Subject | str]:
         yield _subject(name, value, name, name) or name
     for owner, make in OBJECTS.items():
         thing = make()
+        if hasattr(thing, "fit_batches"):  # whose fits others must not see
+            thing = copy.copy(thing)
         for name, method in _methods(owner, thing):
             yield _subject(name, method, owner, type(thing).__name__) or name
     yield from _whole()
