@@ -173,6 +173,8 @@ class Ball(Constraint):
     def project(self, params: Tensor) -> Tensor:
         """Shrink towards the centre."""
         centre = torch.tensor(self.middle(params.numel())).to(params).view_as(params)
+        if not bool(torch.isfinite(centre).all()):
+            raise InvalidDataError(f"Ball: centre={shown(self.centre)} overflows in {params.dtype}")
         move = params - centre
         return centre + move * (self.radius / move.norm().clamp_min(self.radius))
 
