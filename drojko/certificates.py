@@ -53,7 +53,8 @@ class Certificate:
         Requested radius (None in penalty form) and the penalty (the dual multiplier).
     standard_error : float
         Monte-Carlo standard error of ``lower``, ``upper`` and ``worst_case_risk``: the largest of
-        the three; 0 for the empirical reference.
+        the three; 0 for the empirical reference, unless a network of many rows was searched on a
+        sample of them.
     risk_error : float
         That of ``worst_case_risk`` alone, as the mean loss of what ``worst_case_`` samples.
     stationarity : float

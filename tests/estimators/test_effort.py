@@ -81,6 +81,22 @@ def test_max_time_bounds_all_of_a_fit_of_a_network():
     assert model.certificate_.lower <= model.certificate_.upper
 
 
+def test_networks_of_many_rows_are_certified_on_a_sample_of_them():
+    """With a standard error that covers the mean loss of all rows; the same for the same seed."""
+    rng = np.random.default_rng(0)
+    many = rng.normal(size=(3_000, 3))
+    label = (many[:, 0] + rng.normal(size=3_000) > 0).astype(int)
+    how = {"model": "mlp", "hidden_layer_sizes": 4, "reference": "empirical", "random_state": 0}
+    one, two = (DROClassifier(SETS["W2"], max_iter=2, **how).fit(many, label) for _ in range(2))
+    claim = one.certificate_
+    assert claim.standard_error > 0.0
+    assert claim.lower <= claim.upper
+    assert (claim.lower, claim.upper) == (two.certificate_.lower, two.certificate_.upper)
+    f = one.decision_function(many)
+    loss = np.logaddexp(0.0, np.where(label == 1, -f, f)).mean()
+    assert claim.nominal_risk == pytest.approx(loss, abs=5 * claim.standard_error)
+
+
 @pytest.mark.parametrize("value", ["slow", None, 3])
 def test_unknown_efforts(value):
     with pytest.raises(ValueError, match="effort"):

@@ -29,6 +29,9 @@ __all__ = ["assess", "certify_points"]
 LEARNED_DRAWS, MOST_ATOMS = 1_000, 20_000
 #: Rows that time is measured on; gradients of a row in a search; what that may take of the time.
 _FEW, _GRADIENTS, _SEARCHED = 100, 1_500, 0.5
+#: Gradients times parameters that a search takes at most, passes that cost as much as a search of
+#: the same rows, and what a thorough one may take more.
+_OPERATIONS, _PASSES, _THOROUGH = 2e11, 250, 10
 
 
 def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
@@ -46,7 +49,7 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
     adversary = learn(plan, model, points, penalty, atoms=not sampled)
     if sampled:  # atoms are what they are
         points = plan.problem(model).draw(count, spawn(plan.generator))
-    points, few = _affordable(plan, model, points)
+    points, few = _affordable(plan, model, points, result.n_iter)
     sampled = sampled or few
     found = _measure(plan, model, adversary, points, sampled, result.stationarity)
     if plan.effort == "none":  # the model is what it is
@@ -135,10 +138,22 @@ def certify_points(
     return _measure(plan, model, adversary, points, sampled, math.nan).certificate
 
 
-def _affordable(plan: Plan, model: TabularModel, points: Points) -> tuple[Points, bool]:
-    """The points, or as many of them, by mass, as can be searched in the time that is left."""
+def _affordable(
+    plan: Plan, model: TabularModel, points: Points, passes: int | None = None
+) -> tuple[Points, bool]:
+    """The points, or as many of them, by mass, as can be searched.
+
+    Without a limit of time it is a matter of counts, so that a seed gives the same sample: a fast
+    search takes about as long as the ``passes`` of the training, or some minutes at most.
+    """
     n, most = len(points[0]), MOST_ATOMS
     left = plan.whole.time_left
+    if not is_linear(model):
+        share = _THOROUGH if plan.searched == "thorough" else 1
+        size = sum(p.numel() for p in model.parameters())
+        most = min(most, max(LEARNED_DRAWS, int(share * _OPERATIONS / (_GRADIENTS * size))))
+        if passes is not None:
+            most = min(most, max(LEARNED_DRAWS, share * n * passes // _PASSES))
     if left is not None and n > _FEW and not is_linear(model):
         x, y, _ = (part[:_FEW] for part in points)
         objective = plan.problem(model).objective(x, 1.0)
