@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import is_grad_enabled
@@ -85,7 +86,8 @@ _blas = _Held(_blas_threads, _set_blas_threads, False)
 def one_thread(small: bool = True) -> Iterator[None]:
     """Run the block on one BLAS thread; nests, and is safe in concurrent fits.
 
-    Torch's gradient mode is restored as well: Ctrl-C can strike within ``no_grad`` itself.
+    Torch's gradient mode and NumPy's handling of errors are restored as well: Ctrl-C can strike
+    within ``no_grad`` or ``errstate`` itself.
 
     Parameters
     ----------
@@ -104,12 +106,14 @@ def one_thread(small: bool = True) -> Iterator[None]:
     True
     """
     held, gradients = (_blas, _torch) if small else (_blas,), is_grad_enabled()
+    errors = np.geterr()
     holder = threading.get_ident(), object()
 
     def leave() -> None:
         for setting in held:
             setting.leave(holder)
         torch.set_grad_enabled(gradients)
+        np.seterr(**errors)
 
     try:
         for setting in held:

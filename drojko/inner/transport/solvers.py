@@ -63,7 +63,8 @@ class Pointwise(InnerSolver):
     tol: float = 1e-12
 
     def validate(self) -> None:
-        counts = dict.fromkeys(("corrections", "training_corrections", "anchors"), 0)
+        names = "corrections", "training_corrections", "anchors"
+        counts: dict[str, int] = dict.fromkeys(names, 0)
         check_settings(self, whole=counts, least={"tol": 0.0})
 
     def fit(
