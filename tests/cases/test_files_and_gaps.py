@@ -1,9 +1,9 @@
-"""Everyday preprocessing: rows with missing values are audited, and pipelines are saved."""
+"""Everyday preprocessing: missing values, pipelines in files, categories that are merged."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.compose import make_column_transformer
+from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.datasets import make_classification
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
@@ -130,3 +130,33 @@ def test_code_of_ones_own_is_refused(tmp_path):
     model = make_pipeline(step, DROClassifier(reference="empirical")).fit(A, B)
     with pytest.raises(UnsupportedError, match="is code"):
         save(model, tmp_path / "m.drojko")
+
+
+# Rare categories that an encoder merges ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "ordinal", "few"])
+def test_merged_categories_keep_the_gradients(kind):
+    """The copy answers as the model does, and its bound is exact."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({
+        "x": rng.normal(size=150),
+        "c": rng.choice(list("abcdef"), 150, p=[0.4, 0.3, 0.2, 0.05, 0.03, 0.02]),
+        "d": rng.choice(["u", "v"], 150),
+    })  # fmt: skip
+    label = (table.x + (table.c == "a") + rng.normal(size=150) > 0.5).astype(int)
+    encoder = {
+        "one-hot": OneHotEncoder(min_frequency=20, handle_unknown="infrequent_if_exist"),
+        "ordinal": OrdinalEncoder(min_frequency=20),
+        "few": OneHotEncoder(max_categories=3),
+    }[kind]
+    encode = ColumnTransformer([("n", StandardScaler(), ["x"]), ("c", encoder, ["c", "d"])])
+    model = make_pipeline(encode, LogisticRegression()).fit(table, label)
+    report = audit(model, table, label, Wasserstein(), radii=[0.0, 0.3], random_state=0)
+    row = report.table.iloc[-1]
+    assert row.proof == "ridge-1d"
+    assert row.upper_bound == pytest.approx(row.worst_case_risk, rel=1e-9)
+    loss = -model.predict_log_proba(table)[np.arange(150), label]
+    assert row.nominal_risk == pytest.approx(loss.mean(), rel=1e-9)
+    slope = abs(model[-1].coef_[0, 0] / model[0].named_transformers_["n"].scale_[0])
+    assert row.nominal_risk < row.worst_case_risk <= row.nominal_risk + 0.3 * slope

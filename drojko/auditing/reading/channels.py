@@ -120,30 +120,41 @@ def _function(step: Any, channels: list[Affine]) -> list[Affine]:
 def _one_hot(step: Any, channels: list[Affine]) -> list[Affine]:
     dropped = step.drop_idx_ if step.drop_idx_ is not None else [None] * len(channels)
     result: list[Affine] = []
-    for keys, drop in zip(_indicators(step, channels), dropped, strict=True):
+    for groups, drop in zip(_indicators(step, channels), dropped, strict=True):
+        if drop is not None and any(len(group) > 1 for group in groups):
+            raise NotAffine("OneHotEncoder that merges infrequent categories and drops one")
         # A dropped category is one all the same: the first channel names them all.
-        every = dict.fromkeys(keys, 0.0)
-        for k, key in enumerate(keys):
+        every = dict.fromkeys((key for group in groups for key in group), 0.0)
+        for k, group in enumerate(groups):
             if drop is None or k != drop:
-                result.append(Affine({**every, key: 1.0}))
+                result.append(Affine({**every, **dict.fromkeys(group, 1.0)}))
                 every = {}
     return result
 
 
 def _ordinal(step: Any, channels: list[Affine]) -> list[Affine]:
     every = _indicators(step, channels)
-    return [Affine({key: float(k) for k, key in enumerate(keys)}) for keys in every]
+    return [
+        Affine({key: float(k) for k, group in enumerate(groups) for key in group})
+        for groups in every
+    ]
 
 
-def _indicators(step: Any, channels: list[Affine]) -> list[list[Key]]:
-    """The categories that an encoder knows of each column."""
+def _indicators(step: Any, channels: list[Affine]) -> list[list[list[Key]]]:
+    """The categories that an encoder knows of each column, those together that it merges."""
+    merged = [None] * len(channels)
     if getattr(step, "_infrequent_enabled", False):
-        raise NotAffine(f"{type(step).__name__} that merges infrequent categories")
+        merged = step.infrequent_categories_
     columns = [next(iter(channel.terms)) for channel in channels if channel.terms]
     if channels != [Affine({Key(key.column): 1.0}) for key in columns]:
         raise NotAffine("an encoder of a transformed column")
-    pairs = zip(columns, step.categories_, strict=True)
-    return [[Key(key.column, c) for c in categories.tolist()] for key, categories in pairs]
+    result = []
+    for key, categories, rare in zip(columns, step.categories_, merged, strict=True):
+        few = set() if rare is None else set(rare.tolist())
+        groups = [[Key(key.column, c)] for c in categories.tolist() if c not in few]
+        last = [Key(key.column, c) for c in categories.tolist() if c in few]
+        result.append([*groups, last] if last else groups)
+    return result
 
 
 def _pipeline(step: Any, channels: list[Affine]) -> list[Affine]:
