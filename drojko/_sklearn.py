@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 from scipy.special import expit, softmax
+from sklearn import get_config, set_config
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils._param_validation import (
     HasMethods,
@@ -98,7 +99,12 @@ def fitting(fit: Callable) -> Callable:
                     self.__dict__.update(before)
                 raise
 
-        return keeping(work, lambda: self if kept() else None)
+        config = get_config()
+        try:
+            return keeping(work, lambda: self if kept() else None)
+        finally:  # Ctrl-C can strike within scikit-learn's own contexts
+            if get_config() != config:
+                set_config(**config)
 
     return outermost
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from threadpoolctl import threadpool_info
 from torch.nn.functional import softplus
@@ -158,7 +159,8 @@ CASES = {
 def settings():
     pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     handler = signal.getsignal(signal.SIGINT)
-    return torch.get_num_threads(), pools, torch.is_grad_enabled(), handler, np.geterr()
+    config = sklearn.get_config()
+    return torch.get_num_threads(), pools, torch.is_grad_enabled(), handler, np.geterr(), config
 
 
 @contextmanager
