@@ -29,7 +29,7 @@ def problem(model, loss, x, y, penalty=1.0, n_labels=0, cost=None):
     coordinates = Coordinates.build(cost, x, model.first_layer())
     objective = Objective(model, loss, coordinates, penalty)
     batch = objective.batch(x, y)
-    return Pointwise().fit(objective, batch, None, n_labels=n_labels), batch
+    return Pointwise(anchors=0).fit(objective, batch, None, n_labels=n_labels), batch
 
 
 def data(n, seed, classes=2):

@@ -67,11 +67,13 @@ def _case(name: str, widths: tuple[int, ...], activation: str, training: str, ra
         with clock() as taken:
             model = _trained(X, y, widths, activation, training, context.seed)
         x, labels = torch.tensor(X), torch.tensor(y).long()
-        loss = get_loss("logistic", n_classes=max(2, model.n_outputs))
+        classes = max(2, model.n_outputs)
+        loss = get_loss("logistic", n_classes=classes)
         coordinates = Coordinates.build(GroundCost(np.ones(X.shape[1])), x, model.first_layer())
         objective = Objective(model, loss, coordinates, 1.0)
         batch = objective.batch(x, labels)
-        adversary = Pointwise().fit(objective, batch, None)
+        gen = torch.Generator().manual_seed(context.seed)
+        adversary = Pointwise().fit(objective, batch, gen, n_labels=classes)
         weights = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
         for radius in radii:
             for effort in ("fast", "thorough"):

@@ -81,8 +81,7 @@ class Pointwise(InnerSolver):
             n_labels=n_labels,
             label_cost=label_cost,
         )
-        alone = generator is None or not (self.anchors and self.corrections)
-        if alone or adversary.local:
+        if not (self.anchors and self.corrections) or adversary.local:
             return adversary
         search = _search(self.anchors, batch, generator, n_labels)
         return replace(adversary, search=search).with_effort(effort)

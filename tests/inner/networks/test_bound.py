@@ -87,7 +87,7 @@ def test_in_the_plane_it_is_the_dual_of_a_grid(perceptron, loss, activation, eff
     radius = 0.4
     dual, penalty = grid_dual(objective, batch, radius)
     at = objective.with_penalty(float(penalty))
-    adversary = Pointwise().fit(at, batch, None)
+    adversary = Pointwise(anchors=0).fit(at, batch, None)
     found = (adversary.solve(batch).q,)
     bound = network_bound(
         at, [Case(batch, None, found)], masses(batch), radius=radius, effort=effort
@@ -120,7 +120,7 @@ def test_bounded_units_bound_any_loss_at_any_penalty(perceptron, activation, see
 )
 def test_more_effort_is_no_looser(perceptron, hidden, activation, seed):
     objective, batch, _ = perceptron(hidden, "logistic", activation, seed, d=6, spread=0.6)
-    adversary = Pointwise().fit(objective, batch, None)
+    adversary = Pointwise(anchors=0).fit(objective, batch, None)
     cases = [Case(batch, None, (adversary.solve(batch).q,))]
     fast, thorough = (
         network_bound(objective, cases, masses(batch), radius=0.3, effort=effort).value
