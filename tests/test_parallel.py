@@ -13,8 +13,8 @@ import torch
 
 import drojko
 from drojko import DROClassifier, audit, radius_path, select_radius
-from drojko._parallel import in_parallel, named, workers
 from drojko.ambiguity import KL, MMD, Sinkhorn, Wasserstein
+from drojko.estimators._parallel import in_parallel, named, workers
 from drojko.exceptions import InvalidDataError, NonFiniteError
 
 RADII = [0.3, 0.01, 0.1]

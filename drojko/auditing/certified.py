@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._parallel import in_parallel, named
 from drojko._random import spawn
 from drojko.approaches.base import FittedModel, Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
 from drojko.certificates import Certificate, reweighted_certificate
+from drojko.estimators._parallel import in_parallel, named
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.reweighting.worst_case import Pool, ReweightedWorstCase
 from drojko.inner.solver import InnerSolver

@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.base import clone
 
 from drojko._driver import arithmetic, keeping
-from drojko._parallel import workers
 from drojko._random import generator as make_generator
 from drojko._threads import SMALL, one_thread
 from drojko._validation import checked, is_widths, shown
@@ -30,6 +29,7 @@ from drojko.auditing.reading.setup import build_problem, sets_of, size_name
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
 from drojko.auditing.reporting.row import Row, table_row
 from drojko.certificates import Certificate
+from drojko.estimators._parallel import workers
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner.choice import get_inner
 from drojko.inner.transport.solvers import ICNNJKO

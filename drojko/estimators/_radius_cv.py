@@ -15,12 +15,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
 
 from drojko._driver import keeping
-from drojko._parallel import in_parallel, named, workers
 from drojko._random import spawn
 from drojko._sklearn import plain
 from drojko._validation import shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.ambiguity.duals.scaling import floats
+from drojko.estimators._parallel import in_parallel, named, workers
 from drojko.estimators.scoring import Rows, radius_path, size_of, split_last
 from drojko.exceptions import InvalidDataError
 

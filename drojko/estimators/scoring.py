@@ -13,10 +13,10 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from drojko._driver import keeping
-from drojko._parallel import in_parallel, named
 from drojko._validation import checked, floats, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
+from drojko.estimators._parallel import in_parallel, named
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["Rows", "make_robust_scorer", "radius_path", "size_of", "split_last"]

@@ -17,7 +17,7 @@ from drojko._driver import Limits, nested
 from drojko.inner.networks.boxes import MOST_DIMENSIONS, branch_and_bound
 from drojko.inner.networks.lipschitz import margin_constants
 from drojko.inner.networks.problem import Case, Problem
-from drojko.inner.networks.refine import EFFORTS, MEMORY, Effort, Refine
+from drojko.inner.networks.refine import MEMORY, SETTINGS, Effort, Refine
 from drojko.inner.networks.shells import Shells, edges
 from drojko.inner.objective import Objective
 
@@ -81,7 +81,7 @@ def network_bound(
     problem = Problem.of(objective, cases, weights, radius)
     if problem is None:
         return None
-    settings = EFFORTS[effort]
+    settings = SETTINGS[effort]
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     count = settings.shells

@@ -15,7 +15,7 @@ from drojko.inner.networks.problem import Problem
 from drojko.inner.networks.quadratic import Multipliers, quadratic_bound, region_bytes
 from drojko.inner.networks.shells import Shells
 
-__all__ = ["EFFORTS", "MEMORY", "Effort", "Refine", "Stage", "State"]
+__all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 
 #: Bytes that bound work keeps within, roughly, whatever the size of the problem.
 MEMORY = 256 * 2**20
@@ -46,7 +46,7 @@ class Effort:
     searches: int  # of the penalty there
 
 
-EFFORTS = {
+SETTINGS = {
     "fast": Effort(
         (Stage(1.2, 0), Stage(1.15, 1, 0, 1.0, 0.03), Stage(1.1, 6, 20, 1.0, 0.02)),
         20, 16, 9e3, 0.01, 16_000, 1,
