@@ -147,23 +147,29 @@ def _affordable(
     search takes about as long as the ``passes`` of the training, or some minutes at most.
     """
     n, most = len(points[0]), MOST_ATOMS
-    left = plan.whole.time_left
     if not is_linear(model):
-        share = _THOROUGH if plan.searched == "thorough" else 1
-        size = sum(p.numel() for p in model.parameters())
-        most = min(most, max(LEARNED_DRAWS, int(share * _OPERATIONS / (_GRADIENTS * size))))
-        if passes is not None:
-            most = min(most, max(LEARNED_DRAWS, share * n * passes // _PASSES))
-    if left is not None and n > _FEW and not is_linear(model):
-        x, y, _ = (part[:_FEW] for part in points)
-        objective = plan.problem(model).objective(x, 1.0)
-        batch, began = objective.batch(x, y), time.perf_counter()
-        objective.value_and_gradient(batch, batch.q0)
-        row = (time.perf_counter() - began) / _FEW
-        most = min(most, max(_FEW, int(_SEARCHED * left / (_GRADIENTS * row))))
+        most = min(most, _searchable(plan, model, points, passes))
     if n <= most:
         return points, False
     return _subset(points, most, spawn(plan.generator)), True
+
+
+def _searchable(plan: Plan, model: TabularModel, points: Points, passes: int | None) -> int:
+    """Rows of a network that a search can take: by counts and, with a limit, by the clock."""
+    n, share = len(points[0]), _THOROUGH if plan.searched == "thorough" else 1
+    size = sum(p.numel() for p in model.parameters())
+    most = max(LEARNED_DRAWS, int(share * _OPERATIONS / (_GRADIENTS * size)))
+    if passes is not None:
+        most = min(most, max(LEARNED_DRAWS, share * n * passes // _PASSES))
+    left = plan.whole.time_left
+    if left is None or n <= _FEW:
+        return most
+    x, y, _ = (part[:_FEW] for part in points)
+    objective = plan.problem(model).objective(x, 1.0)
+    batch, began = objective.batch(x, y), time.perf_counter()
+    objective.value_and_gradient(batch, batch.q0)
+    row = (time.perf_counter() - began) / _FEW
+    return min(most, max(_FEW, int(_SEARCHED * left / (_GRADIENTS * row))))
 
 
 def learn(
