@@ -7,14 +7,22 @@ one thread, because the OpenMP pools of torch and scikit-learn spin while they w
 A thread count is a setting of the process, so it is counted who holds it: only the first one in
 saves the caller's setting and only the last one out restores it. Saving and restoring in each fit
 would race: a fit that starts while another one runs would save "1" and restore it for good.
+
+Large work is shared block by block instead (`sharing`, `in_order`): whole blocks go to threads that
+have one BLAS thread each, and what they give is taken in the order of the blocks, so that sums are
+bitwise the same on any number of threads.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +33,11 @@ from torch import is_grad_enabled
 #: Number of matrix entries below which one torch thread is the better choice.
 SMALL = 1_000_000
 
+#: Blocks that a thread takes at a time: enough to be worth handing over.
+_RUN = 4
+
 _lock = threading.Lock()
+_threads: ContextVar[int] = ContextVar("threads", default=1)
 
 
 class _Held:
@@ -124,3 +136,49 @@ def one_thread(small: bool = True) -> Iterator[None]:
             leave()
         finally:
             leave()
+
+
+@contextmanager
+def sharing(count: int) -> Iterator[None]:
+    """Let `in_order` use so many threads in this block, and in this thread only."""
+    before = _threads.set(count)
+    try:
+        yield
+    finally:
+        _threads.reset(before)
+
+
+def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """``work(item)`` of all items, in their order, on the threads that `sharing` lends.
+
+    Items are taken as they are needed. An error, Ctrl-C too, waits for what is being worked on and
+    for nothing else.
+
+    Examples
+    --------
+    >>> with sharing(2):
+    ...     list(in_order(lambda x: x * x, range(5)))
+    [0, 1, 4, 9, 16]
+    """
+    count = _threads.get()
+    if count == 1:
+        yield from map(work, items)
+        return
+    errors, left = np.geterr(), iter(items)
+    waiting: deque[Future] = deque()
+
+    def run(some: list[Any]) -> list[Any]:
+        with one_thread(), np.errstate(**errors):
+            return [work(item) for item in some]
+
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            while some := list(islice(left, _RUN)):
+                waiting.append(pool.submit(run, some))
+                if len(waiting) > 2 * count:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for job in waiting:
+                job.cancel()

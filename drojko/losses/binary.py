@@ -21,6 +21,7 @@ from drojko.losses.two_lines import TwoLines
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
 _NEAR = 8  # steps from a nearby worst case
+_SHORT = 1e-5  # the last one: ten times its square, at most, is left of the root
 
 
 class Logistic(Loss):
@@ -125,22 +126,27 @@ class Logistic(Loss):
         """
         s = 2.0 * y - 1.0
         m = torch.from_numpy(s * f)
-        t = sigma - m if near is None else torch.from_numpy(near)
+        t = sigma - m if near is None else torch.tensor(near)
+        p, curve, step = torch.empty_like(t), torch.empty_like(t), torch.empty_like(t)
         for _ in range(_NEAR):
-            p = torch.sigmoid(t)
-            step = (t - 2.0 * sigma * p + m) / (1.0 - 2.0 * sigma * (p - p * p))
-            t = t - step
-            if float(step.abs().max()) <= 1e-8:  # its square is what is left
+            torch.sigmoid(t, out=p)
+            torch.addcmul(p, p, p, value=-1.0, out=curve)
+            curve.mul_(-2.0 * sigma).add_(1.0)
+            torch.add(t, m, out=step).sub_(p, alpha=2.0 * sigma).div_(curve)
+            t.sub_(step)
+            least, most = torch.aminmax(step)
+            if max(float(most), -float(least)) <= _SHORT:
                 break
         else:
             c = 0.5 - 0.5 * m / sigma
             root = even_logistic_root(c.abs(), torch.tensor(0.25 / sigma, dtype=c.dtype))
             t = torch.where(c >= 0.0, root, -root)
-        size = t.abs()
-        low = torch.sigmoid(-size)
-        p = torch.where(t >= 0.0, 1.0 - low, low)
-        value = (sigma * p - m) * p - torch.log1p(-low) + size * low
-        curve = low - low * low
+        size = torch.abs(t, out=step)
+        low = torch.sigmoid(-size)  # the smaller one of p and 1 - p
+        entropy = (-low).log1p_().neg_().addcmul_(size, low)
+        torch.sigmoid(t, out=p)
+        value = (sigma * p).sub_(m).mul_(p).add_(entropy)
+        torch.addcmul(low, low, low, value=-1.0, out=curve)
         bend = curve / (1.0 - 2.0 * sigma * curve)
         return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
 

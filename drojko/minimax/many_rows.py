@@ -4,8 +4,8 @@ r"""Smooth linear problems of many rows: exact steps on a sample, then few reads
 
 A sample of the rows has nearly the curvature of all of them. Newton's method solves the sample;
 on all rows L-BFGS starts there with the sample's joint Hessian in (z, p) as its first metric, and
-a handful of gradients gives what Newton's method takes as many Hessians for. An iteration costs
-one product with the rows and one with their transpose.
+a handful of gradients gives what Newton's method takes as many Hessians for. An iteration is one
+read of the rows, and keeps a number of single precision by row.
 
 **Proof.** A lower bound asks for slopes of the rows that balance exactly, and gradients vanish
 last. The rows of the sample carry what is left of them: their slopes become those at a point
@@ -49,7 +49,9 @@ class RowSums:
 
     ``worth`` is the sum of :math:`\inf_f \ell(f) - s f` over the plan that attains phi, ``spent``
     what the plan costs and ``mass`` its mass, in whichever way the objective's bound counts;
-    ``near`` makes the next evaluation nearby cheaper. Second derivatives are there on request.
+    ``near`` makes the next evaluation nearby cheaper, if anything does. Second derivatives are
+    there on request. ``slope`` is B' gu, ``steep`` and ``reach`` the sums of |gu| and of |gu u|;
+    sums of all rows have these in the place of gu.
     """
 
     value: float
@@ -58,7 +60,10 @@ class RowSums:
     worth: float
     spent: float
     mass: float
-    near: np.ndarray
+    near: Any = None
+    slope: np.ndarray = None  # type: ignore[assignment]
+    steep: float = 0.0
+    reach: float = 0.0
     huu: np.ndarray = None  # type: ignore[assignment]
     hup: np.ndarray = None  # type: ignore[assignment]
     hpp: np.ndarray = None  # type: ignore[assignment]
@@ -111,7 +116,6 @@ class State:
 
     z: np.ndarray
     p: np.ndarray
-    u: np.ndarray
     value: float
     sums: RowSums
     gradient: np.ndarray
@@ -126,6 +130,8 @@ class State:
 
 class ManyRows:
     """The solver of the driver.
+
+    Sums of all rows are those of one read, and forget the rows; samples are small.
 
     Parameters
     ----------
@@ -158,6 +164,7 @@ class ManyRows:
         self.few = self.rows
         if carriers is not None and len(carriers) < self.rows.n:
             self.few = self.rows.take(carriers)
+        self.near: np.ndarray | None = None  # of all rows; of others sums have their own
 
     def init(self, problem: State) -> State:
         """The state that `begin` gave."""
@@ -167,44 +174,79 @@ class ManyRows:
         self, z: np.ndarray, p: np.ndarray, metric: Any = None, pairs: tuple = ()
     ) -> State | None:
         """State at (z, p) with a metric (None: the Hessian); None where it is not defined."""
-        u, second = self.rows.predict(z), metric is None
-        sums = self._sums(z, p, u, None, second)
+        second = metric is None
+        sums = self._sums(z, p, None, second)
         if self.carriers is not None and (
             sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2
         ):
-            p = self.objective.settled(u, p)
-            sums = self._sums(z, p, u, None, second)
+            p = self.objective.settled(self.rows.predict(z), p)
+            sums = self._sums(z, p, None, second)
         self.least = _VANISHED * p[list(self.objective.positive)]
-        return None if sums is None else self._at(z, p, u, metric, pairs, sums)
+        return None if sums is None else self._at(z, p, metric, pairs, sums)
 
     def _sums(
-        self, z: np.ndarray, p: np.ndarray, u: np.ndarray, near: Any, second: bool
+        self, z: np.ndarray, p: np.ndarray, near: Any, second: bool
     ) -> RowSums | None:
         o, rows = self.objective, self.rows
-        if not np.isfinite(u).all():
+        if self.carriers is not None and not second:
+            return self._read(z, o.levels(z, p))
+        u = rows.predict(z)
+        sums = o.at(rows.y, rows.w, u, o.levels(z, p), near, second)
+        if sums is None:
             return None
-        return o.at(rows.y, rows.w, u, o.levels(z, p), near, second)
+        size = np.abs(sums.gu)
+        return replace(
+            sums, slope=rows.sum(sums.gu), steep=float(size.sum()), reach=float(size @ np.abs(u))
+        )
 
-    def _at(self, z, p, u, metric, pairs, sums: RowSums) -> State:
+    def _read(self, z: np.ndarray, levels: np.ndarray) -> RowSums | None:
+        """Sums of all rows in one read, which keeps what the next one is cheaper with."""
+        o, rows, known = self.objective, self.rows, self.near is not None
+        if self.near is None:
+            self.near = np.empty(rows.n, dtype=np.float32)
+        kept, used = self.near, False
+
+        def visit(part: slice, u: np.ndarray) -> tuple[Any, np.ndarray] | None:
+            nonlocal used
+            near = kept[part].astype(np.float64) if known else None
+            found = o.at(rows.y[part], rows.w[part], u, levels, near, False)
+            if found is None:
+                return None
+            if found.near is not None:
+                kept[part], used = found.near, True
+            size, ends = np.abs(found.gu), (found.worth, found.spent, found.mass)
+            return [found.value, *ends, size.sum(), size @ np.abs(u), *found.gp], found.gu
+
+        sums = rows.swept(z, visit)
+        if not used:
+            self.near = None
+        if sums is None:
+            return None
+        value, worth, spent, mass, steep, reach, *gp = sums.totals.tolist()
+        none = np.zeros(0)
+        return RowSums(
+            value, none, np.array(gp), worth, spent, mass, None, sums.slope, steep, reach
+        )
+
+    def _at(self, z, p, metric, pairs, sums: RowSums) -> State:
         rest = self.objective.rest(z, p, sums)
-        gradient = np.append(self.rows.sum(sums.gu) + rest.gz, sums.gp[: p.size] + rest.gp)
+        gradient = np.append(sums.slope + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
         if metric is None or self.exact:
             metric = inverse_of(self.rows, sums, rest, p.size)
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
-        return State(z, p, u, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
+        return State(z, p, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
 
     def step(self, state: State) -> State:
         """One step, and a bound once it can decide."""
         s, size = state, self.rows.size
         dz, dp = s.move[:size], s.move[size:]
-        du = self.rows.predict(dz)
         falling = [j for j in self.objective.positive if dp[j] < 0]
         t = min([1.0, *(0.9 * s.p[j] / -dp[j] for j in falling)])
         for _ in range(12):
-            z, p, u = s.z + t * dz, s.p + t * dp, s.u + t * du
-            sums = self._sums(z, p, u, s.sums.near, self.exact)
+            z, p = s.z + t * dz, s.p + t * dp
+            sums = self._sums(z, p, s.sums.near, self.exact)
             if sums is not None:
                 value = sums.value + self.objective.rest(z, p, sums).value
                 if value <= s.value - 2e-4 * t * s.decrement + 1e-15 * abs(s.value):
@@ -212,7 +254,7 @@ class ManyRows:
             t *= 0.5 if t > 0.1 else 0.2
         else:
             return self._bounded(replace(s, stuck=True))
-        new = self._at(z, p, u, s.metric, s.pairs, sums)
+        new = self._at(z, p, s.metric, s.pairs, sums)
         if not self.finite(new):
             return replace(s, stuck=True)
         if self.exact:
@@ -241,14 +283,16 @@ class ManyRows:
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
         o, few, index, k = self.objective, self.few, self.carriers, s.p.size
-        y, w, u, near = self.rows.y[index], self.rows.w[index], s.u[index], s.sums.near[index]
+        y, w, u = self.rows.y[index], self.rows.w[index], few.predict(s.z)
+        near = s.sums.near if self.near is None else self.near
+        near = None if near is None else near[index].astype(np.float64)
         levels, size = o.levels(s.z, s.p), self.rows.size
         own = new = o.at(y, w, u, levels, near, True)
         if own is None or new is None:
             return -math.inf
         factor = inverse_of(few, own, None, k)
         base = np.append(few.sum(own.gu), own.gp[:k])
-        scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
+        scale = np.append(np.full(size, s.sums.steep), np.abs(s.sums.gp[:k]))
         left, move = s.gradient, np.zeros(size + k)
         for _ in range(12):
             if (np.abs(left) <= 0.01 * _BALANCE * scale).all():
@@ -272,7 +316,7 @@ class ManyRows:
         c = left[:size] - o.rest(s.z, s.p, s.sums).gz
         # Rounding, outwards: of the sums, and of a balance that is not exact.
         drift = 2.0 * float(np.abs(left[:size]) @ np.abs(s.z))
-        rounding = 1e-15 * (abs(s.value) + float(np.abs(s.sums.gu) @ np.abs(s.u)))
+        rounding = 1e-15 * (abs(s.value) + s.sums.reach)
         return o.dual(s.z, s.p, c, sums) - drift - rounding
 
     def terminate(self, state: State) -> Status | None:
@@ -467,7 +511,8 @@ class _Mean:
         value, slope, bend = self.loss.line(u, y)
         none = np.zeros(0)
         gu, mean = w * slope, float(w @ value)
-        return RowSums(mean, gu, none, 0.0, 0.0, 1.0, u, w * bend, none[None], none[None])
+        second = {"huu": w * bend, "hup": none[None], "hpp": none[None]}
+        return RowSums(mean, gu, none, 0.0, 0.0, 1.0, **second)
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
         value = 0.5 * float(self.ridge @ z**2)
@@ -486,4 +531,5 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.w @ rows.y)
     state = _solved(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=12)
-    return (z, rows.predict(z)) if state is None else (state.z, state.u)
+    z = z if state is None else state.z
+    return z, rows.predict(z)

@@ -10,12 +10,16 @@ mean and scale enter the sums algebraically:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Rows", "blocks", "is_mapped", "is_wide", "products", "rows_of"]
+from drojko._threads import in_order
+
+__all__ = [
+    "Rows", "Swept", "blocks", "equal", "is_mapped", "is_wide", "normalised", "products", "rows_of",
+]  # fmt: skip
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
@@ -26,6 +30,8 @@ _COLUMNS = 1500
 _LARGE, _EACH = 20_000, 100
 #: Columns from which on the space of the rows is worth a rotation.
 _WIDE = 256
+#: Entries from which on threads share a sum.
+_SHARED = 2**21
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
 _LEAST, _MOST = 1e-60, 1e60
 
@@ -35,6 +41,24 @@ def blocks(n: int, d: int) -> Iterator[slice]:
     size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def equal(n: int, total: float = 1.0) -> np.ndarray:
+    """Equal weights, to read: one number in memory."""
+    return np.broadcast_to(np.float64(total / n), n)
+
+
+def normalised(w: np.ndarray) -> np.ndarray:
+    """Weights over their sum; equal ones stay one number in memory."""
+    w = np.asarray(w, dtype=np.float64)
+    return equal(len(w)) if w.strides == (0,) and len(w) else w / w.sum()
+
+
+class Swept(NamedTuple):
+    """Sums of one read of the rows: totals of the blocks, and B' g."""
+
+    totals: np.ndarray
+    slope: np.ndarray
 
 
 def rows_of(X: Any, y: np.ndarray, w: np.ndarray | None = None, *, intercept: bool = True) -> Rows:
@@ -49,8 +73,13 @@ def products(X: Any, coef: np.ndarray) -> np.ndarray:
     if own is not None:
         return own(coef)
     out = np.empty((len(X), *coef.shape[1:]))
-    for rows in blocks(*X.shape):
+
+    def work(rows: slice) -> None:
         np.matmul(X[rows].astype(np.float64, copy=False), coef, out=out[rows])
+
+    several = in_order if X.size >= _SHARED else map
+    for _ in several(work, blocks(*X.shape)):
+        pass
     return out
 
 
@@ -115,8 +144,7 @@ class Rows:
     ) -> None:
         self.X, self.y, self.intercept = X, y, intercept
         self.n, self.d = X.shape
-        w = np.full(self.n, 1.0 / self.n) if w is None else np.asarray(w, dtype=np.float64)
-        self.w: np.ndarray = w / w.sum()
+        self.w: np.ndarray = equal(self.n) if w is None else normalised(w)
         self.size = self.d + int(intercept)
         self._standardise()
         self.free: np.ndarray = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
@@ -139,13 +167,20 @@ class Rows:
         # Deviations from a rough centre, so that squares do not cancel.
         some = X[:: max(self.n // 64, 1)].astype(np.float64)
         centre = np.median(some, axis=0) if self.intercept else np.zeros(d)
-        total, square = np.zeros(d), np.zeros(d)
-        buffer = self._buffer(d)
+        total, square, spare = np.zeros(d), np.zeros(d), []
+
+        def work(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+            buffer = self._lent(spare, d)
+            part = np.subtract(X[rows], centre, out=buffer[: rows.stop - rows.start])
+            first = w[rows] @ part
+            second = w[rows] @ np.square(part, out=part)
+            spare.append(buffer)
+            return first, second
+
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for rows in self.blocks():
-                part = np.subtract(X[rows], centre, out=buffer[: rows.stop - rows.start])
-                total += w[rows] @ part
-                square += w[rows] @ np.square(part, out=part)
+            for first, second in self._several(work, self.blocks()):
+                total += first
+                square += second
             shift = total if self.intercept else np.zeros(d)
             spread = square - shift * shift
             sure = spread > 1e-4 * (square + 1e-8 * centre * centre)
@@ -216,25 +251,42 @@ class Rows:
         if self.intercept:
             out[:, -1] = 1.0
 
-    def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Blocks that the sums are made of: raw where that is exact enough, in a reused buffer."""
-        if self._matrix is not None:
-            for rows in self.blocks():
-                yield rows, self._matrix[rows]
-            return
-        buffer = np.zeros((0, 0))
-        for rows, part in self._parts():
-            if self._raw and part.dtype == np.float64:
-                yield rows, part
-                continue
-            if not buffer.size:
-                buffer = self._buffer(self.d if self._raw else self.size)
+    def _several(self, work: Callable[[Any], Any], items: Any) -> Iterator[Any]:
+        """What ``work`` gives of the items, in order; many rows are shared by threads."""
+        return in_order(work, items) if self.n * self.d >= _SHARED else map(work, items)
+
+    def _lent(self, spare: list[np.ndarray], columns: int) -> np.ndarray:
+        """A buffer for a block, of those that threads have given back."""
+        try:
+            return spare.pop()
+        except IndexError:
+            return self._buffer(columns)
+
+    def _each(self, work: Callable[[slice, np.ndarray], Any]) -> Iterator[Any]:
+        """What ``work(rows, block)`` gives of all blocks, in order, of which sums are made.
+
+        Blocks are raw where that is exact enough, in reused buffers.
+        """
+        spare: list[np.ndarray] = []
+
+        def one(item: tuple[slice, np.ndarray]) -> Any:
+            rows, part = item
+            if self._matrix is not None:
+                return work(rows, self._matrix[rows])
+            if self._algebraic and part.dtype == np.float64:
+                return work(rows, part)
+            buffer = self._lent(spare, self.d if self._algebraic else self.size)
             block = buffer[: len(part)]
-            if self._raw:
+            if self._algebraic:
                 np.copyto(block, part)
             else:
                 self._fill(part, block)
-            yield rows, block
+            found = work(rows, block)
+            spare.append(buffer)
+            return found
+
+        kept = self._matrix is not None
+        return self._several(one, ((r, None) for r in self.blocks()) if kept else self._parts())
 
     @property
     def _algebraic(self) -> bool:
@@ -268,8 +320,8 @@ class Rows:
         """B z in float64, shape (n,)."""
         out = np.empty(self.n)
         coef, shift = self.outward(z) if self._algebraic else (z, 0.0)
-        for rows, block in self._read():
-            np.matmul(block, coef, out=out[rows])
+        for _ in self._each(lambda rows, block: np.matmul(block, coef, out=out[rows])):
+            pass
         out += shift
         return out
 
@@ -277,34 +329,81 @@ class Rows:
         """B' g, shape (D,) or (D, m), for g of shape (n,) or (n, m)."""
         total = np.zeros((self.d if self._algebraic else self.size, *g.shape[1:]))
         few = g.ndim == 2 and g.shape[1] <= 8  # column by column is the faster product
-        for rows, block in self._read():
+
+        def work(rows: slice, block: np.ndarray) -> np.ndarray:
             if few:
-                for j in range(g.shape[1]):
-                    total[:, j] += block.T @ g[rows, j]
-            else:
-                total += block.T @ g[rows]
+                return np.stack([block.T @ g[rows, j] for j in range(g.shape[1])], axis=1)
+            return block.T @ g[rows]
+
+        for part in self._each(work):
+            total += part
         return self._centred(total, g.sum(axis=0)) if self._algebraic else total
+
+    def swept(
+        self, z: np.ndarray, visit: Callable[[slice, np.ndarray], tuple | None]
+    ) -> Swept | None:
+        """One read of the rows for predictions and the sums that rest on them.
+
+        Parameters
+        ----------
+        z : array of shape (D,)
+        visit : callable
+            (rows, B z of these, shape (k,)) -> (numbers to be added up, g of shape (k,)), or None,
+            which ends it all: the result is None. Perhaps on several threads at once.
+
+        Examples
+        --------
+        >>> rows = Rows(np.array([[0.0], [2.0]]), np.array([0, 1]))
+        >>> rows.swept(np.array([1.0, 3.0]), lambda part, u: ([u.sum()], u))
+        Swept(totals=array([6.]), slope=array([2., 6.]))
+        """
+        coef, shift = self.outward(z) if self._algebraic else (z, 0.0)
+
+        def work(rows: slice, block: np.ndarray) -> tuple | None:
+            u = block @ coef
+            u += shift
+            found = visit(rows, u)
+            return found and (np.asarray(found[0]), block.T @ found[1], found[1].sum())
+
+        totals, slope, mass = None, None, 0.0
+        for found in self._each(work):
+            if found is None:
+                return None
+            if totals is None:
+                totals, slope, mass = found
+                continue
+            totals, slope, mass = totals + found[0], slope + found[1], mass + found[2]
+        if totals is None or slope is None:
+            raise ValueError("no rows")
+        return Swept(totals, self._centred(slope, np.asarray(mass)) if self._algebraic else slope)
 
     def gram(self, h: np.ndarray) -> np.ndarray:
         """B' diag(h) B, shape (D, D), for h >= 0 of shape (n,)."""
         return self._dense_gram(h)
 
     def _dense_gram(self, h: np.ndarray) -> np.ndarray:
-        total = np.zeros((self.size, self.size))
-        scratch = self._buffer(self.size)
-        for rows, block in self._read():
+        total, spare = np.zeros((self.size, self.size)), []
+
+        def work(rows: slice, block: np.ndarray) -> np.ndarray | None:
             root = np.sqrt(h[rows])
             keep = np.flatnonzero(root)
             if not keep.size:
-                continue
+                return None
             if 2 * keep.size < root.size:
                 block, root = block[keep], root[keep]
+            scratch = self._lent(spare, self.size)
             part = scratch[: root.size]
             columns = part[:, : block.shape[1]]
             np.multiply(block, root[:, None], out=columns)
             if columns.shape[1] < self.size:
                 part[:, -1] = root
-            total += part.T @ part
+            found = part.T @ part
+            spare.append(scratch)
+            return found
+
+        for part in self._each(work):
+            if part is not None:
+                total += part
         return self._centred_gram(total) if self._algebraic else total
 
     def squares(self, h: np.ndarray) -> np.ndarray:
@@ -355,6 +454,5 @@ class Rows:
         return some._weighed(self.w[index] if w is None else w)
 
     def _weighed(self, w: np.ndarray) -> Rows:
-        w = np.asarray(w, dtype=np.float64)
-        self.n, self.w = len(w), w / w.sum()
+        self.n, self.w = len(w), normalised(w)
         return self

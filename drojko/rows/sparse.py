@@ -9,13 +9,13 @@ The scaled entries are stored, centring is algebra: with S the scaled matrix and
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from drojko.rows.rows import FAR, Rows
+from drojko.rows.rows import FAR, Rows, Swept, blocks
 from drojko.rows.table import Table
 
 __all__ = ["SparseRows", "SparseTable"]
@@ -128,9 +128,6 @@ class SparseRows(Rows):
         if self.intercept:
             out[:, -1] = 1.0
 
-    def _read(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return self.read()
-
     @property
     def _algebraic(self) -> bool:
         return False
@@ -146,6 +143,24 @@ class SparseRows(Rows):
         mass = g.sum(axis=0)
         total = self.scaled.T @ g - np.multiply.outer(self.centre, mass)
         return np.concatenate([total, mass[None]]) if self.intercept else total
+
+    def swept(
+        self, z: np.ndarray, visit: Callable[[slice, np.ndarray], tuple | None]
+    ) -> Swept | None:
+        """See `Rows`; products are those of the whole matrix."""
+        u, g, totals = self.predict(z), np.empty(self.n), 0.0
+
+        def work(rows: slice) -> Any:
+            found = visit(rows, u[rows])
+            if found is not None:
+                g[rows] = found[1]
+            return found and np.asarray(found[0])
+
+        for found in self._several(work, blocks(self.n, 16)):
+            if found is None:
+                return None
+            totals = totals + found
+        return Swept(np.asarray(totals), self.sum(g))
 
     def gram(self, h: np.ndarray) -> np.ndarray:
         """B' diag(h) B."""

@@ -102,7 +102,7 @@ class Divergent:
         if not math.isfinite(value + attained):
             return None
         spent = (attained - level * mass - value) / price
-        first = RowSums(value, gu, np.array([-mass, -spent]), worth, spent, mass, gu)
+        first = RowSums(value, gu, np.array([-mass, -spent]), worth, spent, mass)
         return replace(first, huu=huu, hup=hup, hpp=hpp) if second else first
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:

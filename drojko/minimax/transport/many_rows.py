@@ -94,13 +94,15 @@ class Transported:
         sigma, n = float(levels[0]), len(u)
         if not (sigma > 0.0 and self.loss.kink_free(sigma) and np.isfinite(u).all()):
             return None
-        slope, root = np.empty(n), np.empty(n)
+        slope, root = np.empty(n), np.empty(n) if hasattr(self.loss, "worst_near") else None
         bend = np.empty(n) if second else slope
         value = worth = spent = 0.0
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
             last = None if near is None else near[part]
-            G, p, bends, root[part] = worst(self.loss, u[part], y[part], sigma, last)
+            G, p, bends, at = worst(self.loss, u[part], y[part], sigma, last)
+            if root is not None:
+                root[part] = at
             bend[part], slope[part] = bends, p
             value += float(w[part] @ G)
             spent += float(w[part] @ (p * p))
@@ -160,8 +162,8 @@ class Transported:
 
 def worst(
     loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """G, its slope p and curvature in u, and what the next call may start ``near``.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+    """G, its slope p and curvature in u, and what the next call may start ``near``, or None.
 
     The other derivatives follow: p² in sigma, and 2 p and 4 p² times the curvature.
     """
@@ -169,4 +171,4 @@ def worst(
     if nearby is not None:
         return nearby(u, y, sigma, near)
     at = jet(loss, u, y, sigma, 0.0)
-    return at.value, np.asarray(at.u), np.asarray(at.uu), u
+    return at.value, np.asarray(at.u), np.asarray(at.uu), None
