@@ -223,7 +223,7 @@ class LogitClassifier(ClassifierMixin):
             values = np.array(y.tolist())
             y = values if values.dtype.kind in "biuf" else y
         try:
-            classes, index = np.unique(y, return_inverse=True)
+            classes, index = _classes(y)
         except TypeError as error:
             kinds = sorted({type(plain(label)).__name__ for label in y})
             raise InvalidDataError(
@@ -251,6 +251,16 @@ class LogitClassifier(ClassifierMixin):
         if scores.ndim == 1:
             return np.column_stack([expit(-scores), expit(scores)])
         return softmax(scores, axis=1)
+
+
+def _classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted labels, and the index of each row's; of few numbers without sorting all of them."""
+    if y.dtype.kind not in "biu" or y.size < 100_000:
+        return np.unique(y, return_inverse=True)
+    classes = np.unique(y)
+    if y.dtype == np.int64 and np.array_equal(classes, np.arange(len(classes))):
+        return classes, y
+    return classes, np.searchsorted(classes, y)
 
 
 def checked_weight(sample_weight: Any, X: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drojko._numerics import standard_error
 from drojko.ambiguity import Dual
+from drojko.ambiguity.duals.nearby import dual_near
 from drojko.inner.networks.bound import Case, NetworkBound, network_bound
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -361,6 +362,7 @@ def reweighted_certificate(
     *,
     fitted: tuple[np.ndarray, np.ndarray] | None = None,
     stationarity: float = math.nan,
+    near: Any = None,
 ) -> tuple[Certificate, Dual, Any]:
     r"""Certificate of a set that reweights, from the losses of a model on reference draws.
 
@@ -384,6 +386,8 @@ def reweighted_certificate(
         Independent draws that the dual point is solved for; None: the draws are the atoms.
     stationarity : float
         Passed on.
+    near : (shift, penalty), optional
+        A dual point close to that of the atoms, from which it is found without sorting them.
 
     Returns
     -------
@@ -410,7 +414,10 @@ def reweighted_certificate(
     >>> certificate.proof, certificate.gap < 1e-12
     ('dual', True)
     """
-    exact = bound.dual(losses)
+    exact = None
+    if near is not None and fitted is None:
+        exact = dual_near(ambiguity, losses, bound.weights, *near)
+    exact = bound.dual(losses) if exact is None else exact
     point, contributions = exact, losses
     upper, error, proof = exact.value, 0.0, "dual"
     if fitted is not None:

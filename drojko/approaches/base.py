@@ -397,6 +397,7 @@ def trained(found: LinearFit) -> tuple[Parameters, TrainResult]:
         found.history,
         found.relative_gap,
         found.advice,
+        found.risk,
     )
     return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from joblib import effective_n_jobs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
@@ -28,7 +29,7 @@ from drojko._sklearn import (
     checked_weight,
     plain,
 )
-from drojko._threads import SMALL, one_thread
+from drojko._threads import SMALL, one_thread, sharing
 from drojko._validation import shown
 from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
@@ -65,7 +66,7 @@ from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import ACTIVATIONS, TabularModel
-from drojko.rows import is_mapped
+from drojko.rows import equal, fingerprint, is_large, normalised
 
 
 def _seed(random_state: Any) -> int:
@@ -144,6 +145,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
     n_iter_no_change: int = 10
     warm_start: bool = False
     random_state: Any = None
+    n_jobs: int | None = None
     device: Any = "cpu"
     dtype: str = "float64"
     verbose: bool = False
@@ -187,6 +189,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
+        "n_jobs": [Integral, None],
         "device": [str, HasMethods(["type"])],
         "dtype": [StrOptions(set(DTYPES))],
         "verbose": ["verbose"],
@@ -215,7 +218,9 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             check_device(self.device)
         if self.inner not in _SIMPLE:
             self._plain_inner().check(ambiguity)
-        weight = checked_weight(sample_weight, X)
+        on_rows = self._on_rows()
+        weight = equal(len(X), len(X)) if sample_weight is None and on_rows else None
+        weight = checked_weight(sample_weight, X) if weight is None else weight
         if self._classification:
             self._check_classes(y, weight)
         self._check_network_only(approach)
@@ -223,7 +228,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
         last: dict[str, Any] = {}
-        with one_thread(X.size < SMALL), arithmetic("the fit"):
+        with self._threads(X.size), arithmetic("the fit"):
             plan = self._plan(ambiguity, cost, self._outputs())
             rows = (X, y, weight)
             plan, reference, chosen = self._placed(plan, approach, rows, groups, seed)
@@ -329,17 +334,17 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         makes the reference, when it is asked for, are the arguments of `empirical`.
         """
         x, y, weight = rows
-        simple = self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
         table = hasattr(x, "rows")  # no array: sparse, or in batches
-        simple = simple and (approach.takes_tables(plan.ambiguity) or not table)
+        simple = self._on_rows() and (approach.takes_tables(plan.ambiguity) or not table)
         if simple and reference is None and approach.linear(plan) is not None:
-            kept = weight > 0
-            # Not the caller's arrays, but files are read where they are.
-            held = x if (is_mapped(x) or table) and kept.all() else x[kept]
-            points = (held, y[kept], weight[kept] / weight.sum())
             known = approach.groups(plan.ambiguity, groups, weight)
-            if known is not None:
-                known = (known[0][kept], known[1])
+            points = x, y, normalised(weight)
+            if not weight.all():
+                kept = weight > 0
+                points = (x[kept], y[kept], weight[kept] / weight.sum())
+                known = known and (known[0][kept], known[1])
+            elif not (table or is_large(x)):  # not the caller's arrays, where a copy is cheap
+                points = x.copy(), y.copy(), points[2]
             atoms, index = approach.atoms(plan.ambiguity, points, known)
             kept_rows = None if table else (*points, known)
             return replace(plan, atoms=atoms, groups=index), kept_rows, ""
@@ -365,6 +370,22 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             atoms, index = atoms_of(reference, count)
             plan = replace(plan, atoms=atoms, groups=index)
         return plan, reference, chosen
+
+    @contextmanager
+    def _threads(self, size: int) -> Iterator[None]:
+        """One thread for BLAS and small work, and those of ``n_jobs`` for large sums over rows."""
+        if self.n_jobs is None:
+            count = 1
+        elif self.n_jobs == 0:
+            raise InvalidDataError("n_jobs=0; expected a number of threads, or -1 for all cores")
+        else:
+            count = effective_n_jobs(self.n_jobs)
+        with one_thread(size < SMALL or self.model == "linear"), sharing(count):
+            yield
+
+    def _on_rows(self) -> bool:
+        """Whether the rows themselves are all that a linear model is fitted to."""
+        return self.model == "linear" and self.inner in _SIMPLE and self.reference == "empirical"
 
     def _demanding(self, plan: Plan) -> str:
         """What it is that needs an array of the rows."""
@@ -492,6 +513,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         for name, value in self._attributes(parameters).items():
             setattr(self, name, value)
         self._n_outputs, self._reference = plan.n_outputs, reference
+        self._seen = fingerprint(reference[0]) if isinstance(reference, tuple) else None
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message
@@ -528,8 +550,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        simple = self.model == "linear" and self.reference == "empirical"
-        simple = simple and self.inner in _SIMPLE
+        simple = self._on_rows()
         # Several classes under a transport set of order 2 train a module, from arrays.
         moves, order = getattr(self.ambiguity, "moves", True), getattr(self.ambiguity, "order", 2)
         tags.input_tags.sparse = simple and (not self._classification or not moves or order == 1)

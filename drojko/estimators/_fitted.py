@@ -32,7 +32,8 @@ from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel
-from drojko.rows import products
+from drojko.exceptions import InvalidDataError
+from drojko.rows import fingerprint, products
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +112,12 @@ class Fitted(BaseEstimator):
                 "certificate_ is there. Fit on an array (X.toarray()) to have them"
             )
         if isinstance(given, tuple):
+            seen = getattr(self, "_seen", None)
+            if seen is not None and fingerprint(given[0]) != seen:
+                raise InvalidDataError(
+                    "reference_, worst_case_: X was changed after fit, which keeps no copy of large "
+                    "data: put back what it held, or fit on X.copy()"
+                )
             given = empirical(*given, classification=self._classification)
         return given
 

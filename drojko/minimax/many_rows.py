@@ -446,6 +446,7 @@ def fit_many(
         row["stationarity"],
         outcome.columns(),
         abs(s.value),
+        risk=objective.levels(s.z, s.p),
     )
 
 

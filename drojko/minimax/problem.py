@@ -32,7 +32,7 @@ class TrainResult:
     """How a training run ended; the parameters themselves are in the model.
 
     ``gap`` is the proven relative gap of the objective, NaN where nothing is proven; ``advice`` a
-    word on the result for the user.
+    word on the result for the user; ``risk`` the worst case, where the solver knows it.
     """
 
     status: str
@@ -43,6 +43,7 @@ class TrainResult:
     history: dict[str, np.ndarray] = field(default_factory=dict)
     gap: float = math.nan
     advice: str | None = None
+    risk: Any = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from drojko.rows.rows import (
     Swept,
     blocks,
     equal,
+    fingerprint,
+    is_large,
     is_mapped,
     is_wide,
     normalised,
@@ -14,6 +16,6 @@ from drojko.rows.rows import (
 )
 
 __all__ = [
-    "Rows", "Swept", "blocks", "equal", "is_mapped", "is_wide", "normalised", "parquet", "products",
-    "rows_of",
+    "Rows", "Swept", "blocks", "equal", "fingerprint", "is_large", "is_mapped", "is_wide",
+    "normalised", "parquet", "products", "rows_of",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ mean and scale enter the sums algebraically:
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ import numpy as np
 from drojko._threads import in_order
 
 __all__ = [
-    "Rows", "Swept", "blocks", "equal", "is_mapped", "is_wide", "normalised", "products", "rows_of",
+    "Rows", "Swept", "blocks", "equal", "fingerprint", "is_large", "is_mapped", "is_wide",
+    "normalised", "products", "rows_of",
 ]  # fmt: skip
 
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
@@ -88,6 +90,11 @@ def is_wide(X: Any) -> bool:
     return isinstance(X, np.ndarray) and X.shape[1] > max(len(X), _WIDE)
 
 
+def is_large(X: np.ndarray) -> bool:
+    """Whether an array is worked on where it is: a second one would be large, or is in a file."""
+    return X.size >= _SHARED or is_mapped(X)
+
+
 def is_mapped(X: Any) -> bool:
     """Whether an array lies in a file (`numpy.memmap`) rather than in memory."""
     while isinstance(X, np.ndarray):
@@ -95,6 +102,11 @@ def is_mapped(X: Any) -> bool:
             return True
         X = X.base
     return False
+
+
+def fingerprint(X: np.ndarray) -> int:
+    """A checksum of up to 4096 rows of an array, by which it is known again."""
+    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 4096 + 1]).tobytes())
 
 
 class Rows:
@@ -276,7 +288,7 @@ class Rows:
             if self._algebraic and part.dtype == np.float64:
                 return work(rows, part)
             buffer = self._lent(spare, self.d if self._algebraic else self.size)
-            block = buffer[: len(part)]
+            block = buffer[: part.shape[0]]
             if self._algebraic:
                 np.copyto(block, part)
             else:

@@ -493,8 +493,9 @@ class Reweighting:
         n = None if weights is None else floats(weights, "weights").size
         if not n:
             raise InvalidDataError(f"weights={shown(weights)}; expected one weight for each point")
-        mass = masses(weights, n)
-        self.weights = mass / mass.sum()
+        equal = type(weights) is np.ndarray and weights.strides == (0,) and float(weights[0]) > 0.0
+        mass = weights if equal else masses(weights, n)
+        self.weights = np.broadcast_to(np.float64(1.0 / n), n) if equal else mass / mass.sum()
         self.least = float(self.weights[self.weights > 0].min())
         self.positive = bool((self.weights > 1e-300).all())
         #: Where the last search of a threshold ended; the next one, on losses nearby, starts there.

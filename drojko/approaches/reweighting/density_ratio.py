@@ -59,6 +59,7 @@ class DensityRatio(OnSupport):
         draw: Callable[[], Draw],
         stationarity: float,
         parameters: Parameters | None = None,
+        near: Any = None,
     ) -> Assessment:
         """The exact dual of atoms; on draws, bounds of a dual point that other draws gave."""
         law, fitted = None, None
@@ -68,7 +69,7 @@ class DensityRatio(OnSupport):
             fitted = losses, w
         (_, _, w), bound, losses = draw()
         certificate, point, bounded = reweighted_certificate(
-            plan.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity
+            plan.ambiguity, bound, losses, w, fitted=fitted, stationarity=stationarity, near=near
         )
         if law is not None:
             bounded = None

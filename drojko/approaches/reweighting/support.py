@@ -40,6 +40,8 @@ __all__ = ["OnSupport", "Reweighted", "losses_of"]
 
 #: Draws of a continuous reference for a certificate, unless the set says less.
 DRAWS = 10_000
+#: Rows whose losses are not sorted where a dual point is known.
+_MANY = 20_000
 #: Rows that predictions are made of at a time.
 BLOCK = 65_536
 
@@ -58,9 +60,10 @@ class Reweighted(LinearProblem):
     def _bound(self) -> Any:
         """The set on the atoms: one for training and certificate."""
         x, y, w = self.plan.draw(0)
-        y, w = map(torch.from_numpy, (y, w))
+        plain = w.strides == (0,) and self.approach.name == "reweighting"
+        y, w = y if plain else _tensor(y), w if plain else _tensor(w)
         seen = self.plan.ambiguity.sees_points
-        x = torch.from_numpy(np.require(x, requirements="W")) if seen else None
+        x = _tensor(x) if seen else None
         return self.plan.ambiguity.bind(x, y, w, self.plan.groups)
 
     def support(self, count: int) -> tuple[Points, Any]:
@@ -93,7 +96,7 @@ class Reweighted(LinearProblem):
 
         def draw() -> Draw:
             points, bound = self.support(DRAWS)
-            parts, whole = [], None
+            losses, whole = np.empty(len(points[0])), None
             if hasattr(points[0], "rows"):  # a table gives all products at once
                 whole = products(points[0], coef.T)
             for start in range(0, len(points[0]), BLOCK):
@@ -101,10 +104,11 @@ class Reweighted(LinearProblem):
                 x, y = points[0], points[1][some]
                 f = (products(x[some], coef.T) if whole is None else whole[some]) + intercept
                 f = np.ascontiguousarray(f[:, 0] if plan.n_outputs == 1 else f)
-                parts.append(plan.loss.value(torch.from_numpy(f), torch.from_numpy(y)).numpy())
-            return points, bound, np.concatenate(parts)
+                losses[some] = plan.loss.value(torch.from_numpy(f), _tensor(y)).numpy()
+            return points, bound, losses
 
-        return self.approach.judge(plan, draw, result.stationarity, parameters)
+        near = result.risk if len(plan.atoms[0] if plan.atoms else ()) >= _MANY else None
+        return self.approach.judge(plan, draw, result.stationarity, parameters, near)
 
 
 class OnSupport(Approach):
@@ -197,6 +201,7 @@ class OnSupport(Approach):
         draw: Callable[[], Draw],
         stationarity: float,
         parameters: Parameters | None = None,
+        near: Any = None,
     ) -> Assessment:
         """Certificate and worst case from the losses of a model; its parameters if it is linear."""
         (x, y, w), bound, losses = draw()
@@ -242,6 +247,11 @@ class OnSupport(Approach):
             shares,
             reference=fitted.reference,
         )
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """An array as a tensor, which shares memory where it may be written to."""
+    return torch.from_numpy(np.require(values, requirements="W"))
 
 
 def losses_of(plan: Plan, model: TabularModel, points: Points) -> np.ndarray:

@@ -14,7 +14,7 @@ from drojko.approaches.base import Assessment, LinearProblem, Parameters, Plan
 from drojko.certificates import Certificate
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.transport.linear import solve_ridge
-from drojko.minimax.transport.risk import RidgeData, ridge_robust_risk
+from drojko.minimax.transport.risk import RidgeData, RidgeRisk, ridge_robust_risk
 
 __all__ = ["DRAWS", "ExactTransport", "certify_ridge"]
 
@@ -34,10 +34,13 @@ class ExactTransport(LinearProblem):
 
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """Both sides from one root."""
-        plan = self.plan
+        plan, known = self.plan, result.risk
         guess = result.penalty if 0 < result.penalty < math.inf else None
+        if plan.sampled or known is None or not known.of(parameters[0][0], parameters[1][0]):
+            known = None
+        data = plan.ridge(plan.draw(DRAWS)) if known is None else known.model.data
         certificate, (low, high, share) = certify_ridge(
-            plan, plan.ridge(plan.draw(DRAWS)), parameters, guess=guess, result=result
+            plan, data, parameters, guess=guess, result=result, known=known
         )
         state = {
             "low_penalty": low,
@@ -57,8 +60,12 @@ def certify_ridge(
     parameters: Parameters,
     guess: float | None = None,
     result: TrainResult | None = None,
+    known: RidgeRisk | None = None,
 ) -> tuple[Certificate, tuple[float, float, float]]:
-    """Exact certificate: both sides from one root; and the plan (two penalties and a share)."""
+    """Exact certificate: both sides from one root; and the plan (two penalties and a share).
+
+    ``known`` is the worst case of this model at these points, if training has found it.
+    """
     coef, intercept = parameters[0][0], float(parameters[1][0])
     if plan.radius == 0.0:
         u = torch.from_numpy(data.predictions(coef, intercept))
@@ -67,7 +74,7 @@ def certify_ridge(
         cost, penalty, worst, own = 0.0, math.inf, (math.inf, math.inf, 0.0), spread
     else:
         form: dict[str, Any] = {"radius": plan.radius or None, "penalty": plan.penalty}
-        found = ridge_robust_risk(data, coef, intercept, **form, guess=guess)
+        found = known or ridge_robust_risk(data, coef, intercept, **form, guess=guess)
         value, lower, nominal = found.value, found.attained, found.nominal
         cost, penalty = found.transport_cost, found.penalty
         priced = penalty * cost if cost > 0 else 0.0

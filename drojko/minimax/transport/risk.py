@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko.rows import blocks, products
+from drojko._threads import in_order
+from drojko.rows import blocks, equal, normalised, products
 
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "spend"]
 
+_SHARED = 100_000  # rows from which on threads share a sum
 _CLOSE = 1e-13  # relative distance of primal and dual value that is rounding
 
 
@@ -71,7 +74,7 @@ class RidgeData:
             raise InvalidDataError(f"y has shape {y.shape}, expected ({n},), at least one row")
         if self.loss.task == "classification" and not ((y == 0) | (y == 1)).all():
             raise InvalidDataError("y: expected class indices 0 and 1")
-        weight = np.full(n, 1.0 / n) if self.weight is None else np.asarray(self.weight, float)
+        weight = equal(n) if self.weight is None else np.asarray(self.weight, float)
         if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.sum() < math.inf:
             raise InvalidDataError(
                 f"weight: expected {n} nonnegative finite numbers, not all of them zero"
@@ -82,7 +85,7 @@ class RidgeData:
         if not self.label_cost > 0:
             raise InvalidDataError(f"label_cost = {self.label_cost!r}, expected a positive number")
         put("y", y)
-        put("weight", weight / weight.sum())
+        put("weight", normalised(weight))
         put("inverse_cost", cost)
         put("label_cost", float(self.label_cost))
 
@@ -117,7 +120,8 @@ class RidgeRisk:
     ``1 - mixture``), the worst cases at the penalties ``penalty_low <= penalty_high`` that bracket
     ``penalty``; ``flip_low`` and ``flip_high`` mark the points whose class label changes. The
     plan's cost is ``transport_cost``, in radius form ``radius**2`` unless the model cannot use it.
-    ``shift`` and ``flip`` are those of the part with the larger share.
+    ``shift`` and ``flip`` are those of the part with the larger share. Numbers by point are made
+    when they are asked for.
 
     A shift t moves x by ``inverse_cost * coef * t / n²`` and, in regression with a finite label
     cost, y by ``-t / (label_cost * n²)``, with n² = `RidgeData.squared_norm`.
@@ -125,83 +129,150 @@ class RidgeRisk:
 
     value: float
     penalty: float
-    shift: np.ndarray
     transport_cost: float
     attained: float
     nominal: float
     penalty_low: float
     penalty_high: float
-    shift_low: np.ndarray
-    shift_high: np.ndarray
     mixture: float
-    flip: np.ndarray
-    flip_low: np.ndarray
-    flip_high: np.ndarray
+    model: _Model = field(repr=False)
+
+    def of(self, coef: np.ndarray, intercept: float) -> bool:
+        """Whether it is that of this model."""
+        own = self.model
+        return own.intercept == intercept and np.array_equal(own.coef, coef)
+
+    @cached_property
+    def _low(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.model.moves(self.penalty_low)
+
+    @cached_property
+    def _high(self) -> tuple[np.ndarray, np.ndarray]:
+        same = self.penalty_high == self.penalty_low
+        return self._low if same else self.model.moves(self.penalty_high)
+
+    @property
+    def _main(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._low if self.mixture >= 0.5 else self._high
+
+    shift_low = property(lambda self: self._low[0])
+    flip_low = property(lambda self: self._low[1])
+    shift_high = property(lambda self: self._high[0])
+    flip_high = property(lambda self: self._high[1])
+    shift = property(lambda self: self._main[0])
+    flip = property(lambda self: self._main[1])
 
 
 @dataclass
 class _Plan:
+    """``fall``: how fast the logarithm of the cost falls in that of λ, where that is known."""
+
     lam: float
     value: float  # E[loss - λ cost]
     risk: float
     cost: float
-    shift: np.ndarray
-    flip: np.ndarray
+    fall: float = math.nan
 
 
 class _Model:
-    """One fixed model: plans as a function of the penalty."""
+    """One fixed model: plans as a function of the penalty, whose sums alone are kept."""
 
     def __init__(self, data: RidgeData, coef: np.ndarray, intercept: float) -> None:
-        self.data = data
+        self.data, self.coef, self.intercept = data, coef, intercept
         self.u = data.predictions(coef, intercept)
         self.norm = data.squared_norm(coef)
         self.loss = data.loss
-        self._f = torch.from_numpy(self.u)
-        self._y = torch.from_numpy(data.y)
+        self.nearby = getattr(self.loss, "worst_near", None)
         self._near: np.ndarray | None = None
+        self.even: tuple[float, float] | None = None  # of the squared loss: shift by residual
 
-    def _loss(self, shift: np.ndarray | float, y: torch.Tensor) -> np.ndarray:
-        return self.loss.value(self._f + torch.as_tensor(shift), y).numpy()
+    def _loss(self, part: slice, shift: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return self.loss.value(torch.from_numpy(self.u[part] + shift), torch.from_numpy(y)).numpy()
 
-    def _moved(self, lam: float, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _moved(
+        self, part: slice, lam: float, y: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Worst shifts of some rows, their costs and the losses there."""
+        u = self.u[part]
         if self.norm == 0.0 or math.isinf(lam):
-            shift, cost = np.zeros_like(self.u), np.zeros_like(self.u)
-        else:
-            shift = self._shift(lam, y)
+            shift, cost = np.zeros_like(u), np.zeros_like(u)
+        elif self.even is not None:
+            shift = self.even[0] * (u - y) + self.even[1]
             cost = shift * shift / self.norm
-        return shift, cost, self._loss(shift, y)
+        else:
+            at, target = torch.from_numpy(u), torch.from_numpy(y)
+            shift = self.loss.shift(at, target, lam / self.norm).numpy()
+            cost = shift * shift / self.norm
+        return shift, cost, self._loss(part, shift, y)
 
-    def _shift(self, lam: float, y: torch.Tensor) -> np.ndarray:
-        """Worst shifts, found from the last ones where the loss knows how."""
+    def _close(self, lam: float) -> bool:
+        """Whether worst cases at lam are found from others nearby."""
+        if self.nearby is None or self.data.flips or self.norm == 0.0 or not 0.0 < lam < math.inf:
+            return False
+        return self.loss.kink_free(0.25 * self.norm / lam)
+
+    def _from_near(self, part: slice, lam: float, known: bool) -> tuple[np.ndarray, ...]:
+        """`_moved` from the last worst cases, and the curvature of the worst loss."""
+        assert self.nearby is not None and self._near is not None
         sigma = 0.25 * self.norm / lam
-        nearby = getattr(self.loss, "worst_near", None)
-        if nearby is None or y is not self._y or not self.loss.kink_free(sigma):
-            return self.loss.shift(self._f, y, lam / self.norm).numpy()
-        shift, near = np.empty_like(self.u), np.empty_like(self.u)
-        for part in blocks(self.u.size, 16):
-            last = None if self._near is None else self._near[part]
-            found = nearby(self.u[part], self.data.y[part], sigma, last)
-            shift[part], near[part] = 2.0 * sigma * found[1], found[3]
-        self._near = near
-        return shift
+        last = self._near[part].astype(np.float64) if known else None
+        worst, slope, bend, self._near[part] = self.nearby(
+            self.u[part], self.data.y[part], sigma, last
+        )
+        shift = 2.0 * sigma * slope
+        cost = shift * shift / self.norm
+        return shift, cost, worst + lam * cost, bend * cost
 
-    def plan(self, lam: float) -> _Plan:
-        shift, cost, risk = self._moved(lam, self._y)
-        flip = np.zeros(self.u.shape, dtype=bool)
+    def _sums(self, part: slice, lam: float, close: bool, known: bool) -> np.ndarray:
+        """Risk, cost and how the cost bends, of some rows."""
+        w, bend = self.data.weight[part], 0.0
+        if close:
+            _, cost, risk, bends = self._from_near(part, lam, known)
+            bend = float(w @ bends)
+        else:
+            _, cost, risk, _ = self._flipped(part, lam)
+        return np.array([w @ risk, w @ cost, bend])
+
+    def _flipped(self, part: slice, lam: float) -> tuple[np.ndarray, ...]:
+        """`_moved`, and which labels change."""
+        y = self.data.y[part]
+        shift, cost, risk = self._moved(part, lam, y)
+        flip = np.zeros(len(y), dtype=bool)
         if self.data.flips and not math.isinf(lam):
-            shift2, cost2, risk2 = self._moved(lam, 1.0 - self._y)
+            shift2, cost2, risk2 = self._moved(part, lam, 1.0 - y)
             cost2 = cost2 + self.data.label_cost
             flip = risk2 - lam * cost2 > risk - lam * cost
             shift, cost = np.where(flip, shift2, shift), np.where(flip, cost2, cost)
             risk = np.where(flip, risk2, risk)
-        w = self.data.weight
-        total_risk, total_cost = float(w @ risk), float(w @ cost)
-        priced = 0.0 if total_cost == 0.0 else lam * total_cost
-        return _Plan(lam, total_risk - priced, total_risk, total_cost, shift, flip)
+        return shift, cost, risk, flip
 
-    def jumps(self) -> np.ndarray:
-        """Penalties at which a single point's maximiser jumps, sorted (label flips excepted)."""
+    def plan(self, lam: float) -> _Plan:
+        close = self._close(lam)
+        known = self._near is not None
+        if close and not known:
+            self._near = np.empty(len(self.u), dtype=np.float32)
+        several = in_order if len(self.u) >= _SHARED else map
+        parts = several(lambda part: self._sums(part, lam, close, known), blocks(len(self.u), 16))
+        risk, cost, bend = sum(parts, np.zeros(3)).tolist()
+        priced = 0.0 if cost == 0.0 else lam * cost
+        fall = 2.0 + self.norm / lam * bend / cost if close and cost > 0.0 else math.nan
+        return _Plan(lam, risk - priced, risk, cost, fall)
+
+    def moves(self, lam: float) -> tuple[np.ndarray, np.ndarray]:
+        """Shifts of all points, and which labels change."""
+        shift, flip = np.empty(len(self.u)), np.zeros(len(self.u), dtype=bool)
+        close = self._close(lam) and self._near is not None
+        for part in blocks(len(self.u), 16):
+            if close:
+                shift[part] = self._from_near(part, lam, True)[0]
+            else:
+                shift[part], _, _, flip[part] = self._flipped(part, lam)
+        return shift, flip
+
+    def jumps(self, lam: float) -> np.ndarray:
+        """Penalties from lam on at which a single point's maximiser jumps, sorted, flips aside."""
+        if lam > 0.0 and self.loss.kink_free(0.25 * self.norm / lam):
+            return np.zeros(0)
         at = self.loss.jumps(self.u, self.data.y)
         with np.errstate(over="ignore"):
             return np.unique(self.norm / (4.0 * at))
@@ -260,12 +331,12 @@ def ridge_robust_risk(
                 f"for penalty > {floor:.6g}"
             )
         plan = model.plan(float(penalty))
-        return _result(plan.value, plan, plan, 1.0, nominal.risk, plan.value)
+        return _result(model, plan.value, plan, plan, 1.0, nominal.risk, plan.value)
     if not (radius is not None and 0 <= radius < math.inf):
         raise InvalidDataError(f"radius = {radius!r}, expected a finite number >= 0")
     budget = radius * radius
     if budget == 0.0 or (model.norm == 0.0 and not data.flips):
-        return _result(nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
+        return _result(model, nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
     if data.loss.quadratic:
         return _squared(model, radius, nominal.risk)
     low, high = _bracket(model, budget, guess)
@@ -274,7 +345,7 @@ def ridge_robust_risk(
     else:
         high = low  # λ = 0: the model gives the adversary nothing more to spend on
     value, mixture, attained = _mixed(budget, low, high)
-    return _result(value, low, high, mixture, nominal.risk, attained)
+    return _result(model, value, low, high, mixture, nominal.risk, attained)
 
 
 def _mixed(budget: float, low: _Plan, high: _Plan) -> tuple[float, float, float]:
@@ -286,39 +357,29 @@ def _mixed(budget: float, low: _Plan, high: _Plan) -> tuple[float, float, float]
 
 
 def _result(
-    value: float, low: _Plan, high: _Plan, mixture: float, nominal: float, attained: float
+    model: _Model,
+    value: float,
+    low: _Plan,
+    high: _Plan,
+    mixture: float,
+    nominal: float,
+    attained: float,
 ) -> RidgeRisk:
     main = low if mixture >= 0.5 else high
     cost = mixture * low.cost + (1.0 - mixture) * high.cost
     return RidgeRisk(
-        value=value,
-        penalty=main.lam,
-        shift=main.shift,
-        transport_cost=cost,
-        attained=attained,
-        nominal=nominal,
-        penalty_low=low.lam,
-        penalty_high=high.lam,
-        shift_low=low.shift,
-        shift_high=high.shift,
-        mixture=mixture,
-        flip=main.flip,
-        flip_low=low.flip,
-        flip_high=high.flip,
+        value, main.lam, cost, attained, nominal, low.lam, high.lam, mixture, model
     )
 
 
 def _squared(model: _Model, radius: float, nominal: float) -> RidgeRisk:
     norm, root = math.sqrt(model.norm), math.sqrt(nominal)
-    residual = model.u - model.data.y
     # shift = residual / (κ - 1) with κ - 1 = root / (radius * norm); a perfect fit moves evenly.
-    unit = residual / root if root > 0 else np.ones_like(residual)
-    shift = unit * (radius * norm)
     value = (root + radius * norm) ** 2
     lam = norm * (norm + root / radius)
-    still = np.zeros(shift.shape, dtype=bool)
-    plan = _Plan(lam, value - lam * radius**2, value, radius**2, shift, still)
-    return _result(value, plan, plan, 1.0, nominal, value)
+    model.even = (radius * norm / root, 0.0) if root > 0 else (0.0, radius * norm)
+    plan = _Plan(lam, value - lam * radius**2, value, radius**2)
+    return _result(model, value, plan, plan, 1.0, nominal, value)
 
 
 def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, _Plan]:
@@ -338,20 +399,30 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, 
         lam = low.lam / factor if low.lam > 1e-290 else 0.0
         if model.norm == 0.0 and lam < 1e-30 / model.data.label_cost:
             lam = 0.0  # flipping every label that pays does not exhaust the budget
-        low = model.plan(lam)
+        low = model.plan(_beyond(low, budget, lam))
         factor = factor**8 if factor < 2.0 else factor * factor
     factor = min(factor, 4.0) if guess is None else factor
     for _ in range(200):
         if high.cost <= budget:
             break
-        low, high = high, model.plan(high.lam * factor)
+        low, high = high, model.plan(_beyond(high, budget, high.lam * factor))
         factor = factor**8 if factor < 2.0 else factor * factor
     return low, high
 
 
+def _beyond(plan: _Plan, budget: float, other: float) -> float:
+    """A penalty just beyond the one at which a plan's tangent spends the budget, or ``other``."""
+    if not (plan.fall > 0.0 and plan.cost > 0.0):
+        return other
+    way = math.log(plan.cost / budget) / plan.fall
+    if not 0.0 < abs(way) < 0.1:
+        return other
+    return plan.lam * math.exp(way + math.copysign(4.0 * way * way + 1e-12, way))
+
+
 def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Plan, _Plan]:
     """Shrink a bracket by regula falsi on logarithms, with bisection at the known jumps."""
-    jumps = model.jumps()
+    jumps: np.ndarray | None = None
     eps = 4e-15
     side, flo, fhi = 0, 1.0, 1.0  # Illinois weights
     for iteration in range(300):
@@ -362,6 +433,8 @@ def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Pla
         value, _, attained = _mixed(budget, low, high)
         if value - attained <= _CLOSE * abs(value):
             break
+        if jumps is None:
+            jumps = model.jumps(low.lam)
         a, b = np.searchsorted(jumps, [low.lam * (1 + eps), high.lam * (1 - eps)])
         lam = math.nan
         if b > a and (iteration % 2 == 1 or b - a <= 2):

@@ -1,0 +1,97 @@
+r"""The exact dual of many losses from a dual point close to it, block by block.
+
+.. math:: \min_{\eta, \lambda}\; \eta + \lambda r
+          + \lambda E_0 f^*\!\left(\frac{\ell - \eta}{\lambda}\right)
+
+by Newton's method in both variables. What the point proves does not rest on how good it is: its
+value is an upper bound, and its ratio, thinned until it is in the set, attains the other side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from drojko._threads import in_order
+from drojko.ambiguity.base import Dual
+
+__all__ = ["dual_near"]
+
+_BLOCK = 1 << 14  # losses whose work arrays stay in cache
+_STEPS = 12
+_CLOSE = 1e-13  # relative distance of both sides that is rounding
+
+
+def dual_near(
+    ambiguity: Any, losses: np.ndarray, weights: np.ndarray, shift: float, penalty: float
+) -> Dual | None:
+    """The dual of an f-divergence on losses, without its ratio; None where it is not near.
+
+    Parameters
+    ----------
+    ambiguity : DensityRatioSet
+        With a smooth conjugate.
+    losses, weights : arrays of shape (n,)
+        The weights sum to 1.
+    shift, penalty : float
+        A dual point nearby.
+
+    Examples
+    --------
+    >>> from drojko.ambiguity import KL
+    >>> losses, weights = np.array([0.0, 1.0, 2.0, 5.0]), np.full(4, 0.25)
+    >>> dual = dual_near(KL(radius=0.1), losses, weights, 2.4, 4.4)
+    >>> round(dual.value, 5), round(dual.attained, 5), round(dual.penalty, 4)
+    (2.86822, 2.86822, 4.4422)
+    """
+    ball = ambiguity.penalty is None
+    p, radius = np.array([shift, penalty]), float(ambiguity.radius or 0.0) if ball else 0.0
+
+    def sums(part: slice) -> np.ndarray | None:
+        t = (losses[part] - p[0]) / p[1]
+        jet = ambiguity.conjugate_jet(t, 1e-16) if np.isfinite(t).all() else None
+        if jet is None:
+            return None
+        f, q, bend = jet
+        w = weights[part]
+        mass, steep = w * q, w * bend
+        moments = steep.sum(), steep @ t, steep @ (t * t)
+        return np.array([w @ f, mass.sum(), mass @ t, mass @ losses[part], *moments])
+
+    parts = [slice(i, min(i + _BLOCK, len(losses))) for i in range(0, len(losses), _BLOCK)]
+    several = in_order if len(losses) >= 10 * _BLOCK else map
+    for _ in range(_STEPS):
+        if not (p[1] > 0.0 and np.isfinite(p).all()):
+            return None
+        total = np.zeros(7)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for found in several(sums, parts):
+                if found is None:
+                    return None
+                total += found
+        f, mass, moment, worth, s0, s1, s2 = total.tolist()
+        if not np.isfinite(total).all() or not 0.5 < mass < 2.0:
+            return None
+        value = p[0] + p[1] * (radius + f)
+        # Of the ratio over its mass, the mean loss and what it spends: E f(q) = E(t q - f*).
+        attained = worth / mass
+        spent = moment - f
+        keep = min(1.0, radius / spent) if ball and spent > 0.0 else 1.0
+        if keep < 1.0:
+            attained = keep * attained + (1.0 - keep) * float(weights @ losses)
+        lower = attained if ball else attained - p[1] * spent
+        if abs(mass - 1.0) <= 1e-12 and value - lower <= _CLOSE * abs(value):
+            spent, none = radius if ball else spent, np.zeros(0)
+            return Dual(value, float(p[1]), float(p[0]), none, attained, spent)
+        gradient = np.array([1.0 - mass, radius + f - moment])
+        hessian = np.array([[s0, s1], [s1, s2]]) / p[1]
+        if ball:
+            if not s0 * s2 - s1 * s1 > 1e-14 * s0 * s2:
+                return None
+            move = np.linalg.solve(hessian, -gradient)
+        else:
+            move = np.array([-gradient[0] / hessian[0, 0] if s0 > 0.0 else math.nan, 0.0])
+        p = p + move * min(1.0, 0.5 * p[1] / abs(move[1]) if move[1] else 1.0)
+    return None
