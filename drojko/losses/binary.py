@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import entr, expit
+from scipy.special import entr
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -56,9 +56,11 @@ class Logistic(Loss):
 
     def line(self, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         s = 2.0 * y - 1.0
-        m = s * f
-        p = expit(-m)
-        return np.logaddexp(0.0, -m), -s * p, p * (1.0 - p)
+        m = torch.from_numpy(s * f)
+        low = torch.sigmoid(-m.abs())  # the smaller one of p and 1 - p
+        value = (-low).log1p_().neg_().sub_(m.clamp_max(0.0))
+        bend = torch.addcmul(low, low, low, value=-1.0)
+        return value.numpy(), -s * torch.sigmoid(-m).numpy(), bend.numpy()
 
     def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         p = np.clip(np.abs(slope), 0.0, 1.0)
