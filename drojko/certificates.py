@@ -13,7 +13,6 @@ from torch import Tensor
 
 from drojko._numerics import standard_error
 from drojko.ambiguity import Dual
-from drojko.ambiguity.duals.nearby import dual_near
 from drojko.inner.networks.bound import Case, NetworkBound, network_bound
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -386,8 +385,8 @@ def reweighted_certificate(
         Independent draws that the dual point is solved for; None: the draws are the atoms.
     stationarity : float
         Passed on.
-    near : (shift, penalty), optional
-        A dual point close to that of the atoms, from which it is found without sorting them.
+    near : array, optional
+        Levels close to those of the atoms, from which they are found without sorting losses.
 
     Returns
     -------
@@ -415,8 +414,8 @@ def reweighted_certificate(
     ('dual', True)
     """
     exact = None
-    if near is not None and fitted is None:
-        exact = dual_near(ambiguity, losses, bound.weights, *near)
+    if near is not None and fitted is None and hasattr(ambiguity, "dual_near"):
+        exact = ambiguity.dual_near(losses, bound.weights, near)
     exact = bound.dual(losses) if exact is None else exact
     point, contributions = exact, losses
     upper, error, proof = exact.value, 0.0, "dual"

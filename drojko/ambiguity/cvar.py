@@ -107,6 +107,12 @@ class CVaR(DensityRatioSet):
         """Tails from nearly all to a twentieth."""
         return np.array([0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05])
 
+    def dual_near(self, losses: np.ndarray, weights: np.ndarray, levels: Any) -> Dual | None:
+        """See `DensityRatioSet`."""
+        from drojko.ambiguity.duals.nearby import tail_near
+
+        return tail_near(float(self.alpha), losses, weights, float(levels[0]))
+
     def needs_largest(self, penalty: float) -> bool:
         """Never: the bound t + E(loss - t)_+ / alpha holds for losses of any size."""
         return False

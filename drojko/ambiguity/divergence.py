@@ -355,6 +355,13 @@ class Tails(Levels):
         self.tails, self.cost, self.constant = tuple(tails), np.asarray(cost, float), constant
         self.count = len(cost)
 
+    @property
+    def cap(self) -> float | None:
+        """The largest density, where that is all that limits it: of a single kink, of mass one."""
+        tail = self.tails[0]
+        alone = len(self.tails) == 1 and tail.mass == 1.0 and tail.offset == 0.0
+        return float(tail.cap) if alone and np.ndim(tail.cap) == 0 else None
+
     @classmethod
     def maximum(cls, ambiguity: Any, weights: np.ndarray) -> Tails:
         """The largest loss: no row's density reaches the cap 1 / w but the last one."""

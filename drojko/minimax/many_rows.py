@@ -141,7 +141,8 @@ class ManyRows:
         gives `RowSums` of rows, None where phi is infinite or has kinks; ``rest(z, p, sums)`` is c,
         a `Rest`; ``dual(z, p, c, sums)`` the lower bound of a plan with these sums whose slopes
         add up to c where it matters; ``settled(u, p)`` gives better p where that of other rows is
-        no good, ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
+        no good, ``frozen(y, w, u, levels)``, if at all, what is left of the problem where levels
+        balance on their own, with the weights of its rows; ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
         ``record`` the "penalty" and "transport_cost" of the history.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
@@ -283,17 +284,26 @@ class ManyRows:
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
         o, few, index, k = self.objective, self.few, self.carriers, s.p.size
+        settles = hasattr(o, "frozen")
+        if settles:
+            settled = self._settled(s)
+            if settled is None:
+                return -math.inf
+            s, k = settled, 0
         y, w, u = self.rows.y[index], self.rows.w[index], few.predict(s.z)
         near = s.sums.near if self.near is None else self.near
         near = None if near is None else near[index].astype(np.float64)
         levels, size = o.levels(s.z, s.p), self.rows.size
+        if settles:
+            o, w = o.frozen(y, w, u, levels)
         own = new = o.at(y, w, u, levels, near, True)
         if own is None or new is None:
             return -math.inf
         factor = inverse_of(few, own, None, k)
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, s.sums.steep), np.abs(s.sums.gp[:k]))
-        left, move = s.gradient, np.zeros(size + k)
+        gradient = s.gradient[: size + k]
+        left, move = gradient, np.zeros(size + k)
         for _ in range(12):
             if (np.abs(left) <= 0.01 * _BALANCE * scale).all():
                 break
@@ -303,7 +313,7 @@ class ManyRows:
             new = o.at(y, w, u + few.predict(move[:size]), shifted, near, False)
             if new is None:
                 return -math.inf
-            left = s.gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
+            left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
             left[:size][~self.rows.free] = 0.0
         if (np.abs(left) > _BALANCE * scale).any():
             return -math.inf
@@ -313,11 +323,24 @@ class ManyRows:
             spent=s.sums.spent + new.spent - own.spent,
             mass=s.sums.mass + new.mass - own.mass,
         )
+        o = self.objective
         c = left[:size] - o.rest(s.z, s.p, s.sums).gz
         # Rounding, outwards: of the sums, and of a balance that is not exact.
         drift = 2.0 * float(np.abs(left[:size]) @ np.abs(s.z))
         rounding = 1e-15 * (abs(s.value) + s.sums.reach)
         return o.dual(s.z, s.p, c, sums) - drift - rounding
+
+    def _settled(self, s: State) -> State | None:
+        """The state at the best levels, which balance on their own."""
+        o = self.objective
+        p = o.settled(self.rows.predict(s.z), s.p)
+        sums = self._read(s.z, o.levels(s.z, p))
+        if sums is None:
+            return None
+        rest = o.rest(s.z, p, sums)
+        gradient = np.append(sums.slope + rest.gz, sums.gp[: p.size] + rest.gp)
+        gradient[: self.rows.size][~self.rows.free] = 0.0
+        return replace(s, p=p, sums=sums, gradient=gradient)
 
     def terminate(self, state: State) -> Status | None:
         """Converged on a proof (a sample: on a small decrement); without a step nothing is."""

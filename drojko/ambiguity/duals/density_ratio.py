@@ -117,6 +117,17 @@ class DensityRatioSet(AmbiguitySet):
             radius=worst.radius,
         )
 
+    def dual_near(self, losses: np.ndarray, weights: np.ndarray, levels: Any) -> Dual | None:
+        """Return `dual` without its ratio and without sorting, from levels close to the best ones.
+
+        None where they are not close, or where the set has no such way.
+        """
+        if len(levels) != 2:
+            return None
+        from drojko.ambiguity.duals.nearby import dual_near
+
+        return dual_near(self, losses, weights, float(levels[0]), float(levels[1]))
+
     def dual_path(self, losses: Any, radii: Any, weights: Any = None) -> np.ndarray:
         """Return the values of `dual` for many radii, whatever the set's own size is.
 

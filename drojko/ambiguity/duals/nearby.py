@@ -17,7 +17,7 @@ import numpy as np
 from drojko._threads import in_order
 from drojko.ambiguity.base import Dual
 
-__all__ = ["dual_near"]
+__all__ = ["dual_near", "tail_near"]
 
 _BLOCK = 1 << 14  # losses whose work arrays stay in cache
 _STEPS = 12
@@ -47,7 +47,8 @@ def dual_near(
     (2.86822, 2.86822, 4.4422)
     """
     ball = ambiguity.penalty is None
-    p, radius = np.array([shift, penalty]), float(ambiguity.radius or 0.0) if ball else 0.0
+    p = np.array([shift, penalty if ball else float(ambiguity.penalty)])
+    radius = float(ambiguity.radius or 0.0) if ball else 0.0
 
     def sums(part: slice) -> np.ndarray | None:
         t = (losses[part] - p[0]) / p[1]
@@ -95,3 +96,45 @@ def dual_near(
             move = np.array([-gradient[0] / hessian[0, 0] if s0 > 0.0 else math.nan, 0.0])
         p = p + move * min(1.0, 0.5 * p[1] / abs(move[1]) if move[1] else 1.0)
     return None
+
+
+def tail_near(alpha: float, losses: np.ndarray, weights: np.ndarray, shift: float) -> Dual | None:
+    """The mean of the largest losses, of mass alpha, from a value at risk nearby, without a ratio.
+
+    Losses near ``shift`` alone are sorted. None where the tail does not begin there.
+
+    Parameters
+    ----------
+    alpha : float
+    losses, weights : arrays of shape (n,)
+        The weights sum to 1.
+    shift : float
+
+    Examples
+    --------
+    >>> dual = tail_near(0.4, np.array([0.0, 1.0, 2.0, 5.0]), np.full(4, 0.25), 1.9)
+    >>> dual.value, dual.shift, dual.penalty
+    (3.875, 2.0, 0.75)
+    """
+    parts = [slice(i, min(i + _BLOCK, len(losses))) for i in range(0, len(losses), _BLOCK)]
+    width = 0.01 * max(abs(float(weights @ losses) - shift), 1e-12 * abs(shift), 1e-300)
+    for _ in range(_STEPS):
+        above, inside = 0.0, []
+        for part in parts:
+            x = losses[part] - shift
+            above += float(weights[part] @ (x > width))
+            inside.append(np.flatnonzero(np.abs(x) <= width) + part.start)
+        index = np.concatenate(inside)
+        order = index[np.argsort(-losses[index])]
+        mass = above + np.cumsum(weights[order])
+        if 0.0 < above < alpha and order.size and mass[-1] >= alpha:
+            break
+        width *= 8.0
+    else:
+        return None
+    level = float(losses[order[int(np.searchsorted(mass, alpha))]])
+    excess = 0.0
+    for part in parts:
+        excess += float(weights[part] @ np.maximum(losses[part] - level, 0.0))
+    value = level + excess / alpha
+    return Dual(value, excess, level, np.zeros(0), value, 1.0 / alpha - 1.0)

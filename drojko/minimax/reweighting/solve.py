@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from drojko._driver import Limits, Status
-from drojko.ambiguity.divergence import Priced
+from drojko.ambiguity.divergence import Priced, Tails
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
 from drojko.minimax.many_rows import fit_many
 from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
+from drojko.minimax.reweighting.tails import Tailed
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.rows import Rows, is_wide, rows_of
 from drojko.rows.rotated import Rotation
@@ -132,10 +133,17 @@ def _many_rows(task: _Task) -> LinearFit | None:
     """A smooth loss under an f-divergence, from a sample of many rows."""
     rows, loss, bound = task.rows, task.loss, task.bound
     smooth = math.isfinite(loss.curvature or math.inf) and bound.cells is None
-    if not smooth or not isinstance(bound.levels(1.0), Priced):
+    if not smooth:
+        return None
+    levels = bound.levels(1.0)
+    if isinstance(levels, Priced):
+        objective = Divergent(rows, loss, bound.ambiguity, task.alpha)
+    elif isinstance(levels, Tails) and levels.cap is not None:
+        objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
+    else:
         return None
     return fit_many(
-        Divergent(rows, loss, bound.ambiguity, task.alpha),
+        objective,
         task.limits,
         classes=loss.task == "classification",
         goal=task.accuracy,
