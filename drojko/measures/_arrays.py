@@ -174,10 +174,27 @@ def distinct(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     A fit that sees its data only through this cannot tell weight k from k copies.
     """
-    _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    marks = _marks(rows)
+    whole, first, group = np.unique(marks, return_index=True, return_inverse=True)
+    if len(whole) == len(rows):
+        return rows, weights / weights.sum()
+    if not np.array_equal(rows[first[group]], rows):  # different rows with one mark
+        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     mass = np.bincount(group.ravel(), weights=weights)[order]
     return rows[first[order]], mass / mass.sum()
+
+
+def _marks(rows: np.ndarray) -> np.ndarray:
+    """A number for each row, the same for equal ones and hardly ever for others."""
+    odd = np.random.default_rng(0).integers(0, 2**63, rows.shape[1], np.uint64) * 2 + 1
+    out = np.empty(len(rows), dtype=np.uint64)
+    for start in range(0, len(rows), 4096):
+        part = rows[start : start + 4096].astype(np.float64) + 0.0  # -0 is 0
+        bits = part.view(np.uint64)
+        bits ^= bits >> np.uint64(32)
+        out[start : start + 4096] = (bits * odd).sum(axis=1)
+    return out
 
 
 def moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +207,11 @@ def moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def spread(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return each column's population standard deviation; exactly 0 for a constant column."""
-    deviation = np.sqrt(weights @ (rows - weights @ rows) ** 2)
+    mean, square = weights @ rows, np.zeros(rows.shape[1])
+    for start in range(0, len(rows), 4096):
+        part = rows[start : start + 4096] - mean
+        square += weights[start : start + 4096] @ np.square(part, out=part)
+    deviation = np.sqrt(square)
     return np.where(np.ptp(rows, axis=0) > 0, deviation, 0.0)
 
 

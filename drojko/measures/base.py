@@ -118,6 +118,10 @@ class Measure(_Settings):
         """Return the measure of some columns, given by indices."""
         raise self._lacks("closed-form marginal", "draw a sample and keep its columns")
 
+    def _count(self, n: int) -> int | None:
+        """How many `points` there are where n are asked for, if that is known before."""
+        return None
+
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return about n points (m, d) with weights (m,) that sum to 1, of low variance.
 
@@ -164,6 +168,8 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Return k standard normal arrays (k, *shape) in pairs z, -z (one unpaired if k is odd)."""
     half = normal(((k + 1) // 2, *shape), generator)
+    if k == 1:
+        return half
     return torch.cat([half, -half])[:k]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
-from drojko.measures._arrays import distinct, masses, matrix, queries, spread, vector
+from drojko.measures._arrays import masses, matrix, queries, spread, vector
 from drojko.measures.base import LabelledMeasure, Measure, choose, draws
 from drojko.measures.kde import KDE
 
@@ -142,23 +142,27 @@ class ClassConditional(LabelledMeasure):
         """
         self._ready()
         n, generator = draws(n, generator)
-        parts = []
-        for k, (measure, share) in enumerate(zip(self.measures_, self.weights_, strict=True)):
-            if share > 0:
-                x, w = measure.points(max(1, int(np.ceil(share * n))), generator)
-                parts.append([x, torch.full((len(x),), k), w * float(share)])
-        y, w = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
-        together = _together(self.measures_, [part[0] for part in parts])
-        if together is not None:
-            return torch.from_numpy(together), y, w
-        # Class by class, each freed once it is in place: at no time are there two whole copies.
-        x = torch.empty((len(y), self.dim), dtype=torch.float64)
-        start = 0
-        for part in parts:
-            x[start : start + len(part[1])] = part[0]
-            start += len(part[1])
-            part[0] = None
-        return x, y, w
+        wanted = [max(1, int(np.ceil(share * n))) if share > 0 else 0 for share in self.weights_]
+        pairs = [(k, one) for k, one in enumerate(self.measures_) if wanted[k]]
+        sizes = [one._count(wanted[k]) for k, one in pairs]
+        whole = None if None in sizes else torch.empty((sum(sizes), self.dim), dtype=torch.float64)
+        parts: list[Tensor] = []
+        labels, weights, start = [], [], 0
+        for k, one in pairs:
+            x, w = one.points(wanted[k], generator)
+            labels.append(torch.full((len(x),), k))
+            weights.append(w * float(self.weights_[k]))
+            if whole is None:
+                parts.append(x)
+            else:  # class by class: at no time are there two whole copies
+                whole[start : start + len(x)] = x
+                start += len(x)
+            del x
+        y, w = torch.cat(labels), torch.cat(weights)
+        if whole is not None:
+            return whole, y, w
+        together = _together(self.measures_, parts)
+        return torch.cat(parts) if together is None else torch.from_numpy(together), y, w
 
     def log_prob(self, x: Any, y: Any) -> Tensor:
         x = queries(x, self.dim)
@@ -202,9 +206,10 @@ def class_indices(y: Any, n: int, n_classes: int | None = None) -> Tensor:
 
 def pooled_scale(parts: list[tuple[np.ndarray, np.ndarray]], shares: np.ndarray) -> np.ndarray:
     """Return each column's standard deviation within classes, or overall where that is 0."""
-    merged = [distinct(*part) for part in parts]
-    within = np.sqrt(sum(share * spread(*part) ** 2 for share, part in zip(shares, merged)))
-    rows = np.concatenate([rows for rows, _ in merged])
-    weights = np.concatenate([share * w for share, (_, w) in zip(shares, merged)])
-    overall = spread(rows, weights)
-    return np.where(within > 0, within, overall)
+    parts = [(rows, weights / weights.sum()) for rows, weights in parts]
+    within = np.sqrt(sum(share * spread(*part) ** 2 for share, part in zip(shares, parts)))
+    if (within > 0).all():
+        return within
+    rows = np.concatenate([rows for rows, _ in parts])
+    weights = np.concatenate([share * w for share, (_, w) in zip(shares, parts)])
+    return np.where(within > 0, within, spread(rows, weights))

@@ -162,14 +162,21 @@ class KDE(Measure):
         atoms = double(self.atoms_)[choose(self.weights_, n, generator)]
         return atoms + normal((n, self.dim), generator) * double(self.bandwidth_)
 
+    def _count(self, n: int) -> int:
+        m = len(self._ready().atoms_)
+        return m * (-(-n // m) if self.bandwidth_.any() else 1)
+
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return ceil(n / m) draws around each of the m atoms, atom after atom, in pairs x +- u."""
         self._ready()
         n, generator = draws(n, generator)
         m = len(self.atoms_)
         each = -(-n // m) if self.bandwidth_.any() else 1
-        noise = antithetic(each, (m, self.dim), generator) * double(self.bandwidth_)
-        x = (double(self.atoms_) + noise).transpose(0, 1).reshape(m * each, self.dim)
+        x = antithetic(each, (m, self.dim), generator)
+        x *= double(self.bandwidth_)
+        for start in range(0, m, 4096):  # in place, by parts: tables can be large
+            x[:, start : start + 4096] += double(self.atoms_[start : start + 4096])
+        x = x.transpose(0, 1).reshape(m * each, self.dim)
         return x, (double(self.weights_) / each).repeat_interleave(each)
 
     def log_prob(self, x: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,15 @@ class ExactTransport(LinearProblem):
         """Newton's method with a proven gap."""
         warm = None if start is None else (start[0][0][0], float(start[0][1][0]))
         data = self.plan.ridge(self.plan.draw(self.plan.n_draws))
-        return self.solved(solve_ridge, data, warm_start=warm)
+        parameters, result = self.solved(solve_ridge, data, warm_start=warm)
+        # Draws are not kept: the certificate has its own.
+        return parameters, replace(result, risk=None) if self.plan.sampled else result
 
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """Both sides from one root."""
         plan, known = self.plan, result.risk
         guess = result.penalty if 0 < result.penalty < math.inf else None
-        if plan.sampled or known is None or not known.of(parameters[0][0], parameters[1][0]):
+        if known is None or not known.of(parameters[0][0], parameters[1][0]):
             known = None
         data = plan.ridge(plan.draw(DRAWS)) if known is None else known.model.data
         certificate, (low, high, share) = certify_ridge(
