@@ -41,6 +41,7 @@ from drojko._validation import (
     did_you_mean,
     floats,
     is_real,
+    largest_of,
     plain_tensor,
     refuse,
     set_known,
@@ -70,6 +71,8 @@ __all__ = [
 ]
 
 
+#: Entries from which on a read of them counts.
+_LARGE = 2**20
 #: Frames from `BaseDRO._fit` to who called `fit`, for warnings that point there.
 DEPTH = 6
 
@@ -298,12 +301,18 @@ def checked_data(
         raise InvalidDataError(f"X has two columns named {twice!r}: rename one of them")
     if not isinstance(y, str):
         y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
+    largest, large = None, isinstance(X, np.ndarray) and X.size >= _LARGE
     try:
-        found = validate_data(estimator, X, y, **kwargs)
+        if large and not isinstance(y, str) and "ensure_all_finite" not in kwargs:
+            # One read tells both whether numbers are finite and how large they are.
+            found = validate_data(estimator, X, y, **kwargs, ensure_all_finite=False)
+            largest = largest_of(found[0])
+        if largest is None or not np.isfinite(largest).all():
+            found = validate_data(estimator, X, y, **kwargs)
         if not isinstance(y, str):  # to learn from: predictions need no squares
-            for part, name in zip(found, "Xy", strict=True):
-                if name == "X" or kwargs.get("y_numeric"):
-                    check_scale(np.asarray(part), name)
+            check_scale(np.asarray(found[0]), "X", largest)
+            if kwargs.get("y_numeric"):
+                check_scale(np.asarray(found[1]), "y")
         return found
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         if isinstance(error, InvalidDataError):

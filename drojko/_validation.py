@@ -32,7 +32,8 @@ from drojko.exceptions import InvalidDataError
 
 __all__ = [
     "Checked", "check_flag", "check_number", "check_scale", "checked", "chosen", "culprit",
-    "did_you_mean", "floats", "is_real", "is_whole", "is_widths", "plain_tensor", "refuse",
+    "did_you_mean", "floats", "is_real", "is_whole", "is_widths", "largest_of", "plain_tensor",
+    "refuse",
     "set_known", "shown",
 ]  # fmt: skip
 
@@ -237,16 +238,17 @@ def floats(values: Any, name: str) -> np.ndarray:
 SMALLEST, LARGEST = 1e-75, 1e75
 
 
-def check_scale(values: np.ndarray, name: str) -> None:
+def check_scale(values: np.ndarray, name: str, largest: np.ndarray | None = None) -> None:
     """Raise for numbers with which no arithmetic is left; zeros are fine.
+
+    ``largest`` is what `largest_of` gives, where it is known.
 
     >>> check_scale(np.array([[1e200, 1.0]]), "X")
     Traceback (most recent call last):
     drojko.exceptions.InvalidDataError: X holds 1e+200 (column 0); beyond 1e-75 to 1e+75 squares
     overflow or vanish: measure X, and the radius with it, in another unit
     """
-    high, low = values.max(axis=0, initial=0.0), values.min(axis=0, initial=0.0)
-    largest = np.maximum(np.asarray(high, np.float64), -np.asarray(low, np.float64))
+    largest = largest_of(values) if largest is None else largest
     bad = np.atleast_1d((largest > 0.0) & ~((largest >= SMALLEST) & (largest <= LARGEST)))
     if not bad.any():
         return
@@ -257,6 +259,17 @@ def check_scale(values: np.ndarray, name: str) -> None:
         f"{LARGEST:g} squares overflow or vanish: measure {name}, and the radius with it, in "
         "another unit"
     )
+
+
+def largest_of(values: np.ndarray) -> np.ndarray:
+    """The largest absolute value of each column, NaN where there is one, in a single read."""
+    largest = np.zeros(values.shape[1:], dtype=np.float64)
+    size = max(2**18 // max(largest.size, 1), 1)
+    for start in range(0, len(values), size):
+        part = values[start : start + size]
+        largest = np.maximum(largest, part.max(axis=0))
+        largest = np.maximum(largest, -part.min(axis=0).astype(np.float64))
+    return largest
 
 
 def culprit(X: Any, name: str = "X") -> str | None:

@@ -33,7 +33,7 @@ from drojko.minimax.transport.subgradient import Subgradient
 from drojko.models import TabularModel, is_linear
 
 __all__ = [
-    "APPROACHES", "COLUMNS", "EFFORTS", "HELD_OUT", "Approach", "Assessment", "FittedModel",
+    "APPROACHES", "COLUMNS", "EFFORTS", "MORE", "Approach", "Assessment", "FittedModel",
     "LinearProblem", "NoWorstCase", "Parameters", "Plan", "Points", "approach_to", "arrays",
     "check_effort", "parameters_of", "trained",
 ]  # fmt: skip
@@ -48,8 +48,8 @@ _SQUARED = {"radius": (1e-60, 1e60), "penalty": (1e-130, 1e130)}
 _NUMBERS = ("radius", "penalty", "alpha", "fit_intercept", "limits")
 #: Of a history.
 COLUMNS = ("iteration", "robust_risk", "penalty", "transport_cost", "stationarity", "seconds")
-#: Of one where rows are held out, beside those.
-HELD_OUT = ("held_out_risk",)
+#: Of some, beside those: where rows are held out, and where passes over the rows are counted.
+MORE = ("held_out_risk", "passes")
 
 
 class NoWorstCase(UnsupportedError, AttributeError):

@@ -35,7 +35,7 @@ from drojko.ambiguity import AmbiguitySet, GroundCost, Wasserstein
 from drojko.approaches.base import (
     COLUMNS,
     EFFORTS,
-    HELD_OUT,
+    MORE,
     Approach,
     Assessment,
     LinearProblem,
@@ -518,7 +518,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         self.status_ = result.status
         self.message_ = result.message
         self.optimality_gap_ = float(result.gap)
-        names = (*COLUMNS, *HELD_OUT)
+        names = (*COLUMNS, *MORE)
         known = {name: result.history[name] for name in names if name in result.history}
         self._history = {name: np.asarray(v, dtype=np.float64) for name, v in known.items()}
         self.certificate_ = None

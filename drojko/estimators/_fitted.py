@@ -17,7 +17,7 @@ from drojko._threads import SMALL, one_thread
 from drojko._validation import shown
 from drojko.approaches.base import (
     COLUMNS,
-    HELD_OUT,
+    MORE,
     FittedModel,
     NoWorstCase,
     arrays,
@@ -88,13 +88,14 @@ class Fitted(BaseEstimator):
     def history_(self) -> pd.DataFrame:
         """A row per iteration: robust_risk, penalty, transport_cost, stationarity, seconds.
 
-        With ``early_stopping`` also held_out_risk, the robust risk of the rows held out.
+        With ``early_stopping`` also held_out_risk, the robust risk of the rows held out; of linear
+        fits to many rows also passes, how often training had read them all by then.
         """
         import pandas as pd
 
         check_is_fitted(self, "n_iter_")
         empty = np.empty(0)
-        names = (*COLUMNS, *(name for name in HELD_OUT if name in self._history))
+        names = (*COLUMNS, *(name for name in MORE if name in self._history))
         return pd.DataFrame({name: self._history.get(name, empty) for name in names})
 
     @property

@@ -360,7 +360,8 @@ class ManyRows:
         """A row of the history."""
         norm = float(np.linalg.norm(state.gradient)) / (1.0 + abs(state.value))
         row = self.objective.record(state.z, state.p, state.sums)
-        return {"robust_risk": state.value, **row, "stationarity": norm}
+        row = {"robust_risk": state.value, **row, "stationarity": norm}
+        return row if self.carriers is None else {**row, "passes": float(self.rows.reads)}
 
 
 def inverse_of(

@@ -134,6 +134,8 @@ class Rows:
         D, the number of parameters: d, and one for the intercept.
     free : array of shape (D,)
         Which parameters are not those of dead columns.
+    reads : int
+        How often all rows were read, for these coordinates and for sums.
 
     Examples
     --------
@@ -156,6 +158,7 @@ class Rows:
     ) -> None:
         self.X, self.y, self.intercept = X, y, intercept
         self.n, self.d = X.shape
+        self.reads = 1
         self.w: np.ndarray = equal(self.n) if w is None else normalised(w)
         self.size = self.d + int(intercept)
         self._standardise()
@@ -280,6 +283,7 @@ class Rows:
         Blocks are raw where that is exact enough, in reused buffers.
         """
         spare: list[np.ndarray] = []
+        self.reads += 1
 
         def one(item: tuple[slice, np.ndarray]) -> Any:
             rows, part = item

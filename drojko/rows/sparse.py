@@ -134,12 +134,14 @@ class SparseRows(Rows):
 
     def predict(self, z: np.ndarray) -> np.ndarray:
         """B z."""
+        self.reads += 1
         out = self.scaled @ z[: self.d]
         out += (z[-1] if self.intercept else 0.0) - self.centre @ z[: self.d]
         return out
 
     def sum(self, g: np.ndarray) -> np.ndarray:
         """B' g."""
+        self.reads += 1
         mass = g.sum(axis=0)
         total = self.scaled.T @ g - np.multiply.outer(self.centre, mass)
         return np.concatenate([total, mass[None]]) if self.intercept else total
