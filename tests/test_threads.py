@@ -5,7 +5,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from drojko._threads import one_thread
+from drojko._threads import in_order, one_thread, sharing
 
 
 def settings():
@@ -86,4 +86,37 @@ def test_many_concurrent_users(threads):
         thread.start()
     for thread in users:
         thread.join()
+    assert settings() == (3, 2)
+
+
+def test_work_is_taken_in_order_by_threads_with_one_thread_each(threads):
+    seen = []
+
+    def work(item):
+        seen.append((threading.get_ident(), settings()))
+        time.sleep(0.002 * (item % 3))
+        return item * item
+
+    with sharing(2), one_thread():
+        assert list(in_order(work, range(40))) == [i * i for i in range(40)]
+    assert threading.get_ident() not in {ident for ident, _ in seen}
+    assert {found for _, found in seen} == {(1, 1)}
+    assert settings() == (3, 2)
+    assert list(in_order(abs, [-1])) == [1]  # in this thread
+
+
+@pytest.mark.promise(13)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_in_shared_work_ends_it(threads, error):
+    done = []
+
+    def work(item):
+        done.append(item)
+        if item == 6:
+            raise error
+        return item
+
+    with pytest.raises(error), sharing(2):
+        list(in_order(work, range(10_000)))
+    assert len(done) < 1000
     assert settings() == (3, 2)

@@ -142,7 +142,8 @@ class ManyRows:
         a `Rest`; ``dual(z, p, c, sums)`` the lower bound of a plan with these sums whose slopes
         add up to c where it matters; ``settled(u, p)`` gives better p where that of other rows is
         no good, ``frozen(y, w, u, levels)``, if at all, what is left of the problem where levels
-        balance on their own, with the weights of its rows; ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
+        balance on their own, with the weights of its rows, ``sharpen(factor)``, which makes its
+        bends shorter, and ``flat(z, p)``, whether most rows are in one; ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
         ``record`` the "penalty" and "transport_cost" of the history.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
@@ -185,9 +186,7 @@ class ManyRows:
         self.least = _VANISHED * p[list(self.objective.positive)]
         return None if sums is None else self._at(z, p, metric, pairs, sums)
 
-    def _sums(
-        self, z: np.ndarray, p: np.ndarray, near: Any, second: bool
-    ) -> RowSums | None:
+    def _sums(self, z: np.ndarray, p: np.ndarray, near: Any, second: bool) -> RowSums | None:
         o, rows = self.objective, self.rows
         if self.carriers is not None and not second:
             return self._read(z, o.levels(z, p))
@@ -279,7 +278,16 @@ class ManyRows:
             s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)
         ):
             return s
-        return replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
+        s = replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
+        goal, gap = self.tol * abs(s.value), s.value - s.lower
+        if not (
+            goal < gap < math.inf and s.decrement < 0.1 * gap and hasattr(self.objective, "sharpen")
+        ):
+            return s
+        # What is left is the price of the bend, which grows with its square.
+        self.objective.sharpen(max(math.sqrt(0.3 * goal / gap), 0.1))
+        sums = self._read(s.z, self.objective.levels(s.z, s.p))
+        return s if sums is None else replace(self._at(s.z, s.p, s.metric, (), sums), lower=s.lower)
 
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
@@ -485,7 +493,7 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     point = problem.start() if solved is None else (solved.z, solved.p)
     exact = index.size * rows.size <= _CHEAP * rows.n
     solved = _solved(problem, point, 1e-4, exact=exact)
-    if solved is None:
+    if solved is None or (hasattr(problem, "flat") and problem.flat(solved.z, solved.p)):
         return None
     carriers = np.unique(few if few.size >= _CARRIERS else index)
     solver = ManyRows(objective, goal, carriers)

@@ -5,7 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from drojko.rows import Rows
+from drojko._threads import sharing
+from drojko.rows import Rows, equal, normalised
 
 KINDS = ["plain", "float32", "far", "scales", "constant", "fortran", "strided"]
 LIMITS = [2**22, 0]  # a standardised matrix, or blocks of the data as they are
@@ -140,3 +141,52 @@ def test_large_float32_data_is_never_copied():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.6 * X.nbytes  # numbers a row, and buffers
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_read_gives_predictions_and_sums(kind, limit, intercept):
+    X = data(kind)
+    rows = Rows(X, np.zeros(len(X)), weights(len(X)), intercept=intercept, limit=limit)
+    z, seen = np.random.default_rng(2).standard_normal(rows.size), np.empty(len(X))
+
+    def visit(part, u):
+        seen[part] = u
+        return [1.0, np.square(u).sum()], np.sin(u)
+
+    before = rows.reads
+    swept = rows.swept(z, visit)
+    assert rows.reads == before + 1
+    u = rows.predict(z)
+    np.testing.assert_array_equal(seen, u)
+    assert swept.totals[0] == len(list(rows.blocks()))
+    assert swept.totals[1] == pytest.approx(u @ u, rel=1e-12)
+    # The same sums in another order.
+    np.testing.assert_allclose(swept.slope, rows.sum(np.sin(u)), atol=1e-9 * len(X))
+    assert rows.swept(z, lambda part, u: None) is None
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_sums_are_bitwise_the_same_on_any_number_of_threads(dtype):
+    random = np.random.default_rng(0)
+    X = random.standard_normal((70_000, 31)).astype(dtype)
+
+    def sums():
+        rows = Rows(X, np.zeros(len(X)), limit=0)
+        z, g = np.linspace(-1, 1, rows.size), np.linspace(0, 1, len(X))
+        swept = rows.swept(z, lambda part, u: ([u.sum()], np.cos(u)))
+        return rows.scale, rows.predict(z), rows.sum(g), rows.gram(g), *swept
+
+    alone = sums()
+    for count in (2, 3):
+        with sharing(count):
+            for one, other in zip(alone, sums(), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_equal_weights_are_one_number():
+    w = normalised(equal(5, 5.0))
+    assert w.strides == (0,)
+    np.testing.assert_array_equal(w, 0.2)
+    np.testing.assert_array_equal(normalised(np.array([1.0, 3.0])), [0.25, 0.75])

@@ -28,6 +28,7 @@ __all__ = ["Tailed"]
 
 _LONG = 0.2  # of the losses' deviation: the bend of a sample
 _SHARE = 0.25  # of the accuracy aimed at, that the bend may cost
+_MOST = 0.6  # of the mass, in the bend of a sample
 _BLOCK = 1 << 14  # rows whose work arrays stay in cache
 _ROUNDING = 1e-12  # by which a density may miss mass one
 
@@ -139,6 +140,15 @@ class Tailed(Divergent):
         """The mean loss under the density at u, whose slopes alone may move, and its weights."""
         q = self._bent(self.loss.line(u, y)[0] - levels[0])[0]
         return _Fixed(self.rows, self.loss, self.ambiguity), w * q
+
+    def flat(self, z: np.ndarray, p: np.ndarray) -> bool:
+        """Whether losses are so equal that most of them are in the bend: a sample says little."""
+        inside = np.abs(self._losses(self.rows.predict(z)) - p[0]) < self.mu
+        return float(self.rows.w @ inside) > _MOST
+
+    def sharpen(self, factor: float) -> None:
+        """A bend shorter by this factor."""
+        self.mu *= factor
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
         """The bound, of a density of mass one."""

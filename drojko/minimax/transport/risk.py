@@ -367,9 +367,7 @@ def _result(
 ) -> RidgeRisk:
     main = low if mixture >= 0.5 else high
     cost = mixture * low.cost + (1.0 - mixture) * high.cost
-    return RidgeRisk(
-        value, main.lam, cost, attained, nominal, low.lam, high.lam, mixture, model
-    )
+    return RidgeRisk(value, main.lam, cost, attained, nominal, low.lam, high.lam, mixture, model)
 
 
 def _squared(model: _Model, radius: float, nominal: float) -> RidgeRisk:
