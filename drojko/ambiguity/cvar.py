@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.special import entr, expit, logit
 
+from drojko._numerics import root
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Tail, Tails
-from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting, capped
+from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting, flat, reweighted
+from drojko.ambiguity.duals.nearby import tail_near
 from drojko.ambiguity.duals.scaling import Sample, Worst, cumulate, floats, nonnegative
 from drojko.exceptions import InvalidDataError
 
@@ -109,8 +112,6 @@ class CVaR(DensityRatioSet):
 
     def dual_near(self, losses: np.ndarray, weights: np.ndarray, levels: Any) -> Dual | None:
         """See `DensityRatioSet`."""
-        from drojko.ambiguity.duals.nearby import tail_near
-
         return tail_near(float(self.alpha), losses, weights, float(levels[0]))
 
     def needs_largest(self, penalty: float) -> bool:
@@ -154,3 +155,47 @@ class CVaR(DensityRatioSet):
         before, sums = np.append(0.0, mass)[i], np.append(0.0, total)[i]
         values = (sums + np.maximum(radii - before, 0.0) * y[i]) / radii
         return np.where(i == 0, sample.top, values)
+
+
+def capped(bound: Any, losses: np.ndarray, alpha: float, smoothing: float) -> Dual:
+    r"""Smoothed CVaR: ratios below 1 / alpha with an entropy in the place of the two bounds.
+
+    .. math:: V_\delta = \min_\eta\; \eta
+              + \frac{\kappa}{\alpha} E_0 \log(1 + e^{(\ell - \eta) / \kappa}) - \delta,
+              \qquad \kappa = \delta \alpha / h(\alpha)
+
+    with the entropy h of a coin: h(alpha q) lies between 0 and, on average, h(alpha).
+    """
+    if alpha >= 1.0:
+        return flat(bound, losses)
+    w = bound.weights
+    entropy = float(entr(alpha) + entr(1.0 - alpha))
+    kappa = smoothing * alpha / entropy
+    eta = _threshold(losses, w, alpha, kappa, bound.start)
+    bound.start = eta
+    t = (losses - eta) / kappa
+    ratio = expit(t) / alpha
+    value = eta + kappa / alpha * float(w @ np.logaddexp(0.0, t)) - smoothing
+    return reweighted(bound, losses, value, kappa, eta, ratio)
+
+
+def _threshold(
+    losses: np.ndarray, w: np.ndarray, alpha: float, kappa: float, start: float | None
+) -> float:
+    """Return eta with E expit((losses - eta) / kappa) = alpha."""
+    offset = kappa * float(logit(alpha))
+    low, high = float(losses.min()) - offset, float(losses.max()) - offset
+    if start is None or not low < start < high:
+        order = np.argsort(losses)
+        cut = int(np.searchsorted(np.cumsum(w[order]), 1.0 - alpha))
+        start = float(losses[order[min(cut, losses.size - 1)]])
+        start = min(max(start, low), high)
+
+    centred, first = (losses - start) / kappa, start
+
+    def excess(u: float) -> tuple[float, float]:
+        share = expit(centred - u)
+        return alpha - float(w @ share), float(w @ (share * (1.0 - share)))
+
+    low, high = (low - first) / kappa, (high - first) / kappa
+    return first + kappa * root(excess, 0.0, low=low, high=high, tol=1e-14)

@@ -26,7 +26,7 @@ class OnBatches:
         """Fit to batches of rows: as `fit` on all of them, in as many passes as it takes.
 
         For linear models with ``reference="empirical"``. Numbers by row (targets, weights, losses)
-        stay in memory, about 100 to 500 bytes a row; X does not, so that files may be larger than
+        stay in memory, about 50 to 500 bytes a row; X does not, so that files may be larger than
         memory. Small data (4 million entries) are kept after the first pass. Rows are not kept for
         ``reference_`` and ``worst_case_``.
 

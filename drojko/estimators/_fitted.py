@@ -26,13 +26,13 @@ from drojko.approaches.base import (
 from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_named, approach_to
 from drojko.estimators._models import build_model, check_stored
+from drojko.exceptions import InvalidDataError
 from drojko.inner.transport.storage import unpack_module
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel
-from drojko.exceptions import InvalidDataError
 from drojko.rows import fingerprint, products
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Fitted(BaseEstimator):
             seen = getattr(self, "_seen", None)
             if seen is not None and fingerprint(given[0]) != seen:
                 raise InvalidDataError(
-                    "reference_, worst_case_: X was changed after fit, which keeps no copy of large "
-                    "data: put back what it held, or fit on X.copy()"
+                    "reference_, worst_case_: X was changed after fit, which keeps no copy of "
+                    "large data: put back what it held, or fit on X.copy()"
                 )
             given = empirical(*given, classification=self._classification)
         return given

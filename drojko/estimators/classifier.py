@@ -109,6 +109,9 @@ class DROClassifier(LogitClassifier, BaseDRO):
     random_state : int, RandomState or None, default=None
         None: a seed from the operating system; numpy's and torch's global generators stay as they
         are.
+    n_jobs : int, default=None
+        Threads that share large sums over rows of a linear model (from 2 million entries on), with
+        one BLAS thread each; the fit is bitwise the same with any number. None: 1; -1: all cores.
     device : str, default="cpu"
     dtype : {"float64", "float32"}, default="float64"
     verbose : bool, default=False
@@ -140,7 +143,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
         being the worst-case risk plus the L2 term: no model of this kind is better by more. NaN
         where nothing is proven, as for networks.
     reference_ : LabelledMeasure
-        The fitted reference.
+        The fitted reference. An empirical one of 2 million entries or more is made of the arrays
+        given, of which no copy is kept: it says so where they were changed after `fit`.
 
     Warns
     -----

@@ -141,10 +141,11 @@ class ManyRows:
         gives `RowSums` of rows, None where phi is infinite or has kinks; ``rest(z, p, sums)`` is c,
         a `Rest`; ``dual(z, p, c, sums)`` the lower bound of a plan with these sums whose slopes
         add up to c where it matters; ``settled(u, p)`` gives better p where that of other rows is
-        no good, ``frozen(y, w, u, levels)``, if at all, what is left of the problem where levels
-        balance on their own, with the weights of its rows, ``sharpen(factor)``, which makes its
-        bends shorter, and ``flat(z, p)``, whether most rows are in one; ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
-        ``record`` the "penalty" and "transport_cost" of the history.
+        no good, ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
+        ``record`` the "penalty" and "transport_cost" of the history. Where kinks became bends:
+        ``frozen(y, w, u, levels)``, what is left of the problem once levels balance on their own,
+        and the weights of its rows; ``sharpen(factor)`` makes the bends shorter, and
+        ``flat(z, p)`` says whether most rows are in one.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
     carriers : array of int, default=None

@@ -6,13 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import entr, expit, logit
 
-from drojko._numerics import root
 from drojko._validation import checked, shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Divergence, Levels, Plain, Priced, Tails
 from drojko.ambiguity.duals.bounded import BoundedRatio
+from drojko.ambiguity.duals.nearby import dual_near
 from drojko.ambiguity.duals.scaling import (
     Sample,
     Worst,
@@ -25,7 +24,7 @@ from drojko.ambiguity.duals.scaling import (
 from drojko.ambiguity.duals.solvers import ByConjugate, Family
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["DensityRatioSet", "Reweighting", "capped", "flat", "reweighted", "soft_maximum"]
+__all__ = ["DensityRatioSet", "Reweighting", "flat", "reweighted", "soft_maximum"]
 
 #: Penalties, in spreads of the losses, beyond which the worst case is their mean or their maximum.
 _LARGEST_PENALTY, _SMALLEST_PENALTY = 1e150, 1e-150
@@ -124,8 +123,6 @@ class DensityRatioSet(AmbiguitySet):
         """
         if len(levels) != 2:
             return None
-        from drojko.ambiguity.duals.nearby import dual_near
-
         return dual_near(self, losses, weights, float(levels[0]), float(levels[1]))
 
     def dual_path(self, losses: Any, radii: Any, weights: Any = None) -> np.ndarray:
@@ -552,50 +549,6 @@ def flat(bound: Any, losses: np.ndarray) -> Dual:
     """The mean: nothing is reweighted."""
     mean = float(bound.weights @ losses)
     return Dual(mean, math.inf, mean, np.ones(losses.size), mean, 0.0)
-
-
-def capped(bound: Any, losses: np.ndarray, alpha: float, smoothing: float) -> Dual:
-    r"""Smoothed CVaR: ratios below 1 / alpha with an entropy in the place of the two bounds.
-
-    .. math:: V_\delta = \min_\eta\; \eta
-              + \frac{\kappa}{\alpha} E_0 \log(1 + e^{(\ell - \eta) / \kappa}) - \delta,
-              \qquad \kappa = \delta \alpha / h(\alpha)
-
-    with the entropy h of a coin: h(alpha q) lies between 0 and, on average, h(alpha).
-    """
-    if alpha >= 1.0:
-        return flat(bound, losses)
-    w = bound.weights
-    entropy = float(entr(alpha) + entr(1.0 - alpha))
-    kappa = smoothing * alpha / entropy
-    eta = _threshold(losses, w, alpha, kappa, bound.start)
-    bound.start = eta
-    t = (losses - eta) / kappa
-    ratio = expit(t) / alpha
-    value = eta + kappa / alpha * float(w @ np.logaddexp(0.0, t)) - smoothing
-    return reweighted(bound, losses, value, kappa, eta, ratio)
-
-
-def _threshold(
-    losses: np.ndarray, w: np.ndarray, alpha: float, kappa: float, start: float | None
-) -> float:
-    """Return eta with E expit((losses - eta) / kappa) = alpha."""
-    offset = kappa * float(logit(alpha))
-    low, high = float(losses.min()) - offset, float(losses.max()) - offset
-    if start is None or not low < start < high:
-        order = np.argsort(losses)
-        cut = int(np.searchsorted(np.cumsum(w[order]), 1.0 - alpha))
-        start = float(losses[order[min(cut, losses.size - 1)]])
-        start = min(max(start, low), high)
-
-    centred, first = (losses - start) / kappa, start
-
-    def excess(u: float) -> tuple[float, float]:
-        share = expit(centred - u)
-        return alpha - float(w @ share), float(w @ (share * (1.0 - share)))
-
-    low, high = (low - first) / kappa, (high - first) / kappa
-    return first + kappa * root(excess, 0.0, low=low, high=high, tol=1e-14)
 
 
 def soft_maximum(bound: Any, losses: np.ndarray, smoothing: float) -> Dual:

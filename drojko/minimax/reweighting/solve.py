@@ -26,8 +26,8 @@ from drojko.minimax.lbfgs import LBFGSRun
 from drojko.minimax.many_rows import fit_many
 from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
-from drojko.minimax.reweighting.tails import Tailed
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
+from drojko.minimax.reweighting.tails import Tailed
 from drojko.rows import Rows, is_wide, rows_of
 from drojko.rows.rotated import Rotation
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._threads import in_order
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
-from drojko._threads import in_order
 from drojko.rows import blocks, equal, normalised, products
 
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "spend"]
@@ -213,7 +213,8 @@ class _Model:
 
     def _from_near(self, part: slice, lam: float, known: bool) -> tuple[np.ndarray, ...]:
         """`_moved` from the last worst cases, and the curvature of the worst loss."""
-        assert self.nearby is not None and self._near is not None
+        assert self.nearby is not None
+        assert self._near is not None
         sigma = 0.25 * self.norm / lam
         last = self._near[part].astype(np.float64) if known else None
         worst, slope, bend, self._near[part] = self.nearby(
