@@ -9,11 +9,11 @@ import numpy as np
 from scipy.special import expit
 
 from drojko.ambiguity.base import Dual
+from drojko.ambiguity.cvar import capped
 from drojko.ambiguity.divergence import Levels, Tail, Tails
 from drojko.ambiguity.duals.density_ratio import (
     DensityRatioSet,
     Reweighting,
-    capped,
     flat,
     reweighted,
     soft_maximum,
