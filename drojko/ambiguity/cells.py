@@ -1,4 +1,4 @@
-"""Sets that know rows by the cell they lie in: mixtures of cells whose shares move."""
+"""Cells of discrete columns, and shares of cells that stay within a range."""
 
 from __future__ import annotations
 
@@ -10,78 +10,13 @@ import numpy as np
 
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.divergence import Levels, Part, Rise, Tail, Tails
-from drojko.ambiguity.duals.scaling import finite_losses, masses
+from drojko.ambiguity.group import crossing
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["BoundCells", "ShareRange", "cells_of", "crossing"]
+__all__ = ["ShareRange", "cells_of"]
 
 #: Cells that are held as columns of a matrix at most.
 _MOST = 2_000
-
-
-class BoundCells:
-    """A set of mixtures of cells on n weighted rows.
-
-    Attributes
-    ----------
-    names : list
-        What the cells are called.
-    members : ndarray of shape (n, G)
-        Whether a row is in a cell.
-    shares : ndarray of shape (G,)
-        q^0, the cells' shares of the mass.
-    of_shares : set
-        Of the shares: which may become which.
-    """
-
-    of_shares: Any = None
-
-    def __init__(self, ambiguity: Any, weights: Any, members: np.ndarray, names: list[Any]):
-        self.ambiguity, self.members, self.names = ambiguity, members, names
-        mass = masses(weights, len(members))
-        self.weights = mass / mass.sum()
-        mass = self.weights @ members
-        if not (mass > 0).all():
-            empty = names[int(mass.argmin())]
-            raise InvalidDataError(
-                f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
-            )
-        self._density = members / mass  # dP_g/dP0 of the rows
-        self.shares = mass / mass.sum()
-
-    @property
-    def cells(self) -> np.ndarray:
-        """Mass of each row in each cell, (n, G): columns sum to 1."""
-        return self.weights[:, None] * self._density
-
-    def levels(self, unit: float) -> Levels:
-        """Return the set as a minimum over levels of the cells' mean losses."""
-        return self.of_shares.levels(self.shares, unit)
-
-    def risks(self, losses: Any) -> np.ndarray:
-        """Mean losses of the cells, (G,)."""
-        return (self.weights * finite_losses(losses, self.weights.size)) @ self._density
-
-    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
-        """Return the worst mixture of the cells' mean losses; see `Reweighting.dual`."""
-        risks = self.risks(losses)
-        found = self.of_shares.on(None, self.shares).dual(risks, smoothing)
-        return self.mixed(found, self.shares * found.ratio, risks)
-
-    def mixed(self, found: Dual, q: np.ndarray, risks: np.ndarray) -> Dual:
-        """The dual of the rows for that of the cells, whose shares become q."""
-        return replace(found, ratio=self._density @ q, attained=float(q @ risks))
-
-    def influence(self, dual: Dual, losses: Any) -> np.ndarray:
-        """What each loss adds to the value when the rows of each cell are a sample of it.
-
-        The shares of the cells are known: only losses differ from the mean of their cell.
-        """
-        values = finite_losses(losses, len(self.weights))
-        return dual.ratio * values - self._density @ (self._worst_shares(dual) * self.risks(values))
-
-    def _worst_shares(self, dual: Dual) -> np.ndarray:
-        return self.members.T @ (self.weights * dual.ratio)
 
 
 def cells_of(values: np.ndarray, names: list[str], where: str) -> tuple[np.ndarray, list[Any]]:
@@ -190,9 +125,3 @@ class _Range(Tails):
         size = np.abs(move)
         share = float(np.min(np.where(size > 0, room / np.where(size > 0, size, 1.0), 1.0)))
         return 1.0 + min(max(share, 0.0), 1.0) * (1.0 - 1e-14) * move / self.weights, 0.0
-
-
-def crossing(moved: Any, target: float, edges: np.ndarray) -> float:
-    """Where a sum over cells, falling and linear between the edges, is the target."""
-    edges = np.unique(edges)
-    return float(np.interp(0.0, target - moved(edges[:, None]).sum(1), edges))

@@ -11,7 +11,8 @@ from scipy.special import expit, logit
 
 from drojko._validation import did_you_mean, floats, is_real, shown
 from drojko.ambiguity.base import AmbiguitySet
-from drojko.ambiguity.cells import BoundCells, ShareRange
+from drojko.ambiguity.cells import ShareRange
+from drojko.ambiguity.group import BoundCells
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 

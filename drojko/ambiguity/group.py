@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from drojko._validation import check_number, checked
 from drojko.ambiguity.base import AmbiguitySet, Dual
-from drojko.ambiguity.cells import BoundCells, crossing
+from drojko.ambiguity.divergence import Levels
+from drojko.ambiguity.duals.scaling import finite_losses, masses
 from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import NO_GROUPS, membership
 
-__all__ = ["BoundGroup", "Group", "GroupDual", "membership"]
+__all__ = ["BoundCells", "BoundGroup", "Group", "GroupDual", "crossing", "membership"]
 
 
 class Group(AmbiguitySet):
@@ -134,6 +135,71 @@ class GroupDual(Dual):
     group_risks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
+class BoundCells:
+    """A set of mixtures of cells on n weighted rows.
+
+    Attributes
+    ----------
+    names : list
+        What the cells are called.
+    members : ndarray of shape (n, G)
+        Whether a row is in a cell.
+    shares : ndarray of shape (G,)
+        q^0, the cells' shares of the mass.
+    of_shares : set
+        Of the shares: which may become which.
+    """
+
+    of_shares: Any = None
+
+    def __init__(self, ambiguity: Any, weights: Any, members: np.ndarray, names: list[Any]):
+        self.ambiguity, self.members, self.names = ambiguity, members, names
+        mass = masses(weights, len(members))
+        self.weights = mass / mass.sum()
+        mass = self.weights @ members
+        if not (mass > 0).all():
+            empty = names[int(mass.argmin())]
+            raise InvalidDataError(
+                f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
+            )
+        self._density = members / mass  # dP_g/dP0 of the rows
+        self.shares = mass / mass.sum()
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Mass of each row in each cell, (n, G): columns sum to 1."""
+        return self.weights[:, None] * self._density
+
+    def levels(self, unit: float) -> Levels:
+        """Return the set as a minimum over levels of the cells' mean losses."""
+        return self.of_shares.levels(self.shares, unit)
+
+    def risks(self, losses: Any) -> np.ndarray:
+        """Mean losses of the cells, (G,)."""
+        return (self.weights * finite_losses(losses, self.weights.size)) @ self._density
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
+        """Return the worst mixture of the cells' mean losses; see `Reweighting.dual`."""
+        risks = self.risks(losses)
+        found = self.of_shares.on(None, self.shares).dual(risks, smoothing)
+        return self.mixed(found, self.shares * found.ratio, risks)
+
+    def mixed(self, found: Dual, q: np.ndarray, risks: np.ndarray) -> Dual:
+        """The dual of the rows for that of the cells, whose shares become q."""
+        return replace(found, ratio=self._density @ q, attained=float(q @ risks))
+
+    def influence(self, dual: Dual, losses: Any) -> np.ndarray:
+        """What each loss adds to the value when the rows of each cell are a sample of it.
+
+        The shares of the cells are known: only losses differ from the mean of their cell.
+        """
+        values = finite_losses(losses, len(self.weights))
+        return dual.ratio * values - self._density @ (self._worst_shares(dual) * self.risks(values))
+
+    def _worst_shares(self, dual: Dual) -> np.ndarray:
+        return self.members.T @ (self.weights * dual.ratio)
+
+
 @checked()
 class BoundGroup(BoundCells):
     """A group set on n weighted rows: what `Group.on` returns.
@@ -217,3 +283,9 @@ class BoundGroup(BoundCells):
         ratio, attained = self._density @ q, float(q @ risks)
         numbers = attained - taken, penalty, 0.5 * (high + low)
         return GroupDual(*numbers, ratio, attained, radius, "dual", q, risks)
+
+
+def crossing(moved: Any, target: float, edges: np.ndarray) -> float:
+    """Where a sum over cells, falling and linear between the edges, is the target."""
+    edges = np.unique(edges)
+    return float(np.interp(0.0, target - moved(edges[:, None]).sum(1), edges))

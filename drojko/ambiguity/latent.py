@@ -10,11 +10,12 @@ from torch import Tensor
 
 from drojko._validation import floats
 from drojko.ambiguity.base import AmbiguitySet, Dual
-from drojko.ambiguity.cells import BoundCells, cells_of
+from drojko.ambiguity.cells import cells_of
 from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.divergence import Tail, Tails
 from drojko.ambiguity.duals.scaling import finite_losses, masses
 from drojko.ambiguity.ground.columns import Columns
+from drojko.ambiguity.group import BoundCells
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["Conditional", "Marginal"]
