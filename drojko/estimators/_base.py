@@ -517,7 +517,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         for name, value in self._attributes(parameters).items():
             setattr(self, name, value)
         self._n_outputs, self._reference = plan.n_outputs, reference
-        self._seen = fingerprint(reference[0]) if isinstance(reference, tuple) else None
+        kept = isinstance(reference, tuple)
+        self._seen = tuple(map(fingerprint, reference[:2])) if kept else None
         self.n_iter_ = max(1, result.n_iter)
         self.status_ = result.status
         self.message_ = result.message

@@ -114,10 +114,10 @@ class Fitted(BaseEstimator):
             )
         if isinstance(given, tuple):
             seen = getattr(self, "_seen", None)
-            if seen is not None and fingerprint(given[0]) != seen:
+            if seen is not None and tuple(map(fingerprint, given[:2])) != tuple(seen):
                 raise InvalidDataError(
-                    "reference_, worst_case_: X was changed after fit, which keeps no copy of "
-                    "large data: put back what it held, or fit on X.copy()"
+                    "reference_, worst_case_: X or y was changed after fit, which keeps no copy of "
+                    "large data: put back what it held, or fit on copies"
                 )
             given = empirical(*given, classification=self._classification)
         return given

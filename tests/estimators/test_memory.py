@@ -70,9 +70,13 @@ def test_the_rows_of_a_large_fit_are_those_of_the_caller(data, ambiguity):
     model = DROClassifier(ambiguity, reference="empirical", alpha=0.1).fit(X, y)
     assert np.shares_memory(model._reference[0], X)
     X[:, 7] *= 2.0
-    with pytest.raises(InvalidDataError, match="X was changed after fit"):
+    with pytest.raises(InvalidDataError, match="was changed after fit"):
         model.worst_case_.sample(3, random_state=0)
     X[:, 7] /= 2.0
+    y[:] = 1 - y
+    with pytest.raises(InvalidDataError, match="was changed after fit"):
+        _ = model.reference_
+    y[:] = 1 - y
     assert model.worst_case_.sample(3, random_state=0)[0].shape == (3, 100)
 
 
