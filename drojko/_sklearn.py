@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.sparse import issparse
@@ -302,6 +302,7 @@ def checked_data(
     if not isinstance(y, str):
         y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
     largest, large = None, isinstance(X, np.ndarray) and X.size >= _LARGE
+    X, found = cast("Any", X), cast("Any", None)
     try:
         if large and not isinstance(y, str) and "ensure_all_finite" not in kwargs:
             # One read tells both whether numbers are finite and how large they are.

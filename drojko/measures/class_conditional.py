@@ -144,7 +144,7 @@ class ClassConditional(LabelledMeasure):
         n, generator = draws(n, generator)
         wanted = [max(1, int(np.ceil(share * n))) if share > 0 else 0 for share in self.weights_]
         pairs = [(k, one) for k, one in enumerate(self.measures_) if wanted[k]]
-        sizes = [one._count(wanted[k]) for k, one in pairs]
+        sizes: list[Any] = [one._count(wanted[k]) for k, one in pairs]
         whole = None if None in sizes else torch.empty((sum(sizes), self.dim), dtype=torch.float64)
         parts: list[Tensor] = []
         labels, weights, start = [], [], 0

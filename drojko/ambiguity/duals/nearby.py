@@ -75,14 +75,14 @@ def dual_near(
         f, mass, moment, worth, s0, s1, s2 = total.tolist()
         if not np.isfinite(total).all() or not 0.5 < mass < 2.0:
             return None
-        value = p[0] + p[1] * (radius + f)
+        value = float(p[0] + p[1] * (radius + f))
         # Of the ratio over its mass, the mean loss and what it spends: E f(q) = E(t q - f*).
         attained = worth / mass
         spent = moment - f
         keep = min(1.0, radius / spent) if ball and spent > 0.0 else 1.0
         if keep < 1.0:
             attained = keep * attained + (1.0 - keep) * float(weights @ losses)
-        lower = attained if ball else attained - p[1] * spent
+        lower = attained if ball else attained - float(p[1]) * spent
         if abs(mass - 1.0) <= 1e-12 and value - lower <= _CLOSE * abs(value):
             spent, none = radius if ball else spent, np.zeros(0)
             return Dual(value, float(p[1]), float(p[0]), none, attained, spent)
