@@ -307,7 +307,7 @@ def checked_data(
         if large and not isinstance(y, str) and "ensure_all_finite" not in kwargs:
             # One read tells both whether numbers are finite and how large they are.
             found = validate_data(estimator, X, y, **kwargs, ensure_all_finite=False)
-            largest = largest_of(found[0])
+            largest = largest_of(np.asarray(found[0]))
         if largest is None or not np.isfinite(largest).all():
             found = validate_data(estimator, X, y, **kwargs)
         if not isinstance(y, str):  # to learn from: predictions need no squares
