@@ -275,3 +275,11 @@ class Dual:
         names = ("value", "penalty", "shift", "attained", "radius")
         numbers = ", ".join(f"{name}={getattr(self, name):.6g}" for name in names)
         return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
+
+    def _repr_html_(self) -> str:
+        from drojko._html import table_of
+
+        names = ("value", "penalty", "shift", "attained", "radius")
+        rows = [(name, f"{getattr(self, name):.6g}") for name in names]
+        ratio = f"{self.ratio.min():.4g} to {self.ratio.max():.4g}, {self.ratio.shape[0]} samples"
+        return table_of(type(self).__name__, [*rows, ("ratio", ratio), ("proof", self.proof)])
