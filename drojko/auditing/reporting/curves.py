@@ -70,13 +70,13 @@ def _single(report: AuditReport, name: str) -> list[tuple[str, str, np.ndarray]]
         return lines
     bounds = report.bounds
     bound = np.concatenate([today[:1], bounds]) if len(bounds) < len(today) else bounds
-    if np.isfinite(bounds).any():
+    if np.isfinite(bounds[report.table["worst_case_risk"] > report.table["nominal_risk"]]).any():
         lines.insert(0, ("upper bound", "bound", bound))
-    return [
-        *lines,
-        ("ascent per row", "ascent", _values(report, "ascent_risk", "nominal_risk")),
-        ("random noise", "noise", _values(report, "random_noise_risk", "nominal_risk")),
-    ]
+    for label, kind in (("ascent per row", "ascent"), ("random noise", "random_noise")):
+        if report.table[f"{kind}_risk"].notna().any():
+            values = _values(report, f"{kind}_risk", "nominal_risk")
+            lines.append((label, kind.removeprefix("random_"), values))
+    return lines
 
 
 def _chart(

@@ -95,8 +95,7 @@ def render(reports: Mapping[str, AuditReport]) -> str:
             where.append(frame.assign(**front)[[*front, *frame.columns]])
     table, checked = (pd.concat(frames, ignore_index=True) for frames in (parts, checks))
     kept = [name for name in table.columns if not table[name].isna().all() or name in ALWAYS]
-    if not table["finding"].any():
-        kept.remove("finding")
+    kept.remove("finding")  # which stand at the top of the page, and at their sizes
     whole = pd.concat([r.table.assign(model=n) for n, r in reports.items()], ignore_index=True)
     sizes = len(models[0]["rows"])
     rows = [
@@ -169,7 +168,9 @@ def _view(name: str, report: AuditReport) -> dict[str, Any]:
     rows = report.table.to_dict("records")
     known = report.classes is not None
     about = {key: value for key, value in report.about.items() if value not in (None, "None", "")}
-    facts = {"rows": "rows", "ambiguity": "set", "loss": "loss", "units": "distances in"}
+    facts = {"rows": "rows", "ambiguity": "set", "loss": "loss"}
+    if report.problem.ambiguity.moves:
+        facts["units"] = "distances in"
     return {
         "name": name,
         "size": report.size,
@@ -214,14 +215,16 @@ def _meaning(report: AuditReport) -> list[list[str]]:
 
 #: Heads of what a size means.
 MEANINGS = {
-    "share_of_spread": "of the spread of the rows", "times_halves": "× random halves",
-    "times_observed": "× the shift that was seen", "effective_share": "effective share of rows",
-    "largest_ratio": "a row counts up to ×", "mass_moved": "mass that moves",
+    "share_of_spread": "Share of the spread", "times_halves": "× random halves",
+    "times_observed": "× the shift seen", "effective_share": "Effective share of rows",
+    "largest_ratio": "A row counts up to ×", "mass_moved": "Mass that moves",
 }  # fmt: skip
 
 
 def _text_of(name: str, value: float) -> str:
-    return percent(value) if name == "accuracy" else number(value, 3)
+    if name == "accuracy":
+        return percent(value)
+    return number(value, 3) if name == "risk" or math.isnan(value) else f"{value:.3f}"
 
 
 def _cell(report: AuditReport, name: str) -> tuple[str, str, float]:
@@ -253,13 +256,15 @@ def _tiles(report: AuditReport, k: int) -> list[tuple[str, str, str, str]]:
 def _panel(report: AuditReport, k: int) -> dict[str, Any]:
     row = report.table.iloc[k].to_dict()
     size = float(row[report.size])
-    panel: dict[str, Any] = {"row": row, "tiles": _tiles(report, k)}
+    texts = [set(str(text).split("; ")) for text in report.table["finding"]]
+    own = [text for text in str(row["finding"]).split("; ") if not all(text in t for t in texts)]
+    panel: dict[str, Any] = {"row": row, "tiles": _tiles(report, k), "findings": own}
     try:
         panel |= {"moves": _moves(report, size), "images": _images(report, size)}
         panel |= _features(report, size) | _swaps(report, size) | _slices(report, size)
         tables = [(by, report.shares(by, size)) for by in ("group", "class")]
         shares = [
-            {"by": by, "title": f"{by.capitalize()}{'es' if by == 'class' else 's'}",
+            {"by": by, "title": f"{by}{'es' if by == 'class' else 's'}",
              "rows": table.rename(columns={by: "name"}).to_dict("records"),
              "weighed": _weighed(table)}
             for by, table in tables if len(table)

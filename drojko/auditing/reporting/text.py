@@ -40,15 +40,15 @@ def change(value: Any) -> str:
 
 
 def percent(value: Any, signed: bool = False) -> str:
-    """A share: one decimal below ten per cent, none that says nothing.
+    r"""A share: one decimal below ten per cent, none that says nothing.
 
     >>> percent(0.034), percent(0.5), percent(1.0), percent(0.25, signed=True), percent(0.00001)
-    ('3.4 %', '50 %', '100 %', '+25 %', '<0.1 %')
+    ('3.4\xa0%', '50\xa0%', '100\xa0%', '+25\xa0%', '<0.1\xa0%')
     """
     given = 100.0 * float(value)
     if math.isnan(given):
         return "–"
     if 0 < abs(given) < 0.1:
-        return f"{'-' if given < 0 else '+' if signed else ''}<0.1 %"
+        return f"{'-' if given < 0 else '+' if signed else ''}<0.1\xa0%"
     digits = 0 if (abs(given) >= 9.95 and abs(given - 100.0) >= 0.995) or given in (0, 100) else 1
-    return f"{given:{'+' if signed else ''}.{digits}f} %"
+    return f"{given:{'+' if signed else ''}.{digits}f}\xa0%"
