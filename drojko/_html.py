@@ -50,7 +50,7 @@ def frame_of(title: str, frame: Any, note: str = "") -> str:
     def cell(value: Any) -> str:
         number = isinstance(value, float)
         align = "right" if number or isinstance(value, int) else "left"
-        text = f"{value:.4g}" if number else str(value)
+        text = "–" if value != value else f"{value:.4g}" if number else str(value)
         return f'<td style="{_CELL}text-align:{align}">{escape(text)}</td>'
 
     lines = "".join(

@@ -44,13 +44,13 @@ STEPS = 60
 
 
 @overload
-def audit(
+def audit(  # pyright: ignore[reportOverlappingOverload]
     model: Mapping[str, Any], X: Any, y: Any, ambiguity: AmbiguitySet, **settings: Any
 ) -> Comparison: ...
 @overload
 def audit(model: Any, X: Any, y: Any, ambiguity: AmbiguitySet, **settings: Any) -> AuditReport: ...
 @checked()
-def audit(
+def audit(  # pyright: ignore[reportInconsistentOverload]
     model: Any,
     X: Any,
     y: Any,

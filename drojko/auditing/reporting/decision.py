@@ -25,7 +25,7 @@ AuditReport = Any
 
 #: What a limit can be about: how it is called, and whether less is worse.
 LIMITS = {"accuracy": ("accuracy", True), "auc": ("AUC", True), "risk": ("mean loss", False)}
-_NO_PROOF = {"local-estimate", "largest-loss"}
+_NO_PROOF = ("local-estimate", "largest-loss")
 #: A bound so many times what was found, and above every loss that was seen, helps nobody.
 _FAR = 3.0
 #: A relative rise of the mean loss by less is none; columns below this share carry little.

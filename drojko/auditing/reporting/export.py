@@ -53,7 +53,8 @@ def plain_of(report: AuditReport) -> dict[str, Any]:
 def _shift(report: AuditReport, k: int) -> dict[str, Any]:
     size = float(report.table[report.size].iloc[k])
     if report.worst_cases[k] is None:
-        return {report.size: size} | dict.fromkeys(("carriers", "classes", "groups", "swaps"))
+        return {str(report.size): size, "carriers": None, "classes": None, "groups": None,
+                "swaps": None}  # fmt: skip
     return {
         report.size: size,
         "carriers": report.carriers(size),

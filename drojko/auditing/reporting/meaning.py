@@ -99,7 +99,7 @@ def _halves(problem: AuditProblem) -> float:
 def _reweighted(moves: Moves | None) -> tuple[float, float, float]:
     """Effective share of the rows, largest ratio, and the mass that moved."""
     if moves is None:
-        return (math.nan,) * 3
+        return math.nan, math.nan, math.nan
     before, after = moves.before.mass, moves.after.mass
     ratio = after / np.where(before > 0, before, np.nan)
     effective = 1.0 / float(np.nansum(after * ratio))

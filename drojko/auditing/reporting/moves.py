@@ -248,14 +248,15 @@ def swaps_of(moves: Moves, problem: AuditProblem) -> pd.DataFrame:
         keys = [space.keys[j] for j in at]
         pair = [side.x[:, at] for side in (moves.before, moves.after)]
         if len(at) == 1:
-            columns.append((name, *(part[:, 0] for part in pair)))
+            columns.append((name, pair[0][:, 0], pair[1][:, 0]))
             continue
-        one = {key.column for key in keys}
-        coded = all(key.category is not None for key in keys) and len(one) == 1
+        coded = all(key.category is not None for key in keys)
+        coded = coded and len({key.column for key in keys}) == 1
         name = space.raw_names[keys[0].column] if coded else name
         names = [str(key.category) if coded else space.names[j] for j, key in zip(at, keys)]
         texts = np.array([*names, "none"], dtype=object)
-        columns.append((name, *(texts[np.where(p.any(1), p.argmax(1), len(names))] for p in pair)))
+        one, two = (texts[np.where(p.any(1), p.argmax(1), len(names))] for p in pair)
+        columns.append((name, one, two))
     if problem.classes is not None:
         columns.append(("target", moves.before.labels, moves.after.labels))
     parts = [
@@ -267,7 +268,7 @@ def swaps_of(moves: Moves, problem: AuditProblem) -> pd.DataFrame:
     if not sum(map(len, parts)):
         return pd.DataFrame({"column": [], "before": [], "after": [], "mass": []})
     every = pd.concat([part for part in parts if len(part)])
-    found = every.groupby(["column", "before", "after"], sort=False, as_index=False).sum()
+    found: Any = every.groupby(["column", "before", "after"], sort=False, as_index=False).sum()
     return found.sort_values("mass", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -305,7 +306,7 @@ def carriers_of(moves: Moves, worst: WorstCase, problem: AuditProblem) -> pd.Dat
     frame = frame.groupby("column", sort=False, as_index=False).agg(total)
     if space.missing is not None:  # of columns with missing values nothing is known
         lost = {name for name, odd in zip(raw, (problem.x == space.missing).any(0)) if odd}
-        frame.loc[frame["column"].isin(lost), ["share", "mean", "in_spreads"]] = np.nan
+        frame.loc[frame["column"].isin(list(lost)), ["share", "mean", "in_spreads"]] = np.nan
         frame["share"] /= frame["share"].sum() or 1.0
     return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
 

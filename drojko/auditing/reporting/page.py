@@ -93,14 +93,15 @@ def render(reports: Mapping[str, AuditReport]) -> str:
         shown = report.table.assign(upper_bound=report.bounds)
         for frame, where in ((shown, parts), (report.checks, checks)):
             where.append(frame.assign(**front)[[*front, *frame.columns]])
+    places = [(k, place) for k, part in enumerate(parts) for place in range(len(part))]
     table, checked = (pd.concat(frames, ignore_index=True) for frames in (parts, checks))
-    kept = [name for name in table.columns if not table[name].isna().all() or name in ALWAYS]
+    known = table.notna().any()
+    kept = [str(name) for name in table.columns if known[name] or name in ALWAYS]
     kept.remove("finding")  # which stand at the top of the page, and at their sizes
     whole = pd.concat([r.table.assign(model=n) for n, r in reports.items()], ignore_index=True)
-    sizes = len(models[0]["rows"])
     rows = [
-        {"model": k // sizes, "place": k % sizes, "cells": list(row.values())}
-        for k, row in enumerate(table[kept].to_dict("records"))
+        {"model": k, "place": place, "cells": row}
+        for (k, place), row in zip(places, table[kept].itertuples(index=False, name=None))
     ]
     charts, note = curves(reports)
     return page.render(
@@ -206,7 +207,7 @@ def _meaning(report: AuditReport) -> list[list[str]]:
     if len(frame.columns) < 2:
         return []
     shares = {"share_of_spread", "effective_share", "mass_moved"}
-    heads = [MEANINGS.get(name, report.size.capitalize()) for name in frame.columns]
+    heads = [MEANINGS.get(str(name), str(report.size).capitalize()) for name in frame.columns]
     return [heads, *(
         [percent(v) if name in shares else number(v, 2) for name, v in row.items()]
         for row in frame.to_dict("records")
