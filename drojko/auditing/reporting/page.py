@@ -95,8 +95,8 @@ def render(reports: Mapping[str, AuditReport]) -> str:
             where.append(frame.assign(**front)[[*front, *frame.columns]])
     places = [(k, place) for k, part in enumerate(parts) for place in range(len(part))]
     table, checked = (pd.concat(frames, ignore_index=True) for frames in (parts, checks))
-    known = table.notna().any()
-    kept = [str(name) for name in table.columns if known[name] or name in ALWAYS]
+    known = set(table.columns[table.notna().any()]) | ALWAYS
+    kept = [str(name) for name in table.columns if name in known]
     kept.remove("finding")  # which stand at the top of the page, and at their sizes
     whole = pd.concat([r.table.assign(model=n) for n, r in reports.items()], ignore_index=True)
     rows = [
