@@ -8,9 +8,10 @@ import pytest
 import drojko
 
 ROOMS = [
-    "drojko", "drojko.ambiguity", "drojko.auditing", "drojko.baselines", "drojko.displays",
-    "drojko.estimators", "drojko.exceptions", "drojko.flows", "drojko.inner", "drojko.losses",
-    "drojko.measures", "drojko.nn", "drojko.problems", "drojko.rows", "drojko.transport",
+    "drojko", "drojko.ambiguity", "drojko.auditing", "drojko.baselines", "drojko.boosting",
+    "drojko.displays", "drojko.estimators", "drojko.exceptions", "drojko.flows", "drojko.inner",
+    "drojko.losses", "drojko.measures", "drojko.nn", "drojko.problems", "drojko.rows",
+    "drojko.transport",
 ]  # fmt: skip
 
 
