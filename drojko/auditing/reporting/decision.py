@@ -141,9 +141,12 @@ def _headline(report: AuditReport, last: Any) -> str:
     bound = float(report.bounds[-1])
     if math.isnan(bound):
         return f"{text}; how much worse it can get is not known."
+    alike = "of that size" if report.size == "radius" else "of the same cost"
+    error = report.certificates[-1].standard_error
+    drawn = f" (up to the draws' standard error, {number(error, 2)})" if error > 0 else ""
     if bound - found <= 1e-3 * abs(bound):
-        return f"{text}; no shift of that size makes the loss worse."
-    return f"{text}; no shift of that size makes the loss more than {number(bound)}."
+        return f"{text}; no shift {alike} makes the loss worse{drawn}."
+    return f"{text}; no shift {alike} makes the loss more than {number(bound)}{drawn}."
 
 
 def _limit(report: AuditReport, name: str, limit: float) -> str:
@@ -156,7 +159,8 @@ def _limit(report: AuditReport, name: str, limit: float) -> str:
     text = f"Limit: {word} of at {'least' if least else 'most'} {number(limit)}. "
     if (today < limit) if least else (today > limit):
         return f"{text}It is missed today, at {number(today)}."
-    proven = not least and bool((report.bounds <= limit).any())
+    certain = not least and not any(c.standard_error > 0 for c in report.certificates)
+    proven = certain and bool((report.bounds <= limit).any())
     if crossed.any():
         k = int(crossed.argmax())
         text += f"A shift of {_at(report, sizes[k])} crosses it ({number(found[k])})"

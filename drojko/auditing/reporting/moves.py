@@ -127,6 +127,7 @@ def _table(by: str, names: Any, before: list[Any], after: list[Any]) -> pd.DataF
     import pandas as pd
 
     heads = [*HEADS, *(f"worst_case_{name}" for name in HEADS)]
+    by = f"{by}_" if by in heads else by
     return pd.DataFrame({by: names, **dict(zip(heads, [*before, *after]))})
 
 

@@ -327,7 +327,8 @@ def _slices(report: AuditReport, size: float) -> dict[str, Any]:
     found = []
     names = [*report.space.raw_names, *(["target"] if report.classes is None else [])]
     for name in dict.fromkeys(names):
-        table = report.slices(name, size).rename(columns={name: "name"})
+        table = report.slices(name, size)
+        table = table.rename(columns={table.columns[0]: "name"})
         heavy = table[(table["mass"] >= 0.01) & table["worst_case_risk"].notna()]
         if len(heavy) < 2:
             continue

@@ -13,6 +13,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from drojko import audit
 from drojko.ambiguity import KL, Wasserstein
+from drojko.auditing.reporting.page import render
 from drojko.auditing.reporting.scores import calibration
 from drojko.exceptions import InvalidDataError
 
@@ -86,6 +87,16 @@ def test_missing_values_and_whole_numbers_have_slices_of_their_own(plain):
     assert table.mass.iloc[-1] == pytest.approx(0.25)
     assert report.slices("b")["b"].tolist() == [0, 1]
     assert np.isnan(report.carriers().set_index("column").share["a"])
+
+
+def test_columns_may_have_the_names_of_the_table(plain):
+    X = plain[1].set_axis(["mass", "risk", "name", "target"], axis=1)
+    report = audit(LogisticRegression().fit(X, plain[2]), X, plain[2], KL(0.1), random_state=0)
+    for name in X:
+        table = report.slices(name)
+        assert table.columns[0].removesuffix("_") == name
+        assert table["mass"].sum() == pytest.approx(1.0)
+    assert "Slices of risk" in render({"m": report})
 
 
 @pytest.mark.parametrize("by", ["z", 9, [1, 2, 3], None, np.ones((200, 2)), dict])
