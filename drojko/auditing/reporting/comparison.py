@@ -46,10 +46,10 @@ class Comparison:
     >>> both = audit(models, X, y, Wasserstein(), radii=[0.1, 0.3], random_state=0)
     >>> both.table[["model", "radius", "worst_case_risk"]].round(2)
         model  radius  worst_case_risk
-    0   C=0.1     0.1             0.35
-    1   C=0.1     0.3             0.44
-    2  C=10.0     0.1             0.24
-    3  C=10.0     0.3             0.74
+    0   C=0.1     0.1             0.39
+    1   C=0.1     0.3             0.50
+    2  C=10.0     0.1             0.27
+    3  C=10.0     0.3             0.87
     """
 
     reports: Mapping[str, AuditReport]

@@ -302,9 +302,9 @@ class AuditReport:
         >>> report = audit(model, X, y, KL(radius=0.1), random_state=0)
         >>> report.slices("petal width (cm)", bins=3)[["mass", "worst_case_mass"]].round(2)
            mass  worst_case_mass
-        0  0.38             0.28
-        1  0.31             0.36
-        2  0.31             0.36
+        0  0.38             0.30
+        1  0.30             0.35
+        2  0.32             0.35
         """
         return slices_of(self._at(radius)[0], self.problem, by, bins)
 
