@@ -63,8 +63,8 @@ def network_bound(
     radius: float | None = None,
     effort: str = "fast",
     max_time: float | None = None,
-) -> NetworkBound | None:
-    """Bound of the worst case in a ball, or at the objective's penalty; None: nothing is known.
+) -> NetworkBound:
+    """Bound of the worst case in a ball, or at the objective's penalty.
 
     Parameters
     ----------
@@ -76,12 +76,17 @@ def network_bound(
     effort : {"fast", "thorough"}
     max_time : float, optional
         Seconds after which no further region is looked at: what there is by then is proven.
+
+    Raises
+    ------
+    UnsupportedError
+        Where nothing is known of the model or its loss; it names what.
     """
     limits = Limits(max_time=max_time)
     problem = Problem.of(objective, cases, weights, radius)
-    if problem is None:
-        return None
     settings = SETTINGS[effort]
+    if not problem.network.dense:
+        settings = settings.lines()
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     count = settings.shells
@@ -119,7 +124,8 @@ class _Boxes:
 
     def best(self, strength: float) -> tuple[float, float, Tensor] | None:
         """Smallest total, where, and the bounds there; None: too many dimensions, or no time."""
-        if self.problem.network.dim > MOST_DIMENSIONS or not self.total(strength) < math.inf:
+        few = self.problem.network.dense and self.problem.network.dim <= MOST_DIMENSIONS
+        if not few or not self.total(strength) < math.inf:
             return None
         if self.problem.budget is not None and not self.closed(strength):
             step = 0.08
