@@ -280,8 +280,7 @@ def _ball_upper(
     known: Structure,
     limits: tuple[str, float | None],
 ) -> tuple[float, str, str]:
-    """Smallest dual value that is proven: every penalty gives a valid one; its proof, and why none.
-    """
+    """Smallest dual value that is proven (every penalty gives a valid one), its proof, why none."""
 
     def dual(at: Adversary, moved: Moved) -> tuple[float, str]:
         bound, proof = at.upper(moved, known)
@@ -305,7 +304,7 @@ def _ball_upper(
         else:
             best = _better(best, (network.value, network.proof))
     best = best if math.isfinite(best[0]) else (math.inf, "local-estimate")
-    return *best, unproven
+    return best[0], best[1], unproven
 
 
 def _better(first: tuple[float, str], second: tuple[float, str]) -> tuple[float, str]:

@@ -32,7 +32,7 @@ def constants(
     rows on the input to rows on displacements.
     """
     split, product = (_passed(program, rows, inside, in_coordinates, s) for s in (True, False))
-    return torch.minimum(split, product) * (1.0 + 1e-9)
+    return torch.minimum(split, product).nan_to_num(nan=math.inf) * (1.0 + 1e-9)
 
 
 def _passed(
@@ -46,7 +46,7 @@ def _passed(
     exact = {last: rows.reshape(len(rows), *nodes[last].shape)}
     errors = {last: torch.zeros(len(rows), dtype=torch.float64)}
     total = torch.zeros(len(rows), dtype=torch.float64)
-    norms: dict[int, Tensor] = {}
+    norms: dict[tuple[int, int], Tensor] = {}
     for k in range(last, -1, -1):
         node, row, error = nodes[k], exact.pop(k, None), errors.pop(k, None)
         if row is None and error is None:

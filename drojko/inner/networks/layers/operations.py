@@ -297,9 +297,7 @@ class Unit:
             out = out + p.height * p.act(p.rate * x + p.shift)[0]
         return out
 
-    def lines(
-        self, low: Tensor, high: Tensor, at: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def lines(self, low: Tensor, high: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Lines above and below on [low, high]: (slope, level) twice, tight near ``at``."""
         up = down = torch.full_like(low, self.slope)
         above = torch.full_like(low, self.level + self.error)

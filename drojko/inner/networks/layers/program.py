@@ -76,9 +76,7 @@ class Program:
         """Which nodes are affine in the input."""
         known = [True]
         for node in self.nodes[1:]:
-            known.append(
-                isinstance(node.operation, Affine) and all(known[k] for k in node.sources)
-            )
+            known.append(isinstance(node.operation, Affine) and all(known[k] for k in node.sources))
         return known
 
     @cached_property
