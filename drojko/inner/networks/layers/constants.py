@@ -60,7 +60,7 @@ def _passed(
                 total = total + in_coordinates(row).norm(dim=1)
             continue
         if node.whole is not None:
-            size = error if row is None else error + row.flatten(1).norm(dim=1)
+            size = error if row is None else error + row.reshape(len(row), -1).norm(dim=1)
             for source in node.whole.sources:
                 errors[source] = errors.get(source, 0.0) + size
             continue
@@ -69,7 +69,7 @@ def _passed(
             source, steepest = node.sources[0], node.operation.steepest
             error = error * steepest
             if row is not None:
-                size = row.flatten(1).norm(dim=1)
+                size = row.reshape(len(row), -1).norm(dim=1)
                 error = error + size * (0.5 * (high - low) if split else steepest)
                 if split:
                     _add(exact, source, row * (0.5 * (low + high)))

@@ -57,8 +57,8 @@ class Recorder(TorchDispatchMode):
             for part in parts:
                 self._keep(part, lost[0])
             return out
-        if name in ("detach", "alias", "lift_fresh") or (name == "_to_copy" and out.dtype == (
-            args[0].dtype)):  # fmt: skip
+        copied = name == "_to_copy" and parts[0].dtype == args[0].dtype
+        if copied or name in ("detach", "alias", "lift_fresh"):
             self._keep(out, self.known[id(args[0])])
             return out
         plain = name.removesuffix("_")

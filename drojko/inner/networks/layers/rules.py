@@ -140,8 +140,8 @@ def _padded(rec: Recorder, args: Any, kwargs: Any, out: Tensor) -> int:
 
 def _joined(rec: Recorder, args: Any, kwargs: Any, out: Tensor) -> int:
     axis = (args[1] if len(args) > 1 else 0) % out.ndim
-    parts = [rec.at(t) for t in args[0]]
-    if axis == 0 or any(p is None for p in parts):
+    parts = [where for t in args[0] if (where := rec.at(t)) is not None]
+    if axis == 0 or len(parts) < len(args[0]):
         raise UnsupportedError("no bounds are known of cat along rows or with constants")
     lengths = tuple(t.shape[axis] for t in args[0])
     return rec.add(Concatenation(axis, lengths), tuple(parts), out.shape)
@@ -149,14 +149,13 @@ def _joined(rec: Recorder, args: Any, kwargs: Any, out: Tensor) -> int:
 
 def _maximum(sign: float) -> Any:
     def rule(rec: Recorder, args: Any, kwargs: Any, out: Tensor) -> int:
-        ends = []
-        for a in args[:2]:
-            where = rec.at(a)
-            if where is None:
-                raise UnsupportedError("no bounds are known of the maximum with a constant")
-            where = rec.like(where, out)
-            ends.append(where if sign > 0 else rec.scaled(where, out, -1.0, 0.0))
-        found = rec.larger(*ends, Whole(tuple(ends), torch.maximum))
+        ends = [where for a in args[:2] if (where := rec.at(a)) is not None]
+        if len(ends) < 2:
+            raise UnsupportedError("no bounds are known of the maximum with a constant")
+        left, right = (rec.like(where, out) for where in ends)
+        if sign < 0:
+            left, right = (rec.scaled(where, out, -1.0, 0.0) for where in (left, right))
+        found = rec.larger(left, right, Whole((left, right), torch.maximum))
         return found if sign > 0 else rec.scaled(found, out, -1.0, 0.0)
 
     return rule
@@ -165,6 +164,8 @@ def _maximum(sign: float) -> Any:
 def _pooled(rec: Recorder, args: Any, kwargs: Any, out: Tensor) -> int:
     """Max pooling: windows of entries, halved by pairs."""
     where = _one(rec, args)
+    if len(rec.shape(where)) != 3:
+        raise UnsupportedError("no bounds are known of pooling without channels")
     _, *sides = rec.shape(where)
     rest = [list(a) if isinstance(a, list | tuple) else a for a in args[1:]]
     rest += [None] * (5 - len(rest))
@@ -294,7 +295,7 @@ def _gelu(approximate: str = "none") -> Unit:
 
 
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Unit:
-    if beta <= 0 or threshold < 1:
+    if beta <= 0 or threshold < 20:
         raise UnsupportedError("no bounds are known of this form of softplus")
     made = unit("softplus", 1.0 / beta, beta)
     # Beyond the threshold torch gives the line, which is that much lower.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -125,13 +127,13 @@ class Run:
         # Only where a sharper interval matters: elsewhere the lines above and below nearly meet.
         up, above, down, below = unit.lines(low, high, 0.5 * (low + high))
         open_ = above - below + torch.maximum((up - down) * low, (up - down) * high)
-        open_ = open_.flatten(1).amax(0)
+        open_ = _flat(open_, 1).amax(0)
         least = _CLOSED * float(open_.amax()) + 1e-9 * (1.0 + float(self.values[k].abs().amax()))
         chosen = (open_ > least).nonzero().squeeze(1)
-        low, high = low.flatten(1).clone(), high.flatten(1).clone()
+        low, high = _flat(low, 1).clone(), _flat(high, 1).clone()
         largest = max(n.count for n in program.nodes[: k + 1])
         size = max(1, _MEMORY // (8 * 12 * len(self.x) * largest))
-        for part in chosen.split(size):
+        for part in chosen.split(size) if len(chosen) else ():
             eye = torch.nn.functional.one_hot(part, node.count).double()
             both = torch.cat([eye, -eye])[None]
             level, out = self.substituted(k, both, torch.zeros(1, 2 * len(part)).double())
@@ -170,18 +172,18 @@ class Run:
                 continue
             node = nodes[j]
             # What rounding is relative to: |at| times the sizes, by Cauchy and Schwarz.
-            norm = torch.linalg.vector_norm(at.flatten(2), dim=2)
-            error = error + norm * self.sizes[j].flatten(1).norm(dim=1, keepdim=True)
+            norm = torch.linalg.vector_norm(_flat(at, 2), dim=2)
+            error = error + norm * _flat(self.sizes[j], 1).norm(dim=1, keepdim=True)
             dense = self.entry.dense_rows(j) if program.straight[j] else None
             if dense is not None:
-                level, found = level + _dot(at, self.values[j]), at.flatten(2) @ dense
+                level, found = level + _dot(at, self.values[j]), _flat(at, 2) @ dense
                 out = found if out is None else out + found
                 continue
             if isinstance(node.operation, Unit):
                 up, above, down, below = self.lines[j]
                 positive, wide = at.clamp_min(0.0), above - below
                 level = level + _dot(at, below) + _dot(positive, wide)
-                levels = torch.maximum(above.abs(), below.abs()).flatten(1)
+                levels = _flat(torch.maximum(above.abs(), below.abs()), 1)
                 error = error + norm * levels.norm(dim=1, keepdim=True)
                 parts = ((at * down.unsqueeze(1)).addcmul_(positive, (up - down).unsqueeze(1)),)
             else:
@@ -208,5 +210,10 @@ class Run:
 def _dot(rows: Tensor, values: Tensor) -> Tensor:
     """Rows (n or 1, m, ...) times values (n or 1, ...), (n, m)."""
     if len(rows) == 1:
-        return (rows[0].flatten(1) @ values.flatten(1).T).T
-    return (rows.flatten(2) @ values.flatten(1).unsqueeze(2))[..., 0]
+        return (_flat(rows[0], 1) @ _flat(values, 1).T).T
+    return (_flat(rows, 2) @ _flat(values, 1).unsqueeze(2))[..., 0]
+
+
+def _flat(x: Tensor, lead: int) -> Tensor:
+    """All axes but the first ones as one, of numbers as well."""
+    return x.reshape(*x.shape[:lead], math.prod(x.shape[lead:]))
