@@ -131,7 +131,7 @@ def test_bounds_are_above_what_ascents_find(name, effort, layered, seed):
     bound = network_bound(objective, cases, masses(batch), radius=radius, effort=effort)
     attained = float(found.value.mean()) + 3.0 * radius**2
     assert attained * (1 - 1e-9) <= bound.value < math.inf
-    assert bound.proof == "linear-bounds" or bound.value == pytest.approx(attained, rel=1e-3)
+    assert bound.proof == "linear-bounds" or bound.value == pytest.approx(attained, rel=1e-2)
     values = bound.at(3.0)
     assert bool((values >= found.value - 1e-9).all())
 
@@ -203,7 +203,7 @@ def test_a_fit_of_something_else_says_what_is_not_known(seed):
         Wasserstein(0.3), model=small(*layers), reference="empirical", max_iter=5,
         random_state=seed,
     )  # fmt: skip
-    with pytest.warns(Warning):
+    with pytest.warns(UserWarning, match="max_iter"):
         fitted.fit(X, y)
     found = fitted.certificate_
     assert found.proof == "local-estimate"
