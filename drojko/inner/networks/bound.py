@@ -23,6 +23,9 @@ from drojko.inner.objective import Objective
 
 __all__ = ["Case", "NetworkBound", "network_bound"]
 
+#: What lines must take off the Lipschitz constants' bound, relative, to be named as its proof.
+_HELPED = 1e-3
+
 
 @dataclass(frozen=True)
 class NetworkBound:
@@ -103,7 +106,7 @@ def network_bound(
     if few is None:
         state = nested(solver, start, max_iter=10**6, max_time=limits.time_left).state
     value, strength = problem.best(state.shells, state.strength)
-    proof = "linear-bounds" if value < start.value * (1 - 1e-9) else "lipschitz"
+    proof = "linear-bounds" if value < start.value * (1 - _HELPED) else "lipschitz"
     found = NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)
     if few is not None and few[0] < value:
         at = few[1] / scale**2

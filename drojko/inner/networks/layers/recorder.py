@@ -26,6 +26,10 @@ Rule = Callable[[Any, Any, Any, Tensor], int]
 class Recorder(TorchDispatchMode):
     """Records what happens to rows, and to all that comes from them."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the compiler takes a second to import, and is not used
+
     def __init__(self, rows: Tensor, rules: dict[str, Rule]) -> None:
         super().__init__()
         self.rules = rules
