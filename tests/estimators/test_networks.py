@@ -76,8 +76,7 @@ def test_auto_follows_the_units(name):
 def test_auto_costs_little_accuracy():
     X, y = load_breast_cancer(return_X_y=True)
     X = scale(X)
-    settings = {"max_iter": 30, "inner": "pointwise", "hidden_layer_sizes": (8, 8)}
-    settings["ambiguity"] = ball(1.0)
+    settings = {"max_iter": 15, "inner": "pointwise", "hidden_layer_sizes": (8, 8), "radius": 1.0}
     plain = mlp(**settings).fit(X[::3], y[::3])
     auto = mlp(certified="auto", **settings).fit(X[::3], y[::3])
     assert auto.certified_ > 0
@@ -93,7 +92,7 @@ def test_auto_adds_nothing_where_bounds_are_tight(seed):
     X = rng.normal(size=(60, 2))
     y = (X[:, 0] + 0.3 * rng.normal(size=60) > 0).astype(int)
     settings = {"max_iter": 5, "inner": "pointwise", "hidden_layer_sizes": (4,)}
-    fitted = mlp(certified="auto", ambiguity=ball(0.05), **settings).fit(X, y)
+    fitted = mlp(certified="auto", radius=0.05, **settings).fit(X, y)
     assert fitted.certified_ == 0.0
 
 
