@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drojko._numerics import standard_error
 from drojko.ambiguity import Dual
+from drojko.exceptions import UnsupportedError
 from drojko.inner.networks.bound import Case, NetworkBound, network_bound
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -73,6 +74,9 @@ class Certificate:
     search : str
         What a thorough search for the worst case says of itself: its rounds of restarts and the
         share of the gain that it is estimated to miss, which is no bound; empty elsewhere.
+    unproven : str
+        Of a network whose ``proof`` is "local-estimate": what no bounds are known of. ``upper`` is
+        then an estimate, which the worst case may exceed.
 
     Examples
     --------
@@ -95,6 +99,7 @@ class Certificate:
     inner: str = ""
     risk_error: float = 0.0
     search: str = ""
+    unproven: str = ""
 
     @property
     def gap(self) -> float:
@@ -132,6 +137,8 @@ class Certificate:
             rows.append(("chosen", self.inner))
         if self.search:
             rows.append(("search", self.search))
+        if self.unproven:
+            rows.append(("nothing is proven", f"{self.unproven}: the worst case may exceed upper"))
         return rows
 
     def __str__(self) -> str:
@@ -141,6 +148,11 @@ class Certificate:
         return "\n".join(["Certificate", *lines])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from drojko._html import table_of
+
+        return table_of("Certificate", self.rows())
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,7 @@ def certify(
         When the worst case is infinite.
     """
     adversary = adversary if effort is None else adversary.with_effort(effort)
-    objective, restarts = adversary.objective, None
+    objective, restarts, unproven = adversary.objective, None, ""
     if radius != 0.0:
         adversary.check_finite(batch, radius is not None)
     known = structure(objective)
@@ -222,8 +234,11 @@ def certify(
         upper, spread = mean(bound, weights), worst.value
         if not closed(upper, mean(spread, weights), proof):
             limits = effort or "fast", max_time
-            network = network_dual(adversary, batch, weights, None, (worst.q,), *limits)
-            if network is not None:
+            try:
+                network = network_dual(adversary, batch, weights, None, (worst.q,), *limits)
+            except UnsupportedError as error:
+                unproven = str(error)
+            else:
                 # Both are bounds sample by sample, and so is their minimum.
                 both = network.at(penalty)
                 both = both if proof == "local-estimate" else torch.minimum(both, bound.double())
@@ -238,7 +253,9 @@ def certify(
         if math.isfinite(penalty):
             limits = effort or "fast", max_time
             quick = adversary.with_effort("warm")  # bounds start from what was found
-            upper, proof = _ball_upper(quick, batch, weights, radius, worst, known, limits)
+            upper, proof, unproven = _ball_upper(
+                quick, batch, weights, radius, worst, known, limits
+            )
             spread = worst.risk - penalty * worst.cost
     own = standard_error(worst.risk, weights) if sampled else 0.0
     certificate = Certificate(
@@ -254,6 +271,7 @@ def certify(
         stationarity=stationarity,
         proof=proof,
         search="" if restarts is None else str(restarts),
+        unproven=unproven if proof == "local-estimate" else "",
     )
     return Evaluation(certificate, worst, used, restarts)
 
@@ -266,8 +284,8 @@ def _ball_upper(
     ball: BallSolution,
     known: Structure,
     limits: tuple[str, float | None],
-) -> tuple[float, str]:
-    """Smallest dual value that is proven: every penalty gives a valid one."""
+) -> tuple[float, str, str]:
+    """Smallest dual value that is proven (every penalty gives a valid one), its proof, why none."""
 
     def dual(at: Adversary, moved: Moved) -> tuple[float, str]:
         bound, proof = at.upper(moved, known)
@@ -278,16 +296,20 @@ def _ball_upper(
     loose = {proof for _, proof in options} & {"lipschitz", "local-estimate"}
     if known.norms is not None and not adversary.discrete and loose:
         options.append(_lipschitz_ball(adversary.objective, batch, weights, radius, known.norms))
-    best = options[0]
+    best, unproven = options[0], ""
     for option in options[1:]:
         best = _better(best, option)
     if not closed(best[0], mean(ball.risk, weights), best[1]):
         at = adversary.with_penalty(ball.penalty)
         found = (ball.low.q, ball.high.q)
-        network = network_dual(at, batch, weights, radius, found, *limits)
-        if network is not None:
+        try:
+            network = network_dual(at, batch, weights, radius, found, *limits)
+        except UnsupportedError as error:
+            unproven = str(error)
+        else:
             best = _better(best, (network.value, network.proof))
-    return best if math.isfinite(best[0]) else (math.inf, "local-estimate")
+    best = best if math.isfinite(best[0]) else (math.inf, "local-estimate")
+    return best[0], best[1], unproven
 
 
 def _better(first: tuple[float, str], second: tuple[float, str]) -> tuple[float, str]:
@@ -313,11 +335,17 @@ def network_dual(
     found: tuple[Tensor, ...],
     effort: str,
     max_time: float | None,
-) -> NetworkBound | None:
-    """Bounds of a perceptron by relaxation, over all labels and categories."""
+) -> NetworkBound:
+    """Bounds of a network by relaxation, over all labels and categories.
+
+    Raises
+    ------
+    UnsupportedError
+        Where no bounds are known of it; it names what.
+    """
     every = adversary.becoming(batch)
     if every is None:
-        return None
+        raise UnsupportedError("rows may swap into too many combinations of categories")
     cases = [Case(at, fee if isinstance(fee, Tensor) else None, found) for at, fee in every]
     return network_bound(
         adversary.objective, cases, weights, radius=radius, effort=effort, max_time=max_time

@@ -162,7 +162,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
     }
     _classification = False
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict] = {  # pyright: ignore
         "ambiguity": [AmbiguitySet, None],
         "loss": [str, Loss, callable],
         "model": [StrOptions({"linear", "mlp"}), callable, torch.nn.Module],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import replace
@@ -14,14 +15,16 @@ from torch import Tensor
 from drojko._sklearn import DEPTH
 from drojko.approaches.base import Approach, Plan, Points
 from drojko.estimators._models import OnModule, build_model, resting
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.models import NO_LOGITS, ModuleModel, TabularModel, looks_like_probabilities
 
 __all__ = ["keep_back", "on_network", "warn_of_outputs"]
 
 _SHARE = 0.25  # of the rows that weights are compared on
 _SPLITS, _MANY = 3, 1_000  # how often, with fewer rows than so many
-_WEIGHTS = (0.2, 0.06, 0.02, 0.006)  # of the norms, from the largest; shared by the classes
+_WEIGHTS = (0.006, 0.02, 0.06, 0.2)  # of the norms, from the smallest; shared by the classes
+_TIGHT = 0.01, 0.05  # gaps, relative, that ask for no more: two classes and regression, several
+_FEW = 40  # rows that the gap is measured on
 _FAR = (1.1, 2.0, 10.0)  # distances from the mean at which outputs must be finite
 _COSTS = 0.01  # of accuracy, or of the loss in regression, that a weight may take
 
@@ -133,7 +136,7 @@ def _points(rows: Points) -> Points:
 def _chosen(
     front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
 ) -> float:
-    """The largest weight that costs little on rows held out, 0 where all of them do."""
+    """The smallest weight at which bounds are tight, as far as it costs little on rows held out."""
     splits = [
         keep_back(front, rows, _SHARE, seed + k)
         for k in range(_SPLITS if len(rows[0]) < _MANY else 1)
@@ -151,19 +154,44 @@ def _chosen(
         for kept, _ in splits
     ]
 
-    def scored(weight: float) -> float:
-        found = []
-        for part, (_, held) in zip(parts, splits, strict=True):
+    def tried(weight: float) -> tuple[float, float]:
+        """Mean score on the rows held out, and the gap on some of the others."""
+        found, gap = [], math.nan
+        for part, (kept, held) in zip(parts, splits, strict=True):
             generator = torch.Generator().manual_seed(seed)
             model = build_model(front, plan.n_outputs, generator)
             own = replace(part, certified=weight, generator=generator, began=time.perf_counter())
             approach.train(own, model, None)
             found.append(_score(plan, model, held, front._classification))
-        return float(np.mean(found))
+            if math.isnan(gap):
+                gap = _gap(approach, own, model, kept, seed)
+        return float(np.mean(found)), gap
 
-    unit, nothing = _unit(plan, rows), scored(0.0)
+    unit, best, (nothing, gap) = _unit(plan, rows), 0.0, tried(0.0)
     allowed = nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
-    return next((w for w in (unit * s for s in _WEIGHTS) if scored(w) <= allowed), 0.0)
+    tight = _TIGHT[plan.n_labels > 2]
+    for share in _WEIGHTS:
+        if gap <= tight:
+            break
+        score, gap = tried(unit * share)
+        if score > allowed:
+            break
+        best = unit * share
+    return best
+
+
+def _gap(approach: Approach, plan: Plan, model: TabularModel, rows: Points, seed: int) -> float:
+    """Relative gap of a quick certificate on some rows; infinite where nothing is proven."""
+    few = np.random.RandomState(seed).permutation(np.flatnonzero(rows[2] > 0))[:_FEW]
+    x, y, weight = _points(tuple(part[few] for part in rows))  # type: ignore[arg-type]
+    points = x.to(plan.device, plan.dtype), y.to(plan.device), weight.to(plan.device)
+    own = replace(plan, effort="fast", began=time.perf_counter())
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        found = approach.certify(own, model, points, generator)
+    except UnboundedRiskError:
+        return math.inf
+    return math.inf if found.proof == "local-estimate" else found.relative_gap
 
 
 def _unit(plan: Plan, rows: Points) -> float:

@@ -15,7 +15,7 @@ from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.certified import plan_of
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.certificates import closed, network_dual
-from drojko.exceptions import UnboundedRiskError
+from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.objective import Batch
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -104,6 +104,7 @@ class Learned:
     radii: list[float]
     given: list[float]
     duals: list[Dual] = field(default_factory=list)
+    unproven: str = ""  # what no bounds are known of
     penalties: dict[float, float] = field(default_factory=dict)
     restarts: dict[float, Restarts | None] = field(default_factory=dict)
     level: float = 0.0
@@ -336,12 +337,15 @@ class Learned:
                 self._raised(size, known, tried)
 
     def _network(self, size: float, penalty: float, max_time: float | None) -> Dual | None:
-        """The dual point of a perceptron's bounds by relaxation."""
+        """The dual point of a network's bounds by relaxation."""
         problem, at = self.problem, self.adversary.with_penalty(penalty)
         known = at.objective.coordinates.encode(self.pool.best(problem.w, penalty)[0])
         radius = size if size in self.radii else None
-        found = network_dual(at, self.batch, problem.w, radius, (known,), problem.effort, max_time)
-        if found is None:
+        limits = problem.effort, max_time
+        try:
+            found = network_dual(at, self.batch, problem.w, radius, (known,), *limits)
+        except UnsupportedError as error:
+            self.unproven = str(error)
             return None
         value = found.value - (found.penalty * size**2 if radius is not None else 0.0)
         return Dual(found.penalty, value, found.proof)

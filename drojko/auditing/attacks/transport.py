@@ -210,6 +210,7 @@ class _Work:
         nominal = float(self.problem.w @ self.pool.nominal)
         lower = risk if ball else risk - size * mixture.cost
         upper, proof = self.upper(size, nominal)
+        unknown = proof == "local-estimate"
         if ball and before is not None:  # rounding must not undo what is monotone
             risk = lower = max(risk, before.certificate.worst_case_risk)
         return Certificate(
@@ -223,6 +224,7 @@ class _Work:
             standard_error=self.error(mixture) if self.problem.sampled else 0.0,
             proof=proof,
             search=str(self.restarts(size) or ""),
+            unproven=self.learned.unproven if unknown and self.learned is not None else "",
         )
 
     def restarts(self, size: float) -> Restarts | None:

@@ -47,7 +47,10 @@ class Around:
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation; phi' and phi'' lie in ``slopes`` and ``bends``, |phi'''| below ``third``."""
+    """An activation; phi' and phi'' lie in ``slopes`` and ``bends``, |phi'''| below ``third``.
+
+    Where ``third`` is infinite, nothing but lines is known; ReLU has bounds around points as well.
+    """
 
     name: str
     slopes: tuple[float, float]
@@ -59,7 +62,7 @@ class Activation:
 
     def __call__(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Value and slope."""
-        return ACTIVATIONS[self.name][0](a)
+        return _FURTHER[self.name](a) if self.name in _FURTHER else ACTIVATIONS[self.name][0](a)
 
     def bend(self, a: Tensor) -> Tensor:
         """Phi'' of a smooth activation."""
@@ -71,6 +74,8 @@ class Activation:
             return p * (1.0 - 2.0 * s)
         if self.name == "silu":
             return p * (2.0 + a * (1.0 - 2.0 * s))
+        if self.name == "gelu":
+            return _bell(a) * (2.0 - a.square())
         t = torch.tanh(a)
         return -2.0 * t * (1.0 - t.square())
 
@@ -239,6 +244,23 @@ class _Grid:
         return torch.maximum(top, torch.maximum(value[..., 0], value[..., -1]))
 
 
+def _bell(a: Tensor) -> Tensor:
+    """The density of the normal distribution."""
+    return (-0.5 * a.square()).exp() / math.sqrt(2.0 * math.pi)
+
+
+def _gelu(a: Tensor) -> tuple[Tensor, Tensor]:
+    share = torch.special.ndtr(a)
+    return a * share, share + a * _bell(a)
+
+
+def _elu(a: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.where(a > 0, a, torch.expm1(a.clamp_max(0.0)))
+    return h, torch.where(a > 0, 1.0, h + 1.0)
+
+
+#: Those that only modules of the user's have.
+_FURTHER = {"gelu": _gelu, "elu": _elu}
 _ALL = {
     known.name: known
     for known in (
@@ -256,6 +278,16 @@ _ALL = {
             False,
             (-0.2784646, math.inf),
         ),
+        Activation(
+            "gelu",
+            (-0.1289045, 1.1289045),
+            (-0.1079820, 0.7978846),
+            0.7788,
+            1.5958,
+            False,
+            (-0.1699713, math.inf),
+        ),
+        Activation("elu", (0.0, 1.0), (0.0, 1.0), math.inf, math.inf, True, (-1.0, math.inf)),
         Activation("relu", (0.0, 1.0), (0.0, math.inf), math.inf, math.inf, True, (0.0, math.inf)),
     )
 }

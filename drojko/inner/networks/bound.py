@@ -23,6 +23,9 @@ from drojko.inner.objective import Objective
 
 __all__ = ["Case", "NetworkBound", "network_bound"]
 
+#: What lines must take off the Lipschitz constants' bound, relative, to be named as its proof.
+_HELPED = 1e-3
+
 
 @dataclass(frozen=True)
 class NetworkBound:
@@ -63,8 +66,8 @@ def network_bound(
     radius: float | None = None,
     effort: str = "fast",
     max_time: float | None = None,
-) -> NetworkBound | None:
-    """Bound of the worst case in a ball, or at the objective's penalty; None: nothing is known.
+) -> NetworkBound:
+    """Bound of the worst case in a ball, or at the objective's penalty.
 
     Parameters
     ----------
@@ -76,12 +79,17 @@ def network_bound(
     effort : {"fast", "thorough"}
     max_time : float, optional
         Seconds after which no further region is looked at: what there is by then is proven.
+
+    Raises
+    ------
+    UnsupportedError
+        Where nothing is known of the model or its loss; it names what.
     """
     limits = Limits(max_time=max_time)
     problem = Problem.of(objective, cases, weights, radius)
-    if problem is None:
-        return None
     settings = SETTINGS[effort]
+    if not problem.network.dense:
+        settings = settings.lines()
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     count = settings.shells
@@ -98,7 +106,7 @@ def network_bound(
     if few is None:
         state = nested(solver, start, max_iter=10**6, max_time=limits.time_left).state
     value, strength = problem.best(state.shells, state.strength)
-    proof = "linear-bounds" if value < start.value * (1 - 1e-9) else "lipschitz"
+    proof = "linear-bounds" if value < start.value * (1 - _HELPED) else "lipschitz"
     found = NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)
     if few is not None and few[0] < value:
         at = few[1] / scale**2
@@ -119,7 +127,8 @@ class _Boxes:
 
     def best(self, strength: float) -> tuple[float, float, Tensor] | None:
         """Smallest total, where, and the bounds there; None: too many dimensions, or no time."""
-        if self.problem.network.dim > MOST_DIMENSIONS or not self.total(strength) < math.inf:
+        few = self.problem.network.dense and self.problem.network.dim <= MOST_DIMENSIONS
+        if not few or not self.total(strength) < math.inf:
             return None
         if self.problem.budget is not None and not self.closed(strength):
             step = 0.08

@@ -54,6 +54,8 @@ class LinearBound:
 
 def blocks(network: Network, memory: int, extra: int = 0) -> int:
     """How many regions at once keep within a memory, with ``extra`` bytes for each."""
+    if not network.dense:
+        return network.blocks(memory)
     widths = [w.shape[0] for w in network.weights]
     widest = max(max(widths), network.dim)
     rows = max(network.margins.levels.shape[1], *widths[1:], 1)
@@ -68,6 +70,8 @@ def linear_bound(
 
     ``anchors``: pre-activations near which the lines of the last substitution are tight.
     """
+    if not network.dense:
+        return network.relaxed(region, anchors)
     first = network.weights[0]
     middle = region.middle
     at = network.centre if middle is None else network.centre + middle @ first.T

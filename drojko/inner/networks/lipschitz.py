@@ -106,6 +106,8 @@ def _positive(square: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
 
 def margin_constants(network: Network, steps: int) -> Tensor:
     """Constants of all margins of all samples, (n, m)."""
+    if not network.dense:
+        return network.constants()
     margins, weight = network.margins, network.margins.weight
     if margins.kind != "pairs":
         return lipschitz(network, weight, steps).expand(len(margins), margins.levels.shape[1])

@@ -122,6 +122,9 @@ class Network:
     frame: Tensor | None = None
     error: float = 0.0
 
+    #: Whether layers are matrices: only of those there are quadratic bounds.
+    dense = True
+
     @staticmethod
     def of(objective: Objective, batch: Batch) -> Network | None:
         """Of an objective on samples; None: no perceptron, or a loss of which nothing is proven."""
@@ -205,6 +208,18 @@ class Network:
         ends = torch.where(rows == 0, 0.0, ends)
         size = ends.abs().sum(-1) + levels.abs()
         return ends.sum(-1) + levels + self.slack * size + self.outputs_error()
+
+    def relaxed(self, region: Any, anchors: Any) -> Any:
+        """`linear_bound` of what is not dense."""
+        raise NotImplementedError
+
+    def constants(self) -> Tensor:
+        """`margin_constants` of what is not dense."""
+        raise NotImplementedError
+
+    def blocks(self, memory: int) -> int:
+        """How many regions of what is not dense keep within a memory."""
+        raise NotImplementedError
 
     def outputs_error(self) -> Tensor:
         """How much the margins may differ because activations do, shape (n, m)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drojko.inner.networks.layers.layered import Layered
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.shells import Shells
 from drojko.inner.objective import Batch, Objective
@@ -43,7 +44,14 @@ class Problem:
     @staticmethod
     def of(
         objective: Objective, cases: Sequence[Case], weights: Tensor, radius: float | None
-    ) -> Problem | None:
+    ) -> Problem:
+        """Of an objective, at the positions that were found.
+
+        Raises
+        ------
+        UnsupportedError
+            Where no bounds are known of its model or its loss.
+        """
         scale2 = objective.coordinates.scale**2
         batches = [case.batch for case in cases]
         whole = Batch(
@@ -51,9 +59,7 @@ class Problem:
             torch.cat([b.y for b in batches]),
             torch.cat([b.q0 for b in batches]),
         )
-        network = Network.of(objective, whole)
-        if network is None:
-            return None
+        network = Network.of(objective, whole) or Layered.read(objective, whole)
         n = len(weights)
         owner = torch.arange(n).repeat(len(cases))
         fees = [torch.zeros(n) if c.fee is None else c.fee.cpu() for c in cases]

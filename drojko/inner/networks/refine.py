@@ -45,6 +45,10 @@ class Effort:
     boxes: int  # in few dimensions
     searches: int  # of the penalty there
 
+    def lines(self) -> Effort:
+        """The same with linear bounds alone."""
+        return replace(self, stages=tuple(stage for stage in self.stages if not stage.steps))
+
 
 SETTINGS = {
     "fast": Effort(

@@ -1,0 +1,1 @@
+"""Networks of any known layers: their operations, read off a run, and linear bounds of them."""

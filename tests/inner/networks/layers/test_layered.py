@@ -1,0 +1,211 @@
+"""Bounds of any layers: never below the truth, near it where it is known, and those of a
+perceptron where it is one.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from drojko import DROClassifier
+from drojko.ambiguity import Wasserstein
+from drojko.exceptions import UnsupportedError
+from drojko.inner import Pointwise
+from drojko.inner.networks.bound import Case, network_bound
+from drojko.inner.networks.layers import entry, run
+from drojko.inner.networks.layers.layered import Layered
+from drojko.inner.networks.linear import Ball, Box, linear_bound
+from drojko.inner.networks.lipschitz import margin_constants, product_of_norms
+from drojko.inner.networks.network import Network
+from drojko.losses import CallableLoss
+from drojko.models import MLP, ModuleModel
+from tests.inner.networks.layers.conftest import NETWORKS, made
+
+WEIGHTS = [None, [4.0] * 5 + [math.inf] + [1.0] * 10]
+
+
+def masses(batch):
+    return torch.full((len(batch),), 1 / len(batch), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_margins_stay_below_lines_and_units_in_intervals(module, layered, in_ball, weights, seed):
+    objective, batch, gen = layered(module, seed, weights=weights)
+    network = Layered.read(objective, batch)
+    for radius in (0.0, 0.1, 3.0):
+        ball = torch.full((len(batch),), radius, dtype=torch.float64)
+        anchors = network.forward(torch.zeros(len(batch), network.dim).double())[0]
+        for given in (None, anchors):
+            bound = linear_bound(network, Ball(ball), given)
+            for d in in_ball(ball, network.dim, 25, gen):
+                f = objective.model(objective.decode(batch, batch.q0 + d))
+                margins = f - f.gather(1, batch.y[:, None])
+                lines = bound.level + (bound.rows * d[:, None]).sum(-1)
+                assert bool((margins <= lines + 1e-11 * (1 + margins.abs())).all())
+                pre, _ = network.forward(d)
+                for at, (low, high) in zip(pre, bound.intervals, strict=True):
+                    assert bool(((low <= at) & (at <= high)).all())
+        if radius == 0.0:
+            at = network.at(torch.zeros(len(batch), network.dim).double())
+            torch.testing.assert_close(bound.level, at, rtol=1e-8, atol=1e-8)
+
+
+def test_on_boxes_too(module, layered, seed):
+    objective, batch, gen = layered(module, seed)
+    network = Layered.read(objective, batch)
+    middle, half = torch.randn(2, len(batch), 16, generator=gen, dtype=torch.float64)
+    bound = linear_bound(network, Box(middle, half.abs()))
+    for _ in range(30):
+        share = 2 * torch.rand(half.shape, generator=gen, dtype=torch.float64) - 1
+        lines = bound.level + (bound.rows * (share * half.abs())[:, None]).sum(-1)
+        assert bool((network.at(middle + share * half.abs()) <= lines + 1e-9).all())
+
+
+def test_quick_intervals_and_blocks_are_bounds_as_well(module, layered, in_ball, seed, monkeypatch):
+    """Where rows are too many to substitute, or come in parts."""
+    objective, batch, gen = layered(module, seed)
+    ball = torch.full((len(batch),), 0.7, dtype=torch.float64)
+    sharp = linear_bound(Layered.read(objective, batch), Ball(ball))
+    monkeypatch.setattr(run, "_MEMORY", 2**16)
+    parts = linear_bound(Layered.read(objective, batch), Ball(ball))
+    torch.testing.assert_close(parts.level, sharp.level)
+    monkeypatch.setattr(run, "_WORK", 0)
+    monkeypatch.setattr(entry, "_KEPT", 0)
+    monkeypatch.setattr(entry, "_USED", 0)
+    for passed in (10**9, 0):
+        monkeypatch.setattr(entry, "_PASSED", passed)
+        network = Layered.read(objective, batch)
+        quick = linear_bound(network, Ball(ball))
+        for d in in_ball(ball, network.dim, 50, gen):
+            lines = quick.level + (quick.rows * d[:, None]).sum(-1)
+            assert bool((network.at(d) <= lines + 1e-11 * (1 + lines.abs())).all())
+            pre, _ = network.forward(d)
+            for at, (low, high) in zip(pre, quick.intervals, strict=True):
+                assert bool(((low <= at) & (at <= high)).all())
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_constants_are_no_less_than_slopes(module, layered, weights, seed):
+    objective, batch, gen = layered(module, seed, weights=weights)
+    network = Layered.read(objective, batch)
+    rates = margin_constants(network, 20)
+    for size in (0.1, 3.0, 100.0):
+        a, b = size * torch.randn(2, 50, len(batch), network.dim, generator=gen).double()
+        for one, other in zip(a, a + b * torch.rand(1, generator=gen), strict=True):
+            rise = (network.at(other) - network.at(one)).abs()
+            far = (other - one).norm(dim=1, keepdim=True)
+            assert bool((rise <= rates * far * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_of_a_perceptron_they_are_those_of_its_matrices(perceptron, activation, seed):
+    objective, batch, _ = perceptron((6,), "softmax", activation, seed, d=8)
+    parts = []
+    for w, b in zip(objective.model.weights, objective.model.biases, strict=True):
+        layer = nn.Linear(*reversed(w.shape)).double()
+        layer.weight.data, layer.bias.data = w.detach(), b.detach()
+        act = {"tanh": nn.Tanh(), "silu": nn.SiLU(), "softplus": nn.Softplus(threshold=40)}
+        parts += [layer, act[activation]]
+    model = ModuleModel(nn.Sequential(*parts[:-1]).requires_grad_(False), 3)
+    same = type(objective)(model, objective.loss, objective.coordinates, 1.0)
+    dense, other = Network.of(objective, batch), Layered.read(same, batch)
+    ball = Ball(torch.full((len(batch),), 0.5, dtype=torch.float64))
+    known, found = linear_bound(dense, ball), linear_bound(other, ball)
+    torch.testing.assert_close(found.level, known.level)
+    torch.testing.assert_close(found.rows.norm(dim=2), known.rows.norm(dim=2))
+    rates = margin_constants(other, 0)
+    assert bool((rates <= product_of_norms(dense, dense.margins.rows[0])[None] * (1 + 1e-6))[
+        batch.y == batch.y[0]].all())  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("effort", ["fast", "thorough"])
+def test_bounds_are_above_what_ascents_find(name, effort, layered, seed):
+    objective, batch, gen = layered(made(name, seed, 0.7), seed, n=4, penalty=3.0)
+    adversary = Pointwise().fit(objective, batch, gen, n_labels=3)
+    found = adversary.solve(batch)
+    radius = float((found.cost.mean()).sqrt()) or 0.1
+    cases = [Case(batch, None, (found.q,))]
+    bound = network_bound(objective, cases, masses(batch), radius=radius, effort=effort)
+    attained = float(found.value.mean()) + 3.0 * radius**2
+    assert attained * (1 - 1e-9) <= bound.value < math.inf
+    assert bound.proof == "linear-bounds" or bound.value == pytest.approx(attained, rel=1e-2)
+    values = bound.at(3.0)
+    assert bool((values >= found.value - 1e-9).all())
+
+
+def test_overflowing_weights_prove_nothing_wrong(layered, seed):
+    objective, batch, _ = layered(made("convolutions", seed, 1e40), seed)
+    bound = network_bound(objective, [Case(batch)], masses(batch), radius=0.1)
+    assert not bound.value < float(objective.risk(batch, batch.q0).mean())
+    objective, batch, _ = layered(made("convolutions", seed, 1e120), seed)
+    with pytest.raises(UnsupportedError, match="NaN"):
+        network_bound(objective, [Case(batch)], masses(batch), radius=0.1)
+
+
+def test_units_that_end_bound_margins_everywhere(layered, seed):
+    objective, batch, _ = layered(made("smooth", seed, 30.0), seed)
+    network = Layered.read(objective, batch)
+    far = network.at(1e6 * torch.randn(len(batch), 16, dtype=torch.float64, generator=(
+        torch.Generator().manual_seed(seed))))  # fmt: skip
+    cap = network.largest()
+    assert bool((far <= cap + 1e-9).all())
+    assert bool(torch.isfinite(cap).all())
+    assert bool(torch.isinf(Layered.read(*layered(made("residual", seed), seed)[:2]).largest()[
+        :, 0]).any())  # fmt: skip
+
+
+def test_what_nothing_is_known_of_is_named(perceptron, layered):
+    objective, batch, _ = perceptron((4,), "logistic", "tanh", 0)
+    loss = CallableLoss(lambda f, y: f)
+    with pytest.raises(UnsupportedError, match="loss"):
+        Layered.read(type(objective)(objective.model, loss, objective.coordinates, 1.0), batch)
+    linear = type(objective)(MLP(3, 1, hidden=()), objective.loss, objective.coordinates, 1.0)
+    with pytest.raises(UnsupportedError, match="MLP"):
+        Layered.read(linear, batch)
+
+
+def small(*layers):
+    return lambda: nn.Sequential(nn.Unflatten(1, (1, 4, 4)), *layers)
+
+
+def images(seed):
+    """Bright left or right halves."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(40) % 2
+    X = rng.normal(size=(40, 4, 4))
+    X[:, :, :2] += 1.5 * (y == 0)[:, None, None]
+    X[:, :, 2:] += 1.5 * (y == 1)[:, None, None]
+    return X.reshape(40, 16), y
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_fit_of_a_convolution_is_certified(dtype, seed):
+    X, y = images(seed)
+    layers = (nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    fitted = DROClassifier(
+        Wasserstein(0.3), model=small(*layers), reference="empirical", max_iter=40,
+        random_state=seed, dtype=dtype,
+    ).fit(X, y)  # fmt: skip
+    found = fitted.certificate_
+    assert found.proof == "linear-bounds"
+    assert found.unproven == ""
+    assert found.lower <= found.upper <= 1.6 * found.lower
+
+
+def test_a_fit_of_something_else_says_what_is_not_known(seed):
+    X, y = images(seed)
+    layers = (nn.Conv2d(1, 2, 3), nn.Softsign(), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 2))
+    fitted = DROClassifier(
+        Wasserstein(0.3), model=small(*layers), reference="empirical", max_iter=5,
+        random_state=seed,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="max_iter"):
+        fitted.fit(X, y)
+    found = fitted.certificate_
+    assert found.proof == "local-estimate"
+    assert "no bounds are known of" in found.unproven
+    assert "may exceed" in str(found)
