@@ -487,6 +487,9 @@ class Reweighting:
     True
     """
 
+    #: Attributes that one dual leaves to the next, which a checkpoint has to keep.
+    remembers = ("start",)
+
     def __init__(self, ambiguity: Any, weights: Any):
         ambiguity._validate_params()
         self.ambiguity = ambiguity

@@ -47,7 +47,7 @@ _OTHERS, _TRIED = (12, 2, 0), (24, 3, 4)
 #: Estimated missing share of the gain that ends the rounds.
 _ENOUGH = 1e-4
 #: Rounds at most, at least, and that share where kinks abound: each is a search of its own.
-_AMONG_KINKS = (6, 3, 2e-4)
+_AMONG_KINKS = (8, 4, 1e-4)
 #: Above this restarts are not said to have found no more.
 _FOUND = 1e-3
 #: Spectral steps of the polish, and bundle steps where those have not ended.
