@@ -13,6 +13,7 @@ import io
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -93,7 +94,7 @@ class _Packer:
         if isinstance(value, torch.dtype | torch.device):
             return {"kind": type(value).__name__, "name": str(value).removeprefix("torch.")}
         name = f"{type(value).__module__}.{type(value).__qualname__}"
-        if name not in _known():
+        if not _own(name):
             raise UnsupportedError(
                 f"a checkpoint cannot hold {name}: it stores tensors, arrays, plain values and "
                 "objects of drojko. Leave out checkpoint"
@@ -101,7 +102,7 @@ class _Packer:
         if isinstance(value, Enum):
             return {"kind": "enum", "class": name, "value": value.value}
         own = type(value).__dict__.get("__getstate__")
-        held = value.__getstate__() if own else vars(value)
+        held: Any = value.__getstate__() if own else vars(value)
         return {"kind": "object", "class": name, "held": self.pack(dict(held))}
 
 
@@ -156,17 +157,22 @@ class _Unpacker:
         raise InvalidDataError(f"it holds a {kind!r}, which this version of drojko does not know")
 
 
-def _known() -> frozenset[str]:
-    from drojko._persist import trusted_types
-
-    return frozenset((*trusted_types(), *_LAYERS))
+def _own(name: str) -> bool:
+    """Whether a class of that name is drojko's or a layer, by where it says that it is."""
+    parts = name.split(".")
+    return name in _LAYERS or (parts[0] == "drojko" and "__main__" not in parts)
 
 
 def _class(name: str) -> Any:
-    if name not in _known():
-        raise InvalidDataError(f"it names the class {name}, which drojko does not load")
+    """The class of a name in a file: its module is imported, and nothing else is run."""
     module, _, kind = name.rpartition(".")
-    return getattr(importlib.import_module(module), kind)
+    found: Any = None
+    if _own(name):
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), kind, None)
+    if not isinstance(found, type) or (found.__module__, found.__qualname__) != (module, kind):
+        raise InvalidDataError(f"it names the class {name}, which drojko does not load")
+    return found
 
 
 def code_in(*values: Any) -> list[Any]:
@@ -179,7 +185,7 @@ def code_in(*values: Any) -> list[Any]:
 def _is_code(value: Any) -> bool:
     kinds = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
     name = f"{type(value).__module__}.{type(value).__qualname__}"
-    return isinstance(value, kinds) or (name not in _known() and not isinstance(value, type))
+    return isinstance(value, kinds) or (not _own(name) and not isinstance(value, type))
 
 
 def _walk(value: Any, look: Callable[[Any], Any], seen: set[int]) -> None:

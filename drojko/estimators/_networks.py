@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Status
 from drojko._sklearn import DEPTH
 from drojko.approaches.base import Approach, Plan, Points
 from drojko.estimators._models import OnModule, build_model, resting
@@ -189,7 +190,9 @@ def _chosen(
             generator = torch.Generator().manual_seed(seed)
             model = build_model(front, plan.n_outputs, generator)
             own = replace(part, certified=weight, generator=generator, began=time.perf_counter())
-            approach.train(own, model, None)
+            result = approach.train(own, model, None)
+            if result.status == Status.INTERRUPTED:
+                raise KeyboardInterrupt(result.message)
             found.append(_score(plan, model, held, front._classification))
         return float(np.mean(found))
 

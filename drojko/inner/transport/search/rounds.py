@@ -29,8 +29,8 @@ _KINKED = 0.1
 #: Rows that share what they find: more are searched in parts, and few in copies among kinks.
 _ROWS, _FEW, _COPIES = 5000, 100, 8
 #: Times that rows try what others have found, in a fast search; among kinks at most, until it
-#: gains less than this share.
-_SHARES, _SHARES_KINKED, _GAINS = 3, 8, 1e-3
+#: gains less than a share.
+_SHARES, _AS_LONG = 3, {"fast": (8, 1e-3), "thorough": (14, 1e-4)}
 #: Of rounds of a thorough one in turn, and without labels; rounds at most and at least.
 _ROUND, _MIXED, _ROUND_BLIND = (24, 0, 0), (10, 7, 7), (6, 8, 10)
 _ROUNDS, _LEAST = 24, 5
@@ -201,10 +201,11 @@ class Search:
 
     def _spread(self, rows: _Rows, best: Ascent) -> Ascent:
         """What rows share among kinks, for as long as that gains."""
-        for _ in range(_SHARES_KINKED):
+        most, least = _AS_LONG[self.effort]
+        for _ in range(most):
             before = rows.gain(best)
             best = rows.shared(best, _SHARED_KINKS, _TRIED, True)
-            if not rows.gain(best) > (1.0 + _GAINS) * before:  # NaN as well
+            if not rows.gain(best) > (1.0 + least) * before:  # NaN as well
                 break
         return best
 
@@ -220,7 +221,8 @@ class _Rows:
 
     def drawn(self, anchors: Anchors, families: tuple[int, int, int]) -> Tensor:
         """Starts of three families."""
-        far = reach(self.objective, self.batch) if families[1] or families[2] else 0.0
+        few = not anchors.classes and len(self.batch) < _FEW
+        far = reach(self.objective, self.batch, few) if families[1] or families[2] else 0.0
         return draw(self.objective, self.batch, anchors, families, far, self.generator)
 
     def climbed(
