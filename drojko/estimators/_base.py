@@ -225,7 +225,9 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             self._check_classes(y, weight)
         self._check_network_only(approach)
         seed = _seed(self.random_state)
-        keeper, seed = checkpoint_of(self, (X, y, weight), groups, seed)
+        keeper: Any = None
+        if self.checkpoint is not None:
+            keeper, seed = checkpoint_of(self, (X, y, weight), groups, seed)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
         last: dict[str, Any] = {}

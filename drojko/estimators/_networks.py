@@ -63,8 +63,6 @@ def checkpoint_of(front: Any, rows: Points, groups: Any, seed: int) -> tuple[Any
 
     Without a ``random_state`` that is the one of the call that began it.
     """
-    if front.checkpoint is None:
-        return None, seed
     if front.model == "linear":
         warnings.warn(
             f"{type(front).__name__}: checkpoint is for networks: a linear model is solved to a "
