@@ -233,6 +233,9 @@ class BoundMMD:
     at most the norm it has there, and what the factor misses is added to the MMD of the masses.
     """
 
+    #: Attributes that one dual leaves to the next, which a checkpoint has to keep.
+    remembers = ("_start", "_last")
+
     def __init__(self, ambiguity: MMD, x: Any, weights: Any = None, labels: Any = None):
         rows = floats(x, "x")
         if rows.ndim == 1:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Limits
+from drojko._driver import Keeper, Limits
 from drojko._random import generator as make_generator
 from drojko._random import spawn
 from drojko._validation import check_number, chosen, is_real, shown
@@ -89,6 +89,7 @@ class Plan:
     n_draws: int = 2000
     outer: Subgradient = field(default_factory=Subgradient)
     callback: Callback | None = None
+    keeper: Keeper | None = None  # of the training of a network
     groups: Any = None
     atoms: Points | None = None  # all points of an empirical reference
     held_out: Points | None = None  # rows whose robust risk ends the training of a network
@@ -101,7 +102,8 @@ class Plan:
     @property
     def whole(self) -> Limits:
         """The same with all of the time, certificate included; the clock starts with the plan."""
-        return Limits(self.max_iter, self.tol, self.max_time, self.callback, self.began)
+        limits = self.max_iter, self.tol, self.max_time, self.callback, self.began
+        return Limits(*limits, self.keeper)
 
     @property
     def searched(self) -> str:

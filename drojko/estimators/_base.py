@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ from drojko.approaches.registry import approach_to
 from drojko.estimators._batches import OnBatches
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
 from drojko.estimators._models import OnModule, check_device
-from drojko.estimators._networks import on_network, warn_of_outputs
+from drojko.estimators._networks import checkpoint_of, on_network, warn_of_outputs
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -149,6 +150,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
     device: Any = "cpu"
     dtype: str = "float64"
     verbose: bool = False
+    checkpoint: Any = None
+    checkpoint_every: float = 60.0
 
     _nested_defaults = {
         "ambiguity": lambda: Wasserstein(radius=0.1),
@@ -193,6 +196,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         "device": [str, HasMethods(["type"])],
         "dtype": [StrOptions(set(DTYPES))],
         "verbose": ["verbose"],
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_every": [Interval(Real, 0, None, closed="left")],
     }
 
     def _hint(self, name: str) -> str:
@@ -225,6 +230,9 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             self._check_classes(y, weight)
         self._check_network_only(approach)
         seed = _seed(self.random_state)
+        keeper: Any = None
+        if self.checkpoint is not None:
+            keeper, seed = checkpoint_of(self, (X, y, weight), groups, seed)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
 
         last: dict[str, Any] = {}
@@ -235,7 +243,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             linear = approach.linear(plan) if self.model == "linear" else None
             if linear is None:
                 plan = replace(plan, training_share=_TRAINING[self.effort])
-                work: Any = on_network(self, approach, plan, rows, groups, seed)
+                work: Any = on_network(self, approach, plan, rows, groups, seed, keeper)
             else:
                 work = OnArrays(linear, X.shape[1])
             self.certified_ = 0.0 if linear is not None else work.training.certified

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._driver import Status
 from drojko._sklearn import DEPTH
 from drojko.approaches.base import Approach, Plan, Points
 from drojko.estimators._models import OnModule, build_model, resting
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.models import NO_LOGITS, ModuleModel, TabularModel, looks_like_probabilities
 
-__all__ = ["keep_back", "on_network", "warn_of_outputs"]
+__all__ = ["checkpoint_of", "keep_back", "on_network", "warn_of_outputs"]
 
 _SHARE = 0.25  # of the rows that weights are compared on
 _SPLITS, _MANY = 3, 1_000  # how often, with fewer rows than so many
@@ -26,11 +27,13 @@ _WEIGHTS = (0.006, 0.02, 0.06, 0.2)  # of the norms, from the smallest; shared b
 _TIGHT = 0.01, 0.05  # gaps, relative, that ask for no more: two classes and regression, several
 _FEW = 40  # rows that the gap is measured on
 _FAR = (1.1, 2.0, 10.0)  # distances from the mean at which outputs must be finite
+#: What may differ between calls that go on with each other.
+_FREE = ("checkpoint", "checkpoint_every", "max_time", "random_state", "verbose")
 _COSTS = 0.01  # of accuracy, or of the loss in regression, that a weight may take
 
 
 def on_network(
-    front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
+    front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int, keeper: Any
 ) -> OnModule:
     """The training of the module of an estimator, with the rows that it keeps back for itself."""
     training = plan
@@ -41,7 +44,7 @@ def on_network(
     child = plan.child
     if isinstance(weight, str):
         weight = _chosen(front, approach, plan, rows, groups, seed)
-    training = replace(training, certified=float(weight))
+    training = replace(training, certified=float(weight), keeper=keeper)
     model = build_model(front, plan.n_outputs, child)
     if isinstance(model, ModuleModel):
         _check_rows(model, _some(plan, rows[0]))
@@ -56,6 +59,34 @@ def on_network(
             stacklevel=DEPTH + 2,
         )
     return OnModule(approach, plan, model, training)
+
+
+def checkpoint_of(front: Any, rows: Points, groups: Any, seed: int) -> tuple[Any, int]:
+    """Where the training of an estimator is kept, None: nowhere; and the seed that it began with.
+
+    Without a ``random_state`` that is the one of the call that began it.
+    """
+    if front.model == "linear":
+        warnings.warn(
+            f"{type(front).__name__}: checkpoint is for networks: a linear model is solved to a "
+            "proven gap in a few passes, and no file is written. Leave it at None",
+            UserWarning,
+            stacklevel=DEPTH + 2,
+        )
+        return None, seed
+    from drojko._driver.checkpoints import Checkpoint  # no linear fit needs it
+
+    own = {name: v for name, v in front.get_params(deep=False).items() if name not in _FREE}
+    known = front.random_state is not None
+    own |= {"random_state": seed} if known else {}
+    labels = {"classes": front.classes_} if front._classification else {}
+    warm = front.warm_start and front.__sklearn_is_fitted__()
+    start = (front.parameters_, front.certificate_ and front.certificate_.penalty) if warm else None
+    named = dict(zip(("X", "y", "sample_weight"), rows, strict=True)) | labels
+    named |= {"groups": groups, "model to start from": start}
+    keeper = Checkpoint(front.checkpoint, front.checkpoint_every, **own, **named)
+    keeper.seed = seed if keeper.seed is None else keeper.seed
+    return keeper, keeper.seed
 
 
 def keep_back(front: Any, rows: Points, share: float, seed: int) -> tuple[Points, Points]:
@@ -161,7 +192,9 @@ def _chosen(
             generator = torch.Generator().manual_seed(seed)
             model = build_model(front, plan.n_outputs, generator)
             own = replace(part, certified=weight, generator=generator, began=time.perf_counter())
-            approach.train(own, model, None)
+            result = approach.train(own, model, None)
+            if result.status == Status.INTERRUPTED:
+                raise KeyboardInterrupt(result.message)
             found.append(_score(plan, model, held, front._classification))
             if math.isnan(gap):
                 gap = _gap(approach, own, model, kept, seed)

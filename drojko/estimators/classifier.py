@@ -117,6 +117,14 @@ class DROClassifier(LogitClassifier, BaseDRO):
     dtype : {"float64", "float32"}, default="float64"
     verbose : bool, default=False
         Show a progress bar.
+    checkpoint : str or path-like, default=None
+        Networks only: a file that training is written to between passes, and when it ends or is
+        interrupted. The same call goes on from it and ends with the same bits as if it had never
+        stopped; one that has ended trains no further, one that ``max_time`` ended does. The file
+        before it is kept, ``.previous`` at the end of its name, for where the new one is damaged.
+        `radius_path` and `select_radius` leave it aside.
+    checkpoint_every : float, default=60.0
+        Seconds between two files.
 
     Attributes
     ----------
@@ -154,7 +162,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
     UserWarning
         Where the optimum is a constant model, and where the outputs of a ``model`` of your own lie
         in [0, 1], as if it ended in a sigmoid or softmax: they are read as logits. Where layers of
-        it rest, and where it returns NaN away from the data.
+        it rest, and where it returns NaN away from the data. Where a ``checkpoint`` cannot be
+        written, is damaged, or is not needed.
 
     References
     ----------

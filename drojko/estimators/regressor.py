@@ -41,7 +41,8 @@ class DRORegressor(RegressorMixin, BaseDRO):
     delta : float, default=1.35
     model, hidden_layer_sizes, activation, reference, inner, alpha, certified, fit_intercept, \
 max_iter, tol, batch_size, learning_rate, max_time, effort, n_draws, early_stopping, \
-validation_fraction, n_iter_no_change, warm_start, random_state, n_jobs, device, dtype, verbose
+validation_fraction, n_iter_no_change, warm_start, random_state, n_jobs, device, dtype, verbose, \
+checkpoint, checkpoint_every
         As in `DROClassifier`; the reference is a joint measure of (x, y), and "kde" leaves the
         labels attached to their rows.
 

@@ -171,7 +171,7 @@ def radius_path(
         previous: Any = None
         for i in order:
             model: Any = clone(last)
-            model.set_params(ambiguity=sets[i], warm_start=True)
+            model.set_params(ambiguity=sets[i], warm_start=True, checkpoint=None)
             if previous is not None:
                 model.parameters_ = previous.parameters_
                 model.certificate_ = previous.certificate_
@@ -191,7 +191,8 @@ def radius_path(
 
 def _from_the_start(last: Any, ambiguity: AmbiguitySet, X: Any, y: Any, fit_params: Any) -> Any:
     """A fit of its own, for a worker: without a progress bar."""
-    model: Any = clone(last).set_params(ambiguity=ambiguity, verbose=False)
+    model: Any = clone(last)
+    model.set_params(ambiguity=ambiguity, verbose=False, checkpoint=None)
     with named(size_of(ambiguity)):
         model.fit(X, y, **fit_params)
     return model.set_params(verbose=last.verbose)

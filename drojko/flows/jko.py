@@ -27,6 +27,7 @@ from drojko.transport.maps import Composition, TransportMap
 
 __all__ = ["FlowState", "JKOFlow"]
 
+_DRAWS = 16  # that tell one initial measure from another
 _TRIALS = 8  # step sizes tried for one adaptive step
 
 
@@ -221,6 +222,8 @@ class JKOFlow(FlowSolver):
         callback: Callable[[FlowState], bool | None] | None = None,
         *,
         until: float = math.inf,
+        checkpoint: Any = None,
+        checkpoint_every: float = 60.0,
     ) -> FlowResult:
         """Run the flow from a measure.
 
@@ -236,6 +239,12 @@ class JKOFlow(FlowSolver):
             Called with the `FlowState` after each step; True ends the flow.
         until : float
             Time at which the flow ends; the last step is shortened to meet it.
+        checkpoint : str or path-like, default=None
+            A file that the flow is written to between steps; the same call goes on from it, and
+            ends as if it had never stopped. Of a flow that has ended it gives the result again.
+            The file before it is kept with ``.previous`` at the end of its name.
+        checkpoint_every : float
+            Seconds between two files. One is written as well when the flow ends or is interrupted.
 
         Returns
         -------
@@ -245,6 +254,8 @@ class JKOFlow(FlowSolver):
         ------
         KeyboardInterrupt
             With the steps so far as its ``result``.
+        InvalidDataError
+            For arguments out of range, and a ``checkpoint`` of another call, which it names.
         """
         given = self._sizes.size if self._sizes.ndim else None
         n_steps = given if n_steps is None else n_steps
@@ -268,7 +279,13 @@ class JKOFlow(FlowSolver):
                     "and until"
                 )
             solver = self.scheme.solver(self.functional, [self._size(k) for k in range(n_steps)])
-        start: Any = solver.init((initial, make_generator(random_state)))
+        gen = make_generator(random_state)
+        keeper = None
+        if checkpoint is not None:
+            known = None if random_state is None else gen.get_state()
+            steps = (n_steps, until, self._sizes, self.adaptive)
+            keeper = _checkpoint(self, solver, initial, checkpoint, checkpoint_every, steps, known)
+        start: Any = solver.init((initial, gen))
         if solver is self:
             start = replace(start, until=until)
         rows: list[dict[str, float]] = []  # and the last state, for interrupts without outcome
@@ -280,7 +297,7 @@ class JKOFlow(FlowSolver):
             return callback is not None and bool(callback(state))
 
         def work() -> FlowResult:
-            outcome = run(solver, start, max_iter=n_steps, callback=report)
+            outcome = run(solver, start, max_iter=n_steps, callback=report, keeper=keeper)
             # The number of steps is a limit where a time is the goal.
             return finish(solver, outcome, complete=math.isinf(until))
 
@@ -288,3 +305,18 @@ class JKOFlow(FlowSolver):
             return result_of(last[0], Status.INTERRUPTED, rows[: last[0].step]) if last else None
 
         return keeping(work, so_far)
+
+
+def _checkpoint(
+    flow: JKOFlow, solver: Any, initial: Measure, path: Any, every: float, steps: Any, known: Any
+) -> Any:
+    """Where the states of a flow are kept; a measure is known by what it draws."""
+    from drojko._driver.checkpoints import Checkpoint
+    from drojko._driver.snapshots import code_in
+
+    given = [initial, *code_in(flow.functional, vars(solver))]
+    draws = initial.sample(_DRAWS, make_generator(0))
+    about = {"functional": flow.functional, "scheme": flow.scheme, "steps": steps}
+    about |= {"initial measure": (type(initial), draws)}
+    about |= {} if known is None else {"random_state": known}
+    return Checkpoint(path, every, given, **about)

@@ -51,6 +51,13 @@ class MonotoneMap(TransportMap):
         self.inner = CubicHermiteSpline(knots, values, slopes)
         self.slope = self.inner.derivative()
 
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        """What the rest follows from."""
+        return {"knots": self.knots, "values": self.values}
+
+    def __setstate__(self, held: dict[str, np.ndarray]) -> None:
+        self.__init__(**held)
+
     def _at(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inside = np.clip(x, self.knots[0], self.knots[-1])
         slope = self.slope(inside)

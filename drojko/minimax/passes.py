@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko._driver import Status, run
+from drojko._driver import Limits, Status, run
 from drojko._numerics import Adam
 from drojko.minimax.norms import NormProduct
 from drojko.minimax.problem import Callback, RobustProblem, TrainResult
@@ -75,6 +75,7 @@ class Passes(ABC):
 
     batch_size: int
     x: Tensor
+    drawn: Tensor
 
     def __init__(
         self,
@@ -93,6 +94,25 @@ class Passes(ABC):
     @abstractmethod
     def init(self, problem: None = None) -> PassState:
         """Return the first state."""
+
+    @abstractmethod
+    def draw(self) -> None:
+        """Take the points of the next passes from the reference, and remember from where."""
+
+    def carried(self) -> Any:
+        """What goes from pass to pass beside the states: where the generator is and was."""
+        stream = getattr(self.problem, "stream", None)  # of draws within a pass
+        return self.drawn, self.generator.get_state(), stream and stream.get_state()
+
+    def restore(self, carried: Any) -> None:
+        """As it was when `carried` said so, points included."""
+        drawn, now, within = carried
+        if not torch.equal(drawn, self.drawn):
+            self.generator.set_state(drawn)
+            self.draw()
+        self.generator.set_state(now)
+        if within is not None:
+            cast(Any, self.problem).stream.set_state(within)
 
     @abstractmethod
     def step(self, state: PassState) -> PassState:
@@ -251,7 +271,7 @@ class Passes(ABC):
         self.load(flat)
         return self.held_out_risk(state.penalty)
 
-    def train(self, max_time: float | None, callback: Callback | None) -> TrainResult:
+    def train(self, limits: Limits, callback: Callback | None) -> TrainResult:
         """Run; the best parameters are left in the model."""
         state = self.init(None)
 
@@ -265,9 +285,10 @@ class Passes(ABC):
             self,
             state,
             max_iter=self.max_iter,
-            max_time=max_time,
+            max_time=limits.time_left,
             callback=report,
             best=lambda s: s.score,
+            keeper=limits.keeper,
         )
         best, last = outcome.best_state, outcome.state
         stationarity = self.choose(best, last)

@@ -525,8 +525,8 @@ class Reweighting:
             return smoothed(self.ambiguity._smoothed, self, values, float(smoothing))
         return self.ambiguity.dual(values, self.weights)  # which a set of one's own may override
 
-    #: How rows make up cells, (n, cells); None: every row is one.
-    cells = None
+    #: How rows make up cells, (n, cells), None: every row is one; what a checkpoint has to keep.
+    cells, remembers = None, ("start",)
 
     def levels(self, unit: float) -> Levels:
         """Return the set as a minimum over levels; ``unit`` is a typical loss."""

@@ -104,7 +104,11 @@ def law_of_fit(
         X, _ = checked_data(pilot, X, y, ensure_min_samples=2)
     else:
         pilot.set_params(
-            ambiguity=ambiguity.resized(0.0), reference="empirical", warm_start=False, tol=1e-8
+            ambiguity=ambiguity.resized(0.0),
+            reference="empirical",
+            warm_start=False,
+            tol=1e-8,
+            checkpoint=None,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # told below, with what to do

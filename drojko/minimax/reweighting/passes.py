@@ -45,15 +45,25 @@ class ReweightedPasses(Passes):
         self.prepare()
         parts = components(self.problem.reference)
         self.atoms = all(isinstance(part, Empirical) for part in parts)
-        self._draw()
+        self.draw()
         losses = self._losses()
         ratio = self._ratios(self._solve(losses, 0.0))
         return self.first((losses, ratio))
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        self.drawn = self.generator.get_state()
         drawn = self.problem.support(self.ambiguity, self.n_draws, self.generator, self.groups)
         self.x, self.y, self.w, self.bound = drawn
         self.batch_size = self.batch_size_of(len(self.x))
+
+    def carried(self) -> Any:
+        names = getattr(self.bound, "remembers", ())
+        return super().carried(), {name: getattr(self.bound, name) for name in names}
+
+    def restore(self, carried: Any) -> None:
+        super().restore(carried[0])
+        for name, value in carried[1].items():
+            setattr(self.bound, name, value)
 
     def _losses(self) -> Tensor:
         """The current loss of every draw, shape (n,), float64 on the CPU."""
@@ -77,7 +87,7 @@ class ReweightedPasses(Passes):
         p = self.problem
         self.load(state.flat)
         if not self.atoms and state.iteration and state.iteration % _FRESH == 0:
-            self._draw()
+            self.draw()
             losses = self._losses()
             ratio = self._ratios(self._solve(losses, state.iteration / self.max_iter))
         else:
@@ -173,7 +183,7 @@ def train_network(
         n_draws,
     )
     solver.ambiguity, solver.groups = inner, groups
-    result = solver.train(limits.time_left, conditioned.wrap(limits.callback))
+    result = solver.train(limits, conditioned.wrap(limits.callback))
     conditioned.undo()
     history = dict(result.history)
     for name in ("robust_risk", "penalty"):

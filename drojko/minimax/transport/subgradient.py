@@ -65,7 +65,7 @@ class Subgradient:
         """Train ``problem.model`` in place; its best parameters are left in it."""
         solver = _Pass(self, problem, generator, limits.max_iter, limits.tol, n_draws)
         solver.penalty0 = penalty
-        return solver.train(limits.time_left, limits.callback)
+        return solver.train(limits, limits.callback)
 
 
 class _Pass(Passes):
@@ -81,7 +81,7 @@ class _Pass(Passes):
     def init(self, problem: None = None) -> PassState:
         p = self.problem
         self.prepare()
-        self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+        self.draw()
         # Around atoms, draws keep their order, and with it the particles' positions.
         self.atomic = has_atoms(p.reference)
         self.held = p.held()
@@ -103,6 +103,17 @@ class _Pass(Passes):
         self.kept = self.x.new_zeros(len(self.x) if self.atomic else 0, width)
         return self.first(None, self._first_penalty())
 
+    def draw(self) -> None:
+        self.drawn = self.generator.get_state()
+        self.x, self.y, self.w = self.problem.draw(self.n_draws, self.generator)
+
+    def carried(self) -> Any:
+        return super().carried(), self.kept, self.flow
+
+    def restore(self, carried: Any) -> None:
+        generators, self.kept, self.flow = carried
+        super().restore(generators)
+
     def _first_penalty(self) -> float:
         if self.penalty0:
             return self.penalty0
@@ -114,7 +125,7 @@ class _Pass(Passes):
     def step(self, state: PassState) -> PassState:
         p = self.problem
         if state.iteration and p.atoms is None:
-            self.x, self.y, self.w = p.draw(self.n_draws, self.generator)
+            self.draw()
         adam, views, batches = self.opened(state)
         corrections = p.inner.training_corrections
         log_penalty = math.log(max(state.penalty, 1e-300))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,13 @@ EFFORTS = ("fast", "thorough")
 _STARTS, _STARTS_MANY, _MANY = 32, 12, 1000
 #: Anchors, cells and spheres where no label tells which anchors are far.
 _BLIND, _BLIND_MANY = (8, 16, 24), (4, 6, 8)
-#: Their rounds at most, which end where fewer rows than this share stall at kinks.
-_BLIND_ROUNDS, _KINKED = 3, 0.1
-#: Rows that share what they find; more are searched in parts.
-_ROWS = 5000
-#: Times that rows try what others have found, in a fast search.
-_SHARES = 3
+#: Kinks abound where this share of the rows stalls at them.
+_KINKED = 0.1
+#: Rows that share what they find: more are searched in parts, and few in copies among kinks.
+_ROWS, _FEW, _COPIES = 5000, 100, 8
+#: Times that rows try what others have found, in a fast search; among kinks at most, until it
+#: gains less than a share.
+_SHARES, _AS_LONG = 3, {"fast": (8, 1e-3), "thorough": (14, 1e-4)}
 #: Of rounds of a thorough one in turn, and without labels; rounds at most and at least.
 _ROUND, _MIXED, _ROUND_BLIND = (24, 0, 0), (10, 7, 7), (6, 8, 10)
 _ROUNDS, _LEAST = 24, 5
@@ -37,8 +40,14 @@ _WARM = ((4, 1),)
 _FAST = ((5, 6), (12, 2), (20, 1))
 _THOROUGH = ((5, 6), (15, 2), (40, 1))
 _SHARED_FAST, _SHARED = ((5, 1), (20, 1)), ((5, 2), (40, 1))
+#: The same of bundles among kinks.
+_KINKS, _SHARED_KINKS = ((12, 4), (20, 1)), ((12, 2), (20, 1))
+#: Moves that rows try, starts that they keep, and points between; among kinks.
+_OTHERS, _TRIED = (12, 2, 0), (24, 3, 4)
 #: Estimated missing share of the gain that ends the rounds.
 _ENOUGH = 1e-4
+#: Rounds at most, at least, and that share where kinks abound: each is a search of its own.
+_AMONG_KINKS = (8, 4, 1e-4)
 #: Above this restarts are not said to have found no more.
 _FOUND = 1e-3
 #: Spectral steps of the polish, and bundle steps where those have not ended.
@@ -113,93 +122,130 @@ class Search:
         best = Ascent(stay, value, gradient)
         if not batch.q0.numel():
             return best
+        rows = _Rows(objective, batch, best, generator)
         known = torch.stack([stay, *given])
         rounds = {"warm": self._warm, "fast": self._fast, "thorough": self._thorough}[self.effort]
-        best, evidence = rounds(objective, batch, best, known, generator)
+        best, evidence = rounds(rows, known)
         return replace(_polished(objective, batch, best), evidence=evidence)
 
-    def _warm(
-        self,
-        objective: Objective,
-        batch: Batch,
-        stay: Ascent,
-        known: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Ascent, Evidence | None]:
+    def _warm(self, rows: _Rows, known: Tensor) -> tuple[Ascent, Evidence | None]:
         """From the known starts alone."""
-        return stay.better(halve(objective, batch, known, _WARM)), None
+        return rows.climbed(known, _WARM), None
 
-    def _fast(
-        self,
-        objective: Objective,
-        batch: Batch,
-        stay: Ascent,
-        known: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Ascent, Evidence | None]:
-        """One round; up to three where no label tells which anchors are far and kinks abound."""
-        families, best = self._fast_families(len(batch)), stay
-        far = reach(objective, batch) if families[1] or families[2] else 0.0
-        for turn in range(1 if self.anchors.classes else _BLIND_ROUNDS):
-            starts = draw(objective, batch, self.anchors, families, far, generator)
-            starts = starts if turn else torch.cat([known, starts])
-            best = best.better(halve(objective, batch, starts, _FAST))
-            for _ in range(_SHARES):
-                best = _shared(objective, batch, stay, best, _SHARED_FAST, generator)
-            if float(_stalled(objective, best).double().mean()) < _KINKED:
-                break
-            if not self.anchors.classes:
-                best = _ended(objective, batch, best, _BUNDLE_ROUND)
+    def _fast(self, rows: _Rows, known: Tensor) -> tuple[Ascent, Evidence | None]:
+        """One round."""
+        families: tuple[int, int, int] = (self._most(rows, _STARTS, _STARTS_MANY), 0, 0)
+        if not self.anchors.classes:
+            families = self._most(rows, _BLIND, _BLIND_MANY)
+        best = rows.climbed(torch.cat([known, rows.drawn(self.anchors, families)]), _FAST)
+        if self._kinked(rows, best):
+            return self._among_kinks(rows, best), None
+        for _ in range(_SHARES):
+            best = rows.shared(best, _SHARED_FAST)
         return best, None
 
-    def _fast_families(self, n: int) -> tuple[int, int, int]:
-        many = n >= _MANY
-        if self.anchors.classes:
-            return (_STARTS_MANY if many else _STARTS), 0, 0
-        return _BLIND_MANY if many else _BLIND
-
-    def _thorough(
-        self,
-        objective: Objective,
-        batch: Batch,
-        stay: Ascent,
-        known: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Ascent, Evidence | None]:
+    def _thorough(self, rows: _Rows, known: Tensor) -> tuple[Ascent, Evidence | None]:
         """Rounds of independent starts, whose own bests say how much they still miss."""
-        far, best, bests = reach(objective, batch), stay, []
-        missing = torch.zeros_like(stay.value)
-        for turn in range(_ROUNDS):
+        best, bests, kinked = rows.stay, [], False
+        missing = torch.zeros_like(best.value)
+        most, least, enough = _ROUNDS, _LEAST, _ENOUGH
+        while len(bests) < most:
+            turn = len(bests)
             families = _ROUND if turn % 2 == 0 else _MIXED
-            families = families if self.anchors.classes else _ROUND_BLIND
-            starts = draw(objective, batch, self.anchors, families, far, generator)
+            starts = rows.drawn(self.anchors, families if self.anchors.classes else _ROUND_BLIND)
             starts = torch.cat([known, starts]) if turn == 0 else starts
-            own = stay.better(halve(objective, batch, starts, _THOROUGH))
-            own = _ended(objective, batch, own, _BUNDLE_ROUND)
+            own = rows.climbed(starts, _THOROUGH)
+            if turn == 0 and self._kinked(rows, own):
+                kinked, (most, least, enough) = True, _AMONG_KINKS
+            own = self._among_kinks(rows, own) if kinked else own
+            own = _ended(rows.objective, rows.batch, own, _BUNDLE_ROUND)
             bests.append(own.value)
-            best = _shared(objective, batch, stay, best.better(own), _SHARED, generator)
+            best = best.better(own)
+            if kinked and turn:
+                best = self._spread(rows, best)
+            elif not kinked:
+                best = rows.shared(best, _SHARED)
             count = len(bests)
-            if count < _LEAST:
+            if count < least:
                 continue
             top = torch.stack(bests).topk(2, dim=0).values
             missing = (count - 1) / count * (top[0] - top[1])
-            gain = float((best.value - stay.value).mean())
-            if not float(missing.mean()) > _ENOUGH * gain:  # NaN as well
+            if not float(missing.mean()) > enough * rows.gain(best):  # NaN as well
                 break
         return best, Evidence(missing, torch.full_like(missing, len(bests)))
 
+    def _most(self, rows: _Rows, few: Any, many: Any) -> Any:
+        return many if len(rows.batch) >= _MANY else few
 
-def _shared(
-    objective: Objective,
-    batch: Batch,
-    stay: Ascent,
-    best: Ascent,
-    schedule: Sequence[tuple[int, int]],
-    generator: torch.Generator,
-) -> Ascent:
-    """Every row tries what others have found."""
-    starts = shared(objective, batch, best, stay.value, generator)
-    return best.better(halve(objective, batch, starts, schedule))
+    def _kinked(self, rows: _Rows, best: Ascent) -> bool:
+        """Whether kinks abound, and no label tells which anchors are far."""
+        stalled = _stalled(rows.objective, best).double().mean()
+        return not self.anchors.classes and float(stalled) >= _KINKED
+
+    def _among_kinks(self, rows: _Rows, best: Ascent) -> Ascent:
+        """From bundles, and from what rows share for as long as that gains.
+
+        Every row has maxima of its own there, which fresh starts hardly find, but neighbours of
+        what other rows have found do. Few rows are searched in copies.
+        """
+        n = len(rows.batch)
+        copies = min(_COPIES, -(-_FEW // n))
+        rows = replace(rows, batch=rows.batch.repeat(copies), stay=joined([rows.stay] * copies))
+        starts = rows.drawn(self.anchors, self._most(rows, _ROUND_BLIND, _BLIND_MANY))
+        best = joined([best] * copies).better(rows.climbed(starts, _KINKS, True))
+        best = self._spread(rows, best)
+        parts = torch.arange(len(rows.batch)).split(n)
+        return reduce(
+            Ascent.better, (Ascent(best.q[p], best.value[p], best.gradient[p]) for p in parts)
+        )
+
+    def _spread(self, rows: _Rows, best: Ascent) -> Ascent:
+        """What rows share among kinks, for as long as that gains."""
+        most, least = _AS_LONG[self.effort]
+        for _ in range(most):
+            before = rows.gain(best)
+            best = rows.shared(best, _SHARED_KINKS, _TRIED, True)
+            if not rows.gain(best) > (1.0 + least) * before:  # NaN as well
+                break
+        return best
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to move, what staying gives them, and the random numbers of their search."""
+
+    objective: Objective
+    batch: Batch
+    stay: Ascent
+    generator: torch.Generator
+
+    def drawn(self, anchors: Anchors, families: tuple[int, int, int]) -> Tensor:
+        """Starts of three families."""
+        few = not anchors.classes and len(self.batch) < _FEW
+        far = reach(self.objective, self.batch, few) if families[1] or families[2] else 0.0
+        return draw(self.objective, self.batch, anchors, families, far, self.generator)
+
+    def climbed(
+        self, starts: Tensor, schedule: Sequence[tuple[int, int]], kinks: bool = False
+    ) -> Ascent:
+        """The best of starts, and of staying."""
+        return self.stay.better(halve(self.objective, self.batch, starts, schedule, kinks=kinks))
+
+    def shared(
+        self,
+        best: Ascent,
+        schedule: Sequence[tuple[int, int]],
+        counts: tuple[int, int, int] = _OTHERS,
+        kinks: bool = False,
+    ) -> Ascent:
+        """Every row tries what others have found."""
+        base = self.stay.value
+        starts = shared(self.objective, self.batch, best, base, self.generator, counts)
+        return best.better(halve(self.objective, self.batch, starts, schedule, kinks=kinks))
+
+    def gain(self, best: Ascent) -> float:
+        """Mean over the rows."""
+        return float((best.value - self.stay.value).mean())
 
 
 def _polished(objective: Objective, batch: Batch, best: Ascent) -> Ascent:

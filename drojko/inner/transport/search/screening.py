@@ -9,21 +9,25 @@ from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, joined, proximal_ascent
+from drojko.inner.transport.search.polish import bundle
 
 __all__ = ["halve", "shared"]
 
 #: Rows of one evaluation, which its work arrays keep in cache; points shared at most.
 _STACKED, _POINTS = 4096, 1000
-#: Rows whose moves are tried by all others, and starts kept of points and of moves.
-_MOVES, _KEPT = 12, 2
 _TOL = 1e-6
 
 
-def _stack(objective: Objective, batch: Batch, starts: Tensor, steps: int, tol: float) -> Ascent:
+def _stack(
+    objective: Objective, batch: Batch, starts: Tensor, steps: int, tol: float, kinks: bool
+) -> Ascent:
     """Ascents from starts of shape (s, n, r); fields of shape (s, n, ...)."""
     count, n = starts.shape[:2]
     many = batch.repeat(count)
-    found = proximal_ascent(objective, many, starts.reshape(count * n, -1), steps, tol=tol)
+    first = 1 if kinks else steps
+    found = proximal_ascent(objective, many, starts.reshape(count * n, -1), first, tol=tol)
+    if kinks:
+        found = bundle(objective, many, found, steps)
     return Ascent(
         found.q.reshape(starts.shape),
         found.value.reshape(count, n),
@@ -45,8 +49,13 @@ def halve(
     starts: Tensor,
     schedule: Sequence[tuple[int, int]],
     tol: float = _TOL,
+    kinks: bool = False,
 ) -> Ascent:
-    """The best of starts (s, n, r) after ``schedule``: (steps, how many starts go on) in turn."""
+    """The best of starts (s, n, r) after ``schedule``: (steps, how many starts go on) in turn.
+
+    The steps are spectral ones; of a bundle where ``kinks`` abound, at which those stall so far
+    below the maximum that they say little of which start is best.
+    """
     parts = []
     for rows in torch.arange(len(batch), device=starts.device).split(
         max(8, _STACKED // len(starts))
@@ -54,7 +63,7 @@ def halve(
         part, at = batch.take(rows), starts[:, rows]
         found: Ascent | None = None
         for steps, keep in schedule:
-            found = _best(_stack(objective, part, at, steps, tol), keep)
+            found = _best(_stack(objective, part, at, steps, tol, kinks), keep)
             at = found.q
         assert found is not None
         parts.append(Ascent(found.q[0], found.value[0], found.gradient[0]))
@@ -62,34 +71,48 @@ def halve(
 
 
 def shared(
-    objective: Objective, batch: Batch, best: Ascent, base: Tensor, generator: torch.Generator
+    objective: Objective,
+    batch: Batch,
+    best: Ascent,
+    base: Tensor,
+    generator: torch.Generator,
+    counts: tuple[int, int, int],
 ) -> Tensor:
-    r"""Starts that other rows have found, shape (up to 4, n, r).
+    r"""Starts that other rows have found, shape (up to 2 kept + between, n, r).
 
-    The best points :math:`\arg\max_j \ell(f(z_j), y_i) - \lambda c(x_i, z_j)` over rows j of all
-    labels, which needs only the predictions at z_j; and the best :math:`x_i + (z_j - x_j)` over a
-    dozen rows, drawn by their gain over ``base`` of shape (n,).
+    Of ``counts`` = (moves, kept, between): the best points :math:`\arg\max_j \ell(f(z_j), y_i) -
+    \lambda c(x_i, z_j)` over rows j of all labels, which needs only the predictions at z_j; the
+    best :math:`x_i + (z_j - x_j)` over a few rows, drawn by their gain over ``base`` of shape (n,);
+    and points between what a row has and what others have.
     """
+    moves, kept, between = counts
     n = len(batch)
     gain = torch.nan_to_num(best.value - base, nan=0.0, posinf=0.0).clamp_min(0.0)
     weights = (gain / gain.max().clamp_min(1e-300)).clamp_min(1e-12).cpu()
-    pick = torch.multinomial(weights, min(_MOVES, n), generator=generator).to(best.q.device)
+    pick = torch.multinomial(weights, min(moves, n), generator=generator).to(best.q.device)
     points = torch.arange(n, device=best.q.device)
     if n > _POINTS:
         points = torch.multinomial(weights, _POINTS, generator=generator).to(best.q.device)
-    starts = [best.q[points][_nearest(objective, batch, points, best.q)]]
+    starts = [best.q[points][_nearest(objective, batch, points, best.q, kept)]]
     if n > 1:
-        moves = batch.q0 + (best.q - batch.q0)[pick].unsqueeze(1)
+        moved = batch.q0 + (best.q - batch.q0)[pick].unsqueeze(1)
         many = batch.repeat(len(pick))
-        inside = objective.coordinates.project(moves.reshape(len(many), -1))
+        inside = objective.coordinates.project(moved.reshape(len(many), -1))
         value = objective.value(many, inside)
         value = torch.nan_to_num(value.reshape(len(pick), n), nan=-torch.inf)
-        index = value.topk(min(_KEPT, len(pick)), dim=0).indices
-        starts.append(moves[index, torch.arange(n, device=index.device)])
+        index = value.topk(min(kept, len(pick)), dim=0).indices
+        starts.append(moved[index, torch.arange(n, device=index.device)])
+    if between and n > 1:
+        uniform = torch.rand((2, between, n), generator=generator, dtype=torch.float64)
+        other, share = uniform.to(best.q.device)
+        share = share.unsqueeze(2).to(best.q)
+        starts.append(
+            torch.lerp(best.q.expand(between, *best.q.shape), best.q[(other * n).long()], share)
+        )
     return torch.cat(starts)
 
 
-def _nearest(objective: Objective, batch: Batch, points: Tensor, q: Tensor) -> Tensor:
+def _nearest(objective: Objective, batch: Batch, points: Tensor, q: Tensor, kept: int) -> Tensor:
     """Indices (k, n) into the points that serve each row best."""
     m = len(points)
     f = objective.model.linearise(objective.decode(batch.take(points), q[points]))[0].detach()
@@ -107,5 +130,5 @@ def _nearest(objective: Objective, batch: Batch, points: Tensor, q: Tensor) -> T
             score = score.reshape(len(rows), m)
         distance = torch.cdist(batch.q0[rows], q[points]).square()
         score = torch.nan_to_num(score - objective.strength * distance, nan=-torch.inf)
-        found.append(score.topk(min(_KEPT, m), dim=1).indices)
+        found.append(score.topk(min(kept, m), dim=1).indices)
     return torch.cat(found).T

@@ -16,6 +16,8 @@ __all__ = ["Anchors", "draw", "reach"]
 _SHARES, _STEPS = (0.5, 1.5), 1.5
 #: Distances of spheres, in reaches: those whose gradients are taken, and those started from.
 _INNER, _OUTER = (0.05, 4.0), (0.25, 4.0)
+#: Looks for slopes farther out.
+_LOOKS = 16
 #: Anchors that compete where no label tells which are far: the one of largest loss is taken.
 _RIVALS = 2
 
@@ -60,12 +62,25 @@ class Anchors:
         return index.gather(2, loss.argmax(2, keepdim=True)).squeeze(2)
 
 
-def reach(objective: Objective, batch: Batch) -> Tensor:
-    """The longest first step of an ascent from the rows, as a number; positive."""
-    slopes = objective.with_penalty(0.0).value_and_gradient(batch, batch.q0)[1]
-    longest = slopes.norm(dim=1)
-    longest = longest[torch.isfinite(longest)].max() if len(longest) else longest.sum()
-    return (longest / (2.0 * objective.strength)).clamp_min(1e-300)
+def reach(objective: Objective, batch: Batch, around: bool = False) -> Tensor:
+    """The longest first step of an ascent from the rows, as a number; positive.
+
+    With ``around`` from points at random up to four times as far, too, and so on: a few rows may
+    all lie where the loss is flat.
+    """
+    flat, generator = objective.with_penalty(0.0), torch.Generator().manual_seed(0)
+    far = _longest(flat, batch, batch.q0) / (2.0 * objective.strength)
+    for _ in range(_LOOKS if around else 0):
+        q = batch.q0 + far * _spheres(batch, 1, _INNER, generator)[0]
+        far = torch.maximum(far, _longest(flat, batch, q) / (2.0 * objective.strength))
+    return far.clamp_min(1e-300)
+
+
+def _longest(objective: Objective, batch: Batch, q: Tensor) -> Tensor:
+    """The largest finite slope of the rows at q."""
+    slopes = objective.value_and_gradient(batch, q)[1].norm(dim=1)
+    slopes = slopes[torch.isfinite(slopes)]
+    return slopes.max() if len(slopes) else slopes.sum()
 
 
 def _spheres(batch: Batch, count: int, radii: tuple[float, float], generator: torch.Generator):

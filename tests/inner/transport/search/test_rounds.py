@@ -72,6 +72,38 @@ def test_regressions_have_no_label_to_go_to(build, loss, generator):
     assert float(gain.sum()) > float(gains(adversary.objective, batch, ascent).sum())
 
 
+def kinked(build, generator, n, loss):
+    """A ReLU network of two columns that grows to all sides, in regression."""
+    model = MLP(2, 1, hidden=(16, 16), activation="relu", generator=generator)
+    with torch.no_grad():
+        for weight in model.weights:
+            weight.mul_(1.5)
+    model.requires_grad_(False)
+    x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    return build(model, loss, x, model(x) + 0.1, 0.3)
+
+
+@pytest.mark.parametrize("loss", ["huber", "absolute"])
+def test_regressions_with_kinks(build, loss, generator, seed):
+    adversary, batch = kinked(build, generator, 40, loss)
+    truth = on_grid(adversary.objective, batch, -12.0, 12.0, 481)
+    for effort, most in (("fast", 5e-3), ("thorough", 5e-4)):
+        found = of(adversary, batch, effort, seed, classes=False)
+        gain = gains(adversary.objective, batch, found)
+        assert float((truth - found.value).clamp_min(0.0).sum() / gain.sum()) < most
+        assert found.q.shape == batch.q0.shape
+        torch.testing.assert_close(found.value, adversary.objective.value(batch, found.q))
+
+
+def test_one_row_where_the_loss_is_flat_looks_farther(build):
+    """The basin is twice as far as the slope at the row says."""
+    adversary, batch = kinked(build, torch.Generator().manual_seed(0), 1, "huber")
+    truth = on_grid(adversary.objective, batch, -12.0, 12.0, 481)
+    for seed in range(3):
+        found = of(adversary, batch, "fast", seed, classes=False)
+        assert float(found.value) >= float(truth) - 1e-9
+
+
 def test_a_basin_among_the_other_labels_is_found(build, generator):
     """Flat but for a bump at the rows of label 1: no ascent from a row of label 0 moves at all."""
 

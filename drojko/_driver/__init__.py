@@ -23,6 +23,7 @@ from drojko.exceptions import DrojkoError, NonFiniteError
 
 __all__ = [
     "Callback",
+    "Keeper",
     "Limits",
     "Outcome",
     "Solver",
@@ -89,6 +90,9 @@ _ADVICE = {
     ),
 }
 
+#: After these the same call has nothing left to do.
+_FINAL = (Status.CONVERGED, Status.STALLED, Status.UNBOUNDED)
+
 
 class Solver(Protocol[S]):
     """What `run` calls. Solvers hold settings only; everything that changes is in the state.
@@ -110,6 +114,26 @@ class Solver(Protocol[S]):
 
     def terminate(self, state: S) -> Status | None:
         """Return a status to end the run after this state, None to go on."""
+        ...
+
+
+class Keeper(Protocol):
+    """What keeps a run where its end cannot reach it; `checkpoints.Checkpoint` in a file.
+
+    A solver that changes itself from step to step has ``carried()``, what it needs to go on, and
+    ``restore(carried)``, both called between steps.
+    """
+
+    def resumed(self, solver: Any) -> Any:
+        """What `keep` was given last at an earlier call; None where there was none."""
+        ...
+
+    def keep(self, solver: Any, run: Any, last: bool = False) -> None:
+        """A state between two steps; the ``last`` of this call."""
+        ...
+
+    def write(self) -> None:
+        """What was kept last, now."""
         ...
 
 
@@ -171,6 +195,7 @@ def run(
     max_time: float | None = None,
     callback: Callable[[S], bool | None] | None = None,
     best: Callable[[S], float] | None = None,
+    keeper: Keeper | None = None,
 ) -> Outcome[S]:
     """Step until the solver terminates or a limit, a callback or Ctrl-C ends the run.
 
@@ -189,6 +214,9 @@ def run(
     best : callable, default=None
         Key of a state, smaller is better. Every state counts, the first and the last one too, and
         the later of two equals wins. None: the last state is the best one.
+    keeper : Keeper, default=None
+        Where an earlier call left off, and where this one leaves off. Time limits are of each call;
+        a run that has converged takes no further step.
 
     Returns
     -------
@@ -226,7 +254,20 @@ def run(
     start = time.perf_counter()
     best_state, best_key = state, key(state)
     history: list[dict[str, float]] = []
-    status, n_iter, seconds = None, 0, 0.0
+    status, n_iter, seconds, before = None, 0, 0.0, 0.0
+    earlier = None if keeper is None else keeper.resumed(solver)
+    if earlier is not None:
+        state, best_state, history, ended = earlier
+        best_key, n_iter = key(best_state), len(history)
+        status, before = ended and Status(ended), history[-1]["seconds"] if history else 0.0
+
+    def keep(last: bool) -> None:
+        if keeper is not None:
+            kept = status if status in _FINAL else None
+            keeper.keep(solver, (state, best_state, history, kept and str(kept)), last)
+
+    if earlier is None:
+        keep(last=False)  # what cannot be kept is said before there is work to lose
     try:
         while status is None:
             if n_iter >= max_iter:
@@ -246,14 +287,21 @@ def run(
             if new_key <= best_key or math.isnan(best_key):  # NaN wins over nothing but NaN
                 best_state, best_key = state, new_key
             seconds = time.perf_counter() - start
-            history.append({"iteration": n_iter, "seconds": seconds, **record(state)})
+            row = {"iteration": n_iter, "seconds": before + seconds, **record(state)}
+            history.append(row)
             status = solver.terminate(state)
+            keep(last=False)
             # The callback sees the last state too; it cannot turn "converged" into something else.
             if callback is not None and callback(state) and status is None:
                 status = Status.CALLBACK
-    except KeyboardInterrupt:
+        keep(last=True)
+    except BaseException as error:
+        if keeper is not None:
+            keeper.write()
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         status = Status.INTERRUPTED
-    seconds = time.perf_counter() - start
+    seconds = before + time.perf_counter() - start
     message = f"Stopped after {n_iter} iterations and {seconds:.3g} seconds. {status.advice}"
     return Outcome(state, best_state, status, message, n_iter, seconds, history)
 
@@ -303,6 +351,8 @@ class Limits:
         Seconds for the whole fit, however many solvers share it.
     callback : callable, default=None
         ``callback(iteration, record) -> bool``; True ends the fit.
+    keeper : Keeper, default=None
+        Of training that is long enough to be gone on with.
 
     Examples
     --------
@@ -315,6 +365,7 @@ class Limits:
     max_time: float | None = None
     callback: Callback | None = None
     began: float = field(default_factory=time.perf_counter, compare=False)
+    keeper: Keeper | None = field(default=None, compare=False)
 
     @property
     def time_left(self) -> float | None:
