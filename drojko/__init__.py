@@ -34,6 +34,7 @@ __all__ = [
     "auditing",
     "baselines",
     "displays",
+    "distributed",
     "estimators",
     "exceptions",
     "flows",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from drojko import auditing as auditing
     from drojko import baselines as baselines
     from drojko import displays as displays
+    from drojko import distributed as distributed
     from drojko import estimators as estimators
     from drojko import exceptions as exceptions
     from drojko import flows as flows

@@ -258,7 +258,9 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
                     self.message_ = f"{result.message} {chosen}"
                 advice = None
                 if self.effort == "none":
-                    if reference is not None:
+                    if reference is not None and hasattr(X, "rows"):  # of all ranks: not for later
+                        self._worst = {"approach": approach.name, **work.assess(result).state}
+                    elif reference is not None:
                         self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
                 else:
                     found = work.assess(result)
@@ -341,7 +343,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             if known is not None:
                 known = (known[0][kept], known[1])
             atoms, index = approach.atoms(plan.ambiguity, points, known)
-            kept_rows = None if table else (*points, known)
+            kept_rows = held.kept(*points[1:], known) if table else (*points, known)
             return replace(plan, atoms=atoms, groups=index), kept_rows, ""
         if table:
             raise x.refused(self._demanding(plan))

@@ -10,7 +10,7 @@ mean and scale enter the sums algebraically:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -256,10 +256,13 @@ class Rows:
 
     def extremes(self, which: np.ndarray, count: int) -> np.ndarray:
         """Rows with the largest entries of each of some columns, so many a column, with repeats."""
-        found = [np.zeros(0, dtype=int)]
+        found, count = [np.zeros(0, dtype=int)], min(count, self.n)
         for j in which:
             far = np.abs(self.columns(which=np.array([j]))[:, 0])
-            found.append(np.argpartition(-far, min(count, self.n - 1))[:count])
+            least = -np.partition(-far, count - 1)[count - 1]
+            more = np.flatnonzero(far > least)
+            # Of equals the first, wherever rows are kept.
+            found += [more, np.flatnonzero(far == least)[: count - len(more)]]
         return np.concatenate(found)
 
     # Sums ---------------------------------------------------------------------------------------
@@ -272,6 +275,29 @@ class Rows:
             np.matmul(block, coef, out=out[rows])
         out += shift
         return out
+
+    def outputs(self, Z: np.ndarray) -> np.ndarray:
+        """B Z' of several outputs, shape (n, K), for Z of shape (K, D)."""
+        return np.concatenate([block @ Z.T for _, block in self.read()])
+
+    def mean_of(
+        self, of: Callable[[np.ndarray], np.ndarray], size: int, w: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Mean of a function of the rows, of (k, D) to (k, size); ``w`` in place of the weights."""
+        total, w = np.zeros(size), self.w if w is None else w
+        for rows, block in self.read():
+            total += w[rows] @ of(block)
+        return total
+
+    def triangle(self, t: np.ndarray, w: np.ndarray | None = None) -> np.ndarray:
+        """Triangular factor of the columns and t (n,), weighted: block after block."""
+        size, w = self.d + 1, self.w if w is None else w
+        stack = np.zeros((0, size))
+        for rows, block in self.read():
+            new = np.concatenate([block[:, : self.d], t[rows, None]], axis=1)
+            new *= np.sqrt(w[rows])[:, None]
+            stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
+        return np.concatenate([stack, np.zeros((size - len(stack), size))])
 
     def sum(self, g: np.ndarray) -> np.ndarray:
         """B' g, shape (D,) or (D, m), for g of shape (n,) or (n, m)."""

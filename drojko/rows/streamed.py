@@ -67,6 +67,8 @@ class StreamedTable(Table):
     check : callable
         (X, y, weight or None, whether it is the first batch) -> the same as arrays, checked:
         X of shape (k, d), float64 or float32, y and weight (None, if there is none) of shape (k,).
+    empty : bool, default=False
+        Whether there may be no rows at all.
 
     Attributes
     ----------
@@ -83,7 +85,9 @@ class StreamedTable(Table):
         "an array (a memory map, numpy.load(..., mmap_mode='r'), is read where it is)"
     )
 
-    def __init__(self, batches: Iterable[Any], check: Callable[..., Any]) -> None:
+    def __init__(
+        self, batches: Iterable[Any], check: Callable[..., Any], *, empty: bool = False
+    ) -> None:
         try:
             again = iter(batches)
         except TypeError:
@@ -105,6 +109,9 @@ class StreamedTable(Table):
             weight.append(w)
             kinds.add(X.dtype)
         self.passes = 1
+        if found is None and empty:
+            self.y, self.weight = np.zeros(0), None
+            return
         if found is None:
             raise InvalidDataError("batches holds no rows")
         if len({w is None for w in weight}) > 1:
@@ -253,7 +260,7 @@ class StreamedRows(Rows):
             own = np.broadcast_to(np.arange(rows.start, rows.stop)[:, None], far.shape)
             best, where = np.concatenate([best, far]), np.concatenate([where, own])
             if len(best) > count:
-                top = np.argpartition(-best, count, axis=0)[:count]
+                top = np.argsort(-best, axis=0, kind="stable")[:count]
                 best, where = (np.take_along_axis(a, top, axis=0) for a in (best, where))
         return where.T.ravel()
 

@@ -60,6 +60,10 @@ class Table(ABC):
     def max(self, axis: int = 0) -> np.ndarray:
         """Largest entries of the columns, shape (d,)."""
 
+    def kept(self, y: np.ndarray, w: np.ndarray, groups: Any) -> Any:
+        """What a fit keeps of its rows for ``reference_``; None: nothing."""
+        return None
+
     def refused(self, what: str) -> NeedsArray:
         """The error for what cannot do without an array."""
         return NeedsArray(f"{what} cannot take {self.name}, dense data is required: {self.remedy}")

@@ -222,7 +222,7 @@ class _Run(LBFGSRun):
 
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""
-        return np.concatenate([block @ z.T for _, block in self.rows.read()])
+        return self.rows.outputs(z)
 
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""

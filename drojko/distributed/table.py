@@ -1,0 +1,238 @@
+r"""Rows that lie on several ranks: numbers by row are everywhere, X stays where it is.
+
+Predictions are gathered, 8 bytes a row; sums over rows are added up,
+
+.. math:: B^\top g = \sum_k B_k^\top g_k,
+
+D numbers a rank whatever the number of rows. Means and scales are those of all rows, joined as
+those of batches are (Chan, Golub, LeVeque 1983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from drojko.distributed.ranks import Ranks
+from drojko.rows import Rows, is_mapped, products, rows_of
+from drojko.rows.table import Table
+
+__all__ = ["ShardedTable"]
+
+
+class ShardedTable(Table):
+    """The rows of all ranks, of which ``own`` lie here.
+
+    Parameters
+    ----------
+    ranks : Ranks
+    local : array of shape (k, d), float64 or float32, or Table, or None
+        The rows of this rank; None: it has none, and does not know of any.
+    like : tuple of d and dtype
+        What all ranks agree on.
+    """
+
+    name = "rows that lie on several ranks"
+    remedy = "take model='linear' with reference='empirical', or fit on one process"
+
+    def __init__(self, ranks: Ranks, local: Any, like: tuple[int, np.dtype]) -> None:
+        d, self.dtype = like
+        self.ranks, self.local = ranks, np.zeros((0, d), self.dtype) if local is None else local
+        count = len(self.local)
+        found = ranks.gather(np.array([[count, getattr(self.local, "size", 0)]]), [1] * ranks.size)
+        self.sizes: list[int] = found[:, 0].tolist()
+        start = sum(self.sizes[: ranks.rank])
+        self.own = slice(start, start + count)
+        self.shape = (sum(self.sizes), d)
+        self.size = int(found[:, 1].sum())
+
+    def joined(self, part: np.ndarray) -> np.ndarray:
+        """Numbers by row of all ranks, from those of each."""
+        return self.ranks.gather(part, self.sizes)
+
+    def rows(self, y: np.ndarray, w: np.ndarray | None = None, *, intercept: bool = True) -> Rows:
+        """See `Table`."""
+        return ShardedRows(self, y, w, intercept=intercept)
+
+    def products(self, coef: np.ndarray) -> np.ndarray:
+        """See `Table`."""
+        own = np.zeros((0, *coef.shape[1:]))
+        return self.joined(products(self.local, coef) if len(self.local) else own)
+
+    def __getitem__(self, index: Any) -> ShardedTable:
+        """Some rows, by a mask or by indices that do not fall; or all rows and some columns."""
+        like = self.shape[1], self.dtype
+        if isinstance(index, tuple):
+            part = self.local[index]
+            return ShardedTable(self.ranks, part, (part.shape[1], self.dtype))
+        index = np.asarray(index)
+        if index.dtype == bool:
+            part = index[self.own]
+        else:
+            part = index[np.searchsorted(index, self.own.start) :]
+            part = part[: np.searchsorted(part, self.own.stop)] - self.own.start
+        return ShardedTable(self.ranks, self.local[part], like)
+
+    def min(self, axis: int = 0) -> np.ndarray:
+        """See `Table`."""
+        return -self._extreme(lambda X: -X.min(axis=0))
+
+    def max(self, axis: int = 0) -> np.ndarray:
+        """See `Table`."""
+        return self._extreme(lambda X: X.max(axis=0))
+
+    def _extreme(self, largest: Callable[[Any], np.ndarray]) -> np.ndarray:
+        own = largest(self.local) if len(self.local) else np.full(self.shape[1], -np.inf)
+        return self.ranks.largest(own)
+
+    def kept(self, y: np.ndarray, w: np.ndarray, groups: Any) -> Any:
+        """The rows of this rank, where they are an array: `reference_` is made of them."""
+        if not isinstance(self.local, np.ndarray) or not len(self.local):
+            return None
+        own = w[self.own]
+        if groups is not None:
+            groups = (groups[0][self.own], groups[1])
+        X = self.local if is_mapped(self.local) else self.local.copy()
+        return X, y[self.own], own / own.sum(), groups
+
+
+class ShardedRows(Rows):
+    """`Rows` of all ranks, summed where they lie."""
+
+    def __init__(
+        self, table: ShardedTable, y: np.ndarray, w: np.ndarray | None, *, intercept: bool
+    ) -> None:
+        self.X: Any = table
+        self.y, self.intercept = y, intercept
+        self.n, self.d = table.shape
+        w = np.full(self.n, 1.0 / self.n) if w is None else np.asarray(w, dtype=np.float64)
+        self.w = w / w.sum()
+        self.size = self.d + int(intercept)
+        self._matrix, self._raw = None, False
+        self._standardise()
+        self.free = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
+
+    def _standardise(self) -> None:
+        """Those of all rows from those of each rank's own."""
+        table, ranks, d = self.X, self.X.ranks, self.d
+        y, w = self.y[table.own], self.w[table.own]
+        mass, mean, scale, own = float(w.sum()), np.zeros(d), np.zeros(d), None
+        if len(w):
+            own = rows_of(table.local, y, w if mass > 0.0 else None, intercept=self.intercept)
+            mean, scale = own.mean, np.where(own.dead, 0.0, own.scale)
+        parts = ranks.gather(np.concatenate([[mass], mean, scale])[None], [1] * ranks.size)
+        parts = parts[parts[:, 0] > 0.0]
+        share = parts[:, 0] / parts[:, 0].sum()
+        means, scales = parts[:, 1 : 1 + d], parts[:, 1 + d :]
+        self.mean = means[0] + share @ (means - means[0])
+        # In units of the largest, so that squares are numbers.
+        far = np.abs(means - self.mean)
+        unit = np.maximum(scales, far).max(axis=0)
+        unit = np.where(unit > 0.0, unit, 1.0)
+        self.scale = unit * np.sqrt(share @ ((scales / unit) ** 2 + (far / unit) ** 2))
+        self.dead = np.zeros(d, dtype=bool)
+        eps = 8 * np.finfo(table.dtype).eps
+        if (self.scale <= 2.0 * eps * np.abs(self.mean)).any():
+            low, high = table.min(), table.max()
+            size = np.maximum(np.abs(low), np.abs(high))
+            self.dead = (high - low if self.intercept else size) <= eps * size
+            self.scale = np.where(self.dead, 1.0, self.scale)
+            self.mean = np.where(self.dead, low if self.intercept else 0.0, self.mean)
+        self.local: Rows | None = None
+        if own is not None:
+            place = {name: getattr(self, name) for name in ("mean", "scale", "dead")}
+            known = {"_standardise": lambda rows: rows.__dict__.update(place)}
+            kind: Any = type(type(own).__name__, (type(own),), known)
+            self.local = kind(own.X, y, intercept=self.intercept)
+
+    def _parts(self) -> Any:
+        raise self.X.refused("a block of rows")
+
+    # Sums ----------------------------------------------------------------------------------------
+
+    def _summed(self, of: Callable[[Rows], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        return self.X.ranks.total(np.zeros(shape) if self.local is None else of(self.local))
+
+    def _gathered(self, of: Callable[[Rows], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        return self.X.joined(np.zeros((0, *shape)) if self.local is None else of(self.local))
+
+    def predict(self, z: np.ndarray) -> np.ndarray:
+        """See `Rows`: gathered."""
+        return self._gathered(lambda rows: rows.predict(z), ())
+
+    def outputs(self, Z: np.ndarray) -> np.ndarray:
+        """See `Rows`: gathered."""
+        return self._gathered(lambda rows: rows.outputs(Z), (len(Z),))
+
+    def columns(self, which: np.ndarray) -> np.ndarray:
+        """See `Rows`: gathered."""
+        return self._gathered(lambda rows: rows.columns(which), (len(which),))
+
+    def sum(self, g: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        own = g[self.X.own]
+        return self._summed(lambda rows: rows.sum(own), (self.size, *g.shape[1:]))
+
+    def gram(self, h: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        own = h[self.X.own]
+        return self._summed(lambda rows: rows.gram(own), (self.size, self.size))
+
+    def squares(self, h: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        own = h[self.X.own]
+        return self._summed(lambda rows: rows.squares(own), (self.size,))
+
+    def mean_of(self, of: Callable[[np.ndarray], np.ndarray], size: int) -> np.ndarray:
+        """See `Rows`."""
+        own = self.w[self.X.own]
+        return self._summed(lambda rows: rows.mean_of(of, size, own), (size,))
+
+    def triangle(self, t: np.ndarray) -> np.ndarray:
+        """See `Rows`: the factor of the ranks' factors."""
+        own = self.X.own
+        part, ranks = np.zeros((self.d + 1, self.d + 1)), self.X.ranks
+        if self.local is not None:
+            part = self.local.triangle(t[own], self.w[own])
+        stack = ranks.gather(part, [self.d + 1] * ranks.size)
+        return np.asarray(np.linalg.qr(stack, mode="r"))
+
+    # Some rows -----------------------------------------------------------------------------------
+
+    def extremes(self, which: np.ndarray, count: int) -> np.ndarray:
+        """See `Rows`: the largest of each rank's largest."""
+        found, ranks = np.zeros((len(which), count, 2)), self.X.ranks
+        found[:, :, 0] = -1.0
+        if self.local is not None and len(which):
+            index = self.local.extremes(which, count)
+            far = np.abs(self.local.take(index).columns(which))
+            index, far = index.reshape(len(which), -1), far.reshape(len(which), -1, len(which))
+            for j, rows in enumerate(index):
+                found[j, : len(rows)] = np.stack([far[j, :, j], rows + self.X.own.start], axis=1)
+        every = ranks.gather(found[None], [1] * ranks.size)
+        every = every.transpose(1, 0, 2, 3).reshape(len(which), ranks.size * count, 2)
+        best = [rows[np.lexsort((rows[:, 1], -rows[:, 0]))[:count]] for rows in every]
+        some = np.concatenate([np.zeros((0, 2)), *best])
+        return some[some[:, 0] >= 0.0, 1].astype(int)
+
+    def take(self, index: np.ndarray, w: np.ndarray | None = None) -> Rows:
+        """Some rows, on every rank from there on."""
+        index = np.asarray(index)
+        wanted, back = np.unique(index, return_inverse=True)
+        bounds = np.searchsorted(wanted, np.cumsum([0, *self.X.sizes]))
+        first, last = bounds[self.X.ranks.rank], bounds[self.X.ranks.rank + 1]
+        part = np.zeros((0, self.d), dtype=self.X.dtype)
+        if last > first and self.local is not None:
+            found: Any = self.local.take(wanted[first:last] - self.X.own.start).X
+            part = found if isinstance(found, np.ndarray) else found.toarray()
+        X = self.X.ranks.gather(part, np.diff(bounds).tolist())[back]
+        some = Rows.__new__(Rows)
+        some.__dict__.update(
+            {name: getattr(self, name) for name in ("intercept", "d", "size", "mean", "scale")},
+            dead=self.dead, free=self.free, _raw=False, X=X, y=self.y[index],
+            _matrix=np.empty((len(index), self.size)),
+        )  # fmt: skip
+        some._fill(X, some._matrix)
+        return some._weighed(self.w[index] if w is None else w)
