@@ -248,8 +248,9 @@ class Ranks:
         if whole.size:
             own = np.zeros(whole.shape[1:], dtype=part.dtype)
             own[: len(part)] = part
-            into, out = torch.from_numpy(whole.reshape(-1)), torch.from_numpy(own.reshape(-1))
-            self._reached(lambda: distributed.all_gather_into_tensor(into, out, group=self.group))
+            into = list(torch.from_numpy(whole).unbind())
+            out = torch.from_numpy(own)
+            self._reached(lambda: distributed.all_gather(into, out, group=self.group))
         self.sent += part.nbytes
         if min(sizes) == most:
             return whole.reshape(-1, *part.shape[1:])
