@@ -34,6 +34,7 @@ class ShardedTable(Table):
         What all ranks agree on.
     """
 
+    shared = True
     name = "rows that lie on several ranks"
     remedy = "take model='linear' with reference='empirical', or fit on one process"
 

@@ -258,7 +258,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
                     self.message_ = f"{result.message} {chosen}"
                 advice = None
                 if self.effort == "none":
-                    if reference is not None and hasattr(X, "rows"):  # of all ranks: not for later
+                    if getattr(X, "shared", False):  # later the other ranks are not there
                         self._worst = {"approach": approach.name, **work.assess(result).state}
                     elif reference is not None:
                         self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))

@@ -33,6 +33,8 @@ class Table(ABC):
     dtype: np.dtype
     size: int
     ndim = 2
+    #: Whether some rows lie on other processes.
+    shared = False
     #: What messages call it, and how it becomes an array.
     name: str
     remedy: str
