@@ -58,13 +58,14 @@ class ParquetBatches:
         whole, start = sum(sizes), 0
         low, high = whole * number // count, whole * (number + 1) // count
         for group, size in zip(groups, sizes, strict=True):
-            end = start + size
-            if end > low and start < high:
+            after = start + size
+            if after > low and start < high:
                 for batch in group.to_batches(schema=self.dataset.schema, **options):
-                    own = slice(max(low - start, 0), max(min(high - start, batch.num_rows), 0))
-                    yield batch[own]
-                    start += batch.num_rows
-            start = end
+                    n = batch.num_rows
+                    first, last = (min(max(end - start, 0), n) for end in (low, high))
+                    yield batch.slice(first, last - first)
+                    start += n
+            start = after
 
     def __repr__(self) -> str:
         name = f"parquet({str(self.path)!r}, target={self.target!r}"
