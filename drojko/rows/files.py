@@ -54,7 +54,7 @@ class ParquetBatches:
             yield from self.dataset.to_batches(**options)
             return
         groups = [one for file in self.dataset.get_fragments() for one in file.split_by_row_group()]
-        sizes = [one.count_rows() for one in groups]
+        sizes = [one.row_groups[0].num_rows for one in groups]
         whole, start = sum(sizes), 0
         low, high = whole * number // count, whole * (number + 1) // count
         for group, size in zip(groups, sizes, strict=True):
