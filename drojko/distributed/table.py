@@ -53,6 +53,15 @@ class ShardedTable(Table):
         """Numbers by row of all ranks, from those of each."""
         return self.ranks.gather(part, self.sizes)
 
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        """See `Table`."""
+        return self.ranks.total(sums)
+
+    def every(self, part: np.ndarray) -> np.ndarray:
+        """See `Table`."""
+        sizes = self.ranks.gather(np.array([len(part)]), [1] * self.ranks.size)
+        return self.ranks.gather(part, sizes.tolist())
+
     def rows(self, y: np.ndarray, w: np.ndarray | None = None, *, intercept: bool = True) -> Rows:
         """See `Table`."""
         return ShardedRows(self, y, w, intercept=intercept)
@@ -202,6 +211,10 @@ class ShardedRows(Rows):
 
     # Some rows -----------------------------------------------------------------------------------
 
+    def own(self) -> Rows:
+        """See `Rows`."""
+        return self if self.wide else OwnRows(self)
+
     def extremes(self, which: np.ndarray, count: int) -> np.ndarray:
         """See `Rows`: the largest of each rank's largest."""
         found, ranks = np.zeros((len(which), count, 2)), self.X.ranks
@@ -237,3 +250,36 @@ class ShardedRows(Rows):
         )  # fmt: skip
         some._fill(X, some._matrix)
         return some._weighed(self.w[index] if w is None else w)
+
+
+class OwnRows(Rows):
+    """The rows of one rank: numbers by row are its own, sums those of all ranks."""
+
+    def __init__(self, every: ShardedRows) -> None:
+        self.__dict__.update(every.__dict__)
+        self.every, here = every, every.X.own
+        self.y, self.w = every.y[here], every.w[here]
+        self.total, self.whole, self.take = every.X.total, every.X.joined, every.take
+
+    def own(self) -> Rows:
+        """See `Rows`."""
+        return self
+
+    def at(self, values: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """See `Rows`: of all ranks."""
+        bounds = np.searchsorted(index, np.cumsum([0, *self.X.sizes]))
+        rank, counts = self.X.ranks.rank, np.diff(bounds)
+        part = values[index[bounds[rank] : bounds[rank + 1]] - self.X.own.start]
+        return self.X.ranks.gather(part, counts.tolist())
+
+    def predict(self, z: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return np.zeros(0) if self.local is None else self.local.predict(z)
+
+    def sum(self, g: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return self.every._summed(lambda rows: rows.sum(g), (self.size, *g.shape[1:]))
+
+    def gram(self, h: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return self.every._summed(lambda rows: rows.gram(h), (self.size, self.size))

@@ -180,10 +180,10 @@ class ManyRows:
     def _sums(
         self, z: np.ndarray, p: np.ndarray, u: np.ndarray, near: Any, second: bool
     ) -> RowSums | None:
-        o, rows = self.objective, self.rows
-        if not np.isfinite(u).all():
-            return None
-        return o.at(rows.y, rows.w, u, o.levels(z, p), near, second)
+        o, rows, levels, sums = self.objective, self.rows, self.objective.levels(z, p), None
+        if np.isfinite(u).all():
+            sums = o.at(rows.y, rows.w, u, levels, near, second)
+        return over_all(rows, sums, levels.size)
 
     def _at(self, z, p, u, metric, pairs, sums: RowSums) -> State:
         rest = self.objective.rest(z, p, sums)
@@ -241,14 +241,17 @@ class ManyRows:
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
         o, few, index, k = self.objective, self.few, self.carriers, s.p.size
-        y, w, u, near = self.rows.y[index], self.rows.w[index], s.u[index], s.sums.near[index]
+        here = np.stack([self.rows.y, self.rows.w, s.u, s.sums.near], axis=1)
+        y, w, u, near = np.ascontiguousarray(self.rows.at(here, index).T)
+        slope = np.abs(s.sums.gu)
+        steep, lever = self.rows.total(np.array([slope.sum(), slope @ np.abs(s.u)])).tolist()
         levels, size = o.levels(s.z, s.p), self.rows.size
         own = new = o.at(y, w, u, levels, near, True)
         if own is None or new is None:
             return -math.inf
         factor = inverse_of(few, own, None, k)
         base = np.append(few.sum(own.gu), own.gp[:k])
-        scale = np.append(np.full(size, float(np.abs(s.sums.gu).sum())), np.abs(s.sums.gp[:k]))
+        scale = np.append(np.full(size, steep), np.abs(s.sums.gp[:k]))
         left, move = s.gradient, np.zeros(size + k)
         for _ in range(12):
             if (np.abs(left) <= 0.01 * _BALANCE * scale).all():
@@ -272,7 +275,7 @@ class ManyRows:
         c = left[:size] - o.rest(s.z, s.p, s.sums).gz
         # Rounding, outwards: of the sums, and of a balance that is not exact.
         drift = 2.0 * float(np.abs(left[:size]) @ np.abs(s.z))
-        rounding = 1e-15 * (abs(s.value) + float(np.abs(s.sums.gu) @ np.abs(s.u)))
+        rounding = 1e-15 * (abs(s.value) + lever)
         return o.dual(s.z, s.p, c, sums) - drift - rounding
 
     def terminate(self, state: State) -> Status | None:
@@ -294,6 +297,23 @@ class ManyRows:
         norm = float(np.linalg.norm(state.gradient)) / (1.0 + abs(state.value))
         row = self.objective.record(state.z, state.p, state.sums)
         return {"robust_risk": state.value, **row, "stationarity": norm}
+
+
+def over_all(rows: Rows, sums: RowSums | None, k: int) -> RowSums | None:
+    """Sums over all rows from those over own ones; None where some are not defined."""
+    own = np.zeros(5 + k + k * k)
+    if sums is None:
+        own[0] = 1.0
+    else:
+        own[1:5] = sums.value, sums.worth, sums.spent, sums.mass
+        own[5 : 5 + k] = sums.gp
+        own[5 + k :] = 0.0 if sums.hpp is None else sums.hpp.ravel()
+    undefined, value, worth, spent, mass, *rest = rows.total(own).tolist()
+    if sums is None or undefined:
+        return None
+    gp, hpp = np.array(rest[:k]), np.array(rest[k:]).reshape(k, k)
+    hpp = hpp if sums.hpp is not None else sums.hpp
+    return replace(sums, value=value, worth=worth, spent=spent, mass=mass, gp=gp, hpp=hpp)
 
 
 def inverse_of(
@@ -419,7 +439,7 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     if solved is None:
         return None
     carriers = np.unique(few if few.size >= _CARRIERS else index)
-    solver = ManyRows(objective, goal, carriers)
+    solver = ManyRows(objective.sample(rows.own()), goal, carriers)
     return solver, solver.begin(solved.z, solved.p, solved.metric, solved.pairs)
 
 

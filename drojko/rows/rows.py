@@ -360,6 +360,24 @@ class Rows:
         total[:, dead] = 0.0
         return total
 
+    # Several processes ---------------------------------------------------------------------------
+
+    def own(self) -> Rows:
+        """Those of this process, whose sums are those of all; alone, all."""
+        return self
+
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over all rows, from those over `own` ones."""
+        return sums
+
+    def whole(self, values: np.ndarray) -> np.ndarray:
+        """Numbers by row of all rows, from those of `own` ones."""
+        return values
+
+    def at(self, values: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Numbers by `own` row at some of all rows, whose indices do not fall."""
+        return values[index]
+
     # Coordinates --------------------------------------------------------------------------------
 
     def inward(self, coef: np.ndarray, intercept: float) -> np.ndarray:

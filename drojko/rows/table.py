@@ -62,6 +62,14 @@ class Table(ABC):
     def max(self, axis: int = 0) -> np.ndarray:
         """Largest entries of the columns, shape (d,)."""
 
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over all rows, from those over the rows of this process."""
+        return sums
+
+    def every(self, part: np.ndarray) -> np.ndarray:
+        """Numbers of all processes, from those of this one."""
+        return part
+
     def kept(self, y: np.ndarray, w: np.ndarray, groups: Any) -> Any:
         """What a fit keeps of its rows for ``reference_``; None: nothing."""
         return None

@@ -2,6 +2,7 @@ r"""Weighted points, and the worst-case risk of a linear model there: a root in 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -87,6 +88,17 @@ class RidgeData:
         put("label_cost", float(self.label_cost))
 
     @property
+    def own(self) -> RidgeData:
+        """The rows of this process where some lie on others; weights are shares of all."""
+        X: Any = self.X
+        if not getattr(X, "shared", False):
+            return self
+        some = copy.copy(self)
+        here = {"X": X.local, "y": self.y[X.own], "weight": self.weight[X.own]}
+        some.__dict__.update(here)
+        return some
+
+    @property
     def flips(self) -> bool:
         """Whether the adversary may change class labels."""
         return self.loss.task == "classification" and math.isfinite(self.label_cost)
@@ -153,7 +165,8 @@ class _Model:
     """One fixed model: plans as a function of the penalty."""
 
     def __init__(self, data: RidgeData, coef: np.ndarray, intercept: float) -> None:
-        self.data = data
+        self.table: Any = data.X
+        self.data = data = data.own
         self.u = data.predictions(coef, intercept)
         self.norm = data.squared_norm(coef)
         self.loss = data.loss
@@ -197,12 +210,16 @@ class _Model:
             risk = np.where(flip, risk2, risk)
         w = self.data.weight
         total_risk, total_cost = float(w @ risk), float(w @ cost)
+        if self.table is not self.data.X:
+            total_risk, total_cost = self.table.total(np.array([total_risk, total_cost])).tolist()
         priced = 0.0 if total_cost == 0.0 else lam * total_cost
         return _Plan(lam, total_risk - priced, total_risk, total_cost, shift, flip)
 
     def jumps(self) -> np.ndarray:
         """Penalties at which a single point's maximiser jumps, sorted (label flips excepted)."""
         at = self.loss.jumps(self.u, self.data.y)
+        if self.table is not self.data.X:
+            at = self.table.every(at)
         with np.errstate(over="ignore"):
             return np.unique(self.norm / (4.0 * at))
 
