@@ -10,7 +10,7 @@ those of batches are (Chan, Golub, LeVeque 1983).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -265,12 +265,13 @@ class OwnRows(Rows):
         """See `Rows`."""
         return self
 
-    def at(self, values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
         """See `Rows`: of all ranks."""
         bounds = np.searchsorted(index, np.cumsum([0, *self.X.sizes]))
         rank, counts = self.X.ranks.rank, np.diff(bounds)
-        part = values[index[bounds[rank] : bounds[rank + 1]] - self.X.own.start]
-        return self.X.ranks.gather(part, counts.tolist())
+        here = index[bounds[rank] : bounds[rank + 1]] - self.X.own.start
+        part = np.stack([one[here] for one in values], axis=1)
+        return np.ascontiguousarray(self.X.ranks.gather(part, counts.tolist()).T)
 
     def predict(self, z: np.ndarray) -> np.ndarray:
         """See `Rows`."""

@@ -241,8 +241,7 @@ class ManyRows:
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
         o, few, index, k = self.objective, self.few, self.carriers, s.p.size
-        here = np.stack([self.rows.y, self.rows.w, s.u, s.sums.near], axis=1)
-        y, w, u, near = np.ascontiguousarray(self.rows.at(here, index).T)
+        y, w, u, near = self.rows.at(index, self.rows.y, self.rows.w, s.u, s.sums.near)
         slope = np.abs(s.sums.gu)
         steep, lever = self.rows.total(np.array([slope.sum(), slope @ np.abs(s.u)])).tolist()
         levels, size = o.levels(s.z, s.p), self.rows.size

@@ -10,7 +10,7 @@ mean and scale enter the sums algebraically:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -374,9 +374,9 @@ class Rows:
         """Numbers by row of all rows, from those of `own` ones."""
         return values
 
-    def at(self, values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
         """Numbers by `own` row at some of all rows, whose indices do not fall."""
-        return values[index]
+        return [one[index] for one in values]
 
     # Coordinates --------------------------------------------------------------------------------
 
