@@ -23,13 +23,15 @@ def sharded(*, timeout: float = 1800.0) -> Iterator[Any]:
 
     Each rank calls ``fit(X, y)`` or ``fit_batches(batches)`` with its own part of the rows, in the
     order of the ranks, and gets the same fitted estimator, equal to one process on all rows to
-    1e-8, and equal bit by bit to the other ranks: coefficients, certificate, history (its seconds
-    are the rank's own).
+    1e-8 as far as its problem is well conditioned, and bit by bit to the other ranks'
+    (``history_["seconds"]`` are the rank's own).
 
     .. math:: B^\top g = \sum_k B_k^\top g_k
 
     Rows stay where they are: sums over them are added up, D numbers for D parameters and at most
-    D². Targets, weights and, where a set asks for their order, losses are gathered, 8 bytes a row.
+    D². Targets and weights are gathered once, 8 bytes a row, and predictions in each step of
+    Newton's method; where losses are smooth and rows many, training exchanges sums alone
+    (``docs/ranks.md``).
 
     Parameters
     ----------
