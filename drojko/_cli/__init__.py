@@ -222,6 +222,7 @@ def _fitted(
         raise click.UsageError("--standardize needs a table in memory: scale the files' columns")
     plain = "empirical" if batched or ranks.size > 1 else "kde"
     options["reference"] = options["reference"] or plain
+    X: Any
     if batched:
         X = read_folder(data, target, options["drop"], ranks.rank, ranks.size)
         y = X.y

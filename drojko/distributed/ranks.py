@@ -8,6 +8,7 @@ so that ranks which compute the same from them stay equal bit by bit.
 from __future__ import annotations
 
 import builtins
+import hashlib
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 #: How a rank is; what it does there, which has to be the same on all.
 _WELL, _INTERRUPTED, _FAILED = 0, 1, 2
-_END, _SUM, _GATHER, _OBJECTS, _LARGEST = range(1, 6)
+_END, _SUM, _GATHER, _OBJECTS, _LARGEST, _SAME = range(1, 7)
 #: Seconds after which another Ctrl-C no longer waits for the other ranks.
 _PATIENT = 1.0
 
@@ -50,7 +51,7 @@ def exchanged(part: Any, group: Any = None) -> list[Any]:
     >>> exchanged("mine")
     ['mine']
     """
-    ranks, rank = world(group)
+    ranks = world(group)[0]
     parts: list[Any] = [part]
     if ranks > 1:
         parts = [None] * ranks
@@ -255,6 +256,11 @@ class Ranks:
         if min(sizes) == most:
             return whole.reshape(-1, *part.shape[1:])
         return np.concatenate([rows[:count] for rows, count in zip(whole, sizes, strict=True)])
+
+    def check_same(self, array: np.ndarray) -> None:
+        """Raise where an array has other bits on some rank."""
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+        self._say(_SAME, int.from_bytes(digest[:7], "big"))
 
     def objects(self, part: Any) -> list[Any]:
         """A picklable object of each rank, in their order."""

@@ -1,4 +1,4 @@
-"""From the shards of all ranks to one table: what they have to agree on, classes, numbers by row."""
+"""From the shards of all ranks to one table: what ranks agree on, classes, numbers by row."""
 
 from __future__ import annotations
 
@@ -91,15 +91,20 @@ class Shard:
         for name, value in fitted.get_params(deep=True).items():
             if name not in _OWN:
                 settings[name] = _words(value)
+        if fitted.warm_start and hasattr(fitted, "parameters_"):
+            every = [np.ravel(value) for value in fitted.parameters_.values()]
+            settings["the model to start from"] = _words(np.concatenate(every))
         rows, X = bool(len(self.y)), self.X
         columns = types = given = like = None
+        dtype = ""
         if X is not None:
+            dtype = str(X.dtype)
             columns = {"X": self.kind, "the number of columns": X.shape[1], "columns": names}
             given = {"sample_weight": self.weight is not None, "groups": self.groups is not None}
-        if rows:
+        if rows and X is not None:
             numbers = _plain_labels(self.y).dtype.kind in "biuf"
-            types = {"the dtype of X": str(X.dtype), "y": "numbers" if numbers else "labels"}
-            like = {"X": (X.shape[1], str(X.dtype), names)}
+            types = {"the dtype of X": dtype, "y": "numbers" if numbers else "labels"}
+            like = {"X": (X.shape[1], dtype, names)}
         return {
             "settings": settings, "columns": columns, "types": types, "given": given, "like": like,
         }  # fmt: skip

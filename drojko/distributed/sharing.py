@@ -90,7 +90,7 @@ def sharded(*, timeout: float = 1800.0) -> Iterator[Any]:
         if world()[0] == 1:
             yield Ranks(None)
             return
-        group = distributed.new_group(backend="gloo", timeout=wait)
+        group: Any = distributed.new_group(backend="gloo", timeout=wait)
         token = RANKS.set(ranks := Ranks(group))
         try:
             yield ranks

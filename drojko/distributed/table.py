@@ -242,13 +242,12 @@ class ShardedRows(Rows):
             found: Any = self.local.take(wanted[first:last] - self.X.own.start).X
             part = found if isinstance(found, np.ndarray) else found.toarray()
         X = self.X.ranks.gather(part, np.diff(bounds).tolist())[back]
-        some = Rows.__new__(Rows)
+        some, matrix = Rows.__new__(Rows), np.empty((len(index), self.size))
         some.__dict__.update(
             {name: getattr(self, name) for name in ("intercept", "d", "size", "mean", "scale")},
-            dead=self.dead, free=self.free, _raw=False, X=X, y=self.y[index],
-            _matrix=np.empty((len(index), self.size)),
+            dead=self.dead, free=self.free, _raw=False, X=X, y=self.y[index], _matrix=matrix,
         )  # fmt: skip
-        some._fill(X, some._matrix)
+        some._fill(X, matrix)
         return some._weighed(self.w[index] if w is None else w)
 
 
@@ -257,6 +256,8 @@ class OwnRows(Rows):
 
     def __init__(self, every: ShardedRows) -> None:
         self.__dict__.update(every.__dict__)
+        self.X: Any = every.X
+        self.local: Rows | None = every.local
         self.every, here = every, every.X.own
         self.y, self.w = every.y[here], every.w[here]
         self.total, self.whole, self.take = every.X.total, every.X.joined, every.take
@@ -271,7 +272,7 @@ class OwnRows(Rows):
         rank, counts = self.X.ranks.rank, np.diff(bounds)
         here = index[bounds[rank] : bounds[rank + 1]] - self.X.own.start
         part = np.stack([one[here] for one in values], axis=1)
-        return np.ascontiguousarray(self.X.ranks.gather(part, counts.tolist()).T)
+        return [*np.ascontiguousarray(self.X.ranks.gather(part, counts.tolist()).T)]
 
     def predict(self, z: np.ndarray) -> np.ndarray:
         """See `Rows`."""

@@ -22,6 +22,7 @@ class OnBatches:
     _classification: bool
     _fit: Any
     _encoded: Any
+    parameters_: dict[str, np.ndarray]
 
     def fit_batches(self, batches):
         """Fit to batches of rows: as `fit` on all of them, in as many passes as it takes.
@@ -95,7 +96,10 @@ class OnBatches:
 
     def _joined(self, ranks: Any, shard: Any) -> Any:
         table, y, labels, weight, groups = shard.joined(ranks, self)
-        return self._fit(table, y, labels, self._weighed(table, labels, weight), groups)
+        self._fit(table, y, labels, self._weighed(table, labels, weight), groups)
+        for value in self.parameters_.values():
+            ranks.check_same(value)
+        return self
 
     def _weighed(self, X: Any, labels: np.ndarray, weight: Any) -> Any:
         """Weights of the rows, with those of their classes where there are such."""

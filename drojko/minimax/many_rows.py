@@ -240,7 +240,8 @@ class ManyRows:
 
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
-        o, few, index, k = self.objective, self.few, self.carriers, s.p.size
+        o, few, k = self.objective, self.few, s.p.size
+        index: Any = self.carriers
         y, w, u, near = self.rows.at(index, self.rows.y, self.rows.w, s.u, s.sums.near)
         slope = np.abs(s.sums.gu)
         steep, lever = self.rows.total(np.array([slope.sum(), slope @ np.abs(s.u)])).tolist()

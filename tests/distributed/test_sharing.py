@@ -98,7 +98,7 @@ def test_words_of_one_process():
     assert world() == (1, 0)
     assert exchanged([1]) == [[1]]
     error = InvalidDataError("bad")
-    with pytest.raises(InvalidDataError, match="^bad$"):
+    with pytest.raises(InvalidDataError, match=r"^bad$"):
         exchanged(error)
     with pytest.raises(InvalidDataError, match="rank 1 gave none and rank 0 did"):
         joined("weights", [np.ones(2), None])
