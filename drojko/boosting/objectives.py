@@ -175,7 +175,7 @@ class RobustObjective:
         n = len(y)
         base = _weights(sample_weight, n)
         values, slopes, bends = self._derivatives(y, scores)
-        dual = worst(self.ambiguity, values, base, self.groups)
+        dual = worst(self.ambiguity, values, y, base, self.groups)
         if len(self._ratio) != n or not np.ptp(scores, axis=0).any():  # another fit begins
             self._ratio = np.ones(n)
             self.robust_risks_.clear()

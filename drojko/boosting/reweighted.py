@@ -124,9 +124,7 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
         def work() -> Any:
             game = self._play(data, answers, seed, keep)
             self.best_response_ = max(game.responses)
-            self.best_constant_ = best_constant_risk(
-                self.ambiguity, target, weight, groups, classes
-            )
+            self.best_constant_ = best_constant_risk(self._known, target, weight, groups, classes)
             lower = self._least_of_linear(data) if linear else math.nan
             self.certificate_ = self._certificate(game, data, answers, lower)
             self.robust_cv_ = self._cross_validated(data, answers, seed)
@@ -156,11 +154,12 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
             delattr(self, name)
 
     def _play(self, data: _Data, answers: Any, seed: int, seen: Any = None) -> Game:
+        known = self._known
         return play(
             fit=lambda mass: fitted(self.estimator, data.X, data.y, mass, seed),
             answer=lambda model: answers.of(model, data.X),
             losses=lambda said: answers.losses(said, data.y),
-            worst=lambda losses: worst(self.ambiguity, losses, data.weight, data.groups),
+            worst=lambda losses: worst(known, losses, data.y, data.weight, data.groups),
             base=data.weight,
             n_rounds=self.n_rounds,
             price=float(self.ambiguity.penalty or 0.0),
@@ -210,7 +209,8 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
             times[test] += 1.0
         tried = np.flatnonzero(times)
         part = data.at(tried)
-        return worst(self.ambiguity, losses[tried] / times[tried], part.weight, part.groups).value
+        mean = losses[tried] / times[tried]
+        return worst(self._known, mean, part.y, part.weight, part.groups).value
 
     def _warn(self) -> None:
         name, upper, held = type(self).__name__, self.certificate_.upper, self.robust_cv_
@@ -240,6 +240,11 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
     @property
     def _n_classes(self) -> int | None:
         return len(self.classes_) if is_classifier(self) else None  # type: ignore[attr-defined]
+
+    @property
+    def _known(self) -> AmbiguitySet:
+        """The set, with classes as indices."""
+        return self.ambiguity.for_data(None, getattr(self, "classes_", None))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

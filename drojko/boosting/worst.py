@@ -35,10 +35,10 @@ def check_reweights(ambiguity: Any, where: str) -> None:
 
 
 def worst(
-    ambiguity: AmbiguitySet, losses: np.ndarray, weights: np.ndarray, groups: Any = None
+    ambiguity: AmbiguitySet, losses: np.ndarray, y: np.ndarray, weights: np.ndarray, groups: Any
 ) -> Dual:
     """The worst case of losses (n,) over the set around rows of masses ``weights`` (n,)."""
-    return ambiguity.bind(None, None, weights, groups).dual(losses)
+    return ambiguity.bind(None, y, weights, groups).dual(losses)
 
 
 def best_constant_risk(
@@ -51,7 +51,7 @@ def best_constant_risk(
     """Worst-case risk of the best constant: class shares, or with None a number for all rows."""
 
     def risk(losses: np.ndarray) -> Dual:
-        return worst(ambiguity, losses, weights, groups)
+        return worst(ambiguity, losses, y, weights, groups)
 
     if n_classes is None:
         low, high = float(y.min()), float(y.max())
