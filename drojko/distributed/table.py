@@ -105,7 +105,7 @@ class ShardedTable(Table):
         if groups is not None:
             groups = (groups[0][self.own], groups[1])
         X = self.local if is_mapped(self.local) else self.local.copy()
-        return X, y[self.own], own / own.sum(), groups
+        return X, y[self.own], own / (own.sum() or 1.0), groups
 
 
 class ShardedRows(Rows):
