@@ -42,6 +42,7 @@ SUITES = (
     "training",
     "density",
     "scaling",
+    "ranks",
     "decisions",
     "sinkhorn",
     "imports",

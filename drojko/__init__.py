@@ -35,6 +35,7 @@ __all__ = [
     "baselines",
     "boosting",
     "displays",
+    "distributed",
     "estimators",
     "exceptions",
     "flows",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from drojko import baselines as baselines
     from drojko import boosting as boosting
     from drojko import displays as displays
+    from drojko import distributed as distributed
     from drojko import estimators as estimators
     from drojko import exceptions as exceptions
     from drojko import flows as flows

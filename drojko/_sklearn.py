@@ -34,7 +34,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from drojko._driver import keeping
+from drojko._driver import RANKS, keeping
 from drojko._validation import (
     check_scale,
     culprit,
@@ -47,7 +47,7 @@ from drojko._validation import (
     set_known,
     shown,
 )
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = [
     "DEPTH",
@@ -85,6 +85,7 @@ def fitting(fit: Callable) -> Callable:
     around all else, as a signal can strike after the last line of a fit, too.
     """
     inside = _fit_context(prefer_skip_nested_validation=True)(fit)
+    inside_shards = _fit_context(prefer_skip_nested_validation=True)(_fit_shards)
 
     @wraps(fit)
     def outermost(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,8 +95,11 @@ def fitting(fit: Callable) -> Callable:
             return self.__dict__.get("_history") is not before.get("_history")
 
         def work() -> Any:
+            ranks = RANKS.get()
             try:
-                return inside(self, *args, **kwargs)
+                if ranks is None:
+                    return inside(self, *args, **kwargs)
+                return ranks.together(lambda: inside_shards(self, *args, **kwargs))
             except BaseException:
                 if not kept():
                     self.__dict__.clear()
@@ -110,6 +114,16 @@ def fitting(fit: Callable) -> Callable:
                 set_config(**config)
 
     return outermost
+
+
+def _fit_shards(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The rows of this process are a part of those of all."""
+    if not hasattr(self, "_fit_shards"):
+        raise UnsupportedError(
+            f"{type(self).__name__} is fitted on one process: within drojko.distributed.sharded() "
+            "fit DROClassifier or DRORegressor"
+        )
+    return self._fit_shards(RANKS.get(), *args, **kwargs)
 
 
 class ExplainedParameters:

@@ -20,6 +20,7 @@ FLOORS = (
     ("losses", "models"),
     ("ambiguity",),
     ("rows",),
+    ("distributed",),
     ("flows",),
     ("inner",),
     ("certificates",),

@@ -242,3 +242,50 @@ def test_searches_are_silent_on_several_workers(model, data, capsys):
     assert (captured.out, captured.err) == ("", "")
     assert all(one.verbose is True for one in path)
     assert model.verbose is True
+
+
+# Dask --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dask():
+    """Joblib's Dask backend on two local workers."""
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with (
+            distributed.LocalCluster(
+                n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            ) as cluster,
+            distributed.Client(cluster),
+        ):
+            yield lambda: joblib.parallel_config("dask")
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_dask_gives_the_same_results(dask, model, data):
+    X, y = data
+    network = DROClassifier(
+        Wasserstein(0.1), model="mlp", hidden_layer_sizes=(4,), max_iter=3, random_state=0,
+        reference="empirical", effort="none",
+    )  # fmt: skip
+    fitted = model.fit(X, y)
+
+    def results(n_jobs):
+        chosen = select_radius(model, X, y, radii=RADII, cv=3, random_state=0, n_jobs=n_jobs)
+        path = radius_path(network, X, y, RADII[:2], n_jobs=n_jobs)
+        report = audit(fitted, X, y, KL(radius=0.1), radii=RADII, random_state=0, n_jobs=n_jobs)
+        return [chosen.table, path, report.table]
+
+    alone = results(1)
+    with dask():
+        found = results(2)
+    for one, other in zip(alone, found, strict=True):
+        if not isinstance(one, pd.DataFrame):
+            one, other = ([m.parameters_["weights.0"] for m in path] for path in (one, other))
+            np.testing.assert_array_equal(one, other)
+            continue
+        timed = [name for name in one.columns if "seconds" in name]
+        pd.testing.assert_frame_equal(one.drop(columns=timed), other.drop(columns=timed))

@@ -184,42 +184,21 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
     DATA is a CSV or Parquet file of numbers, one column of which is the target, or a folder of
     Parquet files, which are read batch by batch and may be larger than memory. Ctrl-C ends the fit
     with exit code 130; the model so far, without a certificate, is written to OUTPUT.partial.
+
+    torchrun --nproc-per-node=N -m drojko fit ... is one fit on N processes, each with a part of
+    the rows; a worst case of the saved model is that of the first part.
     """
     if options["radius"] is not None and options["penalty"] is not None:
         raise click.UsageError("give --radius or --penalty, not both")
     _check_folder(output, data)
-    from drojko._cli.folder import read_folder
-    from drojko._cli.tables import labels, task_of
+    from drojko.distributed import sharded
 
-    batched = data.is_dir()
-    if batched and options["standardize"]:
-        raise click.UsageError("--standardize needs a table in memory: scale the files' columns")
-    options["reference"] = options["reference"] or ("empirical" if batched else "kde")
-    if batched:
-        X = read_folder(data, target, options["drop"])
-        y = X.y
-    else:
-        X, y = _table(data, target, options, numbers=True)
-    task = task_of(y) if options["task"] == "auto" else options["task"]
-    y = labels(y, task)
-    model, estimator = _build(task, options)
-    from drojko._persist import save
+    with sharded() as ranks:
+        done = _fitted(data, target, output, options, ranks)
+    if ranks.rank:
+        return
+    task, estimator, X, y, caught = done
     from drojko.exceptions import ConvergenceWarning
-
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            if batched:
-                estimator.fit_batches(X)
-            else:
-                model.fit(X, y)
-        save(model, output)
-    except KeyboardInterrupt:
-        if hasattr(estimator, "status_"):
-            partial = output.with_name(f"{output.name}.partial")
-            save(model, partial)
-            click.echo(f"the model after {estimator.n_iter_} iterations: {partial}", err=True)
-        raise
 
     for warning in caught:
         told = issubclass(warning.category, ConvergenceWarning) and not as_json
@@ -229,6 +208,51 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
         click.echo(json.dumps(_summary(task, estimator, X, output), indent=2, allow_nan=False))
         return
     _report(task, estimator, X, y, options, output)
+
+
+def _fitted(
+    data: Path, target: str, output: Path, options: dict[str, Any], ranks: Any
+) -> tuple[Any, ...]:
+    """Task, estimator, table and warnings; the first of several processes saves the model."""
+    from drojko._cli.folder import read_folder
+    from drojko._cli.tables import labels, task_of
+
+    batched = data.is_dir()
+    if batched and options["standardize"]:
+        raise click.UsageError("--standardize needs a table in memory: scale the files' columns")
+    plain = "empirical" if batched or ranks.size > 1 else "kde"
+    options["reference"] = options["reference"] or plain
+    X: Any
+    if batched:
+        X = read_folder(data, target, options["drop"], ranks.rank, ranks.size)
+        y = X.y
+    else:
+        X, y = _table(data, target, options, numbers=True)
+    task = task_of(y) if options["task"] == "auto" else options["task"]
+    y = labels(y, task)
+    model, estimator = _build(task, options)
+    from drojko._persist import save
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if batched:
+                estimator.fit_batches(X)
+            elif ranks.size == 1:
+                model.fit(X, y)
+            else:
+                scaled = model[:-1].fit_transform(X) if options["standardize"] else X
+                own = slice(*(len(X) * k // ranks.size for k in (ranks.rank, ranks.rank + 1)))
+                estimator.fit(scaled[own], y[own])
+        if not ranks.rank:
+            save(model, output)
+    except KeyboardInterrupt:
+        if hasattr(estimator, "status_") and not ranks.rank:
+            partial = output.with_name(f"{output.name}.partial")
+            save(model, partial)
+            click.echo(f"the model after {estimator.n_iter_} iterations: {partial}", err=True)
+        raise
+    return task, estimator, X, y, caught
 
 
 def _build(task: str, options: dict[str, Any]) -> tuple[Any, Any]:

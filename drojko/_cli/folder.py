@@ -39,8 +39,10 @@ class Folder:
         return iter(self.batches)
 
 
-def read_folder(path: Path, target: str, drop: tuple[str, ...]) -> Folder:
-    """The Parquet files of a folder; their target column is read at once."""
+def read_folder(
+    path: Path, target: str, drop: tuple[str, ...], rank: int = 0, size: int = 1
+) -> Folder:
+    """The Parquet files of a folder, of which a rank gives its part; the target is read at once."""
     import pandas as pd
 
     from drojko.rows import parquet
@@ -58,4 +60,4 @@ def read_folder(path: Path, target: str, drop: tuple[str, ...]) -> Folder:
         raise InvalidDataError(
             f"target {target!r} is missing in {int(y.isna().sum())} of {len(y)} rows: remove them"
         )
-    return Folder(batches, y)
+    return Folder(batches.part(rank, size), y)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,12 +23,14 @@ import torch
 from drojko.exceptions import DrojkoError, NonFiniteError
 
 __all__ = [
+    "RANKS",
     "Callback",
     "Keeper",
     "Limits",
     "Outcome",
     "Solver",
     "Status",
+    "agreed",
     "all_finite",
     "columns_of",
     "keeping",
@@ -36,6 +39,9 @@ __all__ = [
 ]
 
 Callback = Callable[[int, dict[str, Any]], bool]
+
+#: The processes that share their fits (`drojko.distributed.Ranks`), where there are any.
+RANKS: ContextVar[Any] = ContextVar("RANKS", default=None)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -273,7 +279,7 @@ def run(
             if n_iter >= max_iter:
                 status = Status.MAX_ITER
                 break
-            if max_time is not None and seconds >= max_time:
+            if max_time is not None and agreed(seconds >= max_time):
                 status = Status.MAX_TIME
                 break
             new = solver.step(state)
@@ -292,7 +298,7 @@ def run(
             status = solver.terminate(state)
             keep(last=False)
             # The callback sees the last state too; it cannot turn "converged" into something else.
-            if callback is not None and callback(state) and status is None:
+            if callback is not None and agreed(bool(callback(state))) and status is None:
                 status = Status.CALLBACK
         keep(last=True)
     except BaseException as error:
@@ -304,6 +310,17 @@ def run(
     seconds = before + time.perf_counter() - start
     message = f"Stopped after {n_iter} iterations and {seconds:.3g} seconds. {status.advice}"
     return Outcome(state, best_state, status, message, n_iter, seconds, history)
+
+
+def agreed(flag: bool) -> bool:
+    """Whether a flag is set, on any of the processes that share a fit: they have clocks of their
+    own, and end together.
+
+    >>> agreed(True)
+    True
+    """
+    ranks = RANKS.get()
+    return flag if ranks is None or not ranks.busy else ranks.any(flag)
 
 
 def nested(

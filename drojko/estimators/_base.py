@@ -271,7 +271,9 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
                     self.message_ = f"{result.message} {chosen}"
                 advice = None
                 if self.effort == "none":
-                    if reference is not None:
+                    if getattr(X, "shared", False):  # later the other ranks are not there
+                        self._worst = {"approach": approach.name, **work.assess(result).state}
+                    elif reference is not None:
                         self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
                 else:
                     found = work.assess(result)
@@ -354,7 +356,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             elif not (table or is_large(x)):  # not the caller's arrays, where a copy is cheap
                 points = x.copy(), y.copy(), points[2]
             atoms, index = approach.atoms(plan.ambiguity, points, known)
-            kept_rows = None if table else (*points, known)
+            kept_rows = points[0].kept(*points[1:], known) if table else (*points, known)
             return replace(plan, atoms=atoms, groups=index), kept_rows, ""
         if table:
             raise x.refused(self._demanding(plan))

@@ -111,8 +111,9 @@ class Fitted(BaseEstimator):
         given: Any = self._reference
         if given is None:
             raise NoWorstCase(
-                "reference_, worst_case_: the rows of a sparse matrix or of batches are not kept; "
-                "certificate_ is there. Fit on an array (X.toarray()) to have them"
+                "reference_, worst_case_: the rows of a sparse matrix or of batches are not kept, "
+                "and a rank may have none; certificate_ is there. Fit on an array (X.toarray()) to "
+                "have them"
             )
         if isinstance(given, tuple):
             seen = getattr(self, "_seen", None)

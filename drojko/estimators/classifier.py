@@ -215,10 +215,12 @@ class DROClassifier(LogitClassifier, BaseDRO):
         """
         X, y = checked_data(self, X, y, ensure_min_samples=2, table=SparseTable)
         y, index = self._encode(y)
-        if self.class_weight is not None:
-            factor = compute_sample_weight(self.class_weight, y)
-            sample_weight = factor * checked_weight(sample_weight, X)
-        return self._fit(X, index, y, sample_weight, groups)
+        return self._fit(X, index, y, self._weighed(X, y, sample_weight), groups)
+
+    def _weighed(self, X, labels, weight):
+        if self.class_weight is None:
+            return weight
+        return compute_sample_weight(self.class_weight, labels) * checked_weight(weight, X)
 
     def _encoded(self, y):
         labels, index = self._encode(y)

@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from drojko._driver import Limits, Status
+from drojko._driver import Limits, Status, agreed
 from drojko._numerics import endless
 from drojko.minimax.kinked import DETOURS, MOST_PARAMETERS, minimise_kinked
 from drojko.minimax.newton import ENDLESS, FAR
@@ -184,13 +184,13 @@ class LBFGSRun(ABC):
         self.history.append({"iteration": len(self.history) + 1, "seconds": seconds, **self.last})
         if self.callback is not None:
             self.load(self.best_point)
-            if self.callback(len(self.history), self.last):
+            if agreed(bool(self.callback(len(self.history), self.last))):
                 raise Stop(Status.CALLBACK)
         if self.best_value < self.deep and self.falls():
             raise Stop(Status.UNBOUNDED)
         if self.finished():
             raise Stop(Status.CONVERGED)
-        if self.max_time is not None and seconds >= self.max_time:
+        if self.max_time is not None and agreed(seconds >= self.max_time):
             raise Stop(Status.MAX_TIME)
 
     def minimise(self, point: np.ndarray, max_iter: int, memory: int) -> Status:

@@ -188,23 +188,23 @@ class ManyRows:
         return None if sums is None else self._at(z, p, metric, pairs, sums)
 
     def _sums(self, z: np.ndarray, p: np.ndarray, near: Any, second: bool) -> RowSums | None:
-        o, rows = self.objective, self.rows
+        o, rows, levels, sums = self.objective, self.rows, self.objective.levels(z, p), None
         if self.carriers is not None and not second:
-            return self._read(z, o.levels(z, p))
+            return self._read(z, levels)
         u = rows.predict(z)
-        sums = o.at(rows.y, rows.w, u, o.levels(z, p), near, second)
-        if sums is None:
-            return None
-        size = np.abs(sums.gu)
-        return replace(
-            sums, slope=rows.sum(sums.gu), steep=float(size.sum()), reach=float(size @ np.abs(u))
-        )
+        if np.isfinite(u).all():
+            sums = o.at(rows.y, rows.w, u, levels, near, second)
+        if sums is not None:
+            size = np.abs(sums.gu)
+            sums = replace(sums, steep=float(size.sum()), reach=float(size @ np.abs(u)))
+        sums = over_all(rows, sums, levels.size)
+        return None if sums is None else replace(sums, slope=rows.sum(sums.gu))
 
     def _read(self, z: np.ndarray, levels: np.ndarray) -> RowSums | None:
         """Sums of all rows in one read, which keeps what the next one is cheaper with."""
         o, rows, known = self.objective, self.rows, self.near is not None
         if self.near is None:
-            self.near = np.empty(rows.n, dtype=np.float32)
+            self.near = np.empty(len(rows.y), dtype=np.float32)
         kept, used = self.near, False
 
         def visit(part: slice, u: np.ndarray) -> tuple[Any, np.ndarray] | None:
@@ -292,16 +292,18 @@ class ManyRows:
 
     def _lower(self, s: State) -> float:
         """The bound with the slopes of the carriers moved until all sums balance."""
-        o, few, index, k = self.objective, self.few, self.carriers, s.p.size
+        o, few, k = self.objective, self.few, s.p.size
+        index: Any = self.carriers
         settles = hasattr(o, "frozen")
         if settles:
             settled = self._settled(s)
             if settled is None:
                 return -math.inf
             s, k = settled, 0
-        y, w, u = self.rows.y[index], self.rows.w[index], few.predict(s.z)
+        u = few.predict(s.z)
+        y, w = self.rows.at(index, self.rows.y, self.rows.w)
         near = s.sums.near if self.near is None else self.near
-        near = None if near is None else near[index].astype(np.float64)
+        near = near[index].astype(np.float64) if np.size(near) == self.rows.n else None
         levels, size = o.levels(s.z, s.p), self.rows.size
         if settles:
             o, w = o.frozen(y, w, u, levels)
@@ -371,6 +373,24 @@ class ManyRows:
         row = self.objective.record(state.z, state.p, state.sums)
         row = {"robust_risk": state.value, **row, "stationarity": norm}
         return row if self.carriers is None else {**row, "passes": float(self.rows.reads)}
+
+
+def over_all(rows: Rows, sums: RowSums | None, k: int) -> RowSums | None:
+    """Sums over all rows from those over own ones; None where some are not defined."""
+    own = np.zeros(7 + k + k * k)
+    if sums is None:
+        own[0] = 1.0
+    else:
+        own[1:7] = sums.value, sums.worth, sums.spent, sums.mass, sums.steep, sums.reach
+        own[7 : 7 + k] = sums.gp
+        own[7 + k :] = 0.0 if sums.hpp is None else sums.hpp.ravel()
+    undefined, value, worth, spent, mass, steep, reach, *rest = rows.total(own).tolist()
+    if sums is None or undefined:
+        return None
+    gp, hpp = np.array(rest[:k]), np.array(rest[k:]).reshape(k, k)
+    hpp = hpp if sums.hpp is not None else sums.hpp
+    known = {"value": value, "worth": worth, "spent": spent, "mass": mass}
+    return replace(sums, **known, gp=gp, hpp=hpp, steep=steep, reach=reach)
 
 
 def inverse_of(
@@ -497,7 +517,8 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     if solved is None or (hasattr(problem, "flat") and problem.flat(solved.z, solved.p)):
         return None
     carriers = np.unique(few if few.size >= _CARRIERS else index)
-    solver = ManyRows(objective, goal, carriers)
+    own = rows.own()
+    solver = ManyRows(objective if own is rows else objective.sample(own), goal, carriers)
     return solver, solver.begin(solved.z, solved.p, solved.metric, solved.pairs)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from drojko._validation import floats, plain_tensor, shown
 from drojko.ambiguity.duals.scaling import NonFiniteLossError
+from drojko.distributed.ranks import exchanged, joined, world
 from drojko.exceptions import DrojkoError, InvalidDataError
 
 __all__ = ["Rows", "gathered"]
@@ -33,26 +33,18 @@ class Rows:
 
 def gathered(losses: Tensor, weights: Any, groups: Any, points: Any, group: Any) -> Rows:
     """Rows of every rank, in the order of the ranks; bad ones are an error on all of them."""
-    ranks, rank = _world(group)
     part: tuple[Any, ...] | DrojkoError
     try:
         part = _checked(losses, weights, groups, points)
     except DrojkoError as error:
-        if ranks == 1:
-            raise
         part = error
-    parts: list[Any] = [part]
-    if ranks > 1:
-        parts = [None] * ranks  # one exchange: a rank that raised alone would leave others waiting
-        torch.distributed.all_gather_object(parts, part, group=group)
-        for number, other in enumerate(parts):
-            if isinstance(other, DrojkoError):
-                raise type(other)(f"rank {number}: {other}")
+    parts = exchanged(part, group)  # one exchange: a rank that raised alone would leave others
+    ranks, rank = world(group)
     sizes = [len(part[0]) for part in parts]
     start = sum(sizes[:rank])
     if not sum(sizes):
         raise InvalidDataError("losses is empty: a batch needs one row at least")
-    every = [_joined(name, column) for name, column in zip(_NAMES, zip(*parts))]
+    every = [joined(name, column) for name, column in zip(_NAMES, zip(*parts))]
     values, mass = every[0], every[1]
     mass = np.ones(len(values)) if mass is None else mass
     if not mass.any():
@@ -63,13 +55,6 @@ def gathered(losses: Tensor, weights: Any, groups: Any, points: Any, group: Any)
 
 
 _NAMES = ("losses", "weights", "groups", "points")
-
-
-def _world(group: Any) -> tuple[int, int]:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1, 0
-    return max(distributed.get_world_size(group), 1), max(distributed.get_rank(group), 0)
 
 
 def _checked(losses: Tensor, weights: Any, groups: Any, points: Any) -> tuple[Any, ...]:
@@ -111,25 +96,3 @@ def _checked(losses: Tensor, weights: Any, groups: Any, points: Any) -> tuple[An
         if points.ndim != 2 or len(points) != n:
             raise InvalidDataError(f"points is {shown(points)}; expected shape ({n}, d)")
     return values, mass, groups, points
-
-
-def _joined(name: str, parts: tuple[Any, ...]) -> Any:
-    """One array of the parts; some ranks may have none only where all have none."""
-    given = [part is not None for part in parts]
-    if not any(given):
-        return None
-    if not all(given):
-        raise InvalidDataError(
-            f"{name}: rank {given.index(False)} gave none and rank {given.index(True)} did; give "
-            "them on every rank or on none"
-        )
-    if len(parts) == 1:
-        return parts[0]
-    if hasattr(parts[0], "columns"):
-        import pandas as pd
-
-        return pd.concat(parts, ignore_index=True)
-    try:
-        return np.concatenate(parts)
-    except ValueError as error:
-        raise InvalidDataError(f"{name} of the ranks do not fit together: {error}") from error

@@ -6,27 +6,66 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from drojko._validation import did_you_mean
+from drojko._validation import did_you_mean, is_whole
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
 __all__ = ["ParquetBatches", "parquet"]
 
 
 class ParquetBatches:
-    """Batches (X, y), frames and series, of the rows of Parquet files; what `parquet` returns."""
+    """Batches (X, y), frames and series, of the rows of Parquet files; what `parquet` returns.
+
+    ``part(number, count)`` are those of a part of the rows.
+    """
 
     def __init__(
-        self, dataset: Any, path: Path, target: str, columns: list[str], batch_size: int
+        self,
+        dataset: Any,
+        path: Path,
+        target: str,
+        columns: list[str],
+        batch_size: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset, self.path = dataset, path
         self.target, self.columns, self.batch_size = target, columns, batch_size
+        self.share = share
+
+    def part(self, number: int, count: int) -> ParquetBatches:
+        """One of so many parts of the rows, of nearly equal lengths: those of a rank.
+
+        Row groups that lie outside of it are not read.
+        """
+        if not (is_whole(count, 1) and is_whole(number, 0) and number < count):
+            raise InvalidDataError(f"part({number!r}, {count!r}): expected 0 <= number < count")
+        known = self.dataset, self.path, self.target, self.columns, self.batch_size
+        return ParquetBatches(*known, (number, count))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         wanted = [*self.columns, self.target]
-        for batch in self.dataset.to_batches(columns=wanted, batch_size=self.batch_size):
+        for batch in self._batches(columns=wanted, batch_size=self.batch_size):
             if batch.num_rows:
                 frame = batch.to_pandas(ignore_metadata=True)
                 yield frame[self.columns], frame[self.target]
+
+    def _batches(self, **options: Any) -> Iterator[Any]:
+        number, count = self.share
+        if count == 1:
+            yield from self.dataset.to_batches(**options)
+            return
+        groups = [one for file in self.dataset.get_fragments() for one in file.split_by_row_group()]
+        sizes = [one.row_groups[0].num_rows for one in groups]
+        whole, start = sum(sizes), 0
+        low, high = whole * number // count, whole * (number + 1) // count
+        for group, size in zip(groups, sizes, strict=True):
+            after = start + size
+            if after > low and start < high:
+                for batch in group.to_batches(schema=self.dataset.schema, **options):
+                    n = batch.num_rows
+                    first, last = (min(max(end - start, 0), n) for end in (low, high))
+                    yield batch.slice(first, last - first)
+                    start += n
+            start = after
 
     def __repr__(self) -> str:
         name = f"parquet({str(self.path)!r}, target={self.target!r}"
@@ -57,7 +96,8 @@ def parquet(
     Returns
     -------
     ParquetBatches
-        Iterate over it as often as you like: batches (X, y) of a frame and a series.
+        Iterate over it as often as you like: batches (X, y) of a frame and a series. With
+        ``part(rank, size)`` those of one of several processes (`drojko.distributed.sharded`).
 
     Raises
     ------

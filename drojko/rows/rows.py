@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -324,10 +324,13 @@ class Rows:
 
     def extremes(self, which: np.ndarray, count: int) -> np.ndarray:
         """Rows with the largest entries of each of some columns, so many a column, with repeats."""
-        found = [np.zeros(0, dtype=int)]
+        found, count = [np.zeros(0, dtype=int)], min(count, self.n)
         for j in which:
             far = np.abs(self.columns(which=np.array([j]))[:, 0])
-            found.append(np.argpartition(-far, min(count, self.n - 1))[:count])
+            least = -np.partition(-far, count - 1)[count - 1]
+            more = np.flatnonzero(far > least)
+            # Of equals the first, wherever rows are kept.
+            found += [more, np.flatnonzero(far == least)[: count - len(more)]]
         return np.concatenate(found)
 
     # Sums ---------------------------------------------------------------------------------------
@@ -340,6 +343,29 @@ class Rows:
             pass
         out += shift
         return out
+
+    def outputs(self, Z: np.ndarray) -> np.ndarray:
+        """B Z' of several outputs, shape (n, K), for Z of shape (K, D)."""
+        return np.concatenate([block @ Z.T for _, block in self.read()])
+
+    def mean_of(
+        self, of: Callable[[np.ndarray], np.ndarray], size: int, w: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Mean of a function of the rows, of (k, D) to (k, size); ``w`` in place of the weights."""
+        total, w = np.zeros(size), self.w if w is None else w
+        for rows, block in self.read():
+            total += w[rows] @ of(block)
+        return total
+
+    def triangle(self, t: np.ndarray, w: np.ndarray | None = None) -> np.ndarray:
+        """Triangular factor of the columns and t (n,), weighted: block after block."""
+        size, w = self.d + 1, self.w if w is None else w
+        stack = np.zeros((0, size))
+        for rows, block in self.read():
+            new = np.concatenate([block[:, : self.d], t[rows, None]], axis=1)
+            new *= np.sqrt(w[rows])[:, None]
+            stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
+        return np.concatenate([stack, np.zeros((size - len(stack), size))])
 
     def sum(self, g: np.ndarray) -> np.ndarray:
         """B' g, shape (D,) or (D, m), for g of shape (n,) or (n, m)."""
@@ -448,6 +474,24 @@ class Rows:
         total[dead] = 0.0
         total[:, dead] = 0.0
         return total
+
+    # Several processes ---------------------------------------------------------------------------
+
+    def own(self) -> Rows:
+        """Those of this process, whose sums are those of all; alone, all."""
+        return self
+
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over all rows, from those over `own` ones."""
+        return sums
+
+    def whole(self, values: np.ndarray) -> np.ndarray:
+        """Numbers by row of all rows, from those of `own` ones."""
+        return values
+
+    def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
+        """Numbers by `own` row at some of all rows, whose indices do not fall."""
+        return [one[index] for one in values]
 
     # Coordinates --------------------------------------------------------------------------------
 

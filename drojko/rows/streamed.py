@@ -10,6 +10,7 @@ joins the sums of squares of a batch to those of the batches before (Chan, Golub
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -36,6 +37,14 @@ class _Moments:
         self.mass = 0.0
         self.mean, self.square = np.zeros(d), np.zeros(d)
         self.low, self.high = np.full(d, np.inf), np.full(d, -np.inf)
+
+    def of(self, columns: np.ndarray) -> _Moments:
+        """Those of some columns."""
+        some = _Moments(len(columns))
+        some.mass = self.mass
+        for name in ("mean", "square", "low", "high"):
+            setattr(some, name, getattr(self, name)[columns])
+        return some
 
     def add(self, X: np.ndarray, w: np.ndarray) -> None:
         """Take a batch in."""
@@ -67,6 +76,8 @@ class StreamedTable(Table):
     check : callable
         (X, y, weight or None, whether it is the first batch) -> the same as arrays, checked:
         X of shape (k, d), float64 or float32, y and weight (None, if there is none) of shape (k,).
+    empty : bool, default=False
+        Whether there may be no rows at all.
 
     Attributes
     ----------
@@ -83,7 +94,9 @@ class StreamedTable(Table):
         "an array (a memory map, numpy.load(..., mmap_mode='r'), is read where it is)"
     )
 
-    def __init__(self, batches: Iterable[Any], check: Callable[..., Any]) -> None:
+    def __init__(
+        self, batches: Iterable[Any], check: Callable[..., Any], *, empty: bool = False
+    ) -> None:
         try:
             again = iter(batches)
         except TypeError:
@@ -93,7 +106,7 @@ class StreamedTable(Table):
                 f"batches is {type(batches).__name__}, which gives its batches only once, and a "
                 f"fit makes several passes: {_AGAIN}"
             )
-        self.batches, self.mask, self.passes = batches, None, 0
+        self.batches, self.mask, self.picked, self._count = batches, None, None, [0]
         found: Any = None
         y, weight, kinds = [], [], set()
         for batch in again:
@@ -105,6 +118,9 @@ class StreamedTable(Table):
             weight.append(w)
             kinds.add(X.dtype)
         self.passes = 1
+        if found is None and empty:
+            self.y, self.weight = np.zeros(0), None
+            return
         if found is None:
             raise InvalidDataError("batches holds no rows")
         if len({w is None for w in weight}) > 1:
@@ -114,10 +130,18 @@ class StreamedTable(Table):
         self.moments = found
         self.y = np.concatenate(y)
         self.weight = None if weight[0] is None else np.concatenate(weight)
-        self.shape = (len(self.y), len(found.mean))
+        self.shape, self.width = (len(self.y), len(found.mean)), len(found.mean)
         self.size = self.shape[0] * self.shape[1]
         self.dtype = np.result_type(*kinds)
         self._last: Any = (None, None)
+
+    @property
+    def passes(self) -> int:
+        return self._count[0]
+
+    @passes.setter
+    def passes(self, value: int) -> None:
+        self._count[0] = value
 
     def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
         """A pass: blocks of rows as they are."""
@@ -132,7 +156,7 @@ class StreamedTable(Table):
             size = len(X)
             if not size:
                 continue
-            same = X.ndim == 2 and X.shape[1] == d and seen + size <= whole
+            same = X.ndim == 2 and X.shape[1] == self.width and seen + size <= whole
             if not (same and np.array_equal(np.asarray(y).ravel(), self.y[seen : seen + size])):
                 raise InvalidDataError(
                     f"batch {number} of pass {self.passes} is not that of the first pass (X of "
@@ -146,6 +170,7 @@ class StreamedTable(Table):
             keep = None if self.mask is None else self.mask[seen : seen + size]
             seen += size
             X = X if keep is None or keep.all() else X[keep]
+            X = X if self.picked is None else X[:, self.picked]
             for part in blocks(len(X), d):
                 yield slice(start + part.start, start + part.stop), X[part]
             start += len(X)
@@ -170,7 +195,16 @@ class StreamedTable(Table):
         return self._last[1].copy()
 
     def __getitem__(self, index: Any) -> StreamedTable:
-        """Rows that a mask of all of them keeps: the same batches, in which others are skipped."""
+        """Rows that a mask of all of them keeps: the same batches, in which others are skipped.
+
+        Or all rows and some columns.
+        """
+        if isinstance(index, tuple):
+            some = copy.copy(self)
+            some.picked, some._last = np.arange(self.width)[index[1]], (None, None)
+            some.moments = self.moments.of(some.picked)
+            some.shape = (len(self), len(some.picked))
+            return some
         mask = np.asarray(index)
         if mask.dtype != bool or self.mask is not None:
             raise self.refused("a choice of rows")
@@ -253,7 +287,7 @@ class StreamedRows(Rows):
             own = np.broadcast_to(np.arange(rows.start, rows.stop)[:, None], far.shape)
             best, where = np.concatenate([best, far]), np.concatenate([where, own])
             if len(best) > count:
-                top = np.argpartition(-best, count, axis=0)[:count]
+                top = np.argsort(-best, axis=0, kind="stable")[:count]
                 best, where = (np.take_along_axis(a, top, axis=0) for a in (best, where))
         return where.T.ravel()
 

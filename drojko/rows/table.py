@@ -33,6 +33,8 @@ class Table(ABC):
     dtype: np.dtype
     size: int
     ndim = 2
+    #: Whether some rows lie on other processes.
+    shared = False
     #: What messages call it, and how it becomes an array.
     name: str
     remedy: str
@@ -59,6 +61,18 @@ class Table(ABC):
     @abstractmethod
     def max(self, axis: int = 0) -> np.ndarray:
         """Largest entries of the columns, shape (d,)."""
+
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over all rows, from those over the rows of this process."""
+        return sums
+
+    def every(self, part: np.ndarray) -> np.ndarray:
+        """Numbers of all processes, from those of this one."""
+        return part
+
+    def kept(self, y: np.ndarray, w: np.ndarray, groups: Any) -> Any:
+        """What a fit keeps of its rows for ``reference_``; None: nothing."""
+        return None
 
     def refused(self, what: str) -> NeedsArray:
         """The error for what cannot do without an array."""

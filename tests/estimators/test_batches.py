@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from drojko import DROClassifier, DRORegressor, load
 from drojko.ambiguity import (
@@ -127,6 +128,29 @@ def test_memory_does_not_grow_with_the_columns():
         tracemalloc.stop()
     # Some dozens of numbers by row, Hessians, a batch.
     assert peak <= 0.5 * n * d * 8
+
+
+@pytest.mark.usefixtures("on_the_fly")
+@pytest.mark.filterwarnings("ignore:DROClassifier:UserWarning")
+def test_columns_that_stay_are_used_where_no_other_pays(rng):
+    X = rng.normal(size=(300, 3))
+    y = (X[:, 2] + X[:, 0] + rng.normal(size=300) > 0).astype(int)
+    model = DROClassifier(Wasserstein(5.0, immutable=[2]), reference="empirical", alpha=1e-3)
+    alone = model.fit(X, y).coef_
+    assert alone[0, 2] > 0.5
+    np.testing.assert_array_equal(alone[0, :2], 0.0)
+    found = [model.fit_batches(batches(X, y)).coef_, model.fit(sparse.csr_array(X), y).coef_]
+    for other in found:
+        np.testing.assert_allclose(other, alone, rtol=1e-8, atol=1e-12)
+    assert model.fit_batches(batches(X, y)).n_passes_ > 5
+
+
+def test_batches_mind_class_weights(data):
+    X, y = data
+    labels = (y > 1.0).astype(int)
+    model = DROClassifier(KL(0.1), reference="empirical", class_weight="balanced", alpha=0.1)
+    alone = model.fit(X, labels).coef_
+    np.testing.assert_allclose(model.fit_batches(batches(X, labels)).coef_, alone, rtol=1e-6)
 
 
 def test_frames_keep_their_names(data):

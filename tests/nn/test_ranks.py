@@ -1,16 +1,13 @@
 """Several processes, one batch: two gloo ranks against one process on all rows."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from drojko.ambiguity import KL
+from tests.distributed._launch import torchrun
 from tests.nn import _ranks
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -19,14 +16,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root), *sys.path])
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *command, str(Path(_ranks.__file__)), str(out)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        check=False, timeout=300, capture_output=True, text=True,
-    )  # fmt: skip
+    done = torchrun(2, _ranks.__file__, out)
     assert done.returncode == 0, done.stderr[:6000]
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 

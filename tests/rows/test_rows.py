@@ -190,3 +190,23 @@ def test_equal_weights_are_one_number():
     assert w.strides == (0,)
     np.testing.assert_array_equal(w, 0.2)
     np.testing.assert_array_equal(normalised(np.array([1.0, 3.0])), [0.25, 0.75])
+
+
+def test_factors_means_and_outputs_are_those_of_the_matrix(rng):
+    X, y, w = rng.normal(size=(50, 3)), rng.normal(size=50), rng.uniform(size=50)
+    rows = Rows(X, y, w, limit=0)
+    B = rows.block(slice(None))
+    A = np.column_stack([B[:, :3], y])
+    factor = rows.triangle(y)
+    np.testing.assert_allclose(factor.T @ factor, A.T @ (rows.w[:, None] * A), atol=1e-12)
+    np.testing.assert_allclose(rows.mean_of(np.square, 4), rows.w @ B**2, atol=1e-12)
+    Z = rng.normal(size=(2, 4))
+    np.testing.assert_allclose(rows.outputs(Z), B @ Z.T, atol=1e-12)
+
+
+def test_of_equal_extremes_the_first_rows_are_taken():
+    X = np.zeros((40, 1))
+    X[[5, 7, 20, 30], 0] = [1.0, 3.0, 1.0, 1.0]
+    rows = Rows(X, np.zeros(40))
+    assert sorted(rows.extremes(np.array([0]), 3).tolist()) == [5, 7, 20]
+    assert len(rows.extremes(np.array([0]), 60)) == 40

@@ -222,9 +222,13 @@ class OnSupport(Approach):
         if shares is not None:
             state["group_weights"] = shares
         else:
-            mass = w * dual.ratio
-            kept = mass > 0
-            state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
+            points: Any = x, y, w * dual.ratio
+            if hasattr(x, "rows"):  # a table keeps some of its rows, or none
+                points = x.kept(*points[1:], None)
+            if points is not None:
+                x, y, mass, *_ = points
+                kept = mass > 0
+                state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
         return Assessment(certificate, state)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:

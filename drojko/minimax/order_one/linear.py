@@ -385,11 +385,13 @@ def lower_bound(system: System, state: State, objective: float, least: float) ->
     order = _DUAL[system.q]
     value -= float(g[: rows.d] @ z[: rows.d])
     value -= float(np.linalg.norm(g[mutable] / scale, ord=order)) * top
-    reach, spread = 0.0, np.zeros(rows.size)
-    for part, block in rows.read():
-        w = rows.w[part]
-        reach += float(w @ np.linalg.norm(block[:, mutable] / scale, ord=order, axis=1)) * top
-        spread += w @ np.abs(block)
+
+    def sizes(block: np.ndarray) -> np.ndarray:
+        norm = np.linalg.norm(block[:, mutable] / scale, ord=order, axis=1)
+        return np.column_stack([np.abs(block), norm])
+
+    spread = rows.mean_of(sizes, rows.size + 1)
+    reach = float(spread[-1]) * top
     for j in np.setdiff1d(np.arange(rows.d), mutable):
         if g[j] == 0.0 and spread[j] == 0.0:
             continue

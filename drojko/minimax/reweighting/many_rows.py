@@ -54,10 +54,10 @@ class Divergent:
 
     def settled(self, u: np.ndarray, p: np.ndarray) -> np.ndarray:
         """The best levels."""
-        losses = self.loss.line(u, self.rows.y)[0]
+        losses = self.rows.whole(self.loss.line(u, self.rows.y)[0])
         if not np.isfinite(losses).all():
             return p
-        dual = self.ambiguity.dual(losses, self.rows.w)
+        dual = self.ambiguity.dual(losses, self.rows.whole(self.rows.w))
         return np.array([dual.shift, dual.penalty] if self.ball else [dual.shift])
 
     def levels(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:

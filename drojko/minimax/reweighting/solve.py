@@ -138,7 +138,7 @@ def _many_rows(task: _Task) -> LinearFit | None:
     levels = bound.levels(1.0)
     if isinstance(levels, Priced):
         objective = Divergent(rows, loss, bound.ambiguity, task.alpha)
-    elif isinstance(levels, Tails) and levels.cap is not None:
+    elif isinstance(levels, Tails) and levels.cap is not None and rows.own() is rows:
         objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
     else:
         return None
@@ -230,7 +230,7 @@ class _Run(LBFGSRun):
 
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""
-        return np.concatenate([block @ z.T for _, block in self.rows.read()])
+        return self.rows.outputs(z)
 
     def enter(self) -> None:
         """Begin the next stage: values at another smoothing do not compare."""

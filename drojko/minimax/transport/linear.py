@@ -105,10 +105,9 @@ class LinearProblem:
 def still_model(problem: LinearProblem) -> tuple[np.ndarray, float]:
     """The best model on columns that never move: its robust risk is the plain one."""
     data, free = problem.data, problem.data.inverse_cost == 0.0
-    X = data.X[:, free] if free.any() else np.zeros((len(data.y), 1))
-    some = replace(
-        data, X=np.ascontiguousarray(X), inverse_cost=np.ones(X.shape[1]), label_cost=math.inf
-    )
+    X: Any = data.X[:, free] if free.any() else np.zeros((len(data.y), 1))
+    X = np.ascontiguousarray(X) if isinstance(X, np.ndarray) else X
+    some = replace(data, X=X, inverse_cost=np.ones(X.shape[1]), label_cost=math.inf)
     found = solve_ridge(
         some,
         radius=0.0,

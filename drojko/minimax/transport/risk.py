@@ -2,6 +2,7 @@ r"""Weighted points, and the worst-case risk of a linear model there: a root in 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
@@ -88,6 +89,17 @@ class RidgeData:
         put("weight", normalised(weight))
         put("inverse_cost", cost)
         put("label_cost", float(self.label_cost))
+
+    @property
+    def own(self) -> RidgeData:
+        """The rows of this process where some lie on others; weights are shares of all."""
+        X: Any = self.X
+        if not getattr(X, "shared", False):
+            return self
+        some = copy.copy(self)
+        here = {"X": X.local, "y": self.y[X.own], "weight": self.weight[X.own]}
+        some.__dict__.update(here)
+        return some
 
     @property
     def flips(self) -> bool:
@@ -178,7 +190,9 @@ class _Model:
     """One fixed model: plans as a function of the penalty, whose sums alone are kept."""
 
     def __init__(self, data: RidgeData, coef: np.ndarray, intercept: float) -> None:
-        self.data, self.coef, self.intercept = data, coef, intercept
+        self.table: Any = data.X
+        self.data = data = data.own
+        self.coef, self.intercept = coef, intercept
         self.u = data.predictions(coef, intercept)
         self.norm = data.squared_norm(coef)
         self.loss = data.loss
@@ -254,7 +268,10 @@ class _Model:
             self._near = np.empty(len(self.u), dtype=np.float32)
         several = in_order if len(self.u) >= _SHARED else map
         parts = several(lambda part: self._sums(part, lam, close, known), blocks(len(self.u), 16))
-        risk, cost, bend = sum(parts, np.zeros(3)).tolist()
+        sums = sum(parts, np.zeros(3))
+        if self.table is not self.data.X:
+            sums = self.table.total(sums)
+        risk, cost, bend = sums.tolist()
         priced = 0.0 if cost == 0.0 else lam * cost
         fall = 2.0 + self.norm / lam * bend / cost if close and cost > 0.0 else math.nan
         return _Plan(lam, risk - priced, risk, cost, fall)
@@ -275,6 +292,8 @@ class _Model:
         if lam > 0.0 and self.loss.kink_free(0.25 * self.norm / lam):
             return np.zeros(0)
         at = self.loss.jumps(self.u, self.data.y)
+        if self.table is not self.data.X:
+            at = self.table.every(at)
         with np.errstate(over="ignore"):
             return np.unique(self.norm / (4.0 * at))
 

@@ -41,19 +41,11 @@ class Squares:
 
 
 def factorise(rows: Rows) -> Squares:
-    """QR of [sqrt(w) x, sqrt(w) (y - mean)], block after block."""
-    w, y = rows.w, rows.y
-    b = float(w @ y) if rows.intercept else 0.0
-    d = rows.d
-    stack = np.zeros((0, d + 1))
-    for part, block in rows.read():
-        root = np.sqrt(w[part])
-        new = np.concatenate([block[:, :d], (y[part] - b)[:, None]], axis=1)
-        new *= root[:, None]
-        stack = np.asarray(np.linalg.qr(np.concatenate([stack, new]), mode="r"))
-    if stack.shape[0] < d + 1:
-        stack = np.concatenate([stack, np.zeros((d + 1 - stack.shape[0], d + 1))])
-    return Squares(stack[:d, :d], stack[:d, d], abs(float(stack[d, d])), b)
+    """QR of [sqrt(w) x, sqrt(w) (y - mean)]."""
+    d, y = rows.d, rows.y
+    b = float(rows.w @ y) if rows.intercept else 0.0
+    factor = rows.triangle(y - b)
+    return Squares(factor[:d, :d], factor[:d, d], abs(float(factor[d, d])), b)
 
 
 def _ridge(s: Squares, diagonal: np.ndarray) -> np.ndarray:
