@@ -345,15 +345,24 @@ class Loss(Checked):
         """
         raise self._lacks("worst_probabilities", "exact multi-class worst cases need")
 
-    def smoothed_worst(
-        self, f: Tensor, y: Tensor, w: Tensor, gram: Tensor, half: float, mu: float, rough: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Worst cases (n,) of a linear model, where maximisers that compete share by softmax(J/mu).
+    def class_moves(
+        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float
+    ) -> Any:
+        """Worst cases of a linear model, a `drojko.losses.class_moves.Moves`.
 
-        Also w_i (p - e_y) row by row, shape (n, K), and sum_i w_i (p - e_y)(p - e_y)'; other
-        arguments as in `worst_probabilities`. ``rough``: a few steps less will do.
+        Arguments as in `worst_probabilities`, as arrays; ``near``: those of a model nearby, or
+        None; ``done``: how far probabilities may be from where they end.
         """
-        raise self._lacks("smoothed_worst", "exact multi-class training needs")
+        raise self._lacks("class_moves", "exact multi-class training needs")
+
+    def class_ceilings(
+        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, moves: Any, w: np.ndarray, nodes: Any
+    ) -> tuple[np.ndarray, str]:
+        """Upper bounds of these worst cases, shape (n,), and what proves them.
+
+        ``nodes``: how much work they are worth, None for some.
+        """
+        raise self._lacks("class_ceilings", "exact multi-class certificates need")
 
     def noise_bound(
         self, away: Tensor, y: Tensor, square: Tensor, beta: float, epsilon: float
