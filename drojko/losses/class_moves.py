@@ -21,7 +21,7 @@ __all__ = ["Moves", "SoftmaxMoves", "VertexMoves", "own_row", "squares_of"]
 _ENTRIES = 1 << 15  # of a block of rows that stays in cache
 _SWEEPS, _NEWTONS = 12, 8  # fixed-point steps before those of Newton's method, and of those
 _SOLVES = 1 << 20  # entries of the systems that are solved at a time
-_APART = 1e-6  # probabilities of two basins
+_APART, _SURE = 1e-4, 1e-8  # of probabilities of two basins, which are settled so far
 ONE_BASIN = 4.0  # times 2 lambda: the largest |w_j - w_k|^2 at which J is concave
 
 
@@ -48,6 +48,15 @@ def _minus_own(p: np.ndarray, y: np.ndarray) -> np.ndarray:
     return c
 
 
+def _within(p: np.ndarray, y: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+    """Probabilities without those of some classes, which go to the row's own."""
+    if kept is None or kept.all():
+        return p
+    p = p * kept
+    p[np.arange(len(p)), y] += 1.0 - p.sum(axis=1)
+    return p
+
+
 class Moves(ABC):
     """Worst cases of rows at one model and penalty; where several compete, they share.
 
@@ -70,8 +79,17 @@ class Moves(ABC):
         """The sum of w J, its derivatives in f, shape (n, K), and twice that in G, (K, K)."""
 
     @abstractmethod
-    def plan(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
-        """The sum of w h(p), w (p - e_y) row by row, and the sum of w (p - e_y)(p - e_y)'."""
+    def plan(
+        self, w: np.ndarray, mu: float, kept: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """The sum of w h(p), w (p - e_y) row by row, and the sum of w (p - e_y)(p - e_y)'.
+
+        What p gives to classes that are not ``kept``, a mask, stays with the row's own.
+        """
+
+    @abstractmethod
+    def bend(self, w: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
+        """About the second derivative in a change of all f, shape (K, K), and what rows add."""
 
     @abstractmethod
     def best(self) -> np.ndarray:
@@ -117,12 +135,15 @@ class SoftmaxMoves(Moves):
     ) -> None:
         self.f, self.y, self.half, self.gram = f, y, half, gram
         scaled = half * gram
-        start = None if near is None else near.stay.image
+        squares = half * squares_of(gram)
+        several = squares.max(initial=0.0) >= ONE_BASIN
+        # Where there is one basin any start will do; of several, each is entered from its own side.
+        start = None if near is None or several else near.stay.image
+        done = min(done, _SURE) if several else done
         self.stay = _settled(f, y, scaled, start, done)
         self.rows = np.zeros(0, dtype=int)
         self.other = self.stay.of(self.rows)
-        squares = half * squares_of(gram)
-        if squares.max(initial=0.0) < ONE_BASIN:
+        if not several:
             return
         # By Jensen no basin holds more than this bound: most rows have nowhere else to look.
         scores = f - own_row(f, y)[:, None] + 0.5 * squares[y]
@@ -132,10 +153,6 @@ class SoftmaxMoves(Moves):
         scores[np.arange(len(f)), y] = -math.inf
         vertex = np.zeros((rows.size, f.shape[1]))
         vertex[np.arange(rows.size), scores[rows].argmax(axis=1)] = 1.0
-        if near is not None and near.rows.size:
-            place = np.searchsorted(rows, near.rows)
-            known = (place < rows.size) & (rows[np.minimum(place, rows.size - 1)] == near.rows)
-            vertex[place[known]] = near.other.image[known]
         other = _settled(f[rows], y[rows], scaled, vertex, done)
         apart = np.abs(other.p - self.stay.p[rows]).max(axis=1, initial=0.0) > _APART
         self.rows, self.other = rows[apart], other.of(apart)
@@ -178,16 +195,33 @@ class SoftmaxMoves(Moves):
         second = cross + cross.T - inner
         return float(w @ self.values(mu)), pull, self.half * second
 
-    def plan(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
+    def plan(
+        self, w: np.ndarray, mu: float, kept: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray, np.ndarray]:
         """See `Moves`."""
         worth, pull, second = 0.0, np.zeros_like(self.f), np.zeros_like(self.gram)
         for rows, found, mass in self._parts(w, mu):
-            p = found.image
+            p = _within(found.image, self.y[rows], kept)
             worth -= float(mass @ (p * np.log(np.maximum(p, 1e-300))).sum(axis=1))
             c = _minus_own(p, self.y[rows])
             pull[rows] += mass[:, None] * c
             second += c.T @ (c * mass[:, None])
         return worth, pull, second
+
+    def bend(self, w: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        total, each = np.zeros_like(self.gram), np.zeros(len(self.f))
+        for rows, found, mass in self._parts(w, mu):
+            p = found.image
+            total += np.diag(mass @ p) - p.T @ (p * mass[:, None])
+            each[rows] += mass * (1.0 - (p * p).sum(axis=1))
+        if self.rows.size and mu:  # moves that compete: s (1 - s) / mu in their difference
+            share, _ = self._shares(mu)
+            mass = w[self.rows] * share * (1.0 - share) / mu
+            apart = self.other.image - self.stay.image[self.rows]
+            total += apart.T @ (apart * mass[:, None])
+            each[self.rows] += mass * (apart * apart).sum(axis=1)
+        return total, np.maximum(each, 0.0)
 
     def best(self) -> np.ndarray:
         """See `Moves`."""
@@ -307,15 +341,22 @@ class VertexMoves(Moves):
         _, pull, second = self.plan(w, mu)
         return float(w @ self.values(mu)), pull, self.half * second
 
-    def plan(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
+    def plan(
+        self, w: np.ndarray, mu: float, kept: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray, np.ndarray]:
         """See `Moves`."""
-        mass = w[:, None] * self._smoothed(mu)[1]
+        mass = w[:, None] * _within(self._smoothed(mu)[1], self.y, kept)
         own = np.zeros_like(mass)
         own[np.arange(len(w)), self.y] = 1.0
         pairs = mass.T @ own  # (j, y): mass that moves from class y towards j
         np.fill_diagonal(pairs, 0.0)
         second = np.diag(pairs.sum(axis=0) + pairs.sum(axis=1)) - pairs - pairs.T
         return float(pairs.sum()), mass - w[:, None] * own, second
+
+    def bend(self, w: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        share = self._smoothed(mu)[1]
+        return self.plan(w, mu)[2], w * (1.0 - (share * share).sum(axis=1))
 
     def best(self) -> np.ndarray:
         """See `Moves`."""

@@ -341,6 +341,13 @@ class Rows:
         z = np.where(self.dead, 0.0, coef * self.scale)
         return np.append(z, intercept + coef @ self.mean) if self.intercept else z
 
+    def inward_classes(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """The parameters (K, D) of several outputs: coefficients (K, d), intercepts (K,)."""
+        Z = np.where(self.dead, 0.0, coef * self.scale)
+        if not self.intercept:
+            return Z
+        return np.concatenate([Z, (intercept + coef @ self.mean)[:, None]], axis=1)
+
     def outward(self, z: np.ndarray) -> tuple[np.ndarray, Any]:
         """Coefficients and intercept in the units of the data; of several outputs (D, K) both."""
         coef = np.where(self.dead, 0.0, z[: self.d].T / self.scale).T
