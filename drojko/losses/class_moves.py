@@ -19,7 +19,8 @@ import numpy as np
 __all__ = ["Moves", "SoftmaxMoves", "VertexMoves", "own_row", "squares_of"]
 
 _ENTRIES = 1 << 15  # of a block of rows that stays in cache
-_SWEEPS, _NEWTONS = 12, 8  # fixed-point steps before those of Newton's method, and of those
+_SWEEPS, _NEWTONS = 12, 12  # fixed-point steps before those of Newton's method, and of those
+_MANY, _LONG = 24, 60  # classes from which on fixed-point steps are the cheap ones, and how many
 _SOLVES = 1 << 20  # entries of the systems that are solved at a time
 _APART, _SURE = 1e-4, 1e-8  # of probabilities of two basins, which are settled so far
 ONE_BASIN = 4.0  # times 2 lambda: the largest |w_j - w_k|^2 at which J is concave
@@ -107,6 +108,9 @@ class _Settled:
     def of(self, rows: np.ndarray) -> _Settled:
         return _Settled(self.p[rows], self.image[rows], self.value[rows])
 
+    def put(self, rows: np.ndarray, part: _Settled) -> None:
+        self.p[rows], self.image[rows], self.value[rows] = part.p, part.image, part.value
+
 
 class SoftmaxMoves(Moves):
     """Of the cross-entropy: p = softmax(f + G (p - e_y) / 2 lambda), from sample and vertex.
@@ -136,26 +140,31 @@ class SoftmaxMoves(Moves):
         self.f, self.y, self.half, self.gram = f, y, half, gram
         scaled = half * gram
         squares = half * squares_of(gram)
-        several = squares.max(initial=0.0) >= ONE_BASIN
-        # Where there is one basin any start will do; of several, each is entered from its own side.
-        start = None if near is None or several else near.stay.image
-        done = min(done, _SURE) if several else done
+        start = None if near is None else near.stay.image
         self.stay = _settled(f, y, scaled, start, done)
         self.rows = np.zeros(0, dtype=int)
         self.other = self.stay.of(self.rows)
-        if not several:
+        # A class farther than this may be a basin of its own, entered from its side.
+        far = squares >= ONE_BASIN
+        apart = np.flatnonzero(far.any(axis=1)[y])
+        if not apart.size:
             return
-        # By Jensen no basin holds more than this bound: most rows have nowhere else to look.
-        scores = f - own_row(f, y)[:, None] + 0.5 * squares[y]
+        # What the far classes can give between them, by Jensen, and an even chance of them: most
+        # rows have nowhere else to look.
+        scores = (f - own_row(f, y)[:, None] + 0.5 * squares[y])[apart]
+        scores[~far[y[apart]]] = -math.inf
         top = scores.max(axis=1)
         bound = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
-        rows = np.flatnonzero(bound > self.stay.value + 1e-12)
-        scores[np.arange(len(f)), y] = -math.inf
-        vertex = np.zeros((rows.size, f.shape[1]))
-        vertex[np.arange(rows.size), scores[rows].argmax(axis=1)] = 1.0
-        other = _settled(f[rows], y[rows], scaled, vertex, done)
-        apart = np.abs(other.p - self.stay.p[rows]).max(axis=1, initial=0.0) > _APART
-        self.rows, self.other = rows[apart], other.of(apart)
+        open_ = bound > self.stay.value[apart] - math.log(2.0)
+        apart, scores = apart[open_], scores[open_]
+        done = min(done, _SURE)
+        if apart.size:
+            self.stay.put(apart, _settled(f[apart], y[apart], scaled, None, done))
+        vertex = np.zeros((apart.size, f.shape[1]))
+        vertex[np.arange(apart.size), scores.argmax(axis=1)] = 1.0
+        other = _settled(f[apart], y[apart], scaled, vertex, done)
+        two = np.abs(other.p - self.stay.p[apart]).max(axis=1, initial=0.0) > _APART
+        self.rows, self.other = apart[two], other.of(two)
 
     def _shares(self, mu: float) -> tuple[np.ndarray, np.ndarray]:
         """Shares of the second moves, and what the smoothed value adds to the first."""
@@ -250,6 +259,7 @@ def _settled(
     """Fixed points near a start (None: the row as it is), block by block."""
     n, k = f.shape
     out = _Settled(np.empty((n, k)), np.empty((n, k)), np.empty(n))
+    sweeps = _LONG if k > _MANY else _SWEEPS
     for part in _blocks(n, k):
         some, own = f[part], y[part]
         if start is None:
@@ -258,15 +268,15 @@ def _settled(
         else:
             p = start[part]
         rows, held = np.arange(part.start, part.stop), scaled[own]
-        for sweep in range(_SWEEPS):
+        for sweep in range(sweeps):
             image, value = _image(some, own, p, p @ scaled - held)
             open_ = np.abs(image - p).max(axis=1) > done
             left = np.count_nonzero(open_)
-            if left and 2 * left > len(open_) and sweep < _SWEEPS - 1:
+            if left and 2 * left > len(open_) and sweep < sweeps - 1:
                 p = image
                 continue
             ended = ~open_
-            if sweep == _SWEEPS - 1:
+            if sweep == sweeps - 1:
                 ended[:] = True
             out.p[rows[ended]], out.image[rows[ended]] = p[ended], image[ended]
             out.value[rows[ended]] = value[ended]
