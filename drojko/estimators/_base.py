@@ -530,9 +530,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         tags = super().__sklearn_tags__()
         simple = self.model == "linear" and self.reference == "empirical"
         simple = simple and self.inner in _SIMPLE
-        # Several classes under a transport set of order 2 train a module, from arrays.
-        moves, order = getattr(self.ambiguity, "moves", True), getattr(self.ambiguity, "order", 2)
-        tags.input_tags.sparse = simple and (not self._classification or not moves or order == 1)
+        tags.input_tags.sparse = simple
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:

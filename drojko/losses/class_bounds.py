@@ -1,7 +1,7 @@
-r"""Upper bounds of the worst cases of linear models under the cross-entropy, by branch and bound.
+r"""Upper bounds of the worst cases of linear models under the cross-entropy: branch and bound.
 
-With D_jk = |w_j - w_k|^2 and kappa = 1 / 4 lambda a row y with a = f - f_y gains at most the maximum
-over class probabilities p of
+With D_jk = |w_j - w_k|^2 and kappa = 1 / 4 lambda a row of class y with a = f - f_y gains at most
+the maximum over class probabilities p of
 
 .. math:: J(p) = \sum_j p_j (a_j + \kappa D_{jy}) + h(p) - \tfrac{\kappa}{2} p^\top D p ,
 

@@ -1,6 +1,7 @@
 r"""Worst cases of linear models of many classes, in the space of class probabilities.
 
-.. math:: J(p) = c^\top f + h(p) + \tfrac1{4\lambda} c^\top G c, \qquad c = p - e_y,\; G = WC^{-1}W^\top
+.. math:: J(p) = c^\top f + h(p) + \tfrac1{4\lambda} c^\top G c,
+          \qquad c = p - e_y,\; G = WC^{-1}W^\top
 
 is what a row that moves by :math:`C^{-1}W^\top c / 2\lambda` gains: h is the entropy for the
 cross-entropy, and the margin at the vertices for the multi-class hinge.
@@ -145,8 +146,8 @@ class SoftmaxMoves(Moves):
         self.rows = np.zeros(0, dtype=int)
         self.other = self.stay.of(self.rows)
         # A class farther than this may be a basin of its own, entered from its side.
-        far = squares >= ONE_BASIN
-        apart = np.flatnonzero(far.any(axis=1)[y])
+        far: np.ndarray = squares >= ONE_BASIN
+        apart = np.flatnonzero(far[y].any(axis=1))
         if not apart.size:
             return
         # What the far classes can give between them, by Jensen, and an even chance of them: most
@@ -300,9 +301,9 @@ def _newton(at: _Settled, f: np.ndarray, y: np.ndarray, scaled: np.ndarray, done
             # d image / d p = (diag(image) - image image') G / 2 lambda
             slope = there[:, :, None] * (scaled - (there @ scaled)[:, None, :])
             try:
-                step = np.linalg.solve(
-                    np.eye(len(scaled)) - slope, (there - here)[:, :, None]
-                )[:, :, 0]
+                step = np.linalg.solve(np.eye(len(scaled)) - slope, (there - here)[:, :, None])[
+                    :, :, 0
+                ]
             except np.linalg.LinAlgError:
                 step = there - here
             trial = here + step

@@ -114,7 +114,13 @@ class Softmax(_Pairwise):
         return SoftmaxMoves(f, y, gram, half, near, done)
 
     def class_ceilings(
-        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, moves: Moves, w: np.ndarray, nodes: Any
+        self,
+        f: np.ndarray,
+        y: np.ndarray,
+        gram: np.ndarray,
+        moves: Moves,
+        w: np.ndarray,
+        nodes: Any,
     ) -> tuple[np.ndarray, str]:
         return class_ceilings(self, f, y, gram, moves, w, nodes)
 
@@ -179,7 +185,13 @@ class CrammerSinger(_Pairwise):
         return VertexMoves(f, y, gram, half)
 
     def class_ceilings(
-        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, moves: Moves, w: np.ndarray, nodes: Any
+        self,
+        f: np.ndarray,
+        y: np.ndarray,
+        gram: np.ndarray,
+        moves: Moves,
+        w: np.ndarray,
+        nodes: Any,
     ) -> tuple[np.ndarray, str]:
         # A maximum of affine functions: suprema commute, and the best vertex is exact.
         return moves.values(0.0), "lipschitz"

@@ -20,7 +20,7 @@ __all__ = ["ClassTransport"]
 
 @dataclass(frozen=True)
 class ClassTransport(LinearProblem):
-    """A loss of several outputs whose worst cases are known, and columns without bounds or swaps."""
+    """A loss of several outputs with known worst cases; columns without bounds or swaps."""
 
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Quasi-Newton steps with a proven gap."""

@@ -30,7 +30,7 @@ _RARE = (0.0, 1e-4, 1e-2)  # moved mass of classes that are left out, over the m
 
 @dataclass(frozen=True, eq=False)
 class ClassGround:
-    """Ball or price, costs and ridge in the coordinates of the rows: shape (D,), 0 of intercepts."""
+    """Ball or price, costs and ridge in the coordinates of the rows, (D,): 0 of intercepts."""
 
     radius: float | None
     penalty: float | None

@@ -29,9 +29,9 @@ _SOLVES = 60
 class ClassRisk:
     """Of radius form the risk, of penalty form risk - penalty * cost, from both sides.
 
-    ``low_penalty``, ``high_penalty`` and ``share`` (of the first) say which maps attain ``attained``
-    (of both forms: ``risk`` is its mean loss and ``cost`` what it spends); ``spread`` and ``losses``
-    are loss - penalty * cost and loss of each row.
+    ``low_penalty``, ``high_penalty`` and ``share`` (of the first) say which maps attain
+    ``attained`` (of both forms: ``risk`` is its mean loss and ``cost`` what it spends);
+    ``spread`` and ``losses`` are loss - penalty * cost and loss of each row.
     """
 
     value: float
@@ -83,9 +83,7 @@ class _Model:
         c[np.arange(len(c)), self.y] -= 1.0
         spent = half * half * ((c @ self.gram) * c).sum(axis=1)
         gain = moves.values(0.0)
-        return _Map(
-            penalty, moves, gain, spent, float(self.w @ gain), float(self.w @ spent)
-        )
+        return _Map(penalty, moves, gain, spent, float(self.w @ gain), float(self.w @ spent))
 
     def ceiling(self, at: _Map, nodes: int | None) -> tuple[float, str]:
         """Upper bound of the mean gain, and its proof."""
@@ -188,7 +186,10 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Map, _
             factor = factor**2 if factor > 1.1 else 1.0 + 10.0 * (factor - 1.0)
         else:
             missed = _missed(low, high, budget)
-            if missed <= _CLOSE * abs(high.risk) or high.penalty - low.penalty <= 1e-13 * high.penalty:
+            if (
+                missed <= _CLOSE * abs(high.risk)
+                or high.penalty - low.penalty <= 1e-13 * high.penalty
+            ):
                 break
             x, y = math.log(low.cost / budget), math.log(budget / max(high.cost, 1e-300))
             t = x / (x + y) if solve % 3 != 2 else 0.5

@@ -36,7 +36,7 @@ _ROUGH, _FINE = 1e-3, 1e-9
 _GOAL = 0.1  # of the tolerance: what is worked for
 _EVERY = 5  # iterations between proofs
 _MEMORY = 20
-_RENEWED = 30  # iterations after which coordinates are chosen anew
+_RENEWED = 100  # iterations after which coordinates are chosen anew
 _LEAST = 1e-7  # curvature of a class over their mean
 
 
@@ -62,8 +62,8 @@ class _Run(LBFGSRun):
         """The model in the coordinates of the rows, shape (K, D), and the penalty."""
         k, size = self.n_classes, self.rows.size
         V = point[: k * size].reshape(k, size)
-        V = V / self.root if self.root.ndim == 1 else _solved(self.root, V.T, "T").T
-        Z = _solved(self.mixed, V, "T")
+        V = V / self.root if self.root.ndim == 1 else _solved(self.root, V.T, 1).T
+        Z = _solved(self.mixed, V, 1)
         ground = self.ground
         if ground.still:
             return Z, math.inf
@@ -181,15 +181,13 @@ class _Run(LBFGSRun):
         if not (np.isfinite(f).all() and np.isfinite(gram).all()):
             return self.wall(point)
         done = min(self.accuracy, max(0.1 * self.slope, _FINE))
-        self.moves = moves = self.loss.class_moves(
-            f, rows.y, gram, 0.5 / penalty, self.moves, done
-        )
+        self.moves = moves = self.loss.class_moves(f, rows.y, gram, 0.5 / penalty, self.moves, done)
         risk, pull, bend = moves.sums(rows.w, self.mu)
-        gradient = _solved(self.mixed, rows.sum(pull).T + bend @ turned + ground.ridge * Z, "N")
+        gradient = _solved(self.mixed, rows.sum(pull).T + bend @ turned + ground.ridge * Z, 0)
         if self.root.ndim == 1:
             gradient = gradient / self.root
         else:
-            gradient = _solved(self.root, gradient.T, "N").T
+            gradient = _solved(self.root, gradient.T, 0).T
         gradient = gradient.ravel()
         spent = 0.5 * float((bend * gram).sum())  # penalty times cost
         value = risk + 0.5 * float((ground.ridge * Z * Z).sum())
@@ -264,7 +262,9 @@ class _Run(LBFGSRun):
         lower, tol = min(max(self.lower, 0.0), attained), self.tol
         proven = objective - lower <= tol * abs(objective)
         said, ended = "", status
-        if status in (Status.CONVERGED, Status.MAX_ITER):
+        if math.isinf(self.lower):  # columns that cannot move, which no plan balances exactly
+            lower = -math.inf
+        elif status in (Status.CONVERGED, Status.MAX_ITER):
             if attained - lower <= tol * abs(attained):
                 ended = Status.CONVERGED
                 if not proven:  # of what is attained, not of what may be
@@ -284,7 +284,7 @@ class _Run(LBFGSRun):
         )  # fmt: skip
 
 
-def _solved(root: np.ndarray, right: np.ndarray, trans: str) -> np.ndarray:
+def _solved(root: np.ndarray, right: np.ndarray, trans: int) -> np.ndarray:
     return scipy.linalg.solve_triangular(root, right, trans=trans, lower=True)
 
 
@@ -353,4 +353,6 @@ def solve_classes(
         ground=ClassGround.of(rows, data.inverse_cost, radius, penalty, alpha), loss=data.loss,
         n_classes=n_classes,
     )  # fmt: skip
-    return run.fitted(data, run.ended(run.begin(constant, warm_start), limits.max_iter), constant, alpha)
+    return run.fitted(
+        data, run.ended(run.begin(constant, warm_start), limits.max_iter), constant, alpha
+    )
