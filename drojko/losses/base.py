@@ -126,8 +126,8 @@ class Loss(Checked):
 
     @property
     def has_worst_case(self) -> bool:
-        """Whether `shift` is known in closed form (several classes: `worst_probabilities`)."""
-        return self.offers("_shift" if self.scalar else "worst_probabilities")
+        """Whether `shift` is known in closed form (several classes: `class_moves`)."""
+        return self.offers("_shift" if self.scalar else "class_moves")
 
     def shift(self, f: Tensor, y: Tensor, kappa: float | Tensor) -> Tensor:
         """A global maximiser t of ``loss(f + t, y) - kappa t^2``, shape (n,).
@@ -343,7 +343,10 @@ class Loss(Checked):
 
         It moves by :math:`W^\top (p - e_y) / 2\lambda`; ``gram`` is W W', ``half`` 1 / 2 lambda.
         """
-        raise self._lacks("worst_probabilities", "exact multi-class worst cases need")
+        arrays = (part.detach().cpu().double().numpy() for part in (f, y, gram))
+        f64, labels, gram64 = arrays
+        moves = self.class_moves(f64, labels.astype(np.int64), gram64, half, None, 1e-11)
+        return torch.as_tensor(moves.best(), dtype=f.dtype, device=f.device)
 
     def class_moves(
         self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float

@@ -105,9 +105,6 @@ class Softmax(_Pairwise):
         top = limit + math.log1p(n_classes * clip)
         return torch.full(y.shape, top, dtype=torch.float64)
 
-    def worst_probabilities(self, f: Tensor, y: Tensor, gram: Tensor, half: float) -> Tensor:
-        return _best(self, f, y, gram, half)
-
     def class_moves(
         self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float
     ) -> SoftmaxMoves:
@@ -175,9 +172,6 @@ class CrammerSinger(_Pairwise):
         The loss is a maximum of affine functions, and suprema commute.
         """
         return (self._scores(f, y) + rates.square() / (4.0 * strength)).amax(dim=-1)
-
-    def worst_probabilities(self, f: Tensor, y: Tensor, gram: Tensor, half: float) -> Tensor:
-        return _best(self, f, y, gram, half)
 
     def class_moves(
         self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float
@@ -251,14 +245,6 @@ def _squares(gram: Tensor) -> Tensor:
     """Squared norms of w_j - w_k, of shape (K, K)."""
     diagonal = gram.diagonal()
     return diagonal + diagonal[:, None] - 2.0 * gram
-
-
-def _best(loss: Any, f: Tensor, y: Tensor, gram: Tensor, half: float) -> Tensor:
-    """Class probabilities of the best moves, of arrays or tensors on any device."""
-    arrays = (part.detach().cpu().double().numpy() for part in (f, y, gram))
-    f64, labels, gram64 = arrays
-    moves = loss.class_moves(f64, labels.astype(np.int64), gram64, half, None, 1e-11)
-    return torch.as_tensor(moves.best(), dtype=f.dtype, device=f.device)
 
 
 def best_class_move(

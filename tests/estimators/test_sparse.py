@@ -160,8 +160,8 @@ def test_the_tag_says_what_is_taken():
     kinds = [
         DROClassifier(KL(0.1)),
         DROClassifier(KL(0.1), reference="empirical"),
-        DROClassifier(reference="empirical"),  # two classes alone
+        DROClassifier(reference="empirical"),
         DRORegressor(reference="empirical"),
     ]
     tags = [model.__sklearn_tags__().input_tags.sparse for model in kinds]
-    assert tags == [False, True, False, True]
+    assert tags == [False, True, True, True]

@@ -57,7 +57,8 @@ def test_ceilings_close_where_basins_compete():
     mean = float(found.mean())
     rough = ceilings(f, y, gram, half, found, moves.best(), 1e-3 * mean, nodes=0)
     fine = ceilings(f, y, gram, half, found, moves.best(), 1e-3 * mean)
-    assert (found <= fine).all() and (fine <= rough + 1e-12).all()
+    assert (found <= fine).all()
+    assert (fine <= rough + 1e-12).all()
     assert (fine - found).mean() <= 3e-3 * mean < (rough - found).mean()
 
 

@@ -9,13 +9,14 @@ import numpy as np
 
 from drojko._numerics import standard_error
 from drojko.approaches.base import Assessment, LinearProblem, Parameters
-from drojko.approaches.transport.linear import DRAWS
 from drojko.certificates import Certificate
 from drojko.minimax.problem import TrainResult
 from drojko.minimax.transport.class_risk import class_robust_risk
 from drojko.minimax.transport.classes import solve_classes
 
 __all__ = ["ClassTransport"]
+
+_DRAWS = 2_000  # of a continuous reference for a certificate: rows are bounded one by one
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ClassTransport(LinearProblem):
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """Both sides: what two maps attain, and branch and bound."""
         plan, (coef, intercept) = self.plan, parameters
-        data = plan.ridge(plan.draw(DRAWS))
+        data = plan.ridge(plan.draw(_DRAWS))
         guess = result.penalty if 0 < result.penalty < math.inf else None
         found = class_robust_risk(
             data, coef, intercept, radius=plan.radius, penalty=plan.penalty, guess=guess

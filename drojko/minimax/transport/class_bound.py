@@ -112,7 +112,7 @@ def _bound(
     alive = (ground.cost[:d] > 0.0) & (not ground.still)
     held = np.zeros_like(A)
     if ridge.any():
-        held = -ridge * (Z[:, :d] - Z[:, :d].mean(axis=0)) * kept[:, None]
+        held = -ridge * (Z[:, :d] - Z[kept, :d].mean(axis=0)) * kept[:, None]
     held[:, ~alive] = A[:, ~alive]  # what cannot move is held by the ridge alone
     stuck = ~alive & ~(ridge > 0.0) & ~rows.dead
     if np.abs(A[:, stuck]).max(initial=0.0) > _ROUNDING * max(size, 1e-300):
@@ -136,7 +136,9 @@ def _bound(
         most = (ground.radius or 0.0) ** 2 / spent
     if fee > 0.0:
         most = min(most, max(gain, 0.0) / fee)
-    return most * gain - 0.5 * most * most * fee
+    # What lies outside of the plan's moves is rounding, at models of this size.
+    lost = float(np.abs(beyond * np.sqrt(ground.cost[:d][alive])).sum() * np.abs(Z).max())
+    return most * gain - 0.5 * most * most * fee - lost
 
 
 def _stationary(moved: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
