@@ -107,8 +107,9 @@ class Fitted(BaseEstimator):
         given: Any = self._reference
         if given is None:
             raise NoWorstCase(
-                "reference_, worst_case_: the rows of a sparse matrix or of batches are not kept; "
-                "certificate_ is there. Fit on an array (X.toarray()) to have them"
+                "reference_, worst_case_: the rows of a sparse matrix or of batches are not kept, "
+                "nor those of a model saved with reference=False; certificate_ is there. Fit on an "
+                "array (X.toarray()) to have them"
             )
         if isinstance(given, tuple):
             given = empirical(*given, classification=self._classification)
@@ -226,13 +227,24 @@ class Fitted(BaseEstimator):
         state = super().__getstate__()
         return {k: v for k, v in state.items() if k not in CACHES}
 
-    def save(self, path: Any) -> None:
-        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code."""
+    def save(self, path: Any, *, reference: bool = True) -> None:
+        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code.
+
+        ``reference=False`` leaves out ``reference_`` and ``worst_case_``, and with them the rows.
+        """
         from drojko._persist import save
 
-        if self.__sklearn_is_fitted__():
+        if reference and self.__sklearn_is_fitted__():
             self._finish()
-        save(self, path)
+        save(self, path, reference=reference)
+
+    def _drop_reference(self) -> None:
+        """Forget the training rows, and what stands on them."""
+        if self.__sklearn_is_fitted__():
+            self._reference = self._late = None
+            self._worst = self._worst and {"approach": self._worst["approach"]}
+            for name in CACHES:
+                self.__dict__.pop(name, None)
 
     def _check_stored(self) -> None:
         check_stored(self)

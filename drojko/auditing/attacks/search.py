@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.losses import get_loss
 
 __all__ = ["Search", "search"]
 
@@ -18,6 +19,8 @@ __all__ = ["Search", "search"]
 RANDOM, LINES = 0.2, 0.35
 _KEPT = 16  # penalties whose best candidates survive
 _DONORS, _BISECTIONS, _MOST_DONORS = 4, 6, 1_000
+#: Bisections of the lines along which a guide expects other answers, and how far these go.
+_FINE, _REACHES = 20, (1.0, 5.0)
 _ATONCE = 100_000  # rows of one call
 
 
@@ -35,7 +38,8 @@ def search(
     used = max(1, int(RANDOM * calls))
     for _ in range(used):
         state.random()
-    for k in range(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 1))):
+    used += state.slopes(min(_FINE, int(LINES * calls) // len(_REACHES) - 2))
+    for k in range(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 2))):
         used += state.line(k)
     for step in problem.progress.over(range(calls - used), "search", 0.7):
         state.improve(step)
@@ -95,18 +99,38 @@ class Search:
         """Bisect the line towards the k-th best donor of every row; the number of calls."""
         if self.donors is None:
             self.donors = self.find_donors()
-        problem = self.problem
-        goal = problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
-        base = self.pool.nominal
+        goal = self.problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
+        return self.bisect(goal, _BISECTIONS)
+
+    def slopes(self, bisections: int) -> int:
+        """Bisect the line along the gradient of a model whose loss has none; number of calls.
+
+        The way is that of the usual loss of its classes, for which the model stands as a guide.
+        """
+        guide, problem = self.problem.model.guide, self.problem
+        if guide is None or bisections < 1 or not problem.n_labels:
+            return 0
+        usual = get_loss("logistic", "classification", problem.n_labels)
+        f, backward = guide.linearise(problem.x)
+        root = torch.as_tensor(problem.cost.inverse_weights).sqrt()
+        way = torch.nan_to_num(backward(usual.gradient(f, problem.y)).double() * root)
+        way = way / way.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        goals = (problem.x + reach * self.far * way * root for reach in _REACHES)
+        return sum(self.bisect(goal, bisections) for goal in goals)
+
+    def bisect(self, goal: Tensor, times: int) -> int:
+        """Ask at the goals, and where on the way there the loss has risen halfway."""
+        problem, base = self.problem, self.pool.nominal
         top, _ = self.ask(goal)
         low, high = torch.zeros_like(base), torch.ones_like(base)
-        for _ in range(_BISECTIONS):
+        for _ in range(times):
             middle = 0.5 * (low + high)
             risk, _ = self.ask(problem.x + middle.unsqueeze(1) * (goal - problem.x))
             enough = risk - base >= 0.5 * (top - base)
             high = torch.where(enough, middle, high)
             low = torch.where(enough, low, middle)
-        return _BISECTIONS + 1
+        self.ask(problem.x + high.unsqueeze(1) * (goal - problem.x))  # all that is best in one
+        return times + 2
 
     def find_donors(self) -> Tensor:
         """Rows whose answers are worst for a row's own label at the least cost, shape (n, k)."""

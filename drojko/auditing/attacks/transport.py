@@ -106,9 +106,9 @@ def largest_loss(problem: AuditProblem) -> float:
     a convex loss is largest at the ends. The bound is loose: the penalty of its dual is 0.
     """
     model = problem.model
-    if model.tabular is not None or not model.probabilities or model.classes is None:
-        return math.inf
-    largest = problem.loss.largest(problem.y, problem.n_labels, -math.log(CLIP), CLIP)
+    clipped = model.tabular is None and model.probabilities
+    limit = -math.log(CLIP) if clipped else math.inf
+    largest = problem.loss.largest(problem.y, problem.n_labels, limit, CLIP)
     return float(problem.w @ largest.double())
 
 

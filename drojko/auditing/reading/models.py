@@ -42,6 +42,8 @@ class AuditedModel:
         is audited by its own answers then.
     tally : Tally
         Answers that were no numbers, of all that the audit asked for.
+    guide : TabularModel or None
+        The copy of a model that is audited under a loss without gradients: where to search.
     """
 
     own: Own
@@ -53,6 +55,7 @@ class AuditedModel:
     compared: int = 0
     differing: int = 0
     tally: Tally = field(default_factory=Tally)
+    guide: TabularModel | None = None
 
     @property
     def probabilities(self) -> bool:
@@ -150,10 +153,7 @@ def _method(model: Any) -> str:
                 return name
         except (AttributeError, NotImplementedError):
             continue
-    raise InvalidDataError(
-        f"{type(model).__name__} gives neither probabilities nor a decision function: wrap it in "
-        "a CalibratedClassifierCV to audit it"
-    )
+    return "predict"
 
 
 def _keys_of_frame(X: Any) -> list[Any] | None:

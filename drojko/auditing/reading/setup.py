@@ -15,10 +15,10 @@ from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.columns import in_matrix
+from drojko.auditing.reading.losses import with_loss
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.exceptions import InvalidDataError
-from drojko.losses import Loss, get_loss
 from drojko.measures import LabelledMeasure
 from drojko.measures._arrays import masses
 
@@ -109,7 +109,7 @@ def build_problem(
     cost = cost.observed(u)
     if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
-    found = get_loss_for(model, loss)
+    model, found = with_loss(model, loss, torch.from_numpy(u), torch.as_tensor(target))
     atoms, smooth = _reference(reference, cost, model, generator)
     problem = AuditProblem(
         model=model,
@@ -164,14 +164,6 @@ def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
             f"{classes.tolist()[:10]}"
         )
     return np.array([where[v] for v in values.tolist()], dtype=np.int64)
-
-
-def get_loss_for(model: AuditedModel, loss: Any) -> Loss:
-    """The loss of a name, a callable or None: what the model's answers allow."""
-    if model.classes is None:
-        return get_loss("squared" if loss is None else loss, "regression", None)
-    usual = "logistic" if model.probabilities else "hinge"
-    return get_loss(usual if loss is None else loss, "classification", len(model.classes))
 
 
 def _reference(
