@@ -209,6 +209,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
         ambiguity = self._nested("ambiguity")
         approach = approach_to(ambiguity)
+        ambiguity = self._settle(ambiguity, X, fitting=True)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
         if not isinstance(self.device, str) or self.device != "cpu":

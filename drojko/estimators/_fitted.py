@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 
 from drojko._driver import arithmetic
 from drojko._sklearn import check_is_fitted, checked_weight
@@ -160,6 +160,22 @@ class Fitted(BaseEstimator):
         )
         return approach_named(state["approach"]).worst_case(fitted, state)
 
+    def _settle(self, ambiguity: Any, X: Any, fitting: bool = False) -> Any:
+        """A set whose "auto" is what the rows of the fit have shown: of new rows, too."""
+        names = getattr(self, "feature_names_in_", None)
+        if fitting:
+            found = ambiguity.settled(X, names)
+            self._found = None if found is ambiguity else found.get_params(deep=False)
+            return found
+        known, given = getattr(self, "_found", None), ambiguity.get_params(deep=False)
+        if known is None:
+            return ambiguity
+        words = ("categorical_features", "swap_cost")
+        auto = {name for name in words if isinstance(given.get(name), str) and name in known}
+        fixed = {"immutable"} if "categorical_features" in auto and not given["immutable"] else ()
+        changes = {name: known[name] for name in (*auto, *fixed)}
+        return clone(ambiguity).set_params(**changes) if changes else ambiguity
+
     def _known(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         """New rows, checked, and their targets as training takes them."""
         raise NotImplementedError
@@ -185,6 +201,7 @@ class Fitted(BaseEstimator):
         X, y = self._known(X, y)
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
         approach = approach_to(ambiguity)
+        ambiguity = self._settle(ambiguity, X)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
         weight = checked_weight(sample_weight, X)
@@ -242,7 +259,7 @@ class Fitted(BaseEstimator):
         """Forget the training rows, and what stands on them."""
         if self.__sklearn_is_fitted__():
             self._reference = self._late = None
-            self._worst = self._worst and {"approach": self._worst["approach"]}
+            self._worst = {"approach": (self._worst or {}).get("approach")}
             for name in CACHES:
                 self.__dict__.pop(name, None)
 

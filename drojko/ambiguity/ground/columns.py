@@ -276,6 +276,12 @@ def resolve_categories(
     features: Any, swap_cost: Any, immutable: Sequence[int], columns: Columns
 ) -> Categories | None:
     """Return the groups of ``categorical_features`` with their swap costs; None: there are none."""
+    for name, value in (("categorical_features", features), ("swap_cost", swap_cost)):
+        if isinstance(value, str) and value == "auto":
+            raise InvalidDataError(
+                f"{name}='auto' follows from rows, and there are none here: give a list, or ask "
+                "ambiguity.settled(X)"
+            )
     groups, hot = _groups(features, columns)
     if not groups:
         if isinstance(swap_cost, Mapping) and swap_cost:
