@@ -210,9 +210,5 @@ class Wasserstein(AmbiguitySet):
                 "Wasserstein: bounds need order=2: the closed form of order 1 lets columns move "
                 "without limit. Use order=2, or leave the bounds out for an upper bound"
             )
-        for name in ("categorical_features", "swap_cost"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value != "auto":
-                raise InvalidDataError(f"Wasserstein got {name}={value!r}; a word must be 'auto'")
         if self.order == 1 and self.categorical_features is not None:
             raise UnsupportedError("Wasserstein: categorical_features need order=2")

@@ -322,7 +322,7 @@ def _groups(features: Any, columns: Columns) -> tuple[list[list[int]], list[bool
     if isinstance(features, str) or not hasattr(features, "__iter__"):
         raise InvalidDataError(
             f"categorical_features got {shown(features)}; expected a list of column names, indices "
-            "and groups of those (a sequence is a one-hot group), or a boolean mask"
+            "and groups of those (a sequence is a one-hot group), a boolean mask, or 'auto'"
         )
     entries = _listed("categorical_features", features)
     if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):

@@ -61,6 +61,14 @@ class Search:
         self.mutable = torch.as_tensor(self.problem.cost.mutable)
         weights = np.where(self.problem.cost.mutable, self.problem.cost.weights, 0.0)
         self.weights = torch.as_tensor(weights)
+        self.swaps, whole = self.problem.swaps, self.problem.cost.whole
+        self.whole = torch.zeros(0, dtype=torch.long)
+        if whole is not None:
+            self.whole = torch.as_tensor(np.flatnonzero(whole & self.problem.cost.mutable))
+        if self.swaps is not None:
+            self.state = self.swaps.state(self.problem.x)
+        extra = [4] * bool(len(self.whole)) + [5] * (self.swaps is not None)
+        self.kinds = [0, 1, 2, 3, *([0, 1, 2, 3, *extra] if extra else [])]
         self.donors: Tensor | None = None
         self.penalties: list[float] = []
         self.current: dict[float, tuple[Tensor, Tensor]] = {}
@@ -70,19 +78,27 @@ class Search:
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Losses and costs at positions of all rows, which become a layer."""
-        x = self.problem.cost.project(x)
-        x = torch.where(self.mutable, x, self.problem.x)
+        x, cost = self.place(x)
         risk = torch.cat(
             [
                 self.problem.losses(a, b)
                 for a, b in zip(x.split(_ATONCE), self.problem.y.split(_ATONCE), strict=True)
             ]
         )
-        cost = (x - self.problem.x).square() @ self.weights
         self.pool.add(x, self.problem.y, cost, risk, "search")
         if len(self.pool.layers) - self.first > 3 * _KEPT:
             self.prune()
         return risk, cost
+
+    def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest positions (n, d) that rows may take, and what each costs, (n,)."""
+        problem = self.problem
+        z = torch.where(self.mutable, problem.cost.snap(problem.cost.project(x)), problem.x)
+        cost = (z - problem.x).square() @ self.weights
+        if self.swaps is None:
+            return z, cost
+        choice = self.swaps.state(x)
+        return self.swaps.apply(z, self.state, choice), cost + self.swaps.fee(self.state, choice)
 
     def random(self) -> None:
         """A random direction and distance for every row."""
@@ -121,6 +137,7 @@ class Search:
     def bisect(self, goal: Tensor, times: int) -> int:
         """Ask at the goals, and where on the way there the loss has risen halfway."""
         problem, base = self.problem, self.pool.nominal
+        goal = torch.where(self.mutable, goal, problem.x)  # categories are swapped elsewhere
         top, _ = self.ask(goal)
         low, high = torch.zeros_like(base), torch.ones_like(base)
         for _ in range(times):
@@ -170,8 +187,8 @@ class Search:
             self.current[penalty] = (x, risk - penalty * cost)
         x, value = self.current[penalty]
         trial = self.change(x, step)
+        trial, _ = self.place(trial)
         risk, cost = self.ask(trial)
-        trial = torch.where(self.mutable, self.problem.cost.project(trial), self.problem.x)
         new = risk - penalty * cost
         wins = new > value
         self.current[penalty] = (
@@ -183,7 +200,9 @@ class Search:
         """A change of every row's move: by kind, in turn."""
         n, d = x.shape
         move = x - self.problem.x
-        kind = (step // max(1, len(self.penalties))) % 4
+        kind = self.kinds[(step // max(1, len(self.penalties))) % len(self.kinds)]
+        if kind >= 4:
+            return self.stepped(x) if kind == 4 else self.swapped(x)
         length = (move.square() @ self.weights).sqrt().unsqueeze(1)
         still = length <= 0
         if kind == 0:  # most of the move is in few columns: drop a part of the others
@@ -204,6 +223,26 @@ class Search:
             trial = x + scale * self.problem.directions(n, self.generator)
         # A row that stays where it is tries what another row does, or a random move.
         return torch.where(still, self.fresh(), trial)
+
+    def stepped(self, x: Tensor) -> Tensor:
+        """Another whole number in one column: the next one, or one a few steps away."""
+        n, x = len(x), x.clone()
+        at = self.whole[(self.uniform(n) * len(self.whole)).long()].unsqueeze(1)
+        size = torch.where(self.uniform(n, 1) < 0.5, 1.0, (1.0 + 4.0 * self.uniform(n, 1)).floor())
+        sign = torch.where(self.uniform(n, 1) < 0.5, -1.0, 1.0)
+        return x.scatter_add(1, at, sign * size)
+
+    def swapped(self, x: Tensor) -> Tensor:
+        """Another category in one group of columns; half of the time the row's own again."""
+        assert self.swaps is not None
+        choice, own = self.swaps.state(x), self.state
+        counts = torch.tensor([len(values) for values in self.swaps.values], dtype=torch.float64)
+        n = len(x)
+        group = (self.uniform(n) * self.swaps.n_groups).long()
+        new = (self.uniform(n) * counts[group]).long()
+        back = (self.uniform(n) < 0.5) & (choice != own).any(1)
+        new = torch.where(back, own.gather(1, group[:, None])[:, 0], new)
+        return self.swaps.apply(x, choice, choice.scatter(1, group[:, None], new[:, None]))
 
     def prune(self) -> None:
         """Keep the best candidates at a grid of penalties, and at those of the radii."""

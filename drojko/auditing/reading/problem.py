@@ -18,6 +18,7 @@ from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.own import BLOCK, ScoresModel
 from drojko.inner.objective import Objective
+from drojko.inner.swaps import Swaps
 from drojko.inner.transport.adversary import Adversary
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
@@ -99,6 +100,11 @@ class AuditProblem:
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         return self.loss.value(self.outputs(x), y).detach().double()
+
+    @cached_property
+    def swaps(self) -> Swaps | None:
+        """Categories that may be swapped, at their prices."""
+        return Swaps.of(self.cost, {"dtype": torch.float64, "device": "cpu"})
 
     def directions(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform directions of unit cost in the columns that move, shape (n, d)."""

@@ -14,7 +14,7 @@ from drojko._validation import check_scale, plain_tensor, shown
 from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
-from drojko.auditing.reading.columns import in_matrix
+from drojko.auditing.reading.columns import in_matrix, in_rows
 from drojko.auditing.reading.losses import with_loss
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
@@ -97,23 +97,25 @@ def build_problem(
                 f"groups has shape {np.shape(groups)} and X has {len(kept)} rows: give one per row"
             )
         groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
-    own = in_matrix(ambiguity, space)
-    names = list(space.names) if space.frame else None
+    if scale is not None and not (isinstance(scale, str) and scale == "standard"):
+        raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
+    variance = w @ (u - w @ u) ** 2
+    spread = (variance > 0) * 1.0 if scale else variance
+    found = in_rows(in_matrix(ambiguity, space), space, u, spread)
+    own, names = found.ambiguity, list(space.names) if space.frame else None
     cost = approach_to(own).resolve(own, u, names)
     cost = replace(cost, weights=np.where(space.fixed, np.inf, cost.weights))
+    cost = replace(cost, whole=found.whole, floor=found.floor)
     if scale is not None:
-        if not (isinstance(scale, str) and scale == "standard"):
-            raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
-        variance = w @ (u - w @ u) ** 2
         cost = replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
     cost = cost.observed(u)
     if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
-    model, found = with_loss(model, loss, torch.from_numpy(u), torch.as_tensor(target))
+    model, scored = with_loss(model, loss, torch.from_numpy(u), torch.as_tensor(target))
     atoms, smooth = _reference(reference, cost, model, generator)
     problem = AuditProblem(
         model=model,
-        loss=found,
+        loss=scored,
         ambiguity=own,
         cost=cost,
         x=torch.from_numpy(np.ascontiguousarray(u)),
@@ -121,7 +123,7 @@ def build_problem(
         w=torch.from_numpy(w),
         rows=rows,
         reference=_fit(atoms, u, target, w, model),
-        smooth=smooth and space.missing is None,
+        smooth=smooth and space.missing is None and found.whole is None,
         sampled=False,
         generator=generator,
         groups=groups,
@@ -129,7 +131,7 @@ def build_problem(
     if not is_sampled(problem.reference):
         return problem
     x, labels, mass = problem.reference.points(max(DRAWS, len(u)), spawn(generator))
-    x = cost.project(x)
+    x = cost.snap(cost.project(x))
     labels = labels if problem.n_labels else labels.double()
     empty = np.full(len(x), -1)
     return replace(problem, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
