@@ -337,9 +337,9 @@ def _check_parts(found: Any) -> None:
     for part, ours in _parts(found):
         if hasattr(type(part), "_check_stored"):
             part._check_stored()
-        if ours and isinstance(part, np.ndarray) and part.dtype.kind in "fc":
-            if np.isnan(part).any():
-                raise InvalidDataError(f"{type(found).__name__} holds an array with NaN")
+        numbers = ours and isinstance(part, np.ndarray) and part.dtype.kind in "fc"
+        if numbers and np.isnan(part).any():
+            raise InvalidDataError(f"{type(found).__name__} holds an array with NaN")
 
 
 def _without_reference(estimator: Any) -> Any:

@@ -146,12 +146,11 @@ class Wasserstein(AmbiguitySet):
         return GroundCost(weights, lower, upper, columns.names, categories)
 
     def settled(
-        self, X: Any, names: Sequence[str] | None = None, *, variance: Any = None, whole: bool = True
+        self, X: Any, names: Sequence[str] | None = None, *, variance: Any = None
     ) -> Wasserstein:
         """The set with ``"auto"`` replaced by what rows X (n, d) show; see `AmbiguitySet.settled`.
 
-        ``variance`` of the columns in the units of the weights, where these are not those of X;
-        ``whole``: whether columns of whole numbers become immutable.
+        ``variance`` of the columns in the units of the weights, where these are not those of X.
         """
         features, price = self.categorical_features, self.swap_cost
         found = isinstance(features, str) and features == "auto"
@@ -170,7 +169,7 @@ class Wasserstein(AmbiguitySet):
         if found:
             kinds = kinds_of(X, columns.names)
             features = changes["categorical_features"] = [*kinds.groups, *kinds.codes] or None
-            if whole and kinds.whole:
+            if kinds.whole:
                 changes["immutable"] = fixed = sorted({*fixed, *kinds.whole})
                 weights[fixed] = np.inf
         if priced:

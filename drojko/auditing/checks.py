@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._numerics import telling
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
@@ -65,6 +66,7 @@ def health(problem: AuditProblem) -> Health:
     _logits(problem, found)
     _chance(problem, f, found)
     _spread(problem, flat, found)
+    _told(problem, found)
     if problem.model.tabular is not None:
         _slopes(problem, found)
     else:
@@ -125,6 +127,16 @@ def _spread(problem: AuditProblem, flat: torch.Tensor, found: Health) -> None:
     )
 
 
+def _told(problem: AuditProblem, found: Health) -> None:
+    """A column that is the target itself."""
+    columns = telling(problem.x.numpy(), problem.y.numpy(), problem.n_labels)
+    names = _listed([problem.model.space.names[j] for j in columns])
+    found.add(
+        check("columns that tell the target", len(columns), not columns, names),
+        f"target among the columns: {names} tells it exactly, leave it out of X",
+    )
+
+
 def _slopes(problem: AuditProblem, found: Health) -> None:
     """Shares of rows whose loss has no gradient, or none that is a number."""
     x, y = problem.x[:ROWS], problem.y[:ROWS]
@@ -175,8 +187,8 @@ def notes(problem: AuditProblem, one: Row) -> None:
         listed = _listed([space.names[j] for j in np.flatnonzero(moved)])
         one.note(
             f"fractions: columns of whole numbers move by fractions ({listed}), to rows that "
-            "cannot exist if they count, code or say yes and no: categorical_features=\"auto\" "
-            "moves them in whole steps, immutable= keeps them, and a swap_cost swaps those named in "
+            'cannot exist if they count, code or say yes and no: categorical_features="auto" moves '
+            "them in whole steps, immutable= keeps them, and a swap_cost swaps those named in "
             "categorical_features="
         )
 

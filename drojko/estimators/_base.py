@@ -51,7 +51,7 @@ from drojko.approaches.reference import (
 from drojko.approaches.registry import approach_to
 from drojko.estimators._batches import OnBatches
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
-from drojko.estimators._models import OnModule, check_device
+from drojko.estimators._models import OnModule, check_device, warn_of_target
 from drojko.estimators._networks import on_network, warn_of_outputs
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
@@ -210,6 +210,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         ambiguity = self._nested("ambiguity")
         approach = approach_to(ambiguity)
         ambiguity = self._settle(ambiguity, X, fitting=True)
+        warn_of_target(self, X, y)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         self._categories = None if cost.categories is None else cost.categories.known
         if not isinstance(self.device, str) or self.device != "cpu":

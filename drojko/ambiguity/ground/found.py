@@ -71,7 +71,7 @@ def kinds_of(
             if X[:, columns].sum(axis=1).max() <= 1:
                 groups.append(columns)
                 taken |= set(columns)
-    two = ((X == low) | (X == high)).all(axis=0) & (low < high)
+    two = ((low == X) | (high == X)).all(axis=0) & (low < high)
     codes = [j for j in range(d) if two[j] and j not in taken]
     whole = (np.round(X) == X).all(axis=0)
     return Kinds(groups, codes, [j for j in range(d) if whole[j] and j not in {*taken, *codes}])

@@ -16,9 +16,7 @@ _ROUNDS, _COLUMNS, _PRICES = 12, 32, 3
 _ATONCE = 65_536
 
 
-def in_steps(
-    problem: AuditProblem, pool: Pool, radii: list[float], penalties: list[float]
-) -> None:
+def in_steps(problem: AuditProblem, pool: Pool, radii: list[float], penalties: list[float]) -> None:
     """Layers of the source "learned" whose whole numbers cannot gain by one step more or less.
 
     What a search among fractions found has been rounded; of rows that rounding puts back where

@@ -1,4 +1,4 @@
-"""Losses of audits: those of estimators, of predicted labels and probabilities, and any callable."""
+"""Losses of audits: those of estimators, of labels and probabilities, and any callable."""
 
 from __future__ import annotations
 
@@ -152,5 +152,3 @@ def _or_answered(
             f"the loss fails on predictions {tuple(f.shape)} and labels {tuple(y.shape)}: {error}"
         ) from error
     return _without(model, "no gradients: the loss has none"), answered
-
-

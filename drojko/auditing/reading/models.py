@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drojko._sklearn import odd_columns
 from drojko._validation import plain_tensor, shown
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
 from drojko.auditing.reading.own import BLOCK, ONE, Held, Own, Tally, Watched
@@ -20,7 +21,7 @@ from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
 __all__ = ["AuditedModel", "audited_model"]
 
 #: Categories of a column that are told apart one by one, and numbers of a matrix of indicators.
-FEW, MOST = 64, 40_000_000
+FEW, MOST = 64, 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +130,9 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
         classes = np.asarray(model.classes_)
         if len(classes) < 2:
             raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
+    odd = odd_columns(getattr(X, "columns", None), getattr(model, "feature_names_in_", None))
+    if odd is not None:
+        raise InvalidDataError(odd)
     method = _method(model) if classes is not None else "predict"
     tally = Tally()
     try:
@@ -140,7 +144,14 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
         copies, note = [], "no gradients: rows with missing values"
     own = Own(model, space, X, classes, method)
     found, rows = AuditedModel(own, None, space, classes, note, tally=tally), space.encode(X)
-    own.scores(rows[:1])  # which says what does not fit
+    try:  # what does not fit: of categories a model may refuse those of any row
+        (own.scores if classes is not None else own.raw)(rows if space.fixed.any() else rows[:1])
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InvalidDataError):
+            raise
+        said = str(error).strip().replace("\n", " ")
+        hint = ' (OneHotEncoder(handle_unknown="ignore") takes them)' * ("unknown" in said)
+        raise InvalidDataError(f"{type(model).__name__} refuses rows of X: {said}{hint}") from error
     for copied in copies:
         found = replace(found, tabular=copied, note=note, compared=0).compare(rows)
         if found.tabular is not None:
@@ -218,7 +229,7 @@ def _distinct(column: Any) -> list[Any]:
     """The values of a column, NaN left out: an encoder has one of its own for it."""
     import pandas as pd
 
-    return [value for value in pd.unique(pd.Series(column).dropna()).tolist()]
+    return pd.unique(pd.Series(column).dropna()).tolist()
 
 
 def _inside(model: Any) -> tuple[list[Any], Any] | None:
