@@ -93,7 +93,7 @@ class Search:
     def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest positions (n, d) that rows may take, and what each costs, (n,)."""
         problem = self.problem
-        z = torch.where(self.mutable, problem.cost.snap(problem.cost.project(x)), problem.x)
+        z = torch.where(self.mutable, problem.real(x), problem.x)
         cost = (z - problem.x).square() @ self.weights
         if self.swaps is None:
             return z, cost
@@ -138,6 +138,8 @@ class Search:
         """Ask at the goals, and where on the way there the loss has risen halfway."""
         problem, base = self.problem, self.pool.nominal
         goal = torch.where(self.mutable, goal, problem.x)  # categories are swapped elsewhere
+        missing = problem.model.space.missing
+        goal = goal if missing is None else torch.where(goal == missing, problem.x, goal)
         top, _ = self.ask(goal)
         low, high = torch.zeros_like(base), torch.ones_like(base)
         for _ in range(times):

@@ -106,6 +106,17 @@ class AuditProblem:
         """Categories that may be swapped, at their prices."""
         return Swaps.of(self.cost, {"dtype": torch.float64, "device": "cpu"})
 
+    @cached_property
+    def gaps(self) -> Tensor | None:
+        """Missing values, which stay so, as a mask (n, d); None where there are none."""
+        missing = self.model.space.missing
+        return None if missing is None else self.x == missing
+
+    def real(self, z: Tensor) -> Tensor:
+        """The rows nearest to z (n, d) that the rows of ``x`` may become by moves, no swaps."""
+        z = self.cost.snap(self.cost.project(z))
+        return z if self.gaps is None else torch.where(self.gaps, self.x, z)
+
     def directions(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform directions of unit cost in the columns that move, shape (n, d)."""
         mutable = torch.as_tensor(self.cost.mutable)

@@ -18,6 +18,7 @@ from drojko.auditing.reading.columns import in_matrix, in_rows
 from drojko.auditing.reading.losses import with_loss
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.space import filled
 from drojko.exceptions import InvalidDataError
 from drojko.measures import LabelledMeasure
 from drojko.measures._arrays import masses
@@ -79,6 +80,7 @@ def build_problem(
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space, approach = model.space, approach_to(ambiguity)
     still = approach.name == "reweighting" or ambiguity.knows_groups
+    still = still or (approach.name == "transport" and ambiguity.order == 2)
     if space.missing is not None and not (still and reference in ("kde", "empirical")):
         replace(space, missing=None).encode(X)  # which says where
     u = space.encode(X)
@@ -99,16 +101,19 @@ def build_problem(
         groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
     if scale is not None and not (isinstance(scale, str) and scale == "standard"):
         raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
-    variance = w @ (u - w @ u) ** 2
+    full = filled(u, space.missing)
+    variance = w @ (full - w @ full) ** 2
+    if space.missing is not None:  # of what is known
+        variance = variance / np.maximum(w @ (u != space.missing), 1e-300)
     spread = (variance > 0) * 1.0 if scale else variance
-    found = in_rows(in_matrix(ambiguity, space), space, u, spread)
+    found = in_rows(in_matrix(ambiguity, space), space, full, spread)
     own, names = found.ambiguity, list(space.names) if space.frame else None
-    cost = approach_to(own).resolve(own, u, names)
+    cost = approach_to(own).resolve(own, full, names)
     cost = replace(cost, weights=np.where(space.fixed, np.inf, cost.weights))
     cost = replace(cost, whole=found.whole, floor=found.floor)
     if scale is not None:
         cost = replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
-    cost = cost.observed(u)
+    cost = cost.observed(full)
     if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
     model, scored = with_loss(model, loss, torch.from_numpy(u), torch.as_tensor(target))

@@ -13,7 +13,16 @@ from drojko._validation import plain_tensor
 from drojko.auditing.reading.channels import Affine, Key
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Space"]
+__all__ = ["Space", "filled"]
+
+
+def filled(U: np.ndarray, missing: float | None) -> np.ndarray:
+    """Rows U (n, d) with the mean of its column in the place of each missing value."""
+    if missing is None:
+        return U
+    gaps = missing == U
+    counts = np.maximum((~gaps).sum(axis=0), 1)
+    return np.where(gaps, np.where(gaps, 0.0, U).sum(axis=0) / counts, U)
 
 
 @dataclass(frozen=True, eq=False)
