@@ -101,7 +101,7 @@ def test_missing_values_stay_where_rows_move():
     worst, table = report.worst_case(), report.space.table
     before, after = table(worst.before), table(worst.after)
     pd.testing.assert_frame_equal(after.isna(), before.isna())
-    assert ((after - before) ** 2).fillna(0.0).sum(1) @ worst.mass <= 0.09 * (1 + 1e-9)
+    assert ((after - before) ** 2).fillna(0.0).sum(axis=1) @ worst.mass <= 0.09 * (1 + 1e-9)
     answers = model.predict_proba(after)[np.arange(len(after)), worst.labels]
     np.testing.assert_allclose(worst.loss_after, -np.log(np.clip(answers, 1e-6, 1)), rtol=1e-9)
     assert report.table.worst_case_risk[0] > report.table.nominal_risk[0] + 0.01
