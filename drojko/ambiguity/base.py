@@ -115,6 +115,14 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
             raise self.lacks("resolve(n_features, feature_names) -> GroundCost", "transport")
         return None
 
+    def for_data(self, names: Sequence[str] | None, classes: Any) -> Self:
+        """Return the set as it is for columns of these names and labels of these classes.
+
+        Sets that name columns or classes know them as indices from here on; ``classes`` is None in
+        a regression.
+        """
+        return self
+
     def bind(self, x: Any, y: Any, weights: Any, groups: Any = None) -> Any:
         """Return the set on weighted points with labels: `on`, for sets that know more."""
         del y
