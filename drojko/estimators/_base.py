@@ -209,9 +209,13 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
         ambiguity = self._nested("ambiguity")
         approach = approach_to(ambiguity)
-        ambiguity = self._settle(ambiguity, X, fitting=True)
-        warn_of_target(self, X, y)
-        cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
+        names = getattr(self, "feature_names_in_", None)
+        settled = ambiguity.settled(X, names)
+        self._found = None if settled is ambiguity else settled.get_params(deep=False)
+        ambiguity = settled
+        if names is not None:
+            warn_of_target(self, X, y)
+        cost = approach.resolve(ambiguity, X, names)
         self._categories = None if cost.categories is None else cost.categories.known
         if not isinstance(self.device, str) or self.device != "cpu":
             check_device(self.device)

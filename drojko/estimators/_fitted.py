@@ -160,13 +160,8 @@ class Fitted(BaseEstimator):
         )
         return approach_named(state["approach"]).worst_case(fitted, state)
 
-    def _settle(self, ambiguity: Any, X: Any, fitting: bool = False) -> Any:
+    def _settle(self, ambiguity: Any) -> Any:
         """A set whose "auto" is what the rows of the fit have shown: of new rows, too."""
-        names = getattr(self, "feature_names_in_", None)
-        if fitting:
-            found = ambiguity.settled(X, names)
-            self._found = None if found is ambiguity else found.get_params(deep=False)
-            return found
         known, given = getattr(self, "_found", None), ambiguity.get_params(deep=False)
         if known is None:
             return ambiguity
@@ -201,7 +196,7 @@ class Fitted(BaseEstimator):
         X, y = self._known(X, y)
         ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
         approach = approach_to(ambiguity)
-        ambiguity = self._settle(ambiguity, X)
+        ambiguity = self._settle(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
         weight = checked_weight(sample_weight, X)

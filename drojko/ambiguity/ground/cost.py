@@ -151,12 +151,11 @@ class GroundCost:
             lower, upper = np.maximum(lower, self.lower), self.upper
         lower = np.where(whole, np.ceil(lower), lower)
         upper = np.where(whole, np.floor(upper), upper)
-        at = torch.as_tensor(whole) if isinstance(z, torch.Tensor) else whole
-        rounded = z.round()
-        rounded = (
-            torch.where(at, rounded, z) if isinstance(z, torch.Tensor) else np.where(at, rounded, z)
-        )
-        return rounded.clip(_like(z, lower), _like(z, upper))
+        if isinstance(z, torch.Tensor):
+            z = torch.where(torch.as_tensor(whole), z.round(), z)
+        else:
+            z = np.where(whole, np.round(z), z)
+        return z.clip(_like(z, lower), _like(z, upper))
 
     def spread(self, X: np.ndarray, weight: np.ndarray) -> float:
         """Root mean square of what a standard deviation of each column of X (n, d) costs."""
