@@ -72,7 +72,7 @@ def trusted_types() -> tuple[str, ...]:
     return tuple(names)
 
 
-def save(estimator: Any, path: str | os.PathLike[str]) -> None:
+def save(estimator: Any, path: str | os.PathLike[str], *, reference: bool = True) -> None:
     """Write a fitted estimator, a pipeline of such, or a settings object to a file.
 
     The file is written beside its destination and then renamed: whoever reads ``path`` finds the
@@ -86,6 +86,10 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
         Its state must be numpy arrays, plain Python and drojko or scikit-learn objects.
     path : str or path-like
         Where to; an existing file is replaced.
+    reference : bool, default=True
+        False leaves out the fitted references of drojko's estimators, and with them the training
+        rows: the file is small and holds nobody's data. What is loaded then predicts and has its
+        certificate, but neither ``reference_`` nor ``worst_case_``.
 
     Raises
     ------
@@ -109,7 +113,9 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Wasserstein(radius=0.3)
     """
     path = check_path(path)
-    data = _pack(estimator)
+    if not isinstance(reference, bool | np.bool_):
+        raise InvalidDataError(f"reference={shown(reference)}; expected True or False")
+    data = _pack(estimator if reference else _without_reference(estimator))
     with replacing(path) as file:
         file.write(data)
 
@@ -307,27 +313,42 @@ def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
     return found
 
 
-def _check_parts(found: Any) -> None:
-    """Ask all parts of an object that know how to whether they fit together; no NaN in ours."""
+def _parts(found: Any) -> Iterator[tuple[Any, bool]]:
+    """All that an object holds, itself first, and whether it belongs to an object of ours."""
     todo, seen = [(found, False)], dict[int, Any]()
     while todo:
         part, ours = todo.pop()
         if id(part) in seen or isinstance(part, type):
             continue
         seen[id(part)] = part
-        if hasattr(type(part), "_check_stored"):
-            part._check_stored()
-        if isinstance(part, np.ndarray):
-            if ours and part.dtype.kind in "fc" and np.isnan(part).any():
-                raise InvalidDataError(f"{type(found).__name__} holds an array with NaN")
-        elif isinstance(part, list | tuple):
+        yield part, ours
+        if isinstance(part, list | tuple):
             todo += [(one, ours) for one in part]
         elif isinstance(part, dict):
             todo += [(one, ours) for one in part.values()]
-        else:
+        elif not isinstance(part, np.ndarray):
             ours = type(part).__module__.startswith("drojko.")
             inside = getattr(part, "__dict__", {})
             todo += [(one, ours) for name, one in inside.items() if name != "_history"]
+
+
+def _check_parts(found: Any) -> None:
+    """Ask all parts of an object that know how to whether they fit together; no NaN in ours."""
+    for part, ours in _parts(found):
+        if hasattr(type(part), "_check_stored"):
+            part._check_stored()
+        numbers = ours and isinstance(part, np.ndarray) and part.dtype.kind in "fc"
+        if numbers and np.isnan(part).any():
+            raise InvalidDataError(f"{type(found).__name__} holds an array with NaN")
+
+
+def _without_reference(estimator: Any) -> Any:
+    """A copy in which no estimator of ours holds its reference."""
+    found = copy.deepcopy(estimator)
+    for part, _ in _parts(found):
+        if hasattr(type(part), "_drop_reference"):
+            part._drop_reference()
+    return found
 
 
 def _refuse_code(estimator: Any) -> None:

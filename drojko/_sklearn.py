@@ -67,6 +67,7 @@ __all__ = [
     "checked_weight",
     "fitting",
     "plain",
+    "odd_columns",
     "validate_data",
 ]
 
@@ -336,12 +337,42 @@ def checked_data(
         objects = isinstance(X, np.ndarray) and X.dtype == object  # scikit-learn's own words
         if "dense data is required" in text or (objects and isinstance(error, TypeError)):
             raise
-        found = culprit(X)
+        known = getattr(estimator, "feature_names_in_", None) if "feature names" in text else None
+        found = odd_columns(columns, known) or culprit(X)
         if found is not None:
             raise InvalidDataError(f"{found}. {text}") from error
         if isinstance(error, ValueError):
             raise
         raise InvalidDataError(f"X is {shown(X)}, y is {shown(y)}: {text}") from error
+
+
+def odd_columns(columns: Any, known: Any) -> str | None:
+    """What is wrong with the columns of a table for a model that knows others; None: nothing.
+
+    Examples
+    --------
+    >>> from drojko._sklearn import odd_columns
+    >>> odd_columns(["a", "c"], ["a", "b"])
+    "X lacks 'b' and has 'c' more than the model was fitted on: give it X[['a', 'b']]"
+    """
+    if columns is None or known is None or list(columns) == list(known):
+        return None
+    have, want = list(map(str, columns)), list(map(str, known))
+    lost, more = ([n for n in a if n not in set(b)] for a, b in ((want, have), (have, want)))
+    if len(lost) == len(want):  # names that say nothing, as a model fitted on an array has them
+        return None
+    wanted = f"X[{want}]" if len(want) <= 6 else "X[model.feature_names_in_]"
+    if not lost and not more:
+        pair = next((a, b) for a, b in zip(have, want, strict=True) if a != b)
+        return (
+            f"X has the columns of the fit in another order, {pair[0]!r} where {pair[1]!r} was: "
+            f"reorder them, {wanted}"
+        )
+    names = [", ".join(map(repr, part[:5])) + ", ..." * (len(part) > 5) for part in (lost, more)]
+    lacks = f"lacks {names[0]}" if lost else ""
+    has = f"has {names[1]} more than the model was fitted on" if more else ""
+    words = " and ".join(filter(None, (lacks, has)))
+    return f"X {words}: give it {wanted}" if more else f"X {words}, which the model was fitted on"
 
 
 def _checked_sparse(

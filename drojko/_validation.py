@@ -188,7 +188,7 @@ def refuse(values: Any, name: str) -> None:
             if getattr(dtype, "kind", "f") in "cmM":
                 raise InvalidDataError(
                     f"column {column!r} of {name} has dtype {dtype}; expected real numbers: leave "
-                    "it out, or turn it into numbers in a unit of your choice"
+                    "it out, or make numbers of it, such as its month, its weekday or days since"
                 )
 
 

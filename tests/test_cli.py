@@ -441,3 +441,38 @@ def test_python_m_drojko_is_the_same(tables, tmp_path):
         summary["certificate"]["upper"]
     )
     assert run_python("-m", "drojko", "nothing", cwd=tmp_path).returncode == 2
+
+
+# Tables with text, and predictions ---------------------------------------------------------------
+
+
+def test_a_table_with_text_and_gaps_is_fitted_and_predicted(invoke, iris):
+    frame = iris.iloc[50:].reset_index(drop=True)
+    frame["colour"] = np.where(np.arange(len(frame)) % 3 == 0, "red", "blue")
+    frame.iloc[3, 0] = np.nan
+    frame.to_csv("mixed.csv", index=False, sep=";")
+    given = (
+        "fit",
+        "mixed.csv",
+        "--target",
+        "species",
+        "--reference",
+        "empirical",
+        "-o",
+        "m.drojko",
+    )
+    assert "add --sep ';'" in invoke(*given).output
+    assert "--categorical auto" in invoke(*given, "--sep", ";").output
+    found = invoke(*given, "--sep", ";", "--categorical", "auto", "--set", "kl")
+    assert found.exit_code == 0, found.output
+    assert "colour: one column a category" in found.output
+    frame[frame.columns[::-1]].to_csv("new.csv", index=False)
+    assert invoke("predict", "m.drojko", "new.csv", "-o", "p.csv").exit_code == 0
+    said, model = pd.read_csv("p.csv"), drojko.load("m.drojko")
+    X = frame.drop(columns="species")
+    assert said["prediction"].tolist() == model.predict(X).tolist()
+    np.testing.assert_allclose(said.iloc[:, 1:], model.predict_proba(X), rtol=1e-12)
+    dated = frame.assign(day="2024-01-02")
+    dated.to_csv("dated.csv", index=False)
+    given = ("fit", "dated.csv", "--target", "species", "--categorical", "auto", "-o", "m.drojko")
+    assert "column 'day' holds dates" in invoke(*given).output

@@ -27,6 +27,7 @@ _LOSSES = {
     "classification": ("logistic", "hinge"),
     "regression": ("squared", "absolute", "huber", "quantile"),
 }
+_SETS = ["wasserstein", "kl", "chi-square", "tv", "cvar"]
 _SPREAD = 100.0  # ratio of standard deviations that deserves a remark
 
 
@@ -74,6 +75,10 @@ _immutable = click.option(
 _encoding = click.option(
     "--encoding", default="utf-8", show_default=True, help="Of a text table, such as latin-1."
 )
+_sep = click.option(
+    "--sep", callback=lambda _, __, value: "\t" if value in ("tab", "\\t") else value,
+    help="What separates the cells of a text table, such as ';' or tab.",
+)  # fmt: skip
 _SEED = click.IntRange(0, 2**32 - 1)
 _drop = click.option("--drop", multiple=True, help="Column to leave out; may be repeated.")
 
@@ -145,8 +150,13 @@ def _comparison(plain: Any, robust: Any) -> Any:
 @click.argument("data", type=_TABLES)
 @click.option("--target", required=True, help="Column to predict.")
 @click.option(
+    "--set", "kind", type=click.Choice(_SETS), default="wasserstein", show_default=True,
+    help="Ambiguity set.",
+)  # fmt: skip
+@click.option(
     "--radius", type=_Number(min=0),
-    help="Radius of the Wasserstein ball, in the units of the columns (0.1 unless --penalty).",
+    help="Size of the set, of wasserstein in the units of the columns, of cvar a share of the "
+    "rows (0.1 unless --penalty).",
 )  # fmt: skip
 @click.option(
     "--penalty", type=_Number(min=0, min_open=True),
@@ -165,6 +175,12 @@ def _comparison(plain: Any, robust: Any) -> Any:
 @_immutable
 @_drop
 @_encoding
+@_sep
+@click.option(
+    "--categorical", type=click.Choice(["none", "auto"]), default="none", show_default=True,
+    help="auto: text becomes a column for each category, gaps are filled, and neither categories "
+    "nor whole numbers move by fractions; the model takes the table as it is.",
+)  # fmt: skip
 @click.option(
     "--standardize", is_flag=True,
     help="Scale the columns to unit variance first; the radius is then in standard deviations.",
@@ -182,8 +198,9 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
     """Fit, certify and save a model of a table.
 
     DATA is a CSV or Parquet file of numbers, one column of which is the target, or a folder of
-    Parquet files, which are read batch by batch and may be larger than memory. Ctrl-C ends the fit
-    with exit code 130; the model so far, without a certificate, is written to OUTPUT.partial.
+    Parquet files, which are read batch by batch and may be larger than memory; with --categorical
+    auto also a file with text, booleans and gaps. Ctrl-C ends the fit with exit code 130; the model
+    so far, without a certificate, is written to OUTPUT.partial.
 
     torchrun --nproc-per-node=N -m drojko fit ... is one fit on N processes, each with a part of
     the rows; a worst case of the saved model is that of the first part.
@@ -191,6 +208,7 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
     if options["radius"] is not None and options["penalty"] is not None:
         raise click.UsageError("give --radius or --penalty, not both")
     _check_folder(output, data)
+    options["as_json"] = as_json
     from drojko.distributed import sharded
 
     with sharded() as ranks:
@@ -220,6 +238,9 @@ def _fitted(
     batched = data.is_dir()
     if batched and options["standardize"]:
         raise click.UsageError("--standardize needs a table in memory: scale the files' columns")
+    auto = options["categorical"] == "auto"
+    if batched and auto:
+        raise click.UsageError("--categorical auto needs a table in memory: encode the files")
     plain = "empirical" if batched or ranks.size > 1 else "kde"
     options["reference"] = options["reference"] or plain
     X: Any
@@ -227,10 +248,10 @@ def _fitted(
         X = read_folder(data, target, options["drop"], ranks.rank, ranks.size)
         y = X.y
     else:
-        X, y = _table(data, target, options, numbers=True)
+        X, y = _table(data, target, options, numbers=not auto, gaps=auto)
     task = task_of(y) if options["task"] == "auto" else options["task"]
     y = labels(y, task)
-    model, estimator = _build(task, options)
+    model, estimator = _build(task, options, X)
     from drojko._persist import save
 
     try:
@@ -241,7 +262,7 @@ def _fitted(
             elif ranks.size == 1:
                 model.fit(X, y)
             else:
-                scaled = model[:-1].fit_transform(X) if options["standardize"] else X
+                scaled = X if model is estimator else model[:-1].fit_transform(X)
                 own = slice(*(len(X) * k // ranks.size for k in (ranks.rank, ranks.rank + 1)))
                 estimator.fit(scaled[own], y[own])
         if not ranks.rank:
@@ -255,7 +276,7 @@ def _fitted(
     return task, estimator, X, y, caught
 
 
-def _build(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def _build(task: str, options: dict[str, Any], X: Any) -> tuple[Any, Any]:
     """The model to fit, and the drojko estimator inside of it."""
     loss = options["loss"] or _LOSSES[task][0]
     if loss not in _LOSSES[task]:
@@ -263,20 +284,29 @@ def _build(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
             f"--loss {loss} is not for {task}; choose one of {', '.join(_LOSSES[task])}"
         )
     from drojko import DROClassifier, DRORegressor
-    from drojko.ambiguity import Wasserstein
+    from drojko._cli.build import encoded, make_set
 
     radius, penalty = options["radius"], options["penalty"]
-    ambiguity = Wasserstein(
-        radius=0.1 if radius is None and penalty is None else radius,
-        penalty=penalty,
+    auto, moves = options["categorical"] == "auto", options["kind"] == "wasserstein"
+    ambiguity = make_set(
+        options["kind"],
+        0.1 if radius is None and penalty is None else radius,
+        penalty,
         immutable=list(options["immutable"]) or None,
+        categorical_features="auto" if auto and moves else None,
     )
     names = ("model", "reference", "alpha", "max_iter", "random_state")
     kind = DROClassifier if task == "classification" else DRORegressor
     estimator = kind(ambiguity, loss=loss, **{name: options[name] for name in names})
+    from sklearn.pipeline import make_pipeline
+
+    if auto:
+        steps, said = encoded(X, options["standardize"])
+        for words in said if not options["as_json"] else ():
+            click.echo(words)
+        return make_pipeline(steps, estimator), estimator
     if not options["standardize"]:
         return estimator, estimator
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().set_output(transform="pandas")  # keeps the columns' names
@@ -298,7 +328,7 @@ def _report(
         soft_wrap=True,
     )
     console.print(f"{estimator.status_}: {estimator.message_}", soft_wrap=True)
-    spread = X.std().replace(0.0, math.nan).dropna()
+    spread = X.std(numeric_only=True).replace(0.0, math.nan).dropna()
     if len(spread) and spread.max() > _SPREAD * spread.min() and not options["standardize"]:
         console.print(
             f"note: {spread.idxmax()!r} spreads {spread.max() / spread.min():.0f} times as wide as "
@@ -337,7 +367,7 @@ def _plain(value: Any) -> Any:
 
 @main.command()
 @click.argument("model", type=_IN)
-@click.argument("data", type=_IN)
+@click.argument("data", type=_TABLES)
 @click.option("--target", required=True, help="Column with the labels.")
 @click.option(
     "--radii", default="0.1,0.2,0.4", show_default=True,
@@ -345,12 +375,18 @@ def _plain(value: Any) -> Any:
 )  # fmt: skip
 @click.option(
     "--set", "kind", default="wasserstein", show_default=True,
-    type=click.Choice(["wasserstein", "kl", "chi-square", "cvar"]), help="Ambiguity set.",
+    type=click.Choice(_SETS), help="Ambiguity set.",
 )  # fmt: skip
+@click.option(
+    "--categorical", type=click.Choice(["none", "auto"]), default="none", show_default=True,
+    help="auto: whole numbers move in whole steps, columns without a negative value get none.",
+)  # fmt: skip
+@click.option("--loss", help="Such as logistic, zero-one, squared or absolute.")
 @click.option("--standardize", is_flag=True, help="Distances in standard deviations of columns.")
 @_immutable
 @_drop
 @_encoding
+@_sep
 @click.option("--html", type=_OUT, help="Write a page.")
 @click.option("--csv", type=_OUT, help="Write the table.")
 @click.option("--samples", type=_OUT,
@@ -363,7 +399,8 @@ def _plain(value: Any) -> Any:
 def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: Any) -> None:
     """Find the worst shift of a model: how bad, how sure, which columns.
 
-    MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table.
+    MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table, or a
+    folder of Parquet files.
     """
     sizes = _sizes(radii, 1.0 if kind == "cvar" else math.inf)
     wanted = {name: path for name in ("html", "csv", "samples") if (path := given[name])}
@@ -374,20 +411,21 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     from drojko._persist import load_any
 
     console = _console()
-    from drojko import ambiguity as sets
+    from drojko._cli.build import make_set
     from drojko.auditing import audit as run
 
     fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
-    X, y = _table(data, target, given, numbers=False)
+    X, y = _table(data, target, given, numbers=False, gaps=True)
+    X = _as_fitted(fitted, X, data)
     y = labels(y, "classification" if hasattr(fitted, "classes_") else "regression")
-    chosen = {
-        "wasserstein": lambda: sets.Wasserstein(immutable=list(given["immutable"]) or None),
-        "kl": sets.KL, "chi-square": sets.ChiSquare,
-        "cvar": lambda: sets.CVaR(alpha=sizes[0]),
-    }[kind]()  # fmt: skip
+    chosen = make_set(
+        kind, sizes[0], immutable=list(given["immutable"]) or None,
+        categorical_features="auto" if given["categorical"] == "auto" else None,
+    )  # fmt: skip
     report = run(
         fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
         scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
+        loss=given["loss"],
     )  # fmt: skip
     savers = {
         "html": report.to_html,
@@ -399,6 +437,59 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     console.print(str(report), soft_wrap=True)
     for name, path in wanted.items():
         console.print(f"{name}: {path}")
+
+
+# -- predict -------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("model", type=_IN)
+@click.argument("data", type=_TABLES)
+@click.option("-o", "--output", required=True, type=_OUT, help="Table to write, .csv or .parquet.")
+@_encoding
+@_sep
+@click.option("--trust", multiple=True,
+              help="Type that a skops file may hold, such as my.module.Class.")  # fmt: skip
+@click.option("--unsafe-pickle", is_flag=True,
+              help="Load a pickle or joblib file: it can run any code.")  # fmt: skip
+def predict(model: Path, data: Path, output: Path, **given: Any) -> None:
+    """Predict with a model file: a row for each row of DATA.
+
+    The columns of the table are found by name, in whatever order; others are left aside. OUTPUT
+    has a column "prediction" and, of classifiers, one for the probability of each class.
+    """
+    _check_folder(output, model, data)
+    import pandas as pd
+
+    from drojko._cli.tables import read_table
+    from drojko._files import write_table
+    from drojko._persist import load_any
+
+    fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
+    X = _as_fitted(fitted, read_table(data, given["encoding"], given["sep"]), data)
+    found = pd.DataFrame({"prediction": fitted.predict(X)})
+    if hasattr(fitted, "predict_proba"):
+        names = [f"probability of {label}" for label in fitted.classes_]
+        found = pd.concat([found, pd.DataFrame(fitted.predict_proba(X), columns=names)], axis=1)
+    write_table(found, output, output.suffix.lower())
+    click.echo(f"{len(found)} rows: {output}")
+
+
+def _as_fitted(fitted: Any, X: Any, data: Path) -> Any:
+    """The columns that a model was fitted on, in its order; says what was left aside or moved."""
+    known = getattr(fitted, "feature_names_in_", None)
+    if known is None or not set(known) & set(X.columns):
+        return X
+    if lost := [name for name in known if name not in X.columns]:
+        has = ", ".join(list(X.columns)[:12])
+        raise click.ClickException(
+            f"{data} lacks the column {lost[0]!r} that the model was fitted on; it has {has}"
+        )
+    if more := [name for name in X.columns if name not in known]:
+        click.echo(f"note: not among the columns of the model, left aside: {more}", err=True)
+    elif list(known) != list(X.columns):
+        click.echo("note: reordered the columns as the model has them", err=True)
+    return X[list(known)]
 
 
 def _sizes(text: str, most: float) -> list[float]:
@@ -464,14 +555,16 @@ def _benchmarks() -> Path:
 # -- plumbing ------------------------------------------------------------------------------------
 
 
-def _table(data: Path, target: str, options: dict[str, Any], *, numbers: bool) -> tuple[Any, Any]:
+def _table(
+    data: Path, target: str, options: dict[str, Any], *, numbers: bool, gaps: bool = False
+) -> tuple[Any, Any]:
     """Features and target of a file, with the columns that were named checked."""
     from drojko._cli.tables import read_table, split_target
 
-    frame = read_table(data, options["encoding"])
+    frame = read_table(data, options["encoding"], options["sep"])
     _check_columns("target", (target,), frame.columns)
     _check_columns("drop", options["drop"], frame.columns)
-    X, y = split_target(frame, target, options["drop"], numbers=numbers)
+    X, y = split_target(frame, target, options["drop"], numbers=numbers, gaps=gaps)
     _check_columns("immutable", options["immutable"], X.columns)
     return X, y
 

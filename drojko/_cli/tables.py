@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drojko._files import opened
+from drojko._sklearn import odd_columns
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["MOST_CLASSES", "labels", "read_table", "split_target", "task_of"]
@@ -16,13 +17,24 @@ MOST_CLASSES = 20
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_table(path: Path, encoding: str = "utf-8") -> Any:
-    """Return the DataFrame in a .csv, .tsv or .parquet file; column names are strings.
+def read_table(path: Path, encoding: str = "utf-8", separator: str | None = None) -> Any:
+    """Return the DataFrame in a .csv, .tsv or .parquet file, or of a folder of the latter.
+
+    Column names are strings.
 
     Raises `InvalidDataError`, which names the file and the remedy, for what is none.
     """
     import pandas as pd
 
+    if path.is_dir():
+        parts = sorted(p for p in path.iterdir() if p.suffix.lower() in (".parquet", ".pq"))
+        if not parts:
+            raise InvalidDataError(f"{path} is a folder without .parquet files")
+        frames = [read_table(part) for part in parts]
+        for part, frame in zip(parts, frames, strict=True):
+            if (odd := odd_columns(frame.columns, frames[0].columns)) is not None:
+                raise InvalidDataError(f"{part}: {odd}, as {parts[0].name} has them")
+        return pd.concat(frames, ignore_index=True)
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".pq", *_SEPARATORS):
         raise InvalidDataError(f"{path.name}: expected a .csv, .tsv or .parquet file")
@@ -40,7 +52,8 @@ def read_table(path: Path, encoding: str = "utf-8") -> Any:
                 )
             else:
                 file.seek(0)
-                frame = pd.read_csv(file, sep=_SEPARATORS[suffix], encoding=encoding)
+                sep = separator or _SEPARATORS[suffix]
+                frame = pd.read_csv(file, sep=sep, encoding=encoding)
         except (UnicodeError, LookupError) as error:
             raise InvalidDataError(
                 f"{path}: the text is not in the encoding {encoding!r} ({error}); save it as "
@@ -51,6 +64,13 @@ def read_table(path: Path, encoding: str = "utf-8") -> Any:
                 f"{path} cannot be read as a {suffix} table: {error}; expected a header and rows "
                 "of as many cells"
             ) from error
+    if len(frame.columns) == 1 and suffix in _SEPARATORS and separator is None:
+        other = next((mark for mark in ";\t|" if mark in str(frame.columns[0])), None)
+        if other is not None:
+            raise InvalidDataError(
+                f"{path} has one column, {str(frame.columns[0])!r}: its cells seem to be separated "
+                f"by {other!r}, add --sep {'tab' if other == chr(9) else repr(other)}"
+            )
     frame.columns = [str(name) for name in frame.columns]
     if twice := [name for name in frame.columns if list(frame.columns).count(name) > 1]:
         raise InvalidDataError(f"{path} has two columns {twice[0]!r}: rename one")
@@ -60,9 +80,10 @@ def read_table(path: Path, encoding: str = "utf-8") -> Any:
 
 
 def split_target(
-    frame: Any, target: str, drop: tuple[str, ...] = (), *, numbers: bool = True
+    frame: Any, target: str, drop: tuple[str, ...] = (), *, numbers: bool = True, gaps: bool = False
 ) -> tuple[Any, Any]:
-    """Return features and target of a table without gaps; ``numbers``: every feature is one.
+    """Return features and target of a table; ``numbers``: every feature is one; ``gaps``: it may
+    have gaps.
 
     Messages name a remedy of the command line, ``--drop``.
     """
@@ -78,17 +99,19 @@ def split_target(
         raise InvalidDataError(f"the table has no column besides the target {target!r}")
     for name in X.columns:
         column = X[name]
-        if column.isna().any():
+        if column.isna().any() and not gaps:
+            row = int(column.isna().to_numpy().argmax())
             raise InvalidDataError(
-                f"column {name!r} is missing in {int(column.isna().sum())} of {len(X)} rows: "
-                f"impute it, or leave it out with --drop {name!r}"
+                f"column {name!r} is missing in {int(column.isna().sum())} of {len(X)} rows, first "
+                f"in row {row + 1}: fill the gaps, with --categorical auto by the median, or leave "
+                f"it out with --drop {name!r}"
             )
         if numbers and not pd.api.types.is_numeric_dtype(column):
             example = column.iloc[0]
             raise InvalidDataError(
                 f"column {name!r} holds {type(example).__name__} values such as {example!r}, and "
-                "transport needs numbers: encode it (pandas.get_dummies does) and keep the new "
-                f"columns from moving with --immutable, or leave it out with --drop {name!r}"
+                "a model needs numbers: --categorical auto makes a column of each category, and "
+                f"--drop {name!r} leaves it out"
             )
     return (X.astype(float) if numbers else X), y
 

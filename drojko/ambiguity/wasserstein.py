@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from sklearn.base import clone
 
 from drojko._validation import is_real, shown
 from drojko.ambiguity.base import AmbiguitySet
@@ -63,15 +64,23 @@ class Wasserstein(AmbiguitySet):
         Cost of changing a class label, in the units of the ground cost (order 1: a distance); in
         regression y moves at ``label_cost * (y - y')**2`` (order 1: ``label_cost * |y - y'|``).
         Infinity: labels stay.
-    categorical_features : list or mask of shape (d,), default=None
+    categorical_features : list, mask of shape (d,) or "auto", default=None
         Columns that hold categories, which never move but may be swapped: names or indices of
         columns that are codes (their categories are the values in the training data), and
         sequences of those, each a one-hot group (at most one 1 in a row; rows without a 1 are a
         category where the training data have them). `one_hot_groups` finds them. Order 2 only.
-    swap_cost : float or dict, default=inf
+        "auto" finds in the data of `fit` or `audit`: one-hot groups (one 1 in each row, or at most
+        one and names that differ after the last underscore), columns of two values, and columns
+        of whole numbers. No such column moves by fractions: groups and columns of two values are
+        swapped at ``swap_cost``; whole numbers stay in estimators and move in whole steps in
+        audits, where text and pandas categories are categories, too, and columns without a
+        negative value stay at or above 0 unless ``bounds`` say otherwise.
+    swap_cost : float, dict or "auto", default=inf
         Cost of swapping the category of a group, in the units of the ground cost: a number, or a
         dict from a group or one of its columns to a number; groups not in it stay. Infinity: no
-        swaps. A group with an immutable column stays.
+        swaps. A group with an immutable column stays. "auto": ``2 u / (1 - sum_k p_k**2)``, of
+        the shares p_k of its categories and the mean weighted variance u of the columns that
+        move, so that two random rows are as far apart in a category as in a number.
 
     Raises
     ------
@@ -136,9 +145,50 @@ class Wasserstein(AmbiguitySet):
         lower, upper = resolve_bounds(self.bounds, columns)
         return GroundCost(weights, lower, upper, columns.names, categories)
 
+    def settled(
+        self, X: Any, names: Sequence[str] | None = None, *, variance: Any = None
+    ) -> Wasserstein:
+        """The set with ``"auto"`` replaced by what rows X (n, d) show; see `AmbiguitySet.settled`.
+
+        ``variance`` of the columns in the units of the weights, where these are not those of X.
+        """
+        features, price = self.categorical_features, self.swap_cost
+        found = isinstance(features, str) and features == "auto"
+        priced = isinstance(price, str) and price == "auto"
+        if not (found or priced) or self.order != 2:
+            return self
+        if not isinstance(X, np.ndarray):
+            raise UnsupportedError(
+                'Wasserstein: "auto" looks at an array of rows: for sparse matrices and batches '
+                "list categorical_features, and give swap_cost a number"
+            )
+        from drojko.ambiguity.ground.found import kinds_of, swap_price
+
+        columns, changes = Columns(X.shape[1], names), dict[str, Any]()
+        weights, fixed = resolve_weights(self.weights, self.immutable, columns)
+        if found:
+            kinds = kinds_of(X, columns.names)
+            features = changes["categorical_features"] = [*kinds.groups, *kinds.codes] or None
+            if kinds.whole:
+                changes["immutable"] = fixed = sorted({*fixed, *kinds.whole})
+                weights[fixed] = np.inf
+        if priced:
+            groups = resolve_categories(features, np.inf, fixed, columns)
+            changes["swap_cost"] = np.inf
+            if groups is not None:
+                weights[groups.every_column] = np.inf
+                variance = np.asarray(X, np.float64).var(axis=0) if variance is None else variance
+                free = np.isfinite(weights) & (variance > 0)
+                unit = float(np.mean(weights[free] * variance[free])) if free.any() else 1.0
+                prices = swap_price(groups, X, unit)
+                first = [int(c[0]) for c in groups.columns]
+                changes["swap_cost"] = dict(zip(first, prices.tolist(), strict=True))
+        return cast(Any, clone(self)).set_params(**changes)
+
     def candidates(self, X: np.ndarray, names: Any, weight: np.ndarray) -> np.ndarray:
         """Shares of a standard deviation: 0.01 is a rounding error, 1 mixes everything up."""
-        return self.validate(X.shape[1], names).spread(X, weight) * np.geomspace(0.01, 1.0, 8)
+        cost = self.settled(X, names).validate(X.shape[1], names)
+        return cost.spread(X, weight) * np.geomspace(0.01, 1.0, 8)
 
     def _validate_params(self) -> None:
         super()._validate_params()

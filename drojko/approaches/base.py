@@ -245,7 +245,8 @@ class Approach(ABC):
 
     def resolve(self, ambiguity: AmbiguitySet, X: np.ndarray, names: Any) -> GroundCost:
         """Check the set against the data; the geometry of X, trivial where nothing moves."""
-        cost = ambiguity.validate(X.shape[1], None if names is None else list(names))
+        names = None if names is None else list(names)
+        cost = ambiguity.settled(X, names).validate(X.shape[1], names)
         if ambiguity.moves and not isinstance(cost, GroundCost):
             raise UnsupportedError(
                 f"{type(ambiguity).__name__}.resolve returned {type(cost).__name__}; transport "

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drojko._numerics import telling
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
@@ -65,6 +66,7 @@ def health(problem: AuditProblem) -> Health:
     _logits(problem, found)
     _chance(problem, f, found)
     _spread(problem, flat, found)
+    _told(problem, found)
     if problem.model.tabular is not None:
         _slopes(problem, found)
     else:
@@ -125,6 +127,16 @@ def _spread(problem: AuditProblem, flat: torch.Tensor, found: Health) -> None:
     )
 
 
+def _told(problem: AuditProblem, found: Health) -> None:
+    """A column that is the target itself."""
+    columns = telling(problem.x.numpy(), problem.y.numpy(), problem.n_labels)
+    names = _listed([problem.model.space.names[j] for j in columns])
+    found.add(
+        check("columns that tell the target", len(columns), not columns, names),
+        f"target among the columns: {names} tells it exactly, leave it out of X",
+    )
+
+
 def _slopes(problem: AuditProblem, found: Health) -> None:
     """Shares of rows whose loss has no gradient, or none that is a number."""
     x, y = problem.x[:ROWS], problem.y[:ROWS]
@@ -162,13 +174,41 @@ def notes(problem: AuditProblem, one: Row) -> None:
         return
     after, space = np.asarray(one.after[0]), problem.model.space
     x = problem.x.numpy()
+    if problem.cost.floor is not None:
+        kept = np.flatnonzero((problem.cost.floor == 0) & problem.cost.mutable)
+        names = _listed([space.names[j] for j in kept]) or "none"
+        words = f"columns without a negative value, which get none: {names}"
+        one.checks.append(check("kept at or above 0", len(kept), None, words))
+    if problem.cost.swaps and problem.cost.categories is not None:
+        one.checks.append(_prices(problem))
     whole = problem.cost.mutable & (x == np.round(x)).all(0)
     moved = whole & (np.abs(after - np.round(after)) > 1e-6).any(0)
     if moved.any():
-        names = [space.names[j] for j in np.flatnonzero(moved)]
-        listed = ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if names[FEW:] else "")
+        listed = _listed([space.names[j] for j in np.flatnonzero(moved)])
         one.note(
             f"fractions: columns of whole numbers move by fractions ({listed}), to rows that "
-            "cannot exist if they count, code or say yes and no: name those in immutable= or, with "
-            "a swap_cost, in categorical_features="
+            'cannot exist if they count, code or say yes and no: categorical_features="auto" moves '
+            "them in whole steps, immutable= keeps them, and a swap_cost swaps those named in "
+            "categorical_features="
         )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if names[FEW:] else "")
+
+
+def _prices(problem: AuditProblem) -> dict[str, Any]:
+    """What swaps cost, in moves of a number that cost the same."""
+    categories, names = problem.cost.categories, problem.model.space.names
+    assert categories is not None
+    finite = [
+        (names[columns[0]].partition("=")[0], float(price))
+        for columns, price in zip(categories.columns, categories.costs, strict=True)
+        if math.isfinite(price)
+    ]
+    words = _listed([f"{name} {price:.3g}" for name, price in finite])
+    mean = sum(price for _, price in finite) / len(finite)
+    return check(
+        "price of a swap", mean, None,
+        f"on average, of the squared distance that moves are charged for: {words}",
+    )  # fmt: skip

@@ -91,12 +91,17 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
     X, y : array-like or DataFrame of shape (n, d), array-like of shape (n,)
         Rows as the model takes them, best ones that its training has not seen.
     ambiguity : AmbiguitySet
-        Distances are in the units of X; categories stay unless they have a ``swap_cost``.
+        Distances are in the units of X; categories stay unless they have a ``swap_cost``. With
+        ``categorical_features="auto"`` whole numbers move in whole steps, and columns that hold
+        no negative value get none: bounds by default, which ``bounds`` of the set replace.
     radii : array-like, default=None
         Sizes of the set (of `CVaR` alphas); None: the set's own radius or penalty.
     loss : str, Loss or callable, default=None
         As in the estimators. None: "logistic" (cross-entropy) for models with probabilities,
-        "hinge" for decision functions, "squared" for regression.
+        "hinge" for decision functions, "squared" for regression, "zero-one" for labels alone.
+        Classifiers also have "zero-one", the share of wrong labels, and "squared" and "absolute",
+        half of what the probabilities differ from 0 and 1. Callables on predictions (logits, of
+        classifiers) need no gradients where the set reweights or the model is searched.
     reference : str or measure, default="kde"
         P0. "kde" and "empirical": the rows themselves, so that numbers have no Monte-Carlo error;
         with "kde", samples of the worst case are smoothed by at most a tenth of the radius. Others
@@ -164,8 +169,9 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
     are compared with the model on all rows and on rows moved out to the largest size; where they
     differ, a finding says so, and the model's own answers are used.
 
-    Rows with missing values stay as they are, and are audited under sets that reweight (not MMD)
-    with a scikit-learn estimator that takes them; ``samples`` of the report hold NaN again.
+    Missing values stay as they are, under sets that reweight (not MMD) and order-2 Wasserstein
+    sets, with a scikit-learn estimator that takes them; the other values of such a row may move.
+    ``samples`` of the report hold NaN again.
 
     Models without gradients are searched (a lower bound); density-ratio sets are exact for any
     model. Probabilities are read between 1e-6 and 1 where there are no gradients.

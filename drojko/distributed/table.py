@@ -250,7 +250,8 @@ class ShardedRows(Rows):
         some, matrix = Rows.__new__(Rows), np.empty((len(index), self.size))
         some.__dict__.update(
             {name: getattr(self, name) for name in ("intercept", "d", "size", "mean", "scale")},
-            dead=self.dead, free=self.free, _raw=False, X=X, y=self.y[index], _matrix=matrix, reads=0,
+            dead=self.dead, free=self.free, _raw=False, X=X, y=self.y[index], _matrix=matrix,
+            reads=0,
         )  # fmt: skip
         some._fill(X, matrix)
         return some._weighed(self.w[index] if w is None else w)

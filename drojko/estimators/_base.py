@@ -53,7 +53,7 @@ from drojko.approaches.reference import (
 from drojko.approaches.registry import approach_to
 from drojko.estimators._batches import OnBatches
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
-from drojko.estimators._models import OnModule, check_device
+from drojko.estimators._models import OnModule, check_device, warn_of_target
 from drojko.estimators._networks import checkpoint_of, on_network, warn_of_outputs
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
@@ -217,7 +217,13 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         """Fit on validated X, encoded targets y (class indices or floats) and original labels."""
         ambiguity = self._nested("ambiguity")
         approach = approach_to(ambiguity)
-        cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
+        names = getattr(self, "feature_names_in_", None)
+        settled = ambiguity.settled(X, names)
+        self._found = None if settled is ambiguity else settled.get_params(deep=False)
+        ambiguity = settled
+        if names is not None:
+            warn_of_target(self, X, y)
+        cost = approach.resolve(ambiguity, X, names)
         self._categories = None if cost.categories is None else cost.categories.known
         if not isinstance(self.device, str) or self.device != "cpu":
             check_device(self.device)

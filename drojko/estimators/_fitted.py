@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 
 from drojko._driver import arithmetic
 from drojko._sklearn import check_is_fitted, checked_weight
@@ -112,8 +112,8 @@ class Fitted(BaseEstimator):
         if given is None:
             raise NoWorstCase(
                 "reference_, worst_case_: the rows of a sparse matrix or of batches are not kept, "
-                "and a rank may have none; certificate_ is there. Fit on an array (X.toarray()) to "
-                "have them"
+                "nor those of a model saved with reference=False, and a rank may have none; "
+                "certificate_ is there. Fit on an array (X.toarray()) to have them"
             )
         if isinstance(given, tuple):
             seen = getattr(self, "_seen", None)
@@ -170,6 +170,17 @@ class Fitted(BaseEstimator):
         )
         return approach_named(state["approach"]).worst_case(fitted, state)
 
+    def _settle(self, ambiguity: Any) -> Any:
+        """A set whose "auto" is what the rows of the fit have shown: of new rows, too."""
+        known, given = getattr(self, "_found", None), ambiguity.get_params(deep=False)
+        if known is None:
+            return ambiguity
+        words = ("categorical_features", "swap_cost")
+        auto = {name for name in words if isinstance(given.get(name), str) and name in known}
+        fixed = {"immutable"} if "categorical_features" in auto and not given["immutable"] else ()
+        changes = {name: known[name] for name in (*auto, *fixed)}
+        return clone(ambiguity).set_params(**changes) if changes else ambiguity
+
     def _known(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         """New rows, checked, and their targets as training takes them."""
         raise NotImplementedError
@@ -196,6 +207,7 @@ class Fitted(BaseEstimator):
         if ambiguity is None:
             ambiguity = cast(AmbiguitySet, self._nested("ambiguity"))
         approach = approach_to(ambiguity)
+        ambiguity = self._settle(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
         weight = checked_weight(sample_weight, X)
@@ -245,13 +257,24 @@ class Fitted(BaseEstimator):
         state = super().__getstate__()
         return {k: v for k, v in state.items() if k not in CACHES}
 
-    def save(self, path: Any) -> None:
-        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code."""
+    def save(self, path: Any, *, reference: bool = True) -> None:
+        """Write the fitted estimator to ``path``; `drojko.load` reads it without running code.
+
+        ``reference=False`` leaves out ``reference_`` and ``worst_case_``, and with them the rows.
+        """
         from drojko._persist import save
 
-        if self.__sklearn_is_fitted__():
+        if reference and self.__sklearn_is_fitted__():
             self._finish()
-        save(self, path)
+        save(self, path, reference=reference)
+
+    def _drop_reference(self) -> None:
+        """Forget the training rows, and what stands on them."""
+        if self.__sklearn_is_fitted__():
+            self._reference = self._late = None
+            self._worst = {"approach": (self._worst or {}).get("approach")}
+            for name in CACHES:
+                self.__dict__.pop(name, None)
 
     def _check_stored(self) -> None:
         check_stored(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from drojko._driver import all_finite
+from drojko._numerics import telling
 from drojko._random import spawn
+from drojko._sklearn import DEPTH
 from drojko._validation import shown
 from drojko.approaches.base import Approach, Assessment, Plan
 from drojko.exceptions import InvalidDataError
@@ -186,6 +189,22 @@ def _module_model(
             "other rows of the batch. Replace batch statistics by LayerNorm or fixed statistics"
         )
     return ModuleModel(LogitDifference(module) if first.shape[1:] == (2,) else module, n_outputs)
+
+
+def warn_of_target(fitted: Any, X: Any, y: np.ndarray) -> None:
+    """A named column of X that tells the target exactly is the target, most of the time."""
+    names = getattr(fitted, "feature_names_in_", None)
+    if names is None or not isinstance(X, np.ndarray):
+        return
+    found = telling(X, y, len(fitted.classes_) if fitted._classification else 0)
+    if found:
+        text = ", ".join(repr(str(names[column])) for column in found[:5])
+        warnings.warn(
+            f"{type(fitted).__name__}: the target is among the features: {text} tells it exactly. "
+            "Leave it out of X, unless new rows have it, too",
+            UserWarning,
+            stacklevel=DEPTH + 2,
+        )
 
 
 def check_device(device: Any) -> None:

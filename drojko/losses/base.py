@@ -76,6 +76,8 @@ class Loss(Checked):
         The k of a conjugate that is ``k p^2`` plus a linear function of the slope p.
     straight : bool
         Whether a smooth loss has straight parts, where Newton's method needs smoothing to start.
+    most : float
+        The largest value that the loss can take, infinity where there is none.
     margin : float
         Several classes: what it adds to f_j - f_y once that outgrows everything else.
 
@@ -104,6 +106,7 @@ class Loss(Checked):
     calibrated: bool = True
     structured: bool = True
     lines: tuple[tuple[float, float], ...] = ()
+    most: float = math.inf
     margin: float = 0.0
     conjugate_bend: float | None = None
     straight: bool = False
@@ -310,8 +313,8 @@ class Loss(Checked):
 
         Logits lie within ``limit = -log(clip)`` of zero, as probabilities lie above ``clip``.
         """
-        if not (self.convex and self.structured):
-            return torch.full(y.shape, torch.inf, dtype=torch.float64)
+        if math.isfinite(self.most) or not (self.convex and self.structured and limit < math.inf):
+            return torch.full(y.shape, self.most, dtype=torch.float64)
         if n_classes == 2:
             ends = torch.tensor([-limit, limit], dtype=torch.float64)
             return torch.stack([self.value(e.expand(len(y)), y) for e in ends]).amax(0)

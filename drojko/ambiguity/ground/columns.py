@@ -276,6 +276,12 @@ def resolve_categories(
     features: Any, swap_cost: Any, immutable: Sequence[int], columns: Columns
 ) -> Categories | None:
     """Return the groups of ``categorical_features`` with their swap costs; None: there are none."""
+    for name, value in (("categorical_features", features), ("swap_cost", swap_cost)):
+        if isinstance(value, str) and value == "auto":
+            raise InvalidDataError(
+                f"{name}='auto' follows from rows, and there are none here: give a list, or ask "
+                "ambiguity.settled(X)"
+            )
     groups, hot = _groups(features, columns)
     if not groups:
         if isinstance(swap_cost, Mapping) and swap_cost:
@@ -316,7 +322,7 @@ def _groups(features: Any, columns: Columns) -> tuple[list[list[int]], list[bool
     if isinstance(features, str) or not hasattr(features, "__iter__"):
         raise InvalidDataError(
             f"categorical_features got {shown(features)}; expected a list of column names, indices "
-            "and groups of those (a sequence is a one-hot group), or a boolean mask"
+            "and groups of those (a sequence is a one-hot group), a boolean mask, or 'auto'"
         )
     entries = _listed("categorical_features", features)
     if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):

@@ -39,6 +39,11 @@ class GroundCost:
         Only for messages.
     categories : Categories or None
         Groups of columns of infinite weight that change by swaps, at a cost of their own.
+    whole : ndarray of bool of shape (d,) or None
+        Columns of whole numbers, which audits move in whole steps: see `snap`.
+    floor : ndarray of shape (d,) or None
+        Below which no row exists, for `snap`: solvers do not look at it, so that what they prove
+        is proven of more rows than there are.
 
     Examples
     --------
@@ -57,6 +62,8 @@ class GroundCost:
     upper: np.ndarray | None = None
     feature_names: tuple[str, ...] | None = None
     categories: Categories | None = None
+    whole: np.ndarray | None = None
+    floor: np.ndarray | None = None
 
     @property
     def n_features(self) -> int:
@@ -97,6 +104,10 @@ class GroundCost:
             total = total + _where(moved, float(price), total)
         return total
 
+    def weighted_square(self, move: Array) -> Array:
+        """What a move (..., d) of the columns that may move costs, shape (...)."""
+        return move**2 @ _like(move, np.where(self.mutable, self.weights, 0.0))
+
     def dual_norm_squared(self, theta: Array) -> Array:
         """Return sum_j theta_j^2 / weights_j for theta of shape (..., d).
 
@@ -130,6 +141,21 @@ class GroundCost:
         if self.lower is None or self.upper is None:
             return z
         return z.clip(_like(z, self.lower), _like(z, self.upper))
+
+    def snap(self, z: Array) -> Array:
+        """Return the rows nearest to z (..., d) that can exist: whole numbers as such, no debts."""
+        if self.whole is None or self.floor is None:
+            return z
+        whole, lower, upper = self.whole, self.floor, np.full(self.n_features, np.inf)
+        if self.lower is not None and self.upper is not None:
+            lower, upper = np.maximum(lower, self.lower), self.upper
+        lower = np.where(whole, np.ceil(lower), lower)
+        upper = np.where(whole, np.floor(upper), upper)
+        if isinstance(z, torch.Tensor):
+            z = torch.where(torch.as_tensor(whole), z.round(), z)
+        else:
+            z = np.where(whole, np.round(z), z)
+        return z.clip(_like(z, lower), _like(z, upper))
 
     def spread(self, X: np.ndarray, weight: np.ndarray) -> float:
         """Root mean square of what a standard deviation of each column of X (n, d) costs."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from drojko._random import spawn
 from drojko.auditing.attacks.blocks import climb, plain, solve, upper
 from drojko.auditing.attacks.pool import Pool
+from drojko.auditing.attacks.steps import in_steps
 from drojko.auditing.certified import plan_of
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.certificates import closed, network_dual
@@ -25,7 +26,7 @@ from drojko.inner.transport.radius import solve_ball
 from drojko.inner.transport.search.rounds import Restarts
 from drojko.inner.transport.search.starts import Anchors, draw
 
-__all__ = ["Dual", "Learned", "learn"]
+__all__ = ["Dual", "Learned", "learn", "placed", "put"]
 
 #: Rows that the map is learned and the penalties are searched on.
 LEARNED = 600
@@ -47,9 +48,22 @@ class Dual:
     proof: str
 
 
-def put(pool: Pool, adversary: Adversary, moved: Moved, source: str) -> None:
-    x = adversary.objective.decode(moved.at, moved.q)
-    pool.add(x, moved.labels, moved.cost, moved.risk, source)
+def placed(
+    problem: AuditProblem, adversary: Adversary, moved: Moved
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions (n, d) of rows that can exist, their costs and losses (n,)."""
+    x, cost, risk = adversary.objective.decode(moved.at, moved.q), moved.cost, moved.risk
+    real = problem.cost.snap(x)
+    if real is x:
+        return x, cost, risk
+    extra = problem.cost.weighted_square(real - moved.batch.x)
+    cost = cost.double() + extra - problem.cost.weighted_square(x - moved.batch.x)
+    return real, cost, problem.losses(real, moved.labels)
+
+
+def put(problem: AuditProblem, pool: Pool, adversary: Adversary, moved: Moved, source: str) -> None:
+    x, cost, risk = placed(problem, adversary, moved)
+    pool.add(x, moved.labels, cost, risk, source)
 
 
 @torch.no_grad()
@@ -84,6 +98,7 @@ def learn(
         found.search()
         found.spread()
         found.bound()
+    in_steps(problem, pool, found.radii, found.given)
     return found
 
 
@@ -132,9 +147,26 @@ class Learned:
             self.penalties[penalty] = penalty
         for penalty, moved in found:
             at = self.adversary.with_penalty(penalty)
-            put(self.pool, at, moved, "learned")
+            put(problem, self.pool, at, moved, "learned")
             bound, proof = at.upper(moved, known)
             self.duals.append(Dual(penalty, float(problem.w @ bound), proof))
+        if problem.cost.whole is not None:
+            self._refill()
+
+    def _refill(self) -> None:
+        """Spend what rows that can exist have left of each budget: solve at lower prices."""
+        for radius in self.radii:
+            price = self.penalties[radius]
+            for _ in range(_PRICES):
+                lower = self.pool.plan(self.problem.w, radius**2).penalty
+                if not lower < 0.97 * price:
+                    break
+                price = max(lower, 0.3 * price)
+                at = self.adversary.with_penalty(price)
+                moved = solve(at, self.batch)
+                if moved is None:
+                    break
+                put(self.problem, self.pool, at, moved, "learned")
 
     # -- on few rows -------------------------------------------------------------------------
 
@@ -183,7 +215,7 @@ class Learned:
         quick = replace(at, corrections=steps, screening=first)
         moved = climb(quick, self.few, starts, steps, screening=first)
         if moved is not None:
-            put(self.tried, at, moved, "learned")
+            put(self.problem, self.tried, at, moved, "learned")
 
     def search(self) -> None:
         """Learn the map at one or two penalties, and solve in full at each."""
@@ -203,7 +235,7 @@ class Learned:
                 if moved is None:
                     penalty *= 2.0
                     continue
-                put(self.tried, at, moved, "learned")
+                put(self.problem, self.tried, at, moved, "learned")
                 if size in self.given:
                     break
                 better = self.tried.plan(self.w, size**2).penalty
@@ -311,7 +343,7 @@ class Learned:
             moved = climb(adversary, batch, starts, steps)
         if moved is None:
             return batch.q0
-        put(self.pool, adversary, moved, "learned")
+        put(self.problem, self.pool, adversary, moved, "learned")
         return moved.q
 
     # -- bounds ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drojko._random import spawn
 from drojko.auditing.attacks.blocks import ascend
-from drojko.auditing.attacks.learned import Learned, put
+from drojko.auditing.attacks.learned import Learned, placed, put
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.inner.objective import Batch
 from drojko.inner.transport.adversary import Adversary, Moved
@@ -50,21 +50,24 @@ def attack(learned: Learned, sizes: list[float]) -> dict[float, tuple[float, flo
         length = math.sqrt(float(cost[cost > 0].mean())) if bool((cost > 0).any()) else 0.0
         best = _best(problem, at, few, length, start_few)
         start_few = [best.q]
-        own, theirs = (float(w @ (v.double() - base)) for v in (value, best.value))
+        _, spent, reached = placed(problem, at, best)
+        gained = reached - penalty * spent
+        own, theirs = (float(w @ (v.double() - base)) for v in (value, gained))
         if learned.all_rows:
-            put(pool, at, best, "ascent")
+            put(problem, pool, at, best, "ascent")
         else:
             moved = ascend(at, learned.batch, start_all, STEPS_ALL)
             start_all = [moved.q]
-            put(pool, at, moved, "ascent")
+            put(problem, pool, at, moved, "ascent")
             if theirs > own + MORE * abs(own) + 1e-12:
-                put(pool, at, _best(problem, at, learned.batch, length, []), "ascent")
+                put(problem, pool, at, _best(problem, at, learned.batch, length, []), "ascent")
         steps = max(1, 2 * learned.adversary.corrections)
         again = ascend(at, few, [at.objective.coordinates.encode(x[rows])], steps)
-        more = float(w @ (again.value.double() - value).clamp_min(0.0))
+        _, spent, reached = placed(problem, at, again)
+        more = float(w @ ((reached - penalty * spent).double() - value).clamp_min(0.0))
         more = more / max(own, 1e-300) if more > 1e-12 else 0.0
         if more > MORE and learned.all_rows:
-            put(pool, at, again, "doubled")
+            put(problem, pool, at, again, "doubled")
         found[size] = (own, theirs, more)
     return found
 

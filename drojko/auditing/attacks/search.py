@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drojko.auditing.attacks.pool import Pool
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.losses import get_loss
 
 __all__ = ["Search", "search"]
 
@@ -18,6 +19,8 @@ __all__ = ["Search", "search"]
 RANDOM, LINES = 0.2, 0.35
 _KEPT = 16  # penalties whose best candidates survive
 _DONORS, _BISECTIONS, _MOST_DONORS = 4, 6, 1_000
+#: Bisections of the lines along which a guide expects other answers, and how far these go.
+_FINE, _REACHES = 20, (1.0, 5.0)
 _ATONCE = 100_000  # rows of one call
 
 
@@ -35,7 +38,8 @@ def search(
     used = max(1, int(RANDOM * calls))
     for _ in range(used):
         state.random()
-    for k in range(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 1))):
+    used += state.slopes(min(_FINE, int(LINES * calls) // len(_REACHES) - 2))
+    for k in range(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 2))):
         used += state.line(k)
     for step in problem.progress.over(range(calls - used), "search", 0.7):
         state.improve(step)
@@ -57,6 +61,14 @@ class Search:
         self.mutable = torch.as_tensor(self.problem.cost.mutable)
         weights = np.where(self.problem.cost.mutable, self.problem.cost.weights, 0.0)
         self.weights = torch.as_tensor(weights)
+        self.swaps, whole = self.problem.swaps, self.problem.cost.whole
+        self.whole = torch.zeros(0, dtype=torch.long)
+        if whole is not None:
+            self.whole = torch.as_tensor(np.flatnonzero(whole & self.problem.cost.mutable))
+        if self.swaps is not None:
+            self.state = self.swaps.state(self.problem.x)
+        extra = [4] * bool(len(self.whole)) + [5] * (self.swaps is not None)
+        self.kinds = [0, 1, 2, 3, *([0, 1, 2, 3, *extra] if extra else [])]
         self.donors: Tensor | None = None
         self.penalties: list[float] = []
         self.current: dict[float, tuple[Tensor, Tensor]] = {}
@@ -66,19 +78,27 @@ class Search:
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Losses and costs at positions of all rows, which become a layer."""
-        x = self.problem.cost.project(x)
-        x = torch.where(self.mutable, x, self.problem.x)
+        x, cost = self.place(x)
         risk = torch.cat(
             [
                 self.problem.losses(a, b)
                 for a, b in zip(x.split(_ATONCE), self.problem.y.split(_ATONCE), strict=True)
             ]
         )
-        cost = (x - self.problem.x).square() @ self.weights
         self.pool.add(x, self.problem.y, cost, risk, "search")
         if len(self.pool.layers) - self.first > 3 * _KEPT:
             self.prune()
         return risk, cost
+
+    def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest positions (n, d) that rows may take, and what each costs, (n,)."""
+        problem = self.problem
+        z = torch.where(self.mutable, problem.real(x), problem.x)
+        cost = (z - problem.x).square() @ self.weights
+        if self.swaps is None:
+            return z, cost
+        choice = self.swaps.state(x)
+        return self.swaps.apply(z, self.state, choice), cost + self.swaps.fee(self.state, choice)
 
     def random(self) -> None:
         """A random direction and distance for every row."""
@@ -95,18 +115,41 @@ class Search:
         """Bisect the line towards the k-th best donor of every row; the number of calls."""
         if self.donors is None:
             self.donors = self.find_donors()
-        problem = self.problem
-        goal = problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
-        base = self.pool.nominal
+        goal = self.problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
+        return self.bisect(goal, _BISECTIONS)
+
+    def slopes(self, bisections: int) -> int:
+        """Bisect the line along the gradient of a model whose loss has none; number of calls.
+
+        The way is that of the usual loss of its classes, for which the model stands as a guide.
+        """
+        guide, problem = self.problem.model.guide, self.problem
+        if guide is None or bisections < 1 or not problem.n_labels:
+            return 0
+        usual = get_loss("logistic", "classification", problem.n_labels)
+        f, backward = guide.linearise(problem.x)
+        root = torch.as_tensor(problem.cost.inverse_weights).sqrt()
+        way = torch.nan_to_num(backward(usual.gradient(f, problem.y)).double() * root)
+        way = way / way.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        goals = (problem.x + reach * self.far * way * root for reach in _REACHES)
+        return sum(self.bisect(goal, bisections) for goal in goals)
+
+    def bisect(self, goal: Tensor, times: int) -> int:
+        """Ask at the goals, and where on the way there the loss has risen halfway."""
+        problem, base = self.problem, self.pool.nominal
+        goal = torch.where(self.mutable, goal, problem.x)  # categories are swapped elsewhere
+        missing = problem.model.space.missing
+        goal = goal if missing is None else torch.where(goal == missing, problem.x, goal)
         top, _ = self.ask(goal)
         low, high = torch.zeros_like(base), torch.ones_like(base)
-        for _ in range(_BISECTIONS):
+        for _ in range(times):
             middle = 0.5 * (low + high)
             risk, _ = self.ask(problem.x + middle.unsqueeze(1) * (goal - problem.x))
             enough = risk - base >= 0.5 * (top - base)
             high = torch.where(enough, middle, high)
             low = torch.where(enough, low, middle)
-        return _BISECTIONS + 1
+        self.ask(problem.x + high.unsqueeze(1) * (goal - problem.x))  # all that is best in one
+        return times + 2
 
     def find_donors(self) -> Tensor:
         """Rows whose answers are worst for a row's own label at the least cost, shape (n, k)."""
@@ -146,8 +189,8 @@ class Search:
             self.current[penalty] = (x, risk - penalty * cost)
         x, value = self.current[penalty]
         trial = self.change(x, step)
+        trial, _ = self.place(trial)
         risk, cost = self.ask(trial)
-        trial = torch.where(self.mutable, self.problem.cost.project(trial), self.problem.x)
         new = risk - penalty * cost
         wins = new > value
         self.current[penalty] = (
@@ -159,7 +202,9 @@ class Search:
         """A change of every row's move: by kind, in turn."""
         n, d = x.shape
         move = x - self.problem.x
-        kind = (step // max(1, len(self.penalties))) % 4
+        kind = self.kinds[(step // max(1, len(self.penalties))) % len(self.kinds)]
+        if kind >= 4:
+            return self.stepped(x) if kind == 4 else self.swapped(x)
         length = (move.square() @ self.weights).sqrt().unsqueeze(1)
         still = length <= 0
         if kind == 0:  # most of the move is in few columns: drop a part of the others
@@ -180,6 +225,26 @@ class Search:
             trial = x + scale * self.problem.directions(n, self.generator)
         # A row that stays where it is tries what another row does, or a random move.
         return torch.where(still, self.fresh(), trial)
+
+    def stepped(self, x: Tensor) -> Tensor:
+        """Another whole number in one column: the next one, or one a few steps away."""
+        n, x = len(x), x.clone()
+        at = self.whole[(self.uniform(n) * len(self.whole)).long()].unsqueeze(1)
+        size = torch.where(self.uniform(n, 1) < 0.5, 1.0, (1.0 + 4.0 * self.uniform(n, 1)).floor())
+        sign = torch.where(self.uniform(n, 1) < 0.5, -1.0, 1.0)
+        return x.scatter_add(1, at, sign * size)
+
+    def swapped(self, x: Tensor) -> Tensor:
+        """Another category in one group of columns; half of the time the row's own again."""
+        assert self.swaps is not None
+        choice, own = self.swaps.state(x), self.state
+        counts = torch.tensor([len(values) for values in self.swaps.values], dtype=torch.float64)
+        n = len(x)
+        group = (self.uniform(n) * self.swaps.n_groups).long()
+        new = (self.uniform(n) * counts[group]).long()
+        back = (self.uniform(n) < 0.5) & (choice != own).any(1)
+        new = torch.where(back, own.gather(1, group[:, None])[:, 0], new)
+        return self.swaps.apply(x, choice, choice.scatter(1, group[:, None], new[:, None]))
 
     def prune(self) -> None:
         """Keep the best candidates at a grid of penalties, and at those of the radii."""

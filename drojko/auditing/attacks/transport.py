@@ -22,6 +22,7 @@ from drojko.auditing.checks import Health
 from drojko.auditing.progress import Progress
 from drojko.auditing.reading.own import CLIP
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.space import filled
 from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
 from drojko.certificates import Certificate
@@ -49,7 +50,7 @@ def transport(
     """One `Row` per size."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
-    problem.cost.check_inside(problem.x)
+    problem.cost.check_inside(filled(problem.x.numpy(), problem.model.space.missing))
     cap = largest_loss(problem)
     lost = [] if math.isfinite(cap) else _beyond(problem, sizes, inner)
     beyond = {row.size: row for row in lost}
@@ -106,9 +107,9 @@ def largest_loss(problem: AuditProblem) -> float:
     a convex loss is largest at the ends. The bound is loose: the penalty of its dual is 0.
     """
     model = problem.model
-    if model.tabular is not None or not model.probabilities or model.classes is None:
-        return math.inf
-    largest = problem.loss.largest(problem.y, problem.n_labels, -math.log(CLIP), CLIP)
+    clipped = model.tabular is None and model.probabilities
+    limit = -math.log(CLIP) if clipped else math.inf
+    largest = problem.loss.largest(problem.y, problem.n_labels, limit, CLIP)
     return float(problem.w @ largest.double())
 
 
@@ -134,9 +135,8 @@ class _Work:
         """Radii for the search; those that penalties may spend where there are none."""
         if self.ball and self.positive:
             return self.positive
-        spread = float(
-            (self.problem.w @ self.problem.cost.cost(self.problem.x, self.problem.x.mean(0))).sqrt()
-        )
+        x = torch.as_tensor(filled(self.problem.x.numpy(), self.problem.model.space.missing))
+        spread = float((self.problem.w @ self.problem.cost.cost(x, x.mean(0))).sqrt())
         return [(spread or 1.0) * share for share in (0.03, 0.1, 0.3)]
 
     def spare(self, max_evaluations: int) -> None:
@@ -196,7 +196,7 @@ class _Work:
             return float(problem.w @ self.pool.nominal)
         for _ in range(_REPEATS):
             move = radius * problem.directions(len(problem.x), generator)
-            losses = problem.losses(problem.cost.project(problem.x + move), problem.y)
+            losses = problem.losses(problem.real(problem.x + move), problem.y)
             total += float(problem.w @ losses)
         return total / _REPEATS
 

@@ -1,17 +1,58 @@
-"""Ambiguity sets that name the user's columns, in terms of the matrix that an audit moves."""
+"""Ambiguity sets that name the user's columns, in terms of the matrix that an audit moves.
+
+With ``categorical_features="auto"`` the columns are taken for what they hold: text, categories,
+booleans and one-hot groups are swapped or stay, whole numbers move in whole steps, and what is
+never negative stays so.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from sklearn.base import clone
 
 from drojko.ambiguity import AmbiguitySet
+from drojko.ambiguity.ground.found import kinds_of
 from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["in_matrix"]
+__all__ = ["Kept", "in_matrix", "in_rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A set with nothing left open, and what rows keep that it does not say: see `GroundCost`."""
+
+    ambiguity: AmbiguitySet
+    whole: np.ndarray | None = None
+    floor: np.ndarray | None = None
+
+
+def in_rows(
+    ambiguity: AmbiguitySet, space: Space, U: np.ndarray, variance: np.ndarray | None
+) -> Kept:
+    """What ``"auto"`` finds in the rows U (n, d) of a table; see `AmbiguitySet.settled`."""
+    given: Any = ambiguity.get_params(deep=False)
+    how: dict[str, Any] = {"variance": variance}
+    if not isinstance(given.get("categorical_features"), str):
+        return Kept(ambiguity.settled(U, **how) if given.get("swap_cost") == "auto" else ambiguity)
+    kinds = kinds_of(U, space.names, space.indicators)
+    coded = {i for i, key in enumerate(space.keys) if key.column in space.codes}
+    groups: list[Any] = [g for g in kinds.groups if not coded.intersection(g)]
+    groups += [j for j in kinds.codes if j not in coded]
+    flags = np.zeros(U.shape[1], dtype=bool)
+    flags[[j for j in kinds.whole if j not in coded]] = True
+    taken = {i for g in groups for i in np.atleast_1d(g).tolist()} | coded
+    bounds, floor = given["bounds"], np.full(U.shape[1], -np.inf)
+    if bounds is None or isinstance(bounds, dict):
+        low, said = U.min(axis=0), set(bounds or ())
+        for j in set(range(U.shape[1])) - taken:
+            if low[j] >= 0 and not {j, space.names[j]} & said:
+                floor[j] = 0.0
+    found = cast(Any, clone(ambiguity)).set_params(categorical_features=groups or None)
+    return Kept(found.settled(U, **how), flags, floor)
 
 
 def in_matrix(ambiguity: AmbiguitySet, space: Space) -> AmbiguitySet:
@@ -51,7 +92,7 @@ def in_matrix(ambiguity: AmbiguitySet, space: Space) -> AmbiguitySet:
             "bounds: for a table with categories give a dict from column names to (lower, upper)"
         )
     groups = parameters.get("categorical_features")
-    if groups is not None:
+    if groups is not None and not isinstance(groups, str):
         changes["categorical_features"] = [lookup.group(entry) for entry in _listed(groups)]
     if isinstance(parameters.get("swap_cost"), dict):
         pairs = parameters["swap_cost"].items()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drojko._sklearn import odd_columns
 from drojko._validation import plain_tensor, shown
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
 from drojko.auditing.reading.own import BLOCK, ONE, Held, Own, Tally, Watched
@@ -18,6 +19,9 @@ from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
 
 __all__ = ["AuditedModel", "audited_model"]
+
+#: Categories of a column that are told apart one by one, and numbers of a matrix of indicators.
+FEW, MOST = 64, 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +46,8 @@ class AuditedModel:
         is audited by its own answers then.
     tally : Tally
         Answers that were no numbers, of all that the audit asked for.
+    guide : TabularModel or None
+        The copy of a model that is audited under a loss without gradients: where to search.
     """
 
     own: Own
@@ -53,6 +59,7 @@ class AuditedModel:
     compared: int = 0
     differing: int = 0
     tally: Tally = field(default_factory=Tally)
+    guide: TabularModel | None = None
 
     @property
     def probabilities(self) -> bool:
@@ -123,18 +130,28 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
         classes = np.asarray(model.classes_)
         if len(classes) < 2:
             raise InvalidDataError(f"the model knows one class only, {classes.tolist()}")
+    odd = odd_columns(getattr(X, "columns", None), getattr(model, "feature_names_in_", None))
+    if odd is not None:
+        raise InvalidDataError(odd)
     method = _method(model) if classes is not None else "predict"
     tally = Tally()
     try:
         copies, space, note = _differentiable(model, X, tally)
     except NotAffine as reason:
-        copies, space, note = [], Space.of(X, _keys_of_frame(X)), f"no gradients: {reason}"
+        copies, space, note = [], _searched(X), f"no gradients: {reason}"
     space = space.holding(X)
     if space.missing is not None:
         copies, note = [], "no gradients: rows with missing values"
     own = Own(model, space, X, classes, method)
     found, rows = AuditedModel(own, None, space, classes, note, tally=tally), space.encode(X)
-    own.scores(rows[:1])  # which says what does not fit
+    try:  # what does not fit: of categories a model may refuse those of any row
+        (own.scores if classes is not None else own.raw)(rows if space.fixed.any() else rows[:1])
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InvalidDataError):
+            raise
+        said = str(error).strip().replace("\n", " ")
+        hint = ' (OneHotEncoder(handle_unknown="ignore") takes them)' * ("unknown" in said)
+        raise InvalidDataError(f"{type(model).__name__} refuses rows of X: {said}{hint}") from error
     for copied in copies:
         found = replace(found, tabular=copied, note=note, compared=0).compare(rows)
         if found.tabular is not None:
@@ -150,23 +167,36 @@ def _method(model: Any) -> str:
                 return name
         except (AttributeError, NotImplementedError):
             continue
-    raise InvalidDataError(
-        f"{type(model).__name__} gives neither probabilities nor a decision function: wrap it in "
-        "a CalibratedClassifierCV to audit it"
-    )
+    return "predict"
 
 
-def _keys_of_frame(X: Any) -> list[Any] | None:
-    """Keys of a frame whose text and categories stay; None where all columns are numbers."""
+def _searched(X: Any) -> Space:
+    """The space of a model without gradients: text and categories are such, dates stay.
+
+    Of many categories a column holds the positions, and stays as well.
+    """
     if not hasattr(X, "columns"):
-        return None
-    keys = []
+        return Space.of(X)
+    keys, codes = [], dict[int, Any]()
     for j, name in enumerate(X.columns):
-        if X[name].dtype.kind in "biuf" and X[name].dtype != bool:
+        column = X[name]
+        if column.dtype.kind in "iuf":
             keys.append(Key(j))
+            continue
+        try:
+            found = list(column.unique())
+        except TypeError:
+            raise InvalidDataError(
+                f"column {str(name)!r} holds {type(column.iloc[0]).__name__} objects: an audit "
+                "takes numbers, text, categories, booleans and dates"
+            ) from None
+        if column.dtype.kind in "Mm" or len(found) > FEW:
+            keys.append(Key(j))
+            codes[j] = np.empty(len(found), dtype=object)
+            codes[j][:] = found
         else:
-            keys += [Key(j, category) for category in sorted(X[name].unique().tolist(), key=str)]
-    return keys
+            keys += [Key(j, category) for category in sorted(column.unique().tolist(), key=str)]
+    return Space.of(X, keys, codes)
 
 
 def _differentiable(model: Any, X: Any, tally: Tally) -> tuple[list[TabularModel], Space, str]:
@@ -179,6 +209,11 @@ def _differentiable(model: Any, X: Any, tally: Tally) -> tuple[list[TabularModel
             channels = channels_of(step, channels)
     networks = _networks(last, tally)
     keys = {key for channel in channels for key in channel.terms}
+    for j in {key.column for key in keys if key.category is not None}:  # those it does not know
+        seen = X.iloc[:, j] if hasattr(X, "columns") else np.asarray(X)[:, j]
+        keys |= {Key(j, category) for category in _distinct(seen)}
+    if len(keys) * len(X) > MOST:
+        raise NotAffine(f"{len(keys)} categories and numbers are too many to follow in all rows")
     used = {key.column for key in keys}
     # Number columns that the model drops may be named in weights all the same.
     for j in range(X.shape[1]):
@@ -188,6 +223,13 @@ def _differentiable(model: Any, X: Any, tally: Tally) -> tuple[list[TabularModel
     matrix, offset = space.affine(channels)
     folded = [fold(network, matrix, offset) for network in networks]
     return folded, space, f"exact gradients of {type(last).__name__}"
+
+
+def _distinct(column: Any) -> list[Any]:
+    """The values of a column, NaN left out: an encoder has one of its own for it."""
+    import pandas as pd
+
+    return pd.unique(pd.Series(column).dropna()).tolist()
 
 
 def _inside(model: Any) -> tuple[list[Any], Any] | None:

@@ -16,7 +16,9 @@ from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import TabularModel
 
-__all__ = ["BLOCK", "CLIP", "Held", "ONE", "Own", "ScoresModel", "Tally", "Watched"]
+__all__ = [
+    "BLOCK", "CLIP", "Held", "ONE", "Own", "Predicted", "ScoresModel", "Tally", "Watched",
+]  # fmt: skip
 
 #: Probabilities are read between this and one: a forest that answers 0 has no finite log loss.
 CLIP = 1e-6
@@ -161,6 +163,8 @@ class Own:
 
     def scores(self, U: np.ndarray) -> np.ndarray:
         """Logits (n,) or (n, K), or predictions (n,), float64."""
+        if self.method == "predict" and self.classes is not None:  # labels and nothing else
+            return np.zeros(len(U) if len(self.classes) == 2 else (len(U), len(self.classes)))
         return self._scores(self.raw(U))
 
     def _scores(self, raw: np.ndarray) -> np.ndarray:
@@ -175,7 +179,7 @@ class Own:
         """What ``predict`` says, shape (n,): labels, or the numbers of a regression."""
         if self.method != "logits":
             return self._asked("predict", U)
-        f = self.scores(U)
+        f = Own.scores(self, U)
         if self.classes is None:
             return f
         return self.classes[f.argmax(1) if f.ndim == 2 else (f > 0).astype(int)]
@@ -201,3 +205,25 @@ class Own:
         with np.errstate(invalid="ignore"):
             same = (np.abs(own - f) <= limit) | (own == f)  # NaN is never the same
         return int((~same.reshape(len(U), -1).all(1)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted(Own):
+    """A classifier by the labels that it predicts, whatever its scores say.
+
+    Its logits are largest at the predicted label; within it they keep the order of the scores,
+    so that the area under the ROC curve is still theirs.
+    """
+
+    @staticmethod
+    def of(own: Own) -> Predicted:
+        return Predicted(own.model, own.space, own.rows, own.classes, own.method)
+
+    def scores(self, U: np.ndarray) -> np.ndarray:
+        own, said = super().scores(U), np.asarray(super().predicted(U))
+        if own.ndim == 1:
+            return np.where(said == self.classes[1], 1.0, -1.0) + np.arctan(own) / np.pi
+        chosen = said[:, None] == self.classes[None]
+        top = own.max(axis=1, keepdims=True)
+        least = np.where(own.argmax(1)[:, None] == np.arange(own.shape[1]), own, top + 1.0)
+        return np.where(chosen, np.maximum(own, least), own)

@@ -18,6 +18,7 @@ from drojko.auditing.progress import Progress
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.own import BLOCK, ScoresModel
 from drojko.inner.objective import Objective
+from drojko.inner.swaps import Swaps
 from drojko.inner.transport.adversary import Adversary
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
@@ -99,6 +100,22 @@ class AuditProblem:
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         return self.loss.value(self.outputs(x), y).detach().double()
+
+    @cached_property
+    def swaps(self) -> Swaps | None:
+        """Categories that may be swapped, at their prices."""
+        return Swaps.of(self.cost, {"dtype": torch.float64, "device": "cpu"})
+
+    @cached_property
+    def gaps(self) -> Tensor | None:
+        """Missing values, which stay so, as a mask (n, d); None where there are none."""
+        missing = self.model.space.missing
+        return None if missing is None else self.x == missing
+
+    def real(self, z: Tensor) -> Tensor:
+        """The rows nearest to z (n, d) that the rows of ``x`` may become by moves, no swaps."""
+        z = self.cost.snap(self.cost.project(z))
+        return z if self.gaps is None else torch.where(self.gaps, self.x, z)
 
     def directions(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform directions of unit cost in the columns that move, shape (n, d)."""

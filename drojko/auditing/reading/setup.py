@@ -14,11 +14,12 @@ from drojko._validation import check_scale, plain_tensor, shown
 from drojko.ambiguity import GroundCost
 from drojko.approaches.reference import build_reference, by_class, is_sampled
 from drojko.approaches.registry import approach_to
-from drojko.auditing.reading.columns import in_matrix
+from drojko.auditing.reading.columns import in_matrix, in_rows
+from drojko.auditing.reading.losses import with_loss
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.space import filled
 from drojko.exceptions import InvalidDataError
-from drojko.losses import Loss, get_loss
 from drojko.measures import LabelledMeasure
 from drojko.measures._arrays import masses
 
@@ -79,6 +80,7 @@ def build_problem(
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space, approach = model.space, approach_to(ambiguity)
     still = approach.name == "reweighting" or ambiguity.knows_groups
+    still = still or (approach.name == "transport" and ambiguity.order == 2)
     if space.missing is not None and not (still and reference in ("kde", "empirical")):
         replace(space, missing=None).encode(X)  # which says where
     u = space.encode(X)
@@ -97,23 +99,28 @@ def build_problem(
                 f"groups has shape {np.shape(groups)} and X has {len(kept)} rows: give one per row"
             )
         groups = groups[kept] if hasattr(groups, "iloc") else np.asarray(groups)[kept]
-    own = in_matrix(ambiguity, space)
-    names = list(space.names) if space.frame else None
-    cost = approach_to(own).resolve(own, u, names)
+    if scale is not None and not (isinstance(scale, str) and scale == "standard"):
+        raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
+    full = filled(u, space.missing)
+    variance = w @ (full - w @ full) ** 2
+    if space.missing is not None:  # of what is known
+        variance = variance / np.maximum(w @ (u != space.missing), 1e-300)
+    spread = (variance > 0) * 1.0 if scale else variance
+    found = in_rows(in_matrix(ambiguity, space), space, full, spread)
+    own, names = found.ambiguity, list(space.names) if space.frame else None
+    cost = approach_to(own).resolve(own, full, names)
     cost = replace(cost, weights=np.where(space.fixed, np.inf, cost.weights))
+    cost = replace(cost, whole=found.whole, floor=found.floor)
     if scale is not None:
-        if not (isinstance(scale, str) and scale == "standard"):
-            raise InvalidDataError(f"scale={scale!r}; expected None or 'standard'")
-        variance = w @ (u - w @ u) ** 2
         cost = replace(cost, weights=cost.weights / np.where(variance > 0, variance, 1.0))
-    cost = cost.observed(u)
+    cost = cost.observed(full)
     if not cost.mutable.any() and own.order is not None and not cost.swaps:
         raise InvalidDataError("no column can move: all are immutable or categories")
-    found = get_loss_for(model, loss)
+    model, scored = with_loss(model, loss, torch.from_numpy(u), torch.as_tensor(target))
     atoms, smooth = _reference(reference, cost, model, generator)
     problem = AuditProblem(
         model=model,
-        loss=found,
+        loss=scored,
         ambiguity=own,
         cost=cost,
         x=torch.from_numpy(np.ascontiguousarray(u)),
@@ -121,7 +128,7 @@ def build_problem(
         w=torch.from_numpy(w),
         rows=rows,
         reference=_fit(atoms, u, target, w, model),
-        smooth=smooth and space.missing is None,
+        smooth=smooth and space.missing is None and found.whole is None,
         sampled=False,
         generator=generator,
         groups=groups,
@@ -129,7 +136,7 @@ def build_problem(
     if not is_sampled(problem.reference):
         return problem
     x, labels, mass = problem.reference.points(max(DRAWS, len(u)), spawn(generator))
-    x = cost.project(x)
+    x = cost.snap(cost.project(x))
     labels = labels if problem.n_labels else labels.double()
     empty = np.full(len(x), -1)
     return replace(problem, x=x, y=labels, w=mass.double(), rows=empty, sampled=True)
@@ -164,14 +171,6 @@ def _targets(model: AuditedModel, y: Any, n: int) -> np.ndarray:
             f"{classes.tolist()[:10]}"
         )
     return np.array([where[v] for v in values.tolist()], dtype=np.int64)
-
-
-def get_loss_for(model: AuditedModel, loss: Any) -> Loss:
-    """The loss of a name, a callable or None: what the model's answers allow."""
-    if model.classes is None:
-        return get_loss("squared" if loss is None else loss, "regression", None)
-    usual = "logistic" if model.probabilities else "hinge"
-    return get_loss(usual if loss is None else loss, "classification", len(model.classes))
 
 
 def _reference(

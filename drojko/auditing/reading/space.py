@@ -13,7 +13,16 @@ from drojko._validation import plain_tensor
 from drojko.auditing.reading.channels import Affine, Key
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["Space"]
+__all__ = ["Space", "filled"]
+
+
+def filled(U: np.ndarray, missing: float | None) -> np.ndarray:
+    """Rows U (n, d) with the mean of its column in the place of each missing value."""
+    if missing is None:
+        return U
+    gaps = missing == U
+    counts = np.maximum((~gaps).sum(axis=0), 1)
+    return np.where(gaps, np.where(gaps, 0.0, U).sum(axis=0) / counts, U)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +40,9 @@ class Space:
     missing : float or None
         What stands for NaN in the matrix, where rows with missing values may be: a number that no
         column holds.
+    codes : dict of int to ndarray
+        Columns of the table that stay, each a single column of the matrix: the position of a
+        value among the categories given here.
     """
 
     raw_names: tuple[str, ...]
@@ -38,9 +50,10 @@ class Space:
     frame: bool
     dtypes: dict[str, Any] = field(default_factory=dict)
     missing: float | None = None
+    codes: dict[int, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(X: Any, keys: list[Key] | None = None) -> Space:
+    def of(X: Any, keys: list[Key] | None = None, codes: dict[int, Any] | None = None) -> Space:
         """The space of a table; without keys all columns are numbers."""
         frame = hasattr(X, "columns")
         names = [str(c) for c in X.columns] if frame else [f"x{j}" for j in range(X.shape[1])]
@@ -48,13 +61,14 @@ class Space:
             keys = [Key(j) for j in range(len(names))]
         order = sorted(keys, key=lambda k: (k.category is not None, k.column, str(k.category)))
         dtypes = {str(c): X[c].dtype for c in X.columns} if frame else {}
-        return Space(tuple(names), tuple(order), frame, dtypes)
+        return Space(tuple(names), tuple(order), frame, dtypes, codes=codes or {})
 
     def holding(self, X: Any) -> Space:
         """The space in which missing values of a table have a number, where it has any."""
         values = []
         for key, column in ((key, self._raw(X)[key.column]) for key in self.keys):
-            if key.category is None and column.dtype.kind in "fO":
+            number = key.category is None and key.column not in self.codes
+            if number and column.dtype.kind in "fO":
                 with suppress(TypeError, ValueError):
                     values.append(np.asarray(column, dtype=np.float64))
         found = np.concatenate(values) if values else np.zeros(0)
@@ -75,8 +89,17 @@ class Space:
 
     @property
     def fixed(self) -> np.ndarray:
-        """Mask of the indicators, shape (d,)."""
-        return np.array([k.category is not None for k in self.keys])
+        """Mask of the columns that are no numbers, shape (d,)."""
+        return np.array([k.category is not None or k.column in self.codes for k in self.keys])
+
+    @property
+    def indicators(self) -> list[list[int]]:
+        """Columns of the matrix of each column of categories."""
+        groups: dict[int, list[int]] = {}
+        for i, key in enumerate(self.keys):
+            if key.category is not None:
+                groups.setdefault(key.column, []).append(i)
+        return list(groups.values())
 
     def affine(self, channels: list[Affine]) -> tuple[np.ndarray, np.ndarray]:
         """Matrix (k, d) and offset (k,) of channels as functions of the matrix' columns."""
@@ -97,6 +120,9 @@ class Space:
                 lost = key.category != key.category  # NaN, a category that equals nothing
                 same = values != values if lost else values == key.category
                 columns.append(same.astype(np.float64))
+                continue
+            if key.column in self.codes:
+                columns.append(self._positions(key.column, values))
                 continue
             try:
                 columns.append(np.asarray(values, dtype=np.float64))
@@ -119,20 +145,37 @@ class Space:
             )
         return matrix
 
+    def _positions(self, column: int, values: np.ndarray) -> np.ndarray:
+        import pandas as pd
+
+        found = pd.Index(self.codes[column]).get_indexer(pd.Index(values, dtype=object))
+        if (found < 0).any():
+            odd = values[int(np.argmin(found))]
+            raise InvalidDataError(
+                f"column {self.raw_names[column]!r} holds {odd!r}, which the audited rows do not"
+            )
+        return found.astype(np.float64)
+
     def decode(self, U: np.ndarray, X: Any = None) -> Any:
         """Rows as the model takes them: numbers from ``U``, categories from its indicators."""
         if self.missing is not None:
             U = np.where(self.missing == U, np.nan, U)
         numbers = {k.column: U[:, i] for i, k in enumerate(self.keys) if k.category is None}
         if not self.frame:
+            if self.codes:
+                numbers |= {j: known[numbers[j].astype(int)] for j, known in self.codes.items()}
             return np.column_stack([numbers[j] for j in range(len(self.raw_names))])
         import pandas as pd
 
         data: dict[str, Any] = {}
         rows = np.arange(len(U)) % (1 if X is None else len(X))
         for j, name in enumerate(self.raw_names):
+            if j in self.codes:
+                data[name] = pd.Series(self.codes[j][numbers[j].astype(int)])
+                data[name] = data[name].astype(self.dtypes.get(name, object))
+                continue
             if j in numbers:
-                data[name] = numbers[j]
+                data[name] = self._typed(name, numbers[j])
                 continue
             at = [(i, k.category) for i, k in enumerate(self.keys) if k.column == j]
             if not at:  # a column that the model drops
@@ -142,6 +185,16 @@ class Space:
             categories = np.array([category for _, category in at], dtype=object)
             data[name] = pd.Series(categories[pick]).astype(self.dtypes.get(name, object))
         return pd.DataFrame(data)
+
+    def _typed(self, name: str, values: np.ndarray) -> Any:
+        """Whole numbers as the table has them: models may look at the type of a column."""
+        dtype = self.dtypes.get(name)
+        kind = getattr(dtype, "kind", "")
+        if kind not in "bi" or not (np.round(values) == values).all():
+            return values
+        if kind == "b" and not ((values == 0) | (values == 1)).all():
+            return values
+        return values.astype(dtype if isinstance(dtype, np.dtype) else float)
 
     def table(self, U: np.ndarray) -> Any:
         """`decode` as a DataFrame, whatever the user's table is."""
