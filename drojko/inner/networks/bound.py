@@ -23,7 +23,7 @@ from drojko.inner.objective import Objective
 
 __all__ = ["Case", "NetworkBound", "network_bound"]
 
-_SHELLS = 20
+_SHELLS = 24
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,14 @@ SETTINGS = {
     "fast": Effort(
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
-            Stage(1.1, 8, 0.02, 0.02, 8e3), *[Stage(1.15, 24, 0.02, 0.1, 4e4)] * 3,
+            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.3, 4e4)] * 3,
         ),
         20, 16_000, 1, 0.01,
     ),
     "thorough": Effort(
         (
-            Stage(1.06, 16, 0.01, 0.002, 6e4), *[Stage(1.06, 100, 0.01, 0.015, 2e5)] * 3,
-            Stage(1.03, 48, 0.003, 0.002, 3.5e5),
+            Stage(1.06, 16, 0.01, 0.002, 4e4), Stage(1.03, 40, 0.003, 0.002, 9e4),
+            *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
         ),
         100, 160_000, 3, 0.002,
     ),
@@ -154,31 +154,34 @@ class Refine:
         few = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
         relevant = self._relevant(shells, rows, k, few)
         at, which = relevant.nonzero(as_tuple=True)
-        anchor, loss = self._anchored(rows[at], which, k)
+        anchor, loss, value = self._anchored(rows[at], which, k)
         spots = state.spots.clone()
         spots[:, k] = spots[:, k].scatter_reduce(0, rows[at], loss, "amax")
         state = replace(state, spots=spots)
         fee, _ = self._needed(state, strength, stage)
         need = fee[rows] + 0.7 * least
         goal = self._goals(shells, rows, k, relevant, need, strength)
+        # Of several margins none can be lower than what it attains, whatever the loss would need.
+        goal = torch.maximum(goal[at, which], value + 0.3 * least)
         # One after the other, those that others start from are of all kinds.
         order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
         order = order[(suprema - fee > least)[rows][at[order]]]
         left = int((stage.work - state.spent) / sum(self._price))
         order = order[: max(0, left)]
         return replace(
-            state, rows=rows[at][order], which=which[order], goal=goal[at, which][order],
+            state, rows=rows[at][order], which=which[order], goal=goal[order],
             anchor=anchor[order],
         )  # fmt: skip
 
-    def _anchored(self, rows: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Displacements to the middle of shell k where margins are large, and losses there."""
+    def _anchored(self, rows: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Displacements to the middle of shell k where margins are large; losses, margins there."""
         network = self.problem.network.take(rows)
         each = torch.arange(len(rows))
         v, c = network.margins.rows[each, which], network.margins.levels[each, which]
         radius = torch.full((len(rows),), self.shells.middle(k), dtype=torch.float64)
         anchor = _anchor(network, v, c, radius, self.problem.displaced[rows])
-        return anchor, network.margins(network.at(anchor))
+        found = network.at(anchor)
+        return anchor, network.margins(found), found[each, which]
 
     def _excess(self, suprema: Tensor, fee: Tensor) -> Tensor:
         excess = suprema - (fee if suprema.ndim == 1 else fee[:, None])
@@ -208,7 +211,7 @@ class Refine:
         if stage.steps == 0:
             return low
         margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
-        tries = 1.0 + min(8.0, stage.steps)
+        tries = 1.0 + min(6.0, stage.steps)
         setup, step = self._price
         affordable = (stage.work - state.spent) / ((setup + tries * step) * margins)
 
