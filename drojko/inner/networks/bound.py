@@ -105,7 +105,7 @@ def network_bound(
         start = solver.init(problem)
         state = nested(solver, start, max_iter=10**6, max_time=limits.time_left).state
         shells, known = state.shells, state.known
-        value, strength = problem.best(shells, state.strength)
+        value, strength = min((value, strength), problem.best(shells, state.strength))
     proof = "linear-bounds" if value < first[0] * (1 - 1e-9) else "lipschitz"
     found = NetworkBound(value, strength / scale**2, proof, shells, problem, scale)
     if few is not None and few[0] < value:

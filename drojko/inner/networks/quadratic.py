@@ -279,7 +279,7 @@ def quadratic_bound(
     work = _Work(
         torch.arange(n), rows, anchor, radius, value, error, goal, layers,
         [list(layer.start()) for layer in layers],
-        [[(torch.zeros_like(p.scale), torch.zeros_like(p.scale)) for _ in range(3)] for p in layers],
+        [[(torch.zeros_like(q), torch.zeros_like(q)) for q in (p.scale,) * 3] for p in layers],
         endless, endless.clone(), nothing.clone(),
     )  # fmt: skip
     done: list[_Work] = []

@@ -241,9 +241,7 @@ class Refine:
         )
         return units / 64.0, step
 
-    def _relevant(
-        self, shells: Shells, rows: Tensor, k: int, least: Tensor
-    ) -> Tensor:
+    def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor) -> Tensor:
         """Margins of which a better bound can lower the loss, (j, m)."""
         margins = shells.margins.take(rows)
         outer = shells.outer(rows, k)
@@ -294,7 +292,8 @@ class Refine:
                 k, rows, bound.level, bound.rows.norm(dim=2) * (1 + 1e-12)
             )
             return replace(state, shells=shells, rows=rest)
-        assert state.which is not None and state.goal is not None and state.anchor is not None
+        assert state.which is not None and state.goal is not None
+        assert state.anchor is not None
         which, goal, anchor = state.which[:size], state.goal[:size], state.anchor[:size]
         intervals = linear_bound(network, Ball(radius)).intervals
         radius = torch.full_like(radius, self.shells.middle(k))
