@@ -292,7 +292,8 @@ class Refine:
                 k, rows, bound.level, bound.rows.norm(dim=2) * (1 + 1e-12)
             )
             return replace(state, shells=shells, rows=rest)
-        assert state.which is not None and state.goal is not None
+        assert state.which is not None
+        assert state.goal is not None
         assert state.anchor is not None
         which, goal, anchor = state.which[:size], state.goal[:size], state.anchor[:size]
         intervals = linear_bound(network, Ball(radius)).intervals
