@@ -66,11 +66,11 @@ class Multipliers:
 
     def joined(self, more: Multipliers, most: int = 10**9) -> Multipliers:
         """Both, the latest ``most`` of them."""
-        parts = [
+        sector, curved, line = (
             tuple(torch.cat([a, b])[-most:] for a, b in zip(one, two, strict=True))
             for one, two in zip(self._parts, more._parts, strict=True)
-        ]
-        return Multipliers(*parts, torch.cat([self.place, more.place])[-most:])
+        )
+        return Multipliers(sector, curved, line, torch.cat([self.place, more.place])[-most:])
 
     @property
     def _parts(self) -> tuple[tuple[Tensor, ...], ...]:
