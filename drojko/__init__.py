@@ -33,6 +33,7 @@ __all__ = [
     "audit",
     "auditing",
     "baselines",
+    "boosting",
     "displays",
     "estimators",
     "exceptions",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from drojko import ambiguity as ambiguity
     from drojko import auditing as auditing
     from drojko import baselines as baselines
+    from drojko import boosting as boosting
     from drojko import displays as displays
     from drojko import estimators as estimators
     from drojko import exceptions as exceptions

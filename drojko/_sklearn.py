@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy.sparse import issparse
@@ -174,7 +174,7 @@ class NestedDefaults:
 
     _nested_defaults: Mapping[str, Callable[[], Any] | Mapping[Any, Callable[[], Any]]] = {}
 
-    def set_params(self, **params: Any):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters; ``name__key`` on a plain value first makes its settings object.
 
         Parameters
@@ -239,13 +239,13 @@ class LogitClassifier(ClassifierMixin):
         self.classes_ = classes
         return y, index
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Most probable class of each row, shape (n,)."""
         scores = self.decision_function(X)
         index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return self.classes_[index]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities, shape (n, n_classes)."""
         scores = self.decision_function(X)
         if scores.ndim == 1:

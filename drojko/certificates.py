@@ -142,6 +142,11 @@ class Certificate:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        from drojko._html import table_of
+
+        return table_of("Certificate", self.rows())
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -28,7 +28,7 @@ FLOORS = (
     ("estimators",),
     ("displays",),
     ("auditing",),
-    ("problems", "baselines", "nn"),
+    ("problems", "baselines", "nn", "boosting"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: The face of the package: they show what the rooms hold, and no room knows them.

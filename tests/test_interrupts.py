@@ -307,7 +307,7 @@ def test_parts_that_are_done_are_the_result(monkeypatch):
     radii = [None if one is None else one.ambiguity.radius for one in caught.value.result]
     assert radii == [None, 0.1, 0.2, 0.3, None]
     fits[:] = [None] * 5
-    monkeypatch.setattr(sys.modules["drojko.estimators._radius_cv"], "_fold", fold_or_interrupt())
+    monkeypatch.setattr(sys.modules["drojko.estimators.radius.cv"], "_fold", fold_or_interrupt())
     with pytest.raises(KeyboardInterrupt) as caught:
         select_radius(model, X, Y, radii=[0.1, 0.2], random_state=0)
     selection = caught.value.result

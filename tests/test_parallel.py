@@ -159,7 +159,7 @@ def test_errors_of_other_kinds_keep_their_message():
 
 
 def test_ctrl_c_keeps_what_other_workers_have_done(model, data, monkeypatch):
-    room = drojko.estimators._radius_cv
+    room = drojko.estimators.radius.cv
     inside, run, seen, struck = room._fold, room.in_parallel, [], []
 
     def watched(*args):

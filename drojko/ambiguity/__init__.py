@@ -9,6 +9,7 @@ the reference (KL, chi-square, Cressie-Read, total variation, CVaR) have an exac
 
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.chi_square import ChiSquare
+from drojko.ambiguity.class_shift import ClassShift
 from drojko.ambiguity.cressie_read import CressieRead
 from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
@@ -16,6 +17,7 @@ from drojko.ambiguity.ground.columns import one_hot_groups
 from drojko.ambiguity.ground.cost import GroundCost
 from drojko.ambiguity.group import BoundGroup, Group, GroupDual
 from drojko.ambiguity.kl import KL
+from drojko.ambiguity.latent import Conditional, Marginal
 from drojko.ambiguity.mmd import MMD, BoundMMD, MMDDual
 from drojko.ambiguity.sinkhorn import Sinkhorn
 from drojko.ambiguity.total_variation import TotalVariation
@@ -27,6 +29,8 @@ __all__ = [
     "BoundMMD",
     "CVaR",
     "ChiSquare",
+    "ClassShift",
+    "Conditional",
     "CressieRead",
     "DensityRatioSet",
     "Dual",
@@ -36,6 +40,7 @@ __all__ = [
     "KL",
     "MMD",
     "MMDDual",
+    "Marginal",
     "Reweighting",
     "Sinkhorn",
     "TotalVariation",

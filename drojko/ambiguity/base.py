@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, clone
 
 from drojko._validation import Checked, is_real, set_known, shown
@@ -91,6 +92,19 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
         """Set parameters; an unknown name is an error that says which one may be meant."""
         return set_known(self, super().set_params, params)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether another set is of the same class, with equal parameters.
+
+        >>> from drojko.ambiguity import KL, Wasserstein
+        >>> KL(0.1) == KL(0.1), KL(0.1) == KL(0.2), Wasserstein(0.1, weights=[1, 2]) == KL(0.1)
+        (True, False, False)
+        """
+        if type(self) is not type(other):
+            return NotImplemented
+        return _same(self, other)
+
+    __hash__ = None  # type: ignore[assignment]  # parameters change
+
     @abstractmethod
     def __init__(self, radius: float | None = None, *, penalty: float | None = None):
         self.radius = radius
@@ -114,6 +128,14 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
         if self.moves:
             raise self.lacks("resolve(n_features, feature_names) -> GroundCost", "transport")
         return None
+
+    def for_data(self, names: Sequence[str] | None, classes: Any) -> Self:
+        """Return the set as it is for columns of these names and labels of these classes.
+
+        Sets that name columns or classes know them as indices from here on; ``classes`` is None in
+        a regression.
+        """
+        return self
 
     def bind(self, x: Any, y: Any, weights: Any, groups: Any = None) -> Any:
         """Return the set on weighted points with labels: `on`, for sets that know more."""
@@ -226,6 +248,25 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
             )
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two parameters are equal: numbers, names, arrays, containers, objects with some."""
+    if one is other:
+        return True
+    arrays = (np.ndarray, torch.Tensor)
+    if any(isinstance(part, arrays) or hasattr(part, "iloc") for part in (one, other)):
+        one, other = (np.asarray(part) for part in (one, other))
+        if one.dtype.kind in "fc" and other.dtype.kind in "fc":
+            return np.array_equal(one, other, equal_nan=True)
+        return one.shape == other.shape and _same(one.tolist(), other.tolist())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if hasattr(one, "get_params") and type(one) is type(other):
+        return _same(one.get_params(deep=False), other.get_params(deep=False))
+    return bool(one == other) or bool(one != one and other != other)
+
+
 @dataclass(frozen=True, eq=False)
 class Dual:
     r"""The worst case of a mean over reweighted samples, and the dual point that proves it.
@@ -275,3 +316,11 @@ class Dual:
         names = ("value", "penalty", "shift", "attained", "radius")
         numbers = ", ".join(f"{name}={getattr(self, name):.6g}" for name in names)
         return f"Dual({numbers}, n={self.ratio.shape[0]}, proof={self.proof!r})"
+
+    def _repr_html_(self) -> str:
+        from drojko._html import table_of
+
+        names = ("value", "penalty", "shift", "attained", "radius")
+        rows = [(name, f"{getattr(self, name):.6g}") for name in names]
+        ratio = f"{self.ratio.min():.4g} to {self.ratio.max():.4g}, {self.ratio.shape[0]} samples"
+        return table_of(type(self).__name__, [*rows, ("ratio", ratio), ("proof", self.proof)])

@@ -75,7 +75,7 @@ class CressieRead(DensityRatioSet):
     conic_form = "cressie-read"
 
     @property
-    def divergence(self) -> Divergence:
+    def divergence(self) -> Divergence:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of this order."""
         return Divergence("cressie-read", float(self.k), 1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import NO_GROUPS, membership
 
-__all__ = ["BoundGroup", "Group", "GroupDual", "membership"]
+__all__ = ["BoundCells", "BoundGroup", "Group", "GroupDual", "crossing", "membership"]
 
 
 class Group(AmbiguitySet):
@@ -135,8 +135,73 @@ class GroupDual(Dual):
     group_risks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
+class BoundCells:
+    """A set of mixtures of cells on n weighted rows.
+
+    Attributes
+    ----------
+    names : list
+        What the cells are called.
+    members : ndarray of shape (n, G)
+        Whether a row is in a cell.
+    shares : ndarray of shape (G,)
+        q^0, the cells' shares of the mass.
+    of_shares : set
+        Of the shares: which may become which.
+    """
+
+    of_shares: Any = None
+
+    def __init__(self, ambiguity: Any, weights: Any, members: np.ndarray, names: list[Any]):
+        self.ambiguity, self.members, self.names = ambiguity, members, names
+        mass = masses(weights, len(members))
+        self.weights = mass / mass.sum()
+        mass = self.weights @ members
+        if not (mass > 0).all():
+            empty = names[int(mass.argmin())]
+            raise InvalidDataError(
+                f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
+            )
+        self._density = members / mass  # dP_g/dP0 of the rows
+        self.shares = mass / mass.sum()
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Mass of each row in each cell, (n, G): columns sum to 1."""
+        return self.weights[:, None] * self._density
+
+    def levels(self, unit: float) -> Levels:
+        """Return the set as a minimum over levels of the cells' mean losses."""
+        return self.of_shares.levels(self.shares, unit)
+
+    def risks(self, losses: Any) -> np.ndarray:
+        """Mean losses of the cells, (G,)."""
+        return (self.weights * finite_losses(losses, self.weights.size)) @ self._density
+
+    def dual(self, losses: Any, smoothing: float = 0.0) -> Dual:
+        """Return the worst mixture of the cells' mean losses; see `Reweighting.dual`."""
+        risks = self.risks(losses)
+        found = self.of_shares.on(None, self.shares).dual(risks, smoothing)
+        return self.mixed(found, self.shares * found.ratio, risks)
+
+    def mixed(self, found: Dual, q: np.ndarray, risks: np.ndarray) -> Dual:
+        """The dual of the rows for that of the cells, whose shares become q."""
+        return replace(found, ratio=self._density @ q, attained=float(q @ risks))
+
+    def influence(self, dual: Dual, losses: Any) -> np.ndarray:
+        """What each loss adds to the value when the rows of each cell are a sample of it.
+
+        The shares of the cells are known: only losses differ from the mean of their cell.
+        """
+        values = finite_losses(losses, len(self.weights))
+        return dual.ratio * values - self._density @ (self._worst_shares(dual) * self.risks(values))
+
+    def _worst_shares(self, dual: Dual) -> np.ndarray:
+        return self.members.T @ (self.weights * dual.ratio)
+
+
 @checked()
-class BoundGroup:
+class BoundGroup(BoundCells):
     """A group set on n weighted rows: what `Group.on` returns.
 
     Attributes
@@ -152,18 +217,7 @@ class BoundGroup:
     def __init__(self, ambiguity: Group, weights: Any, groups: Any):
         if groups is None:
             raise InvalidDataError(NO_GROUPS)
-        self.ambiguity = ambiguity
-        self.members, self.names = membership(groups)
-        mass = masses(weights, len(self.members))
-        self.weights = mass / mass.sum()
-        mass = self.weights @ self.members
-        if not (mass > 0).all():
-            empty = self.names[int(mass.argmin())]
-            raise InvalidDataError(
-                f"group {empty!r} has no row of positive weight: drop it, or give its rows weight"
-            )
-        self._density = self.members / mass  # dP_g/dP0 of the rows
-        self.shares = mass / mass.sum()
+        super().__init__(ambiguity, weights, *membership(groups))
 
     @property
     def of_shares(self) -> TotalVariation:
@@ -172,15 +226,6 @@ class BoundGroup:
         if ambiguity.penalty is not None:
             return TotalVariation(penalty=ambiguity.penalty)
         return TotalVariation(radius=ambiguity.budget)
-
-    @property
-    def cells(self) -> np.ndarray:
-        """Mass of each row in each group, (n, G): columns sum to 1."""
-        return self.weights[:, None] * self._density
-
-    def levels(self, unit: float) -> Levels:
-        """Return the set as a minimum over levels of the groups' mean losses."""
-        return self.of_shares.levels(self.shares, unit)
 
     def dual(self, losses: Any, smoothing: float = 0.0) -> GroupDual:
         r"""Return the worst mixture of the groups' mean losses.
@@ -198,8 +243,7 @@ class BoundGroup:
         GroupDual
             Exact to rounding: sorting, and for delta > 0 a piecewise linear equation.
         """
-        values = finite_losses(losses, self.weights.size)
-        risks = (self.weights * values) @ self._density
+        risks = self.risks(losses)
         check_number("smoothing", smoothing, least=0.0)
         if smoothing > 0:
             return self._smooth(risks, float(smoothing))
@@ -209,14 +253,8 @@ class BoundGroup:
         ratio, attained = self._density @ q, float(q @ risks)
         return GroupDual(*numbers, ratio, attained, found.radius, "dual", q, risks)
 
-    def influence(self, dual: GroupDual, losses: Any) -> np.ndarray:
-        """What each loss adds to the value when the rows of each group are a sample of it.
-
-        The shares of the groups are known: only losses differ from the mean of their group.
-        """
-        values = finite_losses(losses, len(self.weights))
-        q = dual.group_weights
-        return dual.ratio * values - self._density @ (q * dual.group_risks)
+    def _worst_shares(self, dual: GroupDual) -> np.ndarray:
+        return dual.group_weights  # groups may overlap: the ratio of a row does not say them
 
     def _smooth(self, risks: np.ndarray, delta: float) -> GroupDual:
         """Water-filling: q = q0 + (risk - high)_+ / delta - min(q0, (low - risk)_+ / delta)."""
@@ -231,12 +269,12 @@ class BoundGroup:
         full = risks + delta * shares  # from this level on, all of a group's mass is gone
         price = 0.0 if ambiguity.penalty is None else float(ambiguity.penalty)
         edges = np.concatenate([risks, risks + price, full + price])
-        high = _level(lambda level: rise(level) - fall(level - price), 0.0, edges)
+        high = crossing(lambda level: rise(level) - fall(level - price), 0.0, edges)
         low = high - price
         if ambiguity.radius is not None and rise(high).sum() > ambiguity.radius:
             radius = float(ambiguity.radius)
-            high = _level(rise, radius, np.append(risks, risks.max() - delta))
-            low = -_level(lambda level: fall(-level), radius, -np.concatenate([risks, full]))
+            high = crossing(rise, radius, np.append(risks, risks.max() - delta))
+            low = -crossing(lambda level: fall(-level), radius, -np.concatenate([risks, full]))
         q = np.maximum(shares + rise(high) - fall(low), 0.0)
         q /= q.sum()
         radius = 0.5 * float(np.abs(q - shares).sum())
@@ -247,7 +285,7 @@ class BoundGroup:
         return GroupDual(*numbers, ratio, attained, radius, "dual", q, risks)
 
 
-def _level(moved: Any, target: float, edges: np.ndarray) -> float:
-    """Where a sum over groups, falling and linear between the edges, is the target."""
+def crossing(moved: Any, target: float, edges: np.ndarray) -> float:
+    """Where a sum over cells, falling and linear between the edges, is the target."""
     edges = np.unique(edges)
     return float(np.interp(0.0, target - moved(edges[:, None]).sum(1), edges))

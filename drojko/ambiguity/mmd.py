@@ -125,7 +125,9 @@ class MMD(AmbiguitySet):
         """Always, but without any room to move: elsewhere losses may be larger (see Notes)."""
         return self.radius != 0
 
-    def on(self, x: Any, weights: Any = None, groups: Any = None, *, labels: Any = None):
+    def on(
+        self, x: Any, weights: Any = None, groups: Any = None, *, labels: Any = None
+    ) -> BoundMMD:
         """Return the set on given points: kernel, bandwidth and factor, for many losses.
 
         Parameters

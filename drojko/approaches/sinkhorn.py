@@ -44,7 +44,7 @@ class _SampledPlan(Plan):
     """A plan whose problem moves samples to particles; nothing is exact about it."""
 
     # The exact solvers are about transport.
-    known = classes = property(lambda self: False)
+    known = classes = property(lambda self: False)  # pyright: ignore
 
     def problem(self, model: TabularModel) -> RobustProblem:
         """The sampled problem; quasi-Newton needs the same draws at each evaluation."""

@@ -164,7 +164,10 @@ def reweight(
     rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,), generator=problem.generator)))
     noise = rng.standard_normal((RANDOM, len(losses)))
     rows = (x, y, weights, groups, losses, fitted, noise)
-    jobs = [(ambiguity, *rows, f"{ambiguity.size_name}={size:g}") for size, ambiguity in sets]
+    names, jobs = list(problem.model.space.names), []
+    for size, ambiguity in sets:
+        known = ambiguity.for_data(names, problem.classes)
+        jobs.append((known, *rows, f"{ambiguity.size_name}={size:g}"))
     with closing(in_parallel(_one_dual, jobs, n_jobs)) as done:
         for size, ambiguity in problem.progress.over(sets, "exact duals", 1.0):
             yield _reweighted(problem, size, ambiguity, rows, group_names, next(done))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import numpy as np
 from sklearn.base import clone
@@ -26,10 +26,13 @@ from drojko.auditing.reading.faithful import faithful, farthest
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.setup import build_problem, sets_of, size_name
+from drojko.auditing.reporting.comparison import Comparison
+from drojko.auditing.reporting.decision import check_limit
+from drojko.auditing.reporting.meaning import seen
 from drojko.auditing.reporting.report import COLUMNS, AuditReport
-from drojko.auditing.reporting.row import Row, table_row
+from drojko.auditing.reporting.row import Row, calibrated, table_row
 from drojko.certificates import Certificate
-from drojko.estimators._parallel import workers
+from drojko.estimators._parallel import named, workers
 from drojko.exceptions import InvalidDataError, NonFiniteError, UnsupportedError
 from drojko.inner.choice import get_inner
 from drojko.inner.transport.solvers import ICNNJKO
@@ -40,8 +43,14 @@ __all__ = ["audit"]
 STEPS = 60
 
 
+@overload
+def audit(  # pyright: ignore[reportOverlappingOverload]
+    model: Mapping[str, Any], X: Any, y: Any, ambiguity: AmbiguitySet, **settings: Any
+) -> Comparison: ...
+@overload
+def audit(model: Any, X: Any, y: Any, ambiguity: AmbiguitySet, **settings: Any) -> AuditReport: ...
 @checked()
-def audit(
+def audit(  # pyright: ignore[reportInconsistentOverload]
     model: Any,
     X: Any,
     y: Any,
@@ -62,7 +71,9 @@ def audit(
     n_jobs: int | None = None,
     effort: str = "fast",
     max_time: float | None = None,
-) -> AuditReport:
+    limit: Any = None,
+    compare_to: Any = None,
+) -> AuditReport | Comparison:
     r"""Audit a fitted model against the worst distribution near the data.
 
     .. math:: \sup\{E_P\,\ell(\text{model}; z) : D(P, P_0) \le r\}
@@ -75,7 +86,8 @@ def audit(
     ----------
     model : object
         A torch module, a fitted drojko estimator, or a fitted scikit-learn classifier or regressor
-        (pipelines and searches too). It is not changed.
+        (pipelines and searches too). It is not changed. A dict of models, by their names, gives a
+        `Comparison`: one table, the same axes.
     X, y : array-like or DataFrame of shape (n, d), array-like of shape (n,)
         Rows as the model takes them, best ones that its training has not seen.
     ambiguity : AmbiguitySet
@@ -118,10 +130,19 @@ def audit(
     max_time : float, default=None
         Seconds after which baselines, further searches and bounds are left out: what the report
         says then is valid, only looser.
+    limit : float or dict, default=None
+        What must not be crossed: a dict with "accuracy", "auc" (at least) or "risk", the mean loss
+        (at most). A number: the accuracy of a classifier, the mean loss of a regression. The
+        report says at which sizes it holds and at which it was crossed.
+    compare_to : DataFrame, array, (X_new, y_new) or ObservedShift, default=None
+        A newer sample, of which the report says how far it is in the units of the set
+        (`drojko.observed_shift`, with the audit's own ``scale``, weights and fixed columns); under
+        sets that reweight, how far the shares of its classes are, which needs ``y_new``.
 
     Returns
     -------
-    AuditReport
+    AuditReport or Comparison
+        `Comparison` for a dict of models.
 
     Raises
     ------
@@ -162,6 +183,9 @@ def audit(
     >>> bool(table.worst_case_risk[1] > table.worst_case_risk[0] >= table.nominal_risk[0])
     True
     """
+    given = dict(locals())
+    if isinstance(model, Mapping):
+        return _several(**given)
     import pandas as pd
 
     approach_to(ambiguity)
@@ -192,24 +216,29 @@ def audit(
         raise InvalidDataError(
             f"images={shown(images)}: X has {len(read.space.raw_names)} columns, not their product"
         )
+    limits, observed = check_limit(limit, read.classes), seen(problem, compare_to)
     sizes = []
     for size, own in sets:  # with the columns of the problem's own
         given = own.get_params(deep=False)
         kept = {name: given[name] for name in {"penalty", own.size_name} & set(given)}
         sizes.append((size, cast(Any, clone(problem.ambiguity)).set_params(**kept)))
+    fitted = getattr(model, "steps", [[model]])[-1][-1]
     found: list[Row] = []
     general: Health
     size = size_name(ambiguity, radii)
 
     def report() -> AuditReport:
-        rows = [table_row(size, problem, one, general.nominal) for one in found]
+        f = problem.outputs(problem.x)
+        scores = dict(zip(("brier", "ece"), calibrated(problem, f, problem.y, problem.w)))
+        nominal = general.nominal | scores
+        rows = [table_row(size, problem, one, nominal) for one in found]
         checks = [{size: one.size, **line} for one in found for line in one.checks]
         return AuditReport(
             table=pd.DataFrame(rows, columns=[size, *COLUMNS]),
             checks=pd.DataFrame(checks, columns=[size, "check", "value", "passed", "detail"]),
             certificates=tuple(one.certificate for one in found),
             worst_cases=tuple(one.worst for one in found),
-            name=name or type(getattr(model, "steps", [[model]])[-1][-1]).__name__,
+            name=name or type(fitted).__name__,
             about={
                 "ambiguity": repr(ambiguity),
                 "reference": str(reference),
@@ -223,11 +252,15 @@ def audit(
                 "evaluations": problem.calls[0],
                 "units": "standard deviations" if scale else "units of X",
                 "interrupted": len(found) < len(sizes),
+                "trained against": repr(getattr(fitted, "ambiguity", None)),
             },
             space=read.space,
             classes=problem.classes,
             problem=replace(problem, progress=Progress()),  # the report outlives the bar
             image_shape=None if images is None else (int(images[0]), int(images[1])),
+            ambiguity=ambiguity,
+            limit=limits,
+            observed=observed,
         )
 
     def all_sizes() -> AuditReport:
@@ -249,6 +282,27 @@ def audit(
                 problem, found[:] = replace(problem, model=again), []  # it went where copies differ
 
     return keeping(all_sizes, lambda: found and report())
+
+
+def _several(model: Mapping[str, Any], name: Any, max_time: Any, **given: Any) -> Comparison:
+    """The audits of several models, one after the other: what is left of the time is shared."""
+    began, found = time.perf_counter(), cast(dict[str, AuditReport], {})
+    if name is not None or not model:
+        raise InvalidDataError("a dict of models needs one at least, and names them itself")
+    check_effort("audit", given["effort"], max_time)
+
+    def each() -> Comparison:
+        for k, (key, one) in enumerate(model.items()):
+            left = None
+            if max_time is not None:
+                left = max(max_time - (time.perf_counter() - began), 1e-6) / (len(model) - k)
+            with named(str(key)):
+                report = audit(one, **given, name=str(key), max_time=left)
+            found[str(key)] = report
+            given["compare_to"] = report.observed or given["compare_to"]
+        return Comparison(found)
+
+    return keeping(each, lambda: found and Comparison(found))
 
 
 def _search(

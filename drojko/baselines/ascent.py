@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
         """Moved samples of a batch, shape (n, d)."""
 
     @fitting
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on X of shape (n, d), labels of shape (n,) and optional weights of shape (n,)."""
         X, y = checked_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         _, index = self._encode(y)
@@ -111,7 +111,7 @@ class _AscentClassifier(LogitClassifier, BaseEstimator):
                 adam.step(flat, rate)
                 count += 1
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Logits: shape (n,) for two classes, else (n, n_classes)."""
         check_is_fitted(self)
         X = checked_data(self, X, dtype=np.float64, reset=False)

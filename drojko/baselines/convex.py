@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin, clone
@@ -82,7 +82,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
         raise NotImplementedError
 
     @fitting
-    def fit(self, X, y, sample_weight=None, groups=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Build the program and solve it.
 
         Parameters
@@ -173,7 +173,7 @@ class _ConvexDRO(NestedDefaults, BaseEstimator):
             raise _unsupported(f"{name}(order=2) with {what}")
         return order_two_form(ambiguity, resolved, loss, table)
 
-    def refit(self, size: float):
+    def refit(self, size: float) -> Self:
         """Solve again for another radius (or penalty, or alpha of a CVaR) on the same data.
 
         The program is not compiled again. ``ambiguity`` itself stays as it is.
@@ -338,14 +338,14 @@ class ConvexDROClassifier(LogitClassifier, _ConvexDRO):
         self.coef_ = np.atleast_2d(theta.T)
         self.intercept_ = intercept
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Logits: shape (n,) for two classes, else (n, n_classes)."""
         check_is_fitted(self)
         X = checked_data(self, X, dtype=np.float64, reset=False)
         scores = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities of a logistic model, shape (n, n_classes)."""
         check_is_fitted(self)
         if not self._loss().calibrated:
@@ -423,7 +423,7 @@ class ConvexDRORegressor(RegressorMixin, _ConvexDRO):
         self.coef_ = theta
         self.intercept_ = float(intercept[0])
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Predictions, shape (n,)."""
         check_is_fitted(self)
         return checked_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_

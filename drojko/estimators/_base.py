@@ -160,7 +160,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
     }
     _classification = False
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict] = {  # pyright: ignore
         "ambiguity": [AmbiguitySet, None],
         "loss": [str, Loss, callable],
         "model": [StrOptions({"linear", "mlp"}), callable, torch.nn.Module],
@@ -405,8 +405,12 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         return n_classes if n_classes > 2 else 1
 
     def _plan(self, ambiguity: AmbiguitySet, cost: GroundCost, n_outputs: int) -> Plan:
+        names = getattr(self, "feature_names_in_", None)
         return Plan(
-            ambiguity=ambiguity,
+            ambiguity=ambiguity.for_data(
+                [str(k) for k in range(self.n_features_in_)] if names is None else list(names),
+                self.classes_ if self._classification else None,
+            ),
             cost=cost,
             loss=self._get_loss(n_outputs),
             n_outputs=n_outputs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class OnBatches:
     _encoded: Any
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit_batches(self, batches):
+    def fit_batches(self, batches: Any) -> Self:
         """Fit to batches of rows: as `fit` on all of them, in as many passes as it takes.
 
         For linear models with ``reference="empirical"``. Numbers by row (targets, weights, losses)

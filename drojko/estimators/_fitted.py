@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from drojko._driver import arithmetic
 from drojko._sklearn import check_is_fitted, checked_weight
 from drojko._threads import SMALL, one_thread
 from drojko._validation import shown
+from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import (
     COLUMNS,
     HELD_OUT,
@@ -25,6 +26,7 @@ from drojko.approaches.base import (
 )
 from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_named, approach_to
+from drojko.certificates import Certificate
 from drojko.estimators._models import build_model, check_stored
 from drojko.inner.transport.storage import unpack_module
 from drojko.inner.worst_case import WorstCase
@@ -165,15 +167,15 @@ class Fitted(BaseEstimator):
 
     def robust_certificate(
         self,
-        X,
-        y,
-        ambiguity=None,
-        sample_weight=None,
-        groups=None,
+        X: Any,
+        y: Any,
+        ambiguity: AmbiguitySet | None = None,
+        sample_weight: Any = None,
+        groups: Any = None,
         *,
-        effort="fast",
-        max_time=None,
-    ):
+        effort: str = "fast",
+        max_time: float | None = None,
+    ) -> Certificate:
         """Certificate of the fitted model on new data, around their empirical measure.
 
         ``groups`` as in `fit`: a `Group` set needs them. ``effort`` and ``max_time``, in seconds,
@@ -182,7 +184,8 @@ class Fitted(BaseEstimator):
         check_is_fitted(self)
         check_effort("robust_certificate", effort, max_time)
         X, y = self._known(X, y)
-        ambiguity = self._nested("ambiguity") if ambiguity is None else ambiguity
+        if ambiguity is None:
+            ambiguity = cast(AmbiguitySet, self._nested("ambiguity"))
         approach = approach_to(ambiguity)
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
@@ -212,7 +215,14 @@ class Fitted(BaseEstimator):
             w = torch.as_tensor(weight / weight.sum(), device=plan.device)
             return approach.certify(plan, self._fitted_model(), (x, target, w), generator)
 
-    def robust_score(self, X, y, ambiguity=None, sample_weight=None, groups=None):
+    def robust_score(
+        self,
+        X: Any,
+        y: Any,
+        ambiguity: AmbiguitySet | None = None,
+        sample_weight: Any = None,
+        groups: Any = None,
+    ) -> float:
         """Minus the certified upper bound of the worst-case risk on new data; larger is better.
 
         ``ambiguity=None`` takes the estimator's own set. To compare estimators, fix one set: see

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.utils.class_weight import compute_sample_weight
@@ -182,7 +182,7 @@ class DROClassifier(LogitClassifier, BaseDRO):
         return get_loss(self.loss, "classification", max(2, n_outputs))
 
     @fitting
-    def fit(self, X, y, sample_weight=None, groups=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Fit the robust classifier.
 
         Parameters
@@ -210,13 +210,13 @@ class DROClassifier(LogitClassifier, BaseDRO):
         labels, index = self._encode(y)
         return index, labels
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Logits: shape (n,) for two classes (positive: ``classes_[1]``), else (n, n_classes)."""
         check_is_fitted(self)
         return self._predictions(checked_data(self, X, reset=False, table=SparseTable))
 
     @available_if(_has_probabilities)
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:  # pyright: ignore
         """Class probabilities, shape (n, n_classes)."""
         return super().predict_proba(X)
 

@@ -175,6 +175,33 @@ def observed_shift(
     return ObservedShift(distance, (low, max(high, distance)), noise, table, found[0][4], message)
 
 
+def distance_of_halves(
+    ambiguity: Any, X: np.ndarray, y: np.ndarray | None = None, *, max_rows: int, seed: int = 0
+) -> tuple[float, int]:
+    """Mean distance of random halves of rows X (n, d), and how many rows a half has.
+
+    In the units of `observed_shift`: within the classes y (n,), of at least 16 rows each.
+    """
+    names = [f"x{k}" for k in range(X.shape[1])]
+    units, rng = _Units.of(ambiguity, names, X), np.random.default_rng(seed)
+    if y is not None:
+        kinds, index, count = np.unique(y, return_inverse=True, return_counts=True)
+        kept = (count >= 16)[index]
+        X, y = X[kept], (index[kept].astype(float) if len(kinds) <= 100 else None)
+    if len(X) < 16:
+        return math.nan, 0
+    found, rows, mass = 0.0, 0, []
+    for part, _ in _classes(y, y, X, X, units.label_cost):
+        mass.append(len(part) / len(X))
+        m = min(len(part) // 2, max_rows)
+        costs = []
+        for _ in range(_REPEATS):
+            order = rng.permutation(len(part))
+            costs.append(_assigned(units, part[order[:m]], part[order[m : 2 * m]])[0])
+        found, rows = found + mass[-1] * float(np.mean(costs)), rows + m
+    return found ** (1.0 / units.order), rows
+
+
 @dataclass(frozen=True, eq=False)
 class _Units:
     """The ground cost between rows."""

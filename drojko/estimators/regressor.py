@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import RegressorMixin
@@ -88,7 +88,7 @@ validation_fraction, n_iter_no_change, warm_start, random_state, device, dtype, 
         return {"coef_": coef[0], "intercept_": float(intercept[0])}
 
     @fitting
-    def fit(self, X, y, sample_weight=None, groups=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Fit the robust regressor.
 
         Parameters
@@ -113,7 +113,7 @@ validation_fraction, n_iter_no_change, warm_start, random_state, device, dtype, 
         y = np.asarray(y, dtype=np.float64)
         return y, y
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Predicted values, shape (n,)."""
         check_is_fitted(self)
         return self._predictions(checked_data(self, X, reset=False, table=SparseTable))

@@ -216,7 +216,7 @@ class Rows(NamedTuple):
     groups: Any
 
     @property
-    def count(self) -> float:
+    def count(self) -> float:  # pyright: ignore
         """How many observations the rows stand for."""
         weight = np.ones(np.shape(self.y)[0]) if self.weight is None else self.weight
         return float(weight.sum() ** 2 / (weight**2).sum())

@@ -147,6 +147,21 @@ class WorstCase(Checked, ABC):
             return self.feature_names
         return tuple(f"x{j}" for j in range(self.n_features))
 
+    def _repr_html_(self) -> str:
+        """Risk and what moves, in short; nothing is drawn or computed that is not known."""
+        from drojko._html import table_of
+
+        kind = "regression" if self.classes is None else f"{len(self.classes)} classes"
+        risk = self.attained_risk if hasattr(self, "attained_risk") else self.risk()
+        names = ", ".join(self.names[:6]) + (", ..." if self.n_features > 6 else "")
+        rows = [
+            ("risk", "not known yet" if risk is None else f"{float(risk):.6g}"),
+            ("columns", f"{self.n_features}: {names}"),
+            ("target", kind),
+        ]
+        note = "sample(n) draws from it, displacement() says what moves."
+        return table_of("Worst case", rows, note)
+
     # -- labels as they came in -------------------------------------------------------------
 
     def _points(self, X: Any, **like: Any) -> Tensor:

@@ -72,7 +72,7 @@ class Logistic(Loss):
         return -s * logistic_shift(s * f, kappa)
 
     @property
-    def asymptotes(self):
+    def asymptotes(self) -> tuple[tuple[float, float], tuple[float, float]]:
         return (-1.0, 0.0), (0.0, 0.0)
 
     def curvature_within(self, f: Tensor, y: Tensor, reach: Tensor) -> Tensor:

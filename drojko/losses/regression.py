@@ -108,7 +108,7 @@ class Quantile(TwoLines):
         self.lipschitz = max(self.q, 1.0 - self.q)
 
     @property
-    def lines(self):
+    def lines(self) -> tuple[tuple[float, float], ...]:  # pyright: ignore
         low, high = self.slopes
         return (low, 0.0), (high, 0.0)
 
@@ -201,7 +201,7 @@ class Huber(Loss):
         return torch.where(inside, near, far)
 
     @property
-    def asymptotes(self):
+    def asymptotes(self) -> tuple[tuple[float, float], tuple[float, float]]:
         level = -0.5 * self.delta**2
         return (-self.delta, level), (self.delta, level)
 

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from drojko import DROClassifier, DRORegressor
 from drojko.ambiguity import KL, Wasserstein
 from drojko.estimators import select_radius
-from drojko.estimators._profile import profile_law
+from drojko.estimators.radius.profile import profile_law
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses import get_loss
 from tests.estimators._cases import ball, binary, classes, frame, linear, mlp, regression

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from drojko import DROClassifier, DRORegressor, make_robust_scorer, radius_path
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 from drojko.estimators import RadiusSelection, select_radius
-from drojko.estimators._inference import calibrated_radius
+from drojko.estimators.radius.inference import calibrated_radius
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from tests.estimators._cases import binary, classes, frame, linear, losses, mlp, regression
 
@@ -216,7 +216,7 @@ def test_a_selection_is_a_frozen_value_that_prints_its_table():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"method": "guess"}, "cv, rwpi, calibration"),
+        ({"method": "guess"}, "cv, environments, rwpi, calibration"),
         ({"rule": "best"}, "1se"),
         ({"level": 1.0}, "between 0 and 1"),
         ({"radii": []}, "empty"),

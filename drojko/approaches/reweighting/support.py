@@ -28,6 +28,7 @@ from drojko.approaches.reference import by_class
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.exceptions import InvalidDataError
 from drojko.inner.reweighting.worst_case import MeasuredWorstCase
+from drojko.inner.worst_case import WorstCase
 from drojko.measures import Empirical, Grouped, Joint, LabelledMeasure
 from drojko.measures._arrays import members_of
 from drojko.minimax.problem import TrainResult
@@ -221,7 +222,7 @@ class OnSupport(Approach):
             state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
         return Assessment(certificate, state)
 
-    def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> MeasuredWorstCase:
+    def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:
         """The worst mixture of the groups, or the points with their worst masses."""
         shares = None
         if "group_weights" in state:

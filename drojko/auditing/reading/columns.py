@@ -30,6 +30,9 @@ def in_matrix(ambiguity: AmbiguitySet, space: Space) -> AmbiguitySet:
     if parameters.get("immutable") is not None:
         found = [lookup.indices(entry) for entry in _listed(parameters["immutable"])]
         changes["immutable"] = sorted({i for part in found for i in part})
+    if parameters.get("columns") is not None:
+        found = [lookup.indices(entry) for entry in _listed(parameters["columns"])]
+        changes["columns"] = sorted({i for part in found for i in part})
     weights: Any = parameters.get("weights")
     if isinstance(weights, dict):
         pairs = weights.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 __all__ = ["Series", "line_chart", "template"]
 
 _WIDTH, _HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BASE = 56, _WIDTH - 12, 10, _HEIGHT - 40
+_LEFT, _RIGHT, _TOP, _BASE = 56, _WIDTH - 12, 10, _HEIGHT - 42
 
 
 @cache
@@ -19,7 +20,7 @@ def template(name: str, **filters: Any) -> Any:
     """A template of the folder; what it shows is escaped."""
     from jinja2 import Environment, PackageLoader
 
-    loader = PackageLoader("drojko", "auditing")
+    loader = PackageLoader("drojko", "auditing/templates")
     room = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     room.filters.update(filters)
     return room.get_template(name)
@@ -35,14 +36,27 @@ class Series:
 
 
 def line_chart(
-    x: np.ndarray, series: list[Series], title: str, x_label: str, *, alt: str, top: float | None
+    x: np.ndarray,
+    series: list[Series],
+    title: str,
+    x_label: str,
+    *,
+    alt: str,
+    top: float | None,
+    level: float | None = None,
+    band: tuple[float, float] | None = None,
+    marks: np.ndarray | None = None,
 ) -> str:
     """A figure with one chart: lines over x, a marker of the chosen x, a legend.
 
     ``top`` cuts the axis: bounds far above everything else leave the picture, and say so.
+    ``level`` is a horizontal line, ``band`` an interval of x, both where they are in the picture;
+    ``marks`` are the places of the marker, None: those of x.
     """
     shown = [s for s in series if np.isfinite(s.y).any()]
     values = np.concatenate([s.y[np.isfinite(s.y)] for s in shown])
+    if level is not None and math.isfinite(level):
+        values = np.append(values, level)
     low, highest = float(values.min()), float(values.max())
     high = highest if top is None else min(highest, top)
     if high <= low:
@@ -59,6 +73,7 @@ def line_chart(
     def py(v: Any) -> list[str]:
         return [f"{at:.1f}" for at in np.interp(v, ends_y, (_BASE, _TOP))]
 
+    inside = np.interp(np.clip(band or (left, left), *ends_x), ends_x, (_LEFT, _RIGHT))
     lines = []
     for s in shown:
         known = np.isfinite(s.y)
@@ -78,7 +93,9 @@ def line_chart(
         base=_BASE,
         rows=list(zip([f"{t:g}" for t in ticks_y], py(ticks_y))),
         columns=list(zip([f"{t:g}" for t in ticks_x], px(ticks_x))),
-        xs=px(x),
+        xs=px(x if marks is None else marks),
+        level=None if level is None or not ends_y[0] <= level <= ends_y[1] else py([level])[0],
+        band=[f"{inside[0]:.1f}", f"{np.ptp(inside):.1f}"] if np.ptp(inside) else None,
         lines=lines,
         cut=top is not None and highest > top,
     )

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drojko._files import check_path, replacing, write_table
-from drojko._validation import checked, shown
+from drojko._files import check_path, write_table
+from drojko._validation import checked
 from drojko.auditing.reading.space import Space
-from drojko.auditing.reporting.moves import moves_of, shares_of, top_moves
-from drojko.auditing.reporting.page import render
+from drojko.auditing.reporting.decision import Decision, decide, useful_bounds
+from drojko.auditing.reporting.export import plain_of, write_json
+from drojko.auditing.reporting.meaning import meaning_of
+from drojko.auditing.reporting.moves import (
+    Moves,
+    carriers_of,
+    moves_of,
+    shares_of,
+    slices_of,
+    swaps_of,
+    top_moves,
+)  # fmt: skip
+from drojko.auditing.reporting.page import inline, write_page
 from drojko.certificates import Certificate
 from drojko.displays.robustness_curve import RobustnessCurveDisplay
+from drojko.estimators.observed import ObservedShift
 from drojko.exceptions import InvalidDataError
 from drojko.inner.worst_case import WorstCase
 
@@ -25,13 +37,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["COLUMNS", "AuditReport", "compare"]
+__all__ = ["COLUMNS", "AuditReport"]
 
 #: Columns of `AuditReport.table` after the first one, "radius" or "penalty".
 COLUMNS = (
     "nominal_risk", "random_noise_risk", "ascent_risk", "worst_case_risk", "upper_bound", "proof",
     "transport_cost", "nominal_accuracy", "worst_case_accuracy", "nominal_auc", "worst_case_auc",
-    "finding",
+    "nominal_brier", "worst_case_brier", "nominal_ece", "worst_case_ece", "finding",
 )  # fmt: skip
 
 
@@ -48,8 +60,9 @@ class AuditReport:
         ``ascent_risk`` (gradient ascent of every row, with restarts, within the budget; NaN
         without gradients), ``worst_case_risk`` (attained: the worst that was found),
         ``upper_bound`` (no distribution within the transport cost does worse) and its ``proof``,
-        ``transport_cost``, accuracies and areas under the ROC curve (NaN for regression), and
-        ``finding``: what a reader must know, empty where there is nothing.
+        ``transport_cost``; of classifications (NaN elsewhere) accuracies, areas under the ROC
+        curve and, of probabilities, Brier scores and expected calibration errors; and ``finding``:
+        what a reader must know, empty where there is nothing.
     checks : DataFrame
         A row per size and check: ``check``, ``value``, ``passed``, ``detail``.
     certificates : tuple of Certificate
@@ -64,6 +77,12 @@ class AuditReport:
         Labels; None for regression.
     image_shape : tuple of int or None
         Rows of X as pictures.
+    ambiguity : AmbiguitySet
+        The set as the user gave it.
+    limit : dict
+        What must not be crossed, by "accuracy", "auc" or "risk".
+    observed : ObservedShift or None
+        The shift that a new sample shows, in the units of the set.
 
     Examples
     --------
@@ -90,6 +109,46 @@ class AuditReport:
     classes: np.ndarray | None
     problem: Any = field(default=None)
     image_shape: tuple[int, int] | None = None
+    ambiguity: Any = None
+    limit: Mapping[str, float] = field(default_factory=dict)
+    observed: ObservedShift | None = None
+
+    # -- what it says ------------------------------------------------------------------------
+
+    @cached_property
+    def decision(self) -> Decision:
+        """What a reader needs first: see `Decision`; its parts are sentences, ``str`` all of it."""
+        return decide(self)
+
+    @cached_property
+    def meaning(self) -> pd.DataFrame:
+        """What each size means in the data, a row for each.
+
+        Where rows move: ``length``, how far they go on average (root mean square in order 2), in
+        the units of the set, ``share_of_spread`` of the distance of rows from their mean,
+        ``times_halves``, the distance between two random halves of at most 250 rows of a class,
+        and ``times_observed``, the shift that was seen (`audit`'s ``compare_to``). Where masses
+        change: ``effective_share`` of the rows, the ``largest_ratio`` by which a row counts more,
+        ``mass_moved``, and ``times_observed``. NaN where there is nothing to compare with.
+        """
+        sizes, kept = self.table[self.size], range(len(self.table))
+        moves = [self._moves(k) if self.worst_cases[k] is not None else None for k in kept]
+        parts = (self.problem, self.certificates, moves, self.observed, self.size)
+        return meaning_of(sizes.tolist(), *parts)
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """The upper bounds that say something, one a row; NaN where none is useful.
+
+        Left out: estimates without a proof, the largest loss of any answer, and bounds far above
+        both what was found and every loss in the worst case.
+        """
+        kept = range(len(self.table))
+        largest = [
+            math.nan if self.worst_cases[k] is None else self._moves(k).after.losses.max()
+            for k in kept
+        ]
+        return useful_bounds(self.table, np.array(largest))
 
     # -- looking up --------------------------------------------------------------------------
 
@@ -134,6 +193,22 @@ class AuditReport:
             )
         return worst
 
+    def _moves(self, index: int) -> Moves:
+        """Rows before and after at one size, computed once."""
+        known = self.__dict__.setdefault("_known", {})
+        if index not in known:
+            worst = self.worst_cases[index]
+            assert worst is not None
+            known[index] = moves_of(worst, self.problem)
+        return known[index]
+
+    def _at(self, radius: float | None) -> tuple[Moves, WorstCase]:
+        worst = self.worst_case(radius)
+        return self._moves(self._index(radius)), worst
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
     def displacement(self, radius: float | None = None) -> pd.DataFrame:
         """Which features move: a row per feature and class, with its ``share`` of the budget.
 
@@ -160,7 +235,25 @@ class AuditReport:
         the columns of X, then ``target``, ``prediction``, ``loss``, ``mass`` and ``harm``, the
         part of the rise of the risk that this move makes.
         """
-        return top_moves(self.worst_case(radius), self.problem, n)
+        return top_moves(self._at(radius)[0], self.problem, n)
+
+    def carriers(self, radius: float | None = None) -> pd.DataFrame:
+        """Which columns of X carry the shift: a row for each, the largest share first.
+
+        ``share`` of the transport budget, swaps of categories at their price; under sets that
+        reweight, of the change of the columns in standard deviations, whatever their units.
+        ``mean`` move in the units of X and ``in_spreads``, in standard deviations of the column;
+        NaN for categories.
+        """
+        return carriers_of(*self._at(radius), self.problem)
+
+    def swaps(self, radius: float | None = None) -> pd.DataFrame:
+        """Categories that change, a row for each pair: ``column``, ``before``, ``after``, ``mass``.
+
+        The largest ``mass``, the share of the rows, first; labels that change are swaps of the
+        "target". Empty where nothing is swapped.
+        """
+        return swaps_of(self._at(radius)[0], self.problem)
 
     @property
     def groups(self) -> pd.DataFrame:
@@ -170,13 +263,50 @@ class AuditReport:
     def shares(self, by: str = "class", radius: float | None = None) -> pd.DataFrame:
         """Which classes or groups the worst case is made of: a row for each.
 
-        Columns: ``by`` ("class" or "group"), ``mass`` and ``risk`` (mean loss) today, and
-        ``worst_case_mass`` and ``worst_case_risk``. Empty for the classes of a regression, and
-        where `audit` was given no groups.
+        Columns: ``by`` ("class" or "group"), ``mass``, ``risk`` (mean loss) and ``accuracy`` today
+        (NaN for regression), and ``worst_case_mass``, ``worst_case_risk``, ``worst_case_accuracy``.
+        Empty for the classes of a regression, and where `audit` was given no groups.
         """
         if by not in ("class", "group"):
             raise InvalidDataError(f"by={by!r}; expected 'class' or 'group'")
-        return shares_of(self.worst_case(radius), self.problem, by)
+        moves, worst = self._at(radius)
+        return shares_of(moves, worst, self.problem, by)
+
+    def slices(self, by: Any, radius: float | None = None, *, bins: int = 4) -> pd.DataFrame:
+        """Mass, mean loss and accuracy of the rows, slice by slice of a column.
+
+        Parameters
+        ----------
+        by : str, int or array-like of shape (n,)
+            A column of X, "target" for the labels, or a value of your own for each row of X.
+            Numbers of more than ten values are cut at quantiles of today's rows; missing values
+            are a slice of their own. Rows are in the slice where they were before the move.
+        radius : float, default=None
+            As in `worst_case`.
+        bins : int, default=4
+            How many quantiles.
+
+        Returns
+        -------
+        DataFrame
+            Columns as of `shares`, the first named as the column ("mass_" of a column "mass").
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from drojko import audit
+        >>> from drojko.ambiguity import KL
+        >>> X, y = load_iris(return_X_y=True, as_frame=True)
+        >>> model = LogisticRegression(max_iter=1000).fit(X, y)
+        >>> report = audit(model, X, y, KL(radius=0.1), random_state=0)
+        >>> report.slices("petal width (cm)", bins=3)[["mass", "worst_case_mass"]].round(2)
+           mass  worst_case_mass
+        0  0.38             0.30
+        1  0.30             0.35
+        2  0.32             0.35
+        """
+        return slices_of(self._at(radius)[0], self.problem, by, bins)
 
     def images(self, n: int = 10, radius: float | None = None) -> np.ndarray:
         """The most harmful moves as pictures, shape (n, 2, height, width): before and after.
@@ -185,7 +315,7 @@ class AuditReport:
         """
         if self.image_shape is None:
             raise InvalidDataError("rows are pictures only where audit was given images=(h, w)")
-        found = moves_of(self.worst_case(radius), self.problem, n)
+        found = self._at(radius)[0].top(n)
         pairs = np.stack([found.before.x, found.after.x], axis=1)
         return pairs.reshape(len(pairs), 2, *self.image_shape)
 
@@ -220,51 +350,32 @@ class AuditReport:
 
     def to_html(self, path: Any) -> Path:
         """Write one self-contained HTML page, whole or not at all, and return its path."""
-        path = check_path(path)
-        page = render(self).encode("utf-8", "xmlcharrefreplace")
-        with replacing(path) as file:
-            file.write(page)
-        return path
+        return write_page(path, {self.name: self})
+
+    def to_json(self, path: Any = None) -> str:
+        """The report as strict JSON; with a path it is written there as well, whole or not at all.
+
+        An object with ``schema`` (1), ``drojko`` (version), ``name``, ``about``, ``size`` ("radius"
+        or "penalty"), ``findings``, ``decision`` (``headline``, ``limits``, ``meaning``,
+        ``carriers``: sentences; ``steps``: ``text`` and ``code``), ``observed`` (``distance``,
+        ``interval``, ``noise``, ``message``; null without one), and lists of objects, one a row:
+        ``table``, ``meaning`` and ``checks``, as the frames of these names, with ``useful_bound``
+        in the table. ``shifts`` holds an object a size: the size, ``carriers``, ``classes``,
+        ``groups`` and ``swaps`` (null without a worst case). What is no number, or infinite, is
+        null, as JSON has neither; an infinite worst case is among the findings.
+        """
+        return write_json(path, plain_of(self))
+
+    def _repr_html_(self) -> str:
+        return inline({self.name: self})
 
     def __str__(self) -> str:
         shown = self.table.drop(columns="finding")
         lines = [f"Audit of {self.name} ({self.about.get('rows', '?')} rows)", ""]
+        lines += [*(f"- {text}" for text in self.findings), ""] if self.findings else []
+        if self.problem is not None:
+            lines += [str(self.decision), ""]
         lines.append(shown.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
-        lines += ["", *(f"- {text}" for text in self.findings)] if self.findings else []
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-def compare(
-    reports: Mapping[str, AuditReport] | Sequence[AuditReport],
-) -> pd.DataFrame:
-    """The tables of several audits under each other, with the model's name in front.
-
-    Parameters
-    ----------
-    reports : mapping from names to AuditReport, or sequence of AuditReport
-
-    Examples
-    --------
-    >>> compare([])
-    Traceback (most recent call last):
-        ...
-    drojko.exceptions.InvalidDataError: compare needs one report or more
-    """
-    import pandas as pd
-
-    pairs = list(reports.items()) if isinstance(reports, Mapping) else []
-    if not pairs and isinstance(reports, list | tuple | Iterator):
-        pairs = [(getattr(one, "name", ""), one) for one in reports]
-    wrong = [one for _, one in pairs if not isinstance(one, AuditReport)]
-    if wrong:
-        raise InvalidDataError(f"compare: {shown(wrong[0])} is no AuditReport")
-    tables: dict[str, pd.DataFrame] = {}
-    seen: Counter[str] = Counter()
-    for name, report in pairs:
-        seen[name] += 1
-        tables[f"{name} ({seen[name]})" if seen[name] > 1 else str(name)] = report.table
-    if not tables:
-        raise InvalidDataError("compare needs one report or more")
-    return pd.concat(tables, names=["model"]).reset_index("model").reset_index(drop=True)

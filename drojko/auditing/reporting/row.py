@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reporting.scores import calibration
 from drojko.certificates import Certificate
 from drojko.inner.worst_case import WorstCase
 
-__all__ = ["Row", "check", "table_row"]
+__all__ = ["Row", "calibrated", "check", "table_row"]
 
 
 @dataclass(eq=False)
@@ -38,6 +39,13 @@ def check(name: str, value: float, passed: bool | None, detail: str) -> dict[str
     return {"check": name, "value": float(value), "passed": passed, "detail": detail}
 
 
+def calibrated(problem: AuditProblem, f: Any, y: Any, mass: Any) -> tuple[float, float]:
+    """Brier score and calibration error; NaN where answers are no probabilities."""
+    if not problem.model.probabilities:
+        return math.nan, math.nan
+    return calibration(f, y, mass)
+
+
 def table_row(
     name: str, problem: AuditProblem, found: Row, nominal: dict[str, float]
 ) -> dict[str, Any]:
@@ -46,11 +54,12 @@ def table_row(
     if c.radius is None and c.penalty is not None and math.isfinite(c.penalty):
         # Of the penalised form: what no distribution of the same transport cost exceeds.
         upper = c.upper + c.penalty * c.transport_cost
-    accuracy = auc = math.nan
+    accuracy = auc = brier = ece = math.nan
     if found.after is not None:
         x, y, mass = (torch.as_tensor(part) for part in found.after)
         f = problem.outputs(x)
         accuracy, auc = problem.accuracy(x, y, mass.double()), problem.auc(f, y, mass.double())
+        brier, ece = calibrated(problem, f, y, mass)
     return {
         name: found.size,
         "nominal_risk": nominal["risk"],
@@ -64,5 +73,9 @@ def table_row(
         "worst_case_accuracy": accuracy,
         "nominal_auc": nominal["auc"],
         "worst_case_auc": auc,
+        "nominal_brier": nominal["brier"],
+        "worst_case_brier": brier,
+        "nominal_ece": nominal["ece"],
+        "worst_case_ece": ece,
         "finding": "; ".join(found.findings),
     }

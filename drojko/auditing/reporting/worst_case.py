@@ -175,6 +175,7 @@ class MovedRows(WorstCase):
     def risk(self) -> float:
         return float(self.mass @ self.loss_after)
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    @property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         labels = self.source if self.classes is None else self.classes[self.source]
         return self.before, self.after, labels, self.mass

@@ -240,7 +240,7 @@ class ImportanceMeasure(Measure):
             )
         return Evidence(x, weights, log_z, error, elbo, elbo_error, share, tail)
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # pyright: ignore
         flows = len(self.stages) - len(self._blocks)
         steps = sum(len(block.steps) for block in self._blocks)
         return (

@@ -68,9 +68,10 @@ class Pointwise(InnerSolver):
         check_settings(self, whole=counts, least={"tol": 0.0})
 
     def fit(
-        self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None,
-        effort="fast", atoms=False,
-    ):  # fmt: skip
+        self, objective: Objective, batch: Batch, generator: torch.Generator, *, n_labels: int = 0,
+        label_cost: float = math.inf, max_time: float | None = None, effort: str = "fast",
+        atoms: bool = False,
+    ) -> Adversary:  # fmt: skip
         chosen("effort", effort, EFFORTS)
         adversary = Adversary(
             objective,
@@ -177,9 +178,10 @@ class ICNNJKO(InnerSolver):
             )
 
     def fit(
-        self, objective, batch, generator, *, n_labels=0, label_cost=math.inf, max_time=None,
-        effort="fast", atoms=False,
-    ):  # fmt: skip
+        self, objective: Objective, batch: Batch, generator: torch.Generator, *, n_labels: int = 0,
+        label_cost: float = math.inf, max_time: float | None = None, effort: str = "fast",
+        atoms: bool = False,
+    ) -> Adversary:  # fmt: skip
         chosen("effort", effort, EFFORTS)
         adversary = Adversary(
             objective,

@@ -125,7 +125,7 @@ class Reweighted:
 
     def sample(self, index: np.ndarray) -> Reweighted | None:
         """The same problem on some rows, where cells are rows."""
-        if self.cells is not None:
+        if self.cells is not None or self.bound.ambiguity.sees_points:
             return None
         rows = self.rows.take(index)
         bound = self.bound.ambiguity.on(None, rows.w)

@@ -209,7 +209,7 @@ def test_groups_and_classes_have_their_masses(logistic, ambiguity):
             if row.worst_case_mass > 0 and isinstance(ambiguity, KL):
                 worst = mass[inside] @ losses[inside] / mass[inside].sum()
                 assert row.worst_case_risk == pytest.approx(worst, rel=1e-6)
-    page = render(report)
+    page = render({report.name: report})
     assert "Mass and mean loss of each group" in page
     assert "Mass and mean loss of each class" in page
     with pytest.raises(InvalidDataError, match="by="):
@@ -323,7 +323,7 @@ def test_reports_are_pickled(logistic, ambiguity):
     pd.testing.assert_frame_equal(again.displacement(), report.displacement())
     pd.testing.assert_frame_equal(again.groups, report.groups)
     np.testing.assert_array_equal(again.worst_case().sample(5, 0)[0], report.samples(5).iloc[:, :4])
-    assert render(again) == render(report)
+    assert render({"m": again}) == render({"m": report})
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from drojko._random import spawn
 from drojko._sklearn import checked_data, checked_weight
-from drojko.estimators._profile import NormLaw, ProfileLaw, profile_law
+from drojko.estimators.radius.profile import NormLaw, ProfileLaw, profile_law
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses import get_loss

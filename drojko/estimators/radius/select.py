@@ -11,8 +11,9 @@ from sklearn.utils import check_consistent_length
 from drojko._random import generator
 from drojko._sklearn import checked_weight
 from drojko._validation import checked, chosen
-from drojko.estimators._inference import by_calibration, by_profile
-from drojko.estimators._radius_cv import by_cv
+from drojko.estimators.radius.cv import by_cv
+from drojko.estimators.radius.environments import by_environments
+from drojko.estimators.radius.inference import by_calibration, by_profile
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RadiusSelection", "select_radius"]
 
-_METHODS = ("cv", "rwpi", "calibration")
+_RULES = {"cv": ("min", "1se"), "environments": ("mean", "cap")}
+_METHODS = (*_RULES, "rwpi", "calibration")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +34,14 @@ class RadiusSelection:
     ----------
     radius : float
         In the conventions of the ambiguity set; for `CVaR` the tail mass alpha.
-    method : {"cv", "rwpi", "calibration"}
+    method : {"cv", "environments", "rwpi", "calibration"}
     table : DataFrame
         "cv": a row per candidate, with means over the folds and their standard errors: the
         certified ``upper_bound`` at the set ``at``, the plain ``nominal_risk``, and the shares of
-        folds in which the bound is ``proven`` and the fit ``converged``. The other methods: a row
-        per level.
+        folds in which the bound is ``proven`` and the fit ``converged``. "environments": a row per
+        candidate with the mean of the plain risks of left-out environments, the worst of them and
+        its name, the mean ``gain`` over no set at all with its standard error, and the share of
+        fits that ``converged``. The other methods: a row per level.
     message : str
         One sentence on what was done.
     params : dict
@@ -69,7 +73,7 @@ def select_radius(
     radii: Sequence[float] | None = None,
     at: Any = None,
     cv: Any = 5,
-    rule: str = "min",
+    rule: str | None = None,
     level: float = 0.05,
     two_sided: bool = False,
     n_draws: int = 200_000,
@@ -83,6 +87,8 @@ def select_radius(
     .. math:: \text{cv:} \quad \min_r \sum_k \sup\{E_P\,\ell(\hat\theta_r^{(-k)}) :
                   P \in \text{at, around fold } k\}
 
+    .. math:: \text{environments:} \quad \min_r \sum_e E_{P_e}\,\ell(\hat\theta_r^{(-e)})
+
     .. math:: \text{rwpi:} \quad r^2 = q_{1-\mathrm{level}}(H^\top G^{-1} H) / n, \qquad
                   H \sim N(0, \mathrm{Cov}\, h),\; G = E\, D_x h\, W^{-1} D_x h^\top,\;
                   h = \nabla_\beta \ell
@@ -91,6 +97,11 @@ def select_radius(
 
     "cv" trains at every candidate, warm-started from small to large, and compares the certified
     worst-case risk on the held-out folds at one fixed set: any estimator, any set with a radius.
+
+    "environments" leaves one environment out at a time (a hospital, a year, a region: ``groups``),
+    trains on the others at every candidate, down to almost none and none at all, and compares the
+    plain risk on the one left out: what the next environment would cost, if it differs from these
+    as they do from each other. It says whether any size helps beyond two standard errors.
 
     "rwpi", robust Wasserstein profile inference, is the smallest radius at which the ball around
     the data holds, with probability 1 - level, a distribution for which the true coefficients are
@@ -108,11 +119,12 @@ def select_radius(
         Not changed. A pipeline's other steps are fitted anew in each fold; radii are in the
         units of what the last step sees.
     X, y : array-like of shapes (n, d) and (n,)
-    method : {"cv", "rwpi", "calibration"}, default="cv"
+    method : {"cv", "environments", "rwpi", "calibration"}, default="cv"
     radii : sequence of float, default=None
-        Candidates of "cv"; tail masses for `CVaR`. None: 0 and eight more; for transport from
-        1 % to 100 % of a standard deviation of the columns (weighted as the cost is), for
-        divergences such that the worst case is 0.5 to 17 standard errors above the mean.
+        Candidates of "cv" and "environments"; tail masses for `CVaR`. None: 0 and eight more; for
+        transport from 1 % to 100 % of a standard deviation of the columns (weighted as the cost
+        is), for divergences such that the worst case is 0.5 to 17 standard errors above the mean.
+        "environments" adds three between these and none.
     at : AmbiguitySet or float, default=None
         The set at which "cv" compares, or the radius of the estimator's own kind of set: the shift
         that one wants to be safe against. None: the estimator's own set; if it has none, or no
@@ -120,8 +132,10 @@ def select_radius(
         prefer radius 0, and each candidate's own set the smallest.
     cv : int, splitter or iterable, default=5
         An int: that many shuffled folds, stratified for classifiers.
-    rule : {"min", "1se"}, default="min"
-        The minimiser of the held-out bound, or the largest set within one standard error of it.
+    rule : str, default=None
+        "cv": "min" (None), the minimiser of the held-out bound, or "1se", the largest set within
+        one standard error of it. "environments": "mean" (None), the least mean over them, or "cap",
+        the least risk in the worst one among candidates whose mean is within 1 % of the least.
     level : float, default=0.05
         Probability of error of "rwpi" and "calibration".
     two_sided : bool, default=False
@@ -131,12 +145,13 @@ def select_radius(
     sample_weight : array-like of shape (n,), default=None
         Each row counts as one observation: n is (sum w)^2 / sum w^2.
     groups : array-like of shape (n,) or (n, n_groups), default=None
-        What rows belong to: a `Group` set needs it, as the estimator's or as ``at``. Labels also
-        go to splitters that keep groups of rows together.
+        What rows belong to: the environments, labels of shape (n,); a `Group` set needs it, as the
+        estimator's or as ``at``. Labels also go to splitters that keep groups of rows together.
     n_jobs : int, default=None
-        Folds of "cv" at once, on the workers of joblib's `parallel_config` (processes, threads,
-        Dask); -1: one on each core. The result is the same bit by bit, whatever the number (to
-        rounding beside None, where more than a million numbers get torch several threads).
+        Folds of "cv", or environments, at once, on the workers of joblib's `parallel_config`
+        (processes, threads, Dask); -1: one on each core. The result is the same bit by bit,
+        whatever the number (to rounding beside None, where more than a million numbers get torch
+        several threads).
         ``verbose`` estimators are silent then.
     random_state : None, int or generator, default=None
         Of the shuffled folds and the draws of "rwpi"; estimators have their own.
@@ -181,7 +196,9 @@ def select_radius(
     (0.0125, ['radius', 'upper_bound'])
     """
     chosen("method", method, _METHODS)
-    chosen("rule", rule, ("min", "1se"))
+    rules = _RULES.get(method, _RULES["cv"])
+    rule = rules[0] if rule is None else rule
+    chosen("rule", rule, rules)
     if not 0.0 < level < 1.0:
         raise InvalidDataError(f"level={level!r}; expected a number between 0 and 1, such as 0.05")
     if n_draws < 1000:
@@ -205,6 +222,8 @@ def select_radius(
 
     if method == "cv":
         return by_cv(estimator, rows, radii, at, cv, rule, n_jobs, rng, finish)
+    if method == "environments":
+        return by_environments(estimator, rows, radii, rule, n_jobs, finish)
     if method == "rwpi":
         return finish(by_profile(estimator, rows, level, n_draws, rng))
     return finish(by_calibration(ambiguity, rows.count, level, two_sided))

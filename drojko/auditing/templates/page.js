@@ -2,11 +2,17 @@
   "use strict";
   document.documentElement.classList.add("js");
   var slider = document.getElementById("size");
-  var panels = Array.prototype.slice.call(document.querySelectorAll("section[data-size]"));
-  function show(index) {
-    panels.forEach(function (panel) { panel.hidden = Number(panel.dataset.size) !== index; });
+  var chooser = document.getElementById("model");
+  var sections = Array.prototype.slice.call(document.querySelectorAll("section[data-size], section[data-model]"));
+  function show() {
+    var index = Number(slider.value), model = chooser ? chooser.value : "0";
+    sections.forEach(function (part) {
+      var size = part.dataset.size, of = part.dataset.model;
+      part.hidden = (size !== undefined && Number(size) !== index) || (of !== undefined && of !== model);
+    });
     document.querySelectorAll("#by-size tbody tr").forEach(function (row) {
-      row.classList.toggle("current", Number(row.dataset.row) === index);
+      var of = row.dataset.model;
+      row.classList.toggle("current", Number(row.dataset.row) === index && (of === undefined || of === model));
     });
     document.querySelectorAll("svg .marker").forEach(function (line) {
       var xs = line.dataset.xs.split(" ");
@@ -17,10 +23,9 @@
     document.getElementById("size-value").textContent = label;
     slider.setAttribute("aria-valuetext", label);
   }
-  if (slider) {
-    slider.addEventListener("input", function () { show(Number(slider.value)); });
-    show(Number(slider.value));
-  }
+  slider.addEventListener("input", show);
+  if (chooser) { chooser.addEventListener("change", show); }
+  show();
   function value(cell) {
     var number = parseFloat(cell.dataset.value);
     return isNaN(number) ? cell.textContent.trim().toLowerCase() : number;

@@ -24,7 +24,7 @@ from drojko.estimators._parallel import in_parallel, named, workers
 from drojko.estimators.scoring import Rows, radius_path, size_of, split_last
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["by_cv"]
+__all__ = ["by_cv", "candidates", "over_folds"]
 
 
 def by_cv(
@@ -42,20 +42,9 @@ def by_cv(
 
     The other arguments are those of `select_radius`, checked.
     """
-    (steps, last), (X, y, weight, groups) = split_last(estimator), rows
+    (_, last), (X, y, _, groups) = split_last(estimator), rows
     ambiguity = last._nested("ambiguity")
-    if radii is None:
-        Z = rows.seen(steps)
-        names = getattr(Z, "columns", None)
-        share = np.full(len(y), 1.0 / len(y)) if weight is None else weight / weight.sum()
-        names = None if names is None else [str(column) for column in names]
-        steps_up = ambiguity.candidates(floats(Z, "X"), names, share)
-        radii = [ambiguity.nothing, *(float(f"{step:.3g}") for step in steps_up)]
-    radii = sorted(set(floats(radii, "radii").ravel().tolist()))
-    if not radii:
-        raise InvalidDataError("radii is empty: give one candidate or more")
-    for radius in radii:
-        ambiguity.resized(radius)._validate_params()
+    radii = candidates(estimator, rows, radii)
     fixed = _evaluation_set(at, last.ambiguity, ambiguity, radii)
     fixed._validate_params()
     labels = groups if groups is None or np.ndim(groups) == 1 else None  # splitters want labels
@@ -72,13 +61,59 @@ def by_cv(
         raise InvalidDataError(f"cv={shown(cv)} makes no folds of these rows: {error}") from error
     if is_classifier(last):
         _check_folds(np.asarray(y), folds)
+    if fixed.knows_groups:
+        _check_groups(fixed, rows, folds)
+    inherited = at is None and fixed is ambiguity
+    return over_folds(
+        estimator, rows, folds, radii, fixed, n_jobs,
+        lambda runs: finish(_chosen(runs, radii, ambiguity, fixed, rule, inherited)),
+    )  # fmt: skip
+
+
+def candidates(
+    estimator: Any, rows: Rows, radii: Any, smaller: Sequence[float] = ()
+) -> list[float]:
+    """Sizes to compare, none at all among them where they are not given.
+
+    ``smaller``: shares of the smallest of them that are added.
+    """
+    steps, last = split_last(estimator)
+    ambiguity = last._nested("ambiguity")
+    if radii is None:
+        Z = rows.seen(steps)
+        names = getattr(Z, "columns", None)
+        n = len(rows.y)
+        share = np.full(n, 1.0 / n) if rows.weight is None else rows.weight / rows.weight.sum()
+        names = None if names is None else [str(column) for column in names]
+        found = ambiguity.candidates(floats(Z, "X"), names, share).tolist()
+        nothing = ambiguity.nothing
+        least = min(found, key=ambiguity.room)
+        found += [nothing + part * (least - nothing) for part in smaller]
+        radii = [
+            nothing,
+            *(float(f"{nothing + float(f'{size - nothing:.3g}'):.6g}") for size in found),
+        ]
+    radii = sorted(set(floats(radii, "radii").ravel().tolist()))
+    if not radii:
+        raise InvalidDataError("radii is empty: give one candidate or more")
+    for radius in radii:
+        ambiguity.resized(radius)._validate_params()
+    return radii
+
+
+def over_folds(
+    estimator: Any, rows: Rows, folds: list[Any], radii: list[float], at: AmbiguitySet,
+    n_jobs: Any, finish: Callable[[list[Any]], Any],
+) -> Any:  # fmt: skip
+    """What ``finish`` makes of the folds: of those done by then, after Ctrl-C."""
+    steps, last = split_last(estimator)
     runs: list[Any] = []
     if workers(n_jobs, len(folds)) > 1:
         last = clone(last).set_params(verbose=False)  # bars of several folds would mix
-    jobs = [(steps, last, rows.at(train), rows.at(test), radii, fixed) for train, test in folds]
+    jobs = [(steps, last, rows.at(train), rows.at(test), radii, at) for train, test in folds]
 
     def so_far() -> Any:
-        return finish(_chosen(runs, radii, ambiguity, fixed, rule)) if runs else None
+        return finish(runs) if runs else None
 
     def all_folds() -> Any:
         with warnings.catch_warnings():
@@ -93,8 +128,9 @@ def by_cv(
 
 
 def _chosen(
-    done: list[Any], radii: list[float], ambiguity: AmbiguitySet, fixed: AmbiguitySet, rule: str
-) -> dict[str, Any]:
+    done: list[Any], radii: list[float], ambiguity: AmbiguitySet, fixed: AmbiguitySet, rule: str,
+    inherited: bool,
+) -> dict[str, Any]:  # fmt: skip
     """What the folds that are done say."""
     import pandas as pd
 
@@ -118,9 +154,10 @@ def _chosen(
     if rule == "1se" and np.isfinite(error[best, 0]):
         within = np.flatnonzero(mean[:, 0] <= mean[best, 0] + error[best, 0])
         chosen = int(max(within, key=lambda i: ambiguity.room(radii[i])))  # the largest set
+    own = ", the estimator's own set (at=)," if inherited else ""
     words = "the least" if rule == "min" else "the largest set within one standard error of it"
     message = (
-        f"Certified risk at {fixed!r} on {len(runs)} held-out folds, {words}: "
+        f"Certified risk at {fixed!r}{own} on {len(runs)} held-out folds, {words}: "
         f"{mean[chosen, 0]:.6g} +- {error[chosen, 0]:.2g}."
     )
     if len(radii) > 1 and chosen == best and chosen in (0, len(radii) - 1):
@@ -150,6 +187,22 @@ def _evaluation_set(
     if not positive:
         raise InvalidDataError("radii holds no ambiguity at all: add a positive radius or give at=")
     return ambiguity.resized(sorted(positive)[len(positive) // 2])
+
+
+def _check_groups(at: AmbiguitySet, rows: Rows, folds: list[Any]) -> None:
+    """Warn of folds in which a set of groups holds one group only: there it is no set at all."""
+    groups = rows.groups
+    if groups is None or np.ndim(groups) != 1:
+        return
+    alone = sum(len(np.unique(np.asarray(groups)[test])) < 2 for _, test in folds)
+    if alone:
+        warnings.warn(
+            f"at={at!r} says nothing in {alone} of {len(folds)} folds, which hold one group only: "
+            "the risk there is the plain one. Give an integer cv, so that each fold holds every "
+            'group, or method="environments", which compares plain risks by intent',
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _check_folds(y: np.ndarray, folds: list[Any]) -> None:
