@@ -25,6 +25,7 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 
 #: What lines must take off the Lipschitz constants' bound, relative, to be named as its proof.
 _HELPED = 1e-3
+_SHELLS = 24
 
 
 @dataclass(frozen=True)
@@ -87,27 +88,33 @@ def network_bound(
     """
     limits = Limits(max_time=max_time)
     problem = Problem.of(objective, cases, weights, radius)
-    settings = SETTINGS[effort]
-    if not problem.network.dense:
-        settings = settings.lines()
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
-    count = settings.shells
     n, m = problem.network.margins.levels.shape
-    count = max(4, min(count, int(MEMORY / (8 * 8 * max(1, n * m)))))
+    count = max(4, min(_SHELLS, int(MEMORY / (8 * 8 * max(1, n * m)))))
     inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
     radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
+    shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))
+    first = value, strength = problem.best(shells, objective.strength)
     hurry = max_time is not None and max_time < 1.0
-    rates = margin_constants(problem.network, 0 if hurry else settings.lipschitz)
-    shells = Shells.empty(problem.network, radii, rates)
-    few = _Boxes(problem, shells, settings, limits).best(objective.strength)
-    solver = Refine(problem, settings, shells, objective.strength)
-    state = start = solver.init(problem)
-    if few is None:
+    few, known = None, None
+    for settings in list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]:
+        if not problem.network.dense:
+            settings = settings.lines()
+        if not hurry:
+            rates = margin_constants(problem.network, settings.lipschitz)
+            shells = replace(shells, rates=torch.minimum(shells.rates, rates))
+        boxes = _Boxes(problem, shells, settings, limits).best(objective.strength)
+        if boxes is not None:
+            few = boxes if few is None or boxes[0] < few[0] else few
+            continue
+        solver = Refine(problem, settings, shells, objective.strength, known)
+        start = solver.init(problem)
         state = nested(solver, start, max_iter=10**6, max_time=limits.time_left).state
-    value, strength = problem.best(state.shells, state.strength)
-    proof = "linear-bounds" if value < start.value * (1 - _HELPED) else "lipschitz"
-    found = NetworkBound(value, strength / scale**2, proof, state.shells, problem, scale)
+        shells, known = state.shells, state.known
+        value, strength = min((value, strength), problem.best(shells, state.strength))
+    proof = "linear-bounds" if value < first[0] * (1 - _HELPED) else "lipschitz"
+    found = NetworkBound(value, strength / scale**2, proof, shells, problem, scale)
     if few is not None and few[0] < value:
         at = few[1] / scale**2
         return replace(found, value=few[0], penalty=at, proof="branch-and-bound", few=few[1:])

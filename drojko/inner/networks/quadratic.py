@@ -21,7 +21,9 @@ arXiv 1906.04893); anchoring and curvature are our own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,9 @@ from drojko.inner.networks.network import Network
 __all__ = ["Multipliers", "Quadratic", "quadratic_bound", "region_bytes"]
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
+#: How many starts from other regions are tried; after how many steps regions may leave, and below
+#: which share of the way to the goal, over all steps, they do.
+_CANDIDATES, _CHECK, _STALLED = 4, 4, 0.7
 #: Subtracted from matrices before they are factored: far above rounding, so that what is computed
 #: with them is an upper bound of the quadratic forms of the exact ones.
 _SHIFT = 1e-9
@@ -39,25 +44,61 @@ _SHIFT = 1e-9
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Per layer (n, width): log T over its scale, eta over its own, log kappa over its own."""
+    """Per layer (n, width): log T, eta and log kappa; what other regions may start from.
+
+    ``place`` (n, width) says where: the margin's derivatives in the last pre-activations.
+    """
 
     sector: tuple[Tensor, ...]
     curved: tuple[Tensor, ...]
     line: tuple[Tensor, ...]
+    place: Tensor
 
-    def median(self) -> Multipliers:
-        """One row that starts other regions."""
-        parts = (self.sector, self.curved, self.line)
-        return Multipliers(*(tuple(p.median(0, keepdim=True).values for p in q) for q in parts))
+    def take(self, index: Tensor) -> Multipliers:
+        """Some of them."""
+        return _taken(self, index)
+
+    def near(self, place: Tensor, count: int) -> list[Tensor]:
+        """Indices (n,) of the nearest, the next, ..."""
+        count = min(count, len(self.place))
+        away = torch.cdist(place, self.place)
+        return list(away.topk(count, largest=False).indices.unbind(1))
+
+    def joined(self, more: Multipliers, most: int = 10**9) -> Multipliers:
+        """Both, the latest ``most`` of them."""
+        sector, curved, line = (
+            tuple(torch.cat([a, b])[-most:] for a, b in zip(one, two, strict=True))
+            for one, two in zip(self._parts, more._parts, strict=True)
+        )
+        return Multipliers(sector, curved, line, torch.cat([self.place, more.place])[-most:])
+
+    @property
+    def _parts(self) -> tuple[tuple[Tensor, ...], ...]:
+        return self.sector, self.curved, self.line
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    r"""margin <= constant + curvature/2 * \|d\|^2 on the ball; shape (n,) each."""
+    r"""margin <= constant + curvature/2 * \|d\|^2 on the ball; shape (n,) each.
+
+    ``multipliers`` of the regions that were improved; ``work``: how often any was tried.
+    """
 
     constant: Tensor
     curvature: Tensor
     multipliers: Multipliers
+    work: int
+
+
+def _taken(part: Any, index: Tensor) -> Any:
+    """Some rows of all tensors in nested lists, tuples and dataclasses."""
+    if isinstance(part, Tensor):
+        return part[index]
+    if isinstance(part, list | tuple):
+        return type(part)(_taken(p, index) for p in part)
+    if part is None:
+        return None
+    return replace(part, **{f.name: _taken(getattr(part, f.name), index) for f in fields(part)})
 
 
 @dataclass(frozen=True)
@@ -118,6 +159,80 @@ def region_bytes(network: Network) -> int:
     return 8 * (10 * squares + 4 * sum(w.numel() for w in network.weights) + 120 * sum(widths))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Regions whose multipliers are being improved: one row each of everything.
+
+    ``free`` are logarithms and multiples of the layers' scales; ``best`` and the two numbers
+    after it are the best bound so far, at the region's radius.
+    """
+
+    index: Tensor
+    rows: Tensor
+    anchor: Tensor
+    radius: Tensor
+    value: Tensor
+    error: Tensor
+    goal: Tensor
+    layers: list[_Layer]
+    free: list[list[Tensor]]
+    moments: list[list[tuple[Tensor, Tensor]]]
+    best: Tensor
+    constant: Tensor
+    curvature: Tensor
+    mu: Tensor | None = None
+
+    @property
+    def open(self) -> Tensor:
+        return self.best > self.goal
+
+    def tried(self, network: Network, improve: int = 0) -> _Work:
+        """The bound at the present multipliers, which are then improved for the count-th time."""
+        passes, const, g, q, size = _eliminated(network, self.layers, self.free, self.rows)
+        const, anchor, radius = const + self.value, self.anchor, self.radius
+        qd = (q @ anchor.unsqueeze(2)).squeeze(2)
+        c = const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1)
+        g0 = g - qd
+        far = anchor.norm(dim=1) + radius
+        rounding = 4.0 * self.error + 1e-11 * (
+            self.value.abs() + const.abs() + g.norm(dim=1) * far + size * far.square()
+        )
+        used, d, cost, mu = _trust_region(q, g0, radius, size, self.mu)
+        total = c + cost + 0.5 * used * radius.square() + rounding
+        wins = total < self.best  # False for NaN as well
+        if improve:
+            _improve(network, passes, self.free, self.moments, d - anchor, improve)
+        return replace(
+            self, mu=mu, best=torch.where(wins, total, self.best),
+            constant=torch.where(wins, c + cost + rounding, self.constant),
+            curvature=torch.where(wins, used, self.curvature),
+        )  # fmt: skip
+
+    def started(self, start: Multipliers) -> _Work:
+        """At other multipliers, one row for each region."""
+        free = [
+            [
+                (t - layer.base.log()).clamp(-30.0, 30.0),
+                (e / layer.scale).clamp(-30.0, 30.0),
+                (k - layer.scale.log()).clamp(-30.0, 30.0),
+            ]
+            for layer, t, e, k in zip(
+                self.layers, start.sector, start.curved, start.line, strict=True
+            )
+        ]
+        return replace(self, free=free, mu=None)
+
+    @property
+    def multipliers(self) -> Multipliers:
+        each = list(zip(self.free, self.layers, strict=True))
+        return Multipliers(
+            tuple(free[0] + layer.base.log() for free, layer in each),
+            tuple(free[1] * layer.scale for free, layer in each),
+            tuple(free[2] + layer.scale.log() for free, layer in each),
+            self.layers[-1].around.slope * self.rows,
+        )
+
+
 @torch.no_grad()
 def quadratic_bound(
     network: Network,
@@ -127,7 +242,8 @@ def quadratic_bound(
     intervals: list[tuple[Tensor, Tensor]],
     radius: Tensor,
     steps: int,
-    start: Multipliers | None = None,
+    known: Multipliers | None = None,
+    goal: Tensor | None = None,
 ) -> Quadratic:
     """Bounds of ``rows @ h + levels``, tight at displacements of length ``radius`` near the anchor.
 
@@ -138,7 +254,11 @@ def quadratic_bound(
     intervals : list of (low, high)
         Pre-activations on the region that the bounds are for.
     steps : int
-        How often the multipliers are tried; improved in between.
+        How often the multipliers are improved at most.
+    known : Multipliers, optional
+        Of other regions: the nearest are tried as a start.
+    goal : Tensor of shape (n,), optional
+        A bound that will do at the radius: regions are left where it is reached, or out of reach.
     """
     a, h = network.forward(anchor)
     value = (rows * h).sum(1) + levels
@@ -152,38 +272,58 @@ def quadratic_bound(
     for around, w in zip(arounds[::-1], network.weights[::-1], strict=True):
         layers.insert(0, _Layer.of(around, pull))
         pull = (around.slope * pull) @ w
-    own = [layer.start() for layer in layers]
-    given = own if start is None else list(zip(start.sector, start.curved, start.line, strict=True))
-    free: list[list[Tensor]] = []
-    for layer, parts in zip(layers, given, strict=True):
-        t, e, k = (p.expand_as(layer.scale).clone() for p in parts)
-        free.append([t, e.abs() * layer.sign if start is not None else e, k])
-    moments = [[(torch.zeros_like(p), torch.zeros_like(p)) for p in layer] for layer in free]
     n = len(rows)
-    best = torch.full((n,), torch.inf, dtype=torch.float64)
-    constant, curvature = best.clone(), torch.zeros_like(best)
-    mu: Tensor | None = None
-    for step in range(steps):
-        passes, const, g, q, size = _eliminated(network, layers, free, rows)
-        const = const + value
-        qd = (q @ anchor.unsqueeze(2)).squeeze(2)
-        c = const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1)
-        g0 = g - qd
-        far = anchor.norm(dim=1) + radius
-        rounding = 4.0 * error + 1e-11 * (
-            value.abs() + const.abs() + g.norm(dim=1) * far + size * far.square()
-        )
-        used, d, cost, mu = _trust_region(q, g0, radius, size, mu)
-        total = c + cost + 0.5 * used * radius.square() + rounding
-        wins = total < best  # False for NaN as well
-        best = torch.where(wins, total, best)
-        constant = torch.where(wins, c + cost + rounding, constant)
-        curvature = torch.where(wins, used, curvature)
-        if step + 1 < steps:
-            _improve(network, passes, free, moments, d - anchor, step + 1)
-    sector, curved, line = ([layer[j] for layer in free] for j in range(3))
-    scaled = [e * layer.sign for e, layer in zip(curved, layers, strict=True)]
-    return Quadratic(constant, curvature, Multipliers(tuple(sector), tuple(scaled), tuple(line)))
+    nothing = torch.zeros(n, dtype=torch.float64)
+    endless = torch.full_like(nothing, torch.inf)
+    goal = -endless if goal is None else goal
+    work = _Work(
+        torch.arange(n), rows, anchor, radius, value, error, goal, layers,
+        [list(layer.start()) for layer in layers],
+        [[(torch.zeros_like(q), torch.zeros_like(q)) for q in (p.scale,) * 3] for p in layers],
+        endless, endless.clone(), nothing.clone(),
+    )  # fmt: skip
+    done: list[_Work] = []
+    count = n
+
+    def left(work: _Work, stay: Tensor) -> _Work:
+        if bool(stay.all()):
+            return work
+        done.append(_taken(work, ~stay))
+        return _taken(work, stay)
+
+    work = work.tried(network)
+    work = left(work, work.open)
+    if known is not None and len(work.index):
+        for index in known.near(work.multipliers.place, _CANDIDATES):
+            trial = work.started(known.take(index)).tried(network)
+            wins = (trial.best < work.best).unsqueeze(1)
+            free = [
+                [torch.where(wins, p, q) for p, q in zip(one, two, strict=True)]
+                for one, two in zip(trial.free, work.free, strict=True)
+            ]
+            work = replace(trial, free=free, mu=None)
+            count += len(work.index)
+        work = left(work, work.open)
+    before, first = work.best, len(done)
+    for step in range(1, steps + 1):
+        if not len(work.index):
+            break
+        work = work.tried(network, step)
+        count += len(work.index)
+        if step % _CHECK == 0:
+            stay = work.open
+            if step > 2 * _CHECK:
+                rest = torch.where(work.goal.isfinite(), work.best - work.goal, 0.0)
+                stay &= before - work.best >= _STALLED / steps * rest
+            before = work.best[stay]
+            work = left(work, stay)
+    whole = [*done, work]
+    improved = functools.reduce(Multipliers.joined, (w.multipliers for w in whole[first:]))
+    order = torch.cat([w.index for w in whole]).argsort()
+    constant, curvature = (
+        torch.cat([getattr(w, name) for w in whole])[order] for name in ("constant", "curvature")
+    )
+    return Quadratic(constant, curvature, improved, count)
 
 
 def _forward_error(

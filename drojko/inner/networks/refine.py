@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,65 +20,77 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 
 #: Bytes that bound work keeps within, roughly, whatever the size of the problem.
 MEMORY = 256 * 2**20
+#: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
+_FIRST, _SPREAD, _KNOWN = 16, 16, 1024
+#: How far a stage goes from the best penalty of the bounds so far to that of what was found.
+_TOWARDS = 0.5
 
 
 @dataclass(frozen=True)
 class Stage:
     """At which multiple of the best penalty regions are looked at, and how hard.
 
-    ``steps`` 0: lines; else tries of the multipliers, started from a few regions' ``pilot`` tries.
+    ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
+    relative gap is above ``gap``, and shares ``work`` with those before it.
     """
 
     factor: float
     steps: int
-    pilot: int = 0
-    share: float = 1.0  # of the work that is left, at most
-    least: float = 0.01  # excess of a region that is looked at, relative to the mean
+    least: float  # excess of a region that is looked at, relative to the mean
+    gap: float
+    work: float  # region steps in units of 32 x 32 networks
 
 
 @dataclass(frozen=True)
 class Effort:
     stages: tuple[Stage, ...]
     lipschitz: int
-    shells: int
-    work: float  # region steps in units of 32 x 32 networks
-    goal: float  # relative gap that ends it
     boxes: int  # in few dimensions
     searches: int  # of the penalty there
+    goal: float  # relative gap of the mean that ends those
 
     def lines(self) -> Effort:
         """The same with linear bounds alone."""
         return replace(self, stages=tuple(stage for stage in self.stages if not stage.steps))
 
 
+#: What is done at an effort comes after all that is done at those before it.
 SETTINGS = {
     "fast": Effort(
-        (Stage(1.2, 0), Stage(1.15, 1, 0, 1.0, 0.03), Stage(1.1, 6, 20, 1.0, 0.02)),
-        20, 16, 9e3, 0.01, 16_000, 1,
+        (
+            Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
+            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.3, 4e4)] * 3,
+        ),
+        20, 16_000, 1, 0.01,
     ),
     "thorough": Effort(
         (
-            Stage(1.2, 0), Stage(1.1, 1, 0, 0.5, 0.02), Stage(1.06, 8, 20, 0.7, 0.01),
-            Stage(1.03, 30, 0, 1.0, 0.003),
-            Stage(1.02, 80, 0, 1.0, 0.003),
+            Stage(1.06, 16, 0.01, 0.002, 4e4), Stage(1.03, 40, 0.003, 0.002, 9e4),
+            *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
         ),
-        100, 24, 9e4, 0.002, 160_000, 3,
+        100, 160_000, 3, 0.002,
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class State:
-    """Bounds so far; regions of the current shell that wait (sample, margin), and their start."""
+    """Bounds so far, and regions of the current shell that wait: samples, margins, goals.
+
+    ``spots`` (n, K): losses that are attained in the middle of shells.
+    """
 
     shells: Shells
+    spots: Tensor
     value: float
     strength: float
     stage: int = 0
     shell: int = 0
     rows: Tensor | None = None
     which: Tensor | None = None
-    start: Multipliers | None = None
+    goal: Tensor | None = None
+    anchor: Tensor | None = None
+    known: Multipliers | None = None
     spent: float = 0.0
     reference: float = 0.0  # the penalty that this stage's regions are chosen at
     done: bool = False
@@ -91,10 +104,23 @@ class Refine:
     effort: Effort
     shells: Shells
     strength: float  # near the multiplier of what was found
+    known: Multipliers | None = None
 
     def init(self, problem: Problem) -> State:
         value, strength = problem.best(self.shells, self.strength)
-        return State(self.shells, value, strength)
+        stage = self._next(0, value)
+        done = stage == len(self.effort.stages)
+        spots = torch.full_like(self.shells.level[..., 0], -torch.inf)
+        return State(self.shells, spots, value, strength, stage, known=self.known, done=done)
+
+    def _next(self, stage: int, value: float) -> int:
+        """The first stage from this one on that has something to do."""
+        found = self.problem.total(self.problem.attained(self.strength), self.strength)
+        while stage < len(self.effort.stages):
+            if value - found > self.effort.stages[stage].gap * abs(found):
+                break
+            stage += 1
+        return stage
 
     @staticmethod
     def finite(state: State) -> bool:
@@ -103,22 +129,18 @@ class Refine:
     def terminate(self, state: State) -> Status | None:
         return Status.CONVERGED if state.done else None
 
-    def closed(self, value: float, strength: float) -> bool:
-        """Whether a bound is as near to what is attained as is asked for."""
-        found = self.problem.total(self.problem.attained(strength), strength)
-        return value - found <= self.effort.goal * abs(found)
-
     def step(self, state: State) -> State:
+        if state.done:  # from the start on: what was proven before will do
+            return state
         if state.rows is not None and len(state.rows):
             return self._block(state)
         if state.shell < len(self.shells.edges) - 1:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
-        closed = self.closed(value, strength)
-        last = state.stage + 1 >= len(self.effort.stages)
+        stage = self._next(state.stage + 1, value)
         return replace(
-            state, value=value, strength=strength, stage=state.stage + 1, shell=0, rows=None,
-            done=closed or last,
+            state, value=value, strength=strength, stage=stage, shell=0, rows=None,
+            done=stage == len(self.effort.stages),
         )  # fmt: skip
 
     def _opened(self, state: State) -> State:
@@ -128,27 +150,56 @@ class Refine:
         if k == 0:
             state = replace(state, reference=self._reference(state, stage))
         strength = state.reference
-        fee, least = self._needed(strength, stage)
+        before, least = self._needed(state, strength, stage)
         state = replace(state, shell=k + 1, rows=None, which=None)
-        excess = self._excess(shells.suprema(strength, k), fee)
+        suprema = shells.suprema(strength, k)
+        excess = self._excess(suprema, before)
         rows = (excess > least).nonzero().squeeze(1)
         if len(rows) == 0 or stage.steps == 0:
             return replace(state, rows=rows)
-        least = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
-        rows, which = self._relevant(shells, rows, k, least)
-        left = (self.effort.work - state.spent) / self._price(stage.steps)
-        rows, which = rows[: max(0, int(left))], which[: max(0, int(left))]
-        return replace(state, rows=rows, which=which, start=self._pilot(state, k, rows, which))
+        few = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
+        relevant = self._relevant(shells, rows, k, few)
+        at, which = relevant.nonzero(as_tuple=True)
+        anchor, loss, value = self._anchored(rows[at], which, k)
+        spots = state.spots.clone()
+        spots[:, k] = spots[:, k].scatter_reduce(0, rows[at], loss, "amax")
+        state = replace(state, spots=spots)
+        fee, _ = self._needed(state, strength, stage)
+        need = fee[rows] + 0.7 * least
+        goal = self._goals(shells, rows, k, relevant, need, strength)
+        # Of several margins none can be lower than what it attains, whatever the loss would need.
+        goal = torch.maximum(goal[at, which], value + 0.3 * least)
+        # One after the other, those that others start from are of all kinds.
+        order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
+        order = order[(suprema - fee > least)[rows][at[order]]]
+        left = int((stage.work - state.spent) / sum(self._price))
+        order = order[: max(0, left)]
+        return replace(
+            state, rows=rows[at][order], which=which[order], goal=goal[order],
+            anchor=anchor[order],
+        )  # fmt: skip
+
+    def _anchored(self, rows: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Displacements to the middle of shell k where margins are large; losses, margins there."""
+        network = self.problem.network.take(rows)
+        each = torch.arange(len(rows))
+        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
+        radius = torch.full((len(rows),), self.shells.middle(k), dtype=torch.float64)
+        anchor = _anchor(network, v, c, radius, self.problem.displaced[rows])
+        found = network.at(anchor)
+        return anchor, network.margins(found), found[each, which]
 
     def _excess(self, suprema: Tensor, fee: Tensor) -> Tensor:
         excess = suprema - (fee if suprema.ndim == 1 else fee[:, None])
         used = (self.problem.weights > 0)[self.problem.owner]
         return torch.where(used if excess.ndim == 1 else used[:, None], excess, -torch.inf)
 
-    def _needed(self, strength: float, stage: Stage) -> tuple[Tensor, float]:
+    def _needed(self, state: State, strength: float, stage: Stage) -> tuple[Tensor, float]:
         """What a region must exceed to be looked at: a value per case, and a margin."""
         problem = self.problem
-        found = problem.attained(strength)
+        middles = 0.5 * (self.shells.edges[1:] + self.shells.edges[:-1])
+        spots = (state.spots - strength * middles.square()).amax(1) - strength * problem.fee
+        found = torch.maximum(problem.attained(strength), problem.owned(spots))
         mean = abs(problem.total(found, strength))
         return strength * problem.fee + found[problem.owner], stage.least * mean
 
@@ -160,15 +211,18 @@ class Refine:
         """
         if self.problem.budget is None:
             return self.strength
-        low, high = min(self.strength * stage.factor, state.strength), state.strength
+        high = state.strength
+        low = max(self.strength * stage.factor, self.strength**_TOWARDS * high ** (1 - _TOWARDS))
+        low = min(low, high)
         if stage.steps == 0:
             return low
         margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
-        left = stage.share * (self.effort.work - state.spent)
-        affordable = left / (self._price(stage.steps) * margins)
+        tries = 1.0 + min(6.0, stage.steps)
+        setup, step = self._price
+        affordable = (stage.work - state.spent) / ((setup + tries * step) * margins)
 
         def fits(strength: float) -> bool:
-            fee, least = self._needed(strength, stage)
+            fee, least = self._needed(state, strength, stage)
             excess = self._excess(state.shells.suprema(strength), fee)
             return int((excess > least).sum()) <= affordable
 
@@ -179,8 +233,9 @@ class Refine:
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high
 
-    def _price(self, steps: int) -> float:
-        """Work of a region, in that of a step with a network of 32 x 32."""
+    @cached_property
+    def _price(self) -> tuple[float, float]:
+        """Work of a region and of a try of its multipliers, in that of a try with 32 x 32."""
         net = self.problem.network
         sides = [net.dim, *(w.shape[0] for w in net.weights)]
         pairs = list(zip(sides[1:], sides[:-1], strict=True))
@@ -190,12 +245,10 @@ class Refine:
             width * (0.7 if act.convex else 1.5)
             for width, act in zip(sides[1:], net.acts, strict=True)
         )
-        return steps * step + units / 64.0
+        return units / 64.0, step
 
-    def _relevant(
-        self, shells: Shells, rows: Tensor, k: int, least: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Margins of which a better bound can lower the loss, (sample, margin)."""
+    def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor) -> Tensor:
+        """Margins of which a better bound can lower the loss, (j, m)."""
         margins = shells.margins.take(rows)
         outer = shells.outer(rows, k)
         loss = margins(outer)
@@ -205,40 +258,40 @@ class Refine:
             lower = outer.clone()
             lower[:, j] = torch.minimum(outer[:, j], shells.nominal[rows, j] - 1.0)
             drops.append(torch.where(own[:, j], 0.0, loss - margins(lower)))
-        at, which = (torch.stack(drops, 1) > least[:, None]).nonzero(as_tuple=True)
-        return rows[at], which
+        return torch.stack(drops, 1) > least[:, None]
 
-    def _pilot(self, state: State, k: int, rows: Tensor, which: Tensor) -> Multipliers | None:
-        """Multipliers that suit a few regions of the shell."""
-        stage = self.effort.stages[state.stage]
-        if not stage.pilot or len(rows) <= 24:
-            return state.start if stage.pilot else None
-        few = torch.linspace(0, len(rows) - 1, 12).long()
-        start = state.start
-        return self._quadratic(k, rows[few], which[few], stage.pilot, start)[1].median()
+    @staticmethod
+    def _goals(
+        shells: Shells, rows: Tensor, k: int, relevant: Tensor, need: Tensor, strength: float
+    ) -> Tensor:
+        """Bounds in the middle (j, m) that close the shell if all relevant margins reach theirs.
 
-    def _quadratic(
-        self, k: int, rows: Tensor, which: Tensor, steps: int, start: Multipliers | None
-    ) -> tuple[tuple[Tensor, Tensor], Multipliers]:
-        network = self.problem.network.take(rows)
-        ball = Ball(torch.full((len(rows),), float(self.shells.edges[k + 1]), dtype=torch.float64))
-        radius = torch.full_like(ball.radius, self.shells.middle(k))
-        each = torch.arange(len(rows))
-        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
-        anchor = _anchor(network, v, c, radius, self.problem.displaced[rows])
-        intervals = linear_bound(network, ball).intervals
-        found = quadratic_bound(network, v, c, anchor, intervals, radius, steps, start)
-        error = network.outputs_error()[each, which]
-        return (found.constant + error, found.curvature), found.multipliers
+        The loss that is allowed at t is ``need`` + strength t².
+        """
+        margins = shells.margins.take(rows)
+        goal = torch.zeros(relevant.shape, dtype=torch.float64)
+        for t in shells.edges[k : k + 2].tolist():
+            at = shells.outer(rows, k, t)
+            high = (at - shells.nominal[rows]).amax(1).clamp_min(0.0) + 50.0
+            low = torch.zeros_like(high)
+            for _ in range(40):
+                middle = 0.5 * (low + high)
+                above = margins(at - middle[:, None] * relevant) > need + strength * t * t
+                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+            goal += 0.5 * (at - high[:, None])
+        return goal
 
     def _block(self, state: State) -> State:
         k, stage = state.shell - 1, self.effort.stages[state.stage]
         assert state.rows is not None
         size = self._block_size(stage)
+        if stage.steps > 1:  # the first are started from by the others
+            seen = 0 if state.known is None else len(state.known.place)
+            size = min(size, max(_FIRST, seen // 2))
         rows, rest = state.rows[:size], state.rows[size:]
+        network = self.problem.network.take(rows)
+        radius = torch.full((len(rows),), float(self.shells.edges[k + 1]), dtype=torch.float64)
         if stage.steps == 0:
-            network = self.problem.network.take(rows)
-            radius = torch.full((len(rows),), float(self.shells.edges[k + 1]), dtype=torch.float64)
             anchors, _ = network.forward(_shortened(self.problem.displaced[rows], radius))
             bound = linear_bound(network, Ball(radius), anchors)
             shells = state.shells.with_lines(
@@ -246,11 +299,29 @@ class Refine:
             )
             return replace(state, shells=shells, rows=rest)
         assert state.which is not None
-        which = state.which[:size]
-        (constant, curvature), _ = self._quadratic(k, rows, which, stage.steps, state.start)
-        shells = state.shells.with_quadratics(k, rows, which, constant, curvature)
-        spent = state.spent + len(rows) * self._price(stage.steps)
-        return replace(state, shells=shells, rows=rest, which=state.which[size:], spent=spent)
+        assert state.goal is not None
+        assert state.anchor is not None
+        which, goal, anchor = state.which[:size], state.goal[:size], state.anchor[:size]
+        intervals = linear_bound(network, Ball(radius)).intervals
+        radius = torch.full_like(radius, self.shells.middle(k))
+        each = torch.arange(len(rows))
+        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
+        steps = stage.steps - 1
+        found = quadratic_bound(
+            network, v, c, anchor, intervals, radius, steps, state.known if steps else None, goal
+        )
+        constant = found.constant + network.outputs_error()[each, which]
+        shells = state.shells.with_quadratics(k, rows, which, constant, found.curvature)
+        known = state.known
+        if steps:
+            new = found.multipliers
+            known = new if known is None else known.joined(new, _KNOWN)
+        setup, step = self._price
+        spent = state.spent + len(rows) * setup + found.work * step
+        return replace(
+            state, shells=shells, rows=rest, which=state.which[size:], goal=state.goal[size:],
+            anchor=state.anchor[size:], known=known, spent=spent,
+        )  # fmt: skip
 
     def _block_size(self, stage: Stage) -> int:
         network = self.problem.network

@@ -110,9 +110,9 @@ class Shells:
         """A radius inside shell k."""
         return 0.5 * float(self.edges[k] + self.edges[k + 1])
 
-    def outer(self, rows: Tensor, k: int) -> Tensor:
-        """Margins' bounds on the outer sphere of shell k, (j, m)."""
-        s = self.edges[k + 1]
+    def outer(self, rows: Tensor, k: int, radius: float | None = None) -> Tensor:
+        """Margins' bounds on the outer sphere of shell k, or on another inside it, (j, m)."""
+        s = float(self.edges[k + 1]) if radius is None else radius
         chain = self._chain[rows, k] + self.rates[rows] * s
         line = self.level[rows, k] + self.slope[rows, k] * s
         square = self.constant[rows, k] + 0.5 * self.curvature[rows, k] * s * s

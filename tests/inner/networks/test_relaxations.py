@@ -43,10 +43,15 @@ def test_no_point_of_a_ball_beats_its_bounds(perceptron, in_ball, drawn, sizes, 
     for j in range(m):
         rows, levels = network.margins.rows[:, j], network.margins.levels[:, j]
         start = climbed(network, 0.7 * radius, rows, d[0])
-        for steps in (1, 6):
+        known, goal = None, None
+        for steps in (0, 6, 9):
             quadratic = quadratic_bound(
-                network, rows, levels, start, bound.intervals, 0.7 * radius, steps
+                network, rows, levels, start, bound.intervals, 0.7 * radius, steps, known, goal
             )
+            # Next from multipliers of other regions, to a goal that some of them reach early.
+            known = quadratic.multipliers
+            known = known.take(torch.randperm(len(known.place), generator=gen))
+            goal = quadratic.constant + 0.245 * quadratic.curvature * radius.square()
             tried = [*d, start, climbed(network, radius, rows, d[1]) * (1 - 1e-12)]
             for at in tried:
                 value = network.at(at)[:, j]
