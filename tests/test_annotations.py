@@ -9,9 +9,9 @@ import drojko
 
 ROOMS = [
     "drojko", "drojko.ambiguity", "drojko.auditing", "drojko.baselines", "drojko.boosting",
-    "drojko.displays", "drojko.estimators", "drojko.exceptions", "drojko.flows", "drojko.inner",
-    "drojko.losses", "drojko.measures", "drojko.nn", "drojko.problems", "drojko.rows",
-    "drojko.transport",
+    "drojko.displays", "drojko.distributed", "drojko.estimators", "drojko.exceptions",
+    "drojko.flows", "drojko.inner", "drojko.losses", "drojko.measures", "drojko.nn",
+    "drojko.problems", "drojko.rows", "drojko.transport",
 ]  # fmt: skip
 
 

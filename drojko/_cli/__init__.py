@@ -14,21 +14,18 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from drojko import __version__
-
-if TYPE_CHECKING:
-    from drojko.certificates import Certificate
+from drojko._cli.report import print_certificate, print_fit, screen, summary
 
 _LOSSES = {
     "classification": ("logistic", "hinge"),
     "regression": ("squared", "absolute", "huber", "quantile"),
 }
 _SETS = ["wasserstein", "kl", "chi-square", "tv", "cvar"]
-_SPREAD = 100.0  # ratio of standard deviations that deserves a remark
 
 
 class _Program(click.Group):
@@ -110,7 +107,7 @@ def demo(radius: float, out: Path) -> None:
 
     found = run_demo(radius)
     found.save(out)
-    console = _console()
+    console = screen()
     console.print(
         f"Breast cancer data: {found.rows[0]} rows to train on, {found.rows[1]} held out, "
         "30 standardised features.\n"
@@ -118,7 +115,7 @@ def demo(radius: float, out: Path) -> None:
         f"robust: logistic regression for every shift of W2 distance up to {radius:g}\n",
     )
     console.print("Certificate of the robust model, around its training data", style="bold")
-    _print_certificate(console, found.robust.certificate_)
+    print_certificate(console, found.robust.certificate_)
     console.print("\nRisk on the held-out rows in the worst case of each radius", style="bold")
     console.print(_comparison(found.plain_certificates, found.robust_certificates))
     accuracy = [model.score(found.X, found.y) for model in (found.plain, found.robust)]
@@ -223,9 +220,9 @@ def fit(data: Path, target: str, output: Path, as_json: bool, **options: Any) ->
         if issubclass(warning.category, UserWarning) and not told:
             click.echo(f"warning: {warning.message}", err=True)
     if as_json:
-        click.echo(json.dumps(_summary(task, estimator, X, output), indent=2, allow_nan=False))
+        click.echo(json.dumps(summary(task, estimator, X, output), indent=2, allow_nan=False))
         return
-    _report(task, estimator, X, y, options, output)
+    print_fit(task, estimator, X, y, options, output)
 
 
 def _fitted(
@@ -313,55 +310,6 @@ def _build(task: str, options: dict[str, Any], X: Any) -> tuple[Any, Any]:
     return make_pipeline(scaler, estimator), estimator
 
 
-def _report(
-    task: str, estimator: Any, X: Any, y: Any, options: dict[str, Any], output: Path
-) -> None:
-    console = _console()
-    kind = task
-    if task == "classification":
-        classes = [str(label) for label in estimator.classes_]
-        shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
-        kind = f"classification into {len(classes)} classes ({shown})"
-    console.print(
-        f"{X.shape[0]} rows, {X.shape[1]} features; {kind}"
-        + ("" if options["task"] != "auto" else "; --task says otherwise where this is wrong"),
-        soft_wrap=True,
-    )
-    console.print(f"{estimator.status_}: {estimator.message_}", soft_wrap=True)
-    spread = X.std(numeric_only=True).replace(0.0, math.nan).dropna()
-    if len(spread) and spread.max() > _SPREAD * spread.min() and not options["standardize"]:
-        console.print(
-            f"note: {spread.idxmax()!r} spreads {spread.max() / spread.min():.0f} times as wide as "
-            f"{spread.idxmin()!r}, and the radius is in the units of the columns: consider "
-            "--standardize",
-            soft_wrap=True,
-        )
-    _print_certificate(console, estimator.certificate_)
-    console.print(f"saved: {output}", soft_wrap=True)
-
-
-def _summary(task: str, estimator: Any, X: Any, output: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    certificate = estimator.certificate_
-    numbers = asdict(certificate) | {"gap": certificate.gap}
-    numbers["relative_gap"] = certificate.relative_gap
-    return {
-        "task": task,
-        "rows": int(X.shape[0]),
-        "features": [str(name) for name in X.columns],
-        "status": estimator.status_,
-        "n_iter": int(estimator.n_iter_),
-        "certificate": {name: _plain(value) for name, value in numbers.items()},
-        "model": str(output),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: null stands for both."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # -- audit ---------------------------------------------------------------------------------------
 
 
@@ -410,7 +358,7 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     from drojko._files import write_table
     from drojko._persist import load_any
 
-    console = _console()
+    console = screen()
     from drojko._cli.build import make_set
     from drojko.auditing import audit as run
 
@@ -592,22 +540,3 @@ def _check_folder(path: Path, *inputs: Path) -> None:
         raise click.UsageError(f"{path} is no regular file, and is not replaced")
     if any(found == Path(os.path.realpath(given)) for given in inputs):
         raise click.UsageError(f"{path} is read, and would be replaced: choose another name")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False)  # labels are no markup
-
-
-def _print_certificate(console: Any, certificate: Certificate | None) -> None:
-    if certificate is None:
-        console.print("no certificate: the fit was interrupted")
-        return
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    for name, value in certificate.rows():
-        table.add_row(name, value)
-    console.print(table)

@@ -29,7 +29,7 @@ class Folder:
         """Rows and features."""
         return len(self.y), len(self.columns)
 
-    def std(self) -> Any:
+    def std(self, numeric_only: bool = True) -> Any:
         """Spreads of the columns: nobody has looked."""
         import pandas as pd
 

@@ -17,6 +17,7 @@ from drojko._random import spawn
 from drojko.approaches.base import FittedModel, Plan
 from drojko.approaches.registry import approach_to
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.auditing.reading.setup import check_gradients
 from drojko.auditing.reporting.row import Row, check
 from drojko.certificates import Certificate, reweighted_certificate
 from drojko.estimators._parallel import in_parallel, named
@@ -28,10 +29,6 @@ from drojko.measures._arrays import members_of
 
 __all__ = ["certified", "infinite", "plan_of", "reweight"]
 
-_SUPPORTED = (
-    "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
-    "MMD and Group"
-)
 #: Draws that show where mass goes, where a worst case is a law around each row.
 _SHOWN = 2_000
 
@@ -60,11 +57,7 @@ def certified(
     problem: AuditProblem, sizes: list[tuple[float, Any]], inner: InnerSolver, n_jobs: Any = None
 ) -> Iterator[Row]:
     """Certificates from the approaches of the estimators, made monotone in the radius."""
-    if approach_to(problem.ambiguity).gradients and problem.model.tabular is None:
-        raise UnsupportedError(
-            f"{type(problem.ambiguity).__name__} needs gradients, and there are none "
-            f"({problem.model.note}); {_SUPPORTED}"
-        )
+    check_gradients(problem.ambiguity, problem.model)
     points = (problem.x, problem.y, problem.w)
     jobs = []
     for size, ambiguity in sizes:  # random numbers are drawn before any size is worked on

@@ -19,11 +19,16 @@ from drojko.auditing.reading.losses import with_loss
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.space import filled
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import LabelledMeasure
 from drojko.measures._arrays import masses
 
-__all__ = ["build_problem", "sets_of", "size_name"]
+__all__ = ["build_problem", "check_gradients", "sets_of", "size_name"]
+
+_SUPPORTED = (
+    "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
+    "MMD and Group"
+)
 
 #: Fixed draws of a continuous reference.
 DRAWS = 5_000
@@ -64,6 +69,17 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     return [(value, ambiguity.resized(value)) for value in order]
 
 
+def check_gradients(ambiguity: Any, model: AuditedModel) -> None:
+    """Certificates of some sets need gradients of the model in its inputs."""
+    approach = approach_to(ambiguity)
+    searched = approach.name == "transport" and ambiguity.order == 2
+    if approach.gradients and not searched and model.tabular is None:
+        raise UnsupportedError(
+            f"{type(ambiguity).__name__} needs gradients, and there are none "
+            f"({model.note}); {_SUPPORTED}"
+        )
+
+
 def build_problem(
     model: AuditedModel,
     X: Any,
@@ -82,6 +98,7 @@ def build_problem(
     still = approach.name == "reweighting" or ambiguity.knows_groups
     still = still or (approach.name == "transport" and ambiguity.order == 2)
     if space.missing is not None and not (still and reference in ("kde", "empirical")):
+        check_gradients(ambiguity, model)  # no imputed column would help
         replace(space, missing=None).encode(X)  # which says where
     u = space.encode(X)
     check_scale(np.nan_to_num(u), "X")

@@ -140,8 +140,8 @@ class Space:
             raise InvalidDataError(
                 f"column {self.names[column]!r} holds {matrix[row, column]} in row {row}: an audit "
                 "needs complete rows here; impute or drop them first. Where rows stay (KL, "
-                "ChiSquare, CVaR, Group, around the data themselves) an estimator that takes "
-                "missing values is audited with them"
+                "ChiSquare, CVaR, Group) and under Wasserstein of order 2, around the data "
+                "themselves, an estimator that takes missing values is audited with them"
             )
         return matrix
 
