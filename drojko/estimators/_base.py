@@ -361,6 +361,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
                 known = known and (known[0][kept], known[1])
             elif not (table or is_large(x)):  # not the caller's arrays, where a copy is cheap
                 points = x.copy(), y.copy(), points[2]
+            if not points[1].flags.writeable:  # of a read-only memory map: torch would warn
+                points = (points[0], points[1].copy(), points[2])
             atoms, index = approach.atoms(plan.ambiguity, points, known)
             kept_rows = points[0].kept(*points[1:], known) if table else (*points, known)
             return replace(plan, atoms=atoms, groups=index), kept_rows, ""

@@ -441,10 +441,10 @@ def _beyond(plan: _Plan, budget: float, other: float) -> float:
 def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Plan, _Plan]:
     """Shrink a bracket by regula falsi on logarithms, with bisection at the known jumps."""
     jumps: np.ndarray | None = None
-    eps = 4e-15
+    eps = 2e-14  # predictions elsewhere round otherwise
     side, flo, fhi = 0, 1.0, 1.0  # Illinois weights
     for iteration in range(300):
-        if high.lam - low.lam <= 2e-14 * high.lam:
+        if high.lam - low.lam <= 1e-13 * high.lam:
             break
         if low.cost <= budget * (1 + 1e-14) or high.cost >= budget * (1 - 1e-14):
             break  # the mixture of the two ends costs exactly the budget
