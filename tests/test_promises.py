@@ -34,7 +34,6 @@ PROMISES = {
 #: Promises, or parts of one, that are not made yet: nothing in the package claims them.
 NOT_YET_MADE = {
     12: "fits write no checkpoints yet; the part that is tested: a failed write keeps the old file",
-    15: "the part about several processes: a two-process fit equal to the single-process one",
 }
 
 

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, clone
 from drojko._driver import arithmetic
 from drojko._sklearn import check_is_fitted, checked_weight
 from drojko._threads import SMALL, one_thread
-from drojko._validation import shown
+from drojko._validation import check_flag, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.base import (
     COLUMNS,
@@ -264,6 +264,7 @@ class Fitted(BaseEstimator):
         """
         from drojko._persist import save
 
+        check_flag("reference", reference)
         if reference and self.__sklearn_is_fitted__():
             self._finish()
         save(self, path, reference=reference)

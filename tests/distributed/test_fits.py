@@ -8,7 +8,7 @@ import pytest
 from tests.distributed import _fits
 from tests.distributed._launch import torchrun
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.promise(15), pytest.mark.promise(20)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.promise(15)]
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -114,9 +114,17 @@ def test_where_they_have_no_meaning(estimator, match):
         estimator.fit(*binary())
 
 
-def test_a_module_without_bounds_cannot_be_certified():
+def test_a_module_that_is_no_perceptron_cannot_be_certified():
     def net():
         return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 1))
+
+    def convolved():  # has bounds, and "auto" needs no penalty where they are tight
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(6, 1)
+        )
+
+    with pytest.raises(UnsupportedError, match=r"write the module so"):
+        mlp(model=convolved, certified=0.1).fit(*binary())
 
     for weight in (0.1, "auto"):
         with pytest.raises(UnsupportedError, match=r"write the module so"):

@@ -89,8 +89,21 @@ def quadratic(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return torch.eye(2, dtype=t.dtype), t, t.new_zeros(())
 
 
-@cache
-def classifier(ambiguity: Any = None) -> Any:
+def by_repr(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Results kept by what a set prints: sets have no hash."""
+    kept: dict[str, Any] = {}
+
+    def keeping(ambiguity: Any = None) -> Any:
+        key = repr(ambiguity)
+        if key not in kept:
+            kept[key] = function(ambiguity)
+        return kept[key]
+
+    return keeping
+
+
+@by_repr
+def classifier(ambiguity: Any) -> Any:
     model = drojko.DROClassifier(ambiguity, reference="empirical", random_state=0)
     return model.fit(X, Y, groups=GROUPS)
 
@@ -126,7 +139,7 @@ def flow() -> Any:
     return flows.JKOFlow(functional, small(), step_size=0.1).run(gaussian(), 1, random_state=0)
 
 
-@cache
+@by_repr
 def decided(ambiguity: Any) -> Any:
     problem = problems.MinimaxProblem(decision, torch.zeros(2), X, ambiguity, inner="pointwise")
     with warnings.catch_warnings():
@@ -263,7 +276,7 @@ _KL, _W2 = sets.KL(0.1), sets.Wasserstein(penalty=3.0)
 
 #: Results: made by the package only.
 MADE = {
-    "AuditReport", "ObservedShift",
+    "AuditReport", "Decision", "ObservedShift",
     "RadiusSelection", "Dual", "GroupDual", "MMDDual", "Evidence", "FlowResult",
     "MapState", "SemiDualStep", "BallSolution", "ClassFlow", "Moved", "TransportedWorstCase",
     "ReweightedWorstCase", "SemiDualWorstCase", "Energy", "FilterResult", "FlowSample", "Solution",
@@ -276,8 +289,11 @@ INTERNAL = {
     "JKOFlow.finite", "JKOFlow.record", "JKOFlow.advice", "ICNN.linearise", "Adversary.upper",
     "Adversary.check_finite",
     "MaxAffine.bracket", "MaxAffine.curvature", "MaxAffine.maximise", "MaxAffine.slope",
-    "MaxAffine.steepest", "MaxAffine.tail", "MaxAffine.applies",
+    "MaxAffine.steepest", "MaxAffine.tail", "MaxAffine.applies", "BoundGroup.mixed",
+    "GroundCost.weighted_square",
 }  # fmt: skip
+#: Those of them that all sets or estimators have.
+PLUMBING = {"set_params", "get_params", "bind", "for_data", "dual_near"}
 #: What solvers ask of losses, with arguments that they made themselves.
 ASKED = {"value", "gradient", "second_derivative", "shift", "robust_value", "envelope"}
 
@@ -336,6 +352,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "potential": lambda: bowl,
     "kernel": lambda: bowl,
     "ambiguity": lambda: sets.KL(0.1),
+    "slices.by": lambda: "a",
     "step_size": lambda: 0.1,
     "step_sizes": lambda: [0.1, 0.2],
     "target": gaussian,
@@ -587,7 +604,7 @@ def _methods(owner: str, thing: Any) -> Iterator[tuple[str, Any]]:
         home = next((c for c in type(thing).__mro__ if name in vars(c)), object)
         if name.startswith("_") or not home.__module__.startswith("drojko"):
             continue
-        skip = f"{kind}.{name}" in INTERNAL or name in {"set_params", "get_params", "bind"}
+        skip = f"{kind}.{name}" in INTERNAL or name in PLUMBING
         skip |= home.__name__ == "Adversary" and name == "share_basins"
         skip |= isinstance(thing, losses.Loss) and name not in ASKED
         skip |= isinstance(thing, problems.StructuredLoss) or name.endswith("_request")
