@@ -191,9 +191,10 @@ def _mixture(parts):
     log_mass = top + np.log(total)
     mean = sum(p * part[1] for p, part in zip(share, parts))
     cov = sum(p * part[2] for p, part in zip(share, parts))
-    for p, part in zip(share, parts):
-        away = part[1] - mean
-        cov = cov + p * np.stack([away[i] * away[j] for i, j in _PAIRS])
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number proves nothing
+        for p, part in zip(share, parts):
+            away = part[1] - mean
+            cov = cov + p * np.stack([away[i] * away[j] for i, j in _PAIRS])
     bend = sum(p * part[3] for p, part in zip(share, parts))
     return log_mass, mean, cov, bend
 

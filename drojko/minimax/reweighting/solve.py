@@ -138,8 +138,10 @@ def _many_rows(task: _Task) -> LinearFit | None:
     levels = bound.levels(1.0)
     if isinstance(levels, Priced):
         objective = Divergent(rows, loss, bound.ambiguity, task.alpha)
-    elif isinstance(levels, Tails) and levels.cap is not None and not (
-        rows.wide or rows.own() is not rows
+    elif (
+        isinstance(levels, Tails)
+        and levels.cap is not None
+        and not (rows.wide or rows.own() is not rows)
     ):
         objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
     else:
