@@ -200,7 +200,7 @@ class AmbiguitySet(Checked, ABC, BaseEstimator):
         """The radius in the units of the discrepancy: D(P, P0) <= budget. None in penalty form."""
         return self.radius
 
-    def settled(self, X: Any, names: Sequence[str] | None = None, **how: Any) -> AmbiguitySet:
+    def settled(self, X: Any, names: Any = None, *, variance: Any = None) -> AmbiguitySet:
         """The set with what it leaves to the rows X (n, d), ``"auto"``, replaced by what they show.
 
         Asked before `resolve`; the set itself where it leaves nothing open.

@@ -253,7 +253,7 @@ class BoundGroup(BoundCells):
         ratio, attained = self._density @ q, float(q @ risks)
         return GroupDual(*numbers, ratio, attained, found.radius, "dual", q, risks)
 
-    def _worst_shares(self, dual: GroupDual) -> np.ndarray:
+    def _worst_shares(self, dual: Any) -> np.ndarray:
         return dual.group_weights  # groups may overlap: the ratio of a row does not say them
 
     def _smooth(self, risks: np.ndarray, delta: float) -> GroupDual:

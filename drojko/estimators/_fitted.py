@@ -207,7 +207,7 @@ class Fitted(BaseEstimator):
         if ambiguity is None:
             ambiguity = cast(AmbiguitySet, self._nested("ambiguity"))
         approach = approach_to(ambiguity)
-        ambiguity = self._settle(ambiguity)
+        ambiguity = cast(AmbiguitySet, self._settle(ambiguity))
         cost = approach.resolve(ambiguity, X, getattr(self, "feature_names_in_", None))
         cost = cost.observed(X, getattr(self, "_categories", None))
         weight = checked_weight(sample_weight, X)

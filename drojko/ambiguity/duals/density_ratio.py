@@ -502,7 +502,7 @@ class Reweighting:
         if not n:
             raise InvalidDataError(f"weights={shown(weights)}; expected one weight for each point")
         equal = type(weights) is np.ndarray and weights.strides == (0,) and float(weights[0]) > 0.0
-        mass = weights if equal else masses(weights, n)
+        mass: Any = weights if equal else masses(weights, n)
         self.weights = np.broadcast_to(np.float64(1.0 / n), n) if equal else mass / mass.sum()
         self.least = float(self.weights[self.weights > 0].min())
         self.positive = bool((self.weights > 1e-300).all())
