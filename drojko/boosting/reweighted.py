@@ -17,7 +17,6 @@ from sklearn.base import (
     is_classifier,
 )
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
-from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from drojko._driver import keeping
@@ -30,6 +29,7 @@ from drojko.boosting.game import Game, check_heeds_weights, fitted, play
 from drojko.boosting.worst import best_constant_risk, check_reweights, worst
 from drojko.certificates import Certificate
 from drojko.estimators import DROClassifier, DRORegressor
+from drojko.estimators.scoring import Rows
 from drojko.exceptions import DrojkoError, InvalidDataError
 
 __all__ = ["ReweightedClassifier", "ReweightedRegressor"]
@@ -107,7 +107,7 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
         sample = check_heeds_weights(self.estimator, X, target, usual.of, seed)
         linear = is_linear(sample, X, classes)
         answers: Any = Scores() if linear and classes is not None else usual
-        data = _Data(X, target, weight, groups)
+        data = Rows(X, target, weight, groups)
         games: list[Game] = []
 
         def keep(game: Game) -> None:
@@ -153,22 +153,22 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
         for name in [name for name in vars(self) if name.endswith("_") and name != "classes_"]:
             delattr(self, name)
 
-    def _play(self, data: _Data, answers: Any, seed: int, seen: Any = None) -> Game:
-        known = self._known
+    def _play(self, data: Rows, answers: Any, seed: int, seen: Any = None) -> Game:
+        known, groups = self._known, _present(data.groups)
         return play(
             fit=lambda mass: fitted(self.estimator, data.X, data.y, mass, seed),
             answer=lambda model: answers.of(model, data.X),
             losses=lambda said: answers.losses(said, data.y),
-            worst=lambda losses: worst(known, losses, data.y, data.weight, data.groups),
+            worst=lambda losses: worst(known, losses, data.y, data.weight, groups),
             base=data.weight,
             n_rounds=self.n_rounds,
             price=float(self.ambiguity.penalty or 0.0),
             seen=seen,
         )
 
-    def _certificate(self, game: Game, data: _Data, answers: Any, lower: float) -> Certificate:
+    def _certificate(self, game: Game, data: Rows, answers: Any, lower: float) -> Certificate:
         dual, losses = game.dual, answers.losses(game.answers, data.y)
-        return Certificate(
+        return GameCertificate(
             nominal_risk=float(data.weight @ losses / data.weight.sum()),
             lower=min(lower, dual.value),  # rounding; NaN stays
             upper=dual.value,
@@ -180,7 +180,7 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
             discrepancy="discrepancy spent",
         )
 
-    def _least_of_linear(self, data: _Data) -> float:
+    def _least_of_linear(self, data: Rows) -> float:
         """Proven lower bound of the worst-case risk of any linear model, where there is one."""
         robust = self._twin(self.ambiguity, reference="empirical", tol=1e-4)
         known = {"groups": data.groups} if self.ambiguity.knows_groups else {}
@@ -192,7 +192,7 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
                 return math.nan
         return robust.certificate_.upper - abs(robust.certificate_.upper) * robust.optimality_gap_
 
-    def _cross_validated(self, data: _Data, answers: Any, seed: int) -> float:
+    def _cross_validated(self, data: Rows, answers: Any, seed: int) -> float:
         """Worst-case risk of rows held out, the whole game played in each fold."""
         if self.cv is None or is_whole(self.cv, 0):
             if self.cv == 0:
@@ -210,7 +210,7 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
         tried = np.flatnonzero(times)
         part = data.at(tried)
         mean = losses[tried] / times[tried]
-        return worst(self._known, mean, part.y, part.weight, part.groups).value
+        return worst(self._known, mean, part.y, part.weight, _present(part.groups)).value
 
     def _warn(self) -> None:
         name, upper, held = type(self).__name__, self.certificate_.upper, self.robust_cv_
@@ -258,19 +258,25 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
         raise NotImplementedError
 
 
-class _Data:
-    """Rows of a game."""
+def _present(groups: Any) -> Any:
+    """Groups of some rows: of columns, those that have a row among them."""
+    if groups is None or np.ndim(groups) != 2:
+        return groups
+    groups = np.asarray(groups)
+    return groups[:, groups.astype(bool).any(axis=0)]
 
-    def __init__(self, X: Any, y: np.ndarray, weight: np.ndarray, groups: Any) -> None:
-        self.X, self.y, self.weight, self.groups = X, y, weight, groups
 
-    def at(self, rows: np.ndarray) -> _Data:
-        """Some of them, and of columns of groups those that have a row among them."""
-        groups = None if self.groups is None else _safe_indexing(self.groups, rows)
-        if groups is not None and np.ndim(groups) == 2:
-            groups = np.asarray(groups)
-            groups = groups[:, groups.astype(bool).any(axis=0)]
-        return _Data(_safe_indexing(self.X, rows), self.y[rows], self.weight[rows], groups)
+class GameCertificate(Certificate):
+    """A `Certificate` of a game: ``lower`` is of any linear model, NaN where nothing is known."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values as text; no bound and no gap where there is none."""
+        names = [name for name, _ in super().rows()]
+        rows = dict(super().rows())
+        if math.isnan(self.lower):
+            return [(name, rows[name]) for k, name in enumerate(names) if k not in (1, 3)]
+        names[1] = "least of any linear model (lower bound)"
+        return list(zip(names, rows.values(), strict=True))
 
 
 class ReweightedClassifier(LogitClassifier, ClassifierMixin, _Reweighted):

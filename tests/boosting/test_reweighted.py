@@ -294,3 +294,18 @@ def test_an_interrupt_keeps_the_models_so_far(rows):
     assert stopped.value.result is model
     assert len(model.estimators_) == 2  # two calls tried the weights, the fifth stopped
     assert model.predict_proba(X).shape == (300, 2)
+
+
+def test_what_is_printed_is_what_is_known(rows):
+    linear = str(
+        ReweightedClassifier(PLAIN, KL(radius=0.1), n_rounds=3, cv=0).fit(*rows).certificate_
+    )
+    assert "least of any linear model (lower bound)" in linear
+    assert "attained risk" not in linear
+    trees = DecisionTreeClassifier(max_depth=2, random_state=0)
+    said = str(
+        ReweightedClassifier(trees, KL(radius=0.1), n_rounds=3, cv=0).fit(*rows).certificate_
+    )
+    assert "upper bound [dual]" in said
+    assert "lower bound" not in said
+    assert "gap" not in said
