@@ -101,7 +101,7 @@ class _ToSamples(Functional):
 class MMDTo(_ToSamples):
     r"""F(rho) = E k(z, z') - 2 E k(z, y) + E k(y, y'), y ~ nu: the squared MMD.
 
-    With the Gaussian kernel k(x, y) = exp(-|x - y|^2 / (2 s^2)) and both means over all pairs.
+    With the Gaussian kernel ``k(x, y) = exp(-|x - y|^2 / (2 s^2))`` and both means over all pairs.
 
     Parameters
     ----------
