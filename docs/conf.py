@@ -42,7 +42,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_templates", "gallery/*.ipynb", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
-# Pages in Markdown ---------------------------------------------------------------------------------
+# Pages in Markdown -------------------------------------------------------------------------------
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # outputs are those of the package as it stands
@@ -88,6 +88,8 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "abort_on_example_error": True,
     "only_warn_on_example_error": False,
+    "reset_modules": ("matplotlib", "site_checks.strict"),
+    "reset_modules_order": "both",
     "show_memory": False,
     "plot_gallery": True,
     "write_computation_times": False,
@@ -97,7 +99,7 @@ sphinx_gallery_conf = {
 
 # The theme ---------------------------------------------------------------------------------------
 html_theme = "pydata_sphinx_theme"
-markdown_summary = "Distributionally robust optimisation in Python: models, decisions and audits, each with a certificate."
+markdown_summary = "Distributionally robust models, decisions and audits, each with a certificate."
 html_title = f"drojko {release}"
 html_static_path = ["_static", "_build/static"]
 html_css_files = ["site.css"]

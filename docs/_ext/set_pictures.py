@@ -1,4 +1,4 @@
-"""One picture for each ambiguity set: the same rows and model, the worst case that the set allows."""
+"""One picture for each ambiguity set: the same rows and model, the worst case of the set."""
 
 from typing import Any
 

@@ -4,6 +4,7 @@ A picture without alternative text, a dead link and a request that leaves the fo
 that name the page, and ``sphinx-build -W`` fails on them.
 """
 
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -43,6 +44,10 @@ class Page(HTMLParser):
             self.without_text.append(said.get("src") or "?")
 
 
+def _reached(fragment: str, page: Page) -> bool:
+    return not fragment or unquote(fragment) in page.anchors | {"top"}
+
+
 def faults(root: Path) -> list[str]:
     """Every dead link, request that leaves the folder and picture without text, by page."""
     pages = {
@@ -67,10 +72,17 @@ def faults(root: Path) -> list[str]:
             place = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not place.exists():
                 found.append(f"{name}: dead link {target}")
-            elif parts.fragment and place in pages:
-                if unquote(parts.fragment) not in pages[place].anchors | {"top"}:
-                    found.append(f"{name}: no anchor {target}")
+            elif place in pages and not _reached(parts.fragment, pages[place]):
+                found.append(f"{name}: no anchor {target}")
     return sorted(set(found))
+
+
+def strict(gallery_conf: dict, name: str, when: str) -> None:
+    """Make warnings errors while an example runs: a reader should see none."""
+    if when == "before":
+        warnings.simplefilter("error")
+    else:
+        warnings.resetwarnings()
 
 
 def _pictures(app, doctree) -> None:

@@ -321,6 +321,11 @@ def set_affine(potential: ICNN, matrix: Tensor, shift: Tensor) -> None:
         Symmetric.
     shift : Tensor of shape (d,)
 
+    Raises
+    ------
+    InvalidDataError
+        For a shift of another length than the potential has columns.
+
     Examples
     --------
     >>> import torch
