@@ -4,6 +4,7 @@ Nothing is fetched: formulas are drawn by a MathJax that a Python package brings
 for no file outside its own folder (``_ext/site_checks.py`` fails the build otherwise).
 """
 
+import importlib
 import os
 import shutil
 import sys
@@ -64,9 +65,16 @@ mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "globa
 # Public names ------------------------------------------------------------------------------------
 autosummary_generate = True
 autosummary_ignore_module_all = False
+# Names of the package itself are documented once, in their rooms.
+autosummary_context = {
+    "home": {
+        name: f"{room}.{name}" for name, room in drojko._HOME.items()
+        if name in getattr(importlib.import_module(room), "__all__", ()) and room.count(".") == 1
+        and not room.endswith(("_persist", "certificates"))
+    }
+}  # fmt: skip
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 numpydoc_class_members_toctree = False

@@ -67,11 +67,12 @@ class Writer:
         return f"${node.astext()}$"
 
     def _math_block(self, node):
-        return f"$$\n{node.astext()}\n$$"
+        return f"$$\n{node.astext().strip()}\n$$"
 
     def _literal_block(self, node):
         language = node.get("language", "")
-        return f"```{'' if language in ('default', 'none') else language}\n{node.astext()}\n```"
+        fence = "" if language in ("default", "none") else language
+        return f"```{fence}\n{node.astext().rstrip()}\n```"
 
     def _reference(self, node):
         target = node.get("refuri") or ""
@@ -123,7 +124,7 @@ def _copies(app, exception) -> None:
     out = Path(app.outdir)
     titles = app.env.titles
     lines = [f"# {app.config.project}", "", f"> {app.config.markdown_summary}", "", "## Pages", ""]
-    for name in sorted(app.env.found_docs):
+    for name in sorted(app.env.found_docs, key=lambda name: (name.count("/"), name)):
         doctree = app.env.get_and_resolve_doctree(name, app.builder)
         target = out / f"{name}.md"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,10 @@ FETCHED = {
 }  # fmt: skip
 
 
+#: Thumbnails of the gallery stand beside their title.
+THUMBNAIL = "_thumb.png"
+
+
 class Page(HTMLParser):
     """Links, requests and anchors of a page."""
 
@@ -39,8 +43,7 @@ class Page(HTMLParser):
         relation = said.get("rel") or ""
         if tag in FETCHED and said.get(FETCHED[tag]) and "canonical" not in relation:
             self.fetched.append(said[FETCHED[tag]])
-        # Thumbnails of the gallery stand beside their title.
-        if tag == "img" and not said.get("alt") and not said.get("src", "").endswith("_thumb.png"):
+        if tag == "img" and not said.get("alt") and not said.get("src", "").endswith(THUMBNAIL):
             self.without_text.append(said.get("src") or "?")
 
 
@@ -51,7 +54,9 @@ def _reached(fragment: str, page: Page) -> bool:
 def faults(root: Path) -> list[str]:
     """Every dead link, request that leaves the folder and picture without text, by page."""
     pages = {
-        path.resolve(): Page(path.read_text(encoding="utf-8")) for path in root.rglob("*.html")
+        path.resolve(): Page(path.read_text(encoding="utf-8"))
+        for path in root.rglob("*.html")
+        if "_static" not in path.relative_to(root).parts  # templates of the theme
     }
     found = []
     for path, page in pages.items():
@@ -87,7 +92,7 @@ def strict(gallery_conf: dict, name: str, when: str) -> None:
 
 def _pictures(app, doctree) -> None:
     for node in doctree.findall(nodes.image):
-        if not node.get("alt"):
+        if not node.get("alt") and not node["uri"].endswith(THUMBNAIL):
             log.warning("picture without alternative text: %s", node["uri"], location=node)
 
 

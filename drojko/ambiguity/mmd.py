@@ -364,7 +364,7 @@ class BoundMMD:
             \qquad \omega(m) = \sup_{|x - z| \le m} \|k(x, \cdot) - k(z, \cdot)\|_H
 
         over every P with MMD(P, P0) <= r (or at its price) whose support lies within m of the
-        points, labels kept: f changes by at most omega(m) |f| and the loss by L m. For the
+        points, labels kept: f changes by at most ``omega(m) |f|`` and the loss by L m. For the
         Gaussian kernel omega(m) = sqrt(2 - 2 exp(-m^2 / (2 h^2))) <= m / h. The minimum over f is
         that of the points at the radius r + omega(m).
 

@@ -293,7 +293,7 @@ class AuditReport:
         Returns
         -------
         DataFrame
-            Columns as of `shares`, the first named as the column ("mass_" of a column "mass").
+            Columns as of `shares`, the first named as the column (``mass_`` of a column "mass").
 
         Examples
         --------
