@@ -4,7 +4,6 @@ Nothing is fetched: formulas are drawn by a MathJax that a Python package brings
 for no file outside its own folder (``_ext/site_checks.py`` fails the build otherwise).
 """
 
-import importlib
 import os
 import shutil
 import sys
@@ -68,9 +67,8 @@ autosummary_ignore_module_all = False
 # Names of the package itself are documented once, in their rooms.
 autosummary_context = {
     "home": {
-        name: f"{room}.{name}" for name, room in drojko._HOME.items()
-        if name in getattr(importlib.import_module(room), "__all__", ()) and room.count(".") == 1
-        and not room.endswith(("_persist", "certificates"))
+        name: f"{room.removeprefix('drojko.')}.{name}" for name, room in drojko._HOME.items()
+        if room.removeprefix("drojko.") in drojko.__all__
     }
 }  # fmt: skip
 autodoc_typehints = "signature"

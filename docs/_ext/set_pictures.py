@@ -28,7 +28,7 @@ def picture(ambiguity: Any, *, groups: bool = False, codes: bool = False) -> Fig
     given = {"groups": names} if groups else {}
     clf = DROClassifier(ambiguity, reference="empirical", alpha=1e-2, random_state=0)
     clf.fit(X, y, **given)
-    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     colours = COLOURS[y]
     ax.scatter(*X.T, s=26, facecolors="none", edgecolors=colours, linewidths=1.2, label="data")
     if ambiguity.moves:
@@ -53,5 +53,5 @@ def picture(ambiguity: Any, *, groups: bool = False, codes: bool = False) -> Fig
     ax.plot(-(b * edge + c) / a, edge, color="0.3", lw=1, ls="--", label="boundary")
     ax.set_ylim(low, high)
     ax.set_title(f"{ambiguity!r}", loc="left", fontsize=10)
-    ax.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower left", ncols=3)
     return figure
