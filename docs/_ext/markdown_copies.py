@@ -4,13 +4,15 @@ The copies are made from what the page holds after includes, signatures, picture
 code are in place, so that a reader who cannot see HTML loses nothing but the layout.
 """
 
+import html
+import re
 from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
 
 SKIPPED = (
-    nodes.comment, nodes.target, nodes.substitution_definition, nodes.system_message, nodes.raw,
+    nodes.comment, nodes.target, nodes.substitution_definition, nodes.system_message,
     addnodes.toctree, addnodes.index, addnodes.only, nodes.footnote_reference,
 )  # fmt: skip
 
@@ -71,7 +73,9 @@ class Writer:
 
     def _literal_block(self, node):
         language = node.get("language", "")
-        fence = "" if language in ("default", "none") else language
+        fence = {"ipython3": "python", "default": "", "none": "", "myst-ansi": ""}.get(
+            language, language
+        )
         return f"```{fence}\n{node.astext().rstrip()}\n```"
 
     def _reference(self, node):
@@ -107,13 +111,22 @@ class Writer:
     def _desc_content(self, node):
         return self._children(node)
 
+    def _raw(self, node):
+        """Return the tables of raw HTML: frames in the output of code."""
+        rows = re.findall(r"<tr.*?</tr>", node.astext(), re.DOTALL)
+        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+        return self._rows([[html.unescape(re.sub("<[^>]*>", "", c)) for c in row] for row in cells])
+
     def _table(self, node):
         rows = []
         for row in node.findall(nodes.row):
-            cells = [self._children(entry) for entry in row.children]
-            rows.append([" ".join(cell.split()).replace("|", "\\|") for cell in cells])
+            rows.append([self._children(entry) for entry in row.children])
+        return self._rows(rows)
+
+    def _rows(self, rows):
         if not rows:
             return ""
+        rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
