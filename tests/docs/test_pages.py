@@ -18,7 +18,7 @@ PAGES = sorted(
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- not run:.*-->\n)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTEBOOK = re.compile(r"^```\{code-cell\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PICTURE = re.compile(r"^```\{plot\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"^```\{eval-rst\}\n\.\. plot::\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def name(path):
@@ -116,7 +116,7 @@ def test_every_set_has_a_page_with_all_parts():
 def test_pictures_have_alternative_text():
     for path in PAGES:
         for block in PICTURE.findall(text(path)):
-            assert re.match(r":alt: \S", block), name(path)
+            assert re.match(r" +:alt: \S", block), name(path)
         assert not re.search(r"!\[\]\(", text(path)), name(path)
 
 
