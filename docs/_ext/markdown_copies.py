@@ -138,7 +138,7 @@ def _copies(app, exception) -> None:
     titles = app.env.titles
     lines = [f"# {app.config.project}", "", f"> {app.config.markdown_summary}", "", "## Pages", ""]
     for name in sorted(app.env.found_docs, key=lambda name: (name.count("/"), name)):
-        doctree = app.env.get_and_resolve_doctree(name, app.builder)
+        doctree = app.env.get_and_resolve_doctree(name, app.builder, tags=app.tags)
         target = out / f"{name}.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Writer().write(doctree).strip() + "\n", encoding="utf-8")
