@@ -1,6 +1,7 @@
 """What importing drojko costs and changes, and which room knows which (promises 10 and 14)."""
 
 import ast
+import importlib.metadata
 import json
 import subprocess
 import sys
