@@ -27,6 +27,7 @@ __all__ = [
     "MinimaxProblem",
     "ObservedShift",
     "RadiusSelection",
+    "ShiftReport",
     "WorstCase",
     "__version__",
     "ambiguity",
@@ -51,6 +52,7 @@ __all__ = [
     "radius_path",
     "save",
     "select_radius",
+    "shift_report",
     "transport",
 ]
 
@@ -63,6 +65,7 @@ _HOME = {
     "MinimaxProblem": "drojko.problems",
     "ObservedShift": "drojko.estimators",
     "RadiusSelection": "drojko.estimators",
+    "ShiftReport": "drojko.estimators",
     "WorstCase": "drojko.inner",
     "audit": "drojko.auditing",
     "load": "drojko._persist",
@@ -71,6 +74,7 @@ _HOME = {
     "observed_shift": "drojko.estimators",
     "radius_path": "drojko.estimators",
     "select_radius": "drojko.estimators",
+    "shift_report": "drojko.estimators",
 }
 
 if TYPE_CHECKING:
@@ -99,10 +103,12 @@ if TYPE_CHECKING:
     from drojko.estimators import DRORegressor as DRORegressor
     from drojko.estimators import ObservedShift as ObservedShift
     from drojko.estimators import RadiusSelection as RadiusSelection
+    from drojko.estimators import ShiftReport as ShiftReport
     from drojko.estimators import make_robust_scorer as make_robust_scorer
     from drojko.estimators import observed_shift as observed_shift
     from drojko.estimators import radius_path as radius_path
     from drojko.estimators import select_radius as select_radius
+    from drojko.estimators import shift_report as shift_report
     from drojko.inner import WorstCase as WorstCase
     from drojko.problems import MinimaxProblem as MinimaxProblem
 

@@ -14,7 +14,7 @@ from drojko.estimators.radius.cv import candidates, over_folds
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["by_environments"]
+__all__ = ["by_environments", "environments_of"]
 
 #: Candidates below the least usual one, as shares of it: the best set may be almost none.
 _SMALLER = (0.03, 0.1, 0.3)
@@ -30,22 +30,7 @@ def by_environments(
     """What ``finish`` makes of fields of a `RadiusSelection`; see `select_radius`."""
     _, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")
-    if rows.groups is None or np.ndim(rows.groups) != 1:
-        raise InvalidDataError(
-            'method="environments" needs groups=, a label per row of shape (n,): the hospital, '
-            "year or region that it is from"
-        )
-    labels = np.asarray(rows.groups)
-    try:
-        names, index = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise InvalidDataError(
-            "groups mixes labels that have no order: make them strings"
-        ) from error
-    if len(names) < 2:
-        raise InvalidDataError(
-            f"groups holds one environment, {plain(names[0])!r}; leaving one out needs two or more"
-        )
+    names, index = environments_of(rows.groups, 'method="environments"')
     radii = candidates(estimator, rows, radii, _SMALLER)
     if ambiguity.nothing not in radii:
         radii = sorted([ambiguity.nothing, *radii])
@@ -57,6 +42,26 @@ def by_environments(
         return finish(_chosen(np.array(runs), radii, names, folds, ambiguity, rule))
 
     return over_folds(estimator, rows, folds, radii, plain_risk, n_jobs, chosen)
+
+
+def environments_of(groups: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names of two environments or more, and the index (n,) of that of each row."""
+    if groups is None or np.ndim(groups) != 1:
+        raise InvalidDataError(
+            f"{where} needs groups=, a label per row of shape (n,): the hospital, year or region "
+            "that it is from"
+        )
+    try:
+        names, index = np.unique(np.asarray(groups), return_inverse=True)
+    except TypeError as error:
+        raise InvalidDataError(
+            "groups mixes labels that have no order: make them strings"
+        ) from error
+    if len(names) < 2:
+        raise InvalidDataError(
+            f"groups holds one environment, {plain(names[0])!r}; {where} needs two or more"
+        )
+    return names, index
 
 
 def _check_classes(rows: Rows, folds: list[Any], names: np.ndarray, last: Any) -> None:
