@@ -321,8 +321,8 @@ def _report(
     areas = np.full(count, math.nan)
     areas[looked] = apart.auc
     table = {
-        "environment": names, "rows": size, "auc": areas, "shares": widest.shares.kept,
-        "level": widest.level.kept, "level_se": widest.level.error,
+        "environment": names, "rows": size, "auc": areas, "shares": widest.shares.move,
+        "level": widest.level.move, "level_se": widest.level.error,
         "level_gain": by_place[0], "slopes_gain": by_place[1],
     }  # fmt: skip
     if logistic:
