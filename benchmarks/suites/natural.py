@@ -11,6 +11,7 @@ import numpy as np
 from harness import OK, SKIPPED, Check, Context, Memory, describe, table
 from nature import PACKAGES, TASKS, Missing, Task, made
 from splits import LABELS, METHODS, PLAIN, SOURCE, TEST, TREES, Method, Skip, Split, intercept_on
+
 from suites.shift import half_width
 
 TITLE = "Natural shifts"
@@ -23,12 +24,12 @@ regressions too. Loss is the log-loss, or the squared error (1: the source's var
 
 Everything is chosen on the source: by 3 folds, or by leaving one environment out and looking at
 plain loss. Sets that reweight keep the L2 penalty that was chosen by environments. Exceptions say
-so: **told** methods know from the truth in which direction the level of y given x moves (a sign; how
-far is the root mean square of what the source's environments show, from `shift_report`; for
-regressions the set is that of targets that rise by up to twice that), or have {LABELS} labels of the target for their
-intercept; **oracle** rows choose or train on other rows of the target. Nothing else has seen the
-target. Trees are LightGBM; robust trees are `drojko.boosting.objective`. The perceptron is
-scikit-learn's.
+so: **told** methods know from the truth in which direction the level of y given x moves (a sign;
+how far is the root mean square of what the source's environments show, by `shift_report`; for
+regressions the set is that of targets that rise by up to twice that), or have {LABELS} labels of
+the target for their intercept; **oracle** rows choose or train on other rows of the target. Nothing
+else has seen the target. Trees are LightGBM; robust trees are `drojko.boosting.objective`. The
+perceptron is scikit-learn's.
 
 A win (loss) against a method: the mean relative difference of target losses over the splits is
 below (above) 0 by more than its 95 % half-width. Splits of one task share rows of one pool and one
@@ -204,8 +205,8 @@ def summary(rows: list[dict]) -> list[Check]:
         found = compared(good, by, other)
         if found:
             won, lost = wins(found)
-            checks.append(Check(f"`{by}` against `{other}`: better on 4 tasks or more, worse on none",
-                                _score(found), len(won) >= 4 and not lost))  # fmt: skip
+            target = f"`{by}` against `{other}`: better on 4 tasks or more, worse on none"
+            checks.append(Check(target, _score(found), len(won) >= 4 and not lost))
     for name in _names(good):
         if name.endswith(", environments") and name not in (by, "L2, environments",
                                                             "trees, environments"):  # fmt: skip
@@ -268,7 +269,8 @@ def tables(rows: list[dict]) -> str:
         cells += [f"{np.mean(cost):+.1f}", f"{np.mean([row['seconds'] for row in mine]):.2f}"]
         lines.append(cells)
     heads = ["method", "kind", "target: wins/losses against tuned L2", "mean % [95 % over tasks]",
-             "median %", "against tuned trees", "worst environment", "source %", "seconds"]  # fmt: skip
+             "median %", "against tuned trees", "worst environment", "source %",
+             "seconds"]  # fmt: skip
     parts = [table(heads, lines), "\n### Where it pays and where it costs\n", *words(good)]
     what = [row for row in good if row["method"] == WHAT]
     own = {(row["case"], row["method"]): row for row in good}

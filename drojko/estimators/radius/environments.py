@@ -14,14 +14,14 @@ from drojko.estimators.radius.cv import candidates, over_folds
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["by_environments", "environments_of"]
+__all__ = ["FEW", "by_environments", "environments_of"]
 
 #: Candidates below the least usual one, as shares of it: the best set may be almost none.
 _SMALLER = (0.03, 0.1, 0.3)
 #: What "cap" may cost in the mean, and standard errors from which on a gain is one.
 _CAP, _CLEAR = 0.01, 2.0
 #: Rows of an environment whose risk is mostly noise.
-_FEW = 10
+FEW = 10
 
 
 def by_environments(
@@ -113,10 +113,10 @@ def _chosen(
         f"({worst[pick]:.6g} in {plain(names[risk[:, pick].argmax()])!r}); no set at all: "
         f"{mean[none]:.6g}. {_helps(gain, error, radii, none, ambiguity)}"
     )
-    few = [plain(names[e]) for e in range(k) if len(folds[e][1]) < _FEW]
+    few = [plain(names[e]) for e in range(k) if len(folds[e][1]) < FEW]
     if few:
         message += (
-            f" {len(few)} of the environments, such as {few[0]!r}, have fewer than {_FEW} rows, "
+            f" {len(few)} of the environments, such as {few[0]!r}, have fewer than {FEW} rows, "
             "and weigh as much as the others: join small ones."
         )
     return {"radius": radii[pick], "table": table, "message": message}

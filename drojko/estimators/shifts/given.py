@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import chi2
 
-__all__ = ["FOLDS", "Moves", "columns_of", "gain_of_moves", "gain_of_slopes", "losses", "moves", "scores"]
+__all__ = [
+    "FOLDS", "Moves", "columns_of", "gain_of_moves", "gain_of_slopes", "losses", "moves", "scores",
+]  # fmt: skip
 
 #: Penalties of the pooled models, of columns of unit spread.
-_ALPHAS = (1e-3, 1e-2, 1e-1, 1.0)
+_ALPHAS = (1e-5, 1e-3, 3e-2, 1.0)
 #: The same of what an environment has of its own; the last of them leaves next to nothing.
 _OWN = (0.03, 0.3, 3.0, 1e6)
 #: Folds that rows are scored in.
@@ -28,9 +30,7 @@ def losses(score: np.ndarray, y: np.ndarray, logistic: bool) -> np.ndarray:
     return 0.5 * (score - y) ** 2
 
 
-def columns_of(
-    X: np.ndarray, y: np.ndarray | None = None, *, squares: bool = True
-) -> np.ndarray:
+def columns_of(X: np.ndarray, y: np.ndarray | None = None, *, squares: bool = True) -> np.ndarray:
     """Columns in which laws are told apart: x, its squares where they are few, and y times x.
 
     Centred, of unit spread; constant ones are left out.

@@ -18,7 +18,8 @@ __all__ = ["Reach", "auc", "cells", "reach_of_ratios", "reach_of_shares", "reach
 #: Mass of the other rows below the scores at which they are cut into cells.
 _CUTS = (0.5, 0.75, 0.9, 0.97)
 _SHUFFLES = 20
-_ROWS = 200
+#: Rows that are compared at a time, and rows that can be compared at all.
+_ROWS, _LEAST = 200, 16
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ def reach_of_ratios(
     ]
     found = []
     for name, ambiguity, size in sets:
-        needed = [
-            _beyond_chance(ambiguity, *pair, rng) for pair in zip(cell, inside, strict=True)
-        ]
+        needed = [_beyond_chance(ambiguity, *pair, rng) for pair in zip(cell, inside, strict=True)]
         values = np.array(needed)
         if size == "alpha":
             values, words = 1.0 / (1.0 + values), "at most: rows as frequent as 1 / alpha times"
@@ -107,12 +106,14 @@ def reach_of_transport(
     """Distances in the units of X, within the classes of y where these have rows enough."""
     found = []
     for here in inside:
-        labels = {} if y is None else {"y_old": y[~here], "y_new": y[here]}
-        try:
-            shift = _distance(X, here, labels, seed)
-        except InvalidDataError:  # too few rows of a class, or of the environment
-            shift = _distance(X, here, {}, seed) if 8 <= here.sum() <= len(here) - 8 else math.nan
-        found.append(shift)
+        distance = math.nan
+        if _LEAST <= here.sum() <= len(here) - _LEAST:
+            labels = {} if y is None else {"y_old": y[~here], "y_new": y[here]}
+            try:
+                distance = _distance(X, here, labels, seed)
+            except InvalidDataError:  # too few rows of a class
+                distance = _distance(X, here, {}, seed)
+        found.append(distance)
     words = "in the units of X; moves of y given x are not among what it holds"
     return Reach("Wasserstein", "radius", np.array(found), words)
 

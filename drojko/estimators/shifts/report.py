@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_consistent_length
-from sklearn.utils.multiclass import type_of_target
 
 from drojko._files import plain_values, write_json
 from drojko._html import frame_of, table_of
 from drojko._random import generator
 from drojko._sklearn import checked_data, plain
-from drojko._validation import chosen, did_you_mean, floats, is_whole, shown
+from drojko._validation import check_scale, chosen, did_you_mean, floats, is_whole, shown
 from drojko.ambiguity import AmbiguitySet
-from drojko.estimators.radius.environments import environments_of
+from drojko.estimators.radius.environments import FEW, environments_of
 from drojko.estimators.shifts.advice import Found, advise
 from drojko.estimators.shifts.given import (
     FOLDS,
+    Moves,
     columns_of,
     gain_of_moves,
     gain_of_slopes,
@@ -47,10 +46,14 @@ __all__ = ["ShiftReport", "shift_report"]
 
 #: Distinct whole numbers from which on they are no classes.
 _MANY = 20
+#: Classes, each of which is a fit, and rows to look at.
+_CLASSES, _LEAST = 30, 20
 #: Standard errors, and share of the loss, from which on a gain is one.
 _CLEAR, _WORTH = 2.0, 0.01
 #: Environments that are looked at one by one.
 _MOST = 20
+#: Area under the curve from which on an environment is apart.
+_APART = 0.95
 _ASPECTS = ("x", "shares of y", "y given x: level", "y given x: slopes")
 
 
@@ -219,14 +222,20 @@ def shift_report(
     >>> report.recommendation, report.ambiguity
     ('none of these', None)
     >>> shift_report(X, y, hospital, direction=1, random_state=0).recommendation
-    'ClassShift(between=(0.0, 2.2), direction=1)'
+    'ClassShift(between=(0.0, 2.8), direction=1)'
     """
     chosen("task", task, ("auto", "classification", "regression"))
     if not is_whole(max_rows, 100):
         raise InvalidDataError(f"max_rows={shown(max_rows)}; expected 100 or more")
     names, place = environments_of(groups, "shift_report")
-    X = checked_data(BaseEstimator(), X, dtype=np.float64, ensure_min_samples=20)
-    check_consistent_length(X, y, groups)
+    X = checked_data(BaseEstimator(), X, dtype=np.float64)
+    check_scale(X, "X")
+    if not len(X) == len(y) == len(place):
+        raise InvalidDataError(
+            f"X, y and groups have {len(X)}, {len(y)} and {len(place)} rows: give one of each a row"
+        )
+    if len(X) < _LEAST:
+        raise InvalidDataError(f"{len(X)} rows say nothing of environments: {_LEAST} are needed")
     seed = torch.randint(2**31 - 1, (1,), generator=generator(random_state))
     rng = np.random.default_rng(int(seed))
     targets, classes = _targets(y, task)
@@ -241,27 +250,28 @@ def shift_report(
 
 def _targets(y: Any, task: str) -> tuple[np.ndarray, list[Any] | None]:
     """Class indices and the classes, or numbers and None."""
-    try:
-        kind = type_of_target(y, input_name="y")
-    except (ValueError, TypeError) as error:
-        raise InvalidDataError(f"y: {error}") from error
-    if kind not in ("binary", "multiclass", "continuous"):
-        raise InvalidDataError(f"y is {kind}; expected a class or a number for each row")
     values = np.asarray(y)
-    number = kind == "continuous" or (
-        values.dtype.kind in "iuf" and len(np.unique(values)) > _MANY
-    )
-    if task == "regression" or (task == "auto" and number):
-        found = floats(y, "y")
-        if not np.isfinite(found).all() or np.ptp(found) == 0:
-            raise InvalidDataError("y must be finite numbers that are not all the same")
-        return found, None
+    if values.ndim != 1:
+        raise InvalidDataError(f"y is {shown(y)}; expected a class or a number for each row")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InvalidDataError("y holds NaN or infinity: drop these rows")
     try:
         classes, index = np.unique(values, return_inverse=True)
     except TypeError as error:
         raise InvalidDataError("y mixes labels that have no order: make them strings") from error
     if len(classes) < 2:
         raise InvalidDataError(f"y holds 1 class, {plain(classes[0])!r}; 2 or more are needed")
+    whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and (values % 1 == 0).all())
+    number = values.dtype.kind in "iuf" and not (whole and len(classes) <= _MANY)
+    if task == "regression" or (task == "auto" and number):
+        found = floats(y, "y")
+        check_scale(found, "y")
+        return found, None
+    if len(classes) > _CLASSES:
+        raise InvalidDataError(
+            f"y has {len(classes)} classes; at most {_CLASSES} are looked at: give "
+            'task="regression" for numbers, or merge rare classes'
+        )
     return index, classes.tolist()
 
 
@@ -286,71 +296,78 @@ def _report(
 ) -> ShiftReport:  # fmt: skip
     import pandas as pd
 
-    n, count = len(y), len(names)
-    fold = _folds(place, y if classes is not None else np.zeros(n), rng)
-    logistic = classes is not None
+    count = len(names)
+    fold = _folds(place, y if classes else np.zeros(len(y)), rng)
     features = columns_of(X)
     if not features.shape[1]:
         raise InvalidDataError("all columns of X are constant: there is no x to look at")
-    # One column for two classes and for numbers, one against the rest for more.
-    columns = [y == k for k in range(len(classes))] if logistic else [y]
+    # One column for numbers and for two classes, one against the rest for more.
+    columns = [(y == k).astype(float) for k in range(len(classes))] if classes else [y]
     columns = columns[1:] if len(columns) == 2 else columns
     linear = columns_of(X, squares=False)
-    parts = [_of_column(c.astype(float), linear, place, count, logistic, fold) for c in columns]
-    base, alone, shares, level, slopes = (sum(part.rows[k] for part in parts) for k in range(5))
-    widest = max(parts, key=lambda part: float(part.level.spread))
-    size = np.bincount(place, minlength=count)
-    looked = np.sort(np.argsort(-size, kind="stable")[:_MOST])
-    looked = looked[size[looked] < n]
+    parts = [_of_column(column, linear, place, count, bool(classes), fold) for column in columns]
+    base, alone, shares, level, slopes = np.sum([part.rows for part in parts], axis=0)
+    rows = np.bincount(place, minlength=count)
+    looked = np.sort(np.argsort(-rows, kind="stable")[:_MOST])
     apart = _apart(features, columns_of(X, y.astype(float)), place, looked, fold)
-
-    def share(gains: np.ndarray, of: np.ndarray) -> tuple[float, float]:
-        total = float(of.mean())
-        return float(gains.mean()) / total, float(gains.std(ddof=1)) / math.sqrt(n) / total
-
-    pairs = [share(apart.gain, apart.base), share(shares, alone), share(level, base),
-             share(slopes, base)]  # fmt: skip
-    differences = pd.DataFrame({
-        "aspect": _ASPECTS,
-        "gain": [gain for gain, _ in pairs],
-        "gain_se": [error for _, error in pairs],
-        "differs": [gain > max(_CLEAR * error, _WORTH) for gain, error in pairs],
-    })  # fmt: skip
-    by_place = [np.bincount(place, part, count) / np.bincount(place, base, count)
-                for part in (level, slopes)]  # fmt: skip
+    differences = _differences(
+        [(apart.gain, apart.base), (shares, alone), (level, base), (slopes, base)]
+    )
+    which = int(np.argmax([part.level.spread for part in parts]))
+    widest = parts[which]
     areas = np.full(count, math.nan)
     areas[looked] = apart.auc
-    table = {
-        "environment": names, "rows": size, "auc": areas, "shares": widest.shares.move,
+    total = np.bincount(place, base, count)
+    table = pd.DataFrame({
+        "environment": names, "rows": rows, "auc": areas, "shares": widest.shares.move,
         "level": widest.level.move, "level_se": widest.level.error,
-        "level_gain": by_place[0], "slopes_gain": by_place[1],
-    }  # fmt: skip
-    if logistic:
-        which = next(k for k, part in enumerate(parts) if part is widest)
+        "level_gain": np.bincount(place, level, count) / total,
+        "slopes_gain": np.bincount(place, slopes, count) / total,
+    })  # fmt: skip
+    if classes:
         table["of"] = classes[which + (len(classes) == 2)]
     inside = [place == e for e in looked]
     reaches = reach_of_ratios(apart.cells, inside, rng)
-    if logistic:
+    if classes:
         reaches += reach_of_shares(y, inside, len(classes))
     seed = int(rng.integers(2**31 - 1))
-    reaches.append(reach_of_transport(X, y if logistic else None, inside, seed))
-    own = None
-    if direction is not None:
-        sign = -1.0 if len(parts) == 1 and direction == 0 else 1.0
-        own = (classes[direction], sign * parts[0 if len(parts) == 1 else direction].level.spread)
+    reaches.append(reach_of_transport(X, y if classes else None, inside, seed))
+    known = None
+    if direction is not None and classes:
+        own = parts[direction] if len(parts) > 1 else widest  # two classes move as one
+        known = plain(classes[direction]), own.level.spread
     found = Found(
-        differs=dict(zip(_ASPECTS, differences["differs"], strict=True)),
-        gains=dict(zip(_ASPECTS, differences["gain"], strict=True)),
-        apart=float(np.mean(apart.auc >= 0.95)), spread=float(widest.level.spread),
-        logistic=logistic, few=[names[e] for e in range(count) if size[e] < 10], direction=own,
+        dict(zip(_ASPECTS, differences["differs"], strict=True)),
+        dict(zip(_ASPECTS, differences["gain"], strict=True)),
+        float(np.mean(apart.auc >= _APART)), widest.level.spread, bool(classes),
+        [names[e] for e in np.flatnonzero(rows < FEW)], known,
     )  # fmt: skip
     ambiguity, reasons = advise(found)
     return ShiftReport(
-        pd.DataFrame(table), differences, _reach(reaches),
+        table, differences, _reach(reaches),
         "none of these" if ambiguity is None else repr(ambiguity), reasons,
-        float(widest.level.spread), n, ambiguity,
-        {"task": "classification" if logistic else "regression", "classes": classes},
+        widest.level.spread, len(y), ambiguity,
+        {"task": "classification" if classes else "regression", "classes": classes},
     )  # fmt: skip
+
+
+def _differences(pairs: list[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """Gains of the rows as shares of their losses, aspect by aspect.
+
+    Losses next to nothing beside those without x count as a little: what is left is no noise.
+    """
+    import pandas as pd
+
+    least = 1e-3 * float(pairs[1][1].mean())  # in the units of the losses of y
+    rows = []
+    for aspect, (gains, of) in zip(_ASPECTS, pairs, strict=True):
+        floor = least if aspect.startswith("y") else np.finfo(float).tiny
+        total = max(float(of.mean()), floor)
+        gain = float(gains.mean()) / total
+        error = float(gains.std(ddof=1)) / math.sqrt(len(gains)) / total
+        differs = gain > max(_CLEAR * error, _WORTH)
+        rows.append({"aspect": aspect, "gain": gain, "gain_se": error, "differs": differs})
+    return pd.DataFrame(rows)
 
 
 def _folds(place: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -363,11 +380,13 @@ def _folds(place: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True)
 class _Column:
-    """Of one target: losses and gains of the rows, moves of the environments."""
+    """Of one target: losses of the rows given x and without it, what shares of y, levels and slopes
+    take off them, and the moves of environments.
+    """
 
-    rows: tuple[np.ndarray, ...]
-    shares: Any
-    level: Any
+    rows: list[np.ndarray]
+    shares: Moves
+    level: Moves
 
 
 def _of_column(
@@ -379,7 +398,7 @@ def _of_column(
     level, moved = gain_of_moves(score, y, place, count, logistic, fold)
     slopes = gain_of_slopes(X, moved, y, place, count, logistic, fold)
     return _Column(
-        (losses(score, y, logistic), losses(alone, y, logistic), shares, level, slopes),
+        [losses(score, y, logistic), losses(alone, y, logistic), shares, level, slopes],
         moves(alone, y, place, count, logistic), moves(score, y, place, count, logistic),
     )  # fmt: skip
 
