@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import chi2
 
 __all__ = [
@@ -121,7 +123,7 @@ class Moves:
 
 
 def moves(score: np.ndarray, y: np.ndarray, place: np.ndarray, count: int, logistic: bool) -> Moves:
-    """Intercepts of environments beside given scores (DerSimonian and Laird's spread)."""
+    """Intercepts of environments beside given scores (spread by Paule and Mandel)."""
     move, error = np.zeros(count), np.zeros(count)
     left = y - score
     noise = float(left.var()) + 1e-300
@@ -141,12 +143,19 @@ def moves(score: np.ndarray, y: np.ndarray, place: np.ndarray, count: int, logis
         move[g] = _fit(empty, y[rows], score[rows], 0.0, True, np.zeros(1))[0]
         p = 0.5 * (1.0 + np.tanh(0.5 * (score[rows] + move[g])))
         error[g] = 1.0 / np.sqrt(float((p * (1.0 - p)).sum()) + 1.0 / _FAR**2)
-    weight = 1.0 / error**2
-    centre = float(weight @ move / weight.sum())
-    excess = float(weight @ (move - centre) ** 2)
-    room = float(weight.sum() - (weight**2).sum() / weight.sum())
-    spread = np.sqrt(max(excess - (count - 1), 0.0) / room) if room > 0 else 0.0
-    return Moves(move, error, float(spread), float(chi2.sf(excess, count - 1)))
+    excess = _excess(move, error, 0.0)
+    spread = 0.0
+    if excess > count - 1:
+        most = float(move.var(ddof=1))
+        root = brentq(lambda t: _excess(move, error, t) - (count - 1), 0.0, most)
+        spread = float(np.sqrt(cast("float", root)))
+    return Moves(move, error, spread, float(chi2.sf(excess, count - 1)))
+
+
+def _excess(move: np.ndarray, error: np.ndarray, variance: float) -> float:
+    """Sum of squares of moves in units of their errors and a variance between environments."""
+    weight = 1.0 / (error**2 + variance)
+    return float(weight @ (move - weight @ move / weight.sum()) ** 2)
 
 
 def gain_of_moves(

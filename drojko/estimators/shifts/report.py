@@ -203,7 +203,7 @@ def shift_report(
 
     References
     ----------
-    R. DerSimonian, N. Laird (1986), Meta-analysis in clinical trials. I. Gulrajani, D. Lopez-Paz
+    R. Paule, J. Mandel (1982), Consensus values and weighting factors. I. Gulrajani, D. Lopez-Paz
     (2020), In search of lost domain generalization, arXiv 2007.01434.
 
     Examples
@@ -222,7 +222,7 @@ def shift_report(
     >>> report.recommendation, report.ambiguity
     ('none of these', None)
     >>> shift_report(X, y, hospital, direction=1, random_state=0).recommendation
-    'ClassShift(between=(0.0, 2.8), direction=1)'
+    'ClassShift(between=(0.0, 3.0), direction=1)'
     """
     chosen("task", task, ("auto", "classification", "regression"))
     if not is_whole(max_rows, 100):
