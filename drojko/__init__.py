@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "losses",
     "make_robust_scorer",
+    "make_worst_group_scorer",
     "measures",
     "minimax",
     "nn",
@@ -71,6 +72,7 @@ _HOME = {
     "load": "drojko._persist",
     "save": "drojko._persist",
     "make_robust_scorer": "drojko.estimators",
+    "make_worst_group_scorer": "drojko.estimators",
     "observed_shift": "drojko.estimators",
     "radius_path": "drojko.estimators",
     "select_radius": "drojko.estimators",
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from drojko.estimators import RadiusSelection as RadiusSelection
     from drojko.estimators import ShiftReport as ShiftReport
     from drojko.estimators import make_robust_scorer as make_robust_scorer
+    from drojko.estimators import make_worst_group_scorer as make_worst_group_scorer
     from drojko.estimators import observed_shift as observed_shift
     from drojko.estimators import radius_path as radius_path
     from drojko.estimators import select_radius as select_radius

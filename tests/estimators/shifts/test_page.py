@@ -15,9 +15,9 @@ PAGE = Path(__file__).parents[3] / "docs" / "shifts.md"
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    hospital = np.repeat(["A", "B", "C"], 80)
-    X, X_new = rng.normal(size=(240, 3)), rng.normal(size=(300, 3))
-    level = np.repeat([-1.0, 0.0, 1.0], 80)
+    hospital = np.repeat(["A", "B"], 60)
+    X, X_new = rng.normal(size=(120, 3)), rng.normal(size=(300, 3))
+    level = np.repeat([-1.0, 1.0], 60)
 
     def labels(score):
         return np.where(score + rng.logistic(size=len(score)) > 0, "ill", "well")
