@@ -378,3 +378,36 @@ def test_where_robustness_does_not_pay_the_report_says_so(benchmark_modules, har
     assert not cell.holds
     assert math.isinf(cell.gap)
     assert "| **0.510 ± 0.010** (95.0 %) |" in shift.tables(peer + worse)
+
+
+@pytest.mark.promise(16)
+def test_natural_shifts_are_told_by_their_rows(benchmark_modules):
+    natural = benchmark_modules("suites.natural")
+
+    def rows(method, kind, *by_task):
+        for k, losses in enumerate(by_task):
+            text = " ".join(map(str, losses))
+            change = 100.0 * (np.mean(losses) - 1.0)
+            yield {
+                "task": f"task {k}", "case": f"task {k}", "method": method, "kind": kind,
+                "status": "ok", "seconds": 1.0, "loss": float(np.mean(losses)),
+                "against %": change, "against % +-": 0.5,
+                **{f"{name} by split": text for name in ("loss", "worst", "source")},
+            }  # fmt: skip
+
+    plain = list(rows(natural.PLAIN, "plain", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]))
+    won, lost = [0.9, 0.91, 0.89], [1.2, 1.21, 1.19]
+    robust = list(rows("W2, environments", "set", won, lost))
+    found = natural.compared(plain + robust, "W2, environments", natural.PLAIN)
+    assert found["task 0"] == pytest.approx((-10.0, 2.484), abs=1e-3)
+    assert natural.wins(found) == (["task 0"], ["task 1"])
+    (line,) = natural.words(plain + robust)
+    assert "pays: task 0 (-10.0 %)" in line
+    assert "costs: task 1 (+20.0 %)" in line
+    first, second = natural.summary(plain + robust)[:2]
+    assert (first.met, second.met) == (False, False)
+    assert "worse: task 1" in first.measured
+    failed = {"case": "task 2", "status": "ValueError: no"}  # as a case that raises leaves it
+    text = natural.tables([*plain, *robust, failed])
+    assert "| W2, environments | set | 1/1 | +5.0" in text
+    assert "- task 2: ValueError: no" in text

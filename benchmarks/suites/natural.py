@@ -41,29 +41,37 @@ ABOUT = ABOUT.replace("{packages}", ", ".join(
     f"`{name}` {p.version} ({p.licence})" for name, p in PACKAGES.items()))  # fmt: skip
 COLUMNS = ("kind", "loss", "against %", "accuracy", "worst", "ECE", "source", "size", "seconds")
 SPLITS = 10
-WHAT = "what shifts"
+WHAT, _TREES = "what shifts", ", trees"
 
 
 def cases(smoke: bool):
     if smoke:
         few = [m for m in METHODS if m.name in (PLAIN, "W2, environments", "oracle: level")]
-        yield "made", lambda context: run(made(), context, few, 2)
+        yield "made", lambda context: ({"task": "made", **r} for r in run(made(), context, few, 2))
         return
-    for name, load in TASKS.items():
-        yield name, lambda context, load=load: _loaded(load, context)
+    lines = [m for m in METHODS if m.kind != "trees"]
+    trees = [METHODS[0], *(m for m in METHODS if m.kind == "trees")]
+    for part, methods in (("", lines), (_TREES, trees)):  # what is cheap comes first
+        for name in TASKS:
+            yield name + part, lambda context, n=name, m=methods: _loaded(n, m, context)
 
 
-def _loaded(load: Any, context: Context) -> Iterator[dict[str, Any]]:
+def _loaded(name: str, methods: Any, context: Context) -> Iterator[dict[str, Any]]:
     try:
-        task = load()
+        task = TASKS[name]()
     except Missing as reason:
-        yield {"method": PLAIN, "status": f"{SKIPPED}: {reason}"}
+        yield {"task": name, "method": PLAIN, "status": f"{SKIPPED}: {reason}"}
         return
-    yield from run(task, context, METHODS, SPLITS)
+    trees = any(method.kind == "trees" for method in methods)
+    for row in run(task, context, methods, SPLITS, what=not trees):
+        if not (trees and row["method"] == PLAIN):  # it has its row
+            yield {"task": name, **row}
 
 
-def run(task: Task, context: Context, methods: Any, splits: int) -> Iterator[dict[str, Any]]:
-    """A row per method, from all splits."""
+def run(
+    task: Task, context: Context, methods: Any, splits: int, *, what: bool = True
+) -> Iterator[dict[str, Any]]:
+    """A row per method, from all splits, and one on what shifts."""
     found: dict[str, list[dict[str, float]]] = {method.name: [] for method in methods}
     reasons: dict[str, str] = {}
     moved, memory = [], Memory()
@@ -86,12 +94,15 @@ def run(task: Task, context: Context, methods: Any, splits: int) -> Iterator[dic
                 reasons[method.name] = f"{SKIPPED}: {reason}"
             except Exception as error:  # a row of the table, too
                 reasons[method.name] = describe(error)
-        moved.append(_what(split))
+        if what:
+            moved.append(_what(split))
     for method in methods:
         if method.name in reasons:
             yield {"method": method.name, "kind": method.kind, "status": reasons[method.name]}
             continue
         yield _row(method, found[method.name], found[PLAIN])
+    if not moved:
+        return
     names = moved[0]
     yield {"method": WHAT, "kind": WHAT, "peak MiB": memory.peak(),
            **{name: float(np.mean([one[name] for one in moved])) for name in names}}  # fmt: skip
@@ -164,8 +175,8 @@ def compared(
 ) -> dict[str, tuple[float, float]]:
     """Task: mean difference in percent and half-width."""
     found = {}
-    for case in dict.fromkeys(row["case"] for row in rows):
-        mine = {r["method"]: r for r in rows if r["case"] == case and r["status"] == OK}
+    for case in dict.fromkeys(row["task"] for row in rows):
+        mine = {r["method"]: r for r in rows if r["task"] == case and r["status"] == OK}
         if method in mine and other in mine:
             change = _changes(_values(mine[method], name), _values(mine[other], name))
             found[case] = float(change.mean()), half_width(change)
@@ -184,8 +195,8 @@ def _score(found: dict[str, tuple[float, float]]) -> str:
     return f"{len(won)}/{len(lost)} of {len(found)}, mean {means.mean():+.1f} %"
 
 
-def _names(methods: list[dict]) -> list[str]:
-    return [m.name for m in METHODS if any(r["method"] == m.name for r in methods)]
+def _names(rows: list[dict]) -> list[str]:
+    return [m.name for m in METHODS if any(r["method"] == m.name for r in rows)]
 
 
 def summary(rows: list[dict]) -> list[Check]:
@@ -273,20 +284,20 @@ def tables(rows: list[dict]) -> str:
              "seconds"]  # fmt: skip
     parts = [table(heads, lines), "\n### Where it pays and where it costs\n", *words(good)]
     what = [row for row in good if row["method"] == WHAT]
-    own = {(row["case"], row["method"]): row for row in good}
+    own = {(row["task"], row["method"]): row for row in good}
     lines = [
-        [row["case"], own[row["case"], PLAIN]["loss"], row["gap %"], row["by the level %"],
+        [row["task"], own[row["task"], PLAIN]["loss"], row["gap %"], row["by the level %"],
          row["spread"], row["move"], "yes" if row["none of these"] == 1.0 else "not always"]
-        for row in what if (row["case"], PLAIN) in own
+        for row in what if (row["task"], PLAIN) in own
     ]  # fmt: skip
     heads = ["task", "tuned L2", "above a model of the target %", "intercept alone takes off %",
              "spread of levels in the source", "move to the target",
              "`shift_report`: none of these"]  # fmt: skip
     parts += ["\n### What shifts\n", table(heads, lines)]
-    tasks = list(dict.fromkeys(row["case"] for row in good))
+    tasks = list(dict.fromkeys(row["task"] for row in good))
     lines = [[name, *(_text(own.get((task, name))) for task in tasks)] for name in names]
     parts += ["\n### Target loss against tuned L2, %\n", table(["method", *tasks], lines)]
-    skipped = {(r["method"], str(r["status"])) for r in rows if r["status"] != OK}
+    skipped = {(r.get("method") or r["case"], str(r["status"])) for r in rows if r["status"] != OK}
     notes = [f"- {name}: {status}" for name, status in sorted(skipped)]
     return "\n".join(parts + (["", *notes] if notes else []))
 
