@@ -66,7 +66,7 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
         )
     ambiguity = None
     if found.direction is not None:
-        ambiguity = _directed(*found.direction, reasons)
+        ambiguity = _directed(*found.direction, level, reasons)
     if ambiguity is None:
         reasons.append(
             "A plain model, its penalty chosen by left-out environments, is the default; a robust "
@@ -77,12 +77,12 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
     return ambiguity, reasons
 
 
-def _directed(name: Any, spread: float, reasons: list[str]) -> AmbiguitySet | None:
+def _directed(name: Any, spread: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
     """The set of moves towards a class, of the size that is seen between environments."""
-    if spread == 0.0:
+    if spread == 0.0 or not differs:
         reasons.append(
             f"You know that {name!r} becomes more frequent, and these environments do not say by "
-            "how much: their levels differ by chance only. Give the range yourself, as "
+            "how much: their levels do not differ beyond chance. Give the range yourself, as "
             f"ClassShift(between=(0, high), direction={name!r})."
         )
         return None

@@ -64,9 +64,8 @@ def test_a_direction_that_is_known_names_a_set():
     assert high == pytest.approx(2.0 * report.spread, rel=0.05)
     assert report.recommendation == repr(report.ambiguity)
     alike = shift_report(*made("none"), direction=1, random_state=0)
-    if alike.spread == 0.0:
-        assert alike.ambiguity is None
-        assert any("Give the range yourself" in line for line in alike.reasons)
+    assert alike.ambiguity is None  # whatever spread chance shows
+    assert any("Give the range yourself" in line for line in alike.reasons)
 
 
 def test_units_order_and_names_do_not_matter():
