@@ -19,7 +19,8 @@ from tests.test_annotations import ROOMS
 HANDED_OUT = {
     "BoundGroup", "BoundMMD", "GroupDual", "MMDDual", "Ranks", "RadiusSelection", "ObservedShift",
     "Decision", "RobustObjective", "Evidence", "FlowResult", "ImportanceMeasure", "BallSolution",
-    "ClassFlow", "Moved", "SemiDualWorstCase", "ShiftReport", "Solution", "DecisionWorstCase", "Swept",
+    "ClassFlow", "Moved", "SemiDualWorstCase", "ShiftReport", "Solution", "DecisionWorstCase",
+    "Swept",
 }  # fmt: skip
 BASES = {
     "AmbiguitySet", "DensityRatioSet", "InnerSolver", "LabelledMeasure", "Measure", "TransportMap",

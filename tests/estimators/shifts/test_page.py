@@ -19,7 +19,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
         exec(compile(block, f"docs/shifts.md, block {number}", "exec"), names)
     assert names["report"].recommendation == "none of these"
     risk = {
-        name: log_loss(names["y_new"][50:], names[name].predict_proba(X_new[50:]))
+        name: log_loss(names["y_new"][50:], names[name].predict_proba(names["X_new"][50:]))
         for name in ("plain", "moved", "stack")
     }
     assert risk["moved"] < 0.8 * risk["plain"]
