@@ -127,7 +127,8 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
         report is the same bit by bit, whatever the number (to rounding beside None, where more
         than a million numbers get torch several threads). It helps where sizes know nothing of one
         another and each takes long: `Sinkhorn`, order 1, `MMD`. Order 2 goes along a path of sizes,
-        one after the other, and the other duals take milliseconds.
+        one after the other; of 2,000 rows or more, models without gradients are searched in
+        blocks of rows at once. The other duals take milliseconds.
 
     effort : {"fast", "thorough"}, default="fast"
         On the worst case of a network and its bounds. "thorough" searches in rounds, says what it
@@ -328,7 +329,7 @@ def _search(
     elif name_of in ("reweighting", "support"):
         work = reweight(problem, sizes, n_jobs)
     elif name_of == "transport" and problem.ambiguity.order == 2:
-        work = transport(problem, sizes, settings, general, max_evaluations)
+        work = transport(problem, sizes, settings, general, max_evaluations, n_jobs)
     else:
         work = certified(problem, sizes, settings, n_jobs)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from drojko.auditing.attacks.restarts import MORE, attack
 from drojko.auditing.attacks.search import search
 from drojko.auditing.certified import infinite, plan_of
 from drojko.auditing.checks import Health
-from drojko.auditing.progress import Progress
 from drojko.auditing.reading.own import CLIP
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.space import filled
@@ -46,6 +45,7 @@ def transport(
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
+    n_jobs: int | None = None,
 ) -> Iterator[Row]:
     """One `Row` per size."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
@@ -68,7 +68,7 @@ def transport(
             work.spare(max_evaluations)
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
-        search(problem, pool, work.scales(), calls, spawn(problem.generator))
+        search(problem, pool, work.scales(), calls, spawn(problem.generator), n_jobs)
     work.cap, one = cap, None
     for size, _ in problem.progress.over(every, "worst cases", 0.1):
         if size in beyond:
@@ -147,11 +147,7 @@ class _Work:
         rows = torch.arange(n)
         if n > SPARE_ROWS:
             rows = torch.randperm(n, generator=spawn(problem.generator))[:SPARE_ROWS].sort().values
-        few = replace(
-            problem, x=problem.x[rows], y=problem.y[rows],
-            w=problem.w[rows] / problem.w[rows].sum(),
-            rows=problem.rows[rows.numpy()], progress=Progress(),
-        )  # fmt: skip
+        few = problem.part(rows)
         own = Pool.of(few.x, few.y, problem.nominal[rows])
         search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,17 @@ class AuditProblem:
     def late(self) -> bool:
         """Whether what is not needed is left out."""
         return self.time_left == 0.0
+
+    def part(self, rows: Tensor) -> AuditProblem:
+        """The problem of some of the rows; its progress is its own."""
+        return replace(
+            self,
+            x=self.x[rows],
+            y=self.y[rows],
+            w=self.w[rows] / self.w[rows].sum(),
+            rows=self.rows[rows.numpy()],
+            progress=Progress(),
+        )
 
     @property
     def classes(self) -> np.ndarray | None:
