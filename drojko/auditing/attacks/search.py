@@ -115,6 +115,10 @@ class Search:
 
     def __post_init__(self) -> None:
         self.far = 3.0 * max(self.radii)
+        if self.problem.ambiguity.order == 1:  # whose worst cases move few rows far
+            centre = self.problem.w @ self.problem.x
+            far = float(self.problem.w @ self.problem.price(self.problem.x - centre))
+            self.far = max(self.far, far)
         self.mutable = torch.as_tensor(self.problem.cost.mutable)
         weights = np.where(self.problem.cost.mutable, self.problem.cost.weights, 0.0)
         self.weights = torch.as_tensor(weights)
@@ -155,7 +159,7 @@ class Search:
         """The nearest positions (m, n, d) that rows may take, and what each costs, (m, n)."""
         problem = self.problem
         z = torch.where(self.mutable, problem.real(x), problem.x)
-        cost = (z - problem.x).square() @ self.weights
+        cost = problem.price(z - problem.x)
         if self.swaps is None:
             return z, cost
         m, (n, d) = len(x), problem.x.shape
@@ -230,8 +234,13 @@ class Search:
             every = f.repeat_interleave(len(rows), 0)
             loss = problem.loss.value(every, y.repeat(len(f))).double().reshape(len(f), len(rows))
             gain = loss.T - self.pool.nominal[rows, None]
-            cost = torch.cdist(problem.x[rows] * root, z * root).square()
-            ratio = torch.where(gain > 0, gain / cost.clamp_min(1e-12 * self.far**2), -cost)
+            if problem.ambiguity.order == 1:
+                cost = torch.cdist(problem.x[rows] * root, z * root, float(problem.ambiguity.norm))
+            else:
+                cost = torch.cdist(problem.x[rows] * root, z * root).square()
+            ratio = torch.where(
+                gain > 0, gain / cost.clamp_min(1e-12 * problem.budget(self.far)), -cost
+            )
             best.append(picked[ratio.topk(min(_DONORS, len(z)), 1).indices])
         return torch.cat(best)
 
@@ -239,10 +248,13 @@ class Search:
 
     def prices(self) -> None:
         """Penalties of the radii, for what is known so far."""
-        known = {self.pool.plan(self.problem.w, radius**2).penalty for radius in self.radii}
+        known = {
+            self.pool.plan(self.problem.w, self.problem.budget(radius)).penalty
+            for radius in self.radii
+        }
         best = torch.stack([layer.risk for layer in self.pool.layers]).amax(0)
         gain = float(self.problem.w @ (best - self.pool.nominal))
-        least = max(gain, 1e-300) / max(self.radii) ** 2
+        least = max(gain, 1e-300) / self.problem.budget(max(self.radii))
         self.penalties = sorted(p for p in known if 0 < p < math.inf) or [least]
 
     def rounds(self, calls: int) -> list[int]:

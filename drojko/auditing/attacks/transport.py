@@ -1,4 +1,4 @@
-"""Order-2 Wasserstein balls: the learned worst case, every baseline, and the better of them."""
+"""Wasserstein balls: the learned worst case, every baseline, and the better of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def transport(
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(filled(problem.x.numpy(), problem.model.space.missing))
     cap = largest_loss(problem)
-    lost = [] if math.isfinite(cap) else _beyond(problem, sizes, inner)
+    known = math.isfinite(cap) or problem.ambiguity.order == 1
+    lost = [] if known else _beyond(problem, sizes, inner)
     beyond = {row.size: row for row in lost}
     every, sizes = sizes, [one for one in sizes if one[0] not in beyond]
     if not sizes:
@@ -60,7 +61,7 @@ def transport(
         return
     pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
-    if general.gradients:
+    if general.gradients and problem.ambiguity.order == 2:
         work.learned = learn(problem, pool, sizes, inner)
         if not problem.late:
             work.attack = attack(work.learned, work.positive)
@@ -136,7 +137,7 @@ class _Work:
         if self.ball and self.positive:
             return self.positive
         x = torch.as_tensor(filled(self.problem.x.numpy(), self.problem.model.space.missing))
-        spread = float((self.problem.w @ self.problem.cost.cost(x, x.mean(0))).sqrt())
+        spread = self.problem.radius_of(float(self.problem.w @ self.problem.price(x - x.mean(0))))
         return [(spread or 1.0) * share for share in (0.03, 0.1, 0.3)]
 
     def spare(self, max_evaluations: int) -> None:
@@ -166,7 +167,7 @@ class _Work:
 
     def found(self, size: float, before: Row | None) -> Row:
         mixture = self.mixture(size)
-        radius = size if self.ball else math.sqrt(mixture.cost)
+        radius = size if self.ball else self.problem.radius_of(mixture.cost)
         noise = self.noise(radius, spawn(self.problem.generator))
         certificate = self.certificate(size, mixture, before)
         worst = self.worst(mixture, radius)
@@ -198,7 +199,7 @@ class _Work:
 
     def mixture(self, size: float, sources: Any = None) -> Mixture:
         if self.ball:
-            return self.pool.plan(self.problem.w, size**2, sources)
+            return self.pool.plan(self.problem.w, self.problem.budget(size), sources)
         return self.pool.at_penalty(self.problem.w, size, sources)
 
     def certificate(self, size: float, mixture: Mixture, before: Row | None) -> Certificate:
@@ -235,7 +236,7 @@ class _Work:
         duals = list(self.learned.duals) if self.learned is not None else []
         duals.append(Dual(0.0, self.cap, "largest-loss"))
         values = [
-            (d.penalty * size**2 + d.value if ball else d.value, d.proof)
+            (d.penalty * self.problem.budget(size) + d.value if ball else d.value, d.proof)
             for d in duals
             if ball or d.penalty <= size * (1.0 + 1e-12)  # falls as the penalty rises
         ]

@@ -100,6 +100,26 @@ def test_a_stump_is_crossed_at_its_threshold():
     assert report.table.transport_cost[0] <= 0.05**2 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+def test_order_one_moves_the_rows_nearest_to_a_threshold_across_it(norm, rng):
+    """In the one column that counts all norms are the distance, and the plan is a sort."""
+    X = np.column_stack([np.linspace(0.0, 1.0, 101), rng.normal(size=101)])
+    y = (X[:, 0] > 0.5).astype(int)
+    stump = DecisionTreeClassifier(max_depth=1).fit(X, y)
+    ball = Wasserstein(order=1, norm=norm, weights=[4.0, 1.0])
+    report = audit(stump, X, y, ball, radii=[0.02, 0.1], random_state=0)
+    distance = np.sort(2.0 * np.abs(X[:, 0] - stump.tree_.threshold[0]))
+    for radius, row in zip((0.02, 0.1), report.table.itertuples()):
+        spent = np.cumsum(distance) / 101
+        most = np.interp(radius, spent, np.arange(1, 102)) * -math.log(1e-6) / 101
+        assert 0.93 * most <= row.worst_case_risk <= most * (1 + 1e-6) + 0.14
+        assert row.transport_cost <= radius * (1 + 1e-9)
+        assert row.proof == "largest-loss"
+    worst = report.worst_case()
+    moves = np.linalg.norm((worst.after - worst.before) * [2.0, 1.0], ord=norm, axis=1)
+    assert worst.mass @ moves == pytest.approx(report.table.transport_cost.iloc[-1], rel=1e-9)
+
+
 def test_the_bound_is_the_clipped_loss(forest, moons):
     table = audit(forest, *moons, Wasserstein(), radii=[0.0, 0.1, 5.0], random_state=0).table
     assert table.upper_bound.tolist()[1:] == pytest.approx([math.log1p(1e6)] * 2)
