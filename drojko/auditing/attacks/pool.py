@@ -103,8 +103,8 @@ class Pool:
         order, counts = choice.argsort(), choice.bincount(minlength=len(self.layers))
         for layer, rows in zip(self.layers, order.split(counts.tolist()), strict=True):
             if len(rows):
-                for part, own in zip((x, y, cost, risk), layer):
-                    part[rows] = own[rows]
+                x[rows], y[rows] = layer.x[rows], layer.y[rows]
+                cost[rows], risk[rows] = layer.cost[rows], layer.risk[rows]
         return x, y, cost, risk
 
 
