@@ -108,7 +108,7 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float:
-        """The gap divided by |upper|."""
+        """The gap divided by ``|upper|``."""
         if not math.isfinite(self.upper):
             return math.inf
         return self.gap / max(abs(self.upper), 1e-300)

@@ -71,11 +71,11 @@ class NonFiniteError(DrojkoError, ArithmeticError):
 class UnboundedRiskError(DrojkoError, ValueError):
     """The worst case is infinite: the loss grows as fast as the transport cost, or faster.
 
-    For instance sup_z (y - t'z)^2 - penalty |z - x|^2 is infinite whenever penalty < |t|^2, and
-    exp(t'z) outgrows every penalty, so that its worst case in every ball is infinite. The message
-    names the penalty from which on the worst case may be finite, or what else makes it so: bounds
-    of the columns, a set that reweights, another loss. What a loss does not state of its growth is
-    measured along rays, far from the data.
+    For instance ``sup_z (y - t'z)^2 - penalty |z - x|^2`` is infinite whenever ``penalty < |t|^2``,
+    and exp(t'z) outgrows every penalty, so that its worst case in every ball is infinite. The
+    message names the penalty from which on the worst case may be finite, or what else makes it so:
+    bounds of the columns, a set that reweights, another loss. What a loss does not state of its
+    growth is measured along rays, far from the data.
     """
 
 

@@ -1,4 +1,7 @@
-"""The README is run: every block of Python, and the printed certificate is the real one."""
+"""The README is run, its printed certificate is the real one, and it is one screen.
+
+The pages of the site are run in ``tests/docs/test_pages.py``.
+"""
 
 import math
 import re
@@ -43,17 +46,6 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
     for number, block in enumerate(others, start=2):
         exec(compile(block, f"README.md, block {number}", "exec"), namespace)
     plt.close("all")
-    assert (tmp_path / "model.drojko").exists()
-    assert namespace["same"].certificate_.upper == namespace["watched"].certificate_.upper
-    assert namespace["search"].best_score_ < 0  # finite, and minus a risk
-    assert (
-        namespace["worst"]
-        .displacement()
-        .set_index("feature")
-        .loc["mean symmetry", "share"]
-        .eq(0)
-        .all()
-    )
 
 
 def test_outputs_that_differ_are_noticed():
@@ -62,6 +54,12 @@ def test_outputs_that_differ_are_noticed():
     for other in ("  upper bound [ridge-1d]  0.21", "  upper bound [dual]  0.192"):
         with pytest.raises(AssertionError):
             assert_same_output(shown, [other])
+
+
+def test_it_is_one_screen_and_says_where_to_go():
+    assert len(TEXT.splitlines()) <= 90
+    assert len(re.findall(r"\]\(docs/", TEXT)) >= 15
+    assert len(blocks("bash")) == 2  # one installs and runs it, one installs and passes the tests
 
 
 def test_the_test_command_is_one_line():
@@ -79,12 +77,15 @@ def test_files_and_commands_that_it_names_exist():
 
     links = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert {"docs/worst_case.png", "drojko/README.md", "CONTRIBUTING.md"} <= set(links)
-    for name in [*links, *re.findall(r"examples/\s?\w+\.py", TEXT)]:
-        if not name.startswith("http"):
-            assert (ROOT / re.sub(r"\s", "", name)).exists(), name
-    used = set(re.findall(r"^drojko (\w+)", "\n".join(blocks("bash")), re.MULTILINE))
-    assert used <= set(main.commands)
-    for line in re.findall(r"^drojko \w+ .*$", "\n".join(blocks("bash")), re.MULTILINE):
+    pages = [TEXT, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
+    for name in re.findall(r"examples/\s?\w+\.py", "\n".join(pages)):
+        assert (ROOT / re.sub(r"\s", "", name)).exists(), name
+    shell = "\n".join(
+        body for page in pages for kind, body in FENCE.findall(page) if kind == "bash"
+    )
+    used = set(re.findall(r"^drojko (\w+)", shell, re.MULTILINE))
+    assert {"fit", "audit", "predict", "bench"} <= used <= set(main.commands)
+    for line in re.findall(r"^drojko \w+ .*$", shell, re.MULTILINE):
         command = main.commands[line.split()[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", line)) <= known

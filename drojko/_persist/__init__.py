@@ -166,6 +166,17 @@ def load(
         type that drojko does not know, or holds arrays that are not finite or do not fit.
     OSError
         When there is no such file, or none that may be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from drojko import DROClassifier, load, save
+    >>> clf = DROClassifier(reference="empirical").fit([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(clf, os.path.join(folder, "model.drojko"))
+    ...     same = load(os.path.join(folder, "model.drojko"))
+    >>> bool((same.coef_ == clf.coef_).all())
+    True
     """
     with opened(check_path(path)) as file:
         _check_digest(file, path)

@@ -46,8 +46,9 @@ class MMD(AmbiguitySet):
     Parameters
     ----------
     kernel : {"gaussian", "laplace", "energy"} or callable, default="gaussian"
-        exp(-|x - z|^2 / (2 h^2)), exp(-|x - z| / h), or -|x - z| / h (whose MMD^2 is the energy
-        distance 2 E|X - Z| - E|X - X'| - E|Z - Z'|, over h), for the bandwidth h. A callable
+        ``exp(-|x - z|^2 / (2 h^2))``, ``exp(-|x - z| / h)``, or ``-|x - z| / h`` (whose MMD^2 is
+        the energy distance ``2 E|X - Z| - E|X - X'| - E|Z - Z'|``, over h), for the bandwidth h.
+        A callable
         ``k(x, z)`` takes points (n, d) and (m, d) and returns the matrix (n, m), with arrays or
         tensors; it must be symmetric and positive semidefinite.
     bandwidth : float, default=None
@@ -365,7 +366,7 @@ class BoundMMD:
             \qquad \omega(m) = \sup_{|x - z| \le m} \|k(x, \cdot) - k(z, \cdot)\|_H
 
         over every P with MMD(P, P0) <= r (or at its price) whose support lies within m of the
-        points, labels kept: f changes by at most omega(m) |f| and the loss by L m. For the
+        points, labels kept: f changes by at most ``omega(m) |f|`` and the loss by L m. For the
         Gaussian kernel omega(m) = sqrt(2 - 2 exp(-m^2 / (2 h^2))) <= m / h. The minimum over f is
         that of the points at the radius r + omega(m).
 

@@ -78,7 +78,7 @@ class TotalVariation(DensityRatioSet):
         return self.radius != 0
 
     def discrepancy(self, ratio: np.ndarray, weights: np.ndarray) -> float:
-        """Half the mean of |ratio - 1|."""
+        """Half the mean of ``|ratio - 1|``."""
         nonnegative(ratio)
         return 0.5 * float(weights @ np.abs(ratio - 1.0))
 

@@ -191,8 +191,9 @@ class AdversarialClassifier(_AscentClassifier):
     ----------
     radius : float, default=0.1
         In the units of X.
-    model, hidden_layer_sizes, activation, alpha, steps, max_iter, batch_size, learning_rate, \
-random_state
+    model, hidden_layer_sizes, activation, alpha, steps, max_iter, batch_size, learning_rate
+        As in `WRMClassifier`.
+    random_state : int, RandomState instance or None
         As in `WRMClassifier`.
 
     References

@@ -33,18 +33,21 @@ class DRORegressor(RegressorMixin, BaseDRO):
         None: ``Wasserstein(radius=0.1)``. A finite ``label_cost`` lets y move at that cost times
         (y - y')^2 (linear models).
     loss : {"squared", "absolute", "huber", "quantile"}, Loss or callable, default="squared"
-        squared: (f - y)^2; absolute: |f - y|; huber: r^2/2 within ``delta``, linear beyond;
+        squared: (f - y)^2; absolute: ``|f - y|``; huber: r^2/2 within ``delta``, linear beyond;
         quantile: the pinball loss at level ``quantile``. A
         `drojko.losses.Loss` brings its own parameters. A callable is
         ``loss(prediction, y) -> (n,)`` on tensors.
     quantile : float, default=0.5
     delta : float, default=1.35
-    model, hidden_layer_sizes, activation, reference, inner, alpha, certified, fit_intercept, \
-max_iter, tol, batch_size, learning_rate, max_time, effort, n_draws, early_stopping, \
-validation_fraction, n_iter_no_change, warm_start, random_state, n_jobs, device, dtype, verbose, \
-checkpoint, checkpoint_every
+    model, hidden_layer_sizes, activation, reference, inner, alpha, certified, fit_intercept
         As in `DROClassifier`; the reference is a joint measure of (x, y), and "kde" leaves the
         labels attached to their rows.
+    max_iter, tol, batch_size, learning_rate, max_time, effort, n_draws, early_stopping
+        As in `DROClassifier`.
+    validation_fraction, n_iter_no_change, warm_start, random_state, n_jobs, device, dtype
+        As in `DROClassifier`.
+    verbose, checkpoint, checkpoint_every
+        As in `DROClassifier`.
 
     Attributes
     ----------

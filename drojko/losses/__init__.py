@@ -72,6 +72,10 @@ def get_loss(
         "hinge" are `Softmax` and `CrammerSinger`; and the other way round.
     **params : ``delta`` of "huber", ``q`` of "quantile".
 
+    Returns
+    -------
+    Loss
+
     Raises
     ------
     InvalidDataError

@@ -123,7 +123,7 @@ class Logistic(Loss):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         r"""Worst cases :math:`\max_p\, p f + p^2\sigma - \ell^*(p)`, sigma < 2, from nearby ones.
 
-        Returns values, slopes and curvatures in f, and the log-odds t of |p| for the next call:
+        Returns values, slopes and curvatures in f, and the log-odds t of ``|p|`` for the next call:
         the root of t - 2 sigma sigmoid(t) + m, a margin m = s f, by Newton's method.
         """
         s = 2.0 * y - 1.0

@@ -205,6 +205,10 @@ def has_atoms(reference: LabelledMeasure) -> bool:
     ----------
     reference : LabelledMeasure
 
+    Returns
+    -------
+    bool
+
     Examples
     --------
     >>> from drojko.measures import ClassConditional, Empirical, Gaussian

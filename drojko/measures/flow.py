@@ -24,7 +24,7 @@ __all__ = ["FlowMeasure"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FlowMeasure(Measure):
-    """Neural spline flow, p(x) = N(f(x); 0, I) |det Df(x)|, with f learned by likelihood.
+    """Neural spline flow, ``p(x) = N(f(x); 0, I) |det Df(x)|``, with f learned by likelihood.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ __all__ = ["Pushforward"]
 class Pushforward(Measure):
     """T#P, the law of T(x) for x drawn from P.
 
-    log q(y) = log p(T^-1(y)) - log |det DT(T^-1(y))|.
+    ``log q(y) = log p(T^-1(y)) - log |det DT(T^-1(y))|``.
 
     Parameters
     ----------

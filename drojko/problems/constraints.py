@@ -82,7 +82,13 @@ class Box(Constraint):
 
 @dataclass(frozen=True)
 class Nonnegative(Box):
-    r"""Decisions with :math:`\theta \ge 0`."""
+    r"""Decisions with :math:`\theta \ge 0`.
+
+    Examples
+    --------
+    >>> Nonnegative().project(torch.tensor([-1.0, 0.5]))
+    tensor([0.0000, 0.5000])
+    """
 
     lower: Any = field(default=0.0, init=False, repr=False)
     upper: Any = field(default=None, init=False, repr=False)

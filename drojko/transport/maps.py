@@ -32,7 +32,7 @@ class TransportMap(Checked):
         raise UnsupportedError(f"{type(self).__name__} has no inverse")
 
     def log_abs_det_jacobian(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log of |det DT(x)|, shape (n,)."""
+        """Log of ``|det DT(x)|``, shape (n,)."""
         raise UnsupportedError(f"{type(self).__name__} has no Jacobian determinant")
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -168,7 +168,7 @@ class BrenierMap(TransportMap):
     ) -> Tensor:
         """The x with T(x) = y, shape (n, d), for every y: T is onto.
 
-        ``tol`` bounds the residual in units of sigma, relative to 1 + |(y - m) / sigma|.
+        ``tol`` bounds the residual in units of sigma, relative to ``1 + |(y - m) / sigma|``.
         """
         potential = self._double()
         target = self._normalise(y).double()
@@ -320,6 +320,11 @@ def set_affine(potential: ICNN, matrix: Tensor, shift: Tensor) -> None:
     matrix : Tensor of shape (d, d)
         Symmetric.
     shift : Tensor of shape (d,)
+
+    Raises
+    ------
+    InvalidDataError
+        For a shift of another length than the potential has columns.
 
     Examples
     --------

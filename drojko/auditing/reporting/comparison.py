@@ -117,6 +117,16 @@ def compare(
     ----------
     reports : mapping from names to AuditReport, or sequence of AuditReport
 
+    Returns
+    -------
+    DataFrame
+        The columns of ``report.table`` after "model", a row for each model and radius.
+
+    Raises
+    ------
+    InvalidDataError
+        For no report, or what is none.
+
     Examples
     --------
     >>> compare([])

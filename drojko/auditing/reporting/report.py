@@ -67,6 +67,10 @@ class AuditReport:
         A row per size and check: ``check``, ``value``, ``passed``, ``detail``.
     certificates : tuple of Certificate
         One per row of the table.
+    worst_cases : tuple of WorstCase
+        One per row of the table, by `worst_case`.
+    problem : object
+        Model, rows and loss as they were audited, which the methods ask.
     name : str
         The audited model.
     about : dict
@@ -294,7 +298,7 @@ class AuditReport:
         Returns
         -------
         DataFrame
-            Columns as of `shares`, the first named as the column ("mass_" of a column "mass").
+            Columns as of `shares`, the first named as the column (``mass_`` of a column "mass").
 
         Examples
         --------

@@ -156,6 +156,10 @@ def select_radius(
     random_state : None, int or generator, default=None
         Of the shuffled folds and the draws of "rwpi"; estimators have their own.
 
+    Returns
+    -------
+    RadiusSelection
+
     Raises
     ------
     UnsupportedError

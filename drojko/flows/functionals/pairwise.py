@@ -101,7 +101,7 @@ class _ToSamples(Functional):
 class MMDTo(_ToSamples):
     r"""F(rho) = E k(z, z') - 2 E k(z, y) + E k(y, y'), y ~ nu: the squared MMD.
 
-    With the Gaussian kernel k(x, y) = exp(-|x - y|^2 / (2 s^2)) and both means over all pairs.
+    With the Gaussian kernel ``k(x, y) = exp(-|x - y|^2 / (2 s^2))`` and both means over all pairs.
 
     Parameters
     ----------
@@ -109,6 +109,8 @@ class MMDTo(_ToSamples):
         nu; represented by ``n_samples`` of its points, fixed by ``random_state``.
     bandwidth : float
         s, in the units of x.
+    n_samples : int, default=500
+    random_state : None, int or generator, default=0
 
     Examples
     --------
@@ -157,6 +159,8 @@ class WassersteinTo(_ToSamples):
     ----------
     measure : Measure
         nu; represented by ``n_samples`` of its points, fixed by ``random_state``.
+    n_samples : int, default=500
+    random_state : None, int or generator, default=0
 
     Notes
     -----

@@ -145,7 +145,7 @@ class SemiDualScheme:
     rate, critic_rate : float
         Learning rates, which fall to a twentieth within a step.
     gradient_penalty : float
-        Weight of E_nu |grad w|^2 / 2 in the critic's loss, gradients per standard deviation.
+        Weight of ``E_nu |grad w|^2 / 2`` in the critic's loss, gradients per standard deviation.
     noise : float
         Standard deviation of noise on the target in the critic's loss, in units of the target's
         spread; divided by the number of the step. For targets on lines or points, and of many small

@@ -150,6 +150,8 @@ class ReweightedWorstCase(MassesMove):
         Draws of a continuous reference.
     seed : int, default=0
         Of those draws.
+    cost_weights : ndarray of shape (d,), default=None
+        Weights of the columns by which displacements are measured; None: ones.
     bounded : BoundedRatio, default=None
         How the ratio of the dual point is bounded; None: as the pool says
         (`DensityRatioSet.bounded`).

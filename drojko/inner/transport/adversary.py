@@ -102,7 +102,7 @@ class Adversary:
     screening, corrections : int
         Proximal steps from every candidate, and from the best one of each sample.
     tol : float
-        Samples stop where an ascent would gain less than this, relative to 1 + |J|.
+        Samples stop where an ascent would gain less than this, relative to ``1 + |J|``.
     n_labels : int
         Classes; 0: regression.
     label_cost : float

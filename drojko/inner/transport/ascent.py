@@ -95,6 +95,28 @@ def proximal_ascent(
     tol : float
         Samples that would gain less than ``tol * (1 + |J|)`` if the loss were linear around
         them are left alone; 0: none are.
+
+    Returns
+    -------
+    Ascent
+        Points ``q`` of shape (n, r), their ``value`` and ``gradient``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drojko.ambiguity import GroundCost
+    >>> from drojko.inner import Coordinates, Objective, proximal_ascent
+    >>> from drojko.losses import get_loss
+    >>> from drojko.models import MLP
+    >>> x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    >>> model = MLP(1, 1, hidden=())
+    >>> with torch.no_grad():
+    ...     _ = [p.fill_(float(p.ndim == 2)) for p in model.parameters()]
+    >>> coordinates = Coordinates.build(GroundCost(np.ones(1)), x)
+    >>> J = Objective(model, get_loss("squared", "regression"), coordinates, penalty=2.0)
+    >>> batch = J.batch(x, y)                         # max of z^2 - 2 (z - 1)^2, at z = 2
+    >>> proximal_ascent(J, batch, batch.q0, 20).q.round(decimals=6).tolist()
+    [[2.0]]
     """
     q = objective.coordinates.project(start)
     value, grad = objective.value_and_gradient(batch, q)

@@ -236,6 +236,24 @@ def solve_ball(
     ------
     UnboundedRiskError
         When the worst case is infinite at every penalty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drojko.ambiguity import GroundCost
+    >>> from drojko.inner import Adversary, Coordinates, Objective, solve_ball
+    >>> from drojko.losses import get_loss
+    >>> from drojko.models import MLP
+    >>> x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    >>> model = MLP(1, 1, hidden=())
+    >>> with torch.no_grad():
+    ...     _ = [p.fill_(float(p.ndim == 2)) for p in model.parameters()]
+    >>> coordinates = Coordinates.build(GroundCost(np.ones(1)), x)
+    >>> J = Objective(model, get_loss("squared", "regression"), coordinates, penalty=2.0)
+    >>> weights = torch.ones(1, dtype=torch.float64)  # the point moves by the radius: (1 + 1/2)^2
+    >>> ball = solve_ball(Adversary(J), J.batch(x, y), weights, 0.5)
+    >>> round(float(ball.risk), 4)
+    2.25
     """
     budget = check_number("solve_ball: radius", radius, least=0, most=1e75) ** 2
     if start is not None and start < 0.0:
