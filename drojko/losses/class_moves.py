@@ -9,9 +9,10 @@ cross-entropy, and the margin at the vertices for the multi-class hinge.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,13 @@ _SWEEPS, _NEWTONS = 12, 12  # fixed-point steps before those of Newton's method,
 _MANY, _LONG = 24, 60  # classes from which on fixed-point steps are the cheap ones, and how many
 _SOLVES = 1 << 20  # entries of the systems that are solved at a time
 _APART, _SURE = 1e-4, 1e-8  # of probabilities of two basins, which are settled so far
+_EVEN, _BEHIND = math.log(2.0), 1.0  # what J of a basin may be above that of its vertex
+_TERMS = 2  # of the series for the response of many classes, after the first
+_FAINT = 1e-6  # share of a vertex that does not compete
+_STEEP = 1e-2  # of the curvature of J where a basin ends
+#: Changes of f, (n, K), and of G / 2 lambda to those of the derivatives in f and of the sum of
+#: w (p - e_y)(p - e_y)'.
+Curve = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ONE_BASIN = 4.0  # times 2 lambda: the largest |w_j - w_k|^2 at which J is concave
 
 
@@ -67,10 +75,17 @@ class Moves(ABC):
     y : array of shape (n,)
     half : float
         1 / 2 lambda.
+    competing : bool
+        Whether a row has several, so that their smoothing counts.
     """
 
     y: np.ndarray
     half: float
+    competing: bool
+
+    def looked_around(self) -> Moves:
+        """With worst cases that were not followed from a model nearby."""
+        return self
 
     @abstractmethod
     def values(self, mu: float) -> np.ndarray:
@@ -78,7 +93,15 @@ class Moves(ABC):
 
     @abstractmethod
     def sums(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
-        """The sum of w J, its derivatives in f, shape (n, K), and twice that in G, (K, K)."""
+        """The sum of w J, its derivatives in f, shape (n, K), and twice that in G / 2 lambda."""
+
+    @abstractmethod
+    def curve(self, w: np.ndarray, mu: float) -> Curve:
+        """What changes of f and G / 2 lambda change in these derivatives: positive semidefinite."""
+
+    @abstractmethod
+    def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Moves that compete: their rows (m,), p - e_y (m, K), and shares (m,)."""
 
     @abstractmethod
     def plan(
@@ -112,9 +135,12 @@ class _Settled:
     def put(self, rows: np.ndarray, part: _Settled) -> None:
         self.p[rows], self.image[rows], self.value[rows] = part.p, part.image, part.value
 
+    def and_also(self, more: _Settled) -> _Settled:
+        return _Settled(*map(np.concatenate, zip(vars(self).values(), vars(more).values())))
+
 
 class SoftmaxMoves(Moves):
-    """Of the cross-entropy: p = softmax(f + G (p - e_y) / 2 lambda), from sample and vertex.
+    """Of the cross-entropy: p = softmax(f + G (p - e_y) / 2 lambda), from sample and vertices.
 
     The iteration raises J at every step, because the loss is convex and the step maximises its
     linearisation minus the cost; Newton's steps finish it.
@@ -124,7 +150,7 @@ class SoftmaxMoves(Moves):
     f, y, gram, half
         Logits (n, K), classes (n,), G and 1 / 2 lambda.
     near : SoftmaxMoves, default=None
-        Those of a model nearby: where iterations start.
+        Those of a model nearby, which are followed; None: they are looked for.
     done : float
         How far p may be from a fixed point.
     """
@@ -138,106 +164,184 @@ class SoftmaxMoves(Moves):
         near: Any = None,
         done: float = 1e-9,
     ) -> None:
-        self.f, self.y, self.half, self.gram = f, y, half, gram
-        scaled = half * gram
-        squares = half * squares_of(gram)
-        start = None if near is None else near.stay.image
-        self.stay = _settled(f, y, scaled, start, done)
-        self.rows = np.zeros(0, dtype=int)
-        self.other = self.stay.of(self.rows)
-        # A class farther than this may be a basin of its own, entered from its side.
-        far: np.ndarray = squares >= ONE_BASIN
-        apart = np.flatnonzero(far[y].any(axis=1))
-        if not apart.size:
+        self.f, self.y, self.half, self.scaled, self.done = f, y, half, half * gram, done
+        self.squares = half * squares_of(gram)
+        self.concave = bool(self.squares.max(initial=0.0) < ONE_BASIN)
+        rows, start = np.arange(len(f)), None
+        if near is not None:
+            start = near.at.image
+            rows, start = (near.rows, start) if not self.concave else (rows, start[: len(f)])
+        own = rows if len(rows) > len(f) else slice(None)
+        self._keep(rows, _settled(f[own], y[own], self.scaled, start, done))
+        if near is None and not self.concave:
+            self._look_around()
+
+    def _keep(self, rows: np.ndarray, at: _Settled) -> None:
+        """Moves, the first of each row before all others, without copies and what is far behind."""
+        n = len(self.f)
+        self.rows, self.at, self.competing = rows, at, len(rows) > n
+        if not self.competing:
             return
+        top = at.value[:n].copy()
+        np.maximum.at(top, rows[n:], at.value[n:])
+        order = np.argsort(rows, kind="stable")
+        place = np.empty(len(rows), dtype=int)
+        place[order] = np.arange(len(rows))
+        keep = at.value > top[rows] - _BEHIND
+        keep[:n] = True
+        for back in range(1, int(np.bincount(rows).max())):  # pairs that are so far apart in order
+            here, there = order[back:], order[:-back]
+            same = (rows[here] == rows[there]) & keep[there]
+            here, there = here[same], there[same]
+            copies = np.abs(at.p[here] - at.p[there]).max(axis=1, initial=0.0) <= _APART
+            keep[here[copies]] = False
+        self.rows, self.at = rows[keep], at.of(keep)
+        self.competing = len(self.rows) > n
+
+    def looked_around(self) -> SoftmaxMoves:
+        """With basins that none of these moves is in, where there may be some."""
+        found = copy.copy(self)
+        if not self.concave:
+            found._look_around()
+        return found
+
+    def _look_around(self) -> None:
+        """Basins beside those that are known, entered from the vertices of far classes."""
+        f, y, far = self.f, self.y, self.squares >= ONE_BASIN
+        apart = np.flatnonzero(far[y].any(axis=1))
         # What the far classes can give between them, by Jensen, and an even chance of them: most
         # rows have nowhere else to look.
-        scores = (f - own_row(f, y)[:, None] + 0.5 * squares[y])[apart]
+        scores = (f - own_row(f, y)[:, None] + 0.5 * self.squares[y])[apart]
         scores[~far[y[apart]]] = -math.inf
-        top = scores.max(axis=1)
+        top = scores.max(axis=1, initial=-math.inf)
         bound = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
-        open_ = bound > self.stay.value[apart] - math.log(2.0)
-        apart, scores = apart[open_], scores[open_]
-        done = min(done, _SURE)
-        if apart.size:
-            self.stay.put(apart, _settled(f[apart], y[apart], scaled, None, done))
-        vertex = np.zeros((apart.size, f.shape[1]))
-        vertex[np.arange(apart.size), scores.argmax(axis=1)] = 1.0
-        other = _settled(f[apart], y[apart], scaled, vertex, done)
-        two = np.abs(other.p - self.stay.p[apart]).max(axis=1, initial=0.0) > _APART
-        self.rows, self.other = apart[two], other.of(two)
+        known = self.values(0.0)[apart]
+        open_ = bound > known - _EVEN
+        apart, scores, floor = apart[open_], scores[open_], np.maximum(top, known)[open_]
+        row, vertex = np.nonzero(scores > floor[:, None] - _BEHIND)
+        rows = apart[row]
+        start = np.zeros((len(rows), f.shape[1]))
+        start[np.arange(len(rows)), vertex] = 1.0
+        found = _settled(f[rows], y[rows], self.scaled, start, min(self.done, _SURE))
+        self._keep(np.concatenate([self.rows, rows]), self.at.and_also(found))
 
     def _shares(self, mu: float) -> tuple[np.ndarray, np.ndarray]:
-        """Shares of the second moves, and what the smoothed value adds to the first."""
-        ahead = self.other.value - self.stay.value[self.rows]
-        if not mu:
-            return (ahead > 0.0).astype(float), np.maximum(ahead, 0.0)
-        odds = np.clip(ahead / mu, -700.0, 700.0)
-        return 1.0 / (1.0 + np.exp(-odds)), np.maximum(ahead, 0.0) + mu * np.log1p(
-            np.exp(-np.abs(odds))
-        )
+        """Shares of the moves in their rows, and the smoothed values of these."""
+        n, value = len(self.y), self.at.value
+        if not self.competing:
+            return np.ones(n), value
+        top = value[:n].copy()
+        np.maximum.at(top, self.rows[n:], value[n:])
+        ahead = value - top[self.rows]
+        part = np.exp(ahead / mu) if mu else (ahead >= 0.0).astype(float)
+        total = np.bincount(self.rows, part, minlength=n)
+        return part / total[self.rows], top + mu * np.log(total)
 
-    def _parts(self, w: np.ndarray, mu: float) -> Iterator[tuple[Any, _Settled, np.ndarray]]:
-        share, _ = self._shares(mu)
-        mass = w.copy()
-        mass[self.rows] *= 1.0 - share
-        yield slice(None), self.stay, mass
-        if self.rows.size:
-            yield self.rows, self.other, w[self.rows] * share
+    def _by_row(self, parts: np.ndarray) -> np.ndarray:
+        """Sums over the moves of each row."""
+        n = len(self.y)
+        out = parts[:n].copy()
+        np.add.at(out, self.rows[n:], parts[n:])
+        return out
 
     def values(self, mu: float) -> np.ndarray:
         """See `Moves`."""
-        out = self.stay.value.copy()
-        out[self.rows] += self._shares(mu)[1]
-        return out
+        return self._shares(mu)[1]
 
     def sums(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
         """See `Moves`; derivatives of J at moves that are held, which is exact at fixed points."""
-        pull = np.zeros_like(self.f)
-        cross, inner = np.zeros_like(self.gram), np.zeros_like(self.gram)
-        for rows, found, mass in self._parts(w, mu):
-            y = self.y[rows]
-            c, there = _minus_own(found.p, y), _minus_own(found.image, y)
-            there *= mass[:, None]
-            pull[rows] += there
-            cross += there.T @ c
-            inner += c.T @ (c * mass[:, None])
-        second = cross + cross.T - inner
-        return float(w @ self.values(mu)), pull, self.half * second
+        share, value = self._shares(mu)
+        y, mass = self.y[self.rows], (w[self.rows] * share)[:, None]
+        c, there = _minus_own(self.at.p, y), _minus_own(self.at.image, y)
+        there *= mass
+        cross, inner = there.T @ c, c.T @ (c * mass)
+        return float(w @ value), self._by_row(there), cross + cross.T - inner
+
+    def curve(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`; of many classes a little less than it is."""
+        share, _ = self._shares(mu)
+        p, scaled, mass = self.at.image, self.scaled, (w[self.rows] * share)[:, None]
+        c = _minus_own(p, self.y[self.rows])
+        k, n = len(scaled), len(self.y)
+
+        def spread(g: np.ndarray) -> np.ndarray:
+            g = p * g
+            return g - p * g.sum(axis=1, keepdims=True)
+
+        moved = self._response(p) if k <= _MANY else None
+
+        def answer(g: np.ndarray) -> np.ndarray:
+            """(H^-1 - G / 2 lambda)^-1 g with H = diag(p) - p p'."""
+            if moved is not None:
+                return np.einsum("ijk,ik->ij", moved, g)
+            step = total = spread(g)
+            for _ in range(_TERMS):
+                step = spread(step @ scaled)
+                total = total + step
+            return total
+
+        lone = np.bincount(self.rows, minlength=n)[self.rows] == 1
+        shared = np.flatnonzero(~lone)
+        rows, some = self.rows[shared], c[shared]
+
+        def act(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            turned = c @ dE
+            g = turned + df[self.rows] if self.competing else turned + df
+            dp = answer(g) * mass
+            pull, cross = dp, dp.T @ c
+            second = cross + cross.T
+            if shared.size and mu:
+                rise = (some * (g[shared] - 0.5 * turned[shared])).sum(axis=1)
+                mean = np.bincount(rows, share[shared] * rise, minlength=n)[rows]
+                change = some * (mass[shared, 0] * (rise - mean) / mu)[:, None]
+                pull = pull.copy()
+                pull[shared] += change
+                second = second + change.T @ some
+            return self._by_row(pull) if self.competing else pull, second
+
+        return act
+
+    def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        some = np.flatnonzero(np.bincount(self.rows)[self.rows] > 1)
+        rows = self.rows[some]
+        return rows, _minus_own(self.at.image[some], self.y[rows]), self._shares(mu)[0][some]
+
+    def _response(self, p: np.ndarray) -> np.ndarray:
+        """(H^-1 - G / 2 lambda)^-1 of each move, (m, K, K), bounded where a basin ends."""
+        k, scaled = p.shape[1], self.scaled
+        if self.concave:
+            spread = p[:, :, None] * (np.eye(k) - p[:, None, :])
+            return np.linalg.solve(np.eye(k) - spread @ scaled, spread)
+        # H = B B', so that it is B (1 - B'GB / 2 lambda)^-1 B'.
+        root = np.sqrt(p)
+        B = root[:, :, None] * (np.eye(k) - root[:, :, None] * root[:, None, :])
+        values, vectors = np.linalg.eigh(B.transpose(0, 2, 1) @ scaled @ B)
+        turned = (B @ vectors) / np.sqrt(np.maximum(1.0 - values, _STEEP))[:, None, :]
+        return turned @ turned.transpose(0, 2, 1)
 
     def plan(
         self, w: np.ndarray, mu: float, kept: np.ndarray | None = None
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """See `Moves`."""
-        worth, pull, second = 0.0, np.zeros_like(self.f), np.zeros_like(self.gram)
-        for rows, found, mass in self._parts(w, mu):
-            p = _within(found.image, self.y[rows], kept)
-            worth -= float(mass @ (p * np.log(np.maximum(p, 1e-300))).sum(axis=1))
-            c = _minus_own(p, self.y[rows])
-            pull[rows] += mass[:, None] * c
-            second += c.T @ (c * mass[:, None])
-        return worth, pull, second
+        y, mass = self.y[self.rows], w[self.rows] * self._shares(mu)[0]
+        p = _within(self.at.image, y, kept)
+        worth = -float(mass @ (p * np.log(np.maximum(p, 1e-300))).sum(axis=1))
+        c = _minus_own(p, y)
+        pull = mass[:, None] * c
+        return worth, self._by_row(pull), c.T @ pull
 
     def bend(self, w: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
         """See `Moves`."""
-        total, each = np.zeros_like(self.gram), np.zeros(len(self.f))
-        for rows, found, mass in self._parts(w, mu):
-            p = found.image
-            total += np.diag(mass @ p) - p.T @ (p * mass[:, None])
-            each[rows] += mass * (1.0 - (p * p).sum(axis=1))
-        if self.rows.size and mu:  # moves that compete: s (1 - s) / mu in their difference
-            share, _ = self._shares(mu)
-            mass = w[self.rows] * share * (1.0 - share) / mu
-            apart = self.other.image - self.stay.image[self.rows]
-            total += apart.T @ (apart * mass[:, None])
-            each[self.rows] += mass * (apart * apart).sum(axis=1)
-        return total, np.maximum(each, 0.0)
+        p, mass = self.at.image, w[self.rows] * self._shares(mu)[0]
+        total = np.diag(mass @ p) - p.T @ (p * mass[:, None])
+        return total, np.maximum(self._by_row(mass * (1.0 - (p * p).sum(axis=1))), 0.0)
 
     def best(self) -> np.ndarray:
         """See `Moves`."""
-        p = self.stay.p.copy()
-        ahead = self.other.value > self.stay.value[self.rows]
-        p[self.rows[ahead]] = self.other.p[ahead]
+        order = np.argsort(self.at.value, kind="stable")  # the last one that is written stays
+        p = np.empty_like(self.at.p[: len(self.y)])
+        p[self.rows[order]] = self.at.p[order]
         return p
 
 
@@ -331,7 +435,7 @@ class VertexMoves(Moves):
         near: Any = None,
         done: float = 0.0,
     ) -> None:
-        self.y, self.half, self.k = y, half, len(gram)
+        self.y, self.half, self.k, self.competing = y, half, len(gram), True
         self.scores = f - own_row(f, y)[:, None] + 1.0 + 0.5 * half * squares_of(gram)[y]
         self.scores[np.arange(len(f)), y] = 0.0
 
@@ -350,19 +454,45 @@ class VertexMoves(Moves):
     def sums(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
         """See `Moves`."""
         _, pull, second = self.plan(w, mu)
-        return float(w @ self.values(mu)), pull, self.half * second
+        return float(w @ self.values(mu)), pull, second
+
+    def curve(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`."""
+        share = self._smoothed(mu)[1]
+
+        def act(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            diagonal = dE.diagonal()
+            rise = df - own_row(df, self.y)[:, None]
+            rise += (0.5 * (diagonal + diagonal[:, None]) - dE)[self.y]
+            rise -= (share * rise).sum(axis=1, keepdims=True)
+            pull = share * rise * (w / (mu or 1.0))[:, None]
+            return pull, self._second(pull)
+
+        return act
+
+    def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        share = self._smoothed(mu)[1]
+        rows, vertex = np.nonzero((share > _FAINT) & (share.max(axis=1) < 1.0 - _FAINT)[:, None])
+        return rows, _minus_own(np.eye(self.k)[vertex], self.y[rows]), share[rows, vertex]
 
     def plan(
         self, w: np.ndarray, mu: float, kept: np.ndarray | None = None
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """See `Moves`."""
         mass = w[:, None] * _within(self._smoothed(mu)[1], self.y, kept)
-        own = np.zeros_like(mass)
-        own[np.arange(len(w)), self.y] = 1.0
-        pairs = mass.T @ own  # (j, y): mass that moves from class y towards j
+        pull = mass.copy()
+        pull[np.arange(len(w)), self.y] -= w
+        others = mass.sum() - own_row(mass, self.y).sum()
+        return float(others), pull, self._second(mass)
+
+    def _second(self, mass: np.ndarray) -> np.ndarray:
+        """The sum of mass_ij (e_j - e_y)(e_j - e_y)'."""
+        pairs = np.zeros((self.k, self.k))  # (y, j): what moves from class y towards j
+        for j in range(self.k):
+            pairs[:, j] = np.bincount(self.y, mass[:, j], minlength=self.k)
         np.fill_diagonal(pairs, 0.0)
-        second = np.diag(pairs.sum(axis=0) + pairs.sum(axis=1)) - pairs - pairs.T
-        return float(pairs.sum()), mass - w[:, None] * own, second
+        return np.diag(pairs.sum(axis=0) + pairs.sum(axis=1)) - pairs - pairs.T
 
     def bend(self, w: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
         """See `Moves`."""

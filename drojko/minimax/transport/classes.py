@@ -4,100 +4,153 @@ r"""Linear models of several classes under order-2 Wasserstein, with a proven ga
           + \tfrac1{4\lambda} \|W^\top c\|^2_{C^{-1}} \big\} + \tfrac\alpha2 \|W\|^2,
           \qquad c = p - e_y,
 
-is jointly convex: L-BFGS in coordinates in which the curvature is about the identity.
+is jointly convex. Newton's steps by conjugate gradients: a row answers in the space of class
+probabilities, so that a product with the second derivative costs about as much as a gradient.
+Where the worst cases of a row compete they are smoothed, by less from stage to stage.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
+from scipy.linalg import cho_factor, cho_solve, eigh, solve
 
-from drojko._driver import Limits, Status
+from drojko._driver import Limits, Outcome, Status, run
 from drojko.losses.class_moves import Moves
-from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.newton import LinearFit
+from drojko.minimax.newton import LinearFit, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
 from drojko.minimax.transport.linear import turn
 from drojko.minimax.transport.risk import RidgeData
+from drojko.minimax.wide import conjugate_gradients
 from drojko.rows import Rows, is_wide, rows_of
 
 __all__ = ["solve_classes"]
 
-#: Kinks between worst cases of a row are smoothed at these widths.
-_WIDTHS = (2e-3, 2e-4)
+_WIDTH, _COOLING = 0.01, 0.25  # of smoothing: the first over the risk, and the next over the last
 #: How far from a fixed point worst cases may be, at first and at last.
 _ROUGH, _FINE = 1e-3, 1e-9
-_GOAL = 0.1  # of the tolerance: what is worked for
-_EVERY = 5  # iterations between proofs
-_MEMORY = 20
-_RENEWED = 100  # iterations after which coordinates are chosen anew
+_GOAL = 0.5  # of the tolerance: what is worked for
+_CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
 _LEAST = 1e-7  # curvature of a class over their mean
+_SPENT = 1e-2  # of the mean square of a class, that moves spend at the start
+_RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
+_STUCK = 3  # steps without progress
 
 
-@dataclass
-class _Run(LBFGSRun):
-    """One run: a point is (V, log of the multiplier), with V the model in its coordinates."""
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A model (K, D) in the coordinates of the rows, a penalty, and what is known there.
 
-    rows: Rows = None  # type: ignore[assignment]
-    ground: ClassGround = None  # type: ignore[assignment]
-    loss: Any = None
-    n_classes: int = 0
-    root: np.ndarray = field(default_factory=lambda: np.empty(0))  # of columns: (D, D), or (D,)
-    mixed: np.ndarray = field(default_factory=lambda: np.empty(0))  # of classes: (K, K)
-    mu: float = 0.0
-    moves: Moves | None = None
+    ``value`` is smoothed, ``attained`` exact for the moves that were found; ``pull`` and
+    ``second`` are the derivatives in outputs and, twice, in G / 2 lambda.
+    """
+
+    Z: np.ndarray
+    penalty: float
+    moves: Moves
+    turned: np.ndarray
+    gram: np.ndarray
+    value: float
+    attained: float
+    pull: np.ndarray
+    second: np.ndarray
+
+    @property
+    def half(self) -> float:
+        return 0.5 / self.penalty
+
+    @property
+    def spent(self) -> float:
+        """Mean cost of the moves."""
+        return self.half**2 * float((self.second * self.gram).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """An iterate at a width of smoothing, the best one so far, and a proven bound."""
+
+    at: _Point
+    best: _Point
+    mu: float
     lower: float = -math.inf
-    unit_risk: float = 1.0
-    accuracy: float = _ROUGH
+    decrement: float = math.inf
+    slope: float = math.inf
+    stage: float = math.inf
+    stuck: int = 0
+    ended: Status | None = None
 
-    # points -----------------------------------------------------------------------------------
 
-    def split(self, point: np.ndarray) -> tuple[np.ndarray, float]:
-        """The model in the coordinates of the rows, shape (K, D), and the penalty."""
-        k, size = self.n_classes, self.rows.size
-        V = point[: k * size].reshape(k, size)
-        V = V / self.root if self.root.ndim == 1 else _solved(self.root, V.T, 1).T
-        Z = _solved(self.mixed, V, 1)
-        ground = self.ground
-        if ground.still:
-            return Z, math.inf
-        return Z, ground.penalty or math.exp(min(max(float(point[-1]), -600.0), 600.0))
+@dataclass(frozen=True, eq=False)
+class _Newton:
+    """The solver of the driver; ``tol`` is the proven relative gap aimed at."""
 
-    def joined(self, Z: np.ndarray, penalty: float) -> np.ndarray:
-        """The point of a model."""
-        V = self.mixed.T @ Z
-        V = V * self.root if self.root.ndim == 1 else V @ self.root
-        return np.append(V.ravel(), [math.log(penalty)] if self.ground.ball else [])
+    rows: Rows
+    ground: ClassGround
+    loss: Any
+    n_classes: int
+    tol: float
 
-    def begin(self, constant: np.ndarray, warm: Any) -> np.ndarray:
-        """A model along the means of the classes as far as that pays, and coordinates there."""
-        rows, k = self.rows, self.n_classes
-        self.root, self.mixed, self.unit_risk = np.ones(rows.size), np.eye(k), 1e-300
-        flat = np.zeros((k, rows.size))
-        if rows.intercept:
-            flat[:, -1] = constant
-        if warm is not None and np.any(warm[0]):
-            Z = rows.inward_classes(warm[0], warm[1])
-            options = [self._first(Z, warm[2])]
-        else:
-            Z = self._discriminant()
-            options = [self._first(s * Z + (1.0 - s) * flat) for s in (1.0, 0.3, 0.1, 0.01)]
-        value, Z, penalty = min(options, key=lambda option: option[0])
-        self.unit_risk = max(value, 1e-300)
-        return self.renewed(Z, penalty)
+    # Points -------------------------------------------------------------------------------------
 
-    def _discriminant(self) -> np.ndarray:
+    def point(
+        self, Z: np.ndarray, penalty: float, mu: float, near: Any = None, done: float = _ROUGH
+    ) -> _Point | None:
+        """What is known at a model; None where that is not finite."""
+        turned = Z * self.ground.cost
+        gram, f = turned @ Z.T, self.rows.predict(np.ascontiguousarray(Z.T))
+        half = 0.5 / penalty
+        if not (np.isfinite(f).all() and np.isfinite(half * gram).all()):
+            return None
+        moves = self.loss.class_moves(f, self.rows.y, gram, half, near, done)
+        found = self.weighed(Z, penalty, moves, turned, gram, mu)
+        sane = math.isfinite(found.value) and np.isfinite(found.second).all()
+        return found if sane else None
+
+    def weighed(
+        self,
+        Z: np.ndarray,
+        penalty: float,
+        moves: Moves,
+        turned: np.ndarray,
+        gram: np.ndarray,
+        mu: float,
+    ) -> _Point:
+        """With moves that compete smoothed by mu."""
+        ground, w = self.ground, self.rows.w
+        risk, pull, second = moves.sums(w, mu)
+        rest = 0.5 * float((ground.ridge * Z * Z).sum())
+        if ground.ball:
+            rest += penalty * (ground.radius or 0.0) ** 2
+        exact = float(w @ moves.values(0.0)) if moves.competing else risk
+        return _Point(Z, penalty, moves, turned, gram, risk + rest, exact + rest, pull, second)
+
+    def first(self, Z: np.ndarray, penalty: float | None = None) -> _Point | None:
+        """A model at about its best multiplier."""
+        ground, rows = self.ground, self.rows
+        if not ground.ball:
+            penalty = ground.penalty or math.inf
+        elif penalty is None or not 0.0 < penalty < math.inf:
+            gram = (Z * ground.cost) @ Z.T
+            f = rows.predict(np.ascontiguousarray(Z.T))
+            if not (np.isfinite(f).all() and np.isfinite(gram).all()):
+                return None
+            moves = self.loss.class_moves(f, rows.y, gram, 0.0, None, _ROUGH)
+            spent = float((moves.plan(rows.w, 1e-2)[2] * gram).sum())
+            spent = max(spent, _SPENT * float(gram.diagonal().mean()), 1e-300)
+            penalty = 0.5 * math.sqrt(spent) / (ground.radius or 1.0)
+        return self.point(Z, penalty, 0.0)
+
+    def discriminant(self) -> np.ndarray:
         """Fisher's discriminant of classes that share a covariance, which the ball widens."""
         rows, k, d = self.rows, self.n_classes, self.rows.d
         own = np.zeros((rows.n, k))
         own[np.arange(rows.n), rows.y] = rows.w
-        mass = own.sum(axis=0)
+        mass = np.maximum(own.sum(axis=0), 1e-300)
         means = (rows.sum(own)[:d] / mass).T
         reach = (self.ground.radius or 0.0) ** 2 * self.ground.cost[:d]
         if rows.wide:
@@ -105,187 +158,253 @@ class _Run(LBFGSRun):
         else:
             within = rows.gram(rows.w)[:d, :d] - (means.T * mass) @ means
             within[np.diag_indices(d)] += reach + 1e-3
-            W = scipy.linalg.solve(within, means.T, assume_a="pos").T
+            W = solve(within, means.T, assume_a="pos").T
         W[:, rows.dead] = 0.0
         if not rows.intercept:
             return W
         b = np.log(mass) - 0.5 * (W * means).sum(axis=1)
         return np.concatenate([W, b[:, None]], axis=1)
 
-    def _first(self, Z: np.ndarray, penalty: float | None = None) -> tuple:
-        """The objective of a model at about its best multiplier."""
-        ground, rows = self.ground, self.rows
-        if not ground.ball:
-            penalty = ground.penalty or math.inf
-        elif penalty is None or not 0.0 < penalty < math.inf:
-            gram = (Z * ground.cost) @ Z.T
-            moves = self.loss.class_moves(self.logits(Z), rows.y, gram, 0.0, None, _ROUGH)
-            spent = float((moves.plan(rows.w, 1e-2)[2] * gram).sum())
-            penalty = 0.5 * math.sqrt(max(spent, 1e-300)) / (ground.radius or 1.0)
-        self.moves = None
-        value, _ = self.evaluate(self.joined(Z, penalty))
-        self.best_value, self.moves = math.inf, None
-        return value, Z, penalty
+    # The solver ---------------------------------------------------------------------------------
 
-    def renewed(self, Z: np.ndarray, penalty: float) -> np.ndarray:
-        """The point of a model in coordinates that suit it: rows count by how unsure they are."""
-        rows, ground, k = self.rows, self.ground, self.n_classes
-        half = 0.5 / penalty
-        gram = (Z * ground.cost) @ Z.T
-        moves = self.loss.class_moves(self.logits(Z), rows.y, gram, half, self.moves, 1e-4)
-        bend, unsure = moves.bend(rows.w, self.mu or _WIDTHS[0])
-        size = float(np.trace(bend)) / k or 1.0
-        whole = bend + size * (np.full((k, k), 1.0 / k) + _LEAST * np.eye(k))
-        self.mixed = np.linalg.cholesky(whole)
-        held = ground.cost * half + ground.ridge / size
-        if rows.wide:
-            self.root = np.sqrt(1.0 + held)
+    def init(self, problem: tuple[np.ndarray, Any]) -> _State:
+        """From a warm start, or a model along the means of the classes as far as that pays."""
+        constant, warm = problem
+        rows = self.rows
+        flat = np.zeros((self.n_classes, rows.size))
+        if rows.intercept:
+            flat[:, -1] = constant
+        if warm is not None and np.any(warm[0]):
+            options = [self.first(rows.inward_classes(warm[0], warm[1]), warm[2])]
         else:
-            total = float(unsure.sum()) or 1.0
-            whole = rows.gram(unsure) / total
-            fixed = ~rows.free
-            whole[fixed] = whole[:, fixed] = 0.0
-            whole[fixed, fixed] = 1.0
-            whole[np.diag_indices(rows.size)] += held + 1e-6
-            self.root = np.linalg.cholesky(whole)
-        self.best_point = self.joined(Z, penalty)
-        return self.best_point
+            Z, options = self.discriminant(), []
+            for share in (0.3, 1.0, 0.1, 0.01):
+                options.append(self.first(share * Z + (1.0 - share) * flat))
+                if len(options) == 2 and options[0] and options[1]:
+                    if options[1].value < options[0].value:
+                        break
+        options = [option for option in options if option is not None]
+        start = min(options, key=lambda option: option.value, default=None)
+        if start is None:
+            start = self.first(flat)
+        mu = _WIDTH * start.value
+        return self.cooled(_State(start, start, mu))
 
-    # what LBFGSRun asks -----------------------------------------------------------------------
+    def cooled(self, state: _State) -> _State:
+        """The state at its width of smoothing."""
+        at = state.at
+        at = self.weighed(at.Z, at.penalty, at.moves, at.turned, at.gram, state.mu)
+        return replace(state, at=at)
 
-    def bounds(self) -> list[tuple[float | None, float | None]]:
-        """Nothing is bounded: the multiplier is a logarithm."""
-        return [(None, None)] * len(self.best_point)
-
-    free = bounds
-
-    def penalty_of(self, point: np.ndarray) -> float:
-        """See the base."""
-        return self.split(point)[1]
-
-    def load(self, point: np.ndarray) -> dict[str, Any]:
-        """The model of a point: there is no module."""
-        coef, intercept = outward(self.rows, self.split(point)[0])
-        return {"coef": coef, "intercept": intercept}
-
-    def logits(self, Z: np.ndarray) -> np.ndarray:
-        """Outputs of all rows, shape (n, K)."""
-        return self.rows.predict(np.ascontiguousarray(Z.T))
-
-    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        """Smoothed robust risk and its gradient."""
-        ground, rows = self.ground, self.rows
-        Z, penalty = self.split(point)
-        turned = Z * ground.cost
-        gram, f = turned @ Z.T, self.logits(Z)
-        if not (np.isfinite(f).all() and np.isfinite(gram).all()):
-            return self.wall(point)
-        done = min(self.accuracy, max(0.1 * self.slope, _FINE))
-        self.moves = moves = self.loss.class_moves(f, rows.y, gram, 0.5 / penalty, self.moves, done)
-        risk, pull, bend = moves.sums(rows.w, self.mu)
-        gradient = _solved(self.mixed, rows.sum(pull).T + bend @ turned + ground.ridge * Z, 0)
-        if self.root.ndim == 1:
-            gradient = gradient / self.root
-        else:
-            gradient = _solved(self.root, gradient.T, 0).T
-        gradient = gradient.ravel()
-        spent = 0.5 * float((bend * gram).sum())  # penalty times cost
-        value = risk + 0.5 * float((ground.ridge * Z * Z).sum())
-        if ground.ball:
-            budget = penalty * (ground.radius or 0.0) ** 2
-            value, gradient = value + budget, np.append(gradient, budget - spent)
-        if not (math.isfinite(value) and np.isfinite(gradient).all()):
-            return self.wall(point)
-        self.record(point, value, gradient, penalty, spent / penalty)
-        return value, gradient
-
-    def finished(self) -> bool:
-        """Whether a proof says so, or no progress is left at this width."""
-        count = len(self.history) - self.stage
-        if self.slope <= 1e-10 or self.settled(1e-5 * self.tol, self.stage):
-            return True
-        if count % _EVERY or self.slope > math.sqrt(self.tol):
-            return False
-        return self.proven()
-
-    def proven(self) -> bool:
-        """Whether the best point is proven to what is aimed at, at the width of the stage."""
-        Z, penalty = self.split(self.best_point)
-        gram = (Z * self.ground.cost) @ Z.T
-        moves = self.loss.class_moves(
-            self.logits(Z), self.rows.y, gram, 0.5 / penalty, self.moves, 1e-7
-        )
-        self.lower = max(self.lower, class_lower_bound(self.rows, moves, self.ground, Z, self.mu))
-        return self.best_value - self.lower <= _GOAL * self.tol * abs(self.best_value)
-
-    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
-        """Stage by stage, as long as widths are more than the tolerance allows."""
-        status = Status.MAX_ITER
-        for mu in _WIDTHS:
-            self.mu, self.stage, self.best_value = mu, len(self.history), math.inf
-            self.moves = None
-            while True:
-                first = len(self.history)
-                status = self.minimise(point, min(max_iter - first, _RENEWED), _MEMORY)
-                if self.proven():
-                    return Status.CONVERGED
-                left = max_iter - len(self.history)
-                if self.finished() or left <= 0 or len(self.history) == first:
-                    break
-                point = self.renewed(*self.split(self.best_point))
-            point = self.best_point.copy()
-            rows = getattr(self.moves, "rows", None)
-            if (rows is not None and not rows.size) or left <= 0:  # no moves compete
+    def step(self, state: _State) -> _State:
+        """One step, a bound where that can decide, and the next width where a stage ends."""
+        at = state.at
+        move, gradient, longest = self.direction(state)
+        decrement = max(-float(gradient @ move), 0.0)
+        slope = float(np.linalg.norm(gradient)) / (1.0 + abs(at.value))
+        state = replace(state, decrement=decrement, slope=slope)
+        dZ, rise = move[: at.Z.size].reshape(at.Z.shape), move[at.Z.size :]
+        rounding = 1e-14 * abs(at.value)
+        done = min(max(1e-2 * decrement / max(abs(at.value), 1e-300), _FINE), _ROUGH)
+        t = longest
+        for _ in range(30):
+            penalty = at.penalty + t * float(rise[0]) if rise.size else at.penalty
+            new = self.point(at.Z + t * dZ, penalty, state.mu, at.moves, done)
+            if new is not None and new.value <= at.value - 1e-4 * t * decrement + rounding:
                 break
-            self.accuracy = min(self.accuracy, 0.1 * mu)
-            point = self.renewed(*self.split(point))
-        return status
+            t *= 0.5 if t > 0.1 else 0.2
+        else:
+            new = None
+        if new is None:
+            state = replace(state, stuck=state.stuck + 1)
+        else:
+            around = new.moves.looked_around()
+            if around.competing:
+                new = self.weighed(new.Z, new.penalty, around, new.turned, new.gram, state.mu)
+            best = new if new.attained <= state.best.attained else state.best
+            slow = new.value >= state.stage - rounding
+            least = min(state.stage, new.value)
+            stuck = state.stuck + 1 if slow else 0
+            state = replace(state, at=new, best=best, stage=least, stuck=stuck)
+        return self.scheduled(state)
 
-    def fitted(
-        self, data: RidgeData, status: Status, constant: np.ndarray, alpha: float
-    ) -> LinearFit:
-        """The best point, or the best constant where that is no worse, and what is proven."""
-        ground = self.ground
-        Z, penalty = self.split(self.best_point)
-        form: dict[str, Any] = {"radius": ground.radius, "penalty": ground.penalty}
+    def scheduled(self, state: _State) -> _State:
+        """A bound where it may decide, and the next width."""
+        at, tol = state.at, self.tol
+        size = abs(at.value)
+        bias = at.value - at.attained
+        if state.decrement <= 0.1 * tol * size + bias or state.stuck:
+            state = self.bounded(state)
+            if state.ended is not None:
+                return state
+        settled = state.decrement <= max(0.1 * bias, 1e-12 * size) or state.stuck > 1
+        if settled and at.moves.competing and bias > 0.05 * tol * size:
+            return self.cooled(replace(state, mu=_COOLING * state.mu, stuck=0, stage=math.inf))
+        if state.stuck > _STUCK:
+            return replace(state, ended=Status.STALLED)
+        return state
 
-        def judged(coef: np.ndarray, intercept: np.ndarray, guess: float | None) -> tuple:
-            risk = class_robust_risk(data, coef, intercept, **form, guess=guess)
-            ridge = 0.5 * alpha * float((coef * coef).sum())
-            return risk.attained + ridge, risk.value + ridge, risk, coef, intercept
+    def bounded(self, state: _State) -> _State:
+        """With the bound of this iterate, which may end the run."""
+        at, best = state.at, state.best
+        found = class_lower_bound(self.rows, at.moves, self.ground, at.Z, state.mu)
+        lower = max(state.lower, found)
+        proven = best.attained - lower <= self.tol * abs(best.attained)
+        return replace(state, lower=lower, ended=Status.CONVERGED if proven else None)
 
-        found = judged(*outward(self.rows, Z), penalty)
-        if not ground.still:
-            flat = judged(np.zeros_like(found[3]), constant, None)
-            found = flat if flat[0] <= found[0] * (1.0 + 1e-9) else found
-        attained, objective, risk, coef, intercept = found
-        lower, tol = min(max(self.lower, 0.0), attained), self.tol
-        proven = objective - lower <= tol * abs(objective)
-        said, ended = "", status
-        if math.isinf(self.lower):  # columns that cannot move, which no plan balances exactly
-            lower = -math.inf
-        elif status in (Status.CONVERGED, Status.MAX_ITER):
-            if attained - lower <= tol * abs(attained):
-                ended = Status.CONVERGED
-                if not proven:  # of what is attained, not of what may be
-                    share, lower = (objective - attained) / objective, -math.inf
-                    said = (
-                        "The worst case that was found is proven least within tol; that this "
-                        f"model has no worse one is proven to {share:.1%}, see certificate_. "
-                    )
-            elif not ground.still:
-                ended = Status.STALLED if status == Status.CONVERGED else status
-        if ground.still and not proven:
-            lower = -math.inf
-        message = f"Stopped after {len(self.history)} iterations. {said}{ended.advice}"
-        return LinearFit(
-            coef, intercept, risk.penalty, objective, lower, str(ended), message,
-            len(self.history), self.best_slope, self.columns(), self.unit_risk, risk=risk,
-        )  # fmt: skip
+    def direction(self, state: _State) -> tuple[np.ndarray, np.ndarray, float]:
+        """Newton's direction, the gradient, and the longest step along the former."""
+        at, rows, ground = state.at, self.rows, self.ground
+        shape, ball = at.Z.shape, ground.ball
+        half, radius = at.half, ground.radius or 0.0
+        size = at.Z.size
+        held = half * (at.second @ at.turned)
+        spent = float((at.second * at.gram).sum())
+        slope = rows.sum(at.pull).T + held + ground.ridge * at.Z
+        # half = 1 / 2 lambda changes by -2 half^2 with lambda.
+        gradient = np.append(slope.ravel(), [radius**2 - half**2 * spent] if ball else [])
+        curve = at.moves.curve(rows.w, state.mu)
+        bent = max(4.0 * half**3 * spent, 1e-300)
+
+        def apply(v: np.ndarray) -> np.ndarray:
+            dZ = v[:size].reshape(shape)
+            cross = half * ((dZ * ground.cost) @ at.Z.T)
+            dE = cross + cross.T
+            shrink = -2.0 * half**2 * float(v[-1]) if ball else 0.0
+            pull, second = curve(
+                rows.predict(np.ascontiguousarray(dZ.T)), dE + shrink * at.gram if ball else dE
+            )
+            out = rows.sum(pull).T + ground.ridge * dZ
+            out += half * (second @ at.turned + at.second @ (dZ * ground.cost))
+            if not ball:
+                return out.ravel()
+            out += shrink * (at.second @ at.turned)
+            low = -(half**2) * float((second * at.gram).sum()) + bent * float(v[-1])
+            low -= 2.0 * half * float((at.second * cross).sum())
+            return np.append(out.ravel(), [low])
+
+        inverse = self.preconditioner(at, state.mu)
+
+        def smooth(V: np.ndarray) -> np.ndarray:
+            out = inverse(V[..., :size].reshape(*V.shape[:-1], *shape)).reshape(V[..., :size].shape)
+            return np.concatenate([out, V[..., -1:] / bent], axis=-1) if ball else out
+
+        precondition = self.with_rivals(smooth, at, state.mu)
+        move = conjugate_gradients(apply, precondition, -gradient, _CLOSE, _MOST)
+        longest = 1.0
+        if ball and move[-1] < 0.0:
+            longest = min(1.0, 0.9 * at.penalty / -float(move[-1]))
+        return move, gradient, longest
+
+    def with_rivals(self, smooth: Any, at: _Point, mu: float) -> Any:
+        """A preconditioner that knows how moves which compete change their shares, too."""
+        rows, c, share = at.moves.rivals(mu) if mu else (np.zeros(0, dtype=int), None, None)
+        if not rows.size or not hasattr(self.rows, "take"):
+            return smooth
+        weight = self.rows.w[rows] * share / mu
+        if rows.size > _RIVALS:
+            some = np.sort(np.argsort(-weight * (1.0 - share), kind="stable")[:_RIVALS])
+            rows, c, share, weight = rows[some], c[some], share[some], weight[some]
+        x = self.rows.take(rows).block(slice(None)) + at.half * (c @ at.turned)
+        V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), -1)
+        if self.ground.ball:
+            V = np.append(V, -(at.half**2) * ((c @ at.gram) * c).sum(axis=1)[:, None], axis=1)
+        _, group = np.unique(rows, return_inverse=True)
+        mean = np.zeros((group.max() + 1, V.shape[1]))
+        np.add.at(mean, group, share[:, None] * V)
+        V = np.sqrt(weight)[:, None] * (V - mean[group])
+        turned = smooth(V)
+        inner = V @ turned.T
+        inner[np.diag_indices(len(inner))] += 1.0
+        factor = cho_factor(inner)
+
+        def apply(v: np.ndarray) -> np.ndarray:
+            return smooth(v) - cho_solve(factor, turned @ v) @ turned
+
+        return apply
+
+    def preconditioner(self, at: _Point, mu: float) -> Any:
+        """Classes times columns, of rows that count by how unsure they are."""
+        rows, ground, k = self.rows, self.ground, self.n_classes
+        bend, unsure = at.moves.bend(rows.w, mu)
+        size = float(np.trace(bend)) / k or 1e-300
+        bend += size * (np.full((k, k), 1.0 / k) + _LEAST * np.eye(k))
+        if rows.wide:
+            classes, held = cho_factor(bend), ground.cost * at.half + ground.ridge / size
+            inverse = cho_solve(classes, np.eye(k))
+            return lambda V: inverse @ (V / (1.0 + held))
+        total = float(unsure.sum()) or 1e-300
+        whole = rows.gram(unsure) / total
+        fixed = ~rows.free
+        whole[fixed] = whole[:, fixed] = 0.0
+        whole[fixed, fixed] = 1.0
+        whole[np.diag_indices(rows.size)] += ground.ridge / size + 1e-6
+        # Both diagonal at once: outputs and moves.
+        a, left = eigh(at.half * at.second, bend)
+        b, right = eigh(np.diag(ground.cost), whole)
+        scale = 1.0 / (1.0 + np.maximum(a, 0.0)[:, None] * np.maximum(b, 0.0))
+        return lambda V: left @ (scale * (left.T @ V @ right)) @ right.T
+
+    def terminate(self, state: _State) -> Status | None:
+        """Converged on a proof, stalled where nothing moves any more."""
+        return state.ended
+
+    def finite(self, state: _State) -> bool:
+        """Points are, or are not taken."""
+        return math.isfinite(state.at.value)
+
+    def record(self, state: _State) -> dict[str, float]:
+        """A row of the history."""
+        at = state.at
+        return {
+            "robust_risk": at.attained,
+            "penalty": at.penalty,
+            "transport_cost": at.spent,
+            "stationarity": state.slope,
+        }
 
 
-def _solved(root: np.ndarray, right: np.ndarray, trans: int) -> np.ndarray:
-    return scipy.linalg.solve_triangular(root, right, trans=trans, lower=True)
+def _fitted(
+    solver: _Newton, outcome: Outcome[_State], data: RidgeData, constant: np.ndarray, alpha: float,
+    tol: float,
+) -> LinearFit:  # fmt: skip
+    """The best point, or the best constant where that is no worse, and what is proven."""
+    ground, state = solver.ground, outcome.state
+    form: dict[str, Any] = {"radius": ground.radius, "penalty": ground.penalty}
+
+    def judged(coef: np.ndarray, intercept: np.ndarray, guess: float | None) -> tuple:
+        risk = class_robust_risk(data, coef, intercept, **form, guess=guess)
+        ridge = 0.5 * alpha * float((coef * coef).sum())
+        return risk.attained + ridge, risk.value + ridge, risk, coef, intercept
+
+    found = judged(*outward(solver.rows, state.best.Z), state.best.penalty)
+    if not ground.still:
+        flat = judged(np.zeros_like(found[3]), constant, None)
+        found = flat if flat[0] <= found[0] * (1.0 + 1e-9) else found
+    attained, objective, risk, coef, intercept = found
+    status, lower = outcome.status, min(max(state.lower, 0.0), attained)
+    proven = objective - lower <= tol * abs(objective)
+    said, ended = "", status
+    if math.isinf(state.lower):  # columns that cannot move, which no plan balances exactly
+        lower = -math.inf
+    elif status in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
+        if attained - lower <= tol * abs(attained):
+            ended = Status.CONVERGED
+            if not proven:  # of what is attained, not of what may be
+                share, lower = (objective - attained) / objective, -math.inf
+                said = (
+                    "The worst case that was found is proven least within tol; that this "
+                    f"model has no worse one is proven to {share:.1%}, see certificate_. "
+                )
+        elif not ground.still:
+            ended = Status.STALLED if status == Status.CONVERGED else status
+    if ground.still and not proven:
+        lower = -math.inf
+    message = f"Stopped after {outcome.n_iter} iterations. {said}{ended.advice}"
+    return LinearFit(
+        coef, intercept, risk.penalty, objective, lower, str(ended), message, outcome.n_iter,
+        state.slope, outcome.columns(), max(abs(state.at.value), 1e-300), risk=risk,
+    )  # fmt: skip
 
 
 def outward(rows: Rows, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -348,11 +467,13 @@ def solve_classes(
         radius, penalty = 0.0, None
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
     constant = _constant(data, n_classes) if fit_intercept else np.zeros(n_classes)
-    run = _Run(
-        tol=limits.tol, max_time=limits.time_left, callback=limits.callback, rows=rows,
-        ground=ClassGround.of(rows, data.inverse_cost, radius, penalty, alpha), loss=data.loss,
-        n_classes=n_classes,
-    )  # fmt: skip
-    return run.fitted(
-        data, run.ended(run.begin(constant, warm_start), limits.max_iter), constant, alpha
+    ground = ClassGround.of(rows, data.inverse_cost, radius, penalty, alpha)
+    solver = _Newton(rows, ground, data.loss, n_classes, _GOAL * limits.tol)
+    outcome = run(
+        solver,
+        solver.init((constant, warm_start)),
+        max_iter=limits.max_iter,
+        max_time=limits.time_left,
+        callback=telling(limits, solver.record, lambda st: outward(rows, st.best.Z)),
     )
+    return _fitted(solver, outcome, data, constant, alpha, limits.tol)
