@@ -164,9 +164,12 @@ class SoftmaxMoves(Moves):
         near: Any = None,
         done: float = 1e-9,
     ) -> None:
-        self.f, self.y, self.half, self.scaled, self.done = f, y, half, half * gram, done
+        self.f, self.y, self.half, self.scaled = f, y, half, half * gram
         self.squares = half * squares_of(gram)
         self.concave = bool(self.squares.max(initial=0.0) < ONE_BASIN)
+        if not self.concave:  # copies are told from basins
+            done = min(done, _SURE)
+        self.done = done
         rows, start = np.arange(len(f)), None
         if near is not None:
             start = near.at.image
@@ -219,10 +222,9 @@ class SoftmaxMoves(Moves):
         open_ = bound > known - _EVEN
         apart, scores, floor = apart[open_], scores[open_], np.maximum(top, known)[open_]
         row, vertex = np.nonzero(scores > floor[:, None] - _BEHIND)
-        rows = apart[row]
-        start = np.zeros((len(rows), f.shape[1]))
-        start[np.arange(len(rows)), vertex] = 1.0
-        found = _settled(f[rows], y[rows], self.scaled, start, min(self.done, _SURE))
+        rows = np.concatenate([apart, apart[row]])
+        start = np.concatenate([_softmax(f[apart]), np.eye(f.shape[1])[vertex]])
+        found = _settled(f[rows], y[rows], self.scaled, start, self.done)
         self._keep(np.concatenate([self.rows, rows]), self.at.and_also(found))
 
     def _shares(self, mu: float) -> tuple[np.ndarray, np.ndarray]:
@@ -345,6 +347,11 @@ class SoftmaxMoves(Moves):
         return p
 
 
+def _softmax(f: np.ndarray) -> np.ndarray:
+    p = np.exp(f - f.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
 def _image(
     f: np.ndarray, y: np.ndarray, p: np.ndarray, pulled: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -368,8 +375,7 @@ def _settled(
     for part in _blocks(n, k):
         some, own = f[part], y[part]
         if start is None:
-            p = np.exp(some - some.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
+            p = _softmax(some)
         else:
             p = start[part]
         rows, held = np.arange(part.start, part.stop), scaled[own]

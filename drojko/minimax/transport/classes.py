@@ -31,7 +31,7 @@ from drojko.rows import Rows, is_wide, rows_of
 
 __all__ = ["solve_classes"]
 
-_WIDTH, _COOLING = 0.01, 0.25  # of smoothing: the first over the risk, and the next over the last
+_WIDTH, _COOLING = 0.1, 0.25  # of smoothing: the first over the risk, and the next over the last
 #: How far from a fixed point worst cases may be, at first and at last.
 _ROUGH, _FINE = 1e-3, 1e-9
 _GOAL = 0.5  # of the tolerance: what is worked for
@@ -216,7 +216,9 @@ class _Newton:
         else:
             new = None
         if new is None:
-            state = replace(state, stuck=state.stuck + 1)
+            # Worst cases that had not settled are what may have been in the way.
+            again = self.point(at.Z, at.penalty, state.mu, at.moves, _FINE) or at
+            state = replace(state, at=again, stuck=state.stuck + 1)
         else:
             around = new.moves.looked_around()
             if around.competing:
