@@ -72,8 +72,28 @@ def test_derivatives_of_smoothed_worst_cases(moves):
         moves(f + s * 1e-6 * df, y, gram + s * dG, half, None, 1e-12).sums(w, mu)[0]
         for s in (1.0, -1.0)
     ]
-    slope = 1e-6 * (pull * df).sum() + 0.5 * (bend * dG).sum()
+    slope = 1e-6 * (pull * df).sum() + 0.5 * half * (bend * dG).sum()
     assert 0.5 * (values[0] - values[1]) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("far", [2.0, 9.0])  # one basin and several
+@pytest.mark.parametrize("moves", [SoftmaxMoves, VertexMoves])
+def test_curvature_is_the_change_of_derivatives(moves, far):
+    f, y, _, gram, half = case(2, 30, 4, far)
+    w, mu = np.random.default_rng(1).dirichlet(np.ones(30)), 0.3
+    random = np.random.default_rng(2)
+    df, dG = random.standard_normal(f.shape), random.standard_normal((4, 4))
+    dG = dG + dG.T
+    here = moves(f, y, gram, half, None, 1e-12)
+    pull, second = here.curve(w, mu)(df, half * dG)
+    ends = [
+        moves(f + s * 1e-6 * df, y, gram + s * 1e-6 * dG, half, here, 1e-12).sums(w, mu)
+        for s in (1.0, -1.0)
+    ]
+    np.testing.assert_allclose((ends[0][1] - ends[1][1]) / 2e-6, pull, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose((ends[0][2] - ends[1][2]) / 2e-6, second, rtol=1e-3, atol=1e-6)
+    assert (pull * df).sum() + 0.5 * half * (second * dG).sum() >= 0.0
+    assert here.competing == (far > 4.0 or moves is VertexMoves)
 
 
 def test_hinge_is_a_maximum_over_vertices():

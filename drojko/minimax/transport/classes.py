@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import cho_factor, cho_solve, eigh, solve
+from scipy.linalg import eigh, solve
 
 from drojko._driver import Limits, Outcome, Status, run
 from drojko.losses.class_moves import Moves
-from drojko.minimax.newton import LinearFit, telling
+from drojko.minimax.newton import LinearFit, factorised, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
 from drojko.minimax.transport.linear import turn
@@ -37,6 +37,7 @@ _ROUGH, _FINE = 1e-3, 1e-9
 _GOAL = 0.5  # of the tolerance: what is worked for
 _CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
 _LEAST = 1e-7  # curvature of a class over their mean
+_UNSURE = 1e-12  # curvature of rows that all are sure
 _SPENT = 1e-2  # of the mean square of a class, that moves spend at the start
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
 _STUCK = 3  # steps without progress
@@ -199,16 +200,18 @@ class _Newton:
     def step(self, state: _State) -> _State:
         """One step, a bound where that can decide, and the next width where a stage ends."""
         at = state.at
-        move, gradient, longest = self.direction(state)
+        move, gradient = self.direction(state)
         decrement = max(-float(gradient @ move), 0.0)
         slope = float(np.linalg.norm(gradient)) / (1.0 + abs(at.value))
         state = replace(state, decrement=decrement, slope=slope)
         dZ, rise = move[: at.Z.size].reshape(at.Z.shape), move[at.Z.size :]
         rounding = 1e-14 * abs(at.value)
         done = min(max(1e-2 * decrement / max(abs(at.value), 1e-300), _FINE), _ROUGH)
-        t = longest
+        t = 1.0
         for _ in range(30):
-            penalty = at.penalty + t * float(rise[0]) if rise.size else at.penalty
+            penalty = at.penalty
+            if rise.size:  # near a constant model both fall, and do not hold the intercepts back
+                penalty = max(penalty + t * float(rise[0]), 0.1 * penalty)
             new = self.point(at.Z + t * dZ, penalty, state.mu, at.moves, done)
             if new is not None and new.value <= at.value - 1e-4 * t * decrement + rounding:
                 break
@@ -254,8 +257,8 @@ class _Newton:
         proven = best.attained - lower <= self.tol * abs(best.attained)
         return replace(state, lower=lower, ended=Status.CONVERGED if proven else None)
 
-    def direction(self, state: _State) -> tuple[np.ndarray, np.ndarray, float]:
-        """Newton's direction, the gradient, and the longest step along the former."""
+    def direction(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
+        """Newton's direction, and the gradient."""
         at, rows, ground = state.at, self.rows, self.ground
         shape, ball = at.Z.shape, ground.ball
         half, radius = at.half, ground.radius or 0.0
@@ -293,10 +296,7 @@ class _Newton:
 
         precondition = self.with_rivals(smooth, at, state.mu)
         move = conjugate_gradients(apply, precondition, -gradient, _CLOSE, _MOST)
-        longest = 1.0
-        if ball and move[-1] < 0.0:
-            longest = min(1.0, 0.9 * at.penalty / -float(move[-1]))
-        return move, gradient, longest
+        return move, gradient
 
     def with_rivals(self, smooth: Any, at: _Point, mu: float) -> Any:
         """A preconditioner that knows how moves which compete change their shares, too."""
@@ -318,10 +318,10 @@ class _Newton:
         turned = smooth(V)
         inner = V @ turned.T
         inner[np.diag_indices(len(inner))] += 1.0
-        factor = cho_factor(inner)
+        solution = factorised(inner)
 
         def apply(v: np.ndarray) -> np.ndarray:
-            return smooth(v) - cho_solve(factor, turned @ v) @ turned
+            return smooth(v) - solution(turned @ v) @ turned
 
         return apply
 
@@ -329,13 +329,12 @@ class _Newton:
         """Classes times columns, of rows that count by how unsure they are."""
         rows, ground, k = self.rows, self.ground, self.n_classes
         bend, unsure = at.moves.bend(rows.w, mu)
-        size = float(np.trace(bend)) / k or 1e-300
+        size = max(float(np.trace(bend)) / k, _UNSURE)
         bend += size * (np.full((k, k), 1.0 / k) + _LEAST * np.eye(k))
         if rows.wide:
-            classes, held = cho_factor(bend), ground.cost * at.half + ground.ridge / size
-            inverse = cho_solve(classes, np.eye(k))
+            inverse, held = np.linalg.inv(bend), ground.cost * at.half + ground.ridge / size
             return lambda V: inverse @ (V / (1.0 + held))
-        total = float(unsure.sum()) or 1e-300
+        total = max(float(unsure.sum()), _UNSURE)
         whole = rows.gram(unsure) / total
         fixed = ~rows.free
         whole[fixed] = whole[:, fixed] = 0.0
