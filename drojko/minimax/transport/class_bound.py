@@ -144,6 +144,8 @@ def _bound(
 def _stationary(moved: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
     """Shares in (0, 1] of the classes that balance what goes between them; None: there are none."""
     index = np.flatnonzero(kept)
+    if not index.size:
+        return None
     moved = moved[np.ix_(index, index)]
     leaving = moved.sum(axis=1)
     if not (leaving > 0.0).all():

@@ -129,17 +129,14 @@ def class_robust_risk(
     low, high = model.at(low.penalty), model.at(high.penalty)  # as any other draw will find them
     spread = low.cost - high.cost
     share = min(max((budget - high.cost) / spread, 0.0), 1.0) if spread > 0.0 else 0.0
+    # The duals of both are about the same, and bounds cost more than all else.
+    at = min((low, high), key=lambda at: at.penalty * budget + at.value)
+    bound, proof = model.ceiling(at, nodes)
+    upper = at.penalty * budget + bound
     if high.cost > budget * (1.0 + 1e-12):  # a cold start found moves that cost more
         high = low = still
         share = 0.0
     lower = share * low.risk + (1.0 - share) * high.risk
-    options = [
-        (at.penalty * budget + bound, proof)
-        for at in {low.penalty: low, high.penalty: high}.values()
-        if math.isfinite(at.penalty)
-        for bound, proof in [model.ceiling(at, nodes)]
-    ]
-    upper, proof = min(options)
     return _result(low, high, share, max(upper, lower), max(lower, nominal), nominal, proof)
 
 

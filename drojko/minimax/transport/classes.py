@@ -20,8 +20,9 @@ import torch
 from scipy.linalg import eigh, solve
 
 from drojko._driver import Limits, Outcome, Status, run
-from drojko.losses.class_moves import Moves
-from drojko.minimax.newton import LinearFit, factorised, telling
+from drojko.exceptions import NonFiniteError
+from drojko.losses.class_moves import Moves, squares_of
+from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
 from drojko.minimax.transport.linear import turn
@@ -38,7 +39,7 @@ _GOAL = 0.5  # of the tolerance: what is worked for
 _CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
 _LEAST = 1e-7  # curvature of a class over their mean
 _UNSURE = 1e-12  # curvature of rows that all are sure
-_SPENT = 1e-2  # of the mean square of a class, that moves spend at the start
+_RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its multiplier
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
 _STUCK = 3  # steps without progress
 
@@ -88,13 +89,17 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Newton:
-    """The solver of the driver; ``tol`` is the proven relative gap aimed at."""
+    """The solver of the driver.
+
+    ``tol`` is the proven relative gap aimed at, ``unit`` a loss of ordinary size.
+    """
 
     rows: Rows
     ground: ClassGround
     loss: Any
     n_classes: int
     tol: float
+    unit: float
 
     # Points -------------------------------------------------------------------------------------
 
@@ -134,17 +139,23 @@ class _Newton:
         """A model at about its best multiplier."""
         ground, rows = self.ground, self.rows
         if not ground.ball:
-            penalty = ground.penalty or math.inf
-        elif penalty is None or not 0.0 < penalty < math.inf:
+            return self.point(Z, ground.penalty or math.inf, 0.0)
+        radius = ground.radius or 1.0
+        if penalty is None or not 0.0 < penalty < math.inf:
             gram = (Z * ground.cost) @ Z.T
-            f = rows.predict(np.ascontiguousarray(Z.T))
-            if not (np.isfinite(f).all() and np.isfinite(gram).all()):
-                return None
-            moves = self.loss.class_moves(f, rows.y, gram, 0.0, None, _ROUGH)
-            spent = float((moves.plan(rows.w, 1e-2)[2] * gram).sum())
-            spent = max(spent, _SPENT * float(gram.diagonal().mean()), 1e-300)
-            penalty = 0.5 * math.sqrt(spent) / (ground.radius or 1.0)
-        return self.point(Z, penalty, 0.0)
+            spent = float(rows.w @ squares_of(gram).mean(axis=0)[rows.y])
+            penalty = _RISE * math.sqrt(max(spent, 1e-300)) / radius
+        found = self.point(Z, penalty, 0.0)
+        for _ in range(_LOOKS):  # until about the radius is spent
+            step = 1.0 if found is None else math.sqrt(max(found.spent, 1e-300)) / radius
+            if 0.3 <= step <= 3.0 and found is not None:
+                break
+            penalty *= min(max(step, 0.01), 100.0)
+            new = self.point(Z, penalty, 0.0)
+            if new is None or (found is not None and new.value >= found.value):
+                break
+            found = new
+        return found
 
     def discriminant(self) -> np.ndarray:
         """Fisher's discriminant of classes that share a covariance, which the ball widens."""
@@ -181,13 +192,14 @@ class _Newton:
             Z, options = self.discriminant(), []
             for share in (0.3, 1.0, 0.1, 0.01):
                 options.append(self.first(share * Z + (1.0 - share) * flat))
-                if len(options) == 2 and options[0] and options[1]:
-                    if options[1].value < options[0].value:
-                        break
-        options = [option for option in options if option is not None]
-        start = min(options, key=lambda option: option.value, default=None)
+                if len(options) == 2 and options[1] is min(options, key=_value):
+                    break
+        start = min(options, key=_value)
         if start is None:
-            start = self.first(flat)
+            raise NonFiniteError(
+                "the worst-case risk is not finite at the start: look for extreme values or scales "
+                "in the data and the settings"
+            )
         mu = _WIDTH * start.value
         return self.cooled(_State(start, start, mu))
 
@@ -254,7 +266,7 @@ class _Newton:
         at, best = state.at, state.best
         found = class_lower_bound(self.rows, at.moves, self.ground, at.Z, state.mu)
         lower = max(state.lower, found)
-        proven = best.attained - lower <= self.tol * abs(best.attained)
+        proven = relative_gap(best.attained, max(lower, 0.0), self.unit) <= self.tol
         return replace(state, lower=lower, ended=Status.CONVERGED if proven else None)
 
     def direction(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
@@ -269,7 +281,8 @@ class _Newton:
         # half = 1 / 2 lambda changes by -2 half^2 with lambda.
         gradient = np.append(slope.ravel(), [radius**2 - half**2 * spent] if ball else [])
         curve = at.moves.curve(rows.w, state.mu)
-        bent = max(4.0 * half**3 * spent, 1e-300)
+        # Where next to nothing is spent the multiplier falls, by as much as it may.
+        bent = max(4.0 * half**3 * spent, radius**2 * half, 1e-300)
 
         def apply(v: np.ndarray) -> np.ndarray:
             dZ = v[:size].reshape(shape)
@@ -365,6 +378,10 @@ class _Newton:
         }
 
 
+def _value(point: _Point | None) -> float:
+    return math.inf if point is None else point.value
+
+
 def _fitted(
     solver: _Newton, outcome: Outcome[_State], data: RidgeData, constant: np.ndarray, alpha: float,
     tol: float,
@@ -384,27 +401,22 @@ def _fitted(
         found = flat if flat[0] <= found[0] * (1.0 + 1e-9) else found
     attained, objective, risk, coef, intercept = found
     status, lower = outcome.status, min(max(state.lower, 0.0), attained)
-    proven = objective - lower <= tol * abs(objective)
     said, ended = "", status
-    if math.isinf(state.lower):  # columns that cannot move, which no plan balances exactly
-        lower = -math.inf
-    elif status in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
-        if attained - lower <= tol * abs(attained):
-            ended = Status.CONVERGED
-            if not proven:  # of what is attained, not of what may be
-                share, lower = (objective - attained) / objective, -math.inf
-                said = (
-                    "The worst case that was found is proven least within tol; that this "
-                    f"model has no worse one is proven to {share:.1%}, see certificate_. "
-                )
-        elif not ground.still:
-            ended = Status.STALLED if status == Status.CONVERGED else status
-    if ground.still and not proven:
-        lower = -math.inf
+    if status in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
+        near = relative_gap(attained, lower, solver.unit) <= tol
+        ended = Status.STALLED if status == Status.CONVERGED else status
+        ended = Status.CONVERGED if near else ended
+        if near and relative_gap(objective, lower, solver.unit) > tol:
+            # Of what is attained, not of what may be.
+            share, lower = (objective - attained) / objective, -math.inf
+            said = (
+                "The worst case that was found is proven least within tol; that this "
+                f"model has no worse one is proven to {share:.1%}, see certificate_. "
+            )
     message = f"Stopped after {outcome.n_iter} iterations. {said}{ended.advice}"
     return LinearFit(
         coef, intercept, risk.penalty, objective, lower, str(ended), message, outcome.n_iter,
-        state.slope, outcome.columns(), max(abs(state.at.value), 1e-300), risk=risk,
+        state.slope, outcome.columns(), solver.unit, risk=risk,
     )  # fmt: skip
 
 
@@ -416,14 +428,15 @@ def outward(rows: Rows, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _constant(data: RidgeData, k: int) -> np.ndarray:
     """The best constant outputs that the loss names, shape (K,)."""
-    y, w, loss = data.y, data.weight, data.loss
-    labels, options = torch.from_numpy(y), [np.zeros(k), *loss.constants(y, w, k)]
+    options = [np.zeros(k), *data.loss.constants(data.y, data.weight, k)]
+    return min(options, key=lambda option: _risk(data, option))
 
-    def risk(option: np.ndarray) -> float:
-        f = torch.from_numpy(option).expand(len(y), k).contiguous()
-        return float(loss.value(f, labels).numpy() @ w)
 
-    return min(options, key=risk)
+def _risk(data: RidgeData, outputs: np.ndarray) -> float:
+    """The mean loss of constant outputs."""
+    labels = torch.from_numpy(data.y)
+    f = torch.from_numpy(outputs).expand(len(data.y), len(outputs)).contiguous()
+    return float(data.loss.value(f, labels).numpy() @ data.weight)
 
 
 def solve_classes(
@@ -469,7 +482,8 @@ def solve_classes(
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
     constant = _constant(data, n_classes) if fit_intercept else np.zeros(n_classes)
     ground = ClassGround.of(rows, data.inverse_cost, radius, penalty, alpha)
-    solver = _Newton(rows, ground, data.loss, n_classes, _GOAL * limits.tol)
+    unit = _risk(data, constant)
+    solver = _Newton(rows, ground, data.loss, n_classes, _GOAL * limits.tol, unit)
     outcome = run(
         solver,
         solver.init((constant, warm_start)),
