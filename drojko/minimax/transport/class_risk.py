@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko.losses.class_moves import Moves
+from drojko.losses.class_moves import Moves, squares_of
 from drojko.minimax.transport.risk import RidgeData
 from drojko.rows.rows import products
 
@@ -23,6 +23,8 @@ __all__ = ["ClassRisk", "class_robust_risk"]
 
 _CLOSE = 1e-9  # of the bound: what the two maps may miss
 _SOLVES = 60
+_ROUNDING = 1e-13  # of a risk
+_TINY = 1e-140  # penalty that is as good as none
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,8 @@ class _Model:
     def at(self, penalty: float, near: Any = None) -> _Map:
         half = 0.5 / penalty
         moves: Moves = self.data.loss.class_moves(self.f, self.y, self.gram, half, near, 1e-10)
+        if near is not None:
+            moves = moves.looked_around()
         c = moves.best()
         c[np.arange(len(c)), self.y] -= 1.0
         spent = half * half * ((c @ self.gram) * c).sum(axis=1)
@@ -117,13 +121,16 @@ def class_robust_risk(
     model = _Model(data, coef, intercept)
     still = model.at(math.inf)
     nominal = still.value
+    size = float(squares_of(model.gram).max())
     if penalty is not None and math.isfinite(penalty):
         found = model.at(penalty)
         upper, proof = model.ceiling(found, nodes)
         lower = max(found.value, nominal)
         return _result(found, found, 0.0, upper, lower, nominal, proof)
     budget = (radius or 0.0) ** 2
-    if not (budget and model.gram.any()):
+    # Losses rise by at most the largest |w_j - w_y| per unit moved.
+    if not budget or math.sqrt(budget * size) <= _ROUNDING * nominal:
+        nominal *= 1.0 + _ROUNDING if budget and size else 1.0
         return _result(still, still, 0.0, nominal, nominal, nominal, "dual")
     low, high = _bracket(model, budget, guess)
     low, high = model.at(low.penalty), model.at(high.penalty)  # as any other draw will find them
@@ -173,8 +180,6 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Map, _
     for solve in range(_SOLVES):
         low, high = (at, high) if at.cost >= budget else (low, at)
         if low is None or high is None:
-            if at.cost == 0.0 and low is None and at.penalty < 1e-200:
-                break
             # Of a smooth worst case the cost falls about as the square of the penalty.
             step = math.sqrt(max(at.cost, 1e-300) / budget)
             step = min(max(step, 1e-3), 1e3)
@@ -193,6 +198,8 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Map, _
             penalty = low.penalty ** (1.0 - t) * high.penalty**t
             if not low.penalty < penalty < high.penalty:
                 break
+        if not _TINY <= penalty <= 1.0 / _TINY:
+            break
         at = model.at(penalty, at.moves)
     one: Any = high if high is not None else low
     return (one if low is None else low), one

@@ -41,6 +41,7 @@ _LEAST = 1e-7  # curvature of a class over their mean
 _UNSURE = 1e-12  # curvature of rows that all are sure
 _RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its multiplier
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
+_COME = 0.1  # of the width, that basins which come and go may change a value by
 _STUCK = 3  # steps without progress
 
 
@@ -225,24 +226,27 @@ class _Newton:
             if rise.size:  # near a constant model both fall, and do not hold the intercepts back
                 penalty = max(penalty + t * float(rise[0]), 0.1 * penalty)
             new = self.point(at.Z + t * dZ, penalty, state.mu, at.moves, done)
-            if new is not None and new.value <= at.value - 1e-4 * t * decrement + rounding:
-                break
+            goal = at.value - 1e-4 * t * decrement + rounding
+            if new is not None and new.value <= goal:
+                around = new.moves.looked_around()
+                if around.competing:
+                    new = self.weighed(new.Z, new.penalty, around, new.turned, new.gram, state.mu)
+                # Basins come and go, which moves smoothed values by less than the width.
+                if new.value <= goal + _COME * state.mu:
+                    break
             t *= 0.5 if t > 0.1 else 0.2
         else:
-            new = None
-        if new is None:
             # Worst cases that had not settled are what may have been in the way.
             again = self.point(at.Z, at.penalty, state.mu, at.moves, _FINE) or at
-            state = replace(state, at=again, stuck=state.stuck + 1)
-        else:
-            around = new.moves.looked_around()
-            if around.competing:
-                new = self.weighed(new.Z, new.penalty, around, new.turned, new.gram, state.mu)
-            best = new if new.attained <= state.best.attained else state.best
-            slow = new.value >= state.stage - rounding
-            least = min(state.stage, new.value)
-            stuck = state.stuck + 1 if slow else 0
-            state = replace(state, at=new, best=best, stage=least, stuck=stuck)
+            return self.scheduled(replace(state, at=again, stuck=state.stuck + 1))
+        slow = new.value >= state.stage - rounding
+        state = replace(
+            state,
+            at=new,
+            best=new if new.attained <= state.best.attained else state.best,
+            stage=min(state.stage, new.value),
+            stuck=state.stuck + 1 if slow else 0,
+        )
         return self.scheduled(state)
 
     def scheduled(self, state: _State) -> _State:
@@ -354,8 +358,8 @@ class _Newton:
         whole[fixed, fixed] = 1.0
         whole[np.diag_indices(rows.size)] += ground.ridge / size + 1e-6
         # Both diagonal at once: outputs and moves.
-        a, left = eigh(at.half * at.second, bend)
-        b, right = eigh(np.diag(ground.cost), whole)
+        a, left = _together(at.half * at.second, bend)
+        b, right = _together(np.diag(ground.cost), whole)
         scale = 1.0 / (1.0 + np.maximum(a, 0.0)[:, None] * np.maximum(b, 0.0))
         return lambda V: left @ (scale * (left.T @ V @ right)) @ right.T
 
@@ -376,6 +380,14 @@ class _Newton:
             "transport_cost": at.spent,
             "stationarity": state.slope,
         }
+
+
+def _together(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The a and U with U'AU = diag(a) and U'BU = 1, for B that is positive to rounding."""
+    values, vectors = eigh(B)
+    root = vectors / np.sqrt(np.maximum(values, 1e-13 * values[-1]))
+    a, U = eigh(root.T @ A @ root)
+    return a, root @ U
 
 
 def _value(point: _Point | None) -> float:
