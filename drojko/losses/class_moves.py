@@ -379,22 +379,25 @@ def _settled(
         else:
             p = start[part]
         rows, held = np.arange(part.start, part.stop), scaled[own]
+        open_ = np.ones(len(rows), dtype=bool)
         for sweep in range(sweeps):
             image, value = _image(some, own, p, p @ scaled - held)
-            open_ = np.abs(image - p).max(axis=1) > done
-            left = np.count_nonzero(open_)
-            if left and 2 * left > len(open_) and sweep < sweeps - 1:
-                p = image
-                continue
-            ended = ~open_
+            # A row ends when it is settled, whatever its neighbours in a block are.
+            ended = open_ & (np.abs(image - p).max(axis=1) <= done)
             if sweep == sweeps - 1:
-                ended[:] = True
-            out.p[rows[ended]], out.image[rows[ended]] = p[ended], image[ended]
-            out.value[rows[ended]] = value[ended]
-            if ended.all():
-                break
-            rows, some, own, held = rows[open_], some[open_], own[open_], held[open_]
-            p = image[open_]
+                ended = open_
+            if ended.any():
+                index = rows[ended]
+                out.p[index], out.image[index] = p[ended], image[ended]
+                out.value[index] = value[ended]
+                open_ = open_ & ~ended
+                left = np.count_nonzero(open_)
+                if not left:
+                    break
+                if 2 * left <= len(open_):
+                    rows, some, own, held = rows[open_], some[open_], own[open_], held[open_]
+                    image, open_ = image[open_], np.ones(left, dtype=bool)
+            p = image
     _newton(out, f, y, scaled, done)
     return out
 

@@ -42,6 +42,7 @@ _UNSURE = 1e-12  # curvature of rows that all are sure
 _RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its multiplier
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
 _COME = 0.1  # of the width, that basins which come and go may change a value by
+_FLAT = 100  # steps towards the best constant model
 _STUCK = 3  # steps without progress
 
 
@@ -191,6 +192,7 @@ class _Newton:
             options = [self.first(rows.inward_classes(warm[0], warm[1]), warm[2])]
         else:
             Z, options = self.discriminant(), []
+            Z, flat = Z - Z.mean(axis=0), flat - flat.mean(axis=0)
             for share in (0.3, 1.0, 0.1, 0.01):
                 options.append(self.first(share * Z + (1.0 - share) * flat))
                 if len(options) == 2 and options[1] is min(options, key=_value):
@@ -218,6 +220,7 @@ class _Newton:
         slope = float(np.linalg.norm(gradient)) / (1.0 + abs(at.value))
         state = replace(state, decrement=decrement, slope=slope)
         dZ, rise = move[: at.Z.size].reshape(at.Z.shape), move[at.Z.size :]
+        dZ = dZ - dZ.mean(axis=0)  # what all classes have in common has no say: no drift
         rounding = 1e-14 * abs(at.value)
         done = min(max(1e-2 * decrement / max(abs(at.value), 1e-300), _FINE), _ROUGH)
         t = 1.0
@@ -394,6 +397,17 @@ def _value(point: _Point | None) -> float:
     return math.inf if point is None else point.value
 
 
+def _flat_bound(solver: _Newton, constant: np.ndarray) -> float:
+    """What the best plan against constant models proves against all."""
+    rows = solver.rows
+    some = rows_of(np.zeros((rows.n, 1)), rows.y, rows.w, intercept=rows.intercept)
+    ground = ClassGround.of(some, np.zeros(1), 0.0, None, 0.0)
+    flat = replace(solver, rows=some, ground=ground, tol=0.1 * solver.tol)
+    found = run(flat, flat.init((constant, None)), max_iter=_FLAT).state
+    Z = np.zeros((solver.n_classes, rows.size))
+    return class_lower_bound(rows, found.at.moves, solver.ground, Z, found.mu)
+
+
 def _fitted(
     solver: _Newton, outcome: Outcome[_State], data: RidgeData, constant: np.ndarray, alpha: float,
     tol: float,
@@ -410,7 +424,10 @@ def _fitted(
     found = judged(*outward(solver.rows, state.best.Z), state.best.penalty)
     if not ground.still:
         flat = judged(np.zeros_like(found[3]), constant, None)
-        found = flat if flat[0] <= found[0] * (1.0 + 1e-9) else found
+        if flat[0] <= found[0] * (1.0 + 1e-9):
+            found, before = flat, state.lower
+            if not relative_gap(flat[0], max(before, 0.0), solver.unit) <= tol:
+                state = replace(state, lower=max(before, _flat_bound(solver, constant)))
     attained, objective, risk, coef, intercept = found
     status, lower = outcome.status, min(max(state.lower, 0.0), attained)
     said, ended = "", status

@@ -29,7 +29,7 @@ def check(found, problem, rng, **form):
     for size in (0.0, 1e-3, 0.1, 1.0):
         coef = found.coef + size * rng.standard_normal(found.coef.shape)
         intercept = found.intercept + size * rng.standard_normal(found.intercept.shape)
-        risk = class_robust_risk(problem, coef, intercept, **form)
+        risk = class_robust_risk(problem, coef, intercept, **form, nodes=200)
         assert risk.attained <= risk.value * (1 + 1e-12)
         value = risk.value + 0.5 * alpha * (coef**2).sum()
         assert value >= found.lower * (1 - 1e-9)
@@ -57,6 +57,53 @@ def test_two_classes_are_the_binary_model():
     binary = solve_ridge(RidgeData(X, y, loss=get_loss("logistic")), radius=0.3)
     assert found.objective == pytest.approx(binary.objective, rel=1e-5)
     np.testing.assert_allclose(found.coef[1] - found.coef[0], binary.coef, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+def test_more_columns_than_rows(loss):
+    random = np.random.default_rng(3)
+    X, y = random.standard_normal((24, 300)), np.arange(24) % 3
+    problem = RidgeData(X, y, loss=get_loss(loss, "classification", 3))
+    found = solve_classes(problem, 3, radius=0.2, limits=Limits(200, 1e-3))
+    assert found.status == "converged"
+    assert found.risk.attained - found.lower <= 1e-3 * found.risk.attained
+    check(found, problem, random, radius=0.2)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+@pytest.mark.parametrize("form", [{"radius": 0.1}, {"radius": 0.0}, {"penalty": 1.0}])
+def test_classes_far_apart(loss, form):
+    random = np.random.default_rng(0)
+    y = np.arange(30) % 3
+    X = 0.1 * random.standard_normal((30, 2)) + np.array([[0, 10], [10, 0], [-10, -10]])[y]
+    problem = RidgeData(X, y, loss=get_loss(loss, "classification", 3))
+    found = solve_classes(problem, 3, **form, limits=Limits(200, 1e-3))
+    assert found.status == "converged"
+    assert 0.0 <= found.lower <= found.objective <= 1e-3
+    check(found, problem, random, **form)
+
+
+@pytest.mark.parametrize("radius", [1e3, 1e12, 1e30])
+@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+def test_radii_beyond_the_data_leave_a_constant(loss, radius):
+    problem, k = data(seed=1, loss=loss)
+    found = solve_classes(problem, k, radius=radius, limits=Limits(200, 1e-3))
+    assert found.status == "converged"
+    assert not found.coef.any()
+    share = np.bincount(problem.y) / len(problem.y)
+    best = -(share * np.log(share)).sum() if loss == "logistic" else 1.0  # no class has half
+    assert found.objective == pytest.approx(best, rel=1e-9)
+
+
+def test_weights_are_copies():
+    problem, k = data(seed=6, n=40)
+    times = np.random.default_rng(0).integers(0, 4, 40)
+    X, y = np.repeat(problem.X, times, axis=0), np.repeat(problem.y, times)
+    copies = RidgeData(X, y, loss=problem.loss)
+    weighted = RidgeData(problem.X, problem.y, weight=times, loss=problem.loss)
+    found = [solve_classes(one, k, radius=1.0) for one in (weighted, copies)]
+    np.testing.assert_allclose(found[0].coef, found[1].coef, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(found[0].intercept, found[1].intercept, rtol=1e-8)
 
 
 def test_nothing_moves_is_plain_softmax():
