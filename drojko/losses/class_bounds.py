@@ -79,7 +79,7 @@ class _Tree:
             weight = 0.25 * np.where(nodes.used > b, self.excess[j, k], 0.0)
             pairs.append((j, k, weight, nodes.low[:, b] + nodes.high[:, b], b))
         step = 1.0 / (1.0 + sum((weight for _, _, weight, _, _ in pairs), np.zeros(len(at))))
-        log, best = nodes.log, nodes.bound.copy()
+        log, best, value = nodes.log, nodes.bound.copy(), np.zeros(len(at))
         for i in range(steps):
             p = np.exp(log)
             flat = p @ self.flat

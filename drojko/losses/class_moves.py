@@ -312,15 +312,20 @@ class SoftmaxMoves(Moves):
     def _response(self, p: np.ndarray) -> np.ndarray:
         """(H^-1 - G / 2 lambda)^-1 of each move, (m, K, K), bounded where a basin ends."""
         k, scaled = p.shape[1], self.scaled
-        if self.concave:
-            spread = p[:, :, None] * (np.eye(k) - p[:, None, :])
-            return np.linalg.solve(np.eye(k) - spread @ scaled, spread)
+        out = np.empty((len(p), k, k))
+        # The trace of H G / 2 lambda: below 1 there is no end of a basin near.
+        near = np.full(len(p), not self.concave)
+        near &= p @ scaled.diagonal() - ((p @ scaled) * p).sum(axis=1) > 0.9
+        some = p[~near]
+        spread = some[:, :, None] * (np.eye(k) - some[:, None, :])
+        out[~near] = np.linalg.solve(np.eye(k) - spread @ scaled, spread)
         # H = B B', so that it is B (1 - B'GB / 2 lambda)^-1 B'.
-        root = np.sqrt(p)
+        root = np.sqrt(p[near])
         B = root[:, :, None] * (np.eye(k) - root[:, :, None] * root[:, None, :])
         values, vectors = np.linalg.eigh(B.transpose(0, 2, 1) @ scaled @ B)
         turned = (B @ vectors) / np.sqrt(np.maximum(1.0 - values, _STEEP))[:, None, :]
-        return turned @ turned.transpose(0, 2, 1)
+        out[near] = turned @ turned.transpose(0, 2, 1)
+        return out
 
     def plan(
         self, w: np.ndarray, mu: float, kept: np.ndarray | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,20 +27,24 @@ class ClassTransport(LinearProblem):
         """Quasi-Newton steps with a proven gap."""
         warm = None if start is None else (*start[0], start[1])
         data = self.plan.ridge(self.plan.draw(self.plan.n_draws))
-        return self.solved(solve_classes, data, self.plan.n_outputs, warm_start=warm)
+        parameters, result = self.solved(solve_classes, data, self.plan.n_outputs, warm_start=warm)
+        # Draws are not kept: the certificate has its own.
+        return parameters, replace(result, risk=None) if self.plan.sampled else result
 
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """Both sides: what two maps attain, and branch and bound."""
         plan, (coef, intercept) = self.plan, parameters
-        data = plan.ridge(plan.draw(_DRAWS))
         guess = result.penalty if 0 < result.penalty < math.inf else None
-        found = class_robust_risk(
-            data, coef, intercept, radius=plan.radius, penalty=plan.penalty, guess=guess
-        )
+        found = result.risk
+        if found is None or not found.of(coef, intercept):
+            data = plan.ridge(plan.draw(_DRAWS))
+            found = class_robust_risk(
+                data, coef, intercept, radius=plan.radius, penalty=plan.penalty, guess=guess
+            )
         own = error = 0.0
         if plan.sampled:
-            own = standard_error(found.losses, data.weight)
-            error = max(standard_error(np.asarray(found.spread), data.weight), own)
+            own = standard_error(found.losses, found.weight)
+            error = max(standard_error(np.asarray(found.spread), found.weight), own)
         certificate = Certificate(
             nominal_risk=found.nominal,
             lower=found.attained,

@@ -10,7 +10,7 @@ one basin is all that rows have, and comes from branch and bound elsewhere.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,17 @@ class ClassRisk:
     spread: np.ndarray
     losses: np.ndarray
     proof: str
+    model: _Model = field(repr=False)
+
+    @property
+    def weight(self) -> np.ndarray:
+        """Of the rows, (n,)."""
+        return self.model.w
+
+    def of(self, coef: np.ndarray, intercept: np.ndarray) -> bool:
+        """Whether it is that of this model."""
+        own = self.model
+        return np.array_equal(own.coef, coef) and np.array_equal(own.intercept, intercept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +86,7 @@ class _Map:
 class _Model:
     def __init__(self, data: RidgeData, coef: np.ndarray, intercept: np.ndarray) -> None:
         self.data, self.y, self.w = data, data.y, data.weight
+        self.coef, self.intercept = coef, intercept
         self.f = products(data.X, np.ascontiguousarray(coef.T)) + intercept
         self.gram = (coef * data.inverse_cost) @ coef.T
 
@@ -126,12 +138,12 @@ def class_robust_risk(
         found = model.at(penalty)
         upper, proof = model.ceiling(found, nodes)
         lower = max(found.value, nominal)
-        return _result(found, found, 0.0, upper, lower, nominal, proof)
+        return _result(model, found, found, 0.0, upper, lower, nominal, proof)
     budget = (radius or 0.0) ** 2
     # Losses rise by at most the largest |w_j - w_y| per unit moved.
     if not budget or math.sqrt(budget * size) <= _ROUNDING * nominal:
         nominal *= 1.0 + _ROUNDING if budget and size else 1.0
-        return _result(still, still, 0.0, nominal, nominal, nominal, "dual")
+        return _result(model, still, still, 0.0, nominal, nominal, nominal, "dual")
     low, high = _bracket(model, budget, guess)
     low, high = model.at(low.penalty), model.at(high.penalty)  # as any other draw will find them
     spread = low.cost - high.cost
@@ -144,11 +156,18 @@ def class_robust_risk(
         high = low = still
         share = 0.0
     lower = share * low.risk + (1.0 - share) * high.risk
-    return _result(low, high, share, max(upper, lower), max(lower, nominal), nominal, proof)
+    return _result(model, low, high, share, max(upper, lower), max(lower, nominal), nominal, proof)
 
 
 def _result(
-    low: _Map, high: _Map, share: float, upper: float, lower: float, nominal: float, proof: str
+    model: _Model,
+    low: _Map,
+    high: _Map,
+    share: float,
+    upper: float,
+    lower: float,
+    nominal: float,
+    proof: str,
 ) -> ClassRisk:
     def mix(a: Any, b: Any) -> Any:
         return b if share == 0.0 else share * a + (1.0 - share) * b
@@ -166,6 +185,7 @@ def _result(
         spread=mix(low.gain, high.gain),
         losses=mix(low.losses, high.losses),
         proof=proof,
+        model=model,
     )
 
 

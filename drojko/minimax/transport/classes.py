@@ -43,6 +43,7 @@ _RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its mul
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
 _COME = 0.1  # of the width, that basins which come and go may change a value by
 _FLAT = 100  # steps towards the best constant model
+_BIAS = 0.5  # of the accuracy, that smoothing may cost
 _STUCK = 3  # steps without progress
 
 
@@ -262,7 +263,8 @@ class _Newton:
             if state.ended is not None:
                 return state
         settled = state.decrement <= max(0.1 * bias, 1e-12 * size) or state.stuck > 1
-        if settled and at.moves.competing and bias > 0.05 * tol * size:
+        cool = settled and bias > _BIAS * tol * size
+        if at.moves.competing and (cool or (state.stuck > _STUCK and state.mu > _LEAST * size)):
             return self.cooled(replace(state, mu=_COOLING * state.mu, stuck=0, stage=math.inf))
         if state.stuck > _STUCK:
             return replace(state, ended=Status.STALLED)
@@ -320,8 +322,8 @@ class _Newton:
 
     def with_rivals(self, smooth: Any, at: _Point, mu: float) -> Any:
         """A preconditioner that knows how moves which compete change their shares, too."""
-        rows, c, share = at.moves.rivals(mu) if mu else (np.zeros(0, dtype=int), None, None)
-        if not rows.size or not hasattr(self.rows, "take"):
+        rows, c, share = at.moves.rivals(mu)
+        if not (rows.size and mu):
             return smooth
         weight = self.rows.w[rows] * share / mu
         if rows.size > _RIVALS:
