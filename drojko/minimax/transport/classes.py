@@ -42,6 +42,7 @@ _UNSURE = 1e-12  # curvature of rows that all are sure
 _RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its multiplier
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
 _COME = 0.1  # of the width, that basins which come and go may change a value by
+_NOTHING = 1e-9  # of the risk, that moves may add to that of a constant model
 _FLAT = 100  # steps towards the best constant model
 _BIAS = 0.5  # of the accuracy, that smoothing may cost
 _STUCK = 3  # steps without progress
@@ -72,7 +73,7 @@ class _Point:
     @property
     def spent(self) -> float:
         """Mean cost of the moves."""
-        return self.half**2 * float((self.second * self.gram).sum())
+        return self.half * (self.half * float((self.second * self.gram).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,6 +263,9 @@ class _Newton:
             state = self.bounded(state)
             if state.ended is not None:
                 return state
+        reach = (self.ground.radius or math.inf) * math.sqrt(float(at.gram.diagonal().max()))
+        if reach <= _NOTHING * size:  # a constant model, which `_fitted` proves
+            return replace(state, ended=Status.STALLED)
         settled = state.decrement <= max(0.1 * bias, 1e-12 * size) or state.stuck > 1
         cool = settled and bias > _BIAS * tol * size
         if at.moves.competing and (cool or (state.stuck > _STUCK and state.mu > _LEAST * size)):
@@ -285,19 +289,18 @@ class _Newton:
         half, radius = at.half, ground.radius or 0.0
         size = at.Z.size
         held = half * (at.second @ at.turned)
-        spent = float((at.second * at.gram).sum())
         slope = rows.sum(at.pull).T + held + ground.ridge * at.Z
         # half = 1 / 2 lambda changes by -2 half^2 with lambda.
-        gradient = np.append(slope.ravel(), [radius**2 - half**2 * spent] if ball else [])
+        gradient = np.append(slope.ravel(), [radius**2 - at.spent] if ball else [])
         curve = at.moves.curve(rows.w, state.mu)
         # Where next to nothing is spent the multiplier falls, by as much as it may.
-        bent = max(4.0 * half**3 * spent, radius**2 * half, 1e-300)
+        bent = max(half * max(4.0 * at.spent, radius**2), 1e-300)
 
         def apply(v: np.ndarray) -> np.ndarray:
             dZ = v[:size].reshape(shape)
             cross = half * ((dZ * ground.cost) @ at.Z.T)
             dE = cross + cross.T
-            shrink = -2.0 * half**2 * float(v[-1]) if ball else 0.0
+            shrink = -2.0 * half * (half * float(v[-1])) if ball else 0.0
             pull, second = curve(
                 rows.predict(np.ascontiguousarray(dZ.T)), dE + shrink * at.gram if ball else dE
             )
@@ -306,7 +309,7 @@ class _Newton:
             if not ball:
                 return out.ravel()
             out += shrink * (at.second @ at.turned)
-            low = -(half**2) * float((second * at.gram).sum()) + bent * float(v[-1])
+            low = -half * (half * float((second * at.gram).sum())) + bent * float(v[-1])
             low -= 2.0 * half * float((at.second * cross).sum())
             return np.append(out.ravel(), [low])
 
@@ -332,7 +335,8 @@ class _Newton:
         x = self.rows.take(rows).block(slice(None)) + at.half * (c @ at.turned)
         V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), -1)
         if self.ground.ball:
-            V = np.append(V, -(at.half**2) * ((c @ at.gram) * c).sum(axis=1)[:, None], axis=1)
+            falling = at.half * (at.half * ((c @ at.gram) * c).sum(axis=1))
+            V = np.append(V, -falling[:, None], axis=1)
         _, group = np.unique(rows, return_inverse=True)
         mean = np.zeros((group.max() + 1, V.shape[1]))
         np.add.at(mean, group, share[:, None] * V)
