@@ -332,13 +332,13 @@ class _Newton:
         if rows.size > _RIVALS:
             some = np.sort(np.argsort(-weight * (1.0 - share), kind="stable")[:_RIVALS])
             rows, c, share, weight = rows[some], c[some], share[some], weight[some]
-        x = self.rows.take(rows).block(slice(None)) + at.half * (c @ at.turned)
+        index, group = np.unique(rows, return_inverse=True)
+        x = self.rows.take(index).block(slice(None))[group] + at.half * (c @ at.turned)
         V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), -1)
         if self.ground.ball:
             falling = at.half * (at.half * ((c @ at.gram) * c).sum(axis=1))
             V = np.append(V, -falling[:, None], axis=1)
-        _, group = np.unique(rows, return_inverse=True)
-        mean = np.zeros((group.max() + 1, V.shape[1]))
+        mean = np.zeros((len(index), V.shape[1]))
         np.add.at(mean, group, share[:, None] * V)
         V = np.sqrt(weight)[:, None] * (V - mean[group])
         turned = smooth(V)
