@@ -35,7 +35,7 @@ __all__ = ["solve_classes"]
 _WIDTH, _COOLING = 0.1, 0.25  # of smoothing: the first over the risk, and the next over the last
 #: How far from a fixed point worst cases may be, at first and at last.
 _ROUGH, _FINE = 1e-3, 1e-9
-_GOAL = 0.5  # of the tolerance: what is worked for
+_GOAL = 0.8  # of the tolerance: what is worked for
 _CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
 _LEAST = 1e-7  # curvature of a class over their mean
 _UNSURE = 1e-12  # curvature of rows that all are sure
