@@ -48,6 +48,7 @@ SUITES = (
     "imports",
     "peers",
     "shift",
+    "natural",
     "duals",
     "gaussian",
     "reweighting",

@@ -27,6 +27,7 @@ __all__ = [
     "MinimaxProblem",
     "ObservedShift",
     "RadiusSelection",
+    "ShiftReport",
     "WorstCase",
     "__version__",
     "ambiguity",
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "losses",
     "make_robust_scorer",
+    "make_worst_group_scorer",
     "measures",
     "minimax",
     "nn",
@@ -51,6 +53,7 @@ __all__ = [
     "radius_path",
     "save",
     "select_radius",
+    "shift_report",
     "transport",
 ]
 
@@ -63,14 +66,17 @@ _HOME = {
     "MinimaxProblem": "drojko.problems",
     "ObservedShift": "drojko.estimators",
     "RadiusSelection": "drojko.estimators",
+    "ShiftReport": "drojko.estimators",
     "WorstCase": "drojko.inner",
     "audit": "drojko.auditing",
     "load": "drojko._persist",
     "save": "drojko._persist",
     "make_robust_scorer": "drojko.estimators",
+    "make_worst_group_scorer": "drojko.estimators",
     "observed_shift": "drojko.estimators",
     "radius_path": "drojko.estimators",
     "select_radius": "drojko.estimators",
+    "shift_report": "drojko.estimators",
 }
 
 if TYPE_CHECKING:
@@ -99,10 +105,13 @@ if TYPE_CHECKING:
     from drojko.estimators import DRORegressor as DRORegressor
     from drojko.estimators import ObservedShift as ObservedShift
     from drojko.estimators import RadiusSelection as RadiusSelection
+    from drojko.estimators import ShiftReport as ShiftReport
     from drojko.estimators import make_robust_scorer as make_robust_scorer
+    from drojko.estimators import make_worst_group_scorer as make_worst_group_scorer
     from drojko.estimators import observed_shift as observed_shift
     from drojko.estimators import radius_path as radius_path
     from drojko.estimators import select_radius as select_radius
+    from drojko.estimators import shift_report as shift_report
     from drojko.inner import WorstCase as WorstCase
     from drojko.problems import MinimaxProblem as MinimaxProblem
 

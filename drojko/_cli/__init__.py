@@ -1,7 +1,7 @@
 """The command line: thin commands that parse, call the public interface and print.
 
-Exit codes: 0 fine, 1 failure, 2 usage, 130 stopped by Ctrl-C. No error and no bad file ends in a
-traceback. Everything but click is imported inside of the commands,
+Exit codes: 0 fine, 1 failure, 2 usage, 3 an audit crossed a limit, 130 stopped by Ctrl-C. No error
+and no bad file ends in a traceback. Everything but click is imported inside of the commands,
 so that ``drojko --help`` answers at once.
 """
 
@@ -330,6 +330,8 @@ def _build(task: str, options: dict[str, Any], X: Any) -> tuple[Any, Any]:
     help="auto: whole numbers move in whole steps, columns without a negative value get none.",
 )  # fmt: skip
 @click.option("--loss", help="Such as logistic, zero-one, squared or absolute.")
+@click.option("--limit", metavar="NAME=NUMBER,...",
+              help="What must hold: accuracy or auc at least, risk at most.")  # fmt: skip
 @click.option("--standardize", is_flag=True, help="Distances in standard deviations of columns.")
 @_immutable
 @_drop
@@ -337,6 +339,7 @@ def _build(task: str, options: dict[str, Any], X: Any) -> tuple[Any, Any]:
 @_sep
 @click.option("--html", type=_OUT, help="Write a page.")
 @click.option("--csv", type=_OUT, help="Write the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--samples", type=_OUT,
               help="Write 1000 draws of the worst case, .csv or .parquet.")  # fmt: skip
 @click.option("--trust", multiple=True,
@@ -344,12 +347,17 @@ def _build(task: str, options: dict[str, Any], X: Any) -> tuple[Any, Any]:
 @click.option("--unsafe-pickle", is_flag=True,
               help="Load a pickle or joblib file: it can run any code.")  # fmt: skip
 @click.option("--seed", type=_SEED, default=0, show_default=True)
-def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: Any) -> None:
+@click.pass_context
+def audit(
+    context: click.Context, model: Path, data: Path, target: str, radii: str, kind: str,
+    **given: Any,
+) -> None:  # fmt: skip
     """Find the worst shift of a model: how bad, how sure, which columns.
 
     MODEL is a file of drojko, or of skops with trusted types; DATA a CSV or Parquet table, or a
-    folder of Parquet files.
+    folder of Parquet files. Exit code 3 where a --limit is crossed.
     """
+    limit = _limits(given["limit"])
     sizes = _sizes(radii, 1.0 if kind == "cvar" else math.inf)
     wanted = {name: path for name in ("html", "csv", "samples") if (path := given[name])}
     for path in wanted.values():
@@ -373,7 +381,7 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     report = run(
         fitted, X, y, chosen, radii=sizes, random_state=given["seed"], name=model.stem,
         scale="standard" if given["standardize"] else None, verbose=sys.stderr.isatty(),
-        loss=given["loss"],
+        loss=given["loss"], limit=limit,
     )  # fmt: skip
     savers = {
         "html": report.to_html,
@@ -382,9 +390,13 @@ def audit(model: Path, data: Path, target: str, radii: str, kind: str, **given: 
     }
     for name, path in wanted.items():
         savers[name](path)
-    console.print(str(report), soft_wrap=True)
-    for name, path in wanted.items():
-        console.print(f"{name}: {path}")
+    if given["as_json"]:
+        click.echo(report.to_json())
+    else:
+        console.print(str(report), soft_wrap=True)
+        for name, path in wanted.items():
+            console.print(f"{name}: {path}")
+    context.exit(3 if report.crossed else 0)
 
 
 # -- predict -------------------------------------------------------------------------------------
@@ -438,6 +450,20 @@ def _as_fitted(fitted: Any, X: Any, data: Path) -> Any:
     elif list(known) != list(X.columns):
         click.echo("note: reordered the columns as the model has them", err=True)
     return X[list(known)]
+
+
+def _limits(text: str | None) -> Any:
+    """``--limit`` as `audit` takes it: names with numbers, or one number."""
+    if text is None:
+        return None
+    with suppress(ValueError):
+        if "=" not in text:
+            return float(text)
+        pairs = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, _, value in pairs}
+    raise click.UsageError(
+        f"--limit {text!r}: expected a number, or names with numbers, as in accuracy=0.8,risk=0.7"
+    )
 
 
 def _sizes(text: str, most: float) -> list[float]:

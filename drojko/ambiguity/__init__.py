@@ -15,7 +15,7 @@ from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.duals.density_ratio import DensityRatioSet, Reweighting
 from drojko.ambiguity.ground.columns import one_hot_groups
 from drojko.ambiguity.ground.cost import GroundCost
-from drojko.ambiguity.group import BoundGroup, Group, GroupDual
+from drojko.ambiguity.group import BoundGroup, Group, GroupDual, group_columns
 from drojko.ambiguity.kl import KL
 from drojko.ambiguity.latent import Conditional, Marginal
 from drojko.ambiguity.mmd import MMD, BoundMMD, MMDDual
@@ -45,5 +45,6 @@ __all__ = [
     "Sinkhorn",
     "TotalVariation",
     "Wasserstein",
+    "group_columns",
     "one_hot_groups",
 ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drojko._validation import check_number, checked
+from drojko._validation import check_number, checked, is_whole, shown
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.divergence import Levels
 from drojko.ambiguity.duals.scaling import finite_losses, masses
@@ -15,7 +15,12 @@ from drojko.ambiguity.total_variation import TotalVariation
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import NO_GROUPS, membership
 
-__all__ = ["BoundCells", "BoundGroup", "Group", "GroupDual", "crossing", "membership"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "BoundCells", "BoundGroup", "Group", "GroupDual", "crossing", "group_columns", "membership",
+]  # fmt: skip
 
 
 class Group(AmbiguitySet):
@@ -46,7 +51,9 @@ class Group(AmbiguitySet):
     Notes
     -----
     Training needs the groups of the rows: ``fit(X, y, groups=...)``. A worst group is the one
-    whose risk is largest, which label noise can make it: compare with the group's own best risk.
+    whose risk is largest, which label noise can make it: compare with the group's own best risk. A
+    fit warns where a group of fewer than 10 rows takes all the weight: `group_columns` joins small
+    groups, and makes overlapping ones of several columns of labels.
 
     References
     ----------
@@ -114,6 +121,65 @@ class Group(AmbiguitySet):
                 f"Group got radius={self.radius!r}; it is a share of mass, at most 1, where every "
                 "mixture is inside: Group() is the worst group"
             )
+
+
+def group_columns(labels: Any, *, min_rows: int = 1) -> pd.DataFrame:
+    """Overlapping groups from columns of labels, none of fewer rows than ``min_rows``.
+
+    Parameters
+    ----------
+    labels : DataFrame, array-like of shape (n, k) or (n,)
+        A label per row and column: age band, region, device.
+    min_rows : int, default=1
+        Smaller groups of a column are joined, with the next larger ones until they are as large: of
+        a few rows the worst group is mostly noise.
+
+    Returns
+    -------
+    DataFrame of 0 and 1, shape (n, G)
+        For ``groups=``, a column per group, "region = north"; "region = others" for those that
+        were joined. A column whose rows are all in one group then is left out, unless it is the
+        only one.
+
+    Raises
+    ------
+    InvalidDataError
+        For missing labels, or a ``min_rows`` that is not in 1 to n.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from drojko.ambiguity import Group, group_columns
+    >>> labels = pd.DataFrame({"age": list("ooyy"), "region": list("nsws")})
+    >>> groups = group_columns(labels, min_rows=2)
+    >>> list(groups.columns)
+    ['age = o', 'age = y', 'region = s', 'region = others']
+    >>> Group().on(groups=groups).dual([0.0, 4.0, 1.0, 2.0]).value
+    3.0
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(labels)
+    n = len(frame)
+    if not is_whole(min_rows, 1) or min_rows > n:
+        raise InvalidDataError(f"min_rows={shown(min_rows)}; expected 1 to {n}, the number of rows")
+    found: dict[str, np.ndarray] = {}
+    for name, column in frame.items():
+        members, names = membership(np.asarray(column))
+        rows = members.sum(axis=0)
+        order = np.argsort(rows, kind="stable")
+        joined = int((rows < min_rows).sum())
+        while 0 < joined < len(order) and rows[order[:joined]].sum() < min_rows:
+            joined += 1
+        kept = np.sort(order[joined:])
+        parts = {f"{name} = {names[k]}": members[:, k] for k in kept}
+        if joined:
+            parts[f"{name} = others"] = members[:, order[:joined]].sum(axis=1)
+        if len(parts) > 1 or frame.shape[1] == 1:
+            found |= parts
+    if not found:
+        raise InvalidDataError(f"no column has two groups of {min_rows} rows: lower min_rows")
+    return pd.DataFrame(found, index=frame.index).astype(int)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

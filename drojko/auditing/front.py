@@ -25,7 +25,7 @@ from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.faithful import faithful, farthest
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.problem import AuditProblem
-from drojko.auditing.reading.setup import build_problem, sets_of, size_name
+from drojko.auditing.reading.setup import build_problem, searched, sets_of, size_name
 from drojko.auditing.reporting.comparison import Comparison
 from drojko.auditing.reporting.decision import check_limit
 from drojko.auditing.reporting.meaning import seen
@@ -127,7 +127,8 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
         report is the same bit by bit, whatever the number (to rounding beside None, where more
         than a million numbers get torch several threads). It helps where sizes know nothing of one
         another and each takes long: `Sinkhorn`, order 1, `MMD`. Order 2 goes along a path of sizes,
-        one after the other, and the other duals take milliseconds.
+        one after the other; of 2,000 rows or more, models without gradients are searched in
+        blocks of rows at once. The other duals take milliseconds.
 
     effort : {"fast", "thorough"}, default="fast"
         On the worst case of a network and its bounds. "thorough" searches in rounds, says what it
@@ -169,12 +170,13 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
     are compared with the model on all rows and on rows moved out to the largest size; where they
     differ, a finding says so, and the model's own answers are used.
 
-    Missing values stay as they are, under sets that reweight (not MMD) and order-2 Wasserstein
-    sets, with a scikit-learn estimator that takes them; the other values of such a row may move.
-    ``samples`` of the report hold NaN again.
+    Missing values stay as they are, under sets that reweight (not MMD) and where rows are
+    searched, with a scikit-learn estimator that takes them; the other values of such a row may
+    move. ``samples`` of the report hold NaN again.
 
-    Models without gradients are searched (a lower bound); density-ratio sets are exact for any
-    model. Probabilities are read between 1e-6 and 1 where there are no gradients.
+    Models without gradients are searched under Wasserstein sets of either order, networks under
+    order 1 (a lower bound); density-ratio sets are exact for any model. Probabilities are read
+    between 1e-6 and 1 where there are no gradients.
 
     Examples
     --------
@@ -327,8 +329,8 @@ def _search(
         work: Iterator[Row] = iter(())
     elif name_of in ("reweighting", "support"):
         work = reweight(problem, sizes, n_jobs)
-    elif name_of == "transport" and problem.ambiguity.order == 2:
-        work = transport(problem, sizes, settings, general, max_evaluations)
+    elif searched(problem.ambiguity, problem.model):
+        work = transport(problem, sizes, settings, general, max_evaluations, n_jobs)
     else:
         work = certified(problem, sizes, settings, n_jobs)
     try:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from sklearn import get_config
 from sklearn.base import clone
+from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metadata_routing import MetadataRequest
 
 from drojko._driver import keeping
-from drojko._validation import checked, floats, shown
+from drojko._validation import checked, floats, is_whole, shown
 from drojko.ambiguity import AmbiguitySet
 from drojko.approaches.registry import approach_to
 from drojko.estimators._parallel import in_parallel, named
 from drojko.exceptions import InvalidDataError
+from drojko.measures._arrays import membership
 
-__all__ = ["Rows", "make_robust_scorer", "radius_path", "size_of", "split_last"]
+__all__ = [
+    "Rows", "make_robust_scorer", "make_worst_group_scorer", "radius_path", "size_of", "split_last",
+]  # fmt: skip
 
 
 def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
@@ -60,14 +64,64 @@ def make_robust_scorer(ambiguity: AmbiguitySet) -> Callable[..., float]:
     return _RobustScorer(ambiguity)
 
 
-class _RobustScorer:
-    """A picklable scorer."""
+def make_worst_group_scorer(
+    scoring: Any = None, *, column: Any = None, min_rows: int = 10
+) -> Callable[..., float]:
+    """Scorer of any estimator by the group of rows that it serves worst: the least of their scores.
 
-    def __init__(self, ambiguity: AmbiguitySet) -> None:
-        self.ambiguity = ambiguity
+    Parameters
+    ----------
+    scoring : str, callable or None, default=None
+        A scorer of scikit-learn, applied to the rows of each group ("neg_log_loss", "accuracy");
+        None: the estimator's ``score``. Larger is better.
+    column : name or index, default=None
+        The column of X that holds the groups. None: ``groups`` is routed to the scorer, with
+        ``set_score_request(groups=True)``, labels of shape (n,) or columns of 0 and 1.
+    min_rows : int, default=10
+        Groups of fewer rows (in a fold) are scored together: of a few rows the worst is noise.
+
+    Returns
+    -------
+    scorer : callable
+        For ``scoring=``; can be pickled.
+
+    Raises
+    ------
+    InvalidDataError
+        For a ``min_rows`` below 1; when called, without groups.
+
+    Notes
+    -----
+    Groups that a fold lacks count nothing there. A score that needs both classes ("roc_auc") is NaN
+    for a group of one, and so is the worst then.
+
+    References
+    ----------
+    S. Sagawa, P. W. Koh, T. B. Hashimoto, P. Liang (2020), Distributionally robust neural networks
+    for group shifts, arXiv 1911.08731.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.dummy import DummyClassifier
+    >>> X = np.repeat([[0], [1]], 10, axis=0)
+    >>> y = np.array([0] * 12 + [1] * 8)
+    >>> worst = make_worst_group_scorer("accuracy", column=0)
+    >>> worst(DummyClassifier().fit(X, y), X, y)
+    0.2
+    """
+    if not is_whole(min_rows, 1):
+        raise InvalidDataError(f"min_rows={shown(min_rows)}; expected 1 or more")
+    return _WorstGroupScorer(scoring, column, min_rows)
+
+
+class _Routed:
+    """A scorer that may ask for more than X and y."""
+
+    def __init__(self) -> None:
         self._request: Any = None
 
-    def set_score_request(self, **requests: bool | str | None) -> _RobustScorer:
+    def set_score_request(self, **requests: bool | str | None) -> Self:
         """Ask for ``sample_weight`` or ``groups``, as scikit-learn's scorers do."""
         if not get_config()["enable_metadata_routing"]:
             raise RuntimeError(
@@ -87,6 +141,14 @@ class _RobustScorer:
         """What the scorer asks for: nothing before `set_score_request`."""
         return self._request or MetadataRequest(owner=self)
 
+
+class _RobustScorer(_Routed):
+    """A picklable scorer at one set."""
+
+    def __init__(self, ambiguity: AmbiguitySet) -> None:
+        super().__init__()
+        self.ambiguity = ambiguity
+
     def __call__(self, estimator: Any, X: Any, y: Any, **kwargs: Any) -> float:
         steps, last = split_last(estimator)  # distances are in the units of the last step
         X = X if steps is None else steps.transform(X)
@@ -94,6 +156,45 @@ class _RobustScorer:
 
     def __repr__(self) -> str:
         return f"make_robust_scorer({self.ambiguity!r})"
+
+
+class _WorstGroupScorer(_Routed):
+    """A picklable scorer by the worst group."""
+
+    def __init__(self, scoring: Any, column: Any, min_rows: int) -> None:
+        super().__init__()
+        self.scoring, self.column, self.min_rows = scoring, column, min_rows
+
+    def __call__(
+        self, estimator: Any, X: Any, y: Any, groups: Any = None, sample_weight: Any = None
+    ) -> float:
+        if self.column is not None:
+            groups = _safe_indexing(X, self.column, axis=1)
+        if groups is None:
+            raise InvalidDataError(
+                "make_worst_group_scorer has no groups: name the column= of X that holds them, or "
+                "route them with set_score_request(groups=True)"
+            )
+        members = membership(groups)[0] > 0
+        if len(members) != np.shape(y)[0]:
+            raise InvalidDataError(
+                f"groups has {len(members)} rows and y has {np.shape(y)[0]}: give one per row"
+            )
+        small = members.sum(axis=0) < self.min_rows
+        together = members[:, small].any(axis=1, keepdims=True)
+        members = np.hstack([members[:, ~small], together])
+        scorer: Any = check_scoring(estimator, self.scoring)
+        found = []
+        for rows in map(np.flatnonzero, members.T):
+            if len(rows):
+                weight = None if sample_weight is None else _safe_indexing(sample_weight, rows)
+                more = {} if weight is None else {"sample_weight": weight}
+                part = _safe_indexing(X, rows), _safe_indexing(y, rows)
+                found.append(float(scorer(estimator, *part, **more)))
+        return float(np.min(found))  # NaN where one of them is
+
+    def __repr__(self) -> str:
+        return f"make_worst_group_scorer({self.scoring!r}, column={self.column!r})"
 
 
 @checked()

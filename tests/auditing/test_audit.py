@@ -182,7 +182,7 @@ def test_other_sets_go_through_the_estimators(linear, iris):
 
 
 def test_sets_that_need_gradients_say_what_does_not(forest, moons):
-    with pytest.raises(UnsupportedError, match="order 2"):
+    with pytest.raises(UnsupportedError, match="without gradients: Wasserstein, KL"):
         audit(forest, *moons, Sinkhorn(0.1), radii=[0.1])
 
 

@@ -45,6 +45,8 @@ DRAWS = 10_000
 _MANY = 20_000
 #: Rows that predictions are made of at a time.
 BLOCK = 65_536
+#: Share of the worst case, number of rows and share of all rows at which a group is a word worth.
+_ALL, _FEW, _SMALL = 0.99, 10, 0.05
 
 
 #: Points as arrays, the set on them, and the losses there, float64.
@@ -218,9 +220,10 @@ class OnSupport(Approach):
             certificate = replace(certificate, radius=plan.radius)
         state: dict[str, Any] = {"attained_risk": certificate.worst_case_risk}
         dual = bound.dual(losses)
-        shares = getattr(dual, "group_weights", None)
+        shares, advice = getattr(dual, "group_weights", None), None
         if shares is not None:
             state["group_weights"] = shares
+            advice = None if plan.sampled else _lonely(shares, bound.members)
         else:
             points: Any = x, y, w * dual.ratio
             if hasattr(x, "rows"):  # a table keeps some of its rows, or none
@@ -229,7 +232,7 @@ class OnSupport(Approach):
                 x, y, mass, *_ = points
                 kept = mass > 0
                 state |= {"x": x[kept].astype(np.float64), "y": y[kept], "mass": mass[kept]}
-        return Assessment(certificate, state)
+        return Assessment(certificate, state, advice=advice)
 
     def worst_case(self, fitted: FittedModel, state: dict[str, Any]) -> WorstCase:
         """The worst mixture of the groups, or the points with their worst masses."""
@@ -272,6 +275,18 @@ def _support(plan: Plan, model: Any, count: int) -> Any:
     """Points and the set on them; of an empirical reference the atoms, whatever the count."""
     most = plan.ambiguity.most_draws or count
     return plan.problem(model).support(plan.ambiguity, min(count, most), plan.child)
+
+
+def _lonely(shares: np.ndarray, members: np.ndarray) -> str | None:
+    """A word where one group of few among many rows is all of the worst case."""
+    worst, rows = int(shares.argmax()), members.sum(axis=0)
+    if shares[worst] < _ALL or rows[worst] >= _FEW or rows[worst] > _SMALL * len(members):
+        return None
+    return (
+        f"a group of {int(rows[worst])} of {len(members)} rows takes all the weight in the worst "
+        "case: what the model was trained for is mostly their noise. Join small groups with "
+        "drojko.ambiguity.group_columns(labels, min_rows=...), or give Group a radius"
+    )
 
 
 def _membership(groups: Any, weight: np.ndarray) -> tuple[np.ndarray, list[Any]]:

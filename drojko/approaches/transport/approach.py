@@ -14,7 +14,6 @@ from drojko.approaches.base import (
     Assessment,
     FittedModel,
     LinearProblem,
-    NoWorstCase,
     Plan,
     Points,
 )
@@ -95,10 +94,7 @@ class Transport(Approach):
         """The image of the reference under the stored maps."""
         adversary = _adversary(fitted, state)
         if fitted.classes is None and np.isfinite(adversary.label_cost):
-            raise NoWorstCase(
-                "worst_case_: targets move under this label_cost, and a map of X alone does not "
-                "say how; certificate_ is exact. Use label_cost=inf to see a worst case"
-            )
+            return _moving_targets(fitted, state, adversary)
         return TransportedWorstCase(
             adversary,
             fitted.reference,
@@ -112,6 +108,22 @@ class Transport(Approach):
             state["cost_weights"],
             KnownRows(**state["known"]) if state.get("known") else None,
         )
+
+
+def _moving_targets(
+    fitted: FittedModel, state: dict[str, Any], adversary: Adversary
+) -> TransportedWorstCase:
+    """The line of a linear regression along which rows and targets move."""
+    from drojko.inner.transport.targets import TargetsMove
+
+    weights, biases = (p.detach().double().cpu().numpy() for p in fitted.model.parameters())
+    costs = np.asarray(state["cost_weights"], dtype=np.float64)
+    line = weights.ravel(), float(biases.ravel()[0]), 1.0 / costs, float(adversary.label_cost)
+    return TargetsMove(
+        adversary, fitted.reference, state["low_penalty"], state["high_penalty"], state["share"],
+        state["attained_risk"], feature_names=fitted.feature_names,
+        cost_weights=state["cost_weights"], line=line,
+    )  # fmt: skip
 
 
 def _adversary(fitted: FittedModel, state: dict[str, Any]) -> Adversary:

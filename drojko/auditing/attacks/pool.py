@@ -100,11 +100,11 @@ class Pool:
     def take(self, choice: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Positions, labels, costs and losses of one candidate per row."""
         x, y, cost, risk = (part.clone() for part in self.layers[0][:4])
-        for k in choice.unique().tolist():
-            if k:
-                rows = choice == k
-                for part, own in zip((x, y, cost, risk), self.layers[k]):
-                    part[rows] = own[rows]
+        order, counts = choice.argsort(), choice.bincount(minlength=len(self.layers))
+        for layer, rows in zip(self.layers, order.split(counts.tolist()), strict=True):
+            if len(rows):
+                x[rows], y[rows] = layer.x[rows], layer.y[rows]
+                cost[rows], risk[rows] = layer.cost[rows], layer.risk[rows]
         return x, y, cost, risk
 
 
@@ -112,7 +112,8 @@ def _select(
     cost: Tensor, risk: Tensor, weights: Tensor, penalty: float
 ) -> tuple[Tensor, float, float]:
     """The best layer of each row, the first (cheapest known) of equals; mean cost and risk."""
-    choice = torch.sub(risk, cost, alpha=penalty).argmax(0)
+    value = torch.sub(risk, cost, alpha=penalty).numpy()
+    choice = torch.from_numpy(value.argmax(0))  # several times as fast as that of torch
     pick = choice.unsqueeze(0)
     return (
         choice,

@@ -1,16 +1,21 @@
-"""The search without gradients: random moves, lines and coordinates, many rows per call."""
+"""The search without gradients: random moves, lines and columns, many rows per call."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drojko.auditing.attacks.pool import Pool
+from drojko._random import spawn
+from drojko.auditing.attacks.pool import Layer, Pool
+from drojko.auditing.progress import Progress
+from drojko.auditing.reading.own import Tally
 from drojko.auditing.reading.problem import AuditProblem
+from drojko.estimators._parallel import in_parallel, workers
 from drojko.losses import get_loss
 
 __all__ = ["Search", "search"]
@@ -21,29 +26,82 @@ _KEPT = 16  # penalties whose best candidates survive
 _DONORS, _BISECTIONS, _MOST_DONORS = 4, 6, 1_000
 #: Bisections of the lines along which a guide expects other answers, and how far these go.
 _FINE, _REACHES = 20, (1.0, 5.0)
-_ATONCE = 100_000  # rows of one call
+#: Parts of the columns that are put back, and what is left of their move.
+_PARTS, _LEFT = 5, (0.0, 0.5, 0.8)
+#: Rows of a block at least, and blocks at most.
+_ROWS, _BLOCKS = 1_000, 16
+#: Rows of one call, and numbers in them.
+_ATONCE, _NUMBERS = 100_000, 4_000_000
 
 
 def search(
-    problem: AuditProblem, pool: Pool, radii: list[float], calls: int, generator: torch.Generator
+    problem: AuditProblem,
+    pool: Pool,
+    radii: list[float],
+    calls: int,
+    generator: torch.Generator,
+    n_jobs: int | None = None,
 ) -> None:
     """Add what ``calls`` questions per row find to a pool, as layers of the source "search".
 
     Random directions and distances; lines towards rows that the model scores badly under a row's
-    own label, bisected to where the loss rises; then changes of the best moves so far: single
-    coordinates put back or halved, whole moves shortened or shaken, accepted where the loss minus
-    the price of the cost rises. The prices are those of the radii.
+    own label, bisected to where the loss rises; then changes of the best moves so far: columns put
+    back, whole moves shortened or shaken, accepted where the loss minus the price of the cost
+    rises. The prices are those of the radii. Questions that do not wait for one another's answers
+    are one call of the model, and none is put about a row that it would leave where it is.
+
+    Many rows are searched in blocks drawn by chance, each at prices of its own, ``n_jobs`` at once.
     """
+    every = problem.w.nonzero()[:, 0]
+    n, blocks = len(every), [every]
+    if n >= 2 * _ROWS:
+        order = every[torch.randperm(n, generator=generator)]
+        blocks = [rows.sort().values for rows in order.chunk(min(n // _ROWS, _BLOCKS))]
+    alone = workers(n_jobs, len(blocks)) == 1
+    jobs, share = [], 0.7 / len(blocks)
+    for rows in blocks:
+        part = replace(problem.part(rows), progress=problem.progress)
+        if not alone:  # each counts for itself, and says nothing
+            own = replace(problem.model, tally=Tally())
+            part = replace(part, calls=[0], progress=Progress(), model=own)
+        jobs.append((part, pool.nominal[rows], radii, calls, spawn(generator), share))
+    stay, last = pool.layers[0], len(pool.layers)
+    with closing(in_parallel(_block, jobs, n_jobs)) as done:
+        for rows in problem.progress.over(blocks, "search", 0.0 if alone else 0.7):
+            layers, asked, bad = next(done)
+            if not alone:
+                problem.calls[0] += asked
+                problem.model.tally.bad += bad
+            for k, layer in enumerate(layers):
+                if len(pool.layers) == last + k:
+                    x, cost, risk = stay.x.clone(), stay.cost.clone(), stay.risk.clone()
+                    pool.add(x, stay.y, cost, risk, "search")
+                whole = pool.layers[last + k]
+                whole.x[rows], whole.cost[rows], whole.risk[rows] = layer.x, layer.cost, layer.risk
+
+
+def _block(
+    problem: AuditProblem,
+    nominal: Tensor,
+    radii: list[float],
+    calls: int,
+    generator: torch.Generator,
+    share: float,
+) -> tuple[list[Layer], int, int]:
+    """What is found for some rows, of which the losses are known; rows asked, answers amiss."""
+    pool, tally = Pool.of(problem.x, problem.y, nominal), problem.model.tally
+    asked, bad = problem.calls[0], tally.bad
     state = Search(problem, pool, radii, generator)
     used = max(1, int(RANDOM * calls))
-    for _ in range(used):
-        state.random()
+    state.random(used)
     used += state.slopes(min(_FINE, int(LINES * calls) // len(_REACHES) - 2))
-    for k in range(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 2))):
-        used += state.line(k)
-    for step in problem.progress.over(range(calls - used), "search", 0.7):
-        state.improve(step)
+    used += state.lines(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 2)))
+    for count in problem.progress.over(state.rounds(calls - used), "search", share):
+        if problem.late:
+            break
+        state.improve(count)
     state.prune()
+    return pool.layers[1:], problem.calls[0] - asked, tally.bad - bad
 
 
 @dataclass(eq=False)
@@ -56,8 +114,11 @@ class Search:
     generator: torch.Generator
 
     def __post_init__(self) -> None:
-        self.first = len(self.pool.layers)
         self.far = 3.0 * max(self.radii)
+        if self.problem.ambiguity.order == 1:  # whose worst cases move few rows far
+            centre = self.problem.w @ self.problem.x
+            far = float(self.problem.w @ self.problem.price(self.problem.x - centre))
+            self.far = max(self.far, far)
         self.mutable = torch.as_tensor(self.problem.cost.mutable)
         weights = np.where(self.problem.cost.mutable, self.problem.cost.weights, 0.0)
         self.weights = torch.as_tensor(weights)
@@ -67,56 +128,65 @@ class Search:
             self.whole = torch.as_tensor(np.flatnonzero(whole & self.problem.cost.mutable))
         if self.swaps is not None:
             self.state = self.swaps.state(self.problem.x)
-        extra = [4] * bool(len(self.whole)) + [5] * (self.swaps is not None)
-        self.kinds = [0, 1, 2, 3, *([0, 1, 2, 3, *extra] if extra else [])]
-        self.donors: Tensor | None = None
         self.penalties: list[float] = []
-        self.current: dict[float, tuple[Tensor, Tensor]] = {}
+        n, d = self.problem.x.shape
+        #: Changes of all rows that one call may hold.
+        self.most = max(1, min(_ATONCE // n, _NUMBERS // max(1, n * d)))
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
-    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and costs at positions of all rows, which become a layer."""
+    def ask(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Where rows come to stand for positions x (m, n, d), their losses and costs (m, n).
+
+        Each of the m is a layer. Rows that stand where they are ``known`` from, of the same shape,
+        are not asked about; their losses are those of the rows where they are, or minus infinity.
+        """
+        problem = self.problem
         x, cost = self.place(x)
-        risk = torch.cat(
-            [
-                self.problem.losses(a, b)
-                for a, b in zip(x.split(_ATONCE), self.problem.y.split(_ATONCE), strict=True)
-            ]
-        )
-        self.pool.add(x, self.problem.y, cost, risk, "search")
-        if len(self.pool.layers) - self.first > 3 * _KEPT:
-            self.prune()
-        return risk, cost
+        moved = (x != problem.x).any(-1)
+        risk = torch.where(moved, -torch.inf, self.pool.nominal)
+        new = moved if known is None else moved & (x != known).any(-1)
+        if new.any():
+            risk[new] = problem.losses(x[new], problem.y.expand(new.shape)[new])
+        for layer in zip(x, cost, risk, strict=True):
+            self.pool.add(layer[0], problem.y, *layer[1:], "search")
+            if len(self.pool.layers) > 3 * _KEPT:
+                self.prune()
+        return x, risk, cost
 
     def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest positions (n, d) that rows may take, and what each costs, (n,)."""
+        """The nearest positions (m, n, d) that rows may take, and what each costs, (m, n)."""
         problem = self.problem
         z = torch.where(self.mutable, problem.real(x), problem.x)
-        cost = (z - problem.x).square() @ self.weights
+        cost = problem.price(z - problem.x)
         if self.swaps is None:
             return z, cost
-        choice = self.swaps.state(x)
-        return self.swaps.apply(z, self.state, choice), cost + self.swaps.fee(self.state, choice)
+        m, (n, d) = len(x), problem.x.shape
+        own, choice = self.state.repeat(m, 1), self.swaps.state(x.reshape(-1, d))
+        z = self.swaps.apply(z.reshape(-1, d), own, choice).reshape(m, n, d)
+        return z, cost + self.swaps.fee(own, choice).reshape(m, n)
 
-    def random(self) -> None:
-        """A random direction and distance for every row."""
-        self.ask(self.fresh())
+    def random(self, times: int) -> None:
+        """Random directions and distances for every row."""
+        for start in range(0, times, self.most):
+            self.ask(self.fresh(min(self.most, times - start)))
 
-    def fresh(self) -> Tensor:
-        n = len(self.problem.x)
-        move = self.problem.directions(n, self.generator) * (self.far * self.uniform(n, 1))
-        return self.problem.x + move
+    def fresh(self, m: int) -> Tensor:
+        """Random positions (m, n, d)."""
+        shape = (m, *self.problem.x.shape)
+        way = self.problem.directions(m * shape[1], self.generator).reshape(shape)
+        return self.problem.x + way * (self.far * self.uniform(m, shape[1], 1))
 
     # -- lines -------------------------------------------------------------------------------
 
-    def line(self, k: int) -> int:
-        """Bisect the line towards the k-th best donor of every row; the number of calls."""
-        if self.donors is None:
-            self.donors = self.find_donors()
-        goal = self.problem.x[self.donors[:, min(k, self.donors.shape[1] - 1)]]
-        return self.bisect(goal, _BISECTIONS)
+    def lines(self, count: int) -> int:
+        """Bisect the lines towards the best donors of every row; the number of calls."""
+        if not count:
+            return 0
+        donors = self.find_donors()
+        goals = self.problem.x[donors[:, [min(k, donors.shape[1] - 1) for k in range(count)]].T]
+        return self.bisect(goals, _BISECTIONS)
 
     def slopes(self, bisections: int) -> int:
         """Bisect the line along the gradient of a model whose loss has none; number of calls.
@@ -131,25 +201,26 @@ class Search:
         root = torch.as_tensor(problem.cost.inverse_weights).sqrt()
         way = torch.nan_to_num(backward(usual.gradient(f, problem.y)).double() * root)
         way = way / way.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        goals = (problem.x + reach * self.far * way * root for reach in _REACHES)
-        return sum(self.bisect(goal, bisections) for goal in goals)
+        goals = [problem.x + reach * self.far * way * root for reach in _REACHES]
+        return self.bisect(torch.stack(goals), bisections)
 
-    def bisect(self, goal: Tensor, times: int) -> int:
-        """Ask at the goals, and where on the way there the loss has risen halfway."""
+    def bisect(self, goals: Tensor, times: int) -> int:
+        """Ask at goals (m, n, d), and where on the ways there the loss has risen halfway."""
         problem, base = self.problem, self.pool.nominal
-        goal = torch.where(self.mutable, goal, problem.x)  # categories are swapped elsewhere
+        goals = torch.where(self.mutable, goals, problem.x)  # categories are swapped elsewhere
         missing = problem.model.space.missing
-        goal = goal if missing is None else torch.where(goal == missing, problem.x, goal)
-        top, _ = self.ask(goal)
-        low, high = torch.zeros_like(base), torch.ones_like(base)
-        for _ in range(times):
-            middle = 0.5 * (low + high)
-            risk, _ = self.ask(problem.x + middle.unsqueeze(1) * (goal - problem.x))
-            enough = risk - base >= 0.5 * (top - base)
-            high = torch.where(enough, middle, high)
-            low = torch.where(enough, low, middle)
-        self.ask(problem.x + high.unsqueeze(1) * (goal - problem.x))  # all that is best in one
-        return times + 2
+        goals = goals if missing is None else torch.where(goals == missing, problem.x, goals)
+        for goal in goals.split(self.most):
+            _, top, _ = self.ask(goal)
+            low, high = torch.zeros_like(top), torch.ones_like(top)
+            for _ in range(times):
+                middle = 0.5 * (low + high)
+                _, risk, _ = self.ask(problem.x.lerp(goal, middle.unsqueeze(-1)))
+                enough = risk - base >= 0.5 * (top - base)
+                high = torch.where(enough, middle, high)
+                low = torch.where(enough, low, middle)
+            self.ask(problem.x.lerp(goal, high.unsqueeze(-1)))  # all that is best in one
+        return len(goals) * (times + 2)
 
     def find_donors(self) -> Tensor:
         """Rows whose answers are worst for a row's own label at the least cost, shape (n, k)."""
@@ -163,8 +234,13 @@ class Search:
             every = f.repeat_interleave(len(rows), 0)
             loss = problem.loss.value(every, y.repeat(len(f))).double().reshape(len(f), len(rows))
             gain = loss.T - self.pool.nominal[rows, None]
-            cost = torch.cdist(problem.x[rows] * root, z * root).square()
-            ratio = torch.where(gain > 0, gain / cost.clamp_min(1e-12 * self.far**2), -cost)
+            if problem.ambiguity.order == 1:
+                cost = torch.cdist(problem.x[rows] * root, z * root, float(problem.ambiguity.norm))
+            else:
+                cost = torch.cdist(problem.x[rows] * root, z * root).square()
+            ratio = torch.where(
+                gain > 0, gain / cost.clamp_min(1e-12 * problem.budget(self.far)), -cost
+            )
             best.append(picked[ratio.topk(min(_DONORS, len(z)), 1).indices])
         return torch.cat(best)
 
@@ -172,59 +248,58 @@ class Search:
 
     def prices(self) -> None:
         """Penalties of the radii, for what is known so far."""
-        known = {self.pool.plan(self.problem.w, radius**2).penalty for radius in self.radii}
+        known = {
+            self.pool.plan(self.problem.w, self.problem.budget(radius)).penalty
+            for radius in self.radii
+        }
         best = torch.stack([layer.risk for layer in self.pool.layers]).amax(0)
         gain = float(self.problem.w @ (best - self.pool.nominal))
-        least = max(gain, 1e-300) / max(self.radii) ** 2
+        least = max(gain, 1e-300) / self.problem.budget(max(self.radii))
         self.penalties = sorted(p for p in known if 0 < p < math.inf) or [least]
 
-    def improve(self, step: int) -> None:
-        """One change of the best move of every row at one of the prices."""
-        if step % 16 == 0:
-            self.prices()
-            self.current = {}
-        penalty = self.penalties[step % len(self.penalties)]
-        if penalty not in self.current:
-            x, _, cost, risk = self.pool.best(self.problem.w, penalty)
-            self.current[penalty] = (x, risk - penalty * cost)
-        x, value = self.current[penalty]
-        trial = self.change(x, step)
-        trial, _ = self.place(trial)
-        risk, cost = self.ask(trial)
-        new = risk - penalty * cost
-        wins = new > value
-        self.current[penalty] = (
-            torch.where(wins.unsqueeze(1), trial, x),
-            torch.where(wins, new, value),
-        )
+    def rounds(self, calls: int) -> list[int]:
+        """How many changes are tried at once, until the calls are spent at every price."""
+        self.prices()
+        every = _PARTS + 2 + bool(len(self.whole)) + (self.swaps is not None)
+        full, rest = divmod(calls // len(self.penalties), every + 1)
+        return [every] * full + [rest - 1] * (rest > 1)
 
-    def change(self, x: Tensor, step: int) -> Tensor:
-        """A change of every row's move: by kind, in turn."""
-        n, d = x.shape
-        move = x - self.problem.x
-        kind = self.kinds[(step // max(1, len(self.penalties))) % len(self.kinds)]
-        if kind >= 4:
-            return self.stepped(x) if kind == 4 else self.swapped(x)
+    def improve(self, count: int) -> None:
+        """Ask about changes of the best move of every row at each of the prices."""
+        self.prices()
+        for penalty in list(self.penalties):
+            x, _, cost, risk = self.pool.best(self.problem.w, penalty)
+            value = risk - penalty * cost
+            back = self.put_back(x)
+            _, risk, cost = self.ask(torch.cat([back, self.changed(x)])[:count], x)
+            # No column is put back twice: what wins alone may win together.
+            wins = (risk - penalty * cost > value)[: len(back)]
+            wins &= wins.sum(0) > 1
+            both = x + torch.where(wins.unsqueeze(-1), back[: len(wins)] - x, 0.0).sum(0)
+            self.ask(both.unsqueeze(0), x)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """Positions with a part of the columns put back or nearer, each column in one of them."""
+        (n, d), move = x.shape, x - self.problem.x
+        part = (self.uniform(n, d) + (move == 0)).argsort(1).argsort(1) % _PARTS
+        own = part == torch.arange(_PARTS).reshape(-1, 1, 1)
+        left = torch.tensor(_LEFT)[(len(_LEFT) * self.uniform(_PARTS, n, 1)).long()]
+        return torch.where(own, self.problem.x + left * move, x)
+
+    def changed(self, x: Tensor) -> Tensor:
+        """Positions x (n, d) nearer to where the rows are, shaken, stepped and swapped."""
+        n, move = len(x), x - self.problem.x
         length = (move.square() @ self.weights).sqrt().unsqueeze(1)
-        still = length <= 0
-        if kind == 0:  # most of the move is in few columns: drop a part of the others
-            drop = self.uniform(n, d) < 0.5
-            drop &= move.abs() < move.abs().amax(1, keepdim=True)
-            trial = torch.where(drop, self.problem.x, x)
-        elif kind == 1:  # one column halfway back, or all the way
-            score = self.uniform(n, d) * (move != 0)
-            column = score.argmax(1, keepdim=True)
-            factor = 0.5 * (self.uniform(n, 1) < 0.5).double()
-            trial = x.clone()
-            back = (self.problem.x + factor * move).gather(1, column)
-            trial.scatter_(1, column, back)
-        elif kind == 2:  # shorter as a whole
-            trial = self.problem.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
-        else:  # shaken
-            scale = length * (0.1 + 0.5 * self.uniform(n, 1))
-            trial = x + scale * self.problem.directions(n, self.generator)
-        # A row that stays where it is tries what another row does, or a random move.
-        return torch.where(still, self.fresh(), trial)
+        shorter = self.problem.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
+        scale = length * (0.1 + 0.5 * self.uniform(n, 1))
+        shaken = x + scale * self.problem.directions(n, self.generator)
+        # A row that stays where it is tries a random move.
+        found = [torch.where(length > 0, shaken, self.fresh(1)[0]), shorter]
+        if len(self.whole):
+            found.append(self.stepped(x))
+        if self.swaps is not None:
+            found.append(self.swapped(x))
+        return torch.stack(found)
 
     def stepped(self, x: Tensor) -> Tensor:
         """Another whole number in one column: the next one, or one a few steps away."""
@@ -248,14 +323,13 @@ class Search:
 
     def prune(self) -> None:
         """Keep the best candidates at a grid of penalties, and at those of the radii."""
-        pool = self.pool
-        if len(pool.layers) - self.first <= _KEPT:
+        pool, own = self.pool, Pool(self.pool.layers.copy())
+        if len(own.layers) <= _KEPT:
             return
         self.prices()
         low, high = 0.2 * self.penalties[0], 5.0 * self.penalties[-1]
         count = max(4, _KEPT - len(self.penalties))
         grid = np.geomspace(low, high, count).tolist() + self.penalties
-        own = Pool([pool.layers[0], *pool.layers[self.first :]])
-        del pool.layers[self.first :]
+        del pool.layers[1:]
         for penalty in sorted(set(grid)):
             pool.add(*own.best(self.problem.w, penalty), "search")

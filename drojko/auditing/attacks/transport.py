@@ -1,11 +1,11 @@
-"""Order-2 Wasserstein balls: the learned worst case, every baseline, and the better of them."""
+"""Wasserstein balls: the learned worst case, every baseline, and the better of them."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from drojko.auditing.attacks.restarts import MORE, attack
 from drojko.auditing.attacks.search import search
 from drojko.auditing.certified import infinite, plan_of
 from drojko.auditing.checks import Health
-from drojko.auditing.progress import Progress
 from drojko.auditing.reading.own import CLIP
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.space import filled
@@ -46,13 +45,15 @@ def transport(
     inner: InnerSolver,
     general: Health,
     max_evaluations: int,
+    n_jobs: int | None = None,
 ) -> Iterator[Row]:
     """One `Row` per size."""
     if math.isfinite(problem.ambiguity.label_cost) and not problem.n_labels:
         raise UnsupportedError("audit: targets of a regression stay; use label_cost=inf")
     problem.cost.check_inside(filled(problem.x.numpy(), problem.model.space.missing))
     cap = largest_loss(problem)
-    lost = [] if math.isfinite(cap) else _beyond(problem, sizes, inner)
+    known = math.isfinite(cap) or problem.ambiguity.order == 1
+    lost = [] if known else _beyond(problem, sizes, inner)
     beyond = {row.size: row for row in lost}
     every, sizes = sizes, [one for one in sizes if one[0] not in beyond]
     if not sizes:
@@ -60,7 +61,7 @@ def transport(
         return
     pool = Pool.of(problem.x, problem.y, problem.nominal)
     work = _Work(problem, pool, sizes, sizes[-1][1].radius is not None)
-    if general.gradients:
+    if general.gradients and problem.ambiguity.order == 2:
         work.learned = learn(problem, pool, sizes, inner)
         if not problem.late:
             work.attack = attack(work.learned, work.positive)
@@ -68,7 +69,7 @@ def transport(
             work.spare(max_evaluations)
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
-        search(problem, pool, work.scales(), calls, spawn(problem.generator))
+        search(problem, pool, work.scales(), calls, spawn(problem.generator), n_jobs)
     work.cap, one = cap, None
     for size, _ in problem.progress.over(every, "worst cases", 0.1):
         if size in beyond:
@@ -136,7 +137,7 @@ class _Work:
         if self.ball and self.positive:
             return self.positive
         x = torch.as_tensor(filled(self.problem.x.numpy(), self.problem.model.space.missing))
-        spread = float((self.problem.w @ self.problem.cost.cost(x, x.mean(0))).sqrt())
+        spread = self.problem.radius_of(float(self.problem.w @ self.problem.price(x - x.mean(0))))
         return [(spread or 1.0) * share for share in (0.03, 0.1, 0.3)]
 
     def spare(self, max_evaluations: int) -> None:
@@ -147,11 +148,7 @@ class _Work:
         rows = torch.arange(n)
         if n > SPARE_ROWS:
             rows = torch.randperm(n, generator=spawn(problem.generator))[:SPARE_ROWS].sort().values
-        few = replace(
-            problem, x=problem.x[rows], y=problem.y[rows],
-            w=problem.w[rows] / problem.w[rows].sum(),
-            rows=problem.rows[rows.numpy()], progress=Progress(),
-        )  # fmt: skip
+        few = problem.part(rows)
         own = Pool.of(few.x, few.y, problem.nominal[rows])
         search(few, own, self.scales(), SPARE_CALLS, spawn(problem.generator))
         penalty = self.learned.penalties[self.positive[-1]]
@@ -170,7 +167,7 @@ class _Work:
 
     def found(self, size: float, before: Row | None) -> Row:
         mixture = self.mixture(size)
-        radius = size if self.ball else math.sqrt(mixture.cost)
+        radius = size if self.ball else self.problem.radius_of(mixture.cost)
         noise = self.noise(radius, spawn(self.problem.generator))
         certificate = self.certificate(size, mixture, before)
         worst = self.worst(mixture, radius)
@@ -202,7 +199,7 @@ class _Work:
 
     def mixture(self, size: float, sources: Any = None) -> Mixture:
         if self.ball:
-            return self.pool.plan(self.problem.w, size**2, sources)
+            return self.pool.plan(self.problem.w, self.problem.budget(size), sources)
         return self.pool.at_penalty(self.problem.w, size, sources)
 
     def certificate(self, size: float, mixture: Mixture, before: Row | None) -> Certificate:
@@ -239,7 +236,7 @@ class _Work:
         duals = list(self.learned.duals) if self.learned is not None else []
         duals.append(Dual(0.0, self.cap, "largest-loss"))
         values = [
-            (d.penalty * size**2 + d.value if ball else d.value, d.proof)
+            (d.penalty * self.problem.budget(size) + d.value if ball else d.value, d.proof)
             for d in duals
             if ball or d.penalty <= size * (1.0 + 1e-12)  # falls as the penalty rises
         ]

@@ -90,9 +90,7 @@ class ScoresModel(TabularModel):
         self.own, self.n_outputs, self.tally = own, n_outputs, tally
 
     def forward(self, x: Tensor) -> Tensor:
-        with np.errstate(all="ignore"):  # far from the data a step may leave its domain
-            found = self._asked(x.numpy())
-        return self.tally.add(torch.as_tensor(found, dtype=torch.float64))
+        return self.tally.add(torch.as_tensor(self._asked(x.numpy()), dtype=torch.float64))
 
     def _asked(self, U: np.ndarray) -> np.ndarray:
         """Answers, NaN for rows that the model refuses: those that a step before made NaN of."""
@@ -143,7 +141,8 @@ class Own:
         return found
 
     def _asked(self, method: str, U: np.ndarray) -> np.ndarray:
-        found = np.asarray(getattr(self.model, method)(self.space.decode(U, self.rows)))
+        with np.errstate(all="ignore"):  # far from the data a step may leave its domain
+            found = np.asarray(getattr(self.model, method)(self.space.decode(U, self.rows)))
         if method == "predict":
             if found.size != len(U):
                 name = type(self.model).__name__
@@ -156,7 +155,8 @@ class Own:
     def finite(self, U: np.ndarray) -> np.ndarray:
         """Rows that the steps of a pipeline before the last leave finite, (n,); else all."""
         try:
-            inner = self.model[:-1].transform(self.space.decode(U, self.rows))
+            with np.errstate(all="ignore"):
+                inner = self.model[:-1].transform(self.space.decode(U, self.rows))
             return np.asarray(np.isfinite(np.asarray(inner, dtype=np.float64)).all(1))
         except (TypeError, ValueError, AttributeError):
             return np.ones(len(U), bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,17 @@ class AuditProblem:
         """Whether what is not needed is left out."""
         return self.time_left == 0.0
 
+    def part(self, rows: Tensor) -> AuditProblem:
+        """The problem of some of the rows; its progress is its own."""
+        return replace(
+            self,
+            x=self.x[rows],
+            y=self.y[rows],
+            w=self.w[rows] / self.w[rows].sum(),
+            rows=self.rows[rows.numpy()],
+            progress=Progress(),
+        )
+
     @property
     def classes(self) -> np.ndarray | None:
         return self.model.classes
@@ -117,6 +128,23 @@ class AuditProblem:
         z = self.cost.snap(self.cost.project(z))
         return z if self.gaps is None else torch.where(self.gaps, self.x, z)
 
+    def price(self, move: Tensor) -> Tensor:
+        """The ground cost of moves (..., d) of numbers, shape (...)."""
+        mutable = torch.as_tensor(self.cost.mutable)
+        weights = torch.where(mutable, torch.as_tensor(self.cost.weights), 0.0)
+        if self.ambiguity.order != 1:
+            return move.square() @ weights
+        norm = float(self.ambiguity.norm)
+        return torch.linalg.vector_norm(move * weights.sqrt(), ord=norm, dim=-1)
+
+    def budget(self, radius: float) -> float:
+        """What a ball of a radius may spend."""
+        return radius ** (self.ambiguity.order or 2)
+
+    def radius_of(self, cost: float) -> float:
+        """The radius of the ball that may spend a mean cost."""
+        return cost ** (1.0 / (self.ambiguity.order or 2))
+
     def directions(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform directions of unit cost in the columns that move, shape (n, d)."""
         mutable = torch.as_tensor(self.cost.mutable)
@@ -125,6 +153,8 @@ class AuditProblem:
         draw = draw / draw.norm(dim=1, keepdim=True).clamp_min(1e-300)
         out = torch.zeros((n, len(mutable)), dtype=torch.float64)
         out[:, mutable] = draw * root[mutable]
+        if self.ambiguity.order == 1:  # of its own norm
+            out = out / self.price(out).clamp_min(1e-300).unsqueeze(1)
         return out
 
     def predictions(self, x: Tensor) -> np.ndarray:

@@ -22,11 +22,12 @@ from drojko.auditing.reading.space import filled
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures import LabelledMeasure
 from drojko.measures._arrays import masses
+from drojko.models import is_linear
 
-__all__ = ["build_problem", "check_gradients", "sets_of", "size_name"]
+__all__ = ["build_problem", "check_gradients", "searched", "sets_of", "size_name"]
 
 _SUPPORTED = (
-    "without gradients: Wasserstein (order 2), KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
+    "without gradients: Wasserstein, KL, ChiSquare, CressieRead, TotalVariation, CVaR, "
     "MMD and Group"
 )
 
@@ -69,11 +70,19 @@ def sets_of(ambiguity: Any, radii: Any) -> list[tuple[float, Any]]:
     return [(value, ambiguity.resized(value)) for value in order]
 
 
+def searched(ambiguity: Any, model: AuditedModel) -> bool:
+    """Whether candidates of every row are searched: order 2, and order 1 beyond linear models."""
+    name, linear = (
+        approach_to(ambiguity).name,
+        model.tabular is not None and is_linear(model.tabular),
+    )
+    return name == "transport" or (name == "order-one" and not linear)
+
+
 def check_gradients(ambiguity: Any, model: AuditedModel) -> None:
     """Certificates of some sets need gradients of the model in its inputs."""
-    approach = approach_to(ambiguity)
-    searched = approach.name == "transport" and ambiguity.order == 2
-    if approach.gradients and not searched and model.tabular is None:
+    known = model.tabular is not None or searched(ambiguity, model)
+    if approach_to(ambiguity).gradients and not known:
         raise UnsupportedError(
             f"{type(ambiguity).__name__} needs gradients, and there are none "
             f"({model.note}); {_SUPPORTED}"
@@ -96,7 +105,7 @@ def build_problem(
     """Everything checked and encoded; ``ambiguity`` is one of the sets that will be audited."""
     space, approach = model.space, approach_to(ambiguity)
     still = approach.name == "reweighting" or ambiguity.knows_groups
-    still = still or (approach.name == "transport" and ambiguity.order == 2)
+    still = still or searched(ambiguity, model)
     if space.missing is not None and not (still and reference in ("kde", "empirical")):
         check_gradients(ambiguity, model)  # no imputed column would help
         replace(space, missing=None).encode(X)  # which says where

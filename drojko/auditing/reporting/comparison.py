@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drojko._files import write_json
 from drojko._validation import checked, shown
-from drojko.auditing.reporting.export import plain_of, write_json
+from drojko.auditing.reporting.export import plain_of
 from drojko.auditing.reporting.page import inline, write_page
 from drojko.auditing.reporting.report import AuditReport
 from drojko.displays.robustness_curve import RobustnessCurveDisplay

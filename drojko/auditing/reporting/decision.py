@@ -18,7 +18,7 @@ from drojko.exceptions import InvalidDataError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Decision", "Step", "check_limit", "decide", "useful_bounds"]
+__all__ = ["Decision", "Step", "check_limit", "crossings", "decide", "useful_bounds"]
 
 #: An `AuditReport`, which stands one floor up.
 AuditReport = Any
@@ -90,6 +90,18 @@ def check_limit(limit: Any, classes: Any) -> dict[str, float]:
     return {name: float(value) for name, value in limit.items()}
 
 
+def crossings(report: AuditReport) -> dict[str, float]:
+    """The smallest size at which each limit was found crossed, of those that were."""
+    found = {}
+    for name, limit in report.limit.items():
+        worst = report.table[f"worst_case_{name}"].to_numpy(dtype=float)
+        with np.errstate(invalid="ignore"):
+            crossed = worst < limit if LIMITS[name][1] else worst > limit
+        if crossed.any():
+            found[name] = float(report.table[report.size].to_numpy(dtype=float)[crossed.argmax()])
+    return found
+
+
 def useful_bounds(table: pd.DataFrame, largest: np.ndarray) -> np.ndarray:
     """Upper bounds that say something, NaN elsewhere, shape (rows,).
 
@@ -154,15 +166,14 @@ def _limit(report: AuditReport, name: str, limit: float) -> str:
     sizes = report.table[report.size].to_numpy(dtype=float)
     today = float(report.table[f"nominal_{name}"].iloc[0])
     found = report.table[f"worst_case_{name}"].to_numpy(dtype=float)
-    with np.errstate(invalid="ignore"):
-        crossed = found < limit if least else found > limit
+    first = crossings(report).get(name)
     text = f"Limit: {word} of at {'least' if least else 'most'} {number(limit)}. "
     if (today < limit) if least else (today > limit):
         return f"{text}It is missed today, at {number(today)}."
     certain = not least and not any(c.standard_error > 0 for c in report.certificates)
     proven = certain and bool((report.bounds <= limit).any())
-    if crossed.any():
-        k = int(crossed.argmax())
+    if first is not None:
+        k = int(np.flatnonzero(sizes == first)[0])
         text += f"A shift of {_at(report, sizes[k])} crosses it ({number(found[k])})"
         if k > 0 and not proven:
             text += f"; at {number(float(sizes[k - 1]), 3)} none was found that does"
@@ -326,10 +337,6 @@ def _advised(report: AuditReport) -> tuple[float, str]:
         larger = sizes[sizes >= distance * (1 - 1e-9)]
         if len(larger):
             return float(larger[0]), "the first no smaller than the shift that was seen"
-    for name, limit in report.limit.items():
-        least = LIMITS[name][1]
-        found = report.table[f"worst_case_{name}"].to_numpy(dtype=float)
-        crossed = found < limit if least else found > limit
-        if crossed.any():
-            return float(sizes[int(crossed.argmax())]), "the first that crosses your limit"
+    for size in crossings(report).values():
+        return size, "the first that crosses your limit"
     return float(sizes[-1]), "the largest of this audit: choose the one that you expect"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
+from drojko._files import plain_values
 
-from drojko._files import check_path, replacing
-
-__all__ = ["plain_of", "write_json"]
+__all__ = ["plain_of"]
 
 #: An `AuditReport`, which stands one floor up.
 AuditReport = Any
@@ -47,7 +43,7 @@ def plain_of(report: AuditReport) -> dict[str, Any]:
         "checks": report.checks,
         "shifts": [_shift(report, k) for k in range(len(report.table))],
     }
-    return _plain(found)
+    return plain_values(found)
 
 
 def _shift(report: AuditReport, k: int) -> dict[str, Any]:
@@ -62,27 +58,3 @@ def _shift(report: AuditReport, k: int) -> dict[str, Any]:
         "groups": report.shares("group", size),
         "swaps": report.swaps(size),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Dicts, lists, text, finite numbers, truth values and None."""
-    if hasattr(value, "to_dict"):
-        return [_plain(row) for row in value.to_dict("records")]
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def write_json(path: Any, value: Any) -> str:
-    """The text of a value, written to a path if there is one."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1)
-    if path is not None:
-        with replacing(check_path(path)) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-    return text

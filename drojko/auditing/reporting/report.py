@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drojko._files import check_path, write_table
+from drojko._files import check_path, write_json, write_table
 from drojko._validation import checked
 from drojko.auditing.reading.space import Space
-from drojko.auditing.reporting.decision import Decision, decide, useful_bounds
-from drojko.auditing.reporting.export import plain_of, write_json
+from drojko.auditing.reporting.decision import Decision, crossings, decide, useful_bounds
+from drojko.auditing.reporting.export import plain_of
 from drojko.auditing.reporting.meaning import meaning_of
 from drojko.auditing.reporting.moves import (
     Moves,
@@ -114,6 +114,11 @@ class AuditReport:
     observed: ObservedShift | None = None
 
     # -- what it says ------------------------------------------------------------------------
+
+    @property
+    def crossed(self) -> dict[str, float]:
+        """The smallest size at which each limit was found crossed, of those that were."""
+        return crossings(self)
 
     @cached_property
     def decision(self) -> Decision:

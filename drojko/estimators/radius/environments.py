@@ -14,14 +14,14 @@ from drojko.estimators.radius.cv import candidates, over_folds
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["by_environments"]
+__all__ = ["FEW", "by_environments", "environments_of"]
 
 #: Candidates below the least usual one, as shares of it: the best set may be almost none.
 _SMALLER = (0.03, 0.1, 0.3)
 #: What "cap" may cost in the mean, and standard errors from which on a gain is one.
 _CAP, _CLEAR = 0.01, 2.0
 #: Rows of an environment whose risk is mostly noise.
-_FEW = 10
+FEW = 10
 
 
 def by_environments(
@@ -30,22 +30,7 @@ def by_environments(
     """What ``finish`` makes of fields of a `RadiusSelection`; see `select_radius`."""
     _, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")
-    if rows.groups is None or np.ndim(rows.groups) != 1:
-        raise InvalidDataError(
-            'method="environments" needs groups=, a label per row of shape (n,): the hospital, '
-            "year or region that it is from"
-        )
-    labels = np.asarray(rows.groups)
-    try:
-        names, index = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise InvalidDataError(
-            "groups mixes labels that have no order: make them strings"
-        ) from error
-    if len(names) < 2:
-        raise InvalidDataError(
-            f"groups holds one environment, {plain(names[0])!r}; leaving one out needs two or more"
-        )
+    names, index = environments_of(rows.groups, 'method="environments"')
     radii = candidates(estimator, rows, radii, _SMALLER)
     if ambiguity.nothing not in radii:
         radii = sorted([ambiguity.nothing, *radii])
@@ -57,6 +42,26 @@ def by_environments(
         return finish(_chosen(np.array(runs), radii, names, folds, ambiguity, rule))
 
     return over_folds(estimator, rows, folds, radii, plain_risk, n_jobs, chosen)
+
+
+def environments_of(groups: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names of two environments or more, and the index (n,) of that of each row."""
+    if groups is None or np.ndim(groups) != 1:
+        raise InvalidDataError(
+            f"{where} needs groups=, a label per row of shape (n,): the hospital, year or region "
+            "that it is from"
+        )
+    try:
+        names, index = np.unique(np.asarray(groups), return_inverse=True)
+    except TypeError as error:
+        raise InvalidDataError(
+            "groups mixes labels that have no order: make them strings"
+        ) from error
+    if len(names) < 2:
+        raise InvalidDataError(
+            f"groups holds one environment, {plain(names[0])!r}; {where} needs two or more"
+        )
+    return names, index
 
 
 def _check_classes(rows: Rows, folds: list[Any], names: np.ndarray, last: Any) -> None:
@@ -108,10 +113,10 @@ def _chosen(
         f"({worst[pick]:.6g} in {plain(names[risk[:, pick].argmax()])!r}); no set at all: "
         f"{mean[none]:.6g}. {_helps(gain, error, radii, none, ambiguity)}"
     )
-    few = [plain(names[e]) for e in range(k) if len(folds[e][1]) < _FEW]
+    few = [plain(names[e]) for e in range(k) if len(folds[e][1]) < FEW]
     if few:
         message += (
-            f" {len(few)} of the environments, such as {few[0]!r}, have fewer than {_FEW} rows, "
+            f" {len(few)} of the environments, such as {few[0]!r}, have fewer than {FEW} rows, "
             "and weigh as much as the others: join small ones."
         )
     return {"radius": radii[pick], "table": table, "message": message}

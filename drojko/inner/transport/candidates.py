@@ -37,6 +37,8 @@ __all__ = [
     "solve_linear_classes",
 ]
 
+#: Numbers of points that are looked at at once.
+_NUMBERS = 4_000_000
 _BLOCK = 4096  # rows per block of pairwise distances
 
 
@@ -179,14 +181,23 @@ class BoxPath:
         return BoxPath(direction, torch.cat([-half.flip(0), half]))
 
     def starts(self, objective: Objective, batch: Batch) -> list[Tensor]:
-        best_q = batch.q0
-        best = objective.value(batch, best_q)
-        for mu in self.grid:
-            q = objective.coordinates.project(batch.q0 + mu * self.direction)
-            value = objective.value(batch, q)
-            better = value > best
-            best = torch.where(better, value, best)
-            best_q = torch.where(better.unsqueeze(1), q, best_q)
+        """The best point of each sample; the model is affine, so that one look at it will do."""
+        loss, coordinates, q0 = objective.loss, objective.coordinates, batch.q0
+        f = objective.model.linearise(batch.x)[0]
+        weights: Any = objective.model.first_layer()
+        slope = coordinates.pull(weights)[0]
+        best_q, best = q0, loss.value(f, batch.y)
+        for grid in self.grid.split(max(1, _NUMBERS // max(1, q0.numel()))):
+            q = q0 + grid.reshape(-1, 1, 1) * self.direction
+            q = coordinates.project(q.flatten(0, 1)).reshape(q.shape)
+            move = q - q0
+            risk = loss.value((f + move @ slope).flatten(), batch.y.repeat(len(grid)))
+            value = risk.reshape(len(grid), -1) - objective.strength * move.square().sum(-1)
+            top, at = value.nan_to_num(nan=-torch.inf).max(0)
+            own = q[at, torch.arange(len(at), device=at.device)]
+            better = top > best
+            best = torch.where(better, top, best)
+            best_q = torch.where(better.unsqueeze(1), own, best_q)
         return [best_q]
 
 

@@ -1,7 +1,9 @@
 """Models without gradients: the search, its budget, and the loose bound."""
 
 import math
+from dataclasses import replace
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from sklearn.tree import DecisionTreeClassifier
 
 from drojko import audit
 from drojko.ambiguity import Wasserstein
+from drojko.auditing.attacks import search as searching
 from drojko.auditing.attacks.pool import Pool
-from drojko.auditing.attacks.search import Search, search
+from drojko.auditing.attacks.search import LINES, RANDOM, Search, search
 from drojko.auditing.reading.models import audited_model
 from drojko.auditing.reading.setup import build_problem
 
@@ -27,8 +30,7 @@ def problem_of(model, X, y):
 def random_search(problem, pool, radii, calls, generator):
     """Random directions and distances alone: the plain alternative."""
     state = Search(problem, pool, radii, generator)
-    for _ in range(calls):
-        state.random()
+    state.random(calls)
     state.prune()
 
 
@@ -46,6 +48,44 @@ def test_the_search_beats_random_moves_at_the_same_calls(forest, moons, radius):
     assert values[0] >= values[1]
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_rows_in_blocks_are_the_same_on_any_number_of_workers(monkeypatch, forest, moons, n_jobs):
+    monkeypatch.setattr(searching, "_ROWS", 40)
+    weights = (np.arange(len(moons[1])) % 3 > 0).astype(float)
+
+    def table(jobs):
+        report = audit(
+            forest, *moons, Wasserstein(), radii=[0.1, 0.3], sample_weight=weights, random_state=0,
+            max_evaluations=8_000, n_jobs=jobs,
+        )  # fmt: skip
+        return report.table.worst_case_risk.tolist(), report.about["evaluations"]
+
+    with joblib.parallel_config("threading"):
+        assert table(n_jobs) == table(None)
+
+
+def test_a_row_is_not_asked_about_where_it_stays():
+    """A constant model: nothing is gained, so that no move is kept and none is put back."""
+    X = np.linspace(0.0, 1.0, 30)[:, None]
+    y = np.arange(30) % 2
+    problem = problem_of(DecisionTreeClassifier(max_depth=1).fit(X, np.arange(30) % 2), X, y)
+    problem = replace(problem, y=torch.zeros_like(problem.y))
+    flat = Pool.of(problem.x, problem.y, torch.full((30,), 99.0, dtype=torch.float64))
+    state = Search(problem, flat, [0.1], torch.Generator().manual_seed(0))
+    before = problem.calls[0]
+    state.improve(state.rounds(50)[0])
+    assert problem.calls[0] - before == 30  # one random move each
+
+
+def test_the_search_ends_when_time_is_up(forest, moons):
+    problem = problem_of(forest, *moons)
+    pool = Pool.of(problem.x, problem.y, problem.losses(problem.x, problem.y))
+    before = problem.calls[0]
+    late = replace(problem, deadline=0.0)
+    search(late, pool, [0.1], 400, torch.Generator().manual_seed(0))
+    assert problem.calls[0] - before <= (RANDOM + LINES) * 400 * len(moons[1])
+
+
 def test_a_stump_is_crossed_at_its_threshold():
     """The cheapest plan moves the rows nearest to the threshold just across it."""
     X = np.linspace(0.0, 1.0, 101)[:, None]
@@ -58,6 +98,26 @@ def test_a_stump_is_crossed_at_its_threshold():
     assert report.table.worst_case_risk[0] <= top * (most + 1) / 101
     assert report.table.worst_case_risk[0] >= 0.9 * top * (most - 1) / 101
     assert report.table.transport_cost[0] <= 0.05**2 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+def test_order_one_moves_the_rows_nearest_to_a_threshold_across_it(norm, rng):
+    """In the one column that counts all norms are the distance, and the plan is a sort."""
+    X = np.column_stack([np.linspace(0.0, 1.0, 101), rng.normal(size=101)])
+    y = (X[:, 0] > 0.5).astype(int)
+    stump = DecisionTreeClassifier(max_depth=1).fit(X, y)
+    ball = Wasserstein(order=1, norm=norm, weights=[4.0, 1.0])
+    report = audit(stump, X, y, ball, radii=[0.02, 0.1], random_state=0)
+    distance = np.sort(2.0 * np.abs(X[:, 0] - stump.tree_.threshold[0]))
+    for radius, row in zip((0.02, 0.1), report.table.itertuples()):
+        spent = np.cumsum(distance) / 101
+        most = np.interp(radius, spent, np.arange(1, 102)) * -math.log(1e-6) / 101
+        assert 0.93 * most <= row.worst_case_risk <= most * (1 + 1e-6) + 0.14
+        assert row.transport_cost <= radius * (1 + 1e-9)
+        assert row.proof == "largest-loss"
+    worst = report.worst_case()
+    moves = np.linalg.norm((worst.after - worst.before) * [2.0, 1.0], ord=norm, axis=1)
+    assert worst.mass @ moves == pytest.approx(report.table.transport_cost.iloc[-1], rel=1e-9)
 
 
 def test_the_bound_is_the_clipped_loss(forest, moons):

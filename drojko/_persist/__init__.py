@@ -27,12 +27,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
+from inspect import isfunction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from drojko._files import MOST, check_path, chunks, members, opened, replacing
+from drojko._persist.compiled import held, restored
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
@@ -43,8 +45,26 @@ FORMAT = 1
 
 _MANIFEST, _SCHEMA = "drojko.json", "schema.json"
 _PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
-#: Kinds of numbers, as imputers and encoders keep them: a name and a width, no code.
-_NAMES_OF_NUMPY = ("numpy.dtype",)
+#: What holds numbers and no code, or scores columns, in pipelines of scikit-learn: by exact names.
+_PLAIN = (
+    "functools.partial",  # of functions that are named here
+    "numpy.dtype",
+    "sklearn._loss.loss.HalfTweedieLoss",
+    "sklearn._loss.loss.HalfTweedieLossIdentity",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.feature_selection._mutual_info.mutual_info_classif",
+    "sklearn.feature_selection._mutual_info.mutual_info_regression",
+    "sklearn.feature_selection._univariate_selection.chi2",
+    "sklearn.feature_selection._univariate_selection.f_classif",
+    "sklearn.feature_selection._univariate_selection.f_regression",
+    "sklearn.feature_selection._univariate_selection.r_regression",
+    "sklearn.multiclass._ConstantPredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.utils._bunch.Bunch",
+    "sklearn.utils.validation.check_array",
+)
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
 
@@ -62,7 +82,7 @@ def trusted_types() -> tuple[str, ...]:
     >>> "drojko.ambiguity.wasserstein.Wasserstein" in trusted_types()
     True
     """
-    root = Path(__file__).parent
+    root = Path(__file__).parent.parent
     names = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root.parent).with_suffix("").parts
@@ -185,11 +205,11 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
         if _digests(archive) != manifest["arrays"]:
             raise InvalidDataError(f"{path} holds other arrays than those that were saved")
     file.seek(0)
-    found = skops.io.load(file, trusted=[*trusted_types(), *_NAMES_OF_NUMPY, *names])
+    found = skops.io.load(file, trusted=[*trusted_types(), *_PLAIN, *names])
     if _full_name(type(found)) != manifest["type"]:
         raise InvalidDataError(f"{path} holds {type(found).__name__}, not {manifest['type']}")
     _check_parts(found)
-    return found
+    return restored(found, lambda whole: (part for part, _ in _parts(whole)))
 
 
 @contextmanager
@@ -260,7 +280,7 @@ def _read_skops(file: BinaryIO, path: Any, names: list[str]) -> Any:
                 "it comes from, name each with --trust"
             )
     file.seek(0)
-    return skops.io.load(file, trusted=[*trusted_types(), *_NAMES_OF_NUMPY, *names])
+    return skops.io.load(file, trusted=[*trusted_types(), *_PLAIN, *names])
 
 
 def _pack(estimator: Any) -> bytes:
@@ -272,6 +292,7 @@ def _pack(estimator: Any) -> bytes:
     _check_parts(estimator)
     estimator = copy.copy(estimator)
     vars(estimator).pop("_skl_callbacks", None)
+    estimator = held(estimator, (part for part, _ in _parts(estimator)))
     buffer = io.BytesIO()
     try:
         skops.io.dump(estimator, buffer, compression=zipfile.ZIP_DEFLATED)
@@ -285,8 +306,9 @@ def _pack(estimator: Any) -> bytes:
     if foreign:
         raise UnsupportedError(
             f"{type(estimator).__name__} holds objects of types that a model file cannot: "
-            f"{', '.join(foreign)}; expected classes that derive from drojko's own and can be "
-            "imported by name. Pickle or joblib can store others"
+            f"{', '.join(foreign)}; expected scikit-learn's own, or classes that derive from "
+            "drojko's and can be imported by name. joblib.dump stores others, and "
+            "drojko audit FILE --unsafe-pickle reads them"
         )
     with zipfile.ZipFile(buffer, "a") as file:
         manifest = {
@@ -326,7 +348,9 @@ def _parts(found: Any) -> Iterator[tuple[Any, bool]]:
             todo += [(one, ours) for one in part]
         elif isinstance(part, dict):
             todo += [(one, ours) for one in part.values()]
-        elif not isinstance(part, np.ndarray):
+        elif isinstance(part, np.ndarray):
+            todo += [(one, ours) for one in part.ravel().tolist()] if part.dtype == object else []
+        else:
             ours = type(part).__module__.startswith("drojko.")
             inside = getattr(part, "__dict__", {})
             todo += [(one, ours) for name, one in inside.items() if name != "_history"]
@@ -359,6 +383,7 @@ def _refuse_code(estimator: Any) -> None:
         named = isinstance(value, np.ufunc) or (
             isinstance(value, type) and issubclass(value, np.generic)
         )  # of numpy's own, which skops stores by their names
+        named = named or (isfunction(value) and _full_name(value) in _PLAIN)
         if callable(value) and not named and not _derived(type(value)):
             raise UnsupportedError(
                 f"{name}={value!r} is code, and a model file holds none. Use pickle or joblib, "
@@ -396,7 +421,7 @@ def _names(classes: Sequence[type | str]) -> list[str]:
     return [kind if isinstance(kind, str) else _full_name(kind) for kind in classes]
 
 
-def _full_name(kind: type) -> str:
+def _full_name(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -424,4 +449,4 @@ def _foreign_types(archive: zipfile.ZipFile) -> list[str]:
         for name in archive.namelist():
             file.writestr(name, archive.read(name) if name == _SCHEMA else b"")
     known = set(skops.io.get_untrusted_types(data=outline.getvalue()))
-    return sorted(known - {*trusted_types(), *_NAMES_OF_NUMPY})
+    return sorted(known - {*trusted_types(), *_PLAIN})

@@ -1,0 +1,96 @@
+"""What to make of differences between environments, in words: "none of these" unless told more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from drojko.ambiguity import AmbiguitySet, ClassShift
+
+__all__ = ["Found", "advise"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Differences by aspect; ``apart`` is the share of environments that x alone gives away."""
+
+    differs: dict[str, bool]
+    gains: dict[str, float]
+    apart: float
+    spread: float
+    logistic: bool
+    few: list[Any]
+    direction: tuple[Any, float] | None
+
+
+def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
+    """The set to use, None by default, and the reasons."""
+    reasons = []
+    level, slopes = (found.differs[f"y given x: {part}"] for part in ("level", "slopes"))
+    unit = " log odds" if found.logistic else " (units of y)"
+    if not any(found.differs.values()):
+        reasons.append(
+            "Beyond chance the environments do not differ, neither in x nor in y: no size of any "
+            "set can be read from them."
+        )
+    if found.differs["x"]:
+        text = "x differs between environments, which alone does no harm to a model that is right"
+        if found.apart > 0:
+            text += (
+                f"; {found.apart:.0%} of them are told apart from the others by x (AUC of 0.95 or "
+                "more): sets that reweight cannot reach such a place, and models extrapolate there"
+            )
+        reasons.append(text + ".")
+    if level:
+        reasons.append(
+            f"The level of y given x moves by {found.spread:.2g}{unit} from one environment to the "
+            f"next (knowing it takes {found.gains['y given x: level']:.0%} off the loss). No ball "
+            "with locked labels holds that move, and a set in both directions is a bet: some fifty "
+            "labels of the new environment, for the intercept alone, do more than any set."
+        )
+    elif found.differs["shares of y"]:
+        reasons.append(
+            "Shares of y differ, and x explains it: given x the level is the same, so that a plain "
+            "model follows such a shift by itself."
+        )
+    if slopes:
+        reasons.append(
+            "Slopes differ between environments beyond their levels (knowing them takes "
+            f"{found.gains['y given x: slopes']:.0%} off the loss): no set here holds that; more "
+            "environments, interactions or a model for each do."
+        )
+    if found.few:
+        reasons.append(
+            f"{len(found.few)} of the environments, such as {found.few[0]!r}, have fewer than 10 "
+            "rows: join small ones."
+        )
+    ambiguity = None
+    if found.direction is not None:
+        ambiguity = _directed(*found.direction, level, reasons)
+    if ambiguity is None:
+        reasons.append(
+            "A plain model, its penalty chosen by left-out environments, is the default; a robust "
+            "set is for stress tests, for named groups, and for a direction that you know. "
+            'select_radius(method="environments") says whether any size of a set helps on these '
+            "rows."
+        )
+    return ambiguity, reasons
+
+
+def _directed(name: Any, spread: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
+    """The set of moves towards a class, of the size that is seen between environments."""
+    if spread == 0.0 or not differs:
+        reasons.append(
+            f"You know that {name!r} becomes more frequent, and these environments do not say by "
+            "how much: their levels do not differ beyond chance. Give the range yourself, as "
+            f"ClassShift(between=(0, high), direction={name!r})."
+        )
+        return None
+    high = float(f"{2.0 * spread:.2g}")
+    reasons.append(
+        f"You know that {name!r} becomes more frequent: the range of its log odds is twice their "
+        "spread between environments, which holds 19 of 20 of them. Where that class is the rare "
+        "one the worst case moves; where it is the common one the worst case is that nothing "
+        "moves, and weighting its rows by what you expect does more than the set."
+    )
+    return ClassShift(between=(0.0, high), direction=name)
