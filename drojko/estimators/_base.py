@@ -573,10 +573,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        simple = self._on_rows()
-        # Several classes under a transport set of order 2 train a module, from arrays.
-        moves, order = getattr(self.ambiguity, "moves", True), getattr(self.ambiguity, "order", 2)
-        tags.input_tags.sparse = simple and (not self._classification or not moves or order == 1)
+        tags.input_tags.sparse = self._on_rows()
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:

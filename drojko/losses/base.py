@@ -129,8 +129,8 @@ class Loss(Checked):
 
     @property
     def has_worst_case(self) -> bool:
-        """Whether `shift` is known in closed form (several classes: `worst_probabilities`)."""
-        return self.offers("_shift" if self.scalar else "worst_probabilities")
+        """Whether `shift` is known in closed form (several classes: `class_moves`)."""
+        return self.offers("_shift" if self.scalar else "class_moves")
 
     def shift(self, f: Tensor, y: Tensor, kappa: float | Tensor) -> Tensor:
         """A global maximiser t of ``loss(f + t, y) - kappa t^2``, shape (n,).
@@ -346,17 +346,29 @@ class Loss(Checked):
 
         It moves by :math:`W^\top (p - e_y) / 2\lambda`; ``gram`` is W W', ``half`` 1 / 2 lambda.
         """
-        raise self._lacks("worst_probabilities", "exact multi-class worst cases need")
+        arrays = (part.detach().cpu().double().numpy() for part in (f, y, gram))
+        f64, labels, gram64 = arrays
+        moves = self.class_moves(f64, labels.astype(np.int64), gram64, half, None, 1e-11)
+        return torch.as_tensor(moves.best(), dtype=f.dtype, device=f.device)
 
-    def smoothed_worst(
-        self, f: Tensor, y: Tensor, w: Tensor, gram: Tensor, half: float, mu: float, rough: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Worst cases (n,) of a linear model, where maximisers that compete share by softmax(J/mu).
+    def class_moves(
+        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float
+    ) -> Any:
+        """Worst cases of a linear model, a `drojko.losses.class_moves.Moves`.
 
-        Also w_i (p - e_y) row by row, shape (n, K), and sum_i w_i (p - e_y)(p - e_y)'; other
-        arguments as in `worst_probabilities`. ``rough``: a few steps less will do.
+        Arguments as in `worst_probabilities`, as arrays; ``near``: those of a model nearby, or
+        None; ``done``: how far probabilities may be from where they end.
         """
-        raise self._lacks("smoothed_worst", "exact multi-class training needs")
+        raise self._lacks("class_moves", "exact multi-class training needs")
+
+    def class_ceilings(
+        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, moves: Any, w: np.ndarray, nodes: Any
+    ) -> tuple[np.ndarray, str]:
+        """Upper bounds of these worst cases, shape (n,), and what proves them.
+
+        ``nodes``: how much work they are worth, None for some.
+        """
+        raise self._lacks("class_ceilings", "exact multi-class certificates need")
 
     def noise_bound(
         self, away: Tensor, y: Tensor, square: Tensor, beta: float, epsilon: float

@@ -13,14 +13,12 @@ from torch.nn.functional import one_hot
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.losses.base import Loss
+from drojko.losses.class_bounds import class_ceilings
+from drojko.losses.class_moves import Moves, SoftmaxMoves, VertexMoves
 from drojko.losses.pieces import LogSumExp, Response, Smooth
 
 __all__ = ["CrammerSinger", "Softmax", "best_class_move", "radial_supremum"]
 
-_MANY, _LONG = 24, 60  # classes from which on fixed-point steps are the cheap ones, and how many
-_ENTRIES = 1 << 20  # of the systems that Newton's method solves at a time
-_ASCENTS, _NEWTONS = 6, 7
-_ROUGH_NEWTONS = 1
 _CELLS, _REFINED, _PARTS, _BLOCK = 128, 3, 16, 1024
 
 
@@ -107,25 +105,21 @@ class Softmax(_Pairwise):
         top = limit + math.log1p(n_classes * clip)
         return torch.full(y.shape, top, dtype=torch.float64)
 
-    def worst_probabilities(self, f: Tensor, y: Tensor, gram: Tensor, half: float) -> Tensor:
-        (p, value), (other, at_other) = fixed_points(self, f, y, gram, half)
-        return torch.where((at_other > value).unsqueeze(1), other, p)
+    def class_moves(
+        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float
+    ) -> SoftmaxMoves:
+        return SoftmaxMoves(f, y, gram, half, near, done)
 
-    def smoothed_worst(
-        self, f: Tensor, y: Tensor, w: Tensor, gram: Tensor, half: float, mu: float, rough: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        found = fixed_points(self, f, y, gram, half, rough)
-        stacked = torch.stack([value for _, value in found], 1)
-        share = torch.softmax(stacked / mu, 1)
-        values = mu * torch.logsumexp(stacked / mu, 1)
-        own = one_hot(y, f.shape[1]).to(f.dtype)
-        pull, second = torch.zeros_like(f), torch.zeros_like(gram)
-        for (probabilities, _), weight in zip(found, share.T, strict=True):
-            c = probabilities - own
-            mass = (weight * w).unsqueeze(1)
-            pull += mass * c
-            second += c.T @ (mass * c)
-        return values, pull, second
+    def class_ceilings(
+        self,
+        f: np.ndarray,
+        y: np.ndarray,
+        gram: np.ndarray,
+        moves: Moves,
+        w: np.ndarray,
+        nodes: Any,
+    ) -> tuple[np.ndarray, str]:
+        return class_ceilings(self, f, y, gram, moves, w, nodes)
 
     def noise_bound(
         self, away: Tensor, y: Tensor, square: Tensor, beta: float, epsilon: float
@@ -179,22 +173,22 @@ class CrammerSinger(_Pairwise):
         """
         return (self._scores(f, y) + rates.square() / (4.0 * strength)).amax(dim=-1)
 
-    def worst_probabilities(self, f: Tensor, y: Tensor, gram: Tensor, half: float) -> Tensor:
-        choice = best_class_move(self, f, y, gram, half)
-        return one_hot(choice, f.shape[1]).to(f.dtype)
+    def class_moves(
+        self, f: np.ndarray, y: np.ndarray, gram: np.ndarray, half: float, near: Any, done: float
+    ) -> VertexMoves:
+        return VertexMoves(f, y, gram, half)
 
-    def smoothed_worst(
-        self, f: Tensor, y: Tensor, w: Tensor, gram: Tensor, half: float, mu: float, rough: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # The maximisers are vertices p = e_j.
-        own = one_hot(y, f.shape[1]).to(f.dtype)
-        scores = f - f.gather(1, y[:, None]) + 1.0 - own + 0.5 * half * _squares(gram)[y]
-        share = torch.softmax(scores / mu, 1)
-        values = mu * torch.logsumexp(scores / mu, 1)
-        mass = w[:, None] * share
-        pairs = mass.T @ own  # (j, y): mass that moves from class y towards j
-        second = torch.diag(pairs.sum(0) + pairs.sum(1)) - pairs - pairs.T
-        return values, mass - w[:, None] * own, second
+    def class_ceilings(
+        self,
+        f: np.ndarray,
+        y: np.ndarray,
+        gram: np.ndarray,
+        moves: Moves,
+        w: np.ndarray,
+        nodes: Any,
+    ) -> tuple[np.ndarray, str]:
+        # A maximum of affine functions: suprema commute, and the best vertex is exact.
+        return moves.values(0.0), "lipschitz"
 
     def noise_bound(
         self, away: Tensor, y: Tensor, square: Tensor, beta: float, epsilon: float
@@ -253,35 +247,6 @@ def _squares(gram: Tensor) -> Tensor:
     return diagonal + diagonal[:, None] - 2.0 * gram
 
 
-def fixed_points(
-    loss: Any, f: Tensor, y: Tensor, gram: Tensor, half: float, rough: bool = False
-) -> list[tuple[Tensor, Tensor]]:
-    """The two candidates for a worst case of the cross-entropy, as (p, J): from sample and vertex.
-
-    p = softmax(f + W W' (p - e_y) / 2 lambda): the fixed-point iteration raises J at every step,
-    because the loss is convex and the step maximises its linearisation minus the cost; Newton
-    steps finish it. Where both starts lie in one basin, the second has J = -inf. ``rough``: fewer
-    Newton steps.
-    """
-    newtons = _ROUGH_NEWTONS if rough else _NEWTONS
-    own = one_hot(y, f.shape[1]).to(f.dtype)
-    stay, value = _fixed_point(torch.softmax(f, 1), f, own, gram, half, newtons)
-    other, at_other = stay.clone(), torch.full_like(value, -torch.inf)
-    squares = _squares(gram)
-    if half * float(squares.max()) < 4.0:  # 2 lambda > curvature: one basin
-        return [(stay, value), (other, at_other)]
-    # By Jensen no basin holds more than this bound: most samples have nowhere else to look.
-    scores = f - f.gather(1, y[:, None]) + 0.5 * half * squares[y]
-    rows = (torch.logsumexp(scores, 1) > value + 1e-12).nonzero()[:, 0]
-    f_rows, own_rows = f[rows], own[rows]
-    choice = best_class_move(loss, f_rows, y[rows], gram, half, away=True)
-    vertex = one_hot(choice, f.shape[1]).to(f.dtype)
-    moved, at_moved = _fixed_point(vertex, f_rows, own_rows, gram, half, newtons)
-    apart = (moved - stay[rows]).abs().amax(1) > 1e-6
-    other[rows[apart]], at_other[rows[apart]] = moved[apart], at_moved[apart]
-    return [(stay, value), (other, at_other)]
-
-
 def best_class_move(
     loss: Any, f: Tensor, y: Tensor, gram: Tensor, half: float, away: bool = False
 ) -> Tensor:
@@ -296,66 +261,6 @@ def best_class_move(
         best = torch.where(better, value, best)
         choice = torch.where(better, torch.full_like(choice, j), choice)
     return choice
-
-
-def _value(p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float) -> tuple[Tensor, Tensor]:
-    """J at the displacement of p, and the probabilities there."""
-    c = p - own
-    pulled = c @ gram
-    moved = f + half * pulled
-    value = torch.logsumexp(moved, 1) - (moved * own).sum(1) - 0.5 * half * (c * pulled).sum(1)
-    return value, torch.softmax(moved, 1)
-
-
-def _newton_step(
-    here: Tensor, there: Tensor, eye: Tensor, gram: Tensor, half: float
-) -> tuple[Tensor, Tensor]:
-    """Newton's step towards p = image(p), and whether it could be solved for, of some samples."""
-    # d image / d p = half * (diag(image) - image image') gram
-    row = (there @ gram).unsqueeze(1)
-    slope = half * there.unsqueeze(2) * (gram - row)
-    return torch.linalg.solve_ex(eye - slope, there - here)
-
-
-def _fixed_point(
-    p: Tensor, f: Tensor, own: Tensor, gram: Tensor, half: float, newtons: int
-) -> tuple[Tensor, Tensor]:
-    """Solution of p = image(p) near a start, and J there; finished samples are left alone."""
-    p, many = p.clone(), f.shape[1] > _MANY
-    done = 1e-7 if many and newtons == _ROUGH_NEWTONS else 1e-11
-    value, image = _value(p, f, own, gram, half)
-    active = torch.arange(len(p), device=p.device)
-    for _ in range(_LONG if many else _ASCENTS):
-        active = active[(image - p)[active].abs().amax(1) > (done if many else 1e-2)]
-        if len(active) == 0:
-            break
-        p[active] = image[active]
-        value[active], image[active] = _value(p[active], f[active], own[active], gram, half)
-    eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
-    active = torch.arange(len(p), device=p.device)
-    chunk = max(_ENTRIES // f.shape[1] ** 2, 1)
-    for _ in range(newtons):
-        active = active[(image - p)[active].abs().amax(1) > done]
-        if len(active) == 0:
-            break
-        here, there = p[active], image[active]
-        fixed = (f[active], own[active], gram, half)
-        solved = [
-            _newton_step(a, b, eye, gram, half)
-            for a, b in zip(here.split(chunk), there.split(chunk), strict=True)
-        ]
-        step, info = (torch.cat(parts) for parts in zip(*solved, strict=True))
-        trial = here + step
-        trial_value, trial_image = _value(trial, *fixed)
-        # Where Newton does not raise J, the fixed-point step does.
-        enough = value[active] - 1e-13 * (1.0 + value[active].abs())  # rounding is no decrease
-        good = (trial_value >= enough) & torch.isfinite(trial_value) & (info == 0)
-        plain_value, plain_image = _value(there, *fixed)
-        pick = good.unsqueeze(1)
-        p[active] = torch.where(pick, trial, there)
-        value[active] = torch.where(good, trial_value, plain_value)
-        image[active] = torch.where(pick, trial_image, plain_image)
-    return p, value
 
 
 def radial_supremum(scores: Tensor, rates: Tensor, strength: float) -> Tensor:

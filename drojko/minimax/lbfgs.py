@@ -95,8 +95,8 @@ class LBFGSRun(ABC):
         """Robust objective and its gradient."""
 
     @abstractmethod
-    def load(self, point: np.ndarray) -> None:
-        """Put a point's parameters into the model."""
+    def load(self, point: np.ndarray) -> dict[str, Any] | None:
+        """Put a point's parameters into the model; where there is none, return them."""
 
     @abstractmethod
     def free(self) -> list[tuple[float | None, float | None]]:
@@ -183,8 +183,8 @@ class LBFGSRun(ABC):
         seconds = time.perf_counter() - self.began
         self.history.append({"iteration": len(self.history) + 1, "seconds": seconds, **self.last})
         if self.callback is not None:
-            self.load(self.best_point)
-            if agreed(bool(self.callback(len(self.history), self.last))):
+            model = self.load(self.best_point) or {}
+            if agreed(bool(self.callback(len(self.history), {**self.last, **model}))):
                 raise Stop(Status.CALLBACK)
         if self.best_value < self.deep and self.falls():
             raise Stop(Status.UNBOUNDED)

@@ -14,7 +14,7 @@ import numpy as np
 
 from drojko.rows import Rows
 
-__all__ = ["by_products"]
+__all__ = ["by_products", "conjugate_gradients"]
 
 _CLOSE, _MOST = 1e-3, 500  # relative residual, in the preconditioner's norm, and iterations
 
@@ -47,16 +47,22 @@ def by_products(rows: Rows, sums: Any, rest: Any, k: int) -> Callable[[np.ndarra
         out[size:] = du @ hup + z @ side + corner @ p
         return out
 
-    return lambda right: _solution(apply, unit, right)
+    return lambda right: conjugate_gradients(apply, lambda v: unit * v, right)
 
 
-def _solution(apply: Callable, unit: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Preconditioned conjugate gradients from 0; what they have where curvature ends."""
+def conjugate_gradients(
+    apply: Callable[[np.ndarray], np.ndarray],
+    precondition: Callable[[np.ndarray], np.ndarray],
+    right: np.ndarray,
+    close: float = _CLOSE,
+    most: int = _MOST,
+) -> np.ndarray:
+    """Solutions from 0, to a relative residual; what there is by where curvature ends."""
     x, left = np.zeros_like(right), right.copy()
-    way = y = unit * left
+    way = y = precondition(left)
     size = first = float(left @ y)
-    for _ in range(_MOST):
-        if not size > _CLOSE**2 * first:
+    for _ in range(most):
+        if not size > close**2 * first:
             break
         image = apply(way)
         curve = float(way @ image)
@@ -64,7 +70,7 @@ def _solution(apply: Callable, unit: np.ndarray, right: np.ndarray) -> np.ndarra
             break
         t = size / curve
         x, left = x + t * way, left - t * image
-        y = unit * left
+        y = precondition(left)
         size, before = float(left @ y), size
         way = y + (size / before) * way
     return x

@@ -336,8 +336,8 @@ class Rows:
     # Sums ---------------------------------------------------------------------------------------
 
     def predict(self, z: np.ndarray) -> np.ndarray:
-        """B z in float64, shape (n,)."""
-        out = np.empty(self.n)
+        """B z in float64, shape (n,), or (n, K) for z of shape (D, K)."""
+        out = np.empty((self.n, *z.shape[1:]))
         coef, shift = self.outward(z) if self._algebraic else (z, 0.0)
         for _ in self._each(lambda rows, block: np.matmul(block, coef, out=out[rows])):
             pass
@@ -500,10 +500,20 @@ class Rows:
         z = np.where(self.dead, 0.0, coef * self.scale)
         return np.append(z, intercept + coef @ self.mean) if self.intercept else z
 
-    def outward(self, z: np.ndarray) -> tuple[np.ndarray, float]:
-        """Coefficients and intercept in the units of the data."""
-        coef = np.where(self.dead, 0.0, z[: self.d] / self.scale)
-        return coef, float(z[-1] - coef @ self.mean) if self.intercept else 0.0
+    def inward_classes(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """The parameters (K, D) of several outputs: coefficients (K, d), intercepts (K,)."""
+        Z = np.where(self.dead, 0.0, coef * self.scale)
+        if not self.intercept:
+            return Z
+        return np.concatenate([Z, (intercept + coef @ self.mean)[:, None]], axis=1)
+
+    def outward(self, z: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Coefficients and intercept in the units of the data; of several outputs (D, K) both."""
+        coef = np.where(self.dead, 0.0, z[: self.d].T / self.scale).T
+        if not self.intercept:
+            return coef, 0.0
+        intercept = z[-1] - self.mean @ coef
+        return coef, intercept if z.ndim > 1 else float(intercept)
 
     def take(self, index: np.ndarray, w: np.ndarray | None = None) -> Rows:
         """Some rows in the same coordinates, with their own weights or with others."""

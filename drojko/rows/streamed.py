@@ -90,7 +90,7 @@ class StreamedTable(Table):
 
     name = "rows that come in batches"
     remedy = (
-        "take model='linear' with reference='empirical' and a loss of one output, or fit(X, y) on "
+        "take model='linear' with reference='empirical' and a loss by its name, or fit(X, y) on "
         "an array (a memory map, numpy.load(..., mmap_mode='r'), is read where it is)"
     )
 

@@ -174,6 +174,7 @@ def mistakes(rank, size):
         "NaN": lambda: model.fit(when(wrong, np.where(X > 2.0, np.nan, X), X), y),
         "MMD": lambda: classifier(MMD(radius=0.1)).fit(X, y),
         "measure": lambda: DROClassifier(KL(0.2)).fit(X, y),
+        "classes": lambda: classifier(Wasserstein(0.2)).fit(X, np.arange(N) % 3),
         "raises": lambda: late(lambda: raises(mine)).fit(X, y),
         "Ctrl-C": lambda: late(lambda: os.kill(os.getpid(), signal.SIGINT)).fit(X, y),
         "batches": lambda: model.fit_batches(when(wrong, iter([(X, y)]), [(X, y)])),

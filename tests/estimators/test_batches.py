@@ -190,13 +190,15 @@ def test_what_needs_all_rows_at_once_says_so(data, settings, named):
         DROClassifier(**settings).fit_batches(batches(X, f > 0))
 
 
-def test_groups_and_several_classes_under_transport_are_refused(data):
+def test_groups_are_refused_and_several_classes_taken(data):
     X, f = data
     with pytest.raises(InvalidDataError, match="groups"):
         DROClassifier(Group(), reference="empirical").fit_batches(batches(X, f > 0))
     y = np.digitize(f, [-1.0, 1.0])
-    with pytest.raises(UnsupportedError, match="one output"):
-        DROClassifier(Wasserstein(0.1), reference="empirical").fit_batches(batches(X, y))
+    model = DROClassifier(Wasserstein(0.1), reference="empirical", tol=1e-5)
+    whole = DROClassifier(Wasserstein(0.1), reference="empirical", tol=1e-5).fit(X, y)
+    upper = model.fit_batches(batches(X, y)).certificate_.upper
+    assert upper == pytest.approx(whole.certificate_.upper, rel=1e-6)
 
 
 def test_bad_batches_are_named(data):

@@ -100,13 +100,12 @@ def test_worst_cases_of_many_classes_are_stationary():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X[:400], y[:400])
     loss = model._get_loss(40)
-    f, labels = torch.from_numpy(model.decision_function(X)), torch.from_numpy(y)
-    gram = torch.from_numpy(model.coef_ @ model.coef_.T)
-    w = torch.full((2_000,), 1.0 / 2_000, dtype=torch.float64)
+    f, gram = model.decision_function(X), model.coef_ @ model.coef_.T
     half = 3.0 / float((gram.diagonal() + gram.diagonal()[:, None] - 2.0 * gram).max())
-    values, pull, _ = loss.smoothed_worst(f, labels, w, gram, half, 1e-9, False)
+    moves = loss.class_moves(f, y, gram, half, None, 1e-11)
     # A stationary point of the worst case: p = softmax(f + half (p - e_y) gram).
-    own = torch.nn.functional.one_hot(labels, 40).double()
-    p = pull / w[:, None] + own
-    torch.testing.assert_close(p, torch.softmax(f + half * (p - own) @ gram, 1), rtol=0, atol=1e-9)
-    assert (values >= loss.value(f, labels) - 1e-12).all()
+    p = moves.best()
+    moved = torch.from_numpy(f + half * (p - np.eye(40)[y]) @ gram)
+    np.testing.assert_allclose(p, torch.softmax(moved, 1).numpy(), rtol=0, atol=1e-9)
+    nominal = loss.value(torch.from_numpy(f), torch.from_numpy(y)).numpy()
+    assert (moves.values(0.0) >= nominal - 1e-12).all()

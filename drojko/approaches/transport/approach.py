@@ -13,6 +13,7 @@ from drojko.approaches.base import (
     Approach,
     Assessment,
     FittedModel,
+    LinearProblem,
     Plan,
     Points,
 )
@@ -27,7 +28,6 @@ from drojko.inner.transport.storage import unpack
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.transport.classes import LinearClasses
 from drojko.models import TabularModel, is_linear
 
 __all__ = ["Transport"]
@@ -53,10 +53,15 @@ class Transport(Approach):
         """A tenth of the radius."""
         return None if ambiguity.radius is None else INSIDE * ambiguity.radius
 
-    def linear(self, plan: Plan) -> ExactTransport | None:
-        """Exact where one linear combination decides, and nothing is bounded."""
-        exact = plan.known and not plan.cost.bounded and not plan.cost.swaps
-        return ExactTransport(plan) if exact else None
+    def linear(self, plan: Plan) -> LinearProblem | None:
+        """Exact where linear combinations decide, and nothing is bounded."""
+        if plan.cost.bounded or plan.cost.swaps:
+            return None
+        if plan.classes:
+            from drojko.approaches.transport.classes import ClassTransport
+
+            return ClassTransport(plan)
+        return ExactTransport(plan) if plan.known else None
 
     def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Targets of a regression that move need the exact solver."""
@@ -68,8 +73,6 @@ class Transport(Approach):
 
     def most_iterations(self, plan: Plan, model: TabularModel) -> int:
         """The limit of a staged solver is one per stage."""
-        if is_linear(model) and model.n_outputs > 1 and plan.classes:
-            return plan.max_iter * len(LinearClasses().smoothings)
         kinked = is_linear(model) and plan.cost.swaps
         return plan.max_iter * (1 + len(DETOURS)) if kinked else plan.max_iter
 

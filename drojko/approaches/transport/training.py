@@ -11,11 +11,10 @@ import torch
 
 from drojko._driver import Status
 from drojko._random import spawn
-from drojko.approaches.base import Plan
+from drojko.approaches.base import Plan, parameters_of
 from drojko.approaches.transport.linear import ExactTransport
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.problem import TrainResult
-from drojko.minimax.transport.classes import LinearClasses
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import TabularModel, is_linear
 
@@ -67,13 +66,14 @@ def _separated(plan: Plan, model: TabularModel) -> bool:
 
 def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
     if is_linear(model) and plan.classes:
-        return LinearClasses().solve(
-            plan.problem(model),
-            spawn(plan.generator),
-            plan.limits,
-            n_draws=plan.n_draws,
-            penalty=start,
-        )
+        from drojko.approaches.transport.classes import ClassTransport
+
+        before = parameters_of(model), math.nan if start is None else start
+        found, result = ClassTransport(plan).fit(before if start is not None else None)
+        with torch.no_grad():
+            for part, value in zip(model.parameters(), found, strict=False):
+                part.copy_(torch.as_tensor(value))
+        return result
     if is_linear(model) and start is None and plan.known:
         start = _relaxed_start(plan, model)
     settings = QuasiNewton() if is_linear(model) else plan.outer

@@ -1,139 +1,529 @@
-"""Linear multi-class models: quasi-Newton on the exact robust risk, kinks smoothed away slowly."""
+r"""Linear models of several classes under order-2 Wasserstein, with a proven gap.
+
+.. math:: \min_{W, b, \lambda}\; \lambda r^2 + E \max_p \big\{ c^\top (Wx + b) + h(p)
+          + \tfrac1{4\lambda} \|W^\top c\|^2_{C^{-1}} \big\} + \tfrac\alpha2 \|W\|^2,
+          \qquad c = p - e_y,
+
+is jointly convex. Newton's steps by conjugate gradients: a row answers in the space of class
+probabilities, so that a product with the second derivative costs about as much as a gradient.
+Where the worst cases of a row compete they are smoothed, by less from stage to stage.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy.linalg import eigh, solve
 
-from drojko._driver import Status
-from drojko.minimax.lbfgs import LBFGSRun, merged_rows
-from drojko.models import MLP
+from drojko._driver import Limits, Outcome, Status, run
+from drojko.exceptions import NonFiniteError
+from drojko.losses.class_moves import Moves, squares_of
+from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
+from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
+from drojko.minimax.transport.class_risk import class_robust_risk
+from drojko.minimax.transport.linear import turn
+from drojko.minimax.transport.risk import RidgeData
+from drojko.minimax.wide import conjugate_gradients
+from drojko.rows import Rows, is_wide, rows_of
 
-__all__ = ["LinearClasses"]
+__all__ = ["solve_classes"]
+
+_WIDTH, _COOLING = 0.1, 0.25  # of smoothing: the first over the risk, and the next over the last
+#: How far from a fixed point worst cases may be, at first and at last.
+_ROUGH, _FINE = 1e-3, 1e-9
+_GOAL = 0.8  # of the tolerance: what is worked for
+_CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
+_LEAST = 1e-7  # curvature of a class over their mean
+_UNSURE = 1e-12  # curvature of rows that all are sure
+_RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its multiplier
+_RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
+_COME = 0.1  # of the width, that basins which come and go may change a value by
+_NOTHING = 1e-9  # of the risk, that moves may add to that of a constant model
+_FLAT = 100  # steps towards the best constant model
+_BIAS = 0.5  # of the accuracy, that smoothing may cost
+_STUCK = 3  # steps without progress
 
 
-@dataclass
-class LinearClasses(LBFGSRun):
-    r"""L-BFGS on (W, b, lambda) of :math:`\lambda r^2 + E\max_p\{p^\top a + h(p)
-    + \|W^\top(p - e_y)\|^2_{C^{-1}} / 4\lambda\}`.
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A model (K, D) in the coordinates of the rows, a penalty, and what is known there.
 
-    a_j = f_j - f_y, and h is the entropy for the cross-entropy, or the margin 1[j != y] at the
-    vertices for the multi-class hinge: the worst case of a linear model in the space of class
-    probabilities, jointly convex in (W, b, lambda). Where two maximisers p compete there is a
-    kink; there both count, with weights softmax(J / mu), and mu falls stage by stage, so that the
-    error is at most mu log 2 on the few samples at a kink.
+    ``value`` is smoothed, ``attained`` exact for the moves that were found; ``pull`` and
+    ``second`` are the derivatives in outputs and, twice, in G / 2 lambda.
+    """
+
+    Z: np.ndarray
+    penalty: float
+    moves: Moves
+    turned: np.ndarray
+    gram: np.ndarray
+    value: float
+    attained: float
+    pull: np.ndarray
+    second: np.ndarray
+
+    @property
+    def half(self) -> float:
+        return 0.5 / self.penalty
+
+    @property
+    def spent(self) -> float:
+        """Mean cost of the moves."""
+        return self.half * (self.half * float((self.second * self.gram).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """An iterate at a width of smoothing, the best one so far, and a proven bound."""
+
+    at: _Point
+    best: _Point
+    mu: float
+    lower: float = -math.inf
+    decrement: float = math.inf
+    slope: float = math.inf
+    stage: float = math.inf
+    stuck: int = 0
+    ended: Status | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Newton:
+    """The solver of the driver.
+
+    ``tol`` is the proven relative gap aimed at, ``unit`` a loss of ordinary size.
+    """
+
+    rows: Rows
+    ground: ClassGround
+    loss: Any
+    n_classes: int
+    tol: float
+    unit: float
+
+    # Points -------------------------------------------------------------------------------------
+
+    def point(
+        self, Z: np.ndarray, penalty: float, mu: float, near: Any = None, done: float = _ROUGH
+    ) -> _Point | None:
+        """What is known at a model; None where that is not finite."""
+        turned = Z * self.ground.cost
+        gram, f = turned @ Z.T, self.rows.predict(np.ascontiguousarray(Z.T))
+        half = 0.5 / penalty
+        if not (np.isfinite(f).all() and np.isfinite(half * gram).all()):
+            return None
+        moves = self.loss.class_moves(f, self.rows.y, gram, half, near, done)
+        found = self.weighed(Z, penalty, moves, turned, gram, mu)
+        sane = math.isfinite(found.value) and np.isfinite(found.second).all()
+        return found if sane else None
+
+    def weighed(
+        self,
+        Z: np.ndarray,
+        penalty: float,
+        moves: Moves,
+        turned: np.ndarray,
+        gram: np.ndarray,
+        mu: float,
+    ) -> _Point:
+        """With moves that compete smoothed by mu."""
+        ground, w = self.ground, self.rows.w
+        risk, pull, second = moves.sums(w, mu)
+        rest = 0.5 * float((ground.ridge * Z * Z).sum())
+        if ground.ball:
+            rest += penalty * (ground.radius or 0.0) ** 2
+        exact = float(w @ moves.values(0.0)) if moves.competing else risk
+        return _Point(Z, penalty, moves, turned, gram, risk + rest, exact + rest, pull, second)
+
+    def first(self, Z: np.ndarray, penalty: float | None = None) -> _Point | None:
+        """A model at about its best multiplier."""
+        ground, rows = self.ground, self.rows
+        if not ground.ball:
+            return self.point(Z, ground.penalty or math.inf, 0.0)
+        radius = ground.radius or 1.0
+        if penalty is None or not 0.0 < penalty < math.inf:
+            gram = (Z * ground.cost) @ Z.T
+            spent = float(rows.w @ squares_of(gram).mean(axis=0)[rows.y])
+            penalty = _RISE * math.sqrt(max(spent, 1e-300)) / radius
+        found = self.point(Z, penalty, 0.0)
+        for _ in range(_LOOKS):  # until about the radius is spent
+            step = 1.0 if found is None else math.sqrt(max(found.spent, 1e-300)) / radius
+            if 0.3 <= step <= 3.0 and found is not None:
+                break
+            penalty *= min(max(step, 0.01), 100.0)
+            new = self.point(Z, penalty, 0.0)
+            if new is None or (found is not None and new.value >= found.value):
+                break
+            found = new
+        return found
+
+    def discriminant(self) -> np.ndarray:
+        """Fisher's discriminant of classes that share a covariance, which the ball widens."""
+        rows, k, d = self.rows, self.n_classes, self.rows.d
+        own = np.zeros((rows.n, k))
+        own[np.arange(rows.n), rows.y] = rows.w
+        mass = np.maximum(own.sum(axis=0), 1e-300)
+        means = (rows.sum(own)[:d] / mass).T
+        reach = (self.ground.radius or 0.0) ** 2 * self.ground.cost[:d]
+        if rows.wide:
+            W = means / (1.0 + reach)
+        else:
+            within = rows.gram(rows.w)[:d, :d] - (means.T * mass) @ means
+            within[np.diag_indices(d)] += reach + 1e-3
+            W = solve(within, means.T, assume_a="pos").T
+        W[:, rows.dead] = 0.0
+        if not rows.intercept:
+            return W
+        b = np.log(mass) - 0.5 * (W * means).sum(axis=1)
+        return np.concatenate([W, b[:, None]], axis=1)
+
+    # The solver ---------------------------------------------------------------------------------
+
+    def init(self, problem: tuple[np.ndarray, Any]) -> _State:
+        """From a warm start, or a model along the means of the classes as far as that pays."""
+        constant, warm = problem
+        rows = self.rows
+        flat = np.zeros((self.n_classes, rows.size))
+        if rows.intercept:
+            flat[:, -1] = constant
+        if warm is not None and np.any(warm[0]):
+            options = [self.first(rows.inward_classes(warm[0], warm[1]), warm[2])]
+        else:
+            Z, options = self.discriminant(), []
+            Z, flat = Z - Z.mean(axis=0), flat - flat.mean(axis=0)
+            for share in (0.3, 1.0, 0.1, 0.01):
+                options.append(self.first(share * Z + (1.0 - share) * flat))
+                if len(options) == 2 and options[1] is min(options, key=_value):
+                    break
+        start = min(options, key=_value)
+        if start is None:
+            raise NonFiniteError(
+                "the worst-case risk is not finite at the start: look for extreme values or scales "
+                "in the data and the settings"
+            )
+        mu = _WIDTH * start.value
+        return self.cooled(_State(start, start, mu))
+
+    def cooled(self, state: _State) -> _State:
+        """The state at its width of smoothing."""
+        at = state.at
+        at = self.weighed(at.Z, at.penalty, at.moves, at.turned, at.gram, state.mu)
+        return replace(state, at=at)
+
+    def step(self, state: _State) -> _State:
+        """One step, a bound where that can decide, and the next width where a stage ends."""
+        at = state.at
+        move, gradient = self.direction(state)
+        decrement = max(-float(gradient @ move), 0.0)
+        slope = float(np.linalg.norm(gradient)) / (1.0 + abs(at.value))
+        state = replace(state, decrement=decrement, slope=slope)
+        dZ, rise = move[: at.Z.size].reshape(at.Z.shape), move[at.Z.size :]
+        dZ = dZ - dZ.mean(axis=0)  # what all classes have in common has no say: no drift
+        rounding = 1e-14 * abs(at.value)
+        done = min(max(1e-2 * decrement / max(abs(at.value), 1e-300), _FINE), _ROUGH)
+        t = 1.0
+        for _ in range(30):
+            penalty = at.penalty
+            if rise.size:  # near a constant model both fall, and do not hold the intercepts back
+                penalty = max(penalty + t * float(rise[0]), 0.1 * penalty)
+            new = self.point(at.Z + t * dZ, penalty, state.mu, at.moves, done)
+            goal = at.value - 1e-4 * t * decrement + rounding
+            if new is not None and new.value <= goal:
+                around = new.moves.looked_around()
+                if around.competing:
+                    new = self.weighed(new.Z, new.penalty, around, new.turned, new.gram, state.mu)
+                # Basins come and go, which moves smoothed values by less than the width.
+                if new.value <= goal + _COME * state.mu:
+                    break
+            t *= 0.5 if t > 0.1 else 0.2
+        else:
+            # Worst cases that had not settled are what may have been in the way.
+            again = self.point(at.Z, at.penalty, state.mu, at.moves, _FINE) or at
+            return self.scheduled(replace(state, at=again, stuck=state.stuck + 1))
+        slow = new.value >= state.stage - rounding
+        state = replace(
+            state,
+            at=new,
+            best=new if new.attained <= state.best.attained else state.best,
+            stage=min(state.stage, new.value),
+            stuck=state.stuck + 1 if slow else 0,
+        )
+        return self.scheduled(state)
+
+    def scheduled(self, state: _State) -> _State:
+        """A bound where it may decide, and the next width."""
+        at, tol = state.at, self.tol
+        size = abs(at.value)
+        bias = at.value - at.attained
+        if state.decrement <= 0.1 * tol * size + bias or state.stuck:
+            state = self.bounded(state)
+            if state.ended is not None:
+                return state
+        reach = (self.ground.radius or math.inf) * math.sqrt(float(at.gram.diagonal().max()))
+        if reach <= _NOTHING * size:  # a constant model, which `_fitted` proves
+            return replace(state, ended=Status.STALLED)
+        settled = state.decrement <= max(0.1 * bias, 1e-12 * size) or state.stuck > 1
+        cool = settled and bias > _BIAS * tol * size
+        if at.moves.competing and (cool or (state.stuck > _STUCK and state.mu > _LEAST * size)):
+            return self.cooled(replace(state, mu=_COOLING * state.mu, stuck=0, stage=math.inf))
+        if state.stuck > _STUCK:
+            return replace(state, ended=Status.STALLED)
+        return state
+
+    def bounded(self, state: _State) -> _State:
+        """With the bound of this iterate, which may end the run."""
+        at, best = state.at, state.best
+        found = class_lower_bound(self.rows, at.moves, self.ground, at.Z, state.mu)
+        lower = max(state.lower, found)
+        proven = relative_gap(best.attained, max(lower, 0.0), self.unit) <= self.tol
+        return replace(state, lower=lower, ended=Status.CONVERGED if proven else None)
+
+    def direction(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
+        """Newton's direction, and the gradient."""
+        at, rows, ground = state.at, self.rows, self.ground
+        shape, ball = at.Z.shape, ground.ball
+        half, radius = at.half, ground.radius or 0.0
+        size = at.Z.size
+        held = half * (at.second @ at.turned)
+        slope = rows.sum(at.pull).T + held + ground.ridge * at.Z
+        # half = 1 / 2 lambda changes by -2 half^2 with lambda.
+        gradient = np.append(slope.ravel(), [radius**2 - at.spent] if ball else [])
+        curve = at.moves.curve(rows.w, state.mu)
+        # Where next to nothing is spent the multiplier falls, by as much as it may.
+        bent = max(half * max(4.0 * at.spent, radius**2), 1e-300)
+
+        def apply(v: np.ndarray) -> np.ndarray:
+            dZ = v[:size].reshape(shape)
+            cross = half * ((dZ * ground.cost) @ at.Z.T)
+            dE = cross + cross.T
+            shrink = -2.0 * half * (half * float(v[-1])) if ball else 0.0
+            pull, second = curve(
+                rows.predict(np.ascontiguousarray(dZ.T)), dE + shrink * at.gram if ball else dE
+            )
+            out = rows.sum(pull).T + ground.ridge * dZ
+            out += half * (second @ at.turned + at.second @ (dZ * ground.cost))
+            if not ball:
+                return out.ravel()
+            out += shrink * (at.second @ at.turned)
+            low = -half * (half * float((second * at.gram).sum())) + bent * float(v[-1])
+            low -= 2.0 * half * float((at.second * cross).sum())
+            return np.append(out.ravel(), [low])
+
+        inverse = self.preconditioner(at, state.mu)
+
+        def smooth(V: np.ndarray) -> np.ndarray:
+            out = inverse(V[..., :size].reshape(*V.shape[:-1], *shape)).reshape(V[..., :size].shape)
+            return np.concatenate([out, V[..., -1:] / bent], axis=-1) if ball else out
+
+        precondition = self.with_rivals(smooth, at, state.mu)
+        move = conjugate_gradients(apply, precondition, -gradient, _CLOSE, _MOST)
+        return move, gradient
+
+    def with_rivals(self, smooth: Any, at: _Point, mu: float) -> Any:
+        """A preconditioner that knows how moves which compete change their shares, too."""
+        rows, c, share = at.moves.rivals(mu)
+        if not (rows.size and mu):
+            return smooth
+        weight = self.rows.w[rows] * share / mu
+        if rows.size > _RIVALS:
+            some = np.sort(np.argsort(-weight * (1.0 - share), kind="stable")[:_RIVALS])
+            rows, c, share, weight = rows[some], c[some], share[some], weight[some]
+        index, group = np.unique(rows, return_inverse=True)
+        x = self.rows.take(index).block(slice(None))[group] + at.half * (c @ at.turned)
+        V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), -1)
+        if self.ground.ball:
+            falling = at.half * (at.half * ((c @ at.gram) * c).sum(axis=1))
+            V = np.append(V, -falling[:, None], axis=1)
+        mean = np.zeros((len(index), V.shape[1]))
+        np.add.at(mean, group, share[:, None] * V)
+        V = np.sqrt(weight)[:, None] * (V - mean[group])
+        turned = smooth(V)
+        inner = V @ turned.T
+        inner[np.diag_indices(len(inner))] += 1.0
+        solution = factorised(inner)
+
+        def apply(v: np.ndarray) -> np.ndarray:
+            return smooth(v) - solution(turned @ v) @ turned
+
+        return apply
+
+    def preconditioner(self, at: _Point, mu: float) -> Any:
+        """Classes times columns, of rows that count by how unsure they are."""
+        rows, ground, k = self.rows, self.ground, self.n_classes
+        bend, unsure = at.moves.bend(rows.w, mu)
+        size = max(float(np.trace(bend)) / k, _UNSURE)
+        bend += size * (np.full((k, k), 1.0 / k) + _LEAST * np.eye(k))
+        if rows.wide:
+            inverse, held = np.linalg.inv(bend), ground.cost * at.half + ground.ridge / size
+            return lambda V: inverse @ (V / (1.0 + held))
+        total = max(float(unsure.sum()), _UNSURE)
+        whole = rows.gram(unsure) / total
+        fixed = ~rows.free
+        whole[fixed] = whole[:, fixed] = 0.0
+        whole[fixed, fixed] = 1.0
+        whole[np.diag_indices(rows.size)] += ground.ridge / size + 1e-6
+        # Both diagonal at once: outputs and moves.
+        a, left = _together(at.half * at.second, bend)
+        b, right = _together(np.diag(ground.cost), whole)
+        scale = 1.0 / (1.0 + np.maximum(a, 0.0)[:, None] * np.maximum(b, 0.0))
+        return lambda V: left @ (scale * (left.T @ V @ right)) @ right.T
+
+    def terminate(self, state: _State) -> Status | None:
+        """Converged on a proof, stalled where nothing moves any more."""
+        return state.ended
+
+    def finite(self, state: _State) -> bool:
+        """Points are, or are not taken."""
+        return math.isfinite(state.at.value)
+
+    def record(self, state: _State) -> dict[str, float]:
+        """A row of the history."""
+        at = state.at
+        return {
+            "robust_risk": at.attained,
+            "penalty": at.penalty,
+            "transport_cost": at.spent,
+            "stationarity": state.slope,
+        }
+
+
+def _together(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The a and U with U'AU = diag(a) and U'BU = 1, for B that is positive to rounding."""
+    values, vectors = eigh(B)
+    root = vectors / np.sqrt(np.maximum(values, 1e-13 * values[-1]))
+    a, U = eigh(root.T @ A @ root)
+    return a, root @ U
+
+
+def _value(point: _Point | None) -> float:
+    return math.inf if point is None else point.value
+
+
+def _flat_bound(solver: _Newton, constant: np.ndarray) -> float:
+    """What the best plan against constant models proves against all."""
+    rows = solver.rows
+    some = rows_of(np.zeros((rows.n, 1)), rows.y, rows.w, intercept=rows.intercept)
+    ground = ClassGround.of(some, np.zeros(1), 0.0, None, 0.0)
+    flat = replace(solver, rows=some, ground=ground, tol=0.1 * solver.tol)
+    found = run(flat, flat.init((constant, None)), max_iter=_FLAT).state
+    Z = np.zeros((solver.n_classes, rows.size))
+    return class_lower_bound(rows, found.at.moves, solver.ground, Z, found.mu)
+
+
+def _fitted(
+    solver: _Newton, outcome: Outcome[_State], data: RidgeData, constant: np.ndarray, alpha: float,
+    tol: float,
+) -> LinearFit:  # fmt: skip
+    """The best point, or the best constant where that is no worse, and what is proven."""
+    ground, state = solver.ground, outcome.state
+    form: dict[str, Any] = {"radius": ground.radius, "penalty": ground.penalty}
+
+    def judged(coef: np.ndarray, intercept: np.ndarray, guess: float | None) -> tuple:
+        risk = class_robust_risk(data, coef, intercept, **form, guess=guess)
+        ridge = 0.5 * alpha * float((coef * coef).sum())
+        return risk.attained + ridge, risk.value + ridge, risk, coef, intercept
+
+    found = judged(*outward(solver.rows, state.best.Z), state.best.penalty)
+    if not ground.still:
+        flat = judged(np.zeros_like(found[3]), constant, None)
+        if flat[0] <= found[0] * (1.0 + 1e-9):
+            found, before = flat, state.lower
+            if not relative_gap(flat[0], max(before, 0.0), solver.unit) <= tol:
+                state = replace(state, lower=max(before, _flat_bound(solver, constant)))
+    attained, objective, risk, coef, intercept = found
+    status, lower = outcome.status, min(max(state.lower, 0.0), attained)
+    said, ended = "", status
+    if status in (Status.CONVERGED, Status.STALLED, Status.MAX_ITER):
+        near = relative_gap(attained, lower, solver.unit) <= tol
+        ended = Status.STALLED if status == Status.CONVERGED else status
+        ended = Status.CONVERGED if near else ended
+        if near and relative_gap(objective, lower, solver.unit) > tol:
+            # Of what is attained, not of what may be.
+            share, lower = (objective - attained) / objective, -math.inf
+            said = (
+                "The worst case that was found is proven least within tol; that this "
+                f"model has no worse one is proven to {share:.1%}, see certificate_. "
+            )
+    message = f"Stopped after {outcome.n_iter} iterations. {said}{ended.advice}"
+    return LinearFit(
+        coef, intercept, risk.penalty, objective, lower, str(ended), message, outcome.n_iter,
+        state.slope, outcome.columns(), solver.unit, risk=risk,
+    )  # fmt: skip
+
+
+def outward(rows: Rows, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (K, d) and intercepts (K,) in the units of the data."""
+    coef, intercept = rows.outward(Z.T)
+    return coef.T, intercept + np.zeros(len(Z))
+
+
+def _constant(data: RidgeData, k: int) -> np.ndarray:
+    """The best constant outputs that the loss names, shape (K,)."""
+    options = [np.zeros(k), *data.loss.constants(data.y, data.weight, k)]
+    return min(options, key=lambda option: _risk(data, option))
+
+
+def _risk(data: RidgeData, outputs: np.ndarray) -> float:
+    """The mean loss of constant outputs."""
+    labels = torch.from_numpy(data.y)
+    f = torch.from_numpy(outputs).expand(len(data.y), len(outputs)).contiguous()
+    return float(data.loss.value(f, labels).numpy() @ data.weight)
+
+
+def solve_classes(
+    data: RidgeData,
+    n_classes: int,
+    *,
+    radius: float | None = None,
+    penalty: float | None = None,
+    alpha: float = 0.0,
+    fit_intercept: bool = True,
+    limits: Limits | None = None,
+    warm_start: tuple[np.ndarray, np.ndarray, float | None] | None = None,
+) -> LinearFit:
+    """Minimise the worst-case risk of a linear model of several classes.
 
     Parameters
     ----------
-    smoothings : tuple of float
-        The mu of the stages, relative to the risk at the start.
-    memory : int
-        Corrections of L-BFGS. The iteration limit holds for each stage.
+    data : RidgeData
+        With class indices y and a loss of several outputs.
+    n_classes : int
+    radius, penalty, alpha, fit_intercept, limits, warm_start
+        See `drojko.minimax.transport.linear.solve_ridge`; coefficients are (K, d), intercepts (K,).
 
-    Columns are standardised while it runs; ``load`` undoes that.
+    Returns
+    -------
+    LinearFit
+        ``lower`` is a proven bound of the minimum; ``risk`` holds the worst case.
     """
-
-    smoothings: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
-    memory: int = 30
-    mu: float = 0.1
-    last_stage: bool = False
-
-    def optimise(self, point: np.ndarray, max_iter: int) -> Status:
-        """Stage by stage."""
-        status = Status.MAX_ITER
-        for mu in self.smoothings:
-            self.enter(mu, last=mu == self.smoothings[-1])
-            status = self.minimise(point, max_iter, self.memory)
-            point = self.best_point.copy()
-        if status is Status.MAX_ITER and self.settled(0.1 * self.tol, self.stage):
-            return Status.CONVERGED  # within tol, if not to rounding
-        return status
-
-    def enter(self, mu: float, last: bool) -> None:
-        """Begin a stage: values at another smoothing do not compare."""
-        self.mu, self.last_stage = mu * self.unit_risk, last
-        self.stage, self.best_value = len(self.history), math.inf
-
-    def finished(self) -> bool:
-        if self.last_stage:
-            return self.slope <= 1e-6 * self.tol or self.settled(1e-3 * self.tol, self.stage)
-        rough = 1e-2 * self.mu
-        return self.slope <= rough or self.settled(rough / self.unit_risk, self.stage)
-
-    def start(self) -> np.ndarray:
-        p = self.problem
-        model = p.model
-        if not isinstance(model, MLP):
-            raise TypeError("a linear model is needed")
-        self.weight, self.bias = model.weights[0].data, model.biases[0].data
-        self.intercept = model.bias
-        x, self.y, self.w = merged_rows(*p.draw(self.n_draws, self.generator))
-        x = x.double()
-        mean = self.w @ x
-        spread = (self.w @ (x - mean).square()).sqrt()
-        self.spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        self.mean = mean if self.intercept else torch.zeros_like(mean)
-        self.x = (x - self.mean) / self.spread
-        like = {"dtype": torch.float64, "device": x.device}
-        inverse = torch.as_tensor(p.cost.inverse_weights, **like)
-        self.inverse_cost = inverse / self.spread.square()
-        self.decay = p.alpha / self.spread.square()
-        w = self.weight.double() * self.spread
-        b = self.bias.double() + self.weight.double() @ self.mean
-        self.shape = w.shape
-        f = torch.addmm(b, self.x, w.T)
-        self.unit_risk = max(float(p.loss.value(f, self.y) @ self.w), 1e-3)
-        point = torch.cat([w.reshape(-1), b])
-        if p.radius:
-            # At W = 0 nothing is spent: start where a model of unit slope would spend the radius.
-            size = float(self.inverse_cost.mean().sqrt())
-            self.unit = self.penalty0 or max(size, 1e-300) / p.radius
-            point = torch.cat([point, torch.ones(1, **like)])
-        self.best_point = point.cpu().numpy()
-        return self.best_point
-
-    def free(self) -> list[tuple[float | None, float | None]]:
-        k, d = self.shape
-        fixed = (None, None) if self.intercept else (0.0, 0.0)
-        return [(None, None)] * (k * d) + [fixed] * k
-
-    def _split(self, point: np.ndarray) -> tuple[Tensor, Tensor]:
-        k, d = self.shape
-        values = torch.as_tensor(point, device=self.x.device)
-        return values[: k * d].reshape(k, d), values[k * d : k * d + k]
-
-    def load(self, point: np.ndarray) -> None:
-        w, b = self._split(point)
-        weight = w / self.spread
-        self.weight.copy_(weight)
-        self.bias.copy_(b - weight @ self.mean)
-
-    def evaluate(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        """Smoothed robust risk and its gradient."""
-        p = self.problem
-        w, b = self._split(point)
-        penalty = self.penalty_of(point)
-        half = 0.5 / penalty
-        gram = (w * self.inverse_cost) @ w.T
-        f = torch.addmm(b, self.x, w.T)
-        values, pull, second = p.loss.smoothed_worst(
-            f, self.y, self.w, gram, half, self.mu, not self.last_stage
-        )
-        risk = float(values @ self.w)
-        moved = half * (second @ w) * self.inverse_cost
-        grad_w = pull.T @ self.x + moved + self.decay * w
-        grads = [grad_w.reshape(-1), pull.sum(0)]
-        cost = float((second * gram).sum()) * half * half
-        value = risk + 0.5 * float((self.decay * w.square()).sum())
-        if p.radius:
-            value += penalty * p.radius**2
-            grads.append(torch.full((1,), self.unit * (p.radius**2 - cost), dtype=torch.float64))
-        gradient = torch.cat(grads).cpu().numpy()
-        if not math.isfinite(value):
-            return self.wall(point)
-        self.record(point, value, gradient, penalty, cost)
-        return value, gradient
+    limits = limits or Limits(200, 1e-3)
+    if is_wide(data.X):
+        turned = turn(data, alpha, fit_intercept)
+        if turned is not None:
+            rotation, data = turned
+            if warm_start is not None:
+                warm_start = (*rotation.inward(*warm_start[:2]), *warm_start[2:])
+            found = solve_classes(
+                data, n_classes, radius=radius, penalty=penalty, alpha=alpha,
+                fit_intercept=fit_intercept, limits=rotation.limits(limits), warm_start=warm_start,
+            )  # fmt: skip
+            return rotation.back(found)
+    if penalty is not None and math.isinf(penalty):
+        radius, penalty = 0.0, None
+    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
+    constant = _constant(data, n_classes) if fit_intercept else np.zeros(n_classes)
+    ground = ClassGround.of(rows, data.inverse_cost, radius, penalty, alpha)
+    unit = _risk(data, constant)
+    solver = _Newton(rows, ground, data.loss, n_classes, _GOAL * limits.tol, unit)
+    outcome = run(
+        solver,
+        solver.init((constant, warm_start)),
+        max_iter=limits.max_iter,
+        max_time=limits.time_left,
+        callback=telling(limits, solver.record, lambda st: outward(rows, st.best.Z)),
+    )
+    return _fitted(solver, outcome, data, constant, alpha, limits.tol)

@@ -33,11 +33,12 @@ class RidgeData:
     Parameters
     ----------
     X : array of shape (n, d), float64 or float32; never copied as a whole.
-    y : array of shape (n,): 0 or 1 for classification, numbers for regression.
+    y : array of shape (n,): 0 or 1 for classification (class indices, for a loss of several
+        outputs), numbers for regression.
     weight : array of shape (n,), nonnegative; None: equal weights. Only proportions matter.
     inverse_cost : array of shape (d,), the a_j; 0 means that the column cannot move. None: ones.
     label_cost : float, ``inf`` keeps labels fixed.
-    loss : a scalar `Loss` with an exact worst case.
+    loss : a `Loss` with an exact worst case.
 
     Raises
     ------
@@ -61,7 +62,8 @@ class RidgeData:
 
     def __post_init__(self) -> None:
         X, put = self.X, lambda name, value: object.__setattr__(self, name, value)
-        if not self.loss.has_worst_jet:
+        several = not self.loss.scalar
+        if not several and not self.loss.has_worst_jet:
             raise UnsupportedError(
                 f"{self.loss!r} has no `worst_jet`, which the exact linear solver needs: implement "
                 "it, or state a finite curvature of a smooth convex loss"
@@ -73,7 +75,9 @@ class RidgeData:
         y = np.array(self.y, dtype=np.float64)  # a copy: torch shares memory with writable arrays
         if y.shape != (n,) or n == 0:
             raise InvalidDataError(f"y has shape {y.shape}, expected ({n},), at least one row")
-        if self.loss.task == "classification" and not ((y == 0) | (y == 1)).all():
+        if several:
+            y = y.astype(np.int64)
+        elif self.loss.task == "classification" and not ((y == 0) | (y == 1)).all():
             raise InvalidDataError("y: expected class indices 0 and 1")
         weight = equal(n) if self.weight is None else np.asarray(self.weight, float)
         if weight.shape != (n,) or not (weight >= 0).all() or not 0 < weight.sum() < math.inf:
