@@ -22,8 +22,6 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 MEMORY = 256 * 2**20
 #: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
-#: How far a stage goes from the best penalty of the bounds so far to that of what was found.
-_TOWARDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,7 @@ class Refine:
         if self.problem.budget is None:
             return self.strength
         high = state.strength
-        low = max(self.strength * stage.factor, self.strength**_TOWARDS * high ** (1 - _TOWARDS))
-        low = min(low, high)
+        low = min(self.strength * stage.factor, high)
         if stage.steps == 0:
             return low
         margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
