@@ -12,6 +12,7 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko.inner.networks.linear import Ball, blocks, linear_bound
 from drojko.inner.networks.network import Network
+from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
 from drojko.inner.networks.quadratic import Multipliers, quadratic_bound, region_bytes
 from drojko.inner.networks.shells import Shells
@@ -29,7 +30,8 @@ class Stage:
     """At which multiple of the best penalty regions are looked at, and how hard.
 
     ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
-    relative gap is above ``gap``, and shares ``work`` with those before it.
+    relative gap is above ``gap``, and shares ``work`` with those before it. ``pairs``: it bounds
+    means of two margins.
     """
 
     factor: float
@@ -37,6 +39,7 @@ class Stage:
     least: float  # excess of a region that is looked at, relative to the mean
     gap: float
     work: float  # region steps in units of 32 x 32 networks
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ SETTINGS = {
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
             Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.3, 4e4)] * 3,
+            Stage(1.1, 8, 0.02, 0.02, 5e4, True),
         ),
         20, 16_000, 1, 0.01,
     ),
@@ -114,11 +118,12 @@ class Refine:
     def _next(self, stage: int, value: float) -> int:
         """The first stage from this one on that has something to do."""
         found = self.problem.total(self.problem.attained(self.strength), self.strength)
-        while stage < len(self.effort.stages):
-            if value - found > self.effort.stages[stage].gap * abs(found):
-                break
-            stage += 1
-        return stage
+        few = self.shells.nominal.shape[1] <= 2
+        for stage in range(stage, len(self.effort.stages)):
+            one = self.effort.stages[stage]
+            if value - found > one.gap * abs(found) and not (one.pairs and few):
+                return stage
+        return len(self.effort.stages)
 
     @staticmethod
     def finite(state: State) -> bool:
@@ -156,36 +161,41 @@ class Refine:
         if len(rows) == 0 or stage.steps == 0:
             return replace(state, rows=rows)
         few = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
-        relevant = self._relevant(shells, rows, k, few)
-        at, which = relevant.nonzero(as_tuple=True)
-        anchor, loss, value = self._anchored(rows[at], which, k)
+        relevant = self._relevant(shells, rows, k, few, stage.pairs)
+        at, which, other = relevant.nonzero(as_tuple=True)
+        anchor, loss, value = self._anchored(rows[at], which, other, k)
         spots = state.spots.clone()
         spots[:, k] = spots[:, k].scatter_reduce(0, rows[at], loss, "amax")
         state = replace(state, spots=spots)
         fee, _ = self._needed(state, strength, stage)
-        need = fee[rows] + 0.7 * least
-        goal = self._goals(shells, rows, k, relevant, need, strength)
         # Of several margins none can be lower than what it attains, whatever the loss would need.
-        goal = torch.maximum(goal[at, which], value + 0.3 * least)
+        goal = value + 0.3 * least
+        if not stage.pairs:
+            need = fee[rows] + 0.7 * least
+            goals = self._goals(shells, rows, k, relevant.any(2), need, strength)
+            goal = torch.maximum(goals[at, which], goal)
         # One after the other, those that others start from are of all kinds.
         order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
         order = order[(suprema - fee > least)[rows][at[order]]]
         left = int((stage.work - state.spent) / sum(self._price))
         order = order[: max(0, left)]
         return replace(
-            state, rows=rows[at][order], which=which[order], goal=goal[order],
-            anchor=anchor[order],
+            state, rows=rows[at][order], which=torch.stack([which, other], 1)[order],
+            goal=goal[order], anchor=anchor[order],
         )  # fmt: skip
 
-    def _anchored(self, rows: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Displacements to the middle of shell k where margins are large; losses, margins there."""
+    def _anchored(
+        self, rows: Tensor, which: Tensor, other: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Displacements to the middle of shell k where means of two margins are large; the loss
+        there, and the mean.
+        """
         network = self.problem.network.take(rows)
-        each = torch.arange(len(rows))
-        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
+        v, c = _means(network, which, other)
         radius = torch.full((len(rows),), self.shells.middle(k), dtype=torch.float64)
         anchor = _anchor(network, v, c, radius, self.problem.displaced[rows])
-        found = network.at(anchor)
-        return anchor, network.margins(found), found[each, which]
+        found, each = network.at(anchor), torch.arange(len(rows))
+        return anchor, network.margins(found), 0.5 * (found[each, which] + found[each, other])
 
     def _excess(self, suprema: Tensor, fee: Tensor) -> Tensor:
         excess = suprema - (fee if suprema.ndim == 1 else fee[:, None])
@@ -244,8 +254,10 @@ class Refine:
         )
         return units / 64.0, step
 
-    def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor) -> Tensor:
-        """Margins of which a better bound can lower the loss, (j, m)."""
+    def _relevant(
+        self, shells: Shells, rows: Tensor, k: int, least: Tensor, pairs: bool
+    ) -> Tensor:
+        """Of which margins, or means of two, a better bound can lower the loss, (j, m, m)."""
         margins = shells.margins.take(rows)
         outer = shells.outer(rows, k)
         loss = margins(outer)
@@ -255,7 +267,12 @@ class Refine:
             lower = outer.clone()
             lower[:, j] = torch.minimum(outer[:, j], shells.nominal[rows, j] - 1.0)
             drops.append(torch.where(own[:, j], 0.0, loss - margins(lower)))
-        return torch.stack(drops, 1) > least[:, None]
+        relevant = torch.stack(drops, 1) > least[:, None]
+        if not pairs:
+            return torch.diag_embed(relevant)
+        top = torch.zeros_like(relevant).scatter(1, leading(outer, own), True)
+        relevant &= top
+        return (relevant[:, :, None] & relevant[:, None, :]).triu(1)
 
     @staticmethod
     def _goals(
@@ -301,14 +318,20 @@ class Refine:
         which, goal, anchor = state.which[:size], state.goal[:size], state.anchor[:size]
         intervals = linear_bound(network, Ball(radius)).intervals
         radius = torch.full_like(radius, self.shells.middle(k))
-        each = torch.arange(len(rows))
-        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
+        one, two = which.unbind(1)
+        v, c = _means(network, one, two)
         steps = stage.steps - 1
         found = quadratic_bound(
             network, v, c, anchor, intervals, radius, steps, state.known if steps else None, goal
         )
-        constant = found.constant + network.outputs_error()[each, which]
-        shells = state.shells.with_quadratics(k, rows, which, constant, found.curvature)
+        error = network.outputs_error().gather(1, which).amax(1)
+        constant, curvature = found.constant + error, found.curvature
+        if stage.pairs:
+            shell = torch.full_like(rows, k)
+            pairs = Pairs(rows, shell, one, two, constant, curvature)
+            shells = state.shells.with_pairs(pairs)
+        else:
+            shells = state.shells.with_quadratics(k, rows, one, constant, curvature)
         known = state.known
         if steps:
             new = found.multipliers
@@ -323,6 +346,13 @@ class Refine:
     def _block_size(self, stage: Stage) -> int:
         network = self.problem.network
         return blocks(network, MEMORY // 4, region_bytes(network) if stage.steps else 0)
+
+
+def _means(network: Network, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and levels of means of two margins."""
+    each, margins = torch.arange(len(one)), network.margins
+    rows = 0.5 * (margins.rows[each, one] + margins.rows[each, two])
+    return rows, 0.5 * (margins.levels[each, one] + margins.levels[each, two])
 
 
 def _anchor(
