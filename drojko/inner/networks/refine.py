@@ -23,6 +23,10 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 MEMORY = 256 * 2**20
 #: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
+#: A stage whose work does not reach below this share of the best penalty so far is left out.
+_NEAR = 0.97
+#: A stage of more steps that closes less than this share of the gap is the last.
+_LONG, _STUCK = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,15 @@ SETTINGS = {
     "fast": Effort(
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
-            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.3, 4e4)] * 3,
-            Stage(1.1, 8, 0.02, 0.02, 5e4, True),
+            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.15, 4e4)] * 3,
+            Stage(1.1, 8, 0.02, 0.015, 1e4, True),
         ),
         20, 16_000, 1, 0.01,
     ),
     "thorough": Effort(
         (
-            Stage(1.06, 16, 0.01, 0.002, 4e4), Stage(1.03, 40, 0.003, 0.002, 9e4),
+            Stage(1.06, 16, 0.01, 0.002, 5e4), Stage(1.03, 12, 0.01, 0.01, 8e4, True),
+            Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
             *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
         ),
         100, 160_000, 3, 0.002,
@@ -94,6 +99,7 @@ class State:
     anchor: Tensor | None = None
     known: Multipliers | None = None
     spent: float = 0.0
+    before: float = 0.0  # what had been spent when this stage began
     reference: float = 0.0  # the penalty that this stage's regions are chosen at
     done: bool = False
 
@@ -117,13 +123,18 @@ class Refine:
 
     def _next(self, stage: int, value: float) -> int:
         """The first stage from this one on that has something to do."""
-        found = self.problem.total(self.problem.attained(self.strength), self.strength)
+        found = self._found
         few = self.shells.nominal.shape[1] <= 2
         for stage in range(stage, len(self.effort.stages)):
             one = self.effort.stages[stage]
             if value - found > one.gap * abs(found) and not (one.pairs and few):
                 return stage
         return len(self.effort.stages)
+
+    @cached_property
+    def _found(self) -> float:
+        """The dual value of what was found, near its best penalty."""
+        return self.problem.total(self.problem.attained(self.strength), self.strength)
 
     @staticmethod
     def finite(state: State) -> bool:
@@ -141,9 +152,12 @@ class Refine:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
         stage = self._next(state.stage + 1, value)
+        gap = state.value - self._found
+        stuck = state.spent > state.before and state.value - value < _STUCK * gap
+        stuck &= self.effort.stages[state.stage].steps > _LONG
         return replace(
             state, value=value, strength=strength, stage=stage, shell=0, rows=None,
-            done=stage == len(self.effort.stages),
+            done=stuck or stage == len(self.effort.stages), before=state.spent,
         )  # fmt: skip
 
     def _opened(self, state: State) -> State:
@@ -152,6 +166,9 @@ class Refine:
         stage = self.effort.stages[state.stage]
         if k == 0:
             state = replace(state, reference=self._reference(state, stage))
+            near = state.reference > _NEAR * state.strength and self.problem.budget
+            if stage.steps and near and not stage.pairs:
+                return replace(state, shell=len(shells.edges) - 1)
         strength = state.reference
         before, least = self._needed(state, strength, stage)
         state = replace(state, shell=k + 1, rows=None, which=None)
@@ -220,11 +237,16 @@ class Refine:
         if self.problem.budget is None:
             return self.strength
         high = state.strength
-        low = min(self.strength * stage.factor, high)
+        low = self.strength * stage.factor
+        if stage.pairs:  # of little use where single margins are loose
+            low = max(low, _NEAR**2 * high)
+        low = min(low, high)
         if stage.steps == 0:
             return low
         margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
         tries = 1.0 + min(6.0, stage.steps)
+        if stage.pairs:  # which have no goal that they often reach
+            margins, tries = 3.0, 1.0 + stage.steps
         setup, step = self._price
         affordable = (stage.work - state.spent) / ((setup + tries * step) * margins)
 
