@@ -125,10 +125,9 @@ class Refine:
         """The first stage from this one on that has something to do."""
         found = self._found
         few = self.shells.nominal.shape[1] <= 2
-        for stage in range(stage, len(self.effort.stages)):
-            one = self.effort.stages[stage]
+        for at, one in enumerate(self.effort.stages[stage:], stage):
             if value - found > one.gap * abs(found) and not (one.pairs and few):
-                return stage
+                return at
         return len(self.effort.stages)
 
     @cached_property
@@ -276,9 +275,7 @@ class Refine:
         )
         return units / 64.0, step
 
-    def _relevant(
-        self, shells: Shells, rows: Tensor, k: int, least: Tensor, pairs: bool
-    ) -> Tensor:
+    def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor, pairs: bool) -> Tensor:
         """Of which margins, or means of two, a better bound can lower the loss, (j, m, m)."""
         margins = shells.margins.take(rows)
         outer = shells.outer(rows, k)

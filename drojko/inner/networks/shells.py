@@ -174,9 +174,7 @@ class Shells:
             out[:, rows, at] = torch.where(wins, lower, out[:, rows, at])
         return out[0], out[1]
 
-    def _chosen(
-        self, rows: Tensor, shells: slice | Tensor, t0: Tensor, t1: Tensor
-    ) -> list[Tensor]:
+    def _chosen(self, rows: Tensor, shells: slice | Tensor, t0: Tensor, t1: Tensor) -> list[Tensor]:
         """Margins' bounds that are linear in t² on [t0, t1], at both ends; (..., m)."""
         if isinstance(shells, slice):
             shells = torch.arange(len(self.edges) - 1)[shells]
