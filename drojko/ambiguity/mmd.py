@@ -13,7 +13,7 @@ from drojko._validation import checked, plain_tensor
 from drojko.ambiguity.base import AmbiguitySet, Dual
 from drojko.ambiguity.duals.kernels import KERNELS, PointKernel, factorise, median_distance
 from drojko.ambiguity.duals.scaling import finite_losses, floats, masses, smoothed
-from drojko.ambiguity.duals.simplex_qp import Iterate, solve
+from drojko.ambiguity.duals.simplex_qp import Iterate, Trained, solve
 from drojko.exceptions import InvalidDataError
 
 __all__ = ["MMD", "BoundMMD", "MMDDual"]
@@ -27,6 +27,8 @@ _GONE = 1e-12
 _MOVED = 0.2
 #: Gap, in units of the spread of the losses, above which the interior method tries another way.
 _SOLVED = 1e-8
+#: The same of a path to a model's parameters, above which they are no use as a start.
+_NEAR = 1e-3
 
 
 class MMD(AmbiguitySet):
@@ -410,6 +412,30 @@ class BoundMMD:
                 break
             price = after
         return centre + unit * min(best, float(points.max())) + extra
+
+    def saddle(self, losses: Callable[[np.ndarray], Trained]) -> np.ndarray | None:
+        """Return the parameters of a model at the minimum of its penalised worst case, nearly.
+
+        ``losses(index)`` are its losses on a row of each point. None where the path to the minimum
+        broke off far from it; what is returned is a start, and proves nothing.
+        """
+        model = losses(self._kept[np.unique(self._point, return_index=True)[1]])
+        radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
+        first = model.jet(np.zeros(model.size), self._w, 1.0).losses
+        for careful in (False, True):  # losses bend: long steps may lose the path
+            found, _ = solve(
+                first,
+                self._w,
+                self._factor.low,
+                self._factor.gram,
+                radius=None if radius is None else max(float(radius), _LEAST * self._scale),
+                penalty=None if penalty is None else float(penalty) / model.unit,
+                careful=careful,
+                model=model,
+            )
+            if found.gap <= _NEAR:
+                return found.theta
+        return None
 
     # -- in units of the spread of the losses ------------------------------------------------
 

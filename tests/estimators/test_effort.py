@@ -81,6 +81,16 @@ def test_max_time_bounds_all_of_a_fit_of_a_network():
     assert model.certificate_.lower <= model.certificate_.upper
 
 
+def test_a_thorough_certificate_that_time_cuts_off_says_so():
+    settings = {"model": "mlp", "hidden_layer_sizes": 32, "random_state": 0, "max_iter": 3}
+    model = DROClassifier(SETS["W2"], effort="thorough", reference="empirical", **settings)
+    with pytest.warns(UserWarning, match=r"effort='thorough' was cut off after max_time=0.05 s"):
+        model.set_params(max_time=0.05).fit(X, Y)
+    assert model.certificate_.lower <= model.certificate_.upper
+    with pytest.warns(UserWarning, match="cut off"):
+        model.robust_certificate(X, Y, effort="thorough", max_time=0.01)
+
+
 def test_networks_of_many_rows_are_certified_on_a_sample_of_them():
     """With a standard error that covers the mean loss of all rows; the same for the same seed."""
     rng = np.random.default_rng(0)

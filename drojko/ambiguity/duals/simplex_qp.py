@@ -1,16 +1,20 @@
-"""Quadratic programs over the probability simplex, by a primal-dual interior-point method."""
+"""Quadratic programs over the probability simplex, by a primal-dual interior-point method.
+
+The losses are given, or those of a model that is trained on the way.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-__all__ = ["Iterate", "solve"]
+__all__ = ["Iterate", "Jet", "Trained", "solve"]
 
 _STEPS = 80
 _SOLVED = 1e-11  # duality gap and residuals at the end
@@ -20,6 +24,43 @@ _ROUGH = 1e-4  # complementarity down to which a factor of small rank serves for
 _DIRECT = 2500  # largest Newton matrix in the points themselves
 _ROUNDING = 1e-13  # complementarity below which more steps hardly help
 _CENTRED = 0.3  # least share of the complementarity that a careful step aims at
+_KINK, _KINKED = 0.3, 1e-8  # smoothing of losses, over the complementarity, and the least
+_BENT, _HALVINGS = 0.3, 10  # share of the residuals that losses may bend by
+_FIXED = np.empty((0, 0))
+
+
+class Jet(NamedTuple):
+    """A model's losses (n,) at parameters of shape (k,), with what a Newton step needs of them.
+
+    ``tangent`` (n, k) holds their gradients, ``hessian`` (k, k) is that of p'losses + penalty, and
+    ``pull`` (k,) the gradient of the penalty alone.
+    """
+
+    losses: np.ndarray
+    tangent: np.ndarray
+    hessian: np.ndarray
+    pull: np.ndarray
+
+
+class Trained(Protocol):
+    """Losses l(theta), convex in the parameters of a model, plus a penalty on these.
+
+    All are over ``unit``, so that they are of order 1.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        ...
+
+    @property
+    def unit(self) -> float:
+        """What the losses were divided by."""
+        ...
+
+    def jet(self, theta: np.ndarray, p: np.ndarray, smoothing: float) -> Jet:
+        """The losses near theta under masses p; kinks are smoothed by at most ``smoothing``."""
+        ...
 
 
 @dataclass(eq=False)
@@ -32,6 +73,7 @@ class Iterate:
     kappa: float
     t: float
     ball: bool  # whether kappa and t vary
+    theta: np.ndarray = field(default_factory=lambda: np.empty(0))  # of the model
     gap: float = np.inf
 
 
@@ -95,6 +137,7 @@ def solve(
     penalty: float | None = None,
     start: Iterate | None = None,
     careful: bool = False,
+    model: Trained | None = None,
 ) -> tuple[Iterate, Iterate]:
     r"""Maximise l'p over p >= 0, 1'p = 1 with |L'(p - w)| <= radius, or a price for it.
 
@@ -122,6 +165,9 @@ def solve(
         Exactly one, positive.
     start : Iterate, default=None
         An iterate of a problem with similar losses.
+    model : Trained, default=None
+        Its losses stand in for ``losses``, and its penalised worst case is minimised in theta on
+        the same path: the conditions gain p'grad l + grad penalty = 0.
     careful : bool
         Stay near the central path: more steps, for problems on which long ones end at the boundary.
 
@@ -138,18 +184,26 @@ def solve(
     half = 0.5 * radius**2 if radius is not None else 0.0
     apply = (lambda v: factor @ (factor.T @ v)) if gram is None else (lambda v: gram @ v)
     it = _first(losses, weights, half, penalty) if start is None else deepcopy(start)
+    jet = Jet(losses, np.empty((len(losses), 0)), _FIXED, np.empty(0))
+    if model is not None:
+        it.theta = np.zeros(model.size)
     middle, best = deepcopy(it), deepcopy(it)
-    stalled = 0
+    stalled, smoothing = 0, 1.0
     for _ in range(_STEPS):
         u = it.p - weights
         h = apply(u)
         quadratic = float(u @ h)
-        dual = -losses + it.kappa * h - it.s + it.nu
+        comp = float(it.p @ it.s) + (it.kappa * it.t if ball else 0.0)
+        if model is not None:
+            smoothing = max(_KINK * comp, _KINKED)
+            jet = model.jet(it.theta, it.p, smoothing)
+        balance = jet.tangent.T @ it.p + jet.pull
+        dual = -jet.losses + it.kappa * h - it.s + it.nu
         mass = float(it.p.sum()) - 1.0
         ring = 0.5 * quadratic + it.t - half if ball else 0.0
-        comp = float(it.p @ it.s) + (it.kappa * it.t if ball else 0.0)
         # What the bounds made from this iterate would differ by.
         gap = comp + float(np.abs(dual).max()) + it.kappa * abs(ring) + abs(mass)
+        gap += float(np.abs(balance).sum())
         if gap < best.gap:
             stalled = 0
             best = deepcopy(it)
@@ -165,8 +219,8 @@ def solve(
             newton = _Newton(gram, factor, it, rough=comp > _ROUGH)
         except LinAlgError:
             break
-        direction = _directions(it, newton, h, dual, ring, mass)
-        dp, ds, dnu, dk, dt = direction(0.0)
+        direction = _directions(it, newton, h, dual, ring, mass, balance, jet)
+        dp, ds, dnu, dk, dt, _ = direction(0.0)
         primal, dual_step = _lengths(it, dp, ds, dk, dt, 1.0)
         after = float((it.p + primal * dp) @ (it.s + dual_step * ds))
         if ball:
@@ -178,7 +232,7 @@ def solve(
         if ball:  # the ball is curved and couples both sides: one length for all, and its curvature
             share = min(primal, dual_step) ** 2
             moved = apply(dp)
-            dp, ds, dnu, dk, dt = direction(
+            dp, ds, dnu, dk, dt, dtheta = direction(
                 mu,
                 share * dp * ds,
                 share * dk * dt,
@@ -186,45 +240,66 @@ def solve(
                 share * dk * moved,
             )
         else:
-            dp, ds, dnu, dk, dt = direction(mu, dp * ds)
+            dp, ds, dnu, dk, dt, dtheta = direction(mu, dp * ds)
         length = min(_lengths(it, dp, ds, dk, dt, _BACK))
         if not np.isfinite(length + dnu):
             break
+        if model is not None:  # where losses bend, a step goes as far as they are nearly straight
+            slack, rise = max(comp, _BENT * float(np.abs(dual).max())), jet.tangent @ dtheta
+            for _ in range(_HALVINGS):
+                new = model.jet(it.theta + length * dtheta, it.p, smoothing).losses
+                if float((new - jet.losses - length * rise).max()) <= slack:
+                    break
+                length *= 0.5
         it.p += length * dp
         it.s += length * ds
         it.nu += length * dnu
         it.kappa += length * dk
         it.t += length * dt
+        it.theta += length * dtheta
     return best, middle
 
 
 def _directions(
-    it: Iterate, newton: _Newton, slope: np.ndarray, dual: np.ndarray, ring: float, mass: float
-) -> Callable[..., tuple[np.ndarray, np.ndarray, float, float, float]]:
-    """The linearised conditions at an iterate, for several right-hand sides."""
-    right = np.column_stack([slope, np.ones(slope.size)])
-    border = newton(right)
+    it: Iterate,
+    newton: _Newton,
+    slope: np.ndarray,
+    dual: np.ndarray,
+    ring: float,
+    mass: float,
+    balance: np.ndarray,
+    jet: Jet,
+) -> Callable[..., tuple[np.ndarray, np.ndarray, float, float, float, np.ndarray]]:
+    """The linearised conditions at an iterate, for several right-hand sides.
+
+    Unknowns beside p are kappa (in a ball), nu and theta; their columns in the first condition are
+    K(p - w), 1 and the losses' gradients, with a minus.
+    """
+    first = [] if not it.ball else [slope]
+    right = np.column_stack([*first, np.ones(slope.size), -jet.tangent])
+    border, k = newton(right), len(first)
     corner = right.T @ border
-    corner[0, 0] += it.t / it.kappa
+    if it.ball:
+        corner[0, 0] += it.t / it.kappa
+    corner[k + 1 :, k + 1 :] += jet.hessian
+    sides = np.append(np.full(k, -ring), np.append(-mass, balance))
 
     def direction(target, pairs=0.0, last=0.0, curve=0.0, bend=0.0):
-        """Step (p, s, nu, kappa, t) to complementarity ``target``; the rest: second-order terms."""
+        """Step of all to complementarity ``target``; the other terms are of second order."""
         complement = (target - pairs) / it.p - it.s
         b = newton((-dual - bend + complement)[:, None])[:, 0]
-        dk = dt = 0.0
+        ends = right.T @ b - sides
         if it.ball:
-            c = -ring - curve - ((target - last) / it.kappa - it.t)
-            ends = np.array([right[:, 0] @ b - c, right[:, 1] @ b + mass])
-            try:
-                dk, dnu = np.linalg.solve(corner, ends)
-            except np.linalg.LinAlgError:
-                dk, dnu = np.linalg.lstsq(corner, ends, rcond=None)[0]
-            dp = b - border @ np.array([dk, dnu])
+            ends[0] += curve + (target - last) / it.kappa - it.t
+        try:
+            found = np.linalg.solve(corner, ends)
+        except np.linalg.LinAlgError:
+            found = np.linalg.lstsq(corner, ends, rcond=None)[0]
+        dp, dt, dk = b - border @ found, 0.0, 0.0
+        if it.ball:
+            dk = float(found[0])
             dt = (target - last - it.kappa * it.t - it.t * dk) / it.kappa
-        else:
-            dnu = (right[:, 1] @ b + mass) / corner[1, 1]
-            dp = b - border[:, 1] * dnu
-        return dp, complement - it.s * dp / it.p, float(dnu), float(dk), float(dt)
+        return dp, complement - it.s * dp / it.p, float(found[k]), dk, float(dt), found[k + 1 :]
 
     return direction
 

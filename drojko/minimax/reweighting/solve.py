@@ -105,7 +105,8 @@ def solve_linear(
             return many
     if proven and rows.size <= WIDE:
         return _newton(task, Start(first[0]) if first is not None and warm else None)
-    found, z = _quasi_newton(task, first, warm)
+    near = _near(task)
+    found, z = _quasi_newton(task, first if near is None else near, warm, near is not None)
     proven = proven and rows.size <= MOST  # beyond, Newton's matrix has no room
     if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
         return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
@@ -164,13 +165,30 @@ def _newton(task: _Task, start: Start | None) -> LinearFit:
     )
 
 
+def _near(task: _Task) -> np.ndarray | None:
+    """A point (1, D) near the minimum, of sets whose worst case is a quadratic program."""
+    if not (hasattr(task.bound, "saddle") and task.loss.convex and task.n_outputs == 1):
+        return None
+    rows = task.rows
+    if rows.size > WIDE or task.limits.time_left is not None:
+        return None
+    from drojko.minimax.reweighting.saddle import near_saddle  # no other set needs it
+
+    ridge = np.zeros(rows.size)
+    ridge[: rows.d] = task.alpha / rows.scale**2
+    outputs, labels = torch.zeros(rows.n, dtype=torch.float64), torch.from_numpy(rows.y)
+    unit = float(rows.w @ np.abs(task.loss.value(outputs, labels).numpy()))
+    found = near_saddle(rows, task.loss, task.bound, ridge, unit or 1.0)
+    return None if found is None else found[None]
+
+
 def _quasi_newton(
-    task: _Task, first: np.ndarray | None, warm: bool
+    task: _Task, first: np.ndarray | None, warm: bool, near: bool = False
 ) -> tuple[LinearFit, np.ndarray]:
     """L-BFGS, with nothing proven; and the point in standardised columns."""
     limits = task.limits
     run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
-    run.task = task
+    run.task, run.near = task, near
     status = run.ended(run.begin(first, warm), limits.max_iter)
     word, message = str(status), run.told(status)
     if run.separated():
@@ -204,6 +222,7 @@ class _Run(LBFGSRun):
     multiplier: float = math.inf
 
     task: _Task = None  # type: ignore[assignment]
+    near: bool = False  # whether the first point is the minimum, nearly
 
     def begin(self, first: np.ndarray | None, warm: bool) -> np.ndarray:
         """The first point, and the units there."""
@@ -214,7 +233,8 @@ class _Run(LBFGSRun):
         outputs = self._outputs(start)
         sizes = [float(self.rows.w @ np.abs(self._jet(f, 1e-3)[0])) for f in (outputs, outputs + 1)]
         self.unit_risk = sizes[0] or max(sizes[1], 1e-300)  # a loss may vanish at the start
-        self.mu = (1e-3 if warm and first is not None else 1e-1) * self.unit_risk
+        early = 1e-3 if warm and first is not None else 1e-1
+        self.mu = (0.1 * ACCURACY if self.near else early) * self.unit_risk
         decay = self.task.alpha / self.rows.scale**2
         self.decay = np.append(decay, 0.0) if self.rows.intercept else decay
         self.best_point = start.ravel().copy()
