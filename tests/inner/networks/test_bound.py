@@ -188,7 +188,7 @@ def test_pairs_of_margins_lower_the_bound_of_several_classes(perceptron, seed, m
     single = tuple(stage for stage in refine.SETTINGS["fast"].stages if not stage.pairs)
     alone = {"fast": replace(refine.SETTINGS["fast"], stages=single)}
     whole, apart = [], []
-    for number in range(4 * seed, 4 * seed + 4):
+    for number in (2 * seed, 2 * seed + 1):
         objective, batch, gen = perceptron(
             (6,), "softmax", "softplus", number, d=5, n=8, spread=0.5, penalty=0.3
         )
@@ -198,7 +198,7 @@ def test_pairs_of_margins_lower_the_bound_of_several_classes(perceptron, seed, m
             patch.setattr(bounds, "SETTINGS", alone)
             apart.append(network_bound(objective, cases, masses(batch)).value)
         whole.append(bound.value)
-        best = best_known(objective, batch, gen, 4)
+        best = best_known(objective, batch, gen, 3)
         assert bool((bound.at(objective.penalty) >= best - 1e-12 * (1 + best.abs())).all())
     assert all(w <= a * (1 + 1e-12) for w, a in zip(whole, apart, strict=True))
     assert sum(whole) < 0.998 * sum(apart)
