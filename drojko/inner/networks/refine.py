@@ -12,6 +12,7 @@ from torch import Tensor
 from drojko._driver import Status
 from drojko.inner.networks.linear import Ball, blocks, linear_bound
 from drojko.inner.networks.network import Network
+from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
 from drojko.inner.networks.quadratic import Multipliers, quadratic_bound, region_bytes
 from drojko.inner.networks.shells import Shells
@@ -22,8 +23,10 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 MEMORY = 256 * 2**20
 #: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
-#: How far a stage goes from the best penalty of the bounds so far to that of what was found.
-_TOWARDS = 0.5
+#: A stage whose work does not reach below this share of the best penalty so far is left out.
+_NEAR = 0.97
+#: A stage of more steps that closes less than this share of the gap is the last.
+_LONG, _STUCK = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Stage:
     """At which multiple of the best penalty regions are looked at, and how hard.
 
     ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
-    relative gap is above ``gap``, and shares ``work`` with those before it.
+    relative gap is above ``gap``, and shares ``work`` with those before it. ``pairs``: it bounds
+    means of two margins.
     """
 
     factor: float
@@ -39,6 +43,7 @@ class Stage:
     least: float  # excess of a region that is looked at, relative to the mean
     gap: float
     work: float  # region steps in units of 32 x 32 networks
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,15 @@ SETTINGS = {
     "fast": Effort(
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
-            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.3, 4e4)] * 3,
+            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.15, 4e4)] * 3,
+            Stage(1.1, 8, 0.02, 0.015, 1e4, True),
         ),
         20, 16_000, 1, 0.01,
     ),
     "thorough": Effort(
         (
-            Stage(1.06, 16, 0.01, 0.002, 4e4), Stage(1.03, 40, 0.003, 0.002, 9e4),
+            Stage(1.06, 16, 0.01, 0.002, 5e4), Stage(1.03, 12, 0.01, 0.01, 8e4, True),
+            Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
             *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
         ),
         100, 160_000, 3, 0.002,
@@ -92,6 +99,7 @@ class State:
     anchor: Tensor | None = None
     known: Multipliers | None = None
     spent: float = 0.0
+    before: float = 0.0  # what had been spent when this stage began
     reference: float = 0.0  # the penalty that this stage's regions are chosen at
     done: bool = False
 
@@ -115,12 +123,17 @@ class Refine:
 
     def _next(self, stage: int, value: float) -> int:
         """The first stage from this one on that has something to do."""
-        found = self.problem.total(self.problem.attained(self.strength), self.strength)
-        while stage < len(self.effort.stages):
-            if value - found > self.effort.stages[stage].gap * abs(found):
-                break
-            stage += 1
-        return stage
+        found = self._found
+        few = self.shells.nominal.shape[1] <= 2
+        for at, one in enumerate(self.effort.stages[stage:], stage):
+            if value - found > one.gap * abs(found) and not (one.pairs and few):
+                return at
+        return len(self.effort.stages)
+
+    @cached_property
+    def _found(self) -> float:
+        """The dual value of what was found, near its best penalty."""
+        return self.problem.total(self.problem.attained(self.strength), self.strength)
 
     @staticmethod
     def finite(state: State) -> bool:
@@ -138,9 +151,12 @@ class Refine:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
         stage = self._next(state.stage + 1, value)
+        gap = state.value - self._found
+        stuck = state.spent > state.before and state.value - value < _STUCK * gap
+        stuck &= self.effort.stages[state.stage].steps > _LONG
         return replace(
             state, value=value, strength=strength, stage=stage, shell=0, rows=None,
-            done=stage == len(self.effort.stages),
+            done=stuck or stage == len(self.effort.stages), before=state.spent,
         )  # fmt: skip
 
     def _opened(self, state: State) -> State:
@@ -149,6 +165,9 @@ class Refine:
         stage = self.effort.stages[state.stage]
         if k == 0:
             state = replace(state, reference=self._reference(state, stage))
+            near = state.reference > _NEAR * state.strength and self.problem.budget
+            if stage.steps and near and not stage.pairs:
+                return replace(state, shell=len(shells.edges) - 1)
         strength = state.reference
         before, least = self._needed(state, strength, stage)
         state = replace(state, shell=k + 1, rows=None, which=None)
@@ -158,36 +177,41 @@ class Refine:
         if len(rows) == 0 or stage.steps == 0:
             return replace(state, rows=rows)
         few = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
-        relevant = self._relevant(shells, rows, k, few)
-        at, which = relevant.nonzero(as_tuple=True)
-        anchor, loss, value = self._anchored(rows[at], which, k)
+        relevant = self._relevant(shells, rows, k, few, stage.pairs)
+        at, which, other = relevant.nonzero(as_tuple=True)
+        anchor, loss, value = self._anchored(rows[at], which, other, k)
         spots = state.spots.clone()
         spots[:, k] = spots[:, k].scatter_reduce(0, rows[at], loss, "amax")
         state = replace(state, spots=spots)
         fee, _ = self._needed(state, strength, stage)
-        need = fee[rows] + 0.7 * least
-        goal = self._goals(shells, rows, k, relevant, need, strength)
         # Of several margins none can be lower than what it attains, whatever the loss would need.
-        goal = torch.maximum(goal[at, which], value + 0.3 * least)
+        goal = value + 0.3 * least
+        if not stage.pairs:
+            need = fee[rows] + 0.7 * least
+            goals = self._goals(shells, rows, k, relevant.any(2), need, strength)
+            goal = torch.maximum(goals[at, which], goal)
         # One after the other, those that others start from are of all kinds.
         order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
         order = order[(suprema - fee > least)[rows][at[order]]]
         left = int((stage.work - state.spent) / sum(self._price))
         order = order[: max(0, left)]
         return replace(
-            state, rows=rows[at][order], which=which[order], goal=goal[order],
-            anchor=anchor[order],
+            state, rows=rows[at][order], which=torch.stack([which, other], 1)[order],
+            goal=goal[order], anchor=anchor[order],
         )  # fmt: skip
 
-    def _anchored(self, rows: Tensor, which: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Displacements to the middle of shell k where margins are large; losses, margins there."""
+    def _anchored(
+        self, rows: Tensor, which: Tensor, other: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Displacements to the middle of shell k where means of two margins are large; the loss
+        there, and the mean.
+        """
         network = self.problem.network.take(rows)
-        each = torch.arange(len(rows))
-        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
+        v, c = _means(network, which, other)
         radius = torch.full((len(rows),), self.shells.middle(k), dtype=torch.float64)
         anchor = _anchor(network, v, c, radius, self.problem.displaced[rows])
-        found = network.at(anchor)
-        return anchor, network.margins(found), found[each, which]
+        found, each = network.at(anchor), torch.arange(len(rows))
+        return anchor, network.margins(found), 0.5 * (found[each, which] + found[each, other])
 
     def _excess(self, suprema: Tensor, fee: Tensor) -> Tensor:
         excess = suprema - (fee if suprema.ndim == 1 else fee[:, None])
@@ -212,12 +236,16 @@ class Refine:
         if self.problem.budget is None:
             return self.strength
         high = state.strength
-        low = max(self.strength * stage.factor, self.strength**_TOWARDS * high ** (1 - _TOWARDS))
+        low = self.strength * stage.factor
+        if stage.pairs:  # of little use where single margins are loose
+            low = max(low, _NEAR**2 * high)
         low = min(low, high)
         if stage.steps == 0:
             return low
         margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
         tries = 1.0 + min(6.0, stage.steps)
+        if stage.pairs:  # which have no goal that they often reach
+            margins, tries = 3.0, 1.0 + stage.steps
         setup, step = self._price
         affordable = (stage.work - state.spent) / ((setup + tries * step) * margins)
 
@@ -247,8 +275,8 @@ class Refine:
         )
         return units / 64.0, step
 
-    def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor) -> Tensor:
-        """Margins of which a better bound can lower the loss, (j, m)."""
+    def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor, pairs: bool) -> Tensor:
+        """Of which margins, or means of two, a better bound can lower the loss, (j, m, m)."""
         margins = shells.margins.take(rows)
         outer = shells.outer(rows, k)
         loss = margins(outer)
@@ -258,7 +286,12 @@ class Refine:
             lower = outer.clone()
             lower[:, j] = torch.minimum(outer[:, j], shells.nominal[rows, j] - 1.0)
             drops.append(torch.where(own[:, j], 0.0, loss - margins(lower)))
-        return torch.stack(drops, 1) > least[:, None]
+        relevant = torch.stack(drops, 1) > least[:, None]
+        if not pairs:
+            return torch.diag_embed(relevant)
+        top = torch.zeros_like(relevant).scatter(1, leading(outer, own), True)
+        relevant &= top
+        return (relevant[:, :, None] & relevant[:, None, :]).triu(1)
 
     @staticmethod
     def _goals(
@@ -304,14 +337,20 @@ class Refine:
         which, goal, anchor = state.which[:size], state.goal[:size], state.anchor[:size]
         intervals = linear_bound(network, Ball(radius)).intervals
         radius = torch.full_like(radius, self.shells.middle(k))
-        each = torch.arange(len(rows))
-        v, c = network.margins.rows[each, which], network.margins.levels[each, which]
+        one, two = which.unbind(1)
+        v, c = _means(network, one, two)
         steps = stage.steps - 1
         found = quadratic_bound(
             network, v, c, anchor, intervals, radius, steps, state.known if steps else None, goal
         )
-        constant = found.constant + network.outputs_error()[each, which]
-        shells = state.shells.with_quadratics(k, rows, which, constant, found.curvature)
+        error = network.outputs_error().gather(1, which).amax(1)
+        constant, curvature = found.constant + error, found.curvature
+        if stage.pairs:
+            shell = torch.full_like(rows, k)
+            pairs = Pairs(rows, shell, one, two, constant, curvature)
+            shells = state.shells.with_pairs(pairs)
+        else:
+            shells = state.shells.with_quadratics(k, rows, one, constant, curvature)
         known = state.known
         if steps:
             new = found.multipliers
@@ -326,6 +365,13 @@ class Refine:
     def _block_size(self, stage: Stage) -> int:
         network = self.problem.network
         return blocks(network, MEMORY // 4, region_bytes(network) if stage.steps else 0)
+
+
+def _means(network: Network, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and levels of means of two margins."""
+    each, margins = torch.arange(len(one)), network.margins
+    rows = 0.5 * (margins.rows[each, one] + margins.rows[each, two])
+    return rows, 0.5 * (margins.levels[each, one] + margins.levels[each, two])
 
 
 def _anchor(

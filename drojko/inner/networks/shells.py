@@ -18,6 +18,7 @@ from torch import Tensor
 
 from drojko.inner.networks.linear import Ball, blocks, linear_bound
 from drojko.inner.networks.network import Margins, Network
+from drojko.inner.networks.pairs import Pairs, leading, paired
 
 __all__ = ["Shells", "edges"]
 
@@ -52,6 +53,8 @@ class Shells:
         m <= level + slope t on the ball of radius s_{k+1}.
     constant, curvature : Tensor of shape (n, K, m)
         m <= constant + curvature t² / 2 there.
+    pairs : Pairs
+        The same of means of two margins.
     """
 
     margins: Margins
@@ -63,6 +66,7 @@ class Shells:
     slope: Tensor
     constant: Tensor
     curvature: Tensor
+    pairs: Pairs
 
     @staticmethod
     def empty(network: Network, radii: Tensor, rates: Tensor) -> Shells:
@@ -78,7 +82,7 @@ class Shells:
         infinite = torch.full(shape, torch.inf, dtype=torch.float64)
         nothing = torch.zeros(shape, dtype=torch.float64)
         cap = network.largest().masked_fill(own, 0.0)
-        flat = (infinite, nothing, infinite, nothing)
+        flat = (infinite, nothing, infinite, nothing, Pairs.none())
         return Shells(network.margins, radii, nominal, rates, cap, *flat)
 
     def with_lines(self, k: int, rows: Tensor, level: Tensor, slope: Tensor) -> Shells:
@@ -105,6 +109,10 @@ class Shells:
         constants[at] = torch.where(wins, constant[:, None], self.constant[at])
         curvatures[at] = torch.where(wins, curvature[:, None], self.curvature[at])
         return replace(self, constant=constants, curvature=curvatures)
+
+    def with_pairs(self, more: Pairs) -> Shells:
+        """Means of two margins as well."""
+        return replace(self, pairs=self.pairs.joined(more))
 
     def middle(self, k: int) -> float:
         """A radius inside shell k."""
@@ -146,27 +154,49 @@ class Shells:
         n, _, m = self.level.shape
         out = torch.empty(2, n, len(t0), dtype=torch.float64)
         block = max(1, 500_000 // (len(t0) * m))
-        t0, t1 = t0[None, :, None], t1[None, :, None]
-        middle = 0.5 * (t0 + t1)
+        ends = t0[None, :, None], t1[None, :, None]
         for rows in torch.arange(n).split(block):
-            chain, rate = self._chain[rows, :-1][:, shells], self.rates[rows, None]
-            level, slope = self.level[rows, shells], self.slope[rows, shells]
-            constant, half = self.constant[rows, shells], 0.5 * self.curvature[rows, shells]
-            cap = self.cap[rows, None].expand_as(level)
-            at_middle = torch.stack([
-                level + slope * middle, constant + half * middle**2, chain + rate * middle, cap
-            ])  # fmt: skip
-            pick = at_middle.argmin(0)
-            for end, t in enumerate((t0, t1)):
-                # The tangent of sqrt(tau) at the middle, which is above it.
-                root = middle + (t * t - middle * middle) / (2.0 * middle)
-                each = torch.stack(
-                    [level + slope * root, constant + half * t * t, chain + rate * root, cap]
-                )
-                chosen = each.gather(0, pick[None])[0]
-                chosen = chosen + _ROOM * chosen.abs()
-                out[end, rows] = self.margins.take(rows)(chosen)
+            margins = self.margins.take(rows)
+            for end, chosen in enumerate(self._chosen(rows[:, None], shells, *ends)):
+                out[end, rows] = margins(chosen)
+        pairs = self.pairs.within(shells)
+        if len(pairs):
+            rows, ks, place = pairs.regions(len(self.edges) - 1)
+            at = ks - shells.start
+            u = torch.stack(self._chosen(rows, ks, t0[at, None], t1[at, None]))
+            margins = self.margins.take(rows)
+            top = leading(u.mean(0), margins.own())
+            constant, curvature = pairs.table(place, top, 0.5 * (t0 + t1)[at])
+            a = torch.stack([constant + 0.5 * curvature * t[at, None, None] ** 2 for t in (t0, t1)])
+            lower = paired(margins, top, u, a + _ROOM * a.abs())
+            # One or the other: the least of both at each end is a bound at the ends alone.
+            wins = lower.sum(0) < out[:, rows, at].sum(0)
+            out[:, rows, at] = torch.where(wins, lower, out[:, rows, at])
         return out[0], out[1]
+
+    def _chosen(self, rows: Tensor, shells: slice | Tensor, t0: Tensor, t1: Tensor) -> list[Tensor]:
+        """Margins' bounds that are linear in t² on [t0, t1], at both ends; (..., m)."""
+        if isinstance(shells, slice):
+            shells = torch.arange(len(self.edges) - 1)[shells]
+        chain, rate = self._chain[rows, shells], self.rates[rows]
+        level, slope = self.level[rows, shells], self.slope[rows, shells]
+        constant, half = self.constant[rows, shells], 0.5 * self.curvature[rows, shells]
+        cap = self.cap[rows].expand_as(level)
+        middle = 0.5 * (t0 + t1)
+        at_middle = torch.stack([
+            level + slope * middle, constant + half * middle**2, chain + rate * middle, cap
+        ])  # fmt: skip
+        pick = at_middle.argmin(0)
+        found = []
+        for t in (t0, t1):
+            # The tangent of sqrt(tau) at the middle, which is above it.
+            root = middle + (t * t - middle * middle) / (2.0 * middle)
+            each = torch.stack(
+                [level + slope * root, constant + half * t * t, chain + rate * root, cap]
+            )
+            chosen = each.gather(0, pick[None])[0]
+            found.append(chosen + _ROOM * chosen.abs())
+        return found
 
     def suprema(self, strength: float, k: int | None = None) -> Tensor:
         """Bounds of loss - strength t² on each shell, (n, K), or on one, (n,)."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drojko.inner import Pointwise
+from drojko.inner.networks import bound as bounds
+from drojko.inner.networks import refine
 from drojko.inner.networks.bound import Case, network_bound
 from drojko.inner.networks.refine import Refine
 from drojko.inner.transport.ascent import proximal_ascent
@@ -178,6 +181,27 @@ def test_at_a_huge_radius_only_the_constants_speak(perceptron, seed):
     rates = bound.shells.rates.amax()
     assert bound.value <= float(objective.risk(batch, batch.q0).mean()) + 1.001e6 * float(rates)
     assert math.isfinite(bound.value)
+
+
+def test_pairs_of_margins_lower_the_bound_of_several_classes(perceptron, seed, monkeypatch):
+    """Margins of three classes are largest at different points: together they are never so."""
+    single = tuple(stage for stage in refine.SETTINGS["fast"].stages if not stage.pairs)
+    alone = {"fast": replace(refine.SETTINGS["fast"], stages=single)}
+    whole, apart = [], []
+    for number in (2 * seed, 2 * seed + 1):
+        objective, batch, gen = perceptron(
+            (6,), "softmax", "softplus", number, d=5, n=8, spread=0.5, penalty=0.3
+        )
+        cases = [Case(batch, None, (proximal_ascent(objective, batch, batch.q0, 60).q,))]
+        bound = network_bound(objective, cases, masses(batch))
+        with monkeypatch.context() as patch:
+            patch.setattr(bounds, "SETTINGS", alone)
+            apart.append(network_bound(objective, cases, masses(batch)).value)
+        whole.append(bound.value)
+        best = best_known(objective, batch, gen, 3)
+        assert bool((bound.at(objective.penalty) >= best - 1e-12 * (1 + best.abs())).all())
+    assert all(w <= a * (1 + 1e-12) for w, a in zip(whole, apart, strict=True))
+    assert sum(whole) < 0.998 * sum(apart)
 
 
 def test_labels_that_change_are_bounded_at_all_labels(perceptron, seed):
