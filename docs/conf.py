@@ -113,6 +113,8 @@ html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
 html_context = {"default_mode": "auto"}
+#: Pages without others below them have nothing to list at the left.
+html_sidebars = {name: [] for name in ("index", "start")}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,

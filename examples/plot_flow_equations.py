@@ -23,6 +23,8 @@ short = bool(os.environ.get("DROJKO_EXAMPLES_SHORT"))
 figure = plt.figure(figsize=(12, 7.5), layout="constrained")
 panels = figure.subplots(2, 3)
 
+# sphinx_gallery_defer_figures
+
 # %%
 # A porous medium
 # ---------------
@@ -72,6 +74,8 @@ for k, colour in ((0, "tab:blue"), (10, "tab:green"), (20, "tab:orange")):
 panel.set(title="Porous medium (dotted: exact)", xlabel="x", ylabel="density")
 panel.legend()
 
+# sphinx_gallery_defer_figures
+
 # %%
 # A swarm
 # -------
@@ -105,6 +109,8 @@ panel = panels[0, 2]
 panel.plot(swarm.history["time"], swarm.history["energy"], "o-", label="aggregation")
 panel.set(xlabel="time", ylabel="energy of pairs", title="Energy of the swarm")
 
+# sphinx_gallery_defer_figures
+
 # %%
 # A posterior
 # -----------
@@ -120,6 +126,8 @@ panel = panels[1, 0]
 b = posterior.coefficients
 panel.plot(b[:500, 0], b[:500, 1], ".", markersize=3)
 panel.set(title="Posterior of two weights", xlabel="first", ylabel="second")
+
+# sphinx_gallery_defer_figures
 
 # %%
 # A filter

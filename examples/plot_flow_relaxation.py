@@ -75,6 +75,8 @@ first = float((start.log_prob(x0 := start.sample(4000)) - log_prob(x0)).mean())
 energy.semilogy(times, [first, *result.history["energy"]], "o-")
 energy.set(xlabel="time", ylabel="divergence from the target, nats", title="Energy")
 
+# sphinx_gallery_defer_figures
+
 # %%
 # Sampling
 # --------
@@ -89,6 +91,8 @@ sample = sample_density(
 )  # fmt: skip
 print(f"log Z = {sample.log_normaliser:.4f} (exactly 0)")
 print(f"effective sample size: {sample.effective_share:.0%} of the draws")
+
+# sphinx_gallery_defer_figures
 
 # %%
 # Rejections after the maps put the right share into every mode, and keep the density.
