@@ -159,7 +159,12 @@ def group_columns(labels: Any, *, min_rows: int = 1) -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = pd.DataFrame(labels)
+    try:
+        frame = pd.DataFrame(labels)
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(
+            f"labels={shown(labels)}; expected a table with a label per row and column ({error})"
+        ) from None
     n = len(frame)
     if not is_whole(min_rows, 1) or min_rows > n:
         raise InvalidDataError(f"min_rows={shown(min_rows)}; expected 1 to {n}, the number of rows")

@@ -341,9 +341,7 @@ def test_what_is_not_offered_says_what_is():
     with pytest.raises(UnsupportedError, match="set label_cost=inf"):
         mlp(DRORegressor).set_params(ambiguity=movable).fit(X, y)
     model = linear(DRORegressor).set_params(ambiguity=movable).fit(X, y)
-    with pytest.raises(UnsupportedError, match="Use label_cost=inf to see a worst case"):
-        model.worst_case_
-    assert "worst_case_" not in dir(model)
+    assert model.worst_case_.risk() == pytest.approx(model.certificate_.worst_case_risk, rel=1e-9)
     assert not hasattr(linear(loss="hinge").fit(*binary()), "predict_proba")
 
 

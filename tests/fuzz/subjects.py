@@ -253,6 +253,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "Certificate": lambda: classifier().certificate_,
     "AuditReport": report,
     "AuditReport KL": kl_report,
+    "ShiftReport": lambda: drojko.shift_report(*(np.concatenate([a, a]) for a in (X, Y, GROUPS))),
     "ConvexDROClassifier": lambda: baselines.ConvexDROClassifier(sets.KL(0.1)).fit(X, Y),
     "ConvexDRORegressor": lambda: baselines.ConvexDRORegressor(sets.KL(0.1)).fit(X, T),
     "WRMClassifier": lambda: baselines.WRMClassifier(max_iter=1, steps=1).fit(X, Y),
@@ -276,7 +277,7 @@ _KL, _W2 = sets.KL(0.1), sets.Wasserstein(penalty=3.0)
 
 #: Results: made by the package only.
 MADE = {
-    "AuditReport", "Decision", "ObservedShift",
+    "AuditReport", "Decision", "ObservedShift", "ShiftReport",
     "RadiusSelection", "Dual", "GroupDual", "MMDDual", "Evidence", "FlowResult",
     "MapState", "SemiDualStep", "BallSolution", "ClassFlow", "Moved", "TransportedWorstCase",
     "ReweightedWorstCase", "SemiDualWorstCase", "Energy", "FilterResult", "FlowSample", "Solution",
@@ -315,6 +316,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "weights": W.copy,
     "weight": W.copy,
     "groups": GROUPS.copy,
+    "group_columns.labels": GROUPS.copy,
     "losses": T.copy,
     "n": lambda: 3,
     "penalty": lambda: 1.0,

@@ -96,7 +96,8 @@ def with_loss(model: AuditedModel, loss: Any, rows: Tensor, y: Tensor) -> tuple[
         found = get_loss("squared" if loss is None else loss, "regression", None)
         return _or_answered(model, found, rows, y)
     n_classes, labelled = len(model.classes), model.own.method == "predict"
-    if loss == "zero-one" or (loss is None and labelled):
+    named = loss if isinstance(loss, str) else ""  # tables compare cell by cell
+    if named == "zero-one" or (loss is None and labelled):
         note = "no gradients: the zero-one loss has none"
         own = Predicted.of(model.own)
         return replace(_without(model, note), own=own), ZeroOne(n_classes == 2)
@@ -106,13 +107,13 @@ def with_loss(model: AuditedModel, loss: Any, rows: Tensor, y: Tensor) -> tuple[
             'decision function: audit it with loss="zero-one", or wrap it in a '
             "CalibratedClassifierCV"
         )
-    if loss in ("squared", "absolute"):
+    if named in ("squared", "absolute"):
         if not model.probabilities:
             raise InvalidDataError(
                 f"loss={loss!r} of a classifier is about probabilities, and "
                 f"{type(model.own.model).__name__} gives none: use 'zero-one' or 'hinge'"
             )
-        brier = _OfProbabilities(loss, 1 + (loss == "squared"))
+        brier = _OfProbabilities(named, 1 + (named == "squared"))
         return model, brier.multiclass() if n_classes > 2 else brier
     usual = "logistic" if model.probabilities else "hinge"
     found = get_loss(usual if loss is None else loss, "classification", n_classes)

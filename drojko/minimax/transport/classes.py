@@ -26,6 +26,7 @@ from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
 from drojko.minimax.transport.linear import turn
+from drojko.minimax.transport.objective import SEPARABLE
 from drojko.minimax.transport.risk import RidgeData
 from drojko.minimax.wide import conjugate_gradients
 from drojko.rows import Rows, is_wide, rows_of
@@ -449,10 +450,22 @@ def _fitted(
                 f"model has no worse one is proven to {share:.1%}, see certificate_. "
             )
     message = f"Stopped after {outcome.n_iter} iterations. {said}{ended.advice}"
+    free = ground.still and not alpha and not data.loss.attained
+    some = data.weight > 0
+    if free and _separated((data.X @ coef.T + intercept)[some], data.y[some]):
+        ended, message = Status.UNBOUNDED, SEPARABLE
     return LinearFit(
         coef, intercept, risk.penalty, objective, lower, str(ended), message, outcome.n_iter,
         state.slope, outcome.columns(), solver.unit, risk=risk,
     )  # fmt: skip
+
+
+def _separated(f: np.ndarray, y: np.ndarray) -> bool:
+    """Whether each row's own class has the largest output (n, K)."""
+    rows, f = np.arange(len(y)), np.array(f)
+    own = f[rows, y].copy()
+    f[rows, y] = -math.inf
+    return bool((own > f.max(axis=1)).all())
 
 
 def outward(rows: Rows, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,11 +31,11 @@ from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.risk import spend
 from drojko.rows import Rows, blocks
 
-__all__ = ["NormObjective", "Sums", "TransportRows"]
+__all__ = ["SEPARABLE", "NormObjective", "Sums", "TransportRows"]
 
 _FAR = 1e-6  # of N: less than that does not smooth the vertex
 _STRAIGHT = 1e-4  # mu over the unit from which on straight parts of smooth losses stay as they are
-_SEPARABLE = (
+SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero along a "
     "ray and no minimum exists: add alpha > 0 or a radius > 0 (on columns that may move)."
 )
@@ -250,7 +250,7 @@ class NormObjective(ABC):
         if (held or ground.moves) and state.row["robust_risk"] > 1e-10 * self.unit:
             return None
         apart = ((2.0 * y - 1.0) * state.u > 0) | (w == 0)
-        return _SEPARABLE if bool(apart.all()) else None
+        return SEPARABLE if bool(apart.all()) else None
 
     def record(self, state: State, exact: bool = False) -> dict[str, float]:
         """The exact objective at this price, of which the smoothed one is an upper bound."""

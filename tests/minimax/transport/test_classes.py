@@ -78,7 +78,8 @@ def test_classes_far_apart(loss, form):
     X = 0.1 * random.standard_normal((30, 2)) + np.array([[0, 10], [10, 0], [-10, -10]])[y]
     problem = RidgeData(X, y, loss=get_loss(loss, "classification", 3))
     found = solve_classes(problem, 3, **form, limits=Limits(200, 1e-3))
-    assert found.status == "converged"
+    endless = loss == "logistic" and form == {"radius": 0.0}  # falls to zero, and reaches it never
+    assert found.status == ("unbounded" if endless else "converged")
     assert 0.0 <= found.lower <= found.objective <= 1e-3
     check(found, problem, random, **form)
 
