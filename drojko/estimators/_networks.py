@@ -23,7 +23,7 @@ __all__ = ["checkpoint_of", "keep_back", "on_network", "warn_of_outputs"]
 
 _SHARE = 0.25  # of the rows that weights are compared on
 _SPLITS, _MANY = 3, 1_000  # how often, with fewer rows than so many
-_WEIGHTS = (0.006, 0.02, 0.06, 0.2, 0.6, 2.0)  # of the norms, from the smallest; shared by classes
+_WEIGHTS = (0.006, 0.02, 0.06, 0.2, 0.6)  # of the norms, from the smallest; shared by the classes
 _TIGHT = 0.01, 0.05  # gaps, relative, that ask for no more: two classes and regression, several
 _FEW = 40  # rows that the gap is measured on
 _FAR = (1.1, 2.0, 10.0)  # distances from the mean at which outputs must be finite

@@ -30,6 +30,8 @@ _NO_PROOF = ("local-estimate", "largest-loss")
 _FAR = 3.0
 #: A relative rise of the mean loss by less is none; columns below this share carry little.
 _SMALL, _CARRIES = 0.02, 0.05
+#: Of the spread of the rows, below which sizes are in the wrong units.
+_NOTHING = 0.01
 #: Mass that moves to a class or group by less is not worth a sentence.
 _GAINS = 0.02
 
@@ -299,7 +301,25 @@ def _steps(report: AuditReport, carried: list[Step]) -> list[Step]:
                 f"({change(found - today)}). Audit larger ones to see where it does."
             ),
         ]
-    return [*steps, *_retrain(report), *carried]
+    return [*steps, *_units(report), *_retrain(report), *carried]
+
+
+def _units(report: AuditReport) -> list[Step]:
+    """Where columns of large numbers make every size next to nothing."""
+    own = report.ambiguity
+    if own is None or not own.moves or report.about.get("scale"):
+        return []
+    share = report.meaning.get("share_of_spread")
+    if share is None or not float(share.max()) < _NOTHING:
+        return []
+    return [
+        Step(
+            f"Every size here is less than {percent(_NOTHING)} of the spread of the rows: columns "
+            "of large numbers hardly move, and those of small ones carry it all. Audit in standard "
+            "deviations.",
+            f"audit(model, X, y, {_code(own)}, scale='standard', ...)",
+        )
+    ]
 
 
 def _retrain(report: AuditReport) -> list[Step]:

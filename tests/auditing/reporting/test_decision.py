@@ -10,6 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from drojko import DROClassifier, audit, observed_shift
 from drojko.ambiguity import KL, CVaR, Group, Wasserstein
@@ -193,6 +195,20 @@ def test_nothing_has_to_be_done_against_what_does_nothing(model, data):
     assert [step.text.split(" against")[0] for step in found.decision.steps] == [
         "Nothing has to be done"
     ]
+
+
+def test_sizes_in_the_wrong_units_are_told(data):
+    X, y = data
+    large = X * [1.0, 1e4, 1e4, 1e4]
+    other = make_pipeline(StandardScaler(), LogisticRegression()).fit(large, y)
+    how = {"radii": [0.3], "random_state": 0}
+    first = audit(other, large, y, Wasserstein(), **how).decision.steps[0]
+    assert "less than 1.0\xa0% of the spread" in first.text
+    again = {"audit": audit, "model": other, "X": large, "y": y, "Wasserstein": Wasserstein}
+    code = first.code.replace("...", "radii=[0.3], random_state=0").replace("radius=0.3, ", "")
+    mended = eval(code, again)
+    assert mended.meaning["share_of_spread"].iloc[0] > 0.1
+    assert "spread" not in mended.decision.steps[0].text
 
 
 def test_rows_to_collect_are_those_of_the_class_that_costs_most(data):
