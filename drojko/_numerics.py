@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Adam", "Kink", "batches", "cosine", "endless", "root", "standard_error"]
+__all__ = [
+    "Adam", "Kink", "batches", "cosine", "endless", "root", "separated", "standard_error",
+]  # fmt: skip
 
 
 def root(
@@ -271,3 +273,12 @@ def telling(X: np.ndarray, y: np.ndarray, classes: int) -> list[int]:
             kept = (sizes > 0) & (np.abs(both[1] @ both[0]) >= (1.0 - 1e-12) * sizes)
         found = [column for column, keep in zip(found, kept, strict=True) if keep]
     return found
+
+
+def separated(outputs: np.ndarray, y: np.ndarray) -> bool:
+    """Whether outputs (n,), (n, 1) or (n, K) put every row on the side of its class y (n,)."""
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return bool((outputs.reshape(-1) * (2.0 * y - 1.0) > 0).all())
+    rows, others = np.arange(len(y)), np.array(outputs)
+    others[rows, y] = -math.inf
+    return bool((outputs[rows, y] > others.max(axis=1)).all())

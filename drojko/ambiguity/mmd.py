@@ -48,9 +48,8 @@ class MMD(AmbiguitySet):
     kernel : {"gaussian", "laplace", "energy"} or callable, default="gaussian"
         ``exp(-|x - z|^2 / (2 h^2))``, ``exp(-|x - z| / h)``, or ``-|x - z| / h`` (whose MMD^2 is
         the energy distance ``2 E|X - Z| - E|X - X'| - E|Z - Z'|``, over h), for the bandwidth h.
-        A callable
-        ``k(x, z)`` takes points (n, d) and (m, d) and returns the matrix (n, m), with arrays or
-        tensors; it must be symmetric and positive semidefinite.
+        A callable ``k(x, z)`` takes points (n, d) and (m, d) and returns the matrix (n, m), with
+        arrays or tensors; it must be symmetric and positive semidefinite.
     bandwidth : float, default=None
         h, in the units of X. None: the median distance of pairs of distinct points, taken anew for
         each set of points (see `BoundMMD`): give a number to compare results between data sets.

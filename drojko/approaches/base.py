@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -35,7 +36,7 @@ from drojko.models import TabularModel, is_linear
 __all__ = [
     "APPROACHES", "COLUMNS", "EFFORTS", "MORE", "Approach", "Assessment", "FittedModel",
     "LinearProblem", "NoWorstCase", "Parameters", "Plan", "Points", "approach_to", "arrays",
-    "check_effort", "parameters_of", "trained",
+    "check_effort", "parameters_of", "trained", "warn_of_time",
 ]  # fmt: skip
 
 #: Rows x, their targets y and their masses w: tensors, or arrays where a model is linear.
@@ -410,6 +411,19 @@ def check_effort(where: str, effort: Any, max_time: Any) -> None:
     chosen(f"{where} got effort", effort, EFFORTS)
     if max_time is not None:
         check_number(f"{where} got max_time", max_time, above=0, infinite=True)
+
+
+def warn_of_time(plan: Plan, found: Certificate | None, stacklevel: int) -> None:
+    """Warn where ``max_time`` ended a thorough certificate before its sides met."""
+    ended = plan.effort == "thorough" and plan.whole.time_left == 0.0
+    if ended and found is not None and found.lower < found.upper:
+        warnings.warn(
+            f"effort='thorough' was cut off after max_time={plan.max_time:g} s: what it says is "
+            "valid, and no tighter than the time allowed. Raise max_time or leave it out, or ask "
+            "for effort='fast'",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def arrays(points: Points) -> Points:

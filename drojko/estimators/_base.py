@@ -42,6 +42,7 @@ from drojko.approaches.base import (
     LinearProblem,
     Plan,
     Points,
+    warn_of_time,
 )
 from drojko.approaches.reference import (
     NAMES,
@@ -300,6 +301,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             if still and (X.max(axis=0) > X.min(axis=0)).any() and np.ptp(y):
                 result = replace(result, advice=CONSTANT)
             self._warn(result, advice)
+            warn_of_time(plan, self.certificate_, DEPTH + 1)
             if self.model != "linear":
                 warn_of_outputs(self, plan, work.model, X)
         return self

@@ -23,6 +23,7 @@ from drojko.approaches.base import (
     NoWorstCase,
     arrays,
     check_effort,
+    warn_of_time,
 )
 from drojko.approaches.reference import empirical
 from drojko.approaches.registry import approach_named, approach_to
@@ -234,7 +235,9 @@ class Fitted(BaseEstimator):
             target = torch.as_tensor(np.array(y), device=plan.device)
             target = target if n_labels else target.to(plan.dtype)
             w = torch.as_tensor(weight / weight.sum(), device=plan.device)
-            return approach.certify(plan, self._fitted_model(), (x, target, w), generator)
+            found = approach.certify(plan, self._fitted_model(), (x, target, w), generator)
+        warn_of_time(plan, found, 2)
+        return found
 
     def robust_score(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from drojko._driver import Status
 from drojko._random import spawn
-from drojko._sklearn import DEPTH
 from drojko.approaches.base import Assessment, Plan, Points, arrays, parameters_of
 from drojko.approaches.transport.linear import certify_ridge
 from drojko.certificates import Certificate, certify
@@ -242,14 +240,6 @@ def _measure(
         effort=plan.searched,
         max_time=plan.whole.time_left,
     )
-    if plan.effort == "thorough" and plan.whole.time_left == 0.0 and not adversary.exact:
-        warnings.warn(
-            f"effort='thorough' was cut off after max_time={plan.max_time:g} s: what it says is "
-            "valid, and no tighter than the time allowed. Raise max_time or leave it out, or ask "
-            "for effort='fast'",
-            UserWarning,
-            stacklevel=DEPTH + 5,
-        )
     certificate = evaluation.certificate
     relaxes = plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective)
     if relaxes and plan.radius != 0.0:

@@ -10,21 +10,19 @@ from typing import Any
 import torch
 
 from drojko._driver import Status
+from drojko._numerics import separated
 from drojko._random import spawn
 from drojko.approaches.base import Plan, parameters_of
 from drojko.approaches.transport.linear import ExactTransport
 from drojko.minimax.conditioning import Conditioned
 from drojko.minimax.problem import TrainResult
+from drojko.minimax.transport.objective import SEPARABLE
 from drojko.minimax.transport.quasi_newton import QuasiNewton
 from drojko.models import TabularModel, is_linear
 
 __all__ = ["train"]
 
 _FEW = 100  # draws that show how a loss grows
-_SEPARABLE = (
-    "The classes can be separated, so without alpha or a radius the risk falls to zero as the "
-    "coefficients grow and no minimum exists: add alpha > 0 or a radius > 0."
-)
 
 
 def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
@@ -33,7 +31,7 @@ def train(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:
         _check_growth(plan, model)
     result = _iterate(plan, model, start)
     if result.status == Status.CONVERGED and _separated(plan, model):
-        return replace(result, status="unbounded", message=_SEPARABLE)
+        return replace(result, status="unbounded", message=SEPARABLE)
     return result
 
 
@@ -56,12 +54,7 @@ def _separated(plan: Plan, model: TabularModel) -> bool:
     x, y, w = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
     with torch.no_grad():
         f = model(x)
-    if f.ndim == 1:
-        margin = f * (2.0 * y.to(f.dtype) - 1.0)
-    else:
-        own = f.gather(1, y[:, None])
-        margin = own[:, 0] - f.scatter(1, y[:, None], -math.inf).amax(1)
-    return bool((margin[w > 0] > 0).all())
+    return separated(*(part[w > 0].cpu().numpy() for part in (f, y)))
 
 
 def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResult:

@@ -34,10 +34,9 @@ class Reach:
 
 def auc(score: np.ndarray, inside: np.ndarray) -> float:
     """Probability that a row of the environment scores above another, halves for ties."""
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    n, m = int(inside.sum()), int((~inside).sum())
-    return float((rankdata(score)[inside].sum() - 0.5 * n * (n + 1)) / (n * m))
+    return float(roc_auc_score(inside, score))
 
 
 def cells(score: np.ndarray, inside: np.ndarray) -> np.ndarray:

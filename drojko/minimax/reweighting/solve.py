@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from drojko._driver import Limits, Status
+from drojko._numerics import separated
 from drojko.ambiguity.divergence import Priced, Tails
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
@@ -125,6 +126,12 @@ class _Task:
     n_outputs: int
 
     @property
+    def ridge(self) -> np.ndarray:
+        """Penalties of the parameters (D,) in standardised columns; none of the intercept."""
+        decay = self.alpha / self.rows.scale**2
+        return np.append(decay, 0.0) if self.rows.intercept else decay
+
+    @property
     def accuracy(self) -> float:
         """The relative gap aimed at."""
         return min(self.limits.tol, ACCURACY)
@@ -170,15 +177,14 @@ def _near(task: _Task) -> np.ndarray | None:
     if not (hasattr(task.bound, "saddle") and task.loss.convex and task.n_outputs == 1):
         return None
     rows = task.rows
+    # A path has no points on the way that are worth keeping: no limit of time could end it.
     if rows.size > WIDE or task.limits.time_left is not None:
         return None
     from drojko.minimax.reweighting.saddle import near_saddle  # no other set needs it
 
-    ridge = np.zeros(rows.size)
-    ridge[: rows.d] = task.alpha / rows.scale**2
     outputs, labels = torch.zeros(rows.n, dtype=torch.float64), torch.from_numpy(rows.y)
     unit = float(rows.w @ np.abs(task.loss.value(outputs, labels).numpy()))
-    found = near_saddle(rows, task.loss, task.bound, ridge, unit or 1.0)
+    found = near_saddle(rows, task.loss, task.bound, task.ridge, unit or 1.0)
     return None if found is None else found[None]
 
 
@@ -235,8 +241,7 @@ class _Run(LBFGSRun):
         self.unit_risk = sizes[0] or max(sizes[1], 1e-300)  # a loss may vanish at the start
         early = 1e-3 if warm and first is not None else 1e-1
         self.mu = (0.1 * ACCURACY if self.near else early) * self.unit_risk
-        decay = self.task.alpha / self.rows.scale**2
-        self.decay = np.append(decay, 0.0) if self.rows.intercept else decay
+        self.decay = self.task.ridge
         self.best_point = start.ravel().copy()
         return self.best_point
 
@@ -354,11 +359,4 @@ class _Run(LBFGSRun):
         """Whether scaling the model up drives its cross-entropy to zero."""
         if self.task.alpha or self.loss.attained:
             return False
-        f = self._outputs(self.best_point.reshape(self.shape))
-        y = self.rows.y
-        if f.shape[1] == 1:
-            return bool((f[:, 0] * (2.0 * y - 1.0) > 0).all())
-        rows = np.arange(len(y))
-        own = f[rows, y].copy()
-        f[rows, y] = -np.inf
-        return bool((own > f.max(1)).all())
+        return separated(self._outputs(self.best_point.reshape(self.shape)), self.rows.y)

@@ -20,6 +20,7 @@ import torch
 from scipy.linalg import eigh, solve
 
 from drojko._driver import Limits, Outcome, Status, run
+from drojko._numerics import separated
 from drojko.exceptions import NonFiniteError
 from drojko.losses.class_moves import Moves, squares_of
 from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
@@ -452,20 +453,12 @@ def _fitted(
     message = f"Stopped after {outcome.n_iter} iterations. {said}{ended.advice}"
     free = ground.still and not alpha and not data.loss.attained
     some = data.weight > 0
-    if free and _separated((data.X @ coef.T + intercept)[some], data.y[some]):
+    if free and separated((data.X @ coef.T + intercept)[some], data.y[some]):
         ended, message = Status.UNBOUNDED, SEPARABLE
     return LinearFit(
         coef, intercept, risk.penalty, objective, lower, str(ended), message, outcome.n_iter,
         state.slope, outcome.columns(), solver.unit, risk=risk,
     )  # fmt: skip
-
-
-def _separated(f: np.ndarray, y: np.ndarray) -> bool:
-    """Whether each row's own class has the largest output (n, K)."""
-    rows, f = np.arange(len(y)), np.array(f)
-    own = f[rows, y].copy()
-    f[rows, y] = -math.inf
-    return bool((own > f.max(axis=1)).all())
 
 
 def outward(rows: Rows, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
