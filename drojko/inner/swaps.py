@@ -135,6 +135,7 @@ def prefixes(
     no more than its slope squared over 4 kappa above it.
     """
     steep = loss.lipschitz
+    steep = None if steep is None or math.isinf(steep) else steep
     for sign, top in zip((1.0, -1.0), tops, strict=True):
         gain = torch.stack(
             [(t - sign * s)[own[:, g]] for g, (t, s) in enumerate(zip(top, scores, strict=True))], 1

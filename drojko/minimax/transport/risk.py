@@ -435,8 +435,9 @@ def _squared(model: _Model, radius: float, nominal: float) -> RidgeRisk:
 
 def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, _Plan]:
     """Plans with cost >= budget (small λ) and cost <= budget (large λ)."""
-    lip = model.loss.lipschitz or 1.0
-    lam = 0.5 * math.sqrt(model.norm / budget) * lip
+    steep = model.loss.lipschitz or 1.0
+    lam = 0.5 * math.sqrt(model.norm / budget) * (steep if math.isfinite(steep) else 1.0)
+    lam = max(lam, 2.0 * model.loss.growth * model.norm)
     dear = model.data.jump_cost
     if lam == 0.0:  # only labels and categories can change
         lam = 1.0 / dear
