@@ -158,7 +158,7 @@ class Plan:
         """The categories of rows where some may be swapped."""
         if not self.cost.swaps:
             return None
-        from drojko.minimax.transport.swapped import Groups
+        from drojko.minimax.transport.swaps.groups import Groups
 
         return Groups.of(self.cost, x)
 

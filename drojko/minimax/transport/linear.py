@@ -202,7 +202,7 @@ def solve_ridge(
 
     problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact)
     if data.swaps is not None:
-        from drojko.minimax.transport.swap_rows import SwapRows
+        from drojko.minimax.transport.swaps.rows import SwapRows
 
         objective: TransportRows = SwapRows(rows, data.loss, ground, data, alpha)
     else:

@@ -38,7 +38,7 @@ class RidgeData:
     weight : array of shape (n,), nonnegative; None: equal weights. Only proportions matter.
     inverse_cost : array of shape (d,), the a_j; 0 means that the column cannot move. None: ones.
     label_cost : float, ``inf`` keeps labels fixed.
-    swaps : `drojko.minimax.transport.swapped.Groups`, columns that change by swaps, whose
+    swaps : `drojko.minimax.transport.swaps.groups.Groups`, columns that change by swaps, whose
         ``inverse_cost`` is 0. None: there are none.
     loss : a `Loss` with an exact worst case.
 

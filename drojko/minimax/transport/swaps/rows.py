@@ -24,114 +24,20 @@ import torch
 
 from drojko.inner.swaps import prefixes
 from drojko.losses import Loss
-from drojko.losses.jets import bent, jet
+from drojko.losses.jets import jet
 from drojko.minimax.newton import State, Terms
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.objective import SCALARS, Kinks, Point, Sums, TransportRows
 from drojko.minimax.transport.risk import RidgeData
-from drojko.minimax.transport.swapped import Groups
+from drojko.minimax.transport.swaps.chain import Chain
+from drojko.minimax.transport.swaps.groups import Groups
+from drojko.minimax.transport.swaps.places import Duals, Places
 from drojko.rows import Rows
 
 __all__ = ["SwapRows"]
 
 _NEAR = 25.0  # widths below the best place at which another one has no share
 _SIGNS = np.array([1.0, -1.0])
-
-
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """Other places (m,), sorted by row: whether down (1) or up (0), the groups (m, G).
-
-    ``inside`` are their rows, ``index`` that of each among these, ``key`` what it is known by.
-    """
-
-    rows: np.ndarray
-    down: np.ndarray
-    mask: np.ndarray
-    key: np.ndarray
-    inside: np.ndarray
-    index: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, down: np.ndarray, mask: np.ndarray) -> _Places:
-        """In a fixed order."""
-        words = np.random.default_rng(0).integers(2**62, size=mask.shape[1] + 2)
-        key = rows * words[0] + down * words[1] + mask @ words[2:]  # modulo 2**64
-        order = np.unique(key, return_index=True)[1]
-        order = order[np.argsort(rows[order], kind="stable")]
-        inside, index = np.unique(rows[order], return_inverse=True)
-        return cls(rows[order], down[order], mask[order], key[order], inside, index)
-
-    def duals(self, known: _Duals | None) -> np.ndarray:
-        """Duals (4, m) of these, those that are new NaN."""
-        if known is None or known.duals is None:
-            return np.full((4, len(self.key)), np.nan)
-        if np.array_equal(known.key, self.key):
-            return known.duals.copy()
-        order = np.argsort(known.key)
-        at = np.searchsorted(known.key[order], self.key).clip(max=max(len(order) - 1, 0))
-        found = known.duals[:, order[at]] if len(order) else np.full((4, len(at)), np.nan)
-        same = known.key[order[at]] == self.key if len(order) else np.zeros(len(at), dtype=bool)
-        return np.where(same, found, np.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class _Duals:
-    """Duals of kinks that come and go, by their keys."""
-
-    key: np.ndarray
-    duals: Any
-
-    def moved(self, new: Any, t: float) -> _Duals:
-        """See `drojko.losses.jets`."""
-        return _Duals(self.key, self.duals * [[1.0], [1.0], [t], [1.0]])
-
-
-@dataclass(frozen=True, eq=False)
-class _Chain:
-    r"""Smoothed maxima of groups of numbers: of the largest so far and the next, one by one.
-
-    Masses of the first of each group (``stay``) and of the others, the primal ones and those of
-    the duals; ``step``, the share of each where it joins; ``bend``, the curvature of that.
-    """
-
-    value: np.ndarray
-    stay: np.ndarray
-    share: np.ndarray
-    dual_stay: np.ndarray
-    dual_share: np.ndarray
-    step: np.ndarray
-    bend: np.ndarray
-    levels: list[np.ndarray]
-
-    @classmethod
-    def of(
-        cls, first: np.ndarray, a: np.ndarray, index: np.ndarray, mu: float, duals: Any = None
-    ) -> _Chain:
-        """Of groups whose first members are ``first``, the others ``a``, sorted by ``index``."""
-        begin = np.searchsorted(index, np.arange(len(first)))
-        rank = np.arange(len(a)) - begin[index]
-        levels = [np.flatnonzero(rank == k) for k in range(int(rank.max(initial=-1)) + 1)]
-        value, z = first.copy(), np.empty_like(a)
-        for level in levels:
-            to = index[level]
-            z[level] = step = a[level] - value[to]
-            value[to] += 0.5 * (step + np.sqrt(step * step + 4.0 * mu * mu))
-        root = np.maximum(np.sqrt(z * z + 4.0 * mu * mu), 2.0 * mu + 1e-300)
-        ratio = mu / root
-        step = np.where(z > 0, 0.5 + 0.5 * z / root, 2.0 * ratio * mu / (root + np.abs(z)))
-        duals = np.empty((4, 0)) if duals is None else duals
-        bend, mix = bent(duals, z, root, 4.0 * ratio * ratio, step) if len(a) else (step, step)
-        bend = 0.5 * bend / root
-        stay, share, dual_stay = np.ones(len(first)), np.empty_like(a), np.ones(len(first))
-        dual_share = np.empty_like(a)
-        for level in reversed(levels):
-            to = index[level]
-            share[level], dual_share[level] = stay[to] * step[level], dual_stay[to] * mix[level]
-            bend[level] *= dual_stay[to]
-            stay[to] *= 1.0 - step[level]
-            dual_stay[to] *= 1.0 - mix[level]
-        return cls(value, stay, share, dual_stay, dual_share, step, bend, levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,14 +52,14 @@ class _Tops:
     bias: np.ndarray
     share: list[list[np.ndarray]]
     dual: list[list[np.ndarray]]
-    chain: _Chain
+    chain: Chain
 
 
 @dataclass(eq=False)
 class _Mix:
     """How the mass of rows with several places is spread over them."""
 
-    chain: _Chain
+    chain: Chain
     paid: np.ndarray
     tops: _Tops
     still: Any  # jets
@@ -181,7 +87,7 @@ class SwapRows(TransportRows):
             for c, v in zip(self.columns, self.values, strict=True)
         ]
         none = np.zeros(0, dtype=int)
-        self.places = _Places.of(none, none, np.zeros((0, len(self.costs)), dtype=bool))
+        self.places = Places.of(none, none, np.zeros((0, len(self.costs)), dtype=bool))
 
     def sample(self, index: np.ndarray) -> SwapRows:
         """The same problem on some rows."""
@@ -201,7 +107,7 @@ class SwapRows(TransportRows):
         first = np.array([score[0] for score in up])
         rest = np.concatenate([score[1:] for score in up])
         index = np.repeat(np.arange(2 * len(sizes)), [size - 1 for size in 2 * sizes])
-        chain = _Chain.of(first, rest, index, mu * self.spread / self.unit, duals)
+        chain = Chain.of(first, rest, index, mu * self.spread / self.unit, duals)
         split = np.cumsum([size - 1 for size in 2 * sizes])[:-1]
 
         def shares(stay: np.ndarray, share: np.ndarray) -> list[list[np.ndarray]]:
@@ -216,7 +122,7 @@ class SwapRows(TransportRows):
         bias = value - np.reshape(plain, value.shape)
         return _Tops(scores, value, bias, share, shares(chain.dual_stay, chain.dual_share), chain)
 
-    def _moved(self, places: _Places, tops: _Tops) -> np.ndarray:
+    def _moved(self, places: Places, tops: _Tops) -> np.ndarray:
         """By how much the output differs at the places."""
         sign = _SIGNS[places.down]
         gain = np.zeros(len(places.rows))
@@ -225,7 +131,7 @@ class SwapRows(TransportRows):
             gain += places.mask[:, g] * (tops.value[places.down, g] - sign * own)
         return sign * gain
 
-    def _search(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> _Places:
+    def _search(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> Places:
         """The places with a share at this point."""
         square, tops = self.square(z, mu), self._tops(z, mu)
         at = Point(u, square, self._level(p), z, mu)
@@ -245,7 +151,7 @@ class SwapRows(TransportRows):
         rows, down, mask = (np.concatenate(one) for one in zip(*found, strict=True))
         # Sets that were prefixes stay while they are near: their order changes with every step.
         known = self.places
-        places = _Places.of(
+        places = Places.of(
             np.append(known.rows, rows), np.append(known.down, down), np.append(known.mask, mask, 0)
         )
         if not len(places.rows):
@@ -257,7 +163,7 @@ class SwapRows(TransportRows):
         best = np.array(jet(self.loss, u[inside], y[inside], sigma, width, price).value)
         np.maximum.at(best, index, value)
         kept = value > best[index] - slack
-        return _Places.of(places.rows[kept], places.down[kept], places.mask[kept])
+        return Places.of(places.rows[kept], places.down[kept], places.mask[kept])
 
     def tidy(self, z: np.ndarray, u: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """The price inside the domain; at another mu other places count."""
@@ -314,7 +220,7 @@ class SwapRows(TransportRows):
         out = self._chained(at, how, total, by_row, kinked)
         np.add.at(out.u, places.rows, mass * mix.away.u)
         out.extra = mix
-        out.records = {**out.records, "places": _Duals(places.key, old), "tops": Kinks(tops)}
+        out.records = {**out.records, "places": Duals(places.key, old), "tops": Kinks(tops)}
         return out
 
     def _mixed(
@@ -329,7 +235,7 @@ class SwapRows(TransportRows):
         away = jet(self.loss, there, y[rows], sigma, width, price)
         paid = places.mask @ self.costs
         value = away.value - lam * paid
-        chain = _Chain.of(still.value, value, places.index, mu, duals)
+        chain = Chain.of(still.value, value, places.index, mu, duals)
         mass, steep = w[rows] * chain.share, np.abs(away.u)
         blunt = (places.mask * tops.bias[places.down]).sum(1)
         extra = float(w[inside] @ chain.value - (w[inside] * chain.stay) @ still.value)

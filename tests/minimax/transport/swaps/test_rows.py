@@ -11,8 +11,8 @@ from drojko.losses import get_loss
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.risk import RidgeData, ridge_robust_risk
-from drojko.minimax.transport.swap_rows import SwapRows
-from drojko.minimax.transport.swapped import Groups
+from drojko.minimax.transport.swaps.groups import Groups
+from drojko.minimax.transport.swaps.rows import SwapRows
 from drojko.rows import Rows
 
 PRICES = {1: 0.2, 4: 0.4}
