@@ -15,6 +15,8 @@ from drojko.models import MLP
 
 __all__ = ["Conditioned"]
 
+_BLOCK = 2048  # rows at once
+
 
 @dataclass(frozen=True)
 class Conditioned:
@@ -110,9 +112,10 @@ class Conditioned:
 
 def _moments(x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
     """Weighted mean (zero without ``shift``) and one root-mean-square spread."""
-    weights = w.double()[:, None]
-    mean = (weights * x.double()).sum(0)
-    spread = float((weights * (x.double() - mean).square()).sum(0).mean().sqrt())
+    blocks = list(zip(x.split(_BLOCK), w.double().split(_BLOCK), strict=True))
+    mean = sum((part @ rows.double() for rows, part in blocks), x.new_zeros(x.shape[1]).double())
+    square = sum(float(part @ (rows.double() - mean).square().mean(1)) for rows, part in blocks)
+    spread = math.sqrt(square)
     scale = spread if math.isfinite(spread) and spread > 0 else 1.0
     return (mean if shift else torch.zeros_like(mean)).to(x.dtype), scale
 
