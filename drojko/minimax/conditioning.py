@@ -115,7 +115,8 @@ def _moments(x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
     blocks = list(zip(x.split(_BLOCK), w.double().split(_BLOCK), strict=True))
     mean = sum((part @ rows.double() for rows, part in blocks), x.new_zeros(x.shape[1]).double())
     square = sum(float(part @ (rows.double() - mean).square().mean(1)) for rows, part in blocks)
-    spread = math.sqrt(square)
+    # Constant data spread by the rounding of their mean.
+    spread = math.sqrt(square) if square > 1e-26 * float(mean.square().mean()) else 0.0
     scale = spread if math.isfinite(spread) and spread > 0 else 1.0
     return (mean if shift else torch.zeros_like(mean)).to(x.dtype), scale
 
