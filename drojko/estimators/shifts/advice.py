@@ -82,23 +82,23 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
     return ambiguity, reasons
 
 
-def _directed(name: Any, spread: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
+def _directed(name: Any, away: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
     """The set of moves towards a class, of the size that is seen between environments."""
-    if spread == 0.0 or not differs:
+    if away == 0.0 or not differs:
         reasons.append(
             f"You know that {name!r} becomes more frequent, and these environments do not say by "
             "how much: their levels do not differ beyond chance. Give the range yourself, as "
             f"ClassShift(between=(0, high), direction={name!r})."
         )
         return None
-    high = float(f"{2.0 * spread:.2g}")
+    high = float(f"{2.0 * away:.2g}")
     reasons.append(
         f"You know that {name!r} becomes more frequent: the range of its log odds is twice their "
-        "spread between environments, which holds 19 of 20 of them. Where that class is the rare "
-        "one the worst case moves; where it is the common one the worst case is that nothing "
-        "moves, and weighting its rows by what you expect does more than the set. Told the "
-        f"direction, on {TASKS} shifts as they occur, such a set was "
-        f"{quoted('told the direction: set')}, and moving the intercept by the spread "
+        "distance from a model of the other environments, which holds 19 of 20 of them. Where "
+        "that class is the rare one the worst case moves; where it is the common one the worst "
+        "case is that nothing moves, and weighting its rows by what you expect does more than "
+        f"the set. Told the direction, on {TASKS} shifts as they occur, such a set was "
+        f"{quoted('told the direction: set')}, and moving the intercept by that distance "
         f"{quoted('told the direction: level')}."
     )
     return ClassShift(between=(0.0, high), direction=name)
