@@ -406,7 +406,7 @@ def _estimate(
         one.means + slopes[0] * one.across.mean() - slopes[1:] @ one.within.mean(0) / 2.0
         for one in found
     ])  # fmt: skip
-    first = max(first - 2.0 * second, 0.0) + float(mass @ (each - mass @ each) ** 2) / rows
+    first = max(first - 1.5 * second, 0.0) + float(mass @ (each - mass @ each) ** 2) / rows
     seen = abs(rest) > _SURE * math.sqrt(second)
     growth = first / (plain + max(rest, 0.0 if order == 2 else math.sqrt(second), 1e-300))
     middle = square + 0.5 * _SURE**2 * growth
