@@ -1,8 +1,8 @@
 """Compiled objects in model files: numbers, checked before anything reads them.
 
-Trees, search indices and splines live in compiled code that trusts its arrays: a child or a column that does
-not exist is read beyond their end. A file holds plain arrays in their place, and `restored` makes
-the objects again once these fit together.
+Trees, search indices and splines live in compiled code that trusts its arrays: a child or a column
+that does not exist is read beyond their end. A file holds plain arrays in their place, and
+`restored` makes the objects again once these fit together.
 """
 
 from __future__ import annotations
