@@ -384,7 +384,6 @@ def _estimate(
         across, within = across**2, within**2
     rest = float((across - within.mean(1)).mean())
     means, plain = (float(mass @ [getattr(one, k) for one in found]) for k in ("means", "plain"))
-    square = means + rest
 
     # the variance of the square is at_zero + growth * D^2
     first = second = noise = 0.0
@@ -396,8 +395,9 @@ def _estimate(
             row = np.nansum(each, 0) / _SPLITS
             times = drawn.sum(0)
             about = np.where(drawn, each - _SPLITS * row / np.maximum(times, 1), 0.0)
-            chance = (about**2).sum(0)[times > 1] / (times[times > 1] - 1)
-            second += share**2 * 2 * one.rows * float(chance.mean())
+            again = times > 1
+            own = (about[:, again] ** 2).sum(0) / (times[again] - 1)
+            second += share**2 * 2 * one.rows * float(own.mean())
             total = one.by_means[side].copy()
             total[: len(row)] += row
             first += share**2 * float(total @ total)
@@ -407,13 +407,18 @@ def _estimate(
         for one in found
     ])  # fmt: skip
     first = max(first - 1.5 * second, 0.0) + float(mass @ (each - mass @ each) ** 2) / rows
-    seen = abs(rest) > _SURE * math.sqrt(second)
+    chance = _SURE * math.sqrt(second)
+    seen = rest > chance
+    rest = max(rest, -chance)  # samples that share rows are closer than chance has them
+    square = means + rest
     growth = first / (plain + max(rest, 0.0 if order == 2 else math.sqrt(second), 1e-300))
-    middle = square + 0.5 * _SURE**2 * growth
-    half = _SURE * math.sqrt(
-        max(growth * square, 0.0) + 0.25 * _SURE**2 * growth**2 + noise + second
-    )
-    low, high = (math.sqrt(max(end, 0.0)) for end in (middle - half, middle + half))
+    low, high = (
+        max(at + 0.5 * _SURE**2 * growth, 0.0) + sign * _SURE * math.sqrt(
+            max(growth * at, 0.0) + 0.25 * _SURE**2 * growth**2 + noise + second
+        )
+        for at, sign in ((square, -1.0), (max(square, 0.0), 1.0))
+    )  # fmt: skip
+    low, high = math.sqrt(max(low, 0.0)), math.sqrt(high)
     counted = square if seen or order == 1 else means
     distance = math.sqrt(counted + 0.25 * growth) if counted > 0.0 else 0.0  # a root is too short
     interval = (min(low, distance), max(high, distance))
