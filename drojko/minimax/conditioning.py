@@ -108,9 +108,7 @@ class Conditioned:
         model.biases[-1].data.mul_(p.target_scale).add_(p.target_centre)
 
 
-def _moments(
-    problem: RobustProblem, x: Tensor, w: Tensor, shift: bool
-) -> tuple[Tensor, float]:
+def _moments(problem: RobustProblem, x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
     """Weighted mean (zero without ``shift``) and one root-mean-square spread."""
     weights = w.double()[:, None]
     mean = problem.total((weights * x.double()).sum(0))

@@ -1,4 +1,4 @@
-"""Networks on each rank: ``torchrun --nproc-per-node=3 _networks.py OUT``; the second has no rows."""
+"""Networks on each rank: ``torchrun --nproc-per-node=3 _networks.py OUT``, the second empty."""
 
 import json
 import os
@@ -52,7 +52,9 @@ CASES = {
     ),
     "regression": (network(Wasserstein(0.1), DRORegressor, loss="huber"), "real", False),
     "module": (network(Wasserstein(0.2), model=Net), "two", False),
-    "held out": (network(Wasserstein(0.2), early_stopping=True, batch_size=7, effort="none"), "two", True),
+    "held out": (
+        network(Wasserstein(0.2), early_stopping=True, batch_size=7, effort="none"), "two", True,
+    ),
     "bounds, labels": (network(BOX, max_iter=1), "two", False),
     "nothing moves": (network(Wasserstein(0.0)), "two", False),
     "searched": (network(Wasserstein(0.5), max_iter=30, learning_rate=0.05), "two", False),

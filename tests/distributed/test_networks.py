@@ -25,9 +25,7 @@ ranked = [pytest.mark.dist, pytest.mark.slow, pytest.mark.promise(15)]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=ranked) for name in _networks.CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=ranked) for name in _networks.CASES])
 def test_the_network_is_that_of_one_process_on_all_ranks(found, name):
     every = [json.dumps(one["cases"][name]) for one in found]
     assert every[0] == every[1] == every[2]

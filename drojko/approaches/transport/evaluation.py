@@ -262,8 +262,7 @@ def _measure(
 
 
 def stated(plan: Plan, evaluation: Evaluation, weights: Tensor | None) -> Assessment:
-    """A certificate with its worst case; where rows have masses here, with what was found of them.
-    """
+    """A certificate with its worst case, and what was found of rows that have masses here."""
     (low, high, share), certificate = evaluation.plan, evaluation.certificate
     state = {
         "adversary": pack(evaluation.adversary),

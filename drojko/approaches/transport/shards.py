@@ -89,7 +89,7 @@ def _certify(
     nominal, unproven = mean(base, w), ""
     if plan.radius is None:
         worst: Any = adversary.solve(batch)
-        used, penalty, spread, sides = adversary, objective.penalty, worst.value, [worst]
+        used, penalty, spread = adversary, objective.penalty, worst.value
         lower = max(mean(spread, w), nominal)
         restarts = Restarts.of(worst.found.evidence, worst.value - base, w, mean)
         priced = [(penalty, worst)]
@@ -99,7 +99,7 @@ def _certify(
             average=mean,
         )  # fmt: skip
         used, penalty, restarts = worst.adversary, worst.penalty, worst.restarts
-        lower, spread, sides = mean(worst.risk, w), worst.risk, [worst.low, worst.high]
+        lower, spread = mean(worst.risk, w), worst.risk
         priced = [(worst.low_penalty, worst.low), (worst.high_penalty, worst.high)]
         if math.isfinite(penalty):
             spread = worst.risk - penalty * worst.cost

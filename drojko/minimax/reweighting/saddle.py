@@ -82,6 +82,8 @@ def near_saddle(
     def path() -> Saddle | None:
         with np.errstate(all="ignore"):
             found = bound.saddle(losses)
-        return None if found is None or not np.isfinite(found[0]).all() else Saddle(*found, smoothing)
+        return (
+            None if found is None or not np.isfinite(found[0]).all() else Saddle(*found, smoothing)
+        )
 
     return keeping(path, lambda: [Saddle(theta) for theta in seen])

@@ -112,9 +112,7 @@ class _Model:
         w, own = self.w, float(self.w @ at.gain)
         if own != at.value and own > 0.0:  # what rows may miss goes by the mean of all
             w = w * (at.value / own)
-        bound, proof = self.data.loss.class_ceilings(
-            self.f, self.y, self.gram, at.moves, w, nodes
-        )
+        bound, proof = self.data.loss.class_ceilings(self.f, self.y, self.gram, at.moves, w, nodes)
         return float(self.total(self.w @ np.maximum(bound, at.gain))), proof
 
 
