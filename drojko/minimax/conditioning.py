@@ -43,11 +43,11 @@ class Conditioned:
         if not isinstance(model, MLP):
             return Conditioned(problem)
         x, y, w = problem.draw(min(n_draws, 2000), spawn(generator))
-        centre, scale = _moments(x, w, shift)
+        centre, scale = _moments(problem, x, w, shift)
         target_centre, target_scale, unit = 0.0, 1.0, 1.0
         loss = problem.loss
         if loss.rescaled(1.0) is not None:
-            middle, target_scale = _moments(y[:, None], w, shift)
+            middle, target_scale = _moments(problem, y[:, None], w, shift)
             target_centre = float(middle)
             loss, unit = loss.rescaled(target_scale) or (loss, 1.0)
         alphas = [a / unit for a in problem.decay()]
@@ -108,11 +108,12 @@ class Conditioned:
         model.biases[-1].data.mul_(p.target_scale).add_(p.target_centre)
 
 
-def _moments(x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
+def _moments(problem: RobustProblem, x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
     """Weighted mean (zero without ``shift``) and one root-mean-square spread."""
     weights = w.double()[:, None]
-    mean = (weights * x.double()).sum(0)
-    spread = float((weights * (x.double() - mean).square()).sum(0).mean().sqrt())
+    mean = problem.total((weights * x.double()).sum(0))
+    squares = problem.total((weights * (x.double() - mean).square()).sum(0))
+    spread = float(squares.mean().sqrt())
     scale = spread if math.isfinite(spread) and spread > 0 else 1.0
     return (mean if shift else torch.zeros_like(mean)).to(x.dtype), scale
 
