@@ -25,7 +25,7 @@ MEMORY = 256 * 2**20
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
 #: A stage whose work does not reach below this share of the best penalty so far is left out.
 _NEAR = 0.97
-#: A stage of more steps that closes less than this share of the gap is the last.
+#: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
 
 
@@ -64,8 +64,8 @@ SETTINGS = {
     "fast": Effort(
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
-            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.15, 4e4)] * 3,
-            Stage(1.1, 8, 0.02, 0.015, 1e4, True),
+            Stage(1.1, 8, 0.02, 0.02, 9e3), Stage(1.1, 8, 0.02, 0.015, 2.5e4, True),
+            *[Stage(1.15, 24, 0.02, 0.15, 5e4)] * 3,
         ),
         20, 16_000, 1, 0.01,
     ),
@@ -121,12 +121,13 @@ class Refine:
         spots = torch.full_like(self.shells.level[..., 0], -torch.inf)
         return State(self.shells, spots, value, strength, stage, known=self.known, done=done)
 
-    def _next(self, stage: int, value: float) -> int:
-        """The first stage from this one on that has something to do."""
+    def _next(self, stage: int, value: float, stuck: bool = False) -> int:
+        """The first stage from this one on that has something to do, and something new if stuck."""
         found = self._found
         few = self.shells.nominal.shape[1] <= 2
         for at, one in enumerate(self.effort.stages[stage:], stage):
-            if value - found > one.gap * abs(found) and not (one.pairs and few):
+            new = not few if one.pairs else not stuck
+            if new and value - found > one.gap * abs(found):
                 return at
         return len(self.effort.stages)
 
@@ -150,13 +151,13 @@ class Refine:
         if state.shell < len(self.shells.edges) - 1:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
-        stage = self._next(state.stage + 1, value)
         gap = state.value - self._found
         stuck = state.spent > state.before and state.value - value < _STUCK * gap
         stuck &= self.effort.stages[state.stage].steps > _LONG
+        stage = self._next(state.stage + 1, value, stuck)
         return replace(
             state, value=value, strength=strength, stage=stage, shell=0, rows=None,
-            done=stuck or stage == len(self.effort.stages), before=state.spent,
+            done=stage == len(self.effort.stages), before=state.spent,
         )  # fmt: skip
 
     def _opened(self, state: State) -> State:
