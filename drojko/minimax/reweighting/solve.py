@@ -24,7 +24,7 @@ from drojko._numerics import separated
 from drojko.ambiguity.divergence import Priced, Tails
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.many_rows import fit_many
+from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
@@ -139,7 +139,8 @@ class _Task:
 
 def _many_rows(task: _Task) -> LinearFit | None:
     """A smooth loss under an f-divergence, from a sample of many rows."""
-    rows, loss, bound = task.rows, task.loss, task.bound
+    rows, loss, bound, tol = task.rows, task.loss, task.bound, task.limits.tol
+    goal = task.accuracy if rows.wide else min(tol, AMPLE)
     smooth = math.isfinite(loss.curvature or math.inf) and bound.cells is None
     if not smooth:
         return None
@@ -151,15 +152,10 @@ def _many_rows(task: _Task) -> LinearFit | None:
         and levels.cap is not None
         and not (rows.wide or rows.own() is not rows)
     ):
-        objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
+        objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, goal)
     else:
         return None
-    return fit_many(
-        objective,
-        task.limits,
-        classes=loss.task == "classification",
-        goal=task.accuracy,
-    )
+    return fit_many(objective, task.limits, classes=loss.task == "classification", goal=goal)
 
 
 def _newton(task: _Task, start: Start | None) -> LinearFit:

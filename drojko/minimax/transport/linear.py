@@ -24,7 +24,7 @@ import torch
 
 from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.minimax.many_rows import fit_many
+from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import ROUNDING, LinearFit, check_columns, fit
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
@@ -148,7 +148,8 @@ def solve_ridge(
     fit_intercept : bool
     limits : Limits, of Newton steps; its tol is the largest relative gap that counts as converged,
         and the callback finds the model in its record. None: 500 steps, and 1e-6.
-    aim : float, relative accuracy worked for; None: 1e-6, or the tol where that is less.
+    aim : float, relative accuracy worked for; None: 1e-6, with many rows 1e-5, or the tol where
+        that is less.
     warm_start : (coef, intercept, multiplier or None) to start from.
 
     Returns
@@ -172,6 +173,7 @@ def solve_ridge(
     """
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
+    ample = min(limits.tol, AMPLE) if aim is None else aim
     aim = min(limits.tol, 1e-6) if aim is None else aim
     if is_wide(data.X):
         turned = turn(data, alpha, fit_intercept)
@@ -194,7 +196,7 @@ def solve_ridge(
     if data.loss.quadratic:
         check_columns(rows)
         return _solve_squares(problem)
-    found = _many_rows(problem) if rows.large else None
+    found = _many_rows(problem, aim if rows.wide else ample) if rows.large else None
     if found is None and rows.wide:
         found = _vertex(problem)
     if found is not None:
@@ -241,7 +243,7 @@ def _check(
     return radius, penalty
 
 
-def _many_rows(problem: LinearProblem) -> LinearFit | None:
+def _many_rows(problem: LinearProblem, goal: float) -> LinearFit | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
     loss, ground = problem.data.loss, problem.ground
     least = 0.25 * ground.offset / (ground.penalty or math.inf)  # sigma where only labels move
@@ -251,7 +253,7 @@ def _many_rows(problem: LinearProblem) -> LinearFit | None:
         Transported(problem.rows, loss, ground),
         problem.limits,
         classes=loss.task == "classification",
-        goal=0.5 * problem.aim,
+        goal=0.5 * goal,
     )
     if found is None:
         return None

@@ -200,7 +200,7 @@ class _Model:
         self.u = data.predictions(coef, intercept)
         self.norm = data.squared_norm(coef)
         self.loss = data.loss
-        self.nearby = getattr(self.loss, "worst_near", None)
+        self.nearby = getattr(self.loss, "_worst_near", None)
         self._near: np.ndarray | None = None
         self.even: tuple[float, float] | None = None  # of the squared loss: shift by residual
 
@@ -234,17 +234,18 @@ class _Model:
         assert self.nearby is not None
         assert self._near is not None
         sigma = 0.25 * self.norm / lam
-        last = self._near[part].astype(np.float64) if known else None
-        worst, slope, bend, self._near[part] = self.nearby(
-            self.u[part], self.data.y[part], sigma, last
+        last = self._near[part] if known else None
+        u = self.u[part]
+        least, slope, bend, self._near[part] = self.nearby(
+            u, self.data.y[part], sigma, last, True
         )
         shift = 2.0 * sigma * slope
         cost = shift * shift / self.norm
-        return shift, cost, worst + lam * cost, bend * cost
+        return shift, cost, least + (u + shift) * slope, bend * cost
 
     def _sums(self, part: slice, lam: float, close: bool, known: bool) -> np.ndarray:
         """Risk, cost and how the cost bends, of some rows."""
-        w, bend = self.data.weight[part], 0.0
+        w, bend = np.ascontiguousarray(self.data.weight[part]), 0.0
         if close:
             _, cost, risk, bends = self._from_near(part, lam, known)
             bend = float(w @ bends)
