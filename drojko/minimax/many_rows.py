@@ -549,8 +549,14 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     if hasattr(problem, "flat") and problem.flat(z, p):
         return None
     own = rows.own()
-    whole = ManyRows(objective if own is rows else objective.sample(own), goal, np.unique(index))
+    whole = ManyRows(objective if own is rows else objective.sample(own), goal, _sorted(index))
     return whole, whole.begin(z, p, state.metric, state.pairs)
+
+
+def _sorted(index: np.ndarray) -> np.ndarray:
+    """Without repeats; of runs that are in order this is a merge."""
+    index = np.sort(index, kind="stable")
+    return index[np.append(True, index[1:] != index[:-1])]
 
 
 def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:

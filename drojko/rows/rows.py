@@ -240,6 +240,11 @@ class Rows:
         """Whether solvers for many rows, or many columns, are worth it."""
         return self.n >= max(_LARGE, _EACH * self.size) or self.wide
 
+    @property
+    def ample(self) -> bool:
+        """Whether rows are so many that a sample of them nearly is the problem."""
+        return self.large and not self.wide
+
     # Blocks -------------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[slice]:

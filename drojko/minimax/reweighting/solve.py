@@ -134,13 +134,12 @@ class _Task:
     @property
     def accuracy(self) -> float:
         """The relative gap aimed at."""
-        return min(self.limits.tol, ACCURACY)
+        return min(self.limits.tol, AMPLE if self.rows.ample else ACCURACY)
 
 
 def _many_rows(task: _Task) -> LinearFit | None:
     """A smooth loss under an f-divergence, from a sample of many rows."""
-    rows, loss, bound, tol = task.rows, task.loss, task.bound, task.limits.tol
-    goal = task.accuracy if rows.wide else min(tol, AMPLE)
+    rows, loss, bound = task.rows, task.loss, task.bound
     smooth = math.isfinite(loss.curvature or math.inf) and bound.cells is None
     if not smooth:
         return None
@@ -152,10 +151,11 @@ def _many_rows(task: _Task) -> LinearFit | None:
         and levels.cap is not None
         and not (rows.wide or rows.own() is not rows)
     ):
-        objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, goal)
+        objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
     else:
         return None
-    return fit_many(objective, task.limits, classes=loss.task == "classification", goal=goal)
+    classes = loss.task == "classification"
+    return fit_many(objective, task.limits, classes=classes, goal=task.accuracy)
 
 
 def _newton(task: _Task, start: Start | None) -> LinearFit:

@@ -37,6 +37,7 @@ from drojko.rows.rotated import Rotation
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge", "turn"]
 
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
+ACCURACY = 1e-6  # relative, worked for whatever tol is
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
 
 
@@ -173,8 +174,6 @@ def solve_ridge(
     """
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
-    ample = min(limits.tol, AMPLE) if aim is None else aim
-    aim = min(limits.tol, 1e-6) if aim is None else aim
     if is_wide(data.X):
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:
@@ -187,6 +186,7 @@ def solve_ridge(
             )  # fmt: skip
             return rotation.back(found)
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
+    aim = min(limits.tol, AMPLE if rows.ample else ACCURACY) if aim is None else aim
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
     def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:
@@ -196,7 +196,7 @@ def solve_ridge(
     if data.loss.quadratic:
         check_columns(rows)
         return _solve_squares(problem)
-    found = _many_rows(problem, aim if rows.wide else ample) if rows.large else None
+    found = _many_rows(problem) if rows.large else None
     if found is None and rows.wide:
         found = _vertex(problem)
     if found is not None:
@@ -243,7 +243,7 @@ def _check(
     return radius, penalty
 
 
-def _many_rows(problem: LinearProblem, goal: float) -> LinearFit | None:
+def _many_rows(problem: LinearProblem) -> LinearFit | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
     loss, ground = problem.data.loss, problem.ground
     least = 0.25 * ground.offset / (ground.penalty or math.inf)  # sigma where only labels move
@@ -253,7 +253,7 @@ def _many_rows(problem: LinearProblem, goal: float) -> LinearFit | None:
         Transported(problem.rows, loss, ground),
         problem.limits,
         classes=loss.task == "classification",
-        goal=0.5 * goal,
+        goal=0.5 * problem.aim,
     )
     if found is None:
         return None
