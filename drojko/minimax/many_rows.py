@@ -241,7 +241,7 @@ class ManyRows:
         rest = self.objective.rest(z, p, sums)
         gradient = np.append(sums.slope + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
-        if metric is None or self.exact:
+        if metric is None:
             metric = inverse_of(self.rows, sums, rest, p.size)
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
@@ -274,7 +274,7 @@ class ManyRows:
             t *= 0.5 if t > 0.1 else 0.2
         else:
             return self._bounded(replace(s, stuck=True))
-        new = self._at(z, p, s.metric, s.pairs, sums)
+        new = self._at(z, p, None if self.exact else s.metric, s.pairs, sums)
         if not self.finite(new):
             return replace(s, stuck=True)
         if self.exact:
@@ -542,7 +542,9 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
         point = problem.start() if solver is None or state is None else solver.ahead(state)
         exact = count * size <= _CHEAP * rows.n
         solver = ManyRows(problem, _NEARER if some is largest else _NEAR, exact=exact)
-        state = _solved(solver, point)
+        # The last one begins with the curvature of the one before: that of its solution is wanted.
+        metric = state.metric if state is not None and some is largest else None
+        state = _solved(solver, point, metric)
     if solver is None or state is None:
         return None
     z, p = solver.ahead(state)
@@ -572,9 +574,11 @@ def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
     return index, rows.take(index, weights)
 
 
-def _solved(solver: ManyRows, point: Any, most: int | None = None) -> State | None:
+def _solved(
+    solver: ManyRows, point: Any, metric: Any = None, most: int | None = None
+) -> State | None:
     """The solution of a sample, or None; with ``most`` whatever so many steps give."""
-    first = solver.begin(*point)
+    first = solver.begin(*point, metric)
     if first is None or not solver.finite(first):
         return None
     if solver.terminate(first) is not None:
