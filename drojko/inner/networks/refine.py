@@ -23,6 +23,8 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 MEMORY = 256 * 2**20
 #: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
+#: Halvings that find a goal, which is missed by 50 / 2^22 at most, on the safe side.
+_HALVINGS = 22
 #: A stage whose work does not reach below this share of the best penalty so far is left out.
 _NEAR = 0.97
 #: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
@@ -187,7 +189,7 @@ class Refine:
         fee, _ = self._needed(state, strength, stage)
         # Of several margins none can be lower than what it attains, whatever the loss would need.
         goal = value + 0.3 * least
-        if not stage.pairs:
+        if not stage.pairs and stage.steps > 1:  # who is not improved has none to reach
             need = fee[rows] + 0.7 * least
             goals = self._goals(shells, rows, k, relevant.any(2), need, strength)
             goal = torch.maximum(goals[at, which], goal)
@@ -308,7 +310,7 @@ class Refine:
             at = shells.outer(rows, k, t)
             high = (at - shells.nominal[rows]).amax(1).clamp_min(0.0) + 50.0
             low = torch.zeros_like(high)
-            for _ in range(40):
+            for _ in range(_HALVINGS):
                 middle = 0.5 * (low + high)
                 above = margins(at - middle[:, None] * relevant) > need + strength * t * t
                 low, high = torch.where(above, middle, low), torch.where(above, high, middle)
