@@ -129,7 +129,7 @@ class Everywhere(Moves):
 
     def __init__(self, here: Moves, total: Callable[[Any], Any]) -> None:
         self.here, self.total, self.y, self.half = here, total, here.y, here.half
-        self.competing = bool(total(np.float64(here.competing)))
+        self.competing = bool(total(np.array(here.competing, dtype=float)))
 
     def looked_around(self) -> Everywhere:
         """See `Moves`."""
