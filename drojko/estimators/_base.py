@@ -341,7 +341,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         """Whether constant predictions alone have no least risk, whatever the set."""
         constants = self.fit_intercept and self.model in ("linear", "mlp")
         moved = not self._classification and math.isfinite(plan.label_cost)
-        return constants and not moved and plan.loss.bottomless(y, plan.n_outputs)
+        labels = np.arange(len(self.classes_)) if self._classification else y
+        return constants and not moved and plan.loss.bottomless(labels, plan.n_outputs)
 
     def _placed(
         self,

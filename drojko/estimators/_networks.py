@@ -233,7 +233,9 @@ def _points(rows: Points) -> Points:
 def _chosen(
     front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
 ) -> float:
-    """The smallest weight at which bounds are tight, as far as it costs little on rows held out."""
+    """The smallest weight at which bounds are tight, else that of the tightest; none that costs
+    more than a little on rows held out.
+    """
     splits = [
         keep_back(front, rows, _SHARE, seed + k)
         for k in range(_SPLITS if len(rows[0]) < _MANY else 1)
@@ -266,16 +268,18 @@ def _chosen(
                 gap = _gap(approach, own, model, kept, seed)
         return float(np.mean(found)), gap
 
-    unit, best, (nothing, gap) = _unit(plan, rows), 0.0, tried(0.0)
-    allowed = nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
+    unit, (nothing, least) = _unit(plan, rows), tried(0.0)
+    best, allowed = 0.0, nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
     tight = _TIGHT[plan.n_labels > 2]
     for share in _WEIGHTS:
-        if gap <= tight:
+        if least <= tight:
             break
         score, gap = tried(unit * share)
         if score > allowed:
             break
-        best = unit * share
+        # Of several classes a flat network has a looser bound again: more of them compete.
+        if gap < least:
+            best, least = unit * share, gap
     return best
 
 

@@ -15,6 +15,8 @@ from drojko.models import MLP
 
 __all__ = ["Conditioned"]
 
+_BLOCK = 2048  # rows at once
+
 
 @dataclass(frozen=True)
 class Conditioned:
@@ -110,10 +112,13 @@ class Conditioned:
 
 def _moments(problem: RobustProblem, x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
     """Weighted mean (zero without ``shift``) and one root-mean-square spread."""
-    weights = w.double()[:, None]
-    mean = problem.total((weights * x.double()).sum(0))
-    squares = problem.total((weights * (x.double() - mean).square()).sum(0))
-    spread = float(squares.mean().sqrt())
+    blocks = list(zip(x.split(_BLOCK), w.double().split(_BLOCK), strict=True))
+    zero = x.new_zeros(x.shape[1], dtype=torch.float64)
+    mean = problem.total(sum((part @ rows.double() for rows, part in blocks), zero))
+    squares = (part @ (rows.double() - mean).square().mean(1) for rows, part in blocks)
+    square = float(problem.total(sum(squares, zero.new_zeros(()))))
+    # Constant data spread by the rounding of their mean.
+    spread = math.sqrt(square) if square > 1e-26 * float(mean.square().mean()) else 0.0
     scale = spread if math.isfinite(spread) and spread > 0 else 1.0
     return (mean if shift else torch.zeros_like(mean)).to(x.dtype), scale
 

@@ -138,7 +138,7 @@ class RobustProblem:
         """Reference points on the device, in this problem's units."""
         x = x.to(self.device)
         if self.centre is not None:
-            x = (x - self.centre.to(x)) / self.scale
+            x = (x - self.centre.to(x)).div_(self.scale)
         x = self.cost.project(x.to(self.dtype))
         if not self.n_labels:
             y = ((y - self.target_centre) / self.target_scale).to(self.dtype)

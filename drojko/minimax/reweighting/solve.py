@@ -24,7 +24,7 @@ from drojko._numerics import separated
 from drojko.ambiguity.divergence import Priced, Tails
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.many_rows import fit_many
+from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
@@ -143,7 +143,7 @@ class _Task:
     @property
     def accuracy(self) -> float:
         """The relative gap aimed at."""
-        return min(self.limits.tol, ACCURACY)
+        return min(self.limits.tol, AMPLE if self.rows.ample else ACCURACY)
 
 
 def _many_rows(task: _Task) -> LinearFit | None:
@@ -163,12 +163,8 @@ def _many_rows(task: _Task) -> LinearFit | None:
         objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
     else:
         return None
-    return fit_many(
-        objective,
-        task.limits,
-        classes=loss.task == "classification",
-        goal=task.accuracy,
-    )
+    classes = loss.task == "classification"
+    return fit_many(objective, task.limits, classes=classes, goal=task.accuracy)
 
 
 def _newton(task: _Task, start: Start | None) -> LinearFit:
