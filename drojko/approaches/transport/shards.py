@@ -145,8 +145,8 @@ def _upper(
     options: list[tuple[float, str, float, Tensor]] = []
     for penalty, moved in dict(priced).items():
         bound, proof = adversary.with_penalty(penalty).upper(moved, known)
-        value = penalty * budget + shards.average(bound, w)
-        options.append((value, shards.weakest(_PROOFS, proof), penalty, bound))
+        dual = penalty * budget + shards.average(bound, w)
+        options.append((dual, shards.weakest(_PROOFS, proof), penalty, bound))
     first = min(options, key=lambda one: (one[1] == "local-estimate", one[0]))
     best: tuple[float, str] = first[0], first[1]
     if closed(best[0], lower, best[1]):

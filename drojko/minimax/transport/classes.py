@@ -22,7 +22,8 @@ from scipy.linalg import eigh, solve
 from drojko._driver import Limits, Outcome, Status, run
 from drojko._numerics import separated
 from drojko.exceptions import NonFiniteError
-from drojko.losses.class_moves import Everywhere, Moves, squares_of
+from drojko.losses.class_moves import Moves, squares_of
+from drojko.losses.everywhere import Everywhere
 from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
