@@ -238,7 +238,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         self._check_network_only(approach)
         seed = _seed(self.random_state)
         if self.model != "linear" and getattr(X, "shared", False):
-            seed = int(X.ranks.largest(seed))
+            seed = int(X.ranks.largest(seed))  # type: ignore[attr-defined]
         keeper: Any = None
         if self.checkpoint is not None:
             keeper, seed = checkpoint_of(self, (X, y, weight), groups, seed)

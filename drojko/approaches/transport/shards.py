@@ -142,12 +142,13 @@ def _upper(
     """The smallest dual value that is proven, its proof, and why there is none."""
     shards: Any = plan.shards
     known, budget = structure(adversary.objective), 0.0 if plan.radius is None else plan.radius**2
-    options = []
+    options: list[tuple[float, str, float, Tensor]] = []
     for penalty, moved in dict(priced).items():
         bound, proof = adversary.with_penalty(penalty).upper(moved, known)
-        value = penalty * budget + shards.average(bound, w)
-        options.append((value, shards.weakest(_PROOFS, proof), penalty, bound))
-    best = min(options, key=lambda one: (one[1] == "local-estimate", one[0]))[:2]
+        dual = penalty * budget + shards.average(bound, w)
+        options.append((dual, shards.weakest(_PROOFS, proof), penalty, bound))
+    first = min(options, key=lambda one: (one[1] == "local-estimate", one[0]))
+    best: tuple[float, str] = first[0], first[1]
     if closed(best[0], lower, best[1]):
         return *best, ""
     price, found, step = options[-1][2], tuple(moved.q for _, moved in priced), _STEP

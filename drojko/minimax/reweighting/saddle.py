@@ -82,8 +82,8 @@ def near_saddle(
     def path() -> Saddle | None:
         with np.errstate(all="ignore"):
             found = bound.saddle(losses)
-        return (
-            None if found is None or not np.isfinite(found[0]).all() else Saddle(*found, smoothing)
-        )
+        if found is None or not np.isfinite(found[0]).all():
+            return None
+        return Saddle(*found, smoothing=smoothing)
 
     return keeping(path, lambda: [Saddle(theta) for theta in seen])

@@ -22,7 +22,8 @@ from scipy.linalg import eigh, solve
 from drojko._driver import Limits, Outcome, Status, run
 from drojko._numerics import separated
 from drojko.exceptions import NonFiniteError
-from drojko.losses.class_moves import Everywhere, Moves, squares_of
+from drojko.losses.class_moves import Moves, squares_of
+from drojko.losses.everywhere import Everywhere
 from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
@@ -117,7 +118,7 @@ class _Newton:
         gram, f = turned @ Z.T, self.rows.predict(np.ascontiguousarray(Z.T))
         half, rows = 0.5 / penalty, self.rows
         wild = not (np.isfinite(f).all() and np.isfinite(half * gram).all())
-        if rows.total(np.float64(wild)):
+        if rows.total(np.array(wild, dtype=float)):
             return None
         near = near and near.here
         moves = Everywhere(self.loss.class_moves(f, rows.y, gram, half, near, done), rows.total)
@@ -335,7 +336,7 @@ class _Newton:
             return smooth
         rows, c, share = at.moves.rivals(mu)
         weight = self.rows.w[rows] * share / mu
-        count = int(self.rows.total(np.float64(rows.size)))
+        count = int(self.rows.total(np.array(rows.size, dtype=float)))
         if not count:
             return smooth
         if count > _RIVALS:
