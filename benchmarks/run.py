@@ -56,6 +56,7 @@ SUITES = (
     "importance",
     "semidual",
     "audit",
+    "gpu",
 )
 #: Other names of suites.
 ALIASES = {"mlp": "training"}

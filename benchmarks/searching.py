@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from fixtures import diabetes, fixed_mlp, generator, top_curvature, train_plain
 from harness import Check, Context, clock, numbers
+from sklearn import datasets
 from torch import Tensor
 
 from drojko.ambiguity.ground.cost import GroundCost
@@ -36,6 +37,10 @@ def cases():
     for loss in ("huber", "absolute"):
         for activation in ("relu", "tanh"):
             yield f"{KIND}: diabetes {loss} {activation}, L/30", _regression(loss, activation, 30)
+    yield f"{KIND}: diabetes squared tanh, L/10", _regression("squared", "tanh", 10)
+    for activation in ("softplus", "tanh"):
+        case = _regression("huber", activation, 30, friedman)
+        yield f"{KIND}: friedman huber {activation}, L/30", case
 
 
 def _classes(name: str, activation: str, part: float):
@@ -50,9 +55,15 @@ def _classes(name: str, activation: str, part: float):
     return case
 
 
-def _regression(loss: str, activation: str, part: float):
+def friedman() -> tuple[np.ndarray, np.ndarray]:
+    """Ten standardised features, five of which the target depends on, not linearly."""
+    X, y = datasets.make_friedman1(300, random_state=17)
+    return (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
+
+
+def _regression(loss: str, activation: str, part: float, data: Callable = diabetes):
     def case(context: Context) -> Iterator[dict]:
-        X, y = diabetes()
+        X, y = data()
 
         def network(kind: str) -> Objective:
             gen = generator(context.seed + 1)

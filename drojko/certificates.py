@@ -30,6 +30,12 @@ __all__ = [
 _FEW, _DOMINATED = 10.0, 0.5
 #: A relative gap that no further bound is worth its time for.
 _NOTHING_LEFT = 1e-3
+#: A bound by Lipschitz constants that leaves more than this share of itself open is said to.
+_SLACK = 0.2
+_TAIL = (
+    "so far out only Lipschitz constants bound the model, which grow with the radius: take a "
+    "smaller one, or train with certified='auto'"
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,8 @@ class Certificate:
             rows.append(("chosen", self.inner))
         if self.search:
             rows.append(("search", self.search))
+        if self.proof == "lipschitz" and self.relative_gap > _SLACK:
+            rows.append(("loose", _TAIL))
         if self.unproven:
             rows.append(("nothing is proven", f"{self.unproven}: the worst case may exceed upper"))
         return rows

@@ -261,3 +261,12 @@ def test_printing():
         c.lower = 0.0
     assert dataclasses.replace(c, upper=math.inf).relative_gap == math.inf
     assert dataclasses.replace(c, lower=0.0, upper=0.0).relative_gap == 0.0
+
+
+@pytest.mark.parametrize(
+    ("proof", "upper", "said"),
+    [("lipschitz", 9.0, True), ("lipschitz", 0.61, False), ("linear-bounds", 9.0, False)],
+)
+def test_where_only_lipschitz_constants_speak_the_table_says_so(proof, upper, said):
+    found = Certificate(0.5, 0.6, upper, 0.6, 50.0, 0.1, 0.4, proof=proof)
+    assert ("only Lipschitz constants" in str(found)) == said

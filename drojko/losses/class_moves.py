@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Moves", "SoftmaxMoves", "VertexMoves", "own_row", "squares_of"]
+__all__ = ["Curve", "Moves", "SoftmaxMoves", "VertexMoves", "own_row", "squares_of"]
 
 _ENTRIES = 1 << 15  # of a block of rows that stays in cache
 _SWEEPS, _NEWTONS = 12, 12  # fixed-point steps before those of Newton's method, and of those
