@@ -33,7 +33,7 @@ _SEVERAL = 4
 _HALVINGS = 22
 #: A stage whose work does not reach below this share of the best penalty so far is left out.
 _NEAR = 0.97
-#: A stage of more steps that closes less than this share of the gap is the last.
+#: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
 
 
@@ -73,7 +73,7 @@ SETTINGS = {
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.05, 0.04, 2e3),
             Stage(1.15, 5, 0.04, 0.04, 8e3), Stage(1.15, 12, 0.04, 0.13, 1.5e4),
-            *[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 3e4, True),
+            Stage(1.1, 8, 0.03, 0.15, 2.5e4, True), *[Stage(1.15, 24, 0.03, 0.15, 5e4)] * 2,
         ),
         20, 16_000, 1, 0.01,
     ),
@@ -130,13 +130,14 @@ class Refine:
         spots = torch.full_like(self.shells.level[..., 0], -torch.inf)
         return State(self.shells, spots, value, strength, stage, known=self.known, done=done)
 
-    def _next(self, stage: int, value: float) -> int:
-        """The first stage from this one on that has something to do."""
+    def _next(self, stage: int, value: float, stuck: bool = False) -> int:
+        """The first stage from this one on that has something to do, and something new if stuck."""
         found = self._found
         margins = self.shells.nominal.shape[1]
         scale = abs(found) * (2.0 if margins > _SEVERAL else 1.0)
         for at, one in enumerate(self.effort.stages[stage:], stage):
-            if value - found > one.gap * scale and not (one.pairs and margins <= 2):
+            new = margins > 2 if one.pairs else not stuck
+            if new and value - found > one.gap * scale:
                 return at
         return len(self.effort.stages)
 
@@ -160,13 +161,13 @@ class Refine:
         if state.shell < len(self.shells.edges) - 1:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
-        stage = self._next(state.stage + 1, value)
         gap = state.value - self._found
         stuck = state.spent > state.before and state.value - value < _STUCK * gap
         stuck &= self.effort.stages[state.stage].steps > _LONG
+        stage = self._next(state.stage + 1, value, stuck)
         return replace(
             state, value=value, strength=strength, stage=stage, shell=0, rows=None,
-            done=stuck or stage == len(self.effort.stages), before=state.spent,
+            done=stage == len(self.effort.stages), before=state.spent,
         )  # fmt: skip
 
     def _opened(self, state: State) -> State:
