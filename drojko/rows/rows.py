@@ -108,7 +108,7 @@ def is_mapped(X: Any) -> bool:
 
 def fingerprint(X: np.ndarray) -> int:
     """A checksum of up to 1024 rows of an array, by which it is known again."""
-    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 1024 + 1]))
+    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 1024 + 1]).tobytes())
 
 
 class Rows:

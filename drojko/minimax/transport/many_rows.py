@@ -22,7 +22,8 @@ import numpy as np
 
 from drojko.losses import Loss
 from drojko.losses.jets import jet
-from drojko.minimax.many_rows import Rest, RowSums, from_plain
+from drojko.minimax.many_rows import Rest, RowSums
+from drojko.minimax.samples import from_plain
 from drojko.minimax.transport.bound import Ground
 from drojko.rows import Rows
 
