@@ -147,7 +147,7 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
         exact = count * size <= _CHEAP * rows.n
         solver = ManyRows(problem, _NEARER if some is largest else _NEAR, exact=exact)
         # The last one begins with the curvature of the one before: that of its solution is wanted.
-        metric = state.metric if state is not None and some is largest else None
+        metric = state.metric if state is not None and exact and some is largest else None
         state = _solved(solver, point, metric)
     if solver is None or state is None:
         return None
