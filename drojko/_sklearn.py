@@ -359,9 +359,15 @@ def odd_columns(columns: Any, known: Any) -> str | None:
     >>> odd_columns(["a", "c"], ["a", "b"])
     "X lacks 'b' and has 'c' more than the model was fitted on: give it X[['a', 'b']]"
     """
-    if columns is None or known is None or list(columns) == list(known):
+    if columns is None:
         return None
-    have, want = list(map(str, columns)), list(map(str, known))
+    have = list(map(str, columns))
+    if len({*have}) < len(have):
+        twice = next(name for k, name in enumerate(have) if name in have[:k])
+        return f"X has two columns named {twice!r}: rename one of them"
+    if known is None or list(columns) == list(known):
+        return None
+    want = list(map(str, known))
     lost, more = ([n for n in a if n not in set(b)] for a, b in ((want, have), (have, want)))
     if len(lost) == len(want):  # names that say nothing, as a model fitted on an array has them
         return None

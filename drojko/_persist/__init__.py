@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
-from inspect import isfunction
+from inspect import isroutine
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +35,7 @@ import numpy as np
 
 from drojko._files import MOST, check_path, chunks, members, opened, replacing
 from drojko._persist.compiled import held, restored
+from drojko._persist.plain import PLAIN
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 
@@ -45,26 +46,6 @@ FORMAT = 1
 
 _MANIFEST, _SCHEMA = "drojko.json", "schema.json"
 _PACKAGES = ("drojko", "numpy", "scikit-learn", "skops", "torch")
-#: What holds numbers and no code, or scores columns, in pipelines of scikit-learn: by exact names.
-_PLAIN = (
-    "functools.partial",  # of functions that are named here
-    "numpy.dtype",
-    "sklearn._loss.loss.HalfTweedieLoss",
-    "sklearn._loss.loss.HalfTweedieLossIdentity",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.feature_selection._mutual_info.mutual_info_classif",
-    "sklearn.feature_selection._mutual_info.mutual_info_regression",
-    "sklearn.feature_selection._univariate_selection.chi2",
-    "sklearn.feature_selection._univariate_selection.f_classif",
-    "sklearn.feature_selection._univariate_selection.f_regression",
-    "sklearn.feature_selection._univariate_selection.r_regression",
-    "sklearn.multiclass._ConstantPredictor",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-    "sklearn.utils._bunch.Bunch",
-    "sklearn.utils.validation.check_array",
-)
 _MARK = b"drojko-sha256:"
 _FOOTER = len(_MARK) + 64
 
@@ -216,7 +197,7 @@ def _read(file: BinaryIO, path: Any, names: list[str], max_size: int) -> Any:
         if _digests(archive) != manifest["arrays"]:
             raise InvalidDataError(f"{path} holds other arrays than those that were saved")
     file.seek(0)
-    found = skops.io.load(file, trusted=[*trusted_types(), *_PLAIN, *names])
+    found = skops.io.load(file, trusted=[*trusted_types(), *PLAIN, *names])
     if _full_name(type(found)) != manifest["type"]:
         raise InvalidDataError(f"{path} holds {type(found).__name__}, not {manifest['type']}")
     _check_parts(found)
@@ -291,7 +272,7 @@ def _read_skops(file: BinaryIO, path: Any, names: list[str]) -> Any:
                 "it comes from, name each with --trust"
             )
     file.seek(0)
-    return skops.io.load(file, trusted=[*trusted_types(), *_PLAIN, *names])
+    return skops.io.load(file, trusted=[*trusted_types(), *PLAIN, *names])
 
 
 def _pack(estimator: Any) -> bytes:
@@ -394,7 +375,8 @@ def _refuse_code(estimator: Any) -> None:
         named = isinstance(value, np.ufunc) or (
             isinstance(value, type) and issubclass(value, np.generic)
         )  # of numpy's own, which skops stores by their names
-        named = named or (isfunction(value) and _full_name(value) in _PLAIN)
+        named = named or (isroutine(value) and _full_name(value) in PLAIN)
+        named = named or _full_name(type(value)) in PLAIN  # objects that are called, as kernels are
         if callable(value) and not named and not _derived(type(value)):
             raise UnsupportedError(
                 f"{name}={value!r} is code, and a model file holds none. Use pickle or joblib, "
@@ -460,4 +442,4 @@ def _foreign_types(archive: zipfile.ZipFile) -> list[str]:
         for name in archive.namelist():
             file.writestr(name, archive.read(name) if name == _SCHEMA else b"")
     known = set(skops.io.get_untrusted_types(data=outline.getvalue()))
-    return sorted(known - {*trusted_types(), *_PLAIN})
+    return sorted(known - {*trusted_types(), *PLAIN})

@@ -1,8 +1,8 @@
-"""Compiled objects of scikit-learn in model files: numbers, checked before anything reads them.
+"""Compiled objects in model files: numbers, checked before anything reads them.
 
-Trees and search indices live in compiled code that trusts its arrays: a child or a column that does
-not exist is read beyond their end. A file holds plain arrays in their place, and `restored` makes
-the objects again once these fit together.
+Trees, search indices and splines live in compiled code that trusts its arrays: a child or a column
+that does not exist is read beyond their end. A file holds plain arrays in their place, and
+`restored` makes the objects again once these fit together.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def held(whole: Any, parts: Iterable[Any]) -> Any:
 def restored(whole: Any, parts_of: Callable[[Any], Iterable[Any]]) -> Any:
     """What `held` was made of; its arrays have been checked one by one."""
     parts = list(parts_of(whole))
-    stored = [part for part in parts if isinstance(part, StoredTree | StoredLeaves | StoredIndex)]
+    free = StoredIndex | StoredSpline
+    stored = [part for part in parts if isinstance(part, StoredTree | StoredLeaves | free)]
     if not stored:
         return whole
     owned = {id(tree) for part in parts for tree in _owned(part)}
-    _fits(all(isinstance(one, StoredIndex) or id(one) in owned for one in stored))
+    _fits(all(isinstance(one, free) or id(one) in owned for one in stored))
     found = copy.deepcopy(whole, {id(part): part.made() for part in stored})
     for part in parts_of(found):
         boosted = type(part).__module__ == "sklearn.ensemble._gb" and hasattr(part, "estimators_")
@@ -231,10 +232,43 @@ class StoredIndex:
         return kind(self.rows, leaf_size=self.leaf_size, metric=self.metric, **own)
 
 
+@dataclass(eq=False)
+class StoredSpline:
+    """SciPy's splines of one column, whose constructor checks them: knots and coefficients."""
+
+    knots: np.ndarray
+    coefficients: np.ndarray
+    degree: int
+    extrapolate: bool | str
+
+    @staticmethod
+    def of(spline: Any) -> StoredSpline | None:
+        if spline.axis != 0:
+            return None
+        return StoredSpline(spline.t, spline.c, int(spline.k), spline.extrapolate)
+
+    def _check_stored(self) -> None:
+        arrays = (self.knots, self.coefficients)
+        good = all(isinstance(part, np.ndarray) and part.dtype == np.float64 for part in arrays)
+        good = good and is_whole(self.degree, 0) and self.extrapolate in (True, False, "periodic")
+        good = good and self.knots.ndim == 1 and self.coefficients.ndim >= 1
+        if not good or not all(np.isfinite(part).all() for part in arrays):
+            raise InvalidDataError("a spline holds what does not fit")
+
+    def made(self) -> Any:
+        from scipy.interpolate import BSpline
+
+        try:
+            return BSpline(self.knots, self.coefficients, self.degree, self.extrapolate)
+        except ValueError as error:
+            raise InvalidDataError(f"a spline holds what does not fit: {error}") from error
+
+
 _METRICS = ("euclidean", "manhattan", "chebyshev", "minkowski")
 _KINDS = {
     "sklearn.tree._tree.Tree": StoredTree.of,
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": StoredLeaves.of,
     "sklearn.neighbors._kd_tree.KDTree": StoredIndex.of,
     "sklearn.neighbors._ball_tree.BallTree": StoredIndex.of,
+    "scipy.interpolate._bsplines.BSpline": StoredSpline.of,
 }

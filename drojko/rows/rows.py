@@ -500,6 +500,9 @@ class Rows:
 
     # Several processes ---------------------------------------------------------------------------
 
+    #: Whether sums over the rows are those of more processes than this one.
+    apart = False
+
     def own(self) -> Rows:
         """Those of this process, whose sums are those of all; alone, all."""
         return self
@@ -511,6 +514,22 @@ class Rows:
     def whole(self, values: np.ndarray) -> np.ndarray:
         """Numbers by row of all rows, from those of `own` ones."""
         return values
+
+    def chosen(self, order: np.ndarray, most: int) -> np.ndarray:
+        """Indices, which rise, of those numbers here that are among so many largest of all."""
+        return np.sort(np.argsort(-order, kind="stable")[:most])
+
+    def every(self, part: np.ndarray) -> np.ndarray:
+        """The arrays of all processes, of any lengths, one below the other."""
+        return part
+
+    def some(self, index: np.ndarray) -> np.ndarray:
+        """Some of the `own` rows in these coordinates, shape (k, D)."""
+        return self.take(index).block(slice(None))
+
+    def blank(self) -> Rows:
+        """The rows without what they say: one column of zeros."""
+        return Rows(np.zeros((self.n, 1)), self.y, self.w, intercept=self.intercept)
 
     def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
         """Numbers by `own` row at some of all rows, whose indices do not fall."""

@@ -17,16 +17,21 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.feature_selection import SelectKBest
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier
 from sklearn.multioutput import ClassifierChain
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, SplineTransformer
 from sklearn.tree import DecisionTreeClassifier
 
 import drojko
 from drojko._persist import _parts
-from drojko._persist.compiled import StoredLeaves, StoredTree, held, restored
+from drojko._persist.compiled import StoredLeaves, StoredSpline, StoredTree, held, restored
 from drojko.exceptions import DrojkoError, InvalidDataError
 
 X, Y = make_classification(120, 5, n_classes=3, n_informative=4, n_redundant=0, random_state=0)
@@ -46,7 +51,17 @@ MODELS = {
     "perceptron": MLPClassifier((4,), max_iter=5, random_state=0),
     "calibrated": CalibratedClassifierCV(TREE, cv=2),
     "selected": make_pipeline(SelectKBest(k=2), TREE),
-}
+    "splines": make_pipeline(SplineTransformer(4, knots="quantile"), LogisticRegression()),
+    "periodic splines": make_pipeline(SplineTransformer(extrapolation="periodic"), TREE),
+    "gaussian process": GaussianProcessClassifier(1.0 * Matern(nu=1.5) + WhiteKernel()),
+    "grid": GridSearchCV(
+        make_pipeline(FunctionTransformer(np.clip, kw_args={"a_min": -1, "a_max": 1}), TREE),
+        {"decisiontreeclassifier__max_depth": [1, 2]}, scoring="f1_macro", cv=2,
+    ),
+    "one against one": OneVsOneClassifier(
+        TunedThresholdClassifierCV(LogisticRegression(), cv=2, thresholds=5)
+    ),
+}  # fmt: skip
 
 
 def fitted(name):
@@ -157,6 +172,22 @@ def test_trees_belong_to_models_that_check_their_rows():
     whole = forged("selected", StoredTree, lambda stored: None)[0]
     whole.steps[-1] = ("tree", whole.steps[-1][1].tree_)
     with pytest.raises(InvalidDataError, match="does not fit the model"):
+        made(whole)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda one: setattr(one, "degree", 50),  # more than there are coefficients
+        lambda one: setattr(one, "coefficients", one.coefficients[:2]),
+        lambda one: setattr(one, "knots", one.knots[::-1].copy()),
+        lambda one: setattr(one, "knots", one.knots * np.nan),
+        lambda one: setattr(one, "knots", one.knots.astype(object)),
+    ],
+)
+def test_splines_that_do_not_fit_are_refused(what):
+    whole, _ = forged("splines", StoredSpline, what)
+    with pytest.raises(InvalidDataError, match="spline"):
         made(whole)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import subprocess
 import sys
 import tempfile
@@ -121,21 +123,36 @@ import sys, warnings
 import numpy as np, pandas as pd
 warnings.simplefilter("ignore")
 import drojko
-X = pd.read_pickle(sys.argv[2])
-np.save(sys.argv[3], np.asarray(drojko.load(sys.argv[1]).predict(X)).astype(str))
+for line in sys.stdin:
+    file, table, answer = line.rstrip("\\n").split("\\t")
+    try:
+        np.save(answer, np.asarray(drojko.load(file).predict(pd.read_pickle(table))).astype(str))
+        print("done", flush=True)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".replace("\\n", " "), flush=True)
 """
 
 
+@functools.cache
+def _elsewhere() -> Any:
+    """A process that has seen no fit and none of the classes of the zoo."""
+    command = [sys.executable, "-c", _ASK]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate)  # its input ends, and so does it
+    return process
+
+
 def stored(whole: Any, X: Any, folder: Path, fresh: bool = True) -> str | None:
-    """What is wrong with a model that was saved and loaded in a fresh process."""
+    """What is wrong with a model that was saved and loaded in a process of its own."""
     file, table, answer = folder / "model.drojko", folder / "X.pkl", folder / "y.npy"
     drojko.save(whole, file)
     if fresh:
         pd.to_pickle(X, table)
-        command = [sys.executable, "-c", _ASK, *map(str, (file, table, answer))]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ran.returncode:
-            return ran.stderr.strip().splitlines()[-1]
+        process = _elsewhere()
+        print(file, table, answer, sep="\t", file=process.stdin, flush=True)
+        said = process.stdout.readline().strip()
+        if said != "done":
+            return said
         found = np.load(answer)
     else:
         found = np.asarray(drojko.load(file).predict(X)).astype(str)
@@ -178,27 +195,48 @@ def trained(pipeline: str, kind: str) -> Outcome:
     return judged(pipeline, "fit", kind, work)
 
 
-def main(only: str = "") -> None:
-    every: list[Outcome] = []
-    for pipeline in PIPELINES:
-        for model in MODELS:
-            if only in f"{pipeline}/{model}" and meaningful(pipeline, model):
-                every += animal(pipeline, model)
-                print(".", end="", flush=True)
-        if pipeline != "categories" and only in f"{pipeline}/fit":
-            every += [trained(pipeline, kind) for kind in SETS]
-    print()
-    words = Counter((one.model, one.task, one.words[:200]) for one in every if one.state == "says")
+def summary(every: list[Outcome]) -> str:
+    """Each sentence once, every failure, the share that works, and what took longest."""
+    lines = []
+    words = Counter((one.model, one.task, one.words[:300]) for one in every if one.state == "says")
     for (model, task, text), count in sorted(words.items()):
-        print(f"says   {model}, {task} ({count}): {text}")
-    for one in every:
-        if one.bad:
-            print(f"FAILS  {one.pipeline}, {one.model}, {one.task}: {one.words}")
+        lines.append(f"says   {model}, {task} ({count}): {text}")
+    lines += [
+        f"FAILS  {one.pipeline}, {one.model}, {one.task}: {one.words}" for one in every if one.bad
+    ]
     states = Counter(one.state for one in every)
-    share = states["works"] / len(every)
-    print(
-        f"{len(every)} cases: {states['works']} work ({share:.1%}), {states['says']} say why not, "
-        f"{states['fails']} fail"
+    lines.append(
+        f"{len(every)} cases: {states['works']} work ({states['works'] / len(every):.1%}), "
+        f"{states['says']} say why not, {states['fails']} fail"
     )
     slow = sorted(every, key=lambda one: -one.seconds)[:5]
-    print("slowest:", "; ".join(f"{o.pipeline}/{o.model}/{o.task} {o.seconds:.1f} s" for o in slow))
+    lines.append("slowest: " + "; ".join(f"{_name(one)} {one.seconds:.1f} s" for one in slow))
+    return "\n".join(lines)
+
+
+def _name(one: Outcome) -> str:
+    return f"{one.pipeline}/{one.model}/{one.task}"
+
+
+def main(only: str = "", part: int = 1, parts: int = 1) -> int:
+    """What of the zoo has ``only`` in its name, the part-th of parts; the number of failures."""
+    names = [
+        (pipeline, model)
+        for pipeline in PIPELINES
+        for model in (*MODELS, "fit")
+        if (pipeline != "categories" if model == "fit" else meaningful(pipeline, model))
+        and only in f"{pipeline}/{model}"
+    ]
+    if not names:
+        print(f"nothing has {only!r} in its name; names are PIPELINE/MODEL, such as one-hot/forest")
+        return 1
+    every: list[Outcome] = []
+    for pipeline, model in names[part - 1 :: parts]:
+        fit = model == "fit"
+        found = [trained(pipeline, kind) for kind in SETS] if fit else animal(pipeline, model)
+        for one in found:
+            state = f"{one.state:5} {_name(one)} {one.seconds:.1f} s"
+            print(f"{state}: {one.words}" if one.words else state, flush=True)
+        every += found
+    print(summary(every))
+    return sum(one.bad for one in every)

@@ -133,6 +133,12 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
     odd = odd_columns(getattr(X, "columns", None), getattr(model, "feature_names_in_", None))
     if odd is not None:
         raise InvalidDataError(odd)
+    mixed = isinstance(X, np.ndarray) and X.dtype == np.dtype(object)
+    if hasattr(model, "feature_names_in_") and mixed:
+        raise InvalidDataError(
+            "X is an array of text and numbers, and the model was fitted on named columns: give "
+            "it pd.DataFrame(X, columns=model.feature_names_in_)"
+        )
     method = _method(model) if classes is not None else "predict"
     tally = Tally()
     try:
@@ -145,10 +151,13 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
     own = Own(model, space, X, classes, method)
     found, rows = AuditedModel(own, None, space, classes, note, tally=tally), space.encode(X)
     try:  # what does not fit: of categories a model may refuse those of any row
-        (own.scores if classes is not None else own.raw)(rows if space.fixed.any() else rows[:1])
+        every = space.fixed.any() or space.missing is not None
+        (own.scores if classes is not None else own.raw)(rows if every else rows[:1])
     except (ValueError, TypeError, KeyError) as error:
         if isinstance(error, InvalidDataError):
             raise
+        if "NaN" in str(error) and (where := _gap(X)) is not None:
+            raise InvalidDataError(f"{type(model).__name__} {where}") from error
         said = str(error).strip().replace("\n", " ")
         hint = ' (OneHotEncoder(handle_unknown="ignore") takes them)' * ("unknown" in said)
         raise InvalidDataError(f"{type(model).__name__} refuses rows of X: {said}{hint}") from error
@@ -157,6 +166,21 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
         if found.tabular is not None:
             break
     return found
+
+
+def _gap(X: Any) -> str | None:
+    """Words on the first missing value of a table; None where there is none."""
+    import pandas as pd
+
+    table = X if hasattr(X, "columns") else pd.DataFrame(np.asarray(X))
+    gaps = np.argwhere(table.isna().to_numpy().T)
+    if not len(gaps):
+        return None
+    column, row = gaps[0]
+    return (
+        f"takes no missing values, and column {str(table.columns[column])!r} of X has one in row "
+        f"{row}: impute it in the pipeline, for instance with a SimpleImputer, or drop such rows"
+    )
 
 
 def _method(model: Any) -> str:
