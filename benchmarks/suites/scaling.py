@@ -180,7 +180,7 @@ n, d, seed, name = json.loads(sys.argv[1])
 rng = np.random.default_rng(seed)
 X = sparse.random(n, d, 0.002, format="csr", rng=rng, data_rvs=rng.standard_normal)
 y = (rng.random(n) < 1 / (1 + np.exp(-(X @ rng.standard_normal(d))))).astype(int)
-radius, alpha = 0.1, 1e-4
+radius, alpha = {"W2": 0.003, "KL": 0.1}[name], 1e-4
 new = lambda: (
     DROClassifier(Wasserstein(radius=radius), reference="empirical")
     if name == "W2"

@@ -15,8 +15,9 @@ from drojko.losses import Loss
 from drojko.minimax.many_rows import ManyRows, Rest, RowSums, State
 from drojko.minimax.newton import LinearFit, telling
 from drojko.rows import Rows
+from drojko.rows.strata import drawn, without_repeats
 
-__all__ = ["AMPLE", "fit_many", "from_plain", "stratified"]
+__all__ = ["AMPLE", "fit_many", "from_plain"]
 
 #: A relative gap far below what samples of so many rows tell apart.
 AMPLE = 1e-5
@@ -28,38 +29,6 @@ _NARROW = 40  # parameters that count at least, where samples are cheap
 #: Decrement over value from which on a step more solves a sample; of the last one, closer.
 _NEAR, _NEARER = 1e-2, 1e-3
 _MOST = 30  # iterations, where half a dozen are usual
-_RARE = 0.5  # share of a column's variance that a sample is to have, ...
-_EXTREME = 32  # ... or so many of its largest entries
-
-
-def stratified(
-    y: np.ndarray, w: np.ndarray, size: int, classes: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of a sample of rows, and their weights.
-
-    Each of two classes gives half of the sample, or all it has: a rare one counts for little in
-    the mean and for much in the curvature. Within a class rows are drawn by weight, one from each
-    of as many slices of equal weight: rows in any order are represented.
-    """
-    random = np.random.default_rng(0)  # the same sample in every fit
-    strata = [y == k for k in (0, 1)] if classes else [np.ones(len(y), dtype=bool)]
-    index, weight, equal = [], [], w.strides == (0,)
-    for inside in strata:
-        rows = np.flatnonzero(inside if equal else inside & (w > 0))
-        count, mass = -(-size // len(strata)), w[rows]
-        if rows.size > count:
-            at = (np.arange(count) + random.random(count)) / count
-            total = rows.size * w[0] if equal else np.cumsum(mass)
-            if equal:
-                picked = (at * rows.size).astype(int)
-            else:
-                picked = np.searchsorted(total, at * total[-1], side="right")
-                total = total[-1]
-            rows = rows[np.minimum(picked, rows.size - 1)]
-            mass = np.full(count, total / count)
-        index.append(rows)
-        weight.append(mass)
-    return np.concatenate(index), np.concatenate(weight)
 
 
 def fit_many(
@@ -138,10 +107,10 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     last = min(rows.n // _SHARE, _CHEAP * rows.n // (2 * size), _ROOM // size)
     if last >= 2 * sizes[1]:
         sizes.append(last)
-    index, largest = _drawn(rows, sizes[-1], classes)
+    index, largest = drawn(rows, sizes[-1], classes)
     problem, solver, state = objective, None, None
     for count in sizes:
-        some = largest if count == sizes[-1] else _drawn(largest, count, classes)[1]
+        some = largest if count == sizes[-1] else drawn(largest, count, classes)[1]
         problem = objective.sample(some)
         point = problem.start() if solver is None or state is None else solver.ahead(state)
         exact = count * size <= _CHEAP * rows.n
@@ -155,27 +124,10 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     if hasattr(problem, "flat") and problem.flat(z, p):
         return None
     own = rows.own()
-    whole = ManyRows(objective if own is rows else objective.sample(own), goal, _sorted(index))
+    whole = ManyRows(
+        objective if own is rows else objective.sample(own), goal, without_repeats(index)
+    )
     return whole, whole.begin(z, p, state.metric, state.pairs)
-
-
-def _sorted(index: np.ndarray) -> np.ndarray:
-    """Without repeats; of runs that are in order this is a merge."""
-    index = np.sort(index, kind="stable")
-    return index[np.append(True, index[1:] != index[:-1])]
-
-
-def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
-    """A sample of so many rows, with the largest entries of columns that it hardly meets."""
-    index, weights = stratified(rows.y, rows.w, size, classes)
-    some = rows.take(index, weights)
-    rare = np.flatnonzero((some.squares(some.w) < _RARE) & rows.free)[: size // _EXTREME]
-    if not rare.size:
-        return index, some
-    top = rows.extremes(rare, _EXTREME)
-    top = np.setdiff1d(top[rows.w[top] > 0], index)
-    index, weights = np.append(index, top), np.append(weights, rows.w[top])
-    return index, rows.take(index, weights)
 
 
 def _solved(

@@ -243,7 +243,7 @@ class Rows:
     @property
     def ample(self) -> bool:
         """Whether rows are so many that a sample of them nearly is the problem."""
-        return self.large and not self.wide
+        return self.large and self.n >= _LARGE
 
     # Blocks -------------------------------------------------------------------------------------
 

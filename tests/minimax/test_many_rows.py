@@ -12,12 +12,13 @@ from drojko.minimax import newton, samples
 from drojko.minimax.many_rows import ManyRows
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import Reweighted
-from drojko.minimax.samples import fit_many, stratified
+from drojko.minimax.samples import fit_many
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.risk import RidgeData
 from drojko.rows import Rows
+from drojko.rows.strata import stratified
 
 N, D = 31_000, 4
 TOL = 1e-6

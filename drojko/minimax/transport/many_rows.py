@@ -82,15 +82,7 @@ class Transported:
         """Sigma."""
         return p if p.size else np.array([self._sigma(z, p)])
 
-    def at(
-        self,
-        y: np.ndarray,
-        w: np.ndarray,
-        u: np.ndarray,
-        levels: np.ndarray,
-        near: Any,
-        second: bool,
-    ) -> RowSums | None:
+    def at(self, y, w, u, levels, near, second) -> RowSums | None:
         """Sums of G, block by block; ``spent`` is E p²."""
         sigma, n = float(levels[0]), len(u)
         if not (sigma > 0.0 and self.loss.kink_free(sigma)):
