@@ -74,6 +74,20 @@ def interpreter(package: str, *, create: bool) -> Path:
     return python
 
 
+def importable(package: str) -> None:
+    """Put a package alone, in a folder of its own, on the path of this process: it uses ours."""
+    version, _ = PACKAGES[package]
+    folder = cache() / f"{package}-{version}-alone"
+    if not (folder / package).exists():
+        try:
+            _pip(Path(sys.executable), ["--no-deps", "--target", str(folder),
+                                        f"{package}=={version}"])  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Unavailable(f"{SKIPPED}: cannot be installed: {_last(error)}") from error
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _pip(python: Path, names: Sequence[str]) -> None:
     subprocess.run(
         [str(python), "-m", "pip", "install", "-q", *names],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from foreign import Unavailable, importable
+from harness import SKIPPED
 from nature import Task
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
@@ -114,9 +117,8 @@ class Split:
 
     @property
     def spread(self) -> float:
-        """Root mean square over the rows of the levels of y given x that were seen."""
-        seen = self.report.table
-        return math.sqrt(float(np.average(seen["level"] ** 2, weights=seen["rows"])))
+        """How far environments of the source are from models that have not seen them."""
+        return float(self.report.unseen)
 
     def robust(self, ambiguity: Any, alpha: float = 0.0) -> Any:
         if self.logistic:
@@ -246,7 +248,8 @@ def _reweighted(ambiguity: Any) -> Callable[[Split], tuple[Scorer, float]]:
             raise Skip("for classes only")
         model = split.robust(ambiguity, split.alphas[1])
         chosen = select_radius(model, split.X, split.y, method="environments",
-                               radii=_SIZES[ambiguity.size_name], groups=split.place)  # fmt: skip
+                               radii=_SIZES[ambiguity.size_name], groups=split.place,
+                               rule="clear")  # fmt: skip
         model.set_params(**chosen.params)
         known = {"groups": split.place} if ambiguity.knows_groups else {}
         return _line(model.fit(split.X, split.y, **known)), chosen.radius
@@ -256,6 +259,26 @@ def _reweighted(ambiguity: Any) -> Callable[[Split], tuple[Scorer, float]]:
 
 def _fixed(split: Split) -> tuple[Scorer, float]:
     return _line(split.robust(Wasserstein(radius=0.1)).fit(split.X, split.y)), 0.1
+
+
+def _dro(name: str, size: float) -> Callable[[Split], tuple[Scorer, float]]:
+    """A linear model of the package dro; it has no choice of a size."""
+
+    def train(split: Split) -> tuple[Scorer, float]:
+        from worker import fit_dro
+
+        try:
+            importable("dro")
+        except Unavailable as reason:
+            raise Skip(str(reason).removeprefix(f"{SKIPPED}: ")) from None
+        loss = "logistic" if split.logistic else "squared"
+        fit = {"set": name, "size": size, "loss": loss, "options": {"solver": "CLARABEL"}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            coef, intercept, *_ = fit_dro(fit, split.X, split.y)
+        return (lambda Z: Z @ np.ravel(coef) + float(intercept)), size
+
+    return train
 
 
 def _sign(split: Split) -> float:
@@ -410,6 +433,9 @@ METHODS = (
     Method("W2, cv", "set", _w2("cv", cv=3)),
     Method("W2, rwpi", "set", _w2("rwpi", n_draws=20_000)),
     Method("W2, radius 0.1", "set", _fixed),
+    Method("dro: W2, radius 0.1", "set", _dro("W2", 0.1)),
+    Method("dro: chi-square(0.1)", "set", _dro("chi-square", 0.1)),
+    Method("dro: CVaR(0.5)", "set", _dro("CVaR", 0.5)),
     Method("KL, environments", "set", _reweighted(KL(radius=0.1))),
     Method("chi-square, environments", "set", _reweighted(ChiSquare(radius=0.1)), full=True),
     Method("CVaR, environments", "set", _reweighted(CVaR(alpha=0.5))),

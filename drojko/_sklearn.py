@@ -41,7 +41,7 @@ from drojko._validation import (
     did_you_mean,
     floats,
     is_real,
-    largest_of,
+    is_moderate,
     plain_tensor,
     refuse,
     set_known,
@@ -248,7 +248,8 @@ class LogitClassifier(ClassifierMixin):
                 f"y mixes labels of types that have no order ({', '.join(kinds)}): make them all "
                 "numbers or all strings"
             ) from error
-        check_classification_targets(y)
+        if y.dtype.kind not in "biu" or 2 * len(classes) > len(y):  # whole numbers are sound
+            check_classification_targets(y)
         if len(classes) < 2:
             raise InvalidDataError(
                 f"{type(self).__name__} got 1 class, {plain(classes[0])!r}, in y; it needs 2 or "
@@ -273,12 +274,14 @@ class LogitClassifier(ClassifierMixin):
 
 def _classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted labels, and the index of each row's; of few numbers without sorting all of them."""
-    if y.dtype.kind not in "biu" or y.size < 100_000:
+    if y.dtype.kind not in "biu" or y.size < 20_000 or not -1e6 < y.min() <= y.max() < 1e6:
         return np.unique(y, return_inverse=True)
-    classes = np.unique(y)
-    if y.dtype == np.int64 and np.array_equal(classes, np.arange(len(classes))):
-        return classes, y
-    return classes, np.searchsorted(classes, y)
+    least = int(y.min())
+    at = y if least == 0 and y.dtype == np.int64 else y.astype(np.int64) - least
+    count = np.bincount(at)
+    known = np.flatnonzero(count)
+    classes = (known + least).astype(y.dtype)
+    return classes, at if len(known) == len(count) else (np.cumsum(count > 0) - 1)[at]
 
 
 def checked_weight(sample_weight: Any, X: Any) -> np.ndarray:
@@ -316,17 +319,18 @@ def checked_data(
         raise InvalidDataError(f"X has two columns named {twice!r}: rename one of them")
     if not isinstance(y, str):
         y = _checked_targets(y, numeric=bool(kwargs.get("y_numeric")))
-    largest, large = None, isinstance(X, np.ndarray) and X.size >= _LARGE
+    sound, large = False, isinstance(X, np.ndarray) and X.size >= _LARGE
     X, found = cast("Any", X), cast("Any", None)
     try:
         if large and not isinstance(y, str) and "ensure_all_finite" not in kwargs:
             # One read tells both whether numbers are finite and how large they are.
             found = validate_data(estimator, X, y, **kwargs, ensure_all_finite=False)
-            largest = largest_of(np.asarray(found[0]))
-        if largest is None or not np.isfinite(largest).all():
+            sound = is_moderate(np.asarray(found[0]))
+        if not sound:
             found = validate_data(estimator, X, y, **kwargs)
         if not isinstance(y, str):  # to learn from: predictions need no squares
-            check_scale(np.asarray(found[0]), "X", largest)
+            if not sound:
+                check_scale(np.asarray(found[0]), "X")
             if kwargs.get("y_numeric"):
                 check_scale(np.asarray(found[1]), "y")
         return found

@@ -32,9 +32,8 @@ from drojko.exceptions import InvalidDataError
 
 __all__ = [
     "Checked", "check_flag", "check_number", "check_scale", "checked", "chosen", "culprit",
-    "did_you_mean", "floats", "is_real", "is_whole", "is_widths", "largest_of", "plain_tensor",
-    "refuse",
-    "set_known", "shown",
+    "did_you_mean", "floats", "is_moderate", "is_real", "is_whole", "is_widths",
+    "plain_tensor", "refuse", "set_known", "shown",
 ]  # fmt: skip
 
 # Words -------------------------------------------------------------------------------------------
@@ -238,17 +237,18 @@ def floats(values: Any, name: str) -> np.ndarray:
 SMALLEST, LARGEST = 1e-75, 1e75
 
 
-def check_scale(values: np.ndarray, name: str, largest: np.ndarray | None = None) -> None:
+def check_scale(values: np.ndarray, name: str) -> None:
     """Raise for numbers with which no arithmetic is left; zeros are fine.
-
-    ``largest`` is what `largest_of` gives, where it is known.
 
     >>> check_scale(np.array([[1e200, 1.0]]), "X")
     Traceback (most recent call last):
     drojko.exceptions.InvalidDataError: X holds 1e+200 (column 0); beyond 1e-75 to 1e+75 squares
     overflow or vanish: measure X, and the radius with it, in another unit
     """
-    largest = largest_of(values) if largest is None else largest
+    largest = np.zeros(values.shape[1:], dtype=np.float64)
+    size = max(2**18 // max(largest.size, 1), 1)
+    for start in range(0, len(values), size):
+        largest = np.maximum(largest, np.abs(values[start : start + size]).max(axis=0))
     bad = np.atleast_1d((largest > 0.0) & ~((largest >= SMALLEST) & (largest <= LARGEST)))
     if not bad.any():
         return
@@ -261,15 +261,18 @@ def check_scale(values: np.ndarray, name: str, largest: np.ndarray | None = None
     )
 
 
-def largest_of(values: np.ndarray) -> np.ndarray:
-    """The largest absolute value of each column, NaN where there is one, in a single read."""
-    largest = np.zeros(values.shape[1:], dtype=np.float64)
-    size = max(2**18 // max(largest.size, 1), 1)
-    for start in range(0, len(values), size):
-        part = values[start : start + size]
-        largest = np.maximum(largest, part.max(axis=0))
-        largest = np.maximum(largest, -part.min(axis=0).astype(np.float64))
-    return largest
+def is_moderate(X: np.ndarray) -> bool:
+    """Whether X (n, d), C-contiguous, is finite and of a size to square, by one read of most of it.
+
+    >>> is_moderate(np.array([[1e200, 1.0]])), is_moderate(np.array([[2.0, 0.0]]))
+    (False, True)
+    """
+    some = np.abs(X[:: len(X) // 1024 + 1]).max(axis=0, initial=0.0)
+    rest = np.abs(X[:, some < SMALLEST]).max(axis=0, initial=0.0)  # hardly met so far
+    flat = X.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = sum(float(part @ part) for part in np.split(flat, range(2**20, flat.size, 2**20)))
+    return bool(((rest == 0.0) | (rest >= SMALLEST)).all() and square <= LARGEST**2)
 
 
 def culprit(X: Any, name: str = "X") -> str | None:

@@ -13,7 +13,7 @@ from drojko.ambiguity.divergence import Levels, Part, Rise, Tail, Tails
 from drojko.ambiguity.group import crossing
 from drojko.exceptions import InvalidDataError
 
-__all__ = ["ShareRange", "cells_of"]
+__all__ = ["ShareRange", "cells_of", "check_varies"]
 
 #: Cells that are held as columns of a matrix at most.
 _MOST = 2_000
@@ -21,20 +21,25 @@ _MOST = 2_000
 
 def cells_of(values: np.ndarray, names: list[str], where: str) -> tuple[np.ndarray, list[Any]]:
     """Index of the cell of each row (n,), and the cells: distinct rows of ``values`` (n, k)."""
-    if (values == values[:1]).all():
-        raise InvalidDataError(
-            f"{where}: {', '.join(names)} is constant: no other law of it is near; name columns "
-            "that vary"
-        )
+    check_varies(values, names, where)
     found, index = np.unique(values, axis=0, return_inverse=True)
     if len(found) > min(_MOST, max(len(values) / 2, 2)):
         raise InvalidDataError(
             f"{where}: {', '.join(names)} has {len(found)} distinct values in {len(values)} rows, "
             'and the set is for discrete columns. Use reference="empirical", as smoothed columns '
-            "have no cells; bin what is continuous (sklearn's KBinsDiscretizer), or name fewer "
-            "columns"
+            "have no cells; bin what is continuous (sklearn's KBinsDiscretizer), name fewer "
+            "columns, or give smoothness=, the largest slope of the mean loss in them"
         )
     return index.reshape(-1), [tuple(row) if len(row) > 1 else row[0] for row in found.tolist()]
+
+
+def check_varies(values: np.ndarray, names: list[str], where: str) -> None:
+    """Raise where columns (n, k) are constant."""
+    if (values == values[:1]).all():
+        raise InvalidDataError(
+            f"{where}: {', '.join(names)} is constant: no other law of it is near; name columns "
+            "that vary"
+        )
 
 
 class ShareRange:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from drojko._validation import floats
 from drojko.ambiguity.base import AmbiguitySet, Dual
-from drojko.ambiguity.cells import cells_of
+from drojko.ambiguity.cells import cells_of, check_varies
 from drojko.ambiguity.cvar import CVaR
 from drojko.ambiguity.divergence import Tail, Tails
 from drojko.ambiguity.duals.scaling import finite_losses, masses
+from drojko.ambiguity.duals.smooth import SmoothConditional, SmoothMarginal
 from drojko.ambiguity.ground.columns import Columns
 from drojko.ambiguity.group import BoundCells
 from drojko.exceptions import InvalidDataError
@@ -28,10 +29,12 @@ class _OfColumns(AmbiguitySet):
     size_name, nothing = "alpha", 1.0
     _hints = {"alpha": ", the mass of a subpopulation in (0, 1]"}
     _positions: tuple[int, ...] | None = None
+    smoothness: float | None = None
 
-    def __init__(self, alpha: float, columns: Any):
+    def __init__(self, alpha: float, columns: Any, *, smoothness: float | None = None):
         self.alpha = alpha
         self.columns = columns
+        self.smoothness = smoothness
 
     candidates = CVaR.candidates
 
@@ -51,6 +54,8 @@ class _OfColumns(AmbiguitySet):
                 f"{type(self).__name__} got alpha={self.alpha!r}; it is the mass of a "
                 "subpopulation, in (0, 1]"
             )
+        if self.smoothness is not None:
+            self._check_number("smoothness", self.smoothness, zero="allowed")
 
     def resolve(self, n_features: int, feature_names: Any = None) -> None:
         """Check that the columns are there."""
@@ -69,15 +74,21 @@ class _OfColumns(AmbiguitySet):
             raise InvalidDataError(f"{type(self).__name__} got no columns: name one or more")
         return chosen
 
-    def _cells(self, x: Any) -> tuple[np.ndarray, list[Any]]:
-        """Index of the cell of each row, and the cells' values."""
+    def _named(self, x: Any) -> tuple[np.ndarray, list[str]]:
+        """The columns (n, k), which vary, and their names."""
         where = type(self).__name__
         if x is None:
             raise InvalidDataError(f"{where} looks at columns of the points: it needs x")
         rows = x.detach().cpu().numpy() if isinstance(x, Tensor) else floats(x, "x")
         chosen = self._positions or self._selected(rows.shape[1], None)
         names = [str(name) for name in np.atleast_1d(np.asarray(self.columns, dtype=object))]
-        return cells_of(rows[:, list(chosen)], names, where)
+        values = rows[:, list(chosen)].astype(np.float64)
+        check_varies(values, names, where)
+        return values, names
+
+    def _cells(self, x: Any) -> tuple[np.ndarray, list[Any]]:
+        """Index of the cell of each row, and the cells' values."""
+        return cells_of(*self._named(x), type(self).__name__)
 
 
 class Marginal(_OfColumns):
@@ -96,16 +107,37 @@ class Marginal(_OfColumns):
         Mass of the subpopulation, in (0, 1].
     columns : name, index, list of these, or mask
         Discrete columns: their distinct values are cells, whose mean losses the set is about.
+        With ``smoothness``, any.
+    smoothness : float, default=None
+        L, at least 0, for columns of many values, whose cells have a row each: by how much
+        :math:`\mu(z) = E_0(\ell \mid Z = z)` changes at most, in units of the loss per unit of
+        Euclidean distance in the columns. The value is then the least upper bound, over widths
+        :math:`\lambda > 0`, of
+
+        .. math:: \max_q\; E_0\Big[q\,\ell + \frac\lambda2\, q\,\Big(\frac1\alpha - q\Big)\Big],
+            \quad 0 \le q \le \frac1\alpha,\; E_0 q = 1,\;
+            q \text{ is } \frac L\lambda\text{-Lipschitz in } z
+
+        from the mean (L = 0) to `CVaR`.
 
     Raises
     ------
     InvalidDataError
-        From `validate` and `on`: for columns that are not there, are constant, or take more values
-        than half the number of rows (bin these first).
+        From `validate` and `on`: for columns that are not there, are constant, or (without
+        ``smoothness``) take more values than half the number of rows.
 
     Notes
     -----
     Use ``reference="empirical"``: smoothed columns have no cells.
+
+    With ``smoothness`` the value is an upper bound for every law P0 whose mu is as smooth as L
+    says: the maximum without the Lipschitz rule is attained at
+    :math:`q = \mathrm{clip}((\mu - \eta) / \lambda + 1 / (2 \alpha))`, which keeps that rule, and
+    the term in lambda is not negative. The published bound argues so with the norm of q in the
+    place of its bound 1 / alpha, a larger set. On a sample it is as uncertain as any mean of a
+    sample; ``attained`` is what a member of the set attains on the rows. One column takes .3 s for
+    1,000 rows, several take some 3 times as long; in many columns few rows are near each other,
+    and the bound is that of `CVaR`. Fits have no proven gap: the minimum over lambda is not convex.
 
     References
     ----------
@@ -118,11 +150,23 @@ class Marginal(_OfColumns):
     >>> x, losses = [[0.0], [0.0], [1.0], [1.0]], [0.0, 4.0, 2.0, 3.0]
     >>> Marginal(0.5, columns=0).on(x).dual(losses).value, CVaR(0.5).dual(losses).value
     (2.5, 3.5)
+
+    A column of many values, in which the mean loss is as steep as one to one at most:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.uniform(size=(400, 1))
+    >>> losses = x[:, 0] * rng.exponential(size=400)
+    >>> smooth = Marginal(0.25, columns=0, smoothness=1.0).on(x).dual(losses).value
+    >>> bool(losses.mean() < smooth < CVaR(0.25).dual(losses).value - 0.4)
+    True
     """
 
-    def on(self, x: Any, weights: Any = None, groups: Any = None) -> BoundCells:
+    def on(self, x: Any, weights: Any = None, groups: Any = None) -> BoundCells | SmoothMarginal:
         """Return the set on points x (n, d)."""
         self._validate_params()
+        if self.smoothness is not None:
+            return SmoothMarginal(self, weights, self._named(x)[0])
         index, values = self._cells(x)
         bound = BoundCells(self, weights, np.eye(len(values))[index], values)
         bound.of_shares = CVaR(alpha=float(self.alpha))
@@ -143,12 +187,28 @@ class Conditional(_OfColumns):
     alpha : float
         Mass of the subpopulation within each cell, in (0, 1].
     columns : name, index, list of these, or mask
-        Discrete columns, as in `Marginal`.
+        Discrete columns, as in `Marginal`; with ``smoothness``, any.
+    smoothness : float, default=None
+        L, at least 0, for columns of many values: the levels of the tails change by at most L, in
+        units of the loss per unit of distance in the columns,
+
+        .. math:: E_0\,\mathrm{CVaR}_\alpha(\ell \mid Z) \le \min_{\eta\; L\text{-Lipschitz}}
+            E_0\Big[\eta(Z) + \frac1\alpha (\ell - \eta(Z))_+\Big]
+            = \max_{0 \le q \le 1/\alpha} E_0\, q\,\ell - L\, W_1\big((q P_0)_Z, P_{0,Z}\big)
+
+        from `CVaR` (L = 0) down.
 
     Raises
     ------
     InvalidDataError
         As `Marginal`.
+
+    Notes
+    -----
+    Any levels give an upper bound for the law of the rows, equal where the value at risk of the
+    losses given Z is as smooth as L says. But levels are fitted to the rows that they are judged
+    by: with a large L, or with several columns, the value on a sample is too low, down to the mean;
+    0 is on the safe side. There ``attained`` pays for the law of Z that moves.
 
     References
     ----------
@@ -164,9 +224,13 @@ class Conditional(_OfColumns):
     3.5
     """
 
-    def on(self, x: Any, weights: Any = None, groups: Any = None) -> _BoundConditional:
+    def on(
+        self, x: Any, weights: Any = None, groups: Any = None
+    ) -> _BoundConditional | SmoothConditional:
         """Return the set on points x (n, d)."""
         self._validate_params()
+        if self.smoothness is not None:
+            return SmoothConditional(self, weights, self._named(x)[0])
         index, values = self._cells(x)
         return _BoundConditional(self, weights, index, values)
 

@@ -413,13 +413,17 @@ class BoundMMD:
             price = after
         return centre + unit * min(best, float(points.max())) + extra
 
-    def saddle(self, losses: Callable[[np.ndarray], Trained]) -> np.ndarray | None:
+    def saddle(
+        self, losses: Callable[[np.ndarray], Trained]
+    ) -> tuple[np.ndarray, np.ndarray, float] | None:
         """Return the parameters of a model at the minimum of its penalised worst case, nearly.
 
-        ``losses(index)`` are its losses on a row of each point. None where the path to the minimum
-        broke off far from it; what is returned is a start, and proves nothing.
+        With them the worst masses of the rows, and their squared discrepancy. ``losses(index)`` are
+        the model's losses on a row of each point. None where the path to the minimum broke off far
+        from it; what is returned is a start, and proves nothing.
         """
-        model = losses(self._kept[np.unique(self._point, return_index=True)[1]])
+        index = self._kept[np.unique(self._point, return_index=True)[1]]
+        model = losses(index)
         radius, penalty = self.ambiguity.radius, self.ambiguity.penalty
         first = model.jet(np.zeros(model.size), self._w, 1.0).losses
         for careful in (False, True):  # losses bend: long steps may lose the path
@@ -434,7 +438,9 @@ class BoundMMD:
                 model=model,
             )
             if found.gap <= _NEAR:
-                return found.theta
+                mass = np.zeros(len(self.weights))
+                mass[index] = found.p
+                return found.theta, mass, self._factor.square(found.p)
         return None
 
     # -- in units of the spread of the losses ------------------------------------------------

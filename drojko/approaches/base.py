@@ -19,6 +19,7 @@ from drojko._random import spawn
 from drojko._validation import check_number, chosen, is_real, shown
 from drojko.ambiguity import AmbiguitySet, GroundCost
 from drojko.certificates import Certificate
+from drojko.distributed.points import SharedPoints
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Objective
@@ -94,6 +95,7 @@ class Plan:
     groups: Any = None
     atoms: Points | None = None  # all points of an empirical reference
     held_out: Points | None = None  # rows whose robust risk ends the training of a network
+    shards: SharedPoints | None = None  # of which the atoms are those of this process
 
     @property
     def limits(self) -> Limits:
@@ -271,6 +273,10 @@ class Approach(ABC):
                     "square of that; for no smoothing use Wasserstein(radius)"
                 )
         return cost if ambiguity.moves else GroundCost(np.ones(X.shape[1]))
+
+    def shares(self, plan: Plan) -> bool:
+        """Whether networks are trained on rows that lie on several processes, ``plan.shards``."""
+        return False
 
     def smoothing(self, ambiguity: AmbiguitySet) -> float | None:
         """How far (root mean square) a kernel density reference may move its samples."""

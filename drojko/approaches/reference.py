@@ -102,6 +102,9 @@ def empirical(
     """The empirical measure of rows, of each group where ``groups`` (members, names) are given."""
     plain = ClassConditional(Empirical()) if classification else Joint(Empirical())
     if groups is None:
+        if classification and not (mass := np.bincount(y, weight)).all():
+            # Of one rank, whose rows need not have all classes.
+            return by_class(lambda rows: Empirical(), x, y, weight, len(mass))
         return plain.fit(x, y, sample_weight=weight)
     members, names = groups
     fitted = Grouped(plain).fit(x, y, sample_weight=weight, groups=members)

@@ -31,7 +31,8 @@ def sharded(*, timeout: float = 1800.0) -> Iterator[Any]:
     Rows stay where they are: sums over them are added up, D numbers for D parameters and at most
     D². Targets and weights are gathered once, 8 bytes a row, and predictions in each step of
     Newton's method; where losses are smooth and rows many, training exchanges sums alone
-    (``docs/ranks.md``).
+    (``docs/ranks.md``). Networks under transport of order 2 take the batches of one process, of
+    which a rank visits its own rows; gradients are added up, P numbers for P parameters.
 
     Parameters
     ----------
@@ -50,8 +51,8 @@ def sharded(*, timeout: float = 1800.0) -> Iterator[Any]:
         From a fit, on every rank: shards that do not fit together (columns, types, settings), and
         whatever one of the ranks raises.
     UnsupportedError
-        From a fit: for models, references and sets that need all rows at once (`MMD`, bounds and
-        swaps of transport sets, several classes under transport of order 2, references that are
+        From a fit: for models, references and sets that need all rows at once (`MMD`, bounds of
+        linear models and swaps of transport sets, networks under other sets, references that are
         drawn from).
 
     Notes

@@ -37,7 +37,10 @@ class ShardedTable(Table):
 
     shared = True
     name = "rows that lie on several ranks"
-    remedy = "take model='linear' with reference='empirical', or fit on one process"
+    remedy = (
+        "take model='linear' or, against Wasserstein sets of order 2, a network, with "
+        "reference='empirical'; or fit on one process"
+    )
 
     def __init__(self, ranks: Ranks, local: Any, like: tuple[int, np.dtype]) -> None:
         d, self.dtype = like
@@ -173,7 +176,7 @@ class ShardedRows(Rows):
 
     def predict(self, z: np.ndarray) -> np.ndarray:
         """See `Rows`: gathered."""
-        return self._gathered(lambda rows: rows.predict(z), ())
+        return self._gathered(lambda rows: rows.predict(z), z.shape[1:])
 
     def outputs(self, Z: np.ndarray) -> np.ndarray:
         """See `Rows`: gathered."""
@@ -260,17 +263,39 @@ class ShardedRows(Rows):
 class OwnRows(Rows):
     """The rows of one rank: numbers by row are its own, sums those of all ranks."""
 
+    apart = True
+
     def __init__(self, every: ShardedRows) -> None:
         self.__dict__.update(every.__dict__)
         self.X: Any = every.X
         self.local: Rows | None = every.local
-        self.every, here = every, every.X.own
+        self.all, here = every, every.X.own
         self.y, self.w = every.y[here], every.w[here]
         self.total, self.whole, self.take = every.X.total, every.X.joined, every.take
 
     def own(self) -> Rows:
         """See `Rows`."""
         return self
+
+    def chosen(self, order: np.ndarray, most: int) -> np.ndarray:
+        """See `Rows`."""
+        ends = np.cumsum(self.every(np.array([len(order)])))
+        start = ends[self.X.ranks.rank] - len(order)
+        found = np.argsort(-self.every(order), kind="stable")[:most] - start
+        return np.sort(found[(found >= 0) & (found < len(order))])
+
+    def every(self, part: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return self.X.every(part)
+
+    def some(self, index: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return np.zeros((0, self.size)) if self.local is None else self.local.some(index)
+
+    def blank(self) -> Rows:
+        """See `Rows`."""
+        table = ShardedTable(self.X.ranks, np.zeros((len(self.y), 1)), (1, np.dtype(float)))
+        return table.rows(self.all.y, self.all.w, intercept=self.intercept).own()
 
     def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
         """See `Rows`: of all ranks."""
@@ -283,7 +308,8 @@ class OwnRows(Rows):
     def predict(self, z: np.ndarray) -> np.ndarray:
         """See `Rows`."""
         self.reads += 1
-        return np.zeros(0) if self.local is None else self.local.predict(z)
+        own = np.zeros((0, *z.shape[1:]))
+        return own if self.local is None else self.local.predict(z)
 
     def swept(
         self, z: np.ndarray, visit: Callable[[slice, np.ndarray], tuple | None]
@@ -305,8 +331,8 @@ class OwnRows(Rows):
 
     def sum(self, g: np.ndarray) -> np.ndarray:
         """See `Rows`."""
-        return self.every._summed(lambda rows: rows.sum(g), (self.size, *g.shape[1:]))
+        return self.all._summed(lambda rows: rows.sum(g), (self.size, *g.shape[1:]))
 
     def gram(self, h: np.ndarray) -> np.ndarray:
         """See `Rows`."""
-        return self.every._summed(lambda rows: rows.gram(h), (self.size, self.size))
+        return self.all._summed(lambda rows: rows.gram(h), (self.size, self.size))

@@ -55,7 +55,7 @@ from drojko.approaches.registry import approach_to
 from drojko.estimators._batches import OnBatches
 from drojko.estimators._fitted import CACHES, DTYPES, Fitted
 from drojko.estimators._models import OnModule, check_device, warn_of_target
-from drojko.estimators._networks import checkpoint_of, on_network, warn_of_outputs
+from drojko.estimators._networks import checkpoint_of, on_network, shared, warn_of_outputs
 from drojko.exceptions import InvalidDataError, NonFiniteError
 from drojko.inner.choice import choose_inner, distinct, get_inner
 from drojko.inner.reweighting.importance import Importance
@@ -237,6 +237,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             self._check_classes(y, weight)
         self._check_network_only(approach)
         seed = _seed(self.random_state)
+        if self.model != "linear" and getattr(X, "shared", False):
+            seed = int(X.ranks.largest(seed))
         keeper: Any = None
         if self.checkpoint is not None:
             keeper, seed = checkpoint_of(self, (X, y, weight), groups, seed)
@@ -278,10 +280,14 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
                     self.message_ = f"{result.message} {chosen}"
                 advice = None
                 if self.effort == "none":
-                    if getattr(X, "shared", False):  # later the other ranks are not there
+                    # Later the other ranks are not there.
+                    if getattr(X, "shared", False) and self.model == "linear":
                         self._worst = {"approach": approach.name, **work.assess(result).state}
                     elif reference is not None:
-                        self._late = (copy.deepcopy(ambiguity), result.penalty, seed, len(X))
+                        late = copy.deepcopy(ambiguity)
+                        if plan.shards is not None and 0.0 < result.penalty < math.inf:
+                            late.set_params(radius=None, penalty=result.penalty)
+                        self._late = (late, result.penalty, seed, len(X))
                 else:
                     found = work.assess(result)
                     advice = found.advice
@@ -335,7 +341,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         """Whether constant predictions alone have no least risk, whatever the set."""
         constants = self.fit_intercept and self.model in ("linear", "mlp")
         moved = not self._classification and math.isfinite(plan.label_cost)
-        return constants and not moved and plan.loss.bottomless(y, plan.n_outputs)
+        labels = np.arange(len(self.classes_)) if self._classification else y
+        return constants and not moved and plan.loss.bottomless(labels, plan.n_outputs)
 
     def _placed(
         self,
@@ -369,7 +376,10 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             kept_rows = points[0].kept(*points[1:], known) if table else (*points, known)
             return replace(plan, atoms=atoms, groups=index), kept_rows, ""
         if table:
-            raise x.refused(self._demanding(plan))
+            found = shared(self, plan, approach, rows, seed) if self.model != "linear" else None
+            if found is None:
+                raise x.refused(self._demanding(plan))
+            return found
         if reference is None:
             smoothing = approach.smoothing(plan.ambiguity)
             reference = build_reference(

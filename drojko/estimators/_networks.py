@@ -14,12 +14,21 @@ from torch import Tensor
 
 from drojko._driver import Status
 from drojko._sklearn import DEPTH
+from drojko._validation import shown
 from drojko.approaches.base import Approach, Plan, Points
+from drojko.distributed.points import SharedPoints
 from drojko.estimators._models import OnModule, build_model, resting
-from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.models import NO_LOGITS, ModuleModel, TabularModel, looks_like_probabilities
+from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
+from drojko.measures import Empirical, Joint
+from drojko.models import (
+    NO_LOGITS,
+    ModuleModel,
+    TabularModel,
+    is_linear,
+    looks_like_probabilities,
+)
 
-__all__ = ["checkpoint_of", "keep_back", "on_network", "warn_of_outputs"]
+__all__ = ["checkpoint_of", "keep_back", "on_network", "shared", "warn_of_outputs"]
 
 _SHARE = 0.25  # of the rows that weights are compared on
 _SPLITS, _MANY = 3, 1_000  # how often, with fewer rows than so many
@@ -36,16 +45,24 @@ def on_network(
     front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int, keeper: Any
 ) -> OnModule:
     """The training of the module of an estimator, with the rows that it keeps back for itself."""
-    training = plan
+    training, shards = plan, plan.shards
+    if shards is not None:
+        _check_shared(front)
     if front.early_stopping:
         kept, held = keep_back(front, rows, front.validation_fraction, seed)
-        training = replace(_on(front, approach, plan, kept, groups, seed), held_out=_points(held))
+        training = _on(front, approach, plan, kept, groups, seed)
+        points = _points(held) if shards is None else _shared_points(front, held).points
+        training = replace(training, held_out=points)
     weight = front.certified
     child = plan.child
     if isinstance(weight, str):
         weight = _chosen(front, approach, plan, rows, groups, seed)
     training = replace(training, certified=float(weight), keeper=keeper)
     model = build_model(front, plan.n_outputs, child)
+    if shards is not None:
+        if is_linear(model):
+            raise rows[0].refused("a network without hidden layers")
+        shards.alike(model)
     if isinstance(model, ModuleModel):
         _check_rows(model, _some(plan, rows[0]))
     layers = resting(model)
@@ -61,6 +78,47 @@ def on_network(
     return OnModule(approach, plan, model, training)
 
 
+def shared(
+    front: Any, plan: Plan, approach: Approach, rows: Points, seed: int
+) -> tuple[Plan, Any, str] | None:
+    """`BaseDRO._placed` of rows that lie on several ranks; None where none are, or cannot be."""
+    x, y, weight = rows
+    whole = x.shared and isinstance(front.reference, str) and front.reference == "empirical"
+    if not (whole and approach.shares(plan)):
+        return None
+    points = _shared_points(front, rows)
+    inner, chosen = front._inner(plan.ambiguity, x, y, False)
+    plan = replace(
+        plan,
+        reference=Joint(Empirical()).fit(np.zeros((1, 1)), np.zeros(1)),  # of atoms, below
+        inner=inner,
+        generator=torch.Generator().manual_seed(seed),
+        n_draws=len(points),
+        atoms=points.points,
+        shards=points,
+    )
+    return plan, x.kept(y, weight, None), chosen
+
+
+def _shared_points(front: Any, rows: Points) -> SharedPoints:
+    """Rows of several ranks as the training of networks takes them."""
+    return SharedPoints(*rows, front._classification, f"model={shown(front.model)}")
+
+
+def _check_shared(front: Any) -> None:
+    """Raise for what fits on several ranks do without."""
+    for name, wrong, remedy in (
+        ("certified", isinstance(front.certified, str), "a number"),
+        ("checkpoint", front.checkpoint is not None, "None, and go on with warm_start=True"),
+        ("n_draws", front.n_draws is not None, "None: all rows are used"),
+    ):
+        if wrong:
+            raise UnsupportedError(
+                f"{name}={shown(getattr(front, name))} is not for rows that lie on several ranks: "
+                f"set it to {remedy}, or fit on one process"
+            )
+
+
 def checkpoint_of(front: Any, rows: Points, groups: Any, seed: int) -> tuple[Any, int]:
     """Where the training of an estimator is kept, None: nowhere; and the seed that it began with.
 
@@ -74,6 +132,8 @@ def checkpoint_of(front: Any, rows: Points, groups: Any, seed: int) -> tuple[Any
             stacklevel=DEPTH + 2,
         )
         return None, seed
+    if getattr(rows[0], "shared", False):
+        _check_shared(front)
     from drojko._driver.checkpoints import Checkpoint  # no linear fit needs it
 
     own = {name: v for name, v in front.get_params(deep=False).items() if name not in _FREE}
@@ -113,6 +173,8 @@ def warn_of_outputs(front: Any, plan: Plan, model: Any, X: np.ndarray) -> None:
     if not isinstance(model, ModuleModel):
         return
     x, name = _some(plan, X), type(front).__name__
+    if not len(x):
+        return
     if (
         front._classification
         and plan.loss.structured
@@ -136,11 +198,14 @@ def warn_of_outputs(front: Any, plan: Plan, model: Any, X: np.ndarray) -> None:
 
 
 def _some(plan: Plan, X: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.array(X[:1_000]), dtype=plan.dtype, device=plan.device)
+    some = X[:1_000] if plan.shards is None else plan.shards.points[0][:1_000]
+    return torch.as_tensor(np.array(some), dtype=plan.dtype, device=plan.device)
 
 
 def _check_rows(model: TabularModel, x: Tensor) -> None:
     """Raise where a module is not finite on the rows themselves."""
+    if not len(x):
+        return
     with torch.no_grad():
         finite = torch.isfinite(model(x)).reshape(len(x), -1).all(1)
     if not bool(finite.all()):
@@ -154,7 +219,8 @@ def _check_rows(model: TabularModel, x: Tensor) -> None:
 def _on(front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int) -> Plan:
     """The plan on some of the rows: their reference and atoms."""
     part, _, _ = front._placed(plan, approach, rows, groups, seed)
-    own = {name: getattr(part, name) for name in ("reference", "atoms", "groups", "n_draws")}
+    names = ("reference", "atoms", "groups", "n_draws", "shards")
+    own = {name: getattr(part, name) for name in names}
     return replace(plan, **own)
 
 
@@ -167,7 +233,9 @@ def _points(rows: Points) -> Points:
 def _chosen(
     front: Any, approach: Approach, plan: Plan, rows: Points, groups: Any, seed: int
 ) -> float:
-    """The smallest weight at which bounds are tight, as far as it costs little on rows held out."""
+    """The smallest weight at which bounds are tight, else that of the tightest; none that costs
+    more than a little on rows held out.
+    """
     splits = [
         keep_back(front, rows, _SHARE, seed + k)
         for k in range(_SPLITS if len(rows[0]) < _MANY else 1)
@@ -200,16 +268,18 @@ def _chosen(
                 gap = _gap(approach, own, model, kept, seed)
         return float(np.mean(found)), gap
 
-    unit, best, (nothing, gap) = _unit(plan, rows), 0.0, tried(0.0)
-    allowed = nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
+    unit, (nothing, least) = _unit(plan, rows), tried(0.0)
+    best, allowed = 0.0, nothing + (_COSTS if front._classification else _COSTS * abs(nothing))
     tight = _TIGHT[plan.n_labels > 2]
     for share in _WEIGHTS:
-        if gap <= tight:
+        if least <= tight:
             break
         score, gap = tried(unit * share)
         if score > allowed:
             break
-        best = unit * share
+        # Of several classes a flat network has a looser bound again: more of them compete.
+        if gap < least:
+            best, least = unit * share, gap
     return best
 
 

@@ -75,7 +75,8 @@ class DROClassifier(LogitClassifier, BaseDRO):
         first in the metric of the set, added to the objective. It makes the proven bound tight.
         Certificates speak of the risk without it. "auto" tries growing weights on splits of the
         rows until the gap of a quick certificate is at most 1 % (5 % for several classes), as long
-        as they cost at most 0.01 of accuracy (1 % of the loss in regression).
+        as they cost at most 0.01 of accuracy (1 % of the loss in regression); where that gap is
+        not reached, the weight with the smallest is taken.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, which multiply ``sample_weight``: the reference is the data with
         these masses. "balanced": all classes weigh the same.

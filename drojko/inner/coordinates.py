@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -102,19 +103,25 @@ class Coordinates:
 
     @staticmethod
     def build(
-        cost: GroundCost, x: Tensor, first_layer: Tensor | None = None, reduce: bool = True
+        cost: GroundCost,
+        x: Tensor,
+        first_layer: Tensor | None = None,
+        reduce: bool = True,
+        mean: Callable[[Tensor], Tensor] | None = None,
     ) -> Coordinates:
         """Coordinates for a ground cost, scaled by the spread of the points ``x``.
 
         ``first_layer`` is a matrix W such that the loss depends on x through Wx only; its row
         space (in the metric of the cost) is used when it is smaller and there are no bounds.
+        ``mean`` is that over rows, where ``x`` are not all of the points.
         """
         like = {"dtype": x.dtype, "device": x.device}
         weights = torch.as_tensor(cost.weights, **like)
         mutable = torch.isfinite(weights)
         root = torch.where(mutable, weights, torch.ones_like(weights)).sqrt()
         columns = mutable.nonzero().squeeze(1)
-        spread = ((x[:, columns] - x[:, columns].mean(0)) * root[columns]).square().mean(0)
+        mean = mean or (lambda values: values.mean(0))
+        spread = mean(((x[:, columns] - mean(x[:, columns])) * root[columns]).square())
         largest = spread.max().clamp_min(0).sqrt().item() if len(columns) else 0.0
         scale = (spread.mean().sqrt().item() or largest or 1.0) if len(columns) else 1.0
         if not math.isfinite(scale):

@@ -20,8 +20,8 @@ from drojko.losses.two_lines import TwoLines
 
 __all__ = ["Hinge", "Logistic", "even_logistic_root"]
 
-_NEAR = 8  # steps from a nearby worst case
-_SHORT = 1e-5  # the last one: ten times its square, at most, is left of the root
+_STEPS = 8  # from a nearby worst case
+_SHORT = 3e-4  # the last one: ten times its square, at most, is left of the root
 
 
 class Logistic(Loss):
@@ -118,39 +118,50 @@ class Logistic(Loss):
         margin = (2.0 * y - 1.0) * f
         return margin[margin > 2.0]
 
-    def worst_near(
-        self, f: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _worst_near(
+        self, f: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None, second: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
         r"""Worst cases :math:`\max_p\, p f + p^2\sigma - \ell^*(p)`, sigma < 2, from nearby ones.
 
-        Returns values, slopes and curvatures in f, and the log-odds t of ``|p|`` for the next call:
-        the root of t - 2 sigma sigmoid(t) + m, a margin m = s f, by Newton's method.
+        Returns :math:`-\ell^*(p)`, the slopes p, their derivatives in f on request, and the
+        log-odds t of ``|p|`` for the next call: the root of t - 2 sigma sigmoid(t) + m, a margin
+        m = s f. Newton's method in single precision leaves a step, which enters by its expansion.
         """
-        s = 2.0 * y - 1.0
-        m = torch.from_numpy(s * f)
-        t = sigma - m if near is None else torch.tensor(near)
-        p, curve, step = torch.empty_like(t), torch.empty_like(t), torch.empty_like(t)
-        for _ in range(_NEAR):
-            torch.sigmoid(t, out=p)
-            torch.addcmul(p, p, p, value=-1.0, out=curve)
-            curve.mul_(-2.0 * sigma).add_(1.0)
-            torch.add(t, m, out=step).sub_(p, alpha=2.0 * sigma).div_(curve)
-            t.sub_(step)
-            least, most = torch.aminmax(step)
-            if max(float(most), -float(least)) <= _SHORT:
-                break
-        else:
-            c = 0.5 - 0.5 * m / sigma
+        away = 1.0 - 2.0 * y
+        v = torch.from_numpy(away * f)
+        t = v.float().add_(sigma) if near is None else torch.tensor(near)
+        if not _root(t, v.float(), sigma):
+            c = 0.5 + 0.5 * v / sigma
             root = even_logistic_root(c.abs(), torch.tensor(0.25 / sigma, dtype=c.dtype))
             t = torch.where(c >= 0.0, root, -root)
-        size = torch.abs(t, out=step)
+        t = t.double()
+        size = t.abs()
         low = torch.sigmoid(-size)  # the smaller one of p and 1 - p
-        entropy = (-low).log1p_().neg_().addcmul_(size, low)
+        least = size.mul_(low).sub_((-low).log1p_())  # the entropy of p
+        curve = low.sub_(low * low)
+        p = torch.sigmoid(t)
+        room = torch.rsub(curve, 1.0, alpha=2.0 * sigma)
+        step = torch.sub(t, v).sub_(p, alpha=2.0 * sigma).div_(room)
+        change = step * curve
+        p.sub_(change)
+        least.addcmul_(t, change).addcmul_(step, change, value=-0.5)
+        bend = curve.div_(room).numpy() if second else None
+        return least.numpy(), away * p.numpy(), bend, t.numpy()
+
+
+def _root(t: Tensor, v: Tensor, sigma: float) -> bool:
+    """Whether t was moved to the roots of t - 2 sigma sigmoid(t) - v, but for a short step."""
+    p, curve, step = torch.empty_like(t), torch.empty_like(t), torch.empty_like(t)
+    for _ in range(_STEPS):
         torch.sigmoid(t, out=p)
-        value = (sigma * p).sub_(m).mul_(p).add_(entropy)
-        torch.addcmul(low, low, low, value=-1.0, out=curve)
-        bend = curve / (1.0 - 2.0 * sigma * curve)
-        return value.numpy(), -s * p.numpy(), bend.numpy(), t.numpy()
+        torch.addcmul(p, p, p, value=-1.0, out=curve)
+        curve.mul_(-2.0 * sigma).add_(1.0)
+        torch.sub(t, v, out=step).sub_(p, alpha=2.0 * sigma).div_(curve)
+        t.sub_(step)
+        least, most = torch.aminmax(step)
+        if max(float(most), -float(least)) <= _SHORT:
+            return True
+    return False
 
 
 class Hinge(TwoLines):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Moves", "SoftmaxMoves", "VertexMoves", "own_row", "squares_of"]
+__all__ = ["Everywhere", "Moves", "SoftmaxMoves", "VertexMoves", "own_row", "squares_of"]
 
 _ENTRIES = 1 << 15  # of a block of rows that stays in cache
 _SWEEPS, _NEWTONS = 12, 12  # fixed-point steps before those of Newton's method, and of those
@@ -119,6 +119,66 @@ class Moves(ABC):
     @abstractmethod
     def best(self) -> np.ndarray:
         """Class probabilities of the best move of each row, shape (n, K)."""
+
+
+class Everywhere(Moves):
+    """Moves of the rows here, with sums over all: ``total`` makes them of those over the rows here.
+
+    Numbers by row stay those of the rows here.
+    """
+
+    def __init__(self, here: Moves, total: Callable[[Any], Any]) -> None:
+        self.here, self.total, self.y, self.half = here, total, here.y, here.half
+        self.competing = bool(total(np.float64(here.competing)))
+
+    def looked_around(self) -> Everywhere:
+        """See `Moves`."""
+        return Everywhere(self.here.looked_around(), self.total)
+
+    def _joined(self, value: float, second: np.ndarray) -> tuple[float, np.ndarray]:
+        sums = self.total(np.append(second, value))
+        return float(sums[-1]), sums[:-1].reshape(second.shape)
+
+    def values(self, mu: float) -> np.ndarray:
+        """See `Moves`."""
+        return self.here.values(mu)
+
+    def sums(self, w: np.ndarray, mu: float) -> tuple[float, np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        risk, pull, second = self.here.sums(w, mu)
+        risk, second = self._joined(risk, second)
+        return risk, pull, second
+
+    def curve(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`."""
+        act = self.here.curve(w, mu)
+
+        def everywhere(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pull, second = act(df, dE)
+            return pull, self.total(second)
+
+        return everywhere
+
+    def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        return self.here.rivals(mu)
+
+    def plan(
+        self, w: np.ndarray, mu: float, kept: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        worth, pull, second = self.here.plan(w, mu, kept)
+        worth, second = self._joined(worth, second)
+        return worth, pull, second
+
+    def bend(self, w: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `Moves`."""
+        whole, rows = self.here.bend(w, mu)
+        return self.total(whole), rows
+
+    def best(self) -> np.ndarray:
+        """See `Moves`."""
+        return self.here.best()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from drojko.models import MLP
 
 __all__ = ["Conditioned"]
 
+_BLOCK = 2048  # rows at once
+
 
 @dataclass(frozen=True)
 class Conditioned:
@@ -43,11 +45,11 @@ class Conditioned:
         if not isinstance(model, MLP):
             return Conditioned(problem)
         x, y, w = problem.draw(min(n_draws, 2000), spawn(generator))
-        centre, scale = _moments(x, w, shift)
+        centre, scale = _moments(problem, x, w, shift)
         target_centre, target_scale, unit = 0.0, 1.0, 1.0
         loss = problem.loss
         if loss.rescaled(1.0) is not None:
-            middle, target_scale = _moments(y[:, None], w, shift)
+            middle, target_scale = _moments(problem, y[:, None], w, shift)
             target_centre = float(middle)
             loss, unit = loss.rescaled(target_scale) or (loss, 1.0)
         alphas = [a / unit for a in problem.decay()]
@@ -108,11 +110,15 @@ class Conditioned:
         model.biases[-1].data.mul_(p.target_scale).add_(p.target_centre)
 
 
-def _moments(x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
+def _moments(problem: RobustProblem, x: Tensor, w: Tensor, shift: bool) -> tuple[Tensor, float]:
     """Weighted mean (zero without ``shift``) and one root-mean-square spread."""
-    weights = w.double()[:, None]
-    mean = (weights * x.double()).sum(0)
-    spread = float((weights * (x.double() - mean).square()).sum(0).mean().sqrt())
+    blocks = list(zip(x.split(_BLOCK), w.double().split(_BLOCK), strict=True))
+    zero = x.new_zeros(x.shape[1], dtype=torch.float64)
+    mean = problem.total(sum((part @ rows.double() for rows, part in blocks), zero))
+    squares = (part @ (rows.double() - mean).square().mean(1) for rows, part in blocks)
+    square = float(problem.total(sum(squares, zero.new_zeros(()))))
+    # Constant data spread by the rounding of their mean.
+    spread = math.sqrt(square) if square > 1e-26 * float(mean.square().mean()) else 0.0
     scale = spread if math.isfinite(spread) and spread > 0 else 1.0
     return (mean if shift else torch.zeros_like(mean)).to(x.dtype), scale
 

@@ -28,13 +28,18 @@ from drojko.minimax.newton import LinearFit, factorised, telling
 from drojko.minimax.wide import by_products
 from drojko.rows import Rows
 
-__all__ = ["ManyRows", "RowSums", "State", "fit_many", "from_plain"]
+__all__ = ["AMPLE", "ManyRows", "RowSums", "State", "fit_many", "from_plain"]
 
-#: Rows a parameter of the sample that is solved first, and of the one that gives the metric.
+#: A relative gap far below what samples of so many rows tell apart.
+AMPLE = 1e-5
+#: Rows a parameter of the sample that is solved first, and of the second one.
 _FIRST, _SECOND = 20, 100
+_SHARE, _ROOM = 8, 2**23  # the last one is such a part of the rows, of so many entries at most
 _CHEAP = 20  # flops of a sample's Hessian over those of a product with all rows
 _CARRIERS = 4_000  # rows that are enough of them
 _NARROW = 40  # parameters that count at least, where samples are cheap
+#: Decrement over value from which on a step more solves a sample that another follows, and the last.
+_NEAR, _NEARER = 1e-2, 1e-3
 _MEMORY = 20  # pairs that the metric is corrected by
 _MOST = 30  # iterations, where half a dozen are usual
 _RARE = 0.5  # share of a column's variance that a sample is to have, ...
@@ -96,15 +101,20 @@ def stratified(
     """
     random = np.random.default_rng(0)  # the same sample in every fit
     strata = [y == k for k in (0, 1)] if classes else [np.ones(len(y), dtype=bool)]
-    index, weight = [], []
+    index, weight, equal = [], [], w.strides == (0,)
     for inside in strata:
-        rows = np.flatnonzero(inside & (w > 0))
+        rows = np.flatnonzero(inside if equal else inside & (w > 0))
         count, mass = -(-size // len(strata)), w[rows]
         if rows.size > count:
-            total = np.cumsum(mass)
-            at = (np.arange(count) + random.random(count)) * (total[-1] / count)
-            picked = np.minimum(np.searchsorted(total, at, side="right"), rows.size - 1)
-            rows, mass = rows[picked], np.full(count, total[-1] / count)
+            at = (np.arange(count) + random.random(count)) / count
+            total = rows.size * w[0] if equal else np.cumsum(mass)
+            if equal:
+                picked = (at * rows.size).astype(int)
+            else:
+                picked = np.searchsorted(total, at * total[-1], side="right")
+                total = total[-1]
+            rows = rows[np.minimum(picked, rows.size - 1)]
+            mass = np.full(count, total / count)
         index.append(rows)
         weight.append(mass)
     return np.concatenate(index), np.concatenate(weight)
@@ -164,9 +174,6 @@ class ManyRows:
     ):
         self.objective, self.tol, self.carriers, self.exact = objective, tol, carriers, exact
         self.rows: Rows = objective.rows
-        self.few = self.rows
-        if carriers is not None and len(carriers) < self.rows.n:
-            self.few = self.rows.take(carriers)
         self.near: np.ndarray | None = None  # of all rows; of others sums have their own
 
     def init(self, problem: State) -> State:
@@ -209,8 +216,9 @@ class ManyRows:
 
         def visit(part: slice, u: np.ndarray) -> tuple[Any, np.ndarray] | None:
             nonlocal used
-            near = kept[part].astype(np.float64) if known else None
-            found = o.at(rows.y[part], rows.w[part], u, levels, near, False)
+            near = kept[part] if known else None
+            w = np.ascontiguousarray(rows.w[part])  # products with a repeated number are slow
+            found = o.at(rows.y[part], w, u, levels, near, False)
             if found is None:
                 return None
             if found.near is not None:
@@ -233,20 +241,31 @@ class ManyRows:
         rest = self.objective.rest(z, p, sums)
         gradient = np.append(sums.slope + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
-        if metric is None or self.exact:
+        if metric is None:
             metric = inverse_of(self.rows, sums, rest, p.size)
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
         return State(z, p, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
 
+    def _longest(self, s: State) -> float:
+        """The share of the next step, at most one, that leaves room to what stays positive."""
+        dp = s.move[self.rows.size :]
+        falling = [j for j in self.objective.positive if dp[j] < 0]
+        return min([1.0, *(0.9 * s.p[j] / -dp[j] for j in falling)])
+
+    def _along(self, s: State, t: float) -> tuple[np.ndarray, np.ndarray]:
+        size = self.rows.size
+        return s.z + t * s.move[:size], s.p + t * s.move[size:]
+
+    def ahead(self, s: State) -> tuple[np.ndarray, np.ndarray]:
+        """The point after the next step, where nothing has been looked at."""
+        return self._along(s, self._longest(s))
+
     def step(self, state: State) -> State:
         """One step, and a bound once it can decide."""
-        s, size = state, self.rows.size
-        dz, dp = s.move[:size], s.move[size:]
-        falling = [j for j in self.objective.positive if dp[j] < 0]
-        t = min([1.0, *(0.9 * s.p[j] / -dp[j] for j in falling)])
+        s, t = state, self._longest(state)
         for _ in range(12):
-            z, p = s.z + t * dz, s.p + t * dp
+            z, p = self._along(s, t)
             sums = self._sums(z, p, s.sums.near, self.exact)
             if sums is not None:
                 value = sums.value + self.objective.rest(z, p, sums).value
@@ -255,7 +274,7 @@ class ManyRows:
             t *= 0.5 if t > 0.1 else 0.2
         else:
             return self._bounded(replace(s, stuck=True))
-        new = self._at(z, p, s.metric, s.pairs, sums)
+        new = self._at(z, p, None if self.exact else s.metric, s.pairs, sums)
         if not self.finite(new):
             return replace(s, stuck=True)
         if self.exact:
@@ -274,12 +293,13 @@ class ManyRows:
         if self.carriers is None:
             return s
         # The second order of the carriers is as much larger as they are fewer.
+        goal = 0.25 * self.tol * abs(s.value)
         share = len(self.carriers) / self.rows.n
-        if not (
-            s.stuck or s.decrement <= min(0.2 * share * self.tol * abs(s.value), 0.1 * s.tried)
-        ):
+        if not (s.stuck or s.decrement <= min(goal * share, 0.1 * s.tried)):
             return s
-        s = replace(s, lower=max(s.lower, self._lower(s)), tried=s.decrement)
+        enough = math.ceil(min(2.0 * self.rows.n * s.decrement / goal, self.rows.n)) if goal else 0
+        lower = self._lower(s, max(enough, _CARRIERS, _FIRST * self.rows.size))
+        s = replace(s, lower=max(s.lower, lower), tried=s.decrement)
         goal, gap = self.tol * abs(s.value), s.value - s.lower
         if not (
             goal < gap < math.inf and s.decrement < 0.1 * gap and hasattr(self.objective, "sharpen")
@@ -290,10 +310,14 @@ class ManyRows:
         sums = self._read(s.z, self.objective.levels(s.z, s.p))
         return s if sums is None else replace(self._at(s.z, s.p, s.metric, (), sums), lower=s.lower)
 
-    def _lower(self, s: State) -> float:
-        """The bound with the slopes of the carriers moved until all sums balance."""
-        o, few, k = self.objective, self.few, s.p.size
+    def _lower(self, s: State, count: float = math.inf) -> float:
+        """The bound with the slopes of carriers, so many at most, moved until all sums balance."""
+        o, few, k = self.objective, self.rows, s.p.size
         index: Any = self.carriers
+        if count < len(index):
+            index = index[np.linspace(0, len(index) - 1, int(count)).astype(int)]
+        if len(index) < few.n:
+            few = few.take(index)
         settles = hasattr(o, "frozen")
         if settles:
             settled = self._settled(s)
@@ -303,7 +327,7 @@ class ManyRows:
         u = few.predict(s.z)
         y, w = self.rows.at(index, self.rows.y, self.rows.w)
         near = s.sums.near if self.near is None else self.near
-        near = near[index].astype(np.float64) if np.size(near) == self.rows.n else None
+        near = near[index] if np.size(near) == self.rows.n else None
         levels, size = o.levels(s.z, s.p), self.rows.size
         if settles:
             o, w = o.frozen(y, w, u, levels)
@@ -504,31 +528,44 @@ def fit_many(
 
 
 def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, State | None] | None:
-    """The solver on all rows and its first state, from a sample; None where that has no optimum."""
-    rows = objective.rows
-    few, some = _drawn(rows, _FIRST, classes)
-    problem = objective.sample(some)
-    solved = _solved(problem, problem.start(), 1e-3, exact=True)
-    index, some = _drawn(rows, _SECOND, classes)
-    problem = objective.sample(some)
-    point = problem.start() if solved is None else (solved.z, solved.p)
-    exact = index.size * rows.size <= _CHEAP * rows.n
-    solved = _solved(problem, point, 1e-4, exact=exact)
-    if solved is None or (hasattr(problem, "flat") and problem.flat(solved.z, solved.p)):
+    """The solver on all rows and its first state, from samples; None where they have no optimum."""
+    rows, size = objective.rows, objective.rows.size
+    sizes = [min(each * max(size, _NARROW), rows.n // 4) for each in (_FIRST, _SECOND)]
+    last = min(rows.n // _SHARE, _CHEAP * rows.n // (2 * size), _ROOM // size)
+    if last >= 2 * sizes[1]:
+        sizes.append(last)
+    index, largest = _drawn(rows, sizes[-1], classes)
+    solver, state = None, None
+    for count in sizes:
+        some = largest if count == sizes[-1] else _drawn(largest, count, classes)[1]
+        problem = objective.sample(some)
+        point = problem.start() if solver is None or state is None else solver.ahead(state)
+        exact = count * size <= _CHEAP * rows.n
+        solver = ManyRows(problem, _NEARER if some is largest else _NEAR, exact=exact)
+        # The last one begins with the curvature of the one before: that of its solution is wanted.
+        metric = state.metric if state is not None and some is largest else None
+        state = _solved(solver, point, metric)
+    if solver is None or state is None:
         return None
-    carriers = np.unique(few if few.size >= _CARRIERS else index)
+    z, p = solver.ahead(state)
+    if hasattr(problem, "flat") and problem.flat(z, p):
+        return None
     own = rows.own()
-    solver = ManyRows(objective if own is rows else objective.sample(own), goal, carriers)
-    return solver, solver.begin(solved.z, solved.p, solved.metric, solved.pairs)
+    whole = ManyRows(objective if own is rows else objective.sample(own), goal, _sorted(index))
+    return whole, whole.begin(z, p, state.metric, state.pairs)
 
 
-def _drawn(rows: Rows, each: int, classes: bool) -> tuple[np.ndarray, Rows]:
-    """A sample of so many rows a parameter, with the largest entries of columns it hardly meets."""
-    size = min(each * max(rows.size, _NARROW), rows.n // 4)
+def _sorted(index: np.ndarray) -> np.ndarray:
+    """Without repeats; of runs that are in order this is a merge."""
+    index = np.sort(index, kind="stable")
+    return index[np.append(True, index[1:] != index[:-1])]
+
+
+def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
+    """A sample of so many rows, with the largest entries of columns that it hardly meets."""
     index, weights = stratified(rows.y, rows.w, size, classes)
     some = rows.take(index, weights)
-    met = sum(some.w[part] @ np.square(block) for part, block in some.read())
-    rare = np.flatnonzero((met < _RARE) & rows.free)[: size // _EXTREME]
+    rare = np.flatnonzero((some.squares(some.w) < _RARE) & rows.free)[: size // _EXTREME]
     if not rare.size:
         return index, some
     top = rows.extremes(rare, _EXTREME)
@@ -538,11 +575,10 @@ def _drawn(rows: Rows, each: int, classes: bool) -> tuple[np.ndarray, Rows]:
 
 
 def _solved(
-    some: Any, point: Any, tol: float, *, exact: bool = False, most: int | None = None
+    solver: ManyRows, point: Any, metric: Any = None, most: int | None = None
 ) -> State | None:
     """The solution of a sample, or None; with ``most`` whatever so many steps give."""
-    solver = ManyRows(some, tol, exact=exact)
-    first = solver.begin(*point)
+    first = solver.begin(*point, metric)
     if first is None or not solver.finite(first):
         return None
     if solver.terminate(first) is not None:
@@ -585,6 +621,6 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     z = np.zeros(rows.size)
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.w @ rows.y)
-    state = _solved(_Mean(rows, loss, ridge), (z, np.zeros(0)), 1e-2, most=12)
+    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=12)
     z = z if state is None else state.z
     return z, rows.predict(z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -131,13 +132,40 @@ class Passes(ABC):
         zero = torch.zeros_like(self.flat)
         return PassState(self.flat.clone(), zero, Adam.like(self.flat), carried, penalty)
 
-    def opened(self, state: PassState) -> tuple[Adam, list[Tensor], tuple[Tensor, ...]]:
-        """A pass begins: moments of its own, the gradient by parameter, and the batches' rows."""
+    def opened(self, state: PassState) -> tuple[Adam, list[Tensor], Sequence[Tensor]]:
+        """A pass begins: moments of its own, the gradient by parameter, and the batches' rows.
+
+        Of points on several processes these are the rows here, which may be none.
+        """
         self.load(state.flat)
         adam = replace(state.adam, first=state.adam.first.clone(), second=state.adam.second.clone())
         views = views_like(adam.gradient, list(self.problem.model.parameters()))
-        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        order = torch.randperm(self.count, generator=self.generator).to(self.x.device)
+        shards = self.problem.shards
+        if shards is not None:
+            return adam, views, shards.batches(order, self.batch_size)
         return adam, views, order.split(self.batch_size)
+
+    @property
+    def count(self) -> int:
+        """How many points there are, on all processes."""
+        shards = self.problem.shards
+        return len(self.x) if shards is None else len(shards)
+
+    def summed(
+        self, gradient: list[Tensor] | None, sums: list[float], views: list[Tensor]
+    ) -> tuple[list[Tensor], list[float]]:
+        """A gradient and sums over all points, from those over the points here; None: no points."""
+        if self.problem.shards is None and gradient is not None:
+            return gradient, sums
+        flat = torch.zeros(sum(view.numel() for view in views) + len(sums), dtype=torch.float64)
+        flat[: len(sums)] = torch.tensor(sums, dtype=torch.float64)
+        if gradient is not None:
+            flat[len(sums) :] = torch.cat([g.reshape(-1).cpu() for g in gradient])
+        flat = self.problem.total(flat)
+        parts = flat[len(sums) :].split([view.numel() for view in views])
+        whole = [part.view_as(view) for part, view in zip(parts, views, strict=True)]
+        return whole, flat[: len(sums)].tolist()
 
     def closed(self, state: PassState, value: float, slope: float, **changes: Any) -> PassState:
         """The state after a pass of this value and squared slope per batch."""

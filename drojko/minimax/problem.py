@@ -13,6 +13,7 @@ from torch import Tensor
 from drojko._driver import Callback
 from drojko.ambiguity.base import AmbiguitySet
 from drojko.ambiguity.ground.cost import GroundCost
+from drojko.distributed.points import SharedPoints
 from drojko.inner.coordinates import Coordinates
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.solver import InnerSolver
@@ -55,7 +56,8 @@ class RobustProblem:
     targets of a regression likewise; cost, radius, penalty and alphas are in those units. An
     empirical reference may come with its ``atoms``, drawn once for all that ask. ``certified`` is
     the weight of the product of the layers' norms, added to the objective of networks;
-    ``held_out`` are points whose robust risk ends training.
+    ``held_out`` are points whose robust risk ends training; with ``shards`` the atoms, and those
+    held out, are the ones of this process, and sums are made over all.
     """
 
     reference: LabelledMeasure
@@ -78,6 +80,7 @@ class RobustProblem:
     target_scale: float = 1.0
     atoms: tuple[Tensor, Tensor, Tensor] | None = None
     held_out: tuple[Tensor, Tensor, Tensor] | None = None
+    shards: SharedPoints | None = None
     #: Whether a row moves to one point; else `move` and `parameter_gradient` know of more.
     single: ClassVar[bool] = True
 
@@ -86,6 +89,16 @@ class RobustProblem:
         if self.alphas is not None:
             return list(self.alphas)
         return [self.alpha if on else 0.0 for on in self.model.penalised()]
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Sums over all points, from those over the points here."""
+        return sums if self.shards is None else self.shards.total(sums)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Means over the rows of all points, each of which counts once."""
+        if self.shards is None:
+            return values.mean(0)
+        return (self.total(values.sum(0)) / len(self.shards)).to(values.dtype)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Low-variance weighted reference points, inside the bounds, on the problem's device."""
@@ -125,7 +138,7 @@ class RobustProblem:
         """Reference points on the device, in this problem's units."""
         x = x.to(self.device)
         if self.centre is not None:
-            x = (x - self.centre.to(x)) / self.scale
+            x = (x - self.centre.to(x)).div_(self.scale)
         x = self.cost.project(x.to(self.dtype))
         if not self.n_labels:
             y = ((y - self.target_centre) / self.target_scale).to(self.dtype)
@@ -162,10 +175,13 @@ class RobustProblem:
             return self.penalty
         if not self.radius:
             return math.inf
-        value, gradient = objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
-        slope = float(gradient.square().sum(1).double() @ weights) ** 0.5
-        flat = least * float(value.double().abs() @ weights)
-        slope = max(slope, flat, 1e-200) / objective.coordinates.scale
+        sums = weights.new_zeros(2)
+        if len(batch):
+            value, gradient = objective.with_penalty(1.0).value_and_gradient(batch, batch.q0)
+            square, value = gradient.square().sum(1).double(), value.double()
+            sums = torch.stack([square @ weights, value.abs() @ weights])
+        square, size = self.total(sums).tolist()
+        slope = max(square**0.5, least * size, 1e-200) / objective.coordinates.scale
         return slope / (2.0 * self.radius) + self._growth(objective, batch, weights)
 
     def _growth(self, objective: Objective, batch: Batch, weights: Tensor) -> float:
@@ -173,9 +189,12 @@ class RobustProblem:
         growth = self.loss.growth
         if not (0.0 < growth < math.inf and self.model.n_outputs == 1):
             return 0.0
-        f, backward = objective.model.linearise(batch.x)
-        steepness = objective.coordinates.pull(backward(torch.ones_like(f))).square().sum(1)
-        return growth * float(steepness.double() @ weights) / objective.coordinates.scale**2
+        steepness = weights.new_zeros(1)
+        if len(batch):
+            f, backward = objective.model.linearise(batch.x)
+            slopes = objective.coordinates.pull(backward(torch.ones_like(f))).square().sum(1)
+            steepness[0] = slopes.double() @ weights
+        return growth * float(self.total(steepness)) / objective.coordinates.scale**2
 
     def move(self, adversary: Adversary, batch: Batch, start: Tensor, corrections: int) -> Moved:
         """Worst-case positions from a warm start: a formula where there is one."""

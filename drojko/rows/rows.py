@@ -26,6 +26,8 @@ __all__ = [
 #: A column farther from zero than this many standard deviations is centred entry by entry: in
 #: algebraic sums it would lose digits.
 FAR = 100.0
+#: A rough centre within so many deviations of zero is no matter.
+_NEAR = 8.0
 #: Parameters from which on matrices of them are not formed.
 _COLUMNS = 1500
 #: Rows, and rows a parameter, from which on a sample has nearly the curvature of all.
@@ -40,7 +42,7 @@ _LEAST, _MOST = 1e-60, 1e60
 
 def blocks(n: int, d: int) -> Iterator[slice]:
     """Slices of rows small enough that a block and its copies stay in cache."""
-    size = int(min(max((1 << 18) // max(d, 1), 1024), 16384))
+    size = int(min(max((1 << 19) // max(d, 1), 1024), 16384))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -105,8 +107,8 @@ def is_mapped(X: Any) -> bool:
 
 
 def fingerprint(X: np.ndarray) -> int:
-    """A checksum of up to 4096 rows of an array, by which it is known again."""
-    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 4096 + 1]).tobytes())
+    """A checksum of up to 1024 rows of an array, by which it is known again."""
+    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 1024 + 1]))
 
 
 class Rows:
@@ -182,13 +184,18 @@ class Rows:
         # Deviations from a rough centre, so that squares do not cancel.
         some = X[:: max(self.n // 64, 1)].astype(np.float64)
         centre = np.median(some, axis=0) if self.intercept else np.zeros(d)
-        total, square, spare = np.zeros(d), np.zeros(d), []
+        with np.errstate(over="ignore", invalid="ignore"):
+            centre[np.abs(centre) <= _NEAR * some.std(axis=0)] = 0.0
+        moved, total, square, spare = centre.any(), np.zeros(d), np.zeros(d), []
 
         def work(rows: slice) -> tuple[np.ndarray, np.ndarray]:
             buffer = self._lent(spare, d)
-            part = np.subtract(X[rows], centre, out=buffer[: rows.stop - rows.start])
-            first = w[rows] @ part
-            second = w[rows] @ np.square(part, out=part)
+            part, block = X[rows], buffer[: rows.stop - rows.start]
+            if moved or part.dtype != np.float64:
+                part = np.subtract(part, centre, out=block)
+            mass = np.ascontiguousarray(w[rows])  # products with a repeated number are slow
+            first = mass @ part
+            second = mass @ np.square(part, out=block)
             spare.append(buffer)
             return first, second
 
@@ -232,6 +239,11 @@ class Rows:
     def large(self) -> bool:
         """Whether solvers for many rows, or many columns, are worth it."""
         return self.n >= max(_LARGE, _EACH * self.size) or self.wide
+
+    @property
+    def ample(self) -> bool:
+        """Whether rows are so many that a sample of them nearly is the problem."""
+        return self.large and not self.wide
 
     # Blocks -------------------------------------------------------------------------------------
 
@@ -450,10 +462,21 @@ class Rows:
 
     def squares(self, h: np.ndarray) -> np.ndarray:
         """The diagonal of `gram`, shape (D,)."""
-        total = np.zeros(self.size)
-        for rows, block in self.read():
-            total += h[rows] @ np.square(block)
-        return total
+        total = np.zeros((2, self.d if self._algebraic else self.size))
+
+        def work(rows: slice, block: np.ndarray) -> np.ndarray:
+            mass = np.ascontiguousarray(h[rows])
+            return np.stack([mass @ np.square(block), mass @ block])
+
+        for part in self._each(work):
+            total += part
+        square, first = total
+        if not self._algebraic:
+            return square
+        mass = float(h.sum())
+        square = (square - self.mean * (2.0 * first - mass * self.mean)) / self.scale**2
+        square[self.dead] = 0.0
+        return np.append(square, mass) if self.intercept else square
 
     def _centred(self, total: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """B' g from X' g and the sum of g."""
@@ -477,6 +500,9 @@ class Rows:
 
     # Several processes ---------------------------------------------------------------------------
 
+    #: Whether sums over the rows are those of more processes than this one.
+    apart = False
+
     def own(self) -> Rows:
         """Those of this process, whose sums are those of all; alone, all."""
         return self
@@ -488,6 +514,22 @@ class Rows:
     def whole(self, values: np.ndarray) -> np.ndarray:
         """Numbers by row of all rows, from those of `own` ones."""
         return values
+
+    def chosen(self, order: np.ndarray, most: int) -> np.ndarray:
+        """Indices, which rise, of those numbers here that are among so many largest of all."""
+        return np.sort(np.argsort(-order, kind="stable")[:most])
+
+    def every(self, part: np.ndarray) -> np.ndarray:
+        """The arrays of all processes, of any lengths, one below the other."""
+        return part
+
+    def some(self, index: np.ndarray) -> np.ndarray:
+        """Some of the `own` rows in these coordinates, shape (k, D)."""
+        return self.take(index).block(slice(None))
+
+    def blank(self) -> Rows:
+        """The rows without what they say: one column of zeros."""
+        return Rows(np.zeros((self.n, 1)), self.y, self.w, intercept=self.intercept)
 
     def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
         """Numbers by `own` row at some of all rows, whose indices do not fall."""

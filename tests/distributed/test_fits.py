@@ -54,7 +54,6 @@ ERRORS = {
     "one class": ("InvalidDataError", "got 1 class, 'no'"),
     "MMD": ("NeedsArray", "MMD with these settings"),
     "measure": ("NeedsArray", "reference='kde'"),
-    "classes": ("NeedsArray", "several classes under Wasserstein of order 2"),
 }
 
 

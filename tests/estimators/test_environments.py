@@ -85,6 +85,11 @@ def test_a_size_that_helps_is_called_so_and_one_that_does_not_is_not(steep):
     target = calm @ [1.0, 2.0] + 0.1 * rng.normal(size=180)
     same = select_radius(ridge(), calm, target, method="environments", groups=groups)
     assert "No size helps" in same.message
+    by = {"method": "environments", "rule": "clear"}
+    clear = select_radius(ridge(), wide, noisy, groups=groups[::3], **by)
+    assert clear.radius == found.radius
+    none = select_radius(ridge(), calm, target, groups=groups, **by)
+    assert none.radius == 0.0
 
 
 def test_the_capped_rule_looks_at_the_worst_environment(steep):

@@ -143,7 +143,7 @@ def test_bounds_hold_wherever_they_are_taken(kind, objective):
     best = fitted(problem).objective
     index, weights = stratified(y, rows.w, 1000, True)
     sample = problem.sample(rows.take(index, weights))
-    some = many_rows._solved(sample, sample.start(), 1e-3)
+    some = many_rows._solved(ManyRows(sample, 1e-3), sample.start())
     solver = ManyRows(problem, TOL, np.unique(index))
     state = solver.begin(some.z, some.p, some.metric)
     bounds = []

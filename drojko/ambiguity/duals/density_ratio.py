@@ -348,7 +348,8 @@ class DensityRatioSet(AmbiguitySet):
         """
         if self.divergence is not None:
             found = self.divergence.jet(t, delta)
-            return None if found is not None and np.isnan(found).any() else found
+            nothing = found is not None and any(np.isnan(part).any() for part in found)
+            return None if nothing else found
         with np.errstate(over="ignore", invalid="ignore"):
             value, ratio = self.conjugate(t), np.exp(self.log_ratio(t))
             step = 1e-5 * (1.0 + np.abs(t))

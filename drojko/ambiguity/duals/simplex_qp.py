@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-__all__ = ["Iterate", "Jet", "Trained", "solve"]
+__all__ = ["KINKED", "Iterate", "Jet", "Trained", "solve"]
 
 _STEPS = 80
 _SOLVED = 1e-11  # duality gap and residuals at the end
@@ -24,7 +24,7 @@ _ROUGH = 1e-4  # complementarity down to which a factor of small rank serves for
 _DIRECT = 2500  # largest Newton matrix in the points themselves
 _ROUNDING = 1e-13  # complementarity below which more steps hardly help
 _CENTRED = 0.3  # least share of the complementarity that a careful step aims at
-_KINK, _KINKED = 0.3, 1e-8  # smoothing of losses, over the complementarity, and the least
+_KINK, KINKED = 0.3, 1e-8  # smoothing of losses, over the complementarity, and the least
 _BENT, _HALVINGS = 0.3, 10  # share of the residuals that losses may bend by
 _FIXED = np.empty((0, 0))
 
@@ -195,7 +195,7 @@ def solve(
         quadratic = float(u @ h)
         comp = float(it.p @ it.s) + (it.kappa * it.t if ball else 0.0)
         if model is not None:
-            smoothing = max(_KINK * comp, _KINKED)
+            smoothing = max(_KINK * comp, KINKED)
             jet = model.jet(it.theta, it.p, smoothing)
         balance = jet.tangent.T @ it.p + jet.pull
         dual = -jet.losses + it.kappa * h - it.s + it.nu

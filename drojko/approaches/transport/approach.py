@@ -71,6 +71,10 @@ class Transport(Approach):
                 "and swaps: set label_cost=inf"
             )
 
+    def shares(self, plan: Plan) -> bool:
+        """Where rows move by themselves."""
+        return not plan.cost.swaps
+
     def most_iterations(self, plan: Plan, model: TabularModel) -> int:
         """The limit of a staged solver is one per stage."""
         kinked = is_linear(model) and plan.cost.swaps
@@ -82,6 +86,10 @@ class Transport(Approach):
 
     def assess(self, plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         """Learn the worst-case map on some draws and certify it on fresh ones."""
+        if plan.shards is not None:
+            from drojko.approaches.transport.shards import assess_shared
+
+            return assess_shared(plan, model, result)
         return assess(plan, model, result)
 
     def search(

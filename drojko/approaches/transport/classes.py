@@ -26,8 +26,6 @@ class ClassTransport(LinearProblem):
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Newton steps by conjugate gradients, with a proven gap."""
         warm = None if start is None else (*start[0], start[1])
-        if self.plan.atoms is not None and getattr(self.plan.atoms[0], "shared", False):
-            raise self.plan.atoms[0].refused("several classes under Wasserstein of order 2")  # type: ignore[union-attr]
         data = self.plan.ridge(self.plan.draw(self.plan.n_draws))
         parameters, result = self.solved(solve_classes, data, self.plan.n_outputs, warm_start=warm)
         # Draws are not kept: the certificate has its own.

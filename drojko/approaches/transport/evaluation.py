@@ -15,7 +15,7 @@ from drojko._driver import Status
 from drojko._random import spawn
 from drojko.approaches.base import Assessment, Plan, Points, arrays, parameters_of
 from drojko.approaches.transport.linear import certify_ridge
-from drojko.certificates import Certificate, certify
+from drojko.certificates import Certificate, Evaluation, certify
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.bounds import is_ridge
@@ -24,7 +24,7 @@ from drojko.inner.transport.storage import pack
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel, is_linear
 
-__all__ = ["assess", "certify_points"]
+__all__ = ["affordable", "assess", "certify_points", "compared", "learn", "stated"]
 
 LEARNED_DRAWS, MOST_ATOMS = 1_000, 20_000
 #: Rows that time is measured on; gradients of a row in a search; what that may take of the time.
@@ -49,9 +49,21 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
     adversary = learn(plan, model, points, penalty, atoms=not sampled)
     if sampled:  # atoms are what they are
         points = plan.problem(model).draw(count, spawn(plan.generator))
-    points, few = _affordable(plan, model, points, result.n_iter)
+    points, few = affordable(plan, model, points, result.n_iter)
     sampled = sampled or few
     found = _measure(plan, model, adversary, points, sampled, result.stationarity)
+    return compared(plan, model, result, found, points, sampled)
+
+
+def compared(
+    plan: Plan,
+    model: TabularModel,
+    result: TrainResult,
+    found: Assessment,
+    points: Points,
+    sampled: bool,
+) -> Assessment:
+    """Next to the best constant prediction at these points."""
     if plan.effort == "none":  # the model is what it is
         return found
     (output, risk), certificate = best_constant(plan, model, points), found.certificate
@@ -60,6 +72,7 @@ def assess(plan: Plan, model: TabularModel, result: TrainResult) -> Assessment:
         return replace(found, missed=_missed(plan, certificate, result)) if exact else found
     if is_linear(model):
         constant = make_constant(model, output)
+        penalty = result.penalty if 0 < result.penalty < math.inf else 1.0
         adversary = learn(plan, model, points, penalty, atoms=not sampled)
         return replace(_measure(plan, model, adversary, points, sampled, 0.0), constant=constant)
     if certificate.nominal_risk >= risk and result.status == Status.MAX_ITER:
@@ -129,7 +142,7 @@ def certify_points(
 ) -> Certificate:
     """Certificate of a fixed model on the empirical measure of given points."""
     plan = replace(plan, generator=generator)
-    points, sampled = _affordable(plan, model, points)
+    points, sampled = affordable(plan, model, points)
     problem, (x, y, w) = plan.problem(model), points
     objective = problem.objective(x, 1.0)
     penalty = problem.first_penalty(objective, objective.batch(x, y), w)
@@ -138,7 +151,7 @@ def certify_points(
     return _measure(plan, model, adversary, points, sampled, math.nan).certificate
 
 
-def _affordable(
+def affordable(
     plan: Plan, model: TabularModel, points: Points, passes: int | None = None
 ) -> tuple[Points, bool]:
     """The points, or as many of them, by mass, as can be searched.
@@ -244,7 +257,13 @@ def _measure(
     relaxes = plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective)
     if relaxes and plan.radius != 0.0:
         certificate = _relaxed(plan, model, points, certificate)
-    low, high, share = evaluation.plan
+    whole = not sampled and not adversary.exact
+    return stated(plan, replace(evaluation, certificate=certificate), w if whole else None)
+
+
+def stated(plan: Plan, evaluation: Evaluation, weights: Tensor | None) -> Assessment:
+    """A certificate with its worst case, and what was found of rows that have masses here."""
+    (low, high, share), certificate = evaluation.plan, evaluation.certificate
     state = {
         "adversary": pack(evaluation.adversary),
         "low_penalty": low,
@@ -253,8 +272,9 @@ def _measure(
         "attained_risk": certificate.worst_case_risk,
         "cost_weights": plan.cost.weights,
     }
-    if not sampled and not adversary.exact:
-        known = KnownRows.of(evaluation.worst, adversary.objective.decode, w)
+    if weights is not None:
+        decode = evaluation.adversary.objective.decode
+        known = KnownRows.of(evaluation.worst, decode, weights)
         state["known"] = known.state()
     return Assessment(certificate, state)
 

@@ -17,6 +17,7 @@ import numpy as np
 from drojko._files import cells, check_path, replacing
 from drojko.auditing.reporting.charts import template
 from drojko.auditing.reporting.curves import curves
+from drojko.auditing.reporting.environments import section
 from drojko.auditing.reporting.text import change, number, percent
 from drojko.exceptions import DrojkoError
 
@@ -113,6 +114,7 @@ def render(reports: Mapping[str, AuditReport]) -> str:
         csv=base64.b64encode(cells(whole).to_csv(index=False).encode()).decode(),
         charts=Markup(charts),
         curves_note=note,
+        environments=section(next(iter(reports.values())).problem),
         checks=checked.to_dict("records"),
         check_columns=[(name, True) for name in checked.columns],
         terms=TERMS.items(),

@@ -358,7 +358,10 @@ class AuditReport:
         return RobustnessCurveDisplay.from_report(self, ax=ax, **settings)
 
     def to_html(self, path: Any) -> Path:
-        """Write one self-contained HTML page, whole or not at all, and return its path."""
+        """Write one self-contained HTML page, whole or not at all, and return its path.
+
+        Where the audit was given ``groups``, it says how they differ (`drojko.shift_report`).
+        """
         return write_page(path, {self.name: self})
 
     def to_json(self, path: Any = None) -> str:

@@ -108,6 +108,8 @@ def _chosen(
         allowed = np.flatnonzero(mean <= mean[best] + _CAP * abs(mean[best]))
         pick = int(allowed[worst[allowed].argmin()])
         words = "least in the worst environment, at most 1 % above the least mean"
+    if rule == "clear" and not gain[best] > _CLEAR * error[best]:
+        pick, words = none, "none at all, as no size gains beyond two standard errors"
     message = (
         f"Plain risk on {k} environments, each left out once, {words}: {mean[pick]:.6g} "
         f"({worst[pick]:.6g} in {plain(names[risk[:, pick].argmax()])!r}); no set at all: "

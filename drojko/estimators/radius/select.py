@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RadiusSelection", "select_radius"]
 
-_RULES = {"cv": ("min", "1se"), "environments": ("mean", "cap")}
+_RULES = {"cv": ("min", "1se"), "environments": ("mean", "cap", "clear")}
 _METHODS = (*_RULES, "rwpi", "calibration")
 
 
@@ -134,8 +134,9 @@ def select_radius(
         An int: that many shuffled folds, stratified for classifiers.
     rule : str, default=None
         "cv": "min" (None), the minimiser of the held-out bound, or "1se", the largest set within
-        one standard error of it. "environments": "mean" (None), the least mean over them, or "cap",
-        the least risk in the worst one among candidates whose mean is within 1 % of the least.
+        one standard error of it. "environments": "mean" (None), the least mean over them; "cap",
+        the least risk in the worst one among candidates whose mean is within 1 % of the least; or
+        "clear", the least mean where it gains beyond two standard errors over no set, else none.
     level : float, default=0.05
         Probability of error of "rwpi" and "calibration".
     two_sided : bool, default=False

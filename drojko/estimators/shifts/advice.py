@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drojko.ambiguity import AmbiguitySet, ClassShift
+from drojko.estimators.shifts.figures import TASKS, quoted
 
 __all__ = ["Found", "advise"]
 
@@ -46,7 +47,8 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
             f"The level of y given x moves by {found.spread:.2g}{unit} from one environment to the "
             f"next (knowing it takes {found.gains['y given x: level']:.0%} off the loss). No ball "
             "with locked labels holds that move, and a set in both directions is a bet: some fifty "
-            "labels of the new environment, for the intercept alone, do more than any set."
+            "labels of the new environment, for the intercept alone, do more than any set: on "
+            f"{TASKS} shifts as they occur {quoted('50 target labels: level')}, against tuned L2."
         )
     elif found.differs["shares of y"]:
         reasons.append(
@@ -70,27 +72,33 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
     if ambiguity is None:
         reasons.append(
             "A plain model, its penalty chosen by left-out environments, is the default; a robust "
-            "set is for stress tests, for named groups, and for a direction that you know. "
+            "set is for stress tests, for named groups, and for a direction that you know. On "
+            f"{TASKS} shifts as they occur, sizes chosen by environments against tuned L2 were "
+            f"{quoted('W2, environments')} (Wasserstein) and {quoted('CVaR, environments')} "
+            f"(CVaR); a stack of L2 and trees {quoted('stack of L2 and trees')}. "
             'select_radius(method="environments") says whether any size of a set helps on these '
             "rows."
         )
     return ambiguity, reasons
 
 
-def _directed(name: Any, spread: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
+def _directed(name: Any, away: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
     """The set of moves towards a class, of the size that is seen between environments."""
-    if spread == 0.0 or not differs:
+    if away == 0.0 or not differs:
         reasons.append(
             f"You know that {name!r} becomes more frequent, and these environments do not say by "
             "how much: their levels do not differ beyond chance. Give the range yourself, as "
             f"ClassShift(between=(0, high), direction={name!r})."
         )
         return None
-    high = float(f"{2.0 * spread:.2g}")
+    high = float(f"{2.0 * away:.2g}")
     reasons.append(
         f"You know that {name!r} becomes more frequent: the range of its log odds is twice their "
-        "spread between environments, which holds 19 of 20 of them. Where that class is the rare "
-        "one the worst case moves; where it is the common one the worst case is that nothing "
-        "moves, and weighting its rows by what you expect does more than the set."
+        "distance from a model of the other environments, which holds 19 of 20 of them. Where "
+        "that class is the rare one the worst case moves; where it is the common one the worst "
+        "case is that nothing moves, and weighting its rows by what you expect does more than "
+        f"the set. Told the direction, on {TASKS} shifts as they occur, such a set was "
+        f"{quoted('told the direction: set')}, and moving the intercept by that distance "
+        f"{quoted('told the direction: level')}."
     )
     return ClassShift(between=(0.0, high), direction=name)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
+from scipy.special import expit
 from scipy.stats import chi2
 
 __all__ = [
@@ -23,6 +24,8 @@ FOLDS = 5
 _FEW = 20
 #: Log odds that no intercept is believed to exceed: the spread of a weak prior.
 _FAR = 3.0
+#: Slope of the objective, in units of y, at which a fit ends.
+_FLAT = 1e-6
 
 
 def losses(score: np.ndarray, y: np.ndarray, logistic: bool) -> np.ndarray:
@@ -56,16 +59,17 @@ def scores(X: np.ndarray, y: np.ndarray, logistic: bool, fold: np.ndarray) -> np
 
     The penalty for a fold is the best one of the others.
     """
-    risk = np.zeros((len(_ALPHAS), FOLDS))
+    folds = int(fold.max()) + 1
+    risk = np.zeros((len(_ALPHAS), folds))
     found = np.zeros((len(_ALPHAS), len(y)))
-    for k in range(FOLDS):
+    for k in range(folds):
         out = fold == k
         start = np.zeros(X.shape[1] + 1)
         for i in reversed(range(len(_ALPHAS))):
             start = _fit(X[~out], y[~out], np.zeros(int((~out).sum())), _ALPHAS[i], logistic, start)
             found[i, out] = start[0] + X[out] @ start[1:]
             risk[i, k] = losses(found[i, out], y[out], logistic).sum()
-    best = [int((risk.sum(1) - risk[:, k]).argmin()) for k in range(FOLDS)]
+    best = [int((risk.sum(1) - risk[:, k]).argmin()) for k in range(folds)]
     return found[np.array(best)[fold], np.arange(len(y))]
 
 
@@ -73,32 +77,28 @@ def _fit(
     X: np.ndarray, y: np.ndarray, offset: np.ndarray, alpha: float, logistic: bool,
     start: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
-    """Intercept and slopes of mean loss(offset + a + X b) + alpha/2 |b|^2, by damped Newton."""
+    """Intercept and slopes of mean loss(offset + a + X b) + alpha/2 |b|^2."""
     n, d = X.shape
     design = np.column_stack([np.ones(n), X])
     ridge = np.full(d + 1, alpha)
     ridge[0] = 1.0 / (_FAR**2 * n) if logistic else 0.0
 
-    def value(b: np.ndarray) -> float:
-        return float(losses(offset + design @ b, y, logistic).mean() + 0.5 * ridge @ b**2)
-
-    b, now = start, value(start)
-    for _ in range(30):
+    def answers(b: np.ndarray) -> np.ndarray:
         f = offset + design @ b
-        p = 0.5 * (1.0 + np.tanh(0.5 * f)) if logistic else f
-        slope = design.T @ (p - y) / n + ridge * b
-        bend = np.maximum(p * (1.0 - p), 1e-9) if logistic else np.ones(n)
-        hessian = (design * bend[:, None]).T @ design / n
-        hessian[np.diag_indices(d + 1)] += ridge + 1e-12
-        step = np.linalg.solve(hessian, slope)
-        if slope @ step <= 1e-10 * max(abs(now), 1e-300):
-            break
-        size = 1.0
-        while size > 1e-6 and value(b - size * step) > now - 1e-4 * size * (slope @ step):
-            size *= 0.5
-        b = b - size * step
-        now = value(b)
-    return b
+        return expit(f) if logistic else f
+
+    def value(b: np.ndarray) -> tuple[float, np.ndarray]:
+        mean = float(losses(offset + design @ b, y, logistic).mean())
+        return mean + 0.5 * ridge @ b**2, design.T @ (answers(b) - y) / n + ridge * b
+
+    def hessian(b: np.ndarray) -> np.ndarray:
+        p = answers(b)
+        bend = p * (1.0 - p) if logistic else np.ones(n)
+        return (design * bend[:, None]).T @ design / n + np.diag(ridge)
+
+    found = minimize(value, start, jac=True, hess=hessian, method="trust-exact",
+                     options={"gtol": _FLAT * float(np.abs(y).mean() + 1e-300)})  # fmt: skip
+    return found.x
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,9 @@ class ShiftReport:
         A row per environment: ``rows``; ``auc`` of telling its x from that of all others (0.5: the
         same, 1: apart); ``shares``, the move of y without x, and ``level``, that of y given x, with
         the standard error ``level_se`` (log odds of ``of``, the class whose moves are largest, or
-        units of y); ``level_gain`` and ``slopes_gain``, what an intercept and slopes of its own
-        take off the loss of rows that were held out, as shares of it.
+        units of y); ``unseen``, the same beside a model of the other environments; ``level_gain``
+        and ``slopes_gain``, what an intercept and slopes of its own take off the loss of rows that
+        were held out, as shares of it.
     differences : DataFrame
         A row per ``aspect`` (x, shares of y, y given x: level, y given x: slopes): ``gain`` of
         knowing the environment for the held-out loss, as a share of it, with ``gain_se``, and
@@ -85,7 +86,10 @@ class ShiftReport:
         The set that is recommended, ready for an estimator. None: none of these.
     spread : float
         Standard deviation of the level of y given x between environments beyond chance, in log
-        odds or units of y: how far a new environment is from the common model, either way.
+        odds or units of y: how far they are from the common model, either way.
+    unseen : float
+        Root mean square of the levels ``unseen``: how far a new environment is from a model that
+        has not seen it, chance included.
     rows : int
         Rows that were looked at.
     """
@@ -96,6 +100,7 @@ class ShiftReport:
     recommendation: str
     reasons: list[str]
     spread: float
+    unseen: float
     rows: int
     ambiguity: AmbiguitySet | None = None
     about: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -126,9 +131,9 @@ class ShiftReport:
         """The report as strict JSON; with a path it is written there as well, whole or not at all.
 
         An object with ``schema`` (1), ``drojko`` (version), ``about`` (``task``, ``classes``),
-        ``rows``, ``spread``, ``recommendation``, ``reasons``, ``ambiguity`` (as it prints, or null)
-        and the frames ``table``, ``differences`` and ``reach`` as lists of objects. What is no
-        number, or infinite, is null.
+        ``rows``, ``spread``, ``unseen``, ``recommendation``, ``reasons``, ``ambiguity`` (as it
+        prints, or null) and the frames ``table``, ``differences`` and ``reach`` as lists of
+        objects. What is no number, or infinite, is null.
         """
         found = {
             "schema": 1,
@@ -136,6 +141,7 @@ class ShiftReport:
             "about": self.about,
             "rows": self.rows,
             "spread": self.spread,
+            "unseen": self.unseen,
             "recommendation": self.recommendation,
             "reasons": self.reasons,
             "ambiguity": None if self.ambiguity is None else repr(self.ambiguity),
@@ -224,7 +230,7 @@ def shift_report(
     >>> report.recommendation, report.ambiguity
     ('none of these', None)
     >>> shift_report(X, y, hospital, direction=1, random_state=0).recommendation
-    'ClassShift(between=(0.0, 3.0), direction=1)'
+    'ClassShift(between=(0.0, 3.7), direction=1)'
     """
     chosen("task", task, ("auto", "classification", "regression"))
     if not is_whole(max_rows, 100):
@@ -322,7 +328,7 @@ def _report(
     total = np.bincount(place, base, count)
     table = pd.DataFrame({
         "environment": names, "rows": rows, "auc": areas, "shares": widest.shares.move,
-        "level": widest.level.move, "level_se": widest.level.error,
+        "level": widest.level.move, "level_se": widest.level.error, "unseen": widest.unseen,
         "level_gain": np.bincount(place, level, count) / total,
         "slopes_gain": np.bincount(place, slopes, count) / total,
     })  # fmt: skip
@@ -337,7 +343,7 @@ def _report(
     known = None
     if direction is not None and classes:
         own = parts[direction] if len(parts) > 1 else widest  # two classes move as one
-        known = plain(classes[direction]), own.level.spread
+        known = plain(classes[direction]), own.away
     found = Found(
         dict(zip(_ASPECTS, differences["differs"], strict=True)),
         dict(zip(_ASPECTS, differences["gain"], strict=True)),
@@ -348,7 +354,7 @@ def _report(
     return ShiftReport(
         table, differences, _reach(reaches),
         "none of these" if ambiguity is None else repr(ambiguity), reasons,
-        widest.level.spread, len(y), ambiguity,
+        widest.level.spread, widest.away, len(y), ambiguity,
         {"task": "classification" if classes else "regression", "classes": classes},
     )  # fmt: skip
 
@@ -383,12 +389,17 @@ def _folds(place: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.nda
 @dataclass(frozen=True)
 class _Column:
     """Of one target: losses of the rows given x and without it, what shares of y, levels and slopes
-    take off them, and the moves of environments.
+    take off them, and the moves of environments; ``unseen`` (G,) beside models without them.
     """
 
     rows: list[np.ndarray]
     shares: Moves
     level: Moves
+    unseen: np.ndarray
+
+    @property
+    def away(self) -> float:
+        return math.sqrt(float(np.mean(self.unseen**2)))
 
 
 def _of_column(
@@ -399,9 +410,11 @@ def _of_column(
     score = scores(X, y, logistic, fold)
     level, moved = gain_of_moves(score, y, place, count, logistic, fold)
     slopes = gain_of_slopes(X, moved, y, place, count, logistic, fold)
+    beside = scores(X, y, logistic, place % _MOST)  # of models without the environment
     return _Column(
         [losses(score, y, logistic), losses(alone, y, logistic), shares, level, slopes],
         moves(alone, y, place, count, logistic), moves(score, y, place, count, logistic),
+        moves(beside, y, place, count, logistic).move,
     )  # fmt: skip
 
 

@@ -34,7 +34,8 @@ class Around:
     r"""An activation on [l, u], seen from an anchor a: h = phi(t) - phi(a), D = t - a, e = h - S D.
 
     ``curved``: (least, largest) of 2e/D²; ``secant``: (least <= 0, largest >= 0) of e/D;
-    ``above``: e <= C + k D as (C, k); ``below``: e >= C + k D; ``reach``: max |D|.
+    ``above``: e <= C + k D as (C, k); ``below``: e >= C + k D; ``reach``: max |D|. ``floor``:
+    another line below, which is near all of the interval and not just the anchor.
     """
 
     slope: Tensor
@@ -43,6 +44,7 @@ class Around:
     above: tuple[Tensor, Tensor]
     below: tuple[Tensor, Tensor]
     reach: Tensor
+    floor: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,15 @@ class Activation:
             curved, secant = self._kinked(low, high, at, slope)
         else:
             curved, secant = self._smooth(low, high, at, h, slope)
-        return Around(slope, curved, secant, above, below, reach)
+        floor = self._tangent(0.5 * (low + high), at, h, slope) if self.convex else below
+        return Around(slope, curved, secant, above, below, reach, floor)
+
+    def _tangent(self, spot: Tensor, at: Tensor, h: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a convex activation at a spot: e >= C + k D, moved down by rounding."""
+        value, steep = self(spot)
+        d = at - spot
+        size = h.abs() + value.abs() + (slope.abs() + steep.abs() + 1.0) * (at.abs() + d.abs())
+        return value + steep * d - h - 8.0 * _EPS * size, steep - slope
 
     @staticmethod
     def _kinked(

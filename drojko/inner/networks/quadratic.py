@@ -6,17 +6,26 @@ e_l = h - h* - S D_l what a layer adds to its linear part, every unit satisfies
 .. math:: (e - \alpha D)(\beta D - e) \ge 0, \quad \tfrac12 m D^2 \le e \le \tfrac12 M D^2,
           \quad e \le C + k D
 
-(or e >= C + k D). Their combination with multipliers T, eta, kappa is maximised over all e in
-closed form, last layer first: a layer whose effect on the margin is at most b'D h + D h'B D h/2
-leaves
+(or e >= C + k D) and, between a line above and one below, (C + k D - e)(e - c - q D) >= 0. Their
+combination with multipliers T, eta, kappa, U is for each unit
 
-.. math:: A = 2T - B \succ 0, \quad b_0 = b - \eta - \kappa, \quad X = B S + T(\alpha + \beta),
-.. math:: \tfrac12 D^\top (S B S + \eta M - 2 T \alpha\beta + X^\top A^{-1} X) D
-          + (S b + \kappa k + X^\top A^{-1} b_0)^\top D + \tfrac12 b_0^\top A^{-1} b_0 + \kappa C.
+.. math:: -P e^2 + x e D - z D^2 - l e + g D + \text{const}
+.. math:: P = T + U, \quad x = T(\alpha + \beta) + U(k + q), \quad
+          z = T \alpha\beta + U k q - \tfrac12 \eta M,
+.. math:: l = \eta + \kappa - U(C + c), \quad g = \kappa k - U(C q + c k), \quad
+          \text{const} = \kappa C - U C c,
+
+and is maximised over all e in closed form, last layer first: a layer whose effect on the margin is
+at most b'D h + D h'B D h/2 leaves
+
+.. math:: A = 2P - B \succ 0, \quad b_0 = b - l, \quad X = B S + x,
+.. math:: \tfrac12 D^\top (S B S - 2z + X^\top A^{-1} X) D
+          + (S b + g + X^\top A^{-1} b_0)^\top D + \tfrac12 b_0^\top A^{-1} b_0 + \text{const}.
 
 Any multipliers are a proof. At the maximiser the derivative in a multiplier is its constraint, so
 that improving them takes no automatic differentiation. Sectors after Fazlyab et al. (2019,
-arXiv 1906.04893); anchoring and curvature are our own.
+arXiv 1906.04893), products of lines after Raghunathan et al. (2018, arXiv 1811.01057); anchoring
+and curvature are our own.
 """
 
 from __future__ import annotations
@@ -34,9 +43,11 @@ from drojko.inner.networks.network import Network
 __all__ = ["Multipliers", "Quadratic", "quadratic_bound", "region_bytes"]
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
+#: Place of eta among a layer's free numbers; log U begins so much below log kappa.
+_ETA, _BAND = 1, 2.0
 #: How many starts from other regions are tried; after how many steps regions may leave, and below
 #: which share of the way to the goal, over all steps, they do.
-_CANDIDATES, _CHECK, _STALLED = 4, 4, 0.7
+_CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
 #: Subtracted from matrices before they are factored: far above rounding, so that what is computed
 #: with them is an upper bound of the quadratic forms of the exact ones.
 _SHIFT = 1e-9
@@ -44,7 +55,7 @@ _SHIFT = 1e-9
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Per layer (n, width): log T, eta and log kappa; what other regions may start from.
+    """Per layer (n, width): log T, eta, log kappa and log U; what other regions may start from.
 
     ``place`` (n, width) says where: the margin's derivatives in the last pre-activations.
     """
@@ -52,6 +63,7 @@ class Multipliers:
     sector: tuple[Tensor, ...]
     curved: tuple[Tensor, ...]
     line: tuple[Tensor, ...]
+    band: tuple[Tensor, ...]
     place: Tensor
 
     def take(self, index: Tensor) -> Multipliers:
@@ -66,15 +78,15 @@ class Multipliers:
 
     def joined(self, more: Multipliers, most: int = 10**9) -> Multipliers:
         """Both, the latest ``most`` of them."""
-        sector, curved, line = (
+        parts = (
             tuple(torch.cat([a, b])[-most:] for a, b in zip(one, two, strict=True))
-            for one, two in zip(self._parts, more._parts, strict=True)
+            for one, two in zip(self.parts, more.parts, strict=True)
         )
-        return Multipliers(sector, curved, line, torch.cat([self.place, more.place])[-most:])
+        return Multipliers(*parts, torch.cat([self.place, more.place])[-most:])
 
     @property
-    def _parts(self) -> tuple[tuple[Tensor, ...], ...]:
-        return self.sector, self.curved, self.line
+    def parts(self) -> tuple[tuple[Tensor, ...], ...]:
+        return self.sector, self.curved, self.line, self.band
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class _Layer:
         line = tuple(torch.where(up, a, b) for a, b in zip(around.above, around.below, strict=True))
         return _Layer(around, scale, base, sign, line)  # type: ignore[arg-type]
 
-    def start(self) -> tuple[Tensor, Tensor, Tensor]:
+    def start(self) -> list[Tensor]:
         """First multipliers: nearly all on the curvature, unless it explodes at a kink."""
         least, largest = self.around.curved
         up = self.sign > 0
@@ -132,14 +144,48 @@ class _Layer:
         steep = torch.where(up, torch.maximum(high, -low), torch.maximum(-low, high))
         share = (4.0 * steep / (bend * self.around.reach).clamp_min(1e-12)).clamp_max(1.0)
         eta = self.sign * 0.97 * share
-        return (5.0 * (1.0 - share) + 1.0).log(), eta, torch.full_like(eta, -5.0)
+        rest = torch.full_like(eta, -5.0)
+        return [(5.0 * (1.0 - share) + 1.0).log(), eta, rest, rest + _BAND]
 
-    def values(self, t: Tensor, e: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """T, eta, signed kappa, and the bend that eta multiplies."""
-        eta = e * self.scale
-        least, largest = self.around.curved
-        bend = torch.where(eta > 0, largest, least)
-        return self.base * t.exp(), eta, self.sign * k.exp() * self.scale, bend
+    @property
+    def units(self) -> list[Tensor]:
+        """What the free numbers are multiples of; eta itself, others by their logarithms."""
+        return [self.base, self.scale, self.scale, self.base]
+
+    def combined(self, t: Tensor, e: Tensor, k: Tensor, u: Tensor) -> _Units:
+        """The constraints' combination at multipliers, from their free numbers."""
+        around, sector, eta = self.around, self.base * t.exp(), e * self.scale
+        kappa, band = self.sign * k.exp() * self.scale, self.base * u.exp()
+        bend = torch.where(eta > 0, around.curved[1], around.curved[0])
+        (low, high), (top, rise), (floor, tilt) = around.secant, around.above, around.floor
+        level, steep = self.line
+        flat = sector * low * high, band * rise * tilt, -0.5 * eta * bend
+        return _Units(
+            (sector, kappa, band), bend, sector + band,
+            sector * (low + high) + band * (rise + tilt),
+            sum(flat), sum(part.abs() for part in flat),
+            eta + kappa - band * (top + floor),
+            kappa * steep - band * (top * tilt + floor * rise),
+            (kappa * level - band * top * floor).sum(1),
+        )  # fmt: skip
+
+
+@dataclass
+class _Units:
+    """A layer's combination of constraints: P, x, z, l, g and const of the module, (n, width).
+
+    ``spread``: what z is the sum of in size.
+    """
+
+    values: tuple[Tensor, Tensor, Tensor]  # T, signed kappa, U
+    bend: Tensor
+    square: Tensor
+    mixed: Tensor
+    flat: Tensor
+    spread: Tensor
+    linear: Tensor
+    along: Tensor
+    const: Tensor
 
 
 @dataclass
@@ -147,16 +193,25 @@ class _Pass:
     """A layer after elimination: what finds the maximising e again."""
 
     layer: _Layer
-    values: tuple[Tensor, Tensor, Tensor, Tensor]
-    solve: Tensor  # e = solve @ D + offset, or solve * D + offset in the last layer
+    units: _Units
+    push: Tensor  # e = push * D + offset; with a factor (factor')^-1 (push @ moved + offset) / root
     offset: Tensor
+    factor: Tensor | None = None
+
+    def adding(self, moved: Tensor, d: Tensor) -> Tensor:
+        """The maximising e where the layer before has moved, and with it D."""
+        if self.factor is None:
+            return self.push * d + self.offset
+        right = (self.push @ moved.unsqueeze(2)) + self.offset.unsqueeze(2)
+        e = torch.linalg.solve_triangular(self.factor.transpose(1, 2), right, upper=True)
+        return e.squeeze(2) / self.units.square.sqrt()
 
 
 def region_bytes(network: Network) -> int:
     """Rough memory of one region while its multipliers are improved."""
     widths = [w.shape[0] for w in network.weights]
     squares = sum(h * h for h in [*widths[:-1], network.dim])
-    return 8 * (10 * squares + 4 * sum(w.numel() for w in network.weights) + 120 * sum(widths))
+    return 8 * (10 * squares + 4 * sum(w.numel() for w in network.weights) + 160 * sum(widths))
 
 
 @dataclass(frozen=True)
@@ -212,25 +267,23 @@ class _Work:
         """At other multipliers, one row for each region."""
         free = [
             [
-                (t - layer.base.log()).clamp(-30.0, 30.0),
-                (e / layer.scale).clamp(-30.0, 30.0),
-                (k - layer.scale.log()).clamp(-30.0, 30.0),
+                (part / unit if j == _ETA else part - unit.log()).clamp(-30.0, 30.0)
+                for j, (part, unit) in enumerate(zip(parts, layer.units, strict=True))
             ]
-            for layer, t, e, k in zip(
-                self.layers, start.sector, start.curved, start.line, strict=True
-            )
+            for layer, *parts in zip(self.layers, *start.parts, strict=True)
         ]
         return replace(self, free=free, mu=None)
 
     @property
     def multipliers(self) -> Multipliers:
-        each = list(zip(self.free, self.layers, strict=True))
-        return Multipliers(
-            tuple(free[0] + layer.base.log() for free, layer in each),
-            tuple(free[1] * layer.scale for free, layer in each),
-            tuple(free[2] + layer.scale.log() for free, layer in each),
-            self.layers[-1].around.slope * self.rows,
+        parts = (
+            tuple(
+                free[j] * layer.units[j] if j == _ETA else free[j] + layer.units[j].log()
+                for free, layer in zip(self.free, self.layers, strict=True)
+            )
+            for j in range(4)
         )
+        return Multipliers(*parts, self.layers[-1].around.slope * self.rows)
 
 
 @torch.no_grad()
@@ -278,21 +331,25 @@ def quadratic_bound(
     goal = -endless if goal is None else goal
     work = _Work(
         torch.arange(n), rows, anchor, radius, value, error, goal, layers,
-        [list(layer.start()) for layer in layers],
-        [[(torch.zeros_like(q), torch.zeros_like(q)) for q in (p.scale,) * 3] for p in layers],
+        [layer.start() for layer in layers],
+        [[(torch.zeros_like(q), torch.zeros_like(q)) for q in p.units] for p in layers],
         endless, endless.clone(), nothing.clone(),
     )  # fmt: skip
-    done: list[_Work] = []
+    done: list[tuple[Tensor, Tensor, Tensor]] = []
+    improved: list[Multipliers] = []
     count = n
 
-    def left(work: _Work, stay: Tensor) -> _Work:
+    def left(work: _Work, stay: Tensor, steps: int) -> _Work:
         if bool(stay.all()):
             return work
-        done.append(_taken(work, ~stay))
+        ended = ~stay
+        done.append((work.index[ended], work.constant[ended], work.curvature[ended]))
+        if steps:
+            improved.append(work.multipliers.take(ended))
         return _taken(work, stay)
 
     work = work.tried(network)
-    work = left(work, work.open)
+    work = left(work, work.open, 0)
     if known is not None and len(work.index):
         for index in known.near(work.multipliers.place, _CANDIDATES):
             trial = work.started(known.take(index)).tried(network)
@@ -303,8 +360,8 @@ def quadratic_bound(
             ]
             work = replace(trial, free=free, mu=None)
             count += len(work.index)
-        work = left(work, work.open)
-    before, first = work.best, len(done)
+        work = left(work, work.open, 0)
+    before = work.best
     for step in range(1, steps + 1):
         if not len(work.index):
             break
@@ -316,14 +373,13 @@ def quadratic_bound(
                 rest = torch.where(work.goal.isfinite(), work.best - work.goal, 0.0)
                 stay &= before - work.best >= _STALLED / steps * rest
             before = work.best[stay]
-            work = left(work, stay)
-    whole = [*done, work]
-    improved = functools.reduce(Multipliers.joined, (w.multipliers for w in whole[first:]))
-    order = torch.cat([w.index for w in whole]).argsort()
-    constant, curvature = (
-        torch.cat([getattr(w, name) for w in whole])[order] for name in ("constant", "curvature")
-    )
-    return Quadratic(constant, curvature, improved, count)
+            work = left(work, stay, step)
+    done.append((work.index, work.constant, work.curvature))
+    improved.append(work.multipliers)
+    index, constant, curvature = (torch.cat(parts) for parts in zip(*done, strict=True))
+    order = index.argsort()
+    known = functools.reduce(Multipliers.joined, improved)
+    return Quadratic(constant[order], curvature[order], known, count)
 
 
 def _forward_error(
@@ -353,52 +409,44 @@ def _eliminated(
     linear, square = rows, None
     size = torch.zeros_like(const)
     for k in range(len(layers) - 1, -1, -1):
-        layer, w = layers[k], network.weights[k]
-        s, (low, high) = layer.around.slope, layer.around.secant
-        level, steep = layer.line
+        layer, w, s = layers[k], network.weights[k], layers[k].around.slope
         if square is not None:
             _dominate(layer, free[k], square)
-        t, eta, kappa, bend = values = layer.values(*free[k])
-        b0 = linear - eta - kappa
-        const = const + (kappa * level).sum(1)
-        diagonal = eta * bend
-        g = s * linear + kappa * steep
+        units = layer.combined(*free[k])
+        b0 = linear - units.linear
+        const = const + units.const
+        g = s * linear + units.along
         if square is None:
-            diagonal = diagonal + 0.5 * t * (high - low).square()
-            g = g + 0.5 * (low + high) * b0
-            const = const + (0.25 * b0.square() / t).sum(1)
-            passes.append(_Pass(layer, values, 0.5 * (low + high), 0.5 * b0 / t))
+            ratio = 0.5 * units.mixed / units.square
+            diagonal = ratio * units.mixed - 2.0 * units.flat
+            g = g + ratio * b0
+            const = const + (0.25 * b0.square() / units.square).sum(1)
+            passes.append(_Pass(layer, units, ratio, 0.5 * b0 / units.square))
             inner = (w.T * diagonal.unsqueeze(1)) @ w
-            size = (
-                size
-                + inner.flatten(1).norm(dim=1)
-                + (w.T * diagonal.abs().unsqueeze(1) @ w).diagonal(dim1=1, dim2=2).sum(1)
-            )
+            spread = (ratio * units.mixed).abs() + 2.0 * units.spread
+            size = size + (spread @ w.square()).sum(1)
         else:
-            diagonal = diagonal - 2.0 * t * low * high
-            root = t.sqrt()
+            diagonal = -2.0 * units.flat
+            root = units.square.sqrt()
             scaled = square / (root.unsqueeze(2) * root.unsqueeze(1))
             a = -scaled
             a.diagonal(dim1=1, dim2=2).add_(2.0 - _SHIFT)
             factor, _ = torch.linalg.cholesky_ex(a)
-            sw = s.unsqueeze(2) * w
-            xw = (square @ sw + (t * (low + high)).unsqueeze(2) * w) / root.unsqueeze(2)
+            bsw = square @ (s.unsqueeze(2) * w)
+            xw = (bsw + units.mixed.unsqueeze(2) * w) / root.unsqueeze(2)
             right = torch.cat([xw, (b0 / root).unsqueeze(2)], 2)
             y = torch.linalg.solve_triangular(factor, right, upper=False)
             yw, yb = y[..., :-1], y[..., -1]
             linear_part = g @ w + (yw.transpose(1, 2) @ yb.unsqueeze(2)).squeeze(2)
             const = const + 0.5 * yb.square().sum(1)
-            parts = (
-                sw.transpose(1, 2) @ (square @ sw),
-                (w.T * diagonal.unsqueeze(1)) @ w,
-                yw.transpose(1, 2) @ yw,
+            both = s.unsqueeze(2) * bsw + diagonal.unsqueeze(2) * w
+            parts = w.T @ both, yw.transpose(1, 2) @ yw
+            inner = parts[0] + parts[1]
+            # The first is a sum, of which neither part is larger than it and the other.
+            size = sum(
+                (p.flatten(1).norm(dim=1) for p in parts), 4.0 * units.spread @ w.square().sum(1)
             )
-            inner = parts[0] + parts[1] + parts[2]
-            size = sum((p.flatten(1).norm(dim=1) for p in parts), torch.zeros_like(const))
-            solved = torch.linalg.solve_triangular(
-                factor.transpose(1, 2), y, upper=True
-            ) / root.unsqueeze(2)
-            passes.append(_Pass(layer, values, solved[..., :-1], solved[..., -1]))
+            passes.append(_Pass(layer, units, yw, yb, factor))
             square, linear = 0.5 * (inner + inner.transpose(1, 2)), linear_part
             continue
         square, linear = 0.5 * (inner + inner.transpose(1, 2)), g @ w
@@ -407,8 +455,8 @@ def _eliminated(
 
 
 def _dominate(layer: _Layer, free: list[Tensor], square: Tensor) -> None:
-    """Raise T where 2T - B is not positive definite with a margin."""
-    t = (layer.base * free[0].exp()).sqrt()
+    """Raise T and U where 2P - B is not positive definite with a margin."""
+    t = (layer.base * (free[0].exp() + free[3].exp())).sqrt()
     a = -square / (t.unsqueeze(2) * t.unsqueeze(1))
     a.diagonal(dim1=1, dim2=2).add_(2.0 - 0.02)
     bad = torch.linalg.cholesky_ex(a)[1].ne(0).nonzero().squeeze(1)
@@ -417,7 +465,8 @@ def _dominate(layer: _Layer, free: list[Tensor], square: Tensor) -> None:
     safe = torch.nan_to_num(-a[bad], nan=0.0, posinf=1e300, neginf=-1e300)
     top = torch.linalg.eigvalsh(safe)[:, -1] + 2.0 - 0.02  # of B, scaled
     lift = (top / 2.0).clamp_min(1e-3) * 1.4
-    free[0][bad] += lift.log().clamp_min(0.02).unsqueeze(1)
+    for part in (free[0], free[3]):
+        part[bad] += lift.log().clamp_min(0.02).unsqueeze(1)
 
 
 def _trust_region(
@@ -500,17 +549,16 @@ def _improve(
     """A step of Adam in all multipliers; each derivative is a constraint at the maximiser."""
     for k, (one, w) in enumerate(zip(passes, network.weights, strict=True)):
         d = moved @ w.T
-        if one.solve.ndim == 3:
-            e = (one.solve @ moved.unsqueeze(2)).squeeze(2) + one.offset
-        else:
-            e = one.solve * d + one.offset
-        t, _, kappa, bend = one.values
-        low, high = one.layer.around.secant
+        e = one.adding(moved, d)
+        t, kappa, band = one.units.values
+        around = one.layer.around
+        (low, high), (top, rise), (floor, tilt) = around.secant, around.above, around.floor
         level, steep = one.layer.line
         slopes = (
             t * (e - low * d) * (high * d - e),
-            one.layer.scale * (0.5 * bend * d.square() - e),
+            one.layer.scale * (0.5 * one.units.bend * d.square() - e),
             kappa * (level + steep * d - e),
+            band * (top + rise * d - e) * (e - floor - tilt * d),
         )
         moved = one.layer.around.slope * d + e
         for j, slope in enumerate(slopes):
@@ -520,5 +568,5 @@ def _improve(
             second.mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
             root = (second / (1.0 - _DECAY[1] ** count)).sqrt().clamp_min(1e-30)
             free[k][j].sub_(_RATE / (1.0 - _DECAY[0] ** count) * first / root)
-            if j != 1:
+            if j != _ETA:
                 free[k][j].clamp_(-30.0, 30.0)

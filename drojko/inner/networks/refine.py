@@ -23,9 +23,11 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 MEMORY = 256 * 2**20
 #: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
+#: Halvings that find a goal, which is missed by 50 / 2^22 at most, on the safe side.
+_HALVINGS = 22
 #: A stage whose work does not reach below this share of the best penalty so far is left out.
 _NEAR = 0.97
-#: A stage of more steps that closes less than this share of the gap is the last.
+#: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
 
 
@@ -64,8 +66,8 @@ SETTINGS = {
     "fast": Effort(
         (
             Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
-            Stage(1.1, 8, 0.02, 0.02, 9e3), *[Stage(1.15, 24, 0.02, 0.15, 4e4)] * 3,
-            Stage(1.1, 8, 0.02, 0.015, 1e4, True),
+            Stage(1.1, 8, 0.02, 0.02, 9e3), Stage(1.1, 8, 0.02, 0.015, 2.5e4, True),
+            *[Stage(1.15, 24, 0.02, 0.15, 5e4)] * 3,
         ),
         20, 16_000, 1, 0.01,
     ),
@@ -121,12 +123,13 @@ class Refine:
         spots = torch.full_like(self.shells.level[..., 0], -torch.inf)
         return State(self.shells, spots, value, strength, stage, known=self.known, done=done)
 
-    def _next(self, stage: int, value: float) -> int:
-        """The first stage from this one on that has something to do."""
+    def _next(self, stage: int, value: float, stuck: bool = False) -> int:
+        """The first stage from this one on that has something to do, and something new if stuck."""
         found = self._found
         few = self.shells.nominal.shape[1] <= 2
         for at, one in enumerate(self.effort.stages[stage:], stage):
-            if value - found > one.gap * abs(found) and not (one.pairs and few):
+            new = not few if one.pairs else not stuck
+            if new and value - found > one.gap * abs(found):
                 return at
         return len(self.effort.stages)
 
@@ -150,13 +153,13 @@ class Refine:
         if state.shell < len(self.shells.edges) - 1:
             return self._opened(state)
         value, strength = self.problem.best(state.shells, state.strength)
-        stage = self._next(state.stage + 1, value)
         gap = state.value - self._found
         stuck = state.spent > state.before and state.value - value < _STUCK * gap
         stuck &= self.effort.stages[state.stage].steps > _LONG
+        stage = self._next(state.stage + 1, value, stuck)
         return replace(
             state, value=value, strength=strength, stage=stage, shell=0, rows=None,
-            done=stuck or stage == len(self.effort.stages), before=state.spent,
+            done=stage == len(self.effort.stages), before=state.spent,
         )  # fmt: skip
 
     def _opened(self, state: State) -> State:
@@ -186,7 +189,7 @@ class Refine:
         fee, _ = self._needed(state, strength, stage)
         # Of several margins none can be lower than what it attains, whatever the loss would need.
         goal = value + 0.3 * least
-        if not stage.pairs:
+        if not stage.pairs and stage.steps > 1:  # who is not improved has none to reach
             need = fee[rows] + 0.7 * least
             goals = self._goals(shells, rows, k, relevant.any(2), need, strength)
             goal = torch.maximum(goals[at, which], goal)
@@ -307,7 +310,7 @@ class Refine:
             at = shells.outer(rows, k, t)
             high = (at - shells.nominal[rows]).amax(1).clamp_min(0.0) + 50.0
             low = torch.zeros_like(high)
-            for _ in range(40):
+            for _ in range(_HALVINGS):
                 middle = 0.5 * (low + high)
                 above = margins(at - middle[:, None] * relevant) > need + strength * t * t
                 low, high = torch.where(above, middle, low), torch.where(above, high, middle)

@@ -23,7 +23,8 @@ from drojko.models import ACTIVATIONS, MLP
 __all__ = ["LocalBound", "local_upper_bound", "slope_range", "strong_gap"]
 
 _ROUNDS = 6
-_BLOCK = 2048
+_BLOCK = 2048  # rows at once, at most
+_NUMBERS = 4_000_000  # in the matrices of a block of rows: one of the widths' sizes for each row
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> Loca
         return None
     network = _Network.of(objective)
     parts = []
-    for rows in torch.arange(len(batch), device=batch.x.device).split(_BLOCK):
+    for rows in torch.arange(len(batch), device=batch.x.device).split(network.block):
         part = Ascent(found.q[rows], found.value[rows], found.gradient[rows])
         parts.append(_bound(objective, network, batch.take(rows), part))
     return LocalBound(torch.cat([p.value for p in parts]), torch.cat([p.concave for p in parts]))
@@ -132,6 +133,12 @@ class _Network:
         norms = [float(torch.linalg.matrix_norm(w, 2)) * (1 + 1e-9) for w in weights]
         biases = [b.detach() for b in list(model.biases)[:-1]]
         return _Network(weights, raw, biases, norms, model.activation)
+
+    @property
+    def block(self) -> int:
+        """Rows at once, as each takes a Jacobian of the widest layer."""
+        jacobian = max(len(w) for w in self.weights) * self.weights[0].shape[1]
+        return max(1, min(_BLOCK, _NUMBERS // jacobian))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pre-activations at the samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,9 +73,13 @@ class BallSolution:
         return self.mix(self.low.cost, self.high.cost)
 
 
-def mean(values: Tensor, weights: Tensor) -> float:
-    """Weighted mean in float64; the weights sum to one."""
-    return float(values.double() @ weights.double())
+def mean(values: Tensor | None, weights: Tensor) -> float:
+    """Weighted mean in float64; the weights sum to one. None: values without a finite mean."""
+    return math.inf if values is None else float(values.double() @ weights.double())
+
+
+#: Of values and masses, which another may take over rows that are elsewhere, too.
+Mean = Callable[[Tensor | None, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class _Search:
     tol: float
     warm: bool = True
     share: bool = True
+    mean: Mean = mean
     solves: int = 0
     starts: list[Tensor] = field(default_factory=list)
     nominal: float = 0.0
@@ -114,7 +119,7 @@ class _Search:
         The first is None where the budget cannot be spent.
         """
         objective = self.adversary.objective
-        self.nominal = mean(objective.risk(self.batch, self.batch.q0), self.weights)
+        self.nominal = self.mean(objective.risk(self.batch, self.batch.q0), self.weights)
         first = self.trial(penalty)
         shared = self.warm and self.share and not self.adversary.exact
         if shared and first.moved is not None:
@@ -161,9 +166,10 @@ class _Search:
         try:
             moved = self.adversary.with_penalty(penalty).solve(self.batch, self.starts)
         except UnboundedRiskError:
-            return _Trial(penalty, None, math.inf, math.inf)
-        cost, risk = (mean(part, self.weights) for part in (moved.cost, moved.risk))
-        return _Trial(penalty, moved, cost, risk)
+            moved = None
+        parts = (None, None) if moved is None else (moved.cost, moved.risk)
+        cost, risk = (self.mean(part, self.weights) for part in parts)
+        return _Trial(penalty, None if cost == math.inf else moved, cost, risk)
 
     def negligible(self, at: _Trial) -> bool:
         """Whether what is left of the budget is worth nothing at this penalty."""
@@ -198,6 +204,7 @@ def solve_ball(
     tol: float | None = None,
     starts: Sequence[Tensor] | None = None,
     atoms: bool = False,
+    average: Mean = mean,
 ) -> BallSolution:
     r"""Penalties on either side of the budget, and the mixture that spends it.
 
@@ -225,6 +232,9 @@ def solve_ball(
     atoms : bool
         Whether the draws are all there are: the plan is then what was found for them, with every
         start that helped; else it is one that any draw can follow.
+    average : callable, optional
+        ``average(values, weights)`` over all rows, where these are some of them and each process
+        solves for its own; infinite on all where one gives None. It needs a ``start``.
 
     Returns
     -------
@@ -267,7 +277,8 @@ def solve_ball(
     goal = tol or (1e-11 if adversary.exact else 1e-6)
     searched = adversary.search is not None and starts is None and not adversary.exact
     first = max(goal, _ROUGH) if searched else goal
-    own = {"share": starts is None, "starts": list(starts or ())}
+    own: dict[str, Any] = {"share": starts is None, "starts": list(starts or ())}
+    own["mean"] = average
     low, high = _Search(adversary, batch, weights, budget, first, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
@@ -276,12 +287,12 @@ def solve_ball(
     if searched:  # in full at the penalty that was found
         moved = adversary.solve(batch, [side.q for side in found])
         gain = moved.value - adversary.objective.risk(batch, batch.q0)
-        restarts = Restarts.of(moved.found.evidence, gain, weights)
+        restarts = Restarts.of(moved.found.evidence, gain, weights, average)
         found.append(moved)
     if searched and atoms:
         warm = replace(adversary, candidates=first_candidates(adversary.objective))
         warm = _with_support(warm.with_effort("warm"), batch, found)
-        near = {"share": False, "starts": [side.q for side in found]}
+        near = {"share": False, "starts": [side.q for side in found], "mean": average}
         low, high = _Search(warm, batch, weights, budget, goal, **near).run(high.penalty, 1.01)
         found += [side.moved for side in (low, high) if side is not None and side.moved is not None]
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
@@ -289,7 +300,7 @@ def solve_ball(
         # Warm starts belong to these draws. A plan for any draw has its starts from candidates
         # alone: what was found becomes one of them, and the budget is met again with it.
         fresh, meet = adversary.with_effort("fast"), tol or (_FRESH if searched else 1e-5)
-        again = _Search(fresh, batch, weights, budget, meet, warm=False)
+        again = _Search(fresh, batch, weights, budget, meet, warm=False, mean=average)
         low, high = again.run(high.penalty, factor=1.01)
     return replace(_mixture(adversary, low, high, budget), restarts=restarts)
 

@@ -77,8 +77,9 @@ class Divergent:
         (level, price), n = levels.tolist(), len(u)
         if not (0.0 < price < math.inf and math.isfinite(level)):
             return None
-        gu, huu, hup, hpp = np.empty(n), np.empty(n), np.empty((n, 2)), np.zeros((2, 2))
-        value = attained = mass = worth = 0.0
+        gu, hpp, n_second = np.empty(n), np.zeros((2, 2)), n if second else 0
+        huu, hup = np.empty(n_second), np.empty((n_second, 2))
+        value = attained = mass = 0.0
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
             losses, slope, bend = self.loss.line(u[part], y[part])
@@ -88,11 +89,10 @@ class Divergent:
             if jet is None:
                 return None
             q = w[part] * jet[1]
-            gu[part] = q * slope
+            np.multiply(q, slope, out=gu[part])
             value += price * float(w[part] @ jet[0])
             attained += float(q @ losses)
             mass += float(q.sum())
-            worth += float(q @ (losses - slope * u[part]))
             if second:
                 steep = w[part] * jet[2] / price
                 huu[part] = q * bend + steep * slope**2
@@ -102,6 +102,7 @@ class Divergent:
         if not math.isfinite(value + attained):
             return None
         spent = (attained - level * mass - value) / price
+        worth = attained - float(gu @ u)
         first = RowSums(value, gu, np.array([-mass, -spent]), worth, spent, mass)
         return replace(first, huu=huu, hup=hup, hpp=hpp) if second else first
 

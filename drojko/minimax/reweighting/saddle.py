@@ -9,15 +9,16 @@ much as one worst case at given losses. It proves nothing: the descent that star
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from drojko.ambiguity.duals.simplex_qp import Jet
+from drojko._driver import keeping
+from drojko.ambiguity.duals.simplex_qp import KINKED, Jet
 from drojko.losses import Loss
 from drojko.rows import Rows
 
-__all__ = ["LinearLosses", "near_saddle"]
+__all__ = ["LinearLosses", "Saddle", "near_saddle"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class LinearLosses:
     ridge: np.ndarray
     unit: float
     design: np.ndarray
+    seen: list[np.ndarray]  # the last parameters
 
     @property
     def size(self) -> int:
@@ -37,6 +39,8 @@ class LinearLosses:
 
     def jet(self, theta: np.ndarray, p: np.ndarray, smoothing: float) -> Jet:
         """See `drojko.ambiguity.duals.simplex_qp.Trained`."""
+        if np.isfinite(theta).all():
+            self.seen[:] = [theta.copy()]
         found = self.loss.smoothed(self.design @ theta, self.rows.y, smoothing * self.unit)
         curved = (p * np.maximum(found.second, 0.0))[:, None] * self.design
         return Jet(
@@ -47,19 +51,39 @@ class LinearLosses:
         )
 
 
+class Saddle(NamedTuple):
+    """Parameters (D,) near the minimum, in standardised columns, the masses (n,) that are worst
+    there, their squared discrepancy, and how much kinks are smoothed; no masses where the path was
+    interrupted.
+    """
+
+    theta: np.ndarray
+    mass: np.ndarray | None = None
+    square: float = 0.0
+    smoothing: float = 0.0
+
+
 def near_saddle(
     rows: Rows, loss: Loss, bound: Any, ridge: np.ndarray, unit: float
-) -> np.ndarray | None:
-    """Parameters (D,) near the minimum, in standardised columns; None where the path broke off.
+) -> Saddle | None:
+    """The end of the path; None where it broke off.
 
     ``bound`` has ``saddle(losses)`` as `drojko.ambiguity.mmd.BoundMMD` has, ``ridge`` (D,) are the
-    penalties of the parameters, ``unit`` is the size of the losses.
+    penalties of the parameters, ``unit`` is the size of the losses. The ``result`` of Ctrl-C is
+    where the path was.
     """
+    seen: list[np.ndarray] = []
+    smoothing = KINKED * unit
 
     def losses(index: np.ndarray) -> LinearLosses:
         some = rows.take(index)
-        return LinearLosses(some, loss, ridge, unit, some.block(slice(0, len(index))))
+        return LinearLosses(some, loss, ridge, unit, some.block(slice(0, len(index))), seen)
 
-    with np.errstate(all="ignore"):
-        theta = bound.saddle(losses)
-    return theta if theta is not None and np.isfinite(theta).all() else None
+    def path() -> Saddle | None:
+        with np.errstate(all="ignore"):
+            found = bound.saddle(losses)
+        return (
+            None if found is None or not np.isfinite(found[0]).all() else Saddle(*found, smoothing)
+        )
+
+    return keeping(path, lambda: [Saddle(theta) for theta in seen])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,13 +24,16 @@ from drojko._numerics import separated
 from drojko.ambiguity.divergence import Priced, Tails
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.many_rows import fit_many
+from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.tails import Tailed
 from drojko.rows import Rows, is_wide, rows_of
 from drojko.rows.rotated import Rotation
+
+if TYPE_CHECKING:
+    from drojko.minimax.reweighting.saddle import Saddle
 
 __all__ = ["solve_linear"]
 
@@ -106,8 +109,14 @@ def solve_linear(
             return many
     if proven and rows.size <= WIDE:
         return _newton(task, Start(first[0]) if first is not None and warm else None)
-    near = _near(task)
-    found, z = _quasi_newton(task, first if near is None else near, warm, near is not None)
+    try:
+        near = _near(task)
+    except KeyboardInterrupt as interrupt:
+        (last,) = getattr(interrupt, "result", None) or [None]
+        if last is None:
+            raise
+        return _quasi_newton(task, last.theta[None], warm, last)[0]
+    found, z = _quasi_newton(task, first if near is None else near.theta[None], warm, near)
     proven = proven and rows.size <= MOST  # beyond, Newton's matrix has no room
     if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
         return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
@@ -134,7 +143,7 @@ class _Task:
     @property
     def accuracy(self) -> float:
         """The relative gap aimed at."""
-        return min(self.limits.tol, ACCURACY)
+        return min(self.limits.tol, AMPLE if self.rows.ample else ACCURACY)
 
 
 def _many_rows(task: _Task) -> LinearFit | None:
@@ -154,12 +163,8 @@ def _many_rows(task: _Task) -> LinearFit | None:
         objective = Tailed(rows, loss, bound.ambiguity, levels.cap, task.alpha, task.accuracy)
     else:
         return None
-    return fit_many(
-        objective,
-        task.limits,
-        classes=loss.task == "classification",
-        goal=task.accuracy,
-    )
+    classes = loss.task == "classification"
+    return fit_many(objective, task.limits, classes=classes, goal=task.accuracy)
 
 
 def _newton(task: _Task, start: Start | None) -> LinearFit:
@@ -172,8 +177,8 @@ def _newton(task: _Task, start: Start | None) -> LinearFit:
     )
 
 
-def _near(task: _Task) -> np.ndarray | None:
-    """A point (1, D) near the minimum, of sets whose worst case is a quadratic program."""
+def _near(task: _Task) -> Saddle | None:
+    """A point near the minimum, of sets whose worst case is a quadratic program."""
     if not (hasattr(task.bound, "saddle") and task.loss.convex and task.n_outputs == 1):
         return None
     rows = task.rows
@@ -184,20 +189,24 @@ def _near(task: _Task) -> np.ndarray | None:
 
     outputs, labels = torch.zeros(rows.n, dtype=torch.float64), torch.from_numpy(rows.y)
     unit = float(rows.w @ np.abs(task.loss.value(outputs, labels).numpy()))
-    found = near_saddle(rows, task.loss, task.bound, task.ridge, unit or 1.0)
-    return None if found is None else found[None]
+    return near_saddle(rows, task.loss, task.bound, task.ridge, unit or 1.0)
 
 
 def _quasi_newton(
-    task: _Task, first: np.ndarray | None, warm: bool, near: bool = False
+    task: _Task, first: np.ndarray | None, warm: bool, near: Saddle | None = None
 ) -> tuple[LinearFit, np.ndarray]:
-    """L-BFGS, with nothing proven; and the point in standardised columns."""
+    """L-BFGS, with nothing proven; and the point in standardised columns.
+
+    From ``near``, which is as far as an interrupted path came where it has no masses.
+    """
     limits = task.limits
     run = _Run(None, None, 0, None, limits.tol, limits.time_left, limits.callback)  # type: ignore[arg-type]
     run.task, run.near = task, near
-    status = run.ended(run.begin(first, warm), limits.max_iter)
+    status, start = Status.INTERRUPTED, run.begin(first, warm)
+    if near is None or near.mass is not None:
+        status = run.ended(start, limits.max_iter)
     word, message = str(status), run.told(status)
-    if run.separated():
+    if status is not Status.INTERRUPTED and run.separated():
         word, message = "unbounded", SEPARABLE
     coef, intercept = run.model(run.best_point)
     found = LinearFit(
@@ -228,7 +237,7 @@ class _Run(LBFGSRun):
     multiplier: float = math.inf
 
     task: _Task = None  # type: ignore[assignment]
-    near: bool = False  # whether the first point is the minimum, nearly
+    near: Saddle | None = None  # where the first point is the minimum, nearly
 
     def begin(self, first: np.ndarray | None, warm: bool) -> np.ndarray:
         """The first point, and the units there."""
@@ -240,7 +249,7 @@ class _Run(LBFGSRun):
         sizes = [float(self.rows.w @ np.abs(self._jet(f, 1e-3)[0])) for f in (outputs, outputs + 1)]
         self.unit_risk = sizes[0] or max(sizes[1], 1e-300)  # a loss may vanish at the start
         early = 1e-3 if warm and first is not None else 1e-1
-        self.mu = (0.1 * ACCURACY if self.near else early) * self.unit_risk
+        self.mu = (early if self.near is None else 0.1 * ACCURACY) * self.unit_risk
         self.decay = self.task.ridge
         self.best_point = start.ravel().copy()
         return self.best_point
@@ -248,6 +257,8 @@ class _Run(LBFGSRun):
     def optimise(self, point: np.ndarray, max_iter: int) -> Status:
         """Stage by stage, until smoothing costs nothing."""
         status = Status.MAX_ITER
+        if self.near is not None:
+            self.judge(self.near)
         for _ in range(_STAGES):
             status = self.minimise(point, max_iter, memory=30)
             point = self.best_point.copy()
@@ -256,6 +267,26 @@ class _Run(LBFGSRun):
             self.enter()
         within = status is Status.MAX_ITER and self.settled(0.1 * self.tol, self.stage)
         return Status.CONVERGED if within else status
+
+    def judge(self, near: Saddle) -> None:
+        r"""The first point as an iteration, which ends the run where the masses q there show it.
+
+        Slopes s of the losses at which E q s x + alpha theta = 0 make E q inf_f (l(f) - s f), less
+        what q costs, a lower bound of all models.
+        """
+        mass: Any = near.mass
+        value, _ = self.evaluate(self.best_point)
+        z = self.best_point.reshape(self.shape)
+        f = self._outputs(z)
+        losses, slope, low = self._jet(f, near.smoothing)
+        gradient = self.rows.sum(mass[:, None] * slope).T + self.decay * z
+        exact = self.bound.dual(self._exact(f, losses, low)).value
+        gap = max(exact - float(mass @ low) + self.bound_price() * near.square, 0.0)
+        steep = float(np.linalg.norm(gradient)) / (1.0 + abs(value))
+        if gap < self.gap and steep < self.slope:
+            self.gap, self.slope, self.best_slope = gap, steep, steep
+            self.last["stationarity"] = steep
+        self.iteration(None)
 
     def _outputs(self, z: np.ndarray) -> np.ndarray:
         """Predictions of shape (n, outputs)."""

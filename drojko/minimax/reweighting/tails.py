@@ -115,10 +115,9 @@ class Tailed(Divergent):
             return None
         q, steep, value = self._bent(x)
         mass = w * q
-        total = float(mass.sum())
-        worth = float(mass @ (losses - slope * u))
-        gp = np.array([-total])
-        first = RowSums(float(w @ value), mass * slope, gp, worth, 0.0, total)
+        total, gu = float(mass.sum()), mass * slope
+        worth = float(mass @ losses) - float(gu @ u)
+        first = RowSums(float(w @ value), gu, np.array([-total]), worth, 0.0, total)
         if not second:
             return first
         steep = w * steep

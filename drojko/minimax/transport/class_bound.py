@@ -71,7 +71,7 @@ def class_lower_bound(
     Z (K, D) is a model near the best, in whose direction a ridge takes its part.
     """
     plan = moves.plan(rows.w, mu)
-    moved = _flows(plan[1], rows.y, len(Z))
+    moved = _flows(plan[1], rows, len(Z))
     leaving = moved.sum(axis=1) + moved.sum(axis=0)
     best, before = -np.inf, None
     for rare in _RARE:
@@ -83,11 +83,12 @@ def class_lower_bound(
     return best
 
 
-def _flows(pull: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
+def _flows(pull: np.ndarray, rows: Rows, k: int) -> np.ndarray:
     """Mass that goes from class y to class j, shape (K, K), 0 on the diagonal."""
     moved = np.zeros((k, k))
     for j in range(k):
-        moved[:, j] = np.bincount(y, weights=pull[:, j], minlength=k)
+        moved[:, j] = np.bincount(rows.y, weights=pull[:, j], minlength=k)
+    moved = rows.total(moved)
     np.fill_diagonal(moved, 0.0)
     return np.maximum(moved, 0.0)
 
@@ -99,12 +100,12 @@ def _bound(
     share: Any = kept.astype(float)
     if rows.intercept:
         _, pull, _ = moves.plan(w, mu, kept)
-        share = _stationary(_flows(pull, y, len(Z)), kept)
+        share = _stationary(_flows(pull, rows, len(Z)), kept)
         if share is None:
             return -np.inf
     worth, pull, second = moves.plan(w * share[y], mu, kept)
     total = rows.sum(pull).T
-    size = float(np.abs(pull).sum())
+    size = float(rows.total(np.abs(pull).sum()))
     d = rows.d
     if rows.intercept and np.abs(total[:, -1]).max() > _ROUNDING * max(size, 1e-300):
         return -np.inf

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -85,10 +85,15 @@ class _Map:
 
 class _Model:
     def __init__(self, data: RidgeData, coef: np.ndarray, intercept: np.ndarray) -> None:
-        self.data, self.y, self.w = data, data.y, data.weight
-        self.coef, self.intercept = coef, intercept
-        self.f = products(data.X, np.ascontiguousarray(coef.T)) + intercept
+        own = data.own  # rows of other processes count in sums alone
+        self.data, self.y, self.w = own, own.y, own.weight
+        self.coef, self.intercept, self.table = coef, intercept, data.X
+        self.f = products(own.X, np.ascontiguousarray(coef.T)) + intercept
         self.gram = (coef * data.inverse_cost) @ coef.T
+
+    def total(self, sums: Any) -> Any:
+        """Sums over all rows, from those over the rows here."""
+        return sums if self.table is self.data.X else cast(Any, self.table).total(sums)
 
     def at(self, penalty: float, near: Any = None) -> _Map:
         half = 0.5 / penalty
@@ -99,14 +104,16 @@ class _Model:
         c[np.arange(len(c)), self.y] -= 1.0
         spent = half * half * ((c @ self.gram) * c).sum(axis=1)
         gain = moves.values(0.0)
-        return _Map(penalty, moves, gain, spent, float(self.w @ gain), float(self.w @ spent))
+        means = self.total(np.array([self.w @ gain, self.w @ spent])).tolist()
+        return _Map(penalty, moves, gain, spent, *means)
 
     def ceiling(self, at: _Map, nodes: int | None) -> tuple[float, str]:
         """Upper bound of the mean gain, and its proof."""
-        bound, proof = self.data.loss.class_ceilings(
-            self.f, self.y, self.gram, at.moves, self.w, nodes
-        )
-        return float(self.w @ np.maximum(bound, at.gain)), proof
+        w, own = self.w, float(self.w @ at.gain)
+        if own != at.value and own > 0.0:  # what rows may miss goes by the mean of all
+            w = w * (at.value / own)
+        bound, proof = self.data.loss.class_ceilings(self.f, self.y, self.gram, at.moves, w, nodes)
+        return float(self.total(self.w @ np.maximum(bound, at.gain))), proof
 
 
 def class_robust_risk(

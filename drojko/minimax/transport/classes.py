@@ -22,7 +22,7 @@ from scipy.linalg import eigh, solve
 from drojko._driver import Limits, Outcome, Status, run
 from drojko._numerics import separated
 from drojko.exceptions import NonFiniteError
-from drojko.losses.class_moves import Moves, squares_of
+from drojko.losses.class_moves import Everywhere, Moves, squares_of
 from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
@@ -30,7 +30,7 @@ from drojko.minimax.transport.linear import turn
 from drojko.minimax.transport.objective import SEPARABLE
 from drojko.minimax.transport.risk import RidgeData
 from drojko.minimax.wide import conjugate_gradients
-from drojko.rows import Rows, is_wide, rows_of
+from drojko.rows import Rows, is_wide, products, rows_of
 
 __all__ = ["solve_classes"]
 
@@ -115,10 +115,12 @@ class _Newton:
         """What is known at a model; None where that is not finite."""
         turned = Z * self.ground.cost
         gram, f = turned @ Z.T, self.rows.predict(np.ascontiguousarray(Z.T))
-        half = 0.5 / penalty
-        if not (np.isfinite(f).all() and np.isfinite(half * gram).all()):
+        half, rows = 0.5 / penalty, self.rows
+        wild = not (np.isfinite(f).all() and np.isfinite(half * gram).all())
+        if rows.total(np.float64(wild)):
             return None
-        moves = self.loss.class_moves(f, self.rows.y, gram, half, near, done)
+        near = near and near.here
+        moves = Everywhere(self.loss.class_moves(f, rows.y, gram, half, near, done), rows.total)
         found = self.weighed(Z, penalty, moves, turned, gram, mu)
         sane = math.isfinite(found.value) and np.isfinite(found.second).all()
         return found if sane else None
@@ -138,7 +140,9 @@ class _Newton:
         rest = 0.5 * float((ground.ridge * Z * Z).sum())
         if ground.ball:
             rest += penalty * (ground.radius or 0.0) ** 2
-        exact = float(w @ moves.values(0.0)) if moves.competing else risk
+        exact = risk
+        if moves.competing:
+            exact = float(self.rows.total(w @ moves.values(0.0)))
         return _Point(Z, penalty, moves, turned, gram, risk + rest, exact + rest, pull, second)
 
     def first(self, Z: np.ndarray, penalty: float | None = None) -> _Point | None:
@@ -149,7 +153,7 @@ class _Newton:
         radius = ground.radius or 1.0
         if penalty is None or not 0.0 < penalty < math.inf:
             gram = (Z * ground.cost) @ Z.T
-            spent = float(rows.w @ squares_of(gram).mean(axis=0)[rows.y])
+            spent = float(rows.total(rows.w @ squares_of(gram).mean(axis=0)[rows.y]))
             penalty = _RISE * math.sqrt(max(spent, 1e-300)) / radius
         found = self.point(Z, penalty, 0.0)
         for _ in range(_LOOKS):  # until about the radius is spent
@@ -166,9 +170,9 @@ class _Newton:
     def discriminant(self) -> np.ndarray:
         """Fisher's discriminant of classes that share a covariance, which the ball widens."""
         rows, k, d = self.rows, self.n_classes, self.rows.d
-        own = np.zeros((rows.n, k))
-        own[np.arange(rows.n), rows.y] = rows.w
-        mass = np.maximum(own.sum(axis=0), 1e-300)
+        own = np.zeros((len(rows.y), k))
+        own[np.arange(len(rows.y)), rows.y] = rows.w
+        mass = np.maximum(rows.total(own.sum(axis=0)), 1e-300)
         means = (rows.sum(own)[:d] / mass).T
         reach = (self.ground.radius or 0.0) ** 2 * self.ground.cost[:d]
         if rows.wide:
@@ -327,22 +331,25 @@ class _Newton:
 
     def with_rivals(self, smooth: Any, at: _Point, mu: float) -> Any:
         """A preconditioner that knows how moves which compete change their shares, too."""
-        rows, c, share = at.moves.rivals(mu)
-        if not (rows.size and mu):
+        if not (mu and at.moves.competing):
             return smooth
+        rows, c, share = at.moves.rivals(mu)
         weight = self.rows.w[rows] * share / mu
-        if rows.size > _RIVALS:
-            some = np.sort(np.argsort(-weight * (1.0 - share), kind="stable")[:_RIVALS])
+        count = int(self.rows.total(np.float64(rows.size)))
+        if not count:
+            return smooth
+        if count > _RIVALS:
+            some = self.rows.chosen(weight * (1.0 - share), _RIVALS)
             rows, c, share, weight = rows[some], c[some], share[some], weight[some]
         index, group = np.unique(rows, return_inverse=True)
-        x = self.rows.take(index).block(slice(None))[group] + at.half * (c @ at.turned)
-        V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), -1)
+        x = self.rows.some(index)[group] + at.half * (c @ at.turned)
+        V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), at.Z.size)
         if self.ground.ball:
             falling = at.half * (at.half * ((c @ at.gram) * c).sum(axis=1))
             V = np.append(V, -falling[:, None], axis=1)
         mean = np.zeros((len(index), V.shape[1]))
         np.add.at(mean, group, share[:, None] * V)
-        V = np.sqrt(weight)[:, None] * (V - mean[group])
+        V = self.rows.every(np.sqrt(weight)[:, None] * (V - mean[group]))
         turned = smooth(V)
         inner = V @ turned.T
         inner[np.diag_indices(len(inner))] += 1.0
@@ -362,7 +369,7 @@ class _Newton:
         if rows.wide:
             inverse, held = np.linalg.inv(bend), ground.cost * at.half + ground.ridge / size
             return lambda V: inverse @ (V / (1.0 + held))
-        total = max(float(unsure.sum()), _UNSURE)
+        total = max(float(rows.total(unsure.sum())), _UNSURE)
         whole = rows.gram(unsure) / total
         fixed = ~rows.free
         whole[fixed] = whole[:, fixed] = 0.0
@@ -408,7 +415,7 @@ def _value(point: _Point | None) -> float:
 def _flat_bound(solver: _Newton, constant: np.ndarray) -> float:
     """What the best plan against constant models proves against all."""
     rows = solver.rows
-    some = rows_of(np.zeros((rows.n, 1)), rows.y, rows.w, intercept=rows.intercept)
+    some = rows.blank()
     ground = ClassGround.of(some, np.zeros(1), 0.0, None, 0.0)
     flat = replace(solver, rows=some, ground=ground, tol=0.1 * solver.tol)
     found = run(flat, flat.init((constant, None)), max_iter=_FLAT).state
@@ -453,7 +460,7 @@ def _fitted(
     message = f"Stopped after {outcome.n_iter} iterations. {said}{ended.advice}"
     free = ground.still and not alpha and not data.loss.attained
     some = data.weight > 0
-    if free and separated((data.X @ coef.T + intercept)[some], data.y[some]):
+    if free and separated((products(data.X, coef.T) + intercept)[some], data.y[some]):
         ended, message = Status.UNBOUNDED, SEPARABLE
     return LinearFit(
         coef, intercept, risk.penalty, objective, lower, str(ended), message, outcome.n_iter,
@@ -520,7 +527,7 @@ def solve_classes(
             return rotation.back(found)
     if penalty is not None and math.isinf(penalty):
         radius, penalty = 0.0, None
-    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
+    rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept).own()
     constant = _constant(data, n_classes) if fit_intercept else np.zeros(n_classes)
     ground = ClassGround.of(rows, data.inverse_cost, radius, penalty, alpha)
     unit = _risk(data, constant)

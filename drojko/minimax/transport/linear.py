@@ -24,7 +24,7 @@ import torch
 
 from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.minimax.many_rows import fit_many
+from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import ROUNDING, LinearFit, check_columns, fit
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
@@ -37,6 +37,7 @@ from drojko.rows.rotated import Rotation
 __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge", "turn"]
 
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
+ACCURACY = 1e-6  # relative, worked for whatever tol is
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
 
 
@@ -148,7 +149,8 @@ def solve_ridge(
     fit_intercept : bool
     limits : Limits, of Newton steps; its tol is the largest relative gap that counts as converged,
         and the callback finds the model in its record. None: 500 steps, and 1e-6.
-    aim : float, relative accuracy worked for; None: 1e-6, or the tol where that is less.
+    aim : float, relative accuracy worked for; None: 1e-6, with many rows 1e-5, or the tol where
+        that is less.
     warm_start : (coef, intercept, multiplier or None) to start from.
 
     Returns
@@ -172,7 +174,6 @@ def solve_ridge(
     """
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
-    aim = min(limits.tol, 1e-6) if aim is None else aim
     if is_wide(data.X):
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:
@@ -185,6 +186,7 @@ def solve_ridge(
             )  # fmt: skip
             return rotation.back(found)
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
+    aim = min(limits.tol, AMPLE if rows.ample else ACCURACY) if aim is None else aim
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
     def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:

@@ -92,22 +92,27 @@ class Transported:
     ) -> RowSums | None:
         """Sums of G, block by block; ``spent`` is E p²."""
         sigma, n = float(levels[0]), len(u)
-        if not (sigma > 0.0 and self.loss.kink_free(sigma) and np.isfinite(u).all()):
+        if not (sigma > 0.0 and self.loss.kink_free(sigma)):
             return None
-        slope, root = np.empty(n), np.empty(n) if hasattr(self.loss, "worst_near") else None
-        bend = np.empty(n) if second else slope
-        value = worth = spent = 0.0
+        slope, root = np.empty(n), np.empty(n, dtype=np.float32)
+        bend, worth = np.empty(n if second else 0), 0.0
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
             last = None if near is None else near[part]
-            G, p, bends, at = worst(self.loss, u[part], y[part], sigma, last)
-            if root is not None:
+            least, slope[part], bends, at = worst(self.loss, u[part], y[part], sigma, last, second)
+            if at is None:
+                root = None
+            elif root is not None:
                 root[part] = at
-            bend[part], slope[part] = bends, p
-            value += float(w[part] @ G)
-            spent += float(w[part] @ (p * p))
-            worth += float(w[part] @ (G - (u[part] + sigma * p) * p))
-        first = RowSums(value, w * slope, np.array([spent]), worth, spent, 1.0, root)
+            if second:
+                bend[part] = bends
+            worth += float(w[part] @ least)
+        gu = w * slope
+        spent = float(gu @ slope)
+        value = worth + sigma * spent + float(gu @ u)
+        if not math.isfinite(value):
+            return None
+        first = RowSums(value, gu, np.array([spent]), worth, spent, 1.0, root)
         if not second:
             return first
         huu = w * bend
@@ -161,14 +166,16 @@ class Transported:
 
 
 def worst(
-    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
-    """G, its slope p and curvature in u, and what the next call may start ``near``, or None.
+    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None, second: bool
+) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+    """Of each row inf_f l(f) - p f, p and its derivative in u (on request) where G is attained.
 
-    The other derivatives follow: p² in sigma, and 2 p and 4 p² times the curvature.
+    And what the next call may start ``near``, or None. G is the first plus (u + sigma p) p; the
+    other derivatives follow: p² in sigma, and 2 p and 4 p² times the curvature.
     """
-    nearby = getattr(loss, "worst_near", None)
+    nearby = getattr(loss, "_worst_near", None)
     if nearby is not None:
-        return nearby(u, y, sigma, near)
+        return nearby(u, y, sigma, near, second)
     at = jet(loss, u, y, sigma, 0.0)
-    return at.value, np.asarray(at.u), np.asarray(at.uu), None
+    p = np.asarray(at.u)
+    return at.value - (u + sigma * p) * p, p, np.asarray(at.uu), None

@@ -85,7 +85,7 @@ class _Pass(Passes):
         # Around atoms, draws keep their order, and with it the particles' positions.
         self.atomic = has_atoms(p.reference)
         self.held = p.held()
-        self.batch_size = self.batch_size_of(len(self.x))
+        self.batch_size = self.batch_size_of(self.count)
         mapped = not self.atomic and isinstance(p.inner, ICNNJKO)
         rows = 0 if mapped else self.batch_size
         self.visit, width = room(p, self.x, rows)
@@ -117,9 +117,10 @@ class _Pass(Passes):
     def _first_penalty(self) -> float:
         if self.penalty0:
             return self.penalty0
-        some = slice(0, None, max(1, len(self.x) // _BLOCK))
+        step, shards = max(1, self.count // _BLOCK), self.problem.shards
+        some: Any = slice(0, None, step) if shards is None else shards.every(step)
         visit = self.visit(self.x[some], self.y[some], 1.0)
-        mass = self.w[some] / self.w[some].sum()
+        mass = self.w[some] / self.problem.total(self.w[some].sum())
         return self.problem.first_penalty(visit.objective, visit.batch, mass, least=0.5)
 
     def step(self, state: PassState) -> PassState:
@@ -127,7 +128,6 @@ class _Pass(Passes):
         if state.iteration and p.atoms is None:
             self.draw()
         adam, views, batches = self.opened(state)
-        corrections = p.inner.training_corrections
         log_penalty = math.log(max(state.penalty, 1e-300))
         budget = None if p.radius is None else p.radius**2
         totals = np.zeros(2)
@@ -135,25 +135,10 @@ class _Pass(Passes):
         for k, rows in enumerate(batches):
             progress = (state.iteration + k / len(batches)) / self.max_iter
             penalty = _exp(log_penalty)
-            visit = self.visit(self.x[rows], self.y[rows], penalty)
-            mass = self.w[rows]
-            adversary = p.adversary(visit.objective, corrections)
-            # The first visits of a sample have no position to start from: more corrections.
-            extra = 4 if state.iteration == 0 else 0
-            start = self._start(visit, rows)
-            moved = p.move(adversary, visit.batch, start, corrections + extra)
-            # No loss is negative: a sample below zero has run away, and goes back at once.
-            if state.iteration % _STILL == 0 or bool((moved.value < 0).any()):
-                moved = self._at_least_still(adversary, visit.batch, moved)
-            kept = visit.kept(moved.q)
-            if self.atomic:
-                self.kept[rows] = kept
-            self._learn(visit.batch, moved, progress)
-            gradient = visit.gradient(moved, kept, mass * (len(self.x) / len(rows)))
+            size = min(self.batch_size, self.count - k * self.batch_size)
+            found = self._visited(state, rows, penalty, progress, self.count / size)
+            gradient, (cost, share, risk) = self.summed(*found, views)
             squared_slope += self.descend(adam, views, gradient, progress)
-            cost = float(moved.cost.double() @ mass)
-            share = float(mass.sum())
-            risk = float(moved.risk.double() @ mass)
             # Each batch at its own multiplier: a later one would price these costs wrongly, and
             # the dual value could fall below any risk there is.
             totals += [cost, risk + self._priced(penalty, share, cost)]
@@ -166,17 +151,53 @@ class _Pass(Passes):
             penalty=_exp(log_penalty), cost=float(totals[0]),
         )  # fmt: skip
 
+    def _visited(
+        self, state: PassState, rows: Any, penalty: float, progress: float, factor: float
+    ) -> tuple[list[Tensor] | None, list[float]]:
+        """Move some points; the gradient there times a factor, and cost, mass and risk."""
+        p, still = self.problem, state.iteration % _STILL == 0
+        if not len(rows):
+            if not still:
+                self._anywhere(False)
+            return None, [0.0, 0.0, 0.0]
+        corrections = p.inner.training_corrections
+        visit = self.visit(self.x[rows], self.y[rows], penalty)
+        mass = self.w[rows]
+        adversary = p.adversary(visit.objective, corrections)
+        # The first visits of a sample have no position to start from: more corrections.
+        extra = 4 if state.iteration == 0 else 0
+        start = self._start(visit, rows)
+        moved = p.move(adversary, visit.batch, start, corrections + extra)
+        # No loss is negative: a sample below zero has run away, and goes back at once.
+        if still or self._anywhere(bool((moved.value < 0).any())):
+            moved = self._at_least_still(adversary, visit.batch, moved)
+        kept = visit.kept(moved.q)
+        if self.atomic:
+            self.kept[rows] = kept
+        self._learn(visit.batch, moved, progress)
+        gradient = visit.gradient(moved, kept, mass * factor)
+        sums = [moved.cost.double() @ mass, mass.sum(), moved.risk.double() @ mass]
+        return gradient, [float(part) for part in sums]
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it holds for the batch on one of the processes that share it."""
+        shards = self.problem.shards
+        return flag if shards is None else shards.ranks.any(flag)
+
     def held_out_risk(self, penalty: float) -> float:
         """The dual value at the present multiplier, after a few corrections from the rows."""
         if self.held is None:
             return math.nan
-        value, p = self._priced(penalty, 1.0, 0.0), self.problem
+        value, p = 0.0, self.problem
         for x, y, w in zip(*(part.split(_BLOCK) for part in self.held), strict=True):
+            if not len(x):  # all are on other processes
+                continue
             visit = self.visit(x, y, penalty)
             adversary = p.adversary(visit.objective, _HELD)
             moved = p.move(adversary, visit.batch, visit.batch.q0, _HELD)
             value += float(moved.value.double() @ w)
-        return value
+        whole = p.total(torch.tensor(value, dtype=torch.float64))
+        return self._priced(penalty, 1.0, 0.0) + float(whole)
 
     def _start(self, visit: Visit, rows: Any) -> Tensor:
         """Where the corrections start: the particle's last position, or the image under T_k."""
@@ -216,7 +237,7 @@ class _Pass(Passes):
     def evaluate(self, flat: Tensor, state: PassState) -> tuple[float, float]:
         p = self.problem
         self.load(flat)
-        whole, risk, cost = self.ridge_gradient(), 0.0, 0.0
+        whole, risk, cost = torch.zeros_like(flat), 0.0, 0.0
         for first in range(0, len(self.x), _BLOCK):
             rows = slice(first, first + _BLOCK)
             visit, w = self.visit(self.x[rows], self.y[rows], state.penalty), self.w[rows]
@@ -228,6 +249,9 @@ class _Pass(Passes):
             )
             risk += float(moved.risk.double() @ w)
             cost += float(moved.cost.double() @ w)
+        sums = torch.tensor([risk, cost], dtype=torch.float64)
+        risk, cost = p.total(sums).tolist()
+        whole = p.total(whole).to(whole.dtype) + self.ridge_gradient()
         value = risk + self._priced(state.penalty, 1.0, cost) + self.ridge()
         return value, float((whole * self.frozen).norm())
 

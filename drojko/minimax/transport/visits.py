@@ -112,7 +112,7 @@ def room(problem: RobustProblem, points: Tensor, rows: int) -> tuple[Room, int]:
     first layer, where that is the shorter way for so many rows at once; 0 rows: in no case.
     """
     model, cost = problem.model, problem.cost
-    coordinates = Coordinates.build(cost, points, reduce=False)
+    coordinates = Coordinates.build(cost, points, reduce=False, mean=problem.mean)
     free = problem.single and not cost.bounded and coordinates.swaps is None
     if rows and isinstance(model, MLP) and len(model.weights) > 1 and free:
         width, free = len(model.weights[0]), int(cost.mutable.sum())

@@ -52,6 +52,9 @@ def test_what_was_planted_is_found_and_nothing_else(kind, regression):
     if kind == "level":
         assert report.spread == pytest.approx(1.5, rel=0.25)
         assert report.table["level"].to_numpy() == pytest.approx([-1.5, 0.0, 1.5], abs=0.5)
+        # A model of the two others is their middle: -0.75, 0 or 0.75 away on the other side.
+        assert report.table["unseen"].to_numpy() == pytest.approx([-2.25, 0.0, 2.25], abs=0.6)
+        assert report.unseen == pytest.approx(np.sqrt((report.table["unseen"] ** 2).mean()))
 
 
 def test_a_direction_that_is_known_names_a_set():
@@ -61,7 +64,7 @@ def test_a_direction_that_is_known_names_a_set():
     assert isinstance(report.ambiguity, ClassShift)
     low, high = report.ambiguity.between
     assert (low, report.ambiguity.direction) == (0.0, "yes")
-    assert high == pytest.approx(2.0 * report.spread, rel=0.05)
+    assert high == pytest.approx(2.0 * report.unseen, rel=0.05)
     assert report.recommendation == repr(report.ambiguity)
     alike = shift_report(*made("none"), direction=1, random_state=0)
     assert alike.ambiguity is None  # whatever spread chance shows

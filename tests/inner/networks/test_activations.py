@@ -56,6 +56,7 @@ def excess(name, count, gen):
     found["secant"] = -(e - fall * d) * (rise * d - e) / d.abs().clamp_min(1e-3)
     found["line"] = e - around.above[0] - around.above[1] * d
     found["under"] = around.below[0] + around.below[1] * d - e
+    found["floor"] = around.floor[0] + around.floor[1] * d - e
     return {key: float((bad - room * (1 + d.abs() * (key == "secant"))).max())
             for key, bad in found.items()}  # fmt: skip
 

@@ -183,10 +183,21 @@ def test_at_a_huge_radius_only_the_constants_speak(perceptron, seed):
     assert math.isfinite(bound.value)
 
 
-def test_pairs_of_margins_lower_the_bound_of_several_classes(perceptron, seed, monkeypatch):
+#: Single margins as far as they go, twice, so that the second stage is stuck, and then pairs.
+STUCK = tuple(
+    refine.Stage(1.1, steps, 0.02, 0.0, 1e6, pairs)
+    for steps, pairs in [(0, False), (11, False), (11, False), (4, True)]
+)
+
+
+@pytest.mark.parametrize("stages", [refine.SETTINGS["fast"].stages, STUCK], ids=["fast", "stuck"])
+def test_pairs_of_margins_lower_the_bound_of_several_classes(perceptron, seed, monkeypatch, stages):
     """Margins of three classes are largest at different points: together they are never so."""
-    single = tuple(stage for stage in refine.SETTINGS["fast"].stages if not stage.pairs)
+    single = tuple(stage for stage in stages if not stage.pairs)
     alone = {"fast": replace(refine.SETTINGS["fast"], stages=single)}
+    monkeypatch.setattr(
+        bounds, "SETTINGS", {"fast": replace(refine.SETTINGS["fast"], stages=stages)}
+    )
     whole, apart = [], []
     for number in (2 * seed, 2 * seed + 1):
         objective, batch, gen = perceptron(

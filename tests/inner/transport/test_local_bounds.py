@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from drojko.ambiguity import GroundCost
 from drojko.inner import proximal_ascent
+from drojko.inner.transport import local_bounds
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.bounds import lipschitz_bound, structure
 from drojko.inner.transport.local_bounds import _Network, _Scores, local_upper_bound, slope_range
@@ -73,6 +74,20 @@ def best_known(objective, batch, gen):
         )
         best = torch.maximum(best, proximal_ascent(objective, batch, q, 25).value)
     return best
+
+
+def test_rows_are_bounded_alike_one_by_one(build, monkeypatch):
+    """Bounds take a Jacobian a row, so that rows go in blocks; what is in one hardly matters."""
+    objective, batch, _ = problem(build, (4, 3), "softmax", "tanh", 1.0, 0)
+    found = proximal_ascent(objective, batch, batch.q0, 10)
+    whole = local_upper_bound(objective, batch, found)
+    monkeypatch.setattr(local_bounds, "_NUMBERS", 1)
+    assert _Network.of(objective).block == 1
+    single = local_upper_bound(objective, batch, found)
+    assert whole is not None
+    assert single is not None
+    # Rounds end where no row of a block gains 2 % in radius.
+    torch.testing.assert_close(single.value, whole.value, rtol=0.03, atol=0)
 
 
 @pytest.mark.promise(1)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from drojko import DROClassifier
 from drojko.ambiguity import MMD
 from drojko.losses import get_loss
-from drojko.minimax.reweighting.saddle import near_saddle
+from drojko.minimax.reweighting.saddle import LinearLosses, near_saddle
 from drojko.minimax.reweighting.solve import solve_linear
 from drojko.rows import rows_of
 
@@ -41,12 +42,17 @@ def test_the_path_ends_near_the_minimum(name, ambiguity):
     rows = rows_of(X, y, weight)
     ridge = np.append(alpha / rows.scale**2, 0.0)
     unit = float(rows.w @ np.abs(y)) if loss.task == "regression" else 1.0
-    near = rows.outward(near_saddle(rows, loss, bound, ridge, unit))
+    near = rows.outward(near_saddle(rows, loss, bound, ridge, unit).theta)
     # The same problem from zero, by descent alone: without the shortcut.
     from_zero = solve_linear(X, y, weight, _Plain(bound), loss, alpha=alpha)
     least = risk(bound, loss, alpha, X, y, from_zero.coef, from_zero.intercept)
     found = risk(bound, loss, alpha, X, y, *near)
     assert abs(found / least - 1.0) < 2e-5
+    # Its masses show that the end of the path is the minimum.
+    whole = solve_linear(X, y, weight, bound, loss, alpha=alpha)
+    assert whole.status == "converged"
+    assert whole.n_iter <= from_zero.n_iter
+    assert risk(bound, loss, alpha, X, y, whole.coef, whole.intercept) <= least * (1.0 + 4e-6)
 
 
 class _Plain:
@@ -82,3 +88,25 @@ def test_a_broken_path_leaves_the_descent_as_it_was():
     again = solve_linear(X, y, weight, bound, loss, alpha=0.01)
     assert again.n_iter > plain.n_iter
     np.testing.assert_allclose(again.coef, plain.coef, rtol=1e-3, atol=1e-5)
+
+
+def test_ctrl_c_on_the_path_leaves_the_model_that_it_had(monkeypatch):
+    looks, jet = [], LinearLosses.jet
+
+    def interrupted(self, *args):
+        looks.append(args[0].copy())
+        if len(looks) == 8:
+            raise KeyboardInterrupt
+        return jet(self, *args)
+
+    monkeypatch.setattr(LinearLosses, "jet", interrupted)
+    X, y, _, _ = problem("hinge")
+    model = DROClassifier(MMD(radius=0.1), loss="hinge", reference="empirical")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        model.fit(X, y)
+    assert caught.value.result is model
+    assert model.status_ == "interrupted"
+    rows = rows_of(X, y)
+    np.testing.assert_allclose(model.coef_[0], rows.outward(looks[-2])[0])
+    assert np.any(model.coef_)
+    assert model.predict(X).shape == y.shape

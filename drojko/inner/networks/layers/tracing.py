@@ -49,7 +49,7 @@ def traced(module: nn.Module, x: Tensor) -> Program:
     program = recorder.finished(out)
     x = torch.cat([x, 1.5 * x.flip(1) + 0.1])  # elsewhere, and in other company
     with torch.no_grad():
-        parts = [program.forward(part)[-1] for part in x.tensor_split((1, len(x) // 3))]
+        parts = [program.forward(part)[-1] for part in x.tensor_split((1, max(1, len(x) // 3)))]
         found, again = torch.cat(parts), own(x)
         again = again.reshape(found.shape)
         size = 1.0 + again.abs().amax()

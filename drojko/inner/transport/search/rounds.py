@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -68,12 +68,17 @@ class Restarts:
     missing: float
 
     @staticmethod
-    def of(evidence: Evidence | None, gain: Tensor, weights: Tensor) -> Restarts | None:
+    def of(
+        evidence: Evidence | None,
+        gain: Tensor,
+        weights: Tensor,
+        mean: Callable[[Tensor, Tensor], float] | None = None,
+    ) -> Restarts | None:
         """The rows together, from what they gained (n,) and their masses (n,)."""
         if evidence is None or not len(weights):
             return None
-        mass = weights.double()
-        gained, missing = float(mass @ gain.double()), float(mass @ evidence.missing.double())
+        mean = mean or (lambda values, weights: float(values.double() @ weights.double()))
+        gained, missing = mean(gain, weights), mean(evidence.missing, weights)
         return Restarts(int(evidence.rounds.max()), missing / gained if gained > 0 else 0.0)
 
     @property

@@ -99,3 +99,10 @@ def test_what_cannot_be_copied_is_named(generator):
     module.lock = __import__("threading").Lock()
     with pytest.raises(UnsupportedError, match="cannot be copied"):
         traced(module, rows(generator))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_rows_are_enough(generator, n):
+    module = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    x = rows(generator, n)
+    torch.testing.assert_close(traced(module, x).forward(x)[-1], module(x).detach())
