@@ -3,7 +3,8 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import GridSearchCV
 
-from drojko._sklearn import NestedDefaults
+from drojko._sklearn import NestedDefaults, _classes
+from drojko._validation import is_moderate
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import InvalidDataError
 
@@ -74,3 +75,20 @@ def test_grid_search_over_the_radius():
     )
     assert search.best_params_ == {"ambiguity__radius": 0.5}
     assert search.estimator.ambiguity is None
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [-7, 3, 900], [True, False], [10**9, 5]])
+def test_labels_of_many_rows_are_those_of_sorting(labels):
+    y = np.array(labels)[np.random.default_rng(0).integers(0, len(labels), 30_000)]
+    for found, expected in zip(_classes(y), np.unique(y, return_inverse=True), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -1e80, 1e-80])
+def test_one_odd_entry_of_many_is_seen(odd):
+    X = np.ones((5000, 3))
+    X[:, 1] = 0.0
+    assert is_moderate(X)
+    X[4097, 1] = odd
+    assert not is_moderate(X)

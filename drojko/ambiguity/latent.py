@@ -39,6 +39,11 @@ class _OfColumns(AmbiguitySet):
     candidates = CVaR.candidates
 
     @property
+    def most_draws(self) -> int | None:  # type: ignore[override]
+        """Of continuous references: programs in as many variables as draws take their time."""
+        return None if self.smoothness is None else 500
+
+    @property
     def budget(self) -> float:
         """Bound of the density ratio, minus 1."""
         return 1.0 / float(self.alpha) - 1.0

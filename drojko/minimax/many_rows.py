@@ -22,28 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from drojko._driver import Limits, Status, nested, run
-from drojko.losses import Loss
-from drojko.minimax.newton import LinearFit, factorised, telling
+from drojko._driver import Status
+from drojko.minimax.newton import factorised
 from drojko.minimax.wide import by_products
 from drojko.rows import Rows
 
-__all__ = ["AMPLE", "ManyRows", "RowSums", "State", "fit_many", "from_plain"]
+__all__ = ["ManyRows", "Rest", "RowSums", "State"]
 
-#: A relative gap far below what samples of so many rows tell apart.
-AMPLE = 1e-5
-#: Rows a parameter of the sample that is solved first, and of the second one.
-_FIRST, _SECOND = 20, 100
-_SHARE, _ROOM = 8, 2**23  # the last one is such a part of the rows, of so many entries at most
-_CHEAP = 20  # flops of a sample's Hessian over those of a product with all rows
-_CARRIERS = 4_000  # rows that are enough of them
-_NARROW = 40  # parameters that count at least, where samples are cheap
-#: Decrement over value from which on a step more solves a sample that another follows, and the last.
-_NEAR, _NEARER = 1e-2, 1e-3
+_CARRIERS, _EACH = 4_000, 20  # rows that are enough of them, and rows a parameter
 _MEMORY = 20  # pairs that the metric is corrected by
-_MOST = 30  # iterations, where half a dozen are usual
-_RARE = 0.5  # share of a column's variance that a sample is to have, ...
-_EXTREME = 32  # ... or so many of its largest entries
 _VANISHED = 1e-3  # of a level's first value
 _BALANCE = 1e-12  # of slopes, over their sum: rounding
 
@@ -88,36 +75,6 @@ class Rest:
     Hzp: Any = 0.0
     Hpp: Any = 0.0
     low: tuple[np.ndarray, np.ndarray] | None = None
-
-
-def stratified(
-    y: np.ndarray, w: np.ndarray, size: int, classes: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of a sample of rows, and their weights.
-
-    Each of two classes gives half of the sample, or all it has: a rare one counts for little in
-    the mean and for much in the curvature. Within a class rows are drawn by weight, one from each
-    of as many slices of equal weight: rows in any order are represented.
-    """
-    random = np.random.default_rng(0)  # the same sample in every fit
-    strata = [y == k for k in (0, 1)] if classes else [np.ones(len(y), dtype=bool)]
-    index, weight, equal = [], [], w.strides == (0,)
-    for inside in strata:
-        rows = np.flatnonzero(inside if equal else inside & (w > 0))
-        count, mass = -(-size // len(strata)), w[rows]
-        if rows.size > count:
-            at = (np.arange(count) + random.random(count)) / count
-            total = rows.size * w[0] if equal else np.cumsum(mass)
-            if equal:
-                picked = (at * rows.size).astype(int)
-            else:
-                picked = np.searchsorted(total, at * total[-1], side="right")
-                total = total[-1]
-            rows = rows[np.minimum(picked, rows.size - 1)]
-            mass = np.full(count, total / count)
-        index.append(rows)
-        weight.append(mass)
-    return np.concatenate(index), np.concatenate(weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +208,7 @@ class ManyRows:
         """The share of the next step, at most one, that leaves room to what stays positive."""
         dp = s.move[self.rows.size :]
         falling = [j for j in self.objective.positive if dp[j] < 0]
-        return min([1.0, *(0.9 * s.p[j] / -dp[j] for j in falling)])
+        return min([1.0, *(float(0.9 * s.p[j] / -dp[j]) for j in falling)])
 
     def _along(self, s: State, t: float) -> tuple[np.ndarray, np.ndarray]:
         size = self.rows.size
@@ -298,7 +255,7 @@ class ManyRows:
         if not (s.stuck or s.decrement <= min(goal * share, 0.1 * s.tried)):
             return s
         enough = math.ceil(min(2.0 * self.rows.n * s.decrement / goal, self.rows.n)) if goal else 0
-        lower = self._lower(s, max(enough, _CARRIERS, _FIRST * self.rows.size))
+        lower = self._lower(s, max(enough, _CARRIERS, _EACH * self.rows.size))
         s = replace(s, lower=max(s.lower, lower), tried=s.decrement)
         goal, gap = self.tol * abs(s.value), s.value - s.lower
         if not (
@@ -456,171 +413,3 @@ def _inverse(metric: Callable, pairs: tuple, gradient: np.ndarray) -> np.ndarray
     for (step, change), share in zip(pairs, reversed(shares), strict=True):
         q += step * (share - (change @ q) / (step @ change))
     return q
-
-
-def fit_many(
-    objective: Any,
-    limits: Limits,
-    *,
-    classes: bool,
-    goal: float | None = None,
-) -> LinearFit | None:
-    """The optimum of a problem of many rows with a proven gap, or None: other solvers find it.
-
-    None where rows are too few for a sample of them, where a sample has no smooth optimum, and
-    where the gap is not proven after a few dozen iterations.
-
-    Parameters
-    ----------
-    objective : object
-        As in `ManyRows`.
-    limits : Limits
-        Of the iterations on all rows; the callback finds the model in its record.
-    classes : bool
-        Whether y holds classes 0 and 1, to be sampled apart.
-    goal : float, default=None
-        The relative gap aimed at; at most ``limits.tol``, which it is by default.
-    """
-    rows = objective.rows
-    if not rows.large:
-        return None
-    goal = limits.tol if goal is None else min(goal, limits.tol)
-
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps are checked
-        if rows.wide:
-            solver = ManyRows(objective, goal, np.arange(rows.n), exact=True)
-            first = solver.begin(*objective.start())
-        else:
-            found = _sampled(objective, goal, classes)
-            if found is None:
-                return None
-            solver, first = found
-        if first is None or not solver.finite(first):
-            return None
-        most = min(limits.max_iter, _MOST)
-        outcome = run(
-            solver,
-            first,
-            max_iter=most,
-            max_time=limits.time_left,
-            callback=telling(limits, solver.record, lambda state: rows.outward(state.z)),
-        )
-    unproven = outcome.status in (Status.STALLED, Status.MAX_ITER)
-    if unproven and (outcome.status is Status.STALLED or most < limits.max_iter):
-        return None
-    s = outcome.state
-    coef, intercept = rows.outward(s.z)
-    row = solver.record(s)
-    return LinearFit(
-        coef,
-        intercept,
-        row["penalty"],
-        s.value,
-        s.lower,
-        str(outcome.status),
-        outcome.message,
-        outcome.n_iter,
-        row["stationarity"],
-        outcome.columns(),
-        abs(s.value),
-        risk=objective.levels(s.z, s.p),
-    )
-
-
-def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, State | None] | None:
-    """The solver on all rows and its first state, from samples; None where they have no optimum."""
-    rows, size = objective.rows, objective.rows.size
-    sizes = [min(each * max(size, _NARROW), rows.n // 4) for each in (_FIRST, _SECOND)]
-    last = min(rows.n // _SHARE, _CHEAP * rows.n // (2 * size), _ROOM // size)
-    if last >= 2 * sizes[1]:
-        sizes.append(last)
-    index, largest = _drawn(rows, sizes[-1], classes)
-    solver, state = None, None
-    for count in sizes:
-        some = largest if count == sizes[-1] else _drawn(largest, count, classes)[1]
-        problem = objective.sample(some)
-        point = problem.start() if solver is None or state is None else solver.ahead(state)
-        exact = count * size <= _CHEAP * rows.n
-        solver = ManyRows(problem, _NEARER if some is largest else _NEAR, exact=exact)
-        # The last one begins with the curvature of the one before: that of its solution is wanted.
-        metric = state.metric if state is not None and some is largest else None
-        state = _solved(solver, point, metric)
-    if solver is None or state is None:
-        return None
-    z, p = solver.ahead(state)
-    if hasattr(problem, "flat") and problem.flat(z, p):
-        return None
-    own = rows.own()
-    whole = ManyRows(objective if own is rows else objective.sample(own), goal, _sorted(index))
-    return whole, whole.begin(z, p, state.metric, state.pairs)
-
-
-def _sorted(index: np.ndarray) -> np.ndarray:
-    """Without repeats; of runs that are in order this is a merge."""
-    index = np.sort(index, kind="stable")
-    return index[np.append(True, index[1:] != index[:-1])]
-
-
-def _drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
-    """A sample of so many rows, with the largest entries of columns that it hardly meets."""
-    index, weights = stratified(rows.y, rows.w, size, classes)
-    some = rows.take(index, weights)
-    rare = np.flatnonzero((some.squares(some.w) < _RARE) & rows.free)[: size // _EXTREME]
-    if not rare.size:
-        return index, some
-    top = rows.extremes(rare, _EXTREME)
-    top = np.setdiff1d(top[rows.w[top] > 0], index)
-    index, weights = np.append(index, top), np.append(weights, rows.w[top])
-    return index, rows.take(index, weights)
-
-
-def _solved(
-    solver: ManyRows, point: Any, metric: Any = None, most: int | None = None
-) -> State | None:
-    """The solution of a sample, or None; with ``most`` whatever so many steps give."""
-    first = solver.begin(*point, metric)
-    if first is None or not solver.finite(first):
-        return None
-    if solver.terminate(first) is not None:
-        return first
-    outcome = nested(solver, first, max_iter=most or _MOST)
-    return outcome.state if most or outcome.status is Status.CONVERGED else None
-
-
-class _Mean:
-    """The mean loss with its ridge."""
-
-    positive: tuple[int, ...] = ()
-
-    def __init__(self, rows: Rows, loss: Loss, ridge: np.ndarray):
-        self.rows, self.loss, self.ridge = rows, loss, ridge
-
-    def levels(self, z: np.ndarray, p: np.ndarray) -> np.ndarray:
-        return p
-
-    def at(self, y, w, u, levels, near, second) -> RowSums:
-        value, slope, bend = self.loss.line(u, y)
-        none = np.zeros(0)
-        gu, mean = w * slope, float(w @ value)
-        second = {"huu": w * bend, "hup": none[None], "hpp": none[None]}
-        return RowSums(mean, gu, none, 0.0, 0.0, 1.0, **second)
-
-    def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
-        value = 0.5 * float(self.ridge @ z**2)
-        return Rest(value, self.ridge * z, np.zeros(0), self.ridge)
-
-    def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
-        return {}
-
-
-def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A model of small mean loss, after a few steps, and its predictions.
-
-    At a constant model worst cases have kinks: the joint problems start here instead.
-    """
-    z = np.zeros(rows.size)
-    if rows.intercept and loss.task == "regression":
-        z[-1] = float(rows.w @ rows.y)
-    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=12)
-    z = z if state is None else state.z
-    return z, rows.predict(z)

@@ -108,7 +108,7 @@ def is_mapped(X: Any) -> bool:
 
 def fingerprint(X: np.ndarray) -> int:
     """A checksum of up to 1024 rows of an array, by which it is known again."""
-    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 1024 + 1]))
+    return zlib.crc32(np.ascontiguousarray(X[:: len(X) // 1024 + 1]).tobytes())
 
 
 class Rows:
@@ -243,7 +243,7 @@ class Rows:
     @property
     def ample(self) -> bool:
         """Whether rows are so many that a sample of them nearly is the problem."""
-        return self.large and not self.wide
+        return self.large and self.n >= _LARGE
 
     # Blocks -------------------------------------------------------------------------------------
 

@@ -216,3 +216,19 @@ def test_get_loss():
         get_loss("squared", delta=1.0)
     with pytest.raises(InvalidDataError, match=r"shape \(3,\)"):
         CallableLoss(lambda f, y: f.sum()).value(torch.zeros(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 0.2, 1.95])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 1e4])
+def test_worst_logistic_losses_from_nearby_ones_are_the_worst(sigma, scale):
+    random = np.random.default_rng(0)
+    u, y = scale * random.standard_normal(2000), random.integers(0, 2, 2000).astype(float)
+    loss, near = get_loss("logistic"), None
+    for f in (0.7 * u, u):  # the second time from the worst cases of the first
+        least, p, bend, near = loss._worst_near(f, y, sigma, near, True)
+        near = near.astype(np.float32)
+    sure = loss.worst_jet(u, y, sigma, 0.0, np.full(2000, np.nan))
+    value = least + (u + sigma * p) * p
+    np.testing.assert_allclose(value, sure.value, rtol=1e-12, atol=1e-15 * scale)
+    np.testing.assert_allclose(p, sure.u, rtol=1e-8, atol=1e-14)
+    np.testing.assert_allclose(bend, sure.uu, rtol=1e-5, atol=1e-14)

@@ -8,15 +8,17 @@ import pytest
 from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead
 from drojko.losses import get_loss
-from drojko.minimax import many_rows, newton
-from drojko.minimax.many_rows import ManyRows, fit_many, stratified
+from drojko.minimax import newton, samples
+from drojko.minimax.many_rows import ManyRows
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import Reweighted
+from drojko.minimax.samples import fit_many
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.risk import RidgeData
 from drojko.rows import Rows
+from drojko.rows.strata import stratified
 
 N, D = 31_000, 4
 TOL = 1e-6
@@ -143,7 +145,7 @@ def test_bounds_hold_wherever_they_are_taken(kind, objective):
     best = fitted(problem).objective
     index, weights = stratified(y, rows.w, 1000, True)
     sample = problem.sample(rows.take(index, weights))
-    some = many_rows._solved(ManyRows(sample, 1e-3), sample.start())
+    some = samples._solved(ManyRows(sample, 1e-3), sample.start())
     solver = ManyRows(problem, TOL, np.unique(index))
     state = solver.begin(some.z, some.p, some.metric)
     bounds = []

@@ -1,7 +1,7 @@
 """What works of the zoo, and what the rest says: a line for each case, then a summary.
 
-The summary has each message once, every failure, and the share that works. All of it takes about
-an hour on one core; ``--part 1/4`` is a quarter.
+The summary has each message once, every failure, and the share that works. All of it takes ten
+minutes of one core; ``--part 1/4`` is a quarter.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from scipy.sparse import coo_array, csc_array, diags_array, eye_array, hstack, v
 
 from drojko.ambiguity.base import Dual
 from drojko.ambiguity.duals.scaling import finite_losses, masses
+from drojko.exceptions import InvalidDataError
 
 __all__ = ["SmoothConditional", "SmoothMarginal"]
 
@@ -38,6 +39,12 @@ class _Smooth:
         mass = masses(weights, len(columns))
         self.weights = mass / mass.sum()
         self._known = np.flatnonzero(self.weights > 0)
+        if not np.isfinite(columns).all():
+            raise InvalidDataError(
+                f"{type(ambiguity).__name__}: its columns hold missing or infinite values, between "
+                "which and others there is no distance: impute them, or bin the columns and leave "
+                "out smoothness="
+            )
         top = max(float(np.abs(columns).max()), np.finfo(float).tiny)
         places, self.cell = np.unique(columns[self._known] / top, axis=0, return_inverse=True)
         self.cell = self.cell.reshape(-1)

@@ -89,7 +89,7 @@ def _fit(
 
     def value(b: np.ndarray) -> tuple[float, np.ndarray]:
         mean = float(losses(offset + design @ b, y, logistic).mean())
-        return mean + 0.5 * ridge @ b**2, design.T @ (answers(b) - y) / n + ridge * b
+        return mean + 0.5 * float(ridge @ b**2), design.T @ (answers(b) - y) / n + ridge * b
 
     def hessian(b: np.ndarray) -> np.ndarray:
         p = answers(b)

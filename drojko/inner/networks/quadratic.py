@@ -43,8 +43,8 @@ from drojko.inner.networks.network import Network
 __all__ = ["Multipliers", "Quadratic", "quadratic_bound", "region_bytes"]
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
-#: Place of eta among a layer's free numbers; log U begins so much below log kappa.
-_ETA, _BAND = 1, 2.0
+#: Place of eta among a layer's free numbers, and where others begin: T, log kappa and log U.
+_ETA, _SECTOR, _LINE, _BAND = 1, 10.0, -5.0, -4.0
 #: How many starts from other regions are tried; after how many steps regions may leave, and below
 #: which share of the way to the goal, over all steps, they do.
 _CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
@@ -78,11 +78,12 @@ class Multipliers:
 
     def joined(self, more: Multipliers, most: int = 10**9) -> Multipliers:
         """Both, the latest ``most`` of them."""
-        parts = (
+        sector, curved, line, band = (
             tuple(torch.cat([a, b])[-most:] for a, b in zip(one, two, strict=True))
             for one, two in zip(self.parts, more.parts, strict=True)
         )
-        return Multipliers(*parts, torch.cat([self.place, more.place])[-most:])
+        place = torch.cat([self.place, more.place])[-most:]
+        return Multipliers(sector, curved, line, band, place)
 
     @property
     def parts(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -135,17 +136,21 @@ class _Layer:
         line = tuple(torch.where(up, a, b) for a, b in zip(around.above, around.below, strict=True))
         return _Layer(around, scale, base, sign, line)  # type: ignore[arg-type]
 
-    def start(self) -> list[Tensor]:
-        """First multipliers: nearly all on the curvature, unless it explodes at a kink."""
+    def start(self, last: bool) -> list[Tensor]:
+        """First multipliers: nearly all on the curvature, unless it explodes at a kink.
+
+        Sectors of layers before the last begin where those of trained networks end up: what they
+        add is small, and a layer that is barely dominated adds much.
+        """
         least, largest = self.around.curved
         up = self.sign > 0
         bend = torch.where(up, largest, -least).clamp_min(0.0)
         low, high = self.around.secant
         steep = torch.where(up, torch.maximum(high, -low), torch.maximum(-low, high))
         share = (4.0 * steep / (bend * self.around.reach).clamp_min(1e-12)).clamp_max(1.0)
-        eta = self.sign * 0.97 * share
-        rest = torch.full_like(eta, -5.0)
-        return [(5.0 * (1.0 - share) + 1.0).log(), eta, rest, rest + _BAND]
+        sector = 5.0 * (1.0 - share) + (1.0 if last else _SECTOR)
+        flat = torch.zeros_like(share)
+        return [sector.log(), self.sign * 0.97 * share, flat + _LINE, flat + _BAND]
 
     @property
     def units(self) -> list[Tensor]:
@@ -159,11 +164,11 @@ class _Layer:
         bend = torch.where(eta > 0, around.curved[1], around.curved[0])
         (low, high), (top, rise), (floor, tilt) = around.secant, around.above, around.floor
         level, steep = self.line
-        flat = sector * low * high, band * rise * tilt, -0.5 * eta * bend
+        flat = torch.stack([sector * low * high, band * rise * tilt, -0.5 * eta * bend])
         return _Units(
             (sector, kappa, band), bend, sector + band,
             sector * (low + high) + band * (rise + tilt),
-            sum(flat), sum(part.abs() for part in flat),
+            flat.sum(0), flat.abs().sum(0),
             eta + kappa - band * (top + floor),
             kappa * steep - band * (top * tilt + floor * rise),
             (kappa * level - band * top * floor).sum(1),
@@ -276,14 +281,15 @@ class _Work:
 
     @property
     def multipliers(self) -> Multipliers:
-        parts = (
+        sector, curved, line, band = (
             tuple(
                 free[j] * layer.units[j] if j == _ETA else free[j] + layer.units[j].log()
                 for free, layer in zip(self.free, self.layers, strict=True)
             )
             for j in range(4)
         )
-        return Multipliers(*parts, self.layers[-1].around.slope * self.rows)
+        place = self.layers[-1].around.slope * self.rows
+        return Multipliers(sector, curved, line, band, place)
 
 
 @torch.no_grad()
@@ -331,7 +337,7 @@ def quadratic_bound(
     goal = -endless if goal is None else goal
     work = _Work(
         torch.arange(n), rows, anchor, radius, value, error, goal, layers,
-        [layer.start() for layer in layers],
+        [layer.start(k + 1 == len(layers)) for k, layer in enumerate(layers)],
         [[(torch.zeros_like(q), torch.zeros_like(q)) for q in p.units] for p in layers],
         endless, endless.clone(), nothing.clone(),
     )  # fmt: skip

@@ -23,6 +23,12 @@ __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
 MEMORY = 256 * 2**20
 #: Regions of a first block, how far apart they are, and of how many the multipliers are kept.
 _FIRST, _SPREAD, _KNOWN = 16, 16, 1024
+#: How much longer those of a shell's first block are improved, which others start from.
+_LONGER = 3
+#: Of two classes: share of open regions that are so when their turn comes.
+_OPEN = 0.4
+#: Of more margins than these a stage begins at twice its gap: each sample has as many regions.
+_SEVERAL = 4
 #: Halvings that find a goal, which is missed by 50 / 2^22 at most, on the safe side.
 _HALVINGS = 22
 #: A stage whose work does not reach below this share of the best penalty so far is left out.
@@ -65,9 +71,9 @@ class Effort:
 SETTINGS = {
     "fast": Effort(
         (
-            Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.03, 0.01, 4e3),
-            Stage(1.1, 8, 0.02, 0.02, 9e3), Stage(1.1, 8, 0.02, 0.015, 2.5e4, True),
-            *[Stage(1.15, 24, 0.02, 0.15, 5e4)] * 3,
+            Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.05, 0.04, 2e3),
+            Stage(1.15, 5, 0.04, 0.04, 8e3), Stage(1.15, 12, 0.04, 0.13, 1.5e4),
+            *[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4, True),
         ),
         20, 16_000, 1, 0.01,
     ),
@@ -100,6 +106,7 @@ class State:
     goal: Tensor | None = None
     anchor: Tensor | None = None
     known: Multipliers | None = None
+    fresh: bool = True  # whether none of the shell's regions has been worked on
     spent: float = 0.0
     before: float = 0.0  # what had been spent when this stage began
     reference: float = 0.0  # the penalty that this stage's regions are chosen at
@@ -126,10 +133,11 @@ class Refine:
     def _next(self, stage: int, value: float, stuck: bool = False) -> int:
         """The first stage from this one on that has something to do, and something new if stuck."""
         found = self._found
-        few = self.shells.nominal.shape[1] <= 2
+        margins = self.shells.nominal.shape[1]
+        scale = abs(found) * (2.0 if margins > _SEVERAL else 1.0)
         for at, one in enumerate(self.effort.stages[stage:], stage):
-            new = not few if one.pairs else not stuck
-            if new and value - found > one.gap * abs(found):
+            new = margins > 2 if one.pairs else not stuck
+            if new and value - found > one.gap * scale:
                 return at
         return len(self.effort.stages)
 
@@ -200,7 +208,7 @@ class Refine:
         order = order[: max(0, left)]
         return replace(
             state, rows=rows[at][order], which=torch.stack([which, other], 1)[order],
-            goal=goal[order], anchor=anchor[order],
+            goal=goal[order], anchor=anchor[order], fresh=True,
         )  # fmt: skip
 
     def _anchored(
@@ -245,8 +253,9 @@ class Refine:
         low = min(low, high)
         if stage.steps == 0:
             return low
-        margins = 1.0 if state.shells.nominal.shape[1] <= 2 else 2.0
-        tries = 1.0 + min(6.0, stage.steps)
+        margins, tries = 2.0, 1.0 + min(6.0, stage.steps)
+        if state.shells.nominal.shape[1] <= 2:  # many are closed by those inside before their turn
+            margins, tries = 1.0, min(7.0, _OPEN * (1.0 + stage.steps))
         if stage.pairs:  # which have no goal that they often reach
             margins, tries = 3.0, 1.0 + stage.steps
         setup, step = self._price
@@ -321,9 +330,9 @@ class Refine:
         k, stage = state.shell - 1, self.effort.stages[state.stage]
         assert state.rows is not None
         size = self._block_size(stage)
-        if stage.steps > 1:  # the first are started from by the others
-            seen = 0 if state.known is None else len(state.known.place)
-            size = min(size, max(_FIRST, seen // 2))
+        fresh = state.fresh and stage.steps > 1
+        if fresh:  # the first of a shell are started from by the others
+            size = min(size, _FIRST)
         rows, rest = state.rows[:size], state.rows[size:]
         network = self.problem.network.take(rows)
         radius = torch.full((len(rows),), float(self.shells.edges[k + 1]), dtype=torch.float64)
@@ -343,6 +352,8 @@ class Refine:
         one, two = which.unbind(1)
         v, c = _means(network, one, two)
         steps = stage.steps - 1
+        if fresh:
+            steps *= _LONGER
         found = quadratic_bound(
             network, v, c, anchor, intervals, radius, steps, state.known if steps else None, goal
         )
@@ -362,7 +373,7 @@ class Refine:
         spent = state.spent + len(rows) * setup + found.work * step
         return replace(
             state, shells=shells, rows=rest, which=state.which[size:], goal=state.goal[size:],
-            anchor=state.anchor[size:], known=known, spent=spent,
+            anchor=state.anchor[size:], known=known, spent=spent, fresh=False,
         )  # fmt: skip
 
     def _block_size(self, stage: Stage) -> int:

@@ -21,7 +21,8 @@ import numpy as np
 
 from drojko.ambiguity import AmbiguitySet
 from drojko.losses import Loss
-from drojko.minimax.many_rows import Rest, RowSums, from_plain
+from drojko.minimax.many_rows import Rest, RowSums
+from drojko.minimax.samples import from_plain
 from drojko.rows import Rows
 
 __all__ = ["Divergent"]
@@ -64,15 +65,7 @@ class Divergent:
         """Shift and multiplier."""
         return p if self.ball else np.append(p, self.ambiguity.penalty)
 
-    def at(
-        self,
-        y: np.ndarray,
-        w: np.ndarray,
-        u: np.ndarray,
-        levels: np.ndarray,
-        near: Any,
-        second: bool,
-    ) -> RowSums | None:
+    def at(self, y, w, u, levels, near, second) -> RowSums | None:
         """Sums of lambda f*, block by block; ``spent`` is E f(q)."""
         (level, price), n = levels.tolist(), len(u)
         if not (0.0 < price < math.inf and math.isfinite(level)):

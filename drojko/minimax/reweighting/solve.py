@@ -24,11 +24,11 @@ from drojko._numerics import separated
 from drojko.ambiguity.divergence import Priced, Tails
 from drojko.losses import CrammerSinger, Loss
 from drojko.minimax.lbfgs import LBFGSRun
-from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.tails import Tailed
+from drojko.minimax.samples import AMPLE, fit_many
 from drojko.rows import Rows, is_wide, rows_of
 from drojko.rows.rotated import Rotation
 

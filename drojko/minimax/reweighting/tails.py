@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -99,15 +98,7 @@ class Tailed(Divergent):
         """The level."""
         return p
 
-    def at(
-        self,
-        y: np.ndarray,
-        w: np.ndarray,
-        u: np.ndarray,
-        levels: np.ndarray,
-        near: Any,
-        second: bool,
-    ) -> RowSums | None:
+    def at(self, y, w, u, levels, near, second) -> RowSums | None:
         """Sums of s / alpha."""
         losses, slope, bend = self.loss.line(u, y)
         x = losses - levels[0]

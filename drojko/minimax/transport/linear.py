@@ -24,8 +24,8 @@ import torch
 
 from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
-from drojko.minimax.many_rows import AMPLE, fit_many
 from drojko.minimax.newton import ROUNDING, LinearFit, check_columns, fit
+from drojko.minimax.samples import AMPLE, fit_many
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows

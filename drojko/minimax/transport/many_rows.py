@@ -22,7 +22,8 @@ import numpy as np
 
 from drojko.losses import Loss
 from drojko.losses.jets import jet
-from drojko.minimax.many_rows import Rest, RowSums, from_plain
+from drojko.minimax.many_rows import Rest, RowSums
+from drojko.minimax.samples import from_plain
 from drojko.minimax.transport.bound import Ground
 from drojko.rows import Rows
 
@@ -81,25 +82,19 @@ class Transported:
         """Sigma."""
         return p if p.size else np.array([self._sigma(z, p)])
 
-    def at(
-        self,
-        y: np.ndarray,
-        w: np.ndarray,
-        u: np.ndarray,
-        levels: np.ndarray,
-        near: Any,
-        second: bool,
-    ) -> RowSums | None:
+    def at(self, y, w, u, levels, near, second) -> RowSums | None:
         """Sums of G, block by block; ``spent`` is E p²."""
         sigma, n = float(levels[0]), len(u)
         if not (sigma > 0.0 and self.loss.kink_free(sigma)):
             return None
         slope, root = np.empty(n), np.empty(n, dtype=np.float32)
-        bend, worth = np.empty(n if second else 0), 0.0
+        bend, value, worth = np.empty(n if second else 0), 0.0, 0.0
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
             last = None if near is None else near[part]
-            least, slope[part], bends, at = worst(self.loss, u[part], y[part], sigma, last, second)
+            G, least, slope[part], bends, at = worst(
+                self.loss, u[part], y[part], sigma, last, second
+            )
             if at is None:
                 root = None
             elif root is not None:
@@ -107,9 +102,11 @@ class Transported:
             if second:
                 bend[part] = bends
             worth += float(w[part] @ least)
+            value += math.nan if G is None else float(w[part] @ G)
         gu = w * slope
         spent = float(gu @ slope)
-        value = worth + sigma * spent + float(gu @ u)
+        if root is not None:
+            value = worth + sigma * spent + float(gu @ u)
         if not math.isfinite(value):
             return None
         first = RowSums(value, gu, np.array([spent]), worth, spent, 1.0, root)
@@ -167,15 +164,16 @@ class Transported:
 
 def worst(
     loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None, second: bool
-) -> tuple[np.ndarray, np.ndarray, Any, Any]:
-    """Of each row inf_f l(f) - p f, p and its derivative in u (on request) where G is attained.
+) -> tuple[Any, np.ndarray, np.ndarray, Any, Any]:
+    """Of each row G, inf_f l(f) - p f, p and its derivative in u (on request) where G is attained.
 
-    And what the next call may start ``near``, or None. G is the first plus (u + sigma p) p; the
-    other derivatives follow: p² in sigma, and 2 p and 4 p² times the curvature.
+    And what the next call may start ``near``. G is the second plus (u + sigma p) p, and left out
+    where there is a start; the other derivatives follow: p² in sigma, and 2 p and 4 p² times the
+    curvature. Without a start, which is None then, u may be far from zero: the sum would cancel.
     """
     nearby = getattr(loss, "_worst_near", None)
     if nearby is not None:
-        return nearby(u, y, sigma, near, second)
+        return None, *nearby(u, y, sigma, near, second)
     at = jet(loss, u, y, sigma, 0.0)
     p = np.asarray(at.u)
-    return at.value - (u + sigma * p) * p, p, np.asarray(at.uu), None
+    return at.value, at.value - (u + sigma * p) * p, p, np.asarray(at.uu), None

@@ -343,9 +343,9 @@ def ridge_robust_risk(
     .. math:: \min_{\lambda \ge 0} \lambda r^2
               + E \max_t \{\ell(u + t, y) - \lambda t^2 / n^2\}, \qquad u = \theta'x + b,
 
-    or its second term at ``penalty``. Plan and bound agree to a relative 1e-13, of 100,000 rows on to 1e-10; where the
-    transport cost jumps there, a mixture of the plans on both sides spends the budget exactly, so
-    that ``attained`` and ``value`` agree.
+    or its second term at ``penalty``. Plan and bound agree to a relative 1e-13, with 100,000 rows
+    or more to 1e-10; where the transport cost jumps there, a mixture of the plans on both sides
+    spends the budget exactly, so that ``attained`` and ``value`` agree.
 
     Parameters
     ----------

@@ -124,3 +124,10 @@ def test_what_says_nothing_is_refused(smoothness, column, words):
     X = np.column_stack([np.arange(9.0), np.ones(9)])
     with pytest.raises(InvalidDataError, match=words):
         Marginal(0.5, [column], smoothness=smoothness).on(X).dual(np.arange(9.0))
+
+
+def test_missing_values_have_no_distance():
+    X = np.column_stack([np.arange(9.0), np.ones(9)])
+    X[3, 0] = np.nan
+    with pytest.raises(InvalidDataError, match="missing"):
+        Conditional(0.5, [0], smoothness=1.0).on(X)

@@ -150,7 +150,10 @@ def test_print_shows_the_page_without_controls(page):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         assert not page.find_element("css selector", ".picker").is_displayed()
-        assert page.find_element("css selector", "#by-size").is_displayed()
+        table = page.find_element("css selector", "#by-size")
+        assert table.is_displayed()
+        page.set_window_size(718, 900)  # a sheet of A4 between its margins
+        assert table.size["width"] <= page.execute_script("return innerWidth")  # nothing is cut off
     finally:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 

@@ -7,10 +7,10 @@ from drojko import DROClassifier, DRORegressor
 from drojko._driver import Limits
 from drojko.ambiguity import CVaR
 from drojko.losses import get_loss
-from drojko.minimax.many_rows import fit_many
 from drojko.minimax.newton import fit
 from drojko.minimax.reweighting.objective import Reweighted
 from drojko.minimax.reweighting.tails import Tailed
+from drojko.minimax.samples import fit_many
 from drojko.rows import Rows
 
 
