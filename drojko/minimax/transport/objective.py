@@ -341,7 +341,7 @@ class TransportRows(NormObjective):
             old = np.full((kinks(self.flips), 4, n), np.nan) if old is None else old.copy()
         by_row = {name: np.empty(n) for name in ("u", "uu", "us", "ul")[: 4 if second else 1]}
         names = SCALARS[: 8 if second else 4]
-        total = dict.fromkeys(names, 0.0)
+        total: dict[str, float] = dict.fromkeys(names, 0.0)
         for part in blocks(n, 16):
             near = None if old is None else old[:, :, part]
             try:
@@ -369,18 +369,17 @@ class TransportRows(NormObjective):
     ) -> Sums:
         """The derivatives in (u, N, p) from those in (u, sigma, lambda)."""
         lam, sigma, mu, price = how
-        s, square = total["s"], at.square
+        s, square, ball = total["s"], at.square, self.budget * lam if self.budget else 0.0
         rate, fall = (0.25 / lam, -sigma / lam) if lam else (0.0, 0.0)  # of sigma in N and lambda
         spent = -(s * fall + total["l"])
         out = Sums(total["value"], spent, by_row["u"], bias=total["bias"])
         out.plan, out.records = (sigma, mu, price, old), {"kinks": Kinks(old)} if mu > 0.0 else {}
         if self.by_sigma:
-            ball = self.budget * lam  # of which r² N / 4 sigma is the value
-            out.value += ball
+            out.value += ball  # r² N / 4 sigma
             if sigma:
                 out.n, out.p = ball / square, s - ball / sigma
         else:
-            out.value += self.budget * lam if self.budget else 0.0
+            out.value += ball
             out.n, out.p = s * rate, self.budget - spent
         if not at.second:
             return out
