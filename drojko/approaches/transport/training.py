@@ -90,7 +90,7 @@ def _iterate(plan: Plan, model: TabularModel, start: float | None) -> TrainResul
 
 
 def _relaxed_start(plan: Plan, model: Any) -> float | None:
-    """Start from the exact answer without bounds and swaps: near the answer, also at its kinks."""
+    """Start from the exact answer without bounds: near the answer, also at its kinks."""
     atoms: Any = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
     atoms = tuple(part.cpu().numpy() for part in atoms)
     free = replace(plan, callback=None, atoms=atoms)
