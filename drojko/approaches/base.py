@@ -152,8 +152,17 @@ class Plan:
             weight=w,
             inverse_cost=self.cost.inverse_weights,
             label_cost=self.label_cost,
+            swaps=self._groups(x),
             loss=self.loss,
         )
+
+    def _groups(self, x: Any) -> Any:
+        """The categories of rows where some may be swapped."""
+        if not self.cost.swaps:
+            return None
+        from drojko.minimax.transport.swaps.groups import Groups
+
+        return Groups.of(self.cost, x)
 
     def problem(self, model: TabularModel | Any) -> RobustProblem:
         """What is fixed while a module is trained."""

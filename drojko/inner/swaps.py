@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from drojko.ambiguity.ground.cost import GroundCost
 from drojko.exceptions import InvalidDataError
 from drojko.losses import Loss
 
-__all__ = ["MOST_COMBINATIONS", "Swaps", "best_prefix"]
+__all__ = ["MOST_COMBINATIONS", "Prefixes", "Swaps", "best_prefix", "prefixes", "tops_of"]
 
 #: Combinations of categories that are tried one by one; beyond, swaps are searched greedily.
 MOST_COMBINATIONS = 64
@@ -86,6 +87,87 @@ class Swaps:
         return [v @ images[:, c].T for c, v in zip(self.columns, self.values, strict=True)]
 
 
+class Prefixes(NamedTuple):
+    """Sets of groups that may pay to swap, of some rows, in one direction of the output.
+
+    Attributes
+    ----------
+    sign : float
+        Whether the output rises or falls.
+    rows : Tensor of shape (m,)
+        The rows that have such groups.
+    order : Tensor of shape (m, depth)
+        Groups in the order in which they are taken.
+    moved, paid : Tensor of shape (m, depth)
+        How the first k + 1 of them move the output, and what that costs.
+    useful : Tensor of shape (m, depth)
+        Which of these sets hold nothing that cannot pay.
+    """
+
+    sign: float
+    rows: Tensor
+    order: Tensor
+    moved: Tensor
+    paid: Tensor
+    useful: Tensor
+
+
+def tops_of(scores: list[Tensor]) -> Tensor:
+    """The largest score of each group, and of minus the scores, shape (2, G)."""
+    return torch.stack([torch.stack([s.max(), (-s).max()]) for s in scores], 1)
+
+
+def prefixes(
+    swaps: Swaps,
+    own: Tensor,
+    scores: list[Tensor],
+    tops: Tensor,
+    loss: Loss,
+    f: Tensor,
+    y: Tensor,
+    penalty: float,
+    kappa: float,
+    slack: float = 0.0,
+) -> Iterator[Prefixes]:
+    """The candidates of `best_prefix`, upwards and downwards; ``tops`` are those of `tops_of`.
+
+    Left out is what cannot pay to within ``slack``: a worst case is no steeper than the loss, and
+    no more than its slope squared over 4 kappa above it.
+    """
+    steep = loss.lipschitz
+    steep = None if steep is None or math.isinf(steep) else steep
+    for sign, top in zip((1.0, -1.0), tops, strict=True):
+        gain = torch.stack(
+            [(t - sign * s)[own[:, g]] for g, (t, s) in enumerate(zip(top, scores, strict=True))], 1
+        )
+        worth = gain > 0
+        if steep is not None:
+            worth &= steep * gain + slack > penalty * swaps.costs
+        some = worth.any(1)
+        near = steep is not None and kappa > 0
+        if near:  # a convex loss is largest at an end: where all that may pay is swapped, or none
+            level = loss.value(f, y)
+            room = (steep or 0.0) ** 2 / (4.0 * kappa) + slack
+            whole = loss.value(f + sign * torch.where(worth, gain, 0.0).sum(1), y)
+            some &= (whole - level).clamp_min(0.0) + room > penalty * swaps.costs.min()
+        rows = some.nonzero()[:, 0]
+        gain, worth = gain[rows], worth[rows]
+        depth = int(worth.sum(1).max()) if len(rows) else 0
+        rate = torch.where(worth, gain / swaps.costs, -torch.inf)
+        order = rate.argsort(dim=1, descending=True, stable=True)[:, :depth]
+        moved, paid = gain.gather(1, order).cumsum(1), swaps.costs[order].cumsum(1)
+        moved, useful = sign * moved, worth.gather(1, order)
+        if near and depth:
+            at, answer = f[rows, None], y[rows, None]
+            most = loss.value((at + moved).ravel(), answer.expand_as(moved).reshape(-1))
+            useful &= most.reshape(moved.shape) + room > level[rows, None] + penalty * paid
+            kept = useful.any(1).nonzero()[:, 0]
+            rows, order, moved, paid, useful = (
+                part[kept] for part in (rows, order, moved, paid, useful)
+            )
+        yield Prefixes(sign, rows, order, moved, paid, useful)
+
+
 def best_prefix(
     swaps: Swaps,
     own: Tensor,
@@ -95,7 +177,7 @@ def best_prefix(
     y: Tensor,
     penalty: float,
     kappa: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""Best categories of each sample for a convex loss of :math:`f = \theta^\top x + b`.
 
     .. math:: \max_S\; V\Bigl(f + \sum_{g \in S} u_g\Bigr) - \lambda \sum_{g \in S} c_g, \qquad
@@ -116,34 +198,34 @@ def best_prefix(
 
     Returns
     -------
-    Tensor of shape (n, G)
-        Categories.
+    tuple of Tensor
+        Categories, shape (n, G), how they change f, and their ground cost, both (n,).
     """
     scores = [step[:, 0] for step in swaps.steps(theta.unsqueeze(0))]
-    best, choice = loss.robust_value(f, y, kappa), own
-    for sign in (1.0, -1.0):
-        targets, gains = [], []
-        for g, score in enumerate(scores):
-            top, at = (sign * score).max(0)
-            gains.append(top - sign * score[own[:, g]])
-            targets.append(at)
-        gain = torch.stack(gains, 1)
-        order = (gain / swaps.costs).argsort(dim=1, descending=True, stable=True)
-        steps, prices = gain.gather(1, order), swaps.costs[order]
-        useful = steps > 0
-        if loss.lipschitz is not None:  # V is no steeper than the loss
-            useful &= loss.lipschitz * steps > penalty * prices
-        # A prefix that is longer than any useful one is never the best.
-        depth = int(useful.sum(1).max()) if len(f) else 0
-        target = torch.stack(targets)
-        taken = torch.zeros_like(own, dtype=torch.bool)
-        moved, paid = torch.zeros_like(f), torch.zeros_like(f)
-        for k in range(depth):
-            moved, paid = moved + steps[:, k], paid + prices[:, k]
-            taken = taken.scatter(1, order[:, k : k + 1], True)
-            value = loss.robust_value(f + sign * moved, y, kappa) - penalty * paid
-            wins = (value > best) & useful[:, k]
-            best = torch.where(wins, value, best)
+    choice, moved, paid = own, torch.zeros_like(f), torch.zeros_like(f)
+    tops = tops_of(scores)
+    both = list(prefixes(swaps, own, scores, tops, loss, f, y, penalty, kappa))
+    some = torch.cat([part.rows for part in both]).unique()
+    if not len(some):
+        return choice, moved, paid
+    choice, best = own.clone(), torch.full_like(f, torch.inf)
+    best[some] = loss.robust_value(f[some], y[some], kappa)
+    for part in both:
+        target = torch.stack([(part.sign * score).argmax() for score in scores])
+        taken = torch.zeros_like(own[part.rows], dtype=torch.bool)
+        for k in range(part.order.shape[1]):
+            taken.scatter_(1, part.order[:, k : k + 1], True)
+            use = part.useful[:, k]
+            rows, step, fee, chosen = (
+                part.rows[use],
+                part.moved[use, k],
+                part.paid[use, k],
+                taken[use],
+            )
+            value = loss.robust_value(f[rows] + step, y[rows], kappa) - penalty * fee
+            wins = value > best[rows]
+            better = rows[wins]
+            best[better], moved[better], paid[better] = value[wins], step[wins], fee[wins]
             # Groups outside of the prefix that wins return to the sample's own category.
-            choice = torch.where(wins.unsqueeze(1), torch.where(taken, target, own), choice)
-    return choice
+            choice[better] = torch.where(chosen[wins], target, own[better])
+    return choice, moved, paid

@@ -29,6 +29,7 @@ from drojko.exceptions import UnsupportedError
 __all__ = [
     "Atom",
     "Jet",
+    "bent",
     "even_logistic_root",
     "huber_jet",
     "jet",
@@ -91,7 +92,7 @@ def jet(
     """Jet of every point, smoothed by `mu` in units of the loss; `sigma` = 0 is the plain loss.
 
     `flip_price` = (λ, label cost) lets the adversary change a class label at λ * label cost.
-    `duals` (kinks, 4, n) makes second derivatives those of the primal-dual system; see `_bend`.
+    `duals` (kinks, 4, n) makes second derivatives those of the primal-dual system; see `bent`.
     """
     if duals is None:
         duals = np.empty((3, 0, 0))
@@ -210,7 +211,7 @@ def _even(
         rho, q = x / e, (mu / e) ** 2
         share = np.where(x > 0, 0.5 + 0.5 * rho, 0.5 * q / (1.0 + np.abs(rho)))
         bias = d * mu * mu / e
-        q, mix = _bend(dual, x, e, q, share)
+        q, mix = bent(dual, x, e, q, share)
         xx = rate * (1.0 - q) + q * d / e
     else:
         share = mix = np.where(x >= 0, 1.0, 0.0)
@@ -226,7 +227,7 @@ def _even(
     return out
 
 
-def _bend(
+def bent(
     dual: np.ndarray, x: np.ndarray, e: np.ndarray, q: np.ndarray, share: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """1 - w ρ in place of q = 1 - ρ², the curvature of e = sqrt(x² + width²) times e; ρ = x/e.
@@ -244,7 +245,12 @@ def _bend(
         return q, share
     rho = x / e
     old_x, gain, offset, w = dual
-    w = rho if np.isnan(w[0]) else np.clip(w + offset + gain * (x - old_x), -1.0, 1.0)
+    fresh = np.isnan(w)
+    if fresh.all():
+        w = rho
+    else:
+        w = np.clip(w + offset + gain * (x - old_x), -1.0, 1.0)
+        w = np.where(fresh, rho, w) if fresh.any() else w
     bend = 1.0 - w * rho
     dual[0], dual[1], dual[2], dual[3] = x, bend / e, rho - w, w
     return bend, 0.5 + 0.5 * w
@@ -256,7 +262,7 @@ def _smooth_max(a: Jet, b: Jet, mu: float, dual: np.ndarray) -> Jet:
     root = np.maximum(np.sqrt(z * z + 4.0 * mu * mu), 2.0 * mu + 1e-300)  # no width, and a tie
     ratio = mu / root
     share = np.where(z > 0, 0.5 + 0.5 * z / root, 2.0 * ratio * mu / (root + np.abs(z)))
-    bend, mix = _bend(dual, z, root, 4.0 * ratio * ratio, share)
+    bend, mix = bent(dual, z, root, 4.0 * ratio * ratio, share)
     bend, extra, rest = 0.5 * bend / root, 2.0 * ratio * mu, 1.0 - share
     dz = {name: getattr(b, name) - getattr(a, name) for name in "usl"}
 

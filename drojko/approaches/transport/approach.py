@@ -24,7 +24,7 @@ from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.known import KnownRows
-from drojko.inner.transport.storage import unpack
+from drojko.inner.transport.storage import swapping, unpack
 from drojko.inner.transport.transported import TransportedWorstCase
 from drojko.minimax.kinked import DETOURS
 from drojko.minimax.problem import TrainResult
@@ -55,13 +55,15 @@ class Transport(Approach):
 
     def linear(self, plan: Plan) -> LinearProblem | None:
         """Exact where linear combinations decide, and nothing is bounded."""
-        if plan.cost.bounded or plan.cost.swaps:
+        if plan.cost.bounded:
             return None
         if plan.classes:
             from drojko.approaches.transport.classes import ClassTransport
 
             return ClassTransport(plan)
-        return ExactTransport(plan) if plan.known else None
+        if not plan.known or (plan.cost.swaps and not _swappable(plan)):
+            return None
+        return ExactTransport(plan)
 
     def reject(self, plan: Plan, model: TabularModel | Any) -> None:
         """Targets of a regression that move need the exact solver."""
@@ -118,6 +120,13 @@ class Transport(Approach):
         )
 
 
+def _swappable(plan: Plan) -> bool:
+    """Whether categories are swapped exactly: rows of an array, targets that stay."""
+    table = plan.atoms is not None and hasattr(plan.atoms[0], "rows")
+    moving = plan.n_labels == 0 and math.isfinite(plan.label_cost)
+    return plan.loss.convex and not table and not moving
+
+
 def _moving_targets(
     fitted: FittedModel, state: dict[str, Any], adversary: Adversary
 ) -> TransportedWorstCase:
@@ -140,8 +149,11 @@ def _adversary(fitted: FittedModel, state: dict[str, Any]) -> Adversary:
         like: dict[str, Any] = {"dtype": fitted.dtype, "device": fitted.device}
         return unpack(state["adversary"], fitted.model, fitted.loss, **like)
     penalty = state["high_penalty"]
+    objective = fitted.objective(state["cost_weights"], penalty if math.isfinite(penalty) else 1.0)
+    if state.get("swaps"):
+        objective = swapping(objective, state["swaps"])
     return Adversary(
-        fitted.objective(state["cost_weights"], penalty if math.isfinite(penalty) else 1.0),
+        objective,
         n_labels=state["n_labels"],
         label_cost=state["label_cost"],
     )

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from drojko._numerics import standard_error
@@ -24,7 +23,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class ExactTransport(LinearProblem):
-    """A loss of one output whose worst cases are known, and columns without bounds or swaps."""
+    """A loss of one output whose worst cases are known, and columns without bounds."""
 
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Newton's method with a proven gap."""
@@ -53,6 +52,10 @@ class ExactTransport(LinearProblem):
             "n_labels": plan.n_labels,
             "label_cost": plan.label_cost,
         }
+        if data.swaps is not None:
+            from drojko.inner.transport.storage import pack_swaps
+
+            state["swaps"] = pack_swaps(data.swaps.swaps)
         return Assessment(certificate, state)
 
 
@@ -84,7 +87,7 @@ def certify_ridge(
         worst = (found.penalty_low, found.penalty_high, found.mixture)
         spread, own = data.y, data.y
         if plan.sampled:
-            spread, own = _spread(data, coef, intercept, found, penalty)
+            spread, own = _spread(found, penalty)
     own = standard_error(own, data.weight) if plan.sampled else 0.0
     certificate = Certificate(
         nominal_risk=nominal,
@@ -102,15 +105,7 @@ def certify_ridge(
     return certificate, worst
 
 
-def _spread(data: Any, coef: np.ndarray, intercept: float, found: Any, penalty: float) -> Any:
+def _spread(found: Any, penalty: float) -> Any:
     """Loss - penalty * cost of each point, and the loss: what Monte-Carlo errors are about."""
-    norm = data.squared_norm(coef)
-    u = data.predictions(coef, intercept) + found.shift
-    y = np.where(found.flip, 1.0 - data.y, data.y) if data.flips else data.y
-    losses = data.loss.value(torch.from_numpy(u), torch.from_numpy(y)).numpy()
-    if norm == 0 or math.isinf(penalty):
-        return losses, losses
-    cost = found.shift**2 / norm
-    if data.flips:
-        cost = cost + data.label_cost * found.flip
-    return losses - penalty * cost, losses
+    losses, cost = found.model.each(penalty)
+    return (losses if math.isinf(penalty) else losses - penalty * cost), losses

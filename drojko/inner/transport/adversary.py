@@ -243,7 +243,7 @@ class Adversary:
         """The best categories for a ridge loss, and the cost of taking them."""
         f, whole, kappa = self._line(batch)
         own, price, loss = swaps.state(batch.x), self.objective.penalty, self.objective.loss
-        choice = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa)
+        choice, _, _ = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa)
         return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
 
     def _line(self, batch: Batch) -> tuple[Tensor, Tensor, float]:

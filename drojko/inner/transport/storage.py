@@ -29,7 +29,7 @@ from drojko.models import TabularModel
 from drojko.transport.icnn import ICNN
 from drojko.transport.maps import BrenierMap
 
-__all__ = ["pack", "pack_module", "unpack", "unpack_module"]
+__all__ = ["pack", "pack_module", "pack_swaps", "swapping", "unpack", "unpack_module"]
 
 _SETTINGS = ("screening", "corrections", "tol", "n_labels", "label_cost")
 _KINDS: dict[str, type] = {c.__name__: c for c in (Stay, PairMoves, Support, BoxPath)}
@@ -105,6 +105,23 @@ def pack(adversary: Adversary) -> dict[str, Any]:
     }
 
 
+def pack_swaps(swaps: Swaps) -> dict[str, Any]:
+    """Swaps of a state without coordinates."""
+    return _plain(swaps)
+
+
+def swapping(objective: Objective, state: dict[str, Any]) -> Objective:
+    """The objective with the swaps of `pack_swaps`."""
+    q = objective.coordinates
+    parameter = next(iter(objective.model.parameters()))
+    swaps = _swaps(state, {"dtype": parameter.dtype, "device": parameter.device})
+    return replace(objective, coordinates=replace(q, swaps=swaps))
+
+
+def _swaps(state: dict[str, Any], like: dict[str, Any]) -> Swaps:
+    return Swaps(**{k: _tensor(v, like) for k, v in state.items()})
+
+
 def unpack(
     state: dict[str, Any],
     model: TabularModel,
@@ -117,8 +134,7 @@ def unpack(
     like = {"dtype": dtype, "device": device}
     coordinates = Coordinates(**{k: _tensor(v, like) for k, v in state["coordinates"].items()})
     if isinstance(coordinates.swaps, dict):
-        swaps = Swaps(**{k: _tensor(v, like) for k, v in coordinates.swaps.items()})
-        coordinates = replace(coordinates, swaps=swaps)
+        coordinates = replace(coordinates, swaps=_swaps(coordinates.swaps, like))
     search = state.get("search")
     if search is not None:
         anchors = Anchors(**{k: _tensor(v, like) for k, v in search["anchors"].items()})

@@ -64,18 +64,26 @@ class LinearProblem:
             return None, math.inf
         return risk, risk.value + self.ground.decay(z)
 
+    def nominal(self, z: np.ndarray) -> float:
+        """The plain risk and the ridge, below the objective."""
+        y, u = torch.from_numpy(self.data.y), torch.from_numpy(self.rows.predict(z))
+        return float(self.rows.w @ self.data.loss.value(u, y).numpy()) + self.ground.decay(z)
+
     def train(self, objective: NormObjective, lower: float = 0.0) -> LinearFit:
         """The common Newton's method; the better one of its model and one that nothing moves."""
-        found = fit(objective, self.limits, goal=_GOAL * self.aim)
+        # Where places tie, digits beyond the aim take steps of their own.
+        goal = self.aim if self.data.swaps is not None else _GOAL * self.aim
+        found = fit(objective, self.limits, goal=goal)
         z = self.rows.inward(found.coef, found.intercept)
         options = [(z, *self.risk(z, found.multiplier))]
         moved = self.ground.cost > 0.0
         if self.ground.moves and moved.any() and found.status != "unbounded":
             # Near the vertex Newton's method only approaches it; take it where it is no worse.
             still = np.where(moved, 0.0, z)
-            options.append((still, *self.risk(still)))
             worst = options[0][2] * (1.0 + _CLOSE) + ROUNDING * found.unit
-            if options[1][2] <= worst:
+            if self.data.swaps is None or self.nominal(still) <= worst:
+                options.append((still, *self.risk(still)))
+            if options[-1][2] <= worst and len(options) > 1:
                 near = self.rows.inward(*still_model(self))
                 options.append((near, *self.risk(near)))
         best = min(options[1:], key=lambda option: option[2], default=options[0])
@@ -108,7 +116,7 @@ def still_model(problem: LinearProblem) -> tuple[np.ndarray, float]:
     data, free = problem.data, problem.data.inverse_cost == 0.0
     X: Any = data.X[:, free] if free.any() else np.zeros((len(data.y), 1))
     X = np.ascontiguousarray(X) if isinstance(X, np.ndarray) else X
-    some = replace(data, X=X, inverse_cost=np.ones(X.shape[1]), label_cost=math.inf)
+    some = replace(data, X=X, inverse_cost=np.ones(X.shape[1]), label_cost=math.inf, swaps=None)
     found = solve_ridge(
         some,
         radius=0.0,
@@ -174,6 +182,8 @@ def solve_ridge(
     """
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
+    if radius == 0.0 and data.swaps is not None:
+        data = replace(data, swaps=None)
     if is_wide(data.X):
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:
@@ -193,16 +203,21 @@ def solve_ridge(
         return ridge_robust_risk(data, coef, intercept, radius=radius, penalty=penalty, guess=guess)
 
     problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact)
-    if data.loss.quadratic:
-        check_columns(rows)
-        return _solve_squares(problem)
-    found = _many_rows(problem) if rows.large else None
-    if found is None and rows.wide:
-        found = _vertex(problem)
-    if found is not None:
-        return found
+    if data.swaps is not None:
+        from drojko.minimax.transport.swaps.rows import SwapRows
+
+        objective: TransportRows = SwapRows(rows, data.loss, ground, data, alpha)
+    else:
+        if data.loss.quadratic:
+            check_columns(rows)
+            return _solve_squares(problem)
+        found = _many_rows(problem) if rows.large else None
+        if found is None and rows.wide:
+            found = _vertex(problem)
+        if found is not None:
+            return found
+        objective = TransportRows(rows, data.loss, ground)
     check_columns(rows)
-    objective = TransportRows(rows, data.loss, ground)
     if warm_start is not None:
         objective.begin(*_start(rows, *warm_start), 1e-2)
     solution = problem.train(objective)

@@ -31,10 +31,12 @@ from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.risk import spend
 from drojko.rows import Rows, blocks
 
-__all__ = ["SEPARABLE", "NormObjective", "Sums", "TransportRows"]
+__all__ = ["SCALARS", "SEPARABLE", "Kinks", "NormObjective", "Point", "Sums", "TransportRows"]
 
 _FAR = 1e-6  # of N: less than that does not smooth the vertex
 _STRAIGHT = 1e-4  # mu over the unit from which on straight parts of smooth losses stay as they are
+#: Of a jet, what is summed over rows; the first four without second derivatives.
+SCALARS = ("value", "bias", "s", "l", "ss", "sl", "ll", "curve_s")
 SEPARABLE = (
     "The classes can be separated, so without alpha or a radius the risk falls to zero along a "
     "ray and no minimum exists: add alpha > 0 or a radius > 0 (on columns that may move)."
@@ -43,11 +45,15 @@ SEPARABLE = (
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Where G is asked for: predictions, N, and p; without ``second`` first derivatives only."""
+    """Where G is asked for: predictions, N, and p; without ``second`` first derivatives only.
+
+    ``z`` are the parameters, for objectives that see more of them than this.
+    """
 
     u: np.ndarray
     square: float
     p: float
+    z: np.ndarray
     mu: float = 0.0
     duals: Mapping[str, Any] = field(default_factory=dict)
     second: bool = False
@@ -77,6 +83,7 @@ class Sums:
     curve: float = 0.0
     bias: float = 0.0
     plan: Any = None
+    extra: Any = None  # what does not go through u, N and p
     records: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -173,7 +180,7 @@ class NormObjective(ABC):
             guess = 0.5 * math.sqrt(square / self.budget) * self.unit / self.spread
 
         def at(lam: float) -> tuple[float, float, Sums | None]:
-            found = self.sums(Point(u, square, self.exchanged(lam, square), mu))
+            found = self.sums(Point(u, square, self.exchanged(lam, square), z, mu))
             spent = math.inf if found is None else found.spent
             return spent, -2.0 * spent / lam, found  # close to a power law
 
@@ -194,7 +201,7 @@ class NormObjective(ABC):
         """The chain rule through N; see `Terms`."""
         s, square, rate = None, self.square(z, mu), self.rate
         if np.isfinite(u).all():
-            s = self.sums(Point(u, square, self._level(p), mu, duals, second))
+            s = self.sums(Point(u, square, self._level(p), z, mu, duals, second))
         if s is None or not math.isfinite(s.value):
             return Terms(math.inf)
         cost, ridge = self.ground.cost, self.ground.ridge
@@ -258,7 +265,7 @@ class NormObjective(ABC):
         sums = detail[1] if detail is not None and detail[0] is state.u else None
         value, found = state.terms.value, sums
         if sums is None or sums.bias > 0.0:
-            found = self.sums(Point(state.u, square, self._level(state.p)))
+            found = self.sums(Point(state.u, square, self._level(state.p), state.z))
             value = math.inf if found is None else found.value + self.ground.decay(state.z)
         spent = sums or found
         return {
@@ -268,7 +275,7 @@ class NormObjective(ABC):
         }
 
 
-class _Kinks(NamedTuple):
+class Kinks(NamedTuple):
     """Duals of kinks, which take a step along."""
 
     duals: Any
@@ -312,19 +319,29 @@ class TransportRows(NormObjective):
 
     def sums(self, at: Point) -> Sums | None:
         """Jets in (u, sigma, lambda), block by block, and the chain rule through sigma."""
-        u, n, w, y, square, second = at.u, len(at.u), self.rows.w, self.rows.y, at.square, at.second
-        lam = self.exchanged(at.p, square) if self.budget else self.ground.penalty or math.inf
-        sigma = 0.25 * square / lam if square > 0.0 else 0.0
-        mu, price = 0.0 if self.smooth else at.mu, (lam, self.ground.flip_cost)
-        price, records, old = price if self.flips else None, {}, None
-        if mu > 0.0:
-            if second:
-                old = at.duals.get("kinks")
-                old = np.full((kinks(self.flips), 4, n), np.nan) if old is None else old.copy()
-            records = {"kinks": _Kinks(old)}
+        how = self._how(at)
+        found = self._gathered(at, how, self.rows.w)
+        return None if found is None else self._chained(at, how, *found)
+
+    def _how(self, at: Point) -> tuple[float, float, float, tuple[float, float] | None]:
+        """Lambda, sigma, mu of the loss's kinks, and what labels cost."""
+        lam = self.exchanged(at.p, at.square) if self.budget else self.ground.penalty or math.inf
+        sigma = 0.25 * at.square / lam if at.square > 0.0 else 0.0
+        price = (lam, self.ground.flip_cost) if self.flips else None
+        return lam, sigma, 0.0 if self.smooth else at.mu, price
+
+    def _gathered(
+        self, at: Point, how: tuple[float, float, float, Any], w: np.ndarray
+    ) -> tuple[dict[str, float], dict[str, np.ndarray], Any] | None:
+        """Sums of the jets under weights, their derivatives in u by row, and duals of kinks."""
+        u, n, y, second, old = at.u, len(at.u), self.rows.y, at.second, None
+        _, sigma, mu, price = how
+        if mu > 0.0 and second:
+            old = at.duals.get("kinks")
+            old = np.full((kinks(self.flips), 4, n), np.nan) if old is None else old.copy()
         by_row = {name: np.empty(n) for name in ("u", "uu", "us", "ul")[: 4 if second else 1]}
-        names = ("value", "bias", "s", "l", "ss", "sl", "ll", "curve_s")[: 8 if second else 4]
-        total = dict.fromkeys(names, 0.0)
+        names = SCALARS[: 8 if second else 4]
+        total: dict[str, float] = dict.fromkeys(names, 0.0)
         for part in blocks(n, 16):
             near = None if old is None else old[:, :, part]
             try:
@@ -340,20 +357,31 @@ class TransportRows(NormObjective):
                     total[name] += float(w[part] @ x)
                 elif x:
                     total[name] += x * float(w[part].sum())
-        s = total["s"]
+        return total, by_row, old
+
+    def _chained(
+        self,
+        at: Point,
+        how: tuple[float, float, float, Any],
+        total: dict[str, float],
+        by_row: dict[str, np.ndarray],
+        old: Any,
+    ) -> Sums:
+        """The derivatives in (u, N, p) from those in (u, sigma, lambda)."""
+        lam, sigma, mu, price = how
+        s, square, ball = total["s"], at.square, self.budget * lam if self.budget else 0.0
         rate, fall = (0.25 / lam, -sigma / lam) if lam else (0.0, 0.0)  # of sigma in N and lambda
         spent = -(s * fall + total["l"])
         out = Sums(total["value"], spent, by_row["u"], bias=total["bias"])
-        out.plan, out.records = (sigma, mu, price, old), records
+        out.plan, out.records = (sigma, mu, price, old), {"kinks": Kinks(old)} if mu > 0.0 else {}
         if self.by_sigma:
-            ball = self.budget * lam  # of which r² N / 4 sigma is the value
-            out.value += ball
+            out.value += ball  # r² N / 4 sigma
             if sigma:
                 out.n, out.p = ball / square, s - ball / sigma
         else:
-            out.value += self.budget * lam if self.budget else 0.0
+            out.value += ball
             out.n, out.p = s * rate, self.budget - spent
-        if not second:
+        if not at.second:
             return out
         # Far from a kink most rows have no curvature at all.
         out.uu = np.maximum(by_row["uu"], 0.0)

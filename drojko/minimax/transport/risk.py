@@ -39,6 +39,8 @@ class RidgeData:
     weight : array of shape (n,), nonnegative; None: equal weights. Only proportions matter.
     inverse_cost : array of shape (d,), the a_j; 0 means that the column cannot move. None: ones.
     label_cost : float, ``inf`` keeps labels fixed.
+    swaps : `drojko.minimax.transport.swaps.groups.Groups`, columns that change by swaps, whose
+        ``inverse_cost`` is 0. None: there are none.
     loss : a `Loss` with an exact worst case.
 
     Raises
@@ -59,6 +61,7 @@ class RidgeData:
     weight: np.ndarray = None  # type: ignore[assignment]
     inverse_cost: np.ndarray = None  # type: ignore[assignment]
     label_cost: float = math.inf
+    swaps: Any = None
     loss: Loss
 
     def __post_init__(self) -> None:
@@ -110,6 +113,17 @@ class RidgeData:
     def flips(self) -> bool:
         """Whether the adversary may change class labels."""
         return self.loss.task == "classification" and math.isfinite(self.label_cost)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the adversary may change class labels or categories."""
+        return self.flips or self.swaps is not None
+
+    @property
+    def jump_cost(self) -> float:
+        """The largest finite price of such a change; without any, infinite."""
+        prices = [self.label_cost] if self.flips else []
+        return max(prices + ([] if self.swaps is None else [self.swaps.largest]), default=math.inf)
 
     @property
     def label_norm(self) -> float:
@@ -205,14 +219,16 @@ class _Model:
         self._near: np.ndarray | None = None
         self.even: tuple[float, float] | None = None  # of the squared loss: shift by residual
 
-    def _loss(self, part: slice, shift: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return self.loss.value(torch.from_numpy(self.u[part] + shift), torch.from_numpy(y)).numpy()
-
     def _moved(
         self, part: slice, lam: float, y: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Worst shifts of some rows, their costs and the losses there."""
-        u = self.u[part]
+        return self._along(self.u[part], lam, y)
+
+    def _along(
+        self, u: np.ndarray, lam: float, y: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`_moved`, of given predictions."""
         if self.norm == 0.0 or math.isinf(lam):
             shift, cost = np.zeros_like(u), np.zeros_like(u)
         elif self.even is not None:
@@ -222,11 +238,15 @@ class _Model:
             at, target = torch.from_numpy(u), torch.from_numpy(y)
             shift = self.loss.shift(at, target, lam / self.norm).numpy()
             cost = shift * shift / self.norm
-        return shift, cost, self._loss(part, shift, y)
+        return (
+            shift,
+            cost,
+            self.loss.value(torch.from_numpy(u + shift), torch.from_numpy(y)).numpy(),
+        )
 
     def _close(self, lam: float) -> bool:
         """Whether worst cases at lam are found from others nearby."""
-        if self.nearby is None or self.data.flips or self.norm == 0.0 or not 0.0 < lam < math.inf:
+        if self.nearby is None or self.data.jumps or self.norm == 0.0 or not 0.0 < lam < math.inf:
             return False
         return self.loss.kink_free(0.25 * self.norm / lam)
 
@@ -293,6 +313,11 @@ class _Model:
                 shift[part], _, _, flip[part] = self._flipped(part, lam)
         return shift, flip
 
+    def each(self, lam: float) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and cost of all points."""
+        parts = [self._flipped(part, lam) for part in blocks(len(self.u), 16)]
+        return np.concatenate([p[2] for p in parts]), np.concatenate([p[1] for p in parts])
+
     def jumps(self, lam: float) -> np.ndarray:
         """Penalties from lam on at which a single point's maximiser jumps, sorted, flips aside."""
         if lam > 0.0 and self.loss.kink_free(0.25 * self.norm / lam):
@@ -347,7 +372,8 @@ def ridge_robust_risk(
     """
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
-    model = _Model(data, np.asarray(coef, dtype=np.float64), float(intercept))
+    kind = _Model if data.swaps is None else data.swaps.model
+    model = kind(data, np.asarray(coef, dtype=np.float64), float(intercept))
     nominal = model.plan(math.inf)
     if penalty is not None:
         floor = data.loss.growth * model.norm
@@ -361,9 +387,9 @@ def ridge_robust_risk(
     if not (radius is not None and 0 <= radius < math.inf):
         raise InvalidDataError(f"radius = {radius!r}, expected a finite number >= 0")
     budget = radius * radius
-    if budget == 0.0 or (model.norm == 0.0 and not data.flips):
+    if budget == 0.0 or (model.norm == 0.0 and not data.jumps):
         return _result(model, nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
-    if data.loss.quadratic:
+    if data.loss.quadratic and data.swaps is None:
         return _squared(model, radius, nominal.risk)
     low, high = _bracket(model, budget, guess)
     if low.cost >= budget:
@@ -377,6 +403,9 @@ def ridge_robust_risk(
 def _mixed(budget: float, low: _Plan, high: _Plan) -> tuple[float, float, float]:
     """The bound of the better multiplier, and the mixture on budget with its risk."""
     spread = low.cost - high.cost
+    if math.isinf(spread):  # the edge of where worst cases are finite: the loss grows as the cost
+        value = high.value + high.lam * budget
+        return value, 0.0, min(high.risk, value)
     mixture = min(max((budget - high.cost) / spread, 0.0), 1.0) if spread > 0 else 1.0
     value = min(low.value + low.lam * budget, high.value + high.lam * budget)
     return value, mixture, mixture * low.risk + (1.0 - mixture) * high.risk
@@ -408,10 +437,12 @@ def _squared(model: _Model, radius: float, nominal: float) -> RidgeRisk:
 
 def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, _Plan]:
     """Plans with cost >= budget (small λ) and cost <= budget (large λ)."""
-    lip = model.loss.lipschitz or 1.0
-    lam = 0.5 * math.sqrt(model.norm / budget) * lip
-    if lam == 0.0:  # only labels can move
-        lam = 1.0 / model.data.label_cost
+    steep = model.loss.lipschitz or 1.0
+    lam = 0.5 * math.sqrt(model.norm / budget) * (steep if math.isfinite(steep) else 1.0)
+    lam = max(lam, 2.0 * model.loss.growth * model.norm)
+    dear = model.data.jump_cost
+    if lam == 0.0:  # only labels and categories can change
+        lam = 1.0 / dear
     factor = 4.0
     if guess is not None and 0 < guess < math.inf:
         lam, factor = guess, 1.0 + 1e-6
@@ -421,8 +452,8 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, 
             break
         high = low
         lam = low.lam / factor if low.lam > 1e-290 else 0.0
-        if model.norm == 0.0 and lam < 1e-30 / model.data.label_cost:
-            lam = 0.0  # flipping every label that pays does not exhaust the budget
+        if model.norm == 0.0 and lam < 1e-30 / dear:
+            lam = 0.0  # all changes that pay do not exhaust the budget
         low = model.plan(_beyond(low, budget, lam))
         factor = factor**8 if factor < 2.0 else factor * factor
     factor = min(factor, 4.0) if guess is None else factor
@@ -462,13 +493,16 @@ def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Pla
             jumps = model.jumps(low.lam)
         a, b = np.searchsorted(jumps, [low.lam * (1 + eps), high.lam * (1 - eps)])
         lam = math.nan
-        if b > a and (iteration % 2 == 1 or b - a <= 2):
-            at = float(jumps[(a + b) // 2])
-            before = model.plan(at * (1 - eps))
+        known = b > a and (iteration % 2 == 1 or b - a <= 2)
+        if known or (model.data.jumps and iteration % 2 == 1 and low.cost < math.inf):
+            at, near = float(jumps[(a + b) // 2]) if known else 0.0, eps
+            if not known:
+                at, near = _meeting(budget, low, high)
+            before = model.plan(max(at * (1 - near), low.lam))
             if before.cost <= budget:
                 high, flo, fhi, side = before, 1.0, 1.0, 0
                 continue
-            after = model.plan(at * (1 + eps))
+            after = model.plan(min(at * (1 + near), high.lam))
             if after.cost >= budget:
                 low, flo, fhi, side = after, 1.0, 1.0, 0
                 continue
@@ -490,6 +524,19 @@ def _narrow(model: _Model, budget: float, low: _Plan, high: _Plan) -> tuple[_Pla
         if not low.lam < high.lam:
             break
     return low, high
+
+
+def _meeting(budget: float, low: _Plan, high: _Plan) -> tuple[float, float]:
+    """Where the tangents of the bound at both ends meet, and how surely, relatively.
+
+    A single jump between them is there, exactly.
+    """
+    left, right = low.cost - budget, budget - high.cost
+    fall = low.value - high.value + budget * (low.lam - high.lam)
+    at = (left * low.lam + right * high.lam + fall) / (left + right)
+    at = min(max(at, low.lam), high.lam)
+    size = abs(high.value) + budget * high.lam
+    return at, 2e-14 + (4e-16 * size / (at * (left + right)) if at > 0.0 else 0.0)
 
 
 def spend(

@@ -1,0 +1,1 @@
+"""Training against transport sets whose categories are swapped."""
