@@ -117,8 +117,9 @@ class Split:
 
     @property
     def spread(self) -> float:
-        """How far environments of the source are from models that have not seen them."""
-        return float(self.report.unseen)
+        """Root mean square over the rows of the levels of y given x that were seen."""
+        seen = self.report.table
+        return math.sqrt(float(np.average(seen["level"] ** 2, weights=seen["rows"])))
 
     def robust(self, ambiguity: Any, alpha: float = 0.0) -> Any:
         if self.logistic:
