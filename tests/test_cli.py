@@ -485,7 +485,12 @@ def test_a_table_with_text_and_gaps_is_fitted_and_predicted(invoke, iris):
     assert found.exit_code == 0, found.output
     assert "colour: one column a category" in found.output
     frame[frame.columns[::-1]].to_csv("new.csv", index=False)
-    assert invoke("predict", "m.drojko", "new.csv", "-o", "p.csv").exit_code == 0
+    found = invoke("predict", "m.drojko", "new.csv", "-o", "p.csv")
+    assert found.exit_code == 0
+    assert "unknown" not in found.output
+    frame.replace("blue", "green").to_csv("green.csv", index=False)
+    found = invoke("predict", "m.drojko", "green.csv", "-o", "green-p.csv")
+    assert "'colour': 'green' (66 rows)" in found.output
     said, model = pd.read_csv("p.csv"), drojko.load("m.drojko")
     X = frame.drop(columns="species")
     assert said["prediction"].tolist() == model.predict(X).tolist()

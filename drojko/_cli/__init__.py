@@ -424,9 +424,12 @@ def predict(model: Path, data: Path, output: Path, **given: Any) -> None:
     from drojko._cli.tables import read_table
     from drojko._files import write_table
     from drojko._persist import load_any
+    from drojko.auditing.reading.categories import unknown_categories
 
     fitted = load_any(model, trusted=given["trust"], unsafe=given["unsafe_pickle"])
     X = _as_fitted(fitted, read_table(data, given["encoding"], given["sep"]), data)
+    for words in unknown_categories(fitted, X):
+        click.echo(f"note: unknown to the model, answered as if there were none: {words}", err=True)
     found = pd.DataFrame({"prediction": fitted.predict(X)})
     if hasattr(fitted, "predict_proba"):
         names = [f"probability of {label}" for label in fitted.classes_]

@@ -67,6 +67,8 @@ def health(problem: AuditProblem) -> Health:
     _chance(problem, f, found)
     _spread(problem, flat, found)
     _told(problem, found)
+    if problem.model.unknown:
+        _unknown(problem.model.unknown, found)
     if problem.model.tabular is not None:
         _slopes(problem, found)
     else:
@@ -134,6 +136,16 @@ def _told(problem: AuditProblem, found: Health) -> None:
     found.add(
         check("columns that tell the target", len(columns), not columns, names),
         f"target among the columns: {names} tells it exactly, leave it out of X",
+    )
+
+
+def _unknown(columns: list[str], found: Health) -> None:
+    """Categories that the model's encoders turn into nothing."""
+    found.add(
+        check("columns with unknown categories", len(columns), False, "; ".join(columns)),
+        "unknown categories: the model has not seen "
+        f"{'; '.join(columns[:FEW])}, and answers as if those rows had none: train on them, or "
+        "write them as it knows them",
     )
 
 

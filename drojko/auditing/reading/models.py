@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from drojko._sklearn import odd_columns
 from drojko._validation import plain_tensor, shown
+from drojko.auditing.reading.categories import unknown_categories
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
 from drojko.auditing.reading.own import BLOCK, ONE, Held, Own, Tally, Watched
 from drojko.auditing.reading.space import Space
@@ -48,6 +49,8 @@ class AuditedModel:
         Answers that were no numbers, of all that the audit asked for.
     guide : TabularModel or None
         The copy of a model that is audited under a loss without gradients: where to search.
+    unknown : list of str
+        Columns with categories that the model's encoders have not seen, in words.
     """
 
     own: Own
@@ -60,6 +63,7 @@ class AuditedModel:
     differing: int = 0
     tally: Tally = field(default_factory=Tally)
     guide: TabularModel | None = None
+    unknown: list[str] = field(default_factory=list)
 
     @property
     def probabilities(self) -> bool:
@@ -149,7 +153,9 @@ def _estimator(model: Any, X: Any) -> AuditedModel:
     if space.missing is not None:
         copies, note = [], "no gradients: rows with missing values"
     own = Own(model, space, X, classes, method)
-    found, rows = AuditedModel(own, None, space, classes, note, tally=tally), space.encode(X)
+    unknown = unknown_categories(model, X)
+    found = AuditedModel(own, None, space, classes, note, tally=tally, unknown=unknown)
+    rows = space.encode(X)
     try:  # what does not fit: of categories a model may refuse those of any row
         every = space.fixed.any() or space.missing is not None
         (own.scores if classes is not None else own.raw)(rows if every else rows[:1])

@@ -386,8 +386,10 @@ class AuditReport:
         lines = [f"Audit of {self.name} ({self.about.get('rows', '?')} rows)", ""]
         lines += [*(f"- {text}" for text in self.findings), ""] if self.findings else []
         if self.problem is not None:
+            shown["upper_bound"] = self.bounds  # none where none is useful
             lines += [str(self.decision), ""]
-        lines.append(shown.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+        text = shown.to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-")
+        lines.append(text)
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -110,8 +110,12 @@ def test_columns_are_found_by_name():
 def test_unknown_categories():
     odd = X.assign(carrier=X.carrier.where(X.index != 3, "ZZ"))
     model = linear()
-    row = audit(model, odd, LATE, KL(0.1)).table.iloc[0]
+    report = audit(model, odd, LATE, KL(0.1))
+    row = report.table.iloc[0]
     assert row.nominal_accuracy == pytest.approx(model.score(odd, LATE), abs=1e-12)
+    (said,) = [line for line in report.findings if "unknown categories" in line]
+    assert "'carrier': 'ZZ' (1 row)" in said
+    assert not any("unknown" in line for line in audit(model, X, LATE, KL(0.1)).findings)
     with pytest.raises(InvalidDataError, match=r"unknown categories \['ZZ'\].*takes them"):
         audit(boosted(), odd, LATE, KL(0.1))
 
