@@ -437,7 +437,8 @@ def _eliminated(
             scaled = square / (root.unsqueeze(2) * root.unsqueeze(1))
             a = -scaled
             a.diagonal(dim1=1, dim2=2).add_(2.0 - _SHIFT)
-            factor, _ = torch.linalg.cholesky_ex(a)
+            factor, failed = torch.linalg.cholesky_ex(a)
+            const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
             bsw = square @ (s.unsqueeze(2) * w)
             xw = (bsw + units.mixed.unsqueeze(2) * w) / root.unsqueeze(2)
             right = torch.cat([xw, (b0 / root).unsqueeze(2)], 2)

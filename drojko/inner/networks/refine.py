@@ -29,7 +29,7 @@ _LONGER = 3
 _OPEN = 0.4
 #: Of more margins than these a stage begins at twice its gap: each sample has as many regions.
 _SEVERAL = 4
-#: Halvings that find a goal, which is missed by 50 / 2^22 at most, on the safe side.
+#: Halvings that find a goal, missed on the safe side by (50 + the margin's rise) / 2^22 at most.
 _HALVINGS = 22
 #: A stage whose work does not reach below this share of the best penalty so far is left out.
 _NEAR = 0.97
