@@ -217,6 +217,10 @@ class LBFGSRun(ABC):
             raise
         return Status.MAX_ITER if result.status == 1 else Status.CONVERGED
 
+    def moving(self) -> Any:
+        """1 for the numbers of a point that change, 0 for those that are held."""
+        return 1.0
+
     def polish(self, max_iter: int) -> Status:
         """From the best point along kinks, where there are not too many parameters for that."""
         if len(self.best_point) > MOST_PARAMETERS:
@@ -237,7 +241,7 @@ class LBFGSRun(ABC):
         for k, size in enumerate(DETOURS):
             self.stage, before = len(self.history), self.best_value
             # On a kink no subgradient need descend: BFGS starts beside it.
-            scale = size * (1.0 + np.abs(self.best_point))
+            scale = size * (1.0 + np.abs(self.best_point)) * self.moving()
             start = np.maximum(self.best_point + scale * noise.standard_normal(len(scale)), least)
             try:
                 ended = minimise_kinked(function, start, max_iter, report)

@@ -181,6 +181,8 @@ def test_regression(data, loss):
     settings = {"loss": loss, "reference": "empirical", "tol": 0.01, "random_state": 0}
     reg = DRORegressor(ball(radius=0.3), **settings).fit(X, y)
     alone = DRORegressor(ball(math.inf, radius=0.3), **settings).fit(X, y)
+    through = DRORegressor(ball(radius=0.3), **settings, fit_intercept=False)
+    assert through.fit(X, y).intercept_ == 0.0
     attack = ball(radius=0.3)
     c = reg.certificate_
     assert c.upper == pytest.approx(c.lower, rel=1e-8)

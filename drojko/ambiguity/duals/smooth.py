@@ -169,7 +169,7 @@ class SmoothMarginal(_Smooth):
         taken = np.diff(np.minimum(np.cumsum(self.cap * self.shares[order]), 1.0), prepend=0.0)
         q = np.empty_like(means)
         q[order] = taken / self.shares[order]
-        return float(self.shares @ (q * means)), q
+        return float(self.shares @ (q * means)), np.minimum(q, self.cap)  # tiny shares round
 
     def _at(
         self, means: np.ndarray, width: float, slope: float, price: float

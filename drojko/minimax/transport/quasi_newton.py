@@ -68,6 +68,12 @@ class QuasiNewton(LBFGSRun):
     def free(self) -> list[tuple[float | None, float | None]]:
         return [(None, None)] * self.flat.numel()
 
+    def moving(self) -> np.ndarray:
+        """Without intercepts that are held at zero."""
+        held = np.ones_like(self.best_point)
+        held[: self.flat.numel()] = self.trainable.double().cpu().numpy()
+        return held
+
     def load(self, point: np.ndarray) -> None:
         self.flat.copy_(torch.as_tensor(point[: self.flat.numel()]))
 
