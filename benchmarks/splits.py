@@ -249,8 +249,7 @@ def _reweighted(ambiguity: Any) -> Callable[[Split], tuple[Scorer, float]]:
             raise Skip("for classes only")
         model = split.robust(ambiguity, split.alphas[1])
         chosen = select_radius(model, split.X, split.y, method="environments",
-                               radii=_SIZES[ambiguity.size_name], groups=split.place,
-                               rule="clear")  # fmt: skip
+                               radii=_SIZES[ambiguity.size_name], groups=split.place)  # fmt: skip
         model.set_params(**chosen.params)
         known = {"groups": split.place} if ambiguity.knows_groups else {}
         return _line(model.fit(split.X, split.y, **known)), chosen.radius
@@ -434,9 +433,9 @@ METHODS = (
     Method("W2, cv", "set", _w2("cv", cv=3)),
     Method("W2, rwpi", "set", _w2("rwpi", n_draws=20_000)),
     Method("W2, radius 0.1", "set", _fixed),
-    Method("dro: W2, radius 0.1", "set", _dro("W2", 0.1)),
-    Method("dro: chi-square(0.1)", "set", _dro("chi-square", 0.1)),
-    Method("dro: CVaR(0.5)", "set", _dro("CVaR", 0.5)),
+    Method("dro: W2, radius 0.1", "set", _dro("W2", 0.1), full=True),
+    Method("dro: chi-square(0.1)", "set", _dro("chi-square", 0.1), full=True),
+    Method("dro: CVaR(0.5)", "set", _dro("CVaR", 0.5), full=True),
     Method("KL, environments", "set", _reweighted(KL(radius=0.1))),
     Method("chi-square, environments", "set", _reweighted(ChiSquare(radius=0.1)), full=True),
     Method("CVaR, environments", "set", _reweighted(CVaR(alpha=0.5))),

@@ -25,17 +25,18 @@ target (those that come later), 10 random splits; columns in units of the source
 regressions too. Loss is the log-loss, or the squared error (1: the source's variance).
 
 Everything is chosen on the source: by 3 folds, or by leaving one environment out and looking at
-plain loss. Sets that reweight keep the L2 penalty that was chosen by environments, and are none at
-all unless a size gains beyond two standard errors (`rule="clear"`). Exceptions say so: **told**
-methods know from the truth in which direction the level of y given x moves (a sign; how far is the
-root mean square of what the source's environments show, by `shift_report`; for regressions the set
-is that of targets that rise by up to twice that), or have {LABELS} labels of the target for their
-intercept; **oracle** rows choose or train on other rows of the target. Nothing else has seen the
-target. Trees are LightGBM; robust trees are `drojko.boosting.objective`. The perceptron is
-scikit-learn's. Rows of `dro` {DRO} are its linear models at fixed sizes, by Clarabel (installed
-alone, into a folder of its own); its `KLDRO` is left out, whose program that solver fails on. A win
-(loss) against a method: the mean relative difference of target losses over the splits is below
-(above) 0 by more than its 95 % half-width. Splits of one task share rows of one pool and one
+plain loss. Sets that reweight keep the L2 penalty that was chosen by environments. Exceptions say
+so: **told** methods know from the truth in which direction the level of y given x moves (a sign;
+how far is the root mean square of what the source's environments show, by `shift_report`; for
+regressions the set is that of targets that rise by up to twice that), or have {LABELS} labels of
+the target for their intercept; **oracle** rows choose or train on other rows of the target. Nothing
+else has seen the target. Trees are LightGBM; robust trees are `drojko.boosting.objective`. The
+perceptron is scikit-learn's. Rows of `dro` {DRO}, with `--full`, are its linear models at fixed
+sizes, by Clarabel (installed alone, into a folder of its own); its `KLDRO` is left out, whose
+program that solver fails on.
+
+A win (loss) against a method: the mean relative difference of target losses over the splits is
+below (above) 0 by more than its 95 % half-width. Splits of one task share rows of one pool and one
 target: intervals are those of drawing the rows again, and not of other shifts; the interval in
 brackets is over tasks. `worst` is the worst environment of the target, `ECE` the calibration error
 in ten bins, `source` the loss on rows of the source that were held out.
