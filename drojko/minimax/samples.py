@@ -105,7 +105,7 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     rows, size = objective.rows, objective.rows.size
     sizes = [min(each * max(size, _NARROW), rows.n // 4) for each in (_FIRST, _SECOND)]
     last = min(rows.n // _SHARE, _CHEAP * rows.n // (2 * size), _ROOM // size)
-    if last >= 2 * sizes[1] and rows.own() is rows:  # ranks would have to send it
+    if last >= 2 * sizes[1]:
         sizes.append(last)
     index, largest = drawn(rows, sizes[-1], classes)
     problem, solver, state = objective, None, None
