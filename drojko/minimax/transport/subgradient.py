@@ -144,7 +144,8 @@ class _Pass(Passes):
             totals += [cost, risk + self._priced(penalty, share, cost)]
             if budget:
                 # Multiplicative step on the multiplier: the cost falls like penalty^-2.
-                excess = math.log(max(cost / share, 1e-300) / budget)
+                # (As logarithms: the quotient of a finite cost and budget may be none.)
+                excess = math.log(max(cost / share, 1e-300)) - math.log(budget)
                 log_penalty += 0.1 * max(-1.0, min(1.0, excess)) * (1.0 - 0.9 * progress)
         return self.closed(
             state, float(totals[1]), squared_slope / len(batches), adam=adam,
