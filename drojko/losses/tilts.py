@@ -167,11 +167,13 @@ def _line(r, s, eta, slope, offset, t, upper):
     """
     middle = slope * s * eta
     z = (t - middle) if upper else (middle - t)
-    with np.errstate(over="ignore", divide="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         hazard = _ROOT / erfcx(z / math.sqrt(2.0))
+        variance = np.clip(1.0 - hazard * (hazard - z), 0.0, 1.0)
+        # Far out the difference is all rounding, and its limit is z^-2 (1 + O(z^-2)).
+        variance = np.where(z < 1e3, variance, np.maximum(z, 1.0) ** -2.0)
     log_mass = eta * (slope * r + offset) + 0.5 * middle**2 + log_ndtr(-z)
     mean = middle + (hazard if upper else -hazard)
-    variance = np.clip(1.0 - hazard * (hazard - z), 0.0, 1.0)
     direction = (0.0, slope, slope * s)
     means = np.stack([np.full_like(r, slope), slope * mean, slope * (r + s * mean) + offset])
     cov = np.stack([direction[i] * direction[j] * variance for i, j in _PAIRS])
