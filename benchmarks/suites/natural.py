@@ -223,7 +223,7 @@ def summary(rows: list[dict]) -> list[Check]:
             target = f"`{by}` against `{other}`: better on 4 tasks or more, worse on none"
             checks.append(Check(target, _score(found), len(won) >= 4 and not lost))
     for name in _names(good):
-        if name.endswith(", environments") and name not in (by, "L2, environments",
+        if name.endswith((", environments", ", clear")) and name not in (by, "L2, environments",
                                                             "trees, environments"):  # fmt: skip
             found = compared(good, name, "L2, environments")
             checks.append(Check(f"`{name}` against L2 by environments: at most one loss",
