@@ -218,7 +218,7 @@ def test_a_loss_in_numpy_is_refused_by_name(z):
     problem = MinimaxProblem(
         lambda t, z: np.abs(z @ t), torch.ones(3, dtype=torch.float64), z, KL(radius=0.1)
     )
-    with pytest.raises(InvalidDataError, match=r"loss\(params, z\) calls NumPy .* torch\.abs"):
+    with pytest.raises(InvalidDataError, match=r"loss\(params, z\) calls NumPy .*torch\.abs"):
         problem.solve()
 
 
