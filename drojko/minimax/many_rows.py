@@ -282,13 +282,15 @@ class ManyRows:
                 return -math.inf
             s, k = settled, 0
         u = few.predict(s.z)
-        y, w = self.rows.at(index, self.rows.y, self.rows.w)
+        here = self.rows.here(index)
+        y, w = self.rows.y[here], self.rows.w[here]
         near = s.sums.near if self.near is None else self.near
-        near = near[index] if np.size(near) == self.rows.n else None
+        near = near[here] if near is not None and len(near) == len(self.rows.y) else None
         levels, size = o.levels(s.z, s.p), self.rows.size
         if settles:
             o, w = o.frozen(y, w, u, levels)
-        own = new = o.at(y, w, u, levels, near, True)
+        many = 0 if settles else levels.size
+        own = new = over_all(few, o.at(y, w, u, levels, near, True), many)
         if own is None or new is None:
             return -math.inf
         factor = inverse_of(few, own, None, k)
@@ -303,6 +305,7 @@ class ManyRows:
             shifted = levels.copy()
             shifted[:k] += move[size:]
             new = o.at(y, w, u + few.predict(move[:size]), shifted, near, False)
+            new = over_all(few, new, many)
             if new is None:
                 return -math.inf
             left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base

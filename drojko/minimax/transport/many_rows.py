@@ -69,7 +69,8 @@ class Transported:
     def _spread(self, z: np.ndarray, u: np.ndarray) -> np.ndarray:
         """About the best sigma, below kinks."""
         slope = self.loss.line(u, self.rows.y)[1]
-        sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / float(self.rows.w @ slope**2))
+        steep = float(self.rows.total(self.rows.w @ slope**2))
+        sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / steep)
         while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5
         return np.array([sigma])
