@@ -33,6 +33,8 @@ _CARRIERS, _EACH = 4_000, 20  # rows that are enough of them, and rows a paramet
 _MEMORY = 20  # pairs that the metric is corrected by
 _VANISHED = 1e-3  # of a level's first value
 _BALANCE = 1e-12  # of slopes, over their sum: rounding
+_HELD = 1e-7  # the same where a ball or a ridge holds them
+_LIGHT = 0.1  # of what holds them, in steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,7 @@ class ManyRows:
         no good, ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
         ``record`` the "penalty" and "transport_cost" of the history. Where kinks became bends:
         ``frozen(y, w, u, levels)``, what is left of the problem once levels balance on their own,
-        and the weights of its rows; ``sharpen(factor)`` makes the bends shorter, and
+        and the weights of its rows; ``carriers(u, levels)``, the rows in them; ``sharpen(factor)`` makes the bends shorter (False: too short), and
         ``flat(z, p)`` says whether most rows are in one.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
@@ -249,9 +251,10 @@ class ManyRows:
         """The state with a bound, where that can be expected to prove the tolerance."""
         if self.carriers is None:
             return s
-        # The second order of the carriers is as much larger as they are fewer.
+        # The second order of the carriers is as much larger as they are fewer; that of rows in
+        # bends is all there is.
         goal = 0.25 * self.tol * abs(s.value)
-        share = len(self.carriers) / self.rows.n
+        share = 1.0 if hasattr(self.objective, "carriers") else len(self.carriers) / self.rows.n
         if not (s.stuck or s.decrement <= min(goal * share, 0.1 * s.tried)):
             return s
         enough = math.ceil(min(2.0 * self.rows.n * s.decrement / goal, self.rows.n)) if goal else 0
@@ -263,7 +266,8 @@ class ManyRows:
         ):
             return s
         # What is left is the price of the bend, which grows with its square.
-        self.objective.sharpen(max(math.sqrt(0.3 * goal / gap), 0.1))
+        if not self.objective.sharpen(max(math.sqrt(0.3 * goal / gap), 0.1)):
+            return replace(s, stuck=True)
         sums = self._read(s.z, self.objective.levels(s.z, s.p))
         return s if sums is None else replace(self._at(s.z, s.p, s.metric, (), sums), lower=s.lower)
 
@@ -271,7 +275,10 @@ class ManyRows:
         """The bound with the slopes of carriers, so many at most, moved until all sums balance."""
         o, few, k = self.objective, self.rows, s.p.size
         index: Any = self.carriers
-        if count < len(index):
+        bends = hasattr(o, "carriers")
+        if bends:
+            index = o.carriers(few.predict(s.z), o.levels(s.z, s.p))
+        elif count < len(index):
             index = index[np.linspace(0, len(index) - 1, int(count)).astype(int)]
         if len(index) < few.n:
             few = few.take(index)
@@ -293,24 +300,31 @@ class ManyRows:
         own = new = over_all(few, o.at(y, w, u, levels, near, True), many)
         if own is None or new is None:
             return -math.inf
-        factor = inverse_of(few, own, None, k)
+        rest, light, must = self.objective.rest(s.z, s.p, s.sums), None, np.ones(size + k, dtype=bool)
+        if bends:
+            # Rows in bends are equally far from their kinks: some sums they cannot move, and these
+            # need not balance where ball or ridge holds a part.
+            light, must[:size], must[size:] = _lightly(rest), rest.Hz == 0.0, False
+        factor = inverse_of(few, own, light, k)
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, s.sums.steep), np.abs(s.sums.gp[:k]))
         gradient = s.gradient[: size + k]
         left, move = gradient, np.zeros(size + k)
         for _ in range(12):
-            if (np.abs(left) <= 0.01 * _BALANCE * scale).all():
+            if (np.abs(left) <= 0.01 * np.where(must, _BALANCE, _HELD) * scale).all():
                 break
             move = move - _inverse(factor, (), left)
             shifted = levels.copy()
             shifted[:k] += move[size:]
-            new = o.at(y, w, u + few.predict(move[:size]), shifted, near, False)
+            new = o.at(y, w, u + few.predict(move[:size]), shifted, near, bends)
             new = over_all(few, new, many)
             if new is None:
                 return -math.inf
+            if bends:  # rows enter and leave them
+                factor = inverse_of(few, new, light, k)
             left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
             left[:size][~self.rows.free] = 0.0
-        if (np.abs(left) > _BALANCE * scale).any():
+        if (np.abs(left) > _BALANCE * scale)[must].any():
             return -math.inf
         sums = replace(
             s.sums,
@@ -319,9 +333,9 @@ class ManyRows:
             mass=s.sums.mass + new.mass - own.mass,
         )
         o = self.objective
-        c = left[:size] - o.rest(s.z, s.p, s.sums).gz
+        c = left[:size] - rest.gz
         # Rounding, outwards: of the sums, and of a balance that is not exact.
-        drift = 2.0 * float(np.abs(left[:size]) @ np.abs(s.z))
+        drift = 2.0 * float(np.abs(left[:size])[must[:size]] @ np.abs(s.z)[must[:size]])
         rounding = 1e-15 * (abs(s.value) + s.sums.reach)
         return o.dual(s.z, s.p, c, sums) - drift - rounding
 
@@ -375,6 +389,13 @@ def over_all(rows: Rows, sums: RowSums | None, k: int) -> RowSums | None:
     hpp = hpp if sums.hpp is not None else sums.hpp
     known = {"value": value, "worth": worth, "spent": spent, "mass": mass}
     return replace(sums, **known, gp=gp, hpp=hpp, steep=steep, reach=reach)
+
+
+def _lightly(rest: Rest) -> Rest:
+    """A share of it: what holds steps where rows do not."""
+    low = rest.low and (rest.low[0], _LIGHT * rest.low[1])
+    parts = {name: _LIGHT * getattr(rest, name) for name in ("Hz", "Hzp", "Hpp")}
+    return replace(rest, low=low, **parts)
 
 
 def inverse_of(
