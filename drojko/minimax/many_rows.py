@@ -113,8 +113,9 @@ class ManyRows:
         no good, ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
         ``record`` the "penalty" and "transport_cost" of the history. Where kinks became bends:
         ``frozen(y, w, u, levels)``, what is left of the problem once levels balance on their own,
-        and the weights of its rows; ``carriers(u, levels)``, the rows in them; ``sharpen(factor)`` makes the bends shorter (False: too short), and
-        ``flat(z, p)`` says whether most rows are in one.
+        and the weights of its rows; ``carriers(u, levels)``, the rows in them; ``sharpen(factor)``
+        makes the bends shorter (False: too short), and ``flat(z, p)`` says whether most rows are in
+        one.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
     carriers : array of int, default=None
@@ -300,7 +301,11 @@ class ManyRows:
         own = new = over_all(few, o.at(y, w, u, levels, near, True), many)
         if own is None or new is None:
             return -math.inf
-        rest, light, must = self.objective.rest(s.z, s.p, s.sums), None, np.ones(size + k, dtype=bool)
+        rest, light, must = (
+            self.objective.rest(s.z, s.p, s.sums),
+            None,
+            np.ones(size + k, dtype=bool),
+        )
         if bends:
             # Rows in bends are equally far from their kinks: some sums they cannot move, and these
             # need not balance where ball or ridge holds a part.

@@ -71,7 +71,7 @@ class Rotation:
         size = np.abs(X).max(axis=0)
         centred[:, np.abs(centred).max(axis=0) <= 8 * np.finfo(X.dtype).eps * size] = 0.0
         centred *= unit
-        found = _by_gram(centred) or _by_reflections(centred)
+        found: Any = _by_gram(centred) or _by_reflections(centred)
         return None if found is None else cls(*found, unit, mean)
 
     def inward(self, coef: np.ndarray, intercept: Any) -> tuple[np.ndarray, Any]:
@@ -84,7 +84,7 @@ class Rotation:
     def outward(self, psi: np.ndarray, intercept: Any) -> tuple[np.ndarray, Any]:
         """The model in the units of the data."""
         along = np.zeros((len(self.span), *psi.T.shape[1:]))
-        along[self.pick] = solve_triangular(self.factor, psi.T, lower=True, trans="T")
+        along[self.pick] = solve_triangular(self.factor, psi.T, lower=True, trans=1)
         coef = (along.T @ self.span) * self.unit
         return coef, intercept - coef @ self.mean
 
@@ -124,7 +124,7 @@ def _by_gram(rows: np.ndarray) -> tuple[np.ndarray, ...] | None:
     pick, rest, corner = order[:rank], order[rank:], np.asfortranarray(factor[:rank])
     if len(rest):
         share = np.zeros((len(rest), len(rows)))
-        share[:, pick] = solve_triangular(corner, factor[rank:].T, lower=True, trans="T").T
+        share[:, pick] = solve_triangular(corner, factor[rank:].T, lower=True, trans=1).T
         left = rows[rest] - share @ rows if len(rest) <= _FEW else np.inf
         if np.square(left).sum() > _LEFT**2 * most:
             return None
