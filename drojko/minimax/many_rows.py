@@ -35,6 +35,7 @@ _VANISHED = 1e-3  # of a level's first value
 _BALANCE = 1e-12  # of slopes, over their sum: rounding
 _HELD = 1e-7  # the same where a ball or a ridge holds them
 _LIGHT = 0.1  # of what holds them, in steps
+_ROUGH = 0.1  # relative residual of steps by products: as many digits as a step gains
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,7 @@ class ManyRows:
         gradient = np.append(sums.slope + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
         if metric is None:
-            metric = inverse_of(self.rows, sums, rest, p.size)
+            metric = inverse_of(self.rows, sums, rest, p.size, _ROUGH)
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
         return State(z, p, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
@@ -301,32 +302,53 @@ class ManyRows:
         own = new = over_all(few, o.at(y, w, u, levels, near, True), many)
         if own is None or new is None:
             return -math.inf
-        rest, light, must = (
-            self.objective.rest(s.z, s.p, s.sums),
-            None,
-            np.ones(size + k, dtype=bool),
-        )
-        if bends:
+        rest, must = self.objective.rest(s.z, s.p, s.sums), np.ones(size + k, dtype=bool)
+        light, close, most = None, 1e-3, 12
+        held = self.rows.free & (rest.Hz > 0.0)
+        loose = few.wide and bool(held[: few.d][self.rows.free[: few.d]].all())
+        if bends or loose:
             # Rows in bends are equally far from their kinks: some sums they cannot move, and these
-            # need not balance where ball or ridge holds a part.
-            light, must[:size], must[size:] = _lightly(rest), rest.Hz == 0.0, False
-        factor = inverse_of(few, own, light, k)
+            # need not balance where ball or ridge holds a part. Many columns had better not.
+            light, must[:size], must[size:] = _lightly(rest), ~held, loose and o.tight
+        if loose:
+            close, most = _ROUGH, 2
+        factor = inverse_of(few, own, light, k, close)
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, s.sums.steep), np.abs(s.sums.gp[:k]))
         gradient = s.gradient[: size + k]
         left, move = gradient, np.zeros(size + k)
-        for _ in range(12):
+        shifted, v = levels.copy(), u
+        for _ in range(most):
             if (np.abs(left) <= 0.01 * np.where(must, _BALANCE, _HELD) * scale).all():
                 break
             move = move - _inverse(factor, (), left)
-            shifted = levels.copy()
-            shifted[:k] += move[size:]
-            new = o.at(y, w, u + few.predict(move[:size]), shifted, near, bends)
-            new = over_all(few, new, many)
+            shifted[:k] = levels[:k] + move[size:]
+            v = u + few.predict(move[:size])
+            new = over_all(few, o.at(y, w, v, shifted, near, bends or loose), many)
             if new is None:
                 return -math.inf
             if bends:  # rows enter and leave them
                 factor = inverse_of(few, new, light, k)
+            left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
+            left[:size][~self.rows.free] = 0.0
+        some = np.flatnonzero(must & np.append(self.rows.free, np.ones(k, dtype=bool)))
+        if loose and some.size:
+            # The intercept and levels, whose sums have to be exact, ask for no product.
+            step = np.zeros(size + k)
+            for _ in range(8):
+                if (np.abs(left) <= 0.01 * _BALANCE * scale)[some].all():
+                    break
+                hup, hpp = new.hup[:, :k].sum(axis=0), new.hpp[:k, :k]
+                corner = np.block([[np.array([[new.huu.sum()]]), hup[None]], [hup[:, None], hpp]])
+                at = some - size + 1
+                step[some] = -factorised(corner[np.ix_(at, at)])(left[some])
+                shifted[:k] += step[size:]
+                v = v + step[size - 1]
+                new = over_all(few, o.at(y, w, v, shifted, near, True), many)
+                if new is None:
+                    return -math.inf
+                sums = np.append(new.gu.sum() - own.gu.sum(), new.gp[:k] - own.gp[:k])
+                left[size - 1 :] = gradient[size - 1 :] + sums
             left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
             left[:size][~self.rows.free] = 0.0
         if (np.abs(left) > _BALANCE * scale)[must].any():
@@ -404,11 +426,14 @@ def _lightly(rest: Rest) -> Rest:
 
 
 def inverse_of(
-    rows: Rows, sums: RowSums, rest: Rest | None, k: int
+    rows: Rows, sums: RowSums, rest: Rest | None, k: int, close: float = 1e-3
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Solutions with the second derivatives in (z, p): by Cholesky, of many columns by products."""
+    """Solutions with the second derivatives in (z, p): by Cholesky, of many columns by products.
+
+    These to a relative residual ``close``.
+    """
     if rows.wide:
-        return by_products(rows, sums, rest, k)
+        return by_products(rows, sums, rest, k, close)
     return factorised(_hessian(rows, sums, rest, k))
 
 

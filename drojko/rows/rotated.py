@@ -25,6 +25,7 @@ from drojko._driver import Limits
 __all__ = ["Rotation"]
 
 qr: Any = scipy.linalg.qr
+_Turned = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 #: Pivots of the Gram matrix over the largest: what is kept is no less than the first, so that the
@@ -71,7 +72,7 @@ class Rotation:
         size = np.abs(X).max(axis=0)
         centred[:, np.abs(centred).max(axis=0) <= 8 * np.finfo(X.dtype).eps * size] = 0.0
         centred *= unit
-        found: Any = _by_gram(centred) or _by_reflections(centred)
+        found = _by_gram(centred) or _by_reflections(centred)
         return None if found is None else cls(*found, unit, mean)
 
     def inward(self, coef: np.ndarray, intercept: Any) -> tuple[np.ndarray, Any]:
@@ -106,7 +107,7 @@ class Rotation:
         return replace(found, coef=coef, intercept=intercept)
 
 
-def _by_gram(rows: np.ndarray) -> tuple[np.ndarray, ...] | None:
+def _by_gram(rows: np.ndarray) -> _Turned | None:
     """From Cholesky's factor of the rows' products, where rows are far from dependent, or are so.
 
     Some 20 times as fast as reflections, at the square of the condition.
@@ -133,7 +134,7 @@ def _by_gram(rows: np.ndarray) -> tuple[np.ndarray, ...] | None:
     return turned, rows, pick, corner
 
 
-def _by_reflections(rows: np.ndarray) -> tuple[np.ndarray, ...] | None:
+def _by_reflections(rows: np.ndarray) -> _Turned | None:
     """From orthogonal factors, to full accuracy; None where there is nothing."""
     Q, R = qr(rows.T, mode="economic")
     V, T, order = qr(R, pivoting=True)
