@@ -184,6 +184,10 @@ class OwnRows(Rows):
         table = type(self.X)(self.X.ranks, np.zeros((len(self.y), 1)), (1, np.dtype(float)))
         return table.rows(self.all.y, self.all.w, intercept=self.intercept).own()
 
+    def everywhere(self, index: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return self.every(index + self.X.own.start)
+
     def here(self, index: np.ndarray) -> np.ndarray:
         """See `Rows`."""
         return self.X.here(index)

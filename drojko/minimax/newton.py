@@ -13,7 +13,6 @@ a proof: the exact objective of the best iterate against the best lower bound.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import math
@@ -23,7 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from drojko._driver import Limits, Outcome, Status, nested, run
 from drojko._numerics import endless
@@ -563,14 +562,15 @@ def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """
     diagonal = matrix.diagonal()
     unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
-    scaled, shift = matrix * unit[:, None] * unit, 1e-14
-    diagonal = scaled.diagonal().copy()
-    while shift < 1e8:
-        scaled.flat[:: len(unit) + 1] = diagonal + shift
-        with contextlib.suppress(np.linalg.LinAlgError):
-            factor = np.linalg.cholesky(scaled)
-            if np.isfinite(factor).all():
-                return lambda right: unit * cho_solve((factor, True), unit * right)
+    shift = 1e-14
+    while len(unit) and shift < 1e8:
+        scaled = matrix * unit[:, None]
+        scaled *= unit
+        scaled.flat[:: len(unit) + 1] += shift
+        # LAPACK in place, without a copy in the other order.
+        factor, failed = dpotrf(scaled.T, clean=False, overwrite_a=True)
+        if not failed and np.isfinite(factor.diagonal()).all():
+            return lambda right: unit * dpotrs(factor, unit * right)[0]
         shift *= 100.0
     return lambda right: right * unit * unit
 

@@ -177,6 +177,7 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     z = np.zeros(rows.size)
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.total(rows.w @ rows.y))
-    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=12)
+    most = 2 if rows.wide else 12  # of which the first are far from any joint optimum
+    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=most)
     z = z if state is None else state.z
     return z, rows.predict(z)

@@ -531,6 +531,10 @@ class Rows:
         """The rows without what they say: one column of zeros."""
         return Rows(np.zeros((self.n, 1)), self.y, self.w, intercept=self.intercept)
 
+    def everywhere(self, index: np.ndarray) -> np.ndarray:
+        """Some `own` rows of every process, among all rows."""
+        return index
+
     def here(self, index: np.ndarray) -> np.ndarray:
         """Which `own` rows are among some of all rows, whose indices do not fall."""
         return index

@@ -72,6 +72,7 @@ CASES = {
     "KL, many rows": (classifier(KL(0.2)), "many"),
     "CVaR, many rows": (classifier(CVaR(0.3)), "many"),
     "order 2, more rows": (classifier(Wasserstein(0.2), alpha=0.0), "more"),
+    "order 2, hinge, many rows": (classifier(Wasserstein(0.05), loss="hinge"), "many"),
     "KL, more rows": (classifier(KL(0.2)), "more"),
     "no certificate": (classifier(Wasserstein(0.2), effort="none"), "plain"),
 }

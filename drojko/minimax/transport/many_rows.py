@@ -35,6 +35,8 @@ _BLOCK = 1 << 14  # rows whose work arrays stay in cache
 class Transported:
     """The objective, on a ground where something moves."""
 
+    tight = False  # bounds hold at any price
+
     def __init__(self, rows: Rows, loss: Loss, ground: Ground):
         self.rows, self.loss, self.ground = rows, loss, ground
         self.priced = ground.penalty is not None
