@@ -17,6 +17,8 @@ def environments_of(problem: Any) -> ShiftReport | str | None:
 
     Columns are those that the model sees, in the units of the audit's distances.
     """
+    import pandas as pd
+
     if problem is None or problem.groups is None or problem.sampled:
         return None
     groups = np.asarray(problem.groups)
@@ -26,9 +28,10 @@ def environments_of(problem: Any) -> ShiftReport | str | None:
     if problem.classes is not None and problem.n_labels > 0:
         y = np.asarray(problem.classes)[y.astype(int)]
     known = np.isfinite(X).all(axis=1)
+    table = pd.DataFrame(X[known], columns=list(problem.model.space.names))
     kind = "regression" if problem.classes is None else "classification"
     try:
-        return shift_report(X[known], y[known], groups[known], task=kind, random_state=0)
+        return shift_report(table, y[known], groups[known], task=kind, random_state=0)
     except InvalidDataError as error:
         return f"Not known: {error}."
 

@@ -18,7 +18,8 @@ _SEVERAL = 5
 class Found:
     """Differences by aspect; ``apart`` is the share of environments that x alone gives away.
 
-    ``few`` are environments of few rows, ``pure`` those of one class, of ``count`` in all.
+    ``few`` are environments of few rows, ``pure`` those of one class, of ``count`` in all; ``own``
+    are columns that are constant within every environment.
     """
 
     differs: dict[str, bool]
@@ -28,6 +29,7 @@ class Found:
     logistic: bool
     few: list[Any]
     pure: list[Any]
+    own: list[str]
     count: int
     direction: tuple[Any, float] | None
 
@@ -37,6 +39,13 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
     reasons = []
     level, slopes = (found.differs[f"y given x: {part}"] for part in ("level", "slopes"))
     unit = " log odds" if found.logistic else " (units of y)"
+    if found.own:
+        listed = ", ".join(found.own[:3]) + (", ..." if len(found.own) > 3 else "")
+        reasons.append(
+            f"Constant within every environment, and left out: {listed}. Such columns say which "
+            "environment a row is of, and a new one has other values there: a model learns from "
+            "them what does not carry over."
+        )
     if not any(found.differs.values()):
         reasons.append(
             "Beyond chance the environments do not differ, neither in x nor in y: no size of any "

@@ -202,6 +202,10 @@ def shift_report(
 
     Notes
     -----
+    Columns that are constant within every environment (the environment's own name as numbers, or
+    what belongs to it) are left out, and the reasons name them: differences hide behind them, and a
+    new environment has other values there. Where all columns are such, all stay.
+
     The 20 largest environments are looked at one by one in x and for `reach`. Of one of a few rows
     nothing can be said: its intercept is shrunk to the others', and it gets no slopes. Divergences
     are those of rows that a linear model of x, x squared and y tells apart, merged to five cells:
@@ -236,6 +240,7 @@ def shift_report(
     if not is_whole(max_rows, 100):
         raise InvalidDataError(f"max_rows={shown(max_rows)}; expected 100 or more")
     names, place = environments_of(groups, "shift_report")
+    words = [str(name) for name in getattr(X, "columns", [])]
     X = checked_data(BaseEstimator(), X, dtype=np.float64)
     check_scale(X, "X")
     if not len(X) == len(y) == len(place):
@@ -253,7 +258,20 @@ def shift_report(
         X, targets, place = X[kept], targets[kept], place[kept]
         present = np.unique(place)
         names, place = names[present], np.searchsorted(present, place)
-    return _report(X, targets, classes, place, [plain(name) for name in names], column, rng)
+    own = _own(X, place)
+    words = [words[j] if words else str(j) for j in np.flatnonzero(own)]
+    named = [plain(name) for name in names]
+    return _report(X[:, ~own], targets, classes, place, named, column, rng, words)
+
+
+def _own(X: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Which columns are constant within every environment, but not in all of them; not all are."""
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    least, most = (at.reduceat(X[order], starts) for at in (np.minimum, np.maximum))
+    own = (least == most).all(axis=0) & (np.ptp(least, axis=0) > 0)
+    several = np.diff(starts, append=len(place)) > 1
+    return own & (own != (np.ptp(X, axis=0) > 0)).any() & (several.sum() > 1)
 
 
 def _targets(y: Any, task: str) -> tuple[np.ndarray, list[Any] | None]:
@@ -300,7 +318,7 @@ def _direction(direction: Any, classes: list[Any] | None) -> int | None:
 
 def _report(
     X: np.ndarray, y: np.ndarray, classes: list[Any] | None, place: np.ndarray, names: list[Any],
-    direction: int | None, rng: np.random.Generator,
+    direction: int | None, rng: np.random.Generator, left_out: list[str],
 ) -> ShiftReport:  # fmt: skip
     import pandas as pd
 
@@ -349,7 +367,7 @@ def _report(
         dict(zip(_ASPECTS, differences["gain"], strict=True)),
         float(np.mean(apart.auc >= _APART)), widest.level.spread, bool(classes),
         [names[e] for e in np.flatnonzero(rows < FEW)], _pure(y, place, names, rows, classes),
-        count, known,
+        left_out, count, known,
     )  # fmt: skip
     ambiguity, reasons = advise(found)
     return ShiftReport(

@@ -161,3 +161,23 @@ def test_a_range_from_a_few_environments_is_an_order_of_magnitude(places):
     said = f"an order of magnitude, as {places} environments" in report.reasons[-1]
     assert said == (places == 2)
     assert isinstance(report.ambiguity, ClassShift)
+
+
+def test_columns_that_name_the_environment_are_left_out(rng):
+    """Behind an environment's own columns its level hides; without them the report is another's."""
+    place = np.repeat(["A", "B", "C"], 150)
+    x = rng.normal(size=(450, 2))
+    level = np.repeat([-1.5, 0.0, 1.5], 150)
+    y = (x[:, 0] + level + rng.logistic(size=450) > 0).astype(int)
+    table = pd.DataFrame(x, columns=["u", "v"])
+    plain = shift_report(table, y, place, random_state=0)
+    wide = table.assign(is_A=place == "A", is_B=place == "B", is_C=place == "C", beds=7.0 * level)
+    report = shift_report(wide.astype(float), y, place, random_state=0)
+    assert report.differences.equals(plain.differences)
+    assert report.spread == plain.spread
+    assert "left out: is_A, is_B, is_C, ..." in report.reasons[0]
+    assert len(report.reasons) == len(plain.reasons) + 1
+    # With nothing else there is nothing else to look at.
+    alone = shift_report(wide[["beds"]], y, place, random_state=0)
+    assert alone.differences["differs"].iloc[0]
+    assert not any("left out" in reason for reason in alone.reasons)
