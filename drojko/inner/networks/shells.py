@@ -178,23 +178,20 @@ class Shells:
         middle = 0.5 * (t0 + t1).unsqueeze(-1)
         # The tangent of sqrt(tau) at the middle, which is above it: middle/2 + tau / (2 middle).
         half, per = 0.5 * middle, 0.5 / middle
-        value, base, rise = None, None, None
-        for level, slope, straight in (
-            (self.level[rows, shells], self.slope[rows, shells], True),
-            (self.constant[rows, shells], 0.5 * self.curvature[rows, shells], False),
-            (self._chain[rows, shells], self.rates[rows], True),
-            (self.cap[rows], None, False),
-        ):
-            start, by = level.unsqueeze(-2), torch.zeros(1, dtype=torch.float64) if slope is None else slope
-            by = by.unsqueeze(-2)
-            if straight:
-                start, by = start + by * half, by * per
-            at = start + by * middle.square()
-            if value is None:
-                value, base, rise = at, start, by
-                continue
-            lower = at < value
-            value = torch.where(lower, at, value)
+        at = rows, shells
+        lines = (self.level[at], self.slope[at]), (self._chain[at], self.rates[rows])
+        forms = [
+            (level.unsqueeze(-2) + slope.unsqueeze(-2) * half, slope.unsqueeze(-2) * per)
+            for level, slope in lines
+        ]
+        forms.append((self.constant[at].unsqueeze(-2), 0.5 * self.curvature[at].unsqueeze(-2)))
+        forms.append((self.cap[rows].unsqueeze(-2), torch.zeros_like(middle)))
+        (base, rise), square = forms[0], middle.square()
+        value = base + rise * square
+        for start, by in forms[1:]:
+            other = start + by * square
+            lower = other < value
+            value = torch.where(lower, other, value)
             base, rise = torch.where(lower, start, base), torch.where(lower, by, rise)
         found = [base + rise * t.square().unsqueeze(-1) for t in (t0, t1)]
         return [chosen + _ROOM * chosen.abs() for chosen in found]
