@@ -15,12 +15,22 @@ from sklearn.linear_model import LogisticRegression
 from drojko.ambiguity import KL, AmbiguitySet, CVaR
 from drojko.boosting import ReweightedClassifier
 
-__all__ = ["GAP", "HELD", "SETS", "case", "learners"]
+__all__ = ["DATA", "DRAWS", "GAP", "HELD", "SETS", "case", "learners"]
 
 #: Targets: upper bound over the best known, cross-validation over rows held out.
 GAP, HELD = 0.05, 0.15
 SETS: dict[str, AmbiguitySet] = {"CVaR": CVaR(0.7), "KL": KL(0.1)}
 ROWS, NEW, LONG = 400, 4_000, 60
+#: Eight columns, four of them informative; what else is told to `make_classification`.
+DATA: dict[str, dict[str, Any]] = {
+    "usual": {"flip_y": 0.05, "class_sep": 1.5},
+    "noisy": {"flip_y": 0.3, "class_sep": 1.0},
+    "close": {"flip_y": 0.02, "class_sep": 0.5},
+    "rare": {"flip_y": 0.02, "class_sep": 1.0, "weights": [0.9]},
+    "apart": {"flip_y": 0.0, "class_sep": 2.5},
+}
+#: How many draws of each.
+DRAWS = dict.fromkeys(DATA, 2) | {"usual": 5}
 
 
 def learners() -> dict[str, Any]:
@@ -32,11 +42,11 @@ def learners() -> dict[str, Any]:
     }
 
 
-def case(name: str, seed: int, *, smoke: bool = False) -> Callable[..., Iterator[dict]]:
+def case(data: str, name: str, seed: int, *, smoke: bool = False) -> Callable[..., Iterator[dict]]:
     """Rows of one set and one draw of data, one for each learner (for a smoke run the first)."""
 
     def rows(context: Any) -> Iterator[dict]:
-        X, y = make_classification(ROWS + NEW, 8, n_informative=4, flip_y=0.05, class_sep=1.5,
+        X, y = make_classification(ROWS + NEW, 8, n_informative=4, **DATA[data],
                                    random_state=1000 * context.seed + seed)  # fmt: skip
         train, test = slice(0, ROWS), slice(ROWS, None)
         for learner, model in list(learners().items())[: 1 if smoke else None]:
@@ -57,6 +67,8 @@ def case(name: str, seed: int, *, smoke: bool = False) -> Callable[..., Iterator
                 "game gap %": 100.0 * (upper / lower - 1.0), "cross-validated": robust.robust_cv_,
                 "held out": held,
                 "cv off %": 100.0 * (robust.robust_cv_ / held - 1.0) if small else math.nan,
+                "rows off %": 100.0 * (upper / held - 1.0),
+                "constant": held / robust.best_constant_,
                 "warned": any("says nothing of new data" in str(one.message) for one in said),
             }  # fmt: skip
             if small:

@@ -243,12 +243,12 @@ def _w2(method: str, **settings: Any) -> Callable[[Split], tuple[Scorer, float]]
     return train
 
 
-def _reweighted(ambiguity: Any) -> Callable[[Split], tuple[Scorer, float]]:
+def _reweighted(ambiguity: Any, rule: str = "mean") -> Callable[[Split], tuple[Scorer, float]]:
     def train(split: Split) -> tuple[Scorer, float]:
         if isinstance(ambiguity, ClassShift) and not split.logistic:
             raise Skip("for classes only")
         model = split.robust(ambiguity, split.alphas[1])
-        chosen = select_radius(model, split.X, split.y, method="environments",
+        chosen = select_radius(model, split.X, split.y, method="environments", rule=rule,
                                radii=_SIZES[ambiguity.size_name], groups=split.place)  # fmt: skip
         model.set_params(**chosen.params)
         known = {"groups": split.place} if ambiguity.knows_groups else {}
@@ -441,6 +441,13 @@ METHODS = (
     Method("CVaR, environments", "set", _reweighted(CVaR(alpha=0.5))),
     Method("Group, environments", "set", _reweighted(Group(radius=0.1))),
     Method("class shift, environments", "set", _reweighted(ClassShift(radius=0.1))),
+    Method("Group, environments, clear", "set", _reweighted(Group(radius=0.1), "clear"), full=True),
+    Method(
+        "class shift, environments, clear",
+        "set",
+        _reweighted(ClassShift(radius=0.1), "clear"),
+        full=True,
+    ),
     Method(TREES, "trees", _trees("thirds")),
     Method("trees, environments", "trees", _trees("environments")),
     Method("trees, KL(0.2)", "trees", _robust_trees(KL(radius=0.2))),

@@ -68,6 +68,7 @@ __all__ = [
     "fitting",
     "plain",
     "odd_columns",
+    "pandas_table",
     "validate_data",
 ]
 
@@ -350,6 +351,19 @@ def checked_data(
         raise InvalidDataError(f"X is {shown(X)}, y is {shown(y)}: {text}") from error
 
 
+def pandas_table(X: Any) -> Any:
+    """A table of another library, such as polars, as one of pandas; all else as it is."""
+    if not hasattr(X, "columns") or hasattr(X, "iloc") or not hasattr(X, "to_pandas"):
+        return X
+    try:
+        return X.to_pandas()
+    except ImportError as error:
+        kind = type(X).__module__.split(".")[0]
+        raise InvalidDataError(
+            f"X is a table of {kind}, which {error}: give a pandas one"
+        ) from None
+
+
 def odd_columns(columns: Any, known: Any) -> str | None:
     """What is wrong with the columns of a table for a model that knows others; None: nothing.
 
@@ -422,15 +436,21 @@ def _checked_targets(y: Any, *, numeric: bool) -> Any:
         return y
     try:
         array = np.asarray(y)
-        missing = [label is None for label in array.ravel()] if array.dtype == object else []
+        missing = [_no_label(label) for label in array.ravel()] if array.dtype == object else []
     except (TypeError, ValueError):
         missing = []
     if any(missing):
+        first = missing.index(True)
         raise InvalidDataError(
-            f"y[{missing.index(True)}] is None ({sum(missing)} of {len(missing)} labels are "
+            f"y[{first}] is {array.ravel()[first]} ({sum(missing)} of {len(missing)} labels are "
             "missing): drop these rows, or give them a label"
         )
     return y
+
+
+def _no_label(label: Any) -> bool:
+    """Whether a label is None, NaN or pandas' NA, whose comparisons are no booleans."""
+    return label is None or str(label) == "<NA>" or (isinstance(label, float) and label != label)
 
 
 def plain(value: Any) -> Any:

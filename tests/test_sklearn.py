@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import GridSearchCV
 
-from drojko._sklearn import NestedDefaults, _classes
+from drojko._sklearn import NestedDefaults, _checked_targets, _classes
 from drojko._validation import is_moderate
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import InvalidDataError
@@ -92,3 +93,19 @@ def test_one_odd_entry_of_many_is_seen(odd):
     assert is_moderate(X)
     X[4097, 1] = odd
     assert not is_moderate(X)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["a", "b", None], dtype=object),
+        pd.Series(["a", "b", None]),
+        pd.Series(["a", "b", np.nan], dtype=object),
+        pd.Series([True, False, None], dtype="boolean"),
+    ],
+    ids=["none", "text", "nan", "boolean"],
+)
+def test_missing_labels_are_named(labels):
+    with pytest.raises(InvalidDataError, match=r"y\[2\] is .* \(1 of 3 labels are missing\)"):
+        _checked_targets(labels, numeric=False)
+    assert _checked_targets(labels[:2], numeric=False) is not None

@@ -136,12 +136,13 @@ class Marginal(_OfColumns):
     Use ``reference="empirical"``: smoothed columns have no cells.
 
     With ``smoothness`` the value is an upper bound for every law P0 whose mu is as smooth as L
-    says: the maximum without the Lipschitz rule is attained at
-    :math:`q = \mathrm{clip}((\mu - \eta) / \lambda + 1 / (2 \alpha))`, which keeps that rule, and
-    the term in lambda is not negative. The published bound argues so with the norm of q in the
-    place of its bound 1 / alpha, a larger set. On a sample it is as uncertain as any mean of a
-    sample; ``attained`` is what a member of the set attains on the rows. One column takes .3 s for
-    1,000 rows, several take some 3 times as long; in many columns few rows are near each other,
+    says: the maximum without the Lipschitz rule is attained at :math:`q = \mathrm{clip}((\mu -
+    \eta) / \lambda + 1 / (2 \alpha))`, which keeps that rule, and the term in lambda is not
+    negative. The published bound argues so with the norm of q in the place of its bound 1 / alpha,
+    a larger set. On a sample it is as uncertain as any mean of a sample; ``attained`` is what a
+    member of the set attains on the rows. One column takes .3 s for 1,000 rows, several take some 3
+    times as long, and a fit asks for some tens of such values (4 s of CPU for 200 rows;
+    ``reference="kde"`` is 500 draws and takes 10); in many columns few rows are near each other,
     and the bound is that of `CVaR`. Fits have no proven gap: the minimum over lambda is not convex.
 
     References

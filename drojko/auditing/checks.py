@@ -13,6 +13,7 @@ from drojko._numerics import telling
 from drojko.auditing.reading.models import AuditedModel
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.row import Row, check
+from drojko.measures._arrays import strange_groups
 from drojko.models import NO_LOGITS, looks_like_probabilities
 
 __all__ = ["Health", "health", "notes"]
@@ -69,6 +70,8 @@ def health(problem: AuditProblem) -> Health:
     _told(problem, found)
     if problem.model.unknown:
         _unknown(problem.model.unknown, found)
+    if problem.ambiguity.knows_groups:
+        _strange(problem, found)
     if problem.model.tabular is not None:
         _slopes(problem, found)
     else:
@@ -147,6 +150,20 @@ def _unknown(columns: list[str], found: Health) -> None:
         f"{'; '.join(columns[:FEW])}, and answers as if those rows had none: train on them, or "
         "write them as it knows them",
     )
+
+
+def _strange(problem: AuditProblem, found: Health) -> None:
+    """Groups that the model was not fitted to, where it knows which these were."""
+    model = problem.model.own.model
+    model = getattr(model, "best_estimator_", model)
+    known = getattr(getattr(model, "steps", [[model]])[-1][-1], "_groups", None)
+    strange = strange_groups(known, problem.groups)
+    if strange:
+        found.add(
+            check("groups of the fit", 0.0, False, strange),
+            f"other groups: the rows are of groups that the model was not fitted to, {strange}: "
+            "the worst case is over the groups of these rows. Check the labels",
+        )
 
 
 def _slopes(problem: AuditProblem, found: Health) -> None:

@@ -23,7 +23,7 @@ from drojko.auditing.certified import certified, reweight
 from drojko.auditing.checks import Health, health, notes
 from drojko.auditing.progress import Progress, progress_bar
 from drojko.auditing.reading.faithful import faithful, farthest
-from drojko.auditing.reading.models import audited_model
+from drojko.auditing.reading.models import audited_model, whole_table
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reading.setup import build_problem, searched, sets_of, size_name
 from drojko.auditing.reporting.comparison import Comparison
@@ -64,7 +64,7 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
     scale: str | None = None,
     inner: Any = None,
     groups: Any = None,
-    max_evaluations: int = 400_000,
+    max_evaluations: int = 150_000,
     images: tuple[int, int] | None = None,
     name: str | None = None,
     verbose: bool = False,
@@ -114,8 +114,9 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
         Solver of the worst case (`drojko.inner`); None: "icnn" with 60 steps.
     groups : array-like, default=None
         The group of each row, for `Group` sets and for `AuditReport.groups`.
-    max_evaluations : int, default=400000
-        Rows that a model without gradients is asked about, at most.
+    max_evaluations : int, default=150000
+        Rows that the search for worst cases of a model without gradients asks about, at most (600
+        times each row, at least 8): more find worse ones and take longer in proportion.
     images : (height, width), default=None
         Rows of X as pictures, for the report.
     name : str, default=None
@@ -203,6 +204,7 @@ def audit(  # pyright: ignore[reportInconsistentOverload]
     generator = make_generator(random_state)
     sets = sets_of(ambiguity, radii)
     settings = get_inner(ICNNJKO(steps=STEPS, rounds=2) if inner is None else inner)
+    X = whole_table(model, X)
     read = audited_model(model, X, y)
     problem = build_problem(
         read,

@@ -194,15 +194,21 @@ class _Reweighted(MetaEstimatorMixin, BaseEstimator):
 
     def _cross_validated(self, data: Rows, answers: Any, seed: int) -> float:
         """Worst-case risk of rows held out, the whole game played in each fold."""
+        labels = None
         if self.cv is None or is_whole(self.cv, 0):
             if self.cv == 0:
                 return math.nan
             folds = self._folds(5 if self.cv is None else self.cv, shuffle=True, random_state=seed)
         else:
             folds = check_cv(self.cv, data.y, classifier=is_classifier(self))
-        labels = data.groups if np.ndim(data.groups) == 1 else None
+            labels = data.groups if np.ndim(data.groups) == 1 else None
         losses, times = np.zeros(len(data.y)), np.zeros(len(data.y))
-        for train, test in folds.split(data.X, data.y, labels):
+        for number, (train, test) in enumerate(folds.split(data.X, data.y, labels), 1):
+            if len(np.unique(data.y[train])) < 2:
+                raise InvalidDataError(
+                    f"fold {number} of cv leaves one value of y to train on: give fewer folds, a "
+                    "splitter that leaves two classes in, or cv=0 for no robust_cv_"
+                )
             game, held = self._play(data.at(train), answers, seed), data.at(test)
             said = np.mean([answers.of(model, held.X) for model in game.models], axis=0)
             losses[test] += answers.losses(said, held.y)

@@ -77,10 +77,12 @@ class Shard:
             return table, y, y, weight, groups
         # Several of each: labels are not taken for numbers because they are few.
         fitted._encode(np.tile(np.concatenate([part[2] for part in said if part[1]]), 3))
-        own = np.zeros(0, dtype=np.int64)
+        own = np.zeros(0)
         if len(self.y):
             own = np.searchsorted(fitted.classes_, _plain_labels(self.y))
-        index = table.joined(own)
+        # A byte a row is sent where that numbers the classes.
+        few = len(fitted.classes_) <= np.iinfo(np.int8).max
+        index = table.joined(own.astype(np.int8 if few else np.int64)).astype(np.int64)
         return table, index, fitted.classes_[index], weight, groups
 
     def _facts(self, fitted: Any) -> dict[str, Any]:

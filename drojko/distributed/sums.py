@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -139,23 +140,10 @@ class ShardedRows(Rows):
         return some[some[:, 0] >= 0.0, 1].astype(int)
 
     def take(self, index: np.ndarray, w: np.ndarray | None = None) -> Rows:
-        """Some rows, on every rank from there on."""
-        index = np.asarray(index)
-        wanted, back = np.unique(index, return_inverse=True)
-        bounds = np.searchsorted(wanted, np.cumsum([0, *self.X.sizes]))
-        first, last = bounds[self.X.ranks.rank], bounds[self.X.ranks.rank + 1]
-        part = np.zeros((0, self.d), dtype=self.X.dtype)
-        if last > first and self.local is not None:
-            found: Any = self.local.take(wanted[first:last] - self.X.own.start).X
-            part = found if isinstance(found, np.ndarray) else found.toarray()
-        X = self.X.ranks.gather(part, np.diff(bounds).tolist())[back]
-        some, matrix = Rows.__new__(Rows), np.empty((len(index), self.size))
-        some.__dict__.update(
-            {name: getattr(self, name) for name in ("intercept", "d", "size", "mean", "scale")},
-            dead=self.dead, free=self.free, _raw=False, X=X, y=self.y[index], _matrix=matrix,
-            reads=0,
-        )  # fmt: skip
-        some._fill(X, matrix)
+        """See `Rows`: each rank keeps its own of them; indices do not fall."""
+        some, here = copy.copy(self), self.X.here(index)
+        some.X, some.y = self.X.chosen(index), self.y[index]
+        some.local = self.local.take(here) if self.local is not None and len(here) else None
         return some._weighed(self.w[index] if w is None else w)
 
 
@@ -170,7 +158,7 @@ class OwnRows(Rows):
         self.local: Rows | None = every.local
         self.all, here = every, every.X.own
         self.y, self.w = every.y[here], every.w[here]
-        self.total, self.whole, self.take = every.X.total, every.X.joined, every.take
+        self.total, self.whole = every.X.total, every.X.joined
 
     def own(self) -> Rows:
         """See `Rows`."""
@@ -196,13 +184,17 @@ class OwnRows(Rows):
         table = type(self.X)(self.X.ranks, np.zeros((len(self.y), 1)), (1, np.dtype(float)))
         return table.rows(self.all.y, self.all.w, intercept=self.intercept).own()
 
-    def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
-        """See `Rows`: of all ranks."""
-        bounds = np.searchsorted(index, np.cumsum([0, *self.X.sizes]))
-        rank, counts = self.X.ranks.rank, np.diff(bounds)
-        here = index[bounds[rank] : bounds[rank + 1]] - self.X.own.start
-        part = np.stack([one[here] for one in values], axis=1)
-        return [*np.ascontiguousarray(self.X.ranks.gather(part, counts.tolist()).T)]
+    def everywhere(self, index: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return self.every(index + self.X.own.start)
+
+    def here(self, index: np.ndarray) -> np.ndarray:
+        """See `Rows`."""
+        return self.X.here(index)
+
+    def take(self, index: np.ndarray, w: np.ndarray | None = None) -> Rows:
+        """See `Rows`: of all rows."""
+        return self.all.take(index, w).own()
 
     def predict(self, z: np.ndarray) -> np.ndarray:
         """See `Rows`."""

@@ -10,6 +10,7 @@ those of batches are (Chan, Golub, LeVeque 1983).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from drojko.distributed.ranks import Ranks
 from drojko.distributed.sums import ShardedRows
-from drojko.rows import Rows, is_mapped, products
+from drojko.rows import Rows, is_large, products
 from drojko.rows.table import Table
 
 __all__ = ["ShardedTable"]
@@ -47,11 +48,28 @@ class ShardedTable(Table):
         self.ranks, self.local = ranks, np.zeros((0, d), self.dtype) if local is None else local
         count = len(self.local)
         found = ranks.gather(np.array([[count, getattr(self.local, "size", 0)]]), [1] * ranks.size)
-        self.sizes: list[int] = found[:, 0].tolist()
-        start = sum(self.sizes[: ranks.rank])
-        self.own = slice(start, start + count)
-        self.shape = (sum(self.sizes), d)
+        self._counted(found[:, 0].tolist(), d)
         self.size = int(found[:, 1].sum())
+
+    def _counted(self, sizes: list[int], d: int) -> None:
+        self.sizes = sizes
+        start = sum(sizes[: self.ranks.rank])
+        self.own = slice(start, start + sizes[self.ranks.rank])
+        self.shape = (sum(sizes), d)
+
+    def here(self, index: np.ndarray) -> np.ndarray:
+        """Which rows of this rank are among some of all, whose indices do not fall."""
+        low, high = np.searchsorted(index, [self.own.start, self.own.stop])
+        return index[low:high] - self.own.start
+
+    def chosen(self, index: np.ndarray) -> ShardedTable:
+        """Where such rows lie; the table of their numbers, without X."""
+        some = copy.copy(self)
+        sizes = np.diff(np.searchsorted(index, np.cumsum([0, *self.sizes])))
+        some.local = np.zeros((0, self.shape[1]), self.dtype)
+        some._counted(sizes.tolist(), self.shape[1])
+        some.size = some.shape[0] * some.shape[1]
+        return some
 
     def joined(self, part: np.ndarray) -> np.ndarray:
         """Numbers by row of all ranks, from those of each."""
@@ -85,8 +103,7 @@ class ShardedTable(Table):
         if index.dtype == bool:
             part = index[self.own]
         else:
-            part = index[np.searchsorted(index, self.own.start) :]
-            part = part[: np.searchsorted(part, self.own.stop)] - self.own.start
+            part = self.here(index)
         return ShardedTable(self.ranks, self.local[part], like)
 
     def min(self, axis: int = 0) -> np.ndarray:
@@ -108,5 +125,5 @@ class ShardedTable(Table):
         own = w[self.own]
         if groups is not None:
             groups = (groups[0][self.own], groups[1])
-        X = self.local if is_mapped(self.local) else self.local.copy()
+        X = self.local if is_large(self.local) else self.local.copy()
         return X, y[self.own], own / (own.sum() or 1.0), groups

@@ -64,6 +64,7 @@ from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.solvers import ICNNJKO, Pointwise
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure, Measure
+from drojko.measures._arrays import group_names
 from drojko.minimax.newton import CONSTANT, ENDLESS
 from drojko.minimax.problem import Callback, TrainResult
 from drojko.minimax.transport.subgradient import Subgradient
@@ -226,6 +227,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
             warn_of_target(self, X, y)
         cost = approach.resolve(ambiguity, X, names)
         self._categories = None if cost.categories is None else cost.categories.known
+        self._groups = group_names(groups) if ambiguity.knows_groups else None
         if not isinstance(self.device, str) or self.device != "cpu":
             check_device(self.device)
         if self.inner not in _SIMPLE:

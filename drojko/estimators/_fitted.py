@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +35,7 @@ from drojko.inner.transport.storage import unpack_module
 from drojko.inner.worst_case import WorstCase
 from drojko.losses import Loss
 from drojko.measures import LabelledMeasure
+from drojko.measures._arrays import strange_groups
 from drojko.minimax.problem import TrainResult
 from drojko.models import TabularModel
 from drojko.rows import fingerprint, products
@@ -204,6 +206,20 @@ class Fitted(BaseEstimator):
         """
         check_is_fitted(self)
         check_effort("robust_certificate", effort, max_time)
+        self._warn_of_groups(ambiguity, groups)
+        return self._certificate(X, y, ambiguity, sample_weight, groups, effort, max_time)
+
+    def _certificate(
+        self,
+        X: Any,
+        y: Any,
+        ambiguity: AmbiguitySet | None,
+        sample_weight: Any = None,
+        groups: Any = None,
+        effort: str = "fast",
+        max_time: float | None = None,
+    ) -> Certificate:
+        """`robust_certificate` without a word on the rows."""
         X, y = self._known(X, y)
         if ambiguity is None:
             ambiguity = cast(AmbiguitySet, self._nested("ambiguity"))
@@ -236,8 +252,20 @@ class Fitted(BaseEstimator):
             target = target if n_labels else target.to(plan.dtype)
             w = torch.as_tensor(weight / weight.sum(), device=plan.device)
             found = approach.certify(plan, self._fitted_model(), (x, target, w), generator)
-        warn_of_time(plan, found, 2)
+        warn_of_time(plan, found, 3)
         return found
+
+    def _warn_of_groups(self, ambiguity: AmbiguitySet | None, groups: Any) -> None:
+        """The worst of groups that training did not weigh is a test, and no certificate of it."""
+        strange = strange_groups(getattr(self, "_groups", None), groups)
+        if strange and (self.ambiguity if ambiguity is None else ambiguity).knows_groups:
+            warnings.warn(
+                f"{type(self).__name__}: the rows are of groups that it was not fitted to, "
+                f"{strange}: the worst case is over the groups of these rows, not over those that "
+                "were trained for. Check the labels, or fit with these groups",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def robust_score(
         self,

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 
 from drojko._random import generator
-from drojko._sklearn import checked_data
+from drojko._sklearn import checked_data, pandas_table
 from drojko._validation import is_whole, shown
 from drojko.ambiguity import Wasserstein
 from drojko.ambiguity.ground.norms import primal_norm
@@ -172,7 +172,7 @@ def observed_shift(
     >>> low < 0.5 < high, shift.noise < 0.5
     (True, True)
     """
-    old, new, names = _frames(X_old, X_new)
+    old, new, names = _frames(pandas_table(X_old), pandas_table(X_new))
     if not is_whole(max_rows, 8):
         raise InvalidDataError(f"max_rows={shown(max_rows)}; expected 8 or more")
     units = _Units.of(Wasserstein(radius=1.0) if ambiguity is None else ambiguity, names, old)

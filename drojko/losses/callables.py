@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,20 @@ from drojko._validation import chosen, shown
 from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.losses.base import Loss
 
-__all__ = ["CallableLoss"]
+__all__ = ["CallableLoss", "in_torch"]
+
+
+def in_torch(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """What a user's function returns; `InvalidDataError` where it leaves torch for NumPy."""
+    try:
+        return fn(*args)
+    except RuntimeError as error:
+        if "numpy() on Tensor that requires grad" not in str(error):
+            raise
+        raise InvalidDataError(
+            f"{name} calls NumPy on tensors that need a gradient: write it by torch alone "
+            "(torch.abs(f - y), not np.abs(f - y))"
+        ) from error
 
 
 class CallableLoss(Loss):
@@ -48,7 +62,7 @@ class CallableLoss(Loss):
         self.scalar = scalar
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        out = self.fn(f, y)
+        out = in_torch("the loss", self.fn, f, y)
         if not isinstance(out, Tensor) or tuple(out.shape) != (f.shape[0],):
             raise InvalidDataError(
                 f"the loss returned {shown(out)}; expected one value per row, a tensor of shape "

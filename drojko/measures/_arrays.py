@@ -97,18 +97,7 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
     except ValueError as error:  # rows of different lengths
         raise InvalidDataError(f"groups={shown(groups)} is no array: {error}") from None
     if table.ndim == 1 and table.size:
-        missing = np.flatnonzero(_missing(table))
-        if missing.size:
-            raise InvalidDataError(
-                f"groups[{missing[0]}] is missing: name a group of its own for such rows, or drop "
-                "them"
-            )
-        try:
-            names, index = np.unique(table, return_inverse=True)
-        except TypeError:
-            raise InvalidDataError(
-                "groups mixes labels that have no order: make them all numbers or all strings"
-            ) from None
+        names, index = label_index(table)
         return np.eye(names.size)[index], names.tolist()
     if table.ndim != 2 or 0 in table.shape:
         raise InvalidDataError(
@@ -132,6 +121,46 @@ def membership(groups: Any) -> tuple[np.ndarray, list[Any]]:
         )
     names = list(range(table.shape[1])) if columns is None else list(columns)
     return members, names
+
+
+def label_index(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted labels of groups, and the position (n,) of that of each row; none is missing."""
+    missing = np.flatnonzero(_missing(table))
+    if missing.size:
+        raise InvalidDataError(
+            f"groups[{missing[0]}] is missing: name a group of its own for such rows, or drop them"
+        )
+    try:
+        return np.unique(table, return_inverse=True)
+    except TypeError:
+        raise InvalidDataError(
+            "groups mixes labels that have no order: make them all numbers or all strings"
+        ) from None
+
+
+def group_names(groups: Any) -> list[Any] | None:
+    """Names of groups given in any form that names them: labels, or the columns of a frame."""
+    columns = getattr(groups, "columns", None)
+    if columns is not None:
+        return list(columns)
+    return None if np.ndim(groups) != 1 else label_index(np.asarray(groups))[0].tolist()
+
+
+def strange_groups(known: list[Any] | None, groups: Any) -> str:
+    """Words on groups of rows that are not among the known ones; empty where there are none.
+
+    >>> strange_groups(["a", "b"], ["b", "c", "d"])
+    "'c', 'd' (of a fit to 'a', 'b')"
+    """
+    names = group_names(groups)
+    if not known or names is None:
+        return ""
+    new = [repr(name) for name in names if name not in known]
+    if not new:
+        return ""
+    few = [*new[:3], *(["..."] if len(new) > 3 else [])]
+    told = [*map(repr, known[:3]), *(["..."] if len(known) > 3 else [])]
+    return f"{', '.join(few)} (of a fit to {', '.join(told)})"
 
 
 def members_of(groups: Any, weights: np.ndarray) -> tuple[np.ndarray, list[Any]]:

@@ -33,6 +33,9 @@ _CARRIERS, _EACH = 4_000, 20  # rows that are enough of them, and rows a paramet
 _MEMORY = 20  # pairs that the metric is corrected by
 _VANISHED = 1e-3  # of a level's first value
 _BALANCE = 1e-12  # of slopes, over their sum: rounding
+_HELD = 1e-7  # the same where a ball or a ridge holds them
+_LIGHT = 0.1  # of what holds them, in steps
+_ROUGH = 0.1  # relative residual of steps by products: as many digits as a step gains
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +114,9 @@ class ManyRows:
         no good, ``sample(rows)`` the same problem on some rows, ``start()`` a first (z, p), and
         ``record`` the "penalty" and "transport_cost" of the history. Where kinks became bends:
         ``frozen(y, w, u, levels)``, what is left of the problem once levels balance on their own,
-        and the weights of its rows; ``sharpen(factor)`` makes the bends shorter, and
-        ``flat(z, p)`` says whether most rows are in one.
+        and the weights of its rows; ``carriers(u, levels)``, the rows in them; ``sharpen(factor)``
+        makes the bends shorter (False: too short), and ``flat(z, p)`` says whether most rows are in
+        one.
     tol : float
         Proven relative gap; of a sample, the decrement over the value.
     carriers : array of int, default=None
@@ -199,7 +203,7 @@ class ManyRows:
         gradient = np.append(sums.slope + rest.gz, sums.gp[: p.size] + rest.gp)
         gradient[: self.rows.size][~self.rows.free] = 0.0
         if metric is None:
-            metric = inverse_of(self.rows, sums, rest, p.size)
+            metric = inverse_of(self.rows, sums, rest, p.size, _ROUGH)
         move = -_inverse(metric, pairs, gradient)
         half = max(-0.5 * float(gradient @ move), 0.0)
         return State(z, p, sums.value + rest.value, sums, gradient, metric, move, half, pairs)
@@ -249,9 +253,10 @@ class ManyRows:
         """The state with a bound, where that can be expected to prove the tolerance."""
         if self.carriers is None:
             return s
-        # The second order of the carriers is as much larger as they are fewer.
+        # The second order of the carriers is as much larger as they are fewer; that of rows in
+        # bends is all there is.
         goal = 0.25 * self.tol * abs(s.value)
-        share = len(self.carriers) / self.rows.n
+        share = 1.0 if hasattr(self.objective, "carriers") else len(self.carriers) / self.rows.n
         if not (s.stuck or s.decrement <= min(goal * share, 0.1 * s.tried)):
             return s
         enough = math.ceil(min(2.0 * self.rows.n * s.decrement / goal, self.rows.n)) if goal else 0
@@ -263,7 +268,8 @@ class ManyRows:
         ):
             return s
         # What is left is the price of the bend, which grows with its square.
-        self.objective.sharpen(max(math.sqrt(0.3 * goal / gap), 0.1))
+        if not self.objective.sharpen(max(math.sqrt(0.3 * goal / gap), 0.1)):
+            return replace(s, stuck=True)
         sums = self._read(s.z, self.objective.levels(s.z, s.p))
         return s if sums is None else replace(self._at(s.z, s.p, s.metric, (), sums), lower=s.lower)
 
@@ -271,7 +277,10 @@ class ManyRows:
         """The bound with the slopes of carriers, so many at most, moved until all sums balance."""
         o, few, k = self.objective, self.rows, s.p.size
         index: Any = self.carriers
-        if count < len(index):
+        bends = hasattr(o, "carriers")
+        if bends:
+            index = o.carriers(few.predict(s.z), o.levels(s.z, s.p))
+        elif count < len(index):
             index = index[np.linspace(0, len(index) - 1, int(count)).astype(int)]
         if len(index) < few.n:
             few = few.take(index)
@@ -282,32 +291,67 @@ class ManyRows:
                 return -math.inf
             s, k = settled, 0
         u = few.predict(s.z)
-        y, w = self.rows.at(index, self.rows.y, self.rows.w)
+        here = self.rows.here(index)
+        y, w = self.rows.y[here], self.rows.w[here]
         near = s.sums.near if self.near is None else self.near
-        near = near[index] if np.size(near) == self.rows.n else None
+        near = near[here] if near is not None and len(near) == len(self.rows.y) else None
         levels, size = o.levels(s.z, s.p), self.rows.size
         if settles:
             o, w = o.frozen(y, w, u, levels)
-        own = new = o.at(y, w, u, levels, near, True)
+        many = 0 if settles else levels.size
+        own = new = over_all(few, o.at(y, w, u, levels, near, True), many)
         if own is None or new is None:
             return -math.inf
-        factor = inverse_of(few, own, None, k)
+        rest, must = self.objective.rest(s.z, s.p, s.sums), np.ones(size + k, dtype=bool)
+        light, close, most = None, 1e-3, 12
+        held = self.rows.free & (rest.Hz > 0.0)
+        loose = few.wide and bool(held[: few.d][self.rows.free[: few.d]].all())
+        if bends or loose:
+            # Rows in bends are equally far from their kinks: some sums they cannot move, and these
+            # need not balance where ball or ridge holds a part. Many columns had better not.
+            light, must[:size], must[size:] = _lightly(rest), ~held, loose and o.tight
+        if loose:
+            close, most = _ROUGH, 2
+        factor = inverse_of(few, own, light, k, close)
         base = np.append(few.sum(own.gu), own.gp[:k])
         scale = np.append(np.full(size, s.sums.steep), np.abs(s.sums.gp[:k]))
         gradient = s.gradient[: size + k]
         left, move = gradient, np.zeros(size + k)
-        for _ in range(12):
-            if (np.abs(left) <= 0.01 * _BALANCE * scale).all():
+        shifted, v = levels.copy(), u
+        for _ in range(most):
+            if (np.abs(left) <= 0.01 * np.where(must, _BALANCE, _HELD) * scale).all():
                 break
             move = move - _inverse(factor, (), left)
-            shifted = levels.copy()
-            shifted[:k] += move[size:]
-            new = o.at(y, w, u + few.predict(move[:size]), shifted, near, False)
+            shifted[:k] = levels[:k] + move[size:]
+            v = u + few.predict(move[:size])
+            new = over_all(few, o.at(y, w, v, shifted, near, bends or loose), many)
             if new is None:
                 return -math.inf
+            if bends:  # rows enter and leave them
+                factor = inverse_of(few, new, light, k)
             left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
             left[:size][~self.rows.free] = 0.0
-        if (np.abs(left) > _BALANCE * scale).any():
+        some = np.flatnonzero(must & np.append(self.rows.free, np.ones(k, dtype=bool)))
+        if loose and some.size:
+            # The intercept and levels, whose sums have to be exact, ask for no product.
+            step = np.zeros(size + k)
+            for _ in range(8):
+                if (np.abs(left) <= 0.01 * _BALANCE * scale)[some].all():
+                    break
+                hup, hpp = new.hup[:, :k].sum(axis=0), new.hpp[:k, :k]
+                corner = np.block([[np.array([[new.huu.sum()]]), hup[None]], [hup[:, None], hpp]])
+                at = some - size + 1
+                step[some] = -factorised(corner[np.ix_(at, at)])(left[some])
+                shifted[:k] += step[size:]
+                v = v + step[size - 1]
+                new = over_all(few, o.at(y, w, v, shifted, near, True), many)
+                if new is None:
+                    return -math.inf
+                sums = np.append(new.gu.sum() - own.gu.sum(), new.gp[:k] - own.gp[:k])
+                left[size - 1 :] = gradient[size - 1 :] + sums
+            left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
+            left[:size][~self.rows.free] = 0.0
+        if (np.abs(left) > _BALANCE * scale)[must].any():
             return -math.inf
         sums = replace(
             s.sums,
@@ -316,9 +360,9 @@ class ManyRows:
             mass=s.sums.mass + new.mass - own.mass,
         )
         o = self.objective
-        c = left[:size] - o.rest(s.z, s.p, s.sums).gz
+        c = left[:size] - rest.gz
         # Rounding, outwards: of the sums, and of a balance that is not exact.
-        drift = 2.0 * float(np.abs(left[:size]) @ np.abs(s.z))
+        drift = 2.0 * float(np.abs(left[:size])[must[:size]] @ np.abs(s.z)[must[:size]])
         rounding = 1e-15 * (abs(s.value) + s.sums.reach)
         return o.dual(s.z, s.p, c, sums) - drift - rounding
 
@@ -374,12 +418,22 @@ def over_all(rows: Rows, sums: RowSums | None, k: int) -> RowSums | None:
     return replace(sums, **known, gp=gp, hpp=hpp, steep=steep, reach=reach)
 
 
+def _lightly(rest: Rest) -> Rest:
+    """A share of it: what holds steps where rows do not."""
+    low = rest.low and (rest.low[0], _LIGHT * rest.low[1])
+    parts = {name: _LIGHT * getattr(rest, name) for name in ("Hz", "Hzp", "Hpp")}
+    return replace(rest, low=low, **parts)
+
+
 def inverse_of(
-    rows: Rows, sums: RowSums, rest: Rest | None, k: int
+    rows: Rows, sums: RowSums, rest: Rest | None, k: int, close: float = 1e-3
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Solutions with the second derivatives in (z, p): by Cholesky, of many columns by products."""
+    """Solutions with the second derivatives in (z, p): by Cholesky, of many columns by products.
+
+    These to a relative residual ``close``.
+    """
     if rows.wide:
-        return by_products(rows, sums, rest, k)
+        return by_products(rows, sums, rest, k, close)
     return factorised(_hessian(rows, sums, rest, k))
 
 

@@ -13,7 +13,6 @@ a proof: the exact objective of the best iterate against the best lower bound.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import math
@@ -23,7 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from drojko._driver import Limits, Outcome, Status, nested, run
 from drojko._numerics import endless
@@ -54,6 +53,8 @@ ROUNDING = 1e-10
 FAR = 1e4
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
 MOST = 6000  # parameters of a matrix
+_SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
+_SHORT = 2e-4  # the smoothing after it, over the objective
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -540,20 +541,38 @@ def _finish(objective: Any, solver: Newton, outcome: Outcome[State]) -> LinearFi
 
 
 def _from_sample(objective: Any, limits: Limits) -> Start | None:
-    """A start near the optimum: that of a sample of the rows, to 1e-3."""
+    """A start near the optimum: that of a sample of the rows, to 1e-3.
+
+    Where the largest loss counts it is larger, and gets the rows that are worst for its model.
+    """
     rows = objective.rows
     if rows.n < _LARGE or not hasattr(objective, "sample"):
         return None
-    index = np.sort(np.random.default_rng(0).choice(rows.n, _SAMPLE, replace=False))
-    some = objective.sample(index)
-    if some is None:
-        return None
-    solver = Newton(some, 1e-3, prove=False)
-    first = solver.init(None)
-    if first.ended is not None:
-        return None
-    end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
-    return Start(end.best[0], None, 1e-2 * max(abs(end.upper) / some.unit, 1e-8))
+    largest = getattr(objective, "needs_largest", False)
+    count = max(_SAMPLE, rows.n // _SHARE) if largest else _SAMPLE
+    index = np.sort(np.random.default_rng(0).choice(rows.n, count, replace=False))
+    weight, start = rows.w[index] * (rows.n / count), None
+    for _ in range(_ROUNDS if largest else 1):
+        some = objective.sample(index, weight)
+        if some is None:
+            return None
+        solver = Newton(some, 1e-3, prove=False)
+        first = solver.init(start)
+        if first.ended is not None:
+            return None
+        end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
+        size = max(abs(end.upper) / some.unit, 1e-8)
+        start = Start(end.best[0], None, (_SHORT if largest else 1e-2) * size)
+        if largest:
+            worst = objective.exact(rows.predict(start.z))
+            top = np.argpartition(-worst, _WORST)[:_WORST]
+            new = np.setdiff1d(top[rows.w[top] > 0], index)
+            if not new.size:
+                break
+            order = np.argsort(np.append(index, new))
+            weight = np.append(weight, rows.w[new])[order]
+            index = np.append(index, new)[order]
+    return start
 
 
 def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -563,14 +582,15 @@ def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """
     diagonal = matrix.diagonal()
     unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
-    scaled, shift = matrix * unit[:, None] * unit, 1e-14
-    diagonal = scaled.diagonal().copy()
-    while shift < 1e8:
-        scaled.flat[:: len(unit) + 1] = diagonal + shift
-        with contextlib.suppress(np.linalg.LinAlgError):
-            factor = np.linalg.cholesky(scaled)
-            if np.isfinite(factor).all():
-                return lambda right: unit * cho_solve((factor, True), unit * right)
+    shift = 1e-14
+    while len(unit) and shift < 1e8:
+        scaled = matrix * unit[:, None]
+        scaled *= unit
+        scaled.flat[:: len(unit) + 1] += shift
+        # LAPACK in place, without a copy in the other order.
+        factor, failed = dpotrf(scaled.T, clean=False, overwrite_a=True)
+        if not failed and np.isfinite(factor.diagonal()).all():
+            return lambda right: unit * dpotrs(factor, unit * right)[0]
         shift *= 100.0
     return lambda right: right * unit * unit
 

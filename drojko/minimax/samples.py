@@ -111,7 +111,7 @@ def _sampled(objective: Any, goal: float, classes: bool) -> tuple[ManyRows, Stat
     problem, solver, state = objective, None, None
     for count in sizes:
         some = largest if count == sizes[-1] else drawn(largest, count, classes)[1]
-        problem = objective.sample(some)
+        problem = objective.sample(some.own())
         point = problem.start() if solver is None or state is None else solver.ahead(state)
         exact = count * size <= _CHEAP * rows.n
         solver = ManyRows(problem, _NEARER if some is largest else _NEAR, exact=exact)
@@ -176,7 +176,8 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     """
     z = np.zeros(rows.size)
     if rows.intercept and loss.task == "regression":
-        z[-1] = float(rows.w @ rows.y)
-    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=12)
+        z[-1] = float(rows.total(rows.w @ rows.y))
+    most = 2 if rows.wide else 12  # of which the first are far from any joint optimum
+    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=most)
     z = z if state is None else state.z
     return z, rows.predict(z)

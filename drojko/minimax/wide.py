@@ -19,7 +19,9 @@ __all__ = ["by_products", "conjugate_gradients"]
 _CLOSE, _MOST = 1e-3, 500  # relative residual, in the preconditioner's norm, and iterations
 
 
-def by_products(rows: Rows, sums: Any, rest: Any, k: int) -> Callable[[np.ndarray], np.ndarray]:
+def by_products(
+    rows: Rows, sums: Any, rest: Any, k: int, close: float = _CLOSE
+) -> Callable[[np.ndarray], np.ndarray]:
     """Solutions with H of `drojko.minimax.many_rows.RowSums` and `Rest` (None: rows alone)."""
     size, huu = rows.size, np.maximum(sums.huu, 0.0)
     hup = sums.hup[:, :k] if k else np.zeros((rows.n, 0))
@@ -47,7 +49,7 @@ def by_products(rows: Rows, sums: Any, rest: Any, k: int) -> Callable[[np.ndarra
         out[size:] = du @ hup + z @ side + corner @ p
         return out
 
-    return lambda right: conjugate_gradients(apply, lambda v: unit * v, right)
+    return lambda right: conjugate_gradients(apply, lambda v: unit * v, right, close)
 
 
 def conjugate_gradients(

@@ -387,6 +387,8 @@ class MinimaxProblem:
             state = outcome.state
         if status is Status.UNBOUNDED:
             message = f"{message} {_REMEDIES}"
+        if status is Status.STALLED and oracle.reason:
+            message = f"{message} At other decisions that were tried {oracle.reason}."
         found: Any = None
         try:
             flat = torch.from_numpy(np.array(state.point))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -531,9 +531,13 @@ class Rows:
         """The rows without what they say: one column of zeros."""
         return Rows(np.zeros((self.n, 1)), self.y, self.w, intercept=self.intercept)
 
-    def at(self, index: np.ndarray, *values: np.ndarray) -> Sequence[np.ndarray]:
-        """Numbers by `own` row at some of all rows, whose indices do not fall."""
-        return [one[index] for one in values]
+    def everywhere(self, index: np.ndarray) -> np.ndarray:
+        """Some `own` rows of every process, among all rows."""
+        return index
+
+    def here(self, index: np.ndarray) -> np.ndarray:
+        """Which `own` rows are among some of all rows, whose indices do not fall."""
+        return index
 
     # Coordinates --------------------------------------------------------------------------------
 

@@ -49,8 +49,12 @@ def without_repeats(index: np.ndarray) -> np.ndarray:
 
 
 def drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
-    """A sample of so many rows, with the largest entries of columns that it hardly meets."""
+    """A sample of so many rows, with the largest entries of columns that it hardly meets.
+
+    Indices do not fall, and depend on the rows alone, not on how many processes share them.
+    """
     index, weights = stratified(rows.y, rows.w, size, classes)
+    index, weights = _in_order(index, weights)
     some = rows.take(index, weights)
     rare = np.flatnonzero((some.squares(some.w) < _RARE) & rows.free)[: size // _EXTREME]
     if not rare.size:
@@ -58,4 +62,11 @@ def drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
     top = rows.extremes(rare, _EXTREME)
     top = np.setdiff1d(top[rows.w[top] > 0], index)
     index, weights = np.append(index, top), np.append(weights, rows.w[top])
+    index, weights = _in_order(index, weights)
     return index, rows.take(index, weights)
+
+
+def _in_order(index: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as they lie, so that those of a process are a run."""
+    order = np.argsort(index, kind="stable")
+    return index[order], weights[order]

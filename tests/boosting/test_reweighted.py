@@ -11,7 +11,7 @@ from sklearn.datasets import load_iris
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -309,3 +309,22 @@ def test_what_is_printed_is_what_is_known(rows):
     assert "upper bound [dual]" in said
     assert "lower bound" not in said
     assert "gap" not in said
+
+
+def test_folds_of_one_class_are_told_before_a_learner_fails():
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    rare = np.r_[1, np.zeros(39, int)]
+    game = ReweightedClassifier(LogisticRegression(), CVaR(alpha=0.5), n_rounds=2, cv=KFold(4))
+    with pytest.raises(InvalidDataError, match="fold 1 of cv leaves one value of y"):
+        game.fit(X, rare)
+
+
+def test_groups_do_not_reach_folds_that_ignore_them():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 2))
+    y = (X[:, 0] + rng.logistic(size=60) > 0).astype(int)
+    game = ReweightedClassifier(LogisticRegression(), Group(), n_rounds=2, cv=2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        game.fit(X, y, groups=np.tile(["a", "b"], 30))
+    assert not any("groups parameter" in str(one.message) for one in said)

@@ -27,7 +27,7 @@ from drojko.ambiguity import (
 )
 from drojko.distributed import sharded
 
-N, MANY = 150, 21_000
+N, MANY, MORE = 150, 21_000, 75_000  # MORE: rows enough for a third sample
 
 
 def classifier(ambiguity, **options):
@@ -39,7 +39,7 @@ def regressor(ambiguity, **options):
 
 
 #: Estimator and how it is fitted: "plain", "weighted", "groups", "sparse", "batches", "many",
-#: "float32", "classes" (three of them).
+#: "more", "float32", "classes" (three of them).
 CASES = {
     "order 2": (classifier(Wasserstein(0.2)), "weighted"),
     "order 2, alpha 0": (classifier(Wasserstein(0.2), alpha=0.0), "plain"),
@@ -71,6 +71,9 @@ CASES = {
     "order 2, many rows": (classifier(Wasserstein(0.2), alpha=0.0), "many"),
     "KL, many rows": (classifier(KL(0.2)), "many"),
     "CVaR, many rows": (classifier(CVaR(0.3)), "many"),
+    "order 2, more rows": (classifier(Wasserstein(0.2), alpha=0.0), "more"),
+    "order 2, hinge, many rows": (classifier(Wasserstein(0.05), loss="hinge"), "many"),
+    "KL, more rows": (classifier(KL(0.2)), "more"),
     "no certificate": (classifier(Wasserstein(0.2), effort="none"), "plain"),
 }
 
@@ -82,7 +85,7 @@ def cuts(size, n):
 
 def data(how):
     rng = np.random.default_rng(7)
-    n = MANY if how == "many" else N
+    n = {"many": MANY, "more": MORE}.get(how, N)
     X = rng.normal(size=(n, 4)) * [1.0, 2.0, 0.5, 1.0] + [0.0, 1.0, 5.0, 0.0]
     X[:, 3] = (X[:, 3] > 1.5) if how == "many" else X[:, 3]
     if how == "sparse":
@@ -109,7 +112,7 @@ def fitted(name, rank=0, size=1):
     own = slice(low, high)
     X, w, groups = X[own], w[own], groups[own]
     y = (f if isinstance(estimator, DRORegressor) else y)[own]
-    X = X.astype(np.float32) if how in ("float32", "many") else X
+    X = X.astype(np.float32) if how in ("float32", "many", "more") else X
     options = {"weighted": {"sample_weight": w}, "groups": {"groups": groups}}.get(how, {})
     if how == "batches":
         parts = [(pd.DataFrame(X[k : k + 40]), y[k : k + 40]) for k in range(0, len(y), 40)]

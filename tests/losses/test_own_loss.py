@@ -324,3 +324,10 @@ def test_a_clone_keeps_the_loss(table, tmp_path):
         drojko.load(tmp_path / "own.drojko")
     again = drojko.load(tmp_path / "own.drojko", trusted=[LogCosh])
     np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__")
+def test_a_loss_in_numpy_is_refused_by_name(rng):
+    X = rng.normal(size=(30, 2))
+    with pytest.raises(InvalidDataError, match=r"the loss calls NumPy .*torch\.abs"):
+        DRORegressor(KL(radius=0.1), loss=lambda f, y: np.abs(f - y)).fit(X, X[:, 0])

@@ -211,3 +211,26 @@ def test_the_global_generator_is_left_alone(z):
 def test_repr_names_what_there_is(z):
     text = repr(MinimaxProblem(tilt, {"t": np.zeros(3)}, z, KL(radius=0.1), constraint=Simplex()))
     assert all(part in text for part in ("tilt", "t[3]", "R^3", "KL"))
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__")
+def test_a_loss_in_numpy_is_refused_by_name(z):
+    problem = MinimaxProblem(
+        lambda t, z: np.abs(z @ t), torch.ones(3, dtype=torch.float64), z, KL(radius=0.1)
+    )
+    with pytest.raises(InvalidDataError, match=r"loss\(params, z\) calls NumPy .*torch\.abs"):
+        problem.solve()
+
+
+def test_a_stall_next_to_infinite_worst_cases_says_so(z):
+    """exp outgrows every ball but at the constant decision, where the method can only end."""
+    problem = MinimaxProblem(
+        lambda t, z: torch.exp(-z @ t) + 0.1 * t @ t,
+        torch.zeros(3),
+        z[:20],
+        Wasserstein(radius=0.1),
+    )
+    with pytest.warns(ConvergenceWarning, match="that were tried the worst-case risk is infinite"):
+        solution = problem.solve()
+    assert solution.objective == pytest.approx(1.0)
+    assert float(solution.params.abs().max()) < 1e-6

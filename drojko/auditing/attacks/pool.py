@@ -12,6 +12,8 @@ from torch import Tensor
 __all__ = ["Layer", "Mixture", "Pool", "envelope"]
 
 _MOST_STEPS = 200
+#: A share that is rounding, and would double the rows of a plan.
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def envelope(cost: Tensor, risk: Tensor, weights: Tensor, budget: float) -> Mixt
         else:
             high, cost_high, risk_high = choice, spent, attained
     share = (budget - cost_high) / (cost_low - cost_high)
-    share = min(max(share, 0.0), 1.0)
+    share = min(share, 1.0) if share > _LEAST else 0.0
     return Mixture(
         penalty, low, high, share,
         share * risk_low + (1.0 - share) * risk_high,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,14 +21,23 @@ from drojko.losses import get_loss
 
 __all__ = ["Search", "search"]
 
-#: Share of the calls of each phase: random moves, lines towards other rows; the rest improves.
-RANDOM, LINES = 0.2, 0.35
+#: Share of the calls of each phase: random moves, lines towards other rows; the rest improves,
+#: which asks about few rows and gains most.
+RANDOM, LINES = 0.1, 0.35
 _KEPT = 16  # penalties whose best candidates survive
 _DONORS, _BISECTIONS, _MOST_DONORS = 4, 6, 1_000
+#: Bisections of all lines of a row, before the best goes on alone.
+_FIRST = 2
 #: Bisections of the lines along which a guide expects other answers, and how far these go.
 _FINE, _REACHES = 20, (1.0, 5.0)
 #: Parts of the columns that are put back, and what is left of their move.
 _PARTS, _LEFT = 5, (0.0, 0.5, 0.8)
+#: Near rows whose moves a row that stays may try, and how often it tries one.
+_NEAR, _BORROW = 16, 0.5
+#: Rounds without a gain make a row wait: how much longer each, and at most.
+_WAIT, _LONGEST = 2.0, 3.0
+#: Rounds of improvements at most.
+_ROUNDS = 60
 #: Rows of a block at least, and blocks at most.
 _ROWS, _BLOCKS = 1_000, 16
 #: Rows of one call, and numbers in them.
@@ -46,9 +56,11 @@ def search(
 
     Random directions and distances; lines towards rows that the model scores badly under a row's
     own label, bisected to where the loss rises; then changes of the best moves so far: columns put
-    back, whole moves shortened or shaken, accepted where the loss minus the price of the cost
-    rises. The prices are those of the radii. Questions that do not wait for one another's answers
-    are one call of the model, and none is put about a row that it would leave where it is.
+    back, whole moves shortened, shaken, or borrowed from near rows, accepted where the loss minus
+    the price of the cost rises. The prices are those of the radii. Questions that do not wait for
+    one another's answers are one call of the model, none is put about a row that it would leave
+    where it is, and rows that gained nothing lately are asked about less often. No more than
+    ``calls`` times the number of rows are asked about, and one thousand that show their answers.
 
     Many rows are searched in blocks drawn by chance, each at prices of its own, ``n_jobs`` at once.
     """
@@ -91,15 +103,15 @@ def _block(
     """What is found for some rows, of which the losses are known; rows asked, answers amiss."""
     pool, tally = Pool.of(problem.x, problem.y, nominal), problem.model.tally
     asked, bad = problem.calls[0], tally.bad
-    state = Search(problem, pool, radii, generator)
-    used = max(1, int(RANDOM * calls))
-    state.random(used)
-    used += state.slopes(min(_FINE, int(LINES * calls) // len(_REACHES) - 2))
-    used += state.lines(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 2)))
-    for count in problem.progress.over(state.rounds(calls - used), "search", share):
+    state = Search(problem, pool, radii, generator, calls * len(problem.x))
+    state.random(max(1, int(RANDOM * calls)))
+    state.slopes(min(_FINE, int(LINES * calls) // len(_REACHES) - 1))
+    state.lines(min(_DONORS, int(LINES * calls) // (_BISECTIONS + 1)))
+    for _ in problem.progress.over(range(min(calls, _ROUNDS)), "search", share):
         if problem.late:
             break
-        state.improve(count)
+        if state.left > 0:
+            state.improve()
     state.prune()
     return pool.layers[1:], problem.calls[0] - asked, tally.bad - bad
 
@@ -112,6 +124,8 @@ class Search:
     pool: Pool
     radii: list[float]
     generator: torch.Generator
+    #: Rows that may still be asked about.
+    left: float = math.inf
 
     def __post_init__(self) -> None:
         self.far = 3.0 * max(self.radii)
@@ -129,6 +143,7 @@ class Search:
         if self.swaps is not None:
             self.state = self.swaps.state(self.problem.x)
         self.penalties: list[float] = []
+        self.idle = torch.zeros(0, 0)
         n, d = self.problem.x.shape
         #: Changes of all rows that one call may hold.
         self.most = max(1, min(_ATONCE // n, _NUMBERS // max(1, n * d)))
@@ -139,21 +154,32 @@ class Search:
     def ask(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Where rows come to stand for positions x (m, n, d), their losses and costs (m, n).
 
-        Each of the m is a layer. Rows that stand where they are ``known`` from, of the same shape,
+        Rows that stand where they are ``known`` from, of the same shape,
         are not asked about; their losses are those of the rows where they are, or minus infinity.
         """
+        if len(x) > self.most:
+            at = [None] * len(x) if known is None else known.split(self.most)
+            parts = [self.ask(*part) for part in zip(x.split(self.most), at)]
+            z, risk, cost = map(torch.cat, zip(*parts))
+            return z, risk, cost
         problem = self.problem
         x, cost = self.place(x)
         moved = (x != problem.x).any(-1)
         risk = torch.where(moved, -torch.inf, self.pool.nominal)
         new = moved if known is None else moved & (x != known).any(-1)
+        if self.left < new.numel():
+            new &= new.flatten().cumsum(0).reshape(new.shape) <= self.left
         if new.any():
+            self.left -= int(new.sum())
             risk[new] = problem.losses(x[new], problem.y.expand(new.shape)[new])
-        for layer in zip(x, cost, risk, strict=True):
-            self.pool.add(layer[0], problem.y, *layer[1:], "search")
+        return x, risk, cost
+
+    def keep(self, x: Tensor, risk: Tensor, cost: Tensor) -> None:
+        """What `ask` has found as layers of the pool."""
+        for at, loss, spent in zip(x, risk, cost, strict=True):
+            self.pool.add(at, self.problem.y, spent, loss, "search")
             if len(self.pool.layers) > 3 * _KEPT:
                 self.prune()
-        return x, risk, cost
 
     def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest positions (m, n, d) that rows may take, and what each costs, (m, n)."""
@@ -170,7 +196,7 @@ class Search:
     def random(self, times: int) -> None:
         """Random directions and distances for every row."""
         for start in range(0, times, self.most):
-            self.ask(self.fresh(min(self.most, times - start)))
+            self.keep(*self.ask(self.fresh(min(self.most, times - start))))
 
     def fresh(self, m: int) -> Tensor:
         """Random positions (m, n, d)."""
@@ -180,47 +206,59 @@ class Search:
 
     # -- lines -------------------------------------------------------------------------------
 
-    def lines(self, count: int) -> int:
-        """Bisect the lines towards the best donors of every row; the number of calls."""
+    def lines(self, count: int) -> None:
+        """Bisect the lines towards the best donors of every row."""
         if not count:
-            return 0
+            return
         donors = self.find_donors()
         goals = self.problem.x[donors[:, [min(k, donors.shape[1] - 1) for k in range(count)]].T]
-        return self.bisect(goals, _BISECTIONS)
+        self.bisect(goals, _BISECTIONS)
 
-    def slopes(self, bisections: int) -> int:
-        """Bisect the line along the gradient of a model whose loss has none; number of calls.
+    def slopes(self, bisections: int) -> None:
+        """Bisect the line along the gradient of a model whose loss has none.
 
         The way is that of the usual loss of its classes, for which the model stands as a guide.
         """
         guide, problem = self.problem.model.guide, self.problem
         if guide is None or bisections < 1 or not problem.n_labels:
-            return 0
+            return
         usual = get_loss("logistic", "classification", problem.n_labels)
         f, backward = guide.linearise(problem.x)
         root = torch.as_tensor(problem.cost.inverse_weights).sqrt()
         way = torch.nan_to_num(backward(usual.gradient(f, problem.y)).double() * root)
         way = way / way.norm(dim=1, keepdim=True).clamp_min(1e-300)
         goals = [problem.x + reach * self.far * way * root for reach in _REACHES]
-        return self.bisect(torch.stack(goals), bisections)
+        self.bisect(torch.stack(goals), bisections)
 
-    def bisect(self, goals: Tensor, times: int) -> int:
-        """Ask at goals (m, n, d), and where on the ways there the loss has risen halfway."""
+    def bisect(self, goals: Tensor, times: int) -> None:
+        """Ask at goals (m, n, d), and where on the ways there the loss has risen halfway.
+
+        After a few bisections only the way that gains most for its cost goes on, row by row.
+        """
         problem, base = self.problem, self.pool.nominal
         goals = torch.where(self.mutable, goals, problem.x)  # categories are swapped elsewhere
         missing = problem.model.space.missing
         goals = goals if missing is None else torch.where(goals == missing, problem.x, goals)
-        for goal in goals.split(self.most):
-            _, top, _ = self.ask(goal)
-            low, high = torch.zeros_like(top), torch.ones_like(top)
-            for _ in range(times):
-                middle = 0.5 * (low + high)
-                _, risk, _ = self.ask(problem.x.lerp(goal, middle.unsqueeze(-1)))
-                enough = risk - base >= 0.5 * (top - base)
-                high = torch.where(enough, middle, high)
-                low = torch.where(enough, low, middle)
-            self.ask(problem.x.lerp(goal, high.unsqueeze(-1)))  # all that is best in one
-        return len(goals) * (times + 2)
+        x, top, cost = self.ask(goals)
+        self.keep(x, top, cost)
+        risk, low, high = top, torch.zeros_like(top), torch.ones_like(top)
+        for k in range(times):
+            if k == _FIRST and len(goals) > 1:
+                gain = (risk - base) / cost.clamp_min(1e-300)
+                best = gain.nan_to_num(-torch.inf).argmax(0, keepdim=True)
+                risk, cost, top, low, high = (
+                    part.gather(0, best) for part in (risk, cost, top, low, high)
+                )
+                at = best.unsqueeze(-1).expand(1, *x.shape[1:])
+                x, goals = x.gather(0, at), goals.gather(0, at)
+            middle = 0.5 * (low + high)
+            at, found, spent = self.ask(problem.x.lerp(goals, middle.unsqueeze(-1)))
+            self.keep(at, found, spent)
+            enough = found - base >= 0.5 * (top - base)
+            high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
+            x = torch.where(enough.unsqueeze(-1), at, x)
+            risk, cost = torch.where(enough, found, risk), torch.where(enough, spent, cost)
+        self.keep(x, risk, cost)
 
     def find_donors(self) -> Tensor:
         """Rows whose answers are worst for a row's own label at the least cost, shape (n, k)."""
@@ -257,26 +295,40 @@ class Search:
         least = max(gain, 1e-300) / self.problem.budget(max(self.radii))
         self.penalties = sorted(p for p in known if 0 < p < math.inf) or [least]
 
-    def rounds(self, calls: int) -> list[int]:
-        """How many changes are tried at once, until the calls are spent at every price."""
-        self.prices()
-        every = _PARTS + 2 + bool(len(self.whole)) + (self.swaps is not None)
-        full, rest = divmod(calls // len(self.penalties), every + 1)
-        return [every] * full + [rest - 1] * (rest > 1)
+    def improve(self) -> None:
+        """Ask about changes of the best moves of every row at all of the prices at once.
 
-    def improve(self, count: int) -> None:
-        """Ask about changes of the best move of every row at each of the prices."""
+        A row that gained nothing lately is asked about less often.
+        """
         self.prices()
-        for penalty in list(self.penalties):
-            x, _, cost, risk = self.pool.best(self.problem.w, penalty)
-            value = risk - penalty * cost
-            back = self.put_back(x)
-            _, risk, cost = self.ask(torch.cat([back, self.changed(x)])[:count], x)
-            # No column is put back twice: what wins alone may win together.
-            wins = (risk - penalty * cost > value)[: len(back)]
-            wins &= wins.sum(0) > 1
-            both = x + torch.where(wins.unsqueeze(-1), back[: len(wins)] - x, 0.0).sum(0)
-            self.ask(both.unsqueeze(0), x)
+        x, _, cost, risk = map(
+            torch.stack, zip(*(self.pool.best(self.problem.w, p) for p in self.penalties))
+        )
+        price = torch.tensor(self.penalties, dtype=torch.float64).unsqueeze(1)
+        value = risk - price * cost
+        if self.idle.shape != value.shape:
+            self.idle = torch.zeros_like(value)
+        wait = (_WAIT * self.idle).clamp_max(_LONGEST)
+        turn = (self.uniform(*value.shape) * (1.0 + wait) < 1.0).unsqueeze(-1)
+        tried = torch.stack([torch.cat([self.put_back(at), self.changed(at)]) for at in x], 1)
+        tried = torch.where(turn, tried, x)
+        count, known = len(tried), x.expand(tried.shape).flatten(0, 1)
+        found = self.ask(tried.flatten(0, 1), known)
+        self.best(*found)
+        risk, cost = (part.reshape(count, *value.shape) for part in found[1:])
+        better = risk - price * cost > value
+        self.idle = torch.where(better.any(0), 0.0, self.idle + turn[..., 0])
+        # No column is put back twice: what wins alone may win together.
+        wins = better[:_PARTS] & (better[:_PARTS].sum(0) > 1)
+        back = torch.where(wins.unsqueeze(-1), tried[:_PARTS] - x, 0.0).sum(0)
+        self.best(*self.ask(x + back, x))
+
+    def best(self, x: Tensor, risk: Tensor, cost: Tensor) -> None:
+        """Keep the best of what `ask` has found at each of the prices."""
+        for penalty in self.penalties:
+            pick = (risk - penalty * cost).argmax(0, keepdim=True)
+            at = x.gather(0, pick.unsqueeze(-1).expand(1, *x.shape[1:]))
+            self.keep(at, risk.gather(0, pick), cost.gather(0, pick))
 
     def put_back(self, x: Tensor) -> Tensor:
         """Positions with a part of the columns put back or nearer, each column in one of them."""
@@ -293,13 +345,37 @@ class Search:
         shorter = self.problem.x + (0.6 + 0.39 * self.uniform(n, 1)) * move
         scale = length * (0.1 + 0.5 * self.uniform(n, 1))
         shaken = x + scale * self.problem.directions(n, self.generator)
-        # A row that stays where it is tries a random move.
-        found = [torch.where(length > 0, shaken, self.fresh(1)[0]), shorter]
+        # A row that stays where it is tries what another has found, or a random move.
+        found = [torch.where(length > 0, shaken, self.borrowed(move)), shorter]
         if len(self.whole):
             found.append(self.stepped(x))
         if self.swaps is not None:
             found.append(self.swapped(x))
         return torch.stack(found)
+
+    def borrowed(self, move: Tensor) -> Tensor:
+        """Rows moved as near ones of their class are, by moves (n, d); by chance where none is."""
+        near = self.near
+        pick = torch.where((move != 0).any(1)[near], self.uniform(*near.shape), -1.0)
+        share, at = pick.max(1, keepdim=True)
+        theirs = self.problem.x + move[near.gather(1, at)[:, 0]]
+        taken = (share > 0) & (self.uniform(len(move), 1) < _BORROW)
+        return torch.where(taken, theirs, self.fresh(1)[0])
+
+    @cached_property
+    def near(self) -> Tensor:
+        """A few near rows of the same class (of any, in regression) of every row, (n, k)."""
+        problem, n = self.problem, len(self.problem.x)
+        picked = torch.randperm(n, generator=self.generator)[:_MOST_DONORS]
+        root, classes = self.weights.sqrt(), bool(problem.n_labels)
+        z, found = problem.x[picked] * root, []
+        for rows in torch.arange(n).split(1_024):
+            far = torch.cdist(problem.x[rows] * root, z)
+            if classes:
+                far[problem.y[rows, None] != problem.y[picked]] = torch.inf
+            far[rows[:, None] == picked] = torch.inf
+            found.append(picked[far.topk(min(_NEAR, len(z)), 1, largest=False).indices])
+        return torch.cat(found)
 
     def stepped(self, x: Tensor) -> Tensor:
         """Another whole number in one column: the next one, or one a few steps away."""

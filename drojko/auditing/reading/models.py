@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drojko._sklearn import odd_columns
+from drojko._sklearn import odd_columns, pandas_table
 from drojko._validation import plain_tensor, shown
 from drojko.auditing.reading.categories import unknown_categories
 from drojko.auditing.reading.channels import Affine, Key, NotAffine, channels_of
@@ -19,7 +19,7 @@ from drojko.auditing.reading.space import Space
 from drojko.exceptions import InvalidDataError
 from drojko.models import MLP, LogitDifference, ModuleModel, TabularModel
 
-__all__ = ["AuditedModel", "audited_model"]
+__all__ = ["AuditedModel", "audited_model", "whole_table"]
 
 #: Categories of a column that are told apart one by one, and numbers of a matrix of indicators.
 FEW, MOST = 64, 8_000_000
@@ -119,6 +119,22 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
 
     check_is_fitted(model)
     return _estimator(model, table)
+
+
+def whole_table(model: Any, X: Any) -> Any:
+    """A table with the columns of the model's fit that it lacks and the model predicts without.
+
+    What a pipeline drops a user need not have any more; such columns say "absent" everywhere.
+    """
+    X = pandas_table(X)
+    known = getattr(model, "feature_names_in_", None)
+    if known is None or not hasattr(X, "columns") or not {*X.columns} < {*known} or not len(X):
+        return X
+    try:
+        model.predict(X.iloc[:1])
+    except Exception:  # of any step: the audit will say which column is lacking
+        return X
+    return X.reindex(columns=list(known), fill_value="absent")
 
 
 # scikit-learn and drojko ------------------------------------------------------------------------

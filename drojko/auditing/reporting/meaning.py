@@ -9,6 +9,7 @@ import numpy as np
 
 from drojko.ambiguity import Wasserstein
 from drojko.ambiguity.ground.norms import primal_norm
+from drojko.auditing.reading.models import whole_table
 from drojko.auditing.reading.problem import AuditProblem
 from drojko.auditing.reporting.moves import Moves
 from drojko.certificates import Certificate
@@ -115,7 +116,11 @@ def seen(problem: AuditProblem, given: Any) -> ObservedShift | None:
     if given is None or isinstance(given, ObservedShift):
         return given
     X_new, y_new = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    classes, own = problem.classes, problem.ambiguity
+    classes, own, X_new = (
+        problem.classes,
+        problem.ambiguity,
+        whole_table(problem.model.own.model, X_new),
+    )
     labels = None
     if y_new is not None and classes is not None:
         y_new = np.asarray(y_new).ravel()

@@ -190,7 +190,7 @@ def _evaluation_set(
 
 
 def _check_groups(at: AmbiguitySet, rows: Rows, folds: list[Any]) -> None:
-    """Warn of folds in which a set of groups holds one group only: there it is no set at all."""
+    """Warn of folds that hold one group only, where a set of groups is none, or all of a group."""
     groups = rows.groups
     if groups is None or np.ndim(groups) != 1:
         return
@@ -203,6 +203,19 @@ def _check_groups(at: AmbiguitySet, rows: Rows, folds: list[Any]) -> None:
             UserWarning,
             stacklevel=5,
         )
+        return
+    labels, known = np.asarray(groups), np.unique(np.asarray(groups))
+    without = [(k, np.setdiff1d(known, labels[train])) for k, (train, _) in enumerate(folds, 1)]
+    for number, missing in without:
+        if missing.size:
+            warnings.warn(
+                f"fold {number} of {len(folds)} is trained without the group "
+                f"{plain(missing[0])!r}, all of whose rows it holds out, and judged by it: give "
+                "fewer folds, or join small groups",
+                UserWarning,
+                stacklevel=5,
+            )
+            return
 
 
 def _check_folds(y: np.ndarray, folds: list[Any]) -> None:
@@ -232,7 +245,7 @@ def _fold(
     rows = []
     for model in models:
         with named(size_of(model.ambiguity)):
-            certificate = model.robust_certificate(outside, test.y, at, **test.known(at))
+            certificate = model._certificate(outside, test.y, at, **test.known(at))
         rows.append(
             [
                 certificate.upper,

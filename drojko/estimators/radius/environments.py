@@ -13,6 +13,7 @@ from drojko.ambiguity import AmbiguitySet
 from drojko.estimators.radius.cv import candidates, over_folds
 from drojko.estimators.scoring import Rows, split_last
 from drojko.exceptions import InvalidDataError
+from drojko.measures._arrays import label_index
 
 __all__ = ["FEW", "by_environments", "environments_of"]
 
@@ -51,12 +52,7 @@ def environments_of(groups: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
             f"{where} needs groups=, a label per row of shape (n,): the hospital, year or region "
             "that it is from"
         )
-    try:
-        names, index = np.unique(np.asarray(groups), return_inverse=True)
-    except TypeError as error:
-        raise InvalidDataError(
-            "groups mixes labels that have no order: make them strings"
-        ) from error
+    names, index = label_index(np.asarray(groups))
     if len(names) < 2:
         raise InvalidDataError(
             f"groups holds one environment, {plain(names[0])!r}; {where} needs two or more"

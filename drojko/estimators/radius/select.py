@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sklearn.utils import check_consistent_length
+from sklearn.utils.validation import _num_samples
 
 from drojko._random import generator
 from drojko._sklearn import checked_weight
@@ -211,7 +212,11 @@ def select_radius(
     _, last = split_last(estimator)
     ambiguity = last._nested("ambiguity")
     name = ambiguity.resized(ambiguity.nothing).size_name  # of a set that has a size to choose
-    check_consistent_length(X, y, groups)
+    check_consistent_length(X, y)
+    if groups is not None and _num_samples(groups) != _num_samples(X):
+        raise InvalidDataError(
+            f"groups has {_num_samples(groups)} rows and X has {_num_samples(X)}: give one per row"
+        )
     rng = generator(random_state)
     weight = None
     if sample_weight is not None:

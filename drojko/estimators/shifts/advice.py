@@ -10,10 +10,16 @@ from drojko.estimators.shifts.figures import TASKS, quoted
 
 __all__ = ["Found", "advise"]
 
+#: Environments from which on twice their root mean square distance is a range.
+_SEVERAL = 5
+
 
 @dataclass(frozen=True)
 class Found:
-    """Differences by aspect; ``apart`` is the share of environments that x alone gives away."""
+    """Differences by aspect; ``apart`` is the share of environments that x alone gives away.
+
+    ``few`` are environments of few rows, ``pure`` those of one class, of ``count`` in all.
+    """
 
     differs: dict[str, bool]
     gains: dict[str, float]
@@ -21,6 +27,8 @@ class Found:
     spread: float
     logistic: bool
     few: list[Any]
+    pure: list[Any]
+    count: int
     direction: tuple[Any, float] | None
 
 
@@ -66,9 +74,16 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
             f"{len(found.few)} of the environments, such as {found.few[0]!r}, have fewer than 10 "
             "rows: join small ones."
         )
+    if found.pure:
+        reasons.append(
+            f"All rows of {len(found.pure)} of the environments, such as {found.pure[0]!r}, are of "
+            "one class: how far their level is from others is a bound of what such rows can show, "
+            "not a measurement. Unless a class is rare, see whether the environment is another "
+            "name for y."
+        )
     ambiguity = None
     if found.direction is not None:
-        ambiguity = _directed(*found.direction, level, reasons)
+        ambiguity = _directed(*found.direction, level, found.count, reasons)
     if ambiguity is None:
         reasons.append(
             "A plain model, its penalty chosen by left-out environments, is the default; a robust "
@@ -82,7 +97,9 @@ def advise(found: Found) -> tuple[AmbiguitySet | None, list[str]]:
     return ambiguity, reasons
 
 
-def _directed(name: Any, away: float, differs: bool, reasons: list[str]) -> AmbiguitySet | None:
+def _directed(
+    name: Any, away: float, differs: bool, count: int, reasons: list[str]
+) -> AmbiguitySet | None:
     """The set of moves towards a class, of the size that is seen between environments."""
     if away == 0.0 or not differs:
         reasons.append(
@@ -92,10 +109,13 @@ def _directed(name: Any, away: float, differs: bool, reasons: list[str]) -> Ambi
         )
         return None
     high = float(f"{2.0 * away:.2g}")
+    held = "which holds 19 of 20 of them"
+    if count < _SEVERAL:
+        held = f"an order of magnitude, as {count} environments show no more"
     reasons.append(
         f"You know that {name!r} becomes more frequent: the range of its log odds is twice their "
-        "distance from a model of the other environments, which holds 19 of 20 of them. Where "
-        "that class is the rare one the worst case moves; where it is the common one the worst "
+        f"distance from a model of the other environments, {held}. Where that "
+        "class is the rare one the worst case moves; where it is the common one the worst "
         "case is that nothing moves, and weighting its rows by what you expect does more than "
         f"the set. Told the direction, on {TASKS} shifts as they occur, such a set was "
         f"{quoted('told the direction: set')}, and moving the intercept by that distance "

@@ -348,7 +348,8 @@ def _report(
         dict(zip(_ASPECTS, differences["differs"], strict=True)),
         dict(zip(_ASPECTS, differences["gain"], strict=True)),
         float(np.mean(apart.auc >= _APART)), widest.level.spread, bool(classes),
-        [names[e] for e in np.flatnonzero(rows < FEW)], known,
+        [names[e] for e in np.flatnonzero(rows < FEW)], _pure(y, place, names, rows, classes),
+        count, known,
     )  # fmt: skip
     ambiguity, reasons = advise(found)
     return ShiftReport(
@@ -357,6 +358,15 @@ def _report(
         widest.level.spread, widest.away, len(y), ambiguity,
         {"task": "classification" if classes else "regression", "classes": classes},
     )  # fmt: skip
+
+
+def _pure(y: Any, place: Any, names: list[Any], rows: Any, classes: Any) -> list[Any]:
+    """Environments of several rows of one class."""
+    if not classes:
+        return []
+    seen = np.zeros((len(names), len(classes)), dtype=bool)
+    seen[place, y] = True
+    return [names[e] for e in np.flatnonzero((seen.sum(1) == 1) & (rows >= FEW))]
 
 
 def _differences(pairs: list[tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:

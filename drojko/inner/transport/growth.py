@@ -79,11 +79,20 @@ def _steepest(objective: Objective, batch: Batch) -> float:
             ray = _open(objective, sign * direction)
             moves = ray.norm(dim=1) > 0.5
             if bool(moves.any()):
-                lines = np.stack([_risk(objective, batch, s * ray) for s in _DISTANCES], 1)
+                lines = _lines(objective, batch, ray)
                 best = max([best, *map(_exponent, lines[moves.cpu().numpy()])])
                 if math.isinf(best):
                     return best
     return best
+
+
+def _lines(objective: Objective, batch: Batch, ray: Tensor) -> np.ndarray:
+    """Losses along rays, shape (n, distances): at once, or one by one where some are refused."""
+    far = torch.from_numpy(_DISTANCES).to(ray).repeat_interleave(len(ray))[:, None]
+    lines = _risk(objective, batch.repeat(len(_DISTANCES)), far * ray.repeat(len(_DISTANCES), 1))
+    if np.isnan(lines).all():
+        lines = np.concatenate([_risk(objective, batch, s * ray) for s in _DISTANCES])
+    return lines.reshape(len(_DISTANCES), -1).T
 
 
 def _risk(objective: Objective, batch: Batch, move: Tensor) -> np.ndarray:

@@ -35,6 +35,8 @@ _ROUNDING = 1e-12  # by which a density may miss mass one
 class Divergent:
     """The objective; ``ambiguity`` is an f-divergence with a smooth conjugate."""
 
+    tight = True  # a density has mass one
+
     def __init__(self, rows: Rows, loss: Loss, ambiguity: AmbiguitySet, alpha: float = 0.0):
         self.rows, self.loss, self.alpha = rows, loss, alpha
         self.ambiguity: Any = ambiguity

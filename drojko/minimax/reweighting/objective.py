@@ -123,11 +123,16 @@ class Reweighted:
         cut = int(np.searchsorted(np.cumsum(w[order]), -low / (high - low)))
         return float(y[order[min(cut, len(y) - 1)]])
 
-    def sample(self, index: np.ndarray) -> Reweighted | None:
+    @property
+    def needs_largest(self) -> bool:
+        """Whether the largest loss has a say."""
+        return bool(self.bound.ambiguity.needs_largest(self.bound.ambiguity.penalty or 1.0))
+
+    def sample(self, index: np.ndarray, w: np.ndarray) -> Reweighted | None:
         """The same problem on some rows, where cells are rows."""
         if self.cells is not None or self.bound.ambiguity.sees_points:
             return None
-        rows = self.rows.take(index)
+        rows = self.rows.take(index, w)
         bound = self.bound.ambiguity.on(None, rows.w)
         return Reweighted(rows, self.loss, bound, self.alpha, 1e-3)
 

@@ -136,9 +136,10 @@ class Tailed(Divergent):
         inside = np.abs(self._losses(self.rows.predict(z)) - p[0]) < self.mu
         return float(self.rows.w @ inside) > _MOST
 
-    def sharpen(self, factor: float) -> None:
+    def sharpen(self, factor: float) -> bool:
         """A bend shorter by this factor."""
         self.mu *= factor
+        return True
 
     def dual(self, z: np.ndarray, p: np.ndarray, c: np.ndarray, sums: RowSums) -> float:
         """The bound, of a density of mass one."""

@@ -50,6 +50,7 @@ __all__ = ["SinkhornRisk", "SinkhornRows", "certify_linear", "sinkhorn_risk", "s
 
 _EPS = float(np.finfo(np.float64).eps)
 _FIRST = 1e-4  # accuracy of the Wasserstein solution
+_ENDLESS = 1e100  # predictions beyond which nothing is learned
 
 
 @dataclass(frozen=True)
@@ -389,6 +390,8 @@ class SinkhornRows(NormObjective):
                 curved = rows.gram(np.maximum(w * at.second(eta)[0], 0.0))[np.ix_(pinned, pinned)]
                 shift[pinned] = np.linalg.lstsq(curved, -off[pinned], rcond=1e-14)[0]
                 u, moved = u + rows.predict(shift), True
+                if not np.abs(u).max() < _ENDLESS:  # where no row has curvature
+                    break
             if short > 1.0:
                 s *= 1.0 + 2.0 * (short - 1.0) + 4.0 * _EPS
             elif not moved:

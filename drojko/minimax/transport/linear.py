@@ -39,13 +39,17 @@ __all__ = ["RidgeData", "RidgeRisk", "ridge_robust_risk", "solve_ridge", "turn"]
 _CLOSE = 1e-3  # relative distance from the best model that nothing moves at which that is solved
 ACCURACY = 1e-6  # relative, worked for whatever tol is
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
+_PLAIN = 0.4  # the same of many columns, where a step is dear and nobody counts digits
+
+_BENT = 1e-4  # the accuracy of kinks that became bends, or tol where that is less
 
 
 @dataclass(frozen=True, eq=False)
 class LinearProblem:
     """Data, set and accuracy of one fit; ``exact(coef, intercept, guess)`` is the worst case.
 
-    ``aim`` is the relative accuracy worked for, ``limits.tol`` the one that counts as converged.
+    ``aim`` is the relative accuracy worked for, ``share`` what of it the bound asks for, and
+    ``limits.tol`` the accuracy that counts as converged.
     """
 
     data: RidgeData
@@ -55,6 +59,7 @@ class LinearProblem:
     limits: Limits
     aim: float
     exact: Callable[..., Any]
+    share: float = _GOAL
 
     def risk(self, z: np.ndarray, guess: float | None = None) -> tuple[Any, float]:
         """The exact worst case at z, and the objective; infinite where there is none."""
@@ -72,7 +77,7 @@ class LinearProblem:
     def train(self, objective: NormObjective, lower: float = 0.0) -> LinearFit:
         """The common Newton's method; the better one of its model and one that nothing moves."""
         # Where places tie, digits beyond the aim take steps of their own.
-        goal = self.aim if self.data.swaps is not None else _GOAL * self.aim
+        goal = self.aim if self.data.swaps is not None else self.share * self.aim
         found = fit(objective, self.limits, goal=goal)
         z = self.rows.inward(found.coef, found.intercept)
         options = [(z, *self.risk(z, found.multiplier))]
@@ -140,6 +145,7 @@ def solve_ridge(
     limits: Limits | None = None,
     aim: float | None = None,
     warm_start: tuple[np.ndarray, float, float | None] | None = None,
+    share: float = _GOAL,
 ) -> LinearFit:
     r"""Minimise the worst-case risk of a linear model, exactly.
 
@@ -160,6 +166,7 @@ def solve_ridge(
     aim : float, relative accuracy worked for; None: 1e-6, with many rows 1e-5, or the tol where
         that is less.
     warm_start : (coef, intercept, multiplier or None) to start from.
+    share : float, of ``aim``, that is left open where Newton's method ends.
 
     Returns
     -------
@@ -192,7 +199,7 @@ def solve_ridge(
                 warm_start = (*rotation.inward(*warm_start[:2]), *warm_start[2:])
             found = solve_ridge(
                 data, radius=radius, penalty=penalty, alpha=alpha, fit_intercept=fit_intercept,
-                limits=rotation.limits(limits), aim=aim, warm_start=warm_start,
+                limits=rotation.limits(limits), aim=aim, warm_start=warm_start, share=_PLAIN,
             )  # fmt: skip
             return rotation.back(found)
     rows = rows_of(data.X, data.y, data.weight, intercept=fit_intercept)
@@ -202,7 +209,8 @@ def solve_ridge(
     def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:
         return ridge_robust_risk(data, coef, intercept, radius=radius, penalty=penalty, guess=guess)
 
-    problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact)
+    share = _PLAIN if rows.ample else share
+    problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact, share)
     if data.swaps is not None:
         from drojko.minimax.transport.swaps.rows import SwapRows
 
@@ -262,14 +270,20 @@ def _many_rows(problem: LinearProblem) -> LinearFit | None:
     """A smooth optimum from a sample of many rows; None where it is another solver's."""
     loss, ground = problem.data.loss, problem.ground
     least = 0.25 * ground.offset / (ground.penalty or math.inf)  # sigma where only labels move
-    if problem.data.flips or not ground.moves or not loss.kink_free(2.0 * least):
+    if problem.data.flips or not ground.moves:
         return None
-    found = fit_many(
-        Transported(problem.rows, loss, ground),
-        problem.limits,
-        classes=loss.task == "classification",
-        goal=0.5 * problem.aim,
-    )
+    goal = 0.5 * problem.aim
+    if loss.kink_free(2.0 * least):
+        objective = Transported(problem.rows, loss, ground)
+    elif hasattr(loss, "slopes") and not problem.rows.wide:
+        from drojko.minimax.transport.bent import Bent
+
+        goal = 0.5 * max(problem.aim, min(problem.limits.tol, _BENT))
+        objective = Bent(problem.rows, loss, ground, goal)
+    else:
+        return None
+    classes = loss.task == "classification"
+    found = fit_many(objective, problem.limits, classes=classes, goal=goal)
     if found is None:
         return None
     z = problem.rows.inward(found.coef, found.intercept)

@@ -35,6 +35,8 @@ _BLOCK = 1 << 14  # rows whose work arrays stay in cache
 class Transported:
     """The objective, on a ground where something moves."""
 
+    tight = False  # bounds hold at any price
+
     def __init__(self, rows: Rows, loss: Loss, ground: Ground):
         self.rows, self.loss, self.ground = rows, loss, ground
         self.priced = ground.penalty is not None
@@ -69,7 +71,8 @@ class Transported:
     def _spread(self, z: np.ndarray, u: np.ndarray) -> np.ndarray:
         """About the best sigma, below kinks."""
         slope = self.loss.line(u, self.rows.y)[1]
-        sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / float(self.rows.w @ slope**2))
+        steep = float(self.rows.total(self.rows.w @ slope**2))
+        sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / steep)
         while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5
         return np.array([sigma])

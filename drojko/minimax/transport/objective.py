@@ -299,9 +299,9 @@ class TransportRows(NormObjective):
         self.smooth = False
         self.refused: UnsupportedError | None = None  # why a loss of one's own has no jet there
 
-    def sample(self, index: np.ndarray) -> TransportRows:
-        """The same problem on some rows."""
-        return TransportRows(self.rows.take(index), self.loss, self.ground)
+    def sample(self, index: np.ndarray, w: np.ndarray) -> TransportRows:
+        """The same problem on some rows, with these weights."""
+        return TransportRows(self.rows.take(index, w), self.loss, self.ground)
 
     def start(self) -> tuple[np.ndarray, np.ndarray]:
         """See `NormObjective`; smooth losses need no smoothing."""

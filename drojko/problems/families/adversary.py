@@ -18,6 +18,7 @@ from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.bounds import Structure
 from drojko.inner.transport.local_bounds import strong_gap
 from drojko.losses import Loss
+from drojko.losses.callables import in_torch
 from drojko.measures import ClassConditional, LabelledMeasure, Measure
 from drojko.models import ModuleModel
 from drojko.problems.families.structured import StructuredLoss
@@ -75,7 +76,7 @@ class DecisionModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Loss of each row, shape (n,)."""
-        value = self.loss(self.layout.split(self.flat), x)
+        value = in_torch("loss(params, z)", self.loss, self.layout.split(self.flat), x)
         if not isinstance(value, Tensor) or tuple(value.shape) != (len(x),):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InvalidDataError(

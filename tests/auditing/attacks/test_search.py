@@ -73,7 +73,7 @@ def test_a_row_is_not_asked_about_where_it_stays():
     flat = Pool.of(problem.x, problem.y, torch.full((30,), 99.0, dtype=torch.float64))
     state = Search(problem, flat, [0.1], torch.Generator().manual_seed(0))
     before = problem.calls[0]
-    state.improve(state.rounds(50)[0])
+    state.improve()
     assert problem.calls[0] - before == 30  # one random move each
 
 
@@ -83,7 +83,44 @@ def test_the_search_ends_when_time_is_up(forest, moons):
     before = problem.calls[0]
     late = replace(problem, deadline=0.0)
     search(late, pool, [0.1], 400, torch.Generator().manual_seed(0))
-    assert problem.calls[0] - before <= (RANDOM + LINES) * 400 * len(moons[1])
+    assert problem.calls[0] - before <= ((RANDOM + LINES) * 400 + 1) * len(moons[1])
+
+
+@pytest.mark.parametrize("calls", [3, 20])
+def test_no_more_rows_are_asked_about_than_the_budget_says(forest, moons, calls):
+    problem = problem_of(forest, *moons)
+    pool, n = Pool.of(problem.x, problem.y, problem.nominal), len(moons[1])
+    before = problem.calls[0]
+    search(problem, pool, [0.1, 0.3], calls, torch.Generator().manual_seed(0))
+    donors = n  # whose answers the lines need
+    assert calls * n <= problem.calls[0] - before <= calls * n + donors
+    assert pool.plan(problem.w, 0.3**2).risk > float(problem.w @ problem.nominal)
+
+
+def test_a_row_that_gains_nothing_waits(forest, moons):
+    problem = problem_of(forest, *moons)
+    pool = Pool.of(problem.x, problem.y, torch.full_like(problem.nominal, 99.0))
+    state = Search(problem, pool, [0.1], torch.Generator().manual_seed(0))
+    asked = []
+    for _ in range(4):
+        before = problem.calls[0]
+        state.improve()
+        asked.append(problem.calls[0] - before)
+    assert asked[0] == len(moons[1]) > max(asked[1:]) > 0
+
+
+def test_staying_rows_borrow_moves_of_their_own_class(forest, moons):
+    problem = problem_of(forest, *moons)
+    state = Search(problem, Pool.of(problem.x, problem.y, problem.nominal), [0.1],
+                   torch.Generator().manual_seed(0))  # fmt: skip
+    same = problem.y[state.near] == problem.y[:, None]
+    assert same.all()
+    assert (state.near != torch.arange(len(problem.y))[:, None]).all()
+    move = torch.where(problem.y[:, None] == 0, 2e5, 4e5).expand_as(problem.x)
+    moved = state.borrowed(move)
+    own = (moved == problem.x + move).all(1)
+    assert 0 < own.sum() < len(own)  # the rest tries a random move
+    assert (moved - problem.x)[~own].abs().max() < 1.0
 
 
 def test_a_stump_is_crossed_at_its_threshold():

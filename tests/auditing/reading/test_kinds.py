@@ -8,6 +8,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from drojko import audit
 from drojko.ambiguity import KL, Wasserstein
@@ -105,6 +106,51 @@ def test_columns_are_found_by_name():
         audit(model, X.drop(columns="month"), LATE, KL(0.1))
     with pytest.raises(InvalidDataError, match="'date' more than the model was fitted on"):
         audit(model, TABLE, LATE, KL(0.1))
+
+
+@pytest.mark.parametrize("ball", [Wasserstein(0.2), KL(0.1)], ids=["W2", "KL"])
+@pytest.mark.parametrize("last", [LogisticRegression(max_iter=3000), DecisionTreeClassifier()])
+def test_columns_that_a_pipeline_drops_need_not_be_there(ball, last):
+    used = [*TEXT, *NUMBERS]
+    encode = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), TEXT), (StandardScaler(), NUMBERS)
+    )
+    model = make_pipeline(encode, last).fit(TABLE, LATE)
+    settings = {"scale": "standard", "random_state": 0, "max_evaluations": 2000}
+    whole, few = (audit(model, table, LATE, ball, **settings) for table in (TABLE, X[used]))
+    assert few.table.nominal_risk[0] == pytest.approx(whole.table.nominal_risk[0], rel=1e-12)
+    assert few.table.worst_case_risk[0] > few.table.nominal_risk[0]
+    lacking = "carrier" if "carrier" in used else used[0]
+    with pytest.raises(InvalidDataError, match=f"X lacks .*'{lacking}'"):
+        audit(model, X[used].drop(columns=lacking), LATE, ball, **settings)
+
+
+class Foreign:
+    """A table of another library: its columns are not pandas' own, and it can become pandas'."""
+
+    def __init__(self, table):
+        self.table, self.columns, self.shape = table, list(table.columns), table.shape
+
+    def __len__(self):
+        return len(self.table)
+
+    def to_pandas(self):
+        if self.table.empty:
+            raise ImportError("pyarrow is required")
+        return self.table
+
+
+def test_tables_of_other_libraries_are_those_of_pandas():
+    model = linear()
+    own, other = (
+        audit(model, kind(X), LATE, Wasserstein(0.2), scale="standard", random_state=0,
+              compare_to=kind(X[50:]))
+        for kind in (lambda table: table, Foreign)
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(own.table, other.table)
+    assert own.meaning.equals(other.meaning)
+    with pytest.raises(InvalidDataError, match=r"pyarrow is required.*give a pandas one"):
+        audit(model, Foreign(X[:0]), LATE, KL(0.1))
 
 
 def test_unknown_categories():

@@ -122,7 +122,8 @@ def test_forms_for_people_and_programs(tmp_path):
     [
         ({"groups": np.zeros(N)}, "one environment"),
         ({"groups": None}, "needs groups="),
-        ({"groups": [None, "a"] * (N // 2)}, "no order"),
+        ({"groups": [None, "a"] * (N // 2)}, r"groups\[0\] is missing"),
+        ({"groups": np.array([1, "a"] * (N // 2), dtype=object)}, "no order"),
         ({"groups": np.arange(N - 1)}, "rows: give one of each"),
         ({"y": np.zeros(N, dtype=int)}, "1 class"),
         ({"y": np.full(N, np.nan)}, "NaN or infinity"),
@@ -140,3 +141,23 @@ def test_bad_input_is_named(change, words):
     given = {"X": X, "y": y, "groups": place, **change}
     with pytest.raises(InvalidDataError, match=words):
         shift_report(given.pop("X"), given.pop("y"), given.pop("groups"), **given)
+
+
+def test_environments_of_one_class_are_said_to_be_no_measurement():
+    X, y, _ = made("none")
+    place = np.where(y == 1, np.arange(N) % 2, 1 + np.arange(N) % 2)  # 0: ones, 2: noughts
+    reasons = shift_report(X, y, place, random_state=0).reasons
+    assert any(text.startswith("All rows of 2 of the environments, such as 0") for text in reasons)
+    assert not any("one class" in text for text in shift_report(*made("level")).reasons)
+
+
+@pytest.mark.parametrize("places", [2, 6])
+def test_a_range_from_a_few_environments_is_an_order_of_magnitude(places):
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, places, N)
+    X = rng.normal(size=(N, 2))
+    y = (X[:, 0] + np.linspace(-2, 2, places)[place] + rng.logistic(size=N) > 0).astype(int)
+    report = shift_report(X, y, place, direction=1, random_state=0)
+    said = f"an order of magnitude, as {places} environments" in report.reasons[-1]
+    assert said == (places == 2)
+    assert isinstance(report.ambiguity, ClassShift)

@@ -89,14 +89,14 @@ class SwapRows(TransportRows):
         none = np.zeros(0, dtype=int)
         self.places = Places.of(none, none, np.zeros((0, len(self.costs)), dtype=bool))
 
-    def sample(self, index: np.ndarray) -> SwapRows:
+    def sample(self, index: np.ndarray, w: np.ndarray) -> SwapRows:
         """The same problem on some rows."""
         data, groups = self.data, self.data.swaps
         some = replace(
-            data, X=data.X[index], y=data.y[index], weight=data.weight[index],
+            data, X=data.X[index], y=data.y[index], weight=w,
             swaps=Groups(groups.swaps, groups.own[index]),
         )  # fmt: skip
-        return SwapRows(self.rows.take(index), self.loss, self.ground, some, self.alpha)
+        return SwapRows(self.rows.take(index, w), self.loss, self.ground, some, self.alpha)
 
     # Places -------------------------------------------------------------------------------------
 
