@@ -99,8 +99,7 @@ def network_bound(
     hurry = max_time is not None and max_time < 1.0
     few, known = None, None
     for settings in list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]:
-        if not problem.network.dense:
-            settings = settings.lines()
+        settings = settings.suited(problem.network)
         if not hurry:
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))

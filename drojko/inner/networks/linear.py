@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drojko.inner.networks.network import Network
 
-__all__ = ["Ball", "Box", "LinearBound", "blocks", "linear_bound"]
+__all__ = ["Ball", "Box", "LinearBound", "blocks", "intervals", "linear_bound"]
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,39 @@ def linear_bound(
     """
     if not network.dense:
         return network.relaxed(region, anchors)
+    found, lines, sizes, at = _relaxed(network, region)
+    if anchors is None:
+        lines.append(network.acts[-1].lines(*found[-1]))
+    else:
+        pairs = zip(network.acts, found, anchors, strict=True)
+        lines = [act.lines(*interval, anchor) for act, interval, anchor in pairs]
+    margins = network.margins
+    level, out = _substituted(network, lines, sizes, margins.rows, margins.levels, at)
+    return LinearBound(level + network.outputs_error(), out, found)
+
+
+def intervals(network: Network, region: Ball | Box) -> list[tuple[Tensor, Tensor]]:
+    """Those of all pre-activations alone, of a network of matrices."""
+    return _relaxed(network, region)[0]
+
+
+def _relaxed(
+    network: Network, region: Ball | Box
+) -> tuple[
+    list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor, Tensor, Tensor]], list[Tensor], Tensor
+]:
+    """Intervals, lines of all layers but the last, sizes of what is summed, and the middle."""
     first = network.weights[0]
     middle = region.middle
     at = network.centre if middle is None else network.centre + middle @ first.T
     size = network.size if middle is None else network.size + middle.abs() @ first.abs().T
     rows = first.expand(len(at), -1, -1)
     width = region.widest(rows) * (1 + 1e-12) + network.slack * size
-    intervals, lines = [(at - width, at + width)], []
+    found, lines = [(at - width, at + width)], []
     sizes = [size + width]
     for k in range(1, len(network.weights)):
-        lines.append(network.acts[k - 1].lines(*intervals[-1]))
-        low, high = intervals[-1]
+        lines.append(network.acts[k - 1].lines(*found[-1]))
+        low, high = found[-1]
         largest = torch.maximum(
             network.acts[k - 1](low)[0].abs(), network.acts[k - 1](high)[0].abs()
         )
@@ -95,15 +117,8 @@ def linear_bound(
         least, below = _substituted(network, lines, sizes, -rows, -start, at)
         high = top + region.widest(above) * (1 + 1e-12)
         low = -least - region.widest(below) * (1 + 1e-12)
-        intervals.append((low, high))
-    if anchors is None:
-        lines.append(network.acts[-1].lines(*intervals[-1]))
-    else:
-        pairs = zip(network.acts, intervals, anchors, strict=True)
-        lines = [act.lines(*interval, anchor) for act, interval, anchor in pairs]
-    margins = network.margins
-    level, out = _substituted(network, lines, sizes, margins.rows, margins.levels, at)
-    return LinearBound(level + network.outputs_error(), out, intervals)
+        found.append((low, high))
+    return found, lines, sizes, at
 
 
 def _substituted(

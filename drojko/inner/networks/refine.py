@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko.inner.networks.linear import Ball, blocks, linear_bound
+from drojko.inner.networks.linear import Ball, blocks, intervals, linear_bound
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
@@ -56,26 +56,46 @@ class Stage:
 
 @dataclass(frozen=True)
 class Effort:
+    """What is done of a network with one hidden layer and at most `_SEVERAL` margins, and where.
+
+    ``deep``: stages of one with more layers, ``several``: with more margins; None: the same. Few
+    regions far from the multiplier close most of such a gap, and many more are needed for the rest.
+    """
+
     stages: tuple[Stage, ...]
     lipschitz: int
     boxes: int  # in few dimensions
     searches: int  # of the penalty there
     goal: float  # relative gap of the mean that ends those
+    deep: tuple[Stage, ...] | None = None
+    several: tuple[Stage, ...] | None = None
 
-    def lines(self) -> Effort:
-        """The same with linear bounds alone."""
-        return replace(self, stages=tuple(stage for stage in self.stages if not stage.steps))
+    def suited(self, network: Network) -> Effort:
+        """The same for a network: linear bounds alone where there are no others."""
+        if not network.dense:
+            return replace(self, stages=tuple(one for one in self.stages if not one.steps))
+        several = network.margins.levels.shape[1] > _SEVERAL
+        other = self.several if several else self.deep if len(network.weights) > 1 else None
+        return self if other is None else replace(self, stages=other)
 
 
+_LINES = Stage(1.2, 0, 0.01, 0.0, math.inf)
+_HARD = (*[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4, True))
 #: What is done at an effort comes after all that is done at those before it.
 SETTINGS = {
     "fast": Effort(
         (
-            Stage(1.2, 0, 0.01, 0.0, math.inf), Stage(1.15, 1, 0.05, 0.04, 2e3),
-            Stage(1.15, 5, 0.04, 0.04, 8e3), Stage(1.15, 12, 0.04, 0.13, 1.5e4),
-            *[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4, True),
+            _LINES, Stage(1.15, 1, 0.05, 0.04, 2e3), Stage(1.1, 5, 0.03, 0.045, 8e3),
+            Stage(1.15, 12, 0.04, 0.13, 1.5e4), *_HARD,
         ),
         20, 16_000, 1, 0.01,
+        deep=(
+            _LINES, Stage(1.3, 2, 0.2, 0.1, 8e3), Stage(1.2, 5, 0.1, 0.14, 1.5e4),
+            Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
+        ),
+        several=(
+            _LINES, Stage(1.4, 1, 0.8, 0.15, 1.5e4), *(replace(one, gap=0.18) for one in _HARD)
+        ),
     ),
     "thorough": Effort(
         (
@@ -347,7 +367,11 @@ class Refine:
         assert state.goal is not None
         assert state.anchor is not None
         which, goal, anchor = state.which[:size], state.goal[:size], state.anchor[:size]
-        intervals = linear_bound(network, Ball(radius)).intervals
+        # Margins of a sample share their ball.
+        each, place = rows.unique(return_inverse=True)
+        ball = Ball(radius[: len(each)])
+        found = intervals(self.problem.network.take(each), ball)
+        between = [(low[place], high[place]) for low, high in found]
         radius = torch.full_like(radius, self.shells.middle(k))
         one, two = which.unbind(1)
         v, c = _means(network, one, two)
@@ -355,7 +379,7 @@ class Refine:
         if fresh:
             steps *= _LONGER
         found = quadratic_bound(
-            network, v, c, anchor, intervals, radius, steps, state.known if steps else None, goal
+            network, v, c, anchor, between, radius, steps, state.known if steps else None, goal
         )
         error = network.outputs_error().gather(1, which).amax(1)
         constant, curvature = found.constant + error, found.curvature

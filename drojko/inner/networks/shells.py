@@ -145,58 +145,56 @@ class Shells:
         low, high = self.edges[:-1][shells], self.edges[1:][shells]
         share = torch.arange(_PARTS + 1, dtype=torch.float64) / _PARTS
         cuts = low[:, None] + (high - low)[:, None] * share
-        parts = [self._part(shells, cuts[:, p], cuts[:, p + 1]) for p in range(_PARTS)]
-        first, last = (torch.stack([part[end] for part in parts], 2) for end in range(2))
-        return first, last, cuts[:, :-1], cuts[:, 1:]
-
-    def _part(self, shells: slice, t0: Tensor, t1: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss's bound at both ends of [t0, t1] in some shells, (n, k) each."""
+        t0, t1 = cuts[:, :-1], cuts[:, 1:]
         n, _, m = self.level.shape
-        out = torch.empty(2, n, len(t0), dtype=torch.float64)
-        block = max(1, 500_000 // (len(t0) * m))
-        ends = t0[None, :, None], t1[None, :, None]
-        for rows in torch.arange(n).split(block):
+        out = torch.empty(2, n, *t0.shape, dtype=torch.float64)
+        which = torch.arange(len(self.edges) - 1)[shells]
+        for rows in torch.arange(n).split(max(1, 500_000 // (t0.numel() * m))):
             margins = self.margins.take(rows)
-            for end, chosen in enumerate(self._chosen(rows[:, None], shells, *ends)):
+            for end, chosen in enumerate(self._chosen(rows[:, None], which, t0, t1)):
                 out[end, rows] = margins(chosen)
-        pairs = self.pairs.within(shells)
-        if len(pairs):
-            rows, ks, place = pairs.regions(len(self.edges) - 1)
-            at = ks - shells.start
-            u = torch.stack(self._chosen(rows, ks, t0[at, None], t1[at, None]))
-            margins = self.margins.take(rows)
+        if len(pairs := self.pairs.within(shells)):
+            self._lower(out, pairs, shells.start, t0, t1)
+        return out[0], out[1], t0, t1
+
+    def _lower(self, out: Tensor, pairs: Pairs, first: int, t0: Tensor, t1: Tensor) -> None:
+        """What means of two margins take off the loss's bounds, shape (2, n, k, parts)."""
+        rows, ks, place = pairs.regions(len(self.edges) - 1)
+        at = ks - first
+        margins, ends = self.margins.take(rows), torch.stack([t0[at], t1[at]])
+        both = torch.stack(self._chosen(rows, ks, *ends))
+        for p in range(_PARTS):
+            u, t = both[:, :, p], ends[:, :, p]
             top = leading(u.mean(0), margins.own())
-            constant, curvature = pairs.table(place, top, 0.5 * (t0 + t1)[at])
-            a = torch.stack([constant + 0.5 * curvature * t[at, None, None] ** 2 for t in (t0, t1)])
+            constant, curvature = pairs.table(place, top, t.mean(0))
+            a = torch.stack([constant + 0.5 * curvature * r[:, None, None] ** 2 for r in t])
             lower = paired(margins, top, u, a + _ROOM * a.abs())
             # One or the other: the least of both at each end is a bound at the ends alone.
-            wins = lower.sum(0) < out[:, rows, at].sum(0)
-            out[:, rows, at] = torch.where(wins, lower, out[:, rows, at])
-        return out[0], out[1]
+            wins = lower.sum(0) < out[:, rows, at, p].sum(0)
+            out[:, rows, at, p] = torch.where(wins, lower, out[:, rows, at, p])
 
-    def _chosen(self, rows: Tensor, shells: slice | Tensor, t0: Tensor, t1: Tensor) -> list[Tensor]:
-        """Margins' bounds that are linear in t² on [t0, t1], at both ends; (..., m)."""
-        if isinstance(shells, slice):
-            shells = torch.arange(len(self.edges) - 1)[shells]
-        chain, rate = self._chain[rows, shells], self.rates[rows]
-        level, slope = self.level[rows, shells], self.slope[rows, shells]
-        constant, half = self.constant[rows, shells], 0.5 * self.curvature[rows, shells]
-        cap = self.cap[rows].expand_as(level)
-        middle = 0.5 * (t0 + t1)
-        at_middle = torch.stack([
-            level + slope * middle, constant + half * middle**2, chain + rate * middle, cap
-        ])  # fmt: skip
-        pick = at_middle.argmin(0)
-        found = []
-        for t in (t0, t1):
-            # The tangent of sqrt(tau) at the middle, which is above it.
-            root = middle + (t * t - middle * middle) / (2.0 * middle)
-            each = torch.stack(
-                [level + slope * root, constant + half * t * t, chain + rate * root, cap]
-            )
-            chosen = each.gather(0, pick[None])[0]
-            found.append(chosen + _ROOM * chosen.abs())
-        return found
+    def _chosen(self, rows: Tensor, shells: Tensor, t0: Tensor, t1: Tensor) -> list[Tensor]:
+        """Margins' bounds that are linear in t² on [t0, t1], at both ends; (..., parts, m)."""
+        middle = 0.5 * (t0 + t1).unsqueeze(-1)
+        # The tangent of sqrt(tau) at the middle, which is above it: middle/2 + tau / (2 middle).
+        half, per = 0.5 * middle, 0.5 / middle
+        at = rows, shells
+        lines = (self.level[at], self.slope[at]), (self._chain[at], self.rates[rows])
+        forms = [
+            (level.unsqueeze(-2) + slope.unsqueeze(-2) * half, slope.unsqueeze(-2) * per)
+            for level, slope in lines
+        ]
+        forms.append((self.constant[at].unsqueeze(-2), 0.5 * self.curvature[at].unsqueeze(-2)))
+        forms.append((self.cap[rows].unsqueeze(-2), torch.zeros_like(middle)))
+        (base, rise), square = forms[0], middle.square()
+        value = base + rise * square
+        for start, by in forms[1:]:
+            other = start + by * square
+            lower = other < value
+            value = torch.where(lower, other, value)
+            base, rise = torch.where(lower, start, base), torch.where(lower, by, rise)
+        found = [base + rise * t.square().unsqueeze(-1) for t in (t0, t1)]
+        return [chosen + _ROOM * chosen.abs() for chosen in found]
 
     def suprema(self, strength: float, k: int | None = None) -> Tensor:
         """Bounds of loss - strength t² on each shell, (n, K), or on one, (n,)."""
