@@ -361,6 +361,7 @@ class SinkhornRows(NormObjective):
         at, s, lam, eta = state.terms.detail[1].plan
         rows, ground, radius, u, best = self.rows, self.ground, self.budget, state.u, 0.0
         w, kappa, pinned = rows.w, math.sqrt(0.5 * self.epsilon), pinned_columns(rows, ground)
+        way, before = 1.0, math.inf  # of the noise that holds more of c, which far out is less
         for _ in range(8):
             mass = w
             if pinned.any():
@@ -383,7 +384,7 @@ class SinkhornRows(NormObjective):
             best = max(best, const + held - 16.0 * _EPS * size)
             if best >= need:
                 break
-            # Next: better balanced, and a little more noise to hold c.
+            # Next: better balanced, and a little more noise, or less, to hold c.
             off, moved = rows.sum(w * at.mean[0]), False
             if pinned.any() and np.abs(off[pinned]).max() > 1e-13 * float(w @ np.abs(at.mean[0])):
                 shift = np.zeros(rows.size)
@@ -393,7 +394,8 @@ class SinkhornRows(NormObjective):
                 if not np.abs(u).max() < _ENDLESS:  # where no row has curvature
                     break
             if short > 1.0:
-                s *= 1.0 + 2.0 * (short - 1.0) + 4.0 * _EPS
+                way, before = (-way if short > before else way), short
+                s *= 1.0 + max(way * (2.0 * (short - 1.0) + 4.0 * _EPS), -0.5)
             elif not moved:
                 break
             found = self.tilted(u, (s / kappa) ** 2, lam)
