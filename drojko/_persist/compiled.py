@@ -259,7 +259,8 @@ class StoredSpline:
         from scipy.interpolate import BSpline
 
         try:
-            return BSpline(self.knots, self.coefficients, self.degree, self.extrapolate)
+            extrapolate: Any = self.extrapolate  # "periodic" as well, which stubs do not know
+            return BSpline(self.knots, self.coefficients, self.degree, extrapolate)
         except ValueError as error:
             raise InvalidDataError(f"a spline holds what does not fit: {error}") from error
 
