@@ -30,9 +30,8 @@ so: **told** methods know from the truth in which direction the level of y given
 how far is the root mean square of what the source's environments show, by `shift_report`; for
 regressions the set is that of targets that rise by up to twice that), or have {LABELS} labels of
 the target for their intercept; **oracle** rows choose or train on other rows of the target. Nothing
-else has seen the target. Trees are LightGBM; robust trees are `drojko.boosting.objective`
-(measured when its steps began 16 times shorter; since, they begin 1,024 times shorter, and their
-loss is within 1 % of these rows on the three tasks made anew). The perceptron is scikit-learn's.
+else has seen the target. Trees are LightGBM; robust trees are `drojko.boosting.objective`. The
+perceptron is scikit-learn's.
 Rows of `dro` {DRO}, with `--full`, are its linear models at fixed sizes, by Clarabel (installed
 alone, into a folder of its own); its `KLDRO` is left out, whose program that solver fails on. Rows
 of `clear` (also `--full`) take a set only where it gains beyond two standard errors.
