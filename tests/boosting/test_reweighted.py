@@ -160,7 +160,7 @@ def test_groups_and_their_folds(rows):
         model = ReweightedClassifier(PLAIN, Group(), n_rounds=10, cv=GroupKFold(5))
         model.fit(X, y, groups=groups)
         columns = (groups[:, None] == np.arange(5)).astype(int)
-        same = clone(model).set_params(cv=2).fit(X, y, groups=columns)
+        same = clone(model).set_params(cv=2, random_state=0).fit(X, y, groups=columns)
     losses = log_loss(model, X, y)
     means = [losses[groups == g].mean() for g in range(5)]
     assert model.certificate_.upper == pytest.approx(max(means), rel=1e-6)
@@ -325,7 +325,7 @@ def test_groups_do_not_reach_folds_that_ignore_them():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(60, 2))
     y = (X[:, 0] + rng.logistic(size=60) > 0).astype(int)
-    game = ReweightedClassifier(LogisticRegression(), Group(), n_rounds=2, cv=2)
+    game = ReweightedClassifier(LogisticRegression(), Group(), n_rounds=2, cv=2, random_state=0)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         game.fit(X, y, groups=np.tile(["a", "b"], 30))
