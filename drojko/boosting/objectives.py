@@ -97,7 +97,7 @@ def objective(
     that the best constant is near the optimum (with noisy labels `CVaR(0.1)`, `KL(radius=1.5)`,
     `TotalVariation(0.6)`): on six tables and twelve sets it was above its start in 18 of 72 runs,
     by 0.15 % at most, and 5 had rounds by tens that did not end lower. Time is 1.4 to 2.7 times
-    that of plain LightGBM for 4,000 rows, and up to 5 times for a few hundred.
+    that of plain LightGBM for 3,200 rows, and up to 5 times for a few hundred.
 
     For early stopping, use `RobustObjective.evaluate` on rows of an environment that was left out:
     the nominal loss there. The worst-case risk of the rows that are trained on falls on.

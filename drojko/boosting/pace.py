@@ -19,7 +19,7 @@ _KEPT, _SHORT = 0.8, 8.0
 
 @dataclass(frozen=True)
 class Pace:
-    """State of the damping between two rounds; None damps nothing.
+    """State of the damping between two rounds.
 
     Where all losses are equal, as at the score 0, the worst case has a kink: one tree seldom leads
     down, many small ones together do, each fitted to weights that the others moved. So steps begin

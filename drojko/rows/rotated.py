@@ -27,7 +27,6 @@ __all__ = ["Rotation"]
 qr: Any = scipy.linalg.qr
 _Turned = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-
 #: Pivots of the Gram matrix over the largest: what is kept is no less than the first, so that the
 #: square of the condition costs no digits that count; below the second a row adds nothing, ...
 _SURE, _NONE = 1e-5, 1e-12

@@ -154,8 +154,8 @@ class Search:
     def ask(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Where rows come to stand for positions x (m, n, d), their losses and costs (m, n).
 
-        Rows that stand where they are ``known`` from, of the same shape,
-        are not asked about; their losses are those of the rows where they are, or minus infinity.
+        Rows that stand where they are ``known`` from, of the same shape, are not asked about: their
+        losses are those of the rows where they are, or minus infinity.
         """
         if len(x) > self.most:
             at = [None] * len(x) if known is None else known.split(self.most)

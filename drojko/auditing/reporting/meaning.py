@@ -116,11 +116,8 @@ def seen(problem: AuditProblem, given: Any) -> ObservedShift | None:
     if given is None or isinstance(given, ObservedShift):
         return given
     X_new, y_new = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    classes, own, X_new = (
-        problem.classes,
-        problem.ambiguity,
-        whole_table(problem.model.own.model, X_new),
-    )
+    X_new = whole_table(problem.model.own.model, X_new)
+    classes, own = problem.classes, problem.ambiguity
     labels = None
     if y_new is not None and classes is not None:
         y_new = np.asarray(y_new).ravel()

@@ -40,7 +40,6 @@ _CLOSE = 1e-3  # relative distance from the best model that nothing moves at whi
 ACCURACY = 1e-6  # relative, worked for whatever tol is
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
 _PLAIN = 0.4  # the same of many columns, where a step is dear and nobody counts digits
-
 _BENT = 1e-4  # the accuracy of kinks that became bends, or tol where that is less
 
 
