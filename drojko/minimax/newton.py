@@ -55,6 +55,7 @@ _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, 
 MOST = 6000  # parameters of a matrix
 _SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
 _SHORT = 2e-4  # the smoothing after it, over the objective
+_TANGENT = 1e-3  # of mu: a step that shows where the optimum goes
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -305,14 +306,16 @@ class Newton:
         du = o.rows.predict(dz)
         rounding = 2e-15 * (abs(terms.value) + 1e-3 * o.unit)
         t = self._longest(st.p, dp)
+        curved = getattr(o, "curved", None)  # second derivatives of what is accepted alone
+        lean = bool(terms.records) or curved is not None
         for trial in range(40):
             z, u, p = st.z + t * dz, st.u + t * du, st.p + t * dp
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
-            new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
+            new = o.terms(z, p, u, st.mu, st.duals, second=not lean)
             if k and trial < 4 and not math.isfinite(new.value):
                 p = o.restart(z, u, p, st.mu)
-                new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
+                new = o.terms(z, p, u, st.mu, st.duals, second=not lean)
             if new.value <= goal:
                 break
             t *= 0.5 if t > 0.1 else 0.2
@@ -327,16 +330,23 @@ class Newton:
         st.z, st.p, st.u, st.stuck = z, p, u, st.stuck + 1 if slow else 0
         # Without kinks the terms of the line search are those of the new iterate.
         changed = hasattr(o, "accepted") and o.accepted(st)
-        st.terms = o.terms(z, p, u, st.mu, st.duals) if changed or new.records else new
+        if changed or new.records:
+            st.terms = o.terms(z, p, u, st.mu, st.duals)
+        else:
+            st.terms = new if curved is None else curved(st, new)
         return t
+
+    def _gradient(self, terms: Terms) -> np.ndarray:
+        """In (z, p)."""
+        return np.append(self.objective.rows.sum(terms.gu) + terms.gz, terms.gp)
 
     def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature in (z, p)."""
         rows = self.objective.rows
-        size = rows.size
-        gradient = np.append(rows.sum(terms.gu) + terms.gz, terms.gp)
+        size, gradient = rows.size, self._gradient(terms)
         hessian = np.empty((size + k, size + k))
-        hessian[:size, :size] = rows.gram(np.maximum(terms.huu, 0.0)) + terms.Hz
+        own = rows.gram(np.maximum(terms.huu, 0.0)) if terms.huu.any() else 0.0
+        hessian[:size, :size] = own + terms.Hz
         if k:
             cross = rows.sum(terms.hup) if np.ndim(terms.hup) else 0.0
             hessian[:size, size:] = cross + terms.Hzp
@@ -366,7 +376,7 @@ class Newton:
 
     def _schedule(self, st: State, t: float, left: float) -> None:
         """Bounds, the end, or the next mu; ``left``: what this stage may still gain."""
-        o, tol = self.objective, self.tol
+        o, tol, before = self.objective, self.tol, st.mu
         size = max(abs(st.terms.value), ROUNDING * o.unit)
         st.unbounded = o.unbounded(st) or self._endless(st)
         if st.unbounded is not None:
@@ -375,7 +385,9 @@ class Newton:
         # How far the smoothed value lies from the exact one is of the order of the bias; duals far
         # from balance say less than that.
         excess = abs(st.terms.value - st.row["robust_risk"])
-        bias = min(max(o.bias(st), excess), 3.0 * excess)
+        bias = o.bias(st)
+        if not getattr(o, "foresees", False):
+            bias = min(max(bias, excess), 3.0 * excess)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
@@ -414,8 +426,28 @@ class Newton:
             st.factor = factor
         else:
             return
+        if ready and getattr(o, "foresees", False):
+            self._foresee(st, before)
+        else:
+            st.p, st.terms = self._evaluate(st.z, st.p, st.u, st.mu, st.duals)
         st.stage = 0
-        st.p, st.terms = self._evaluate(st.z, st.p, st.u, st.mu, st.duals)
+
+    def _foresee(self, st: State, before: float) -> None:
+        """Along the tangent of the path of optima to the new mu, where that is better."""
+        o, size, part = self.objective, len(st.z), _TANGENT
+        gradient, hessian = self._system(st.terms, len(st.p))
+        near = o.terms(st.z, st.p, st.u, (1.0 - part) * before, {}, second=False)
+        change = (self._gradient(near) - gradient) / part if math.isfinite(near.value) else gradient
+        move = solve_symmetric(hessian, -gradient - change * (1.0 - st.mu / before))
+        t = self._longest(st.p, move[size:])
+        options = [(st.z, st.u, o.tidy(st.z, st.u, st.p, st.mu))]
+        z, p = st.z + t * move[:size], st.p + t * move[size:]
+        u = o.rows.predict(z)
+        options.append((z, u, o.tidy(z, u, p, st.mu)))
+        found = [o.terms(z, p, u, st.mu, {}, second=False) for z, u, p in options]
+        best = int(found[1].value < found[0].value)
+        st.z, st.u, st.p = options[best]
+        st.terms = o.curved(st, found[best])
 
     def bounded(self, st: State) -> float:
         """Try for a bound, which is returned and ends the run where it meets the best value."""

@@ -11,8 +11,8 @@ from drojko.losses import get_loss
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.linear import solve_ridge
 from drojko.minimax.transport.risk import RidgeData, ridge_robust_risk
-from drojko.minimax.transport.swaps.groups import Groups
-from drojko.minimax.transport.swaps.rows import SwapRows
+from drojko.minimax.transport.jumps.groups import Groups
+from drojko.minimax.transport.jumps.rows import JumpRows
 from drojko.rows import Rows
 
 PRICES = {1: 0.2, 4: 0.4}
@@ -92,7 +92,7 @@ def test_derivatives(seed):
     data = instance(rng, "logistic", n=12)
     rows = Rows(data.X, data.y, data.weight)
     ground = Ground.of(rows, data, 0.4, None, 0.0)
-    objective = SwapRows(rows, data.loss, ground, data, 0.0)
+    objective = JumpRows(rows, data.loss, ground, data, 0.0)
     z, p = objective.start()
     z, mu = z + 0.3 * rng.normal(size=len(z)), 0.05
     p = objective.tidy(z, rows.predict(z), p, mu)
@@ -103,7 +103,7 @@ def test_derivatives(seed):
 
     point = np.append(z, p)
     terms, gradient = value(point, True)
-    assert len(objective.places.rows) > 5
+    assert len(terms.detail[1].extra.options.row) > 17
     step = 1e-6 * np.eye(len(point))
     ends = [(value(point + e), value(point - e)) for e in step]
     slopes = [(a[0].value - b[0].value) / 2e-6 for a, b in ends]
