@@ -59,6 +59,15 @@ class Reach:
         """The largest derivative of s."""
         return 0.5 * self.square / self.price
 
+    def last(self, side: float) -> np.ndarray | float:
+        """Size of the slopes from which on, upwards or downwards, no further bound is met."""
+        if self.low is None or self.high is None:
+            return 0.0
+        ends = np.where(side * self.slope > 0.0, self.high, -self.low)
+        ends = np.where(np.isfinite(ends) & (self.slope != 0.0), ends, 0.0)
+        size = np.where(self.slope != 0.0, np.abs(self.slope), 1.0)
+        return 2.0 * self.price * (ends / size).max(axis=1, initial=0.0)
+
     def move(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Moves (n, r) at slopes (n,), and which of them no bound holds."""
         wanted = p[:, None] * (self.slope * (0.5 / self.price))
@@ -103,7 +112,8 @@ def slope_ends(loss: Loss, f: np.ndarray, y: np.ndarray, reach: Reach) -> list[n
         if wide.size:
             some, at, answer = reach.take(wide), f[wide], y[wide]
             own = loss.line(at, answer)[1]
-            size = np.maximum(np.abs(own), 1e-300)
+            # Beyond the last of the bounds that are met, T only flattens.
+            size = np.abs(own) + np.maximum(np.maximum(np.abs(own), some.last(side)), 1e-300)
             for _ in range(400):
                 trial = own + side * size
                 out = side * (loss.line(at + some.at(trial)[0], answer)[1] - trial) > 0.0
@@ -116,24 +126,33 @@ def slope_ends(loss: Loss, f: np.ndarray, y: np.ndarray, reach: Reach) -> list[n
 
 
 def stationary(
-    loss: Loss, f: np.ndarray, y: np.ndarray, reach: Reach, start: np.ndarray
+    loss: Loss, f: np.ndarray, y: np.ndarray, reach: Reach, start: np.ndarray, far: bool = False
 ) -> np.ndarray:
-    """Slopes p = l'(f + s(p)) of a smooth loss, near ``start``, an end of the slopes."""
+    """Slopes p = l'(f + s(p)) of a smooth loss, maximisers near ``start``, an end of the slopes.
+
+    ``far``: a Newton's step may go as far as it likes, as there is one maximiser.
+    """
     p, rows = start.copy(), np.arange(len(f))
     some, at, answer, x = reach, f, y, p.copy()
+    low, high = np.full_like(x, -np.inf), np.full_like(x, np.inf)
     for _ in range(_STEPS):
         s, rate, _ = some.at(x)
         _, t, second = loss.line(at + s, answer)
-        room = 1.0 - rate * second
-        new = np.where(room > 0.1, x - (x - t) / np.maximum(room, 0.1), t)
-        # A Newton's step beyond the next plain ones would be a jump to another basin.
-        new = np.where(np.abs(new - x) <= 20.0 * np.abs(t - x), new, t)
+        room, plain = 1.0 - rate * second, t - x
+        low, high = np.where(plain >= 0.0, x, low), np.where(plain <= 0.0, x, high)
+        step = plain / np.maximum(room, 1e-12)
+        # Farther than a few of the steps that only climb, it could jump to another basin.
+        good = (room > 0.0) & (far | (np.abs(step) <= 20.0 * np.abs(plain)))
+        new = np.where(good, x + step, t)
+        both = np.isfinite(low) & np.isfinite(high)
+        out = both & ~((new >= low) & (new <= high))
+        new[out] = 0.5 * (low[out] + high[out])
         moving = np.abs(new - x) > 1e-14 * (np.abs(x) + 1e-3)
         p[rows] = x = new
         if not moving.any():
             break
         if moving.sum() * 2 < len(moving):
-            rows, x = rows[moving], x[moving]
+            rows, x, low, high = rows[moving], x[moving], low[moving], high[moving]
             some, at, answer = some.take(moving), at[moving], answer[moving]
     return p
 
@@ -151,8 +170,8 @@ def worst_slope(
             slope, best = np.where(value > best, p, slope), np.maximum(value, best)
         return slope, best
     low, high = slope_ends(loss, f, y, reach)
-    if reach.rate * float(loss.curvature or 0.0) < 0.98:
-        p = stationary(loss, f, y, reach, loss.line(f, y)[1])
+    if reach.rate * float(loss.curvature or 0.0) < 0.999:
+        p = stationary(loss, f, y, reach, loss.line(f, y)[1], far=True)
         return p, _attained(loss, f, y, reach, p)
     for _ in range(_PLAIN):
         low = loss.line(f + reach.at(low)[0], y)[1]

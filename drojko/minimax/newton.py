@@ -55,7 +55,6 @@ _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, 
 MOST = 6000  # parameters of a matrix
 _SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
 _SHORT = 2e-4  # the smoothing after it, over the objective
-_TANGENT = 1e-3  # of mu: a step that shows where the optimum goes
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -157,10 +156,9 @@ class LinearFit:
     history : dict of arrays
     unit : float
         What counts as a loss of ordinary size.
-    advice : str or None
-        A word on the optimum for the user: a constant model, for instance.
-    risk : object
-        The worst case of the model, where the solver knows it.
+    advice : str or None, a word on the optimum for the user: a constant model, for instance.
+    risk, scores : object
+        The worst case and the predictions (`row_sums.Scores`), where the solver knows them.
     """
 
     coef: np.ndarray
@@ -176,6 +174,7 @@ class LinearFit:
     unit: float
     advice: str | None = None
     risk: Any = None
+    scores: Any = None
 
     @property
     def gap(self) -> float:
@@ -306,16 +305,14 @@ class Newton:
         du = o.rows.predict(dz)
         rounding = 2e-15 * (abs(terms.value) + 1e-3 * o.unit)
         t = self._longest(st.p, dp)
-        curved = getattr(o, "curved", None)  # second derivatives of what is accepted alone
-        lean = bool(terms.records) or curved is not None
         for trial in range(40):
             z, u, p = st.z + t * dz, st.u + t * du, st.p + t * dp
             goal = terms.value - 1e-4 * t * decrement + rounding
             p = o.tidy(z, u, p, st.mu)
-            new = o.terms(z, p, u, st.mu, st.duals, second=not lean)
+            new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
             if k and trial < 4 and not math.isfinite(new.value):
                 p = o.restart(z, u, p, st.mu)
-                new = o.terms(z, p, u, st.mu, st.duals, second=not lean)
+                new = o.terms(z, p, u, st.mu, st.duals, second=not terms.records)
             if new.value <= goal:
                 break
             t *= 0.5 if t > 0.1 else 0.2
@@ -330,23 +327,16 @@ class Newton:
         st.z, st.p, st.u, st.stuck = z, p, u, st.stuck + 1 if slow else 0
         # Without kinks the terms of the line search are those of the new iterate.
         changed = hasattr(o, "accepted") and o.accepted(st)
-        if changed or new.records:
-            st.terms = o.terms(z, p, u, st.mu, st.duals)
-        else:
-            st.terms = new if curved is None else curved(st, new)
+        st.terms = o.terms(z, p, u, st.mu, st.duals) if changed or new.records else new
         return t
-
-    def _gradient(self, terms: Terms) -> np.ndarray:
-        """In (z, p)."""
-        return np.append(self.objective.rows.sum(terms.gu) + terms.gz, terms.gp)
 
     def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature in (z, p)."""
         rows = self.objective.rows
-        size, gradient = rows.size, self._gradient(terms)
+        size = rows.size
+        gradient = np.append(rows.sum(terms.gu) + terms.gz, terms.gp)
         hessian = np.empty((size + k, size + k))
-        own = rows.gram(np.maximum(terms.huu, 0.0)) if terms.huu.any() else 0.0
-        hessian[:size, :size] = own + terms.Hz
+        hessian[:size, :size] = rows.gram(np.maximum(terms.huu, 0.0)) + terms.Hz
         if k:
             cross = rows.sum(terms.hup) if np.ndim(terms.hup) else 0.0
             hessian[:size, size:] = cross + terms.Hzp
@@ -382,12 +372,7 @@ class Newton:
         if st.unbounded is not None:
             st.ended = Status.CONVERGED
             return
-        # How far the smoothed value lies from the exact one is of the order of the bias; duals far
-        # from balance say less than that.
-        excess = abs(st.terms.value - st.row["robust_risk"])
-        bias = o.bias(st)
-        if not getattr(o, "foresees", False):
-            bias = min(max(bias, excess), 3.0 * excess)
+        bias = self._bias(st)
         settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
@@ -426,28 +411,17 @@ class Newton:
             st.factor = factor
         else:
             return
-        if ready and getattr(o, "foresees", False):
-            self._foresee(st, before)
-        else:
-            st.p, st.terms = self._evaluate(st.z, st.p, st.u, st.mu, st.duals)
         st.stage = 0
+        self._renew(st, before)
 
-    def _foresee(self, st: State, before: float) -> None:
-        """Along the tangent of the path of optima to the new mu, where that is better."""
-        o, size, part = self.objective, len(st.z), _TANGENT
-        gradient, hessian = self._system(st.terms, len(st.p))
-        near = o.terms(st.z, st.p, st.u, (1.0 - part) * before, {}, second=False)
-        change = (self._gradient(near) - gradient) / part if math.isfinite(near.value) else gradient
-        move = solve_symmetric(hessian, -gradient - change * (1.0 - st.mu / before))
-        t = self._longest(st.p, move[size:])
-        options = [(st.z, st.u, o.tidy(st.z, st.u, st.p, st.mu))]
-        z, p = st.z + t * move[:size], st.p + t * move[size:]
-        u = o.rows.predict(z)
-        options.append((z, u, o.tidy(z, u, p, st.mu)))
-        found = [o.terms(z, p, u, st.mu, {}, second=False) for z, u, p in options]
-        best = int(found[1].value < found[0].value)
-        st.z, st.u, st.p = options[best]
-        st.terms = o.curved(st, found[best])
+    def _renew(self, st: State, before: float) -> None:
+        """Terms at another mu than ``before``."""
+        st.p, st.terms = self._evaluate(st.z, st.p, st.u, st.mu, st.duals)
+
+    def _bias(self, st: State) -> float:
+        """What smoothing costs, where duals are far from balance and say less."""
+        excess = abs(st.terms.value - st.row["robust_risk"])
+        return min(max(self.objective.bias(st), excess), 3.0 * excess)
 
     def bounded(self, st: State) -> float:
         """Try for a bound, which is returned and ends the run where it meets the best value."""
@@ -501,7 +475,7 @@ def fit(
     goal = limits.tol if goal is None else min(goal, limits.tol)
     if start is None:
         start = _from_sample(objective, limits)
-    solver = Newton(objective, goal)
+    solver = getattr(objective, "solver", Newton)(objective, goal)
     outcome = run(
         solver,
         solver.init(start),

@@ -244,15 +244,15 @@ class Adversary:
         """The best categories for a ridge loss, and the cost of taking them."""
         f, whole, kappa = self._line(batch)
         own, price, loss = swaps.state(batch.x), self.objective.penalty, self.objective.loss
-        worth = None
-        if self.objective.coordinates.lower is not None and kappa < math.inf:
-            reach = self._reach(batch, whole)
+        held = self.objective.coordinates.lower is not None and kappa < math.inf
+        reach = self._reach(batch, whole) if held else None
 
-            def worth(index: Tensor, at: Tensor) -> Tensor:
-                rows = index.cpu().numpy()
-                answer = batch.y[index].cpu().numpy()
-                best = worst_slope(loss, _double(at), answer, reach.take(rows))[1]
-                return torch.as_tensor(best).to(at)
+        def worth(index: Tensor, at: Tensor) -> Tensor:
+            if reach is None:
+                return loss.robust_value(at, batch.y[index], kappa)
+            rows, answer = index.cpu().numpy(), batch.y[index].cpu().numpy()
+            best = worst_slope(loss, _double(at), answer, reach.take(rows))[1]
+            return torch.as_tensor(best).to(at)
 
         choice, _, _ = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa, worth)
         return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
@@ -271,7 +271,7 @@ class Adversary:
 
     def _reach(self, batch: Batch, whole: Tensor) -> Reach:
         """How far samples move within the bounds."""
-        coordinates = self.objective.coordinates
+        coordinates: Any = self.objective.coordinates
         low, high = coordinates.lower - batch.q0, coordinates.upper - batch.q0
         slope = _double(coordinates.pull(whole)[0])
         room = _double(low.clamp_max(0.0)), _double(high.clamp_min(0.0))

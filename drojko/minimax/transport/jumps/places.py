@@ -136,14 +136,14 @@ def _slopes(
             yield p, level, np.zeros_like(f)
         return
 
-    def free(start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        p = stationary(loss, f, y, reach, start)
+    def free(start: np.ndarray, far: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        p = stationary(loss, f, y, reach, start, far)
         at = f + reach.at(p)[0]
         value, _, second = loss.line(at, y)
         return p, value - p * at, second
 
     if single:
-        yield free(loss.line(f, y)[1])
+        yield free(loss.line(f, y)[1], True)
         return
     low, high = loss.domain(y)
     both = np.isfinite(low) & np.isfinite(high)
@@ -152,4 +152,5 @@ def _slopes(
     for end, side in zip(slope_ends(loss, f, y, reach), (-1.0, 1.0), strict=True):
         p, own, second = free(end)
         held = side * (p - middle) <= 0.0
-        yield tuple(np.where(held, *pair) for pair in ((middle, p), (level, own), (0.0, second)))
+        p, own = np.where(held, middle, p), np.where(held, level, own)
+        yield p, own, np.where(held, 0.0, second)

@@ -24,9 +24,10 @@ import numpy as np
 from drojko._driver import Limits, nested
 from drojko.inner.reach import Reach
 from drojko.losses import Loss
-from drojko.minimax.newton import Newton, State, Terms, solve_symmetric
+from drojko.minimax.newton import State, Terms, solve_symmetric
 from drojko.minimax.transport.bound import Ground, Plan, lower_bound
 from drojko.minimax.transport.jumps.places import Options, Places
+from drojko.minimax.transport.jumps.solver import PathNewton
 from drojko.minimax.transport.jumps.tops import SIGNS, Tops
 from drojko.minimax.transport.objective import NormObjective, Point, Sums
 from drojko.minimax.transport.risk import RidgeData
@@ -35,6 +36,7 @@ from drojko.rows import Rows
 __all__ = ["JumpRows"]
 
 _ROUGH = 1e-3  # how far a sample is solved
+_WIDE = 0.01  # of the unit: mu after that, at which its optimum is near that of all rows
 _NEAR = 20.0  # widths below the best option at which another one has no share
 _LITTLE = 1e-7  # of a row's mass: options with less do not bend
 _MANY, _SAMPLE = 5_000, 2_000  # rows from which on a sample is solved first, and its size
@@ -58,7 +60,7 @@ class JumpRows(NormObjective):
     """Rows whose labels, categories or numbers within bounds change; the variable is lambda."""
 
     first_smoothing = 0.03  # at larger ones most rows have many options
-    foresees = True
+    solver = PathNewton
 
     def __init__(self, rows: Rows, loss: Loss, ground: Ground, data: RidgeData, alpha: float):
         super().__init__(rows, loss, ground, (ground.radius or 0.0) ** 2)
@@ -78,7 +80,7 @@ class JumpRows(NormObjective):
             np.where(rows.dead[c], 0.0, v / rows.scale[c])
             for c, v in zip(columns, values, strict=True)
         ]
-        self.own = None if groups is None else groups.own.numpy()
+        self.own: Any = None if groups is None else groups.own.numpy()
         self.single = False
 
     def prepare(self, limits: Limits) -> None:
@@ -88,13 +90,13 @@ class JumpRows(NormObjective):
             return
         index = np.sort(np.random.default_rng(0).choice(rows.n, _SAMPLE, replace=False))
         some = self.sample(index, rows.w[index] * (rows.n / _SAMPLE))
-        solver = Newton(some, _ROUGH, prove=False)
+        solver = PathNewton(some, _ROUGH, prove=False)
         first = solver.init(None)
         if first.ended is not None:
             return
         end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
         coef = some.rows.outward(end.z)
-        self.begin(rows.inward(*coef), some.price(end.p, math.nan), end.mu / some.unit)
+        self.begin(rows.inward(*coef), some.price(end.p, math.nan), max(end.mu / some.unit, _WIDE))
 
     def sample(self, index: np.ndarray, w: np.ndarray) -> JumpRows:
         """The same problem on some rows."""
@@ -126,7 +128,8 @@ class JumpRows(NormObjective):
         """The options at a point, and their shares."""
         z, mu, w, y = at.z, at.mu, self.rows.w, self.rows.y
         extra = max(at.square - self.ground.square(z), 0.0)
-        reach = Reach(self.root * z[self.moves], lam, *self.room, extra)
+        low, high = self.room
+        reach = Reach(self.root * z[self.moves], lam, low, high, extra)
         tops = Tops.of(self._scores(z), mu * self.spread / self.unit)
         kappa = lam / at.square if at.square > 0.0 else math.inf
         slack, parts = _NEAR * mu, []
