@@ -225,8 +225,8 @@ class FittedModel:
         """What an adversary climbs, scaled by the reference; ``bounds``: lower and upper ones."""
         x, _, _ = self.reference.points(1000, make_generator(0))
         x = x.to(dtype=self.dtype, device=self.device)
-        weights, *limits = (np.array(part, float) for part in (cost_weights, *bounds))  # not mapped
-        cost = GroundCost(weights, *limits[:2])
+        parts: Any = [np.array(part, float) for part in (cost_weights, *bounds)]  # perhaps mapped
+        cost = GroundCost(*parts)
         coordinates = Coordinates.build(cost, x, self.model.first_layer())
         return Objective(self.model, self.loss, coordinates, penalty)
 

@@ -213,11 +213,7 @@ def best_prefix(
     if not len(some):
         return choice, moved, paid
     choice, best = own.clone(), torch.full_like(f, torch.inf)
-    if worth is None:
-
-        def worth(index: Tensor, f: Tensor) -> Tensor:
-            return loss.robust_value(f, y[index], kappa)
-
+    worth = worth or (lambda index, f: loss.robust_value(f, y[index], kappa))
     best[some] = worth(some, f[some])
     for part in both:
         target = torch.stack([(part.sign * score).argmax() for score in scores])

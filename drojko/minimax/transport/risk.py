@@ -379,11 +379,8 @@ def ridge_robust_risk(
     """
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
-    kind = _Model
-    if data.swaps is not None or data.box is not None:
-        from drojko.minimax.transport.jumps.groups import Jumping
-
-        kind = Jumping
+    jumps = data.box if data.swaps is None else data.swaps
+    kind = _Model if jumps is None else jumps.model
     model = kind(data, np.asarray(coef, dtype=np.float64), float(intercept))
     nominal = model.plan(math.inf)
     if penalty is not None:
@@ -400,7 +397,7 @@ def ridge_robust_risk(
     budget = radius * radius
     if budget == 0.0 or (model.norm == 0.0 and math.isinf(data.jump_cost)):
         return _result(model, nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
-    if data.loss.quadratic and kind is _Model:
+    if data.loss.quadratic and jumps is None:
         return _squared(model, radius, nominal.risk)
     low, high = _bracket(model, budget, guess)
     if low.cost >= budget:

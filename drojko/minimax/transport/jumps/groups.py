@@ -41,6 +41,10 @@ class Groups:
             return None
         return cls(swaps, swaps.state(torch.as_tensor(x).double()))
 
+    def model(self, data: RidgeData, coef: np.ndarray, intercept: float) -> Jumping:
+        """A fixed model whose worst cases swap."""
+        return Jumping(data, coef, intercept)
+
     @property
     def largest(self) -> float:
         """The price of the dearest group."""
@@ -65,10 +69,24 @@ class Box:
             return None
         return cls(np.asarray(cost.lower, float), np.asarray(cost.upper, float))
 
+    def model(self, data: RidgeData, coef: np.ndarray, intercept: float) -> Jumping:
+        """A fixed model whose worst cases keep to the bounds."""
+        return Jumping(data, coef, intercept)
+
     @property
     def closed(self) -> np.ndarray:
         """Which columns are bounded on both sides, shape (d,)."""
         return np.isfinite(self.lower) & np.isfinite(self.upper)
+
+    def most(self, data: RidgeData) -> float:
+        """No less than the mean cost of anything that rows may do; infinite without bounds."""
+        low, high = self.around(data.X, data.inverse_cost)
+        far = np.maximum(high, -low)
+        jumps = data.label_cost if data.flips else 0.0
+        if data.swaps is not None:
+            jumps += float(data.swaps.swaps.costs.sum())
+        with np.errstate(over="ignore"):
+            return 1.01 * (float(data.weight @ (far * far).sum(axis=1)) + jumps)
 
     def around(self, x: np.ndarray, inverse_cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Room of the columns that move below and above rows x, in units of the cost's root."""

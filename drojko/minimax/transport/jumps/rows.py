@@ -61,6 +61,7 @@ class JumpRows(NormObjective):
 
     first_smoothing = 0.03  # at larger ones most rows have many options
     solver = PathNewton
+    spent_to = 0.5
 
     def __init__(self, rows: Rows, loss: Loss, ground: Ground, data: RidgeData, alpha: float):
         super().__init__(rows, loss, ground, (ground.radius or 0.0) ** 2)
@@ -111,6 +112,12 @@ class JumpRows(NormObjective):
         """Only a ball makes the vertex sharp."""
         radius = self.ground.radius
         return mu / self.unit * self.spread / radius if radius is not None else 0.0
+
+    def multiplier(self, z: np.ndarray, mu: float, guess: float | None = None) -> np.ndarray:
+        """A price that is known, or one that is roughly right."""
+        if guess is not None and self.budget and 0.0 < guess < math.inf:
+            return np.array([guess / self.rate])
+        return super().multiplier(z, mu, guess)
 
     def _single(self, square: float, lam: float) -> bool:
         """Whether worst cases over the numbers are concave problems."""
@@ -349,13 +356,11 @@ class JumpRows(NormObjective):
 
     def lower(self, state: State, need: float) -> float:
         """Of the plain risk where the plan puts the rows."""
-        found, best = state.terms.detail[1].extra, 0.0
-        for plan in (lambda: self._ahead(state), lambda: (found, state.z)):
-            if best < need:
-                best = max(best, self._bound(*plan(), need))
-        return best
+        if state.decrement <= self.unit:
+            return self._bound(*self._ahead(state))
+        return self._bound(state.terms.detail[1].extra, state.z)
 
-    def _bound(self, found: _Found, z: np.ndarray, need: float) -> float:
+    def _bound(self, found: _Found, z: np.ndarray) -> float:
         some, data, rows = found.options, self.data, self.rows
         move, _ = found.reach.take(some.row).move(some.p)
         cost = np.einsum("ij,ij->i", move, move) + some.paid
@@ -385,6 +390,4 @@ class JumpRows(NormObjective):
         plan = Plan(there.w[None], slope[real][None], [False], bend)
         z = there.inward(*rows.outward(z))
         toll = float(found.mass @ cost) * (self.ground.penalty or 0.0)
-        smooth = bool(bend.any())
-        lower = lower_bound(there, self.loss, ground, plan, z, need + toll, repair=smooth)
-        return max(lower - toll, 0.0)
+        return max(lower_bound(there, self.loss, ground, plan, z, repair=False) - toll, 0.0)

@@ -89,6 +89,14 @@ class PathNewton(Newton):
         st.z, st.u, st.p = options[best]
         st.terms = o.curved(st, found[best])
 
+    def bounded(self, st: State) -> float:
+        """Against the exact value, of which others are upper bounds."""
+        if self.prove:
+            st.row = {**st.row, **self.objective.record(st, exact=True)}
+            if st.row["robust_risk"] <= st.upper:
+                st.upper, st.best = st.row["robust_risk"], (st.z, st.p)
+        return super().bounded(st)
+
     def _bias(self, st: State) -> float:
         """As the objective has it."""
         return self.objective.bias(st)
