@@ -74,10 +74,10 @@ def compare(
     units: Units, parts: list[tuple[Part, Part]], most: int, rng: np.random.Generator
 ) -> Compared:
     """Distance of samples of the classes ``parts``, each by its mass in the new one."""
-    shuffled = [tuple(_shuffled(part, rng) for part in both) for both in parts]
+    shuffled = [(_shuffled(old, rng), _shuffled(new, rng)) for old, new in parts]
     sizes = np.array([len(new[0]) for _, new in parts], dtype=float)
     mass = sizes / sizes.sum()
-    each = [_Class(units, *both, most, rng) for both in shuffled]
+    each = [_Class(units, old, new, most, rng) for old, new in shuffled]
     squares = [one.base for one in each]
     lefts = [[one.left[k] for one in each] for k in range(len(each[0].left))]
     totals = [
@@ -149,8 +149,8 @@ class _Class:
                 _Left.of(self._halves(by_rows(units, halfway, self.labels)), 2),
                 _Left.of(self._halves(by_columns(halfway), all_rows=True), 2),
             ]
-            if has_covariance(*self.points):
-                self.left.append(self._columns(moments))
+            whole = has_covariance(*self.points)
+            self.left.append(self._columns(moments) if whole else self.left[1])
         else:
             self.base = _square(compared_means(*self.points))
             about = tuple(rows - rows.mean(0) for rows in self.points)

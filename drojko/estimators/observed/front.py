@@ -136,7 +136,8 @@ def observed_shift(
     below it are not seen: compare ``interval`` with ``noise``.
 
     Of pairs of Gaussian samples, 400 of each setting (200 of 2,000 rows), the mean of ``distance``
-    as a share of what was planted, and how many of 100 intervals held that:
+    as a share of what was planted, and how many of 100 intervals held that, by means and
+    covariances; halves show more by mere chance in at most one of 100:
 
     ====================== ========= ============ ========= =============
     columns                2         10           20        20
@@ -145,9 +146,9 @@ def observed_shift(
     none (``distance``)    0.07, 96  0.08, 97     0.14, 97  0.05, 96
     means 0.3 apart        0.95, 93  0.93, 94     0.87, 94  1.00, 94
     means 1 apart          0.99, 94  1.00, 95     0.99, 94  1.00, 95
-    all spreads times 1.1  0.98, 97  0.94, 96     0.91, 95
-    all spreads times 1.3  1.01, 97  1.00, 94     1.00, 95
-    another covariance     0.99, 96  1.00, 95     1.00, 96
+    all spreads times 1.1  0.98, 97  0.94, 96     0.91, 95   1.00, 94
+    all spreads times 1.3  1.01, 97  1.00, 94     1.00, 95   1.00, 94
+    another covariance     0.99, 96  1.00, 95     1.00, 96   1.00, 96
     ====================== ========= ============ ========= =============
 
     Correlated columns whose means and spreads both move gave 92 to 96, columns of units of 0.01 to

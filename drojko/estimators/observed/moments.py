@@ -66,11 +66,11 @@ def compared_moments(x: np.ndarray, z: np.ndarray, *, whole: bool = True) -> Mom
         sign * 2.0 * rows @ apart + (rows * (rows - _times(rows, t))).sum(1)
         for sign, rows, t in ((-1.0, x, between.forth), (1.0, z, between.back))
     )
-    both = (np.hstack(pair) for pair in vectors)
+    joint = [np.hstack(pair) for pair in vectors]
     return Moments(
         square,
         bias,
-        _pairs(*both, n, m),
+        _pairs(joint[0], joint[1], n, m),
         ((pulls[0] - pulls[0].mean()) / n, (pulls[1] - pulls[1].mean()) / m),
         (between.square - products, 2.0 * _pairs(vectors[0][1], vectors[1][1], n, m)),
         np.maximum(apart**2 - x.var(0) / n - z.var(0) / m, 0.0)
