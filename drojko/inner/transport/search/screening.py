@@ -82,7 +82,7 @@ def shared(
     r"""Starts that other rows have found, shape (up to 2 kept + between + towards, n, r).
 
     Of ``counts`` = (moves, kept, between, towards): the best points
-    :math:`\arg\max_j \ell(f(z_j), y_i) - \lambda c(x_i, z_j)` over rows j of all labels, which needs
+    :math:`\arg\max_j \ell(f(z_j), y_i) - \lambda c(x_i, z_j)` over all rows j, which needs
     only the predictions at z_j; the best :math:`x_i + (z_j - x_j)` over a few rows, drawn by their
     gain over ``base`` of shape (n,); points between what a row has and what others have; and those
     on the way from the row to what others have.

@@ -96,7 +96,7 @@ def test_regressions_with_kinks(build, loss, generator, seed):
 
 
 def two_basins(generator, n, width=5):
-    """Rows near 0: of target 0 they gain where x_1 is low, one of target 3 in a far corner alone."""
+    """Rows near 0: of target 0 they gain where x_1 is low, one of target 3 in a corner alone."""
     model = MLP(width, 1, hidden=(width + 1, 2), activation="tanh", generator=generator)
     with torch.no_grad():
         for part in (*model.weights, *model.biases):
