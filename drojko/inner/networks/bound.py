@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Limits, nested
+from drojko.exceptions import UnsupportedError
 from drojko.inner.networks.boxes import MOST_DIMENSIONS, branch_and_bound
 from drojko.inner.networks.lipschitz import margin_constants
 from drojko.inner.networks.problem import Case, Problem
@@ -25,6 +26,8 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 
 #: What lines must take off the Lipschitz constants' bound, relative, to be named as its proof.
 _HELPED = 1e-3
+#: Steps towards tighter constants where a bound at a penalty would have no end.
+_TIGHT = 200
 _SHELLS = 24
 
 
@@ -103,6 +106,8 @@ def network_bound(
         if not hurry:
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))
+        if radius is None:
+            shells = _ending(problem, shells, strength, 0 if hurry else _TIGHT, scale**2)
         boxes = _Boxes(problem, shells, settings, limits).best(objective.strength)
         if boxes is not None:
             few = boxes if few is None or boxes[0] < few[0] else few
@@ -118,6 +123,29 @@ def network_bound(
         at = few[1] / scale**2
         return replace(found, value=few[0], penalty=at, proof="branch-and-bound", few=few[1:])
     return found
+
+
+def _ending(problem: Problem, shells: Shells, strength: float, steps: int, scale2: float) -> Shells:
+    """Constants under which the bound at a penalty ends far away, which no work on shells changes.
+
+    Raises
+    ------
+    UnsupportedError
+        Where it does not: it names the penalty above which it would.
+    """
+    if problem.best(shells, strength)[0] < math.inf:
+        return shells
+    rates = torch.minimum(shells.rates, margin_constants(problem.network, steps))
+    shells = replace(shells, rates=rates)
+    if problem.best(shells, strength)[0] < math.inf:
+        return shells
+    least = shells.margins.loss.growth * float(rates.max()) ** 2 / scale2
+    raise UnsupportedError(
+        f"no bound of this loss is finite up to a penalty of {least:.6g}, as far as constants of "
+        "the network are known; the worst case itself may be infinite there"
+        if math.isfinite(least)
+        else "nothing is known of how fast this loss grows"
+    )
 
 
 @dataclass
