@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Limits, nested
-from drojko.exceptions import UnsupportedError
 from drojko.inner.networks.boxes import MOST_DIMENSIONS, branch_and_bound
 from drojko.inner.networks.lipschitz import margin_constants
 from drojko.inner.networks.problem import Case, Problem
@@ -51,6 +50,7 @@ class NetworkBound:
     problem: Problem
     scale: float
     few: tuple[float, Tensor] | None = None  # bounds in few dimensions, and at which strength
+    unproven: str = ""  # why the value is infinite
 
     def at(self, penalty: float) -> Tensor:
         """Bounds of the samples at any penalty, (n,)."""
@@ -107,7 +107,12 @@ def network_bound(
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))
         if radius is None:
-            shells = _ending(problem, shells, strength, 0 if hurry else _TIGHT, scale**2)
+            shells = _ending(problem, shells, strength, 0 if hurry else _TIGHT)
+            if not problem.best(shells, strength)[0] < math.inf:
+                why = _endless(shells, scale**2)
+                return NetworkBound(
+                    math.inf, strength / scale**2, "lipschitz", shells, problem, scale, unproven=why
+                )
         boxes = _Boxes(problem, shells, settings, limits).best(objective.strength)
         if boxes is not None:
             few = boxes if few is None or boxes[0] < few[0] else few
@@ -125,26 +130,25 @@ def network_bound(
     return found
 
 
-def _ending(problem: Problem, shells: Shells, strength: float, steps: int, scale2: float) -> Shells:
-    """Constants under which the bound at a penalty ends far away, which no work on shells changes.
+def _ending(problem: Problem, shells: Shells, strength: float, steps: int) -> Shells:
+    """The shells, with tighter constants where the bound at a penalty has no end far away.
 
-    Raises
-    ------
-    UnsupportedError
-        Where it does not: it names the penalty above which it would.
+    No work on shells gives it one.
     """
     if problem.best(shells, strength)[0] < math.inf:
         return shells
     rates = torch.minimum(shells.rates, margin_constants(problem.network, steps))
-    shells = replace(shells, rates=rates)
-    if problem.best(shells, strength)[0] < math.inf:
-        return shells
-    least = shells.margins.loss.growth * float(rates.max()) ** 2 / scale2
-    raise UnsupportedError(
+    return replace(shells, rates=rates)
+
+
+def _endless(shells: Shells, scale2: float) -> str:
+    """Why there is no finite bound at a penalty."""
+    least = shells.margins.loss.growth * float(shells.rates.max()) ** 2 / scale2
+    if not math.isfinite(least):
+        return "nothing is known of how fast this loss grows"
+    return (
         f"no bound of this loss is finite up to a penalty of {least:.6g}, as far as constants of "
         "the network are known; the worst case itself may be infinite there"
-        if math.isfinite(least)
-        else "nothing is known of how fast this loss grows"
     )
 
 
