@@ -417,6 +417,7 @@ def trained(found: LinearFit) -> tuple[Parameters, TrainResult]:
         found.relative_gap,
         found.advice,
         found.risk,
+        found.scores,
     )
     return (np.atleast_2d(found.coef), np.atleast_1d(found.intercept)), result
 

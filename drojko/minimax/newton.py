@@ -156,10 +156,9 @@ class LinearFit:
     history : dict of arrays
     unit : float
         What counts as a loss of ordinary size.
-    advice : str or None
-        A word on the optimum for the user: a constant model, for instance.
-    risk : object
-        The worst case of the model, where the solver knows it.
+    advice : str or None, a word on the optimum for the user: a constant model, for instance.
+    risk, scores : object
+        The worst case and the predictions (`row_sums.Scores`), where the solver knows them.
     """
 
     coef: np.ndarray
@@ -175,6 +174,7 @@ class LinearFit:
     unit: float
     advice: str | None = None
     risk: Any = None
+    scores: Any = None
 
     @property
     def gap(self) -> float:

@@ -60,10 +60,13 @@ class LinearProblem:
     exact: Callable[..., Any]
     share: float = _GOAL
 
-    def risk(self, z: np.ndarray, guess: float | None = None) -> tuple[Any, float]:
+    def risk(
+        self, z: np.ndarray, guess: float | None = None, scores: Any = None
+    ) -> tuple[Any, float]:
         """The exact worst case at z, and the objective; infinite where there is none."""
         try:
-            risk = self.exact(*self.rows.outward(z), guess)
+            known = () if scores is None else (scores,)
+            risk = self.exact(*self.rows.outward(z), guess, *known)
         except UnboundedRiskError:
             return None, math.inf
         return risk, risk.value + self.ground.decay(z)
@@ -205,8 +208,11 @@ def solve_ridge(
     aim = min(limits.tol, AMPLE if rows.ample else ACCURACY) if aim is None else aim
     ground = Ground.of(rows, data, radius, penalty, alpha)
 
-    def exact(coef: np.ndarray, intercept: float, guess: float | None) -> RidgeRisk:
-        return ridge_robust_risk(data, coef, intercept, radius=radius, penalty=penalty, guess=guess)
+    def exact(
+        coef: np.ndarray, intercept: float, guess: float | None, scores: Any = None
+    ) -> RidgeRisk:
+        form = {"radius": radius, "penalty": penalty}
+        return ridge_robust_risk(data, coef, intercept, **form, guess=guess, scores=scores)
 
     share = _PLAIN if rows.ample else share
     problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact, share)
@@ -286,7 +292,9 @@ def _many_rows(problem: LinearProblem) -> LinearFit | None:
     if found is None:
         return None
     z = problem.rows.inward(found.coef, found.intercept)
-    return problem.solution(z, *problem.risk(z, found.multiplier), found)
+    # The worst case keeps the scores, which nobody asks for after it.
+    risk = problem.risk(z, found.multiplier, found.scores)
+    return problem.solution(z, *risk, replace(found, scores=None))
 
 
 def _start(

@@ -208,15 +208,17 @@ class _Plan:
 class _Model:
     """One fixed model: plans as a function of the penalty, whose sums alone are kept."""
 
-    def __init__(self, data: RidgeData, coef: np.ndarray, intercept: float) -> None:
+    def __init__(
+        self, data: RidgeData, coef: np.ndarray, intercept: float, scores: Any = None
+    ) -> None:
         self.table: Any = data.X
         self.data = data = data.own
         self.coef, self.intercept = coef, intercept
-        self.u = data.predictions(coef, intercept)
+        self.u = data.predictions(coef, intercept) if scores is None else scores.u
         self.norm = data.squared_norm(coef)
         self.loss = data.loss
         self.nearby = getattr(self.loss, "_worst_near", None)
-        self._near: np.ndarray | None = None
+        self._near: np.ndarray | None = None if scores is None else scores.near
         self.even: tuple[float, float] | None = None  # of the squared loss: shift by residual
 
     def _moved(
@@ -337,6 +339,7 @@ def ridge_robust_risk(
     radius: float | None = None,
     penalty: float | None = None,
     guess: float | None = None,
+    scores: Any = None,
 ) -> RidgeRisk:
     r"""Worst-case risk of a fixed linear model under order-2 Wasserstein, exactly.
 
@@ -354,6 +357,7 @@ def ridge_robust_risk(
     intercept : float
     radius, penalty : exactly one of them; radius in the units of X.
     guess : a penalty close to the optimal one, if known.
+    scores : those that a `LinearFit` of these rows has, if any.
 
     Raises
     ------
@@ -372,8 +376,9 @@ def ridge_robust_risk(
     """
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
-    kind = _Model if data.swaps is None else data.swaps.model
-    model = kind(data, np.asarray(coef, dtype=np.float64), float(intercept))
+    kind: Any = _Model if data.swaps is None else data.swaps.model
+    known = (scores,) if scores is not None and scores.of(coef, intercept) else ()
+    model = kind(data, np.asarray(coef, dtype=np.float64), float(intercept), *known)
     nominal = model.plan(math.inf)
     if penalty is not None:
         floor = data.loss.growth * model.norm
