@@ -24,7 +24,7 @@ class ShardedRows(Rows):
         self.reads = 1
         self.w = equal(self.n) if w is None else normalised(np.asarray(w, dtype=np.float64))
         self.size = self.d + int(intercept)
-        self._matrix, self._raw = None, False
+        self._matrix, self.raw = None, False
         self._standardise()
         self.free = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
 

@@ -23,61 +23,16 @@ from typing import Any
 import numpy as np
 
 from drojko._driver import Status
-from drojko.minimax.newton import factorised
-from drojko.minimax.wide import by_products
+from drojko.minimax.balance import balance_of
+from drojko.minimax.row_sums import RowSums, Scores, inverse_of, over_all
 from drojko.rows import Rows
 
-__all__ = ["ManyRows", "Rest", "RowSums", "State"]
+__all__ = ["ManyRows", "State"]
 
 _CARRIERS, _EACH = 4_000, 20  # rows that are enough of them, and rows a parameter
 _MEMORY = 20  # pairs that the metric is corrected by
 _VANISHED = 1e-3  # of a level's first value
-_BALANCE = 1e-12  # of slopes, over their sum: rounding
-_HELD = 1e-7  # the same where a ball or a ridge holds them
-_LIGHT = 0.1  # of what holds them, in steps
 _ROUGH = 0.1  # relative residual of steps by products: as many digits as a step gains
-
-
-@dataclass(frozen=True, eq=False)
-class RowSums:
-    r"""Sums over rows of phi and its derivatives in u and p, weights in.
-
-    ``worth`` is the sum of :math:`\inf_f \ell(f) - s f` over the plan that attains phi, ``spent``
-    what the plan costs and ``mass`` its mass, in whichever way the objective's bound counts;
-    ``near`` makes the next evaluation nearby cheaper, if anything does. Second derivatives are
-    there on request. ``slope`` is B' gu, ``steep`` and ``reach`` the sums of |gu| and of |gu u|;
-    sums of all rows have these in the place of gu.
-    """
-
-    value: float
-    gu: np.ndarray
-    gp: np.ndarray
-    worth: float
-    spent: float
-    mass: float
-    near: Any = None
-    slope: np.ndarray = None  # type: ignore[assignment]
-    steep: float = 0.0
-    reach: float = 0.0
-    huu: np.ndarray = None  # type: ignore[assignment]
-    hup: np.ndarray = None  # type: ignore[assignment]
-    hpp: np.ndarray = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, eq=False)
-class Rest:
-    """What does not go through single rows: value, gradients, second derivatives.
-
-    Those in z are a diagonal Hz (D,) and perhaps V M V', ``low`` = (V, M) of few columns.
-    """
-
-    value: float
-    gz: np.ndarray
-    gp: np.ndarray
-    Hz: np.ndarray
-    Hzp: Any = 0.0
-    Hpp: Any = 0.0
-    low: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +91,7 @@ class ManyRows:
         self.objective, self.tol, self.carriers, self.exact = objective, tol, carriers, exact
         self.rows: Rows = objective.rows
         self.near: np.ndarray | None = None  # of all rows; of others sums have their own
+        self._seen: tuple[Any, Any] = None, None  # the last z, and B z of all rows
 
     def init(self, problem: State) -> State:
         """The state that `begin` gave."""
@@ -150,7 +106,7 @@ class ManyRows:
         if self.carriers is not None and (
             sums is None or abs(sums.gp[: p.size]).max(initial=0) > 2
         ):
-            p = self.objective.settled(self.rows.predict(z), p)
+            p = self.objective.settled(self.scores(z), p)
             sums = self._sums(z, p, None, second)
         self.least = _VANISHED * p[list(self.objective.positive)]
         return None if sums is None else self._at(z, p, metric, pairs, sums)
@@ -160,6 +116,8 @@ class ManyRows:
         if self.carriers is not None and not second:
             return self._read(z, levels)
         u = rows.predict(z)
+        if self.carriers is not None:
+            self._seen = z, u
         if np.isfinite(u).all():
             sums = o.at(rows.y, rows.w, u, levels, near, second)
         if sums is not None:
@@ -168,30 +126,45 @@ class ManyRows:
         sums = over_all(rows, sums, levels.size)
         return None if sums is None else replace(sums, slope=rows.sum(sums.gu))
 
+    def scores(self, z: np.ndarray) -> np.ndarray:
+        """B z, which the last sums have left of their z."""
+        return self._seen[1] if self._seen[0] is z else self.rows.predict(z)
+
+    def known(self, s: State) -> Scores | None:
+        """B z of the last state, where it is as good as X times coefficients."""
+        if self._seen[0] is not s.z or not self.rows.raw:
+            return None
+        near = self.near if s.sums.near is None else s.sums.near
+        return Scores(self._seen[1], near, *self.rows.outward(s.z))
+
     def _read(self, z: np.ndarray, levels: np.ndarray) -> RowSums | None:
         """Sums of all rows in one read, which keeps what the next one is cheaper with."""
         o, rows, known = self.objective, self.rows, self.near is not None
+        scores = np.empty(len(rows.y)) if self._seen[1] is None else self._seen[1]
+        self._seen = None, scores
         if self.near is None:
             self.near = np.empty(len(rows.y), dtype=np.float32)
         kept, used = self.near, False
 
         def visit(part: slice, u: np.ndarray) -> tuple[Any, np.ndarray] | None:
             nonlocal used
-            near = kept[part] if known else None
+            near, scores[part] = kept[part] if known else None, u
             w = np.ascontiguousarray(rows.w[part])  # products with a repeated number are slow
             found = o.at(rows.y[part], w, u, levels, near, False)
             if found is None:
                 return None
             if found.near is not None:
                 kept[part], used = found.near, True
-            size, ends = np.abs(found.gu), (found.worth, found.spent, found.mass)
-            return [found.value, *ends, size.sum(), size @ np.abs(u), *found.gp], found.gu
+            steep, ends = float(np.abs(found.gu).sum()), (found.worth, found.spent, found.mass)
+            reach = math.sqrt(float(found.gu @ found.gu) * float(u @ u))  # no less, and no array
+            return [found.value, *ends, steep, reach, *found.gp], found.gu
 
         sums = rows.swept(z, visit)
         if not used:
             self.near = None
         if sums is None:
             return None
+        self._seen = z, scores
         value, worth, spent, mass, steep, reach, *gp = sums.totals.tolist()
         none = np.zeros(0)
         return RowSums(
@@ -275,101 +248,21 @@ class ManyRows:
 
     def _lower(self, s: State, count: float = math.inf) -> float:
         """The bound with the slopes of carriers, so many at most, moved until all sums balance."""
-        o, few, k = self.objective, self.rows, s.p.size
-        index: Any = self.carriers
-        bends = hasattr(o, "carriers")
-        if bends:
-            index = o.carriers(few.predict(s.z), o.levels(s.z, s.p))
+        o, index = self.objective, np.asarray(self.carriers)
+        if hasattr(o, "carriers"):
+            index = o.carriers(self.scores(s.z), o.levels(s.z, s.p))
         elif count < len(index):
             index = index[np.linspace(0, len(index) - 1, int(count)).astype(int)]
-        if len(index) < few.n:
-            few = few.take(index)
-        settles = hasattr(o, "frozen")
-        if settles:
-            settled = self._settled(s)
-            if settled is None:
-                return -math.inf
-            s, k = settled, 0
-        u = few.predict(s.z)
-        here = self.rows.here(index)
-        y, w = self.rows.y[here], self.rows.w[here]
-        near = s.sums.near if self.near is None else self.near
-        near = near[here] if near is not None and len(near) == len(self.rows.y) else None
-        levels, size = o.levels(s.z, s.p), self.rows.size
-        if settles:
-            o, w = o.frozen(y, w, u, levels)
-        many = 0 if settles else levels.size
-        own = new = over_all(few, o.at(y, w, u, levels, near, True), many)
-        if own is None or new is None:
+        settled = self._settled(s) if hasattr(o, "frozen") else s
+        if settled is None:
             return -math.inf
-        rest, must = self.objective.rest(s.z, s.p, s.sums), np.ones(size + k, dtype=bool)
-        light, close, most = None, 1e-3, 12
-        held = self.rows.free & (rest.Hz > 0.0)
-        loose = few.wide and bool(held[: few.d][self.rows.free[: few.d]].all())
-        if bends or loose:
-            # Rows in bends are equally far from their kinks: some sums they cannot move, and these
-            # need not balance where ball or ridge holds a part. Many columns had better not.
-            light, must[:size], must[size:] = _lightly(rest), ~held, loose and o.tight
-        if loose:
-            close, most = _ROUGH, 2
-        factor = inverse_of(few, own, light, k, close)
-        base = np.append(few.sum(own.gu), own.gp[:k])
-        scale = np.append(np.full(size, s.sums.steep), np.abs(s.sums.gp[:k]))
-        gradient = s.gradient[: size + k]
-        left, move = gradient, np.zeros(size + k)
-        shifted, v = levels.copy(), u
-        for _ in range(most):
-            if (np.abs(left) <= 0.01 * np.where(must, _BALANCE, _HELD) * scale).all():
-                break
-            move = move - _inverse(factor, (), left)
-            shifted[:k] = levels[:k] + move[size:]
-            v = u + few.predict(move[:size])
-            new = over_all(few, o.at(y, w, v, shifted, near, bends or loose), many)
-            if new is None:
-                return -math.inf
-            if bends:  # rows enter and leave them
-                factor = inverse_of(few, new, light, k)
-            left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
-            left[:size][~self.rows.free] = 0.0
-        some = np.flatnonzero(must & np.append(self.rows.free, np.ones(k, dtype=bool)))
-        if loose and some.size:
-            # The intercept and levels, whose sums have to be exact, ask for no product.
-            step = np.zeros(size + k)
-            for _ in range(8):
-                if (np.abs(left) <= 0.01 * _BALANCE * scale)[some].all():
-                    break
-                hup, hpp = new.hup[:, :k].sum(axis=0), new.hpp[:k, :k]
-                corner = np.block([[np.array([[new.huu.sum()]]), hup[None]], [hup[:, None], hpp]])
-                at = some - size + 1
-                step[some] = -factorised(corner[np.ix_(at, at)])(left[some])
-                shifted[:k] += step[size:]
-                v = v + step[size - 1]
-                new = over_all(few, o.at(y, w, v, shifted, near, True), many)
-                if new is None:
-                    return -math.inf
-                sums = np.append(new.gu.sum() - own.gu.sum(), new.gp[:k] - own.gp[:k])
-                left[size - 1 :] = gradient[size - 1 :] + sums
-            left = gradient + np.append(few.sum(new.gu), new.gp[:k]) - base
-            left[:size][~self.rows.free] = 0.0
-        if (np.abs(left) > _BALANCE * scale)[must].any():
-            return -math.inf
-        sums = replace(
-            s.sums,
-            worth=s.sums.worth + new.worth - own.worth,
-            spent=s.sums.spent + new.spent - own.spent,
-            mass=s.sums.mass + new.mass - own.mass,
-        )
-        o = self.objective
-        c = left[:size] - rest.gz
-        # Rounding, outwards: of the sums, and of a balance that is not exact.
-        drift = 2.0 * float(np.abs(left[:size])[must[:size]] @ np.abs(s.z)[must[:size]])
-        rounding = 1e-15 * (abs(s.value) + s.sums.reach)
-        return o.dual(s.z, s.p, c, sums) - drift - rounding
+        near = settled.sums.near if self.near is None else self.near
+        return balance_of(o, self.rows, settled, index, self.scores(s.z), near).bound()
 
     def _settled(self, s: State) -> State | None:
         """The state at the best levels, which balance on their own."""
         o = self.objective
-        p = o.settled(self.rows.predict(s.z), s.p)
+        p = o.settled(self.scores(s.z), s.p)
         sums = self._read(s.z, o.levels(s.z, p))
         if sums is None:
             return None
@@ -398,62 +291,6 @@ class ManyRows:
         row = self.objective.record(state.z, state.p, state.sums)
         row = {"robust_risk": state.value, **row, "stationarity": norm}
         return row if self.carriers is None else {**row, "passes": float(self.rows.reads)}
-
-
-def over_all(rows: Rows, sums: RowSums | None, k: int) -> RowSums | None:
-    """Sums over all rows from those over own ones; None where some are not defined."""
-    own = np.zeros(7 + k + k * k)
-    if sums is None:
-        own[0] = 1.0
-    else:
-        own[1:7] = sums.value, sums.worth, sums.spent, sums.mass, sums.steep, sums.reach
-        own[7 : 7 + k] = sums.gp
-        own[7 + k :] = 0.0 if sums.hpp is None else sums.hpp.ravel()
-    undefined, value, worth, spent, mass, steep, reach, *rest = rows.total(own).tolist()
-    if sums is None or undefined:
-        return None
-    gp, hpp = np.array(rest[:k]), np.array(rest[k:]).reshape(k, k)
-    hpp = hpp if sums.hpp is not None else sums.hpp
-    known = {"value": value, "worth": worth, "spent": spent, "mass": mass}
-    return replace(sums, **known, gp=gp, hpp=hpp, steep=steep, reach=reach)
-
-
-def _lightly(rest: Rest) -> Rest:
-    """A share of it: what holds steps where rows do not."""
-    low = rest.low and (rest.low[0], _LIGHT * rest.low[1])
-    parts = {name: _LIGHT * getattr(rest, name) for name in ("Hz", "Hzp", "Hpp")}
-    return replace(rest, low=low, **parts)
-
-
-def inverse_of(
-    rows: Rows, sums: RowSums, rest: Rest | None, k: int, close: float = 1e-3
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Solutions with the second derivatives in (z, p): by Cholesky, of many columns by products.
-
-    These to a relative residual ``close``.
-    """
-    if rows.wide:
-        return by_products(rows, sums, rest, k, close)
-    return factorised(_hessian(rows, sums, rest, k))
-
-
-def _hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray:
-    """Second derivatives in (z, p); without ``rest`` those of the rows alone."""
-    size = rows.size
-    out = np.zeros((size + k, size + k))
-    out[:size, :size] = rows.gram(np.maximum(sums.huu, 0.0))
-    if k:
-        out[:size, size:] = rows.sum(sums.hup[:, :k])
-        out[size:, size:] = sums.hpp[:k, :k]
-    if rest is not None:
-        out.flat[: size * (size + k) : size + k + 1] += rest.Hz
-        if rest.low is not None:
-            V, inner = rest.low
-            out[:size, :size] += V @ inner @ V.T
-        out[:size, size:] += rest.Hzp
-        out[size:, size:] += rest.Hpp
-    out[size:, :size] = out[:size, size:].T
-    return out
 
 
 def _inverse(metric: Callable, pairs: tuple, gradient: np.ndarray) -> np.ndarray:

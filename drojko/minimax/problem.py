@@ -33,7 +33,8 @@ class TrainResult:
     """How a training run ended; the parameters themselves are in the model.
 
     ``gap`` is the proven relative gap of the objective, NaN where nothing is proven; ``advice`` a
-    word on the result for the user; ``risk`` the worst case, where the solver knows it.
+    word on the result for the user; ``risk`` the worst case and ``scores`` the predictions of the
+    rows, where the solver knows them.
     """
 
     status: str
@@ -45,6 +46,7 @@ class TrainResult:
     gap: float = math.nan
     advice: str | None = None
     risk: Any = None
+    scores: Any = None
 
 
 @dataclass(frozen=True)

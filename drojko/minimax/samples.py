@@ -12,8 +12,9 @@ import numpy as np
 
 from drojko._driver import Limits, Status, nested, run
 from drojko.losses import Loss
-from drojko.minimax.many_rows import ManyRows, Rest, RowSums, State
+from drojko.minimax.many_rows import ManyRows, State
 from drojko.minimax.newton import LinearFit, telling
+from drojko.minimax.row_sums import Rest, RowSums
 from drojko.rows import Rows
 from drojko.rows.strata import drawn, without_repeats
 
@@ -97,6 +98,7 @@ def fit_many(
         outcome.columns(),
         abs(s.value),
         risk=objective.levels(s.z, s.p),
+        scores=solver.known(s),
     )
 
 
@@ -177,7 +179,16 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
     z = np.zeros(rows.size)
     if rows.intercept and loss.task == "regression":
         z[-1] = float(rows.total(rows.w @ rows.y))
-    most = 2 if rows.wide else 12  # of which the first are far from any joint optimum
-    state = _solved(ManyRows(_Mean(rows, loss, ridge), 1e-2), (z, np.zeros(0)), most=most)
-    z = z if state is None else state.z
-    return z, rows.predict(z)
+    most = 1 if rows.wide else 12  # of which the first are far from any joint optimum
+    mean = _Mean(rows, loss, ridge)
+    solver = ManyRows(mean, 1e-2, exact=rows.wide)
+    state = _solved(solver, (z, np.zeros(0)), most=most)
+    if state is None:
+        return z, rows.predict(z)
+    if rows.wide:
+        z, p = solver.ahead(state)
+        u = rows.predict(z)
+        sums = mean.at(rows.y, rows.w, u, p, None, False)
+        if sums.value + mean.rest(z, p, sums).value < state.value:
+            return z, u
+    return state.z, rows.predict(state.z)

@@ -2,7 +2,8 @@ r"""Second derivatives of many columns, which nobody writes down: conjugate grad
 
 .. math:: H = \begin{pmatrix} B^\top D B + R & B^\top E + F \\ \cdot & G \end{pmatrix}
 
-is applied by one product with the rows and one with their transpose; its diagonal preconditions.
+is applied by one product with the rows and one with their transpose. Columns have variance one, so
+that its diagonal is about the sum of D, and that preconditions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def by_products(
     hup = sums.hup[:, :k] if k else np.zeros((rows.n, 0))
     corner = np.zeros((k, k)) + sums.hpp[:k, :k]
     diagonal = np.zeros(size + k)
-    diagonal[:size] = rows.squares(huu)
+    diagonal[:size] = huu.sum() * rows.free
     outer, side, low = np.zeros(size), np.zeros((size, k)), None
     if rest is not None:
         outer, low = outer + rest.Hz, rest.low

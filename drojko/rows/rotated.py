@@ -103,7 +103,7 @@ class Rotation:
     def back(self, found: Any) -> Any:
         """A solution (`drojko.minimax.newton.LinearFit`) in the units of the data."""
         coef, intercept = self.outward(found.coef, found.intercept)
-        return replace(found, coef=coef, intercept=intercept)
+        return replace(found, coef=coef, intercept=intercept, scores=None)
 
 
 def _by_gram(rows: np.ndarray) -> _Turned | None:

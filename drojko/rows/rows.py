@@ -34,6 +34,8 @@ _COLUMNS = 1500
 _LARGE, _EACH = 20_000, 100
 #: Columns from which on the space of the rows is worth a rotation.
 _WIDE = 256
+#: Rows whose entries and squares stay in a small cache.
+_FINE = 1024
 #: Entries from which on threads share a sum.
 _SHARED = 2**21
 #: Scales between which squares of raw entries and their sums neither over- nor underflow.
@@ -136,6 +138,8 @@ class Rows:
         D, the number of parameters: d, and one for the intercept.
     free : array of shape (D,)
         Which parameters are not those of dead columns.
+    raw : bool
+        Whether sums and predictions of entries as they are lose no digits.
     reads : int
         How often all rows were read, for these coordinates and for sums.
 
@@ -168,9 +172,7 @@ class Rows:
         alive = ~self.dead
         moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
         near = np.abs(self.mean) <= FAR * self.scale
-        self._raw = bool(
-            (moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST
-        )
+        self.raw = bool((moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST)
         self._matrix: np.ndarray | None = None
         if self.n * self.d <= limit:
             matrix = np.empty((self.n, self.size))
@@ -189,13 +191,16 @@ class Rows:
         moved, total, square, spare = centre.any(), np.zeros(d), np.zeros(d), []
 
         def work(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-            buffer = self._lent(spare, d)
-            part, block = X[rows], buffer[: rows.stop - rows.start]
-            if moved or part.dtype != np.float64:
-                part = np.subtract(part, centre, out=block)
-            mass = np.ascontiguousarray(w[rows])  # products with a repeated number are slow
-            first = mass @ part
-            second = mass @ np.square(part, out=block)
+            buffer = self._lent(spare, d, _FINE)
+            first, second = np.zeros(d), np.zeros(d)
+            for start in range(rows.start, rows.stop, _FINE):
+                few = slice(start, min(start + _FINE, rows.stop))
+                part, block = X[few], buffer[: few.stop - start]
+                if moved or part.dtype != np.float64:
+                    part = np.subtract(part, centre, out=block)
+                mass = np.ascontiguousarray(w[few])  # products with a repeated number are slow
+                first += mass @ part
+                second += mass @ np.square(part, out=block)
             spare.append(buffer)
             return first, second
 
@@ -251,9 +256,6 @@ class Rows:
         """Slices of rows small enough that a block and its copies stay in cache."""
         return blocks(self.n, self.d)
 
-    def _buffer(self, columns: int) -> np.ndarray:
-        return np.empty((next(self.blocks()).stop, columns))
-
     def block(self, rows: slice) -> np.ndarray:
         """Rows in these coordinates, shape (k, D): to read, not to write."""
         if self._matrix is not None:
@@ -282,12 +284,12 @@ class Rows:
         """What ``work`` gives of the items, in order; many rows are shared by threads."""
         return in_order(work, items) if self.n * self.d >= _SHARED else map(work, items)
 
-    def _lent(self, spare: list[np.ndarray], columns: int) -> np.ndarray:
-        """A buffer for a block, of those that threads have given back."""
+    def _lent(self, spare: list[np.ndarray], columns: int, rows: int | None = None) -> np.ndarray:
+        """A buffer for a block, or so many rows, of those that threads have given back."""
         try:
             return spare.pop()
         except IndexError:
-            return self._buffer(columns)
+            return np.empty((rows or next(self.blocks()).stop, columns))
 
     def _each(self, work: Callable[[slice, np.ndarray], Any]) -> Iterator[Any]:
         """What ``work(rows, block)`` gives of all blocks, in order, of which sums are made.
@@ -318,7 +320,7 @@ class Rows:
 
     @property
     def _algebraic(self) -> bool:
-        return self._raw and self._matrix is None
+        return self.raw and self._matrix is None
 
     def read(self) -> Iterator[tuple[slice, np.ndarray]]:
         """All blocks of rows in these coordinates, one after the other, shape (k, D)."""

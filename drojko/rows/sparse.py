@@ -93,24 +93,38 @@ class SparseRows(Rows):
         w = self.w
         if not w.all():
             X, w = X[w > 0], w[w > 0]
-        d, columns = self.d, X.indices
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            entries = X.data.astype(np.float64)
+            squared = sparse.csr_array((entries * entries, X.indices, X.indptr), shape=X.shape)
+            self.mean = X.T @ w if self.intercept else np.zeros(self.d)
+            square = squared.T @ w
+            spread = square - self.mean**2
+            sure = (spread > 1e-4 * square) & (spread > 1e-200) & (spread < 1e200)
+        self.scale = np.sqrt(np.where(sure, spread, 1.0))
+        self.dead = np.zeros(self.d, dtype=bool)
+        rest = np.flatnonzero(~sure)
+        if rest.size:
+            self._with_care(X[:, rest], w, rest)
+
+    def _with_care(self, X: Any, w: np.ndarray, which: np.ndarray) -> None:
+        """Mean, scale and whether they are constant, of some columns of any size."""
+        d, columns = len(which), X.indices
         mass = np.repeat(w, np.diff(X.indptr))
         low, high = (np.asarray(X.min(axis=0).toarray(), dtype=np.float64).ravel(), X.max(axis=0))
         high = np.asarray(high.toarray(), dtype=np.float64).ravel()
         # In units of the largest entry, so that squares are numbers.
         size = np.maximum(np.abs(low), np.abs(high))
         unit = np.where(size > 0, size, 1.0)
-        entries = X.data / unit[columns]
-        self.mean = np.zeros(d)
+        entries, mean = X.data / unit[columns], np.zeros(d)
         if self.intercept:
-            self.mean = np.bincount(columns, mass * entries, d)
-        square = np.bincount(columns, mass * (entries - self.mean[columns]) ** 2, d)
+            mean = np.bincount(columns, mass * entries, d)
+        square = np.bincount(columns, mass * (entries - mean[columns]) ** 2, d)
         absent = np.maximum(1.0 - np.bincount(columns, mass, d), 0.0)
-        self.scale = np.sqrt(square + absent * self.mean**2) * unit
         spread = high - low if self.intercept else size
-        self.dead = spread <= 8 * np.finfo(X.dtype).eps * size
-        self.scale[self.dead] = 1.0
-        self.mean = np.where(self.dead, low if self.intercept else 0.0, self.mean * unit)
+        dead = spread <= 8 * np.finfo(X.dtype).eps * size
+        self.dead[which] = dead
+        self.scale[which] = np.where(dead, 1.0, np.sqrt(square + absent * mean**2) * unit)
+        self.mean[which] = np.where(dead, low if self.intercept else 0.0, mean * unit)
 
     def block(self, rows: slice) -> np.ndarray:
         """See `Rows`."""

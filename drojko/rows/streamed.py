@@ -297,7 +297,7 @@ class StreamedRows(Rows):
         some = Rows.__new__(Rows)
         some.__dict__.update(
             {name: getattr(self, name) for name in ("intercept", "d", "size", "mean", "scale")},
-            dead=self.dead, free=self.free, _raw=self._raw, _matrix=None, reads=0,
+            dead=self.dead, free=self.free, raw=self.raw, _matrix=None, reads=0,
             X=self._entries(index), y=self.y[index],
         )  # fmt: skip
         if some.X.size <= _KEPT:

@@ -9,8 +9,8 @@ from drojko.ambiguity import KL, ChiSquare, CVaR, Sinkhorn, Wasserstein
 from drojko.exceptions import UnsupportedError
 from drojko.losses import get_loss
 from drojko.minimax import newton
-from drojko.minimax.many_rows import _hessian
 from drojko.minimax.reweighting.many_rows import Divergent
+from drojko.minimax.row_sums import hessian
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.risk import RidgeData
@@ -50,10 +50,10 @@ def test_solutions_are_those_of_the_matrix(data, form):
     z, p = problem.start()
     sums = problem.at(y, rows.w, rows.predict(z), problem.levels(z, p), None, True)
     rest = problem.rest(z, p, sums)
-    hessian = _hessian(rows, sums, rest, p.size)
-    right = np.random.default_rng(1).standard_normal(len(hessian))
+    matrix = hessian(rows, sums, rest, p.size)
+    right = np.random.default_rng(1).standard_normal(len(matrix))
     right[4] = 0.0
-    left = hessian @ by_products(rows, sums, rest, p.size)(right) - right
+    left = matrix @ by_products(rows, sums, rest, p.size)(right) - right
     left[4] = 0.0  # a dead column
     assert np.linalg.norm(left) <= 0.02 * np.linalg.norm(right)
 
@@ -82,7 +82,7 @@ def test_the_optimum_is_that_of_newton_s_method_and_proven(
     calls = []
     monkeypatch.setattr("drojko.rows.rows._COLUMNS", 5)
     monkeypatch.setattr(
-        "drojko.minimax.many_rows.by_products",
+        "drojko.minimax.row_sums.by_products",
         lambda *args: calls.append(1) or by_products(*args),
     )
     model.fit(form(X), y)

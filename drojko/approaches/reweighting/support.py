@@ -96,18 +96,22 @@ class Reweighted(LinearProblem):
     def assess(self, parameters: Parameters, result: TrainResult) -> Assessment:
         """The dual of the losses."""
         plan, (coef, intercept) = self.plan, parameters
+        scores = None if plan.sampled else result.scores
 
         def draw() -> Draw:
             points, bound = self.support(DRAWS)
-            losses, whole = np.empty(len(points[0])), None
-            if hasattr(points[0], "rows"):  # a table gives all products at once
-                whole = products(points[0], coef.T)
-            for start in range(0, len(points[0]), BLOCK):
+            x, losses, whole = points[0], np.empty(len(points[0])), None
+            if scores is not None and scores.of(coef, intercept):
+                whole = scores.u
+            elif hasattr(x, "rows"):  # a table gives all products at once
+                whole = products(x, coef.T) + intercept
+            for start in range(0, len(x), BLOCK):
                 some = slice(start, start + BLOCK)
-                x, y = points[0], points[1][some]
-                f = (products(x[some], coef.T) if whole is None else whole[some]) + intercept
-                f = np.ascontiguousarray(f[:, 0] if plan.n_outputs == 1 else f)
-                losses[some] = plan.loss.value(torch.from_numpy(f), _tensor(y)).numpy()
+                f = products(x[some], coef.T) + intercept if whole is None else whole[some]
+                f = np.ascontiguousarray(f[:, 0] if f.ndim > plan.n_outputs else f)
+                losses[some] = plan.loss.value(
+                    torch.from_numpy(f), _tensor(points[1][some])
+                ).numpy()
             return points, bound, losses
 
         near = result.risk if len(plan.atoms[0] if plan.atoms else ()) >= _MANY else None

@@ -21,7 +21,7 @@ import numpy as np
 
 from drojko.ambiguity import AmbiguitySet
 from drojko.losses import Loss
-from drojko.minimax.many_rows import Rest, RowSums
+from drojko.minimax.row_sums import Rest, RowSums
 from drojko.minimax.samples import from_plain
 from drojko.rows import Rows
 

@@ -19,8 +19,8 @@ import numpy as np
 from drojko._numerics import root
 from drojko.ambiguity import AmbiguitySet
 from drojko.losses import Loss
-from drojko.minimax.many_rows import RowSums
 from drojko.minimax.reweighting.many_rows import Divergent
+from drojko.minimax.row_sums import RowSums
 from drojko.rows import Rows
 
 __all__ = ["Tailed"]

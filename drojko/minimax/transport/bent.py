@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from drojko.losses import Loss
-from drojko.minimax.many_rows import RowSums
+from drojko.minimax.row_sums import RowSums
 from drojko.minimax.samples import from_plain
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.many_rows import Transported

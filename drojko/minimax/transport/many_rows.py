@@ -22,14 +22,15 @@ import numpy as np
 
 from drojko.losses import Loss
 from drojko.losses.jets import jet
-from drojko.minimax.many_rows import Rest, RowSums
+from drojko.minimax.row_sums import Rest, RowSums
 from drojko.minimax.samples import from_plain
 from drojko.minimax.transport.bound import Ground
-from drojko.rows import Rows
+from drojko.rows import Rows, normalised
 
 __all__ = ["Transported"]
 
 _BLOCK = 1 << 14  # rows whose work arrays stay in cache
+_FEW = 5_000  # rows that say how far a first point goes
 
 
 class Transported:
@@ -56,22 +57,29 @@ class Transported:
             return z, z[:0]
         if not self.rows.wide:
             return z, self._spread(z, u)
-        # The plain optimum of many columns is far too steep for the ball.
+        # The plain optimum of many columns is far too steep for the ball: some rows say how far.
         still = np.where(np.arange(z.size) < self.rows.d, 0.0, z)
-        at_still, options = self.rows.predict(still), []
+        some = np.flatnonzero(self.rows.w)
+        some = some[:: -(-len(some) // _FEW)]
+        y, w = self.rows.y[some], normalised(self.rows.w[some])
+        middle, options = self.rows.predict(still), []
         for share in 0.5 ** np.arange(12.0):
-            new, v = still + share * (z - still), at_still + share * (u - at_still)
-            p = self._spread(new, v)
-            sums = self.at(self.rows.y, self.rows.w, v, p, None, False)
+            new, v = still + share * (z - still), middle[some] + share * (u - middle)[some]
+            p = self._sigma_of(new, v, y, w)
+            sums = self.at(y, w, v, p, None, False)
             if sums is not None:
-                options.append((sums.value + self.rest(new, p, sums).value, share, p))
-        _, share, p = min(options, key=lambda option: option[0])
-        return still + share * (z - still), p
+                options.append((sums.value + self.rest(new, p, sums).value, share))
+        share = min(options)[1]
+        z = still + share * (z - still)
+        return z, self._spread(z, middle + share * (u - middle))
 
     def _spread(self, z: np.ndarray, u: np.ndarray) -> np.ndarray:
         """About the best sigma, below kinks."""
-        slope = self.loss.line(u, self.rows.y)[1]
-        steep = float(self.rows.total(self.rows.w @ slope**2))
+        return self._sigma_of(z, u, self.rows.y, self.rows.w)
+
+    def _sigma_of(self, z: np.ndarray, u: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
+        slope = self.loss.line(u, y)[1]
+        steep = float(self.rows.total(w @ slope**2))
         sigma = 0.5 * math.sqrt(self.budget * self.ground.square(z) / steep)
         while not self.loss.kink_free(2.0 * sigma):
             sigma *= 0.5
