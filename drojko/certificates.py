@@ -247,6 +247,7 @@ def certify(
             except UnsupportedError as error:
                 unproven = str(error)
             else:
+                unproven = network.unproven
                 # Both are bounds sample by sample, and so is their minimum.
                 both = network.at(penalty)
                 both = both if proof == "local-estimate" else torch.minimum(both, bound.double())

@@ -13,7 +13,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,26 @@ class Moves(ABC):
 
     @abstractmethod
     def curve(self, w: np.ndarray, mu: float) -> Curve:
-        """What changes of f and G / 2 lambda change in these derivatives: positive semidefinite."""
+        """What changes of f and G / 2 lambda change in these derivatives, at shares that stay.
+
+        Positive semidefinite, as is what `contest` adds.
+        """
+
+    @abstractmethod
+    def contest(self, w: np.ndarray, mu: float) -> Curve:
+        """What the same changes change by way of the shares."""
+
+    @abstractmethod
+    def rises(self, df: np.ndarray, dE: np.ndarray) -> np.ndarray:
+        """What they add to J of each move, to first order."""
+
+    @abstractmethod
+    def raised(self, rises: np.ndarray) -> Moves:
+        """These moves, each with so much more of J."""
+
+    @abstractmethod
+    def slope(self, w: np.ndarray, mu: float, rises: np.ndarray) -> float:
+        """What the sum of w J, smoothed, rises by along such rises."""
 
     @abstractmethod
     def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -261,16 +280,15 @@ class SoftmaxMoves(Moves):
 
     def curve(self, w: np.ndarray, mu: float) -> Curve:
         """See `Moves`; of many classes a little less than it is."""
-        share, _ = self._shares(mu)
-        p, scaled, mass = self.at.image, self.scaled, (w[self.rows] * share)[:, None]
+        p, scaled = self.at.image, self.scaled
+        mass = (w[self.rows] * self._shares(mu)[0])[:, None]
         c = _minus_own(p, self.y[self.rows])
-        k, n = len(scaled), len(self.y)
 
         def spread(g: np.ndarray) -> np.ndarray:
             g = p * g
             return g - p * g.sum(axis=1, keepdims=True)
 
-        moved = self._response(p) if k <= _MANY else None
+        moved = self._response(p) if len(scaled) <= _MANY else None
 
         def answer(g: np.ndarray) -> np.ndarray:
             """(H^-1 - G / 2 lambda)^-1 g with H = diag(p) - p p'."""
@@ -282,30 +300,57 @@ class SoftmaxMoves(Moves):
                 total = total + step
             return total
 
-        lone = np.bincount(self.rows, minlength=n)[self.rows] == 1
-        shared = np.flatnonzero(~lone)
-        rows, some = self.rows[shared], c[shared]
-
         def act(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            turned = c @ dE
-            g = turned + df[self.rows] if self.competing else turned + df
+            g = c @ dE
+            g += df[self.rows] if self.competing else df
             dp = answer(g) * mass
-            pull, cross = dp, dp.T @ c
-            second = cross + cross.T
-            if shared.size and mu:
-                rise = (some * (g[shared] - 0.5 * turned[shared])).sum(axis=1)
-                mean = np.bincount(rows, share[shared] * rise, minlength=n)[rows]
-                change = some * (mass[shared, 0] * (rise - mean) / mu)[:, None]
-                pull = pull.copy()
-                pull[shared] += change
-                second = second + change.T @ some
-            return self._by_row(pull) if self.competing else pull, second
+            cross = dp.T @ c
+            return self._by_row(dp) if self.competing else dp, cross + cross.T
 
         return act
 
+    def _shared(self) -> np.ndarray:
+        """Those that share a row."""
+        if not self.competing:
+            return np.arange(0)
+        return np.flatnonzero(np.bincount(self.rows, minlength=len(self.y))[self.rows] > 1)
+
+    def contest(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`."""
+        some, n = self._shared(), len(self.y)
+        rows, share = self.rows[some], self._shares(mu)[0][some]
+        c, mass = _minus_own(self.at.image[some], self.y[rows]), w[rows] * share / (mu or math.inf)
+
+        def act(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rise = (c * (df[rows] + 0.5 * (c @ dE))).sum(axis=1)
+            mean = np.bincount(rows, share * rise, minlength=n)[rows]
+            change = c * (mass * (rise - mean))[:, None]
+            pull = np.zeros_like(df)
+            np.add.at(pull, rows, change)
+            return pull, change.T @ c
+
+        return act
+
+    def rises(self, df: np.ndarray, dE: np.ndarray) -> np.ndarray:
+        """See `Moves`."""
+        y = self.y[self.rows]
+        c, there = _minus_own(self.at.p, y), _minus_own(self.at.image, y)
+        turned = c @ dE
+        return (there * (df[self.rows] + turned)).sum(axis=1) - 0.5 * (c * turned).sum(axis=1)
+
+    def raised(self, rises: np.ndarray) -> SoftmaxMoves:
+        """See `Moves`."""
+        new = copy.copy(self)
+        new.at = replace(self.at, value=self.at.value + rises)
+        return new
+
+    def slope(self, w: np.ndarray, mu: float, rises: np.ndarray) -> float:
+        """See `Moves`."""
+        return float((w[self.rows] * self._shares(mu)[0]) @ rises)
+
     def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Moves`."""
-        some = np.flatnonzero(np.bincount(self.rows)[self.rows] > 1)
+        some = self._shared()
         rows = self.rows[some]
         return rows, _minus_own(self.at.image[some], self.y[rows]), self._shares(mu)[0][some]
 
@@ -471,18 +516,40 @@ class VertexMoves(Moves):
         return float(w @ self.values(mu)), pull, second
 
     def curve(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`: vertices stay."""
+
+        def act(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros_like(df), np.zeros_like(dE)
+
+        return act
+
+    def contest(self, w: np.ndarray, mu: float) -> Curve:
         """See `Moves`."""
         share = self._smoothed(mu)[1]
 
         def act(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            diagonal = dE.diagonal()
-            rise = df - own_row(df, self.y)[:, None]
-            rise += (0.5 * (diagonal + diagonal[:, None]) - dE)[self.y]
+            rise = self.rises(df, dE)
             rise -= (share * rise).sum(axis=1, keepdims=True)
             pull = share * rise * (w / (mu or 1.0))[:, None]
             return pull, self._second(pull)
 
         return act
+
+    def rises(self, df: np.ndarray, dE: np.ndarray) -> np.ndarray:
+        """See `Moves`."""
+        diagonal = dE.diagonal()
+        rise = df - own_row(df, self.y)[:, None]
+        return rise + (0.5 * (diagonal + diagonal[:, None]) - dE)[self.y]
+
+    def raised(self, rises: np.ndarray) -> VertexMoves:
+        """See `Moves`."""
+        new = copy.copy(self)
+        new.scores = self.scores + rises
+        return new
+
+    def slope(self, w: np.ndarray, mu: float, rises: np.ndarray) -> float:
+        """See `Moves`."""
+        return float(w @ (self._smoothed(mu)[1] * rises).sum(axis=1))
 
     def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Moves`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -40,15 +41,34 @@ class Everywhere(Moves):
         risk, second = self._joined(risk, second)
         return risk, pull, second
 
-    def curve(self, w: np.ndarray, mu: float) -> Curve:
-        """See `Moves`."""
-        act = self.here.curve(w, mu)
-
+    def _everywhere(self, act: Curve) -> Curve:
         def everywhere(df: np.ndarray, dE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             pull, second = act(df, dE)
             return pull, self.total(second)
 
         return everywhere
+
+    def curve(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`."""
+        return self._everywhere(self.here.curve(w, mu))
+
+    def contest(self, w: np.ndarray, mu: float) -> Curve:
+        """See `Moves`."""
+        return self._everywhere(self.here.contest(w, mu))
+
+    def rises(self, df: np.ndarray, dE: np.ndarray) -> np.ndarray:
+        """See `Moves`."""
+        return self.here.rises(df, dE)
+
+    def raised(self, rises: np.ndarray) -> Everywhere:
+        """See `Moves`."""
+        new = copy.copy(self)
+        new.here = self.here.raised(rises)
+        return new
+
+    def slope(self, w: np.ndarray, mu: float, rises: np.ndarray) -> float:
+        """See `Moves`."""
+        return float(self.total(np.array(self.here.slope(w, mu, rises))))
 
     def rivals(self, mu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Moves`."""

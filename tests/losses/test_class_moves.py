@@ -85,7 +85,8 @@ def test_curvature_is_the_change_of_derivatives(moves, far):
     df, dG = random.standard_normal(f.shape), random.standard_normal((4, 4))
     dG = dG + dG.T
     here = moves(f, y, gram, half, None, 1e-12)
-    pull, second = here.curve(w, mu)(df, half * dG)
+    curves = here.curve(w, mu), here.contest(w, mu)
+    pull, second = (sum(parts) for parts in zip(*(curve(df, half * dG) for curve in curves)))
     ends = [
         moves(f + s * 1e-6 * df, y, gram + s * 1e-6 * dG, half, here, 1e-12).sums(w, mu)
         for s in (1.0, -1.0)
@@ -94,6 +95,26 @@ def test_curvature_is_the_change_of_derivatives(moves, far):
     np.testing.assert_allclose((ends[0][2] - ends[1][2]) / 2e-6, second, rtol=1e-3, atol=1e-6)
     assert (pull * df).sum() + 0.5 * half * (second * dG).sum() >= 0.0
     assert here.competing == (far > 4.0 or moves is VertexMoves)
+
+
+@pytest.mark.parametrize("far", [2.0, 9.0])  # one basin and several
+@pytest.mark.parametrize("moves", [SoftmaxMoves, VertexMoves])
+def test_moves_rise_as_the_model_changes(moves, far):
+    f, y, _, gram, half = case(2, 30, 4, far)
+    w, mu = np.random.default_rng(1).dirichlet(np.ones(30)), 0.3
+    random = np.random.default_rng(2)
+    df, dG = random.standard_normal(f.shape), random.standard_normal((4, 4))
+    dG = dG + dG.T
+    here = moves(f, y, gram, half, None, 1e-12)
+    rises = here.rises(df, half * dG)
+    ends = [
+        moves(f + s * 1e-5 * df, y, gram + s * 1e-5 * dG, half, here, 1e-12).values(mu)
+        for s in (1.0, -1.0)
+    ]
+    guess = [here.raised(s * 1e-5 * rises).values(mu) for s in (1.0, -1.0)]
+    np.testing.assert_allclose(ends[0] - ends[1], guess[0] - guess[1], rtol=1e-5, atol=1e-12)
+    slope = here.slope(w, mu, rises)
+    assert w @ (guess[0] - guess[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
 
 
 def test_hinge_is_a_maximum_over_vertices():

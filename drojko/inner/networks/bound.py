@@ -25,6 +25,8 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 
 #: What lines must take off the Lipschitz constants' bound, relative, to be named as its proof.
 _HELPED = 1e-3
+#: Steps towards tighter constants where a bound at a penalty would have no end.
+_TIGHT = 200
 _SHELLS = 24
 
 
@@ -48,6 +50,7 @@ class NetworkBound:
     problem: Problem
     scale: float
     few: tuple[float, Tensor] | None = None  # bounds in few dimensions, and at which strength
+    unproven: str = ""  # why the value is infinite
 
     def at(self, penalty: float) -> Tensor:
         """Bounds of the samples at any penalty, (n,)."""
@@ -103,6 +106,13 @@ def network_bound(
         if not hurry:
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))
+        if radius is None:
+            shells = _ending(problem, shells, strength, 0 if hurry else _TIGHT)
+            if not problem.best(shells, strength)[0] < math.inf:
+                why = _endless(shells, scale**2)
+                return NetworkBound(
+                    math.inf, strength / scale**2, "lipschitz", shells, problem, scale, unproven=why
+                )
         boxes = _Boxes(problem, shells, settings, limits).best(objective.strength)
         if boxes is not None:
             few = boxes if few is None or boxes[0] < few[0] else few
@@ -118,6 +128,28 @@ def network_bound(
         at = few[1] / scale**2
         return replace(found, value=few[0], penalty=at, proof="branch-and-bound", few=few[1:])
     return found
+
+
+def _ending(problem: Problem, shells: Shells, strength: float, steps: int) -> Shells:
+    """The shells, with tighter constants where the bound at a penalty has no end far away.
+
+    No work on shells gives it one.
+    """
+    if problem.best(shells, strength)[0] < math.inf:
+        return shells
+    rates = torch.minimum(shells.rates, margin_constants(problem.network, steps))
+    return replace(shells, rates=rates)
+
+
+def _endless(shells: Shells, scale2: float) -> str:
+    """Why there is no finite bound at a penalty."""
+    least = shells.margins.loss.growth * float(shells.rates.max()) ** 2 / scale2
+    if not math.isfinite(least):
+        return "nothing is known of how fast this loss grows"
+    return (
+        f"no bound of this loss is finite up to a penalty of {least:.6g}, as far as constants of "
+        "the network are known; the worst case itself may be infinite there"
+    )
 
 
 @dataclass

@@ -43,6 +43,18 @@ class Ascent:
         """Sample by sample the one of larger value."""
         return picked(other.value > self.value, other, self)
 
+    def take(self, rows: Tensor) -> Ascent:
+        """Of some rows, without evidence."""
+        return Ascent(self.q[rows], self.value[rows], self.gradient[rows])
+
+    def replaced(self, rows: Tensor, other: Ascent) -> Ascent:
+        """With those of some rows (k,) in the place of theirs, without evidence."""
+        return Ascent(
+            self.q.index_copy(0, rows, other.q),
+            self.value.index_copy(0, rows, other.value),
+            self.gradient.index_copy(0, rows, other.gradient),
+        )
+
 
 def picked(wins: Tensor, first: Any, second: Any) -> Any:
     """Tensors, or all of a record of tensors: the first where it wins, shape (n,).
@@ -147,7 +159,7 @@ def _climb(
                 break
             if count < 0.7 * len(q):
                 keep = open_.nonzero().squeeze(1)
-                rest = Ascent(q[keep], value[keep], grad[keep])
+                rest = Ascent(q, value, grad).take(keep)
                 left = range(step, steps.stop)
                 rest = _climb(objective, batch.take(keep), rest, length[keep], left, tol)
                 q[keep], value[keep], grad[keep] = rest.q, rest.value, rest.gradient

@@ -66,8 +66,7 @@ def local_upper_bound(objective: Objective, batch: Batch, found: Ascent) -> Loca
     network = _Network.of(objective)
     parts = []
     for rows in torch.arange(len(batch), device=batch.x.device).split(network.block):
-        part = Ascent(found.q[rows], found.value[rows], found.gradient[rows])
-        parts.append(_bound(objective, network, batch.take(rows), part))
+        parts.append(_bound(objective, network, batch.take(rows), found.take(rows)))
     return LocalBound(torch.cat([p.value for p in parts]), torch.cat([p.concave for p in parts]))
 
 

@@ -145,7 +145,7 @@ class ICNNJKO(InnerSolver):
     ICNNJKO(maps=2, steps=50)
     """
 
-    steps: int = 120
+    steps: int = 60
     maps: int = 1
     hidden: Sequence[int] = (64, 64)
     proximal_steps: int = 5

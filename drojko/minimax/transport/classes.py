@@ -17,33 +17,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import eigh, solve
+from scipy.linalg import solve
 
 from drojko._driver import Limits, Outcome, Status, run
 from drojko._numerics import separated
 from drojko.exceptions import NonFiniteError
 from drojko.losses.class_moves import Moves, squares_of
 from drojko.losses.everywhere import Everywhere
-from drojko.minimax.newton import LinearFit, factorised, relative_gap, telling
+from drojko.minimax.newton import LinearFit, relative_gap, telling
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
+from drojko.minimax.transport.class_step import ClassPoint, class_step
 from drojko.minimax.transport.linear import turn
 from drojko.minimax.transport.objective import SEPARABLE
 from drojko.minimax.transport.risk import RidgeData
-from drojko.minimax.wide import conjugate_gradients
 from drojko.rows import Rows, is_wide, products, rows_of
 
 __all__ = ["solve_classes"]
 
-_WIDTH, _COOLING = 0.1, 0.25  # of smoothing: the first over the risk, and the next over the last
+_WIDTH, _COOLING = 0.03, 0.1  # of smoothing: the first over the risk, and the next over the last
 #: How far from a fixed point worst cases may be, at first and at last.
 _ROUGH, _FINE = 1e-3, 1e-9
 _GOAL = 0.8  # of the tolerance: what is worked for
-_CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
-_LEAST = 1e-7  # curvature of a class over their mean
-_UNSURE = 1e-12  # curvature of rows that all are sure
+_LEAST = 1e-7  # width of smoothing over the risk
 _RISE, _LOOKS = 0.1, 8  # share of moves at the start, and steps towards its multiplier
-_RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
 _COME = 0.1  # of the width, that basins which come and go may change a value by
 _NOTHING = 1e-9  # of the risk, that moves may add to that of a constant model
 _FLAT = 100  # steps towards the best constant model
@@ -52,39 +49,11 @@ _STUCK = 3  # steps without progress
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
-    """A model (K, D) in the coordinates of the rows, a penalty, and what is known there.
-
-    ``value`` is smoothed, ``attained`` exact for the moves that were found; ``pull`` and
-    ``second`` are the derivatives in outputs and, twice, in G / 2 lambda.
-    """
-
-    Z: np.ndarray
-    penalty: float
-    moves: Moves
-    turned: np.ndarray
-    gram: np.ndarray
-    value: float
-    attained: float
-    pull: np.ndarray
-    second: np.ndarray
-
-    @property
-    def half(self) -> float:
-        return 0.5 / self.penalty
-
-    @property
-    def spent(self) -> float:
-        """Mean cost of the moves."""
-        return self.half * (self.half * float((self.second * self.gram).sum()))
-
-
-@dataclass(frozen=True, eq=False)
 class _State:
     """An iterate at a width of smoothing, the best one so far, and a proven bound."""
 
-    at: _Point
-    best: _Point
+    at: ClassPoint
+    best: ClassPoint
     mu: float
     lower: float = -math.inf
     decrement: float = math.inf
@@ -92,6 +61,9 @@ class _State:
     stage: float = math.inf
     stuck: int = 0
     ended: Status | None = None
+    #: Moves whose shares balance in the model of the last step; those of the best bound, and mu.
+    plan: Moves | None = None
+    proof: tuple[Moves, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +84,7 @@ class _Newton:
 
     def point(
         self, Z: np.ndarray, penalty: float, mu: float, near: Any = None, done: float = _ROUGH
-    ) -> _Point | None:
+    ) -> ClassPoint | None:
         """What is known at a model; None where that is not finite."""
         turned = Z * self.ground.cost
         gram, f = turned @ Z.T, self.rows.predict(np.ascontiguousarray(Z.T))
@@ -134,7 +106,7 @@ class _Newton:
         turned: np.ndarray,
         gram: np.ndarray,
         mu: float,
-    ) -> _Point:
+    ) -> ClassPoint:
         """With moves that compete smoothed by mu."""
         ground, w = self.ground, self.rows.w
         risk, pull, second = moves.sums(w, mu)
@@ -144,9 +116,9 @@ class _Newton:
         exact = risk
         if moves.competing:
             exact = float(self.rows.total(w @ moves.values(0.0)))
-        return _Point(Z, penalty, moves, turned, gram, risk + rest, exact + rest, pull, second)
+        return ClassPoint(Z, penalty, moves, turned, gram, risk + rest, exact + rest, pull, second)
 
-    def first(self, Z: np.ndarray, penalty: float | None = None) -> _Point | None:
+    def first(self, Z: np.ndarray, penalty: float | None = None) -> ClassPoint | None:
         """A model at about its best multiplier."""
         ground, rows = self.ground, self.rows
         if not ground.ball:
@@ -224,10 +196,10 @@ class _Newton:
     def step(self, state: _State) -> _State:
         """One step, a bound where that can decide, and the next width where a stage ends."""
         at = state.at
-        move, gradient = self.direction(state)
-        decrement = max(-float(gradient @ move), 0.0)
-        slope = float(np.linalg.norm(gradient)) / (1.0 + abs(at.value))
-        state = replace(state, decrement=decrement, slope=slope)
+        found = class_step(self.rows, self.ground, at, state.mu)
+        move, decrement = found.move, found.decrement
+        slope = float(np.linalg.norm(found.gradient)) / (1.0 + abs(at.value))
+        state = replace(state, decrement=decrement, slope=slope, plan=found.plan)
         dZ, rise = move[: at.Z.size].reshape(at.Z.shape), move[at.Z.size :]
         dZ = dZ - dZ.mean(axis=0)  # what all classes have in common has no say: no drift
         rounding = 1e-14 * abs(at.value)
@@ -273,9 +245,9 @@ class _Newton:
         reach = (self.ground.radius or math.inf) * math.sqrt(float(at.gram.diagonal().max()))
         if reach <= _NOTHING * size:  # a constant model, which `_fitted` proves
             return replace(state, ended=Status.STALLED)
-        settled = state.decrement <= max(0.1 * bias, 1e-12 * size) or state.stuck > 1
-        cool = settled and bias > _BIAS * tol * size
-        if at.moves.competing and (cool or (state.stuck > _STUCK and state.mu > _LEAST * size)):
+        stuck = state.stuck > 1
+        cool = state.decrement <= 0.1 * bias and bias > _BIAS * tol * size
+        if at.moves.competing and (cool or stuck) and state.mu > _LEAST * size:
             return self.cooled(replace(state, mu=_COOLING * state.mu, stuck=0, stage=math.inf))
         if state.stuck > _STUCK:
             return replace(state, ended=Status.STALLED)
@@ -283,104 +255,15 @@ class _Newton:
 
     def bounded(self, state: _State) -> _State:
         """With the bound of this iterate, which may end the run."""
-        at, best = state.at, state.best
-        found = class_lower_bound(self.rows, at.moves, self.ground, at.Z, state.mu)
-        lower = max(state.lower, found)
+        at, best, mu = state.at, state.best, state.mu
+        lower, proof = state.lower, state.proof
+        for plan in (at.moves, state.plan or at.moves):
+            found = class_lower_bound(self.rows, plan, self.ground, at.Z, mu)
+            if found > lower:
+                lower, proof = found, (plan, mu)
         proven = relative_gap(best.attained, max(lower, 0.0), self.unit) <= self.tol
-        return replace(state, lower=lower, ended=Status.CONVERGED if proven else None)
-
-    def direction(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
-        """Newton's direction, and the gradient."""
-        at, rows, ground = state.at, self.rows, self.ground
-        shape, ball = at.Z.shape, ground.ball
-        half, radius = at.half, ground.radius or 0.0
-        size = at.Z.size
-        held = half * (at.second @ at.turned)
-        slope = rows.sum(at.pull).T + held + ground.ridge * at.Z
-        # half = 1 / 2 lambda changes by -2 half^2 with lambda.
-        gradient = np.append(slope.ravel(), [radius**2 - at.spent] if ball else [])
-        curve = at.moves.curve(rows.w, state.mu)
-        # Where next to nothing is spent the multiplier falls, by as much as it may.
-        bent = max(half * max(4.0 * at.spent, radius**2), 1e-300)
-
-        def apply(v: np.ndarray) -> np.ndarray:
-            dZ = v[:size].reshape(shape)
-            cross = half * ((dZ * ground.cost) @ at.Z.T)
-            dE = cross + cross.T
-            shrink = -2.0 * half * (half * float(v[-1])) if ball else 0.0
-            pull, second = curve(
-                rows.predict(np.ascontiguousarray(dZ.T)), dE + shrink * at.gram if ball else dE
-            )
-            out = rows.sum(pull).T + ground.ridge * dZ
-            out += half * (second @ at.turned + at.second @ (dZ * ground.cost))
-            if not ball:
-                return out.ravel()
-            out += shrink * (at.second @ at.turned)
-            low = -half * (half * float((second * at.gram).sum())) + bent * float(v[-1])
-            low -= 2.0 * half * float((at.second * cross).sum())
-            return np.append(out.ravel(), [low])
-
-        inverse = self.preconditioner(at, state.mu)
-
-        def smooth(V: np.ndarray) -> np.ndarray:
-            out = inverse(V[..., :size].reshape(*V.shape[:-1], *shape)).reshape(V[..., :size].shape)
-            return np.concatenate([out, V[..., -1:] / bent], axis=-1) if ball else out
-
-        precondition = self.with_rivals(smooth, at, state.mu)
-        move = conjugate_gradients(apply, precondition, -gradient, _CLOSE, _MOST)
-        return move, gradient
-
-    def with_rivals(self, smooth: Any, at: _Point, mu: float) -> Any:
-        """A preconditioner that knows how moves which compete change their shares, too."""
-        if not (mu and at.moves.competing):
-            return smooth
-        rows, c, share = at.moves.rivals(mu)
-        weight = self.rows.w[rows] * share / mu
-        count = int(self.rows.total(np.array(rows.size, dtype=float)))
-        if not count:
-            return smooth
-        if count > _RIVALS:
-            some = self.rows.chosen(weight * (1.0 - share), _RIVALS)
-            rows, c, share, weight = rows[some], c[some], share[some], weight[some]
-        index, group = np.unique(rows, return_inverse=True)
-        x = self.rows.some(index)[group] + at.half * (c @ at.turned)
-        V = (c[:, :, None] * x[:, None, :]).reshape(len(rows), at.Z.size)
-        if self.ground.ball:
-            falling = at.half * (at.half * ((c @ at.gram) * c).sum(axis=1))
-            V = np.append(V, -falling[:, None], axis=1)
-        mean = np.zeros((len(index), V.shape[1]))
-        np.add.at(mean, group, share[:, None] * V)
-        V = self.rows.every(np.sqrt(weight)[:, None] * (V - mean[group]))
-        turned = smooth(V)
-        inner = V @ turned.T
-        inner[np.diag_indices(len(inner))] += 1.0
-        solution = factorised(inner)
-
-        def apply(v: np.ndarray) -> np.ndarray:
-            return smooth(v) - solution(turned @ v) @ turned
-
-        return apply
-
-    def preconditioner(self, at: _Point, mu: float) -> Any:
-        """Classes times columns, of rows that count by how unsure they are."""
-        rows, ground, k = self.rows, self.ground, self.n_classes
-        bend, unsure = at.moves.bend(rows.w, mu)
-        size = max(float(np.trace(bend)) / k, _UNSURE)
-        bend += size * (np.full((k, k), 1.0 / k) + _LEAST * np.eye(k))
-        if rows.wide:
-            inverse, held = np.linalg.inv(bend), ground.cost * at.half + ground.ridge / size
-            return lambda V: inverse @ (V / (1.0 + held))
-        total = max(float(rows.total(unsure.sum())), _UNSURE)
-        whole = rows.gram(unsure) / total
-        fixed = ~rows.free
-        whole[fixed] = whole[:, fixed] = 0.0
-        whole[fixed, fixed] = 1.0
-        whole[np.diag_indices(rows.size)] += ground.ridge / size + 1e-6
-        # Both diagonal at once: outputs and moves.
-        a, left = _together(at.half * at.second, bend)
-        b, right = _together(np.diag(ground.cost), whole)
-        scale = 1.0 / (1.0 + np.maximum(a, 0.0)[:, None] * np.maximum(b, 0.0))
-        return lambda V: left @ (scale * (left.T @ V @ right)) @ right.T
+        ended = Status.CONVERGED if proven else None
+        return replace(state, lower=lower, proof=proof, ended=ended)
 
     def terminate(self, state: _State) -> Status | None:
         """Converged on a proof, stalled where nothing moves any more."""
@@ -401,15 +284,7 @@ class _Newton:
         }
 
 
-def _together(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The a and U with U'AU = diag(a) and U'BU = 1, for B that is positive to rounding."""
-    values, vectors = eigh(B)
-    root = vectors / np.sqrt(np.maximum(values, 1e-13 * values[-1]))
-    a, U = eigh(root.T @ A @ root)
-    return a, root @ U
-
-
-def _value(point: _Point | None) -> float:
+def _value(point: ClassPoint | None) -> float:
     return math.inf if point is None else point.value
 
 
@@ -420,8 +295,9 @@ def _flat_bound(solver: _Newton, constant: np.ndarray) -> float:
     ground = ClassGround.of(some, np.zeros(1), 0.0, None, 0.0)
     flat = replace(solver, rows=some, ground=ground, tol=0.1 * solver.tol)
     found = run(flat, flat.init((constant, None)), max_iter=_FLAT).state
+    plan, mu = found.proof or (found.at.moves, found.mu)
     Z = np.zeros((solver.n_classes, rows.size))
-    return class_lower_bound(rows, found.at.moves, solver.ground, Z, found.mu)
+    return class_lower_bound(rows, plan, solver.ground, Z, mu)
 
 
 def _fitted(

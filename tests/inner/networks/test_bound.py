@@ -1,6 +1,7 @@
 """The dual value of a network: against grids, ascents, closed forms, and in extreme cases."""
 
 import math
+import re
 import time
 from dataclasses import replace
 
@@ -173,6 +174,25 @@ def test_dead_units_and_rows_of_weight_zero_change_nothing(perceptron, seed):
     half = network_bound(objective, [Case(batch)], weights, radius=0.2)
     alone = network_bound(objective, [Case(batch.take(kept))], weights[kept], radius=0.2)
     assert half.value == pytest.approx(alone.value, rel=0.02)
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_no_finite_bound_at_a_penalty_names_one_that_has(perceptron, activation, monkeypatch):
+    """Without work on shells, which could not change it."""
+    objective, batch, _ = perceptron((5, 4), "squared", activation, 3, d=6, penalty=1e-3)
+    weights = masses(batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(bounds, "Refine", None)
+        found = network_bound(objective, [Case(batch)], weights)
+    assert found.value == math.inf
+    least = float(re.search(r"up to a penalty of (\S+),", found.unproven).group(1))
+    below = network_bound(objective.with_penalty(0.99 * least), [Case(batch)], weights)
+    above = network_bound(objective.with_penalty(1.01 * least), [Case(batch)], weights)
+    assert below.value == math.inf
+    assert above.value < math.inf
+    assert not above.unproven
+    adversary = Pointwise().fit(objective, batch, torch.Generator())
+    assert adversary.with_penalty(1.01 * least).check_finite(batch, False) is None
 
 
 def test_at_a_huge_radius_only_the_constants_speak(perceptron, seed):

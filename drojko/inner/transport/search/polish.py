@@ -66,8 +66,7 @@ def bundle(objective: Objective, batch: Batch, at: Ascent, steps: int) -> Ascent
     parts = []
     size = max(16, _BLOCK // (planes * max(1, batch.q0.shape[1])))
     for rows in torch.arange(len(batch), device=batch.q0.device).split(size):
-        part = Ascent(at.q[rows], at.value[rows], at.gradient[rows])
-        parts.append(_bundle(objective, batch.take(rows), part, steps))
+        parts.append(_bundle(objective, batch.take(rows), at.take(rows), steps))
     return joined(parts)
 
 

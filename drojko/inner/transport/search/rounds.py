@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, Evidence, joined, proximal_ascent
 from drojko.inner.transport.search.polish import bundle, free
-from drojko.inner.transport.search.screening import halve, shared
+from drojko.inner.transport.search.screening import halve, shared, towards
 from drojko.inner.transport.search.starts import Anchors, draw, reach
 
 __all__ = ["EFFORTS", "Restarts", "Search"]
@@ -31,9 +31,11 @@ _ROWS, _FEW, _COPIES = 5000, 100, 8
 #: Times that rows try what others have found, in a fast search; among kinks at most, until it
 #: gains less than a share.
 _SHARES, _AS_LONG = 3, {"fast": (8, 1e-3), "thorough": (14, 1e-4)}
-#: Of rounds of a thorough one in turn, and without labels; rounds at most and at least.
-_ROUND, _MIXED, _ROUND_BLIND = (24, 0, 0), (10, 7, 7), (6, 8, 10)
-_ROUNDS, _LEAST = 24, 5
+#: Of rounds of a thorough one in turn, without labels, and there among kinks. One start in several
+#: hundred finds some row's best basin where no label tells where to go, and five steps tell.
+_ROUND, _MIXED, _ROUND_BLIND, _ROUND_KINKS = (24, 0, 0), (10, 7, 7), (18, 16, 32), (6, 8, 10)
+#: Rounds at most, and at least with labels and without.
+_ROUNDS, _LEAST, _LEAST_BLIND = 24, 5, 8
 #: Steps, and starts that go on: from known ones alone, of fast searches, of rounds, of what rows
 #: share.
 _WARM = ((4, 1),)
@@ -42,12 +44,16 @@ _THOROUGH = ((5, 6), (15, 2), (40, 1))
 _SHARED_FAST, _SHARED = ((5, 1), (20, 1)), ((5, 2), (40, 1))
 #: The same of bundles among kinks.
 _KINKS, _SHARED_KINKS = ((12, 4), (20, 1)), ((12, 2), (20, 1))
-#: Moves that rows try, starts that they keep, and points between; among kinks.
-_OTHERS, _TRIED = (12, 2, 0), (24, 3, 4)
+#: Moves that rows try, starts that they keep, points between, and on the way to what others have;
+#: where no label tells where to go, and there among kinks.
+_OTHERS, _OTHERS_BLIND, _TRIED = (12, 2, 0, 0), (12, 2, 0, 8), (24, 3, 4, 0)
 #: Estimated missing share of the gain that ends the rounds.
 _ENOUGH = 1e-4
 #: Rounds at most, at least, and that share where kinks abound: each is a search of its own.
 _AMONG_KINKS = (8, 4, 1e-4)
+#: Share of the mean gain below which rows are searched more, how many times the starts at most, and
+#: as many times on the way to what others have.
+_LITTLE, _MORE, _ONWARDS = 0.1, 8, 32
 #: Above this restarts are not said to have found no more.
 _FOUND = 1e-3
 #: Spectral steps of the polish, and bundle steps where those have not ended.
@@ -127,7 +133,7 @@ class Search:
         best = Ascent(stay, value, gradient)
         if not batch.q0.numel():
             return best
-        rows = _Rows(objective, batch, best, generator)
+        rows = _Rows(objective, batch, best, self.anchors, generator)
         known = torch.stack([stay, *given])
         rounds = {"warm": self._warm, "fast": self._fast, "thorough": self._thorough}[self.effort]
         best, evidence = rounds(rows, known)
@@ -142,7 +148,7 @@ class Search:
         families: tuple[int, int, int] = (self._most(rows, _STARTS, _STARTS_MANY), 0, 0)
         if not self.anchors.classes:
             families = self._most(rows, _BLIND, _BLIND_MANY)
-        best = rows.climbed(torch.cat([known, rows.drawn(self.anchors, families)]), _FAST)
+        best = rows.climbed(torch.cat([known, rows.drawn(families)]), _FAST)
         if self._kinked(rows, best):
             return self._among_kinks(rows, best), None
         for _ in range(_SHARES):
@@ -153,16 +159,22 @@ class Search:
         """Rounds of independent starts, whose own bests say how much they still miss."""
         best, bests, kinked = rows.stay, [], False
         missing = torch.zeros_like(best.value)
-        most, least, enough = _ROUNDS, _LEAST, _ENOUGH
+        classes = self.anchors.classes
+        most, least, enough = _ROUNDS, _LEAST if classes else _LEAST_BLIND, _ENOUGH
         while len(bests) < most:
             turn = len(bests)
             families = _ROUND if turn % 2 == 0 else _MIXED
-            starts = rows.drawn(self.anchors, families if self.anchors.classes else _ROUND_BLIND)
+            if not classes:
+                families = _ROUND_KINKS if kinked else _ROUND_BLIND
+            starts = rows.drawn(families)
             starts = torch.cat([known, starts]) if turn == 0 else starts
             own = rows.climbed(starts, _THOROUGH)
             if turn == 0 and self._kinked(rows, own):
                 kinked, (most, least, enough) = True, _AMONG_KINKS
-            own = self._among_kinks(rows, own) if kinked else own
+            if kinked:
+                own = self._among_kinks(rows, own)
+            elif not classes:
+                own = self._of_little_gain(rows, own)
             own = _ended(rows.objective, rows.batch, own, _BUNDLE_ROUND)
             bests.append(own.value)
             best = best.better(own)
@@ -178,6 +190,22 @@ class Search:
             if not float(missing.mean()) > enough * rows.gain(best):  # NaN as well
                 break
         return best, Evidence(missing, torch.full_like(missing, len(bests)))
+
+    def _of_little_gain(self, rows: _Rows, best: Ascent) -> Ascent:
+        """More starts where little was gained: what rounds miss is nearly always there.
+
+        Such a row has not left its own basin, and others do not show it the way to a better one.
+        """
+        gain = best.value - rows.stay.value
+        low = (gain < _LITTLE * gain.mean()).nonzero().squeeze(1)
+        if not len(low):
+            return best
+        part = rows.take(low)
+        times = min(_MORE, len(gain) // len(low))
+        starts = [part.drawn(_ROUND_BLIND) for _ in range(times)]
+        starts.append(towards(part.batch.q0, best.q, times * _ONWARDS, rows.generator))
+        found = part.climbed(torch.cat(starts), _THOROUGH)
+        return best.better(rows.stay.replaced(low, found))
 
     def _most(self, rows: _Rows, few: Any, many: Any) -> Any:
         return many if len(rows.batch) >= _MANY else few
@@ -195,14 +223,12 @@ class Search:
         """
         n = len(rows.batch)
         copies = min(_COPIES, -(-_FEW // n))
-        rows = replace(rows, batch=rows.batch.repeat(copies), stay=joined([rows.stay] * copies))
-        starts = rows.drawn(self.anchors, self._most(rows, _ROUND_BLIND, _BLIND_MANY))
+        rows = rows.take(torch.arange(n).repeat(copies))
+        starts = rows.drawn(self._most(rows, _ROUND_KINKS, _BLIND_MANY))
         best = joined([best] * copies).better(rows.climbed(starts, _KINKS, True))
         best = self._spread(rows, best)
         parts = torch.arange(len(rows.batch)).split(n)
-        return reduce(
-            Ascent.better, (Ascent(best.q[p], best.value[p], best.gradient[p]) for p in parts)
-        )
+        return reduce(Ascent.better, (best.take(p) for p in parts))
 
     def _spread(self, rows: _Rows, best: Ascent) -> Ascent:
         """What rows share among kinks, for as long as that gains."""
@@ -222,13 +248,27 @@ class _Rows:
     objective: Objective
     batch: Batch
     stay: Ascent
+    anchors: Anchors
     generator: torch.Generator
+    whole: _Rows | None = None  # whose reach is theirs, too
 
-    def drawn(self, anchors: Anchors, families: tuple[int, int, int]) -> Tensor:
+    def take(self, index: Tensor) -> _Rows:
+        """Some of them, perhaps several times."""
+        index = index.to(self.batch.q0.device)
+        stay = self.stay.take(index)
+        return replace(self, batch=self.batch.take(index), stay=stay, whole=self.whole or self)
+
+    @cached_property
+    def far(self) -> Tensor:
+        """The unit of distances of starts."""
+        if self.whole is not None:
+            return self.whole.far
+        return reach(self.objective, self.batch, not self.anchors.classes)
+
+    def drawn(self, families: tuple[int, int, int]) -> Tensor:
         """Starts of three families."""
-        few = not anchors.classes and len(self.batch) < _FEW
-        far = reach(self.objective, self.batch, few) if families[1] or families[2] else 0.0
-        return draw(self.objective, self.batch, anchors, families, far, self.generator)
+        far = self.far if families[1] or families[2] else 0.0
+        return draw(self.objective, self.batch, self.anchors, families, far, self.generator)
 
     def climbed(
         self, starts: Tensor, schedule: Sequence[tuple[int, int]], kinks: bool = False
@@ -240,11 +280,12 @@ class _Rows:
         self,
         best: Ascent,
         schedule: Sequence[tuple[int, int]],
-        counts: tuple[int, int, int] = _OTHERS,
+        counts: tuple[int, int, int, int] | None = None,
         kinks: bool = False,
     ) -> Ascent:
         """Every row tries what others have found."""
         base = self.stay.value
+        counts = counts or (_OTHERS if self.anchors.classes else _OTHERS_BLIND)
         starts = shared(self.objective, self.batch, best, base, self.generator, counts)
         return best.better(halve(self.objective, self.batch, starts, schedule, kinks=kinks))
 
@@ -264,11 +305,7 @@ def _ended(objective: Objective, batch: Batch, best: Ascent, steps: int) -> Asce
     rows = _stalled(objective, best).nonzero().squeeze(1)
     if not len(rows):
         return best
-    part = Ascent(best.q[rows], best.value[rows], best.gradient[rows])
-    end = bundle(objective, batch.take(rows), part, steps)
-    q, value, gradient = best.q.clone(), best.value.clone(), best.gradient.clone()
-    q[rows], value[rows], gradient[rows] = end.q, end.value, end.gradient
-    return Ascent(q, value, gradient)
+    return best.replaced(rows, bundle(objective, batch.take(rows), best.take(rows), steps))
 
 
 def _stalled(objective: Objective, best: Ascent) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, joined, proximal_ascent
 from drojko.inner.transport.search.polish import bundle
+from drojko.inner.transport.search.starts import SHARES
 
-__all__ = ["halve", "shared"]
+__all__ = ["halve", "shared", "towards"]
 
 #: Rows of one evaluation, which its work arrays keep in cache; points shared at most.
 _STACKED, _POINTS = 4096, 1000
@@ -76,16 +77,17 @@ def shared(
     best: Ascent,
     base: Tensor,
     generator: torch.Generator,
-    counts: tuple[int, int, int],
+    counts: tuple[int, int, int, int],
 ) -> Tensor:
-    r"""Starts that other rows have found, shape (up to 2 kept + between, n, r).
+    r"""Starts that other rows have found, shape (up to 2 kept + between + towards, n, r).
 
-    Of ``counts`` = (moves, kept, between): the best points :math:`\arg\max_j \ell(f(z_j), y_i) -
-    \lambda c(x_i, z_j)` over rows j of all labels, which needs only the predictions at z_j; the
-    best :math:`x_i + (z_j - x_j)` over a few rows, drawn by their gain over ``base`` of shape (n,);
-    and points between what a row has and what others have.
+    Of ``counts`` = (moves, kept, between, towards): the best points
+    :math:`\arg\max_j \ell(f(z_j), y_i) - \lambda c(x_i, z_j)` over all rows j, which needs
+    only the predictions at z_j; the best :math:`x_i + (z_j - x_j)` over a few rows, drawn by their
+    gain over ``base`` of shape (n,); points between what a row has and what others have; and those
+    on the way from the row to what others have.
     """
-    moves, kept, between = counts
+    moves, kept, between, onwards = counts
     n = len(batch)
     gain = torch.nan_to_num(best.value - base, nan=0.0, posinf=0.0).clamp_min(0.0)
     weights = (gain / gain.max().clamp_min(1e-300)).clamp_min(1e-12).cpu()
@@ -109,7 +111,18 @@ def shared(
         starts.append(
             torch.lerp(best.q.expand(between, *best.q.shape), best.q[(other * n).long()], share)
         )
+    if onwards and n > 1:
+        starts.append(towards(batch.q0, best.q, onwards, generator))
     return torch.cat(starts)
+
+
+def towards(q0: Tensor, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """On the way from rows (n, r) to some of the points found (m, r), or beyond, (count, n, r)."""
+    uniform = torch.rand((2, count, len(q0)), generator=generator, dtype=torch.float64)
+    other, share = uniform.to(q0.device)
+    low, high = SHARES
+    share = (low + (high - low) * share).unsqueeze(2).to(q0)
+    return torch.lerp(q0.expand(count, *q0.shape), found[(other * len(found)).long()], share)
 
 
 def _nearest(objective: Objective, batch: Batch, points: Tensor, q: Tensor, kept: int) -> Tensor:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["Anchors", "draw", "reach"]
+__all__ = ["SHARES", "Anchors", "draw", "reach"]
 
 #: Shares of the way to an anchor, and factors of a gradient's step, that starts lie at.
-_SHARES, _STEPS = (0.5, 1.5), 1.5
+SHARES, _STEPS = (0.5, 1.5), 1.5
 #: Distances of spheres, in reaches: those whose gradients are taken, and those started from.
 _INNER, _OUTER = (0.05, 4.0), (0.25, 4.0)
-#: Looks for slopes farther out.
-_LOOKS = 16
+#: Looks for slopes farther out, and rows that they are taken from at most.
+_LOOKS, _LOOKED = 16, 200
 #: Anchors that compete where no label tells which are far: the one of largest loss is taken.
 _RIVALS = 2
 
@@ -65,15 +65,19 @@ class Anchors:
 def reach(objective: Objective, batch: Batch, around: bool = False) -> Tensor:
     """The longest first step of an ascent from the rows, as a number; positive.
 
-    With ``around`` from points at random up to four times as far, too, and so on: a few rows may
-    all lie where the loss is flat.
+    With ``around`` half of the longest from points at random up to four times as far, too, and so
+    on: the loss of a prediction that hits its target is flat at the row, whatever it is farther
+    out, and maxima are found at half of what the steepest slopes lead to. Of a loss that grows
+    with the square of the distance, up to as far alone, or every look would go farther out.
     """
     flat, generator = objective.with_penalty(0.0), torch.Generator().manual_seed(0)
-    far = _longest(flat, batch, batch.q0) / (2.0 * objective.strength)
+    own = far = _longest(flat, batch, batch.q0) / (2.0 * objective.strength)
+    within = (_INNER[0], 1.0) if objective.loss.growth > 0 else _INNER
+    batch = batch.take(torch.arange(0, len(batch), -(-len(batch) // _LOOKED)).to(batch.q0.device))
     for _ in range(_LOOKS if around else 0):
-        q = batch.q0 + far * _spheres(batch, 1, _INNER, generator)[0]
+        q = batch.q0 + far * _spheres(batch, 1, within, generator)[0]
         far = torch.maximum(far, _longest(flat, batch, q) / (2.0 * objective.strength))
-    return far.clamp_min(1e-300)
+    return torch.maximum(own, 0.5 * far if around else far).clamp_min(1e-300)
 
 
 def _longest(objective: Objective, batch: Batch, q: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ def draw(
     starts = []
     if towards:
         index = anchors.pick(objective, batch, f, towards, generator)
-        low, high = _SHARES
+        low, high = SHARES
         share = torch.rand((towards, n, 1), generator=generator, dtype=torch.float64).to(q0)
         starts.append(
             torch.lerp(q0.expand(towards, *q0.shape), q[index], low + (high - low) * share)

@@ -95,6 +95,41 @@ def test_regressions_with_kinks(build, loss, generator, seed):
         torch.testing.assert_close(found.value, adversary.objective.value(batch, found.q))
 
 
+def two_basins(generator, n, width=5):
+    """Rows near 0: of target 0 they gain where x_1 is low, one of target 3 in a corner alone."""
+    model = MLP(width, 1, hidden=(width + 1, 2), activation="tanh", generator=generator)
+    with torch.no_grad():
+        for part in (*model.weights, *model.biases):
+            part.zero_()
+        model.weights[0][:width] = 2.0 * torch.eye(width)
+        model.weights[0][width, 0] = -2.0
+        model.biases[0][:] = -2.0  # on where x_j > 1, and where x_1 < -1
+        model.weights[1][0, :width] = 1.5
+        model.weights[1][1, width] = 1.5
+        model.biases[1][0] = -1.5 * (width - 1.0)  # on where all are
+        model.weights[2][0] = torch.tensor([-2.0, 3.0])
+        model.biases[2] += 1.0
+    x = 0.05 * torch.randn(n, width, generator=generator, dtype=torch.float64)
+    y = torch.zeros(n, dtype=torch.float64)
+    y[0] = 3.0
+    return model.requires_grad_(False), x, y
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_that_gains_little_is_searched_more(build, generator, seed):
+    """No other row has been where it must go, and one start in a hundred gets there."""
+    model, x, y = two_basins(generator, 40)
+    adversary, batch = build(model, "huber", x, y, 0.1)
+    found = of(adversary, batch, "thorough", seed, classes=False)
+    corner = batch.take(torch.tensor([0]))
+    start = adversary.objective.coordinates.encode(torch.full_like(corner.x, 1.4))
+    there = proximal_ascent(adversary.objective, corner, start, 100)
+    gain = gains(adversary.objective, batch, found)
+    assert float(gains(adversary.objective, corner, there)) > 2.0
+    assert float(found.value[0]) >= float(there.value[0]) - 1e-6
+    assert float(gain[1:].min()) > 6.0  # the others' basin is easy to find
+
+
 def test_one_row_where_the_loss_is_flat_looks_farther(build):
     """The basin is twice as far as the slope at the row says."""
     adversary, batch = kinked(build, torch.Generator().manual_seed(0), 1, "huber")
