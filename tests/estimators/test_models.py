@@ -255,12 +255,14 @@ def test_bounds_hold_for_samples_and_transport(name):
     estimator, X, y = unfitted(name)
     low, high = X.min(0) - 0.01 * X.std(0), X.max(0) + 0.01 * X.std(0)
     box = np.column_stack([low, high])
-    model = estimator.set_params(ambiguity=ball(2.0, bounds=box), max_iter=5).fit(X, y)
+    # At 2 no use of the columns pays, which a linear model finds and says.
+    radius = 0.5 if name.startswith("linear") else 2.0
+    model = estimator.set_params(ambiguity=ball(radius, bounds=box), max_iter=5).fit(X, y)
     for Z in (model.worst_case_.sample(80, random_state=0)[0], model.worst_case_.transport(X, y)):
         slack = 1e-9 * (high - low)
         assert (low - slack <= Z).all()
         assert (high + slack >= Z).all()
-    assert model.certificate_.transport_cost <= 4.0 * (1 + 1e-6)
+    assert model.certificate_.transport_cost <= radius**2 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("make", [linear, mlp], ids=["linear", "mlp"])
