@@ -6,9 +6,8 @@ r"""One Newton's method for all linear problems: smoothed, primal-dual, with a p
 z are the coefficients on standardised columns and the intercept, B the rows (`drojko.rows.Rows`),
 p a few extra variables (multipliers, levels). Each step solves the joint system in (z, p); kinks
 take the primal-dual curvature of `drojko.losses.smoothing`, so that few steps suffice at any
-smoothing mu. A stage ends once what is left to gain is of the size of the *bias*, the gap that
-smoothing leaves; then mu falls, by as much as the last stage was easy. What ends the run is a
-proof: the exact objective of the best iterate against the best lower bound.
+smoothing mu. A stage ends once what is left is of the size of the *bias*, the gap that smoothing
+leaves; then mu falls, by as much as the stage was easy. The exact best value and a bound end it.
 """
 
 from __future__ import annotations
@@ -376,14 +375,15 @@ class Newton:
         # from balance say less than that.
         excess = abs(st.terms.value - st.row["robust_risk"])
         bias = min(max(o.bias(st), excess), 3.0 * excess)
-        settled, close = (max(k * bias, 0.1 * tol * size, 1e-15 * size) for k in (2.0, 0.3))
+        share = 2.0 if bias > 4.0 * tol * size else 0.3  # until a bound can decide
+        settled = max(share * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
         if bias <= tol * size and patient:
-            settled = close = max(1e-6 * tol * size, 1e-15 * size)
+            settled = max(1e-6 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
         decisive = bias <= 4.0 * tol * size or st.mu <= ROUNDING * o.unit
-        decisive = decisive and left <= max((0.01 if patient else 1.0) * tol * size, close)
+        decisive = decisive and left <= max((0.01 if patient else 1.0) * tol * size, settled)
         if st.ratio:  # as far from the proof as the last time
             decisive = st.ratio * (bias + left) <= tol * size or st.iteration >= st.next_bound
         if decisive or (st.stuck and st.iteration >= st.next_bound):
