@@ -23,6 +23,8 @@ __all__ = ["AuditedModel", "audited_model", "whole_table"]
 
 #: Categories of a column that are told apart one by one, and numbers of a matrix of indicators.
 FEW, MOST = 64, 8_000_000
+#: Rows of a table in another order that are predicted from as it is, and as the model knows it.
+_TRIED = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,19 +124,27 @@ def audited_model(model: Any, X: Any, y: Any) -> AuditedModel:
 
 
 def whole_table(model: Any, X: Any) -> Any:
-    """A table with the columns of the model's fit that it lacks and the model predicts without.
+    """A table with the columns of the model's fit, in their order, where it reads them by name.
 
-    What a pipeline drops a user need not have any more; such columns say "absent" everywhere.
+    A model that reads columns by name predicts from them in any order and beside others; what it
+    drops a user need not have any more, and such columns say "absent" everywhere. Others refuse
+    such a table, and so does the audit.
     """
     X = pandas_table(X)
     known = getattr(model, "feature_names_in_", None)
-    if known is None or not hasattr(X, "columns") or not {*X.columns} < {*known} or not len(X):
+    columns = getattr(X, "columns", None)
+    if known is None or columns is None or not len(X) or not columns.is_unique:
         return X
+    if list(columns) == list(known) or not {*columns} & {*known}:
+        return X
+    some = X.iloc[:_TRIED]
     try:
-        model.predict(X.iloc[:1])
-    except Exception:  # of any step: the audit will say which column is lacking
+        answers = model.predict(some)
+        whole = X.reindex(columns=list(known), fill_value="absent")
+        same = np.array_equal(answers, model.predict(whole.iloc[:_TRIED]))
+    except Exception:  # of any step: the audit will say which column is amiss
         return X
-    return X.reindex(columns=list(known), fill_value="absent")
+    return whole if same else X  # else: a model that reads columns by their places
 
 
 # scikit-learn and drojko ------------------------------------------------------------------------

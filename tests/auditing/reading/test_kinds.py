@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -10,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from drojko import audit
+from drojko import DROClassifier, audit
 from drojko.ambiguity import KL, Wasserstein
 from drojko.exceptions import InvalidDataError
 from tests.zoo.pipelines import NUMBERS, TEXT, flights
@@ -99,13 +100,58 @@ def test_whole_steps_are_the_best_ones():
 
 
 def test_columns_are_found_by_name():
-    model = linear()
-    with pytest.raises(InvalidDataError, match=r"another order, 'weekend' where 'delay' was"):
-        audit(model, X[X.columns[::-1]], LATE, KL(0.1))
+    """What a model refuses, in the words of this package's own estimators."""
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["a", "b", "c"])
+    y = (table.a > 0).to_numpy()
+    own = DROClassifier(KL(0.1), reference="empirical", alpha=0.1).fit(table, y)
+    foreign = make_pipeline(StandardScaler(), LogisticRegression()).fit(table, y)
+    others = {
+        "has the columns of the fit in another order, 'c' where 'a' was": table[["c", "b", "a"]],
+        "lacks 'b', which the model was fitted on": table.drop(columns="b"),
+        "has 'date' more than the model was fitted on": table.assign(date=0.0),
+    }
+    for words, other in others.items():
+        with pytest.raises(InvalidDataError, match=words):
+            own.predict(other)
+        for model in (own, foreign):
+            with pytest.raises(InvalidDataError, match=words):
+                audit(model, other, y, KL(0.1))
     with pytest.raises(InvalidDataError, match="X lacks 'month', which the model was fitted on"):
-        audit(model, X.drop(columns="month"), LATE, KL(0.1))
-    with pytest.raises(InvalidDataError, match="'date' more than the model was fitted on"):
-        audit(model, TABLE, LATE, KL(0.1))
+        audit(linear(), X.drop(columns="month"), LATE, KL(0.1))
+
+
+@pytest.mark.parametrize("ball", [Wasserstein(0.2), KL(0.1)], ids=["W2", "KL"])
+def test_what_a_model_predicts_from_is_audited(ball):
+    """Columns in another order and beside others, of a model that reads them by name."""
+    encode = make_column_transformer((StandardScaler(), NUMBERS))
+    model = make_pipeline(encode, LogisticRegression()).fit(X, LATE)
+    other = X[X.columns[::-1]].assign(note="late")
+    assert np.array_equal(model.predict(other), model.predict(X))
+    settings = {"scale": "standard", "random_state": 0}
+    whole, moved = (audit(model, table, LATE, ball, **settings) for table in (X, other))
+    pd.testing.assert_frame_equal(whole.table, moved.table)
+    newer = audit(model, X, LATE, Wasserstein(0.2), **settings, compare_to=other[::2])
+    same = audit(model, X, LATE, Wasserstein(0.2), **settings, compare_to=X[::2])
+    assert newer.observed.distance == same.observed.distance
+
+
+class ByPlace(ClassifierMixin, BaseEstimator):
+    """Takes any table, and reads its first column whatever its name."""
+
+    def fit(self, X, y):
+        self.classes_, self.feature_names_in_ = np.unique(y), np.asarray(X.columns, dtype=object)
+        return self
+
+    def predict(self, X):
+        return self.classes_[(np.asarray(X)[:, 0] > 0).astype(int)]
+
+
+def test_a_model_that_reads_columns_by_their_places_is_not_given_others():
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"])
+    y = (table.a > 0).to_numpy()
+    model = ByPlace().fit(table, y)
+    with pytest.raises(InvalidDataError, match="another order, 'b' where 'a' was"):
+        audit(model, table[["b", "a"]], y, KL(0.1))
 
 
 @pytest.mark.parametrize("ball", [Wasserstein(0.2), KL(0.1)], ids=["W2", "KL"])

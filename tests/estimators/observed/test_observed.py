@@ -88,6 +88,15 @@ def test_classes_are_compared_within_and_their_masses_told():
     assert observed_shift(old, new, random_state=0).interval[0] == 0.0
 
 
+def test_classes_of_many_rows_and_of_few():
+    """Covariances of one, spreads of columns of the other."""
+    old, new = samples(7, d=4)
+    y_old, y_new = np.arange(N) < 20, np.arange(N) < 12
+    move = np.array([1.0, 0.0, 0.0, 0.0])
+    one = observed_shift(old, new + move, y_old=y_old, y_new=y_new, random_state=0)
+    assert one.interval[0] < 1.0 < one.interval[1]
+
+
 def test_with_a_label_cost_rows_change_class():
     old, new = samples(3)
     y_old, y_new = np.zeros(N), np.arange(N) % 4 == 0
