@@ -152,17 +152,17 @@ class Plan:
             weight=w,
             inverse_cost=self.cost.inverse_weights,
             label_cost=self.label_cost,
-            swaps=self._groups(x),
+            **self._jumps(x),
             loss=self.loss,
         )
 
-    def _groups(self, x: Any) -> Any:
-        """The categories of rows where some may be swapped."""
-        if not self.cost.swaps:
-            return None
-        from drojko.minimax.transport.swaps.groups import Groups
+    def _jumps(self, x: Any) -> dict[str, Any]:
+        """The categories of rows where some may be swapped, and bounds."""
+        if not (self.cost.swaps or self.cost.bounded):
+            return {}
+        from drojko.minimax.transport.jumps.groups import Box, Groups
 
-        return Groups.of(self.cost, x)
+        return {"swaps": Groups.of(self.cost, x), "box": Box.of(self.cost)}
 
     def problem(self, model: TabularModel | Any) -> RobustProblem:
         """What is fixed while a module is trained."""
@@ -221,11 +221,12 @@ class FittedModel:
     dtype: torch.dtype
     device: str
 
-    def objective(self, cost_weights: Any, penalty: float) -> Objective:
-        """What an adversary climbs, under a cost without bounds, scaled by the reference."""
+    def objective(self, cost_weights: Any, penalty: float, *bounds: Any) -> Objective:
+        """What an adversary climbs, scaled by the reference; ``bounds``: lower and upper ones."""
         x, _, _ = self.reference.points(1000, make_generator(0))
         x = x.to(dtype=self.dtype, device=self.device)
-        cost = GroundCost(np.array(cost_weights, dtype=np.float64))  # perhaps of a mapped file
+        parts: Any = [np.array(part, float) for part in (cost_weights, *bounds)]  # perhaps mapped
+        cost = GroundCost(*parts)
         coordinates = Coordinates.build(cost, x, self.model.first_layer())
         return Objective(self.model, self.loss, coordinates, penalty)
 

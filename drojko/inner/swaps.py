@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -177,6 +177,7 @@ def best_prefix(
     y: Tensor,
     penalty: float,
     kappa: float,
+    worth: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Best categories of each sample for a convex loss of :math:`f = \theta^\top x + b`.
 
@@ -194,7 +195,10 @@ def best_prefix(
         Categories of the samples.
     theta, f, y : Tensor of shape (d,), (n,) and (n,)
     penalty, kappa : float
-        Price of the swaps, and of a squared change of f by continuous moves.
+        Price of the swaps, and at least of a squared change of f by continuous moves.
+    worth : callable, default=None
+        ``worth(index, f)``: V of these samples at outputs f, where it is another one than above:
+        any convex one that is nowhere larger.
 
     Returns
     -------
@@ -209,7 +213,8 @@ def best_prefix(
     if not len(some):
         return choice, moved, paid
     choice, best = own.clone(), torch.full_like(f, torch.inf)
-    best[some] = loss.robust_value(f[some], y[some], kappa)
+    worth = worth or (lambda index, f: loss.robust_value(f, y[index], kappa))
+    best[some] = worth(some, f[some])
     for part in both:
         target = torch.stack([(part.sign * score).argmax() for score in scores])
         taken = torch.zeros_like(own[part.rows], dtype=torch.bool)
@@ -222,7 +227,7 @@ def best_prefix(
                 part.paid[use, k],
                 taken[use],
             )
-            value = loss.robust_value(f[rows] + step, y[rows], kappa) - penalty * fee
+            value = worth(rows, f[rows] + step) - penalty * fee
             wins = value > best[rows]
             better = rows[wins]
             best[better], moved[better], paid[better] = value[wins], step[wins], fee[wins]

@@ -46,10 +46,8 @@ __all__ = [
     "telling",
 ]
 
-#: A risk below this share of ``unit`` is zero to rounding.
-ROUNDING = 1e-10
-#: Times ``unit`` that a value is below zero before it is asked whether it has an end.
-FAR = 1e4
+ROUNDING = 1e-10  # share of ``unit`` below which a risk is zero to rounding
+FAR = 1e4  # times ``unit`` that a value is below zero before it is asked whether it has an end
 _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
 MOST = 6000  # parameters of a matrix
 _SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
@@ -280,8 +278,7 @@ class Newton:
             st.row = {**self.objective.record(st), "stationarity": st.row["stationarity"]}
             if st.row["robust_risk"] <= st.upper:
                 st.upper, st.best = st.row["robust_risk"], (st.z, st.p)
-            # Steps towards smoothed kinks gain less and less, at least as fast as the last two
-            # did; a smooth problem gets a step more, for its digits.
+            # Steps towards smoothed kinks gain less and less; a smooth problem gets a step more.
             rate = st.decrement / state.decrement if st.stage > 1 else 0.5
             rate = min(rate, 0.5) if t == 1.0 and st.terms.records else 1.0
             self._schedule(st, t, rate * st.decrement)
@@ -320,7 +317,7 @@ class Newton:
             st.terms = o.terms(st.z, st.p, st.u, st.mu, {})
             return 0.0
         slow = terms.value - new.value <= rounding and t < 0.5
-        # Duals far from the path mislead: after short steps they start afresh from the primal ones.
+        # Duals far from the path mislead: after short steps they start afresh.
         kinks = terms.records if t >= 0.01 else {}
         st.duals = {name: kink.moved(new.records[name], t) for name, kink in kinks.items()}
         st.z, st.p, st.u, st.stuck = z, p, u, st.stuck + 1 if slow else 0
@@ -365,16 +362,13 @@ class Newton:
 
     def _schedule(self, st: State, t: float, left: float) -> None:
         """Bounds, the end, or the next mu; ``left``: what this stage may still gain."""
-        o, tol = self.objective, self.tol
+        o, tol, before = self.objective, self.tol, st.mu
         size = max(abs(st.terms.value), ROUNDING * o.unit)
         st.unbounded = o.unbounded(st) or self._endless(st)
         if st.unbounded is not None:
             st.ended = Status.CONVERGED
             return
-        # How far the smoothed value lies from the exact one is of the order of the bias; duals far
-        # from balance say less than that.
-        excess = abs(st.terms.value - st.row["robust_risk"])
-        bias = min(max(o.bias(st), excess), 3.0 * excess)
+        bias = self._bias(st)
         share = 2.0 if bias > 4.0 * tol * size else 0.3  # until a bound can decide
         settled = max(share * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
@@ -394,7 +388,6 @@ class Newton:
             st.ratio = (st.upper - found) / max(bias + left, 1e-300)
         lost = st.stage >= (3 if t < 0.02 else _LONG) or (st.stuck > 0 and st.decrement > settled)
         if lost and st.returns < 6:
-            # Cooled too fast: back to where the path is wide, and gently from there.
             st.mu = 5.0 * st.mu * (0.3 if st.stuck else 1.0)
             st.usual, st.returns = max(st.usual, 0.5), st.returns + 1
             st.duals, st.stuck = {}, 0
@@ -415,7 +408,14 @@ class Newton:
         else:
             return
         st.stage = 0
+        self._renew(st, before)
+
+    def _renew(self, st: State, before: float) -> None:  # before: mu until now
         st.p, st.terms = self._evaluate(st.z, st.p, st.u, st.mu, st.duals)
+
+    def _bias(self, st: State) -> float:  # duals far from balance say less
+        far = abs(st.terms.value - st.row["robust_risk"])
+        return min(max(self.objective.bias(st), far), 3.0 * far)
 
     def bounded(self, st: State) -> float:
         """Try for a bound, which is returned and ends the run where it meets the best value."""
@@ -469,7 +469,7 @@ def fit(
     goal = limits.tol if goal is None else min(goal, limits.tol)
     if start is None:
         start = _from_sample(objective, limits)
-    solver = Newton(objective, goal)
+    solver = getattr(objective, "solver", Newton)(objective, goal)
     outcome = run(
         solver,
         solver.init(start),

@@ -238,9 +238,12 @@ class Categories:
         more = {tuple(c.tolist()): v for c, v in before or ()}
         values = []
         for columns, hot in zip(self.columns, self.one_hot, strict=True):
-            rows = np.unique(np.asarray(X)[:, columns].astype(np.float64), axis=0)
+            part = np.asarray(X)[:, columns]
             if hot:  # every column is a category; so are the rows without a 1, where there are any
-                rows = np.concatenate([rows, np.eye(len(columns))])
+                blank = bool((~part.any(1)).any())
+                rows = np.eye(len(columns) + blank, len(columns))
+            else:
+                rows = np.unique(part.astype(np.float64), axis=0)
             if tuple(columns.tolist()) in more:
                 rows = np.concatenate([rows, more[tuple(columns.tolist())]])
             values.append(np.unique(rows, axis=0))

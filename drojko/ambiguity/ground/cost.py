@@ -85,6 +85,18 @@ class GroundCost:
         """Whether any column has a bound."""
         return self.lower is not None
 
+    @property
+    def unbounded(self) -> GroundCost:
+        """The same without bounds."""
+        return replace(self, lower=None, upper=None)
+
+    @property
+    def span(self) -> np.ndarray:
+        """Distance of the bounds of each column, shape (d,); infinite without."""
+        if self.lower is None or self.upper is None:
+            return np.full(self.n_features, np.inf)
+        return self.upper - self.lower
+
     def cost(self, x: Array, z: Array) -> Array:
         """Return c(x, z) for points of shape (..., d), broadcast; the result has shape (...)."""
         x, z = self._rows(x, "x"), self._rows(z, "z")

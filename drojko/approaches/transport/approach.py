@@ -22,6 +22,7 @@ from drojko.approaches.transport.linear import ExactTransport
 from drojko.approaches.transport.training import train
 from drojko.certificates import Certificate
 from drojko.exceptions import UnsupportedError
+from drojko.inner.reach import reachable
 from drojko.inner.transport.adversary import Adversary
 from drojko.inner.transport.known import KnownRows
 from drojko.inner.transport.storage import swapping, unpack
@@ -54,14 +55,13 @@ class Transport(Approach):
         return None if ambiguity.radius is None else INSIDE * ambiguity.radius
 
     def linear(self, plan: Plan) -> LinearProblem | None:
-        """Exact where linear combinations decide, and nothing is bounded."""
-        if plan.cost.bounded:
-            return None
+        """Exact where linear combinations decide."""
         if plan.classes:
             from drojko.approaches.transport.classes import ClassTransport
 
             return ClassTransport(plan)
-        if not plan.known or (plan.cost.swaps and not _swappable(plan)):
+        jumps = plan.cost.bounded or plan.cost.swaps
+        if not plan.known or (jumps and not _jumping(plan)):
             return None
         return ExactTransport(plan)
 
@@ -120,15 +120,17 @@ class Transport(Approach):
         )
 
 
-def _swappable(plan: Plan) -> bool:
-    """Whether categories are swapped exactly: rows of an array, targets that stay.
+def _jumping(plan: Plan) -> bool:
+    """Whether swaps and bounds are exact: rows of an array, targets that stay.
 
-    Not for the squared loss, whose place of the price next to the edge of its domain is lost to
-    rounding where columns are of very different sizes.
+    Not for the squared loss where columns move without bounds: its place of the price next to the
+    edge of its domain is lost to rounding where columns are of very different sizes.
     """
     table = plan.atoms is not None and hasattr(plan.atoms[0], "rows")
     moving = plan.n_labels == 0 and math.isfinite(plan.label_cost)
-    return plan.loss.convex and not plan.loss.quadratic and not table and not moving
+    cost = plan.cost
+    closed = bool(np.isfinite(cost.span[cost.mutable]).all()) if cost.bounded else False
+    return reachable(plan.loss) and (closed or not plan.loss.growth) and not (table or moving)
 
 
 def _moving_targets(
@@ -153,7 +155,9 @@ def _adversary(fitted: FittedModel, state: dict[str, Any]) -> Adversary:
         like: dict[str, Any] = {"dtype": fitted.dtype, "device": fitted.device}
         return unpack(state["adversary"], fitted.model, fitted.loss, **like)
     penalty = state["high_penalty"]
-    objective = fitted.objective(state["cost_weights"], penalty if math.isfinite(penalty) else 1.0)
+    bounds = (state["lower"], state["upper"]) if "lower" in state else ()
+    price = penalty if math.isfinite(penalty) else 1.0
+    objective = fitted.objective(state["cost_weights"], price, *bounds)
     if state.get("swaps"):
         objective = swapping(objective, state["swaps"])
     return Adversary(

@@ -284,7 +284,8 @@ def _relaxed(plan: Plan, model: TabularModel, points: Any, found: Certificate) -
     if math.isfinite(plan.label_cost) and not plan.n_labels:
         return found
     try:
-        free, _ = certify_ridge(plan, plan.ridge(points), parameters_of(model))
+        free = replace(plan, cost=plan.cost.unbounded)
+        free, _ = certify_ridge(plan, free.ridge(points), parameters_of(model))
     except UnboundedRiskError:
         return found
     if free.upper >= found.upper:

@@ -23,7 +23,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class ExactTransport(LinearProblem):
-    """A loss of one output whose worst cases are known, and columns without bounds."""
+    """A loss of one output whose worst cases are known."""
 
     def fit(self, start: tuple[Parameters, float] | None) -> tuple[Parameters, TrainResult]:
         """Newton's method with a proven gap."""
@@ -56,6 +56,8 @@ class ExactTransport(LinearProblem):
             from drojko.inner.transport.storage import pack_swaps
 
             state["swaps"] = pack_swaps(data.swaps.swaps)
+        if data.box is not None:
+            state["lower"], state["upper"] = data.box.lower, data.box.upper
         return Assessment(certificate, state)
 
 

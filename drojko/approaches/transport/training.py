@@ -93,7 +93,7 @@ def _relaxed_start(plan: Plan, model: Any) -> float | None:
     """Start from the exact answer without bounds: near the answer, also at its kinks."""
     atoms: Any = plan.problem(model).draw(plan.n_draws, spawn(plan.generator))
     atoms = tuple(part.cpu().numpy() for part in atoms)
-    free = replace(plan, callback=None, atoms=atoms)
+    free = replace(plan, callback=None, atoms=atoms, cost=plan.cost.unbounded)
     (coef, intercept), result = ExactTransport(free).fit(None)
     if result.status == Status.INTERRUPTED:
         raise KeyboardInterrupt(result.message)

@@ -19,7 +19,7 @@ from drojko.auditing.reading.problem import AuditProblem
 from drojko.estimators._parallel import in_parallel, workers
 from drojko.losses import get_loss
 
-__all__ = ["Search", "search"]
+__all__ = ["Search", "apart", "in_blocks", "search"]
 
 #: Share of the calls of each phase: random moves, lines towards other rows; the rest improves,
 #: which asks about few rows and gains most.
@@ -44,6 +44,17 @@ _ROWS, _BLOCKS = 1_000, 16
 _ATONCE, _NUMBERS = 100_000, 4_000_000
 
 
+def in_blocks(n: int) -> bool:
+    """Whether n rows are so many that workers share them."""
+    return n >= 2 * _ROWS
+
+
+def apart(problem: AuditProblem) -> AuditProblem:
+    """A problem for a worker, which counts for itself and says nothing."""
+    own = replace(problem.model, tally=Tally())
+    return replace(problem, calls=[0], progress=Progress(), model=own)
+
+
 def search(
     problem: AuditProblem,
     pool: Pool,
@@ -66,16 +77,15 @@ def search(
     """
     every = problem.w.nonzero()[:, 0]
     n, blocks = len(every), [every]
-    if n >= 2 * _ROWS:
+    if in_blocks(n):
         order = every[torch.randperm(n, generator=generator)]
         blocks = [rows.sort().values for rows in order.chunk(min(n // _ROWS, _BLOCKS))]
     alone = workers(n_jobs, len(blocks)) == 1
     jobs, share = [], 0.7 / len(blocks)
     for rows in blocks:
         part = replace(problem.part(rows), progress=problem.progress)
-        if not alone:  # each counts for itself, and says nothing
-            own = replace(problem.model, tally=Tally())
-            part = replace(part, calls=[0], progress=Progress(), model=own)
+        if not alone:
+            part = apart(part)
         jobs.append((part, pool.nominal[rows], radii, calls, spawn(generator), share))
     stay, last = pool.layers[0], len(pool.layers)
     with closing(in_parallel(_block, jobs, n_jobs)) as done:

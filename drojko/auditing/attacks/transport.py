@@ -16,7 +16,7 @@ from drojko._random import spawn
 from drojko.auditing.attacks.learned import Dual, Learned, learn
 from drojko.auditing.attacks.pool import Mixture, Pool
 from drojko.auditing.attacks.restarts import MORE, attack
-from drojko.auditing.attacks.search import search
+from drojko.auditing.attacks.search import apart, in_blocks, search
 from drojko.auditing.certified import infinite, plan_of
 from drojko.auditing.checks import Health
 from drojko.auditing.reading.own import CLIP
@@ -25,6 +25,7 @@ from drojko.auditing.reading.space import filled
 from drojko.auditing.reporting.row import Row, check
 from drojko.auditing.reporting.worst_case import MovedRows
 from drojko.certificates import Certificate
+from drojko.estimators._parallel import in_parallel, workers
 from drojko.exceptions import UnboundedRiskError, UnsupportedError
 from drojko.inner.solver import InnerSolver
 from drojko.inner.transport.candidates import LearnedMap
@@ -70,6 +71,8 @@ def transport(
     else:
         calls = max(8, min(600, max_evaluations // max(1, len(problem.x))))
         search(problem, pool, work.scales(), calls, spawn(problem.generator), n_jobs)
+        if work.ball and in_blocks(len(problem.x)) and not problem.late:
+            work.shake(n_jobs)
     work.cap, one = cap, None
     for size, _ in problem.progress.over(every, "worst cases", 0.1):
         if size in beyond:
@@ -114,6 +117,24 @@ def largest_loss(problem: AuditProblem) -> float:
     return float(problem.w @ largest.double())
 
 
+def _noise(
+    problem: AuditProblem, nominal: torch.Tensor, radius: float, generator: torch.Generator
+) -> tuple[float, int, int]:
+    """Mean loss when every row moves by ``radius`` in a random direction, within the bounds.
+
+    With the rows that were asked about, and the answers amiss.
+    """
+    total, tally = 0.0, problem.model.tally
+    asked, bad = problem.calls[0], tally.bad
+    if radius == 0.0:
+        return float(problem.w @ nominal), 0, 0
+    for _ in range(_REPEATS):
+        move = radius * problem.directions(len(problem.x), generator)
+        losses = problem.losses(problem.real(problem.x + move), problem.y)
+        total += float(problem.w @ losses)
+    return total / _REPEATS, problem.calls[0] - asked, tally.bad - bad
+
+
 @dataclass(eq=False)
 class _Work:
     """What was searched, for a ``ball`` of each size or at each penalty."""
@@ -126,6 +147,7 @@ class _Work:
     attack: dict[float, tuple[float, float, float]] = field(default_factory=dict)
     cap: float = math.inf
     searched: tuple[float, float] | None = None
+    shaken: dict[float, float] = field(default_factory=dict)
 
     @property
     def positive(self) -> list[float]:
@@ -163,12 +185,33 @@ class _Work:
             calls = max(8, min(SPARE_CALLS, max_evaluations // n))
             search(problem, self.pool, self.scales(), calls, spawn(problem.generator))
 
+    def shake(self, n_jobs: int | None) -> None:
+        """Random noise of all sizes of a ball, ``n_jobs`` at once."""
+        problem, sizes = self.problem, [size for size, _ in self.sizes]
+        alone = workers(n_jobs, len(sizes)) == 1
+        jobs = [
+            (
+                problem if alone else apart(problem),
+                self.pool.nominal,
+                size,
+                spawn(problem.generator),
+            )
+            for size in sizes
+        ]
+        for size, (noise, asked, bad) in zip(sizes, in_parallel(_noise, jobs, n_jobs), strict=True):
+            self.shaken[size] = noise
+            if not alone:
+                problem.calls[0] += asked
+                problem.model.tally.bad += bad
+
     # -- one size ----------------------------------------------------------------------------
 
     def found(self, size: float, before: Row | None) -> Row:
-        mixture = self.mixture(size)
-        radius = size if self.ball else self.problem.radius_of(mixture.cost)
-        noise = self.noise(radius, spawn(self.problem.generator))
+        problem, mixture = self.problem, self.mixture(size)
+        radius = size if self.ball else problem.radius_of(mixture.cost)
+        noise = self.shaken.get(size)
+        if noise is None:
+            noise, _, _ = _noise(self.problem, self.pool.nominal, radius, spawn(problem.generator))
         certificate = self.certificate(size, mixture, before)
         worst = self.worst(mixture, radius)
         one = Row(size, certificate, worst, (worst.after, worst.labels, worst.mass), noise)
@@ -185,17 +228,6 @@ class _Work:
         if len(self.pool.layers) == 1:
             one.note("nothing was searched")
         return one
-
-    def noise(self, radius: float, generator: torch.Generator) -> float:
-        """Mean loss when every row moves by ``radius`` in a random direction, within the bounds."""
-        problem, total = self.problem, 0.0
-        if radius == 0.0:
-            return float(problem.w @ self.pool.nominal)
-        for _ in range(_REPEATS):
-            move = radius * problem.directions(len(problem.x), generator)
-            losses = problem.losses(problem.real(problem.x + move), problem.y)
-            total += float(problem.w @ losses)
-        return total / _REPEATS
 
     def mixture(self, size: float, sources: Any = None) -> Mixture:
         if self.ball:

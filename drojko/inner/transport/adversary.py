@@ -13,10 +13,11 @@ from torch import Tensor
 from drojko._validation import checked, chosen
 from drojko.exceptions import UnboundedRiskError
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.reach import Reach, worst_slope
 from drojko.inner.swaps import MOST_COMBINATIONS, Swaps, best_prefix
 from drojko.inner.transport import swapping
 from drojko.inner.transport.ascent import Ascent, picked
-from drojko.inner.transport.bounds import Structure, is_ridge, structure, upper_bound
+from drojko.inner.transport.bounds import Structure, is_exact, structure, upper_bound
 from drojko.inner.transport.candidates import (
     Candidate,
     Stay,
@@ -155,8 +156,8 @@ class Adversary:
 
     @property
     def exact(self) -> bool:
-        """Whether the maximiser is a formula."""
-        return is_ridge(self.objective) and self.objective.coordinates.lower is None
+        """Whether the maximiser is a formula, or with bounds a search on a line."""
+        return is_exact(self.objective)
 
     @property
     def local(self) -> bool:
@@ -243,7 +244,17 @@ class Adversary:
         """The best categories for a ridge loss, and the cost of taking them."""
         f, whole, kappa = self._line(batch)
         own, price, loss = swaps.state(batch.x), self.objective.penalty, self.objective.loss
-        choice, _, _ = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa)
+        held = self.objective.coordinates.lower is not None and kappa < math.inf
+        reach = self._reach(batch, whole) if held else None
+
+        def worth(index: Tensor, at: Tensor) -> Tensor:
+            if reach is None:
+                return loss.robust_value(at, batch.y[index], kappa)
+            rows, answer = index.cpu().numpy(), batch.y[index].cpu().numpy()
+            best = worst_slope(loss, _double(at), answer, reach.take(rows))[1]
+            return torch.as_tensor(best).to(at)
+
+        choice, _, _ = best_prefix(swaps, own, whole[0], loss, f, batch.y, price, kappa, worth)
         return replace(batch, x=swaps.apply(batch.x, own, choice)), swaps.fee(own, choice)
 
     def _line(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
@@ -253,9 +264,18 @@ class Adversary:
         whole = backward(torch.ones_like(f))[:1]
         square = float(objective.coordinates.pull(whole).square().sum())
         kappa = objective.strength / square if square > 0 else math.inf
-        if not kappa > objective.loss.growth:
+        held = objective.coordinates.lower is not None  # in a box, or by a loss without growth
+        if not (kappa > objective.loss.growth or held):
             raise UnboundedRiskError(self._unbounded_message())
         return f, whole, kappa
+
+    def _reach(self, batch: Batch, whole: Tensor) -> Reach:
+        """How far samples move within the bounds."""
+        coordinates: Any = self.objective.coordinates
+        low, high = coordinates.lower - batch.q0, coordinates.upper - batch.q0
+        slope = _double(coordinates.pull(whole)[0])
+        room = _double(low.clamp_max(0.0)), _double(high.clamp_min(0.0))
+        return Reach(slope, self.objective.strength, *room)
 
     def _floor(self) -> float:
         """A penalty above which the worst case is proven finite; infinity where none is known."""
@@ -307,7 +327,11 @@ class Adversary:
     def _ridge(self, batch: Batch) -> Ascent:
         objective, q = self.objective, batch.q0
         f, whole, kappa = self._line(batch)
-        if kappa < math.inf:
+        if kappa < math.inf and objective.coordinates.lower is not None:
+            reach = self._reach(batch, whole)
+            p, _ = worst_slope(objective.loss, _double(f), batch.y.cpu().numpy(), reach)
+            q = q + torch.as_tensor(reach.move(p)[0]).to(q)
+        elif kappa < math.inf:
             direction = objective.coordinates.pull(whole)
             shift = objective.loss.shift(f, batch.y, kappa)
             q = q + shift.unsqueeze(1) * (direction / float(direction.square().sum()))
@@ -386,3 +410,7 @@ class Adversary:
             bound, proof = upper_bound(objective, at, quick._ascend(at, [start]), known)
             options.append((bound - objective.penalty * paid, proof))
         return options
+
+
+def _double(values: Tensor) -> Any:
+    return values.double().cpu().numpy()

@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
+from drojko.inner.reach import reachable
 from drojko.inner.transport.ascent import Ascent
 from drojko.inner.transport.local_bounds import local_upper_bound, strong_gap
 from drojko.models import ACTIVATIONS, MLP, is_linear
 
-__all__ = ["Structure", "is_ridge", "is_single", "lipschitz_bound", "structure", "upper_bound"]
+__all__ = [
+    "Structure",
+    "is_exact",
+    "is_ridge",
+    "is_single",
+    "lipschitz_bound",
+    "structure",
+    "upper_bound",
+]
 
 
 def is_single(objective: Objective) -> bool:
@@ -25,6 +34,17 @@ def is_single(objective: Objective) -> bool:
 def is_ridge(objective: Objective) -> bool:
     """Whether it is, and the worst case of that function is known."""
     return is_single(objective) and objective.loss.has_worst_case
+
+
+def is_exact(objective: Objective) -> bool:
+    """Whether the worst case is a formula, or a search on a line within bounds."""
+    if not is_ridge(objective):
+        return False
+    lower, upper, loss = objective.coordinates.lower, objective.coordinates.upper, objective.loss
+    if lower is None or upper is None:
+        return True
+    held = loss.growth == 0.0 or bool(torch.isfinite(upper - lower).all())
+    return held and reachable(loss)
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,8 @@ def upper_bound(
     (bound, proof) : Tensor of shape (n,), str
         ``proof`` is "ridge-1d", "strong-concavity", "lipschitz" or "local-estimate".
     """
+    if is_exact(objective) and objective.coordinates.lower is not None:
+        return found.value, "ridge-1d"
     known = structure(objective) if known is None else known
     options: list[tuple[Tensor, str]] = []
     if known.norms is not None:

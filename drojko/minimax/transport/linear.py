@@ -40,6 +40,7 @@ _CLOSE = 1e-3  # relative distance from the best model that nothing moves at whi
 ACCURACY = 1e-6  # relative, worked for whatever tol is
 _GOAL = 0.005  # of the accuracy aimed at: what the bound asks for
 _PLAIN = 0.4  # the same of many columns, where a step is dear and nobody counts digits
+_MANY = 5_000  # rows that jump, of which a sample goes first and few digits are asked for
 _BENT = 1e-4  # the accuracy of kinks that became bends, or tol where that is less
 
 
@@ -78,8 +79,10 @@ class LinearProblem:
 
     def train(self, objective: NormObjective, lower: float = 0.0) -> LinearFit:
         """The common Newton's method; the better one of its model and one that nothing moves."""
-        # Where places tie, digits beyond the aim take steps of their own.
-        goal = self.aim if self.data.swaps is not None else self.share * self.aim
+        goal = self.share * self.aim
+        if self.data.swaps is not None or self.data.box is not None:
+            # Where places tie, digits beyond the aim take steps of their own.
+            goal = 0.5 * max(self.aim, min(self.limits.tol, AMPLE) if self.rows.n >= _MANY else 0.0)
         found = fit(objective, self.limits, goal=goal)
         z = self.rows.inward(found.coef, found.intercept)
         options = [(z, *self.risk(z, found.multiplier))]
@@ -191,9 +194,12 @@ def solve_ridge(
     """
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
-    if radius == 0.0 and data.swaps is not None:
-        data = replace(data, swaps=None)
-    if is_wide(data.X):
+    if radius == 0.0 and data.jumps:
+        data = replace(data, swaps=None, box=None)
+    if radius is not None and data.box is not None:
+        # More than all of the box costs buys nothing, and other sizes are those of the numbers.
+        radius = min(radius, math.sqrt(data.box.most(data)))
+    if is_wide(data.X) and data.box is None:
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:
             rotation, data = turned
@@ -216,10 +222,11 @@ def solve_ridge(
 
     share = _PLAIN if rows.ample else share
     problem = LinearProblem(data, rows, ground, alpha, limits, aim, exact, share)
-    if data.swaps is not None:
-        from drojko.minimax.transport.swaps.rows import SwapRows
+    if data.swaps is not None or data.box is not None:
+        from drojko.minimax.transport.jumps.rows import JumpRows
 
-        objective: TransportRows = SwapRows(rows, data.loss, ground, data, alpha)
+        objective: NormObjective = JumpRows(rows, data.loss, ground, data, alpha)
+        objective.prepare(limits)
     else:
         if data.loss.quadratic:
             check_columns(rows)
@@ -234,8 +241,8 @@ def solve_ridge(
     if warm_start is not None:
         objective.begin(*_start(rows, *warm_start), 1e-2)
     solution = problem.train(objective)
-    if objective.refused is not None and solution.status == Status.STALLED:
-        raise objective.refused
+    if getattr(objective, "refused", None) is not None and solution.status == Status.STALLED:
+        raise objective.refused  # type: ignore[union-attr]
     return solution
 
 

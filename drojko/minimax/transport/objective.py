@@ -93,6 +93,7 @@ class NormObjective(ABC):
     first_smoothing: float = 0.1
     cooling = 0.1
     patient = True  # bounds ask for duals that balance
+    spent_to = 0.05  # of the budget, at the start
 
     def __init__(self, rows: Rows, loss: Loss, ground: Ground, budget: float):
         self.rows, self.loss, self.ground, self.budget = rows, loss, ground, budget
@@ -184,7 +185,8 @@ class NormObjective(ABC):
             spent = math.inf if found is None else found.spent
             return spent, -2.0 * spent / lam, found  # close to a power law
 
-        lam, found = spend(at, self.budget, guess, least=self.loss.growth * square, close=0.05)
+        least, close = self.loss.growth * square, self.spent_to
+        lam, found = spend(at, self.budget, guess, least=least, close=close)
         if found is None:  # the edge of the domain
             lam *= 1.0 + 1e-6
         return np.array([self.exchanged(lam, square) / self.rate])

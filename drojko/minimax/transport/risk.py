@@ -39,8 +39,9 @@ class RidgeData:
     weight : array of shape (n,), nonnegative; None: equal weights. Only proportions matter.
     inverse_cost : array of shape (d,), the a_j; 0 means that the column cannot move. None: ones.
     label_cost : float, ``inf`` keeps labels fixed.
-    swaps : `drojko.minimax.transport.swaps.groups.Groups`, columns that change by swaps, whose
+    swaps : `drojko.minimax.transport.jumps.groups.Groups`, columns that change by swaps, whose
         ``inverse_cost`` is 0. None: there are none.
+    box : `drojko.minimax.transport.jumps.groups.Box`, within which columns move. None: no bounds.
     loss : a `Loss` with an exact worst case.
 
     Raises
@@ -62,6 +63,7 @@ class RidgeData:
     inverse_cost: np.ndarray = None  # type: ignore[assignment]
     label_cost: float = math.inf
     swaps: Any = None
+    box: Any = None
     loss: Loss
 
     def __post_init__(self) -> None:
@@ -116,8 +118,8 @@ class RidgeData:
 
     @property
     def jumps(self) -> bool:
-        """Whether the adversary may change class labels or categories."""
-        return self.flips or self.swaps is not None
+        """Whether the adversary may change class labels or categories, or is held by bounds."""
+        return self.flips or self.swaps is not None or self.box is not None
 
     @property
     def jump_cost(self) -> float:
@@ -220,6 +222,11 @@ class _Model:
         self.nearby = getattr(self.loss, "_worst_near", None)
         self._near: np.ndarray | None = None if scores is None else scores.near
         self.even: tuple[float, float] | None = None  # of the squared loss: shift by residual
+
+    @property
+    def floor(self) -> float:
+        """The price above which worst cases are finite."""
+        return self.loss.growth * self.norm
 
     def _moved(
         self, part: slice, lam: float, y: np.ndarray
@@ -376,12 +383,13 @@ def ridge_robust_risk(
     """
     if (radius is None) == (penalty is None):
         raise InvalidDataError("give exactly one of radius and penalty")
-    kind: Any = _Model if data.swaps is None else data.swaps.model
-    known = (scores,) if scores is not None and scores.of(coef, intercept) else ()
+    jumps = data.box if data.swaps is None else data.swaps
+    kind: Any = _Model if jumps is None else jumps.model
+    known = (scores,) if jumps is None and scores is not None and scores.of(coef, intercept) else ()
     model = kind(data, np.asarray(coef, dtype=np.float64), float(intercept), *known)
     nominal = model.plan(math.inf)
     if penalty is not None:
-        floor = data.loss.growth * model.norm
+        floor = model.floor
         if not (penalty > 0 and (model.norm == 0.0 or penalty > floor)):
             raise UnboundedRiskError(
                 f"penalty = {penalty:.6g}: the worst case of this model is infinite; it is finite "
@@ -392,9 +400,9 @@ def ridge_robust_risk(
     if not (radius is not None and 0 <= radius < math.inf):
         raise InvalidDataError(f"radius = {radius!r}, expected a finite number >= 0")
     budget = radius * radius
-    if budget == 0.0 or (model.norm == 0.0 and not data.jumps):
+    if budget == 0.0 or (model.norm == 0.0 and math.isinf(data.jump_cost)):
         return _result(model, nominal.risk, nominal, nominal, 1.0, nominal.risk, nominal.risk)
-    if data.loss.quadratic and data.swaps is None:
+    if data.loss.quadratic and jumps is None:
         return _squared(model, radius, nominal.risk)
     low, high = _bracket(model, budget, guess)
     if low.cost >= budget:
@@ -444,7 +452,7 @@ def _bracket(model: _Model, budget: float, guess: float | None) -> tuple[_Plan, 
     """Plans with cost >= budget (small λ) and cost <= budget (large λ)."""
     steep = model.loss.lipschitz or 1.0
     lam = 0.5 * math.sqrt(model.norm / budget) * (steep if math.isfinite(steep) else 1.0)
-    lam = max(lam, 2.0 * model.loss.growth * model.norm)
+    lam = max(lam, 2.0 * model.floor)
     dear = model.data.jump_cost
     if lam == 0.0:  # only labels and categories can change
         lam = 1.0 / dear

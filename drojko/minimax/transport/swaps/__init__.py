@@ -1,1 +1,0 @@
-"""Training against transport sets whose categories are swapped."""
