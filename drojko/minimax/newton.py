@@ -6,9 +6,8 @@ r"""One Newton's method for all linear problems: smoothed, primal-dual, with a p
 z are the coefficients on standardised columns and the intercept, B the rows (`drojko.rows.Rows`),
 p a few extra variables (multipliers, levels). Each step solves the joint system in (z, p); kinks
 take the primal-dual curvature of `drojko.losses.smoothing`, so that few steps suffice at any
-smoothing mu. A stage ends once what is left to gain is small against the *bias*, the gap that
-smoothing itself leaves; then mu falls, by as much as the last stage was easy. What ends the run is
-a proof: the exact objective of the best iterate against the best lower bound.
+smoothing mu. A stage ends once what is left is of the size of the *bias*, the gap that smoothing
+leaves; then mu falls, by as much as the stage was easy. The exact best value and a bound end it.
 """
 
 from __future__ import annotations
@@ -333,7 +332,7 @@ class Newton:
         size = rows.size
         gradient = np.append(rows.sum(terms.gu) + terms.gz, terms.gp)
         hessian = np.empty((size + k, size + k))
-        hessian[:size, :size] = rows.gram(np.maximum(terms.huu, 0.0)) + terms.Hz
+        np.add(rows.gram(np.maximum(terms.huu, 0.0)), terms.Hz, out=hessian[:size, :size])
         if k:
             cross = rows.sum(terms.hup) if np.ndim(terms.hup) else 0.0
             hessian[:size, size:] = cross + terms.Hzp
@@ -370,7 +369,8 @@ class Newton:
             st.ended = Status.CONVERGED
             return
         bias = self._bias(st)
-        settled = max(0.3 * bias, 0.1 * tol * size, 1e-15 * size)
+        share = 2.0 if bias > 4.0 * tol * size else 0.3  # until a bound can decide
+        settled = max(share * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
         if bias <= tol * size and patient:

@@ -5,12 +5,15 @@ import pytest
 from scipy import sparse
 
 from drojko import DROClassifier, DRORegressor
+from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CVaR, Sinkhorn, Wasserstein
 from drojko.exceptions import UnsupportedError
 from drojko.losses import get_loss
 from drojko.minimax import newton
+from drojko.minimax.many_rows import ManyRows
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.row_sums import hessian
+from drojko.minimax.samples import fit_many
 from drojko.minimax.transport.bound import Ground
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.risk import RidgeData
@@ -90,6 +93,38 @@ def test_the_optimum_is_that_of_newton_s_method_and_proven(
     assert 0.0 <= model.optimality_gap_ <= 1e-6
     assert abs(objective(model) - exact) <= 2e-6 * exact
     assert calls
+
+
+@pytest.mark.promise(17)
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("form", [{"radius": 0.1}, {"penalty": 2.0}, None], ids=str)
+def test_bounds_hold_everywhere_and_close_as_fast_as_the_excess(data, form, intercept):
+    """From points at random, too; next to the optimum they are as far from it as the value is."""
+    X, f = data
+    loss, y = get_loss("logistic"), (f > 0).astype(float)
+    rows = Rows(X, y, np.random.default_rng(1).random(len(y)) + 0.1, intercept=intercept)
+    if form is None:
+        problem = Divergent(rows, loss, KL(0.1), 0.1)
+    else:
+        given = RidgeData(X, y, weight=rows.w, loss=loss)
+        problem = Transported(rows, loss, Ground.of(rows, given, alpha=0.0, **form))
+    assert rows.wide
+    best = fit_many(problem, Limits(tol=1e-9), classes=True)
+    assert best.relative_gap <= 1e-9
+    solver = ManyRows(problem, 1e-9, np.arange(rows.n), exact=True)
+    random, (z, p), bounds, near = np.random.default_rng(2), problem.start(), [], []
+    for size in [0.0, 0.01, 0.1, 0.3]:
+        state = solver.begin(z + size * random.standard_normal(z.size) * rows.free, p)
+        for _ in range(6):
+            bounds.append(solver._lower(state))
+            excess = state.value - best.lower
+            if 1e-8 * best.objective < excess < 1e-4 * best.objective:
+                near.append((best.objective - bounds[-1]) / excess)
+            state = solver.step(state)
+    assert max(bounds) <= best.objective * (1 + 1e-12)
+    assert near
+    assert max(near) <= 20.0
 
 
 @pytest.mark.usefixtures("wide")

@@ -213,7 +213,8 @@ class NormObjective(ABC):
         gz = s.n * pull + ridge * z
         if not second:
             return Terms(value, s.u, gz=gz, gp=gp, records=s.records, detail=(u, s))
-        Hz = np.diag(2.0 * s.curve * cost + ridge) + s.nn * np.outer(pull, pull)
+        Hz = np.outer(s.nn * pull, pull)
+        Hz.flat[:: z.size + 1] += 2.0 * s.curve * cost + ridge
         if np.ndim(s.un):
             across = np.outer(self.rows.sum(s.un), pull)
             Hz += across + across.T
