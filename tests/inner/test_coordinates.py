@@ -142,9 +142,9 @@ def test_moves_to_a_bound_end_on_it(seed):
     x = torch.from_numpy(rng.uniform(lower, upper, (200, 3)))
     coordinates = Coordinates.build(cost, x)
     q0 = coordinates.encode(x)
-    for end, given in ((coordinates.lower, lower), (coordinates.upper, upper)):
+    for end, bound in ((coordinates.lower, lower), (coordinates.upper, upper)):
         z = coordinates.decode(x, q0, end.expand_as(q0)).numpy()
-        np.testing.assert_allclose(z[:, :2], np.broadcast_to(given[:2], (200, 2)), rtol=1e-12)
+        np.testing.assert_allclose(z[:, :2], np.broadcast_to(bound[:2], (200, 2)), rtol=1e-12)
         assert (z >= lower).all()
         assert (z <= upper).all()
         np.testing.assert_array_equal(z[:, 2], x[:, 2])

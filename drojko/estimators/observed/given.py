@@ -20,7 +20,7 @@ Part = tuple[np.ndarray, np.ndarray]
 def frames_of(old: Any, new: Any) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Both as arrays, and the names of their columns."""
     old, new = pandas_table(old), pandas_table(new)
-    both = [getattr(table, "columns", None) for table in (old, new)]
+    both: list[Any] = [getattr(table, "columns", None) for table in (old, new)]
     if all(columns is not None and columns.is_unique for columns in both):
         apart = [str(name) for name in both[0].symmetric_difference(both[1], sort=False)]
         if apart:
