@@ -363,7 +363,7 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         x, y, weight = rows
         table = hasattr(x, "rows")  # no array: sparse, or in batches
         simple = self._on_rows() and (approach.takes_tables(plan.ambiguity) or not table)
-        placed = replace(plan, atoms=rows) if table else plan
+        placed = replace(plan, atoms=rows)
         if simple and reference is None and approach.linear(placed) is not None:
             known = approach.groups(plan.ambiguity, groups, weight)
             points = x, y, normalised(weight)

@@ -32,7 +32,7 @@ _CLOSE = 1e-14  # relative to the value
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """How far rows go at a slope: g (r,), lambda, boxes (n, r) around 0, or None without bounds.
+    """How far rows go at a slope: g (r,), lambda, boxes (n, r) of moves, or None without bounds.
 
     ``extra`` is the square of the slope along one more coordinate, which nothing bounds.
     """

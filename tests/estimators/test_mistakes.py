@@ -48,6 +48,7 @@ def test_1_multipliers_are_positive_and_the_loss_is_above_the_nominal_one(name):
 
 
 @quiet
+@pytest.mark.filterwarnings("ignore:.*optimum is a constant model:UserWarning")
 @pytest.mark.promise(1)
 @pytest.mark.parametrize("radius", [0.02, 0.3, 3.0])
 @pytest.mark.parametrize("name", ["mlp", "mlp-squared", "mlp-absolute", "linear-bounds"])

@@ -121,14 +121,17 @@ class Transport(Approach):
 
 
 def _jumping(plan: Plan) -> bool:
-    """Whether swaps and bounds are exact: rows of an array, targets that stay.
+    """Whether swaps and bounds are exact: rows of an array, inside the bounds; targets that stay.
 
-    Not for the squared loss where columns move without bounds: its place of the price next to the
-    edge of its domain is lost to rounding where columns are of very different sizes.
+    Draws may lie outside, and pay for their way in. Not for the squared loss where columns move
+    without bounds: its place of the price next to the edge of its domain is lost to rounding where
+    columns are of very different sizes.
     """
     table = plan.atoms is not None and hasattr(plan.atoms[0], "rows")
     moving = plan.n_labels == 0 and math.isfinite(plan.label_cost)
     cost = plan.cost
+    if cost.bounded and plan.sampled:
+        return False
     closed = bool(np.isfinite(cost.span[cost.mutable]).all()) if cost.bounded else False
     return reachable(plan.loss) and (closed or not plan.loss.growth) and not (table or moving)
 

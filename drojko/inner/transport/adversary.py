@@ -274,8 +274,7 @@ class Adversary:
         coordinates: Any = self.objective.coordinates
         low, high = coordinates.lower - batch.q0, coordinates.upper - batch.q0
         slope = _double(coordinates.pull(whole)[0])
-        room = _double(low.clamp_max(0.0)), _double(high.clamp_min(0.0))
-        return Reach(slope, self.objective.strength, *room)
+        return Reach(slope, self.objective.strength, _double(low), _double(high))
 
     def _floor(self) -> float:
         """A penalty above which the worst case is proven finite; infinity where none is known."""
@@ -327,7 +326,10 @@ class Adversary:
     def _ridge(self, batch: Batch) -> Ascent:
         objective, q = self.objective, batch.q0
         f, whole, kappa = self._line(batch)
-        if kappa < math.inf and objective.coordinates.lower is not None:
+        lower, upper = objective.coordinates.lower, objective.coordinates.upper
+        if lower is not None and kappa == math.inf:
+            q = q.clamp(lower, upper)
+        elif lower is not None:
             reach = self._reach(batch, whole)
             p, _ = worst_slope(objective.loss, _double(f), batch.y.cpu().numpy(), reach)
             q = q + torch.as_tensor(reach.move(p)[0]).to(q)
