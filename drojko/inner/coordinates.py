@@ -49,6 +49,8 @@ class Coordinates:
         Indices of the columns that cannot move.
     swaps : Swaps, default=None
         Immutable columns that may take another category: no coordinate depends on those.
+    least, most : Tensor of shape (d,), default=None
+        The bounds of the columns, which rounding would pass.
 
     Examples
     --------
@@ -69,6 +71,8 @@ class Coordinates:
     n_features: int = 0
     immutable: Tensor | None = None
     swaps: Swaps | None = None
+    least: Tensor | None = None
+    most: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -81,7 +85,8 @@ class Coordinates:
 
     def decode(self, x: Tensor, q0: Tensor, q: Tensor) -> Tensor:
         """Feature vector reached from x when its coordinates move from q0 to q."""
-        return self._moved(x, q - q0)
+        moved = self._moved(x, q - q0)
+        return moved if self.least is None else moved.clamp(self.least, self.most)
 
     def _moved(self, x: Tensor, move: Tensor) -> Tensor:
         """`decode` of a move, for inner loops: nothing is checked."""
@@ -145,13 +150,16 @@ class Coordinates:
             basis = eye if basis is None else eye @ basis
             encoder = basis * root.unsqueeze(1) / scale
             lift = basis / root.unsqueeze(1) * scale
-        lower = upper = None
+        lower = upper = least = most = None
         if bounded:
             factor = root[columns] / scale
             inf = torch.full((x.shape[1],), torch.inf, **like)
             lo = -inf if cost.lower is None else torch.as_tensor(cost.lower, **like)
             hi = inf if cost.upper is None else torch.as_tensor(cost.upper, **like)
             lower, upper = lo[columns] * factor, hi[columns] * factor
+            least, most = torch.where(mutable, lo, -inf), torch.where(mutable, hi, inf)
         immutable = (~mutable).nonzero().squeeze(1) if not whole else None
         swaps = Swaps.of(cost, like)
-        return Coordinates(scale, encoder, lift, lower, upper, x.shape[1], immutable, swaps)
+        return Coordinates(
+            scale, encoder, lift, lower, upper, x.shape[1], immutable, swaps, least, most
+        )

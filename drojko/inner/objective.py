@@ -139,7 +139,8 @@ class Objective:
         """Hessian of the loss (without the cost) in q, shape (n, r, r)."""
 
         def gradient(leaf: Tensor) -> Tensor:  # summed, as samples do not interact
-            value = self.loss.value(self.model(self.decode(batch, leaf)), batch.y)
+            x = self.coordinates._moved(batch.x, leaf - batch.q0)
+            value = self.loss.value(self.model(x), batch.y)
             return torch.autograd.grad(value.sum(), leaf, create_graph=True)[0].sum(0)
 
         found: Any = torch.autograd.functional.jacobian(gradient, q.detach())

@@ -59,21 +59,26 @@ def conjugate_gradients(
     right: np.ndarray,
     close: float = _CLOSE,
     most: int = _MOST,
+    flat: float = 0.0,
 ) -> np.ndarray:
-    """Solutions from 0, to a relative residual; what there is by where curvature ends."""
+    """Solutions from 0, to a relative residual; what there is by where curvature ends.
+
+    That is below the share ``flat`` of the preconditioner's: the last step takes it for as much.
+    """
     x, left = np.zeros_like(right), right.copy()
     way = y = precondition(left)
-    size = first = float(left @ y)
+    size = first = span = float(left @ y)  # span: way by way, as long as the preconditioner has it
     for _ in range(most):
         if not size > close**2 * first:
             break
         image = apply(way)
         curve = float(way @ image)
-        if not curve > 0.0:
-            break
+        if not curve > flat * span:
+            return x + way * (size / (flat * span)) if flat and curve >= 0.0 else x
         t = size / curve
         x, left = x + t * way, left - t * image
         y = precondition(left)
         size, before = float(left @ y), size
         way = y + (size / before) * way
+        span = size + (size / before) ** 2 * span
     return x

@@ -132,3 +132,19 @@ def test_a_model_of_zeros_keeps_one_direction(build, linear):
     assert adversary.objective.coordinates.dim == 1
     torch.testing.assert_close(moved.risk, torch.full((6,), np.log(2.0), dtype=torch.float64))
     assert not moved.cost.any()
+
+
+def test_moves_to_a_bound_end_on_it(seed):
+    # In coordinates that are scaled a bound is not the number that was given, by rounding.
+    rng = np.random.default_rng(seed)
+    lower, upper = -rng.uniform(0.1, 2.0, 3), rng.uniform(0.1, 2.0, 3)
+    cost = GroundCost(np.array([3.0, 0.7, np.inf]), lower, upper)
+    x = torch.from_numpy(rng.uniform(lower, upper, (200, 3)))
+    coordinates = Coordinates.build(cost, x)
+    q0 = coordinates.encode(x)
+    for end, bound in ((coordinates.lower, lower), (coordinates.upper, upper)):
+        z = coordinates.decode(x, q0, end.expand_as(q0)).numpy()
+        np.testing.assert_allclose(z[:, :2], np.broadcast_to(bound[:2], (200, 2)), rtol=1e-12)
+        assert (z >= lower).all()
+        assert (z <= upper).all()
+        np.testing.assert_array_equal(z[:, 2], x[:, 2])

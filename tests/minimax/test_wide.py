@@ -166,3 +166,11 @@ def test_squares_are_the_diagonal_of_the_gram_matrix(data):
     h = np.random.default_rng(2).random(len(X))
     for rows in (Rows(X, f), Rows(X, f, limit=0), SparseTable(sparse.csr_array(X)).rows(f)):
         np.testing.assert_allclose(rows.squares(h), rows.gram(h).diagonal(), rtol=1e-12)
+
+
+def test_a_plain_model_without_slopes_is_no_start_and_no_error(wide):
+    rng = np.random.default_rng(147)
+    X = sparse.random(79, 119, 0.2, "csr", random_state=147, data_rvs=rng.standard_normal)
+    y = X[:, :5] @ rng.normal(size=5) + 0.5 * rng.logistic(size=79)
+    found = DRORegressor(Wasserstein(0.45), loss="huber", reference="empirical", tol=1e-4)
+    assert found.fit(X, y).optimality_gap_ <= 1e-4

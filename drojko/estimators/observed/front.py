@@ -104,7 +104,7 @@ def observed_shift(
     Parameters
     ----------
     X_old, X_new : array-like of shapes (n, d) and (m, d)
-        Numbers; at least 8 rows each.
+        Numbers; at least 8 rows each. Columns of two tables are matched by name.
     ambiguity : Wasserstein, default=None
         Whose ``weights``, ``immutable``, ``order``, ``norm`` and ``label_cost`` are the units;
         its size does not matter. None: ``Wasserstein()``, the columns as they are.
@@ -124,8 +124,8 @@ def observed_shift(
     Raises
     ------
     InvalidDataError
-        For samples that do not fit each other, too few rows, or classes of which one sample has
-        fewer than 8.
+        For samples that do not fit each other, too few rows, classes that are missing, or of which
+        one sample has fewer than 8.
     UnsupportedError
         For sets that do not move points.
 
@@ -184,8 +184,12 @@ def observed_shift(
     seed = torch.randint(2**31 - 1, (1,), generator=generator(random_state))
     rng = np.random.default_rng(int(seed))
     parts = classes_of(y_old, y_new, old, new, units.label_cost)
+    units = units.fitted(np.concatenate([old, new]))
     found = compare(units, parts, max_rows, rng)
-    distance, (low, high), noise = found.distance, found.interval, found.noise
+    distance, low, high, noise, at_most = (
+        units.unit * length
+        for length in (found.distance, *found.interval, found.noise, found.at_most)
+    )
     table = _table(units, names, old, new, found.moved, y_old, y_new)
     message = (
         f"The new law lies {distance:.3g} from the old one (95 %: {low:.3g} to {high:.3g}): a ball "
@@ -197,7 +201,7 @@ def observed_shift(
             f"law differ by {noise:.3g} at this size."
         )
     message += units.note(old, new)
-    return ObservedShift(distance, (low, high), noise, table, found.rows, message, found.at_most)
+    return ObservedShift(distance, (low, high), noise, table, found.rows, message, at_most)
 
 
 def _table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Units:
     norm: float
     label_cost: float
     names: list[str]
+    unit: float = 1.0  # length that counts as one: a power of two
 
     @staticmethod
     def of(ambiguity: Any, names: list[str], X: np.ndarray) -> Units:
@@ -49,7 +50,14 @@ class Units:
 
     def points(self, X: np.ndarray) -> np.ndarray:
         """The columns that move (n, k), in units of the cost."""
-        return X[:, self.mutable] * np.sqrt(self.weights[self.mutable])
+        return X[:, self.mutable] / self.unit * np.sqrt(self.weights[self.mutable])
+
+    def fitted(self, X: np.ndarray) -> Units:
+        """Units in which rows X are of ordinary size: fourth powers are numbers."""
+        size = float(np.ptp(self.points(X), axis=0).max())
+        unit = math.ldexp(1.0, math.frexp(size)[1]) if 0.0 < size < math.inf else 1.0
+        cost = self.label_cost / unit if self.order == 1 else self.label_cost / unit / unit
+        return replace(self, unit=unit, label_cost=cost)
 
     def costs(
         self, a: np.ndarray, b: np.ndarray, label: np.ndarray | None, other: np.ndarray | None

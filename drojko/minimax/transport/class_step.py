@@ -27,6 +27,7 @@ from drojko.rows import Rows
 __all__ = ["ClassPoint", "ClassStep", "class_step"]
 
 _CLOSE, _MOST = 0.1, 100  # of conjugate gradients: residual and steps
+_FLAT = 1e-4  # share of the preconditioner's curvature below which a direction has none
 _LEAST = 1e-7  # curvature of a class over their mean
 _UNSURE = 1e-12  # curvature of rows that all are sure
 _RIVALS = 600  # moves that compete, at most, that the preconditioner knows of
@@ -169,7 +170,7 @@ def class_step(rows: Rows, ground: ClassGround, at: ClassPoint, mu: float) -> Cl
         curves = (held, moves.contest(rows.w, mu)) if moves.competing else (held,)
         way = conjugate_gradients(
             lambda v, curves=curves: near.apply(v, curves),
-            _with_rivals(near, inverse, moves), -slope, _CLOSE, _MOST,
+            _with_rivals(near, inverse, moves), -slope, _CLOSE, _MOST, _FLAT,
         )  # fmt: skip
         fall = -float(slope @ way)
         if not turn:

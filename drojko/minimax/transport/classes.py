@@ -245,8 +245,10 @@ class _Newton:
         reach = (self.ground.radius or math.inf) * math.sqrt(float(at.gram.diagonal().max()))
         if reach <= _NOTHING * size:  # a constant model, which `_fitted` proves
             return replace(state, ended=Status.STALLED)
-        stuck = state.stuck > 1
-        cool = state.decrement <= 0.1 * bias and bias > _BIAS * tol * size
+        dear = bias > _BIAS * tol * size
+        # Where smoothing costs little, what is left is a balance that a proof asks for.
+        stuck = state.stuck > (1 if dear else _STUCK)
+        cool = state.decrement <= 0.1 * bias and dear
         if at.moves.competing and (cool or stuck) and state.mu > _LEAST * size:
             return self.cooled(replace(state, mu=_COOLING * state.mu, stuck=0, stage=math.inf))
         if state.stuck > _STUCK:

@@ -194,11 +194,11 @@ def solve_ridge(
     """
     limits = limits or Limits(500, 1e-6)
     radius, penalty = _check(radius, penalty, alpha, limits.tol)
-    if radius == 0.0 and data.jumps:
-        data = replace(data, swaps=None, box=None)
-    if radius is not None and data.box is not None:
+    if radius and data.box is not None:
         # More than all of the box costs buys nothing, and other sizes are those of the numbers.
         radius = min(radius, math.sqrt(data.box.most(data)))
+    if radius == 0.0 and data.jumps:
+        data = replace(data, swaps=None, box=None)
     if is_wide(data.X) and data.box is None:
         turned = turn(data, alpha, fit_intercept)
         if turned is not None:

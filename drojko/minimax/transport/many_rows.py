@@ -69,7 +69,7 @@ class Transported:
             sums = self.at(y, w, v, p, None, False)
             if sums is not None:
                 options.append((sums.value + self.rest(new, p, sums).value, share))
-        share = min(options)[1]
+        share = min(options)[1] if options else 0.0  # a plain model without slopes has no sigma
         z = still + share * (z - still)
         return z, self._spread(z, middle + share * (u - middle))
 

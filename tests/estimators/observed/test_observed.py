@@ -143,3 +143,38 @@ def test_bad_input():
         observed_shift(old, new, y_old=old[:, 0], y_new=new[:, 0])
     with pytest.raises(InvalidDataError, match="max_rows"):
         observed_shift(old, new, max_rows=1)
+    both = np.arange(N) % 2
+    for odd, match in (
+        (both[:-1], r"y_new has shape \(239,\)"),
+        (both[:, None], r"y_new has shape \(240, 1\)"),
+        (np.where(both == 1, 1.0, np.nan), "y_new holds missing values"),
+        (np.array([None, *both[1:]], dtype=object), "y_new holds missing values"),
+        (both.astype(str), "words and numbers"),
+    ):
+        with pytest.raises(InvalidDataError, match=match):
+            observed_shift(old, new, y_old=both, y_new=odd)
+
+
+def test_columns_of_tables_are_matched_by_name():
+    old, new = samples(7, d=3)
+    new = new * [1.0, 2.0, 3.0]
+    tables = [pd.DataFrame(X, columns=list("abc")) for X in (old, new)]
+    known = observed_shift(*tables, random_state=0)
+    turned = observed_shift(tables[0], tables[1][["c", "a", "b"]], random_state=0)
+    assert turned.distance == known.distance
+    pd.testing.assert_frame_equal(turned.table, known.table)
+    with pytest.raises(InvalidDataError, match="only one has z"):
+        observed_shift(tables[0], tables[1].assign(z=0.0))
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-8, 1e8, 1e150])
+@pytest.mark.parametrize("order", [1, 2])
+def test_units_as_small_or_large_as_numbers_are(order, scale):
+    old, new = samples(8)
+    new = new + 0.4
+    ball = Wasserstein(radius=1.0, order=order)
+    known = observed_shift(old, new, ambiguity=ball, random_state=0)
+    found = observed_shift(scale * old, scale * new, ambiguity=ball, random_state=0)
+    assert found.distance == pytest.approx(scale * known.distance, rel=1e-9)
+    assert found.interval == pytest.approx(tuple(scale * v for v in known.interval), rel=1e-9)
+    assert known.distance > 0.0

@@ -163,3 +163,14 @@ def test_columns_that_cannot_move():
     assert certificate.relative_gap <= 1e-3
     moved = model.worst_case_.transport(problem.X, problem.y, random_state=0)
     np.testing.assert_array_equal(moved[:, 0], problem.X[:, 0])
+
+
+def test_steps_do_not_run_away_along_directions_without_curvature(seed):
+    # Rows that are all sure leave the intercepts of classes nobody goes to without any.
+    random = np.random.default_rng(seed)
+    y = np.arange(54) % 4
+    X = 2.5 * random.standard_normal((4, 6))[y] + random.standard_normal((54, 6))
+    problem = RidgeData(X, y, loss=get_loss("hinge", "classification", 4))
+    found = solve_classes(problem, 4, radius=0.11, alpha=1e-3, limits=Limits(200, 1e-2))
+    assert found.status == "converged"
+    check(found, problem, random, radius=0.11, alpha=1e-3)

@@ -203,3 +203,18 @@ def test_a_box_that_is_full_bounds_the_loss(seed):
     worst = np.maximum((high - least - y) ** 2, (low - most - y) ** 2)
     assert found.value == pytest.approx(worst.mean(), rel=1e-9)
     assert found.attained == pytest.approx(found.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "squared", "absolute"])
+def test_bounds_that_leave_no_room_are_the_plain_fit(loss, seed):
+    data = instance(np.random.default_rng(seed), loss)
+    numbers = np.column_stack([data.X[:, 0], np.full(len(data.y), 2.0)])
+    for inverse, room in ((np.zeros(2), 1.0), (np.array([0.0, 1.0]), 0.0)):
+        still = RidgeData(
+            numbers, data.y, inverse_cost=inverse, loss=data.loss, box=box(numbers, room)
+        )
+        plain = RidgeData(numbers, data.y, loss=data.loss)
+        found = solve_ridge(still, radius=0.3, limits=Limits(200, 1e-6))
+        known = solve_ridge(plain, radius=0.0, limits=Limits(200, 1e-6))
+        assert found.status == "converged"
+        assert found.objective == pytest.approx(known.objective, rel=3e-6)
