@@ -18,6 +18,7 @@ from drojko.rows import Rows
 __all__ = ["by_products", "conjugate_gradients"]
 
 _CLOSE, _MOST = 1e-3, 500  # relative residual, in the preconditioner's norm, and iterations
+_FLAT = 1e-6  # share of the curvature of a column below which a direction has none
 
 
 def by_products(
@@ -50,7 +51,7 @@ def by_products(
         out[size:] = du @ hup + z @ side + corner @ p
         return out
 
-    return lambda right: conjugate_gradients(apply, lambda v: unit * v, right, close)
+    return lambda right: conjugate_gradients(apply, lambda v: unit * v, right, close, flat=_FLAT)
 
 
 def conjugate_gradients(
