@@ -26,6 +26,7 @@ from scipy.linalg.lapack import dpotrf, dpotrs
 from drojko._driver import Limits, Outcome, Status, nested, run
 from drojko._numerics import endless
 from drojko.exceptions import NonFiniteError, UnsupportedError
+from drojko.minimax.problem import NOT_FINITE
 
 __all__ = [
     "CONSTANT",
@@ -153,7 +154,8 @@ class LinearFit:
     history : dict of arrays
     unit : float
         What counts as a loss of ordinary size.
-    advice : str or None, a word on the optimum for the user: a constant model, for instance.
+    advice : str or None
+        A word on the optimum for the user: a constant model, for instance.
     risk, scores : object
         The worst case and the predictions (`row_sums.Scores`), where the solver knows them.
     """
@@ -287,11 +289,6 @@ class Newton:
     def _move(self, st: State) -> float:
         """A joint step of an accepted length, which is returned; 0 where there was none."""
         o, terms, k = self.objective, st.terms, len(st.p)
-        if not math.isfinite(terms.value):
-            raise NonFiniteError(
-                "the worst-case risk is not finite at the start: look for extreme values or scales "
-                "in the data and the settings"
-            )
         gradient, hessian = self._system(terms, k)
         move = solve_symmetric(hessian, -gradient)
         st.decrement = decrement = max(-float(gradient @ move), 0.0)
@@ -328,6 +325,8 @@ class Newton:
 
     def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature in (z, p)."""
+        if not math.isfinite(terms.value):
+            raise NonFiniteError(NOT_FINITE)
         rows = self.objective.rows
         size = rows.size
         gradient = np.append(rows.sum(terms.gu) + terms.gz, terms.gp)

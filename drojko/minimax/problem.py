@@ -25,7 +25,12 @@ from drojko.measures.base import LabelledMeasure
 from drojko.measures.grouped import Grouped
 from drojko.models import TabularModel
 
-__all__ = ["Callback", "RobustProblem", "TrainResult"]
+__all__ = ["NOT_FINITE", "Callback", "RobustProblem", "TrainResult"]
+
+NOT_FINITE = (
+    "the worst-case risk is not finite at the start: look for extreme values or scales in the data "
+    "and the settings"
+)
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def _measure(
     )
     certificate = evaluation.certificate
     relaxes = plan.cost.bounded and not plan.cost.swaps and is_ridge(adversary.objective)
-    if relaxes and plan.radius != 0.0:
+    if relaxes and not adversary.exact and plan.radius != 0.0:
         certificate = _relaxed(plan, model, points, certificate)
     whole = not sampled and not adversary.exact
     return stated(plan, replace(evaluation, certificate=certificate), w if whole else None)

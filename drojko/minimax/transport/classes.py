@@ -25,6 +25,7 @@ from drojko.exceptions import NonFiniteError
 from drojko.losses.class_moves import Moves, squares_of
 from drojko.losses.everywhere import Everywhere
 from drojko.minimax.newton import LinearFit, relative_gap, telling
+from drojko.minimax.problem import NOT_FINITE
 from drojko.minimax.transport.class_bound import ClassGround, class_lower_bound
 from drojko.minimax.transport.class_risk import class_robust_risk
 from drojko.minimax.transport.class_step import ClassPoint, class_step
@@ -180,10 +181,7 @@ class _Newton:
                     break
         start = min(options, key=_value)
         if start is None:
-            raise NonFiniteError(
-                "the worst-case risk is not finite at the start: look for extreme values or scales "
-                "in the data and the settings"
-            )
+            raise NonFiniteError(NOT_FINITE)
         mu = _WIDTH * start.value
         return self.cooled(_State(start, start, mu))
 

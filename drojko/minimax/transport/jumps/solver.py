@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from drojko.exceptions import NonFiniteError
 from drojko.minimax.newton import Newton, State, solve_symmetric
 
 __all__ = ["PathNewton"]
@@ -32,11 +31,6 @@ class PathNewton(Newton):
     def _move(self, st: State) -> float:
         """A joint step that gains, damped until one does; its length, or 0."""
         o, terms, size = self.objective, st.terms, len(st.z)
-        if not math.isfinite(terms.value):
-            raise NonFiniteError(
-                "the worst-case risk is not finite at the start: look for extreme values or scales "
-                "in the data and the settings"
-            )
         gradient, hessian = self._system(terms, len(st.p))
         plain = solve_symmetric(hessian, -gradient)
         st.decrement = max(-float(gradient @ plain), 0.0)
