@@ -334,17 +334,16 @@ class Refine:
         The loss that is allowed at t is ``need`` + strength t².
         """
         margins = shells.margins.take(rows)
-        goal = torch.zeros(relevant.shape, dtype=torch.float64)
-        for t in shells.edges[k : k + 2].tolist():
-            at = shells.outer(rows, k, t)
-            high = (at - shells.nominal[rows]).amax(1).clamp_min(0.0) + 50.0
-            low = torch.zeros_like(high)
-            for _ in range(_HALVINGS):
-                middle = 0.5 * (low + high)
-                above = margins(at - middle[:, None] * relevant) > need + strength * t * t
-                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-            goal += 0.5 * (at - high[:, None])
-        return goal
+        ends = shells.edges[k : k + 2]
+        at = torch.stack([shells.outer(rows, k, t) for t in ends.tolist()], 1)  # (j, 2, m)
+        allowed = need[:, None] + strength * ends.square()
+        high = (at - shells.nominal[rows][:, None]).amax(2).clamp_min(0.0) + 50.0
+        low = torch.zeros_like(high)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            above = margins(at - middle[..., None] * relevant[:, None]) > allowed
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (at - high[..., None]).mean(1)
 
     def _block(self, state: State) -> State:
         k, stage = state.shell - 1, self.effort.stages[state.stage]

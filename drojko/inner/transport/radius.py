@@ -22,6 +22,8 @@ __all__ = ["BallSolution", "solve_ball"]
 _MAX_SOLVES = 40
 #: Gap at which a search in full is worth its while, and of a plan for any draw of a network.
 _ROUGH, _FRESH = 1e-3, 1e-4
+#: Searches in full, and how far in the logarithm the penalty must have moved for another.
+_FULL, _ELSEWHERE = 2, 0.05
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
@@ -279,22 +281,27 @@ def solve_ball(
     first = max(goal, _ROUGH) if searched else goal
     own: dict[str, Any] = {"share": starts is None, "starts": list(starts or ())}
     own["mean"] = average
-    low, high = _Search(adversary, batch, weights, budget, first, **own).run(penalty)
+    guess = adversary.with_effort("rough") if searched else adversary
+    low, high = _Search(guess, batch, weights, budget, first, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
     found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
     adversary, restarts = adversary.with_penalty(high.penalty), None
-    if searched:  # in full at the penalty that was found
-        moved = adversary.solve(batch, [side.q for side in found])
-        gain = moved.value - adversary.objective.risk(batch, batch.q0)
+    for _ in range(_FULL if searched else 0):  # in full at the penalty that was found
+        at = high.penalty
+        moved = adversary.with_penalty(at).solve(batch, [side.q for side in found])
+        gain = moved.value - adversary.with_penalty(at).objective.risk(batch, batch.q0)
         restarts = Restarts.of(moved.found.evidence, gain, weights, average)
         found.append(moved)
-    if searched and atoms:
+        if not atoms:
+            break
         warm = replace(adversary, candidates=first_candidates(adversary.objective))
         warm = _with_support(warm.with_effort("warm"), batch, found)
         near = {"share": False, "starts": [side.q for side in found], "mean": average}
-        low, high = _Search(warm, batch, weights, budget, goal, **near).run(high.penalty, 1.01)
+        low, high = _Search(warm, batch, weights, budget, goal, **near).run(at, 1.01)
         found += [side.moved for side in (low, high) if side is not None and side.moved is not None]
+        if abs(math.log(high.penalty / at)) <= _ELSEWHERE:
+            break
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
     if not atoms:
         # Warm starts belong to these draws. A plan for any draw has its starts from candidates
