@@ -27,7 +27,6 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 _HELPED = 1e-3
 #: Steps towards tighter constants where a bound at a penalty would have no end.
 _TIGHT = 200
-_SHELLS = 24
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,18 @@ def network_bound(
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     n, m = problem.network.margins.levels.shape
-    count = max(4, min(_SHELLS, int(MEMORY / (8 * 8 * max(1, n * m)))))
+    most = max(4, int(MEMORY / (8 * 8 * max(1, n * m))))
     inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
-    radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
+    ends = min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far)
+    efforts = list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]
+    efforts = [settings.suited(problem.network) for settings in efforts]
+    radii = edges(min(most, efforts[0].shells), *ends)
     shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))
     first = value, strength = problem.best(shells, objective.strength)
     hurry = max_time is not None and max_time < 1.0
     few, known = None, None
-    for settings in list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]:
-        settings = settings.suited(problem.network)
+    for settings in efforts:
+        shells = shells.onto(edges(min(most, settings.shells), *ends))
         if not hurry:
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))

@@ -103,9 +103,7 @@ def _proven(square: Tensor) -> Tensor:
     return torch.where(known, values + 1e-9 * square.flatten(1).norm(dim=1), math.inf)
 
 
-def _slopes(
-    network: Network, back: list[tuple[Tensor, Tensor]], moved: Tensor
-) -> list[Tensor]:
+def _slopes(network: Network, back: list[tuple[Tensor, Tensor]], moved: Tensor) -> list[Tensor]:
     """Derivatives of the largest eigenvalue in the logarithms of the multipliers."""
     slopes = []
     for (t, solve), w, act in zip(back, network.weights, network.acts, strict=True):

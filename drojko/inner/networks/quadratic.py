@@ -460,9 +460,7 @@ def _norm(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(1, 2))
 
 
-def _dominated(
-    layer: _Layer, free: list[Tensor], square: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _dominated(layer: _Layer, free: list[Tensor], square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Factor of 2P - B scaled by the roots of P, where there is none, and one over those roots.
 
     T and U are raised where it is not positive definite with a margin.

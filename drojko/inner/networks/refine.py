@@ -63,6 +63,7 @@ class Effort:
     """
 
     stages: tuple[Stage, ...]
+    shells: int
     lipschitz: int
     boxes: int  # in few dimensions
     searches: int  # of the penalty there
@@ -80,6 +81,11 @@ class Effort:
 
 
 _LINES = Stage(1.2, 0, 0.01, 0.0, math.inf)
+_CLOSE = (Stage(1.06, 16, 0.01, 0.002, 5e4), Stage(1.03, 12, 0.01, 0.01, 8e4, True))
+_LAST = (
+    Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
+    *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
+)  # fmt: skip
 _HARD = (*[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4, True))
 #: What is done at an effort comes after all that is done at those before it.
 SETTINGS = {
@@ -88,7 +94,7 @@ SETTINGS = {
             _LINES, Stage(1.15, 1, 0.05, 0.04, 2e3), Stage(1.1, 5, 0.03, 0.045, 8e3),
             Stage(1.06, 5, 0.03, 0.045, 1.2e4), Stage(1.15, 12, 0.04, 0.13, 1.5e4), *_HARD,
         ),
-        20, 16_000, 1, 0.01,
+        16, 20, 16_000, 1, 0.01,
         deep=(
             _LINES, Stage(1.3, 2, 0.2, 0.1, 8e3), Stage(1.2, 5, 0.1, 0.14, 1.5e4),
             Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
@@ -98,12 +104,9 @@ SETTINGS = {
         ),
     ),
     "thorough": Effort(
-        (
-            Stage(1.06, 16, 0.01, 0.002, 5e4), Stage(1.03, 12, 0.01, 0.01, 8e4, True),
-            Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
-            *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
-        ),
-        100, 160_000, 3, 0.002,
+        (*_CLOSE, *_LAST), 24, 100, 160_000, 3, 0.002,
+        # Of many margins those close the last per cent at twice the price.
+        several=(*_CLOSE, *(replace(one, gap=max(0.05, one.gap)) for one in _LAST)),
     ),
 }  # fmt: skip
 

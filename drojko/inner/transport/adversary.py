@@ -145,7 +145,7 @@ class Adversary:
     search: Search | None = None
 
     def with_effort(self, effort: str) -> Adversary:
-        """The same with another effort: "warm" (known starts alone), "rough", "fast" or "thorough"."""
+        """The same with another effort: "warm" is known starts alone, "rough" a few more."""
         chosen("effort", effort, ("warm", "rough", *EFFORTS))
         search = None if self.search is None else self.search.with_effort(effort)
         return replace(self, search=search)

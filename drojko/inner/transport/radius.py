@@ -135,7 +135,7 @@ class _Search:
             self.starts.append(first.moved.q)
         low: _Trial | None = None
         high: _Trial | None = None
-        at = first
+        at, before = first, None
         while True:
             low, high = (at, high) if at.cost >= self.budget else (low, at)
             if low is not None and high is not None:
@@ -147,11 +147,12 @@ class _Search:
             else:  # grow or shrink the penalty by growing factors until the budget lies between
                 if self.solves > _MAX_SOLVES or (high is not None and self.negligible(high)):
                     break
-                penalty = at.penalty * factor if high is None else at.penalty / factor
+                step = _onwards(before, at, self.budget, factor)
+                penalty = at.penalty * step if high is None else at.penalty / step
                 factor = min(factor * factor, 1e3)
             if self.warm:
                 self.starts[:] = [t.moved.q for t in (low, high) if t is not None and t.moved]
-            at = self.trial(penalty)
+            before, at = at, self.trial(penalty)
         if high is None:
             bounded = objective.coordinates.lower is not None
             if bounded and low is not None and low.moved is not None:
@@ -276,7 +277,7 @@ def solve_ball(
         moved = adversary.stay(batch)
         return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
-    goal = tol or (1e-11 if adversary.exact else 1e-6)
+    goal = tol or (1e-11 if adversary.exact else 1e-5)
     searched = adversary.search is not None and starts is None and not adversary.exact
     first = max(goal, _ROUGH) if searched else goal
     own: dict[str, Any] = {"share": starts is None, "starts": list(starts or ())}
@@ -286,9 +287,9 @@ def solve_ball(
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
     found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
-    adversary, restarts = adversary.with_penalty(high.penalty), None
+    restarts = None
     for _ in range(_FULL if searched else 0):  # in full at the penalty that was found
-        at = high.penalty
+        at = _nearest(low, high, budget)
         moved = adversary.with_penalty(at).solve(batch, [side.q for side in found])
         gain = moved.value - adversary.with_penalty(at).objective.risk(batch, batch.q0)
         restarts = Restarts.of(moved.found.evidence, gain, weights, average)
@@ -300,7 +301,7 @@ def solve_ball(
         near = {"share": False, "starts": [side.q for side in found], "mean": average}
         low, high = _Search(warm, batch, weights, budget, goal, **near).run(at, 1.01)
         found += [side.moved for side in (low, high) if side is not None and side.moved is not None]
-        if abs(math.log(high.penalty / at)) <= _ELSEWHERE:
+        if abs(math.log(_nearest(low, high, budget) / at)) <= _ELSEWHERE:
             break
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
     if not atoms:
@@ -349,6 +350,25 @@ def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: 
     # Where the loss is flat at the samples, the penalty at which all of it is worth the budget.
     least = 1e-6 * abs(mean(value, weights)) / radius**2
     return max(slope / (2.0 * radius), least) or 1.0 / radius**2
+
+
+def _onwards(before: _Trial | None, at: _Trial, budget: float, factor: float) -> float:
+    """By how much to move a penalty on the way to the budget: past where two costs lead to, or by
+    a factor where that is less.
+    """
+    if before is None or not min(before.cost, at.cost) > 0.0 or math.isinf(before.cost):
+        return factor
+    power = math.log(before.cost / at.cost) / math.log(at.penalty / before.penalty)
+    if not power > 0.0:
+        return factor
+    return min(factor, math.exp(1.1 * abs(math.log(at.cost / budget)) / power + 1e-3))
+
+
+def _nearest(low: _Trial | None, high: _Trial, budget: float) -> float:
+    """The penalty of the two whose worst case is nearer to spending the budget."""
+    if low is None or not low.cost * high.cost < budget * budget:
+        return high.penalty
+    return low.penalty
 
 
 def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:

@@ -111,8 +111,8 @@ class Search:
     seed : int
         Of all its random numbers.
     effort : {"warm", "rough", "fast", "thorough"}
-        Given starts alone; a few more; one round; or rounds of fresh starts until they find no more, which
-        gives an `Evidence`.
+        Given starts alone; a few more; one round; or rounds of fresh starts until they find no
+        more, which gives an `Evidence`.
     """
 
     anchors: Anchors
