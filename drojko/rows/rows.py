@@ -10,6 +10,7 @@ mean and scale enter the sums algebraically:
 from __future__ import annotations
 
 import copy
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ _LEAST, _MOST = 1e-60, 1e60
 
 def blocks(n: int, d: int) -> Iterator[slice]:
     """Slices of rows small enough that a block and its copies stay in cache."""
-    size = int(min(max((1 << 19) // max(d, 1), 1024), 16384))
+    size = int(min(max((1 << 20) // max(d, 1), 1024), 32768))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -414,11 +415,15 @@ class Rows:
         Swept(totals=array([6.]), slope=array([2., 6.]))
         """
         coef, shift = self.outward(z) if self._algebraic else (z, 0.0)
+        # Products run side by side; the many short operations between them take turns, or threads
+        # would wait for the interpreter at each.
+        turn = threading.Lock()
 
         def work(rows: slice, block: np.ndarray) -> tuple | None:
             u = block @ coef
             u += shift
-            found = visit(rows, u)
+            with turn:
+                found = visit(rows, u)
             return found and (np.asarray(found[0]), block.T @ found[1], found[1].sum())
 
         totals, slope, mass = None, None, 0.0
