@@ -170,10 +170,7 @@ class Rows:
         self.size = self.d + int(intercept)
         self._standardise()
         self.free: np.ndarray = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
-        alive = ~self.dead
-        moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
-        near = np.abs(self.mean) <= FAR * self.scale
-        self.raw = bool((moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST)
+        self.raw = self._is_raw()
         self._matrix: np.ndarray | None = None
         if self.n * self.d <= limit:
             matrix = np.empty((self.n, self.size))
@@ -218,6 +215,12 @@ class Rows:
         self.dead: np.ndarray = np.zeros(d, dtype=bool)
         for j in np.flatnonzero(~sure):
             self._carefully(int(j))
+
+    def _is_raw(self) -> bool:
+        moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
+        near = np.abs(self.mean) <= FAR * self.scale
+        held = (moderate & near)[~self.dead].all()
+        return bool(held and np.abs(self.mean).max(initial=0) < _MOST)
 
     def _carefully(self, j: int) -> None:
         """Mean, scale and whether it is constant, of a column of any size."""
