@@ -283,6 +283,6 @@ def test_a_batch_of_other_columns_is_named(data):
     arrays = [(X[:50], y[:50]), (X[50:90, :4], y[50:90])]
     with pytest.raises(InvalidDataError, match="batch 1: X has 4 features"):
         DRORegressor(reference="empirical").fit_batches(arrays)
-    frames = [(pd.DataFrame(part).add_prefix(name), y[:50]) for name in "xz" for part in [X[:50]]]
+    frames = [(pd.DataFrame(X[:50]).add_prefix(name), y[:50]) for name in "xz"]
     with pytest.raises(InvalidDataError, match="batch 1: The feature names"):
         DRORegressor(reference="empirical").fit_batches(frames)
