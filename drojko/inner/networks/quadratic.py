@@ -438,6 +438,8 @@ def _eliminated(
             # Symmetric up to rounding: of all that follows the lower half is read.
             square, linear = (w.T * diagonal.unsqueeze(1)) @ w, g @ w
             continue
+        assert square is not None
+        assert inverse is not None
         bsw = square @ (s.unsqueeze(2) * w)
         right = torch.empty(*bsw.shape[:2], bsw.shape[2] + 1, dtype=torch.float64)
         torch.addcmul(bsw, units.mixed.unsqueeze(2), w, out=right[..., :-1])

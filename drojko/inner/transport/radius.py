@@ -147,7 +147,9 @@ class _Search:
             else:  # grow or shrink the penalty by growing factors until the budget lies between
                 if self.solves > _MAX_SOLVES or (high is not None and self.negligible(high)):
                     break
-                step = _onwards(before, at, self.budget, factor)
+                step = factor
+                if not self.adversary.exact:  # whose solves are cheap, and bracket the multiplier
+                    step = _onwards(before, at, self.budget, factor)
                 penalty = at.penalty * step if high is None else at.penalty / step
                 factor = min(factor * factor, 1e3)
             if self.warm:
