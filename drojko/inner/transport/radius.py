@@ -230,7 +230,7 @@ def solve_ball(
     tol : float, optional
         Bounds the gap between the mixture's risk and the dual value at the better of the two
         penalties, relative to the gain over the nominal risk; None: 1e-11 where worst cases are
-        exact, else 1e-5.
+        exact, else 1e-6.
     starts : sequence of Tensor of shape (n, r), optional
         Positions near the worst case, as from a neighbouring model: one quick search from there
         alone, whose maps are good on these draws only.
@@ -279,7 +279,7 @@ def solve_ball(
         moved = adversary.stay(batch)
         return BallSolution(math.inf, moved, moved, math.inf, math.inf, 0.0, adversary)
     penalty = start or _first_penalty(adversary, batch, weights, radius)
-    goal = tol or (1e-11 if adversary.exact else 1e-5)
+    goal = tol or (1e-11 if adversary.exact else 1e-6)
     searched = adversary.search is not None and starts is None and not adversary.exact
     first = max(goal, _ROUGH) if searched else goal
     own: dict[str, Any] = {"share": starts is None, "starts": list(starts or ())}
