@@ -122,8 +122,13 @@ class Network:
     frame: Tensor | None = None
     error: float = 0.0
 
-    #: Whether layers are matrices: only of those there are quadratic bounds.
+    #: Whether layers are matrices.
     dense = True
+
+    @property
+    def curved(self) -> int:
+        """Of how many layers, from the first one on, there are quadratic bounds."""
+        return len(self.weights)
 
     @staticmethod
     def of(objective: Objective, batch: Batch) -> Network | None:
@@ -213,8 +218,18 @@ class Network:
         """`linear_bound` of what is not dense."""
         raise NotImplementedError
 
-    def constants(self) -> Tensor:
+    def headed(
+        self, ball: Any, place: Tensor, rows: Tensor, levels: Tensor, d: Tensor, layers: int
+    ) -> Any:
+        """`headed` of what is not dense."""
+        raise NotImplementedError
+
+    def constants(self, steps: int) -> Tensor:
         """`margin_constants` of what is not dense."""
+        raise NotImplementedError
+
+    def price(self, layers: int) -> tuple[float, float]:
+        """Work of a region and of a try of its multipliers, of what is not dense."""
         raise NotImplementedError
 
     def blocks(self, memory: int) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko.inner.networks.linear import Ball, blocks, intervals, linear_bound
+from drojko.inner.networks.layers.two import two_layers
+from drojko.inner.networks.linear import Ball, blocks, headed, linear_bound
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
@@ -52,6 +53,7 @@ class Stage:
     gap: float
     work: float  # region steps in units of 32 x 32 networks
     pairs: bool = False
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class Effort:
     goal: float  # relative gap of the mean that ends those
     deep: tuple[Stage, ...] | None = None
     several: tuple[Stage, ...] | None = None
+    behind: tuple[Stage, ...] = ()
 
     def suited(self, network: Network) -> Effort:
         """The same for a network: linear bounds alone where there are no others."""
         if not network.dense:
-            return replace(self, stages=tuple(one for one in self.stages if not one.steps))
+            stages = [s for s in self.behind if not s.steps or s.layers <= network.curved]
+            return replace(self, stages=tuple(stages))
         several = network.margins.levels.shape[1] > _SEVERAL
         other = self.several if several else self.deep if len(network.weights) > 1 else None
         return self if other is None else replace(self, stages=other)
@@ -224,7 +228,7 @@ class Refine:
         # One after the other, those that others start from are of all kinds.
         order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
         order = order[(suprema - fee > least)[rows][at[order]]]
-        left = int((stage.work - state.spent) / sum(self._price))
+        left = int((stage.work - state.spent) / sum(self._price(stage)))
         order = order[: max(0, left)]
         return replace(
             state, rows=rows[at][order], which=torch.stack([which, other], 1)[order],
@@ -278,7 +282,7 @@ class Refine:
             margins, tries = 1.0, min(7.0, _OPEN * (1.0 + stage.steps))
         if stage.pairs:  # which have no goal that they often reach
             margins, tries = 3.0, 1.0 + stage.steps
-        setup, step = self._price
+        setup, step = self._price(stage)
         affordable = (stage.work - state.spent) / ((setup + tries * step) * margins)
 
         def fits(strength: float) -> bool:
@@ -293,10 +297,11 @@ class Refine:
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high
 
-    @cached_property
-    def _price(self) -> tuple[float, float]:
+    def _price(self, stage: Stage) -> tuple[float, float]:
         """Work of a region and of a try of its multipliers, in that of a try with 32 x 32."""
         net = self.problem.network
+        if not net.dense:
+            return net.price(stage.layers)
         sides = [net.dim, *(w.shape[0] for w in net.weights)]
         pairs = list(zip(sides[1:], sides[:-1], strict=True))
         deep = 1.0 if len(pairs) > 1 else 0.5
@@ -350,7 +355,7 @@ class Refine:
         k, stage = state.shell - 1, self.effort.stages[state.stage]
         assert state.rows is not None
         size = self._block_size(stage)
-        fresh = state.fresh and stage.steps > 1
+        fresh = state.fresh and stage.steps > 1 and stage.layers == 1
         if fresh:  # the first of a shell are started from by the others
             size = min(size, _FIRST)
         rows, rest = state.rows[:size], state.rows[size:]
@@ -370,17 +375,22 @@ class Refine:
         # Margins of a sample share their ball.
         each, place = rows.unique(return_inverse=True)
         ball = Ball(radius[: len(each)])
-        found = intervals(self.problem.network.take(each), ball)
-        between = [(low[place], high[place]) for low, high in found]
         radius = torch.full_like(radius, self.shells.middle(k))
         one, two = which.unbind(1)
-        v, c = _means(network, one, two)
+        head = headed(
+            self.problem.network.take(each), ball, place, *_means(network, one, two), anchor,
+            stage.layers,
+        )  # fmt: skip
         steps = stage.steps - 1
         if fresh:
             steps *= _LONGER
-        found = quadratic_bound(
-            network, v, c, anchor, between, radius, steps, state.known if steps else None, goal
-        )
+        if stage.layers > 1:
+            found = two_layers(head, anchor, radius, steps)
+        else:
+            found = quadratic_bound(
+                head.network, head.rows, head.levels, anchor, head.intervals, radius, steps,
+                state.known if steps else None, goal, head.along,
+            )  # fmt: skip
         error = network.outputs_error().gather(1, which).amax(1)
         constant, curvature = found.constant + error, found.curvature
         if stage.pairs:
@@ -390,10 +400,9 @@ class Refine:
         else:
             shells = state.shells.with_quadratics(k, rows, one, constant, curvature)
         known = state.known
-        if steps:
-            new = found.multipliers
+        if steps and (new := found.multipliers) is not None:
             known = new if known is None else known.joined(new, _KNOWN)
-        setup, step = self._price
+        setup, step = self._price(stage)
         spent = state.spent + len(rows) * setup + found.work * step
         return replace(
             state, shells=shells, rows=rest, which=state.which[size:], goal=state.goal[size:],
@@ -402,7 +411,8 @@ class Refine:
 
     def _block_size(self, stage: Stage) -> int:
         network = self.problem.network
-        return blocks(network, MEMORY // 4, region_bytes(network) if stage.steps else 0)
+        extra = region_bytes(network) if stage.steps and network.dense else 0
+        return blocks(network, MEMORY // 4, extra)
 
 
 def _means(network: Network, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
