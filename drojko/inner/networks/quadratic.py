@@ -42,7 +42,7 @@ from drojko.inner.networks.network import Network
 
 __all__ = [
     "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominate", "forward_error",
-    "quadratic_bound", "region_bytes", "trust_region",
+    "quadratic_bound", "region_bytes", "taken", "trust_region",
 ]  # fmt: skip
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
@@ -71,7 +71,7 @@ class Multipliers:
 
     def take(self, index: Tensor) -> Multipliers:
         """Some of them."""
-        return _taken(self, index)
+        return taken(self, index)
 
     def near(self, place: Tensor, count: int) -> list[Tensor]:
         """Indices (n,) of the nearest, the next, ..."""
@@ -106,15 +106,15 @@ class Quadratic:
     work: int
 
 
-def _taken(part: Any, index: Tensor) -> Any:
+def taken(part: Any, index: Tensor) -> Any:
     """Some rows of all tensors in nested lists, tuples and dataclasses."""
     if isinstance(part, Tensor):
         return part[index]
     if isinstance(part, list | tuple):
-        return type(part)(_taken(p, index) for p in part)
+        return type(part)(taken(p, index) for p in part)
     if part is None:
         return None
-    return replace(part, **{f.name: _taken(getattr(part, f.name), index) for f in fields(part)})
+    return replace(part, **{f.name: taken(getattr(part, f.name), index) for f in fields(part)})
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ def quadratic_bound(
         done.append((work.index[ended], work.constant[ended], work.curvature[ended]))
         if steps:
             improved.append(work.multipliers.take(ended))
-        return _taken(work, stay)
+        return taken(work, stay)
 
     work = work.tried(network)
     work = left(work, work.open, 0)

@@ -385,7 +385,7 @@ class Refine:
         if fresh:
             steps *= _LONGER
         if stage.layers > 1:
-            found = two_layers(head, anchor, radius, steps)
+            found = two_layers(head, anchor, radius, steps, goal)
         else:
             found = quadratic_bound(
                 head.network, head.rows, head.levels, anchor, head.intervals, radius, steps,

@@ -15,6 +15,7 @@ from drojko.inner.networks.layers.entry import Entry
 from drojko.inner.networks.layers.head import FirstUnits, TwoLayers
 from drojko.inner.networks.layers.operations import Affine, Unit
 from drojko.inner.networks.layers.program import Program
+from drojko.inner.networks.layers.rates import common_rates
 from drojko.inner.networks.layers.run import Run, box
 from drojko.inner.networks.layers.seen import Seen
 from drojko.inner.networks.layers.tracing import traced
@@ -27,7 +28,7 @@ from drojko.models import ModuleModel
 __all__ = ["Layered"]
 
 #: Rows whose Lipschitz constants are improved where layers compose to matrices, and how often.
-_LEAD, _STEPS = 4, 20
+_LEAD, _STEPS, _TOGETHER = 2, 6, 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +145,12 @@ class Layered(Network):
         if dense is None:
             return found
         of = replace(margins, weight=dense.margins.weight)
-        tight = of_margins(of, lambda rows: lipschitz(dense, rows, min(steps, _STEPS), _LEAD))
-        return torch.minimum(found, tight)
+
+        def tight(rows: Tensor) -> Tensor:
+            together = common_rates(dense, rows, min(steps, _TOGETHER))
+            return lipschitz(dense, rows, min(steps, _STEPS), _LEAD) if together is None else together
+
+        return torch.minimum(found, of_margins(of, tight))
 
     def price(self, layers: int) -> tuple[float, float]:
         """Work of a region and of a try of its multipliers, in that of a try with 32 x 32."""

@@ -29,10 +29,14 @@ from drojko.inner.networks.quadratic import (
     descend,
     dominate,
     forward_error,
+    taken,
     trust_region,
 )
 
 __all__ = ["two_layers"]
+
+#: After how many steps regions may leave that have reached their goals.
+_CHECK = 3
 
 
 @dataclass(frozen=True)
@@ -83,26 +87,38 @@ def _bending(act: Activation, low: Tensor, high: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def two_layers(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> Quadratic:
+def two_layers(
+    head: Head, anchor: Tensor, radius: Tensor, steps: int, goal: Tensor | None = None
+) -> Quadratic:
     """`quadratic_bound` of a head of two layers."""
     region = _Region.of(head, anchor)
     free = [layer.start(k == 1) for k, layer in enumerate(region.layers)]
     moments = [[(torch.zeros_like(q), torch.zeros_like(q)) for q in own] for own in free]
     best = torch.full_like(radius, torch.inf)
-    constant, curvature, mu = best.clone(), torch.zeros_like(best), None
+    constant, curvature = best.clone(), torch.zeros_like(best)
+    goal = -best if goal is None else goal
+    left, mu, work = torch.arange(len(radius)), None, 0
     for step in range(steps + 1):
-        q, g, c, size, e = _eliminated(region, free)
-        value, rounding = _recentred(region, q, g, c, size, anchor, radius)
+        q, g, const, size, e = _eliminated(region, free)
+        value, rounding = _recentred(region, q, g, const, size, anchor, radius)
         used, d, cost, mu = trust_region(q, g - (q @ anchor.unsqueeze(2))[..., 0], radius, size, mu)
         found = value + cost + rounding
         total = found + 0.5 * used * radius.square()
-        wins = total < best  # False for NaN as well
-        best = torch.where(wins, total, best)
-        constant = torch.where(wins, found, constant)
-        curvature = torch.where(wins, used, curvature)
-        if step < steps:
-            e.improve(region, free, moments, d - anchor, step + 1)
-    return Quadratic(constant, curvature, None, (steps + 1) * len(radius))
+        wins = total < best[left]  # False for NaN as well
+        won = left[wins]
+        best[won], constant[won], curvature[won] = total[wins], found[wins], used[wins]
+        work += len(left)
+        if step == steps:
+            break
+        e.improve(region, free, moments, d - anchor, step + 1)
+        stay = best[left] > goal[left]
+        if step % _CHECK == _CHECK - 1 and not bool(stay.all()):
+            kept = left[stay], region, free, moments, anchor, radius, mu
+            left, *rest = kept
+            region, free, moments, anchor, radius, mu = taken(rest, stay)
+            if not len(left):
+                break
+    return Quadratic(constant, curvature, None, work)
 
 
 @dataclass(frozen=True)
