@@ -125,11 +125,6 @@ class Network:
     #: Whether layers are matrices.
     dense = True
 
-    @property
-    def curved(self) -> int:
-        """Of how many layers, from the first one on, there are quadratic bounds."""
-        return len(self.weights)
-
     @staticmethod
     def of(objective: Objective, batch: Batch) -> Network | None:
         """Of an objective on samples; None: no perceptron, or a loss of which nothing is proven."""
@@ -216,6 +211,11 @@ class Network:
 
     def relaxed(self, region: Any, anchors: Any) -> Any:
         """`linear_bound` of what is not dense."""
+        raise NotImplementedError
+
+    @property
+    def curved(self) -> int:
+        """Of how many layers of units of what is not dense there are quadratic bounds."""
         raise NotImplementedError
 
     def headed(

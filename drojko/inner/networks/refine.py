@@ -44,7 +44,7 @@ class Stage:
 
     ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
     relative gap is above ``gap``, and shares ``work`` with those before it. ``pairs``: it bounds
-    means of two margins.
+    means of two margins. ``layers``: what is not dense is cut behind so many layers of units.
     """
 
     factor: float
@@ -53,7 +53,7 @@ class Stage:
     gap: float
     work: float  # region steps in units of 32 x 32 networks
     pairs: bool = False
-    layers: int = 1
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Effort:
 
     ``deep``: stages of one with more layers, ``several``: with more margins; None: the same. Few
     regions far from the multiplier close most of such a gap, and many more are needed for the rest.
+    ``behind``: of what is not dense, where intervals are most of the work of a region.
     """
 
     stages: tuple[Stage, ...]
@@ -76,8 +77,8 @@ class Effort:
     def suited(self, network: Network) -> Effort:
         """The same for a network: linear bounds alone where there are no others."""
         if not network.dense:
-            stages = [s for s in self.behind if not s.steps or s.layers <= network.curved]
-            return replace(self, stages=tuple(stages))
+            known = [one for one in self.behind if one.layers in (0, network.curved)]
+            return replace(self, stages=tuple(known))
         several = network.margins.levels.shape[1] > _SEVERAL
         other = self.several if several else self.deep if len(network.weights) > 1 else None
         return self if other is None else replace(self, stages=other)
@@ -100,6 +101,10 @@ SETTINGS = {
         several=(
             _LINES, Stage(1.4, 1, 0.8, 0.15, 1.5e4), *(replace(one, gap=0.18) for one in _HARD)
         ),
+        behind=(
+            Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.05, 5e4, layers=1),
+            Stage(1.5, 2, 0.15, 0.05, 1e5, layers=2),
+        ),
     ),
     "thorough": Effort(
         (
@@ -108,6 +113,10 @@ SETTINGS = {
             *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
         ),
         100, 160_000, 3, 0.002,
+        behind=(
+            Stage(1.2, 8, 0.03, 0.01, 1e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 1.4e5, True, 1),
+            Stage(1.3, 3, 0.04, 0.01, 3e5, layers=2), Stage(1.3, 3, 0.03, 0.01, 4.5e5, True, 2),
+        ),
     ),
 }  # fmt: skip
 

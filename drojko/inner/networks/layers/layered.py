@@ -114,6 +114,7 @@ class Layered(Network):
 
     @property
     def curved(self) -> int:
+        """Of how many layers of units, from the first on, there are quadratic bounds."""
         if FirstUnits.of(self.entry) is None:
             return 0
         return 1 if TwoLayers.of(self.entry) is None else 2
@@ -148,7 +149,9 @@ class Layered(Network):
 
         def tight(rows: Tensor) -> Tensor:
             together = common_rates(dense, rows, min(steps, _TOGETHER))
-            return lipschitz(dense, rows, min(steps, _STEPS), _LEAD) if together is None else together
+            return (
+                lipschitz(dense, rows, min(steps, _STEPS), _LEAD) if together is None else together
+            )
 
         return torch.minimum(found, of_margins(of, tight))
 

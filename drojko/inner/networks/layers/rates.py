@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from drojko._numerics import Adam
 from drojko.inner.networks.network import Network
 
 __all__ = ["common_rates"]
@@ -46,7 +47,9 @@ def common_rates(network: Network, rows: Tensor, steps: int) -> Tensor | None:
         torch.full((len(second),), math.log(2.0)).double(),
         unit.norm(dim=1).square().clamp_min(1e-12).log(),
     ]
-    adam = torch.optim.Adam([log.requires_grad_() for log in logs], lr=_RATE)
+    logs = [log.requires_grad_() for log in logs]
+    sizes = [len(log) for log in logs]
+    adam = Adam.like(torch.cat(logs).detach())
     best = torch.full_like(norm, math.inf)
     for step in range(steps + 1):
         with torch.enable_grad():
@@ -55,7 +58,7 @@ def common_rates(network: Network, rows: Tensor, steps: int) -> Tensor | None:
                 logs[0].data += 0.2
                 continue
             scale = q.detach() + logs[2].exp()
-            top = _top(k.detach(), p.detach(), q.detach(), scale)[1]
+            top = _top(k.detach(), p.detach(), q.detach(), scale.detach())[1]
             square = scale.unsqueeze(1) * (top @ k)
             value = (square * top).sum(1) + (top * p).sum(1).square() / (4.0 * (1.0 - q / scale))
             loss = value.clamp_min(1e-300).log().mean()
@@ -64,9 +67,11 @@ def common_rates(network: Network, rows: Tensor, steps: int) -> Tensor | None:
             for s in _SCALES:
                 best = torch.minimum(best, _top(*at, s * at[2].clamp_min(1e-12))[0])
         if step < steps:
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
+            adam.gradient.copy_(torch.cat(torch.autograd.grad(loss, logs)))
+            moved = torch.cat(logs).detach()
+            adam.step(moved, _RATE)
+            for log, part in zip(logs, moved.split(sizes), strict=True):
+                log.data.copy_(part)
     found = best.clamp_min(0.0).sqrt() * size * (1.0 + 1e-7)
     return torch.where(norm > 0, found, 0.0)
 
@@ -77,7 +82,7 @@ def _parts(
     """K, p of all rows and q, and whether S is positive definite."""
     one, two = logs[0].exp(), logs[1].exp()
     s = torch.diag(2.0 / two) - 0.5 * (second / one) @ second.T
-    floor = _SHIFT * float((2.0 / two).max())
+    floor = _SHIFT * float((2.0 / two.detach()).max())
     s = s - floor * torch.eye(len(second)).double()
     factor, failed = torch.linalg.cholesky_ex(s)
     c = torch.linalg.solve_triangular(factor, second @ first, upper=False)

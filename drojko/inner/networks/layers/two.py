@@ -171,23 +171,20 @@ def _eliminated(
     bent, up = ratio * two.mixed - 2.0 * two.flat, two.along + ratio * b2
     hv, hj = bent.unsqueeze(2) * v, bent.unsqueeze(2) * jacobian
     square = v.mT @ hv
-    square = 0.5 * (square + square.mT)
-    dominate(region.layers[0], free[0], square)
-    one = region.layers[0].combined(*free[0])
-    root = one.square.sqrt()
-    a = -square / (root.unsqueeze(2) * root.unsqueeze(1))
-    a.diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
-    factor, failed = torch.linalg.cholesky_ex(a)
+    one, root, factor, failed = _factored(region.layers[0], free[0], square)
+    if bool(failed.any()):  # raised, where the first layer does not dominate the second
+        dominate(region.layers[0], free[0], square)
+        one, root, factor, failed = _factored(region.layers[0], free[0], square)
     b0 = region.pulls[0] - one.linear + (up.unsqueeze(1) @ v)[:, 0]
     x = v.mT @ hj + one.mixed.unsqueeze(2) * w
-    right = torch.cat([x, b0.unsqueeze(2)], 2) / root.unsqueeze(2)
+    right = torch.cat([x, b0.unsqueeze(2)], 2).div_(root.unsqueeze(2))
     y = torch.linalg.solve_triangular(factor, right, upper=False)
     push, offset = y[..., :-1], y[..., -1]
     g = region.gradient + (up.unsqueeze(1) @ jacobian + one.along.unsqueeze(1) @ w)[:, 0]
     g = g + (push.mT @ offset.unsqueeze(2))[..., 0]
     const = region.value + two.const + one.const + 0.5 * offset.square().sum(1)
     const = const + (0.25 * b2.square() / two.square).sum(1)
-    const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
+    const = torch.where(failed, torch.inf, const)  # no bound without a factor
     q = jacobian.mT @ hj - w.mT @ (2.0 * one.flat.unsqueeze(2) * w)
     solved = push.mT @ push
     spread = (ratio * two.mixed).abs() + 2.0 * two.spread
@@ -199,3 +196,16 @@ def _eliminated(
     q = q + solved
     e = _Maximiser((one, two), factor, root, push, offset, ratio, rest)
     return 0.5 * (q + q.mT), g, const, size, e
+
+
+def _factored(
+    layer: Layer, free: list[Tensor], square: Tensor
+) -> tuple[Units, Tensor, Tensor, Tensor]:
+    """A layer's constraints, the roots of P, the factor of A scaled by these, and where none is."""
+    units = layer.combined(*free)
+    root = units.square.sqrt()
+    inverse = root.reciprocal()
+    a = square * inverse.unsqueeze(2)
+    a.mul_(-inverse.unsqueeze(1)).diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
+    factor, failed = torch.linalg.cholesky_ex(a)
+    return units, root, factor, failed != 0

@@ -2,6 +2,7 @@
 perceptron where it is one.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -13,12 +14,15 @@ from drojko import DROClassifier
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import UnsupportedError
 from drojko.inner import Pointwise
+from drojko.inner.networks.activations import activation
 from drojko.inner.networks.bound import Case, network_bound
 from drojko.inner.networks.layers import entry, run
 from drojko.inner.networks.layers.chain import perceptron
 from drojko.inner.networks.layers.layered import Layered
+from drojko.inner.networks.layers.rates import common_rates
+from drojko.inner.networks.layers.two import two_layers
 from drojko.inner.networks.linear import Ball, Box, headed, linear_bound
-from drojko.inner.networks.lipschitz import margin_constants, product_of_norms
+from drojko.inner.networks.lipschitz import lipschitz, margin_constants, product_of_norms
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.quadratic import quadratic_bound
 from drojko.inner.networks.refine import _anchor, _means
@@ -61,8 +65,6 @@ def test_margins_stay_below_quadratics(module, layered, in_ball, weights, radius
     """Of single margins and of means of two, improved or not, at random and where they climb."""
     objective, batch, gen = layered(module, seed, weights=weights)
     network = Layered.read(objective, batch)
-    if not network.curved:
-        pytest.skip("linear bounds alone")
     place = torch.arange(len(batch)).repeat(2)
     ball, k = Ball(torch.full((len(batch),), radius).double()), torch.tensor([[0, 1], [1, 2]])
     one, two = k.repeat_interleave(len(batch), 1)
@@ -70,21 +72,30 @@ def test_margins_stay_below_quadratics(module, layered, in_ball, weights, radius
     rows, levels = _means(taken, one, two)
     radii = ball.radius[place]
     d = _anchor(taken, rows, levels, 0.9 * radii, torch.randn(len(place), network.dim).double())
-    head = headed(network, ball, place, rows, levels, d)
     points = [d, *in_ball(radii, network.dim, 40, gen)]
     points += [_anchor(taken, rows, levels, s * radii, p) for s in (0.3, 1.0) for p in points[:6]]
-    for steps in (0, 4):
-        found = quadratic_bound(
-            head.network, head.rows, head.levels, d, head.intervals, 0.8 * radii, steps,
-            along=head.along,
-        )  # fmt: skip
+    for layers, steps in itertools.product(range(1, network.curved + 1), (0, 4)):
+        head = headed(network, ball, place, rows, levels, d, layers)
+        if layers == 1:
+            found = quadratic_bound(
+                head.network, head.rows, head.levels, d, head.intervals, 0.8 * radii, steps,
+                along=head.along,
+            )  # fmt: skip
+        else:
+            found = two_layers(head, d, 0.8 * radii, steps)
+        assert bool(torch.isfinite(found.constant).all())
         for p in points:
             margin = (taken.forward(p)[1] * rows).sum(1) + levels
             bound = found.constant + 0.5 * found.curvature * p.square().sum(1)
             assert bool((margin <= bound + 1e-11 * (1 + margin.abs())).all())
-            cut = (head.network.forward(p)[1] * head.rows).sum(1) + head.levels
-            cut = cut + (head.along * p).sum(1)
-            assert bool((margin <= cut + 1e-9 * (1 + margin.abs())).all())
+
+
+def test_which_networks_are_cut_where(layered, seed):
+    layers = {name: Layered.read(*layered(made(name, seed), seed)[:2]).curved for name in NETWORKS}
+    assert layers == {
+        "convolutions": 1, "smooth": 2, "overlap": 1, "transposed": 1, "scaled": 0, "residual": 1,
+        "odd": 0, "plain": 2,
+    }  # fmt: skip
 
 
 def test_layers_that_compose_are_the_program(layered, in_ball, seed):
@@ -102,6 +113,38 @@ def test_layers_that_compose_are_the_program(layered, in_ball, seed):
     rough, tight = margin_constants(network, 0), margin_constants(network, 20)
     assert bool((tight <= rough).all())
     assert float(tight.mean()) < 0.95 * float(rough.mean())
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "silu"])
+def test_common_constants_are_no_less_than_slopes(name, seed):
+    """And no further above them than those of single rows, but for slopes below zero."""
+    gen = torch.Generator().manual_seed(seed)
+    weights = torch.randn(9, 16, generator=gen), torch.randn(7, 9, generator=gen)
+    act = activation(name)
+    nothing = torch.zeros(0, 9).double()
+    network = Network(
+        tuple(w.double() for w in weights),
+        (),
+        (act, act),
+        nothing,
+        nothing,
+        None,  # type: ignore
+    )
+    rows = torch.randn(5, 7, generator=gen).double()
+    found = common_rates(network, rows, 60)
+    if name == "silu":
+        assert found is None
+        return
+    known = lipschitz(network, rows, 100)
+    assert bool((found <= 1.5 * known).all())
+    w1, w2 = network.weights
+    for size in (0.1, 1.0, 5.0):
+        at = size * torch.randn(300, 9, generator=gen).double()
+        first = act(at)[1]
+        second = act(size * torch.randn(300, 7, generator=gen).double())[1]
+        for k, row in enumerate(rows):
+            slopes = (((second * row) @ w2) * first) @ w1
+            assert float(slopes.norm(dim=1).max()) <= float(found[k]) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", ["residual", "odd"])
