@@ -31,18 +31,18 @@ and curvature are our own.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from drojko.inner.networks.activations import Around
+from drojko.inner.networks.nested import taken
 from drojko.inner.networks.network import Network
 
 __all__ = [
     "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominate", "forward_error",
-    "quadratic_bound", "region_bytes", "taken", "trust_region",
+    "quadratic_bound", "region_bytes", "trust_region",
 ]  # fmt: skip
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
@@ -104,17 +104,6 @@ class Quadratic:
     curvature: Tensor
     multipliers: Multipliers | None
     work: int
-
-
-def taken(part: Any, index: Tensor) -> Any:
-    """Some rows of all tensors in nested lists, tuples and dataclasses."""
-    if isinstance(part, Tensor):
-        return part[index]
-    if isinstance(part, list | tuple):
-        return type(part)(taken(p, index) for p in part)
-    if part is None:
-        return None
-    return replace(part, **{f.name: taken(getattr(part, f.name), index) for f in fields(part)})
 
 
 @dataclass(frozen=True)

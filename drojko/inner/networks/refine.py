@@ -103,7 +103,7 @@ SETTINGS = {
         ),
         behind=(
             Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.05, 5e4, layers=1),
-            Stage(1.5, 2, 0.15, 0.05, 1e5, layers=2),
+            Stage(1.5, 5, 0.15, 0.05, 8e4, layers=2),
         ),
     ),
     "thorough": Effort(
@@ -115,7 +115,7 @@ SETTINGS = {
         100, 160_000, 3, 0.002,
         behind=(
             Stage(1.2, 8, 0.03, 0.01, 1e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 1.4e5, True, 1),
-            Stage(1.3, 3, 0.04, 0.01, 3e5, layers=2), Stage(1.3, 3, 0.03, 0.01, 4.5e5, True, 2),
+            Stage(1.3, 6, 0.04, 0.01, 4e5, layers=2), Stage(1.3, 5, 0.03, 0.01, 6e5, True, 2),
         ),
     ),
 }  # fmt: skip
@@ -289,6 +289,8 @@ class Refine:
         margins, tries = 2.0, 1.0 + min(6.0, stage.steps)
         if state.shells.nominal.shape[1] <= 2:  # many are closed by those inside before their turn
             margins, tries = 1.0, min(7.0, _OPEN * (1.0 + stage.steps))
+        if not self.problem.network.dense:  # all of them to the end
+            margins, tries = min(3.0, float(state.shells.nominal.shape[1])), float(stage.steps)
         if stage.pairs:  # which have no goal that they often reach
             margins, tries = 3.0, 1.0 + stage.steps
         setup, step = self._price(stage)
@@ -394,7 +396,7 @@ class Refine:
         if fresh:
             steps *= _LONGER
         if stage.layers > 1:
-            found = two_layers(head, anchor, radius, steps, goal)
+            found = two_layers(head, anchor, radius, steps)
         else:
             found = quadratic_bound(
                 head.network, head.rows, head.levels, anchor, head.intervals, radius, steps,

@@ -161,7 +161,7 @@ class Layered(Network):
         assert first is not None
         width, side = first.weight.shape
         one = 2.0 + side * side * (width + side) / 2.0**21
-        return 10.0, one if layers == 1 else 4.0 * one
+        return 10.0, one if layers == 1 else 2.6 * one
 
     def blocks(self, memory: int) -> int:
         """How many regions at once keep within a memory."""

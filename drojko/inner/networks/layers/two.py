@@ -21,6 +21,7 @@ from torch import Tensor
 
 from drojko.inner.networks.activations import Activation
 from drojko.inner.networks.linear import Head
+from drojko.inner.networks.nested import mapped
 from drojko.inner.networks.quadratic import (
     SHIFT,
     Layer,
@@ -29,14 +30,10 @@ from drojko.inner.networks.quadratic import (
     descend,
     dominate,
     forward_error,
-    taken,
     trust_region,
 )
 
 __all__ = ["two_layers"]
-
-#: After how many steps regions may leave that have reached their goals.
-_CHECK = 3
 
 
 @dataclass(frozen=True)
@@ -87,38 +84,37 @@ def _bending(act: Activation, low: Tensor, high: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def two_layers(
-    head: Head, anchor: Tensor, radius: Tensor, steps: int, goal: Tensor | None = None
-) -> Quadratic:
-    """`quadratic_bound` of a head of two layers."""
+def two_layers(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> Quadratic:
+    """`quadratic_bound` of a head of two layers; multipliers are improved in single precision."""
     region = _Region.of(head, anchor)
     free = [layer.start(k == 1) for k, layer in enumerate(region.layers)]
+    mu = None
+    if steps:
+        free, mu = _improved(region, free, anchor, radius, steps)
+    q, g, const, size, _ = _eliminated(region, free)
+    qd = (q @ anchor.unsqueeze(2))[..., 0]
+    far = anchor.norm(dim=1) + radius
+    rounding = 4.0 * region.error + 1e-11 * (
+        region.value.abs() + const.abs() + g.norm(dim=1) * far + size * far.square()
+    )
+    value = const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1)
+    used, _, cost, _ = trust_region(q, g - qd, radius, size, mu)
+    constant = torch.nan_to_num(value + cost + rounding, nan=torch.inf)
+    return Quadratic(constant, used, None, (steps + 1) * len(radius))
+
+
+def _improved(
+    region: _Region, free: list[list[Tensor]], anchor: Tensor, radius: Tensor, steps: int
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Multipliers after some steps of Adam, and the multiplier of the ball."""
+    region, free, anchor, radius = mapped([region, free, anchor, radius], Tensor.float)
     moments = [[(torch.zeros_like(q), torch.zeros_like(q)) for q in own] for own in free]
-    best = torch.full_like(radius, torch.inf)
-    constant, curvature = best.clone(), torch.zeros_like(best)
-    goal = -best if goal is None else goal
-    left, mu, work = torch.arange(len(radius)), None, 0
-    for step in range(steps + 1):
-        q, g, const, size, e = _eliminated(region, free)
-        value, rounding = _recentred(region, q, g, const, size, anchor, radius)
-        used, d, cost, mu = trust_region(q, g - (q @ anchor.unsqueeze(2))[..., 0], radius, size, mu)
-        found = value + cost + rounding
-        total = found + 0.5 * used * radius.square()
-        wins = total < best[left]  # False for NaN as well
-        won = left[wins]
-        best[won], constant[won], curvature[won] = total[wins], found[wins], used[wins]
-        work += len(left)
-        if step == steps:
-            break
-        e.improve(region, free, moments, d - anchor, step + 1)
-        stay = best[left] > goal[left]
-        if step % _CHECK == _CHECK - 1 and not bool(stay.all()):
-            kept = left[stay], region, free, moments, anchor, radius, mu
-            left, *rest = kept
-            region, free, moments, anchor, radius, mu = taken(rest, stay)
-            if not len(left):
-                break
-    return Quadratic(constant, curvature, None, work)
+    mu = None
+    for step in range(1, steps + 1):
+        q, g, _, size, e = _eliminated(region, free)
+        _, d, _, mu = trust_region(q, g - (q @ anchor.unsqueeze(2))[..., 0], radius, size, mu)
+        e.improve(region, free, moments, d - anchor, step)
+    return mapped([free, mu], Tensor.double)
 
 
 @dataclass(frozen=True)
@@ -145,19 +141,6 @@ class _Maximiser:
         second = self.ratio * inner + self.rest
         for k, (d, e) in enumerate(((seen, first), (inner, second))):
             descend(region.layers[k], self.units[k], free[k], moments[k], d, e, count)
-
-
-def _recentred(
-    region: _Region, q: Tensor, g: Tensor, const: Tensor, size: Tensor, anchor: Tensor,
-    radius: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The constant around no displacement, and room for rounding."""
-    qd = (q @ anchor.unsqueeze(2))[..., 0]
-    far = anchor.norm(dim=1) + radius
-    rounding = 4.0 * region.error + 1e-11 * (
-        region.value.abs() + const.abs() + g.norm(dim=1) * far + size * far.square()
-    )
-    return const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1), rounding
 
 
 def _eliminated(
