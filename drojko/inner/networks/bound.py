@@ -95,7 +95,8 @@ def network_bound(
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     n, m = problem.network.margins.levels.shape
-    most = _SHELLS if problem.network.dense else _FEWER
+    cut = not problem.network.dense and problem.network.curved
+    most = _FEWER if cut else _SHELLS
     count = max(4, min(most, int(MEMORY / (8 * 8 * max(1, n * m)))))
     inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
     radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))

@@ -77,8 +77,11 @@ class Effort:
     def suited(self, network: Network) -> Effort:
         """The same for a network: linear bounds alone where there are no others."""
         if not network.dense:
-            known = [one for one in self.behind if one.layers in (0, network.curved)]
-            return replace(self, stages=tuple(known))
+            deep = network.curved
+            stages = [s for s in self.stages if not s.steps]
+            if deep:  # a single try of the first layer is cheap enough to come before the others
+                stages = [s for s in self.behind if s.layers == deep or s.steps <= 1]
+            return replace(self, stages=tuple(stages))
         several = network.margins.levels.shape[1] > _SEVERAL
         other = self.several if several else self.deep if len(network.weights) > 1 else None
         return self if other is None else replace(self, stages=other)
@@ -102,8 +105,9 @@ SETTINGS = {
             _LINES, Stage(1.4, 1, 0.8, 0.15, 1.5e4), *(replace(one, gap=0.18) for one in _HARD)
         ),
         behind=(
-            Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.05, 5e4, layers=1),
-            Stage(1.5, 5, 0.15, 0.05, 8e4, layers=2),
+            Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
+            Stage(1.5, 5, 0.15, 0.02, 1.2e5, layers=2), Stage(1.2, 1, 0.03, 0.02, 1.2e5, layers=1),
+            Stage(1.2, 5, 0.03, 0.02, 1.2e5, layers=2),
         ),
     ),
     "thorough": Effort(
@@ -114,8 +118,9 @@ SETTINGS = {
         ),
         100, 160_000, 3, 0.002,
         behind=(
-            Stage(1.2, 8, 0.03, 0.01, 1e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 1.4e5, True, 1),
-            Stage(1.3, 6, 0.04, 0.01, 4e5, layers=2), Stage(1.3, 5, 0.03, 0.01, 6e5, True, 2),
+            Stage(1.3, 1, 0.04, 0.01, 8e4, layers=1), Stage(1.3, 6, 0.04, 0.01, 4.5e5, layers=2),
+            Stage(1.2, 8, 0.03, 0.01, 5e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 6e5, True, 1),
+            Stage(1.3, 5, 0.03, 0.01, 6e5, True, 2),
         ),
     ),
 }  # fmt: skip

@@ -63,9 +63,10 @@ def common_rates(network: Network, rows: Tensor, steps: int) -> Tensor | None:
             value = (square * top).sum(1) + (top * p).sum(1).square() / (4.0 * (1.0 - q / scale))
             loss = value.clamp_min(1e-300).log().mean()
         if step == steps or step % 10 == 9:
-            at = [part.detach() for part in (k, p, q)]
+            inner, push, least = k.detach(), p.detach(), q.detach()
             for s in _SCALES:
-                best = torch.minimum(best, _top(*at, s * at[2].clamp_min(1e-12))[0])
+                value = _top(inner, push, least, s * least.clamp_min(1e-12))[0]
+                best = torch.minimum(best, value)
         if step < steps:
             adam.gradient.copy_(torch.cat(torch.autograd.grad(loss, logs)))
             moved = torch.cat(logs).detach()

@@ -74,7 +74,7 @@ NETWORKS = {
     ),
     "plain": lambda: image(
         nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(3, 5, 2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 3),
+        nn.Flatten(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3),
     ),
     "residual": Residual,
     "odd": Odd,
