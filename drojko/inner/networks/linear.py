@@ -95,6 +95,12 @@ class Head:
     intervals: list[tuple[Tensor, Tensor]]
     along: Tensor | None = None
 
+    def take(self, index: Tensor) -> Head:
+        """Some of the regions."""
+        spans = [(low[index], high[index]) for low, high in self.intervals]
+        along = None if self.along is None else self.along[index]
+        return Head(self.network.take(index), self.rows[index], self.levels[index], spans, along)
+
 
 def headed(
     network: Network, ball: Ball, place: Tensor, rows: Tensor, levels: Tensor, d: Tensor,

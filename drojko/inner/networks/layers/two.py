@@ -35,6 +35,9 @@ from drojko.inner.networks.quadratic import (
 
 __all__ = ["two_layers"]
 
+#: Bytes of the matrices of the first layer's bending units, and how many there are of a region.
+_MEMORY, _MATRICES = 2**26, 6
+
 
 @dataclass(frozen=True)
 class _Region:
@@ -86,6 +89,19 @@ def _bending(act: Activation, low: Tensor, high: Tensor) -> Tensor:
 @torch.no_grad()
 def two_layers(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> Quadratic:
     """`quadratic_bound` of a head of two layers; multipliers are improved in single precision."""
+    (low, high), act = head.intervals[0], head.network.acts[0]
+    largest = _bending(act, low, high).shape[1]
+    size = max(1, _MEMORY // (8 * _MATRICES * largest**2))
+    parts = [
+        _bounded(head.take(part), anchor[part], radius[part], steps)
+        for part in torch.arange(len(radius)).split(size)
+    ]
+    constant, curvature = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Quadratic(constant, curvature, None, (steps + 1) * len(radius))
+
+
+def _bounded(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Constants and curvatures."""
     region = _Region.of(head, anchor)
     free = [layer.start(k == 1) for k, layer in enumerate(region.layers)]
     mu = None
@@ -99,8 +115,8 @@ def two_layers(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> Quadra
     )
     value = const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1)
     used, _, cost, _ = trust_region(q, g - qd, radius, size, mu)
-    constant = torch.nan_to_num(value + cost + rounding, nan=torch.inf)
-    return Quadratic(constant, used, None, (steps + 1) * len(radius))
+    constant = value + cost + rounding
+    return torch.where(constant.isnan(), torch.inf, constant), used
 
 
 def _improved(
