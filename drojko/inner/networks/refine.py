@@ -106,8 +106,8 @@ SETTINGS = {
         ),
         behind=(
             Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
-            Stage(1.5, 5, 0.15, 0.02, 1.2e5, layers=2), Stage(1.2, 1, 0.03, 0.02, 1.2e5, layers=1),
-            Stage(1.2, 5, 0.03, 0.02, 1.2e5, layers=2),
+            Stage(1.5, 5, 0.15, 0.02, 1.2e5, layers=2), Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1),
+            Stage(1.2, 5, 0.01, 0.005, 1.2e5, layers=2),
         ),
     ),
     "thorough": Effort(
