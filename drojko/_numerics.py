@@ -6,6 +6,7 @@ Adam's rule itself is a few lines, and an explicit state can be checkpointed.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg.lapack import dpotrf, dpotrs
 from torch import Tensor
 
 __all__ = [
-    "Adam", "Kink", "batches", "cosine", "endless", "root", "separated", "standard_error",
+    "Adam", "Kink", "batches", "cosine", "endless", "factorised", "root", "separated",
+    "solve_symmetric", "standard_error",
 ]  # fmt: skip
 
 
@@ -102,6 +105,31 @@ def endless(value: Callable[[float], float], decades: int = 12) -> bool:
             return False
         before = now
     return True
+
+
+def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Cholesky's solution, with as little added to the scaled diagonal as that takes.
+
+    A row and column of zeros, as a dead column has, leaves a right side of 0 at 0.
+    """
+    diagonal = matrix.diagonal()
+    unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
+    shift = 1e-14
+    while len(unit) and shift < 1e8:
+        scaled = matrix * unit[:, None]
+        scaled *= unit
+        scaled.flat[:: len(unit) + 1] += shift
+        # LAPACK in place, without a copy in the other order.
+        factor, failed = dpotrf(scaled.T, clean=False, overwrite_a=True)
+        if not failed and np.isfinite(factor.diagonal()).all():
+            return lambda right: unit * dpotrs(factor, unit * right)[0]
+        shift *= 100.0
+    return lambda right: right * unit * unit
+
+
+def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solution of a positive semidefinite system, or of one near it."""
+    return factorised(matrix)(right)
 
 
 def standard_error(values: Any, weights: Any) -> float:
@@ -233,6 +261,12 @@ class Kink:
     def share(self) -> np.ndarray:
         """The slope that the dual stands for, in [0, 1]."""
         return 0.5 * (1.0 + self.dual)
+
+    def turned(self, dual: np.ndarray) -> Kink:
+        """The same kinks with other duals."""
+        new = copy.copy(self)
+        new.dual = dual
+        return new
 
     def moved(self, new: Kink, t: float) -> np.ndarray:
         """Dual after a step of length t that took the kinks to those of ``new``."""

@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs
 
 from drojko._driver import Limits, Outcome, Status, nested, run
-from drojko._numerics import endless
+from drojko._numerics import endless, solve_symmetric
 from drojko.exceptions import NonFiniteError, UnsupportedError
 from drojko.minimax.problem import NOT_FINITE
+from drojko.minimax.wide import by_products
 
 __all__ = [
     "CONSTANT",
@@ -40,10 +40,10 @@ __all__ = [
     "State",
     "Terms",
     "check_columns",
-    "factorised",
+    "curvature",
     "fit",
     "relative_gap",
-    "solve_symmetric",
+    "step_of",
     "telling",
 ]
 
@@ -53,6 +53,8 @@ _LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, 
 MOST = 6000  # parameters of a matrix
 _SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
 _SHORT = 2e-4  # the smoothing after it, over the objective
+_HALF = 0.3  # decrement over bias from which on a stage is left half solved: mu falls by half
+_FAILED = 100.0  # gap over what was promised, of duals that did not balance
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -75,7 +77,7 @@ class Terms:
     value : float
     gu, huu : arrays of shape (n,)
         Derivatives in u with the weights in; huu >= 0.
-    gz, Hz : arrays of shape (D,) and (D, D)
+    gz, Hz : arrays of shape (D,), and (D, D) or its diagonal (D,)
         Of what does not go through u.
     gp, Hpp, hup, Hzp : arrays of shape (k,), (k, k), (n, k), (D, k)
     records : mapping of name to kinks
@@ -289,8 +291,8 @@ class Newton:
     def _move(self, st: State) -> float:
         """A joint step of an accepted length, which is returned; 0 where there was none."""
         o, terms, k = self.objective, st.terms, len(st.p)
-        gradient, hessian = self._system(terms, k)
-        move = solve_symmetric(hessian, -gradient)
+        gradient, second = self._gradient(terms), (terms.hup, terms.Hpp, terms.Hz, terms.Hzp)
+        move = step_of(o.rows, -gradient, terms.huu, *second)
         st.decrement = decrement = max(-float(gradient @ move), 0.0)
         st.row = {"stationarity": float(np.linalg.norm(gradient)) / (1.0 + abs(terms.value))}
         size = len(st.z)
@@ -323,21 +325,15 @@ class Newton:
         st.terms = o.terms(z, p, u, st.mu, st.duals) if changed or new.records else new
         return t
 
-    def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient and curvature in (z, p)."""
+    def _gradient(self, terms: Terms) -> np.ndarray:
+        """In (z, p)."""
         if not math.isfinite(terms.value):
             raise NonFiniteError(NOT_FINITE)
-        rows = self.objective.rows
-        size = rows.size
-        gradient = np.append(rows.sum(terms.gu) + terms.gz, terms.gp)
-        hessian = np.empty((size + k, size + k))
-        np.add(rows.gram(np.maximum(terms.huu, 0.0)), terms.Hz, out=hessian[:size, :size])
-        if k:
-            cross = rows.sum(terms.hup) if np.ndim(terms.hup) else 0.0
-            hessian[:size, size:] = cross + terms.Hzp
-            hessian[size:, :size] = hessian[:size, size:].T
-            hessian[size:, size:] = terms.Hpp
-        return gradient, hessian
+        return np.append(self.objective.rows.sum(terms.gu) + terms.gz, terms.gp)
+
+    def _system(self, t: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and curvature in (z, p)."""
+        return self._gradient(t), curvature(self.objective.rows, t.huu, t.hup, t.Hpp, t.Hz, t.Hzp)
 
     def _longest(self, p: np.ndarray, move: np.ndarray) -> float:
         """The step length, at most 1, that keeps the positive variables so."""
@@ -372,12 +368,14 @@ class Newton:
         settled = max(share * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
+        unbalanced = st.ratio > _FAILED and not patient
+        patient |= unbalanced
         if bias <= tol * size and patient:
             settled = max(1e-6 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
         decisive = bias <= 4.0 * tol * size or st.mu <= ROUNDING * o.unit
         decisive = decisive and left <= max((0.01 if patient else 1.0) * tol * size, settled)
-        if st.ratio:  # as far from the proof as the last time
+        if st.ratio and not unbalanced:  # as far from the proof as the last time
             decisive = st.ratio * (bias + left) <= tol * size or st.iteration >= st.next_bound
         if decisive or (st.stuck and st.iteration >= st.next_bound):
             found = self.bounded(st)
@@ -399,7 +397,7 @@ class Newton:
                 factor = max(0.3 * st.factor, 1e-2)
             elif st.stage <= 2 and t >= 0.9 and st.decrement <= 0.03 * bias:
                 factor = 0.3 * st.usual
-            elif st.stage > 3 or t < 0.9:
+            elif st.stage > 3 or t < 0.9 or st.decrement > _HALF * bias:
                 factor = 0.5
             # No further than asked for: the bias falls at least like mu.
             st.mu *= min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
@@ -574,26 +572,26 @@ def _from_sample(objective: Any, limits: Limits) -> Start | None:
     return start
 
 
-def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Cholesky's solution, with as little added to the scaled diagonal as that takes.
-
-    A row and column of zeros, as a dead column has, leaves a right side of 0 at 0.
-    """
-    diagonal = matrix.diagonal()
-    unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
-    shift = 1e-14
-    while len(unit) and shift < 1e8:
-        scaled = matrix * unit[:, None]
-        scaled *= unit
-        scaled.flat[:: len(unit) + 1] += shift
-        # LAPACK in place, without a copy in the other order.
-        factor, failed = dpotrf(scaled.T, clean=False, overwrite_a=True)
-        if not failed and np.isfinite(factor.diagonal()).all():
-            return lambda right: unit * dpotrs(factor, unit * right)[0]
-        shift *= 100.0
-    return lambda right: right * unit * unit
+def curvature(
+    rows: Any, huu: np.ndarray, hup: Any, Hpp: np.ndarray, Hz: Any, Hzp: Any = 0.0
+) -> np.ndarray:
+    """Second derivatives in (z, p), of `Terms`."""
+    size, k = rows.size, len(Hpp)
+    out = np.empty((size + k, size + k))
+    out[:size, :size] = rows.gram(np.maximum(huu, 0.0))
+    if np.ndim(Hz) == 1:
+        out.flat[: size * (size + k) : size + k + 1] += Hz
+    else:
+        out[:size, :size] += Hz
+    if k:
+        out[:size, size:] = (rows.sum(hup) if np.ndim(hup) else 0.0) + Hzp
+        out[size:, :size] = out[:size, size:].T
+        out[size:, size:] = Hpp
+    return out
 
 
-def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solution of a positive semidefinite system, or of one near it."""
-    return factorised(matrix)(right)
+def step_of(rows: Any, right: np.ndarray, huu: np.ndarray, hup: Any, *rest: Any) -> np.ndarray:
+    """The solution with the `curvature`; of too many columns by products."""
+    if rows.size > MOST:
+        return by_products(rows, huu, hup, *rest)(right)
+    return solve_symmetric(curvature(rows, huu, hup, *rest), right)

@@ -28,7 +28,7 @@ import torch
 from drojko.ambiguity.divergence import Levels, Part, Plain, Priced, Rise
 from drojko.losses import Loss
 from drojko.losses.smoothing import Smoothed
-from drojko.minimax.newton import State, Terms, solve_symmetric
+from drojko.minimax.newton import MOST, State, Terms, step_of
 from drojko.rows import Rows
 
 __all__ = ["SEPARABLE", "Reweighted"]
@@ -105,8 +105,8 @@ class Reweighted:
         """A step towards the least plain risk: where all losses are equal, no set has a say."""
         rows, w, y = self.rows, self.rows.w, self.rows.y
         jet = self.loss.smoothed(rows.predict(z), y, mu)
-        hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
-        move = solve_symmetric(hessian, -(rows.sum(w * jet.slope) + self.ridge * z))
+        left = -(rows.sum(w * jet.slope) + self.ridge * z)
+        move = step_of(rows, left, w * jet.second, 0.0, np.zeros((0, 0)), self.ridge)
         with np.errstate(over="ignore", invalid="ignore"):  # where there is no curvature at all
             new = self.loss.smoothed(rows.predict(z + move), y, mu)
             rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
@@ -166,7 +166,7 @@ class Reweighted:
         loss = self._smoothed(u, mu, duals.get("loss") if second else None)
         rise = None
         if np.isfinite(loss.value).all():
-            rise = levels.rise(self._means(loss.value), p, mu, duals)
+            rise = levels.rise(self._means(loss.value), p, mu, duals, second)
         if rise is None:
             return Terms(math.inf)
         value = rise.value + 0.5 * float(self.ridge @ z**2)
@@ -178,13 +178,16 @@ class Reweighted:
         if not second:
             return Terms(value, gu, gz=gz, gp=rise.gradient, Hpp=rise.hessian, records=records)
         w = levels.weights
-        huu, hup, Hz, Hzp = mass * loss.second, 0.0, np.diag(self.ridge), 0.0
+        huu, hup, Hz, Hzp = mass * loss.second, 0.0, self.ridge, 0.0
         if self.cells is None:
-            huu = huu + w * rise.steep * loss.slope**2
-            hup = (w * rise.cross * loss.slope).T
+            pull = w * loss.slope
+            hup = (rise.cross * pull).T
+            pull *= loss.slope
+            pull *= rise.steep
+            huu += pull
         else:
             pull = rows.sum(self.cells * loss.slope[:, None])
-            Hz = Hz + (pull * (w * rise.steep)) @ pull.T
+            Hz = np.diag(Hz) + (pull * (w * rise.steep)) @ pull.T
             Hzp = pull @ (w * rise.cross).T
         detail = _Detail(loss, rise)
         return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
@@ -218,11 +221,10 @@ class Reweighted:
         At levels that are best for the smoothed losses the bound of the exact ones is above their
         worst case by the second order of the smoothing.
         """
-        losses, ridge, levels = (
-            self.exact(state.u),
-            0.5 * float(self.ridge @ state.z**2),
-            self.levels,
-        )
+        detail, levels = state.terms.detail, self.levels
+        ridge = 0.5 * float(self.ridge @ state.z**2)
+        own = detail is not None and detail.loss.own and self._last[0] is state.u and not exact
+        losses = detail.loss.value if own else self.exact(state.u)
         if exact or not isinstance(levels, Priced):
             dual = self.bound.dual(losses)
             value, penalty, spent = dual.value, dual.penalty, dual.radius
@@ -240,10 +242,11 @@ class Reweighted:
     def bias(self, state: State) -> float:
         """Value minus the dual value of the duals, as if they were balanced."""
         detail: _Detail = state.terms.detail
-        q = _total(detail.rise.parts)
-        s = self._clipped(detail.loss.dual_slope)
-        least = self.loss.least(s, self.rows.y, state.u)
-        dual = self._masses(q) @ (s * state.u + least) - self.levels.price(q)
+        q, tangent = _total(detail.rise.parts), detail.loss.value
+        if not detail.loss.own:
+            s = self._clipped(detail.loss.dual_slope)
+            tangent = s * state.u + self.loss.least(s, self.rows.y, state.u)
+        dual = self._masses(q) @ tangent - self.levels.price(q)
         return max(float(state.terms.value - dual - 0.5 * self.ridge @ state.z**2), 0.0)
 
     def lower(self, state: State, need: float) -> float:
@@ -274,49 +277,53 @@ class Reweighted:
             part._replace(density=np.clip(part.density, 0.0, part.cap))
             for part in detail.rise.parts
         ]
-        want, size = -self.ridge * state.z, rows.size
-        best, left = -math.inf, math.inf
+        duals, Hpp, best, left = (parts, s, bend), state.terms.Hpp, -math.inf, math.inf
+        corner = rows.blank() if rows.size > MOST else None
         for step in range(_REPAIRS):
+            parts, s, _ = duals
             q = _total(parts)
             before, best = best, max(best, self._bound(state, q, s))
             # Balanced, it is what it is.
             if best >= need or (before > -math.inf and best - before <= 1e-3 * (need - best)):
                 return best
-            lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
-            residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
-            before, left = left, float(np.abs(residual).max(initial=0.0))
+            before = left
+            left, duals = self._balanced(rows, self.ridge, -self.ridge * state.z, duals, Hpp)
             if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
-            system = self._repair(parts, s, bend, state.terms.Hpp)
-            move = solve_symmetric(system, -residual)
-            du = rows.predict(move[:size])
-            rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
-            s, bend = _within(s, s + bend * du, low, high, bend)
-            parts = [_stepped(part, rise, move[size:]) for part in parts]
+            # Products leave a rest, which intercept and levels have no room for.
+            for _ in range(0 if corner is None else _REPAIRS):
+                none = np.zeros(corner.size)
+                close, duals = self._balanced(corner, none, none, duals, Hpp)
+                if close <= 1e-15 * float(levels.weights @ q):
+                    break
+        parts, s, _ = duals
         return max(best, self._bound(state, _total(parts), s))
 
-    def _repair(
-        self, parts: list[Part], s: np.ndarray, bend: np.ndarray, Hpp: np.ndarray
-    ) -> np.ndarray:
-        """How the balance and the masses respond to a step in (z, p)."""
-        rows, w, k, size = self.rows, self.levels.weights, len(Hpp), self.rows.size
+    def _balanced(
+        self, rows: Rows, ridge: np.ndarray, want: np.ndarray, duals: tuple, Hpp: np.ndarray
+    ) -> tuple[float, tuple]:
+        """The largest imbalance, and the densities, slopes and their rates after a step."""
+        (parts, s, bend), levels, w, size = duals, self.levels, self.levels.weights, rows.size
+        lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
+        mass = self._masses(_total(parts))
+        residual = np.append(rows.sum(mass * s) - want, lack)
+        left = float(np.abs(residual).max(initial=0.0))
         steep = sum(part.steep for part in parts)
         cross: Any = sum(part.cross for part in parts)
-        mass = self._masses(_total(parts))
-        system = np.zeros((size + k, size + k))
+        response = levels.response(parts, Hpp)
         if self.cells is None:
-            system[:size, :size] = rows.gram(np.maximum(mass * bend + w * steep * s * s, 0.0))
-            if k:
-                system[:size, size:] = rows.sum((w * cross * s).T)
+            huu = mass * bend + w * steep * s * s
+            hup = (w * cross * s).T if len(Hpp) else 0.0
+            move = step_of(rows, -residual, huu, hup, response, ridge)
         else:
             pull = rows.sum(self.cells * s[:, None])
-            system[:size, :size] = rows.gram(np.maximum(mass * bend, 0.0))
-            system[:size, :size] += (pull * (w * steep)) @ pull.T
-            system[:size, size:] = pull @ (w * cross).T
-        system[np.arange(size), np.arange(size)] += self.ridge
-        system[size:, :size] = system[:size, size:].T
-        system[size:, size:] = self.levels.response(parts, Hpp)
-        return system
+            Hz = np.diag(ridge) + (pull * (w * steep)) @ pull.T
+            move = step_of(rows, -residual, mass * bend, 0.0, response, Hz, pull @ (w * cross).T)
+        low, high = self.loss.domain(self.rows.y)
+        du = rows.predict(move[:size])
+        rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
+        s, bend = _within(s, s + bend * du, low, high, bend)
+        return left, ([_stepped(part, rise, move[size:]) for part in parts], s, bend)
 
     def _bound(self, state: State, q: np.ndarray, s: np.ndarray) -> float:
         """The bound of a density and slopes, -inf where they are not balanced.
@@ -357,7 +364,8 @@ class Reweighted:
 
 def _total(parts: Sequence[Part]) -> np.ndarray:
     """The density of a sum of kinks."""
-    return np.sum([part.density for part in parts], axis=0)
+    first, *rest = (part.density for part in parts)
+    return sum(rest, first)
 
 
 def _within(

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from drojko.minimax.newton import Newton, State, solve_symmetric
+from drojko._numerics import solve_symmetric
+from drojko.minimax.newton import Newton, State
 
 __all__ = ["PathNewton"]
 
