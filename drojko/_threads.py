@@ -18,11 +18,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,8 @@ from torch import is_grad_enabled
 #: Number of matrix entries below which one torch thread is the better choice.
 SMALL = 1_000_000
 
-#: Blocks that a thread takes at a time: enough to be worth handing over.
-_RUN = 4
+#: Numbers of an array on which an operation takes longer than handing over the interpreter.
+_SLAB = 1 << 17
 
 _lock = threading.Lock()
 _threads: ContextVar[int] = ContextVar("threads", default=1)
@@ -148,6 +147,16 @@ def sharing(count: int) -> Iterator[None]:
         _threads.reset(before)
 
 
+def slabs(n: int) -> Iterator[slice]:
+    """Slices of n numbers for `in_order`, long enough that threads seldom wait for each other.
+
+    They do between any two operations, for the interpreter: of short arrays, two threads are slower
+    than one.
+    """
+    for start in range(0, n, _SLAB):
+        yield slice(start, min(start + _SLAB, n))
+
+
 def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """``work(item)`` of all items, in their order, on the threads that `sharing` lends.
 
@@ -160,25 +169,61 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     ...     list(in_order(lambda x: x * x, range(5)))
     [0, 1, 4, 9, 16]
     """
-    count = _threads.get()
+    count, errors = _threads.get(), np.geterr()
     if count == 1:
         yield from map(work, items)
         return
-    errors, left = np.geterr(), iter(items)
+    left, taking, ended = iter(items), threading.Lock(), threading.Event()
+    room = threading.Semaphore(2 * count)  # for items that are taken and not yet yielded
     waiting: deque[Future] = deque()
 
-    def run(some: list[Any]) -> list[Any]:
-        with one_thread(), np.errstate(**errors):
-            return [work(item) for item in some]
-
-    with ThreadPoolExecutor(count) as pool:
+    def one() -> bool:
+        """Work on the next item, if there is one."""
+        with taking:
+            future: Future = Future()
+            try:
+                item = next(left)
+            except StopIteration:
+                return False
+            except BaseException as error:
+                future.set_exception(error)
+                waiting.append(future)
+                return False
+            waiting.append(future)
         try:
-            while some := list(islice(left, _RUN)):
-                waiting.append(pool.submit(run, some))
-                if len(waiting) > 2 * count:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        finally:
-            for job in waiting:
-                job.cancel()
+            with sharing(1):
+                future.set_result(work(item))
+        except BaseException as error:
+            future.set_exception(error)
+        return True
+
+    def helping() -> None:
+        with one_thread(), np.errstate(**errors):
+            while room.acquire() and not ended.is_set() and one():
+                pass
+
+    def first() -> Any:
+        found = waiting.popleft().result()
+        room.release()
+        return found
+
+    helpers = [threading.Thread(target=helping, daemon=True) for _ in range(count - 1)]
+    try:
+        for helper in helpers:
+            helper.start()
+        # The caller's thread works as well: none has to be woken for each item.
+        while True:
+            if not room.acquire(blocking=False):
+                yield first()
+            elif not one():
+                break
+            while waiting and waiting[0].done():
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        ended.set()
+        room.release(count)
+        for helper in helpers:
+            if helper.ident is not None:
+                helper.join()

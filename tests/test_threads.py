@@ -99,10 +99,46 @@ def test_work_is_taken_in_order_by_threads_with_one_thread_each(threads):
 
     with sharing(2), one_thread():
         assert list(in_order(work, range(40))) == [i * i for i in range(40)]
-    assert threading.get_ident() not in {ident for ident, _ in seen}
+    assert len({ident for ident, _ in seen}) == 2
+    assert threading.get_ident() in {ident for ident, _ in seen}  # it does not only wait
     assert {found for _, found in seen} == {(1, 1)}
     assert settings() == (3, 2)
     assert list(in_order(abs, [-1])) == [1]  # in this thread
+
+
+def test_work_within_shared_work_stays_in_its_thread():
+    def work(item):
+        return list(in_order(lambda _: threading.get_ident(), range(5))), threading.get_ident()
+
+    with sharing(2):
+        for idents, ident in in_order(work, range(20)):
+            assert set(idents) == {ident}
+
+
+def test_no_thread_runs_far_ahead_of_who_takes_the_results():
+    """Results wait in memory until they are taken."""
+    begun = []
+    with sharing(2):
+        for k, item in enumerate(in_order(lambda i: begun.append(i) or i, range(200))):
+            assert item == k
+            time.sleep(0.0005)
+            assert len(begun) <= k + 6
+
+
+def test_an_error_of_the_items_themselves_is_raised_after_those_before():
+    def items():
+        yield from range(7)
+        raise OSError("unreadable")
+
+    seen = []
+    with pytest.raises(OSError, match="unreadable"), sharing(2):
+        seen.extend(in_order(abs, items()))
+    assert seen == list(range(7))
+    before = threading.active_count()
+    with sharing(2):
+        for _ in in_order(abs, range(10_000)):
+            break
+    assert threading.active_count() == before
 
 
 @pytest.mark.promise(13)

@@ -156,6 +156,7 @@ class OwnRows(Rows):
         self.__dict__.update(every.__dict__)
         self.X: Any = every.X
         self.local: Rows | None = every.local
+        self.raw = self._is_raw()  # the same on all ranks
         self.all, here = every, every.X.own
         self.y, self.w = every.y[here], every.w[here]
         self.total, self.whole = every.X.total, every.X.joined

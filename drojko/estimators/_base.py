@@ -484,7 +484,8 @@ class BaseDRO(OnBatches, CallbackSupportMixin, ExplainedParameters, NestedDefaul
         )
 
     def _check_classes(self, y: np.ndarray, weight: np.ndarray) -> None:
-        mass = np.bincount(y, weights=weight, minlength=len(self.classes_))
+        counted = None if weight.strides == (0,) else weight  # equal ones: their number is enough
+        mass = np.bincount(y, weights=counted, minlength=len(self.classes_))
         if not mass.all():
             empty = plain(self.classes_[int(mass.argmin())])
             raise InvalidDataError(

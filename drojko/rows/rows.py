@@ -10,6 +10,7 @@ mean and scale enter the sums algebraically:
 from __future__ import annotations
 
 import copy
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ _LEAST, _MOST = 1e-60, 1e60
 
 def blocks(n: int, d: int) -> Iterator[slice]:
     """Slices of rows small enough that a block and its copies stay in cache."""
-    size = int(min(max((1 << 19) // max(d, 1), 1024), 16384))
+    size = int(min(max((1 << 20) // max(d, 1), 1024), 32768))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -169,10 +170,7 @@ class Rows:
         self.size = self.d + int(intercept)
         self._standardise()
         self.free: np.ndarray = np.append(~self.dead, np.ones(int(intercept), dtype=bool))
-        alive = ~self.dead
-        moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
-        near = np.abs(self.mean) <= FAR * self.scale
-        self.raw = bool((moderate & near)[alive].all() and np.abs(self.mean).max(initial=0) < _MOST)
+        self.raw = self._is_raw()
         self._matrix: np.ndarray | None = None
         if self.n * self.d <= limit:
             matrix = np.empty((self.n, self.size))
@@ -220,6 +218,12 @@ class Rows:
         self.dead: np.ndarray = np.zeros(d, dtype=bool)
         for j in np.flatnonzero(~sure):
             self._carefully(int(j))
+
+    def _is_raw(self) -> bool:
+        moderate = (self.scale >= _LEAST) & (self.scale <= _MOST)
+        near = np.abs(self.mean) <= FAR * self.scale
+        held = (moderate & near)[~self.dead].all()
+        return bool(held and np.abs(self.mean).max(initial=0) < _MOST)
 
     def _carefully(self, j: int) -> None:
         """Mean, scale and whether it is constant, of a column of any size."""
@@ -417,11 +421,15 @@ class Rows:
         Swept(totals=array([6.]), slope=array([2., 6.]))
         """
         coef, shift = self.outward(z) if self._algebraic else (z, 0.0)
+        # Products run side by side; the many short operations between them take turns, or threads
+        # would wait for the interpreter at each.
+        turn = threading.Lock()
 
         def work(rows: slice, block: np.ndarray) -> tuple | None:
             u = block @ coef
             u += shift
-            found = visit(rows, u)
+            with turn:
+                found = visit(rows, u)
             return found and (np.asarray(found[0]), block.T @ found[1], found[1].sum())
 
         totals, slope, mass = None, None, 0.0

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from drojko.rows.rows import FAR, Rows, Swept, blocks
+from drojko._threads import in_order, slabs
+from drojko.rows.rows import FAR, Rows, Swept
 from drojko.rows.table import Table
 
 __all__ = ["SparseRows", "SparseTable"]
@@ -172,7 +173,7 @@ class SparseRows(Rows):
                 g[rows] = found[1]
             return found and np.asarray(found[0])
 
-        for found in self._several(work, blocks(self.n, 16)):
+        for found in in_order(work, slabs(self.n)):
             if found is None:
                 return None
             totals = totals + found

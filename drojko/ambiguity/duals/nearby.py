@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from drojko._threads import in_order
+from drojko._threads import in_order, slabs
 from drojko.ambiguity.base import Dual
 
 __all__ = ["dual_near", "tail_near"]
 
-_BLOCK = 1 << 14  # losses whose work arrays stay in cache
 _STEPS = 12
 _CLOSE = 1e-13  # relative distance of both sides that is rounding
 
@@ -61,14 +60,13 @@ def dual_near(
         moments = steep.sum(), steep @ t, steep @ (t * t)
         return np.array([w @ f, mass.sum(), mass @ t, mass @ losses[part], *moments])
 
-    parts = [slice(i, min(i + _BLOCK, len(losses))) for i in range(0, len(losses), _BLOCK)]
-    several = in_order if len(losses) >= 10 * _BLOCK else map
+    parts = list(slabs(len(losses)))
     for _ in range(_STEPS):
         if not (p[1] > 0.0 and np.isfinite(p).all()):
             return None
         total = np.zeros(7)
         with np.errstate(over="ignore", invalid="ignore"):
-            for found in several(sums, parts):
+            for found in in_order(sums, parts):
                 if found is None:
                     return None
                 total += found
@@ -116,7 +114,7 @@ def tail_near(alpha: float, losses: np.ndarray, weights: np.ndarray, shift: floa
     >>> dual.value, dual.shift, dual.penalty
     (3.875, 2.0, 0.75)
     """
-    parts = [slice(i, min(i + _BLOCK, len(losses))) for i in range(0, len(losses), _BLOCK)]
+    parts = list(slabs(len(losses)))
     width = 0.01 * max(abs(float(weights @ losses) - shift), 1e-12 * abs(shift), 1e-300)
     for _ in range(_STEPS):
         above, inside = 0.0, []

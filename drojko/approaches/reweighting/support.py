@@ -102,7 +102,7 @@ class Reweighted(LinearProblem):
             points, bound = self.support(DRAWS)
             x, losses, whole = points[0], np.empty(len(points[0])), None
             if scores is not None and scores.of(coef, intercept):
-                whole = scores.u
+                whole = x.joined(scores.u) if getattr(x, "shared", False) else scores.u
             elif hasattr(x, "rows"):  # a table gives all products at once
                 whole = products(x, coef.T) + intercept
             for start in range(0, len(x), BLOCK):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drojko._threads import in_order
+from drojko._threads import in_order, slabs
 from drojko.exceptions import InvalidDataError, UnboundedRiskError, UnsupportedError
 from drojko.losses import Loss
 from drojko.rows import blocks, equal, normalised, products
@@ -304,8 +304,7 @@ class _Model:
         known = self._near is not None
         if close and not known:
             self._near = np.empty(len(self.u), dtype=np.float32)
-        several = in_order if len(self.u) >= _SHARED else map
-        parts = several(lambda part: self._sums(part, lam, close, known), blocks(len(self.u), 16))
+        parts = in_order(lambda part: self._sums(part, lam, close, known), slabs(len(self.u)))
         sums = sum(parts, np.zeros(3))
         if self.table is not self.data.X:
             sums = self.table.total(sums)
