@@ -364,7 +364,8 @@ class Newton:
             st.ended = Status.CONVERGED
             return
         bias = self._bias(st)
-        share = 2.0 if bias > 4.0 * tol * size else 0.3  # until a bound can decide
+        # Half solved is enough until a bound can decide, where steps are not cut short.
+        share = 2.0 if bias > 4.0 * tol * size and t >= 0.9 else 0.3
         settled = max(share * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)

@@ -38,6 +38,8 @@ SEPARABLE = (
     "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
 )
 _REPAIRS = 10  # Newton steps towards balance at most
+_HALVINGS = 6  # of a step of slopes
+_BESIDE, _ENOUGH = 10.0, 20  # smoothings from a kink that they reach, and rows a parameter
 _BALANCE = 1e-11  # imbalance of the masses, over their sum, that is rounding
 
 
@@ -277,7 +279,12 @@ class Reweighted:
             part._replace(density=np.clip(part.density, 0.0, part.cap))
             for part in detail.rise.parts
         ]
-        duals, Hpp, best, left = (parts, s, bend), state.terms.Hpp, -math.inf, math.inf
+        best, left = -math.inf, math.inf
+        if rows.ample and self.cells is None:  # so many that slopes alone have room
+            best = self._by_slopes(state, parts, s, bend)
+            if best > -math.inf:
+                return best
+        duals, Hpp = (parts, s, bend), state.terms.Hpp
         corner = rows.blank() if rows.size > MOST else None
         for step in range(_REPAIRS):
             parts, s, _ = duals
@@ -298,6 +305,46 @@ class Reweighted:
                     break
         parts, s, _ = duals
         return max(best, self._bound(state, _total(parts), s))
+
+    def _by_slopes(self, state: State, parts: list[Part], s: np.ndarray, bend: np.ndarray) -> float:
+        """The bound where densities keep to their masses, and slopes alone balance.
+
+        Slopes s + bend B h within their domains: h is the least point of a convex function, whose
+        derivatives along a step tell how long that may be.
+        """
+        rows, size, y = self.rows, self.rows.size, self.rows.y
+        parts = [_of_mass(part, self.levels.weights) for part in parts]
+        mass, (low, high) = self._masses(_total(parts)), self.loss.domain(y)
+        scale, none = float(mass @ np.abs(s)) + 1e-300, np.zeros((0, 0))
+        pinned, h = (self.ridge == 0.0) & rows.free, np.zeros(size)
+        if not state.terms.detail.loss.own:  # rows beside the kinks, which help and cost little
+            width = _BESIDE * state.mu
+            for _ in range(_HALVINGS):
+                bend = self.loss.smoothed(state.u, y, width).second
+                if int((mass * bend > 0.2 * (mass * bend).max()).sum()) > _ENOUGH * size:
+                    break
+                width *= 3.0
+
+        def left(slopes: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            inside = np.clip(slopes, low, high)
+            residual = rows.sum(mass * inside) + self.ridge * (state.z + h)
+            return inside, np.where(rows.free, residual, 0.0)
+
+        raw = s
+        s, residual = left(raw, h)
+        for _ in range(_REPAIRS):
+            if (np.abs(residual[pinned]) <= 0.1 * _BALANCE * scale).all():
+                break
+            live = np.where((raw > low) & (raw < high), bend, 0.0)
+            move, t = step_of(rows, -residual, mass * live, 0.0, none, self.ridge), 1.0
+            du, slope = bend * rows.predict(move), float(residual @ move)
+            for _ in range(_HALVINGS):
+                new, there = left(raw + t * du, h + t * move)
+                if float(there @ move) <= -0.5 * slope:
+                    break
+                t *= 0.5
+            raw, h, s, residual = raw + t * du, h + t * move, new, there
+        return self._bound(state, _total(parts), s)
 
     def _balanced(
         self, rows: Rows, ridge: np.ndarray, want: np.ndarray, duals: tuple, Hpp: np.ndarray
@@ -366,6 +413,24 @@ def _total(parts: Sequence[Part]) -> np.ndarray:
     """The density of a sum of kinks."""
     first, *rest = (part.density for part in parts)
     return sum(rest, first)
+
+
+def _of_mass(part: Part, weights: np.ndarray) -> Part:
+    """A density of the mass that it is to have, where that is given."""
+    density = part.density
+    if part.mass is None:
+        return part
+    for _ in range(3):
+        lack = part.mass - float(weights @ density)
+        room = np.where(lack > 0, part.cap - density, density) * part.steep
+        rate = np.where(np.isfinite(room), np.minimum(part.steep, room), part.steep)
+        total = float(weights @ rate)
+        if not total > 0.0:
+            break
+        density = np.clip(density + lack / total * rate, 0.0, part.cap)
+    total = float(weights @ density)
+    density = np.minimum(density * (part.mass / total), part.cap) if total > 0.0 else density
+    return part._replace(density=density)
 
 
 def _within(
