@@ -28,6 +28,7 @@ from drojko.exceptions import InvalidDataError
 __all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
 
 _LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
+_FAR = 1e3  # times the slope of a kink far away that its dual may say, of several blocks
 _BLOCK = 1 << 14  # cells whose work arrays stay in cache
 
 
@@ -366,9 +367,9 @@ class _Blocks(NamedTuple):
     parts: Sequence[Kink]
 
     def moved(self, new: _Blocks, t: float) -> np.ndarray:
-        """See `Kink.moved`."""
-        pairs = zip(self.parts, new.parts, strict=True)
-        return np.concatenate([kink.moved(after, t) for kink, after in pairs])
+        """See `Kink.moved`; of very many kinks what is rounding of duals adds up."""
+        pairs, far = zip(self.parts, new.parts, strict=True), _FAR if self.parts[1:] else math.inf
+        return np.concatenate([kink.moved(after, t, far) for kink, after in pairs])
 
 
 class Tails(Levels):
