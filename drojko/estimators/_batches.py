@@ -34,10 +34,10 @@ class OnBatches:
 
         Parameters
         ----------
-        batches : iterable of (X, y) or (X, y, sample_weight)
-            The same batches in every pass: a list, an object with ``__iter__``, or
-            `drojko.rows.parquet`; a generator gives them only once. Classes are those of the first
-            pass.
+        batches : iterable of (X, y) or (X, y, sample_weight), or callable
+            The same batches in every pass: a list, an object with ``__iter__``,
+            `drojko.rows.parquet`, or a function without arguments that gives them anew at each
+            call; a generator gives them only once. Classes are those of the first pass.
 
         Returns
         -------

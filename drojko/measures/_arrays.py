@@ -12,9 +12,13 @@ from drojko._validation import check_scale, floats, is_whole, plain_tensor, refu
 from drojko.exceptions import InvalidDataError
 
 
-def matrix(X: Any, dim: int | None = None, name: str = "X") -> np.ndarray:
-    """Return X (array, list, frame or tensor) as a finite float64 array of shape (n, dim)."""
-    rows = np.ascontiguousarray(floats(X, name))
+def matrix(X: Any, dim: int | None = None, name: str = "X", single: bool = False) -> np.ndarray:
+    """Return X (array, list, frame or tensor) as a finite float64 array of shape (n, dim).
+
+    With ``single``, an array in float32 stays that.
+    """
+    kept = single and type(X) is np.ndarray and X.dtype == np.float32
+    rows = np.ascontiguousarray(X if kept else floats(X, name))
     _check_shape(rows.shape, dim, name)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(rows.sum()):  # as it is not if an entry is not
@@ -236,10 +240,15 @@ def moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def spread(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return each column's population standard deviation; exactly 0 for a constant column."""
-    mean, square = weights @ rows, np.zeros(rows.shape[1])
-    for start in range(0, len(rows), 4096):
-        part = rows[start : start + 4096] - mean
-        square += weights[start : start + 4096] @ np.square(part, out=part)
+    parts = [slice(start, start + 4096) for start in range(0, len(rows), 4096)]
+    if rows.dtype == np.float64:
+        mean = weights @ rows
+    else:
+        mean = sum(weights[part] @ rows[part] for part in parts)
+    square = np.zeros(rows.shape[1])
+    for some in parts:
+        part = rows[some] - mean
+        square += weights[some] @ np.square(part, out=part)
     deviation = np.sqrt(square)
     return np.where(np.ptp(rows, axis=0) > 0, deviation, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,9 @@ from drojko.exceptions import InvalidDataError, UnsupportedError
 from drojko.measures._arrays import count, distinct, spread, weighted_rows
 
 __all__ = ["LabelledMeasure", "Measure"]
+
+#: Draws from which on seeding another generator is worth it.
+_MANY = 1 << 16
 
 
 class _Settings(Checked, BaseEstimator):
@@ -66,6 +70,8 @@ class Measure(_Settings):
     """
 
     _fit: Any = None
+    #: Whether rows of a table may stay in single precision, which holds them without loss.
+    _single = False
 
     def fit(self, X: Any, sample_weight: Any = None) -> Self:
         """Fit to rows X of shape (n, d), with weights of shape (n,); returns self.
@@ -122,6 +128,11 @@ class Measure(_Settings):
         """How many `points` there are where n are asked for, if that is known before."""
         return None
 
+    def _points_into(self, out: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Write as many `points` as `_count` says, and return their weights."""
+        out[:], w = self.points(n, generator)
+        return w
+
     def points(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return about n points (m, d) with weights (m,) that sum to 1, of low variance.
 
@@ -161,8 +172,11 @@ def draws(n: int, generator: Any) -> tuple[int, torch.Generator]:
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal float64 draws."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    """Standard normal float64 draws; many by NumPy, in less than half the time."""
+    if math.prod(shape) < _MANY:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).standard_normal(shape))
 
 
 def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -79,7 +79,8 @@ class ClassConditional(LabelledMeasure):
         y : (n,), class indices 0..K-1.
         sample_weight : (n,), default=None
         """
-        rows = matrix(X)
+        template = KDE() if self.measure is None else self.measure
+        rows = matrix(X, single=template._single)
         labels = class_indices(y, len(rows)).numpy()
         weights = masses(sample_weight, len(rows))
         mass = np.bincount(labels, weights=weights)
@@ -93,7 +94,6 @@ class ClassConditional(LabelledMeasure):
         rows, weights = rows[order], weights[order]
         ends = np.bincount(labels[order]).cumsum()
         parts = [(rows[a:b], weights[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-        template = KDE() if self.measure is None else self.measure
         # Measures with a fit of their own take no scale; on large tables it would be the dear part.
         scaled = template._fit is not None
         scale = pooled_scale(parts, mass / mass.sum()) if scaled else np.ones(rows.shape[1])
@@ -149,15 +149,15 @@ class ClassConditional(LabelledMeasure):
         parts: list[Tensor] = []
         labels, weights, start = [], [], 0
         for k, one in pairs:
-            x, w = one.points(wanted[k], generator)
-            labels.append(torch.full((len(x),), k))
-            weights.append(w * float(self.weights_[k]))
             if whole is None:
+                x, w = one.points(wanted[k], generator)
                 parts.append(x)
-            else:  # class by class: at no time are there two whole copies
-                whole[start : start + len(x)] = x
-                start += len(x)
-            del x
+            else:  # in place: at no time are there two whole copies
+                end = start + one._count(wanted[k])
+                w = one._points_into(whole[start:end], wanted[k], generator)
+                start = end
+            labels.append(torch.full((len(w),), k))
+            weights.append(w * float(self.weights_[k]))
         y, w = torch.cat(labels), torch.cat(weights)
         if whole is not None:
             return whole, y, w

@@ -84,6 +84,7 @@ class KDE(Measure):
     """
 
     _state = "bandwidth_"
+    _single = True
 
     bandwidth: str | float = "auto"
     _: KW_ONLY
@@ -170,14 +171,19 @@ class KDE(Measure):
         """Return ceil(n / m) draws around each of the m atoms, atom after atom, in pairs x +- u."""
         self._ready()
         n, generator = draws(n, generator)
-        m = len(self.atoms_)
-        each = -(-n // m) if self.bandwidth_.any() else 1
-        x = antithetic(each, (m, self.dim), generator)
-        x *= double(self.bandwidth_)
-        for start in range(0, m, 4096):  # in place, by parts: tables can be large
-            x[:, start : start + 4096] += double(self.atoms_[start : start + 4096])
-        x = x.transpose(0, 1).reshape(m * each, self.dim)
-        return x, (double(self.weights_) / each).repeat_interleave(each)
+        x = torch.empty((self._count(n), self.dim), dtype=torch.float64)
+        return x, self._points_into(x, n, generator)
+
+    def _points_into(self, out: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        each, width = self._count(n) // len(self.atoms_), double(self.bandwidth_)
+        size = max(1, _PAIRS // max(each * self.dim, 1))
+        for start in range(0, len(self.atoms_), size):  # no second table, however large
+            atoms = double(self.atoms_[start : start + size])
+            noise = antithetic(each, tuple(atoms.shape), generator)
+            noise *= width
+            noise += atoms
+            out[start * each : (start + len(atoms)) * each] = noise.transpose(0, 1).flatten(0, 1)
+        return (double(self.weights_) / each).repeat_interleave(each)
 
     def log_prob(self, x: Any) -> Tensor:
         x = queries(x, self.dim)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko.exceptions import InvalidDataError
+from drojko.exceptions import DrojkoError, InvalidDataError
 from drojko.rows.rows import Rows, blocks
 from drojko.rows.table import Table
 
@@ -24,10 +24,20 @@ __all__ = ["StreamedRows", "StreamedTable"]
 
 _AGAIN = (
     "give a re-iterable that yields the same batches in every pass, for example a list, an object "
-    "with __iter__, or drojko.rows.parquet(...)"
+    "with __iter__, a generator function (not called), or drojko.rows.parquet(...)"
 )
 #: Entries up to which standardised rows are kept in memory.
 _KEPT = 2**22
+
+
+class _Called:
+    """The batches that a function gives anew whenever it is called."""
+
+    def __init__(self, give: Callable[[], Iterable[Any]]) -> None:
+        self.give = give
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.give())
 
 
 class _Moments:
@@ -71,8 +81,8 @@ class StreamedTable(Table):
 
     Parameters
     ----------
-    batches : iterable
-        Gives the same batches whenever it is iterated over.
+    batches : iterable or callable
+        Gives the same batches whenever it is iterated over, or called.
     check : callable
         (X, y, weight or None, whether it is the first batch) -> the same as arrays, checked:
         X of shape (k, d), float64 or float32, y and weight (None, if there is none) of shape (k,).
@@ -97,10 +107,13 @@ class StreamedTable(Table):
     def __init__(
         self, batches: Iterable[Any], check: Callable[..., Any], *, empty: bool = False
     ) -> None:
+        if callable(batches) and not hasattr(batches, "__iter__"):
+            batches = _Called(batches)
         try:
             again = iter(batches)
         except TypeError:
-            raise InvalidDataError(f"batches={batches!r} gives no batches: {_AGAIN}") from None
+            given = batches.give if isinstance(batches, _Called) else batches
+            raise InvalidDataError(f"batches={given!r} gives no batches: {_AGAIN}") from None
         if again is batches:
             raise InvalidDataError(
                 f"batches is {type(batches).__name__}, which gives its batches only once, and a "
@@ -109,8 +122,16 @@ class StreamedTable(Table):
         self.batches, self.mask, self.picked, self._count = batches, None, None, [0]
         found: Any = None
         y, weight, kinds = [], [], set()
-        for batch in again:
-            X, target, w = check(*_parts_of(batch), found is None)
+        for number, batch in enumerate(again):
+            given = _parts_of(batch)
+            if np.shape(given[0])[:1] == (0,):
+                continue
+            try:
+                X, target, w = check(*given, found is None)
+            except DrojkoError:
+                raise
+            except ValueError as error:  # columns that are not those of the first one
+                raise InvalidDataError(f"batch {number}: {error}") from error
             if found is None:
                 found = _Moments(X.shape[1])
             found.add(X, np.ones(len(X)) if w is None else w)
@@ -123,6 +144,10 @@ class StreamedTable(Table):
             return
         if found is None:
             raise InvalidDataError("batches holds no rows")
+        if len({target.dtype.kind in "biuf" for target in y}) > 1:
+            raise InvalidDataError(
+                "y is numbers in some batches and text in others: give labels of one kind"
+            )
         if len({w is None for w in weight}) > 1:
             raise InvalidDataError("some batches have weights, others have none: give all or none")
         if not found.mass > 0:

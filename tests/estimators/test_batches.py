@@ -262,3 +262,27 @@ def test_the_model_is_saved_without_rows(data, tmp_path):
     assert (tmp_path / "model.drojko").stat().st_size < 30_000
     again = load(tmp_path / "model.drojko")
     np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_a_generator_function_and_empty_batches_are_batches_too(data, on_the_fly):
+    X, y = data
+    whole = DRORegressor(KL(0.1), reference="empirical", loss="huber").fit(X, y)
+
+    def give():
+        yield X[:0], y[:0]
+        yield from batches(X, y)
+        yield X[:0], y[:0]
+
+    model = DRORegressor(KL(0.1), reference="empirical", loss="huber").fit_batches(give)
+    assert objective(model) == pytest.approx(objective(whole), rel=1e-8)
+    assert model.n_passes_ > 1
+
+
+def test_a_batch_of_other_columns_is_named(data):
+    X, y = data
+    arrays = [(X[:50], y[:50]), (X[50:90, :4], y[50:90])]
+    with pytest.raises(InvalidDataError, match="batch 1: X has 4 features"):
+        DRORegressor(reference="empirical").fit_batches(arrays)
+    frames = [(pd.DataFrame(X[:50]).add_prefix(name), y[:50]) for name in "xz"]
+    with pytest.raises(InvalidDataError, match="batch 1: The feature names"):
+        DRORegressor(reference="empirical").fit_batches(frames)

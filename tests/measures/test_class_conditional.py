@@ -165,3 +165,27 @@ def test_points_of_empirical_classes_are_their_atoms_without_a_copy(weighted):
     assert not np.shares_memory(x.numpy(), X)
     again = pickle.loads(pickle.dumps(P)).points(50)[0]
     np.testing.assert_array_equal(again, x)
+
+
+def test_float32_rows_stay_and_give_the_draws_of_float64():
+    """Single precision holds them without loss; blocks of draws are those of one table."""
+    rng = np.random.default_rng(3)
+    X = (rng.standard_normal((9000, 40)) + [[3.0]]).astype(np.float32)
+    y = (rng.random(9000) < 0.3).astype(int)
+    single, double = (ClassConditional(KDE()).fit(A, y) for A in (X, X.astype(np.float64)))
+    assert single.measures_[0].atoms_.dtype == np.float32
+    for a, b in zip(single.measures_, double.measures_, strict=True):
+        np.testing.assert_allclose(a.bandwidth_, b.bandwidth_, rtol=1e-12)
+    x, labels, w = single.points(9000, torch.Generator().manual_seed(0))
+    other = double.points(9000, torch.Generator().manual_seed(0))
+    assert x.dtype == torch.float64
+    torch.testing.assert_close(x, other[0], rtol=0, atol=1e-12)
+    assert torch.equal(labels, other[1])
+    for k in (0, 1):
+        some, b = x[labels == k] - torch.tensor(X[y == k]).double(), single.measures_[k].bandwidth_
+        # 2.5e5 numbers at least: their mean, variance and fourth moment within five errors
+        noise = (some / torch.tensor(b)).flatten()
+        assert abs(noise.mean()) < 5 / len(noise) ** 0.5
+        assert abs(noise.square().mean() - 1) < 5 * (2 / len(noise)) ** 0.5
+        assert abs(noise.pow(4).mean() - 3) < 5 * (96 / len(noise)) ** 0.5
+        assert noise.unique().numel() == noise.numel()

@@ -137,6 +137,8 @@ def test_batches_that_change_are_noticed(change):
             "all or none",
         ),
         ([(np.zeros((2, 1)), np.zeros(2), np.zeros(2))], "zero"),
+        ([(np.zeros((2, 1)), np.zeros(2)), (np.zeros((2, 1)), np.array(["a", "b"]))], "text"),
+        (lambda: 7, "gives no batches"),
     ],
 )
 def test_what_gives_no_batches_says_so(found, words):
