@@ -28,7 +28,7 @@ from drojko.exceptions import InvalidDataError
 __all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
 
 _LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
-_FAR = 1e3  # times the slope of a kink far away that its dual may say, of several blocks
+_FAR = 1e3  # times the slope of a kink far away that its dual may say
 _BLOCK = 1 << 14  # cells whose work arrays stay in cache
 
 
@@ -368,8 +368,8 @@ class _Blocks(NamedTuple):
 
     def moved(self, new: _Blocks, t: float) -> np.ndarray:
         """See `Kink.moved`; of very many kinks what is rounding of duals adds up."""
-        pairs, far = zip(self.parts, new.parts, strict=True), _FAR if self.parts[1:] else math.inf
-        return np.concatenate([kink.moved(after, t, far) for kink, after in pairs])
+        pairs = zip(self.parts, new.parts, strict=True)
+        return np.concatenate([kink.moved(after, t, _FAR) for kink, after in pairs])
 
 
 class Tails(Levels):
