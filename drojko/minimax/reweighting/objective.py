@@ -225,8 +225,10 @@ class Reweighted:
         """
         detail, levels = state.terms.detail, self.levels
         ridge = 0.5 * float(self.ridge @ state.z**2)
-        own = detail is not None and detail.loss.own and self._last[0] is state.u and not exact
-        losses = detail.loss.value if own else self.exact(state.u)
+        if not exact and detail is not None and detail.loss.own and self._last[0] is state.u:
+            losses = detail.loss.value
+        else:
+            losses = self.exact(state.u)
         if exact or not isinstance(levels, Priced):
             dual = self.bound.dual(losses)
             value, penalty, spent = dual.value, dual.penalty, dual.radius
@@ -285,7 +287,8 @@ class Reweighted:
             if best > -math.inf:
                 return best
         duals, Hpp = (parts, s, bend), state.terms.Hpp
-        corner = rows.blank() if rows.size > MOST else None
+        wide = rows.size > MOST
+        corner = rows.blank() if wide else rows
         for step in range(_REPAIRS):
             parts, s, _ = duals
             q = _total(parts)
@@ -298,7 +301,7 @@ class Reweighted:
             if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
             # Products leave a rest, which intercept and levels have no room for.
-            for _ in range(0 if corner is None else _REPAIRS):
+            for _ in range(_REPAIRS if wide else 0):
                 none = np.zeros(corner.size)
                 close, duals = self._balanced(corner, none, none, duals, Hpp)
                 if close <= 1e-15 * float(levels.weights @ q):
