@@ -81,7 +81,11 @@ class Measure(_Settings):
         """
         if self._fit is None:
             raise self._lacks("fit", self._remedy)
-        rows, weights = distinct(*weighted_rows(X, sample_weight))
+        return self._fit_rows(*weighted_rows(X, sample_weight))
+
+    def _fit_rows(self, rows: np.ndarray, weights: np.ndarray) -> Self:
+        """Fit to rows of positive weight, which may be kept as they are."""
+        rows, weights = distinct(rows, weights)
         if len(rows) < 2:
             raise InvalidDataError(
                 f"{type(self).__name__} got 1 sample, counting distinct rows of positive weight; "

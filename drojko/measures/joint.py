@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drojko._validation import check_scale
 from drojko.exceptions import UnsupportedError
 from drojko.measures._arrays import masses, matrix, queries, vector
 from drojko.measures.base import LabelledMeasure, Measure
@@ -55,12 +56,20 @@ class Joint(LabelledMeasure):
         y : (n,), finite numbers.
         sample_weight : (n,), default=None
         """
-        x = matrix(X)
+        x = matrix(X, single=True)
         labels = vector(y, len(x)).detach().cpu().numpy()
         weights = masses(sample_weight, len(x))
-        rows, weights = np.column_stack([x, labels])[weights > 0], weights[weights > 0]
+        rows = np.empty((len(x), x.shape[1] + 1))
+        rows[:, :-1], rows[:, -1] = x, labels
+        if not weights.all():
+            rows, weights = rows[weights > 0], weights[weights > 0]
         template = KDE() if self.measure is None else self.measure
-        self.measure_ = template._with_label(x.shape[1]).fit(rows, weights)
+        measure = template._with_label(x.shape[1])
+        if measure._fit is None:
+            self.measure_ = measure.fit(rows, weights)
+            return self
+        check_scale(rows, "X")
+        self.measure_ = measure._fit_rows(rows, weights)
         return self
 
     def _construct(self) -> None:
