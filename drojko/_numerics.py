@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg.lapack import dpotrf, dpotrs
 from torch import Tensor
 
 __all__ = [
-    "Adam", "Kink", "batches", "cosine", "endless", "factorised", "root", "separated",
-    "solve_symmetric", "standard_error",
+    "Adam", "Kink", "batches", "cosine", "endless", "root", "separated", "standard_error",
 ]  # fmt: skip
 
 
@@ -105,31 +103,6 @@ def endless(value: Callable[[float], float], decades: int = 12) -> bool:
             return False
         before = now
     return True
-
-
-def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Cholesky's solution, with as little added to the scaled diagonal as that takes.
-
-    A row and column of zeros, as a dead column has, leaves a right side of 0 at 0.
-    """
-    diagonal = matrix.diagonal()
-    unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
-    shift = 1e-14
-    while len(unit) and shift < 1e8:
-        scaled = matrix * unit[:, None]
-        scaled *= unit
-        scaled.flat[:: len(unit) + 1] += shift
-        # LAPACK in place, without a copy in the other order.
-        factor, failed = dpotrf(scaled.T, clean=False, overwrite_a=True)
-        if not failed and np.isfinite(factor.diagonal()).all():
-            return lambda right: unit * dpotrs(factor, unit * right)[0]
-        shift *= 100.0
-    return lambda right: right * unit * unit
-
-
-def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solution of a positive semidefinite system, or of one near it."""
-    return factorised(matrix)(right)
 
 
 def standard_error(values: Any, weights: Any) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko._numerics import factorised
+from drojko.minimax.newton import factorised
 from drojko.minimax.row_sums import Rest, RowSums, inverse_of, over_all
 from drojko.rows import Rows
 

@@ -21,9 +21,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotrs
 
-from drojko._driver import Limits, Outcome, Status, nested, run
-from drojko._numerics import endless, solve_symmetric
+from drojko._driver import Limits, Outcome, Status, run
+from drojko._numerics import endless
 from drojko.exceptions import NonFiniteError, UnsupportedError
 from drojko.minimax.problem import NOT_FINITE
 from drojko.minimax.wide import by_products
@@ -41,18 +42,18 @@ __all__ = [
     "Terms",
     "check_columns",
     "curvature",
+    "factorised",
     "fit",
     "relative_gap",
+    "solve_symmetric",
     "step_of",
     "telling",
 ]
 
 ROUNDING = 1e-10  # share of ``unit`` below which a risk is zero to rounding
 FAR = 1e4  # times ``unit`` that a value is below zero before it is asked whether it has an end
-_LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
+_LARGE = 50_000  # rows from which on a sample is solved first
 MOST = 6000  # parameters of a matrix
-_SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
-_SHORT = 2e-4  # the smoothing after it, over the objective
 _HALF = 0.3  # decrement over bias from which on a stage is left half solved: mu falls by half
 _FAILED = 100.0  # gap over what was promised, of duals that did not balance
 _STUCK = 6  # stages without progress after which a run has stalled
@@ -450,23 +451,26 @@ def fit(
     *,
     goal: float | None = None,
     start: Start | None = None,
+    sampled: Callable[[Any, Limits], Start | None] | None = None,
 ) -> LinearFit:
-    """Run `Newton`; a fit of many rows begins on a sample of them.
+    """Run `Newton`.
 
     Parameters
     ----------
     objective : object
-        As in `Newton`, with ``sample(index)`` where a sample of its rows is a problem like it.
+        As in `Newton`.
     limits : Limits
         "converged" is said where the proven relative gap is at most its tol; the callback finds
         the model in its record, as "coef" and "intercept".
     goal : float, default=None
         The relative gap aimed at; at most ``limits.tol``, which it is by default.
     start : Start, default=None
+    sampled : callable, default=None
+        (objective, limits) -> where a fit of many rows begins; perhaps None.
     """
     goal = limits.tol if goal is None else min(goal, limits.tol)
-    if start is None:
-        start = _from_sample(objective, limits)
+    if start is None and sampled is not None and objective.rows.n >= _LARGE:
+        start = sampled(objective, limits)
     solver = getattr(objective, "solver", Newton)(objective, goal)
     outcome = run(
         solver,
@@ -538,41 +542,6 @@ def _finish(objective: Any, solver: Newton, outcome: Outcome[State]) -> LinearFi
     )
 
 
-def _from_sample(objective: Any, limits: Limits) -> Start | None:
-    """A start near the optimum: that of a sample of the rows, to 1e-3.
-
-    Where the largest loss counts it is larger, and gets the rows that are worst for its model.
-    """
-    rows = objective.rows
-    if rows.n < _LARGE or not hasattr(objective, "sample"):
-        return None
-    largest = getattr(objective, "needs_largest", False)
-    count = max(_SAMPLE, rows.n // _SHARE) if largest else _SAMPLE
-    index = np.sort(np.random.default_rng(0).choice(rows.n, count, replace=False))
-    weight, start = rows.w[index] * (rows.n / count), None
-    for _ in range(_ROUNDS if largest else 1):
-        some = objective.sample(index, weight)
-        if some is None:
-            return None
-        solver = Newton(some, 1e-3, prove=False)
-        first = solver.init(start)
-        if first.ended is not None:
-            return None
-        end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
-        size = max(abs(end.upper) / some.unit, 1e-8)
-        start = Start(end.best[0], None, (_SHORT if largest else 1e-2) * size)
-        if largest:
-            worst = objective.exact(rows.predict(start.z))
-            top = np.argpartition(-worst, _WORST)[:_WORST]
-            new = np.setdiff1d(top[rows.w[top] > 0], index)
-            if not new.size:
-                break
-            order = np.argsort(np.append(index, new))
-            weight = np.append(weight, rows.w[new])[order]
-            index = np.append(index, new)[order]
-    return start
-
-
 def curvature(
     rows: Any, huu: np.ndarray, hup: Any, Hpp: np.ndarray, Hz: Any, Hzp: Any = 0.0
 ) -> np.ndarray:
@@ -596,3 +565,28 @@ def step_of(rows: Any, right: np.ndarray, huu: np.ndarray, hup: Any, *rest: Any)
     if rows.size > MOST:
         return by_products(rows, huu, hup, *rest)(right)
     return solve_symmetric(curvature(rows, huu, hup, *rest), right)
+
+
+def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Cholesky's solution, with as little added to the scaled diagonal as that takes.
+
+    A row and column of zeros, as a dead column has, leaves a right side of 0 at 0.
+    """
+    diagonal = matrix.diagonal()
+    unit = 1.0 / np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-280)))
+    shift = 1e-14
+    while len(unit) and shift < 1e8:
+        scaled = matrix * unit[:, None]
+        scaled *= unit
+        scaled.flat[:: len(unit) + 1] += shift
+        # LAPACK in place, without a copy in the other order.
+        factor, failed = dpotrf(scaled.T, clean=False, overwrite_a=True)
+        if not failed and np.isfinite(factor.diagonal()).all():
+            return lambda right: unit * dpotrs(factor, unit * right)[0]
+        shift *= 100.0
+    return lambda right: right * unit * unit
+
+
+def solve_symmetric(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solution of a positive semidefinite system, or of one near it."""
+    return factorised(matrix)(right)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from drojko._numerics import factorised
+from drojko.minimax.newton import factorised
 from drojko.minimax.wide import by_products
 from drojko.rows import Rows
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from drojko._driver import Limits, Status
-from drojko._numerics import solve_symmetric
 from drojko.losses.smoothing import Kink, conjugate_bound
-from drojko.minimax.newton import Newton, Start, Terms, fit, relative_gap
+from drojko.minimax.newton import Newton, Start, Terms, fit, relative_gap, solve_symmetric
 from drojko.rows import Rows
 
 

@@ -28,7 +28,7 @@ from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.tails import Tailed
-from drojko.minimax.samples import AMPLE, fit_many
+from drojko.minimax.samples import AMPLE, fit_many, from_sample
 from drojko.rows import Rows, is_wide, rows_of
 from drojko.rows.rotated import Rotation
 from drojko.rows.sparse import SparseTable
@@ -118,7 +118,7 @@ def solve_linear(
         found = turned()
         if found is not None:
             return found
-    if proven and rows.size <= WIDE:
+    if proven and (rows.size <= WIDE or (rows.size > MOST and bound.cells is None)):
         return _newton(task, Start(first[0]) if first is not None and warm else None)
     try:
         near = _near(task)
@@ -128,7 +128,7 @@ def solve_linear(
             raise
         return _quasi_newton(task, last.theta[None], warm, last)[0]
     found, z = _quasi_newton(task, first if near is None else near.theta[None], warm, near)
-    proven = proven and (rows.size <= MOST or bound.cells is None)  # groups ask for a matrix
+    proven = proven and rows.size <= MOST  # groups ask for a matrix, which has no room
     if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
         return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
     return found
@@ -185,6 +185,7 @@ def _newton(task: _Task, start: Start | None) -> LinearFit:
         task.limits,
         goal=task.accuracy,
         start=start,
+        sampled=from_sample,
     )
 
 

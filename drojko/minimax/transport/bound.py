@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from drojko._numerics import solve_symmetric
 from drojko.losses import Loss
 from drojko.losses.jets import jet
+from drojko.minimax.newton import solve_symmetric
 from drojko.minimax.transport.risk import RidgeData
 from drojko.rows import Rows, blocks
 

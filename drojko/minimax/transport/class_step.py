@@ -18,8 +18,8 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
 
-from drojko._numerics import factorised
 from drojko.losses.class_moves import Moves
+from drojko.minimax.newton import factorised
 from drojko.minimax.transport.class_bound import ClassGround
 from drojko.minimax.wide import conjugate_gradients
 from drojko.rows import Rows

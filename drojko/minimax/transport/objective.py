@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from drojko._numerics import solve_symmetric
 from drojko.exceptions import UnsupportedError
 from drojko.losses import Loss
 from drojko.losses.jets import jet, kinks
-from drojko.minimax.newton import State, Terms
+from drojko.minimax.newton import State, Terms, solve_symmetric
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.risk import spend
 from drojko.rows import Rows, blocks

@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from drojko._driver import Limits, nested
-from drojko._numerics import solve_symmetric
 from drojko.inner.reach import Reach
 from drojko.losses import Loss
-from drojko.minimax.newton import State, Terms
+from drojko.minimax.newton import State, Terms, solve_symmetric
 from drojko.minimax.transport.bound import Ground, Plan, lower_bound
 from drojko.minimax.transport.jumps.places import Options, Places
 from drojko.minimax.transport.jumps.solver import PathNewton

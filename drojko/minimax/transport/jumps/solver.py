@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from drojko._numerics import solve_symmetric
-from drojko.minimax.newton import Newton, State
+from drojko.minimax.newton import Newton, State, solve_symmetric
 
 __all__ = ["PathNewton"]
 
