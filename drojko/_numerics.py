@@ -6,6 +6,7 @@ Adam's rule itself is a few lines, and an explicit state can be checkpointed.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -234,12 +235,25 @@ class Kink:
         """The slope that the dual stands for, in [0, 1]."""
         return 0.5 * (1.0 + self.dual)
 
-    def moved(self, new: Kink, t: float) -> np.ndarray:
-        """Dual after a step of length t that took the kinks to those of ``new``."""
+    def turned(self, dual: np.ndarray) -> Kink:
+        """The same kinks with other duals."""
+        new = copy.copy(self)
+        new.dual = dual
+        return new
+
+    def moved(self, new: Kink, t: float, far: float = math.inf) -> np.ndarray:
+        """Dual after a step of length t that took the kinks to those of ``new``.
+
+        Far from a kink a share is at most ``far`` times that of the slope, which is tiny there.
+        """
         towards = t * (self.tilt - self.dual)
         with np.errstate(over="ignore"):
             along = (1.0 - self.dual * self.tilt) / self.root * (new.x - self.x)
-        return np.clip(self.dual + towards + along, -1.0, 1.0)
+        dual = np.clip(self.dual + towards + along, -1.0, 1.0)
+        if far < math.inf:
+            most = np.minimum(2.0 * far * new.small / new.root, 2.0) - 1.0
+            np.copyto(dual, np.where(new.x < 0.0, np.minimum(dual, most), np.maximum(dual, -most)))
+        return dual
 
 
 def telling(X: np.ndarray, y: np.ndarray, classes: int) -> list[int]:

@@ -108,10 +108,15 @@ class _Range(Tails):
         self._least = box.low / shares
 
     def rise(
-        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+        self,
+        losses: np.ndarray,
+        p: np.ndarray,
+        mu: float,
+        duals: Mapping[str, np.ndarray],
+        second: bool = True,
     ) -> Rise:
         """Evaluate the kink and the shares that stay."""
-        found, least = super().rise(losses, p, mu, duals), self._least
+        found, least = super().rise(losses, p, mu, duals, second), self._least
         none = np.zeros_like(losses)
         kept = Part(least, none, np.zeros((1, losses.size)), least, 0, None)
         return replace(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ from drojko.exceptions import InvalidDataError
 __all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "Tails"]
 
 _LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
+_FAR = 1e3  # times the slope of a kink far away that its dual may say
+_BLOCK = 1 << 14  # cells whose work arrays stay in cache
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Rise:
     gradient: np.ndarray
     hessian: np.ndarray
     parts: tuple[Part, ...] = ()
-    records: Mapping[str, Kink] = ()  # type: ignore[assignment]
+    records: Mapping[str, Any] = ()  # type: ignore[assignment]
 
 
 class Levels(ABC):
@@ -170,9 +172,14 @@ class Levels(ABC):
 
     @abstractmethod
     def rise(
-        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+        self,
+        losses: np.ndarray,
+        p: np.ndarray,
+        mu: float,
+        duals: Mapping[str, np.ndarray],
+        second: bool = True,
     ) -> Rise | None:
-        """Evaluate; None outside the domain."""
+        """Evaluate; None outside the domain. Without ``second`` what it needs may be absent."""
 
     def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """Levels that minimise the smoothed sum, from p on."""
@@ -223,7 +230,12 @@ class Plain(Levels):
         return np.zeros(0)
 
     def rise(
-        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+        self,
+        losses: np.ndarray,
+        p: np.ndarray,
+        mu: float,
+        duals: Mapping[str, np.ndarray],
+        second: bool = True,
     ) -> Rise:
         """The mean."""
         one, zero, none = np.ones_like(losses), np.zeros_like(losses), np.zeros((0, losses.size))
@@ -259,7 +271,12 @@ class Priced(Levels):
         return np.array([dual.shift, dual.penalty])
 
     def rise(
-        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+        self,
+        losses: np.ndarray,
+        p: np.ndarray,
+        mu: float,
+        duals: Mapping[str, np.ndarray],
+        second: bool = True,
     ) -> Rise | None:
         """Evaluate lambda f*((L - eta) / lambda); a price cools with mu towards the one given."""
         key, last = (losses, p, mu), self._last
@@ -338,6 +355,23 @@ class Tail(NamedTuple):
     mass: float | None
 
 
+def _blocks(n: int) -> Iterator[slice]:
+    """Slices of so many cells; one at least."""
+    for start in range(0, max(n, 1), _BLOCK):
+        yield slice(start, min(start + _BLOCK, n))
+
+
+class _Blocks(NamedTuple):
+    """Kinks in blocks."""
+
+    parts: Sequence[Kink]
+
+    def moved(self, new: _Blocks, t: float) -> np.ndarray:
+        """See `Kink.moved`; of very many kinks what is rounding of duals adds up."""
+        pairs = zip(self.parts, new.parts, strict=True)
+        return np.concatenate([kink.moved(after, t, _FAR) for kink, after in pairs])
+
+
 class Tails(Levels):
     """Sums of kinks: each level is where a smoothed density has its mass."""
 
@@ -353,7 +387,7 @@ class Tails(Levels):
     ):
         super().__init__(ambiguity, weights)
         self.tails, self.cost, self.constant = tuple(tails), np.asarray(cost, float), constant
-        self.count = len(cost)
+        self.count, self._last = len(cost), None
 
     @property
     def cap(self) -> float | None:
@@ -379,29 +413,58 @@ class Tails(Levels):
         return self.best(losses, p, mu)
 
     def rise(
-        self, losses: np.ndarray, p: np.ndarray, mu: float, duals: Mapping[str, np.ndarray]
+        self,
+        losses: np.ndarray,
+        p: np.ndarray,
+        mu: float,
+        duals: Mapping[str, np.ndarray],
+        second: bool = True,
     ) -> Rise:
-        """Evaluate every kink."""
-        weights, k = self.weights, self.count
+        """Evaluate every kink, block by block."""
+        n, k, weights = losses.size, self.count, self.weights
         value = self.constant + float(self.cost @ p)
-        density, steep = np.zeros_like(losses), np.zeros_like(losses)
-        cross, gradient, hessian = np.zeros((k, losses.size)), self.cost.copy(), np.zeros((k, k))
+        density, gradient, hessian = np.zeros(n), self.cost.copy(), np.zeros((k, k))
+        steep, cross = np.zeros(n if second else 0), np.zeros((k, n if second else 0))
         parts, records = [], {}
-        for tail in self.tails:
-            i, cap = tail.level, tail.cap
-            kink = Kink(losses - p[i] + tail.offset, mu, duals.get(tail.name))
-            bend, slope = cap * kink.second, cap * kink.slope
-            value += float(weights @ (cap * kink.value))
-            density += slope
+        for tail, known in zip(self.tails, self._kinks(losses, p, mu), strict=True):
+            i, cap, dual = tail.level, tail.cap, duals.get(tail.name)
+            share, bend, kinks = np.empty(len(steep)), np.empty(len(steep)), []
+            for some, kink in zip(_blocks(n), known, strict=True):
+                w = weights[some] * (cap[some] if np.ndim(cap) else cap)
+                kinks.append(kink if dual is None else kink.turned(dual[some]))
+                slope = kink.slope
+                value += float(w @ kink.value)
+                gradient[i] -= float(w @ slope)
+                density[some] += slope * (cap[some] if np.ndim(cap) else cap)
+                if second:
+                    share[some], bend[some] = kinks[-1].share, kinks[-1].second
+                    hessian[i, i] += float(w @ bend[some])
+            records[tail.name] = _Blocks(kinks)
+            if not second:
+                continue
+            share *= cap
+            bend *= cap
             steep += bend
             cross[i] -= bend
-            gradient[i] -= weights @ slope
-            hessian[i, i] += weights @ bend
-            own = np.zeros((k, losses.size))
-            own[i] = -bend
-            parts.append(Part(cap * kink.share, bend, own, cap, i, tail.mass))
-            records[tail.name] = kink
+            own = np.zeros((k, n))
+            np.negative(bend, out=own[i])
+            parts.append(Part(share, bend, own, cap, i, tail.mass))
         return Rise(value, density, steep, cross, gradient, hessian, tuple(parts), records)
+
+    def _kinks(self, losses: np.ndarray, p: np.ndarray, mu: float) -> list[list[Kink]]:
+        """Those of every tail in blocks; the last ones are kept, as steps ask for them again."""
+        key, last = (losses, p, mu), self._last
+        if last is not None and all(a is b for a, b in zip(key, last[0], strict=True)):
+            return last[1]
+        found = [
+            [
+                Kink(losses[some] - (p[tail.level] - tail.offset), mu)
+                for some in _blocks(len(losses))
+            ]
+            for tail in self.tails
+        ]
+        self._last = key, found
+        return found
 
     def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """Each level by safeguarded Newton steps on its mass."""

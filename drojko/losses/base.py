@@ -242,7 +242,7 @@ class Loss(Checked):
         if self.kinks:
             raise self._lacks("smoothed", "linear training with kinks needs", _AUTOGRAD)
         line = self.line(f, y)
-        return Smoothed(*line, line[1])
+        return Smoothed(*line, line[1], own=True)
 
     def least(self, slope: Any, y: np.ndarray, near: np.ndarray | None = None) -> np.ndarray:
         r"""Return :math:`\inf_f \ell(f, y) - s f` for slopes s in `domain`: minus the conjugate.

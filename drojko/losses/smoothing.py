@@ -18,7 +18,8 @@ class Smoothed:
     """A loss at predictions: value, slope, curvature, dual slope, and the kinks behind them.
 
     ``dual_slope`` lies in the domain of the conjugate. ``record`` has
-    ``moved(new, t) -> dual``, or is None where the loss is smooth and the dual slope its own.
+    ``moved(new, t) -> dual``, or is None where the loss is smooth and the dual slope its own;
+    ``own`` says that it is not smoothed at all.
     """
 
     value: np.ndarray
@@ -26,6 +27,7 @@ class Smoothed:
     second: np.ndarray
     dual_slope: np.ndarray
     record: Any = None
+    own: bool = False
 
 
 def smoothed_clip(r: np.ndarray, delta: float, mu: float) -> tuple[np.ndarray, ...]:

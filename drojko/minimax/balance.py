@@ -78,7 +78,7 @@ class Balance:
     ) -> None:
         here = rows.here(index)
         self.objective, self.inner, self.rows, self.state = objective, objective, rows, state
-        self.few = rows.take(index) if len(index) < rows.n else rows
+        self.few = rows.take(index).doubled() if len(index) < rows.n else rows
         self.y, self.w, self.v = rows.y[here], rows.w[here], scores[here]
         self.near = near[here] if near is not None and len(near) == len(rows.y) else None
         self.levels = objective.levels(state.z, state.p)

@@ -134,8 +134,9 @@ class ManyRows:
         """B z of the last state, where it is as good as X times coefficients."""
         if self._seen[0] is not s.z or not self.rows.raw:
             return None
-        near = self.near if s.sums.near is None else s.sums.near
-        return Scores(self._seen[1], near, *self.rows.outward(s.z))
+        near, o = self.near if s.sums.near is None else s.sums.near, self.objective
+        plan = o.plan(s.z, s.p, s.sums) if hasattr(o, "plan") else None
+        return Scores(self._seen[1], near, *self.rows.outward(s.z), plan)
 
     def _read(self, z: np.ndarray, levels: np.ndarray) -> RowSums | None:
         """Sums of all rows in one read, which keeps what the next one is cheaper with."""
@@ -157,7 +158,7 @@ class ManyRows:
                 kept[part], used = found.near, True
             steep, ends = float(np.abs(found.gu).sum()), (found.worth, found.spent, found.mass)
             reach = math.sqrt(float(found.gu @ found.gu) * float(u @ u))  # no less, and no array
-            return [found.value, *ends, steep, reach, *found.gp], found.gu
+            return [found.value, *ends, steep, reach, found.turn, *found.gp], found.gu
 
         sums = rows.swept(z, visit)
         if not used:
@@ -165,11 +166,9 @@ class ManyRows:
         if sums is None:
             return None
         self._seen = z, scores
-        value, worth, spent, mass, steep, reach, *gp = sums.totals.tolist()
-        none = np.zeros(0)
-        return RowSums(
-            value, none, np.array(gp), worth, spent, mass, None, sums.slope, steep, reach
-        )
+        value, worth, spent, mass, steep, reach, turn, *gp = sums.totals.tolist()
+        known = np.zeros(0), np.array(gp), worth, spent, mass, None, sums.slope, steep, reach
+        return RowSums(value, *known, turn=turn)
 
     def _at(self, z, p, metric, pairs, sums: RowSums) -> State:
         rest = self.objective.rest(z, p, sums)

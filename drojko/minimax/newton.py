@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 
-from drojko._driver import Limits, Outcome, Status, nested, run
+from drojko._driver import Limits, Outcome, Status, run
 from drojko._numerics import endless
 from drojko.exceptions import NonFiniteError, UnsupportedError
 from drojko.minimax.problem import NOT_FINITE
+from drojko.minimax.wide import by_products
 
 __all__ = [
     "CONSTANT",
@@ -40,19 +41,21 @@ __all__ = [
     "State",
     "Terms",
     "check_columns",
+    "curvature",
     "factorised",
     "fit",
     "relative_gap",
     "solve_symmetric",
+    "step_of",
     "telling",
 ]
 
 ROUNDING = 1e-10  # share of ``unit`` below which a risk is zero to rounding
 FAR = 1e4  # times ``unit`` that a value is below zero before it is asked whether it has an end
-_LARGE, _SAMPLE = 50_000, 4_000  # rows from which on a sample is solved first, and its size
+_LARGE = 50_000  # rows from which on a sample is solved first
 MOST = 6000  # parameters of a matrix
-_SHARE, _ROUNDS, _WORST = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
-_SHORT = 2e-4  # the smoothing after it, over the objective
+_HALF = 0.3  # decrement over bias from which on a stage is left half solved: mu falls by half
+_FAILED = 100.0  # gap over what was promised, of duals that did not balance
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
 ENDLESS = (
@@ -75,7 +78,7 @@ class Terms:
     value : float
     gu, huu : arrays of shape (n,)
         Derivatives in u with the weights in; huu >= 0.
-    gz, Hz : arrays of shape (D,) and (D, D)
+    gz, Hz : arrays of shape (D,), and (D, D) or its diagonal (D,)
         Of what does not go through u.
     gp, Hpp, hup, Hzp : arrays of shape (k,), (k, k), (n, k), (D, k)
     records : mapping of name to kinks
@@ -289,8 +292,8 @@ class Newton:
     def _move(self, st: State) -> float:
         """A joint step of an accepted length, which is returned; 0 where there was none."""
         o, terms, k = self.objective, st.terms, len(st.p)
-        gradient, hessian = self._system(terms, k)
-        move = solve_symmetric(hessian, -gradient)
+        gradient, second = self._gradient(terms), (terms.hup, terms.Hpp, terms.Hz, terms.Hzp)
+        move = step_of(o.rows, -gradient, terms.huu, *second)
         st.decrement = decrement = max(-float(gradient @ move), 0.0)
         st.row = {"stationarity": float(np.linalg.norm(gradient)) / (1.0 + abs(terms.value))}
         size = len(st.z)
@@ -323,21 +326,15 @@ class Newton:
         st.terms = o.terms(z, p, u, st.mu, st.duals) if changed or new.records else new
         return t
 
-    def _system(self, terms: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient and curvature in (z, p)."""
+    def _gradient(self, terms: Terms) -> np.ndarray:
+        """In (z, p)."""
         if not math.isfinite(terms.value):
             raise NonFiniteError(NOT_FINITE)
-        rows = self.objective.rows
-        size = rows.size
-        gradient = np.append(rows.sum(terms.gu) + terms.gz, terms.gp)
-        hessian = np.empty((size + k, size + k))
-        np.add(rows.gram(np.maximum(terms.huu, 0.0)), terms.Hz, out=hessian[:size, :size])
-        if k:
-            cross = rows.sum(terms.hup) if np.ndim(terms.hup) else 0.0
-            hessian[:size, size:] = cross + terms.Hzp
-            hessian[size:, :size] = hessian[:size, size:].T
-            hessian[size:, size:] = terms.Hpp
-        return gradient, hessian
+        return np.append(self.objective.rows.sum(terms.gu) + terms.gz, terms.gp)
+
+    def _system(self, t: Terms, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and curvature in (z, p)."""
+        return self._gradient(t), curvature(self.objective.rows, t.huu, t.hup, t.Hpp, t.Hz, t.Hzp)
 
     def _longest(self, p: np.ndarray, move: np.ndarray) -> float:
         """The step length, at most 1, that keeps the positive variables so."""
@@ -368,16 +365,19 @@ class Newton:
             st.ended = Status.CONVERGED
             return
         bias = self._bias(st)
-        share = 2.0 if bias > 4.0 * tol * size else 0.3  # until a bound can decide
+        # Half solved is enough until a bound can decide, where steps are not cut short.
+        share = 2.0 if bias > 4.0 * tol * size and t >= 0.9 else 0.3
         settled = max(share * bias, 0.1 * tol * size, 1e-15 * size)
         # Bounds that ask for balanced duals gain by steps at this mu, no more by a smaller one.
         patient = getattr(o, "patient", False)
+        unbalanced = st.ratio > _FAILED and not patient
+        patient |= unbalanced
         if bias <= tol * size and patient:
             settled = max(1e-6 * tol * size, 1e-15 * size)
         ready = st.decrement <= settled or st.stuck > 0
         decisive = bias <= 4.0 * tol * size or st.mu <= ROUNDING * o.unit
         decisive = decisive and left <= max((0.01 if patient else 1.0) * tol * size, settled)
-        if st.ratio:  # as far from the proof as the last time
+        if st.ratio and not unbalanced:  # as far from the proof as the last time
             decisive = st.ratio * (bias + left) <= tol * size or st.iteration >= st.next_bound
         if decisive or (st.stuck and st.iteration >= st.next_bound):
             found = self.bounded(st)
@@ -399,7 +399,7 @@ class Newton:
                 factor = max(0.3 * st.factor, 1e-2)
             elif st.stage <= 2 and t >= 0.9 and st.decrement <= 0.03 * bias:
                 factor = 0.3 * st.usual
-            elif st.stage > 3 or t < 0.9:
+            elif st.stage > 3 or t < 0.9 or st.decrement > _HALF * bias:
                 factor = 0.5
             # No further than asked for: the bias falls at least like mu.
             st.mu *= min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
@@ -451,23 +451,26 @@ def fit(
     *,
     goal: float | None = None,
     start: Start | None = None,
+    sampled: Callable[[Any, Limits], Start | None] | None = None,
 ) -> LinearFit:
-    """Run `Newton`; a fit of many rows begins on a sample of them.
+    """Run `Newton`.
 
     Parameters
     ----------
     objective : object
-        As in `Newton`, with ``sample(index)`` where a sample of its rows is a problem like it.
+        As in `Newton`.
     limits : Limits
         "converged" is said where the proven relative gap is at most its tol; the callback finds
         the model in its record, as "coef" and "intercept".
     goal : float, default=None
         The relative gap aimed at; at most ``limits.tol``, which it is by default.
     start : Start, default=None
+    sampled : callable, default=None
+        (objective, limits) -> where a fit of many rows begins; perhaps None.
     """
     goal = limits.tol if goal is None else min(goal, limits.tol)
-    if start is None:
-        start = _from_sample(objective, limits)
+    if start is None and sampled is not None and objective.rows.n >= _LARGE:
+        start = sampled(objective, limits)
     solver = getattr(objective, "solver", Newton)(objective, goal)
     outcome = run(
         solver,
@@ -539,39 +542,29 @@ def _finish(objective: Any, solver: Newton, outcome: Outcome[State]) -> LinearFi
     )
 
 
-def _from_sample(objective: Any, limits: Limits) -> Start | None:
-    """A start near the optimum: that of a sample of the rows, to 1e-3.
+def curvature(
+    rows: Any, huu: np.ndarray, hup: Any, Hpp: np.ndarray, Hz: Any, Hzp: Any = 0.0
+) -> np.ndarray:
+    """Second derivatives in (z, p), of `Terms`."""
+    size, k = rows.size, len(Hpp)
+    out = np.empty((size + k, size + k))
+    out[:size, :size] = rows.gram(np.maximum(huu, 0.0))
+    if np.ndim(Hz) == 1:
+        out.flat[: size * (size + k) : size + k + 1] += Hz
+    else:
+        out[:size, :size] += Hz
+    if k:
+        out[:size, size:] = (rows.sum(hup) if np.ndim(hup) else 0.0) + Hzp
+        out[size:, :size] = out[:size, size:].T
+        out[size:, size:] = Hpp
+    return out
 
-    Where the largest loss counts it is larger, and gets the rows that are worst for its model.
-    """
-    rows = objective.rows
-    if rows.n < _LARGE or not hasattr(objective, "sample"):
-        return None
-    largest = getattr(objective, "needs_largest", False)
-    count = max(_SAMPLE, rows.n // _SHARE) if largest else _SAMPLE
-    index = np.sort(np.random.default_rng(0).choice(rows.n, count, replace=False))
-    weight, start = rows.w[index] * (rows.n / count), None
-    for _ in range(_ROUNDS if largest else 1):
-        some = objective.sample(index, weight)
-        if some is None:
-            return None
-        solver = Newton(some, 1e-3, prove=False)
-        first = solver.init(start)
-        if first.ended is not None:
-            return None
-        end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
-        size = max(abs(end.upper) / some.unit, 1e-8)
-        start = Start(end.best[0], None, (_SHORT if largest else 1e-2) * size)
-        if largest:
-            worst = objective.exact(rows.predict(start.z))
-            top = np.argpartition(-worst, _WORST)[:_WORST]
-            new = np.setdiff1d(top[rows.w[top] > 0], index)
-            if not new.size:
-                break
-            order = np.argsort(np.append(index, new))
-            weight = np.append(weight, rows.w[new])[order]
-            index = np.append(index, new)[order]
-    return start
+
+def step_of(rows: Any, right: np.ndarray, huu: np.ndarray, hup: Any, *rest: Any) -> np.ndarray:
+    """The solution with the `curvature`; of too many columns by products."""
+    if rows.size > MOST:
+        return by_products(rows, huu, hup, *rest)(right)
+    return solve_symmetric(curvature(rows, huu, hup, *rest), right)
 
 
 def factorised(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

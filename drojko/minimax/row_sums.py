@@ -23,7 +23,8 @@ class RowSums:
     what the plan costs and ``mass`` its mass, in whichever way the objective's bound counts;
     ``near`` makes the next evaluation nearby cheaper, if anything does. Second derivatives are
     there on request. ``slope`` is B' gu, ``steep`` and ``reach`` the sums of |gu| and of |gu u|;
-    sums of all rows have these in the place of gu.
+    sums of all rows have these in the place of gu. ``turn`` is the second derivative in the only
+    level, where a worst case wants to know.
     """
 
     value: float
@@ -39,16 +40,21 @@ class RowSums:
     huu: np.ndarray = None  # type: ignore[assignment]
     hup: np.ndarray = None  # type: ignore[assignment]
     hpp: np.ndarray = None  # type: ignore[assignment]
+    turn: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Predictions of the rows by a model, and what evaluations there are cheaper with, or None."""
+    """Predictions of the rows by a model, and what evaluations there are cheaper with, or None.
+
+    ``plan``: price, risk, cost and how the cost bends, of the worst cases that are known.
+    """
 
     u: np.ndarray
     near: np.ndarray | None
     coef: np.ndarray
     intercept: float
+    plan: tuple[float, float, float, float] | None = None
 
     def of(self, coef: np.ndarray, intercept: Any) -> bool:
         """Whether they are those of this model, to the last digit."""
@@ -74,19 +80,19 @@ class Rest:
 
 def over_all(rows: Rows, sums: RowSums | None, k: int) -> RowSums | None:
     """Sums over all rows from those over own ones; None where some are not defined."""
-    own = np.zeros(7 + k + k * k)
+    own = np.zeros(8 + k + k * k)
     if sums is None:
         own[0] = 1.0
     else:
         own[1:7] = sums.value, sums.worth, sums.spent, sums.mass, sums.steep, sums.reach
-        own[7 : 7 + k] = sums.gp
-        own[7 + k :] = 0.0 if sums.hpp is None else sums.hpp.ravel()
-    undefined, value, worth, spent, mass, steep, reach, *rest = rows.total(own).tolist()
+        own[7], own[8 : 8 + k] = sums.turn, sums.gp
+        own[8 + k :] = 0.0 if sums.hpp is None else sums.hpp.ravel()
+    undefined, value, worth, spent, mass, steep, reach, turn, *rest = rows.total(own).tolist()
     if sums is None or undefined:
         return None
     gp, hpp = np.array(rest[:k]), np.array(rest[k:]).reshape(k, k)
     hpp = hpp if sums.hpp is not None else sums.hpp
-    known = {"value": value, "worth": worth, "spent": spent, "mass": mass}
+    known = {"value": value, "worth": worth, "spent": spent, "mass": mass, "turn": turn}
     return replace(sums, **known, gp=gp, hpp=hpp, steep=steep, reach=reach)
 
 
@@ -97,9 +103,13 @@ def inverse_of(
 
     These to a relative residual ``close``.
     """
-    if rows.wide:
-        return by_products(rows, sums, rest, k, close)
-    return factorised(hessian(rows, sums, rest, k))
+    if not rows.wide:
+        return factorised(hessian(rows, sums, rest, k))
+    known = sums.huu, sums.hup[:, :k]
+    if rest is None:
+        return by_products(rows, *known, sums.hpp[:k, :k], close=close)
+    corner = np.zeros((k, k)) + sums.hpp[:k, :k] + rest.Hpp
+    return by_products(rows, *known, corner, rest.Hz, rest.Hzp, rest.low, close)
 
 
 def hessian(rows: Rows, sums: RowSums, rest: Rest | None, k: int) -> np.ndarray:

@@ -13,12 +13,12 @@ import numpy as np
 from drojko._driver import Limits, Status, nested, run
 from drojko.losses import Loss
 from drojko.minimax.many_rows import ManyRows, State
-from drojko.minimax.newton import LinearFit, telling
+from drojko.minimax.newton import LinearFit, Newton, Start, telling
 from drojko.minimax.row_sums import Rest, RowSums
 from drojko.rows import Rows
 from drojko.rows.strata import drawn, without_repeats
 
-__all__ = ["AMPLE", "fit_many", "from_plain"]
+__all__ = ["AMPLE", "fit_many", "from_plain", "from_sample"]
 
 #: A relative gap far below what samples of so many rows tell apart.
 AMPLE = 1e-5
@@ -30,6 +30,9 @@ _NARROW = 40  # parameters that count at least, where samples are cheap
 #: Decrement over value from which on a step more solves a sample; of the last one, closer.
 _NEAR, _NEARER = 1e-2, 1e-3
 _MOST = 30  # iterations, where half a dozen are usual
+_PLAIN = 4_000  # rows of a sample for Newton's method
+_PART, _ROUNDS, _TOP = 25, 3, 1_000  # where the largest loss counts: a part of the rows, ...
+_SHORT = 2e-4  # the smoothing after it, over the objective
 
 
 def fit_many(
@@ -192,3 +195,38 @@ def from_plain(rows: Rows, loss: Loss, ridge: np.ndarray) -> tuple[np.ndarray, n
         if sums.value + mean.rest(z, p, sums).value < state.value:
             return z, u
     return state.z, rows.predict(state.z)
+
+
+def from_sample(objective: Any, limits: Limits) -> Start | None:
+    """A start of Newton's method near the optimum: that of a sample of the rows, to 1e-3.
+
+    The objective's ``sample(index, weights)`` is a problem like it on some rows, or None.
+
+    Where the largest loss counts it is larger, and gets the rows that are worst for its model.
+    """
+    rows = objective.rows
+    largest = getattr(objective, "needs_largest", False)
+    count = max(_PLAIN, rows.n // _PART) if largest else _PLAIN
+    index = np.sort(np.random.default_rng(0).choice(rows.n, count, replace=False))
+    weight, start = rows.w[index] * (rows.n / count), None
+    for _ in range(_ROUNDS if largest else 1):
+        some = objective.sample(index, weight)
+        if some is None:
+            return None
+        solver = Newton(some, 1e-3, prove=False)
+        first = solver.init(start)
+        if first.ended is not None:
+            return None
+        end = nested(solver, first, max_iter=100, max_time=limits.time_left).state
+        size = max(abs(end.upper) / some.unit, 1e-8)
+        start = Start(end.best[0], None, (_SHORT if largest else 1e-2) * size)
+        if largest:
+            worst = objective.exact(rows.predict(start.z))
+            top = np.argpartition(-worst, _TOP)[:_TOP]
+            new = np.setdiff1d(top[rows.w[top] > 0], index)
+            if not new.size:
+                break
+            order = np.argsort(np.append(index, new))
+            weight = np.append(weight, rows.w[new])[order]
+            index = np.append(index, new)[order]
+    return start

@@ -22,21 +22,26 @@ _FLAT = 1e-6  # share of the curvature of a column below which a direction has n
 
 
 def by_products(
-    rows: Rows, sums: Any, rest: Any, k: int, close: float = _CLOSE
+    rows: Rows,
+    huu: np.ndarray,
+    hup: Any,
+    corner: Any,
+    outer: Any = 0.0,
+    side: Any = 0.0,
+    low: tuple[np.ndarray, np.ndarray] | None = None,
+    close: float = _CLOSE,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Solutions with H of `drojko.minimax.many_rows.RowSums` and `Rest` (None: rows alone)."""
-    size, huu = rows.size, np.maximum(sums.huu, 0.0)
-    hup = sums.hup[:, :k] if k else np.zeros((rows.n, 0))
-    corner = np.zeros((k, k)) + sums.hpp[:k, :k]
+    """Solutions with H: D of huu (n,), E = hup (n, k) or 0, G = corner, R = outer, F = side (D, k).
+
+    And V M V' on the first block, ``low`` = (V, M) of few columns.
+    """
+    size, k, huu = rows.size, len(corner), np.maximum(huu, 0.0)
+    hup = hup if k and np.ndim(hup) else np.zeros((rows.n, k))
+    outer, side = np.zeros(size) + outer, np.zeros((size, k)) + side
     diagonal = np.zeros(size + k)
-    diagonal[:size] = huu.sum() * rows.free
-    outer, side, low = np.zeros(size), np.zeros((size, k)), None
-    if rest is not None:
-        outer, low = outer + rest.Hz, rest.low
-        side, corner = side + rest.Hzp, corner + rest.Hpp
-        diagonal[:size] += outer
-        if low is not None:
-            diagonal[:size] += ((low[0] @ low[1]) * low[0]).sum(axis=1)
+    diagonal[:size] = huu.sum() * rows.free + outer
+    if low is not None:
+        diagonal[:size] += ((low[0] @ low[1]) * low[0]).sum(axis=1)
     diagonal[size:] = corner.diagonal()
     alive = diagonal > 1e-14 * diagonal.max(initial=0.0)
     unit = np.where(alive, 1.0 / np.where(alive, diagonal, 1.0), 0.0)

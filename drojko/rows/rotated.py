@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from scipy import sparse
 from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpstrf
 
@@ -25,12 +26,14 @@ from drojko._driver import Limits
 __all__ = ["Rotation"]
 
 qr: Any = scipy.linalg.qr
-_Turned = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Turned = tuple[np.ndarray, Any, np.ndarray, np.ndarray]
 
 #: Pivots of the Gram matrix over the largest: what is kept is no less than the first, so that the
 #: square of the condition costs no digits that count; below the second a row adds nothing, ...
 _SURE, _NONE = 1e-5, 1e-12
 _LEFT, _FEW = 1e-12, 16  # ... if what it leaves over is so little, of so many rows at most
+#: Square of a mean row over that of the longest deviation, beyond which differences lose digits.
+_AWAY = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Rotation:
     """
 
     X: np.ndarray
-    span: np.ndarray
+    span: Any
     pick: np.ndarray
     factor: np.ndarray
     unit: np.ndarray
@@ -50,9 +53,12 @@ class Rotation:
 
     @classmethod
     def of(
-        cls, X: np.ndarray, weight: np.ndarray | None, cost: np.ndarray, intercept: bool
+        cls, X: Any, weight: np.ndarray | None, cost: np.ndarray, intercept: bool
     ) -> Rotation | None:
         """For positive costs (d,) of the columns; None where the rows span nothing.
+
+        X is an array, or a `SparseTable`, of which no array is made; None, too, where its rows are
+        nearly dependent or its columns far from zero.
 
         Examples
         --------
@@ -63,6 +69,10 @@ class Rotation:
         True
         """
         unit = 1.0 / np.sqrt(cost)
+        if not isinstance(X, np.ndarray):
+            table = _Centred.of(X.X, weight, unit, intercept)
+            found = _by_gram(table)
+            return None if found is None else cls(*found, unit, table.shift * np.sqrt(cost))
         mean = np.zeros(X.shape[1])
         if intercept:
             mean = np.average(X, axis=0, weights=weight)
@@ -106,13 +116,52 @@ class Rotation:
         return replace(found, coef=coef, intercept=intercept, scores=None)
 
 
-def _by_gram(rows: np.ndarray) -> _Turned | None:
+class _Centred:
+    """Rows of a sparse matrix less a shift (d,), for products from both sides."""
+
+    __array_ufunc__ = None  # products are those below
+
+    def __init__(self, X: Any, shift: np.ndarray) -> None:
+        self.X, self.shift = X, shift
+
+    @classmethod
+    def of(cls, X: Any, weight: np.ndarray | None, unit: np.ndarray, intercept: bool) -> _Centred:
+        """Of columns in these units, around their means."""
+        scaled = sparse.csr_array((X.data * unit[X.indices], X.indices, X.indptr), shape=X.shape)
+        shift = np.zeros(X.shape[1])
+        if intercept:
+            w = np.full(X.shape[0], 1.0 / X.shape[0]) if weight is None else weight / weight.sum()
+            shift = scaled.T @ w
+        return cls(scaled, shift)
+
+    def __len__(self) -> int:
+        return self.X.shape[0]
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return self.X[index].toarray() - self.shift
+
+    def __matmul__(self, right: np.ndarray) -> np.ndarray:
+        return self.X @ right - self.shift @ right
+
+    def __rmatmul__(self, left: np.ndarray) -> np.ndarray:
+        return left @ self.X - np.multiply.outer(left.sum(axis=-1), self.shift)
+
+    def gram(self) -> np.ndarray:
+        """Products of the rows; of NaN where they have lost too many digits."""
+        along, square = self.X @ self.shift, float(self.shift @ self.shift)
+        out = (self.X @ self.X.T).toarray()
+        out += square - along[:, None] - along
+        lost = square > _AWAY * float(out.diagonal().max(initial=0.0))
+        return np.full_like(out, np.nan) if lost else out
+
+
+def _by_gram(rows: Any) -> _Turned | None:
     """From Cholesky's factor of the rows' products, where rows are far from dependent, or are so.
 
     Some 20 times as fast as reflections, at the square of the condition.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        gram = rows @ rows.T
+        gram = rows @ rows.T if isinstance(rows, np.ndarray) else rows.gram()
     most = float(gram.diagonal().max(initial=0.0))
     if not 1e-200 < most < 1e200:
         return None
@@ -125,9 +174,11 @@ def _by_gram(rows: np.ndarray) -> _Turned | None:
     if len(rest):
         share = np.zeros((len(rest), len(rows)))
         share[:, pick] = solve_triangular(corner, factor[rank:].T, lower=True, trans=1).T
-        left = rows[rest] - share @ rows if len(rest) <= _FEW else np.inf
-        if np.square(left).sum() > _LEFT**2 * most:
+        if isinstance(rows, np.ndarray) and len(rest) > _FEW:  # reflections are as fast
             return None
+        for some in np.array_split(np.arange(len(rest)), -(-len(rest) // _FEW)):
+            if np.square(rows[rest[some]] - share[some] @ rows).sum() > _LEFT**2 * most:
+                return None
     turned = np.empty((len(rows), rank))
     turned[order] = factor
     return turned, rows, pick, corner

@@ -194,8 +194,11 @@ class Rows:
             for start in range(rows.start, rows.stop, _FINE):
                 few = slice(start, min(start + _FINE, rows.stop))
                 part, block = X[few], buffer[: few.stop - start]
-                if moved or part.dtype != np.float64:
+                if moved:
                     part = np.subtract(part, centre, out=block)
+                elif part.dtype != np.float64:
+                    np.copyto(block, part)
+                    part = block
                 mass = np.ascontiguousarray(w[few])  # products with a repeated number are slow
                 first += mass @ part
                 second += mass @ np.square(part, out=block)
@@ -578,6 +581,13 @@ class Rows:
         if self._matrix is not None:
             some._matrix = self._matrix[index]
         return some._weighed(self.w[index] if w is None else w)
+
+    def doubled(self) -> Rows:
+        """With entries in float64: what is read often is converted once."""
+        some = copy.copy(self)
+        if isinstance(self.X, np.ndarray):
+            some.X = self.X.astype(np.float64, copy=False)
+        return some
 
     def _weighed(self, w: np.ndarray) -> Rows:
         self.n, self.w = len(w), normalised(w)

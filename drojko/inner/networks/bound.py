@@ -27,6 +27,8 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 _HELPED = 1e-3
 #: Steps towards tighter constants where a bound at a penalty would have no end.
 _TIGHT = 200
+#: Shells of networks that are no matrices, and where intervals are most of their work.
+_SHELLS, _FEWER = 24, 12
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,16 @@ def network_bound(
     ends = min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far)
     efforts = list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]
     efforts = [settings.suited(problem.network) for settings in efforts]
-    radii = edges(min(most, efforts[0].shells), *ends)
+    network = problem.network
+    fixed = None if network.dense else _FEWER if network.curved else _SHELLS
+    counts = [min(most, fixed or settings.shells) for settings in efforts]
+    radii = edges(counts[0], *ends)
     shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))
     first = value, strength = problem.best(shells, objective.strength)
     hurry = max_time is not None and max_time < 1.0
     few, known = None, None
-    for settings in efforts:
-        shells = shells.onto(edges(min(most, settings.shells), *ends))
+    for settings, count in zip(efforts, counts, strict=True):
+        shells = shells.onto(edges(count, *ends))
         if not hurry:
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))

@@ -28,7 +28,7 @@ import torch
 from drojko.ambiguity.divergence import Levels, Part, Plain, Priced, Rise
 from drojko.losses import Loss
 from drojko.losses.smoothing import Smoothed
-from drojko.minimax.newton import State, Terms, solve_symmetric
+from drojko.minimax.newton import MOST, State, Terms, step_of
 from drojko.rows import Rows
 
 __all__ = ["SEPARABLE", "Reweighted"]
@@ -38,6 +38,8 @@ SEPARABLE = (
     "worst-case risk falls to zero as the coefficients grow and no minimum exists: add alpha > 0."
 )
 _REPAIRS = 10  # Newton steps towards balance at most
+_HALVINGS = 6  # of a step of slopes
+_BESIDE, _ENOUGH = 10.0, 20  # smoothings from a kink that they reach, and rows a parameter
 _BALANCE = 1e-11  # imbalance of the masses, over their sum, that is rounding
 
 
@@ -105,8 +107,8 @@ class Reweighted:
         """A step towards the least plain risk: where all losses are equal, no set has a say."""
         rows, w, y = self.rows, self.rows.w, self.rows.y
         jet = self.loss.smoothed(rows.predict(z), y, mu)
-        hessian = rows.gram(w * np.maximum(jet.second, 0.0)) + np.diag(self.ridge)
-        move = solve_symmetric(hessian, -(rows.sum(w * jet.slope) + self.ridge * z))
+        left = -(rows.sum(w * jet.slope) + self.ridge * z)
+        move = step_of(rows, left, w * jet.second, 0.0, np.zeros((0, 0)), self.ridge)
         with np.errstate(over="ignore", invalid="ignore"):  # where there is no curvature at all
             new = self.loss.smoothed(rows.predict(z + move), y, mu)
             rise = 0.5 * float(self.ridge @ ((z + move) ** 2 - z**2))
@@ -166,7 +168,7 @@ class Reweighted:
         loss = self._smoothed(u, mu, duals.get("loss") if second else None)
         rise = None
         if np.isfinite(loss.value).all():
-            rise = levels.rise(self._means(loss.value), p, mu, duals)
+            rise = levels.rise(self._means(loss.value), p, mu, duals, second)
         if rise is None:
             return Terms(math.inf)
         value = rise.value + 0.5 * float(self.ridge @ z**2)
@@ -178,13 +180,16 @@ class Reweighted:
         if not second:
             return Terms(value, gu, gz=gz, gp=rise.gradient, Hpp=rise.hessian, records=records)
         w = levels.weights
-        huu, hup, Hz, Hzp = mass * loss.second, 0.0, np.diag(self.ridge), 0.0
+        huu, hup, Hz, Hzp = mass * loss.second, 0.0, self.ridge, 0.0
         if self.cells is None:
-            huu = huu + w * rise.steep * loss.slope**2
-            hup = (w * rise.cross * loss.slope).T
+            pull = w * loss.slope
+            hup = (rise.cross * pull).T
+            pull *= loss.slope
+            pull *= rise.steep
+            huu += pull
         else:
             pull = rows.sum(self.cells * loss.slope[:, None])
-            Hz = Hz + (pull * (w * rise.steep)) @ pull.T
+            Hz = np.diag(Hz) + (pull * (w * rise.steep)) @ pull.T
             Hzp = pull @ (w * rise.cross).T
         detail = _Detail(loss, rise)
         return Terms(value, gu, huu, gz, Hz, rise.gradient, rise.hessian, hup, Hzp, records, detail)
@@ -218,11 +223,12 @@ class Reweighted:
         At levels that are best for the smoothed losses the bound of the exact ones is above their
         worst case by the second order of the smoothing.
         """
-        losses, ridge, levels = (
-            self.exact(state.u),
-            0.5 * float(self.ridge @ state.z**2),
-            self.levels,
-        )
+        detail, levels = state.terms.detail, self.levels
+        ridge = 0.5 * float(self.ridge @ state.z**2)
+        if not exact and detail is not None and detail.loss.own and self._last[0] is state.u:
+            losses = detail.loss.value
+        else:
+            losses = self.exact(state.u)
         if exact or not isinstance(levels, Priced):
             dual = self.bound.dual(losses)
             value, penalty, spent = dual.value, dual.penalty, dual.radius
@@ -240,10 +246,11 @@ class Reweighted:
     def bias(self, state: State) -> float:
         """Value minus the dual value of the duals, as if they were balanced."""
         detail: _Detail = state.terms.detail
-        q = _total(detail.rise.parts)
-        s = self._clipped(detail.loss.dual_slope)
-        least = self.loss.least(s, self.rows.y, state.u)
-        dual = self._masses(q) @ (s * state.u + least) - self.levels.price(q)
+        q, tangent = _total(detail.rise.parts), detail.loss.value
+        if not detail.loss.own:
+            s = self._clipped(detail.loss.dual_slope)
+            tangent = s * state.u + self.loss.least(s, self.rows.y, state.u)
+        dual = self._masses(q) @ tangent - self.levels.price(q)
         return max(float(state.terms.value - dual - 0.5 * self.ridge @ state.z**2), 0.0)
 
     def lower(self, state: State, need: float) -> float:
@@ -274,49 +281,99 @@ class Reweighted:
             part._replace(density=np.clip(part.density, 0.0, part.cap))
             for part in detail.rise.parts
         ]
-        want, size = -self.ridge * state.z, rows.size
         best, left = -math.inf, math.inf
+        if rows.ample and self.cells is None:  # so many that slopes alone have room
+            best = self._by_slopes(state, parts, s, bend)
+            if best > -math.inf:
+                return best
+        duals, Hpp = (parts, s, bend), state.terms.Hpp
+        wide = rows.size > MOST
+        corner = rows.blank() if wide else rows
         for step in range(_REPAIRS):
+            parts, s, _ = duals
             q = _total(parts)
             before, best = best, max(best, self._bound(state, q, s))
             # Balanced, it is what it is.
             if best >= need or (before > -math.inf and best - before <= 1e-3 * (need - best)):
                 return best
-            lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
-            residual = np.append(rows.sum(self._masses(q) * s) - want, lack)
-            before, left = left, float(np.abs(residual).max(initial=0.0))
+            before = left
+            left, duals = self._balanced(rows, self.ridge, -self.ridge * state.z, duals, Hpp)
             if left <= 1e-16 * float(levels.weights @ q) or (step >= 4 and left > 0.3 * before):
                 break
-            system = self._repair(parts, s, bend, state.terms.Hpp)
-            move = solve_symmetric(system, -residual)
-            du = rows.predict(move[:size])
-            rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
-            s, bend = _within(s, s + bend * du, low, high, bend)
-            parts = [_stepped(part, rise, move[size:]) for part in parts]
+            # Products leave a rest, which intercept and levels have no room for.
+            for _ in range(_REPAIRS if wide else 0):
+                none = np.zeros(corner.size)
+                close, duals = self._balanced(corner, none, none, duals, Hpp)
+                if close <= 1e-15 * float(levels.weights @ q):
+                    break
+        parts, s, _ = duals
         return max(best, self._bound(state, _total(parts), s))
 
-    def _repair(
-        self, parts: list[Part], s: np.ndarray, bend: np.ndarray, Hpp: np.ndarray
-    ) -> np.ndarray:
-        """How the balance and the masses respond to a step in (z, p)."""
-        rows, w, k, size = self.rows, self.levels.weights, len(Hpp), self.rows.size
+    def _by_slopes(self, state: State, parts: list[Part], s: np.ndarray, bend: np.ndarray) -> float:
+        """The bound where densities keep to their masses, and slopes alone balance.
+
+        Slopes s + bend B h within their domains: h is the least point of a convex function, whose
+        derivatives along a step tell how long that may be.
+        """
+        rows, size, y = self.rows, self.rows.size, self.rows.y
+        parts = [_of_mass(part, self.levels.weights) for part in parts]
+        mass, (low, high) = self._masses(_total(parts)), self.loss.domain(y)
+        scale, none = float(mass @ np.abs(s)) + 1e-300, np.zeros((0, 0))
+        pinned, h = (self.ridge == 0.0) & rows.free, np.zeros(size)
+        if not state.terms.detail.loss.own:  # rows beside the kinks, which help and cost little
+            width = _BESIDE * state.mu
+            for _ in range(_HALVINGS):
+                bend = self.loss.smoothed(state.u, y, width).second
+                if int((mass * bend > 0.2 * (mass * bend).max()).sum()) > _ENOUGH * size:
+                    break
+                width *= 3.0
+
+        def left(slopes: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            inside = np.clip(slopes, low, high)
+            residual = rows.sum(mass * inside) + self.ridge * (state.z + h)
+            return inside, np.where(rows.free, residual, 0.0)
+
+        raw = s
+        s, residual = left(raw, h)
+        for _ in range(_REPAIRS):
+            if (np.abs(residual[pinned]) <= 0.1 * _BALANCE * scale).all():
+                break
+            live = np.where((raw > low) & (raw < high), bend, 0.0)
+            move, t = step_of(rows, -residual, mass * live, 0.0, none, self.ridge), 1.0
+            du, slope = bend * rows.predict(move), float(residual @ move)
+            for _ in range(_HALVINGS):
+                new, there = left(raw + t * du, h + t * move)
+                if float(there @ move) <= -0.5 * slope:
+                    break
+                t *= 0.5
+            raw, h, s, residual = raw + t * du, h + t * move, new, there
+        return self._bound(state, _total(parts), s)
+
+    def _balanced(
+        self, rows: Rows, ridge: np.ndarray, want: np.ndarray, duals: tuple, Hpp: np.ndarray
+    ) -> tuple[float, tuple]:
+        """The largest imbalance, and the densities, slopes and their rates after a step."""
+        (parts, s, bend), levels, w, size = duals, self.levels, self.levels.weights, rows.size
+        lack = sum((levels.missing(part) for part in parts), levels.tied(parts))
+        mass = self._masses(_total(parts))
+        residual = np.append(rows.sum(mass * s) - want, lack)
+        left = float(np.abs(residual).max(initial=0.0))
         steep = sum(part.steep for part in parts)
         cross: Any = sum(part.cross for part in parts)
-        mass = self._masses(_total(parts))
-        system = np.zeros((size + k, size + k))
+        response = levels.response(parts, Hpp)
         if self.cells is None:
-            system[:size, :size] = rows.gram(np.maximum(mass * bend + w * steep * s * s, 0.0))
-            if k:
-                system[:size, size:] = rows.sum((w * cross * s).T)
+            huu = mass * bend + w * steep * s * s
+            hup = (w * cross * s).T if len(Hpp) else 0.0
+            move = step_of(rows, -residual, huu, hup, response, ridge)
         else:
             pull = rows.sum(self.cells * s[:, None])
-            system[:size, :size] = rows.gram(np.maximum(mass * bend, 0.0))
-            system[:size, :size] += (pull * (w * steep)) @ pull.T
-            system[:size, size:] = pull @ (w * cross).T
-        system[np.arange(size), np.arange(size)] += self.ridge
-        system[size:, :size] = system[:size, size:].T
-        system[size:, size:] = self.levels.response(parts, Hpp)
-        return system
+            Hz = np.diag(ridge) + (pull * (w * steep)) @ pull.T
+            move = step_of(rows, -residual, mass * bend, 0.0, response, Hz, pull @ (w * cross).T)
+        low, high = self.loss.domain(self.rows.y)
+        du = rows.predict(move[:size])
+        rise = self._means(s * du) if self.cells is None else (s * du) @ self.cells
+        s, bend = _within(s, s + bend * du, low, high, bend)
+        return left, ([_stepped(part, rise, move[size:]) for part in parts], s, bend)
 
     def _bound(self, state: State, q: np.ndarray, s: np.ndarray) -> float:
         """The bound of a density and slopes, -inf where they are not balanced.
@@ -357,7 +414,26 @@ class Reweighted:
 
 def _total(parts: Sequence[Part]) -> np.ndarray:
     """The density of a sum of kinks."""
-    return np.sum([part.density for part in parts], axis=0)
+    first, *rest = (part.density for part in parts)
+    return sum(rest, first)
+
+
+def _of_mass(part: Part, weights: np.ndarray) -> Part:
+    """A density of the mass that it is to have, where that is given."""
+    density = part.density
+    if part.mass is None:
+        return part
+    for _ in range(3):
+        lack = part.mass - float(weights @ density)
+        room = np.where(lack > 0, part.cap - density, density) * part.steep
+        rate = np.where(np.isfinite(room), np.minimum(part.steep, room), part.steep)
+        total = float(weights @ rate)
+        if not total > 0.0:
+            break
+        density = np.clip(density + lack / total * rate, 0.0, part.cap)
+    total = float(weights @ density)
+    density = np.minimum(density * (part.mass / total), part.cap) if total > 0.0 else density
+    return part._replace(density=density)
 
 
 def _within(

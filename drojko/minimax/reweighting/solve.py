@@ -28,9 +28,10 @@ from drojko.minimax.newton import MOST, LinearFit, Start, fit
 from drojko.minimax.reweighting.many_rows import Divergent
 from drojko.minimax.reweighting.objective import SEPARABLE, Reweighted
 from drojko.minimax.reweighting.tails import Tailed
-from drojko.minimax.samples import AMPLE, fit_many
+from drojko.minimax.samples import AMPLE, fit_many, from_sample
 from drojko.rows import Rows, is_wide, rows_of
 from drojko.rows.rotated import Rotation
+from drojko.rows.sparse import SparseTable
 
 if TYPE_CHECKING:
     from drojko.minimax.reweighting.saddle import Saddle
@@ -40,7 +41,7 @@ __all__ = ["solve_linear"]
 #: Relative accuracy of the objective of linear models, whatever tol is.
 ACCURACY = 2e-6
 #: More columns than these are for L-BFGS: a Gram matrix costs n d^2.
-WIDE = 800
+WIDE = 2500
 
 
 def solve_linear(
@@ -86,16 +87,22 @@ def solve_linear(
         has no proof has no lower bound, and its relative gap is NaN.
     """
     limits = limits or Limits()
-    rotation = None
-    if is_wide(X):
+
+    def turned() -> LinearFit | None:
+        """The same in the space of the rows."""
         rotation = Rotation.of(X, weight, np.ones(X.shape[1]), fit_intercept)
-    if rotation is not None:
+        if rotation is None:
+            return None
         found = solve_linear(
             rotation.X, y, weight, bound, loss, n_outputs=n_outputs, alpha=alpha,
             fit_intercept=fit_intercept, limits=rotation.limits(limits), warm=warm,
             start=None if start is None else rotation.inward(*start),
         )  # fmt: skip
         return rotation.back(found)
+
+    found = turned() if is_wide(X) else None
+    if found is not None:
+        return found
     rows = rows_of(X, y, weight, intercept=fit_intercept)
     first = None
     if start is not None:
@@ -107,7 +114,11 @@ def solve_linear(
         many = _many_rows(task)
         if many is not None:
             return many
-    if proven and rows.size <= WIDE:
+    if proven and rows.size > WIDE and isinstance(X, SparseTable) and rows.n < min(rows.d, MOST):
+        found = turned()
+        if found is not None:
+            return found
+    if proven and (rows.size <= WIDE or (rows.size > MOST and bound.cells is None)):
         return _newton(task, Start(first[0]) if first is not None and warm else None)
     try:
         near = _near(task)
@@ -117,7 +128,7 @@ def solve_linear(
             raise
         return _quasi_newton(task, last.theta[None], warm, last)[0]
     found, z = _quasi_newton(task, first if near is None else near.theta[None], warm, near)
-    proven = proven and rows.size <= MOST  # beyond, Newton's matrix has no room
+    proven = proven and rows.size <= MOST  # groups ask for a matrix, which has no room
     if proven and found.status in (Status.CONVERGED, Status.MAX_ITER):
         return _newton(task, Start(z[0], None, 10.0 * ACCURACY))
     return found
@@ -174,6 +185,7 @@ def _newton(task: _Task, start: Start | None) -> LinearFit:
         task.limits,
         goal=task.accuracy,
         start=start,
+        sampled=from_sample,
     )
 
 

@@ -25,7 +25,7 @@ import torch
 from drojko._driver import Limits, Status
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.minimax.newton import ROUNDING, LinearFit, check_columns, fit
-from drojko.minimax.samples import AMPLE, fit_many
+from drojko.minimax.samples import AMPLE, fit_many, from_sample
 from drojko.minimax.transport.bound import Ground, lower_bound, plan_of
 from drojko.minimax.transport.many_rows import Transported
 from drojko.minimax.transport.objective import NormObjective, TransportRows
@@ -83,7 +83,8 @@ class LinearProblem:
         if self.data.swaps is not None or self.data.box is not None:
             # Where places tie, digits beyond the aim take steps of their own.
             goal = 0.5 * max(self.aim, min(self.limits.tol, AMPLE) if self.rows.n >= _MANY else 0.0)
-        found = fit(objective, self.limits, goal=goal)
+        sampled = from_sample if hasattr(objective, "sample") else None
+        found = fit(objective, self.limits, goal=goal, sampled=sampled)
         z = self.rows.inward(found.coef, found.intercept)
         options = [(z, *self.risk(z, found.multiplier))]
         moved = self.ground.cost > 0.0

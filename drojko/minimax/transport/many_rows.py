@@ -99,19 +99,21 @@ class Transported:
         if not (sigma > 0.0 and self.loss.kink_free(sigma)):
             return None
         slope, root = np.empty(n), np.empty(n, dtype=np.float32)
-        bend, value, worth = np.empty(n if second else 0), 0.0, 0.0
+        bend, value, worth, turn = np.empty(n if second else 0), 0.0, 0.0, 0.0
         for start in range(0, n, _BLOCK):
             part = slice(start, min(start + _BLOCK, n))
             last = None if near is None else near[part]
-            G, least, slope[part], bends, at = worst(
-                self.loss, u[part], y[part], sigma, last, second
-            )
+            G, least, p, bends, at = worst(self.loss, u[part], y[part], sigma, last)
             if at is None:
                 root = None
             elif root is not None:
                 root[part] = at
             if second:
                 bend[part] = bends
+            slope[part] = p
+            p = w[part] * p
+            p *= bends
+            turn += 4.0 * float(p @ slope[part])
             worth += float(w[part] @ least)
             value += math.nan if G is None else float(w[part] @ G)
         gu = w * slope
@@ -120,13 +122,12 @@ class Transported:
             value = worth + sigma * spent + float(gu @ u)
         if not math.isfinite(value):
             return None
-        first = RowSums(value, gu, np.array([spent]), worth, spent, 1.0, root)
+        first = RowSums(value, gu, np.array([spent]), worth, spent, 1.0, root, turn=turn)
         if not second:
             return first
         huu = w * bend
         hup = 2.0 * slope * huu
-        hpp = np.array([[2.0 * float(hup @ slope)]])
-        return replace(first, huu=huu, hup=hup[:, None], hpp=hpp)
+        return replace(first, huu=huu, hup=hup[:, None], hpp=np.array([[turn]]))
 
     def rest(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> Rest:
         """Ball and ridge; of a penalty, what sigma passes on to z."""
@@ -166,6 +167,16 @@ class Transported:
         spare = max(keep * strength - keep**2 * norm, 0.0)
         return keep * sums.worth - keep**2 * self.ground.decay(z) + math.sqrt(spare * offset)
 
+    def plan(
+        self, z: np.ndarray, p: np.ndarray, sums: RowSums
+    ) -> tuple[float, float, float, float] | None:
+        """What the worst cases at this price come to; see `Scores`."""
+        sigma, square = self._sigma(z, p), self.ground.square(z)
+        if not sigma * square > 0.0:
+            return None
+        cost, bend = 4.0 * sigma**2 * sums.spent / square, sigma**2 * sums.turn / square
+        return 0.25 * square / sigma, sums.value + sigma * sums.spent, cost, bend
+
     def record(self, z: np.ndarray, p: np.ndarray, sums: RowSums) -> dict[str, float]:
         """The price of a unit of cost, and the mean cost of the worst case."""
         sigma, square = self._sigma(z, p), self.ground.square(z)
@@ -174,9 +185,9 @@ class Transported:
 
 
 def worst(
-    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None, second: bool
+    loss: Loss, u: np.ndarray, y: np.ndarray, sigma: float, near: np.ndarray | None
 ) -> tuple[Any, np.ndarray, np.ndarray, Any, Any]:
-    """Of each row G, inf_f l(f) - p f, p and its derivative in u (on request) where G is attained.
+    """Of each row G, inf_f l(f) - p f, p and its derivative in u where G is attained.
 
     And what the next call may start ``near``. G is the second plus (u + sigma p) p, and left out
     where there is a start; the other derivatives follow: p² in sigma, and 2 p and 4 p² times the
@@ -184,7 +195,7 @@ def worst(
     """
     nearby = getattr(loss, "_worst_near", None)
     if nearby is not None:
-        return None, *nearby(u, y, sigma, near, second)
+        return None, *nearby(u, y, sigma, near, True)
     at = jet(loss, u, y, sigma, 0.0)
     p = np.asarray(at.u)
     return at.value, at.value - (u + sigma * p) * p, p, np.asarray(at.uu), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -221,6 +221,7 @@ class _Model:
         self.loss = data.loss
         self.nearby = getattr(self.loss, "_worst_near", None)
         self._near: np.ndarray | None = None if scores is None else scores.near
+        self._given = None if scores is None else scores.plan
         self.even: tuple[float, float] | None = None  # of the squared loss: shift by residual
 
     @property
@@ -298,6 +299,8 @@ class _Model:
 
     def plan(self, lam: float) -> _Plan:
         close = self._close(lam)
+        if close and self._given is not None and self._given[0] == lam:
+            return self._summed(lam, self._given[1:], close)
         known = self._near is not None
         if close and not known:
             self._near = np.empty(len(self.u), dtype=np.float32)
@@ -305,7 +308,10 @@ class _Model:
         sums = sum(parts, np.zeros(3))
         if self.table is not self.data.X:
             sums = self.table.total(sums)
-        risk, cost, bend = sums.tolist()
+        return self._summed(lam, sums.tolist(), close)
+
+    def _summed(self, lam: float, sums: Sequence[float], close: bool) -> _Plan:
+        risk, cost, bend = sums
         priced = 0.0 if cost == 0.0 else lam * cost
         fall = 2.0 + self.norm / lam * bend / cost if close and cost > 0.0 else math.nan
         return _Plan(lam, risk - priced, risk, cost, fall)
