@@ -62,6 +62,11 @@ class Activation:
     convex: bool
     values: tuple[float, float]
 
+    @property
+    def anchored(self) -> bool:
+        """Whether `around` knows of it."""
+        return math.isfinite(self.third) or self.name == "relu"
+
     def __call__(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Value and slope."""
         return _FURTHER[self.name](a) if self.name in _FURTHER else ACTIVATIONS[self.name][0](a)

@@ -27,7 +27,8 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 _HELPED = 1e-3
 #: Steps towards tighter constants where a bound at a penalty would have no end.
 _TIGHT = 200
-_SHELLS = 24
+#: Shells, and of networks whose intervals are most of the work.
+_SHELLS, _FEWER = 24, 12
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def network_bound(
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     n, m = problem.network.margins.levels.shape
-    count = max(4, min(_SHELLS, int(MEMORY / (8 * 8 * max(1, n * m)))))
+    cut = not problem.network.dense and problem.network.curved
+    most = _FEWER if cut else _SHELLS
+    count = max(4, min(most, int(MEMORY / (8 * 8 * max(1, n * m)))))
     inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
     radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
     shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))

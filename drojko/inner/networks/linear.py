@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drojko.inner.networks.network import Network
 
-__all__ = ["Ball", "Box", "LinearBound", "blocks", "intervals", "linear_bound"]
+__all__ = ["Ball", "Box", "Head", "LinearBound", "blocks", "headed", "linear_bound"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,39 @@ def linear_bound(
     return LinearBound(level + network.outputs_error(), out, found)
 
 
-def intervals(network: Network, region: Ball | Box) -> list[tuple[Tensor, Tensor]]:
-    """Those of all pre-activations alone, of a network of matrices."""
-    return _relaxed(network, region)[0]
+@dataclass(frozen=True)
+class Head:
+    """What quadratic bounds are made of, one row per region: margin <= rows @ last hidden layer
+    + levels + along @ d, and intervals of all pre-activations.
+    """
+
+    network: Network
+    rows: Tensor
+    levels: Tensor
+    intervals: list[tuple[Tensor, Tensor]]
+    along: Tensor | None = None
+
+    def take(self, index: Tensor) -> Head:
+        """Some of the regions."""
+        spans = [(low[index], high[index]) for low, high in self.intervals]
+        along = None if self.along is None else self.along[index]
+        return Head(self.network.take(index), self.rows[index], self.levels[index], spans, along)
+
+
+def headed(
+    network: Network, ball: Ball, place: Tensor, rows: Tensor, levels: Tensor, d: Tensor,
+    layers: int,
+) -> Head:  # fmt: skip
+    """Of ``rows @ last hidden layer + levels`` (j, width), (j,), for samples ``place`` (j,).
+
+    Of a network that is not dense: of its first ``layers``, and lines that are tight near
+    displacements d (j, r) inside the ball of those after them.
+    """
+    if not network.dense:
+        return network.headed(ball, place, rows, levels, d, layers)
+    found = _relaxed(network, ball)[0]
+    between = [(low[place], high[place]) for low, high in found]
+    return Head(network.take(place), rows, levels, between)
 
 
 def _relaxed(

@@ -12,13 +12,14 @@ Hassani, Morari and Pappas, 2019, arXiv 1906.04893, "LipSDP-neuron", in its Schu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from drojko.inner.networks.network import Network
+from drojko.inner.networks.network import Margins, Network
 
-__all__ = ["lipschitz", "margin_constants", "product_of_norms"]
+__all__ = ["lipschitz", "margin_constants", "of_margins", "product_of_norms"]
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
 
@@ -32,17 +33,37 @@ def product_of_norms(network: Network, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lipschitz(network: Network, rows: Tensor, steps: int) -> Tensor:
-    """Lipschitz constants (p,) of ``rows @ last hidden layer`` in the displacement, everywhere."""
+def lipschitz(network: Network, rows: Tensor, steps: int, lead: int | None = None) -> Tensor:
+    """Lipschitz constants (p,) of ``rows @ last hidden layer`` in the displacement, everywhere.
+
+    With ``lead`` multipliers are improved for so many of the rows, and serve the others as well.
+    """
     bound = product_of_norms(network, rows)
     norm = rows.norm(dim=1)
     live = (norm > 0).nonzero().squeeze(1)
     if steps == 0 or len(live) == 0:
         return bound
     unit = rows[live] / norm[live].unsqueeze(1)
-    logs = [torch.zeros(len(live), w.shape[0], dtype=torch.float64) for w in network.weights]
+    few = len(live) if lead is None else min(lead, len(live))
+    top = bound[live].topk(few).indices
+    own, logs = _improved(network, unit[top], steps)
+    best = torch.full_like(norm[live], math.inf).index_copy(0, top, own)
+    if few < len(live):
+        common = [log.mean(0, keepdim=True) for log in logs]
+        for part in torch.arange(len(live)).split(few):
+            given = [log.repeat(len(part), 1) for log in common]
+            value = _value(network, unit[part], given, False)[0]
+            best[part] = torch.minimum(best[part], torch.nan_to_num(value, nan=math.inf))
+    found = best.clamp_min(0.0).sqrt() * norm[live] * (1.0 + 1e-7)
+    bound[live] = torch.minimum(bound[live], torch.nan_to_num(found, nan=math.inf))
+    return bound
+
+
+def _improved(network: Network, unit: Tensor, steps: int) -> tuple[Tensor, list[Tensor]]:
+    """The lowest L² (p,) of some steps of Adam, and the logarithms of the last multipliers."""
+    logs = [torch.zeros(len(unit), w.shape[0], dtype=torch.float64) for w in network.weights]
     first, second = ([torch.zeros_like(p) for p in logs] for _ in range(2))
-    best = torch.full_like(norm[live], math.inf)
+    best = torch.full((len(unit),), math.inf, dtype=torch.float64)
     for step in range(1, steps + 1):
         value, slopes = _value(network, unit, logs, step == 1)
         best = torch.minimum(best, torch.nan_to_num(value, nan=math.inf))
@@ -52,9 +73,7 @@ def lipschitz(network: Network, rows: Tensor, steps: int) -> Tensor:
             second[k].mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
             root = (second[k] / (1.0 - _DECAY[1] ** step)).sqrt().clamp_min(1e-30)
             logs[k].sub_(_RATE / (1.0 - _DECAY[0] ** step) * first[k] / root)
-    found = best.clamp_min(0.0).sqrt() * norm[live] * (1.0 + 1e-7)
-    bound[live] = torch.minimum(bound[live], torch.nan_to_num(found, nan=math.inf))
-    return bound
+    return best, logs
 
 
 def _value(
@@ -106,12 +125,19 @@ def _positive(square: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
 
 def margin_constants(network: Network, steps: int) -> Tensor:
     """Constants of all margins of all samples, (n, m)."""
-    if not network.dense:
-        return network.constants()
-    margins, weight = network.margins, network.margins.weight
+    return (
+        network.constants(steps)
+        if not network.dense
+        else of_margins(network.margins, lambda rows: lipschitz(network, rows, steps))
+    )
+
+
+def of_margins(margins: Margins, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Constants of all margins of all samples (n, m), from those of rows on what they weigh."""
+    weight = margins.weight
     if margins.kind != "pairs":
-        return lipschitz(network, weight, steps).expand(len(margins), margins.levels.shape[1])
+        return of(weight).expand(len(margins), margins.levels.shape[1])
     i, j = torch.triu_indices(len(weight), len(weight), 1)
     table = torch.zeros(len(weight), len(weight), dtype=torch.float64)
-    table[i, j] = lipschitz(network, weight[i] - weight[j], steps)
+    table[i, j] = of(weight[i] - weight[j])
     return (table + table.T)[margins.y]

@@ -122,7 +122,7 @@ class Network:
     frame: Tensor | None = None
     error: float = 0.0
 
-    #: Whether layers are matrices: only of those there are quadratic bounds.
+    #: Whether layers are matrices.
     dense = True
 
     @staticmethod
@@ -213,8 +213,23 @@ class Network:
         """`linear_bound` of what is not dense."""
         raise NotImplementedError
 
-    def constants(self) -> Tensor:
+    @property
+    def curved(self) -> int:
+        """Of how many layers of units of what is not dense there are quadratic bounds."""
+        raise NotImplementedError
+
+    def headed(
+        self, ball: Any, place: Tensor, rows: Tensor, levels: Tensor, d: Tensor, layers: int
+    ) -> Any:
+        """`headed` of what is not dense."""
+        raise NotImplementedError
+
+    def constants(self, steps: int) -> Tensor:
         """`margin_constants` of what is not dense."""
+        raise NotImplementedError
+
+    def price(self, layers: int) -> tuple[float, float]:
+        """Work of a region and of a try of its multipliers, of what is not dense."""
         raise NotImplementedError
 
     def blocks(self, memory: int) -> int:

@@ -31,16 +31,19 @@ and curvature are our own.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from drojko.inner.networks.activations import Around
+from drojko.inner.networks.nested import taken
 from drojko.inner.networks.network import Network
 
-__all__ = ["Multipliers", "Quadratic", "quadratic_bound", "region_bytes"]
+__all__ = [
+    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominate", "forward_error",
+    "quadratic_bound", "region_bytes", "trust_region",
+]  # fmt: skip
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
 #: Place of eta among a layer's free numbers, and where others begin: T, log kappa and log U.
@@ -50,7 +53,7 @@ _ETA, _SECTOR, _LINE, _BAND = 1, 10.0, -5.0, -4.0
 _CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
 #: Subtracted from matrices before they are factored: far above rounding, so that what is computed
 #: with them is an upper bound of the quadratic forms of the exact ones.
-_SHIFT = 1e-9
+SHIFT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Multipliers:
 
     def take(self, index: Tensor) -> Multipliers:
         """Some of them."""
-        return _taken(self, index)
+        return taken(self, index)
 
     def near(self, place: Tensor, count: int) -> list[Tensor]:
         """Indices (n,) of the nearest, the next, ..."""
@@ -99,23 +102,12 @@ class Quadratic:
 
     constant: Tensor
     curvature: Tensor
-    multipliers: Multipliers
+    multipliers: Multipliers | None
     work: int
 
 
-def _taken(part: Any, index: Tensor) -> Any:
-    """Some rows of all tensors in nested lists, tuples and dataclasses."""
-    if isinstance(part, Tensor):
-        return part[index]
-    if isinstance(part, list | tuple):
-        return type(part)(_taken(p, index) for p in part)
-    if part is None:
-        return None
-    return replace(part, **{f.name: _taken(getattr(part, f.name), index) for f in fields(part)})
-
-
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """What a layer's multipliers are scaled by, and its geometry."""
 
     around: Around
@@ -125,7 +117,7 @@ class _Layer:
     line: tuple[Tensor, Tensor]
 
     @staticmethod
-    def of(around: Around, pull: Tensor) -> _Layer:
+    def of(around: Around, pull: Tensor) -> Layer:
         """``pull`` (n, width): the margin's derivative in the layer's outputs."""
         size = pull.abs()
         scale = size + 1e-3 * size.amax(1, keepdim=True) + 1e-30
@@ -134,7 +126,7 @@ class _Layer:
         base = 0.2 * scale / ((high - low).clamp_min(1e-6) * around.reach)
         up = pull >= 0
         line = tuple(torch.where(up, a, b) for a, b in zip(around.above, around.below, strict=True))
-        return _Layer(around, scale, base, sign, line)  # type: ignore[arg-type]
+        return Layer(around, scale, base, sign, line)  # type: ignore[arg-type]
 
     def start(self, last: bool) -> list[Tensor]:
         """First multipliers: nearly all on the curvature, unless it explodes at a kink.
@@ -157,7 +149,7 @@ class _Layer:
         """What the free numbers are multiples of; eta itself, others by their logarithms."""
         return [self.base, self.scale, self.scale, self.base]
 
-    def combined(self, t: Tensor, e: Tensor, k: Tensor, u: Tensor) -> _Units:
+    def combined(self, t: Tensor, e: Tensor, k: Tensor, u: Tensor) -> Units:
         """The constraints' combination at multipliers, from their free numbers."""
         around, sector, eta = self.around, self.base * t.exp(), e * self.scale
         kappa, band = self.sign * k.exp() * self.scale, self.base * u.exp()
@@ -165,7 +157,7 @@ class _Layer:
         (low, high), (top, rise), (floor, tilt) = around.secant, around.above, around.floor
         level, steep = self.line
         flat = torch.stack([sector * low * high, band * rise * tilt, -0.5 * eta * bend])
-        return _Units(
+        return Units(
             (sector, kappa, band), bend, sector + band,
             sector * (low + high) + band * (rise + tilt),
             flat.sum(0), flat.abs().sum(0),
@@ -176,7 +168,7 @@ class _Layer:
 
 
 @dataclass
-class _Units:
+class Units:
     """A layer's combination of constraints: P, x, z, l, g and const of the module, (n, width).
 
     ``spread``: what z is the sum of in size.
@@ -197,8 +189,8 @@ class _Units:
 class _Pass:
     """A layer after elimination: what finds the maximising e again."""
 
-    layer: _Layer
-    units: _Units
+    layer: Layer
+    units: Units
     push: Tensor  # e = push * D + offset; with a factor (factor')^-1 (push @ moved + offset) / root
     offset: Tensor
     factor: Tensor | None = None
@@ -234,7 +226,8 @@ class _Work:
     value: Tensor
     error: Tensor
     goal: Tensor
-    layers: list[_Layer]
+    along: Tensor
+    layers: list[Layer]
     free: list[list[Tensor]]
     moments: list[list[tuple[Tensor, Tensor]]]
     best: Tensor
@@ -249,7 +242,8 @@ class _Work:
     def tried(self, network: Network, improve: int = 0) -> _Work:
         """The bound at the present multipliers, which are then improved for the count-th time."""
         passes, const, g, q, size = _eliminated(network, self.layers, self.free, self.rows)
-        const, anchor, radius = const + self.value, self.anchor, self.radius
+        const, g = const + self.value, g + self.along
+        anchor, radius = self.anchor, self.radius
         qd = (q @ anchor.unsqueeze(2)).squeeze(2)
         c = const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1)
         g0 = g - qd
@@ -257,7 +251,7 @@ class _Work:
         rounding = 4.0 * self.error + 1e-11 * (
             self.value.abs() + const.abs() + g.norm(dim=1) * far + size * far.square()
         )
-        used, d, cost, mu = _trust_region(q, g0, radius, size, self.mu)
+        used, d, cost, mu = trust_region(q, g0, radius, size, self.mu)
         total = c + cost + 0.5 * used * radius.square() + rounding
         wins = total < self.best  # False for NaN as well
         if improve:
@@ -303,6 +297,7 @@ def quadratic_bound(
     steps: int,
     known: Multipliers | None = None,
     goal: Tensor | None = None,
+    along: Tensor | None = None,
 ) -> Quadratic:
     """Bounds of ``rows @ h + levels``, tight at displacements of length ``radius`` near the anchor.
 
@@ -318,25 +313,29 @@ def quadratic_bound(
         Of other regions: the nearest are tried as a start.
     goal : Tensor of shape (n,), optional
         A bound that will do at the radius: regions are left where it is reached, or out of reach.
+    along : Tensor of shape (n, r), optional
+        What the displacement adds by itself, ``along @ d``.
     """
     a, h = network.forward(anchor)
-    value = (rows * h).sum(1) + levels
-    error = _forward_error(network, rows, levels, anchor, a)
+    along = torch.zeros_like(anchor) if along is None else along
+    value = (rows * h).sum(1) + levels + (along * anchor).sum(1)
+    error = forward_error(network, rows, levels, anchor, a)
+    error = error + network.slack * (along * anchor).abs().sum(1)
     arounds = [
         act.around(low - network.slack * low.abs(), high + network.slack * high.abs(), at)
         for act, (low, high), at in zip(network.acts, intervals, a, strict=True)
     ]
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     pull = rows
     for around, w in zip(arounds[::-1], network.weights[::-1], strict=True):
-        layers.insert(0, _Layer.of(around, pull))
+        layers.insert(0, Layer.of(around, pull))
         pull = (around.slope * pull) @ w
     n = len(rows)
     nothing = torch.zeros(n, dtype=torch.float64)
     endless = torch.full_like(nothing, torch.inf)
     goal = -endless if goal is None else goal
     work = _Work(
-        torch.arange(n), rows, anchor, radius, value, error, goal, layers,
+        torch.arange(n), rows, anchor, radius, value, error, goal, along, layers,
         [layer.start(k + 1 == len(layers)) for k, layer in enumerate(layers)],
         [[(torch.zeros_like(q), torch.zeros_like(q)) for q in p.units] for p in layers],
         endless, endless.clone(), nothing.clone(),
@@ -352,7 +351,7 @@ def quadratic_bound(
         done.append((work.index[ended], work.constant[ended], work.curvature[ended]))
         if steps:
             improved.append(work.multipliers.take(ended))
-        return _taken(work, stay)
+        return taken(work, stay)
 
     work = work.tried(network)
     work = left(work, work.open, 0)
@@ -388,7 +387,7 @@ def quadratic_bound(
     return Quadratic(constant[order], curvature[order], known, count)
 
 
-def _forward_error(
+def forward_error(
     network: Network, rows: Tensor, levels: Tensor, anchor: Tensor, a: list[Tensor]
 ) -> Tensor:
     """Rounding of the margin at the anchor, (n,)."""
@@ -407,7 +406,7 @@ def _forward_error(
 
 
 def _eliminated(
-    network: Network, layers: list[_Layer], free: list[list[Tensor]], rows: Tensor
+    network: Network, layers: list[Layer], free: list[list[Tensor]], rows: Tensor
 ) -> tuple[list[_Pass], Tensor, Tensor, Tensor, Tensor]:
     """All e's eliminated: constant, gradient (n, r), Hessian (n, r, r) in d - anchor, its size."""
     const = torch.zeros(len(rows), dtype=torch.float64)
@@ -417,7 +416,7 @@ def _eliminated(
     for k in range(len(layers) - 1, -1, -1):
         layer, w, s = layers[k], network.weights[k], layers[k].around.slope
         if square is not None:
-            _dominate(layer, free[k], square)
+            dominate(layer, free[k], square)
         units = layer.combined(*free[k])
         b0 = linear - units.linear
         const = const + units.const
@@ -436,7 +435,7 @@ def _eliminated(
             root = units.square.sqrt()
             scaled = square / (root.unsqueeze(2) * root.unsqueeze(1))
             a = -scaled
-            a.diagonal(dim1=1, dim2=2).add_(2.0 - _SHIFT)
+            a.diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
             factor, failed = torch.linalg.cholesky_ex(a)
             const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
             bsw = square @ (s.unsqueeze(2) * w)
@@ -461,7 +460,7 @@ def _eliminated(
     return passes[::-1], const, linear, square, size
 
 
-def _dominate(layer: _Layer, free: list[Tensor], square: Tensor) -> None:
+def dominate(layer: Layer, free: list[Tensor], square: Tensor) -> None:
     """Raise T and U where 2P - B is not positive definite with a margin."""
     t = (layer.base * (free[0].exp() + free[3].exp())).sqrt()
     a = -square / (t.unsqueeze(2) * t.unsqueeze(1))
@@ -476,14 +475,14 @@ def _dominate(layer: _Layer, free: list[Tensor], square: Tensor) -> None:
         part[bad] += lift.log().clamp_min(0.02).unsqueeze(1)
 
 
-def _trust_region(
+def trust_region(
     q: Tensor, g: Tensor, radius: Tensor, size: Tensor, mu: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mu > largest eigenvalue of q, near where ||(mu - q)^-1 g|| = radius; that d; g'd/2; next mu.
 
     The matrix that is factored lies below mu - q by more than rounding: success proves mu.
     """
-    shift = _SHIFT * (size + q.flatten(1).norm(dim=1)) + 1e-30
+    shift = SHIFT * (size + q.flatten(1).norm(dim=1)) + 1e-30
     if mu is None:
         mu = _estimate(q, g, radius)
         for _ in range(3):
@@ -554,26 +553,38 @@ def _improve(
     count: int,
 ) -> None:
     """A step of Adam in all multipliers; each derivative is a constraint at the maximiser."""
-    for k, (one, w) in enumerate(zip(passes, network.weights, strict=True)):
+    for one, w, own, past in zip(passes, network.weights, free, moments, strict=True):
         d = moved @ w.T
         e = one.adding(moved, d)
-        t, kappa, band = one.units.values
-        around = one.layer.around
-        (low, high), (top, rise), (floor, tilt) = around.secant, around.above, around.floor
-        level, steep = one.layer.line
-        slopes = (
-            t * (e - low * d) * (high * d - e),
-            one.layer.scale * (0.5 * one.units.bend * d.square() - e),
-            kappa * (level + steep * d - e),
-            band * (top + rise * d - e) * (e - floor - tilt * d),
-        )
+        descend(one.layer, one.units, own, past, d, e, count)
         moved = one.layer.around.slope * d + e
-        for j, slope in enumerate(slopes):
-            slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
-            first, second = moments[k][j]
-            first.mul_(_DECAY[0]).add_(slope, alpha=1.0 - _DECAY[0])
-            second.mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
-            root = (second / (1.0 - _DECAY[1] ** count)).sqrt().clamp_min(1e-30)
-            free[k][j].sub_(_RATE / (1.0 - _DECAY[0] ** count) * first / root)
-            if j != _ETA:
-                free[k][j].clamp_(-30.0, 30.0)
+
+
+def descend(
+    layer: Layer,
+    units: Units,
+    free: list[Tensor],
+    moments: list[tuple[Tensor, Tensor]],
+    d: Tensor,
+    e: Tensor,
+    count: int,
+) -> None:
+    """The same of a layer's multipliers, in place, where its D and e are these."""
+    t, kappa, band = units.values
+    (low, high), (top, rise) = layer.around.secant, layer.around.above
+    (floor, tilt), (level, steep) = layer.around.floor, layer.line
+    slopes = (
+        t * (e - low * d) * (high * d - e),
+        layer.scale * (0.5 * units.bend * d.square() - e),
+        kappa * (level + steep * d - e),
+        band * (top + rise * d - e) * (e - floor - tilt * d),
+    )
+    for j, slope in enumerate(slopes):
+        slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+        first, second = moments[j]
+        first.mul_(_DECAY[0]).add_(slope, alpha=1.0 - _DECAY[0])
+        second.mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
+        root = (second / (1.0 - _DECAY[1] ** count)).sqrt().clamp_min(1e-30)
+        free[j].sub_(_RATE / (1.0 - _DECAY[0] ** count) * first / root)
+        if j != _ETA:
+            free[j].clamp_(-30.0, 30.0)

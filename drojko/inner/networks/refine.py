@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
-from drojko.inner.networks.linear import Ball, blocks, intervals, linear_bound
+from drojko.inner.networks.layers.two import two_layers
+from drojko.inner.networks.linear import Ball, blocks, headed, linear_bound
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
@@ -43,7 +44,7 @@ class Stage:
 
     ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
     relative gap is above ``gap``, and shares ``work`` with those before it. ``pairs``: it bounds
-    means of two margins.
+    means of two margins. ``layers``: what is not dense is cut behind so many layers of units.
     """
 
     factor: float
@@ -52,6 +53,7 @@ class Stage:
     gap: float
     work: float  # region steps in units of 32 x 32 networks
     pairs: bool = False
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Effort:
 
     ``deep``: stages of one with more layers, ``several``: with more margins; None: the same. Few
     regions far from the multiplier close most of such a gap, and many more are needed for the rest.
+    ``behind``: of what is not dense, where intervals are most of the work of a region.
     """
 
     stages: tuple[Stage, ...]
@@ -69,11 +72,16 @@ class Effort:
     goal: float  # relative gap of the mean that ends those
     deep: tuple[Stage, ...] | None = None
     several: tuple[Stage, ...] | None = None
+    behind: tuple[Stage, ...] = ()
 
     def suited(self, network: Network) -> Effort:
         """The same for a network: linear bounds alone where there are no others."""
         if not network.dense:
-            return replace(self, stages=tuple(one for one in self.stages if not one.steps))
+            deep = network.curved
+            stages = [s for s in self.stages if not s.steps]
+            if deep:  # a single try of the first layer is cheap enough to come before the others
+                stages = [s for s in self.behind if s.layers == deep or s.steps <= 1]
+            return replace(self, stages=tuple(stages))
         several = network.margins.levels.shape[1] > _SEVERAL
         other = self.several if several else self.deep if len(network.weights) > 1 else None
         return self if other is None else replace(self, stages=other)
@@ -96,6 +104,11 @@ SETTINGS = {
         several=(
             _LINES, Stage(1.4, 1, 0.8, 0.15, 1.5e4), *(replace(one, gap=0.18) for one in _HARD)
         ),
+        behind=(
+            Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
+            Stage(1.5, 5, 0.15, 0.02, 1.2e5, layers=2), Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1),
+            Stage(1.2, 5, 0.01, 0.005, 1.2e5, layers=2),
+        ),
     ),
     "thorough": Effort(
         (
@@ -104,6 +117,11 @@ SETTINGS = {
             *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
         ),
         100, 160_000, 3, 0.002,
+        behind=(
+            Stage(1.3, 1, 0.04, 0.01, 8e4, layers=1), Stage(1.3, 6, 0.04, 0.01, 4.5e5, layers=2),
+            Stage(1.2, 8, 0.03, 0.01, 5e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 6e5, True, 1),
+            Stage(1.3, 5, 0.03, 0.01, 6e5, True, 2),
+        ),
     ),
 }  # fmt: skip
 
@@ -224,7 +242,7 @@ class Refine:
         # One after the other, those that others start from are of all kinds.
         order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
         order = order[(suprema - fee > least)[rows][at[order]]]
-        left = int((stage.work - state.spent) / sum(self._price))
+        left = int((stage.work - state.spent) / sum(self._price(stage)))
         order = order[: max(0, left)]
         return replace(
             state, rows=rows[at][order], which=torch.stack([which, other], 1)[order],
@@ -276,9 +294,11 @@ class Refine:
         margins, tries = 2.0, 1.0 + min(6.0, stage.steps)
         if state.shells.nominal.shape[1] <= 2:  # many are closed by those inside before their turn
             margins, tries = 1.0, min(7.0, _OPEN * (1.0 + stage.steps))
+        if not self.problem.network.dense:  # all of them to the end
+            margins, tries = min(3.0, float(state.shells.nominal.shape[1])), float(stage.steps)
         if stage.pairs:  # which have no goal that they often reach
             margins, tries = 3.0, 1.0 + stage.steps
-        setup, step = self._price
+        setup, step = self._price(stage)
         affordable = (stage.work - state.spent) / ((setup + tries * step) * margins)
 
         def fits(strength: float) -> bool:
@@ -293,10 +313,11 @@ class Refine:
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high
 
-    @cached_property
-    def _price(self) -> tuple[float, float]:
+    def _price(self, stage: Stage) -> tuple[float, float]:
         """Work of a region and of a try of its multipliers, in that of a try with 32 x 32."""
         net = self.problem.network
+        if not net.dense:
+            return net.price(stage.layers)
         sides = [net.dim, *(w.shape[0] for w in net.weights)]
         pairs = list(zip(sides[1:], sides[:-1], strict=True))
         deep = 1.0 if len(pairs) > 1 else 0.5
@@ -350,7 +371,7 @@ class Refine:
         k, stage = state.shell - 1, self.effort.stages[state.stage]
         assert state.rows is not None
         size = self._block_size(stage)
-        fresh = state.fresh and stage.steps > 1
+        fresh = state.fresh and stage.steps > 1 and stage.layers == 1
         if fresh:  # the first of a shell are started from by the others
             size = min(size, _FIRST)
         rows, rest = state.rows[:size], state.rows[size:]
@@ -370,17 +391,22 @@ class Refine:
         # Margins of a sample share their ball.
         each, place = rows.unique(return_inverse=True)
         ball = Ball(radius[: len(each)])
-        found = intervals(self.problem.network.take(each), ball)
-        between = [(low[place], high[place]) for low, high in found]
         radius = torch.full_like(radius, self.shells.middle(k))
         one, two = which.unbind(1)
-        v, c = _means(network, one, two)
+        head = headed(
+            self.problem.network.take(each), ball, place, *_means(network, one, two), anchor,
+            stage.layers,
+        )  # fmt: skip
         steps = stage.steps - 1
         if fresh:
             steps *= _LONGER
-        found = quadratic_bound(
-            network, v, c, anchor, between, radius, steps, state.known if steps else None, goal
-        )
+        if stage.layers > 1:
+            found = two_layers(head, anchor, radius, steps)
+        else:
+            found = quadratic_bound(
+                head.network, head.rows, head.levels, anchor, head.intervals, radius, steps,
+                state.known if steps else None, goal, head.along,
+            )  # fmt: skip
         error = network.outputs_error().gather(1, which).amax(1)
         constant, curvature = found.constant + error, found.curvature
         if stage.pairs:
@@ -390,10 +416,9 @@ class Refine:
         else:
             shells = state.shells.with_quadratics(k, rows, one, constant, curvature)
         known = state.known
-        if steps:
-            new = found.multipliers
+        if steps and (new := found.multipliers) is not None:
             known = new if known is None else known.joined(new, _KNOWN)
-        setup, step = self._price
+        setup, step = self._price(stage)
         spent = state.spent + len(rows) * setup + found.work * step
         return replace(
             state, shells=shells, rows=rest, which=state.which[size:], goal=state.goal[size:],
@@ -402,7 +427,8 @@ class Refine:
 
     def _block_size(self, stage: Stage) -> int:
         network = self.problem.network
-        return blocks(network, MEMORY // 4, region_bytes(network) if stage.steps else 0)
+        extra = region_bytes(network) if stage.steps and network.dense else 0
+        return blocks(network, MEMORY // 4, extra)
 
 
 def _means(network: Network, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:

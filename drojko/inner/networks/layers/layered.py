@@ -9,18 +9,26 @@ import torch
 from torch import Tensor
 
 from drojko.exceptions import UnsupportedError
+from drojko.inner.networks.layers.chain import perceptron
 from drojko.inner.networks.layers.constants import constants
 from drojko.inner.networks.layers.entry import Entry
+from drojko.inner.networks.layers.head import FirstUnits, TwoLayers
 from drojko.inner.networks.layers.operations import Affine, Unit
 from drojko.inner.networks.layers.program import Program
+from drojko.inner.networks.layers.rates import common_rates
 from drojko.inner.networks.layers.run import Run, box
+from drojko.inner.networks.layers.seen import Seen
 from drojko.inner.networks.layers.tracing import traced
-from drojko.inner.networks.linear import Ball, Box, LinearBound
+from drojko.inner.networks.linear import Ball, Box, Head, LinearBound
+from drojko.inner.networks.lipschitz import lipschitz, of_margins
 from drojko.inner.networks.network import Margins, Network
 from drojko.inner.objective import Batch, Objective
 from drojko.models import ModuleModel
 
 __all__ = ["Layered"]
+
+#: Rows whose Lipschitz constants are improved where layers compose to matrices, and how often.
+_LEAD, _STEPS, _TOGETHER = 2, 6, 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +41,14 @@ class Layered(Network):
         The program, and how displacements enter it.
     x : Tensor of shape (n, d)
         The samples, in float64.
+    sample : Tensor of shape (n,)
+        Which of those they are that it was read with, and what is known of these.
     """
 
     entry: Entry
     x: Tensor
+    sample: Tensor
+    seen: Seen
 
     dense = False
 
@@ -65,6 +77,7 @@ class Layered(Network):
         return Layered(
             weights=(), biases=(), acts=(), centre=nothing, size=nothing, margins=margins,
             entry=Entry(program, lift, objective.coordinates.scale), x=x,
+            sample=torch.arange(len(x)), seen=Seen(len(x)),
         )  # fmt: skip
 
     @property
@@ -82,13 +95,29 @@ class Layered(Network):
         return self.entry.dim
 
     def take(self, index: Tensor) -> Layered:
-        return replace(self, x=self.x[index], margins=self.margins.take(index))
+        x, sample = self.x[index], self.sample[index]
+        return replace(self, x=x, sample=sample, margins=self.margins.take(index))
 
     def forward(self, d: Tensor) -> tuple[list[Tensor], Tensor]:
         """What goes into the units at displacements (n, r), and the outputs."""
         values = self.program.forward(self.x + self.entry.moved(d))
         nodes = self.program.nodes
         return [values[nodes[k].sources[0]] for k in self.program.units], values[-1]
+
+    def gradient(self, d: Tensor, rows: Tensor) -> Tensor:
+        """Gradient of ``rows @ outputs``, rows of shape (n, K)."""
+        with torch.enable_grad():
+            leaf = d.detach().requires_grad_(True)
+            out = self.program.forward(self.x + self.entry.moved(leaf))[-1]
+            found = torch.autograd.grad(out, leaf, rows, materialize_grads=True)[0]
+        return found
+
+    @property
+    def curved(self) -> int:
+        """Of how many layers of units, from the first on, there are quadratic bounds."""
+        if FirstUnits.of(self.entry) is None:
+            return 0
+        return 1 if TwoLayers.of(self.entry) is None else 2
 
     @property
     def slack(self) -> float:
@@ -106,20 +135,33 @@ class Layered(Network):
         size = ends.abs().sum(-1)
         return torch.where(torch.isinf(size), torch.inf, ends.sum(-1) + levels + self.slack * size)
 
-    def constants(self) -> Tensor:
+    def constants(self, steps: int) -> Tensor:
         """Lipschitz constants of all margins of all samples, (n, m)."""
-        margins, weight = self.margins, self.margins.weight
-        inside = {k: self.entry.first_norm(k) for k in self._borders}
+        entry, margins = self.entry, self.margins
+        inside = {k: entry.first_norm(k) for k in self._borders}
+        found = of_margins(
+            margins, lambda rows: constants(entry.program, rows, inside, entry.in_coordinates)
+        )
+        dense = perceptron(entry, margins) if steps else None
+        if dense is None:
+            return found
+        of = replace(margins, weight=dense.margins.weight)
 
-        def of(rows: Tensor) -> Tensor:
-            return constants(self.program, rows, inside, self.entry.in_coordinates)
+        def tight(rows: Tensor) -> Tensor:
+            together = common_rates(dense, rows, min(steps, _TOGETHER))
+            return (
+                lipschitz(dense, rows, min(steps, _STEPS), _LEAD) if together is None else together
+            )
 
-        if margins.kind != "pairs":
-            return of(weight).expand(len(margins), margins.levels.shape[1])
-        i, j = torch.triu_indices(len(weight), len(weight), 1)
-        table = torch.zeros(len(weight), len(weight), dtype=torch.float64)
-        table[i, j] = of(weight[i] - weight[j])
-        return (table + table.T)[margins.y]
+        return torch.minimum(found, of_margins(of, tight))
+
+    def price(self, layers: int) -> tuple[float, float]:
+        """Work of a region and of a try of its multipliers, in that of a try with 32 x 32."""
+        first = FirstUnits.of(self.entry)
+        assert first is not None
+        width, side = first.weight.shape
+        one = 2.0 + side * side * (width + side) / 2.0**21
+        return 10.0, one if layers == 1 else 2.6 * one
 
     def blocks(self, memory: int) -> int:
         """How many regions at once keep within a memory."""
@@ -134,27 +176,58 @@ class Layered(Network):
 
     def relaxed(self, region: Ball | Box, anchors: list[Tensor] | None) -> LinearBound:
         """Linear upper bounds of all margins of each sample on its region."""
+        run, intervals = self._run(region)
+        if anchors is not None:
+            self._anchor(run, anchors)
+        margins = self.margins
+        level, rows = run.substituted(len(run.values) - 1, margins.rows, margins.levels)
+        known = torch.isfinite(level) & torch.isfinite(rows).all(2)
+        level, rows = level.where(known, torch.inf), rows.where(known.unsqueeze(2), 0.0)
+        return LinearBound(level, rows, intervals)
+
+    def headed(
+        self, ball: Ball, place: Tensor, rows: Tensor, levels: Tensor, d: Tensor, layers: int
+    ) -> Head:
+        """`linear.headed`: of the samples ``place``, by lines that are tight near d."""
+        found = TwoLayers.of(self.entry) if layers > 1 else FirstUnits.of(self.entry)
+        assert found is not None
+        run = self._run(ball)[0].take(place)
+        self._anchor(run, self.take(place).forward(d)[0])
+        return found.head(run, rows, levels)
+
+    def _run(self, region: Ball | Box) -> tuple[Run, list[tuple[Tensor, Tensor]]]:
+        """Lines of all nodes on a region, and the intervals of what goes into units."""
         nodes, run = self.program.nodes, Run(self.entry, self.x, region)
         intervals: list[tuple[Tensor, Tensor]] = []
         for k, node in enumerate(nodes):
             run.quick(k)
             if isinstance(node.operation, Unit):
                 source = node.sources[0]
-                run.sharpen(source, node.operation)
+                self._sharpen(run, source, node.operation)
                 low, high = run.intervals[source]
                 run.lines[k] = node.operation.lines(low, high, 0.5 * (low + high))
                 intervals.append((low, high))
                 run.after(k)
-        if anchors is not None:
-            for k, (low, high), at in zip(self.program.units, intervals, anchors, strict=True):
-                operation = nodes[k].operation
-                assert isinstance(operation, Unit)
-                run.lines[k] = operation.lines(low, high, torch.clamp(at, low, high))
-        margins = self.margins
-        level, rows = run.substituted(len(nodes) - 1, margins.rows, margins.levels)
-        known = torch.isfinite(level) & torch.isfinite(rows).all(2)
-        level, rows = level.where(known, torch.inf), rows.where(known.unsqueeze(2), 0.0)
-        return LinearBound(level, rows, intervals)
+        return run, intervals
+
+    def _sharpen(self, run: Run, k: int, unit: Unit) -> None:
+        """What goes into a unit, which other bounds on the same balls may have needed before."""
+        if self.program.straight[k]:
+            return run.sharpen(k, unit)
+        known = self.seen.find(run.region, k, self.sample)
+        if known is not None:
+            run.intervals[k] = known
+            return None
+        run.sharpen(k, unit)
+        return self.seen.keep(run.region, k, self.sample, *run.intervals[k])
+
+    def _anchor(self, run: Run, anchors: list[Tensor]) -> None:
+        """Lines that are tight near what goes into units."""
+        for k, at in zip(self.program.units, anchors, strict=True):
+            node = self.program.nodes[k]
+            low, high = run.intervals[node.sources[0]]
+            assert isinstance(node.operation, Unit)
+            run.lines[k] = node.operation.lines(low, high, torch.clamp(at, low, high))
 
     @property
     def _borders(self) -> list[int]:

@@ -150,6 +150,18 @@ class Run:
         norms = self.entry.first_norms(k) if isinstance(self.region, Ball) else None
         return None if norms is None else self.region.widest(norms[None, :, None])
 
+    def take(self, index: Tensor) -> Run:
+        """The same of some of the samples, perhaps several times; what they share is copied."""
+        ball = self.region
+        assert isinstance(ball, Ball)
+        part = Run(self.entry, self.x[index], Ball(ball.radius[index]))
+        part.values = [value[index] for value in self.values]
+        part.intervals = [(low[index], high[index]) for low, high in self.intervals]
+        part.sizes = [size[index] for size in self.sizes]
+        part.moved = [far[index] for far in self.moved]
+        part.lines = {k: _picked(lines, index) for k, lines in self.lines.items()}
+        return part
+
     def after(self, k: int) -> None:
         """The interval of a unit, from the sharper one of what goes into it."""
         node = self.program.nodes[k]
@@ -163,12 +175,22 @@ class Run:
 
         ``rows`` (n or 1, m, count); those that do not depend on the sample stay one for all.
         """
+        return self.cut(k, rows, level, set())[:2]
+
+    def cut(
+        self, k: int, rows: Tensor, level: Tensor, stops: set[int]
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """The same as a bound in the displacement and in the nodes of ``stops``: rows on them."""
         program, nodes = self.program, self.program.nodes
         pending = {k: rows.reshape(*rows.shape[:2], *nodes[k].shape)}
         error, out = level.abs(), None
+        stopped: dict[int, Tensor] = {}
         for j in range(k, 0, -1):
             at = pending.pop(j, None)
             if at is None:
+                continue
+            if j in stops:
+                stopped[j] = at
                 continue
             node = nodes[j]
             # What rounding is relative to: |at| times the sizes, by Cauchy and Schwarz.
@@ -204,7 +226,12 @@ class Run:
             out = found if out is None else out + found
         if out is None:
             out = torch.zeros(1, rows.shape[1], self.entry.dim, dtype=torch.float64)
-        return level + program.slack * error, out.expand(len(self.x), -1, -1)
+        return level + program.slack * error, out.expand(len(self.x), -1, -1), stopped
+
+
+def _picked(lines: Lines, index: Tensor) -> Lines:
+    up, above, down, below = (part[index] for part in lines)
+    return up, above, down, below
 
 
 def _dot(rows: Tensor, values: Tensor) -> Tensor:

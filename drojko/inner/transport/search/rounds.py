@@ -50,7 +50,7 @@ _OTHERS, _OTHERS_BLIND, _TRIED = (12, 2, 0, 0), (12, 2, 0, 8), (24, 3, 4, 0)
 #: Estimated missing share of the gain that ends the rounds.
 _ENOUGH = 1e-4
 #: Rounds at most, at least, and that share where kinks abound: each is a search of its own.
-_AMONG_KINKS = (8, 4, 1e-4)
+_AMONG_KINKS = (16, 4, 1e-4)
 #: Share of the mean gain below which rows are searched more, how many times the starts at most, and
 #: as many times on the way to what others have.
 _LITTLE, _MORE, _ONWARDS = 0.1, 8, 32

@@ -72,6 +72,10 @@ NETWORKS = {
         nn.Linear(16, 6), nn.ELU(), nn.Linear(6, 5), nn.Softplus(beta=2), nn.Linear(5, 5),
         nn.SELU(), nn.Linear(5, 3),
     ),
+    "plain": lambda: image(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(3, 5, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3),
+    ),
     "residual": Residual,
     "odd": Odd,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 perceptron where it is one.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -13,12 +14,18 @@ from drojko import DROClassifier
 from drojko.ambiguity import Wasserstein
 from drojko.exceptions import UnsupportedError
 from drojko.inner import Pointwise
+from drojko.inner.networks.activations import activation
 from drojko.inner.networks.bound import Case, network_bound
 from drojko.inner.networks.layers import entry, run
+from drojko.inner.networks.layers.chain import perceptron
 from drojko.inner.networks.layers.layered import Layered
-from drojko.inner.networks.linear import Ball, Box, linear_bound
-from drojko.inner.networks.lipschitz import margin_constants, product_of_norms
+from drojko.inner.networks.layers.rates import common_rates
+from drojko.inner.networks.layers.two import two_layers
+from drojko.inner.networks.linear import Ball, Box, headed, linear_bound
+from drojko.inner.networks.lipschitz import lipschitz, margin_constants, product_of_norms
 from drojko.inner.networks.network import Network
+from drojko.inner.networks.quadratic import quadratic_bound
+from drojko.inner.networks.refine import _anchor, _means
 from drojko.losses import CallableLoss
 from drojko.models import MLP, ModuleModel
 from tests.inner.networks.layers.conftest import NETWORKS, made
@@ -50,6 +57,118 @@ def test_margins_stay_below_lines_and_units_in_intervals(module, layered, in_bal
         if radius == 0.0:
             at = network.at(torch.zeros(len(batch), network.dim).double())
             torch.testing.assert_close(bound.level, at, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("radius", [0.05, 0.7, 3.0])
+def test_margins_stay_below_quadratics(module, layered, in_ball, weights, radius, seed):
+    """Of single margins and of means of two, improved or not, at random and where they climb."""
+    objective, batch, gen = layered(module, seed, weights=weights)
+    network = Layered.read(objective, batch)
+    place = torch.arange(len(batch)).repeat(2)
+    ball, k = Ball(torch.full((len(batch),), radius).double()), torch.tensor([[0, 1], [1, 2]])
+    one, two = k.repeat_interleave(len(batch), 1)
+    taken = network.take(place)
+    rows, levels = _means(taken, one, two)
+    radii = ball.radius[place]
+    d = _anchor(taken, rows, levels, 0.9 * radii, torch.randn(len(place), network.dim).double())
+    points = [d, *in_ball(radii, network.dim, 40, gen)]
+    points += [_anchor(taken, rows, levels, s * radii, p) for s in (0.3, 1.0) for p in points[:6]]
+    for layers, steps in itertools.product(range(1, network.curved + 1), (0, 4)):
+        head = headed(network, ball, place, rows, levels, d, layers)
+        if layers == 1:
+            found = quadratic_bound(
+                head.network, head.rows, head.levels, d, head.intervals, 0.8 * radii, steps,
+                along=head.along,
+            )  # fmt: skip
+        else:
+            found = two_layers(head, d, 0.8 * radii, steps)
+        assert bool(torch.isfinite(found.constant).all())
+        for p in points:
+            margin = (taken.forward(p)[1] * rows).sum(1) + levels
+            bound = found.constant + 0.5 * found.curvature * p.square().sum(1)
+            assert bool((margin <= bound + 1e-11 * (1 + margin.abs())).all())
+
+
+def test_which_networks_are_cut_where(layered, seed):
+    layers = {name: Layered.read(*layered(made(name, seed), seed)[:2]).curved for name in NETWORKS}
+    assert layers == {
+        "convolutions": 1, "smooth": 2, "overlap": 1, "transposed": 1, "scaled": 0, "residual": 1,
+        "odd": 0, "plain": 2,
+    }  # fmt: skip
+
+
+def test_layers_that_compose_are_the_program(layered, in_ball, seed):
+    objective, batch, gen = layered(made("smooth", seed), seed)
+    network = Layered.read(objective, batch)
+    dense = perceptron(network.entry, network.margins)
+    d = next(iter(in_ball(torch.ones(len(batch)).double(), network.dim, 1, gen)))
+    (still, *_), _ = network.forward(torch.zeros_like(d))
+    pre, outputs = network.forward(d)
+    first, second = (p.flatten(1) for p in pre)
+    torch.testing.assert_close(first - still.flatten(1), d @ dense.weights[0].T)
+    h, last = dense.acts[0](first)[0], dense.acts[1](second)[0]
+    torch.testing.assert_close(second.diff(dim=0), (h @ dense.weights[1].T).diff(dim=0))
+    torch.testing.assert_close(outputs.diff(dim=0), (last @ dense.margins.weight.T).diff(dim=0))
+    rough, tight = margin_constants(network, 0), margin_constants(network, 20)
+    assert bool((tight <= rough).all())
+    assert float(tight.mean()) < 0.95 * float(rough.mean())
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "silu"])
+def test_common_constants_are_no_less_than_slopes(name, seed):
+    """And no further above them than those of single rows, but for slopes below zero."""
+    gen = torch.Generator().manual_seed(seed)
+    weights = torch.randn(9, 16, generator=gen), torch.randn(7, 9, generator=gen)
+    act = activation(name)
+    nothing = torch.zeros(0, 9).double()
+    network = Network(
+        tuple(w.double() for w in weights),
+        (),
+        (act, act),
+        nothing,
+        nothing,
+        None,  # type: ignore
+    )
+    rows = torch.randn(5, 7, generator=gen).double()
+    found = common_rates(network, rows, 60)
+    if name == "silu":
+        assert found is None
+        return
+    known = lipschitz(network, rows, 100)
+    assert bool((found <= 1.5 * known).all())
+    w1, w2 = network.weights
+    for size in (0.1, 1.0, 5.0):
+        at = size * torch.randn(300, 9, generator=gen).double()
+        first = act(at)[1]
+        second = act(size * torch.randn(300, 7, generator=gen).double())[1]
+        for k, row in enumerate(rows):
+            slopes = (((second * row) @ w2) * first) @ w1
+            assert float(slopes.norm(dim=1).max()) <= float(found[k]) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["residual", "odd"])
+def test_what_is_no_perceptron_is_not_taken_for_one(name, layered, seed):
+    network = Layered.read(*layered(made(name, seed), seed)[:2])
+    assert perceptron(network.entry, network.margins) is None
+
+
+def test_balls_that_were_looked_at_are_not_looked_at_again(layered, seed, monkeypatch):
+    objective, batch, _ = layered(made("convolutions", seed), seed)
+    network, other = (Layered.read(objective, batch) for _ in range(2))
+    ball = Ball(torch.full((len(batch),), 0.4, dtype=torch.float64))
+    known = linear_bound(network, ball)
+    calls = []
+    sharpen = run.Run.sharpen
+    monkeypatch.setattr(
+        run.Run, "sharpen", lambda *given: (calls.append(given[1]), sharpen(*given))[1]
+    )
+    again = linear_bound(network.take(torch.tensor([3, 1])), Ball(ball.radius[:2]))
+    assert all(network.program.straight[k] for k in calls)
+    torch.testing.assert_close(again.level, known.level[[3, 1]], rtol=0, atol=1e-12)
+    calls.clear()
+    linear_bound(other, ball)
+    assert not all(network.program.straight[k] for k in calls)
 
 
 def test_on_boxes_too(module, layered, seed):

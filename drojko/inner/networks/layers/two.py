@@ -1,0 +1,210 @@
+r"""Quadratic bounds of two hidden layers, of the units alone that bend on a ball.
+
+Most ReLU of a wide network are linear on a small ball. With z the anchor, e_1 what the bending
+units of the first layer add to their linear parts and D_1 = W_1 (d - z) of these, the bending units
+of the second see :math:`D_2 = J (d - z) + V e_1`, J the Jacobian of their pre-activations at z.
+With the constraints of `quadratic`, of which D_2 leaves at most D_2'H D_2/2 + l'D_2,
+
+.. math:: A = 2P - V^\top H V \succ 0, \quad X = V^\top H J + x W_1, \quad
+          b_0 = b - l_1 + V^\top l,
+.. math:: \tfrac12 (d - z)^\top (J^\top H J - 2 W_1^\top z_1 W_1 + X^\top A^{-1} X)(d - z)
+          + (g + J^\top l + W_1^\top g_1 + X^\top A^{-1} b_0)^\top (d - z) + \tfrac12
+          b_0^\top A^{-1} b_0 + \text{const}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drojko.inner.networks.activations import Activation
+from drojko.inner.networks.linear import Head
+from drojko.inner.networks.nested import mapped
+from drojko.inner.networks.quadratic import (
+    SHIFT,
+    Layer,
+    Quadratic,
+    Units,
+    descend,
+    dominate,
+    forward_error,
+    trust_region,
+)
+
+__all__ = ["two_layers"]
+
+#: Bytes of the matrices of the first layer's bending units, and how many there are of a region.
+_MEMORY, _MATRICES = 2**26, 6
+
+
+@dataclass(frozen=True)
+class _Region:
+    """What is linear in the constraints, of n regions; U_1 and U_2 units bend."""
+
+    weight: Tensor  # W_1 (n, U_1, r)
+    jacobian: Tensor  # J (n, U_2, r)
+    between: Tensor  # V (n, U_2, U_1)
+    gradient: Tensor  # of the margin at the anchor, (n, r)
+    pulls: tuple[Tensor, Tensor]  # in e_1 and e_2
+    layers: tuple[Layer, Layer]
+    value: Tensor
+    error: Tensor
+
+    @staticmethod
+    def of(head: Head, anchor: Tensor) -> _Region:
+        network = head.network
+        first, second = network.weights
+        a, h = network.forward(anchor)
+        slope, top = (act(at)[1] for act, at in zip(network.acts, a, strict=True))
+        above = (top * head.rows) @ second
+        spans = [
+            (low - network.slack * low.abs(), high + network.slack * high.abs())
+            for low, high in head.intervals
+        ]
+        one, two = (_bending(act, *s) for act, s in zip(network.acts, spans, strict=True))
+        pulls = above.gather(1, one), head.rows.gather(1, two)
+        layers = [
+            Layer.of(act.around(low.gather(1, k), high.gather(1, k), at.gather(1, k)), pull)
+            for act, at, (low, high), k, pull in zip(
+                network.acts, a, spans, (one, two), pulls, strict=True
+            )
+        ]
+        return _Region(
+            first[one], (second[two] * slope.unsqueeze(1)) @ first,
+            second[two.unsqueeze(2), one.unsqueeze(1)], (slope * above) @ first, pulls,
+            (layers[0], layers[1]), (head.rows * h).sum(1) + head.levels,
+            forward_error(network, head.rows, head.levels, anchor, a),
+        )  # fmt: skip
+
+
+def _bending(act: Activation, low: Tensor, high: Tensor) -> Tensor:
+    """Indices (n, U) of the units that are not linear on their intervals; some others as well."""
+    bends = (low <= 0) & (high > 0) if act.name == "relu" else low <= high
+    count = max(1, int(bends.sum(1).max()))
+    return bends.to(low.dtype).topk(count, dim=1).indices
+
+
+@torch.no_grad()
+def two_layers(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> Quadratic:
+    """`quadratic_bound` of a head of two layers; multipliers are improved in single precision."""
+    (low, high), act = head.intervals[0], head.network.acts[0]
+    largest = _bending(act, low, high).shape[1]
+    size = max(1, _MEMORY // (8 * _MATRICES * largest**2))
+    parts = [
+        _bounded(head.take(part), anchor[part], radius[part], steps)
+        for part in torch.arange(len(radius)).split(size)
+    ]
+    constant, curvature = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Quadratic(constant, curvature, None, (steps + 1) * len(radius))
+
+
+def _bounded(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Constants and curvatures."""
+    region = _Region.of(head, anchor)
+    free = [layer.start(k == 1) for k, layer in enumerate(region.layers)]
+    mu = None
+    if steps:
+        free, mu = _improved(region, free, anchor, radius, steps)
+    q, g, const, size, _ = _eliminated(region, free)
+    qd = (q @ anchor.unsqueeze(2))[..., 0]
+    far = anchor.norm(dim=1) + radius
+    rounding = 4.0 * region.error + 1e-11 * (
+        region.value.abs() + const.abs() + g.norm(dim=1) * far + size * far.square()
+    )
+    value = const - (g * anchor).sum(1) + 0.5 * (qd * anchor).sum(1)
+    used, _, cost, _ = trust_region(q, g - qd, radius, size, mu)
+    constant = value + cost + rounding
+    return torch.where(constant.isnan(), torch.inf, constant), used
+
+
+def _improved(
+    region: _Region, free: list[list[Tensor]], anchor: Tensor, radius: Tensor, steps: int
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Multipliers after some steps of Adam, and the multiplier of the ball."""
+    region, free, anchor, radius = mapped([region, free, anchor, radius], Tensor.float)
+    moments = [[(torch.zeros_like(q), torch.zeros_like(q)) for q in own] for own in free]
+    mu = None
+    for step in range(1, steps + 1):
+        q, g, _, size, e = _eliminated(region, free)
+        _, d, _, mu = trust_region(q, g - (q @ anchor.unsqueeze(2))[..., 0], radius, size, mu)
+        e.improve(region, free, moments, d - anchor, step)
+    return mapped([free, mu], Tensor.double)
+
+
+@dataclass(frozen=True)
+class _Maximiser:
+    """What finds the maximising e_1 and e_2 where the displacement has moved."""
+
+    units: tuple[Units, Units]
+    factor: Tensor
+    root: Tensor
+    push: Tensor  # X / root, after half of the solve
+    offset: Tensor
+    ratio: Tensor
+    rest: Tensor
+
+    def improve(
+        self, region: _Region, free: list[list[Tensor]],
+        moments: list[list[tuple[Tensor, Tensor]]], moved: Tensor, count: int,
+    ) -> None:  # fmt: skip
+        """A step of Adam in all multipliers."""
+        right = self.push @ moved.unsqueeze(2) + self.offset.unsqueeze(2)
+        first = torch.linalg.solve_triangular(self.factor.mT, right, upper=True)[..., 0] / self.root
+        seen = (region.weight @ moved.unsqueeze(2))[..., 0]
+        inner = (region.jacobian @ moved.unsqueeze(2) + region.between @ first.unsqueeze(2))[..., 0]
+        second = self.ratio * inner + self.rest
+        for k, (d, e) in enumerate(((seen, first), (inner, second))):
+            descend(region.layers[k], self.units[k], free[k], moments[k], d, e, count)
+
+
+def _eliminated(
+    region: _Region, free: list[list[Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, _Maximiser]:
+    """Hessian, gradient and constant in d - anchor, what the Hessian is the sum of in size."""
+    w, jacobian, v = region.weight, region.jacobian, region.between
+    two = region.layers[1].combined(*free[1])
+    b2 = region.pulls[1] - two.linear
+    ratio, rest = 0.5 * two.mixed / two.square, 0.5 * b2 / two.square
+    bent, up = ratio * two.mixed - 2.0 * two.flat, two.along + ratio * b2
+    hv, hj = bent.unsqueeze(2) * v, bent.unsqueeze(2) * jacobian
+    square = v.mT @ hv
+    one, root, factor, failed = _factored(region.layers[0], free[0], square)
+    if bool(failed.any()):  # raised, where the first layer does not dominate the second
+        dominate(region.layers[0], free[0], square)
+        one, root, factor, failed = _factored(region.layers[0], free[0], square)
+    b0 = region.pulls[0] - one.linear + (up.unsqueeze(1) @ v)[:, 0]
+    x = v.mT @ hj + one.mixed.unsqueeze(2) * w
+    right = torch.cat([x, b0.unsqueeze(2)], 2).div_(root.unsqueeze(2))
+    y = torch.linalg.solve_triangular(factor, right, upper=False)
+    push, offset = y[..., :-1], y[..., -1]
+    g = region.gradient + (up.unsqueeze(1) @ jacobian + one.along.unsqueeze(1) @ w)[:, 0]
+    g = g + (push.mT @ offset.unsqueeze(2))[..., 0]
+    const = region.value + two.const + one.const + 0.5 * offset.square().sum(1)
+    const = const + (0.25 * b2.square() / two.square).sum(1)
+    const = torch.where(failed, torch.inf, const)  # no bound without a factor
+    q = jacobian.mT @ hj - w.mT @ (2.0 * one.flat.unsqueeze(2) * w)
+    solved = push.mT @ push
+    spread = (ratio * two.mixed).abs() + 2.0 * two.spread
+    size = (
+        (spread * jacobian.square().sum(2)).sum(1)
+        + (2.0 * one.spread * w.square().sum(2)).sum(1)
+        + solved.flatten(1).norm(dim=1)
+    )
+    q = q + solved
+    e = _Maximiser((one, two), factor, root, push, offset, ratio, rest)
+    return 0.5 * (q + q.mT), g, const, size, e
+
+
+def _factored(
+    layer: Layer, free: list[Tensor], square: Tensor
+) -> tuple[Units, Tensor, Tensor, Tensor]:
+    """A layer's constraints, the roots of P, the factor of A scaled by these, and where none is."""
+    units = layer.combined(*free)
+    root = units.square.sqrt()
+    inverse = root.reciprocal()
+    a = square * inverse.unsqueeze(2)
+    a.mul_(-inverse.unsqueeze(1)).diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
+    factor, failed = torch.linalg.cholesky_ex(a)
+    return units, root, factor, failed != 0
