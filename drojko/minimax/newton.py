@@ -256,6 +256,7 @@ class Newton:
         p, terms = self._evaluate(z, p, u, mu, {})
         cooling = o.cooling
         state = State(z, p, u, mu, terms, best=(z, p), factor=cooling, usual=cooling)
+        state.careful = cooling > 0.1  # kinks of kinks
         if problem is not None:  # steps improve on the own start
             state.row = o.record(state)
             state.upper = state.row["robust_risk"]
