@@ -54,7 +54,7 @@ ROUNDING = 1e-10  # share of ``unit`` below which a risk is zero to rounding
 FAR = 1e4  # times ``unit`` that a value is below zero before it is asked whether it has an end
 _LARGE = 50_000  # rows from which on a sample is solved first
 MOST = 6000  # parameters of a matrix
-_HALF = 0.3  # decrement over bias from which on a stage is left half solved: mu falls by half
+_HALF = 0.3  # decrement over bias from which on a stage is left half solved
 _FAILED = 100.0  # gap over what was promised, of duals that did not balance
 _STUCK = 6  # stages without progress after which a run has stalled
 _LONG = 20  # steps after which a stage was entered too early
@@ -124,6 +124,8 @@ class State:
     factor: float = 0.3  # by which mu falls next
     usual: float = 0.3  # by which it falls after a stage of ordinary length
     returns: int = 0  # to a larger mu
+    half: bool = False  # whether the last stage was left half solved
+    careful: bool = False  # whether the one after such a stage took more than two steps
     stuck: int = 0
     next_bound: int = 0  # iteration from which on bounds are worth another try ...
     ratio: float = 0.0  # ... unless the gap that this times bias and decrement promises suffices
@@ -254,6 +256,7 @@ class Newton:
         p, terms = self._evaluate(z, p, u, mu, {})
         cooling = o.cooling
         state = State(z, p, u, mu, terms, best=(z, p), factor=cooling, usual=cooling)
+        state.careful = cooling > 0.1  # kinks of kinks
         if problem is not None:  # steps improve on the own start
             state.row = o.record(state)
             state.upper = state.row["robust_risk"]
@@ -394,16 +397,19 @@ class Newton:
             if st.mu < 1e-15 * size or st.stuck > _STUCK:
                 st.ended = Status.STALLED
                 return
-            factor = st.usual
+            factor, half = st.usual, st.decrement > _HALF * bias
+            st.careful |= st.half and (st.stage > 2 or t < 0.9)
             if st.stage <= 1 and t >= 0.9 and st.decrement <= 0.05 * bias:
                 factor = max(0.3 * st.factor, 1e-2)
             elif st.stage <= 2 and t >= 0.9 and st.decrement <= 0.03 * bias:
                 factor = 0.3 * st.usual
-            elif st.stage > 3 or t < 0.9 or st.decrement > _HALF * bias:
+            elif st.stage > 3 or t < 0.9:
                 factor = 0.5
+            elif half and st.careful:
+                factor = math.sqrt(st.usual)
             # No further than asked for: the bias falls at least like mu.
             st.mu *= min(max(factor, 0.2 * tol * size / max(bias, 1e-300)), 0.5)
-            st.factor = factor
+            st.factor, st.half = factor, half
         else:
             return
         st.stage = 0

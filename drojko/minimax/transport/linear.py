@@ -285,7 +285,7 @@ def _many_rows(problem: LinearProblem) -> LinearFit | None:
     least = 0.25 * ground.offset / (ground.penalty or math.inf)  # sigma where only labels move
     if problem.data.flips or not ground.moves:
         return None
-    goal = 0.5 * problem.aim
+    goal = 0.9 * problem.aim
     if loss.kink_free(2.0 * least):
         objective = Transported(problem.rows, loss, ground)
     elif hasattr(loss, "slopes") and not problem.rows.wide:

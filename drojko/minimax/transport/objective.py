@@ -213,8 +213,9 @@ class NormObjective(ABC):
         gz = s.n * pull + ridge * z
         if not second:
             return Terms(value, s.u, gz=gz, gp=gp, records=s.records, detail=(u, s))
-        Hz = np.outer(s.nn * pull, pull)
-        Hz.flat[:: z.size + 1] += 2.0 * s.curve * cost + ridge
+        Hz = 2.0 * s.curve * cost + ridge
+        if s.nn or np.ndim(s.un):
+            Hz = np.diag(Hz) + np.outer(s.nn * pull, pull)
         if np.ndim(s.un):
             across = np.outer(self.rows.sum(s.un), pull)
             Hz += across + across.T

@@ -255,6 +255,22 @@ def test_bounds_are_above_what_ascents_find(name, effort, layered, seed):
     assert bool((values >= found.value - 1e-9).all())
 
 
+@pytest.mark.parametrize("name", ["convolutions", "plain"])
+def test_quadratics_and_a_thorough_effort_are_worth_it(name, layered, seed, monkeypatch):
+    objective, batch, gen = layered(made(name, seed, 0.7), seed, n=6, penalty=1.5)
+    found = Pointwise().fit(objective, batch, gen, n_labels=3).solve(batch)
+
+    def gap(effort):
+        cases = [Case(batch, None, (found.q,))]
+        bound = network_bound(objective, cases, masses(batch), effort=effort)
+        return bound.value / float(found.value.mean()) - 1.0
+
+    fast, thorough = gap("fast"), gap("thorough")
+    monkeypatch.setattr(Layered, "curved", 0)
+    lines = gap("fast")
+    assert -1e-9 <= thorough <= fast <= 0.85 * lines
+
+
 def test_overflowing_weights_prove_nothing_wrong(layered, seed):
     objective, batch, _ = layered(made("convolutions", seed, 1e40), seed)
     bound = network_bound(objective, [Case(batch)], masses(batch), radius=0.1)
