@@ -164,6 +164,8 @@ class Activation:
         below = (down_level + down * at - h - scale, down - slope)
         if math.isinf(self.third):
             curved, secant = self._kinked(low, high, at, slope)
+        elif self.convex:
+            curved, secant = self._peaked(low, high, at, h, slope)
         else:
             curved, secant = self._smooth(low, high, at, h, slope)
         floor = self._tangent(0.5 * (low + high), at, h, slope) if self.convex else below
@@ -190,6 +192,39 @@ class Activation:
         zero = torch.zeros_like(steep)
         secant = torch.where(at > 0, -steep, zero), torch.where(at > 0, zero, steep)
         return (zero, bend), secant
+
+    def _peaked(
+        self, low: Tensor, high: Tensor, at: Tensor, h: Tensor, slope: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Softplus: phi'' is even and falls away from zero, so that an interval's ends will do.
+
+        2e/D² has the slope 2k/D³, k = D e' - 2e, and k'' = D phi'''(a + D) changes sign once beside
+        zero: it rises up to D = -2a, where phi is a line plus an even function, and falls beyond.
+        e/D never falls, as phi is convex.
+        """
+        ends = torch.stack([low, high])
+        value, d = self(ends)[0], ends - at
+        near = d.abs() < _NEAR
+        safe = torch.where(near, _NEAR, d)
+        rise = value - h - slope * safe
+        blur = 8.0 * _EPS * (value.abs() + h.abs() + (slope * safe).abs()) + _FLAT_ERROR
+        ratio, loose = 2.0 * rise / safe.square(), 2.0 * blur / safe.square()
+        bend, third = self.bend(at), self.third / 3.0 * _NEAR
+        least = torch.where(near, bend - third, ratio - loose).amin(0)
+        most = torch.where(near, bend + third, ratio + loose).amax(0)
+        # tanh(|a|/2) / (2|a|) at the maximum, and a quarter where that is near zero.
+        size = at.abs()
+        peak = torch.tanh(0.5 * size) / (2.0 * size).clamp_min(1e-3) * (1.0 + 8.0 * _EPS)
+        peak = torch.where(size < 1e-3, self.bends[1], peak)
+        most = torch.where((low <= -at) & (-at <= high), peak, most).clamp(*self.bends)
+        # Next to the anchor |e/D| is at most half of the largest curvature times |D|.
+        flat = 0.5 * self.bends[1] * _NEAR
+        share, off = rise / safe, blur / safe.abs()
+        down = torch.where(near[0], -flat, share[0] - off[0])
+        up = torch.where(near[1], flat, share[1] + off[1])
+        up = torch.minimum(up, self.slopes[1] - slope + 1e-15).clamp_min(0.0)
+        down = torch.maximum(down, self.slopes[0] - slope - 1e-15).clamp_max(0.0)
+        return (least.clamp(*self.bends), most), (down, up)
 
     def _smooth(
         self, low: Tensor, high: Tensor, at: Tensor, h: Tensor, slope: Tensor

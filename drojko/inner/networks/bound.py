@@ -27,7 +27,7 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 _HELPED = 1e-3
 #: Steps towards tighter constants where a bound at a penalty would have no end.
 _TIGHT = 200
-#: Shells, and of networks whose intervals are most of the work.
+#: Shells of networks that are no matrices, and where intervals are most of their work.
 _SHELLS, _FEWER = 24, 12
 
 
@@ -95,17 +95,21 @@ def network_bound(
     scale = objective.coordinates.scale
     far = float(problem.cost.max().sqrt())
     n, m = problem.network.margins.levels.shape
-    cut = not problem.network.dense and problem.network.curved
-    most = _FEWER if cut else _SHELLS
-    count = max(4, min(most, int(MEMORY / (8 * 8 * max(1, n * m)))))
+    most = max(4, int(MEMORY / (8 * 8 * max(1, n * m))))
     inner = 0.3 * math.sqrt(float(problem.cost[:, -1].mean()))
-    radii = edges(count, min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far))
+    ends = min(max(inner, 0.02), 0.2), max(6.0, 3.0 * far)
+    efforts = list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]
+    efforts = [settings.suited(problem.network) for settings in efforts]
+    network = problem.network
+    fixed = None if network.dense else _FEWER if network.curved else _SHELLS
+    counts = [min(most, fixed or settings.shells) for settings in efforts]
+    radii = edges(counts[0], *ends)
     shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))
     first = value, strength = problem.best(shells, objective.strength)
     hurry = max_time is not None and max_time < 1.0
     few, known = None, None
-    for settings in list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]:
-        settings = settings.suited(problem.network)
+    for settings, count in zip(efforts, counts, strict=True):
+        shells = shells.onto(edges(count, *ends))
         if not hurry:
             rates = margin_constants(problem.network, settings.lipschitz)
             shells = replace(shells, rates=torch.minimum(shells.rates, rates))

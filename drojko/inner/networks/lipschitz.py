@@ -22,6 +22,8 @@ from drojko.inner.networks.network import Margins, Network
 __all__ = ["lipschitz", "margin_constants", "of_margins", "product_of_norms"]
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
+#: Powers of a step that follow the largest eigenvalue.
+_POWERS = 10
 
 
 def product_of_norms(network: Network, rows: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def lipschitz(network: Network, rows: Tensor, steps: int, lead: int | None = Non
         common = [log.mean(0, keepdim=True) for log in logs]
         for part in torch.arange(len(live)).split(few):
             given = [log.repeat(len(part), 1) for log in common]
-            value = _value(network, unit[part], given, False)[0]
+            value = _proven(_squared(network, unit[part], given, False)[0])
             best[part] = torch.minimum(best[part], torch.nan_to_num(value, nan=math.inf))
     found = best.clamp_min(0.0).sqrt() * norm[live] * (1.0 + 1e-7)
     bound[live] = torch.minimum(bound[live], torch.nan_to_num(found, nan=math.inf))
@@ -63,28 +65,34 @@ def _improved(network: Network, unit: Tensor, steps: int) -> tuple[Tensor, list[
     """The lowest L² (p,) of some steps of Adam, and the logarithms of the last multipliers."""
     logs = [torch.zeros(len(unit), w.shape[0], dtype=torch.float64) for w in network.weights]
     first, second = ([torch.zeros_like(p) for p in logs] for _ in range(2))
-    best = torch.full((len(unit),), math.inf, dtype=torch.float64)
+    lowest, found, along = torch.full((len(unit),), math.inf, dtype=torch.float64), None, unit
+    for w in network.weights[::-1]:
+        along = along @ w
     for step in range(1, steps + 1):
-        value, slopes = _value(network, unit, logs, step == 1)
-        best = torch.minimum(best, torch.nan_to_num(value, nan=math.inf))
-        for k, slope in enumerate(slopes):
+        square, back = _squared(network, unit, logs, step == 1)
+        value, along = _largest(square, along, 3 * _POWERS if step == 1 else _POWERS)
+        lower = value < lowest  # False for NaN as well
+        lowest = torch.where(lower, value, lowest)
+        found = square if found is None else torch.where(lower[:, None, None], square, found)
+        for k, slope in enumerate(_slopes(network, back, along)):
             slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
             first[k].mul_(_DECAY[0]).add_(slope, alpha=1.0 - _DECAY[0])
             second[k].mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
             root = (second[k] / (1.0 - _DECAY[1] ** step)).sqrt().clamp_min(1e-30)
             logs[k].sub_(_RATE / (1.0 - _DECAY[0] ** step) * first[k] / root)
-    return best, logs
+    assert found is not None
+    return _proven(found), logs
 
 
-def _value(
+def _squared(
     network: Network, unit: Tensor, logs: list[Tensor], first: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """L² (p,), and its derivatives in the logarithms of the multipliers."""
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The last B (p, r, r), and by layer what its maximiser is followed through; T at first."""
     square = unit.unsqueeze(2) * unit.unsqueeze(1)
     back: list[tuple[Tensor, Tensor]] = []
     for k in range(len(logs) - 1, -1, -1):
         w, (low, high) = network.weights[k], network.acts[k].slopes
-        if first:
+        if first and k + 1 < len(logs):  # of v v' it is one
             top = torch.linalg.eigvalsh(square)[:, -1].clamp_min(1e-12)
             logs[k].copy_(top.log().unsqueeze(1).expand_as(logs[k]))
         factor, root = _positive(square, logs[k])
@@ -95,15 +103,34 @@ def _value(
         square = 0.5 * (square + square.transpose(1, 2))
         solved = torch.linalg.solve_triangular(factor.transpose(1, 2), y, upper=True)
         back.append((t, solved / root.unsqueeze(2)))
-    values, vectors = torch.linalg.eigh(square)
-    moved, slopes = vectors[..., -1], []
-    for (t, solve), w, act in zip(back[::-1], network.weights, network.acts, strict=True):
+    return square, back[::-1]
+
+
+def _largest(square: Tensor, along: Tensor, powers: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues nearly (p,), and their vectors, by powers: proofs take the others."""
+    for _ in range(powers):
+        along = along / along.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        along = (square @ along.unsqueeze(2)).squeeze(2)
+    size = along.norm(dim=1)
+    return size, along / size.clamp_min(1e-300).unsqueeze(1)
+
+
+def _proven(square: Tensor) -> Tensor:
+    """Upper bounds (p,) of the largest eigenvalues."""
+    known = torch.isfinite(square).flatten(1).all(1)
+    values = torch.linalg.eigvalsh(torch.where(known[:, None, None], square, 0.0))[:, -1]
+    return torch.where(known, values + 1e-9 * square.flatten(1).norm(dim=1), math.inf)
+
+
+def _slopes(network: Network, back: list[tuple[Tensor, Tensor]], moved: Tensor) -> list[Tensor]:
+    """Derivatives of the largest eigenvalue in the logarithms of the multipliers."""
+    slopes = []
+    for (t, solve), w, act in zip(back, network.weights, network.acts, strict=True):
         low, high = act.slopes
         d, h = moved @ w.T, (solve @ moved.unsqueeze(2)).squeeze(2)
         slopes.append(2.0 * t * (h - low * d) * (high * d - h))
         moved = h
-    size = square.flatten(1).norm(dim=1)
-    return values[:, -1] + 1e-9 * size, slopes
+    return slopes
 
 
 def _positive(square: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,12 @@ class Pairs:
         both = {name: torch.cat([own, getattr(more, name)]) for name, own in vars(self).items()}
         return replace(self, **both)
 
+    def onto(self, ball: Tensor) -> Pairs:
+        """On shells k that lie in the balls ``ball[k]`` of these."""
+        entry, shell = (self.shell[:, None] == ball).nonzero(as_tuple=True)
+        parts = {name: part[entry] for name, part in vars(self).items()}
+        return replace(self, **parts | {"shell": shell})
+
     def within(self, shells: slice) -> Pairs:
         """Those of some shells."""
         keep = (self.shell >= shells.start) & (self.shell < shells.stop)

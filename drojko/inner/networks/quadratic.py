@@ -41,7 +41,7 @@ from drojko.inner.networks.nested import taken
 from drojko.inner.networks.network import Network
 
 __all__ = [
-    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominate", "forward_error",
+    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominated", "forward_error",
     "quadratic_bound", "region_bytes", "trust_region",
 ]  # fmt: skip
 
@@ -54,6 +54,8 @@ _CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
 #: Subtracted from matrices before they are factored: far above rounding, so that what is computed
 #: with them is an upper bound of the quadratic forms of the exact ones.
 SHIFT = 1e-9
+#: Least pivot of a layer that is dominated with a margin; steps that find a first curvature.
+_THIN, _NEWTON = 0.02, 3
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,15 @@ class _Pass:
     push: Tensor  # e = push * D + offset; with a factor (factor')^-1 (push @ moved + offset) / root
     offset: Tensor
     factor: Tensor | None = None
+    inverse: Tensor | None = None  # of the roots of P
 
     def adding(self, moved: Tensor, d: Tensor) -> Tensor:
         """The maximising e where the layer before has moved, and with it D."""
-        if self.factor is None:
+        if self.factor is None or self.inverse is None:
             return self.push * d + self.offset
         right = (self.push @ moved.unsqueeze(2)) + self.offset.unsqueeze(2)
         e = torch.linalg.solve_triangular(self.factor.transpose(1, 2), right, upper=True)
-        return e.squeeze(2) / self.units.square.sqrt()
+        return e.squeeze(2) * self.inverse
 
 
 def region_bytes(network: Network) -> int:
@@ -415,64 +418,71 @@ def _eliminated(
     size = torch.zeros_like(const)
     for k in range(len(layers) - 1, -1, -1):
         layer, w, s = layers[k], network.weights[k], layers[k].around.slope
+        factor, inverse = None, None
         if square is not None:
-            dominate(layer, free[k], square)
+            factor, failed, inverse = dominated(layer, free[k], square)
+            const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
         units = layer.combined(*free[k])
         b0 = linear - units.linear
         const = const + units.const
         g = s * linear + units.along
-        if square is None:
+        if factor is None:
             ratio = 0.5 * units.mixed / units.square
             diagonal = ratio * units.mixed - 2.0 * units.flat
             g = g + ratio * b0
             const = const + (0.25 * b0.square() / units.square).sum(1)
             passes.append(_Pass(layer, units, ratio, 0.5 * b0 / units.square))
-            inner = (w.T * diagonal.unsqueeze(1)) @ w
             spread = (ratio * units.mixed).abs() + 2.0 * units.spread
             size = size + (spread @ w.square()).sum(1)
-        else:
-            diagonal = -2.0 * units.flat
-            root = units.square.sqrt()
-            scaled = square / (root.unsqueeze(2) * root.unsqueeze(1))
-            a = -scaled
-            a.diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
-            factor, failed = torch.linalg.cholesky_ex(a)
-            const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
-            bsw = square @ (s.unsqueeze(2) * w)
-            xw = (bsw + units.mixed.unsqueeze(2) * w) / root.unsqueeze(2)
-            right = torch.cat([xw, (b0 / root).unsqueeze(2)], 2)
-            y = torch.linalg.solve_triangular(factor, right, upper=False)
-            yw, yb = y[..., :-1], y[..., -1]
-            linear_part = g @ w + (yw.transpose(1, 2) @ yb.unsqueeze(2)).squeeze(2)
-            const = const + 0.5 * yb.square().sum(1)
-            both = s.unsqueeze(2) * bsw + diagonal.unsqueeze(2) * w
-            parts = w.T @ both, yw.transpose(1, 2) @ yw
-            inner = parts[0] + parts[1]
-            # The first is a sum, of which neither part is larger than it and the other.
-            size = sum(
-                (p.flatten(1).norm(dim=1) for p in parts), 4.0 * units.spread @ w.square().sum(1)
-            )
-            passes.append(_Pass(layer, units, yw, yb, factor))
-            square, linear = 0.5 * (inner + inner.transpose(1, 2)), linear_part
+            # Symmetric up to rounding: of all that follows the lower half is read.
+            square, linear = (w.T * diagonal.unsqueeze(1)) @ w, g @ w
             continue
-        square, linear = 0.5 * (inner + inner.transpose(1, 2)), g @ w
+        assert square is not None
+        assert inverse is not None
+        bsw = square @ (s.unsqueeze(2) * w)
+        right = torch.empty(*bsw.shape[:2], bsw.shape[2] + 1, dtype=torch.float64)
+        torch.addcmul(bsw, units.mixed.unsqueeze(2), w, out=right[..., :-1])
+        right[..., -1] = b0
+        y = torch.linalg.solve_triangular(factor, right.mul_(inverse.unsqueeze(2)), upper=False)
+        yw, yb = y[..., :-1], y[..., -1]
+        linear = g @ w + (yw.transpose(1, 2) @ yb.unsqueeze(2)).squeeze(2)
+        const = const + 0.5 * yb.square().sum(1)
+        both = bsw.mul_(s.unsqueeze(2)).addcmul_((-2.0 * units.flat).unsqueeze(2), w)
+        parts = w.T @ both, yw.transpose(1, 2) @ yw
+        # The first is a sum, of which neither part is larger than it and the other.
+        size = sum(map(torch.linalg.matrix_norm, parts), 4.0 * units.spread @ w.square().sum(1))
+        passes.append(_Pass(layer, units, yw, yb, factor, inverse))
+        square = parts[0].add_(parts[1])
     assert square is not None
     return passes[::-1], const, linear, square, size
 
 
-def dominate(layer: Layer, free: list[Tensor], square: Tensor) -> None:
-    """Raise T and U where 2P - B is not positive definite with a margin."""
-    t = (layer.base * (free[0].exp() + free[3].exp())).sqrt()
-    a = -square / (t.unsqueeze(2) * t.unsqueeze(1))
-    a.diagonal(dim1=1, dim2=2).add_(2.0 - 0.02)
-    bad = torch.linalg.cholesky_ex(a)[1].ne(0).nonzero().squeeze(1)
+def dominated(layer: Layer, free: list[Tensor], square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor of 2P - B scaled by the roots of P, where there is none, and one over those roots.
+
+    T and U are raised where it is not positive definite with a margin.
+    """
+
+    def factored(base: Tensor, t: Tensor, u: Tensor, square: Tensor) -> tuple[Tensor, ...]:
+        inverse = (base * (t.exp() + u.exp())).rsqrt()
+        a = (square * -inverse.unsqueeze(2)).mul_(inverse.unsqueeze(1))
+        a.diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
+        return a, *torch.linalg.cholesky_ex(a), inverse
+
+    a, factor, failed, inverse = factored(layer.base, free[0], free[3], square)
+    thin = ~(factor.diagonal(dim1=1, dim2=2).square().amin(1) > _THIN) | failed.ne(0)
+    bad = thin.nonzero().squeeze(1)
     if len(bad) == 0:
-        return
+        return factor, failed, inverse
     safe = torch.nan_to_num(-a[bad], nan=0.0, posinf=1e300, neginf=-1e300)
-    top = torch.linalg.eigvalsh(safe)[:, -1] + 2.0 - 0.02  # of B, scaled
+    top = torch.linalg.eigvalsh(safe)[:, -1] + 2.0 - _THIN  # of B, scaled
     lift = (top / 2.0).clamp_min(1e-3) * 1.4
     for part in (free[0], free[3]):
         part[bad] += lift.log().clamp_min(0.02).unsqueeze(1)
+    again = factored(layer.base[bad], free[0][bad], free[3][bad], square[bad])
+    for whole, part in zip((factor, failed, inverse), again[1:], strict=True):
+        whole[bad] = part
+    return factor, failed, inverse
 
 
 def trust_region(
@@ -482,10 +492,10 @@ def trust_region(
 
     The matrix that is factored lies below mu - q by more than rounding: success proves mu.
     """
-    shift = SHIFT * (size + q.flatten(1).norm(dim=1)) + 1e-30
+    shift = SHIFT * (size + torch.linalg.matrix_norm(q)) + 1e-30
     if mu is None:
         mu = _estimate(q, g, radius)
-        for _ in range(3):
+        for _ in range(_NEWTON):
             mu = _newton(q, g, radius, shift, mu)[3]
     return _newton(q, g, radius, shift, mu)
 

@@ -66,6 +66,7 @@ class Effort:
     """
 
     stages: tuple[Stage, ...]
+    shells: int
     lipschitz: int
     boxes: int  # in few dimensions
     searches: int  # of the penalty there
@@ -88,6 +89,11 @@ class Effort:
 
 
 _LINES = Stage(1.2, 0, 0.01, 0.0, math.inf)
+_CLOSE = (Stage(1.06, 16, 0.01, 0.002, 5e4), Stage(1.03, 12, 0.01, 0.01, 8e4, True))
+_LAST = (
+    Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
+    *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
+)  # fmt: skip
 _HARD = (*[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4, True))
 #: What is done at an effort comes after all that is done at those before it.
 SETTINGS = {
@@ -96,7 +102,7 @@ SETTINGS = {
             _LINES, Stage(1.15, 1, 0.05, 0.04, 2e3), Stage(1.1, 5, 0.03, 0.045, 8e3),
             Stage(1.06, 5, 0.03, 0.045, 1.2e4), Stage(1.15, 12, 0.04, 0.13, 1.5e4), *_HARD,
         ),
-        20, 16_000, 1, 0.01,
+        16, 20, 16_000, 1, 0.01,
         deep=(
             _LINES, Stage(1.3, 2, 0.2, 0.1, 8e3), Stage(1.2, 5, 0.1, 0.14, 1.5e4),
             Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
@@ -111,12 +117,9 @@ SETTINGS = {
         ),
     ),
     "thorough": Effort(
-        (
-            Stage(1.06, 16, 0.01, 0.002, 5e4), Stage(1.03, 12, 0.01, 0.01, 8e4, True),
-            Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
-            *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
-        ),
-        100, 160_000, 3, 0.002,
+        (*_CLOSE, *_LAST), 24, 100, 160_000, 3, 0.002,
+        # Of many margins those close the last per cent at twice the price.
+        several=(*_CLOSE, *(replace(one, gap=max(0.05, one.gap)) for one in _LAST)),
         behind=(
             Stage(1.3, 1, 0.04, 0.01, 8e4, layers=1), Stage(1.3, 6, 0.04, 0.01, 4.5e5, layers=2),
             Stage(1.2, 8, 0.03, 0.01, 5e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 6e5, True, 1),
@@ -355,17 +358,16 @@ class Refine:
         The loss that is allowed at t is ``need`` + strength t².
         """
         margins = shells.margins.take(rows)
-        goal = torch.zeros(relevant.shape, dtype=torch.float64)
-        for t in shells.edges[k : k + 2].tolist():
-            at = shells.outer(rows, k, t)
-            high = (at - shells.nominal[rows]).amax(1).clamp_min(0.0) + 50.0
-            low = torch.zeros_like(high)
-            for _ in range(_HALVINGS):
-                middle = 0.5 * (low + high)
-                above = margins(at - middle[:, None] * relevant) > need + strength * t * t
-                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-            goal += 0.5 * (at - high[:, None])
-        return goal
+        ends = shells.edges[k : k + 2]
+        at = torch.stack([shells.outer(rows, k, t) for t in ends.tolist()], 1)  # (j, 2, m)
+        allowed = need[:, None] + strength * ends.square()
+        high = (at - shells.nominal[rows][:, None]).amax(2).clamp_min(0.0) + 50.0
+        low = torch.zeros_like(high)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            above = margins(at - middle[..., None] * relevant[:, None]) > allowed
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (at - high[..., None]).mean(1)
 
     def _block(self, state: State) -> State:
         k, stage = state.shell - 1, self.effort.stages[state.stage]

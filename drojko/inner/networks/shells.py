@@ -32,6 +32,7 @@ _ROOM = 1e-13
 def edges(count: int, inner: float, outer: float) -> Tensor:
     """Radii 0 < s_1 < ... < s_count, geometric from inner to outer; shape (count + 1,)."""
     radii = torch.logspace(math.log10(inner), math.log10(outer), count, dtype=torch.float64)
+    radii[-1] = outer  # of any count
     return torch.cat([torch.zeros(1, dtype=torch.float64), radii])
 
 
@@ -84,6 +85,15 @@ class Shells:
         cap = network.largest().masked_fill(own, 0.0)
         flat = (infinite, nothing, infinite, nothing, Pairs.none())
         return Shells(network.margins, radii, nominal, rates, cap, *flat)
+
+    def onto(self, radii: Tensor) -> Shells:
+        """On other shells up to the same radius: a ball's bounds hold on those within it."""
+        if torch.equal(radii, self.edges):
+            return self
+        ball = torch.searchsorted(self.edges[1:], radii[1:]).clamp_max(len(self.edges) - 2)
+        names = ("level", "slope", "constant", "curvature")
+        parts = {name: getattr(self, name)[:, ball] for name in names}
+        return replace(self, edges=radii, pairs=self.pairs.onto(ball), **parts)
 
     def with_lines(self, k: int, rows: Tensor, level: Tensor, slope: Tensor) -> Shells:
         """Linear bounds (j, m) of shell k at some samples (j,)."""

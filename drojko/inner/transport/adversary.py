@@ -145,8 +145,8 @@ class Adversary:
     search: Search | None = None
 
     def with_effort(self, effort: str) -> Adversary:
-        """The same with another effort: "warm" (known starts alone), "fast" or "thorough"."""
-        chosen("effort", effort, ("warm", *EFFORTS))
+        """The same with another effort: "warm" is known starts alone, "rough" a few more."""
+        chosen("effort", effort, ("warm", "rough", *EFFORTS))
         search = None if self.search is None else self.search.with_effort(effort)
         return replace(self, search=search)
 

@@ -22,6 +22,8 @@ __all__ = ["BallSolution", "solve_ball"]
 _MAX_SOLVES = 40
 #: Gap at which a search in full is worth its while, and of a plan for any draw of a network.
 _ROUGH, _FRESH = 1e-3, 1e-4
+#: Searches in full, and how far in the logarithm the penalty must have moved for another.
+_FULL, _ELSEWHERE = 2, 0.05
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
@@ -133,7 +135,7 @@ class _Search:
             self.starts.append(first.moved.q)
         low: _Trial | None = None
         high: _Trial | None = None
-        at = first
+        at, before = first, None
         while True:
             low, high = (at, high) if at.cost >= self.budget else (low, at)
             if low is not None and high is not None:
@@ -145,11 +147,14 @@ class _Search:
             else:  # grow or shrink the penalty by growing factors until the budget lies between
                 if self.solves > _MAX_SOLVES or (high is not None and self.negligible(high)):
                     break
-                penalty = at.penalty * factor if high is None else at.penalty / factor
+                step = factor
+                if not self.adversary.exact:  # whose solves are cheap, and bracket the multiplier
+                    step = _onwards(before, at, self.budget, factor)
+                penalty = at.penalty * step if high is None else at.penalty / step
                 factor = min(factor * factor, 1e3)
             if self.warm:
                 self.starts[:] = [t.moved.q for t in (low, high) if t is not None and t.moved]
-            at = self.trial(penalty)
+            before, at = at, self.trial(penalty)
         if high is None:
             bounded = objective.coordinates.lower is not None
             if bounded and low is not None and low.moved is not None:
@@ -225,7 +230,7 @@ def solve_ball(
     tol : float, optional
         Bounds the gap between the mixture's risk and the dual value at the better of the two
         penalties, relative to the gain over the nominal risk; None: 1e-11 where worst cases are
-        exact, else 1e-5.
+        exact, else 1e-6.
     starts : sequence of Tensor of shape (n, r), optional
         Positions near the worst case, as from a neighbouring model: one quick search from there
         alone, whose maps are good on these draws only.
@@ -279,22 +284,27 @@ def solve_ball(
     first = max(goal, _ROUGH) if searched else goal
     own: dict[str, Any] = {"share": starts is None, "starts": list(starts or ())}
     own["mean"] = average
-    low, high = _Search(adversary, batch, weights, budget, first, **own).run(penalty)
+    guess = adversary.with_effort("rough") if searched else adversary
+    low, high = _Search(guess, batch, weights, budget, first, **own).run(penalty)
     if adversary.exact or starts is not None:
         return _mixture(adversary, low, high, budget)
     found = [side.moved for side in (low, high) if side is not None and side.moved is not None]
-    adversary, restarts = adversary.with_penalty(high.penalty), None
-    if searched:  # in full at the penalty that was found
-        moved = adversary.solve(batch, [side.q for side in found])
-        gain = moved.value - adversary.objective.risk(batch, batch.q0)
+    restarts = None
+    for _ in range(_FULL if searched else 0):  # in full at the penalty that was found
+        at = _nearest(low, high, budget)
+        moved = adversary.with_penalty(at).solve(batch, [side.q for side in found])
+        gain = moved.value - adversary.with_penalty(at).objective.risk(batch, batch.q0)
         restarts = Restarts.of(moved.found.evidence, gain, weights, average)
         found.append(moved)
-    if searched and atoms:
+        if not atoms:
+            break
         warm = replace(adversary, candidates=first_candidates(adversary.objective))
         warm = _with_support(warm.with_effort("warm"), batch, found)
         near = {"share": False, "starts": [side.q for side in found], "mean": average}
-        low, high = _Search(warm, batch, weights, budget, goal, **near).run(high.penalty, 1.01)
+        low, high = _Search(warm, batch, weights, budget, goal, **near).run(at, 1.01)
         found += [side.moved for side in (low, high) if side is not None and side.moved is not None]
+        if abs(math.log(_nearest(low, high, budget) / at)) <= _ELSEWHERE:
+            break
     adversary = _with_support(adversary.with_penalty(high.penalty), batch, found)
     if not atoms:
         # Warm starts belong to these draws. A plan for any draw has its starts from candidates
@@ -342,6 +352,25 @@ def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: 
     # Where the loss is flat at the samples, the penalty at which all of it is worth the budget.
     least = 1e-6 * abs(mean(value, weights)) / radius**2
     return max(slope / (2.0 * radius), least) or 1.0 / radius**2
+
+
+def _onwards(before: _Trial | None, at: _Trial, budget: float, factor: float) -> float:
+    """By how much to move a penalty on the way to the budget: past where two costs lead to, or by
+    a factor where that is less.
+    """
+    if before is None or not min(before.cost, at.cost) > 0.0 or math.isinf(before.cost):
+        return factor
+    power = math.log(before.cost / at.cost) / math.log(at.penalty / before.penalty)
+    if not power > 0.0:
+        return factor
+    return min(factor, math.exp(1.1 * abs(math.log(at.cost / budget)) / power + 1e-3))
+
+
+def _nearest(low: _Trial | None, high: _Trial, budget: float) -> float:
+    """The penalty of the two whose worst case is nearer to spending the budget."""
+    if low is None or not low.cost * high.cost < budget * budget:
+        return high.penalty
+    return low.penalty
 
 
 def _between(low: _Trial, high: _Trial, budget: float, turn: int) -> float:

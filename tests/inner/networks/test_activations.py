@@ -101,6 +101,31 @@ def test_stated_constants_are_bounds_that_are_nearly_attained(name):
         assert float(found) >= 0.99 * stated - 2e-5
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_smooth_convex_activations_bend_evenly_and_less_away_from_zero(name):
+    act = activation(name)
+    if not act.convex or math.isinf(act.third):
+        pytest.skip("not read off the ends of an interval")
+    a = torch.linspace(0, 60, 6001, dtype=torch.float64)
+    assert torch.equal(act.bend(a), act.bend(-a))
+    assert bool((act.bend(a).diff() <= 0).all())
+
+
+@pytest.mark.parametrize("at", [-6.0, -0.7, -1e-4, 0.0, 2e-3, 3.0])
+def test_curvature_of_softplus_is_the_largest_on_the_interval(at, generator):
+    act = activation("softplus")
+    at = torch.tensor([at], dtype=torch.float64)
+    half = 10 ** (2 * torch.rand(2, generator=generator, dtype=torch.float64) - 1)
+    low, high = at - half[0], at + 3 * abs(at) + half[1]
+    t = torch.linspace(float(low), float(high), 20001, dtype=torch.float64)
+    t = t[(t - at).abs() > 0.02]
+    h, slope = act(at)
+    found = 2 * (act(t)[0] - h - slope * (t - at)) / (t - at) ** 2
+    least, largest = act.around(low, high, at).curved
+    assert float(found.max()) <= float(largest) <= float(found.max()) + 1e-4
+    assert float(found.min()) >= float(least) >= float(found.min()) - 1e-4
+
+
 if __name__ == "__main__":
     rounds = int(float(sys.argv[1])) // 160_000 + 1
     for activated in NAMES:

@@ -28,7 +28,7 @@ from drojko.inner.networks.quadratic import (
     Quadratic,
     Units,
     descend,
-    dominate,
+    dominated,
     forward_error,
     trust_region,
 )
@@ -172,7 +172,7 @@ def _eliminated(
     square = v.mT @ hv
     one, root, factor, failed = _factored(region.layers[0], free[0], square)
     if bool(failed.any()):  # raised, where the first layer does not dominate the second
-        dominate(region.layers[0], free[0], square)
+        dominated(region.layers[0], free[0], square)
         one, root, factor, failed = _factored(region.layers[0], free[0], square)
     b0 = region.pulls[0] - one.linear + (up.unsqueeze(1) @ v)[:, 0]
     x = v.mT @ hj + one.mixed.unsqueeze(2) * w

@@ -18,10 +18,13 @@ from drojko.inner.transport.search.starts import Anchors, draw, reach
 
 __all__ = ["EFFORTS", "Restarts", "Search"]
 
-#: What a caller may ask for; "warm" is for neighbours of what was found: no start is drawn.
+#: What a caller may ask for; "warm" is for neighbours of what was found: no start is drawn. "rough"
+#: is for a penalty that is a guess.
 EFFORTS = ("fast", "thorough")
 #: Anchors of a fast search: of few rows, and of many, which share more between them.
 _STARTS, _STARTS_MANY, _MANY = 32, 12, 1000
+#: Of a rough one, and its steps.
+_STARTS_ROUGH, _ROUGH = 8, ((5, 2), (12, 1))
 #: Anchors, cells and spheres where no label tells which anchors are far.
 _BLIND, _BLIND_MANY = (8, 16, 24), (4, 6, 8)
 #: Kinks abound where this share of the rows stalls at them.
@@ -107,9 +110,9 @@ class Search:
         Rows that starts are drawn towards.
     seed : int
         Of all its random numbers.
-    effort : {"warm", "fast", "thorough"}
-        Given starts alone; one round; or rounds of fresh starts until they find no more, which
-        gives an `Evidence`.
+    effort : {"warm", "rough", "fast", "thorough"}
+        Given starts alone; a few more; one round; or rounds of fresh starts until they find no
+        more, which gives an `Evidence`.
     """
 
     anchors: Anchors
@@ -135,13 +138,18 @@ class Search:
             return best
         rows = _Rows(objective, batch, best, self.anchors, generator)
         known = torch.stack([stay, *given])
-        rounds = {"warm": self._warm, "fast": self._fast, "thorough": self._thorough}[self.effort]
-        best, evidence = rounds(rows, known)
+        rounds = {"rough": self._rough, "fast": self._fast, "thorough": self._thorough}
+        best, evidence = rounds.get(self.effort, self._warm)(rows, known)
         return replace(_polished(objective, batch, best), evidence=evidence)
 
     def _warm(self, rows: _Rows, known: Tensor) -> tuple[Ascent, Evidence | None]:
         """From the known starts alone."""
         return rows.climbed(known, _WARM), None
+
+    def _rough(self, rows: _Rows, known: Tensor) -> tuple[Ascent, Evidence | None]:
+        """A few starts, and what rows find for each other."""
+        best = rows.climbed(torch.cat([known, rows.drawn((_STARTS_ROUGH, 0, 0))]), _ROUGH)
+        return rows.shared(best, _SHARED_FAST), None
 
     def _fast(self, rows: _Rows, known: Tensor) -> tuple[Ascent, Evidence | None]:
         """One round."""
