@@ -170,13 +170,13 @@ def test_points_of_empirical_classes_are_their_atoms_without_a_copy(weighted):
 def test_float32_rows_stay_and_give_the_draws_of_float64():
     """Single precision holds them without loss; blocks of draws are those of one table."""
     rng = np.random.default_rng(3)
-    X = (rng.standard_normal((9000, 40)) + [[3.0]]).astype(np.float32)
+    X = rng.normal(3.0, size=(9000, 40)).astype(np.float32)
     y = (rng.random(9000) < 0.3).astype(int)
     single, double = (ClassConditional(KDE()).fit(A, y) for A in (X, X.astype(np.float64)))
     assert single.measures_[0].atoms_.dtype == np.float32
     for a, b in zip(single.measures_, double.measures_, strict=True):
         np.testing.assert_allclose(a.bandwidth_, b.bandwidth_, rtol=1e-12)
-    x, labels, w = single.points(9000, torch.Generator().manual_seed(0))
+    x, labels, _ = single.points(9000, torch.Generator().manual_seed(0))
     other = double.points(9000, torch.Generator().manual_seed(0))
     assert x.dtype == torch.float64
     torch.testing.assert_close(x, other[0], rtol=0, atol=1e-12)
