@@ -97,6 +97,7 @@ def _top(k: Tensor, p: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
     share = 1.0 - q / scale - 1e-9
     rank = p.unsqueeze(2) * p.unsqueeze(1) / (4.0 * share).clamp_min(1e-300)[:, None, None]
     whole = scale[:, None, None] * k + rank
-    values, vectors = torch.linalg.eigh(whole)
+    known = torch.isfinite(whole).flatten(1).all(1)
+    values, vectors = torch.linalg.eigh(torch.where(known[:, None, None], whole, 0.0))
     room = 1e-9 * whole.flatten(1).norm(dim=1)
-    return torch.where(share > 0, values[:, -1] + room, math.inf), vectors[..., -1]
+    return torch.where(known & (share > 0), values[:, -1] + room, math.inf), vectors[..., -1]

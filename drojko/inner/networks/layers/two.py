@@ -59,9 +59,13 @@ class _Region:
         a, h = network.forward(anchor)
         slope, top = (act(at)[1] for act, at in zip(network.acts, a, strict=True))
         above = (top * head.rows) @ second
+        # With the anchor, as a unit must be linear from there on to count as such.
         spans = [
-            (low - network.slack * low.abs(), high + network.slack * high.abs())
-            for low, high in head.intervals
+            (
+                torch.minimum(low - network.slack * low.abs(), at),
+                torch.maximum(high + network.slack * high.abs(), at),
+            )
+            for (low, high), at in zip(head.intervals, a, strict=True)
         ]
         one, two = (_bending(act, *s) for act, s in zip(network.acts, spans, strict=True))
         pulls = above.gather(1, one), head.rows.gather(1, two)

@@ -4,6 +4,7 @@ perceptron where it is one.
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -278,6 +279,34 @@ def test_overflowing_weights_prove_nothing_wrong(layered, seed):
     objective, batch, _ = layered(made("convolutions", seed, 1e120), seed)
     with pytest.raises(UnsupportedError, match="NaN"):
         network_bound(objective, [Case(batch)], masses(batch), radius=0.1)
+
+
+@pytest.mark.parametrize("scales", [(1e21, 1.0), (1e30, 1e19), (1e40, 1.0)])
+def test_two_layers_beyond_what_single_precision_holds(scales, layered, seed):
+    module = made("smooth", seed)
+    module[1].weight.mul_(scales[0])
+    module[5].weight.mul_(scales[1])
+    objective, batch, gen = layered(module, seed)
+    network = Layered.read(objective, batch)
+    rows, levels = network.margins.rows[:, 1], network.margins.levels[:, 1]
+    radius = torch.full((len(batch),), 0.3, dtype=torch.float64)
+    found = torch.randn(len(batch), network.dim, generator=gen, dtype=torch.float64)
+    d = _anchor(network, rows, levels, 0.8 * radius, found)
+    head = headed(network, Ball(radius), torch.arange(len(batch)), rows, levels, d, 2)
+    bound = two_layers(head, d, 0.8 * radius, 8)
+    top = bound.constant + 0.5 * bound.curvature * d.square().sum(1)
+    margin = (network.forward(d)[1] * rows).sum(1) + levels
+    assert bool((top >= margin - 1e-9 * margin.abs()).all())
+
+
+def test_common_rates_that_overflow_are_none(layered, seed):
+    objective, batch, _ = layered(made("smooth", seed), seed)
+    network = Layered.read(objective, batch)
+    dense = perceptron(network.entry, network.margins)
+    for size in (1e40, 1e80, 1e120):
+        steep = replace(dense, weights=tuple(size * w for w in dense.weights))
+        rates = common_rates(steep, dense.margins.weight, 12)
+        assert rates is None or bool((rates >= 0).all())  # False for NaN
 
 
 def test_units_that_end_bound_margins_everywhere(layered, seed):
