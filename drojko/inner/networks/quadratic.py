@@ -474,9 +474,8 @@ def dominated(layer: Layer, free: list[Tensor], square: Tensor) -> tuple[Tensor,
     bad = thin.nonzero().squeeze(1)
     if len(bad) == 0:
         return factor, failed, inverse
-    most = 1e-8 * torch.finfo(a.dtype).max  # whose eigenvalues are finite
-    safe = torch.nan_to_num(-a[bad], nan=0.0, posinf=most, neginf=-most).clamp(-most, most)
-    top = torch.linalg.eigvalsh(safe)[:, -1] + 2.0 - _THIN  # of B, scaled
+    safe, most = torch.nan_to_num(-a[bad]), 1e-8 * torch.finfo(a.dtype).max
+    top = torch.linalg.eigvalsh(safe.clamp(-most, most))[:, -1] + 2.0 - _THIN  # of B, scaled
     lift = (top / 2.0).clamp_min(1e-3) * 1.4
     for part in (free[0], free[3]):
         part[bad] += lift.log().clamp_min(0.02).unsqueeze(1)
