@@ -24,7 +24,7 @@ __all__ = ["AMPLE", "fit_many", "from_plain", "from_sample"]
 AMPLE = 1e-5
 #: Rows a parameter of the sample that is solved first, and of the second one.
 _FIRST, _SECOND = 20, 100
-_SHARE, _ROOM = 8, 2**23  # the last one is such a part of the rows, of so many entries at most
+_SHARE, _ROOM = 9, 2**23  # the last one is such a part of the rows, of so many entries at most
 _CHEAP = 20  # flops of a sample's Hessian over those of a product with all rows
 _NARROW = 40  # parameters that count at least, where samples are cheap
 #: Decrement over value from which on a step more solves a sample; of the last one, closer.

@@ -45,7 +45,7 @@ _LEAST, _MOST = 1e-60, 1e60
 
 def blocks(n: int, d: int) -> Iterator[slice]:
     """Slices of rows small enough that a block and its copies stay in cache."""
-    size = int(min(max((1 << 20) // max(d, 1), 1024), 32768))
+    size = int(min(max((1 << 19) // max(d, 1), 1024), 16384))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 

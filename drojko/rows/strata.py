@@ -55,7 +55,7 @@ def drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
     """
     index, weights = stratified(rows.y, rows.w, size, classes)
     index, weights = _in_order(index, weights)
-    some = rows.take(index, weights).doubled()
+    some = rows.take(index, weights)
     rare = np.flatnonzero((some.squares(some.w) < _RARE) & rows.free)[: size // _EXTREME]
     if not rare.size:
         return index, some
@@ -63,7 +63,7 @@ def drawn(rows: Rows, size: int, classes: bool) -> tuple[np.ndarray, Rows]:
     top = np.setdiff1d(top[rows.w[top] > 0], index)
     index, weights = np.append(index, top), np.append(weights, rows.w[top])
     index, weights = _in_order(index, weights)
-    return index, rows.take(index, weights).doubled()
+    return index, rows.take(index, weights)
 
 
 def _in_order(index: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -140,7 +140,7 @@ def test_large_float32_data_is_never_copied():
     rows.gram(u * u)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 0.4 * X.nbytes  # two numbers a row, and buffers of 8 MB
+    assert peak < 0.4 * X.nbytes  # two numbers a row, and buffers of 4 MB
 
 
 @pytest.mark.parametrize("intercept", [True, False])
