@@ -148,14 +148,13 @@ class ClassConditional(LabelledMeasure):
         whole = None if None in sizes else torch.empty((sum(sizes), self.dim), dtype=torch.float64)
         parts: list[Tensor] = []
         labels, weights, start = [], [], 0
-        for k, one in pairs:
+        for (k, one), size in zip(pairs, sizes, strict=True):
             if whole is None:
                 x, w = one.points(wanted[k], generator)
                 parts.append(x)
             else:  # in place: at no time are there two whole copies
-                end = start + one._count(wanted[k])
-                w = one._points_into(whole[start:end], wanted[k], generator)
-                start = end
+                w = one._points_into(whole[start : start + size], wanted[k], generator)
+                start += size
             labels.append(torch.full((len(w),), k))
             weights.append(w * float(self.weights_[k]))
         y, w = torch.cat(labels), torch.cat(weights)
