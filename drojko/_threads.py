@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -169,11 +170,13 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     ...     list(in_order(lambda x: x * x, range(5)))
     [0, 1, 4, 9, 16]
     """
-    count, errors = _threads.get(), np.geterr()
-    if count == 1:
-        yield from map(work, items)
+    count, errors, left = _threads.get(), np.geterr(), iter(items)
+    start = list(islice(left, 2)) if count > 1 else []
+    left = chain(start, left)
+    if len(start) < 2:  # nothing to share
+        yield from map(work, left)
         return
-    left, taking, ended = iter(items), threading.Lock(), threading.Event()
+    taking, ended = threading.Lock(), threading.Event()
     room = threading.Semaphore(2 * count)  # for items that are taken and not yet yielded
     waiting: deque[Future] = deque()
 

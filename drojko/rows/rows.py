@@ -412,7 +412,7 @@ class Rows:
         z : array of shape (D,)
         visit : callable
             (rows, B z of these, shape (k,)) -> (numbers to be added up, g of shape (k,)), or None,
-            which ends it all: the result is None. Perhaps on several threads at once.
+            which ends it all: the result is None. One at a time, of several threads.
 
         Examples
         --------

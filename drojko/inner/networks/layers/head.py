@@ -112,18 +112,8 @@ class FirstUnits:
             for part, own in zip(parts, found, strict=True):
                 part.append(own)
         centre, size, low, high, pull = (torch.cat(part, 1) for part in parts)
-        one = self.perceptron(centre, size, pull)
-        # Rounding of what led to the centre is that of the whole program.
-        one_size = size * max(1.0, program.slack / one.slack)
-        one = self.perceptron(centre, one_size, pull)
+        one = _units((self.weight,), (), (self.act,), centre, size, pull, program.slack)
         return Head(one, pull, level[:, 0], [(low, high)], along[:, 0])
-
-    def perceptron(self, centre: Tensor, size: Tensor, pull: Tensor) -> Network:
-        """The hidden layer as a network with no more to it."""
-        nothing: Any = None
-        levels = pull.new_zeros(len(pull), 1)
-        margins = Margins(nothing, "none", pull[:1], pull.unsqueeze(1), levels, levels[:, 0])
-        return Network((self.weight,), (), (self.act,), centre, size, margins)
 
     def _affine(
         self, run: Run, k: int, at: Tensor | None, level: Tensor, along: Tensor
@@ -200,15 +190,23 @@ class TwoLayers:
         source = program.nodes[one].sources[0]
         centre, size = run.values[source].flatten(1), run.sizes[source].flatten(1)
         pull = at[two].flatten(1).expand(len(centre), -1)
-        nothing: Any = None
-        none = pull.new_zeros(len(pull), 1)
-        margins = Margins(nothing, "none", pull[:1], pull.unsqueeze(1), none, none[:, 0])
-        network = Network(
-            self.weights, (self.bias[:0], self.bias), self.acts, centre, size, margins
-        )
-        network = replace(network, size=size * max(1.0, program.slack / network.slack))
+        biases = self.bias[:0], self.bias
+        network = _units(self.weights, biases, self.acts, centre, size, pull, program.slack)
         flat = [(low.flatten(1), high.flatten(1)) for low, high in spans]
         return Head(network, pull, level[:, 0], flat)
+
+
+def _units(
+    weights: tuple[Tensor, ...], biases: tuple[Tensor, ...], acts: tuple[Activation, ...],
+    centre: Tensor, size: Tensor, pull: Tensor, slack: float,
+) -> Network:  # fmt: skip
+    """Layers of units as a network with no more to it, whose rows are their pulls."""
+    nothing: Any = None
+    none = pull.new_zeros(len(pull), 1)
+    margins = Margins(nothing, "none", pull[:1], pull.unsqueeze(1), none, none[:, 0])
+    network = Network(weights, biases, acts, centre, size, margins)
+    # Rounding of what led to the centre is that of the whole program.
+    return replace(network, size=size * max(1.0, slack / network.slack))
 
 
 def _plain(unit: Unit) -> Unit:
