@@ -34,9 +34,9 @@ _OPEN = 0.4
 _SEVERAL = 4
 #: Halvings that find a goal, missed on the safe side by (50 + the margin's rise) / 2^22 at most.
 _HALVINGS = 22
-#: A stage whose work does not reach below this share of the best penalty so far is left out; one
-#: of pairs reaches no further than that.
-_NEAR, _PAIRED = 0.995, 0.94
+#: A stage whose work does not reach below this share of the best penalty so far is left out: the
+#: second where the relative gap is above the third. One of pairs reaches no further than the last.
+_NEAR, _NEARER, _SMALL, _PAIRED = 0.97, 0.995, 0.018, 0.94
 #: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
 
@@ -225,7 +225,9 @@ class Refine:
         stage = self.effort.stages[state.stage]
         if k == 0:
             state = replace(state, reference=self._reference(state, stage))
-            near = state.reference > _NEAR * state.strength and self.problem.budget
+            small = state.value - self._found <= _SMALL * abs(self._found)
+            share = _NEAR if small else _NEARER
+            near = state.reference > share * state.strength and self.problem.budget
             if stage.steps and near and not stage.pairs:
                 return replace(state, shell=len(shells.edges) - 1)
         strength = state.reference
