@@ -44,7 +44,7 @@ def sharpened(
     a = start.expand(-1, len(c), -1)
     for _ in range(_CLIMBS + 1):
         g = (act(a)[1] * c) @ w
-        a = start + (g * (sphere / g.norm(dim=2, keepdim=True).clamp_min(1e-300))) @ w.T
+        a = start + (g * (sphere / g.norm(dim=2, keepdim=True).clamp_min(1e-100))) @ w.T
     attained = (act(a)[0] * c).sum(2) + level
     width = (attained[:, :count] + attained[:, count:]).repeat(1, 2)
     row, side = (top - attained > _LOOSE * width).nonzero(as_tuple=True)

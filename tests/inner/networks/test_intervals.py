@@ -30,7 +30,8 @@ def climbed(network, radius, unit, sign, d):
     for _ in range(15):
         a = network.forward(d)[0][0]
         g = (network.acts[0](a)[1] * row) @ network.weights[0]
-        d = g / g.norm(dim=1, keepdim=True).clamp_min(1e-300) * radius[:, None]
+        length = g.norm(dim=1, keepdim=True)  # of squares, which vanish below 1e-160
+        d = torch.where(length > 1e-100, g / length.clamp_min(1e-100) * radius[:, None], d)
     return d * (1 - 1e-12)
 
 
