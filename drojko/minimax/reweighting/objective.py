@@ -101,6 +101,7 @@ class Reweighted:
             return z, np.zeros(self.levels.count)
         z = self._plain(z, 1.5 * unit)
         losses = self.exact(rows.predict(z))
+        self.first_smoothing = max(self.first_smoothing, self.levels.warmth(losses) / unit)
         return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
 
     def _plain(self, z: np.ndarray, mu: float) -> np.ndarray:
@@ -229,7 +230,7 @@ class Reweighted:
             losses = detail.loss.value
         else:
             losses = self.exact(state.u)
-        if exact or not isinstance(levels, Priced):
+        if exact or not isinstance(levels, Priced) or not levels.cooled(state.mu):
             dual = self.bound.dual(losses)
             value, penalty, spent = dual.value, dual.penalty, dual.radius
         else:
