@@ -20,6 +20,7 @@ __all__ = ["Batch", "Objective"]
 #: Largest pre-activations, and penalties from 1 over it, that single precision keeps digits of.
 _MODERATE, _ORDINARY = 300.0, 1e12
 
+
 @checked(constructor=False, x="n d any", y="n real", q0="n r any", index="k index")
 @dataclass(frozen=True)
 class Batch:
@@ -56,6 +57,7 @@ class Batch:
         if times < 1:
             raise InvalidDataError(f"times={times}; expected 1 or more")
         return Batch(self.x.repeat(times, 1), self.y.repeat(times), self.q0.repeat(times, 1))
+
 
 @checked(constructor=False, q="n r any", x="n d any", y="n real")
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class Objective:
         for p in self.model.parameters():
             return {"dtype": p.dtype, "device": p.device}
         return {"dtype": torch.float64, "device": torch.device("cpu")}
+
 
 def _double(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float64

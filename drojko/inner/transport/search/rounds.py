@@ -49,8 +49,8 @@ _SHARED_FAST, _SHARED = ((5, 1), (20, 1)), ((5, 2), (40, 1))
 _KINKS, _SHARED_KINKS = ((12, 4), (20, 1)), ((12, 2), (20, 1))
 #: Among kinks: shares of the penalty at which others are found to start from, and the steps there.
 _CHEAPER, _ONWARD = (0.5, 0.25), ((20, 1),)
-#: Rows of most of the gain start again around what they have: its share, times, starts by row of all
-#: and at most of one, distances in those that it has moved, steps.
+#: Rows of most of the gain start again around what they have: its share, times, starts by row of
+#: all and at most of one, distances in those that it has moved, steps.
 _MAINLY, _AGAIN, _AROUND, _AROUND_MOST = 0.95, 4, 8, 64
 _AWAY, _STEPS_AROUND = (0.05, 1.5), ((6, 3), (15, 1))
 #: Moves that rows try, starts that they keep, points between, and on the way to what others have;
