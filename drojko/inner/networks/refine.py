@@ -104,7 +104,7 @@ SETTINGS = {
         ),
         16, 20, 16_000, 1, 0.01,
         deep=(
-            _LINES, Stage(1.2, 5, 0.1, 0.14, 1.5e4), Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
+            _LINES, Stage(1.2, 5, 0.1, 0.1, 1.5e4), Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
         ),
         several=(
             _LINES, Stage(1.4, 1, 0.8, 0.15, 1.5e4), *(replace(one, gap=0.18) for one in _HARD)
