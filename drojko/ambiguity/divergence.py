@@ -29,6 +29,7 @@ __all__ = ["Divergence", "Levels", "Part", "Plain", "Priced", "Rise", "Tail", "T
 
 _LARGE = 690.0  # exponents beyond overflow: that radius is out of reach
 _FAR = 1e3  # times the slope of a kink far away that its dual may say
+_APART, _WARM = 30.0, 0.3  # prices that losses are apart; smoothing over what they are apart then
 _BLOCK = 1 << 14  # cells whose work arrays stay in cache
 
 
@@ -185,6 +186,10 @@ class Levels(ABC):
         """Levels that minimise the smoothed sum, from p on."""
         return p
 
+    def warmth(self, losses: np.ndarray) -> float:
+        """The smoothing that the way to the optimum begins with at least."""
+        return 0.0
+
     def missing(self, part: Part) -> np.ndarray:
         """The mass that a density lacks, in the equation of its level, (k,)."""
         out = np.zeros(self.count)
@@ -314,6 +319,16 @@ class Priced(Levels):
         self._last = (key, found)
         return found
 
+    def warmth(self, losses: np.ndarray) -> float:
+        """Where losses are many prices apart, one of that size, which cools."""
+        far = float(losses.max() - self.weights @ losses)
+        near = self.ball or far < _APART * float(self.ambiguity.penalty)
+        return 0.0 if near else _WARM * far
+
+    def cooled(self, mu: float) -> bool:
+        """Whether levels at mu are a point of the set's own dual, not of one at a larger price."""
+        return self.ball or 0.1 * mu < 0.1 * float(self.ambiguity.penalty)
+
     def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """Damped Newton steps at fixed losses, from p where that is in the domain."""
         rise = self.rise(losses, p, mu, {})
@@ -324,10 +339,14 @@ class Priced(Levels):
             return p
         for _ in range(30):
             hessian, gradient = rise.hessian, rise.gradient
-            try:
-                move = np.linalg.solve(hessian, -gradient)
-            except np.linalg.LinAlgError:
-                break
+            mass = 1.0 - float(gradient[0])
+            if not self.ball and mass > 0.0:  # on its logarithm, which is straight against KL
+                move = np.array([mass * math.log(mass) / max(float(hessian[0, 0]), 1e-300)])
+            else:
+                try:
+                    move = np.linalg.solve(hessian, -gradient)
+                except np.linalg.LinAlgError:
+                    break
             decrement = -float(gradient @ move)
             if not decrement > 1e-11 * (abs(rise.value) + mu):
                 break

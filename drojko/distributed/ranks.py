@@ -1,8 +1,9 @@
 """Processes that work on parts of one problem: sums, rows and errors that all of them see.
 
 Every exchange begins with a word on how each rank is: one that has failed, or was interrupted,
-says so where others expect a sum, and all end together. Sums are made in float64 and in one order,
-so that ranks which compute the same from them stay equal bit by bit.
+says so where others expect a sum, and all end together. The word has room for a short sum, which
+needs no other exchange: what takes time are exchanges, not their bytes. Sums are made in float64
+and in one order, so that ranks which compute the same from them stay equal bit by bit.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ T = TypeVar("T")
 #: How a rank is; what it does there, which has to be the same on all.
 _WELL, _INTERRUPTED, _FAILED = 0, 1, 2
 _END, _SUM, _GATHER, _OBJECTS, _LARGEST, _SAME = range(1, 7)
+#: A word: ranks that failed, that were interrupted, digits of what they do and their squares, by
+#: which sums tell whether all do the same; then a sum of so many numbers at most.
+_DIGITS, _BASE = 6, 1024
+_HEAD = 2 + 2 * (1 + _DIGITS)
+_SHORT = 112
 #: Seconds after which another Ctrl-C no longer waits for the other ranks.
 _PATIENT = 1.0
 
@@ -153,29 +159,46 @@ class Ranks:
             raise KeyboardInterrupt
         self._interrupted = self._interrupted or now
 
-    def _say(self, what: int, size: int = 0, how: int | None = None) -> None:
-        """Tell how this rank is and hear of the others, who do the same; raise what ended one."""
+    def _say(
+        self, what: int, size: int = 0, how: int | None = None, part: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Tell how this rank is and hear of the others, who do the same; raise what ended one.
+
+        Returns the sum of short parts.
+        """
         if self._error is not None:  # the others have left
             raise self._error
         if how is None:
             how = _WELL if self._interrupted is None else _INTERRUPTED
-        word = torch.tensor([how, what, -what, size, -size])
-        self._reached(lambda: distributed.all_reduce(word, distributed.ReduceOp.MAX, self.group))
+        heard = self._heard(what, size, how, part)
         self.calls += 1
-        worst, most, least, largest, smallest = word.tolist()
-        if worst == _FAILED:
+        failed, interrupted = heard[:2]
+        if failed:
             self._error = self._told(None)
             raise self._error
-        if worst == _INTERRUPTED:
+        if interrupted:
             self._interrupted = None
             raise KeyboardInterrupt("Ctrl-C on one of the ranks")
-        if most != -least or largest != -smallest:
+        digits, squares = heard[2:_HEAD].reshape(2, -1)
+        if (self.size * squares != digits**2).any():  # equal only where all say the same
             self._lost = True
             self._error = DrojkoError(
                 "the ranks are out of step: they got different numbers from the same data, or run "
                 "different code. Start them with the same program and versions on like processors"
             )
             raise self._error
+        return heard[_HEAD:]
+
+    def _heard(self, what: int, size: int, how: int, part: np.ndarray | None = None) -> np.ndarray:
+        """The sum of the words of all ranks."""
+        word = np.zeros(_HEAD + _SHORT)
+        word[:2] = how == _FAILED, how == _INTERRUPTED
+        digits = [what, *(size // _BASE**k % _BASE for k in range(_DIGITS))]
+        word[2:_HEAD] = *digits, *(digit * digit for digit in digits)
+        if part is not None:
+            word[_HEAD : _HEAD + part.size] = part.ravel()
+        self._reached(lambda: distributed.all_reduce(torch.from_numpy(word), group=self.group))
+        return word
 
     def _reached(self, exchange: Callable[[], Any]) -> None:
         try:
@@ -194,8 +217,7 @@ class Ranks:
             return
         if self._error is None:
             with suppress(BaseException):
-                word = torch.tensor([_FAILED, 0, 0, 0, 0])
-                distributed.all_reduce(word, distributed.ReduceOp.MAX, self.group)
+                self._heard(0, 0, _FAILED)
                 self._told(error)
         self._error = error
 
@@ -218,11 +240,12 @@ class Ranks:
     def total(self, array: np.ndarray) -> np.ndarray:
         """The sum of the ranks' arrays of one shape, float64, the same bits on all of them."""
         out = np.array(array, dtype=np.float64)
-        self._say(_SUM, out.size)
-        if out.size:
-            flat = torch.from_numpy(out.reshape(-1))
-            self._reached(lambda: distributed.all_reduce(flat, group=self.group))
         self.sent += out.nbytes
+        if out.size <= _SHORT:
+            return self._say(_SUM, out.size, part=out)[: out.size].reshape(out.shape)
+        self._say(_SUM, out.size)
+        flat = torch.from_numpy(out.reshape(-1))
+        self._reached(lambda: distributed.all_reduce(flat, group=self.group))
         return out
 
     def any(self, flag: bool) -> bool:

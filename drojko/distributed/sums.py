@@ -13,6 +13,8 @@ from drojko.rows.rows import Swept
 
 __all__ = ["OwnRows", "ShardedRows"]
 
+_SUMS = 32  # at most beside those of columns, in one read
+
 
 class ShardedRows(Rows):
     """`Rows` of all ranks, summed where they lie."""
@@ -209,17 +211,19 @@ class OwnRows(Rows):
         """See `Rows`."""
         self.reads += 1
         found = None if self.local is None else self.local.swept(z, visit)
-        failed = self.local is not None and found is None
-        count = 0 if found is None else len(found.totals)
-        # A rank without rows does not know how many sums there are.
-        failed, count = self.X.ranks.largest(np.array([float(failed), count])).astype(int).tolist()
+        # A rank without rows does not know how many sums there are: all leave room for as many.
+        own = np.zeros(3 + self.size + _SUMS)
+        if found is not None:
+            count = len(found.totals)
+            own[1:3] = 1.0, count
+            own[3 : 3 + self.size], own[3 + self.size :][:count] = found.slope, found.totals
+        else:
+            own[0] = self.local is not None
+        sums = self.total(own)
+        failed, ranks, counts = sums[:3]
         if failed:
             return None
-        own = np.zeros(count + self.size)
-        if found is not None:
-            own[:count], own[count:] = found.totals, found.slope
-        sums = self.total(own)
-        return Swept(sums[:count], sums[count:])
+        return Swept(sums[3 + self.size :][: int(counts / ranks)], sums[3 : 3 + self.size])
 
     def sum(self, g: np.ndarray) -> np.ndarray:
         """See `Rows`."""

@@ -101,6 +101,7 @@ class Reweighted:
             return z, np.zeros(self.levels.count)
         z = self._plain(z, 1.5 * unit)
         losses = self.exact(rows.predict(z))
+        self.first_smoothing = max(self.first_smoothing, self.levels.warmth(losses) / unit)
         return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
 
     def _plain(self, z: np.ndarray, mu: float) -> np.ndarray:
@@ -229,7 +230,7 @@ class Reweighted:
             losses = detail.loss.value
         else:
             losses = self.exact(state.u)
-        if exact or not isinstance(levels, Priced):
+        if exact or not isinstance(levels, Priced) or not levels.cooled(state.mu):
             dual = self.bound.dual(losses)
             value, penalty, spent = dual.value, dual.penalty, dual.radius
         else:
@@ -316,7 +317,8 @@ class Reweighted:
         derivatives along a step tell how long that may be.
         """
         rows, size, y = self.rows, self.rows.size, self.rows.y
-        parts = [_of_mass(part, self.levels.weights) for part in parts]
+        losses = self._means(state.terms.detail.loss.value)
+        parts = [_of_mass(part, self.levels.weights, losses) for part in parts]
         mass, (low, high) = self._masses(_total(parts)), self.loss.domain(y)
         scale, none = float(mass @ np.abs(s)) + 1e-300, np.zeros((0, 0))
         pinned, h = (self.ridge == 0.0) & rows.free, np.zeros(size)
@@ -384,8 +386,9 @@ class Reweighted:
         total = float(w @ q)
         if not total > 0.0:
             return -math.inf
-        # A density of rounding's size would make the thinning below arbitrary.
-        q = np.where(q > 1e-12 * q.max(), q / max(total, 1.0), 0.0)
+        # A density of rounding's size would make the thinning below arbitrary; what many rows have
+        # below a few high ones belongs to the balance.
+        q = np.where(q > 1e-12 * min(q.max(), total), q / max(total, 1.0), 0.0)
         mass = self._masses(q)
         c = rows.sum(mass * s)
         scale = float(mass @ np.abs(s)) + 1e-300
@@ -418,8 +421,12 @@ def _total(parts: Sequence[Part]) -> np.ndarray:
     return sum(rest, first)
 
 
-def _of_mass(part: Part, weights: np.ndarray) -> Part:
-    """A density of the mass that it is to have, where that is given."""
+def _of_mass(part: Part, weights: np.ndarray, losses: np.ndarray) -> Part:
+    """A density of the mass that it is to have, where that is given.
+
+    Rows on the kink share what is missing; if they are too few, the next ones follow in the order
+    of their losses.
+    """
     density = part.density
     if part.mass is None:
         return part
@@ -433,6 +440,13 @@ def _of_mass(part: Part, weights: np.ndarray) -> Part:
         density = np.clip(density + lack / total * rate, 0.0, part.cap)
     total = float(weights @ density)
     density = np.minimum(density * (part.mass / total), part.cap) if total > 0.0 else density
+    lack = part.mass - float(weights @ density)
+    if lack > 1e-15 * part.mass:
+        room = np.where(density < part.cap, weights * (part.cap - density), 0.0)
+        order = np.argsort(-losses, kind="stable")
+        order = order[room[order] > 0.0]
+        share = np.clip((lack - np.cumsum(room[order]) + room[order]) / room[order], 0.0, 1.0)
+        density[order] += share * (room / weights)[order]
     return part._replace(density=density)
 
 

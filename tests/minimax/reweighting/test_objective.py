@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, Group, TotalVariation
+from drojko.ambiguity.divergence import Part
 from drojko.losses import Absolute, Hinge, Huber, Logistic, Loss, Quantile, Squared
 from drojko.minimax.newton import Newton, fit
-from drojko.minimax.reweighting.objective import Reweighted
+from drojko.minimax.reweighting.objective import Reweighted, _of_mass
 from drojko.rows import Rows
 
 SETS = [
@@ -184,3 +185,39 @@ def test_a_constant_optimum_is_told():
     some = fit(Reweighted(rows, Logistic(), CVaR(0.5).on(None, rows.w)), Limits(tol=1e-4))
     assert some.status == "converged"
     assert some.advice is None
+
+
+@pytest.mark.parametrize("level", [0.3, 0.6])
+def test_a_density_gets_its_mass_where_few_rows_are_on_the_kink(level):
+    # Equal masses: the density of least cost has the highest losses at the cap, one row between.
+    rng = np.random.default_rng(0)
+    losses, w = rng.permutation(np.linspace(0.0, 1.0, 50)), np.full(50, 0.02)
+    density = (losses > level).astype(float)
+    near = np.where(np.abs(losses - level) < 0.03, 0.1, 0.0)  # how it answers
+    part = Part(density, near, np.zeros((1, 50)), 1.0, 0, 0.803)
+    full = _of_mass(part, w, losses).density
+    assert w @ full == pytest.approx(0.803, abs=1e-14)
+    assert full.min() >= 0.0
+    assert full.max() <= 1.0
+    best = np.clip(0.803 / 0.02 - np.arange(50), 0.0, 1.0)
+    assert np.allclose(full[np.argsort(-losses)], best, atol=1e-12)
+    least = _of_mass(part._replace(mass=0.0), w, losses).density
+    assert w @ least == pytest.approx(0.0, abs=1e-14)
+
+
+def test_many_small_densities_beside_a_few_high_ones_keep_the_balance():
+    # A density of 1000 on two rows must not make 1e-9 on a thousand, whose sum counts, nothing.
+    n, many = 3000, 1000
+    X, y, q, s = np.ones((n, 1)), np.zeros(n, int), np.zeros(n), np.full(n, 0.5)
+    y[[0, 2]] = 1  # pairs (0, 1) at x = 1 and (2, 3) at x = 2, whose slopes are opposite
+    X[2 : 4 + many] = 2.0
+    q[:4], q[4 : 4 + many] = [1000.0, 1000.0, 1.0, 1.0], 1e-9
+    s[0], s[2] = -0.5, -0.5 - many * 0.5e-9
+    rows = Rows(X, y, None, intercept=True)
+    problem = Reweighted(rows, Logistic(), TotalVariation(0.9).on(None, rows.w))
+    problem.start()
+    state = Newton(problem, 1e-6).init(None)
+    assert abs(rows.sum(rows.w * q * s)).max() < 1e-15
+    assert problem._bound(state, q, s) > -math.inf
+    s[2] = -0.5  # and without them it is none
+    assert problem._bound(state, q, s) == -math.inf

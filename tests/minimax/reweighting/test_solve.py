@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from sklearn.linear_model import LogisticRegression
 
 from drojko._driver import Limits
 from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 from drojko.approaches.base import trained
 from drojko.inner import Pointwise
-from drojko.losses import CallableLoss, get_loss
+from drojko.losses import Absolute, CallableLoss, get_loss
 from drojko.measures import ClassConditional, Empirical, Gaussian, Joint
 from drojko.minimax.problem import RobustProblem
 from drojko.minimax.reweighting.passes import train_network
@@ -420,3 +421,24 @@ def test_a_larger_ball_in_few_steps():
     result = solve_reweighted(problem(X, y, "logistic", model), TotalVariation(0.1), gen())
     assert result.status == "converged"
     assert result.n_iter <= 45
+
+
+@pytest.mark.parametrize("penalty", [1e-8, 1e-5, 1e-2])
+@pytest.mark.parametrize("ambiguity", [KL, ChiSquare], ids=["KL", "chi-square"])
+def test_a_price_far_below_the_losses_asks_for_the_largest_one(ambiguity, penalty):
+    # The largest absolute loss, less at most what all mass on one row costs; a linear program.
+    rng = np.random.default_rng(3)
+    n, d = 150, 3
+    X = rng.normal(size=(n, d))
+    y = 40.0 * X[:, 0] + 100.0 * rng.standard_t(3, size=n)
+    A = np.block([[X, np.ones((n, 1)), -np.ones((n, 1))], [-X, -np.ones((n, 2))]])
+    program = linprog([*np.zeros(d + 1), 1.0], A, np.append(y, -y), bounds=(None, None))
+    largest = program.fun
+    bound = ambiguity(penalty=penalty).bind(X, y, np.full(n, 1.0 / n))
+    found = solve_linear(X, y, None, bound, Absolute())
+    assert found.status == "converged"
+    assert found.relative_gap < 1e-5
+    one = np.append(float(n), np.zeros(n - 1))  # all mass on one row
+    most = penalty * ambiguity(penalty=penalty).discrepancy(one, np.full(n, 1.0 / n))
+    assert largest - most - 1e-5 * largest <= found.lower
+    assert found.lower <= largest
