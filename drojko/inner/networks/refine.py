@@ -80,8 +80,8 @@ class Effort:
         if not network.dense:
             deep = network.curved
             stages = [s for s in self.stages if not s.steps]
-            if deep:  # a single try of the first layer is cheap enough to come before the others
-                stages = [s for s in self.behind if s.layers == deep or s.steps <= 1]
+            if deep:
+                stages = [s for s in self.behind if s.layers in (0, deep)]
             return replace(self, stages=tuple(stages))
         several = network.margins.levels.shape[1] > _SEVERAL
         other = self.several if several else self.deep if len(network.weights) > 1 else None
@@ -111,8 +111,8 @@ SETTINGS = {
         ),
         behind=(
             Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
-            Stage(1.5, 5, 0.15, 0.02, 1.2e5, layers=2), Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1),
-            Stage(1.2, 5, 0.01, 0.005, 1.2e5, layers=2),
+            Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1), Stage(1.3, 4, 0.15, 0.01, 1.1e5, layers=2),
+            Stage(1.2, 4, 0.01, 0.005, 1.2e5, layers=2),
         ),
     ),
     "thorough": Effort(
