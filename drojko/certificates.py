@@ -302,8 +302,10 @@ def _ball_upper(
 
     pairs = {ball.low_penalty: ball.low, ball.high_penalty: ball.high}
     best, unproven = (math.inf, "local-estimate"), ""
-    for penalty, moved in pairs.items():
+    for penalty, moved in reversed(pairs.items()):
         best = _better(best, dual(adversary.with_penalty(penalty), moved))
+        if best[1] == "lipschitz":  # what is not concave at the larger is not at the smaller
+            break
     lower = mean(ball.risk, weights)
     if not closed(best[0], lower, best[1]):
         at = adversary.with_penalty(ball.penalty)

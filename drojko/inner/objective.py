@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from drojko._validation import checked
 from drojko.exceptions import InvalidDataError
 from drojko.inner.coordinates import Coordinates
 from drojko.losses import Loss
-from drojko.models import TabularModel
+from drojko.models import MLP, TabularModel
 
 __all__ = ["Batch", "Objective"]
+
+#: Largest pre-activations, and penalties from 1 over it, that single precision keeps digits of.
+_MODERATE, _ORDINARY = 300.0, 1e12
 
 
 @checked(constructor=False, x="n d any", y="n real", q0="n r any", index="k index")
@@ -105,6 +109,26 @@ class Objective:
         """The same objective at another penalty."""
         return replace(self, penalty=penalty)
 
+    def single(self, batch: Batch) -> tuple[Objective, Batch] | None:
+        """The same in single precision, for comparisons of many points: a third of the time.
+
+        None where there is none, or where numbers are so large that their sums lose all digits.
+        """
+        model, coordinates = self.model, self.coordinates
+        if not isinstance(model, MLP) or batch.x.dtype != torch.float64:
+            return None
+        size = batch.x.abs() @ model.weights[0].detach().abs().T
+        moderate = float(size.max()) <= _MODERATE and float(batch.q0.abs().max()) <= _MODERATE
+        if not (moderate and 1.0 / _ORDINARY <= self.strength <= _ORDINARY):  # NaN as well
+            return None
+        parts = {f.name: getattr(coordinates, f.name) for f in fields(coordinates)}
+        light = {k: v.float() for k, v in parts.items() if _double(v)}
+        y = batch.y.float() if _double(batch.y) else batch.y
+        objective = replace(
+            self, model=copy.deepcopy(model).float(), coordinates=replace(coordinates, **light)
+        )
+        return objective, Batch(batch.x.float(), y, batch.q0.float())
+
     def batch(self, x: Tensor, y: Tensor) -> Batch:
         """Draws x of shape (n, d), y of shape (n,) with their coordinates."""
         return Batch(x, y, self.coordinates.encode(x))
@@ -151,3 +175,7 @@ class Objective:
         for p in self.model.parameters():
             return {"dtype": p.dtype, "device": p.device}
         return {"dtype": torch.float64, "device": torch.device("cpu")}
+
+
+def _double(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64

@@ -66,3 +66,37 @@ def test_device_and_dtype_are_the_models(build, case):
     bare = ModuleModel(torch.nn.Flatten(), 3)  # a model without parameters
     adversary, _ = build(bare, "logistic", x, y)
     assert adversary.objective.model_like()["dtype"] == torch.float64
+
+
+def test_single_precision_is_the_same_to_six_digits(build, case):
+    model, x, y = case
+    cost = GroundCost(np.array([1.0, 2.0, np.inf]), np.full(3, -2.0), np.full(3, 3.0))
+    adversary, batch = build(model, "logistic", x.clamp(-2.0, 3.0), y, 0.7, cost=cost)
+    objective = adversary.objective
+    light, rows = objective.single(batch)
+    q = batch.q0 + 0.3
+    value, gradient = light.value_and_gradient(rows, q.float())
+    assert value.dtype == gradient.dtype == light.coordinates.project(q.float()).dtype
+    assert value.dtype == torch.float32
+    expected = objective.value_and_gradient(batch, q)
+    torch.testing.assert_close(value.double(), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), expected[1], rtol=1e-5, atol=1e-5)
+    assert objective.model.weights[0].dtype == torch.float64  # a copy
+
+
+def test_single_precision_is_left_where_digits_would_be_lost(build, case):
+    model, x, y = case
+
+    def single(x, penalty=0.7, model=model):
+        adversary, batch = build(model, "logistic", x, y, penalty)
+        return adversary.objective.single(batch)
+
+    assert single(x) is not None
+    assert single(x + 1e6) is None
+    assert single(x, 1e-200) is None
+    assert single(x, 1e200) is None
+    assert single(x, model=ModuleModel(torch.nn.Linear(3, 4).double(), 4)) is None
+    large = MLP(3, 4, hidden=(5,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        large.weights[0].mul_(1e30)
+    assert single(x, model=large.requires_grad_(False)) is None

@@ -27,8 +27,9 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 _HELPED = 1e-3
 #: Steps towards tighter constants where a bound at a penalty would have no end.
 _TIGHT = 200
-#: Shells of networks that are no matrices, and where intervals are most of their work.
-_SHELLS, _FEWER = 24, 12
+#: Shells of networks that are no matrices, by how many layers of units have quadratic bounds:
+#: what holds on a ball counts inside it as well, and the fewer balls, the more work for each.
+_SHELLS = 24, 12, 9
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def network_bound(
     efforts = list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]
     efforts = [settings.suited(problem.network) for settings in efforts]
     network = problem.network
-    fixed = None if network.dense else _FEWER if network.curved else _SHELLS
+    fixed = None if network.dense else _SHELLS[network.curved]
     counts = [min(most, fixed or settings.shells) for settings in efforts]
     radii = edges(counts[0], *ends)
     shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))

@@ -54,8 +54,8 @@ _CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
 #: Subtracted from matrices before they are factored: far above rounding, so that what is computed
 #: with them is an upper bound of the quadratic forms of the exact ones.
 SHIFT = 1e-9
-#: Least pivot of a layer that is dominated with a margin; steps that find a first curvature.
-_THIN, _NEWTON = 0.02, 3
+#: Least pivot of a layer that is dominated with a margin; steps towards a first curvature.
+_THIN, _NEWTON = 0.02, 1
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ class Effort:
         if not network.dense:
             deep = network.curved
             stages = [s for s in self.stages if not s.steps]
-            if deep:  # a single try of the first layer is cheap enough to come before the others
-                stages = [s for s in self.behind if s.layers == deep or s.steps <= 1]
+            if deep:
+                stages = [s for s in self.behind if s.layers in (0, deep)]
             return replace(self, stages=tuple(stages))
         several = network.margins.levels.shape[1] > _SEVERAL
         other = self.several if several else self.deep if len(network.weights) > 1 else None
@@ -105,21 +105,20 @@ _HARD = (*[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4,
 SETTINGS = {
     "fast": Effort(
         (
-            _LINES, Stage(1.15, 1, 0.05, 0.04, 2e3), Stage(1.1, 5, 0.03, 0.045, 8e3),
-            Stage(1.06, 5, 0.03, 0.045, 1.2e4), Stage(1.15, 12, 0.04, 0.13, 1.5e4), *_HARD,
+            _LINES, Stage(1.08, 5, 0.03, 0.048, 8e3), Stage(1.06, 5, 0.03, 0.048, 1.2e4),
+            Stage(1.15, 12, 0.04, 0.13, 1.5e4), *_HARD,
         ),
         16, 20, 16_000, 1, 0.01,
         deep=(
-            _LINES, Stage(1.3, 2, 0.2, 0.1, 8e3), Stage(1.2, 5, 0.1, 0.14, 1.5e4),
-            Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
+            _LINES, Stage(1.2, 5, 0.1, 0.1, 1.5e4), Stage(1.15, 12, 0.04, 0.14, 1.5e4), *_HARD,
         ),
         several=(
             _LINES, Stage(1.4, 1, 0.8, 0.15, 1.5e4), *(replace(one, gap=0.18) for one in _HARD)
         ),
         behind=(
             Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
-            Stage(1.5, 5, 0.15, 0.02, 1.2e5, layers=2), Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1),
-            Stage(1.2, 5, 0.01, 0.005, 1.2e5, layers=2),
+            Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1), Stage(1.3, 4, 0.15, 0.01, 1.1e5, layers=2),
+            Stage(1.2, 4, 0.01, 0.005, 1.2e5, layers=2),
         ),
     ),
     "thorough": Effort(

@@ -21,7 +21,7 @@ __all__ = ["BallSolution", "solve_ball"]
 
 _MAX_SOLVES = 40
 #: Gap at which a search in full is worth its while, and of a plan for any draw of a network.
-_ROUGH, _FRESH = 1e-3, 1e-4
+_ROUGH, _FRESH = 1e-2, 1e-4
 #: Searches in full, and how far in the logarithm the penalty must have moved for another.
 _FULL, _ELSEWHERE = 2, 0.05
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws

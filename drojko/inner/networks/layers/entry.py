@@ -81,7 +81,7 @@ class Entry:
         most = max(node.count for node in self.program.nodes[: k + 1])
         for part in torch.arange(count).split(max(1, _MEMORY // (64 * most))):
             unit = torch.nn.functional.one_hot(part, count).double()
-            yield self.in_coordinates(_straight_back(self.program, k, unit))
+            yield self.in_coordinates(self.program.back(k, unit))
 
     def dense_rows(self, k: int) -> Tensor | None:
         """The same where a product with them is quicker than the layers before."""
@@ -100,17 +100,3 @@ class Entry:
             else:
                 moved.append(torch.tensor(math.inf, dtype=torch.float64))
         return float(moved[k])
-
-
-def _straight_back(program: Program, k: int, rows: Tensor) -> Tensor:
-    """Rows (p, count) on an affine node as rows (p, d) on the input."""
-    pending = {k: rows.reshape(len(rows), *program.nodes[k].shape)}
-    for j in range(k, 0, -1):
-        at = pending.pop(j, None)
-        if at is None:
-            continue
-        operation = program.nodes[j].operation
-        assert isinstance(operation, Affine)
-        for source, part in zip(program.nodes[j].sources, operation.back(at), strict=True):
-            pending[source] = pending[source] + part if source in pending else part
-    return pending[0] if 0 in pending else rows.new_zeros(len(rows), *program.nodes[0].shape)

@@ -106,11 +106,8 @@ class Layered(Network):
 
     def gradient(self, d: Tensor, rows: Tensor) -> Tensor:
         """Gradient of ``rows @ outputs``, rows of shape (n, K)."""
-        with torch.enable_grad():
-            leaf = d.detach().requires_grad_(True)
-            out = self.program.forward(self.x + self.entry.moved(leaf))[-1]
-            found = torch.autograd.grad(out, leaf, rows, materialize_grads=True)[0]
-        return found
+        values = self.program.forward(self.x + self.entry.moved(d))
+        return self.entry.in_coordinates(self.program.back(len(values) - 1, rows, values))
 
     @property
     def curved(self) -> int:
@@ -208,6 +205,7 @@ class Layered(Network):
                 run.lines[k] = node.operation.lines(low, high, 0.5 * (low + high))
                 intervals.append((low, high))
                 run.after(k)
+        run.forms.clear()
         return run, intervals
 
     def _sharpen(self, run: Run, k: int, unit: Unit) -> None:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ __all__ = [
 _EPS = torch.finfo(torch.float64).eps
 #: Entries of a matrix whose norm is computed, and the shorter side.
 _DENSE, _SIDE = 4_000_000, 768
+#: Entries of a convolution's matrix that is used in its place, and how many to one of its own.
+_MATRIX, _SPARSE = 300_000, 16
 _ROUNDED = 1.0 + 1e-9
 
 
@@ -105,6 +108,18 @@ class Convolution(Affine):
     before: tuple[int, ...]
     after: tuple[int, ...]
 
+    @cached_property
+    def _matrix(self) -> Tensor | None:
+        """Of the linear part, (after, before), where products with it are quicker; else None."""
+        inside, outside = math.prod(self.before), math.prod(self.after)
+        own = self.weight.numel() * outside / self.after[0]
+        if self.transposed:
+            own = self.weight.numel() * inside / self.before[0]
+        if inside * outside > min(_MATRIX, _SPARSE * own):
+            return None
+        eye = torch.eye(inside, dtype=self.weight.dtype).view(-1, *self.before)
+        return self._run(eye, self.weight, None).flatten(1).T.contiguous()
+
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
             x, weight, bias, self.stride, self.padding, self.dilation, self.transposed,
@@ -112,9 +127,19 @@ class Convolution(Affine):
         )  # fmt: skip
 
     def forward(self, *parts: Tensor) -> Tensor:
-        return self._run(parts[0], self.weight, self.bias)
+        if self._matrix is None:
+            return self._run(parts[0], self.weight, self.bias)
+        out = (parts[0].flatten(1) @ self._matrix.T).view(-1, *self.after)
+        return out if self.bias is None else out.add_(self._offset)
+
+    @property
+    def _offset(self) -> Tensor:
+        assert self.bias is not None
+        return self.bias.view(-1, *[1] * (len(self.after) - 1))
 
     def back(self, rows: Tensor) -> tuple[Tensor, ...]:
+        if self._matrix is not None:
+            return ((rows.flatten(1) @ self._matrix).view(-1, *self.before),)
         like = rows.new_empty(1).expand(len(rows), *self.before)
         found = torch.ops.aten.convolution_backward(
             rows, like, self.weight, None, self.stride, self.padding, self.dilation,
@@ -292,10 +317,19 @@ class Unit:
 
     def forward(self, x: Tensor) -> Tensor:
         """Its values."""
+        if self.slope == self.level == 0.0 and self.pieces == (Piece(self.pieces[0].act),):
+            return self.pieces[0].act(x)[0]
         out = self.slope * x + self.level
         for p in self.pieces:
             out = out + p.height * p.act(p.rate * x + p.shift)[0]
         return out
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Its slopes; at a kink one of them."""
+        if self.slope == 0.0 and self.pieces == (Piece(self.pieces[0].act),):
+            return self.pieces[0].act(x)[1]
+        parts = (p.height * p.rate * p.act(p.rate * x + p.shift)[1] for p in self.pieces)
+        return sum(parts, torch.full_like(x, self.slope))
 
     def lines(self, low: Tensor, high: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Lines above and below on [low, high]: (slope, level) twice, tight near ``at``."""
@@ -320,6 +354,16 @@ class Unit:
             above, below = above + levels[0] + room, below + levels[1] - room
         return up, above, down, below
 
+    def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two lines of one slope on [low, high], about that of the chord: slope, above, below."""
+        width = high - low
+        chord = (self.forward(high) - self.forward(low)) / width.clamp_min(1e-300)
+        chord = torch.where(width > 1e-9, chord, 0.0).clamp(*self.slopes)
+        one, two = (self.lines(low, high, at) for at in (low, high))
+        above = _leaning(chord, one[:2], two[:2], low, high, 1.0)
+        below = _leaning(chord, one[2:], two[2:], low, high, -1.0)
+        return chord, above, below
+
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of its values on [low, high]."""
         if self.slopes[0] >= 0.0:
@@ -332,3 +376,22 @@ class Unit:
         room = 8.0 * _EPS * size * (1.0 + low.abs() + high.abs())
         room = room + self.error + 8.0 * _EPS * (least.abs() + most.abs())
         return (least - room).clamp_min(self.values[0]), (most + room).clamp_max(self.values[1])
+
+
+def _leaning(
+    slope: Tensor, one: tuple[Tensor, ...], two: tuple[Tensor, ...], low: Tensor, high: Tensor,
+    sign: float,
+) -> Tensor:  # fmt: skip
+    """Level at a slope of a line above (``sign`` 1) or below what two others are.
+
+    A mean of the two is one as well; what it lacks in slope is added at the worse end.
+    """
+    gap = two[0] - one[0]
+    share = ((slope - one[0]) / torch.where(gap == 0.0, 1.0, gap)).clamp(0.0, 1.0)
+    share = torch.where(gap == 0.0, 0.5, share)
+    steep = torch.lerp(one[0], two[0], share)
+    off = sign * (steep - slope)
+    level = torch.lerp(one[1], two[1], share) + sign * torch.maximum(off * low, off * high)
+    size = sum(part.abs() for part in (one[1], two[1]))
+    size = size + (one[0].abs() + two[0].abs() + slope.abs()) * (low.abs() + high.abs())
+    return level + sign * 8.0 * _EPS * size

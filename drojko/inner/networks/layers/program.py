@@ -66,6 +66,27 @@ class Program:
             values.append(node.operation.forward(*(values[k] for k in node.sources)))
         return values
 
+    def back(self, k: int, rows: Tensor, values: list[Tensor] | None = None) -> Tensor:
+        """Gradients (p, d) in the input of ``rows`` (p, count) on node k, at values of all nodes.
+
+        ``values`` may be left out where the node is affine in the input.
+        """
+        pending = {k: rows.reshape(len(rows), *self.nodes[k].shape)}
+        for j in range(k, 0, -1):
+            at = pending.pop(j, None)
+            if at is None:
+                continue
+            operation, sources = self.nodes[j].operation, self.nodes[j].sources
+            if isinstance(operation, Unit):
+                assert values is not None
+                parts: tuple[Tensor, ...] = (at * operation.derivative(values[sources[0]]),)
+            else:
+                assert operation is not None
+                parts = operation.back(at)
+            for source, part in zip(sources, parts, strict=True):
+                pending[source] = pending[source] + part if source in pending else part
+        return pending[0] if 0 in pending else rows.new_zeros(len(rows), *self.nodes[0].shape)
+
     @cached_property
     def units(self) -> list[int]:
         """The nodes that are not affine."""
@@ -77,6 +98,15 @@ class Program:
         known = [True]
         for node in self.nodes[1:]:
             known.append(isinstance(node.operation, Affine) and all(known[k] for k in node.sources))
+        return known
+
+    @cached_property
+    def depth(self) -> list[int]:
+        """How many layers of units lie between the input and each node, itself included."""
+        known: list[int] = []
+        for node in self.nodes:
+            own = isinstance(node.operation, Unit)
+            known.append(own + max((known[k] for k in node.sources), default=0))
         return known
 
     @cached_property

@@ -1,8 +1,14 @@
-"""One evaluation of linear bounds: intervals of all nodes, and backward substitution of lines."""
+"""One evaluation of linear bounds: intervals of all nodes, and backward substitution of lines.
+
+Intervals come from boxes, from how far nodes move, and from forms: slopes in the displacement and
+a box of what is left, which go forwards through a program at little more than the cost of as many
+rows as there are coordinates.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +25,21 @@ _WORK = 2_000_000
 #: Gaps between lines that are not worth a sharper interval, relative to the largest.
 _CLOSED = 1e-3
 _ROUNDED = 1.0 + 1e-12
+#: Slopes of a form in one region, at most.
+_FORM = 300_000
 Lines = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A node is slopes @ (displacement - middle) and something in [low, high].
+
+    ``slopes`` (n or 1, r, *shape); rounding is in the box.
+    """
+
+    slopes: Tensor
+    low: Tensor
+    high: Tensor
 
 
 def box(
@@ -46,6 +66,7 @@ class Run:
         self.sizes: list[Tensor] = []  # what the terms of each node add up to, at most
         self.moved: list[Tensor] = []  # how far each node moves, in norm, (n,)
         self.lines: dict[int, Lines] = {}
+        self.forms: dict[int, _Form | None] = {}
 
     def quick(self, k: int) -> None:
         """Interval of a node from those of its sources and from how far they move."""
@@ -85,6 +106,65 @@ class Run:
         self.sizes.append(size)
         self.moved.append(far)
 
+    def _form(self, k: int) -> _Form | None:
+        """That of a node whose sources have their intervals; None: it has too many slopes."""
+        if k not in self.forms:
+            node = self.program.nodes[k]
+            if self.entry.dim * node.count > _FORM:
+                self.forms[k] = None
+            elif self.program.straight[k]:
+                self.forms[k] = self._straight(k)
+            else:
+                parts = [form for j in node.sources if (form := self._form(j)) is not None]
+                if len(parts) < len(node.sources):
+                    self.forms[k] = None
+                elif isinstance(node.operation, Unit):
+                    self.forms[k] = self._bent(k, node.operation, parts[0])
+                else:
+                    assert isinstance(node.operation, Affine)
+                    self.forms[k] = self._joined(k, node.operation, parts)
+        return self.forms[k]
+
+    def _straight(self, k: int) -> _Form | None:
+        """Of what is affine in the displacement its rows."""
+        rows = self.entry.first_rows(k)
+        if rows is None:
+            return None
+        room = self.program.slack * self.sizes[k]
+        slopes = rows.T.reshape(1, -1, *self.program.nodes[k].shape)
+        return _Form(slopes, self.values[k] - room, self.values[k] + room)
+
+    def _bent(self, k: int, unit: Unit, form: _Form) -> _Form:
+        """Of a unit, between two lines of one slope."""
+        slope, above, below = unit.parallel(*self.intervals[self.program.nodes[k].sources[0]])
+        sides = slope * form.low, slope * form.high
+        room = self.program.slack * (sides[0].abs() + sides[1].abs() + above.abs() + below.abs())
+        return _Form(
+            form.slopes * slope.unsqueeze(1), torch.minimum(*sides) + below - room,
+            torch.maximum(*sides) + above + room,
+        )  # fmt: skip
+
+    def _joined(self, k: int, operation: Affine, parts: list[_Form]) -> _Form:
+        """Of an affine map, exactly but for the box."""
+        lead = max(len(form.slopes) for form in parts)
+        slopes = [form.slopes.expand(lead, *form.slopes.shape[1:]).flatten(0, 1) for form in parts]
+        out = operation.forward(*slopes)
+        offset = self.program.offsets[k]
+        if offset is not None:
+            out = out - offset
+        low, high = box(operation, [(form.low, form.high) for form in parts], self.program.slack)
+        # What the slopes are sums of, times how far displacements go.
+        wide = [
+            self._spread(form.slopes).expand(len(self.x), *form.low.shape[1:]) for form in parts
+        ]
+        room = self.program.slack * operation.size(*wide)
+        return _Form(out.view(lead, -1, *self.program.nodes[k].shape), low - room, high + room)
+
+    def _spread(self, slopes: Tensor) -> Tensor:
+        """How far slopes (n or 1, r, *shape) lead, (n, *shape)."""
+        flat = slopes.flatten(2).transpose(1, 2)
+        return self.region.widest(flat).view(-1, *slopes.shape[2:]) * _ROUNDED
+
     def _deviation(self, k: int, operation: Affine, moved: list[Tensor]) -> Tensor:
         """How far an affine node moves; norms of operations are computed once."""
         kept = self.entry.kept
@@ -117,10 +197,13 @@ class Run:
                 return
             value = self.values[k]
             width = width.reshape(-1, *node.shape) * _ROUNDED + program.slack * self.sizes[k]
-            self.intervals[k] = (
-                torch.maximum(low, value - width),
-                torch.minimum(high, value + width),
-            )
+            self._within(k, value - width, value + width)
+            return
+        # Behind more layers the boxes of what is left add up to more than lines lose.
+        form = self._form(k) if program.depth[k] == 1 else None
+        if form is not None:
+            width = self._spread(form.slopes)
+            self._within(k, form.low - width, form.high + width)
             return
         if 2 * node.count * program.behind[k] > _WORK:
             return
@@ -141,6 +224,15 @@ class Run:
             high[:, part] = torch.minimum(high[:, part], top[:, : len(part)])
             low[:, part] = torch.maximum(low[:, part], -top[:, len(part) :])
         self.intervals[k] = low.view(-1, *node.shape), high.view(-1, *node.shape)
+
+    def _within(self, k: int, least: Tensor, most: Tensor) -> None:
+        """Another interval of a node, where it is one."""
+        known = torch.isfinite(least) & torch.isfinite(most)
+        low, high = self.intervals[k]
+        self.intervals[k] = (
+            torch.where(known, torch.maximum(low, least), low),
+            torch.where(known, torch.minimum(high, most), high),
+        )
 
     def _width(self, k: int) -> Tensor | None:
         """How far the entries of an affine node move, (n, count); None: too large for it."""

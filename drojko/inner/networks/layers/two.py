@@ -37,6 +37,8 @@ __all__ = ["two_layers"]
 
 #: Bytes of the matrices of the first layer's bending units, and how many there are of a region.
 _MEMORY, _MATRICES = 2**26, 6
+#: Regions at once: of more the number of bending units differs much.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,34 @@ class _Region:
         )  # fmt: skip
 
 
+def _bends(act: Activation, low: Tensor, high: Tensor) -> Tensor:
+    """Which units are not linear on their intervals."""
+    return (low <= 0) & (high > 0) if act.name == "relu" else low <= high
+
+
 def _bending(act: Activation, low: Tensor, high: Tensor) -> Tensor:
-    """Indices (n, U) of the units that are not linear on their intervals; some others as well."""
-    bends = (low <= 0) & (high > 0) if act.name == "relu" else low <= high
+    """Indices (n, U) of these; some others as well, as all regions have as many."""
+    bends = _bends(act, low, high)
     count = max(1, int(bends.sum(1).max()))
     return bends.to(low.dtype).topk(count, dim=1).indices
 
 
 @torch.no_grad()
 def two_layers(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> Quadratic:
-    """`quadratic_bound` of a head of two layers; multipliers are improved in single precision."""
-    (low, high), act = head.intervals[0], head.network.acts[0]
-    largest = _bending(act, low, high).shape[1]
-    size = max(1, _MEMORY // (8 * _MATRICES * largest**2))
-    parts = [
-        _bounded(head.take(part), anchor[part], radius[part], steps)
-        for part in torch.arange(len(radius)).split(size)
-    ]
-    constant, curvature = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Quadratic(constant, curvature, None, (steps + 1) * len(radius))
+    """`quadratic_bound` of a head of two layers; multipliers are improved in single precision.
+
+    Those of about as many bending units go together.
+    """
+    counts = _bends(head.network.acts[0], *head.intervals[0]).sum(1)
+    order, parts = counts.argsort(stable=True), []
+    while len(order):
+        largest = max(1, int(counts[order[-1]]))
+        part = order[-max(1, min(_TOGETHER, _MEMORY // (8 * _MATRICES * largest**2))) :]
+        parts.append((part, *_bounded(head.take(part), anchor[part], radius[part], steps)))
+        order = order[: -len(part)]
+    index, constant, curvature = (torch.cat(part) for part in zip(*parts, strict=True))
+    back = index.argsort()
+    return Quadratic(constant[back], curvature[back], None, (steps + 1) * len(radius))
 
 
 def _bounded(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, Evidence, joined, proximal_ascent
 from drojko.inner.transport.search.polish import bundle, free
 from drojko.inner.transport.search.screening import halve, shared, towards
-from drojko.inner.transport.search.starts import Anchors, draw, reach
+from drojko.inner.transport.search.starts import Anchors, draw, reach, spheres
 
 __all__ = ["EFFORTS", "Restarts", "Search"]
 
@@ -47,6 +47,12 @@ _THOROUGH = ((5, 6), (15, 2), (40, 1))
 _SHARED_FAST, _SHARED = ((5, 1), (20, 1)), ((5, 2), (40, 1))
 #: The same of bundles among kinks.
 _KINKS, _SHARED_KINKS = ((12, 4), (20, 1)), ((12, 2), (20, 1))
+#: Among kinks: shares of the penalty at which others are found to start from, and the steps there.
+_CHEAPER, _ONWARD = (0.5, 0.25), ((20, 1),)
+#: Rows of most of the gain start again around what they have: its share, times, starts by row of
+#: all and at most of one, distances in those that it has moved, steps.
+_MAINLY, _AGAIN, _AROUND, _AROUND_MOST = 0.95, 4, 8, 64
+_AWAY, _STEPS_AROUND = (0.05, 1.5), ((6, 3), (15, 1))
 #: Moves that rows try, starts that they keep, points between, and on the way to what others have;
 #: where no label tells where to go, and there among kinks.
 _OTHERS, _OTHERS_BLIND, _TRIED = (12, 2, 0, 0), (12, 2, 0, 8), (24, 3, 4, 0)
@@ -226,14 +232,19 @@ class Search:
     def _among_kinks(self, rows: _Rows, best: Ascent) -> Ascent:
         """From bundles, and from what rows share for as long as that gains.
 
-        Every row has maxima of its own there, which fresh starts hardly find, but neighbours of
-        what other rows have found do. Few rows are searched in copies.
+        Every row has maxima of its own there, which fresh starts hardly find, but maxima at lower
+        penalties, points around what is there and what other rows have found lead to them. Few
+        rows are searched in copies.
         """
         n = len(rows.batch)
         copies = min(_COPIES, -(-_FEW // n))
         rows = rows.take(torch.arange(n).repeat(copies))
         starts = rows.drawn(self._most(rows, _ROUND_KINKS, _BLIND_MANY))
         best = joined([best] * copies).better(rows.climbed(starts, _KINKS, True))
+        for share in _CHEAPER:
+            best = best.better(rows.descended(starts, share))
+        for _ in range(_AGAIN):
+            best = rows.around(best)
         best = self._spread(rows, best)
         parts = torch.arange(len(rows.batch)).split(n)
         return reduce(Ascent.better, (best.take(p) for p in parts))
@@ -296,6 +307,26 @@ class _Rows:
         counts = counts or (_OTHERS if self.anchors.classes else _OTHERS_BLIND)
         starts = shared(self.objective, self.batch, best, base, self.generator, counts)
         return best.better(halve(self.objective, self.batch, starts, schedule, kinks=kinks))
+
+    def descended(self, starts: Tensor, share: float) -> Ascent:
+        """The best at a share of the penalty, climbed from at the penalty itself."""
+        objective = self.objective.with_penalty(share * self.objective.penalty)
+        stay = Ascent(self.stay.q, *objective.value_and_gradient(self.batch, self.stay.q))
+        cheaper = replace(self, objective=objective, stay=stay)
+        return self.climbed(cheaper.climbed(starts, _KINKS, True).q.unsqueeze(0), _ONWARD, True)
+
+    def around(self, best: Ascent) -> Ascent:
+        """Bundles from around what the rows of most of the gain have found."""
+        gain = torch.nan_to_num(best.value - self.stay.value, nan=0.0, posinf=0.0).clamp_min(0.0)
+        order = gain.argsort(descending=True, stable=True)
+        count = 1 + int((gain[order].cumsum(0) < _MAINLY * gain.sum()).sum())
+        index = order[:count]
+        batch, at = self.batch.take(index), best.take(index)
+        times = min(_AROUND * len(gain) // len(index), _AROUND_MOST)
+        move = (at.q - batch.q0).norm(dim=1, keepdim=True)
+        starts = at.q + move * spheres(batch, times, _AWAY, self.generator)
+        found = halve(self.objective, batch, starts, _STEPS_AROUND, kinks=True)
+        return best.better(best.replaced(index, at.better(found)))
 
     def gain(self, best: Ascent) -> float:
         """Mean over the rows."""

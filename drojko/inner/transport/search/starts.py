@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drojko.inner.objective import Batch, Objective
 
-__all__ = ["SHARES", "Anchors", "draw", "reach"]
+__all__ = ["SHARES", "Anchors", "draw", "reach", "spheres"]
 
 #: Shares of the way to an anchor, and factors of a gradient's step, that starts lie at.
 SHARES, _STEPS = (0.5, 1.5), 1.5
@@ -75,7 +75,7 @@ def reach(objective: Objective, batch: Batch, around: bool = False) -> Tensor:
     within = (_INNER[0], 1.0) if objective.loss.growth > 0 else _INNER
     batch = batch.take(torch.arange(0, len(batch), -(-len(batch) // _LOOKED)).to(batch.q0.device))
     for _ in range(_LOOKS if around else 0):
-        q = batch.q0 + far * _spheres(batch, 1, within, generator)[0]
+        q = batch.q0 + far * spheres(batch, 1, within, generator)[0]
         far = torch.maximum(far, _longest(flat, batch, q) / (2.0 * objective.strength))
     return torch.maximum(own, 0.5 * far if around else far).clamp_min(1e-300)
 
@@ -87,7 +87,7 @@ def _longest(objective: Objective, batch: Batch, q: Tensor) -> Tensor:
     return slopes.max() if len(slopes) else slopes.sum()
 
 
-def _spheres(batch: Batch, count: int, radii: tuple[float, float], generator: torch.Generator):
+def spheres(batch: Batch, count: int, radii: tuple[float, float], generator: torch.Generator):
     """Points (count, n, r) in random directions, at log-uniform distances within ``radii``."""
     n, r = batch.q0.shape
     u = torch.randn((count, n, r), generator=generator, dtype=torch.float64)
@@ -113,7 +113,7 @@ def draw(
       its slope at z0 and the loss were that of the anchor's prediction.
     - Spheres, at distances in units of ``far``.
     """
-    towards, cells, spheres = families
+    towards, cells, around = families
     q, f = anchors.seen(objective)
     n, q0 = len(batch), batch.q0
     starts = []
@@ -126,13 +126,13 @@ def draw(
         )
     if cells:
         index = anchors.pick(objective, batch, f, cells, generator).reshape(-1)
-        z0 = q0 + far * _spheres(batch, cells, _INNER, generator)
+        z0 = q0 + far * spheres(batch, cells, _INNER, generator)
         many = batch.repeat(cells)
         _, backward = objective.model.linearise(objective.decode(many, z0.reshape(cells * n, -1)))
         slope = objective.coordinates.pull(backward(objective.loss.gradient(f[index], many.y)))
         step = torch.rand((cells, n, 1), generator=generator, dtype=torch.float64).to(q0)
         step = step * (_STEPS / (2.0 * objective.strength))
         starts.append(q0 + step * slope.reshape(cells, n, -1))
-    if spheres:
-        starts.append(q0 + far * _spheres(batch, spheres, _OUTER, generator))
+    if around:
+        starts.append(q0 + far * spheres(batch, around, _OUTER, generator))
     return torch.cat(starts)

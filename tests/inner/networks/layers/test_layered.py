@@ -91,6 +91,35 @@ def test_margins_stay_below_quadratics(module, layered, in_ball, weights, radius
             assert bool((margin <= bound + 1e-11 * (1 + margin.abs())).all())
 
 
+def test_slopes_are_those_of_the_module(module, layered, in_ball, seed):
+    objective, batch, gen = layered(module, seed)
+    network = Layered.read(objective, batch)
+    rows = torch.randn(len(batch), 3, generator=gen, dtype=torch.float64)
+    d = next(iter(in_ball(torch.ones(len(batch)).double(), network.dim, 1, gen)))
+    with torch.enable_grad():
+        leaf = d.clone().requires_grad_(True)
+        f = objective.model(objective.decode(batch, batch.q0 + leaf))
+        (slopes,) = torch.autograd.grad(f, leaf, rows)
+    torch.testing.assert_close(network.gradient(d, rows), slopes)
+
+
+def test_forms_are_nearly_as_sharp_as_substitution(layered, seed, monkeypatch):
+    """Of the second layer's units, at a fraction of the work."""
+    objective, batch, _ = layered(made("plain", seed), seed)
+    ball = Ball(torch.full((len(batch),), 0.3, dtype=torch.float64))
+
+    def width():
+        spans = linear_bound(Layered.read(objective, batch), ball).intervals[1]
+        return float((spans[1] - spans[0]).mean())
+
+    forms = width()
+    monkeypatch.setattr(run, "_FORM", 0)
+    substituted = width()
+    monkeypatch.setattr(run, "_WORK", 0)
+    assert forms <= 1.1 * substituted
+    assert forms <= 0.9 * width()
+
+
 def test_which_networks_are_cut_where(layered, seed):
     layers = {name: Layered.read(*layered(made(name, seed), seed)[:2]).curved for name in NETWORKS}
     assert layers == {

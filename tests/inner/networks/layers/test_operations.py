@@ -79,6 +79,12 @@ class Each(torch.nn.Module):
         return self.function(x)
 
 
+def derivative(function, x):
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_(True)
+        return torch.autograd.grad(function(leaf).sum(), leaf)[0]
+
+
 @pytest.mark.parametrize("name", UNITS)
 def test_units_are_between_their_lines(name, generator):
     unit = next(o for o, _, _ in steps(Each(UNITS[name])) if isinstance(o, Unit))
@@ -94,6 +100,10 @@ def test_units_are_between_their_lines(name, generator):
     up, above, down, below = (part[:, None] for part in unit.lines(low, high, at[:, 2]))
     assert bool((value <= up * at + above).all())
     assert bool((value >= down * at + below).all())
+    slope, above, below = (part[:, None] for part in unit.parallel(low, high))
+    assert bool((value <= slope * at + above).all())
+    assert bool((value >= slope * at + below).all())
+    torch.testing.assert_close(unit.derivative(at), derivative(UNITS[name], at))
     least, most = (end[:, None] for end in unit.range(low, high))
     assert bool(((least <= value) & (value <= most)).all())
     slopes = (value - value[:, :1]) / (at - at[:, :1]).where(at != at[:, :1], torch.nan)

@@ -323,3 +323,19 @@ def test_a_linear_model_in_disguise_is_solved_exactly(build, linear, generator):
     margin = (2 * y - 1) * (x @ theta)
     exact = torch.stack([(softplus(t - s) - kappa * t**2).max() for s in margin])
     torch.testing.assert_close(found.value, exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_among_kinks_of_three_layers_seeds_agree(build, kind):
+    """Each row has maxima of its own, which starts at the penalty itself hardly find."""
+    gen = torch.Generator().manual_seed(kind)
+    model = MLP(8, 1, hidden=(24, 24, 24), activation="relu", generator=gen)
+    with torch.no_grad():
+        for weight in model.weights:
+            weight.mul_(1.6)
+    model.requires_grad_(False)
+    x = torch.randn(40, 8, generator=gen, dtype=torch.float64)
+    adversary, batch = build(model, "huber", x, model(x) + 0.1, 0.7)
+    found = [of(adversary, batch, "fast", seed, classes=False) for seed in range(2)]
+    gain = torch.stack([gains(adversary.objective, batch, one) for one in found])
+    assert float(gain.mean(1).min() / gain.amax(0).mean()) >= 0.995
