@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["LabelledMeasure", "Measure"]
 
 #: Draws from which on seeding another generator is worth it.
 _MANY = 1 << 16
+_LARGE = 1 << 21  # entries of a table that is kept in the precision of the data
 
 
 class _Settings(Checked, BaseEstimator):
@@ -132,6 +134,9 @@ class Measure(_Settings):
         """How many `points` there are where n are asked for, if that is known before."""
         return None
 
+    #: Of many points; few are in float64 whatever they are made of.
+    _dtype = torch.float64
+
     def _points_into(self, out: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Write as many `points` as `_count` says, and return their weights."""
         out[:], w = self.points(n, generator)
@@ -181,6 +186,12 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).standard_normal(shape))
+
+
+def room(measures: Sequence[Any], n: int, dim: int) -> Tensor:
+    """An empty table (n, dim); in float32 where it is large and the measures are made of such."""
+    single = n * dim >= _LARGE and all(one._dtype is torch.float32 for one in measures)
+    return torch.empty((n, dim), dtype=torch.float32 if single else torch.float64)
 
 
 def antithetic(k: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from drojko._validation import shown
 from drojko.exceptions import InvalidDataError
 from drojko.measures._arrays import masses, matrix, queries, spread, vector
-from drojko.measures.base import LabelledMeasure, Measure, choose, draws
+from drojko.measures.base import LabelledMeasure, Measure, choose, draws, room
 from drojko.measures.kde import KDE
 
 __all__ = ["ClassConditional"]
@@ -145,7 +145,8 @@ class ClassConditional(LabelledMeasure):
         wanted = [max(1, int(np.ceil(share * n))) if share > 0 else 0 for share in self.weights_]
         pairs = [(k, one) for k, one in enumerate(self.measures_) if wanted[k]]
         sizes: list[Any] = [one._count(wanted[k]) for k, one in pairs]
-        whole = None if None in sizes else torch.empty((sum(sizes), self.dim), dtype=torch.float64)
+        some = [one for _, one in pairs]
+        whole = None if None in sizes else room(some, sum(sizes), self.dim)
         parts: list[Tensor] = []
         labels, weights, start = [], [], 0
         for (k, one), size in zip(pairs, sizes, strict=True):

@@ -22,7 +22,7 @@ from drojko.measures._arrays import (
     scott,
     spread,
 )
-from drojko.measures.base import Measure, antithetic, choose, draws, normal
+from drojko.measures.base import Measure, antithetic, choose, draws, normal, room
 
 __all__ = ["KDE"]
 
@@ -163,6 +163,10 @@ class KDE(Measure):
         atoms = double(self.atoms_)[choose(self.weights_, n, generator)]
         return atoms + normal((n, self.dim), generator) * double(self.bandwidth_)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self.atoms_.dtype == np.float32 else torch.float64
+
     def _count(self, n: int) -> int:
         m = len(self._ready().atoms_)
         return m * (-(-n // m) if self.bandwidth_.any() else 1)
@@ -171,7 +175,7 @@ class KDE(Measure):
         """Return ceil(n / m) draws around each of the m atoms, atom after atom, in pairs x +- u."""
         self._ready()
         n, generator = draws(n, generator)
-        x = torch.empty((self._count(n), self.dim), dtype=torch.float64)
+        x = room([self], self._count(n), self.dim)
         return x, self._points_into(x, n, generator)
 
     def _points_into(self, out: Tensor, n: int, generator: torch.Generator) -> Tensor:

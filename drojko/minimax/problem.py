@@ -146,7 +146,8 @@ class RobustProblem:
         x = x.to(self.device)
         if self.centre is not None:
             x = (x - self.centre.to(x)).div_(self.scale)
-        x = self.cost.project(x.to(self.dtype))
+        # Solvers of linear models take points in whichever precision they come.
+        x = self.cost.project(x if self.model is None else x.to(self.dtype))
         if not self.n_labels:
             y = ((y - self.target_centre) / self.target_scale).to(self.dtype)
         y = y.to(self.device)
