@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from harness import Check, Context, numbers, script
 
-TITLE = "Rows: linear logistic model, W2 radius 0.1, KL 0.1, CVaR 0.7, total variation 0.1, d = 50"
+TITLE = "Rows: linear logistic model, W2 0.1, KL 0.1, CVaR 0.7, total variation 0.1, d = 50"
 ABOUT = """
 Synthetic data: standard normal features, labels from a logistic model, 5 % of them flipped. Each
 size runs in a process of its own, after one small fit that loads everything. `seconds` (CPU) and
@@ -24,8 +24,9 @@ resident memory during the fit above what the process and its data held before, 
 read all rows. `CSR`: 5,000 columns, 0.2 % of the entries stored, beside scikit-learn's
 `LogisticRegression` (default solver and tolerance) at the same strength, C = |theta|^2 /
 (2 n penalty_ radius^2) under W2 and 1 / (n alpha) under KL, `ratio` of CPU seconds. 1e6 rows and
-total variation with `--full` only, there in float32 as well, and on two threads; 1e7 rows too, float32 in a memory map
-of 2 GB in the temporary directory, where `peak MiB` is anonymous memory, looked at every 5 ms.
+total variation with `--full` only, there in float32 as well, and on two threads; 1e7 rows too,
+float32 in a memory map of 2 GB in the temporary directory, where `peak MiB` is anonymous memory,
+looked at every 5 ms.
 """
 COLUMNS = (
     "n",
