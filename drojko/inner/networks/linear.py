@@ -5,6 +5,7 @@ After Zhang, Weng, Chen, Hsieh and Daniel (2018, arXiv 1811.00866), "CROWN".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor
 from drojko.inner.networks.network import Network
 
 __all__ = ["Ball", "Box", "Head", "LinearBound", "blocks", "headed", "linear_bound"]
+
+
+Intervals = list[tuple[Tensor, Tensor]]
+#: Narrower intervals of all layers of a network on balls.
+Sharper = Callable[[Network, "Ball", Intervals], Intervals]
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,18 @@ class Head:
 
 def headed(
     network: Network, ball: Ball, place: Tensor, rows: Tensor, levels: Tensor, d: Tensor,
-    layers: int,
+    layers: int, sharper: Sharper | None = None,
 ) -> Head:  # fmt: skip
     """Of ``rows @ last hidden layer + levels`` (j, width), (j,), for samples ``place`` (j,).
 
     Of a network that is not dense: of its first ``layers``, and lines that are tight near
-    displacements d (j, r) inside the ball of those after them.
+    displacements d (j, r) inside the ball of those after them. ``sharper`` narrows the intervals
+    of one that is.
     """
     if not network.dense:
         return network.headed(ball, place, rows, levels, d, layers)
     found = _relaxed(network, ball)[0]
+    found = found if sharper is None else sharper(network, ball, found)
     between = [(low[place], high[place]) for low, high in found]
     return Head(network.take(place), rows, levels, between)
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko.inner.networks.intervals import WIDEST, sharpened
+from drojko.inner.networks.layers.seen import Seen
 from drojko.inner.networks.layers.two import two_layers
-from drojko.inner.networks.linear import Ball, blocks, headed, linear_bound
+from drojko.inner.networks.linear import Ball, Intervals, Sharper, blocks, headed, linear_bound
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
@@ -32,8 +34,9 @@ _OPEN = 0.4
 _SEVERAL = 4
 #: Halvings that find a goal, missed on the safe side by (50 + the margin's rise) / 2^22 at most.
 _HALVINGS = 22
-#: A stage whose work does not reach below this share of the best penalty so far is left out.
-_NEAR = 0.97
+#: A stage whose work does not reach below this share of the best penalty so far is left out: the
+#: second where the relative gap is above the third. One of pairs reaches no further than the last.
+_NEAR, _NEARER, _SMALL, _PAIRED = 0.97, 0.995, 0.018, 0.94
 #: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
 
@@ -45,6 +48,7 @@ class Stage:
     ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
     relative gap is above ``gap``, and shares ``work`` with those before it. ``pairs``: it bounds
     means of two margins. ``layers``: what is not dense is cut behind so many layers of units.
+    ``sharp``: intervals of the second layer are narrowed by quadratics.
     """
 
     factor: float
@@ -54,6 +58,7 @@ class Stage:
     work: float  # region steps in units of 32 x 32 networks
     pairs: bool = False
     layers: int = 0
+    sharp: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ _LAST = (
     Stage(1.03, 40, 0.003, 0.002, 1e5), Stage(1.03, 24, 0.005, 0.01, 1.4e5, True),
     *[Stage(1.06, 100, 0.01, 0.15, 2e5)] * 2, Stage(1.02, 60, 0.003, 0.002, 1e5),
 )  # fmt: skip
+_SHARP = tuple(Stage(1.2, 30, 0.02, 0.1, work, sharp=True) for work in (2e5, 3e5, 4e5, 5e5))
 _HARD = (*[Stage(1.15, 24, 0.03, 0.15, 4e4)] * 2, Stage(1.1, 8, 0.03, 0.15, 4e4, True))
 #: What is done at an effort comes after all that is done at those before it.
 SETTINGS = {
@@ -117,6 +123,7 @@ SETTINGS = {
     ),
     "thorough": Effort(
         (*_CLOSE, *_LAST), 24, 100, 160_000, 3, 0.002,
+        deep=(*_SHARP, *_CLOSE, *_LAST),
         # Of many margins those close the last per cent at twice the price.
         several=(*_CLOSE, *(replace(one, gap=max(0.05, one.gap)) for one in _LAST)),
         behind=(
@@ -203,7 +210,8 @@ class Refine:
         value, strength = self.problem.best(state.shells, state.strength)
         gap = state.value - self._found
         stuck = state.spent > state.before and state.value - value < _STUCK * gap
-        stuck &= self.effort.stages[state.stage].steps > _LONG
+        last = self.effort.stages[state.stage]
+        stuck &= last.steps > _LONG and not last.pairs
         stage = self._next(state.stage + 1, value, stuck)
         return replace(
             state, value=value, strength=strength, stage=stage, shell=0, rows=None,
@@ -216,7 +224,9 @@ class Refine:
         stage = self.effort.stages[state.stage]
         if k == 0:
             state = replace(state, reference=self._reference(state, stage))
-            near = state.reference > _NEAR * state.strength and self.problem.budget
+            small = state.value - self._found <= _SMALL * abs(self._found)
+            share = _NEAR if small else _NEARER
+            near = state.reference > share * state.strength and self.problem.budget
             if stage.steps and near and not stage.pairs:
                 return replace(state, shell=len(shells.edges) - 1)
         strength = state.reference
@@ -289,7 +299,7 @@ class Refine:
         high = state.strength
         low = self.strength * stage.factor
         if stage.pairs:  # of little use where single margins are loose
-            low = max(low, _NEAR**2 * high)
+            low = max(low, _PAIRED * high)
         low = min(low, high)
         if stage.steps == 0:
             return low
@@ -328,7 +338,38 @@ class Refine:
             width * (0.7 if act.convex else 1.5)
             for width, act in zip(sides[1:], net.acts, strict=True)
         )
-        return units / 64.0, step
+        sharp = 2.0 * sides[2] * (net.dim / 32.0) ** 3 if self._sharp(stage) else 0.0
+        return units / 64.0 + sharp, step
+
+    def _sharp(self, stage: Stage) -> bool:
+        """Whether a stage narrows the intervals of the second layer."""
+        network = self.problem.network
+        sides = [len(w) for w in network.weights] if network.dense else []
+        return stage.sharp and len(sides) > 1 and max(*sides[:2], network.dim) <= WIDEST
+
+    @cached_property
+    def _seen(self) -> Seen:
+        return Seen(len(self.problem.owner))
+
+    def _sharper(self, rows: Tensor) -> Sharper:
+        """Those of samples: by quadratics, once."""
+
+        def narrowed(network: Network, ball: Ball, found: Intervals) -> Intervals:
+            new = self._seen.missing(ball, 1, rows)
+            if bool(new.any()):
+                spans = [(low[new], high[new]) for low, high in found[:2]]
+                spans = sharpened(network.take(new), ball.radius[new], *spans)
+                self._seen.keep(ball, 1, rows[new], *spans)
+                for end, span in zip(found[1], spans, strict=True):
+                    end[new] = span
+            if not bool(new.all()):
+                spans = self._seen.find(ball, 1, rows[~new])
+                assert spans is not None
+                for end, span in zip(found[1], spans, strict=True):
+                    end[~new] = span
+            return found
+
+        return narrowed
 
     def _relevant(self, shells: Shells, rows: Tensor, k: int, least: Tensor, pairs: bool) -> Tensor:
         """Of which margins, or means of two, a better bound can lower the loss, (j, m, m)."""
@@ -396,7 +437,7 @@ class Refine:
         one, two = which.unbind(1)
         head = headed(
             self.problem.network.take(each), ball, place, *_means(network, one, two), anchor,
-            stage.layers,
+            stage.layers, self._sharper(each) if self._sharp(stage) else None,
         )  # fmt: skip
         steps = stage.steps - 1
         if fresh:

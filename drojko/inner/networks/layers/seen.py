@@ -30,6 +30,11 @@ class Seen:
             return None
         return found[0][rows], found[1][rows]
 
+    def missing(self, region: Ball | Box, k: int, rows: Tensor) -> Tensor:
+        """Of which samples they are not known, (j,)."""
+        found = self.kept.get((_radius(region), k))
+        return torch.ones(len(rows), dtype=torch.bool) if found is None else ~found[2][rows]
+
     def keep(self, region: Ball | Box, k: int, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """For later."""
         radius = _radius(region)
