@@ -72,7 +72,7 @@ def test_far_out_they_are_narrower_than_those_of_lines(perceptron, activation, s
 
 
 def test_stages_with_them_prove_more(perceptron, monkeypatch, seed):
-    """At the same steps; both bounds are above what ascents find."""
+    """At the same steps, as many as such stages have; both are above what ascents find."""
     objective, batch, gen = perceptron(
         (10, 10), "logistic", "softplus", seed, d=6, n=10, spread=1.0, penalty=1.0
     )
@@ -80,7 +80,7 @@ def test_stages_with_them_prove_more(perceptron, monkeypatch, seed):
     weights = torch.full((len(batch),), 0.1, dtype=torch.float64)
     values = {}
     for sharp in (False, True):
-        stages = tuple(refine.Stage(1.0, steps, 1e-3, 0.0, 1e6, sharp=sharp) for steps in (0, 8, 8))
+        stages = tuple(refine.Stage(1.0, steps, 1e-3, 0.0, 1e6, sharp=sharp) for steps in (0, 30, 30))
         effort = refine.Effort(stages, 16, 20, 1000, 1, 0.01)
         monkeypatch.setattr(bounds, "SETTINGS", {"fast": effort})
         found = network_bound(objective, cases, weights)
