@@ -80,7 +80,9 @@ def test_stages_with_them_prove_more(perceptron, monkeypatch, seed):
     weights = torch.full((len(batch),), 0.1, dtype=torch.float64)
     values = {}
     for sharp in (False, True):
-        stages = tuple(refine.Stage(1.0, steps, 1e-3, 0.0, 1e6, sharp=sharp) for steps in (0, 30, 30))
+        stages = tuple(
+            refine.Stage(1.0, steps, 1e-3, 0.0, 1e6, sharp=sharp) for steps in (0, 30, 30)
+        )
         effort = refine.Effort(stages, 16, 20, 1000, 1, 0.01)
         monkeypatch.setattr(bounds, "SETTINGS", {"fast": effort})
         found = network_bound(objective, cases, weights)

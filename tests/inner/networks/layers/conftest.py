@@ -90,11 +90,12 @@ def module(request, seed):
 def made(name, seed, spread=1.0):
     gen = torch.Generator().manual_seed(seed)
     net = NETWORKS[name]().double().eval().requires_grad_(False)
-    for p in net.parameters():
+    for key, p in net.named_parameters():
+        draw = torch.randn(p.shape, generator=gen, dtype=torch.float64)
         if p.ndim > 1:
-            fan = p[0].numel()
-            draw = torch.randn(p.shape, generator=gen, dtype=torch.float64)
-            p.copy_(spread * 1.5 * draw / fan**0.5)
+            p.copy_(spread * 1.5 * draw / p[0].numel() ** 0.5)
+        elif key.endswith("bias"):  # torch draws them from its global generator
+            p.copy_(0.2 * draw)
     return net
 
 
