@@ -29,7 +29,7 @@ _HELPED = 1e-3
 _TIGHT = 200
 #: Shells of networks that are no matrices, by how many layers of units have quadratic bounds:
 #: of two they are dear, and fewer balls with more work each come out ahead.
-_SHELLS = 24, 24, 12
+_SHELLS = 24, 24, 9
 
 
 @dataclass(frozen=True)
