@@ -327,7 +327,7 @@ class Priced(Levels):
 
     def cooled(self, mu: float) -> bool:
         """Whether levels at mu are a point of the set's own dual, not of one at a larger price."""
-        return self.ball or 0.1 * mu < 0.1 * float(self.ambiguity.penalty)
+        return self.ball or mu < float(self.ambiguity.penalty)
 
     def best(self, losses: np.ndarray, p: np.ndarray, mu: float) -> np.ndarray:
         """Damped Newton steps at fixed losses, from p where that is in the domain."""

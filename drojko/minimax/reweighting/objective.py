@@ -100,9 +100,9 @@ class Reweighted:
         if unit <= 1e-280:  # fitted: there is nothing to solve
             return z, np.zeros(self.levels.count)
         z = self._plain(z, 1.5 * unit)
-        losses = self.exact(rows.predict(z))
+        losses = self._means(self.exact(rows.predict(z)))
         self.first_smoothing = max(self.first_smoothing, self.levels.warmth(losses) / unit)
-        return z, self.levels.start(self._means(losses), self.first_smoothing * unit)
+        return z, self.levels.start(losses, self.first_smoothing * unit)
 
     def _plain(self, z: np.ndarray, mu: float) -> np.ndarray:
         """A step towards the least plain risk: where all losses are equal, no set has a say."""
