@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from drojko.inner.networks.activations import Activation
+from drojko.inner.networks.constraints import Layer, Units, descend, still
 from drojko.inner.networks.linear import Head
 from drojko.inner.networks.nested import mapped
 from drojko.inner.networks.quadratic import (
     SHIFT,
-    Layer,
     Quadratic,
-    Units,
-    descend,
     dominated,
     forward_error,
     trust_region,
@@ -135,11 +133,11 @@ def _bounded(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> tuple[Te
 
 
 def _improved(
-    region: _Region, free: list[list[Tensor]], anchor: Tensor, radius: Tensor, steps: int
-) -> tuple[list[list[Tensor]], Tensor]:
+    region: _Region, free: list[Tensor], anchor: Tensor, radius: Tensor, steps: int
+) -> tuple[list[Tensor], Tensor]:
     """Multipliers after some steps of Adam, and the multiplier of the ball."""
     region, free, anchor, radius = mapped([region, free, anchor, radius], Tensor.float)
-    moments = [[(torch.zeros_like(q), torch.zeros_like(q)) for q in own] for own in free]
+    moments = still(free)
     mu = None
     for step in range(1, steps + 1):
         q, g, _, size, e = _eliminated(region, free)
@@ -161,8 +159,8 @@ class _Maximiser:
     rest: Tensor
 
     def improve(
-        self, region: _Region, free: list[list[Tensor]],
-        moments: list[list[tuple[Tensor, Tensor]]], moved: Tensor, count: int,
+        self, region: _Region, free: list[Tensor],
+        moments: list[tuple[Tensor, Tensor]], moved: Tensor, count: int,
     ) -> None:  # fmt: skip
         """A step of Adam in all multipliers."""
         right = self.push @ moved.unsqueeze(2) + self.offset.unsqueeze(2)
@@ -175,11 +173,11 @@ class _Maximiser:
 
 
 def _eliminated(
-    region: _Region, free: list[list[Tensor]]
+    region: _Region, free: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, _Maximiser]:
     """Hessian, gradient and constant in d - anchor, what the Hessian is the sum of in size."""
     w, jacobian, v = region.weight, region.jacobian, region.between
-    two = region.layers[1].combined(*free[1])
+    two = region.layers[1].combined(free[1])
     b2 = region.pulls[1] - two.linear
     ratio, rest = 0.5 * two.mixed / two.square, 0.5 * b2 / two.square
     bent, up = ratio * two.mixed - 2.0 * two.flat, two.along + ratio * b2
@@ -213,10 +211,10 @@ def _eliminated(
 
 
 def _factored(
-    layer: Layer, free: list[Tensor], square: Tensor
+    layer: Layer, free: Tensor, square: Tensor
 ) -> tuple[Units, Tensor, Tensor, Tensor]:
     """A layer's constraints, the roots of P, the factor of A scaled by these, and where none is."""
-    units = layer.combined(*free)
+    units = layer.combined(free)
     root = units.square.sqrt()
     inverse = root.reciprocal()
     a = square * inverse.unsqueeze(2)
