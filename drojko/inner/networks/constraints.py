@@ -1,15 +1,13 @@
 r"""What is proven of a layer's units around an anchor, and the multipliers that combine it.
 
-With D the change of a unit's pre-activation and e what the unit adds to its linear part, there are
-products of two lines, single lines, and the curvature:
+With D the change of a unit's pre-activation and e what the unit adds to its linear part there are
+products of two lines, a single line and the curvature:
 
-.. math:: (e - C - k D)(e - c - q D) \le r, \quad \pm (e - C - k D) \le 0, \quad
+.. math:: (e - C - k D)(e - c - q D) \le 0, \quad e \le C + k D \text{ or } e \ge C + k D, \quad
           \tfrac12 m D^2 \le e \le \tfrac12 M D^2.
 
-The products: slopes of secants around the anchor (Fazlyab et al. 2019, arXiv 1906.04893); a line
-above and one below (Raghunathan et al. 2018, arXiv 1811.01057); the two asymptotes, near which a
-unit is far from its kink, whatever the anchor: of ReLU h (h - a) = 0 (Raghunathan, Steinhardt and
-Liang 2018).
+Products: of the steepest and the flattest secant (Fazlyab et al. 2019, arXiv 1906.04893), and of a
+line above and one below (Raghunathan et al. 2018, arXiv 1811.01057).
 """
 
 from __future__ import annotations
@@ -25,9 +23,8 @@ from drojko.inner.networks.nested import taken
 __all__ = ["PRODUCTS", "Layer", "Multipliers", "Units", "descend", "still"]
 
 _RATE, _DECAY = 0.1, (0.9, 0.99)
-#: Products and lines, by their logarithms, and the curvature's multiplier itself.
-PRODUCTS, _LINES = 2, 1
-_ETA = PRODUCTS + _LINES
+#: Products and the line, by their logarithms, and the curvature's multiplier itself.
+PRODUCTS, _ETA = 2, 3
 #: Where those begin that are not worth much at first.
 _SECTOR, _LINE, _BAND = 10.0, -5.0, -4.0
 #: Differences between the steepest and the flattest secant from which on a unit is wide, and is.
@@ -36,7 +33,7 @@ _WIDE = 0.2, 0.6
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Per layer (n, KINDS, width), as logarithms but for the last; what others may start from.
+    """Per layer (n, kinds, width), as logarithms but for the last; what others may start from.
 
     ``place`` (n, width) says where: the margin's derivatives in the last pre-activations.
     """
@@ -69,7 +66,7 @@ class Units:
     ``spread``: what z is the sum of in size.
     """
 
-    values: Tensor  # of products and lines (n, _ETA, width), the latter with their signs
+    values: Tensor  # of products and the line (n, _ETA, width), the latter with its sign
     bend: Tensor
     square: Tensor
     mixed: Tensor
@@ -82,10 +79,10 @@ class Units:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's constraints (n, kind, width), and what its multipliers are multiples of.
+    """A layer's constraints, and what its multipliers are multiples of.
 
-    ``sign``: where the margin rises with the units. ``levels``, ``slopes`` of both factors of the
-    products, and of lines; ``room`` is what products may reach.
+    ``sign``: whether the margin rises with a unit. ``levels``, ``slopes``: both factors of the
+    products.
     """
 
     around: Around
@@ -105,16 +102,12 @@ class Layer:
         sign = torch.where(up, 1.0, -1.0).to(pull.dtype)
         low, high = around.secant
         base = 0.2 * scale / ((high - low).clamp_min(1e-6) * around.reach)
-        near = tuple(torch.where(up, a, b) for a, b in zip(around.above, around.below, strict=True))
+        line = tuple(torch.where(up, a, b) for a, b in zip(around.above, around.below, strict=True))
         zero = torch.zeros_like(low)
-        first, second = (
-            tuple(torch.stack([form[j] for form in forms], 1) for j in range(2))
-            for forms in (
-                ((zero, low), around.above), ((zero, high), around.floor),
-            )
-        )  # fmt: skip
-        levels, slopes = zip(first, second, strict=True)
-        return Layer(around, scale, base, sign, levels, slopes, near)
+        (top, rise), (floor, tilt) = around.above, around.floor
+        levels = torch.stack([zero, top], 1), torch.stack([zero, floor], 1)
+        slopes = torch.stack([low, rise], 1), torch.stack([high, tilt], 1)
+        return Layer(around, scale, base, sign, levels, slopes, line)  # type: ignore[arg-type]
 
     def start(self, last: bool) -> Tensor:
         """First multipliers: nearly all on the curvature, unless it explodes at a kink.
@@ -151,7 +144,7 @@ class Layer:
     @property
     def _units(self) -> Tensor:
         """Logarithms of what multipliers are multiples of."""
-        parts = [self.base.log()] * PRODUCTS + [self.scale.log()] * (_LINES + 1)
+        parts = [self.base.log()] * PRODUCTS + [self.scale.log()] * 2
         return torch.stack(parts, 1)
 
     def combined(self, free: Tensor) -> Units:
@@ -165,8 +158,8 @@ class Layer:
         flat = m * p * q
         curve = 0.5 * eta * bend
         return Units(
-            torch.cat([m, k.unsqueeze(1)], 1), bend, m.sum(1), (m * (p + q)).sum(1), flat.sum(1) - curve,
-            flat.abs().sum(1) + curve.abs(), eta + k - (m * (c + d)).sum(1),
+            torch.cat([m, k.unsqueeze(1)], 1), bend, m.sum(1), (m * (p + q)).sum(1),
+            flat.sum(1) - curve, flat.abs().sum(1) + curve.abs(), eta + k - (m * (c + d)).sum(1),
             k * steep - (m * (c * q + d * p)).sum(1),
             (k * level - (m * c * d).sum(1)).sum(1),
         )  # fmt: skip
