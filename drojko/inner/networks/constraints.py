@@ -27,8 +27,6 @@ _RATE, _DECAY = 0.1, (0.9, 0.99)
 PRODUCTS, _ETA = 2, 3
 #: Where those begin that are not worth much at first.
 _SECTOR, _LINE, _BAND = 10.0, -5.0, -4.0
-#: Differences between the steepest and the flattest secant from which on a unit is wide, and is.
-_WIDE = 0.2, 0.6
 
 
 @dataclass(frozen=True)
@@ -122,11 +120,8 @@ class Layer:
         steep = torch.where(up, torch.maximum(high, -low), torch.maximum(-low, high))
         share = (4.0 * steep / (bend * self.around.reach).clamp_min(1e-12)).clamp_max(1.0)
         sector = 5.0 * (1.0 - share) + (1.0 if last else _SECTOR)
-        # Where a unit passes its kink, what is above the curvature's parabola is lost far out.
-        wide = ((high - low - _WIDE[0]) / (_WIDE[1] - _WIDE[0])).clamp(0.0, 1.0)
-        bent = torch.where(up, share * (1.0 - 0.9 * wide), share)
-        level = sector.log() + torch.where(up, wide, 0.0) if last else sector.log()
-        numbers = level, _BAND + (1.0 - _BAND) * wide, 0.0 * wide + _LINE, self.sign * 0.97 * bent
+        flat = torch.zeros_like(share)
+        numbers = sector.log(), flat + _BAND, flat + _LINE, self.sign * 0.97 * share
         return torch.stack(numbers, 1)
 
     def at(self, multipliers: Tensor) -> Tensor:
