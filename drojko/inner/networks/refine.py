@@ -39,6 +39,8 @@ _HALVINGS = 22
 _NEAR, _NEARER, _SMALL, _PAIRED = 0.97, 0.995, 0.018, 0.94
 #: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
+#: Steps along the sphere to an anchor: of what is dense, and of what is not.
+_CLIMB, _CLIMB_BEHIND = 6, 2
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ SETTINGS = {
         ),
         behind=(
             Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
-            Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1), Stage(1.3, 4, 0.15, 0.01, 1.1e5, layers=2),
-            Stage(1.2, 4, 0.01, 0.005, 1.2e5, layers=2),
+            Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1), Stage(1.3, 3, 0.15, 0.01, 1.2e5, layers=2),
+            Stage(1.2, 4, 0.01, 0.005, 1.3e5, layers=2),
         ),
     ),
     "thorough": Effort(
@@ -487,7 +489,7 @@ def _anchor(
 
     def climbed(g: Tensor) -> Tensor:
         d = _stretched(g, radius)
-        for _ in range(6):
+        for _ in range(_CLIMB if network.dense else _CLIMB_BEHIND):
             d = _stretched(network.gradient(d, rows), radius, d)
         return d
 
