@@ -160,7 +160,7 @@ class _Maximiser:
     units: tuple[Units, Units]
     steep: Tensor  # R V, (n, U_2, U_1)
     half: Tensor  # 1 / 2P
-    alone: Tensor  # x and b_0, over 2P
+    alone: tuple[Tensor, Tensor]  # x and b_0, over 2P
     factor: Tensor
     push: Tensor  # Y after half of the solve, and y_0
     offset: Tensor
