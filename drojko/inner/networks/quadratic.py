@@ -41,7 +41,7 @@ from drojko.inner.networks.nested import taken
 from drojko.inner.networks.network import Network
 
 __all__ = [
-    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominated", "forward_error",
+    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "forward_error",
     "quadratic_bound", "region_bytes", "trust_region",
 ]  # fmt: skip
 
