@@ -19,6 +19,8 @@ __all__ = ["Batch", "Objective"]
 
 #: Largest pre-activations, and penalties from 1 over it, that single precision keeps digits of.
 _MODERATE, _ORDINARY = 300.0, 1e12
+#: Rows at which a module in single precision is compared with itself, and how near it must be.
+_COMPARED, _ALIKE = 64, 1e-4
 
 
 @checked(constructor=False, x="n d any", y="n real", q0="n r any", index="k index")
@@ -115,19 +117,39 @@ class Objective:
         None where there is none, or where numbers are so large that their sums lose all digits.
         """
         model, coordinates = self.model, self.coordinates
-        if not isinstance(model, MLP) or batch.x.dtype != torch.float64:
+        if batch.x.dtype != torch.float64:
             return None
-        size = batch.x.abs() @ model.weights[0].detach().abs().T
+        size = batch.x.abs()
+        if isinstance(model, MLP):
+            size = size @ model.weights[0].detach().abs().T
         moderate = float(size.max()) <= _MODERATE and float(batch.q0.abs().max()) <= _MODERATE
         if not (moderate and 1.0 / _ORDINARY <= self.strength <= _ORDINARY):  # NaN as well
             return None
         parts = {f.name: getattr(coordinates, f.name) for f in fields(coordinates)}
         light = {k: v.float() for k, v in parts.items() if _double(v)}
         y = batch.y.float() if _double(batch.y) else batch.y
-        objective = replace(
-            self, model=copy.deepcopy(model).float(), coordinates=replace(coordinates, **light)
+        try:
+            own = copy.deepcopy(model).float()
+        except Exception:  # of a module that is no perceptron: whatever its author's code raises
+            return None
+        objective = replace(self, model=own, coordinates=replace(coordinates, **light))
+        rows = Batch(batch.x.float(), y, batch.q0.float())
+        known = isinstance(model, MLP) or self._agrees(objective, batch, rows)
+        return (objective, rows) if known else None
+
+    def _agrees(self, light: Objective, batch: Batch, rows: Batch) -> bool:
+        """Whether single precision gives the values and slopes of the first rows, in its dtype."""
+        some = torch.arange(min(_COMPARED, len(batch)), device=batch.x.device)
+        batch, rows = batch.take(some), rows.take(some)
+        try:
+            found = light.value_and_gradient(rows, rows.q0)
+        except Exception:  # constants in double precision, say
+            return False
+        expected = self.value_and_gradient(batch, batch.q0)
+        return all(
+            a.dtype == torch.float32 and bool(((a - b).abs() <= _ALIKE * (1.0 + b.abs())).all())
+            for a, b in zip(found, expected, strict=True)
         )
-        return objective, Batch(batch.x.float(), y, batch.q0.float())
 
     def batch(self, x: Tensor, y: Tensor) -> Batch:
         """Draws x of shape (n, d), y of shape (n,) with their coordinates."""

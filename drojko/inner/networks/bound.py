@@ -27,9 +27,11 @@ __all__ = ["Case", "NetworkBound", "network_bound"]
 _HELPED = 1e-3
 #: Steps towards tighter constants where a bound at a penalty would have no end.
 _TIGHT = 200
-#: Shells of networks that are no matrices, by how many layers of units have quadratic bounds:
-#: of two they are dear, and fewer balls with more work each come out ahead.
-_SHELLS = 24, 24, 9
+#: Shells of networks that are no matrices: of fast bounds by how many layers of units have
+#: quadratic ones, of thorough bounds. Those of two layers are dear, so that fewer balls with more
+#: work each come out ahead; a thorough bound has lines on all shells, and balls that three share:
+#: those of the fast one.
+_SHELLS, _FINE = (25, 25, 9), 25
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ def network_bound(
     efforts = list(SETTINGS.values())[: list(SETTINGS).index(effort) + 1]
     efforts = [settings.suited(problem.network) for settings in efforts]
     network = problem.network
-    fixed = None if network.dense else _SHELLS[network.curved]
-    counts = [min(most, fixed or settings.shells) for settings in efforts]
+    own = [settings.shells for settings in efforts]
+    if not network.dense:
+        own = [_SHELLS[network.curved], _FINE][: len(efforts)]
+    counts = [min(most, count) for count in own]
     radii = edges(counts[0], *ends)
     shells = Shells.empty(problem.network, radii, margin_constants(problem.network, 0))
     first = value, strength = problem.best(shells, objective.strength)

@@ -40,10 +40,7 @@ from drojko.inner.networks.constraints import PRODUCTS, Layer, Multipliers, Unit
 from drojko.inner.networks.nested import taken
 from drojko.inner.networks.network import Network
 
-__all__ = [
-    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "dominated", "forward_error",
-    "quadratic_bound", "region_bytes", "trust_region",
-]  # fmt: skip
+__all__ = ["SHIFT", "Quadratic", "forward_error", "quadratic_bound", "region_bytes", "trust_region"]
 
 #: How many starts from other regions are tried; after how many steps regions may leave, and below
 #: which share of the way to the goal, over all steps, they do.
@@ -289,7 +286,7 @@ def _eliminated(
         layer, w, s = layers[k], network.weights[k], layers[k].around.slope
         factor, inverse = None, None
         if square is not None:
-            factor, failed, inverse = dominated(layer, free[k], square)
+            factor, failed, inverse = _dominated(layer, free[k], square)
             const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
         units = layer.combined(free[k])
         b0 = linear - units.linear
@@ -326,7 +323,7 @@ def _eliminated(
     return passes[::-1], const, linear, square, size
 
 
-def dominated(layer: Layer, free: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _dominated(layer: Layer, free: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Factor of 2P - B scaled by the roots of P, where there is none, and one over those roots.
 
     Products are raised where it is not positive definite with a margin.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko.inner.networks.constraints import Multipliers
 from drojko.inner.networks.intervals import WIDEST, sharpened
 from drojko.inner.networks.layers.seen import Seen
 from drojko.inner.networks.layers.two import two_layers
@@ -17,7 +18,7 @@ from drojko.inner.networks.linear import Ball, Intervals, Sharper, blocks, heade
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
-from drojko.inner.networks.quadratic import Multipliers, quadratic_bound, region_bytes
+from drojko.inner.networks.quadratic import quadratic_bound, region_bytes
 from drojko.inner.networks.shells import Shells
 
 __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]
@@ -39,6 +40,8 @@ _HALVINGS = 22
 _NEAR, _NEARER, _SMALL, _PAIRED = 0.97, 0.995, 0.018, 0.94
 #: A stage of more steps that closes less than this share of the gap leaves means of pairs to try.
 _LONG, _STUCK = 10, 0.05
+#: Steps along the sphere to an anchor: of what is dense, and of what is not.
+_CLIMB, _CLIMB_BEHIND = 6, 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Stage:
     ``steps`` 0: lines; else how often multipliers are improved at most. A stage begins where the
     relative gap is above ``gap``, and shares ``work`` with those before it. ``pairs``: it bounds
     means of two margins. ``layers``: what is not dense is cut behind so many layers of units.
-    ``sharp``: intervals of the second layer are narrowed by quadratics.
+    ``sharp``: intervals of the second layer are narrowed by quadratics. ``every``: so many shells
+    share a ball.
     """
 
     factor: float
@@ -59,6 +63,7 @@ class Stage:
     pairs: bool = False
     layers: int = 0
     sharp: bool = False
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,8 @@ SETTINGS = {
         ),
         behind=(
             Stage(1.5, 0, 0.1, 0.0, math.inf), Stage(1.5, 1, 0.15, 0.02, 4e4, layers=1),
-            Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1), Stage(1.3, 4, 0.15, 0.01, 1.1e5, layers=2),
-            Stage(1.2, 4, 0.01, 0.005, 1.2e5, layers=2),
+            Stage(1.2, 1, 0.01, 0.005, 6e4, layers=1), Stage(1.3, 3, 0.15, 0.01, 1.2e5, layers=2),
+            Stage(1.2, 4, 0.01, 0.005, 1.3e5, layers=2),
         ),
     ),
     "thorough": Effort(
@@ -127,9 +132,10 @@ SETTINGS = {
         # Of many margins those close the last per cent at twice the price.
         several=(*_CLOSE, *(replace(one, gap=max(0.05, one.gap)) for one in _LAST)),
         behind=(
-            Stage(1.3, 1, 0.04, 0.01, 8e4, layers=1), Stage(1.3, 6, 0.04, 0.01, 4.5e5, layers=2),
-            Stage(1.2, 8, 0.03, 0.01, 5e5, layers=1), Stage(1.2, 8, 0.03, 0.01, 6e5, True, 1),
-            Stage(1.3, 5, 0.03, 0.01, 6e5, True, 2),
+            Stage(1.3, 1, 0.04, 0.01, 8e4, layers=1), Stage(1.2, 8, 0.03, 0.01, 5e5, layers=1),
+            Stage(1.2, 8, 0.03, 0.01, 6e5, True, 1), Stage(1.5, 0, 0.1, 0.005, math.inf, layers=2),
+            Stage(1.3, 6, 0.04, 0.01, 4.5e5, layers=2, every=3),
+            Stage(1.3, 5, 0.03, 0.01, 6e5, True, 2, every=3),
         ),
     ),
 }  # fmt: skip
@@ -220,9 +226,9 @@ class Refine:
 
     def _opened(self, state: State) -> State:
         """The next shell's regions that may hold more than what was found."""
-        k, shells = state.shell, state.shells
+        first, shells = state.shell, state.shells
         stage = self.effort.stages[state.stage]
-        if k == 0:
+        if first == 0:
             state = replace(state, reference=self._reference(state, stage))
             small = state.value - self._found <= _SMALL * abs(self._found)
             share = _NEAR if small else _NEARER
@@ -231,8 +237,10 @@ class Refine:
                 return replace(state, shell=len(shells.edges) - 1)
         strength = state.reference
         before, least = self._needed(state, strength, stage)
+        k = first + (len(shells.edges) - 2 - first) % stage.every
         state = replace(state, shell=k + 1, rows=None, which=None)
-        suprema = shells.suprema(strength, k)
+        both = [shells.suprema(strength, j) for j in range(first, k + 1)]
+        suprema = torch.stack(both).amax(0)
         excess = self._excess(suprema, before)
         rows = (excess > least).nonzero().squeeze(1)
         if len(rows) == 0 or stage.steps == 0:
@@ -240,22 +248,25 @@ class Refine:
         few = (0.2 * excess[rows]).clamp(0.3 * least, 1e-2)
         relevant = self._relevant(shells, rows, k, few, stage.pairs)
         at, which, other = relevant.nonzero(as_tuple=True)
-        anchor, loss, value = self._anchored(rows[at], which, other, k)
+        middle = _middle(k, stage)
+        anchor, loss, value = self._anchored(rows[at], which, other, middle)
         spots = state.spots.clone()
-        spots[:, k] = spots[:, k].scatter_reduce(0, rows[at], loss, "amax")
+        spots[:, middle] = spots[:, middle].scatter_reduce(0, rows[at], loss, "amax")
         state = replace(state, spots=spots)
         fee, _ = self._needed(state, strength, stage)
         # Of several margins none can be lower than what it attains, whatever the loss would need.
         goal = value + 0.3 * least
         if not stage.pairs and stage.steps > 1:  # who is not improved has none to reach
             need = fee[rows] + 0.7 * least
-            goals = self._goals(shells, rows, k, relevant.any(2), need, strength)
+            goals = self._goals(shells, rows, (first, k), relevant.any(2), need, strength)
             goal = torch.maximum(goals[at, which], goal)
         # One after the other, those that others start from are of all kinds.
         order = (torch.arange(len(at)) % _SPREAD).argsort(stable=True)
         order = order[(suprema - fee > least)[rows][at[order]]]
         left = int((stage.work - state.spent) / sum(self._price(stage)))
         order = order[: max(0, left)]
+        if stage.layers > 1:  # none starts from others: those of a sample share its ball's lines
+            order = order.sort().values
         return replace(
             state, rows=rows[at][order], which=torch.stack([which, other], 1)[order],
             goal=goal[order], anchor=anchor[order], fresh=True,
@@ -316,7 +327,8 @@ class Refine:
         def fits(strength: float) -> bool:
             fee, least = self._needed(state, strength, stage)
             excess = self._excess(state.shells.suprema(strength), fee)
-            return int((excess > least).sum()) <= affordable
+            balls = (excess > least).flip(1).split(stage.every, 1)
+            return sum(int(one.any(1).sum()) for one in balls) <= affordable
 
         if fits(low):
             return low
@@ -391,15 +403,17 @@ class Refine:
 
     @staticmethod
     def _goals(
-        shells: Shells, rows: Tensor, k: int, relevant: Tensor, need: Tensor, strength: float
-    ) -> Tensor:
-        """Bounds in the middle (j, m) that close the shell if all relevant margins reach theirs.
+        shells: Shells, rows: Tensor, within: tuple[int, int], relevant: Tensor, need: Tensor,
+        strength: float,
+    ) -> Tensor:  # fmt: skip
+        """Bounds in the middle (j, m) that close shells if all relevant margins reach theirs.
 
         The loss that is allowed at t is ``need`` + strength t².
         """
         margins = shells.margins.take(rows)
-        ends = shells.edges[k : k + 2]
-        at = torch.stack([shells.outer(rows, k, t) for t in ends.tolist()], 1)  # (j, 2, m)
+        ends = shells.edges[[within[0], within[1] + 1]]
+        at = [shells.outer(rows, k, float(t)) for k, t in zip(within, ends, strict=True)]
+        at = torch.stack(at, 1)  # (j, 2, m)
         allowed = need[:, None] + strength * ends.square()
         high = (at - shells.nominal[rows][:, None]).amax(2).clamp_min(0.0) + 50.0
         low = torch.zeros_like(high)
@@ -433,7 +447,7 @@ class Refine:
         # Margins of a sample share their ball.
         each, place = rows.unique(return_inverse=True)
         ball = Ball(radius[: len(each)])
-        radius = torch.full_like(radius, self.shells.middle(k))
+        radius = torch.full_like(radius, self.shells.middle(_middle(k, stage)))
         one, two = which.unbind(1)
         head = headed(
             self.problem.network.take(each), ball, place, *_means(network, one, two), anchor,
@@ -452,9 +466,10 @@ class Refine:
         error = network.outputs_error().gather(1, which).amax(1)
         constant, curvature = found.constant + error, found.curvature
         if stage.pairs:
-            shell = torch.full_like(rows, k)
-            pairs = Pairs(rows, shell, one, two, constant, curvature)
-            shells = state.shells.with_pairs(pairs)
+            shells = state.shells
+            for j in range(max(0, k + 1 - stage.every), k + 1):
+                shell = torch.full_like(rows, j)
+                shells = shells.with_pairs(Pairs(rows, shell, one, two, constant, curvature))
         else:
             shells = state.shells.with_quadratics(k, rows, one, constant, curvature)
         known = state.known
@@ -473,6 +488,11 @@ class Refine:
         return blocks(network, MEMORY // 4, extra)
 
 
+def _middle(k: int, stage: Stage) -> int:
+    """The middle one of the shells up to k that share a ball."""
+    return max(0, k - stage.every // 2)
+
+
 def _means(network: Network, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and levels of means of two margins."""
     each, margins = torch.arange(len(one)), network.margins
@@ -487,7 +507,7 @@ def _anchor(
 
     def climbed(g: Tensor) -> Tensor:
         d = _stretched(g, radius)
-        for _ in range(6):
+        for _ in range(_CLIMB if network.dense else _CLIMB_BEHIND):
             d = _stretched(network.gradient(d, rows), radius, d)
         return d
 

@@ -27,6 +27,8 @@ _MEMORY = 2**26
 _TAIL = 96
 #: Room for rounding in the last sums, relative.
 _ROOM = 1e-13
+#: By how much radii differ, relative, that are meant to be the same.
+_SAME = 1e-12
 
 
 def edges(count: int, inner: float, outer: float) -> Tensor:
@@ -90,17 +92,24 @@ class Shells:
         """On other shells up to the same radius: a ball's bounds hold on those within it."""
         if torch.equal(radii, self.edges):
             return self
+        # The same radius of two geometric rows differs by rounding, and a ball holds no larger one.
+        away, near = (radii[:, None] - self.edges).abs().min(1)
+        radii = torch.where(away <= _SAME * radii, self.edges[near], radii)
         ball = torch.searchsorted(self.edges[1:], radii[1:]).clamp_max(len(self.edges) - 2)
         names = ("level", "slope", "constant", "curvature")
         parts = {name: getattr(self, name)[:, ball] for name in names}
         return replace(self, edges=radii, pairs=self.pairs.onto(ball), **parts)
 
     def with_lines(self, k: int, rows: Tensor, level: Tensor, slope: Tensor) -> Shells:
-        """Linear bounds (j, m) of shell k at some samples (j,)."""
+        """Linear bounds (j, m) of shell k at some samples (j,), where they are lower."""
         own = self.margins.own()[rows]
         level, slope = level.masked_fill(own, 0.0), slope.masked_fill(own, 0.0)
         levels, slopes = self.level.clone(), self.slope.clone()
-        levels[rows, k], slopes[rows, k] = level, slope
+        old, steep, middle = levels[rows, k], slopes[rows, k], self.middle(k)
+        wins = level + slope * middle < old + steep * middle
+        levels[rows, k], slopes[rows, k] = (
+            torch.where(wins, level, old), torch.where(wins, slope, steep),
+        )  # fmt: skip
         return replace(self, level=levels, slope=slopes)
 
     def with_quadratics(

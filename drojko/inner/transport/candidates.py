@@ -122,13 +122,23 @@ class Support:
     risks: Tensor
 
     @staticmethod
-    def build(objective: Objective, batch: Batch, q: Tensor, classes: bool, size: int) -> Support:
-        """Support from moved points; at most ``size`` of them, those that serve most samples."""
+    def build(
+        objective: Objective,
+        batch: Batch,
+        q: Tensor,
+        classes: bool,
+        size: int,
+        served: Batch | None = None,
+    ) -> Support:
+        """Support from moved points; at most ``size`` of them, those that serve most samples.
+
+        ``served``: the samples that count, where the batch holds each of them several times.
+        """
         risks = objective.risk(batch, q)
         support = Support(q, batch.y if classes else None, risks)
         if len(q) <= size:
             return support
-        index, _ = support.assign(objective, batch)
+        index, _ = support.assign(objective, batch if served is None else served)
         used = torch.bincount(index, minlength=len(q)).argsort(descending=True, stable=True)[:size]
         return Support(q[used], batch.y[used] if classes else None, risks[used])
 

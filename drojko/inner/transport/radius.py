@@ -24,6 +24,8 @@ _MAX_SOLVES = 40
 _ROUGH, _FRESH = 1e-2, 1e-4
 #: Searches in full, and how far in the logarithm the penalty must have moved for another.
 _FULL, _ELSEWHERE = 2, 0.05
+#: How fast costs fall with the penalty of a linear loss, and the longest step that costs lead to.
+_LINEAR, _MOST = 2.0, 2.0
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
 
 
@@ -148,7 +150,8 @@ class _Search:
                 if self.solves > _MAX_SOLVES or (high is not None and self.negligible(high)):
                     break
                 step = factor
-                if not self.adversary.exact:  # whose solves are cheap, and bracket the multiplier
+                # Exact solves are cheap, and bracket the multiplier; one cost tells a search alone.
+                if not self.adversary.exact and (before or self.adversary.search):
                     step = _onwards(before, at, self.budget, factor)
                 penalty = at.penalty * step if high is None else at.penalty / step
                 factor = min(factor * factor, 1e3)
@@ -193,7 +196,8 @@ def _with_support(adversary: Adversary, batch: Batch, found: list[Moved]) -> Adv
     landed = replace(every, x=torch.cat([b.x for b in at]), y=torch.cat([b.y for b in at]))
     q = torch.cat([moved.q for moved in found])
     classes = adversary.n_labels > 0
-    support = Support.build(adversary.objective, landed, q, classes, _SUPPORT)
+    served = None if adversary.discrete else batch  # who keeps labels and categories lands alike
+    support = Support.build(adversary.objective, landed, q, classes, _SUPPORT, served)
     return replace(adversary, candidates=(*adversary.candidates, support))
 
 
@@ -355,15 +359,16 @@ def _first_penalty(adversary: Adversary, batch: Batch, weights: Tensor, radius: 
 
 
 def _onwards(before: _Trial | None, at: _Trial, budget: float, factor: float) -> float:
-    """By how much to move a penalty on the way to the budget: past where two costs lead to, or by
-    a factor where that is less.
+    """By how much to move a penalty on the way to the budget: past where two costs lead to, or one
+    that falls as it does for a linear loss, but not too far; by a factor where they do not tell.
     """
-    if before is None or not min(before.cost, at.cost) > 0.0 or math.isinf(before.cost):
+    power = _LINEAR
+    if before is not None and min(before.cost, at.cost) > 0.0:
+        power = math.log(before.cost / at.cost) / math.log(at.penalty / before.penalty)
+    if not (0.0 < at.cost < math.inf and 0.0 < power < math.inf):
         return factor
-    power = math.log(before.cost / at.cost) / math.log(at.penalty / before.penalty)
-    if not power > 0.0:
-        return factor
-    return min(factor, math.exp(1.1 * abs(math.log(at.cost / budget)) / power + 1e-3))
+    past = 1.1 * abs(math.log(at.cost / budget)) / power + (1e-3 if before else 1e-2)
+    return math.exp(min(past, math.log(max(factor, _MOST))))
 
 
 def _nearest(low: _Trial | None, high: _Trial, budget: float) -> float:

@@ -58,14 +58,15 @@ def common_rates(network: Network, rows: Tensor, steps: int) -> Tensor | None:
                 logs[0].data += 0.2
                 continue
             scale = q.detach() + logs[2].exp()
-            top = _top(k.detach(), p.detach(), q.detach(), scale.detach())[1]
+            whole = _whole(k.detach(), p.detach(), q.detach(), scale.detach())[0]
+            top = torch.linalg.eigh(whole)[1][..., -1]
             square = scale.unsqueeze(1) * (top @ k)
             value = (square * top).sum(1) + (top * p).sum(1).square() / (4.0 * (1.0 - q / scale))
             loss = value.clamp_min(1e-300).log().mean()
         if step == steps or step % 10 == 9:
             inner, push, least = k.detach(), p.detach(), q.detach()
             for s in _SCALES:
-                value = _top(inner, push, least, s * least.clamp_min(1e-12))[0]
+                value = _largest(inner, push, least, s * least.clamp_min(1e-12))
                 best = torch.minimum(best, value)
         if step < steps:
             adam.gradient.copy_(torch.cat(torch.autograd.grad(loss, logs)))
@@ -92,12 +93,17 @@ def _parts(
     return k, u.T @ c, u.square().sum(0), int(failed) == 0
 
 
-def _top(k: Tensor, p: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """L² (p,) outwards, and where it is taken."""
+def _whole(k: Tensor, p: Tensor, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices whose largest eigenvalue is L², and which of them there are."""
     share = 1.0 - q / scale - 1e-9
     rank = p.unsqueeze(2) * p.unsqueeze(1) / (4.0 * share).clamp_min(1e-300)[:, None, None]
     whole = scale[:, None, None] * k + rank
-    known = torch.isfinite(whole).flatten(1).all(1)
-    values, vectors = torch.linalg.eigh(torch.where(known[:, None, None], whole, 0.0))
+    known = torch.isfinite(whole).flatten(1).all(1) & (share > 0)
+    return torch.where(known[:, None, None], whole, 0.0), known
+
+
+def _largest(k: Tensor, p: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    """L² (p,) outwards."""
+    whole, known = _whole(k, p, q, scale)
     room = 1e-9 * whole.flatten(1).norm(dim=1)
-    return torch.where(known & (share > 0), values[:, -1] + room, math.inf), vectors[..., -1]
+    return torch.where(known, torch.linalg.eigvalsh(whole)[:, -1] + room, math.inf)

@@ -5,11 +5,15 @@ units of the first layer add to their linear parts and D_1 = W_1 (d - z) of thes
 of the second see :math:`D_2 = J (d - z) + V e_1`, J the Jacobian of their pre-activations at z.
 With the constraints of `quadratic`, of which D_2 leaves at most D_2'H D_2/2 + l'D_2,
 
-.. math:: A = 2P - V^\top H V \succ 0, \quad X = V^\top H J + x W_1, \quad
+.. math:: H = R^2, \quad K = I - R V (2P)^{-1} V^\top R \succ 0, \quad
           b_0 = b - l_1 + V^\top l,
-.. math:: \tfrac12 (d - z)^\top (J^\top H J - 2 W_1^\top z_1 W_1 + X^\top A^{-1} X)(d - z)
-          + (g + J^\top l + W_1^\top g_1 + X^\top A^{-1} b_0)^\top (d - z) + \tfrac12
-          b_0^\top A^{-1} b_0 + \text{const}.
+.. math:: Y = R J + R V (2P)^{-1} x W_1, \quad y_0 = R V (2P)^{-1} b_0,
+.. math:: \tfrac12 (d - z)^\top (W_1^\top (x^2 / 2P - 2 z_1) W_1 + Y^\top K^{-1} Y)(d - z)
+          + (g + J^\top l + W_1^\top (g_1 + x b_0 / 2P) + Y^\top K^{-1} y_0)^\top (d - z)
+          + \tfrac12 b_0^\top (2P)^{-1} b_0 + \tfrac12 y_0^\top K^{-1} y_0 + \text{const},
+
+after :math:`\tfrac12 D_2^\top H D_2 = \max_w w^\top R D_2 - \tfrac12 w^\top w`: the matrix that is
+factored has as many rows as units of the second layer bend, which are fewer.
 """
 
 from __future__ import annotations
@@ -20,23 +24,19 @@ import torch
 from torch import Tensor
 
 from drojko.inner.networks.activations import Activation
-from drojko.inner.networks.constraints import Layer, Units, descend, still
+from drojko.inner.networks.constraints import PRODUCTS, Layer, Units, descend, still
 from drojko.inner.networks.linear import Head
 from drojko.inner.networks.nested import mapped
-from drojko.inner.networks.quadratic import (
-    SHIFT,
-    Quadratic,
-    dominated,
-    forward_error,
-    trust_region,
-)
+from drojko.inner.networks.quadratic import SHIFT, Quadratic, forward_error, trust_region
 
 __all__ = ["two_layers"]
 
 #: Bytes of the matrices of the first layer's bending units, and how many there are of a region.
 _MEMORY, _MATRICES = 2**26, 6
 #: Regions at once: of more the number of bending units differs much.
-_TOGETHER = 16
+_TOGETHER = 64
+#: Times the largest eigenvalue that the first layer is raised to, where it does not dominate.
+_DOMINATED = 1.4
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,11 @@ class _Maximiser:
     """What finds the maximising e_1 and e_2 where the displacement has moved."""
 
     units: tuple[Units, Units]
+    steep: Tensor  # R V, (n, U_2, U_1)
+    half: Tensor  # 1 / 2P
+    alone: tuple[Tensor, Tensor]  # x and b_0, over 2P
     factor: Tensor
-    root: Tensor
-    push: Tensor  # X / root, after half of the solve
+    push: Tensor  # Y after half of the solve, and y_0
     offset: Tensor
     ratio: Tensor
     rest: Tensor
@@ -164,8 +166,9 @@ class _Maximiser:
     ) -> None:  # fmt: skip
         """A step of Adam in all multipliers."""
         right = self.push @ moved.unsqueeze(2) + self.offset.unsqueeze(2)
-        first = torch.linalg.solve_triangular(self.factor.mT, right, upper=True)[..., 0] / self.root
+        w = torch.linalg.solve_triangular(self.factor.mT, right, upper=True)
         seen = (region.weight @ moved.unsqueeze(2))[..., 0]
+        first = self.alone[0] * seen + self.alone[1] + self.half * (self.steep.mT @ w)[..., 0]
         inner = (region.jacobian @ moved.unsqueeze(2) + region.between @ first.unsqueeze(2))[..., 0]
         second = self.ratio * inner + self.rest
         for k, (d, e) in enumerate(((seen, first), (inner, second))):
@@ -176,48 +179,61 @@ def _eliminated(
     region: _Region, free: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, _Maximiser]:
     """Hessian, gradient and constant in d - anchor, what the Hessian is the sum of in size."""
-    w, jacobian, v = region.weight, region.jacobian, region.between
+    w, jacobian = region.weight, region.jacobian
     two = region.layers[1].combined(free[1])
     b2 = region.pulls[1] - two.linear
     ratio, rest = 0.5 * two.mixed / two.square, 0.5 * b2 / two.square
-    bent, up = ratio * two.mixed - 2.0 * two.flat, two.along + ratio * b2
-    hv, hj = bent.unsqueeze(2) * v, bent.unsqueeze(2) * jacobian
-    square = v.mT @ hv
-    one, root, factor, failed = _factored(region.layers[0], free[0], square)
+    # What is concave of a unit is left out, so that H has a root.
+    root = (ratio * two.mixed - 2.0 * two.flat).clamp_min(0.0).sqrt()
+    up = two.along + ratio * b2
+    steep = root.unsqueeze(2) * region.between
+    one, half, factor, failed = _factored(region.layers[0], free[0], steep)
     if bool(failed.any()):  # raised, where the first layer does not dominate the second
-        dominated(region.layers[0], free[0], square)
-        one, root, factor, failed = _factored(region.layers[0], free[0], square)
-    b0 = region.pulls[0] - one.linear + (up.unsqueeze(1) @ v)[:, 0]
-    x = v.mT @ hj + one.mixed.unsqueeze(2) * w
-    right = torch.cat([x, b0.unsqueeze(2)], 2).div_(root.unsqueeze(2))
+        _raised(half, free[0], steep, failed)
+        one, half, factor, failed = _factored(region.layers[0], free[0], steep)
+    b0 = region.pulls[0] - one.linear + (up.unsqueeze(1) @ region.between)[:, 0]
+    mixed, pulled = half * one.mixed, half * b0
+    right = torch.empty(*jacobian.shape[:2], w.shape[2] + 1, dtype=w.dtype)
+    torch.bmm(steep, torch.cat([mixed.unsqueeze(2) * w, pulled.unsqueeze(2)], 2), out=right)
+    right[..., :-1].addcmul_(root.unsqueeze(2), jacobian)
     y = torch.linalg.solve_triangular(factor, right, upper=False)
     push, offset = y[..., :-1], y[..., -1]
-    g = region.gradient + (up.unsqueeze(1) @ jacobian + one.along.unsqueeze(1) @ w)[:, 0]
+    along = one.along + one.mixed * pulled
+    g = region.gradient + (up.unsqueeze(1) @ jacobian + along.unsqueeze(1) @ w)[:, 0]
     g = g + (push.mT @ offset.unsqueeze(2))[..., 0]
-    const = region.value + two.const + one.const + 0.5 * offset.square().sum(1)
-    const = const + (0.25 * b2.square() / two.square).sum(1)
+    const = region.value + two.const + one.const + 0.5 * (b0 * pulled).sum(1)
+    const = const + 0.5 * offset.square().sum(1) + (0.25 * b2.square() / two.square).sum(1)
     const = torch.where(failed, torch.inf, const)  # no bound without a factor
-    q = jacobian.mT @ hj - w.mT @ (2.0 * one.flat.unsqueeze(2) * w)
+    bent = one.mixed * mixed
     solved = push.mT @ push
     spread = (ratio * two.mixed).abs() + 2.0 * two.spread
     size = (
         (spread * jacobian.square().sum(2)).sum(1)
-        + (2.0 * one.spread * w.square().sum(2)).sum(1)
+        + ((bent + 2.0 * one.spread) * w.square().sum(2)).sum(1)
         + solved.flatten(1).norm(dim=1)
     )
-    q = q + solved
-    e = _Maximiser((one, two), factor, root, push, offset, ratio, rest)
+    q = torch.baddbmm(solved, w.mT, (bent - 2.0 * one.flat).unsqueeze(2) * w)
+    e = _Maximiser((one, two), steep, half, (mixed, pulled), factor, push, offset, ratio, rest)
     return 0.5 * (q + q.mT), g, const, size, e
 
 
-def _factored(
-    layer: Layer, free: Tensor, square: Tensor
-) -> tuple[Units, Tensor, Tensor, Tensor]:
-    """A layer's constraints, the roots of P, the factor of A scaled by these, and where none is."""
+def _factored(layer: Layer, free: Tensor, steep: Tensor) -> tuple[Units, Tensor, Tensor, Tensor]:
+    """A layer's constraints, 1 / 2P, the factor of K, and where there is none."""
     units = layer.combined(free)
-    root = units.square.sqrt()
-    inverse = root.reciprocal()
-    a = square * inverse.unsqueeze(2)
-    a.mul_(-inverse.unsqueeze(1)).diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
-    factor, failed = torch.linalg.cholesky_ex(a)
-    return units, root, factor, failed != 0
+    half = 0.5 / units.square
+    k = torch.bmm(steep * half.unsqueeze(1), steep.mT).neg_()
+    k.diagonal(dim1=1, dim2=2).add_(1.0 - SHIFT)
+    factor, failed = torch.linalg.cholesky_ex(k)
+    return units, half, factor, failed != 0
+
+
+def _raised(half: Tensor, free: Tensor, steep: Tensor, failed: Tensor) -> None:
+    """Products where the largest eigenvalue of R V V'R / 2P is no longer below 1, in place."""
+    bad = failed.nonzero().squeeze(1)
+    part = steep[bad]
+    # What overflows is as large as can be, and of entries near one the eigenvalues converge.
+    square = torch.nan_to_num(part * half[bad].unsqueeze(1) @ part.mT)
+    size = square.abs().amax((1, 2)).clamp_min(1e-30)
+    top = torch.linalg.eigvalsh(square / size[:, None, None])[:, -1]
+    lift = (_DOMINATED * top.clamp_min(0.0)).log() + size.log()
+    free[bad, :PRODUCTS] += lift.clamp_min(0.02)[:, None, None]

@@ -14,6 +14,7 @@ from drojko.inner.objective import Batch, Objective
 from drojko.inner.transport.ascent import Ascent, Evidence, joined, proximal_ascent
 from drojko.inner.transport.search.polish import bundle, free
 from drojko.inner.transport.search.screening import halve, shared, towards
+from drojko.inner.transport.search.smoothing import bend, rounded
 from drojko.inner.transport.search.starts import Anchors, draw, reach, spheres
 
 __all__ = ["EFFORTS", "Restarts", "Search"]
@@ -33,7 +34,7 @@ _KINKED = 0.1
 _ROWS, _FEW, _COPIES = 5000, 100, 8
 #: Times that rows try what others have found, in a fast search; among kinks at most, until it
 #: gains less than a share.
-_SHARES, _AS_LONG = 3, {"fast": (8, 1e-3), "thorough": (14, 1e-4)}
+_SHARES, _AS_LONG = 3, {"fast": (16, 2e-4), "thorough": (10, 1e-4)}
 #: Of rounds of a thorough one in turn, without labels, and there among kinks. One start in several
 #: hundred finds some row's best basin where no label tells where to go, and five steps tell.
 _ROUND, _MIXED, _ROUND_BLIND, _ROUND_KINKS = (24, 0, 0), (10, 7, 7), (18, 16, 32), (6, 8, 10)
@@ -49,10 +50,15 @@ _SHARED_FAST, _SHARED = ((5, 1), (20, 1)), ((5, 2), (40, 1))
 _KINKS, _SHARED_KINKS = ((12, 4), (20, 1)), ((12, 2), (20, 1))
 #: Among kinks: shares of the penalty at which others are found to start from, and the steps there.
 _CHEAPER, _ONWARD = (0.5, 0.25), ((20, 1),)
-#: Rows of most of the gain start again around what they have: its share, times, starts by row of
-#: all and at most of one, distances in those that it has moved, steps.
-_MAINLY, _AGAIN, _AROUND, _AROUND_MOST = 0.95, 4, 8, 64
+#: Rows of most of the gain start again around what they have: its share, starts by row of all and
+#: at most of one, distances in those that it has moved, steps.
+_MAINLY, _AROUND, _AROUND_MOST = 0.95, 8, 64
 _AWAY, _STEPS_AROUND = (0.05, 1.5), ((6, 3), (15, 1))
+#: Among kinks of ReLU: starts, widths that they are rounded off to in turn, by up to a factor more
+#: or less, steps at the first and the others, from around what there is, and of ReLU themselves.
+_ROUND_RELU, _WIDTHS, _VARIED = (12, 36, 36), (0.2, 0.07, 0.02), 5.0
+_STEPS_RELU, _STEPS_WIDTH = ((6, 6), (15, 2), (30, 1)), ((20, 1),)
+_STEPS_NEAR, _STEPS_SHARP = ((8, 2), (20, 1)), (3, 15)
 #: Moves that rows try, starts that they keep, points between, and on the way to what others have;
 #: where no label tells where to go, and there among kinks.
 _OTHERS, _OTHERS_BLIND, _TRIED = (12, 2, 0, 0), (12, 2, 0, 8), (24, 3, 4, 0)
@@ -232,29 +238,29 @@ class Search:
     def _among_kinks(self, rows: _Rows, best: Ascent) -> Ascent:
         """From bundles, and from what rows share for as long as that gains.
 
-        Every row has maxima of its own there, which fresh starts hardly find, but maxima at lower
-        penalties, points around what is there and what other rows have found lead to them. Few
-        rows are searched in copies.
+        Every row has maxima of its own there, which fresh starts hardly find, but those with ReLU
+        rounded off or of lower penalties, points around what is there and what other rows have
+        found lead to them. Few rows are searched in copies.
         """
         n = len(rows.batch)
         copies = min(_COPIES, -(-_FEW // n))
         rows = rows.take(torch.arange(n).repeat(copies))
-        starts = rows.drawn(self._most(rows, _ROUND_KINKS, _BLIND_MANY))
-        best = joined([best] * copies).better(rows.climbed(starts, _KINKS, True))
+        best = joined([best] * copies)
+        families = _ROUND_KINKS if rows.bend(best) is None else _ROUND_RELU
+        starts = rows.drawn(self._most(rows, families, _BLIND_MANY))
+        best = rows.over_kinks(best, starts)
         for share in _CHEAPER:
             best = best.better(rows.descended(starts, share))
-        for _ in range(_AGAIN):
-            best = rows.around(best)
         best = self._spread(rows, best)
         parts = torch.arange(len(rows.batch)).split(n)
         return reduce(Ascent.better, (best.take(p) for p in parts))
 
     def _spread(self, rows: _Rows, best: Ascent) -> Ascent:
-        """What rows share among kinks, for as long as that gains."""
+        """From around what rows have, and what they share, for as long as that gains."""
         most, least = _AS_LONG[self.effort]
         for _ in range(most):
             before = rows.gain(best)
-            best = rows.shared(best, _SHARED_KINKS, _TRIED, True)
+            best = rows.shared(rows.around(best), _SHARED_KINKS, _TRIED, True)
             if not rows.gain(best) > (1.0 + least) * before:  # NaN as well
                 break
         return best
@@ -312,21 +318,51 @@ class _Rows:
         """The best at a share of the penalty, climbed from at the penalty itself."""
         objective = self.objective.with_penalty(share * self.objective.penalty)
         stay = Ascent(self.stay.q, *objective.value_and_gradient(self.batch, self.stay.q))
-        cheaper = replace(self, objective=objective, stay=stay)
-        return self.climbed(cheaper.climbed(starts, _KINKS, True).q.unsqueeze(0), _ONWARD, True)
+        found = replace(self, objective=objective, stay=stay).over_kinks(stay, starts)
+        return self.climbed(found.q.unsqueeze(0), _ONWARD, True)
+
+    def over_kinks(self, best: Ascent, starts: Tensor) -> Ascent:
+        """The best of what there is and of starts."""
+        if self.bend(best) is None:
+            return best.better(self.climbed(starts, _KINKS, True))
+        return self.passed(best, starts, _STEPS_RELU)
+
+    def bend(self, best: Ascent) -> float | None:
+        """The unit of widths at which ReLU are rounded off; None where there are none."""
+        return bend(self.objective, self.batch, best.q)
+
+    def passed(self, best: Ascent, starts: Tensor, schedule: Sequence[tuple[int, int]]) -> Ascent:
+        """Climbs with ReLU rounded off, less and less, and bundles from there on.
+
+        A climb over many kinks stops at some, long before a maximum; rounded off it passes them.
+        Widths differ from one call to the next, as do the maxima that they lead to.
+        """
+        unit = self.bend(best)
+        assert unit is not None
+        unit *= _VARIED ** float(2.0 * torch.rand((), generator=self.generator) - 1.0)
+        starts = torch.cat([best.q.unsqueeze(0), starts])
+        for width in _WIDTHS:
+            q = halve(rounded(self.objective, unit * width), self.batch, starts, schedule).q
+            first = proximal_ascent(self.objective, self.batch, q, _STEPS_SHARP[0])
+            best = best.better(bundle(self.objective, self.batch, first, _STEPS_SHARP[1]))
+            starts, schedule = q.unsqueeze(0), _STEPS_WIDTH
+        return best
 
     def around(self, best: Ascent) -> Ascent:
-        """Bundles from around what the rows of most of the gain have found."""
+        """Climbs from around what the rows of most of the gain have found."""
         gain = torch.nan_to_num(best.value - self.stay.value, nan=0.0, posinf=0.0).clamp_min(0.0)
         order = gain.argsort(descending=True, stable=True)
         count = 1 + int((gain[order].cumsum(0) < _MAINLY * gain.sum()).sum())
         index = order[:count]
-        batch, at = self.batch.take(index), best.take(index)
+        part, at = self.take(index), best.take(index)
         times = min(_AROUND * len(gain) // len(index), _AROUND_MOST)
-        move = (at.q - batch.q0).norm(dim=1, keepdim=True)
-        starts = at.q + move * spheres(batch, times, _AWAY, self.generator)
-        found = halve(self.objective, batch, starts, _STEPS_AROUND, kinks=True)
-        return best.better(best.replaced(index, at.better(found)))
+        move = (at.q - part.batch.q0).norm(dim=1, keepdim=True)
+        starts = at.q + move * spheres(part.batch, times, _AWAY, self.generator)
+        if part.bend(at) is None:
+            at = at.better(halve(self.objective, part.batch, starts, _STEPS_AROUND, kinks=True))
+        else:
+            at = part.passed(at, starts, _STEPS_NEAR)
+        return best.replaced(index, at)
 
     def gain(self, best: Ascent) -> float:
         """Mean over the rows."""

@@ -301,6 +301,19 @@ def test_quadratics_and_a_thorough_effort_are_worth_it(name, layered, seed, monk
     assert -1e-9 <= thorough <= fast <= 0.85 * lines
 
 
+@pytest.mark.parametrize("other", [0, 1, 4])
+def test_thorough_bounds_are_no_looser_than_lines_on_fine_shells(other, layered, monkeypatch):
+    """Of two layers fast ones may be: they look at fewer shells."""
+    objective, batch, gen = layered(made("plain", other, 0.7), other, n=6, penalty=1.5)
+    found = Pointwise().fit(objective, batch, gen, n_labels=3).solve(batch)
+    cases = [Case(batch, None, (found.q,))]
+    thorough = network_bound(objective, cases, masses(batch), effort="thorough").value
+    assert Layered.read(objective, batch).curved == 2
+    monkeypatch.setattr(Layered, "curved", 0)
+    lines = network_bound(objective, cases, masses(batch)).value
+    assert thorough <= lines * (1 + 1e-12)
+
+
 def test_overflowing_weights_prove_nothing_wrong(layered, seed):
     objective, batch, _ = layered(made("convolutions", seed, 1e40), seed)
     bound = network_bound(objective, [Case(batch)], masses(batch), radius=0.1)
