@@ -36,18 +36,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drojko.inner.networks.activations import Around
+from drojko.inner.networks.constraints import PRODUCTS, Layer, Multipliers, Units, descend, still
 from drojko.inner.networks.nested import taken
 from drojko.inner.networks.network import Network
 
-__all__ = [
-    "SHIFT", "Layer", "Multipliers", "Quadratic", "Units", "descend", "forward_error",
-    "quadratic_bound", "region_bytes", "trust_region",
-]  # fmt: skip
+__all__ = ["SHIFT", "Quadratic", "forward_error", "quadratic_bound", "region_bytes", "trust_region"]
 
-_RATE, _DECAY = 0.1, (0.9, 0.99)
-#: Place of eta among a layer's free numbers, and where others begin: T, log kappa and log U.
-_ETA, _SECTOR, _LINE, _BAND = 1, 10.0, -5.0, -4.0
 #: How many starts from other regions are tried; after how many steps regions may leave, and below
 #: which share of the way to the goal, over all steps, they do.
 _CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
@@ -56,43 +50,6 @@ _CANDIDATES, _CHECK, _STALLED = 2, 4, 0.7
 SHIFT = 1e-9
 #: Least pivot of a layer that is dominated with a margin; steps towards a first curvature.
 _THIN, _NEWTON = 0.02, 1
-
-
-@dataclass(frozen=True)
-class Multipliers:
-    """Per layer (n, width): log T, eta, log kappa and log U; what other regions may start from.
-
-    ``place`` (n, width) says where: the margin's derivatives in the last pre-activations.
-    """
-
-    sector: tuple[Tensor, ...]
-    curved: tuple[Tensor, ...]
-    line: tuple[Tensor, ...]
-    band: tuple[Tensor, ...]
-    place: Tensor
-
-    def take(self, index: Tensor) -> Multipliers:
-        """Some of them."""
-        return taken(self, index)
-
-    def near(self, place: Tensor, count: int) -> list[Tensor]:
-        """Indices (n,) of the nearest, the next, ..."""
-        count = min(count, len(self.place))
-        away = torch.cdist(place, self.place)
-        return list(away.topk(count, largest=False).indices.unbind(1))
-
-    def joined(self, more: Multipliers, most: int = 10**9) -> Multipliers:
-        """Both, the latest ``most`` of them."""
-        sector, curved, line, band = (
-            tuple(torch.cat([a, b])[-most:] for a, b in zip(one, two, strict=True))
-            for one, two in zip(self.parts, more.parts, strict=True)
-        )
-        place = torch.cat([self.place, more.place])[-most:]
-        return Multipliers(sector, curved, line, band, place)
-
-    @property
-    def parts(self) -> tuple[tuple[Tensor, ...], ...]:
-        return self.sector, self.curved, self.line, self.band
 
 
 @dataclass(frozen=True)
@@ -106,85 +63,6 @@ class Quadratic:
     curvature: Tensor
     multipliers: Multipliers | None
     work: int
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a layer's multipliers are scaled by, and its geometry."""
-
-    around: Around
-    scale: Tensor
-    base: Tensor
-    sign: Tensor
-    line: tuple[Tensor, Tensor]
-
-    @staticmethod
-    def of(around: Around, pull: Tensor) -> Layer:
-        """``pull`` (n, width): the margin's derivative in the layer's outputs."""
-        size = pull.abs()
-        scale = size + 1e-3 * size.amax(1, keepdim=True) + 1e-30
-        sign = torch.where(pull >= 0, 1.0, -1.0)
-        low, high = around.secant
-        base = 0.2 * scale / ((high - low).clamp_min(1e-6) * around.reach)
-        up = pull >= 0
-        line = tuple(torch.where(up, a, b) for a, b in zip(around.above, around.below, strict=True))
-        return Layer(around, scale, base, sign, line)  # type: ignore[arg-type]
-
-    def start(self, last: bool) -> list[Tensor]:
-        """First multipliers: nearly all on the curvature, unless it explodes at a kink.
-
-        Sectors of layers before the last begin where those of trained networks end up: what they
-        add is small, and a layer that is barely dominated adds much.
-        """
-        least, largest = self.around.curved
-        up = self.sign > 0
-        bend = torch.where(up, largest, -least).clamp_min(0.0)
-        low, high = self.around.secant
-        steep = torch.where(up, torch.maximum(high, -low), torch.maximum(-low, high))
-        share = (4.0 * steep / (bend * self.around.reach).clamp_min(1e-12)).clamp_max(1.0)
-        sector = 5.0 * (1.0 - share) + (1.0 if last else _SECTOR)
-        flat = torch.zeros_like(share)
-        return [sector.log(), self.sign * 0.97 * share, flat + _LINE, flat + _BAND]
-
-    @property
-    def units(self) -> list[Tensor]:
-        """What the free numbers are multiples of; eta itself, others by their logarithms."""
-        return [self.base, self.scale, self.scale, self.base]
-
-    def combined(self, t: Tensor, e: Tensor, k: Tensor, u: Tensor) -> Units:
-        """The constraints' combination at multipliers, from their free numbers."""
-        around, sector, eta = self.around, self.base * t.exp(), e * self.scale
-        kappa, band = self.sign * k.exp() * self.scale, self.base * u.exp()
-        bend = torch.where(eta > 0, around.curved[1], around.curved[0])
-        (low, high), (top, rise), (floor, tilt) = around.secant, around.above, around.floor
-        level, steep = self.line
-        flat = torch.stack([sector * low * high, band * rise * tilt, -0.5 * eta * bend])
-        return Units(
-            (sector, kappa, band), bend, sector + band,
-            sector * (low + high) + band * (rise + tilt),
-            flat.sum(0), flat.abs().sum(0),
-            eta + kappa - band * (top + floor),
-            kappa * steep - band * (top * tilt + floor * rise),
-            (kappa * level - band * top * floor).sum(1),
-        )  # fmt: skip
-
-
-@dataclass
-class Units:
-    """A layer's combination of constraints: P, x, z, l, g and const of the module, (n, width).
-
-    ``spread``: what z is the sum of in size.
-    """
-
-    values: tuple[Tensor, Tensor, Tensor]  # T, signed kappa, U
-    bend: Tensor
-    square: Tensor
-    mixed: Tensor
-    flat: Tensor
-    spread: Tensor
-    linear: Tensor
-    along: Tensor
-    const: Tensor
 
 
 @dataclass
@@ -231,8 +109,8 @@ class _Work:
     goal: Tensor
     along: Tensor
     layers: list[Layer]
-    free: list[list[Tensor]]
-    moments: list[list[tuple[Tensor, Tensor]]]
+    free: list[Tensor]
+    moments: list[tuple[Tensor, Tensor]]
     best: Tensor
     constant: Tensor
     curvature: Tensor
@@ -267,26 +145,15 @@ class _Work:
 
     def started(self, start: Multipliers) -> _Work:
         """At other multipliers, one row for each region."""
-        free = [
-            [
-                (part / unit if j == _ETA else part - unit.log()).clamp(-30.0, 30.0)
-                for j, (part, unit) in enumerate(zip(parts, layer.units, strict=True))
-            ]
-            for layer, *parts in zip(self.layers, *start.parts, strict=True)
-        ]
+        free = [layer.at(own) for layer, own in zip(self.layers, start.layers, strict=True)]
         return replace(self, free=free, mu=None)
 
     @property
     def multipliers(self) -> Multipliers:
-        sector, curved, line, band = (
-            tuple(
-                free[j] * layer.units[j] if j == _ETA else free[j] + layer.units[j].log()
-                for free, layer in zip(self.free, self.layers, strict=True)
-            )
-            for j in range(4)
-        )
+        pairs = zip(self.layers, self.free, strict=True)
+        layers = tuple(layer.multipliers(free) for layer, free in pairs)
         place = self.layers[-1].around.slope * self.rows
-        return Multipliers(sector, curved, line, band, place)
+        return Multipliers(layers, place)
 
 
 @torch.no_grad()
@@ -337,10 +204,11 @@ def quadratic_bound(
     nothing = torch.zeros(n, dtype=torch.float64)
     endless = torch.full_like(nothing, torch.inf)
     goal = -endless if goal is None else goal
+    free = [layer.start(k + 1 == len(layers)) for k, layer in enumerate(layers)]
     work = _Work(
         torch.arange(n), rows, anchor, radius, value, error, goal, along, layers,
-        [layer.start(k + 1 == len(layers)) for k, layer in enumerate(layers)],
-        [[(torch.zeros_like(q), torch.zeros_like(q)) for q in p.units] for p in layers],
+        free,
+        still(free),
         endless, endless.clone(), nothing.clone(),
     )  # fmt: skip
     done: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -361,11 +229,9 @@ def quadratic_bound(
     if known is not None and len(work.index):
         for index in known.near(work.multipliers.place, _CANDIDATES):
             trial = work.started(known.take(index)).tried(network)
-            wins = (trial.best < work.best).unsqueeze(1)
-            free = [
-                [torch.where(wins, p, q) for p, q in zip(one, two, strict=True)]
-                for one, two in zip(trial.free, work.free, strict=True)
-            ]
+            wins = (trial.best < work.best)[:, None, None]
+            pairs = zip(trial.free, work.free, strict=True)
+            free = [torch.where(wins, one, two) for one, two in pairs]
             work = replace(trial, free=free, mu=None)
             count += len(work.index)
         work = left(work, work.open, 0)
@@ -409,7 +275,7 @@ def forward_error(
 
 
 def _eliminated(
-    network: Network, layers: list[Layer], free: list[list[Tensor]], rows: Tensor
+    network: Network, layers: list[Layer], free: list[Tensor], rows: Tensor
 ) -> tuple[list[_Pass], Tensor, Tensor, Tensor, Tensor]:
     """All e's eliminated: constant, gradient (n, r), Hessian (n, r, r) in d - anchor, its size."""
     const = torch.zeros(len(rows), dtype=torch.float64)
@@ -420,9 +286,9 @@ def _eliminated(
         layer, w, s = layers[k], network.weights[k], layers[k].around.slope
         factor, inverse = None, None
         if square is not None:
-            factor, failed, inverse = dominated(layer, free[k], square)
+            factor, failed, inverse = _dominated(layer, free[k], square)
             const = torch.where(failed == 0, const, torch.inf)  # no bound without a factor
-        units = layer.combined(*free[k])
+        units = layer.combined(free[k])
         b0 = linear - units.linear
         const = const + units.const
         g = s * linear + units.along
@@ -457,19 +323,19 @@ def _eliminated(
     return passes[::-1], const, linear, square, size
 
 
-def dominated(layer: Layer, free: list[Tensor], square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _dominated(layer: Layer, free: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Factor of 2P - B scaled by the roots of P, where there is none, and one over those roots.
 
-    T and U are raised where it is not positive definite with a margin.
+    Products are raised where it is not positive definite with a margin.
     """
 
-    def factored(base: Tensor, t: Tensor, u: Tensor, square: Tensor) -> tuple[Tensor, ...]:
-        inverse = (base * (t.exp() + u.exp())).rsqrt()
+    def factored(base: Tensor, free: Tensor, square: Tensor) -> tuple[Tensor, ...]:
+        inverse = (base * free[:, :PRODUCTS].exp().sum(1)).rsqrt()
         a = (square * -inverse.unsqueeze(2)).mul_(inverse.unsqueeze(1))
         a.diagonal(dim1=1, dim2=2).add_(2.0 - SHIFT)
         return a, *torch.linalg.cholesky_ex(a), inverse
 
-    a, factor, failed, inverse = factored(layer.base, free[0], free[3], square)
+    a, factor, failed, inverse = factored(layer.base, free, square)
     thin = ~(factor.diagonal(dim1=1, dim2=2).square().amin(1) > _THIN) | failed.ne(0)
     bad = thin.nonzero().squeeze(1)
     if len(bad) == 0:
@@ -477,9 +343,8 @@ def dominated(layer: Layer, free: list[Tensor], square: Tensor) -> tuple[Tensor,
     safe, most = torch.nan_to_num(-a[bad]), 1e-8 * torch.finfo(a.dtype).max
     top = torch.linalg.eigvalsh(safe.clamp(-most, most))[:, -1] + 2.0 - _THIN  # of B, scaled
     lift = (top / 2.0).clamp_min(1e-3) * 1.4
-    for part in (free[0], free[3]):
-        part[bad] += lift.log().clamp_min(0.02).unsqueeze(1)
-    again = factored(layer.base[bad], free[0][bad], free[3][bad], square[bad])
+    free[bad, :PRODUCTS] += lift.log().clamp_min(0.02)[:, None, None]
+    again = factored(layer.base[bad], free[bad], square[bad])
     for whole, part in zip((factor, failed, inverse), again[1:], strict=True):
         whole[bad] = part
     return factor, failed, inverse
@@ -557,8 +422,8 @@ def _secular(q: Tensor, g: Tensor, radius: Tensor, shift: Tensor) -> Tensor:
 def _improve(
     network: Network,
     passes: list[_Pass],
-    free: list[list[Tensor]],
-    moments: list[list[tuple[Tensor, Tensor]]],
+    free: list[Tensor],
+    moments: list[tuple[Tensor, Tensor]],
     moved: Tensor,
     count: int,
 ) -> None:
@@ -568,33 +433,3 @@ def _improve(
         e = one.adding(moved, d)
         descend(one.layer, one.units, own, past, d, e, count)
         moved = one.layer.around.slope * d + e
-
-
-def descend(
-    layer: Layer,
-    units: Units,
-    free: list[Tensor],
-    moments: list[tuple[Tensor, Tensor]],
-    d: Tensor,
-    e: Tensor,
-    count: int,
-) -> None:
-    """The same of a layer's multipliers, in place, where its D and e are these."""
-    t, kappa, band = units.values
-    (low, high), (top, rise) = layer.around.secant, layer.around.above
-    (floor, tilt), (level, steep) = layer.around.floor, layer.line
-    slopes = (
-        t * (e - low * d) * (high * d - e),
-        layer.scale * (0.5 * units.bend * d.square() - e),
-        kappa * (level + steep * d - e),
-        band * (top + rise * d - e) * (e - floor - tilt * d),
-    )
-    for j, slope in enumerate(slopes):
-        slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
-        first, second = moments[j]
-        first.mul_(_DECAY[0]).add_(slope, alpha=1.0 - _DECAY[0])
-        second.mul_(_DECAY[1]).addcmul_(slope, slope, value=1.0 - _DECAY[1])
-        root = (second / (1.0 - _DECAY[1] ** count)).sqrt().clamp_min(1e-30)
-        free[j].sub_(_RATE / (1.0 - _DECAY[0] ** count) * first / root)
-        if j != _ETA:
-            free[j].clamp_(-30.0, 30.0)

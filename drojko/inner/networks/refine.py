@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drojko._driver import Status
+from drojko.inner.networks.constraints import Multipliers
 from drojko.inner.networks.intervals import WIDEST, sharpened
 from drojko.inner.networks.layers.seen import Seen
 from drojko.inner.networks.layers.two import two_layers
@@ -17,7 +18,7 @@ from drojko.inner.networks.linear import Ball, Intervals, Sharper, blocks, heade
 from drojko.inner.networks.network import Network
 from drojko.inner.networks.pairs import Pairs, leading
 from drojko.inner.networks.problem import Problem
-from drojko.inner.networks.quadratic import Multipliers, quadratic_bound, region_bytes
+from drojko.inner.networks.quadratic import quadratic_bound, region_bytes
 from drojko.inner.networks.shells import Shells
 
 __all__ = ["MEMORY", "SETTINGS", "Effort", "Refine", "Stage", "State"]

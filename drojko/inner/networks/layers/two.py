@@ -24,17 +24,10 @@ import torch
 from torch import Tensor
 
 from drojko.inner.networks.activations import Activation
+from drojko.inner.networks.constraints import PRODUCTS, Layer, Units, descend, still
 from drojko.inner.networks.linear import Head
 from drojko.inner.networks.nested import mapped
-from drojko.inner.networks.quadratic import (
-    SHIFT,
-    Layer,
-    Quadratic,
-    Units,
-    descend,
-    forward_error,
-    trust_region,
-)
+from drojko.inner.networks.quadratic import SHIFT, Quadratic, forward_error, trust_region
 
 __all__ = ["two_layers"]
 
@@ -140,11 +133,11 @@ def _bounded(head: Head, anchor: Tensor, radius: Tensor, steps: int) -> tuple[Te
 
 
 def _improved(
-    region: _Region, free: list[list[Tensor]], anchor: Tensor, radius: Tensor, steps: int
-) -> tuple[list[list[Tensor]], Tensor]:
+    region: _Region, free: list[Tensor], anchor: Tensor, radius: Tensor, steps: int
+) -> tuple[list[Tensor], Tensor]:
     """Multipliers after some steps of Adam, and the multiplier of the ball."""
     region, free, anchor, radius = mapped([region, free, anchor, radius], Tensor.float)
-    moments = [[(torch.zeros_like(q), torch.zeros_like(q)) for q in own] for own in free]
+    moments = still(free)
     mu = None
     for step in range(1, steps + 1):
         q, g, _, size, e = _eliminated(region, free)
@@ -168,8 +161,8 @@ class _Maximiser:
     rest: Tensor
 
     def improve(
-        self, region: _Region, free: list[list[Tensor]],
-        moments: list[list[tuple[Tensor, Tensor]]], moved: Tensor, count: int,
+        self, region: _Region, free: list[Tensor],
+        moments: list[tuple[Tensor, Tensor]], moved: Tensor, count: int,
     ) -> None:  # fmt: skip
         """A step of Adam in all multipliers."""
         right = self.push @ moved.unsqueeze(2) + self.offset.unsqueeze(2)
@@ -183,11 +176,11 @@ class _Maximiser:
 
 
 def _eliminated(
-    region: _Region, free: list[list[Tensor]]
+    region: _Region, free: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, _Maximiser]:
     """Hessian, gradient and constant in d - anchor, what the Hessian is the sum of in size."""
     w, jacobian = region.weight, region.jacobian
-    two = region.layers[1].combined(*free[1])
+    two = region.layers[1].combined(free[1])
     b2 = region.pulls[1] - two.linear
     ratio, rest = 0.5 * two.mixed / two.square, 0.5 * b2 / two.square
     # What is concave of a unit is left out, so that H has a root.
@@ -224,11 +217,9 @@ def _eliminated(
     return 0.5 * (q + q.mT), g, const, size, e
 
 
-def _factored(
-    layer: Layer, free: list[Tensor], steep: Tensor
-) -> tuple[Units, Tensor, Tensor, Tensor]:
+def _factored(layer: Layer, free: Tensor, steep: Tensor) -> tuple[Units, Tensor, Tensor, Tensor]:
     """A layer's constraints, 1 / 2P, the factor of K, and where there is none."""
-    units = layer.combined(*free)
+    units = layer.combined(free)
     half = 0.5 / units.square
     k = torch.bmm(steep * half.unsqueeze(1), steep.mT).neg_()
     k.diagonal(dim1=1, dim2=2).add_(1.0 - SHIFT)
@@ -236,8 +227,8 @@ def _factored(
     return units, half, factor, failed != 0
 
 
-def _raised(half: Tensor, free: list[Tensor], steep: Tensor, failed: Tensor) -> None:
-    """T and U where the largest eigenvalue of R V V'R / 2P is no longer below 1, in place."""
+def _raised(half: Tensor, free: Tensor, steep: Tensor, failed: Tensor) -> None:
+    """Products where the largest eigenvalue of R V V'R / 2P is no longer below 1, in place."""
     bad = failed.nonzero().squeeze(1)
     part = steep[bad]
     # What overflows is as large as can be, and of entries near one the eigenvalues converge.
@@ -245,5 +236,4 @@ def _raised(half: Tensor, free: list[Tensor], steep: Tensor, failed: Tensor) -> 
     size = square.abs().amax((1, 2)).clamp_min(1e-30)
     top = torch.linalg.eigvalsh(square / size[:, None, None])[:, -1]
     lift = (_DOMINATED * top.clamp_min(0.0)).log() + size.log()
-    for part in (free[0], free[3]):
-        part[bad] += lift.clamp_min(0.02).unsqueeze(1)
+    free[bad, :PRODUCTS] += lift.clamp_min(0.02)[:, None, None]
