@@ -33,6 +33,7 @@ __all__ = [
     "views_like",
     "is_linear",
     "looks_like_probabilities",
+    "is_plain",
 ]
 
 
@@ -432,3 +433,8 @@ def dense_layers(model: TabularModel) -> list[nn.Parameter] | None:
 def is_linear(model: TabularModel) -> bool:
     """Whether the outputs are affine in x, with the coefficients as parameters."""
     return isinstance(model, MLP) and len(model.weights) == 1
+
+
+def is_plain(part: nn.Module) -> bool:
+    """Whether a module computes what its class does: no hooks, no forward of its own."""
+    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drojko._validation import checked
 from drojko.exceptions import InvalidDataError
 from drojko.inner.coordinates import Coordinates
 from drojko.losses import Loss
-from drojko.models import MLP, TabularModel
+from drojko.models import MLP, TabularModel, is_plain
 
 __all__ = ["Batch", "Objective"]
 
@@ -114,10 +114,11 @@ class Objective:
     def single(self, batch: Batch) -> tuple[Objective, Batch] | None:
         """The same in single precision, for comparisons of many points: a third of the time.
 
-        None where there is none, or where numbers are so large that their sums lose all digits.
+        None where there is none, where numbers are so large that their sums lose all digits, and
+        of modules whose code is not torch's: copies of theirs may share or count.
         """
         model, coordinates = self.model, self.coordinates
-        if batch.x.dtype != torch.float64:
+        if batch.x.dtype != torch.float64 or not all(_known(part) for part in model.modules()):
             return None
         size = batch.x.abs()
         if isinstance(model, MLP):
@@ -128,11 +129,9 @@ class Objective:
         parts = {f.name: getattr(coordinates, f.name) for f in fields(coordinates)}
         light = {k: v.float() for k, v in parts.items() if _double(v)}
         y = batch.y.float() if _double(batch.y) else batch.y
-        try:
-            own = copy.deepcopy(model).float()
-        except Exception:  # of a module that is no perceptron: whatever its author's code raises
-            return None
-        objective = replace(self, model=own, coordinates=replace(coordinates, **light))
+        objective = replace(
+            self, model=copy.deepcopy(model).float(), coordinates=replace(coordinates, **light)
+        )
         rows = Batch(batch.x.float(), y, batch.q0.float())
         known = isinstance(model, MLP) or self._agrees(objective, batch, rows)
         return (objective, rows) if known else None
@@ -201,3 +200,8 @@ class Objective:
 
 def _double(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float64
+
+
+def _known(part: nn.Module) -> bool:
+    """Whether a module is torch's or the library's, and computes what its class does."""
+    return type(part).__module__.startswith(("torch.nn.", "drojko.models")) and is_plain(part)

@@ -1,11 +1,12 @@
-"""Density-ratio sets: exact for any model."""
+"""Density-ratio sets: exact for any model. Modules of known layers: proven in Wasserstein balls."""
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LinearRegression
 
 from drojko import audit
-from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation
+from drojko.ambiguity import KL, ChiSquare, CressieRead, CVaR, TotalVariation, Wasserstein
 
 SETS = [(KL(), 0.2), (ChiSquare(), 0.5), (CressieRead(1.5), 0.3), (TotalVariation(), 0.1)]
 
@@ -54,3 +55,22 @@ def test_an_infinite_exponential_moment_is_no_proven_bound():
         for p in (0.05, 50.0)
     ]
     assert proofs == ["local-estimate", "dual"]
+
+
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.LeakyReLU])
+def test_audits_prove_what_certificates_do_of_a_module(activation):
+    """Counting answers that are no numbers does not hide the layers."""
+    rng = np.random.default_rng(3)
+    X, y = rng.standard_normal((12, 6)), np.arange(12) % 3
+    generator = torch.Generator().manual_seed(4)
+    module = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 6)), torch.nn.Conv1d(1, 2, 3, padding=1), activation(),
+        torch.nn.Flatten(), torch.nn.Linear(12, 3),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(0.4 * torch.randn(p.shape, generator=generator))
+    report = audit(module, X, y, Wasserstein(radius=0.2), reference="empirical", random_state=0)
+    found = report.certificates[0]
+    assert (found.proof, found.unproven) == ("linear-bounds", "")
+    assert 0.0 < found.lower <= found.upper < 1.2 * found.lower

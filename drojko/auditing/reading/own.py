@@ -38,8 +38,9 @@ class Tally:
 
     def add(self, f: Tensor) -> Tensor:
         """Count rows of answers (n,) or (n, K) that hold NaN or infinity, and hand them on."""
-        odd = ~torch.isfinite(f.detach())
-        self.bad += int((odd if f.ndim == 1 else odd.flatten(1).any(1)).sum())
+        # By NumPy: what reads a module off what it asks torch for sees the module alone.
+        odd = ~np.isfinite(f.detach().numpy())
+        self.bad += int((odd if f.ndim == 1 else odd.reshape(len(odd), -1).any(1)).sum())
         return f
 
     def __deepcopy__(self, memo: Any) -> Tally:

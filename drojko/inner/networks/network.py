@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from drojko.inner.networks.activations import Activation, activation
 from drojko.inner.objective import Batch, Objective
 from drojko.losses import Loss
-from drojko.models import MLP, LogitDifference, ModuleModel
+from drojko.models import MLP, LogitDifference, ModuleModel, is_plain
 
 __all__ = ["Margins", "Network", "layers_of"]
 
@@ -285,16 +285,11 @@ def layers_of(model: Any) -> Layers | None:
     return linear, acts, error
 
 
-def _plain(part: nn.Module) -> bool:
-    """Whether a module computes what its class does: no hooks, no forward of its own."""
-    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
-
-
 def _collected(module: nn.Module) -> Layers | None:
     affine: list[tuple[Tensor, Tensor]] = []
     acts: list[Activation] = []
     error = 0.0
-    if not all(_plain(part) for part in module.modules()):
+    if not all(is_plain(part) for part in module.modules()):
         return None
     for part in _flat(module):
         if type(part) is nn.Linear:

@@ -24,6 +24,8 @@ _MAX_SOLVES = 40
 _ROUGH, _FRESH = 1e-2, 1e-4
 #: Searches in full, and how far in the logarithm the penalty must have moved for another.
 _FULL, _ELSEWHERE = 2, 0.05
+#: How far above a penalty at which a search finds an infinite risk others begin.
+_ABOVE = 1.3
 #: How fast costs fall with the penalty of a linear loss, and the longest step that costs lead to.
 _LINEAR, _MOST = 2.0, 2.0
 _SUPPORT = 1000  # points of the max-affine potential that carries what was found to other draws
@@ -296,7 +298,14 @@ def solve_ball(
     restarts = None
     for _ in range(_FULL if searched else 0):  # in full at the penalty that was found
         at = _nearest(low, high, budget)
-        moved = adversary.with_penalty(at).solve(batch, [side.q for side in found])
+        try:
+            moved = adversary.with_penalty(at).solve(batch, [side.q for side in found])
+        except UnboundedRiskError:  # which the searches on the way there have not found
+            whole = _Search(adversary, batch, weights, budget, first, share=False, mean=average)
+            low, high = whole.run(_ABOVE * at)
+            if high.moved is None:
+                break
+            at, moved = high.penalty, high.moved
         gain = moved.value - adversary.with_penalty(at).objective.risk(batch, batch.q0)
         restarts = Restarts.of(moved.found.evidence, gain, weights, average)
         found.append(moved)
@@ -363,7 +372,7 @@ def _onwards(before: _Trial | None, at: _Trial, budget: float, factor: float) ->
     that falls as it does for a linear loss, but not too far; by a factor where they do not tell.
     """
     power = _LINEAR
-    if before is not None and min(before.cost, at.cost) > 0.0:
+    if before is not None and 0.0 < before.cost < math.inf and 0.0 < at.cost < math.inf:
         power = math.log(before.cost / at.cost) / math.log(at.penalty / before.penalty)
     if not (0.0 < at.cost < math.inf and 0.0 < power < math.inf):
         return factor

@@ -10,6 +10,9 @@ from scipy.optimize import minimize_scalar
 from drojko.ambiguity import GroundCost
 from drojko.exceptions import InvalidDataError, UnboundedRiskError
 from drojko.inner import Pointwise, solve_ball
+from drojko.inner.transport.radius import _onwards, _Trial
+from drojko.inner.transport.search.rounds import Search
+from drojko.inner.transport.search.starts import Anchors
 from drojko.losses import CallableLoss, get_loss
 from drojko.models import MLP
 
@@ -315,3 +318,32 @@ def test_the_plan_shares_what_was_found_with_any_draw(build, uniform, moons):
     alone = adversary.with_penalty(ball.high_penalty).solve(fresh)
     shared = ball.adversary.with_penalty(ball.high_penalty).solve(fresh)
     assert float(shared.value.mean()) > 1.1 * float(alone.value.mean())
+
+
+def test_a_full_search_that_finds_an_infinite_risk_moves_the_penalty_up(
+    build, generator, monkeypatch
+):
+    """Where searches on the way have not found it: the ball's worst case is finite all the same."""
+    x, y, _ = regression(generator, n=12)
+    model = MLP(4, 1, hidden=(6,), generator=torch.Generator().manual_seed(1))
+    adversary, batch = build(model, "squared", x, y, 1.0, search=Search(Anchors(x, y, False), 0))
+    weights = torch.full((len(x),), 1.0 / len(x), dtype=torch.float64)
+    usual = solve_ball(adversary, batch, weights, 0.3, atoms=True)
+    limit, solve = 2.0 * usual.penalty, type(adversary).solve
+
+    def stops(self, *args):
+        if self.search.effort == "fast" and self.objective.penalty < limit:
+            raise UnboundedRiskError("infinite")
+        return solve(self, *args)
+
+    monkeypatch.setattr(type(adversary), "solve", stops)
+    found = solve_ball(adversary, batch, weights, 0.3, atoms=True)
+    assert float(found.cost @ weights) <= 0.3**2 * (1.0 + 1e-9)
+    nominal = float(adversary.objective.risk(batch, batch.q0) @ weights)
+    assert float(found.risk @ weights) > nominal
+
+
+@pytest.mark.parametrize("costs", [(2.0, math.inf), (math.inf, 2.0), (2.0, 0.0), (2.0, 1.5)])
+def test_penalties_on_the_way_to_a_budget_are_finite(costs):
+    trials = [_Trial(p, None, c, 1.0) for p, c in zip((1.0, 2.0), costs, strict=True)]
+    assert 1.0 < _onwards(*trials, 1.0, 1.3) <= 2.0

@@ -34,7 +34,7 @@ _KINKED = 0.1
 _ROWS, _FEW, _COPIES = 5000, 100, 8
 #: Times that rows try what others have found, in a fast search; among kinks at most, until it
 #: gains less than a share.
-_SHARES, _AS_LONG = 3, {"fast": (16, 2e-4), "thorough": (10, 1e-4)}
+_SHARES, _AS_LONG = 3, {"fast": (16, 2e-4), "thorough": (5, 3e-4)}
 #: Of rounds of a thorough one in turn, without labels, and there among kinks. One start in several
 #: hundred finds some row's best basin where no label tells where to go, and five steps tell.
 _ROUND, _MIXED, _ROUND_BLIND, _ROUND_KINKS = (24, 0, 0), (10, 7, 7), (18, 16, 32), (6, 8, 10)
