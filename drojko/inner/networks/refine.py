@@ -128,8 +128,8 @@ SETTINGS = {
     ),
     "thorough": Effort(
         (*_CLOSE, *_LAST), 24, 100, 160_000, 3, 0.002,
-        deep=(*_SHARP, *_CLOSE, *_LAST),
-        # Of many margins those close the last per cent at twice the price.
+        # Of more layers or of many margins those close the last per cent at twice the price.
+        deep=(*_SHARP, *_CLOSE, *(replace(one, gap=max(0.015, one.gap)) for one in _LAST)),
         several=(*_CLOSE, *(replace(one, gap=max(0.05, one.gap)) for one in _LAST)),
         behind=(
             Stage(1.3, 1, 0.04, 0.01, 8e4, layers=1), Stage(1.2, 8, 0.03, 0.01, 5e5, layers=1),
