@@ -49,7 +49,13 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     >>> flatten_parameters(layer).zero_().shape, layer.bias.item()
     (torch.Size([3]), 0.0)
     """
-    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+    parts = [p.detach().flatten() for p in module.parameters()]
+    if not parts:
+        raise InvalidDataError(
+            "the model has no parameters, so that there is nothing to fit; audit(model, X, y, ...) "
+            "says how bad it can get"
+        )
+    flat = torch.cat(parts)
     nn.utils.vector_to_parameters(flat, module.parameters())
     return flat
 

@@ -155,6 +155,11 @@ def test_module_model_refuses_another_shape(width, n_outputs):
             call(torch.zeros(6, 4))
 
 
+def test_a_model_without_parameters_has_nothing_to_fit():
+    with pytest.raises(InvalidDataError, match="no parameters"):
+        flatten_parameters(nn.Identity())
+
+
 def test_flat_parameters_are_the_parameters(seed):
     model, x, _ = network((5,), 1, "softplus", seed)
     before = model(x).detach()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drojko.inner.networks.activations import Activation
 from drojko.inner.networks.layers.entry import Entry
-from drojko.inner.networks.layers.operations import Affine, Piece, Unit
+from drojko.inner.networks.layers.operations import Affine, Piece, Unit, flat
 from drojko.inner.networks.layers.program import Program
 from drojko.inner.networks.network import Margins, Network
 
@@ -77,4 +77,4 @@ def composed(program: Program, start: int, end: int) -> tuple[Tensor, Tensor]:
         operation = program.nodes[k].operation
         assert isinstance(operation, Affine)
         out, origin = operation.forward(out), operation.forward(origin)
-    return (out - origin).flatten(1).T.contiguous(), origin.flatten()
+    return flat(out - origin).T.contiguous(), origin.flatten()

@@ -19,7 +19,7 @@ from torch import Tensor
 from drojko.inner.networks.activations import Activation
 from drojko.inner.networks.layers.chain import between, composed
 from drojko.inner.networks.layers.entry import Entry
-from drojko.inner.networks.layers.operations import Piece, Unit
+from drojko.inner.networks.layers.operations import Piece, Unit, flat
 from drojko.inner.networks.layers.run import Run
 from drojko.inner.networks.linear import Head
 from drojko.inner.networks.network import Margins, Network
@@ -99,12 +99,12 @@ class FirstUnits:
             if source not in known:
                 low, high = run.intervals[source]
                 raw = run.values[source], run.sizes[source], low, high
-                known[source] = [part.flatten(1) for part in raw]
+                known[source] = [flat(part) for part in raw]
             value, size, low, high = known[source]
             size = piece.rate * size + abs(piece.shift)
             room = 8.0 * _EPS * size
             row = at.get(k)
-            row = torch.zeros_like(value) if row is None else row.flatten(1).expand_as(value)
+            row = torch.zeros_like(value) if row is None else flat(row).expand_as(value)
             found = (
                 piece.rate * value + piece.shift, size, piece.rate * low + piece.shift - room,
                 piece.rate * high + piece.shift + room, piece.height * row,
@@ -123,9 +123,9 @@ class FirstUnits:
         assert isinstance(operation, Unit)
         if at is None:
             return level, along
-        flat = at.flatten(2)
-        off = flat.abs().sum(2) * (operation.error + 8.0 * _EPS * abs(operation.level))
-        level = level + flat.sum(2) * operation.level + off
+        pull = flat(at, 2)
+        off = pull.abs().sum(2) * (operation.error + 8.0 * _EPS * abs(operation.level))
+        level = level + pull.sum(2) * operation.level + off
         if operation.slope:
             source = run.program.nodes[k].sources[0]
             more, added = run.substituted(source, operation.slope * at, torch.zeros_like(level))
@@ -188,12 +188,12 @@ class TwoLayers:
         level, _, at = run.cut(last, rows.unsqueeze(1), levels.unsqueeze(1), {two})
         spans = [run.intervals[program.nodes[k].sources[0]] for k in self.ends]
         source = program.nodes[one].sources[0]
-        centre, size = run.values[source].flatten(1), run.sizes[source].flatten(1)
-        pull = at[two].flatten(1).expand(len(centre), -1)
+        centre, size = flat(run.values[source]), flat(run.sizes[source])
+        pull = flat(at[two]).expand(len(centre), -1)
         biases = self.bias[:0], self.bias
         network = _units(self.weights, biases, self.acts, centre, size, pull, program.slack)
-        flat = [(low.flatten(1), high.flatten(1)) for low, high in spans]
-        return Head(network, pull, level[:, 0], flat)
+        between = [(flat(low), flat(high)) for low, high in spans]
+        return Head(network, pull, level[:, 0], between)
 
 
 def _units(

@@ -19,7 +19,7 @@ from drojko.inner.networks.activations import Activation
 
 __all__ = [
     "Affine", "Concatenation", "Convolution", "Matrix", "Piece", "Positive", "Scaling", "Sum",
-    "Unit", "spectral_norm",
+    "Unit", "flat", "spectral_norm",
 ]  # fmt: skip
 
 _EPS = torch.finfo(torch.float64).eps
@@ -395,3 +395,8 @@ def _leaning(
     size = sum(part.abs() for part in (one[1], two[1]))
     size = size + (one[0].abs() + two[0].abs() + slope.abs()) * (low.abs() + high.abs())
     return level + sign * 8.0 * _EPS * size
+
+
+def flat(x: Tensor, lead: int = 1) -> Tensor:
+    """All axes after the first ``lead`` as one, also where there are none."""
+    return x.reshape(*x.shape[:lead], -1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drojko.inner.networks.layers.entry import Entry
-from drojko.inner.networks.layers.operations import Affine, Unit
+from drojko.inner.networks.layers.operations import Affine, Unit, flat
 from drojko.inner.networks.linear import Ball, Box
 
 __all__ = ["Run", "box"]
@@ -162,8 +162,8 @@ class Run:
 
     def _spread(self, slopes: Tensor) -> Tensor:
         """How far slopes (n or 1, r, *shape) lead, (n, *shape)."""
-        flat = slopes.flatten(2).transpose(1, 2)
-        return self.region.widest(flat).view(-1, *slopes.shape[2:]) * _ROUNDED
+        rows = flat(slopes, 2).transpose(1, 2)
+        return self.region.widest(rows).view(-1, *slopes.shape[2:]) * _ROUNDED
 
     def _deviation(self, k: int, operation: Affine, moved: list[Tensor]) -> Tensor:
         """How far an affine node moves; norms of operations are computed once."""

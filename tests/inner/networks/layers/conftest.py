@@ -47,6 +47,18 @@ class Odd(nn.Module):
         return self.last(torch.minimum(h, h.flip(1) / 2 + joined))
 
 
+class Lone(nn.Module):
+    """A unit of one number for each row, without an axis of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 2), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = F.leaky_relu(self.first(x)[:, 1], 0.3)[:, None]
+        return self.second(x) + torch.cat([h, -2.0 * h, 0.5 * h], 1)
+
+
 def image(*parts):
     return nn.Sequential(nn.Unflatten(1, (1, 4, 4)), *parts)
 
@@ -78,6 +90,7 @@ NETWORKS = {
     ),
     "residual": Residual,
     "odd": Odd,
+    "lone": Lone,
 }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def test_which_networks_are_cut_where(layered, seed):
     layers = {name: Layered.read(*layered(made(name, seed), seed)[:2]).curved for name in NETWORKS}
     assert layers == {
         "convolutions": 1, "smooth": 2, "overlap": 1, "transposed": 1, "scaled": 0, "residual": 1,
-        "odd": 0, "plain": 2,
+        "odd": 0, "plain": 2, "lone": 1,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from drojko.inner.networks.layers import operations
-from drojko.inner.networks.layers.operations import Affine, Unit
+from drojko.inner.networks.layers.operations import Affine, Unit, flat
 from drojko.inner.networks.layers.tracing import traced
 
 
@@ -27,11 +27,11 @@ def test_transposes_absolute_values_and_norms_are_those_of_the_matrix(module):
         offset = operation.forward(*(z[:1] for z in zeros))
         eye = torch.eye(sum(sizes), dtype=torch.float64).split(sizes, 1)
         parts = [e.reshape(-1, *shape) for e, shape in zip(eye, before, strict=True)]
-        matrix = (operation.forward(*parts) - offset).flatten(1).T
+        matrix = flat(operation.forward(*parts) - offset).T
         rows = torch.eye(math.prod(after), dtype=torch.float64).view(-1, *after)
-        back = torch.cat([b.flatten(1) for b in operation.back(rows)], 1)
+        back = torch.cat([flat(b) for b in operation.back(rows)], 1)
         torch.testing.assert_close(back, matrix)
-        torch.testing.assert_close(operation.spread(*parts).flatten(1).T, matrix.abs())
+        torch.testing.assert_close(flat(operation.spread(*parts)).T, matrix.abs())
         ones = [torch.ones(1, *shape, dtype=torch.float64) for shape in before]
         size = matrix.abs().sum(1) + offset.flatten().abs()
         torch.testing.assert_close(operation.size(*ones).flatten(), size)
